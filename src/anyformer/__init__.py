@@ -1,0 +1,35 @@
+"""anyformer: any transformer, from one set of parts.
+
+```python
+import anyformer as af
+
+model = af.build("llama", "tiny")                                     # a published architecture
+hybrid = af.recipe("llama", "tiny").but({"blocks.2::3.mixer": af.parts.Mamba.of()})
+model = af.load("path/to/model")                                      # Hugging Face directory, hub id, or .gguf
+```
+"""
+
+from anyformer import parts
+from anyformer.core.flow import Flow, State, Taps
+from anyformer.core.pages import build, names, page, pages, recipe
+from anyformer.core.part import Mixer, Part
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM, Encoder, EncoderDecoder, Output, Stack
+
+__version__ = "0.1.0"
+__all__ = [
+    "CausalLM", "Encoder", "EncoderDecoder", "Flow", "Mixer", "Output", "Part", "Recipe", "Stack", "State", "Taps",
+    "build", "generate", "load", "names", "page", "pages", "parts", "recipe", "save",
+]  # fmt: skip
+
+
+def __getattr__(name: str):  # what reads and writes files is imported when it is first used
+    if name in ("load", "save"):
+        from anyformer import hub
+
+        return getattr(hub, name)
+    if name == "generate":
+        from anyformer.generate import generate
+
+        return generate
+    raise AttributeError(f"module 'anyformer' has no attribute {name!r}")

@@ -1,0 +1,126 @@
+"""Pages: one file of `models/` is one architecture. They are found by listing the folder; nothing registers itself.
+
+A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
+`SIZES`, which contains `tiny`; `PARAMETERS`, the published counts; `CASES`, what the contract draws beside `tiny`; `HUBS`,
+the maps to files that others wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyformer.core.init import initialise
+from anyformer.core.recipe import Recipe, find_extra, nearest
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One architecture. `module` is the page itself."""
+
+    name: str
+    module: Any
+
+    @property
+    def config(self) -> type:
+        """The class of its hyperparameters."""
+        return type(self.module.SIZES["tiny"])
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Published sizes by name, and `tiny`."""
+        return self.module.SIZES
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (self.module.__doc__ or "").strip().splitlines()[0]
+
+    def recipe(self, config: Any) -> Recipe:
+        """The architecture with these hyperparameters."""
+        return getattr(self.module, self.name)(config)
+
+    def at(self, size: str, **changes: Any) -> Any:
+        """The hyperparameters of a size, some of them changed.
+
+        Raises:
+            ValueError: for an unknown size or hyperparameter, with the nearest names.
+        """
+        if size not in self.sizes:
+            raise ValueError(f"{self.name} has no size {size!r}{nearest(size, list(self.sizes))}; it has {', '.join(self.sizes)}")
+        known = [f.name for f in dataclasses.fields(self.config)]
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"{self.name} has no hyperparameter {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+        return dataclasses.replace(self.sizes[size], **changes)
+
+
+def names() -> list[str]:
+    """The names of all pages."""
+    return sorted(f.stem for f in MODELS.glob("*.py") if not f.stem.startswith("_"))
+
+
+@functools.cache
+def page(name: str) -> Page:
+    """The page of that name.
+
+    Raises:
+        ValueError: with the nearest names, if there is none.
+    """
+    if name not in names():
+        raise ValueError(f"no architecture is called {name!r}{nearest(name, names())}; there is {', '.join(names())}")
+    return Page(name, importlib.import_module(f"anyformer.models.{name}"))
+
+
+def pages() -> list[Page]:
+    """All pages."""
+    return [page(name) for name in names()]
+
+
+def recipe(name: str, size: str = "tiny", **changes: Any) -> Recipe:
+    """The recipe of a published architecture: `recipe("llama", "tiny", kv_heads=1)`."""
+    found = page(name)
+    return found.recipe(found.at(size, **changes))
+
+
+def build(what: str | Recipe, size: str = "tiny", *, seed: int | None = None, **changes: Any) -> Any:
+    """A model with fresh weights: `build("llama", "tiny", kv_heads=1)`, or `build(recipe)`.
+
+    Args:
+        what: the name of a page, or a recipe.
+        size: one of the page's sizes. `changes`: hyperparameters that differ from it.
+        seed: of the first weights.
+
+    Raises:
+        ValueError: for an unknown page, size or hyperparameter, with the nearest names.
+    """
+    if isinstance(what, Recipe):
+        model = what.build()
+    else:
+        config = page(what).at(size, **changes)
+        model = page(what).recipe(config).build()
+        model.page, model.config = what, config
+    if next(model.parameters()).device.type != "meta":
+        initialise(model, seed=seed)
+    return model
+
+
+def empty(what: Recipe) -> Any:
+    """The modules of a recipe on the meta device: shapes and names without memory."""
+    with torch.device("meta"):
+        return what.build()
+
+
+def _load_all() -> None:
+    pages()
+
+
+find_extra.append(_load_all)

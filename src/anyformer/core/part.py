@@ -1,0 +1,71 @@
+"""Part: an ordinary `nn.Module` whose first constructor argument is the width of the stream that it works on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from anyformer.core.recipe import Recipe, signature
+
+if TYPE_CHECKING:
+    from anyformer.core.flow import Slot
+
+
+class Part(nn.Module):
+    """Base of every part. Adds one thing to `nn.Module`: `of`, which writes the part down with its width still open.
+
+    A part makes its own submodules from the recipes it is given, and draws its own first weights where the common
+    rule (`core.init`) does not fit, in `reset_parameters`.
+    """
+
+    kinds: ClassVar[dict[str, type[Part]]] = {}
+    closed: ClassVar[bool] = False  # a skeleton brings its own width: it is an option among the others
+    recipe: Recipe | None = None  # set by Recipe.build
+
+    def __init_subclass__(cls) -> None:
+        other = Part.kinds.get(cls.__name__)
+        if other is not None and other.__module__ != cls.__module__:
+            raise TypeError(f"two parts are called {cls.__name__}: in {other.__module__} and in {cls.__module__}")
+        Part.kinds[cls.__name__] = cls
+
+    @classmethod
+    def of(cls, *args: Any, **options: Any) -> Recipe:
+        """This part as a recipe: options now, width later.
+
+        Raises:
+            ValueError: for an option that the part does not have, or a missing one.
+        """
+        names = list(signature(cls))
+        if len(args) > len(names):
+            raise ValueError(f"{cls.__name__} takes {len(names)} options ({', '.join(names)}), got {len(args)}")
+        given = dict(zip(names, args, strict=False))
+        if twice := sorted(set(given) & set(options)):
+            raise ValueError(f"{cls.__name__}: {twice[0]!r} is given by place and by name")
+        return Recipe(cls, {**given, **options})
+
+
+class Mixer(Part):
+    """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`."""
+
+    def start(self, batch: int, length: int, like: Tensor) -> Slot:
+        """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the type of `like`."""
+        raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
+
+
+def built(recipe: Recipe | None, dim: int) -> Any:
+    """The module of an optional recipe, or None."""
+    return None if recipe is None else recipe.build(dim)
+
+
+def call(part: nn.Module | None, x: Tensor, *args: Any) -> Tensor:
+    """`x` through an optional part."""
+    return x if part is None else part(x, *args)
+
+
+def check_option(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+

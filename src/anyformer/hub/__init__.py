@@ -1,0 +1,6 @@
+"""Files that others wrote and read: Hugging Face directories, GGUF, and the maps between their names and ours."""
+
+from anyformer.hub.load import load
+from anyformer.hub.save import save
+
+__all__ = ["load", "save"]

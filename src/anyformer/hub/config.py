@@ -1,0 +1,176 @@
+"""The map between published config keys and our hyperparameters: one table, read in both directions, strict in both.
+
+    key("hidden_size", "dim")                          a value
+    key("hidden_act", "act", ACTS)                     a choice: other values are refused
+    must("mlp_bias", False)                            another value is refused, by name
+    quiet("initializer_range", why="…")                changes nothing here; kept and written back
+    Lens(names, fields, get, put)                      everything else
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anyformer.core.recipe import nearest
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
+
+ACTS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lens:
+    """An entry of the table: some keys of theirs are some of our hyperparameters.
+
+    Args:
+        names: their keys that it owns. fields: our hyperparameters that it sets.
+        get: their config to our values, {field: value}. put: our hyperparameters to their values, {key: value}.
+        why: for keys that set nothing, the reason.
+    """
+
+    names: tuple[str, ...]
+    fields: tuple[str, ...]
+    get: Callable[[Mapping[str, Any]], dict[str, Any]]
+    put: Callable[[Any], dict[str, Any]]
+    why: str = ""
+
+
+def key(theirs: str, ours: str, choice: Mapping[Any, Any] | None = None, default: Any = MISSING, also: tuple[str, ...] = ()) -> Lens:
+    """Their key is our hyperparameter.
+
+    Args:
+        choice: their values to ours; another value is an error. The first spelling of theirs is written.
+        default: what an absent key means; without it an absent key is an error. `"=heads"`: the value of that hyperparameter.
+        also: older names of theirs, accepted when reading.
+    """
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        value = next((config[n] for n in (theirs, *also) if config.get(n) is not None), default)
+        if value is MISSING:
+            raise ValueError(f"the config lacks {theirs!r}")
+        if choice is not None and value in choice:
+            value = choice[value]
+        elif choice is not None and value is not default:
+            raise ValueError(f"config key {theirs!r} is {value!r}; known are {', '.join(map(repr, choice))}{nearest(str(value), [str(c) for c in choice])}")
+        return {ours: value}
+
+    def put(hyper: Any) -> dict[str, Any]:
+        value = getattr(hyper, ours)
+        if choice is not None:
+            value = next((t for t, o in choice.items() if o == value), MISSING)
+            if value is MISSING:
+                raise ValueError(f"{ours}={getattr(hyper, ours)!r} cannot be written as {theirs!r}; it knows {', '.join(map(repr, choice.values()))}")
+        return {theirs: value}
+
+    return Lens((theirs, *also), (ours,), get, put)
+
+
+def must(theirs: str, value: Any, absent: bool = True) -> Lens:
+    """Their key may have this value only. With `absent` false, the key must be there."""
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        found = config.get(theirs, value if absent else MISSING)
+        if found != value:
+            raise ValueError(f"config key {theirs!r} is {found!r}; this page can do {value!r} only")
+        return {}
+
+    return Lens((theirs,), (), get, lambda hyper: {theirs: value}, "has the one value that this page can do")
+
+
+def quiet(*names: str, why: str) -> Lens:
+    """Keys that change nothing in what the model computes; kept, and written back as they were."""
+    return Lens(names, (), lambda config: {}, lambda hyper: {}, why)
+
+
+COMMON = (
+    quiet("architectures", "model_type", "transformers_version", "_name_or_path", why="says which file this is"),
+    quiet("dtype", "torch_dtype", why="the tensors say it themselves"),
+    quiet("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", why="asks for outputs or memory, not for other numbers"),
+    quiet("initializer_range", "initializer_factor", why="first weights, before training"),
+    quiet("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", why="token ids, used by the tokenizer and generation"),
+    quiet("problem_type", "finetuning_task", "task_specific_params", "gradient_checkpointing", "pruned_heads", "tokenizer_class", "_commit_hash", why="habits around the model"),
+)  # fmt: skip
+
+
+def _labels(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"classes": len(config["id2label"]) if config.get("id2label") else config.get("num_labels") or 2}
+
+
+def _write_labels(hyper: Any) -> dict[str, Any]:
+    names = {str(i): f"LABEL_{i}" for i in range(hyper.classes)}
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+
+
+CLASSES = Lens(("id2label", "label2id", "num_labels"), ("classes",), _labels, _write_labels)
+NO_CLASSES = quiet("id2label", "label2id", "num_labels", why="this model has no classes")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the ledger for a config key."""
+
+    key: str
+    value: Any
+    status: str  # "used", "fixed", "ignored"
+    detail: str
+
+
+def read(entries: tuple[Lens, ...], config: Mapping[str, Any], cls: type, fixed: Mapping[str, Any]) -> tuple[Any, list[Line]]:
+    """Their config as our hyperparameters, and what became of each key.
+
+    Args:
+        cls: the dataclass of hyperparameters. fixed: hyperparameters that the kind of file implies.
+
+    Raises:
+        ValueError: naming the key, if one is unknown, missing, or has a value that the page cannot do.
+    """
+    found, lines, seen = dict(fixed), [], set()
+    for entry in entries:
+        values = entry.get(config)
+        found.update({k: v for k, v in values.items() if k not in fixed})
+        for name in entry.names:
+            seen.add(name)
+            if name in config:
+                status = "used" if entry.fields else "fixed" if "one value" in entry.why else "ignored"
+                lines.append(Line(name, config[name], status, ", ".join(entry.fields) or entry.why))
+    if unknown := [k for k in config if k not in seen]:
+        raise ValueError(f"config keys that nobody reads: {', '.join(f'{k}={config[k]!r}' for k in unknown)}{nearest(unknown[0], sorted(seen))}")
+    for name, value in found.items():
+        if isinstance(value, str) and value.startswith("="):
+            found[name] = found[value[1:]]
+    return cls(**found), lines
+
+
+def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Our hyperparameters as their config. Where `origin` (a config that was read) says the same, its words are kept.
+
+    Raises:
+        ValueError: naming the hyperparameter, if these files cannot say it.
+    """
+    covered = {f for entry in entries for f in entry.fields} | set(fixed)
+    for f in dataclasses.fields(hyper):
+        value, default = getattr(hyper, f.name), f.default
+        if f.name not in covered and value != default:
+            raise ValueError(f"{f.name}={value!r} cannot be written in this format, which knows only {default!r}")
+        if f.name in fixed and value != fixed[f.name]:
+            raise ValueError(f"{f.name}={value!r} does not go with {fixed[f.name]!r}")
+    out: dict[str, Any] = {}
+    for entry in entries:
+        kept = {name: origin[name] for name in entry.names if name in origin}
+        out.update(kept if origin and _says(entry, origin, hyper) else entry.put(hyper))
+    return out
+
+
+def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
+    """Do these words of theirs still mean our hyperparameters?"""
+    if not entry.fields:
+        return True
+    values = entry.get(origin)
+    values = {k: getattr(hyper, v[1:]) if isinstance(v, str) and v.startswith("=") else v for k, v in values.items()}
+    return all(getattr(hyper, k) == v for k, v in values.items())

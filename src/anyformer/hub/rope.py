@@ -1,0 +1,91 @@
+"""Rotary positions in published configs: `rope_parameters` as written today, `rope_theta` and `rope_scaling` as written before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from anyformer.core.recipe import nearest
+from anyformer.hub.config import Lens
+from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
+
+NAMES = ("rope_parameters", "rope_theta", "rope_scaling")
+TYPES = {
+    "default": (), "linear": ("factor",), "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+
+
+def rope(theta: float = 10000.0) -> Lens:
+    """The entry of a config table for the hyperparameters `theta` and `scaling`; `theta` here is what an absent key means."""
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        base = found.pop("rope_theta", None) or config.get("rope_theta") or theta
+        kind = found.pop("rope_type", None) or found.get("type") or "default"
+        found.pop("type", None)
+        if kind not in TYPES:
+            raise ValueError(f"rope type {kind!r} is unknown{nearest(str(kind), list(TYPES))}; known are {', '.join(TYPES)}")
+        if unknown := sorted(set(found) - set(TYPES[kind])):
+            raise ValueError(f"rope type {kind!r} has no parameter {unknown[0]!r}; it has {', '.join(TYPES[kind]) or 'none'}")
+        return {"theta": float(base), "scaling": _scaling(kind, found, config.get("max_position_embeddings"))}
+
+    def put(hyper: Any) -> dict[str, Any]:
+        return {"rope_parameters": {"rope_theta": hyper.theta, **_words(hyper.scaling)}}
+
+    return Lens(NAMES, ("theta", "scaling"), get, put)
+
+
+def _scaling(kind: str, p: Mapping[str, Any], context: int | None) -> Scaling | None:
+    """Their words as one of our scalings; `context` is the length that the model accepts, stretch included."""
+
+    def need(name: str) -> Any:
+        if p.get(name) is None:
+            raise ValueError(f"rope type {kind!r} lacks its parameter {name!r}")
+        return p[name]
+
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return Linear(need("factor"))
+    if context is None and (kind == "dynamic" or p.get("original_max_position_embeddings") is None):
+        raise ValueError(f"rope type {kind!r} needs 'max_position_embeddings'")
+    if kind == "dynamic":
+        return Dynamic(need("factor"), int(context or 0))
+    trained = p.get("original_max_position_embeddings") or int(context or 0)
+    factor = p.get("factor") if p.get("factor") is not None else (context or trained) / trained
+    if kind == "llama3":
+        return Llama3(need("factor"), need("low_freq_factor"), need("high_freq_factor"), trained)
+    if kind == "yarn":
+        fast, slow = p.get("beta_fast") or 32.0, p.get("beta_slow") or 1.0
+        attention, truncate = p.get("attention_factor"), p.get("truncate", True)
+        return YaRN(factor, trained, fast, slow, attention, p.get("mscale"), p.get("mscale_all_dim"), truncate)
+    attention = p.get("attention_factor")
+    if attention is None:
+        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
+    return LongRope(tuple(need("short_factor")), tuple(need("long_factor")), trained, attention)
+
+
+def _words(s: Scaling | None) -> dict[str, Any]:
+    """One of our scalings in their words."""
+    match s:
+        case None:
+            return {"rope_type": "default"}
+        case Linear():
+            return {"rope_type": "linear", "factor": s.factor}
+        case Dynamic():
+            return {"rope_type": "dynamic", "factor": s.factor}
+        case Llama3():
+            words = {"factor": s.factor, "low_freq_factor": s.low, "high_freq_factor": s.high}
+        case YaRN():
+            words = {"factor": s.factor, "beta_fast": s.fast, "beta_slow": s.slow, "attention_factor": s.attention}
+            words |= {"mscale": s.mscale, "mscale_all_dim": s.mscale_all, "truncate": s.truncate}
+        case LongRope():
+            words = {"short_factor": list(s.short), "long_factor": list(s.long), "attention_factor": s.attention}
+        case _:
+            raise ValueError(f"the rotary scaling {s!r} has no published name")
+    words = {"rope_type": type(s).__name__.lower(), "original_max_position_embeddings": s.trained, **words}
+    return {k: v for k, v in words.items() if v is not None}

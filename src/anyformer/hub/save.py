@@ -1,0 +1,100 @@
+"""Writing a model: as the published files are where they can say it, else in our own words, always as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from anyformer.core import pages
+from anyformer.hub import config as tables
+from anyformer.hub.files import write_safetensors
+from anyformer.hub.guard import atomic_write, read_json
+from anyformer.hub.load import NATIVE
+from anyformer.hub.maps import Hub, links
+
+
+def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, overwrite: bool = False) -> str:
+    """Writes config.json, the weights as safetensors, and the tokenizer if there is one.
+
+    A model that a page describes is written as its published files are, and opens in `transformers`; any other one
+    (`recipe.but(...)`) with its recipe and our names. Each file is written aside and renamed when complete; the weights
+    change with one rename. A model of the same kind in the folder is replaced.
+
+    Args:
+        max_shard_bytes: a larger model is written in several files.
+        overwrite: also replace another model.
+
+    Returns:
+        The format: a `model_type`, "anyformer" for our own.
+
+    Raises:
+        ValueError: if the folder holds a model with another config, and not `overwrite`.
+        OSError: if the disk is full or the folder cannot be written; what was there is still there.
+    """
+    folder = Path(folder)
+    config, tensors = _words(model)
+    _check_other(folder, config, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder, tensors, max_shard_bytes)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)
+    if generation := (model.origin or {}).get("generation"):
+        atomic_write(folder / "generation_config.json", _json(generation))
+    atomic_write(folder / "config.json", _json(config))
+    return config["model_type"]
+
+
+def _words(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors as they go to disk."""
+    origin = model.origin or {}
+    found = hub_for(model)
+    if found is None:
+        tensors = dict(model.state_dict())
+        config: dict[str, Any] = {"model_type": NATIVE, "recipe": model.recipe.to_json()}
+    else:
+        hub, architecture, config = found
+        ours = model.state_dict()
+        table = [link for link in links(hub.weights(model.config), ours) if not link.tied]
+        tensors = {link.theirs: link.write([ours[o] for o in link.ours]) for link in table}
+        if architecture in hub.bare:
+            tensors = {k.removeprefix(hub.base): v for k, v in tensors.items()}
+        config = {**config, "model_type": hub.name, "architectures": [architecture]}
+        if not origin.get("config"):
+            config["dtype"] = str(next(iter(ours.values())).dtype)[6:]
+    if model.tokenizer is not None and not origin.get("config"):
+        config.update(model.tokenizer.ids())
+    return config, tensors
+
+
+def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:
+    """The map that can say this model, the name of its architecture, and its config; None if only our own format can."""
+    if model.page is None or pages.page(model.page).recipe(model.config) != model.recipe:
+        return None
+    origin = model.origin or {}
+    hubs = [h for h in pages.page(model.page).module.HUBS if h.format == "hf"]
+    for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # as it came, if it still can
+        words = origin.get("config", {}) if hub.name == origin.get("hub") else {}
+        for architecture, fixed in hub.architectures.items():
+            try:
+                return hub, architecture, tables.write(hub.config, model.config, fixed, words)
+            except ValueError:
+                continue
+    return None
+
+
+def _check_other(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
+    if overwrite or not (folder / "config.json").exists():
+        return
+    there = read_json(folder / "config.json")
+    if not isinstance(there, dict) or there == config:
+        return
+    differs = sorted(k for k in {*there, *config} if there.get(k) != config.get(k))
+    if differs:
+        raise ValueError(f"{folder} holds another model: its config differs in {', '.join(differs[:5])}; choose another folder, or overwrite=True")
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()

@@ -1,0 +1,1 @@
+"""One file here is one architecture. See docs/adding-an-architecture.md."""

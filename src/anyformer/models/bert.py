@@ -1,0 +1,115 @@
+"""BERT (Devlin et al., 2018; arXiv:1810.04805). An encoder that sees both directions.
+
+Differs from the 2017 Transformer's encoder by: learned positions, segments, GELU, a norm on the embeddings; heads for masked
+tokens and for the next sentence. Post-norm: the norm comes after each sum.
+
+```
+ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ──┬── masked tokens
+                                              └────────────┘                └────────────┘                              └─ first token, dense, tanh ── next sentence | classes
+```
+"""
+
+from dataclasses import dataclass
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import Encoder
+from anyformer.hub.config import ACTS, CLASSES, COMMON, key, must
+from anyformer.hub.maps import Hub, row, under
+from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
+
+
+@dataclass(frozen=True)
+class Bert:
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    vocab: int = 30522
+    context: int = 512
+    types: int = 2
+    act: str = "gelu"
+    eps: float = 1e-12
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    classifier_dropout: float | None = None  # as `dropout`
+    task: str = "pretraining"  # pretraining: masked tokens and next sentence; masked; classify; tag: each token; none: hidden and pooled
+    classes: int = 2
+
+
+SIZES = {
+    "tiny": Bert(dim=32, depth=2, heads=4, hidden=64, vocab=128, context=64),
+    "base": Bert(task="none"),
+    "large": Bert(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
+    "base-masked": Bert(task="masked"),
+}
+PARAMETERS = {"base": 109_482_240, "large": 335_141_888, "base-masked": 109_514_298}
+CASES = {
+    "masked": {"task": "masked", "act": "relu"},
+    "classify": {"task": "classify", "classes": 5},
+    "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3},
+    "none": {"task": "none", "types": 1, "vocab": 101},
+}
+HEADS = {"pretraining": ("mlm", "nsp"), "masked": ("mlm",), "classify": ("classes",), "tag": ("classes",), "none": ()}
+
+
+def bert(c: Bert) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
+    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, norm=norm, dropout=c.dropout)
+    last = c.dropout if c.classifier_dropout is None else c.classifier_dropout
+    heads = {
+        "mlm": MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act),
+        "nsp": Classifier.of(classes=2),
+        "classes": Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag"),
+    }
+    pool = None if c.task in ("masked", "tag") else Pooler.of()
+    return Encoder.of(c.dim, embed, [block] * c.depth, pool=pool, heads={h: heads[h] for h in HEADS[c.task]}, context=c.context)
+
+
+def _weights(c: Bert) -> list:
+    return [
+        under(
+            "bert.embeddings", "embed",
+            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
+            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
+        ),
+        under(
+            "bert.encoder.layer.{i}", "blocks.{i}",
+            under("attention.self", "mixer", row("query", "q"), row("key", "k"), row("value", "v")),
+            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
+            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
+        ),
+        row("bert.pooler.dense", "pool.dense"),
+        under("cls.predictions.transform", "heads.mlm", row("dense", "dense"), row("LayerNorm", "norm")),
+        row("cls.predictions.bias", "heads.mlm.bias"),
+        row("cls.predictions.decoder.bias", (), tied="heads.mlm.bias"),
+        row("cls.predictions.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
+        row("cls.seq_relationship", "heads.nsp.proj"),
+        row("classifier", "heads.classes.proj"),
+    ]  # fmt: skip
+
+
+HUBS = (
+    Hub(
+        "bert",
+        architectures={
+            "BertForPreTraining": {"task": "pretraining"}, "BertForMaskedLM": {"task": "masked"}, "BertModel": {"task": "none"},
+            "BertForSequenceClassification": {"task": "classify"}, "BertForTokenClassification": {"task": "tag"},
+        },
+        base="bert.",
+        bare=("BertModel",),
+        tails={"gamma": "weight", "beta": "bias"},
+        ignore={"bert.embeddings.position_ids": "0, 1, 2, …"},
+        weights=_weights,
+        config=(
+            key("hidden_size", "dim"), key("num_hidden_layers", "depth"), key("num_attention_heads", "heads"),
+            key("intermediate_size", "hidden"), key("vocab_size", "vocab"), key("max_position_embeddings", "context"),
+            key("type_vocab_size", "types"), key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
+            key("hidden_dropout_prob", "dropout", default=0.1), key("classifier_dropout", "classifier_dropout", default=None),
+            key("attention_probs_dropout_prob", "attention_dropout", default=0.1), CLASSES,
+            must("is_decoder", False), must("add_cross_attention", False), must("tie_word_embeddings", True),
+            must("position_embedding_type", "absolute"), *COMMON,
+        ),
+    ),
+)  # fmt: skip

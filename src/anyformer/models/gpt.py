@@ -1,0 +1,96 @@
+"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"). A pre-norm decoder.
+
+Differs from the 2017 Transformer's decoder by: no encoder, norms before the branches, learned positions, GELU.
+
+```
+ids ── token + place ──┬─ LayerNorm ─ attention, causal ─(+)─┬─ LayerNorm ─ MLP, GELU ─(+)── … x depth ── LayerNorm ── logits
+                       └────────────────────────────────┘   └───────────────────────┘                      (the token table)
+```
+Its files hold q, k and v in one matrix, and every matrix transposed.
+"""
+
+from dataclasses import dataclass
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, must, quiet
+from anyformer.hub.maps import Hub, Split, Transpose, row, under
+from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Tokens
+
+
+@dataclass(frozen=True)
+class GPT:
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int | None = None  # 4 x dim
+    vocab: int = 50257
+    context: int = 1024
+    act: str = "gelu_tanh"
+    eps: float = 1e-5
+    tied: bool = True
+    dropout: float = 0.0  # after each branch
+    embed_dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+
+SIZES = {
+    "tiny": GPT(dim=32, depth=2, heads=4, vocab=128, context=64),
+    "small": GPT(),
+    "medium": GPT(dim=1024, depth=24, heads=16),
+    "large": GPT(dim=1280, depth=36, heads=20),
+    "xl": GPT(dim=1600, depth=48, heads=25),
+}
+PARAMETERS = {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200}
+CASES = {
+    "untied": {"tied": False},
+    "odd": {"dim": 30, "heads": 3, "hidden": 50, "vocab": 101, "depth": 3},
+}
+
+
+def gpt(c: GPT) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
+    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.embed_dropout)
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)
+
+
+def _weights(c: GPT) -> list:
+    return [
+        under("transformer", "", row("wte", "embed.tokens"), row("wpe", "embed.positions"), row("ln_f", "norm")),
+        under(
+            "transformer.h.{i}", "blocks.{i}",
+            row("ln_1", "norm.mixer"),
+            row("attn.c_attn", ("mixer.q", "mixer.k", "mixer.v"), Transpose(), Split()),
+            row("attn.c_proj", "mixer.o", Transpose()),
+            row("ln_2", "norm.ffn"),
+            row("mlp.c_fc", "ffn.up", Transpose()),
+            row("mlp.c_proj", "ffn.down", Transpose()),
+        ),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+    ]  # fmt: skip
+
+
+HUBS = (
+    Hub(
+        "gpt2",
+        architectures={"GPT2LMHeadModel": {}},
+        base="transformer.",
+        ignore={"transformer.h.{i}.attn.bias": "the causal mask", "transformer.h.{i}.attn.masked_bias": "the causal mask"},
+        weights=_weights,
+        config=(
+            key("n_embd", "dim"), key("n_layer", "depth"), key("n_head", "heads"), key("n_inner", "hidden", default=None),
+            key("vocab_size", "vocab"), key("n_positions", "context", also=("n_ctx",)), key("activation_function", "act", ACTS),
+            key("layer_norm_epsilon", "eps"), key("tie_word_embeddings", "tied", default=True),
+            key("resid_pdrop", "dropout", default=0.1), key("embd_pdrop", "embed_dropout", default=0.1),
+            key("attn_pdrop", "attention_dropout", default=0.1),
+            must("scale_attn_weights", True), must("scale_attn_by_inverse_layer_idx", False), must("add_cross_attention", False),
+            quiet("reorder_and_upcast_attn", why="a trick against overflow in half precision"),
+            quiet("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+                  why="a head that this file does not have"),
+            NO_CLASSES, *COMMON,
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,122 @@
+"""LLaMA (Touvron et al., 2023; arXiv:2302.13971), and with a window Mistral (Jiang et al., 2023; arXiv:2310.06825). A pre-norm decoder.
+
+Differs from GPT-2 by: RMSNorm, rotary positions, a gated MLP, keys and values shared by groups of heads, no biases.
+
+```
+ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─ down(silu(gate) * up) ─(+)── … x depth ── RMSNorm ── logits
+               └──────────────────────────────────────┘   └──────────────────────────────┘
+```
+"""
+
+from dataclasses import dataclass, replace
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, quiet
+from anyformer.hub.maps import Hub, RotaryOrder, row, under
+from anyformer.hub.rope import rope
+from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
+from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
+
+
+@dataclass(frozen=True)
+class Llama:
+    dim: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int | None = None  # dim / heads
+    hidden: int = 11008
+    act: str = "silu"
+    vocab: int = 32000
+    context: int = 4096
+    eps: float = 1e-5
+    theta: float = 10000.0
+    scaling: Scaling | None = None
+    window: int | None = None  # tokens that one sees, itself included (Mistral)
+    bias: bool = False  # in attention
+    ffn_bias: bool = False
+    tied: bool = False
+    attention_dropout: float = 0.0
+
+
+_llama3 = Llama(kv_heads=8, hidden=14336, vocab=128256, context=8192, theta=500000.0)
+_llama31 = replace(_llama3, context=131072, scaling=Llama3(8.0, 1.0, 4.0, 8192))
+_tiny = Llama(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64)
+SIZES = {
+    "tiny": _tiny,
+    "7b": Llama(),
+    "13b": Llama(dim=5120, depth=40, heads=40, kv_heads=40, hidden=13824),
+    "70b": Llama(dim=8192, depth=80, heads=64, kv_heads=8, hidden=28672),
+    "3-8b": _llama3,
+    "3.1-8b": _llama31,
+    "3.1-70b": replace(_llama31, dim=8192, depth=80, heads=64, hidden=28672),
+    "3.2-1b": replace(_llama31, dim=2048, depth=16, hidden=8192, tied=True, scaling=Llama3(32.0, 1.0, 4.0, 8192)),
+    "mistral-7b": Llama(kv_heads=8, hidden=14336, context=32768, window=4096),
+    "smollm2-135m": Llama(dim=576, depth=30, heads=9, kv_heads=3, hidden=1536, vocab=49152, context=8192, theta=100000.0, tied=True),
+}
+PARAMETERS = {
+    "7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192, "3-8b": 8_030_261_248, "3.1-8b": 8_030_261_248,
+    "3.1-70b": 70_553_706_496, "3.2-1b": 1_235_814_400, "mistral-7b": 7_241_732_096, "smollm2-135m": 134_515_008,
+}  # fmt: skip
+CASES = {
+    "tied": {"tied": True, "act": "gelu_tanh"},
+    "wide heads": {"dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101, "bias": True, "ffn_bias": True},
+    "window": {"window": 7},
+    "linear": {"scaling": Linear(4.0)},
+    "dynamic": {"scaling": Dynamic(2.0, 64)},
+    "yarn": {"scaling": YaRN(4.0, 16)},
+    "longrope": {"scaling": LongRope((1.0, 1.1, 1.3, 2.0), (1.5, 2.0, 4.0, 8.0), 8, 1.2)},
+    "llama3": {"scaling": Llama3(8.0, 1.0, 4.0, 16)},
+}
+
+
+def llama(c: Llama) -> Recipe:
+    norm, window = RMSNorm.of(eps=c.eps), None if c.window is None else Window(c.window - 1)
+    mixer = Attention.of(
+        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=c.bias, mask=window, dropout=c.attention_dropout,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+    )  # fmt: skip
+    block = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act, bias=c.ffn_bias), norm=norm)
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    context = None if isinstance(c.scaling, Dynamic) else c.context  # dynamic scaling is made to go beyond
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=context)
+
+
+def _weights(c: Llama) -> list:
+    return [
+        row("model.embed_tokens", "embed.tokens"),
+        row("model.norm", "norm"),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+        under(
+            "model.layers.{i}", "blocks.{i}",
+            row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
+            under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
+            under("mlp", "ffn", row("gate_proj", "gate"), row("up_proj", "up"), row("down_proj", "down")),
+        ),
+    ]  # fmt: skip
+
+
+_CONFIG = (
+    key("hidden_size", "dim"), key("num_hidden_layers", "depth"), key("num_attention_heads", "heads"),
+    key("num_key_value_heads", "kv_heads", default="=heads"), key("head_dim", "head_dim", default=None),
+    key("intermediate_size", "hidden"), key("hidden_act", "act", ACTS), key("vocab_size", "vocab"),
+    key("max_position_embeddings", "context"), key("rms_norm_eps", "eps"), rope(),
+    key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0), NO_CLASSES, *COMMON,
+)  # fmt: skip
+HUBS = (
+    Hub(
+        "llama",
+        architectures={"LlamaForCausalLM": {}},
+        ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
+        weights=_weights,
+        config=(*_CONFIG, key("attention_bias", "bias", default=False), key("mlp_bias", "ffn_bias", default=False),
+                quiet("pretraining_tp", why="splits the same sums over devices")),
+    ),
+    Hub(
+        "mistral",
+        architectures={"MistralForCausalLM": {}},
+        weights=_weights,
+        config=(*_CONFIG, key("sliding_window", "window", default=None)),
+    ),
+)  # fmt: skip

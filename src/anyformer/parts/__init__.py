@@ -1,0 +1,16 @@
+"""The parts that every page is made of. `from anyformer.parts import Attention, Block, ...`"""
+
+from anyformer.parts.attention import Attention
+from anyformer.parts.block import Block
+from anyformer.parts.embeddings import Learned, Patches, Tokens
+from anyformer.parts.ffn import MLP, GatedMLP
+from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
+from anyformer.parts.masks import Causal, Full, Window
+from anyformer.parts.norms import LayerNorm, RMSNorm
+from anyformer.parts.positions import RelativeBias, Rotary
+from anyformer.parts.ssm import Mamba
+
+__all__ = [
+    "MLP", "Attention", "Block", "Causal", "Classifier", "First", "Full", "GatedMLP", "LayerNorm", "Learned", "Logits",
+    "Mamba", "MaskedLM", "Patches", "Pooler", "RMSNorm", "RelativeBias", "Rotary", "Tokens", "Window",
+]  # fmt: skip

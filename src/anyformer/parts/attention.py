@@ -1,0 +1,218 @@
+"""Attention, the one part: what varies is handed in.
+
+B batch, T queries, S keys, D width, H heads, G key/value heads, K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer, built, check_option
+from anyformer.core.recipe import Recipe
+from anyformer.parts.kernels import KERNELS, attend, weights
+from anyformer.parts.masks import FAR, Full, Mask, View, resolved, view
+
+
+class Attention(Mixer):
+    """Scaled dot-product attention with heads (Vaswani et al., 2017; arXiv:1706.03762): softmax(scale * q k^T + bias) v.
+
+    ```
+    heads = 4, kv_heads = 4      kv_heads = 2 (grouped)       kv_heads = 1 (multi-query)
+    q  1  2  3  4                q  1  2  3  4                q  1  2  3  4
+       |  |  |  |                   \\ /    \\ /                   \\  \\ /  /
+    kv 1  2  3  4                kv  1      2                 kv      1
+    ```
+
+    Args:
+        heads: H. `kv_heads`: G, a divisor of H; H by default (Ainslie et al., 2023; arXiv:2305.13245).
+        head_dim: K; width / heads by default.
+        bias: of the projections q, k, v; `out_bias`: of o, the same by default.
+        positions: `Rotary.of(...)`, or None. What a stack owns (T5's relative bias) comes by the flow.
+        mask: whom a token may see, e.g. `Window(255)`; in a decoder the future stays hidden whatever it says.
+        cross: keys and values come from the encoder's memory.
+        scale: of the scores; K^-1/2 by default.
+        dropout: of the weights, in training.
+        kernel: see `anyformer.parts.kernels`; all give the same numbers.
+
+    Taps: `weights` (B, H, T, S). Listening never changes the output.
+    Shape: (B, T, D) -> same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool | None = None,
+        positions: Recipe | None = None,
+        mask: Mask | None = None,
+        cross: bool = False,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        kernel: str = "auto",
+    ):
+        super().__init__()
+        check_option("Attention", "kernel", kernel, KERNELS)
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        if head_dim is None and dim % heads:
+            raise ValueError(f"Attention: a width of {dim} does not divide into {heads} heads; give head_dim")
+        if heads % self.kv_heads:
+            raise ValueError(f"Attention: kv_heads={self.kv_heads} does not divide heads={heads}")
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.q = nn.Linear(dim, heads * self.head_dim, bias)
+        self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
+        self.v = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
+        self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
+        self.positions = built(positions, self.head_dim)
+        self.mask, self.cross, self.scale, self.dropout, self.kernel = mask, cross, scale, dropout, kernel
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        T = x.shape[1]
+        q = self._split(self.q(x), self.heads)  # (B, T, H, K)
+        if self.cross:
+            k, v = self._memory(flow)
+            seen, mask = flow.once("cross", lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device)))
+            bias = None
+        else:
+            q, k, v = self._self(x, q, flow)
+            key = (self.mask, k.shape[2])  # layers of one kind share the mask and the bias
+            seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
+            bias = flow.bias and flow.once(("bias", key), lambda: self._bias(flow, seen))
+        q = q.transpose(1, 2)  # (B, H, T, K)
+        if flow.taps is not None and flow.taps.wants(self, "weights"):
+            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), bias, self.scale))
+        y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.head_dim))  # (B, T, heads, K)
+
+    def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of everything seen so far, (B, G, S, K), and the queries with their positions."""
+        k, v = self._split(self.k(x), self.kv_heads), self._split(self.v(x), self.kv_heads)  # (B, T, G, K)
+        slot = flow.slot(self)
+        late = slot is not None and self.positions is not None and self.positions.by_length
+        if self.positions is not None:
+            q = self.positions(q, flow)
+            k = k if late else self.positions(k, flow)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, G, T, K)
+        if slot is not None:
+            k, v = slot.append(k, v)
+        if late:  # the turn of old keys changes as the text grows: they are kept unturned
+            k = self.positions(k.transpose(1, 2), flow, keys=True).transpose(1, 2)
+        return q, k, v
+
+    def _memory(self, flow: Flow) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's memory, (B, G, S, K); made once, then kept in the state."""
+        if flow.memory is None:
+            raise ValueError("Attention with cross=True needs an encoder's memory; use it in the decoder of an EncoderDecoder")
+        slot = flow.slot(self)
+        if slot is not None and slot.length:
+            return slot.k, slot.v
+        k, v = (self._split(p(flow.memory), self.kv_heads).transpose(1, 2) for p in (self.k, self.v))
+        return (k, v) if slot is None else slot.append(k, v)
+
+    def _bias(self, flow: Flow, seen: View) -> Tensor:
+        """The stack's relative bias between the queries and keys of this call, (1, H, T, S)."""
+        key = torch.arange(seen.key, seen.key + seen.keys, device=seen.device)
+        query = torch.arange(seen.query, seen.query + seen.count, device=seen.device)
+        return flow.bias(query, key)  # type: ignore[misc]
+
+    def start(self, batch: int, length: int, like: Tensor) -> KeysValues:
+        if self.cross:
+            return Frozen(batch, self.kv_heads, self.head_dim, 0, like)
+        left = FAR if self.mask is None else self.mask.reach()[0]
+        if left < FAR and not (self.positions is not None and self.positions.by_length):
+            return Sliding(batch, self.kv_heads, self.head_dim, min(length, 2 * left + 2), like, left)
+        return KeysValues(batch, self.kv_heads, self.head_dim, length, like)
+
+
+class KeysValues:
+    """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K)."""
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor):
+        self.memory = like.new_empty(2, batch, heads, room, head_dim)
+        self.length = 0
+
+    @property
+    def k(self) -> Tensor:
+        return self.memory[0, :, :, : self.length]
+
+    @property
+    def v(self) -> Tensor:
+        return self.memory[1, :, :, : self.length]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds (B, G, T, K) and returns everything."""
+        end = self.length + k.shape[2]
+        if end > self.memory.shape[3]:
+            self.memory = self._grown(max(end, 2 * self.memory.shape[3]))
+        self.memory[0, :, :, self.length : end] = k
+        self.memory[1, :, :, self.length : end] = v
+        self.length = end
+        return self.k, self.v
+
+    def _grown(self, room: int) -> Tensor:
+        memory = self.memory
+        grown = memory.new_empty(*memory.shape[:3], room, memory.shape[4])
+        grown[:, :, :, : self.length] = memory[:, :, :, : self.length]
+        return grown
+
+    def reorder(self, index: Tensor) -> None:
+        self.memory = self.memory[:, index]
+
+    def returns_to(self, length: int) -> bool:
+        return True
+
+    def trim(self, length: int) -> None:
+        self.length = length
+
+    def mark(self) -> None:
+        pass
+
+    def bytes(self) -> int:
+        return self.memory.nbytes
+
+
+class Frozen(KeysValues):
+    """Keys and values of the encoder's memory: made once, not touched by the length of the target."""
+
+    def trim(self, length: int) -> None:
+        pass
+
+
+class Sliding(KeysValues):
+    """Keys and values of a window: what no later query can reach is dropped, so memory stays bounded.
+
+    `dropped` tokens are gone from the front; the rest is kept as in `KeysValues`.
+    """
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, left: int):
+        super().__init__(batch, heads, head_dim, room, like)
+        self.left, self.dropped = left, 0
+        self.marked: int | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
+        oldest = seen if self.marked is None else min(seen, self.marked)
+        excess = max(0, oldest - self.left - self.dropped)
+        if excess > self.left:  # moving is a copy: do it once for many tokens
+            kept = self.memory[:, :, :, excess : self.length].clone()
+            self.length, self.dropped = self.length - excess, self.dropped + excess
+            self.memory[:, :, :, : self.length] = kept
+        return super().append(k, v)
+
+    def returns_to(self, length: int) -> bool:
+        return not self.dropped or length - self.left >= self.dropped
+
+    def trim(self, length: int) -> None:
+        self.length, self.marked = length - self.dropped, None
+
+    def mark(self) -> None:
+        self.marked = self.dropped + self.length
+
+

@@ -1,0 +1,131 @@
+"""Front-ends: what enters the stream. B batch, T time, D width, C channels."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part, built, call
+from anyformer.core.recipe import Recipe
+
+
+class Learned(Part):
+    """A learned vector for each place, up to `context` of them. Shape: places (T,) or (B, T) -> (..., D)."""
+
+    def __init__(self, dim: int, context: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(context, dim).normal_(std=0.02))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return F.embedding(positions, self.weight)
+
+
+class Tokens(Part):
+    """Token ids to vectors: x = norm(tokens[id] + positions[place] + types[segment]).
+
+    Args:
+        vocab: number of token ids.
+        positions: places that are added to the token, e.g. `Learned.of(context=512)`; None where attention knows the order.
+        types: number of segments (BERT has 2), or 0.
+        norm: over the sum, or None.
+        dropout: at the end.
+
+    Shape: (B, T) -> (B, T, D).
+    """
+
+    takes = "input_ids"
+
+    def __init__(
+        self,
+        dim: int,
+        vocab: int,
+        positions: Recipe | None = None,
+        types: int = 0,
+        norm: Recipe | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.vocab = vocab
+        self.tokens = nn.Embedding(vocab, dim)
+        self.positions = built(positions, dim)
+        self.types = nn.Embedding(types, dim) if types else None
+        self.norm, self.dropout = built(norm, dim), nn.Dropout(dropout)
+
+    def length(self, ids: Tensor) -> int:
+        """How many places the input takes."""
+        return ids.shape[1]
+
+    def forward(self, ids: Tensor, flow: Flow) -> Tensor:
+        x = self.tokens(ids)  # (B, T, D)
+        if self.types is not None:
+            x = x + (self.types.weight[0] if flow.types is None else self.types(flow.types))
+        elif flow.types is not None:
+            raise ValueError("token_type_ids were given, but this model has no segments (types=0)")
+        if self.positions is not None:
+            x = x + self.positions(flow.positions)
+        return self.dropout(call(self.norm, x))
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Scores of all tokens by the same table, (B, T, D) -> (B, T, V)."""
+        return F.linear(x, self.tokens.weight)
+
+
+class Patches(Part):
+    """An image as a row of patches behind a class token (Dosovitskiy et al., 2020; arXiv:2010.11929).
+
+    ```
+    pixels (B, C, height, width) -> patches of patch x patch, each one vector -> [class] + patches, + positions
+    ```
+    Another image size than the one that was trained is accepted: the grid of positions is resampled (bicubic).
+
+    Args:
+        image: trained height and width in pixels, a number or a pair.
+        patch: height and width of a patch.
+        channels: colours.
+        bias: of the projection.
+        dropout: at the end.
+
+    Shape: (B, C, height, width) -> (B, 1 + height / patch * width / patch, D).
+    """
+
+    takes = "pixel_values"
+    unembed = None
+
+    def __init__(self, dim: int, image: int = 224, patch: int = 16, channels: int = 3, bias: bool = True, dropout: float = 0.0):
+        super().__init__()
+        if image % patch:
+            raise ValueError(f"Patches: an image of {image} pixels is no whole number of patches of {patch}")
+        self.grid, self.patch, self.channels = image // patch, patch, channels
+        self.project = nn.Conv2d(channels, dim, patch, patch, bias=bias)
+        self.cls = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
+        self.positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim).normal_(std=0.02))
+        self.dropout = nn.Dropout(dropout)
+
+    def length(self, pixels: Tensor) -> int:
+        """How many places the input takes.
+
+        Raises:
+            ValueError: if the pixels do not have the expected channels, or are no whole number of patches.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
+            raise ValueError(f"pixel_values must be (batch, {self.channels}, height, width), got {tuple(pixels.shape)}")
+        if pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
+            raise ValueError(f"pixel_values of {tuple(pixels.shape[2:])} pixels are no whole number of patches of {self.patch}")
+        return 1 + (pixels.shape[2] // self.patch) * (pixels.shape[3] // self.patch)
+
+    def forward(self, pixels: Tensor, flow: Flow) -> Tensor:
+        x = self.project(pixels)  # (B, D, rows, columns)
+        positions = resample_grid(self.positions, x.shape[2], x.shape[3])
+        x = x.flatten(2).mT  # (B, rows * columns, D)
+        x = torch.cat((self.cls.expand(len(x), -1, -1), x), 1)
+        return self.dropout(x + positions)
+
+
+def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """(1, 1 + n * n, D) positions of a square grid behind a class token, for another grid: bicubic, the class token kept."""
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if (rows, columns) == (side, side):
+        return positions
+    grid = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, n, n)
+    grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+    return torch.cat((positions[:, :1], grid.flatten(2).mT), 1)

@@ -1,0 +1,50 @@
+"""Feed-forward parts: what happens at each place of the sequence alone. B batch, T time, D width, F hidden width."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part, check_option
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def activation(owner: str, name: str) -> Callable[[Tensor], Tensor]:
+    """The function of that name; an unknown name is an error, never a default."""
+    check_option(owner, "act", name, tuple(ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
+class MLP(Part):
+    """y = down(act(up(x))) (Vaswani et al., 2017; arXiv:1706.03762). `hidden` is 4 x width by default. Shape: (B, T, D) -> same."""
+
+    def __init__(self, dim: int, hidden: int | None = None, act: str = "gelu", bias: bool = True, dropout: float = 0.0):
+        super().__init__()
+        hidden = hidden or 4 * dim
+        self.up, self.down = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
+        self.act, self.dropout = activation("MLP", act), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.down(self.dropout(self.act(self.up(x))))  # (B, T, F) inside
+
+
+class GatedMLP(Part):
+    """y = down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer, 2020; arXiv:2002.05202). Shape: (B, T, D) -> same."""
+
+    def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.gate, self.up = nn.Linear(dim, hidden, bias), nn.Linear(dim, hidden, bias)
+        self.down = nn.Linear(hidden, dim, bias)
+        self.act, self.dropout = activation("GatedMLP", act), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.down(self.dropout(self.act(self.gate(x)) * self.up(x)))  # (B, T, F) inside

@@ -1,0 +1,85 @@
+"""Heads: what is read off the stream. B batch, T time, D width, V vocabulary."""
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part
+from anyformer.core.recipe import Recipe
+from anyformer.parts.ffn import activation
+
+
+class Logits(Part):
+    """A score for each token of the vocabulary: logits = W (scale * x) + b.
+
+    Args:
+        vocab: size of the vocabulary.
+        tied: W is the token table itself; the head then has no matrix of its own.
+        bias: add b.
+        scale: T5 uses D^-1/2 with a tied table.
+
+    Shape: (B, T, D) -> (B, T, V).
+    """
+
+    def __init__(self, dim: int, vocab: int, tied: bool = False, bias: bool = False, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.proj = None if tied else nn.Linear(dim, vocab, bias=False)
+        self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        x = x if self.scale == 1.0 else x * self.scale
+        assert flow.unembed is not None, "the skeleton offers its token table"
+        logits = flow.unembed(x) if self.proj is None else self.proj(x)
+        return logits if self.bias is None else logits + self.bias
+
+
+class MaskedLM(Logits):
+    """BERT's head for masked tokens: logits = W norm(act(dense(x))) + b (Devlin et al., 2018; arXiv:1810.04805).
+
+    Shape: (B, T, D) -> (B, T, V).
+    """
+
+    def __init__(self, dim: int, vocab: int, norm: Recipe, act: str = "gelu", tied: bool = True, bias: bool = True):
+        super().__init__(dim, vocab, tied, bias)
+        self.dense, self.norm, self.act = nn.Linear(dim, dim), norm.build(dim), activation("MaskedLM", act)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return super().forward(self.norm(self.act(self.dense(x))), flow)
+
+
+class First(Part):
+    """The sequence's vector is its first real token's (ViT's class token). Shape: (B, T, D) -> (B, D)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if flow.keep is None:
+            return x[:, 0]
+        first = flow.keep.int().argmax(1)  # (B,): padding may stand on the left
+        return x[torch.arange(len(x), device=x.device), first]
+
+
+class Pooler(First):
+    """pooled = act(dense(first token)) (BERT). Shape: (B, T, D) -> (B, D)."""
+
+    def __init__(self, dim: int, act: str = "tanh"):
+        super().__init__(dim)
+        self.dense, self.act = nn.Linear(dim, dim), activation("Pooler", act)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.act(self.dense(super().forward(x, flow)))
+
+
+class Classifier(Part):
+    """A score for each class, of the pooled vector or (`each`) of every token. Shape: (B, T, D) -> (B, classes) or (B, T, classes)."""
+
+    def __init__(self, dim: int, classes: int, bias: bool = True, dropout: float = 0.0, each: bool = False):
+        super().__init__()
+        self.proj, self.dropout, self.each = nn.Linear(dim, classes, bias), nn.Dropout(dropout), each
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if not self.each and flow.pooled is None:
+            raise ValueError("Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True")
+        return self.proj(self.dropout(x if self.each else flow.pooled))

@@ -1,0 +1,142 @@
+"""How attention is computed. All kernels give the same numbers; a query that may see nothing gives 0, with gradient 0.
+
+The rule of "auto", from the top:
+  1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
+  2. otherwise: "sdpa", PyTorch's fused attention
+"reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only).
+
+B batch, H heads, G key/value heads, T queries, S keys, K head width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyformer.core.part import check_option
+from anyformer.parts.masks import CHUNK, View
+
+KERNELS = ("auto", "reference", "sdpa", "chunked", "flex")
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    kernel: str = "auto",
+) -> Tensor:
+    """softmax(scale * q k^T + bias, over what may be seen) v.
+
+    Args:
+        q: (B, H, T, K). k, v: (B, G, S, K), where G divides H: each of them serves H / G heads.
+        view: who may see whom. `mask`: its tensor, where the caller has it already.
+        bias: added to the scores, (1 or B, H, T, S).
+        scale: K^-1/2 by default.
+        dropout: of the weights, for training.
+        kernel: one of `KERNELS`.
+
+    Returns:
+        (B, H, T, K)
+    """
+    check_option("attend", "kernel", kernel, KERNELS)
+    if kernel == "auto":
+        kernel = "chunked" if view.local() else "sdpa"
+    if kernel == "chunked":
+        return _chunked(q, k, v, view, bias, scale, dropout)
+    causal = kernel == "sdpa" and bias is None and view.plainly_causal()
+    if causal or view.everything():
+        mask = None
+    elif mask is None:
+        mask = view.tensor()
+    if kernel == "sdpa":
+        return _sdpa(q, k, v, mask, bias, scale, dropout, causal)
+    if kernel == "flex":
+        return _flex(q, k, v, mask, bias, scale, dropout)
+    w = F.dropout(weights(q, k, mask, bias, scale), dropout)  # (B, H, T, S)
+    return w @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+
+def weights(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """The attention weights themselves: each row sums to 1, or is 0 where nothing may be seen.
+
+    Shapes: q (B, H, T, K), k (B, G, S, K), mask and bias as in `attend` -> (B, H, T, S).
+    """
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, T, S)
+    if bias is not None:
+        scores = scores + bias
+    if mask is None:
+        return scores.softmax(-1)
+    # a finite floor instead of -inf: a row of equal scores has a softmax, and a gradient, which the second mask makes 0
+    floor = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~mask, floor).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float, causal: bool
+) -> Tensor:
+    heads, groups = q.shape[1], k.shape[1]
+    if bias is not None and mask is not None:
+        bias = bias.masked_fill(~mask, float("-inf"))
+    over = mask if bias is None else bias
+    if heads == groups:
+        return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
+    if q.shape[2] == 1:  # one query: the heads of a group stand where queries stand, and no key is copied
+        folded = q.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, K)
+        if bias is not None:
+            over = bias.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, S)
+        y = F.scaled_dot_product_attention(folded, k, v, over, dropout, scale=scale)
+        return y.flatten(1, 2)[:, :, None]
+    k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
+
+
+def _chunked(
+    q: Tensor, k: Tensor, v: Tensor, view: View, bias: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:
+    """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x S)."""
+    out = []
+    for start in range(0, view.count, CHUNK):
+        part = view.rows(start, min(start + CHUNK, view.count))
+        low = part.key - view.key
+        keys = slice(low, low + part.keys)
+        near = None if bias is None else bias[:, :, start : start + CHUNK, keys]
+        rows = q[:, :, start : start + CHUNK]
+        out.append(_sdpa(rows, k[:, :, keys], v[:, :, keys], part.tensor(), near, scale, dropout, causal=False))
+    return torch.cat(out, 2)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+    """FlexAttention. On CPU PyTorch offers its forward pass only.
+
+    Raises:
+        ValueError: if dropout is asked for, or a gradient on the CPU.
+    """
+    if dropout:
+        raise ValueError('kernel "flex" has no dropout of weights; use "sdpa"')
+    if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise ValueError('kernel "flex" has no gradient on the CPU; use "sdpa", or torch.no_grad()')
+
+    def change(score: Tensor, b: Any, h: Any, i: Any, j: Any) -> Tensor:
+        if bias is not None:
+            score = score + bias[b % bias.shape[0], h, i, j]
+        return score if mask is None else torch.where(mask[b % mask.shape[0], 0, i, j], score, -float("inf"))
+
+    return _compiled_flex()(q, k, v, score_mod=change, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

@@ -1,0 +1,195 @@
+"""Masks: small named objects that say who may see whom, combined by `&`, `|`, `~`, made into a tensor as late as possible.
+
+`Window(255) & ~Window(3)` prints as itself, is stored with the recipe, and knows how far it reaches.
+B batch, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anyformer.core.flow import Flow
+from anyformer.core.recipe import Value
+
+CHUNK = 128  # queries that local attention takes at a time
+FAR = 1 << 62  # 'any distance'
+
+
+class Mask(Value):
+    """Who may see whom, by index in the sequence."""
+
+    @abstractmethod
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """True where the query at an index may see the key at an index. Shapes broadcast, e.g. (T, 1) and (S,) to (T, S)."""
+
+    @abstractmethod
+    def reach(self) -> tuple[int, int]:
+        """The largest distance at which a key may be seen to the left and to the right; `FAR` where there is no limit."""
+
+    def __and__(self, other: Mask) -> Mask:
+        return And(self, other)
+
+    def __or__(self, other: Mask) -> Mask:
+        return Or(self, other)
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+
+@dataclass(frozen=True)
+class Full(Mask):
+    """Everyone sees everyone."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device=key.device).expand(torch.broadcast_shapes(query.shape, key.shape))
+
+    def reach(self) -> tuple[int, int]:
+        return FAR, FAR
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """Nobody sees the future: key <= query."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query
+
+    def reach(self) -> tuple[int, int]:
+        return FAR, 0
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """Neighbours only: at most `left` before and `right` after; itself always. A published sliding window of w tokens is `Window(w - 1)`."""
+
+    left: int
+    right: int = 0
+
+    def __post_init__(self) -> None:
+        if self.left < 0 or self.right < 0:
+            raise ValueError(f"Window: left and right are distances, 0 or more; got left={self.left}, right={self.right}")
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= query - self.left) & (key <= query + self.right)
+
+    def reach(self) -> tuple[int, int]:
+        return self.left, self.right
+
+
+@dataclass(frozen=True)
+class And(Mask):
+    """What both allow."""
+
+    a: Mask
+    b: Mask
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.a.allowed(query, key) & self.b.allowed(query, key)
+
+    def reach(self) -> tuple[int, int]:
+        (al, ar), (bl, br) = self.a.reach(), self.b.reach()
+        return min(al, bl), min(ar, br)
+
+    def __repr__(self) -> str:
+        return f"({self.a!r} & {self.b!r})"
+
+
+@dataclass(frozen=True)
+class Or(Mask):
+    """What either allows."""
+
+    a: Mask
+    b: Mask
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.a.allowed(query, key) | self.b.allowed(query, key)
+
+    def reach(self) -> tuple[int, int]:
+        (al, ar), (bl, br) = self.a.reach(), self.b.reach()
+        return max(al, bl), max(ar, br)
+
+    def __repr__(self) -> str:
+        return f"({self.a!r} | {self.b!r})"
+
+
+@dataclass(frozen=True)
+class Not(Mask):
+    """What the other forbids."""
+
+    a: Mask
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return ~self.a.allowed(query, key)
+
+    def reach(self) -> tuple[int, int]:
+        return FAR, FAR
+
+    def __repr__(self) -> str:
+        return f"~{self.a!r}"
+
+
+@dataclass(frozen=True)
+class View:
+    """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, and the padding of those keys."""
+
+    mask: Mask
+    query: int
+    count: int
+    key: int
+    keys: int
+    keep: Tensor | None = None  # (B, S) False = padding
+    device: torch.device | None = None
+
+    def rows(self, start: int, stop: int) -> View:
+        """The same for the queries start … stop and only the keys that they can reach."""
+        left, right = self.mask.reach()
+        low = max(0, self.query + start - left - self.key)
+        high = min(self.keys, self.query + stop + right - self.key)
+        keep = None if self.keep is None else self.keep[:, low:high]
+        return View(self.mask, self.query + start, stop - start, self.key + low, max(0, high - low), keep, self.device)
+
+    def plainly_causal(self) -> bool:
+        """A lower triangle and nothing else: what fused kernels know without a tensor."""
+        return self.mask == Causal() and self.keep is None and self.count == self.keys and self.query == self.key
+
+    def everything(self) -> bool:
+        """Every query sees every key: no mask is needed."""
+        left, right = self.mask.reach()
+        plain = isinstance(self.mask, Full | Causal | Window) or self.mask == Causal() & Window(left)
+        last = self.query + self.count - 1
+        return self.keep is None and plain and last - self.key <= left and self.key + self.keys - 1 - self.query <= right
+
+    def local(self) -> bool:
+        """Is much less in reach than there is? Then no tensor of all pairs should be made."""
+        left, right = self.mask.reach()
+        return self.count > CHUNK and 2 * (left + right + CHUNK) < self.keys
+
+    def tensor(self) -> Tensor:
+        """The mask as booleans, (1 or B, 1, T, S), True = may be seen."""
+        query = torch.arange(self.query, self.query + self.count, device=self.device)[:, None]  # (T, 1)
+        key = torch.arange(self.key, self.key + self.keys, device=self.device)  # (S,)
+        seen = self.mask.allowed(query, key)[None, None]  # (1, 1, T, S)
+        return seen if self.keep is None else seen & self.keep[:, None, None, :]
+
+
+def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.device) -> View:
+    """What self-attention may see in this pass: the mask of the part, the direction of the skeleton, the padding.
+
+    The last of the `keys` keys is the newest token; older ones may have been dropped by a sliding state.
+    """
+    whole: Mask = Causal() if flow.causal else Full()
+    if mask is not None:
+        whole = Causal() & mask if flow.causal else mask
+    end = flow.first + count
+    keep = None if flow.keep is None else flow.keep[:, end - keys : end]
+    return View(whole, flow.first, count, end - keys, keys, keep, device)
+
+
+def resolved(seen: View) -> tuple[View, Tensor | None]:
+    """A view and its tensor, or None where fused kernels need no tensor."""
+    plain = seen.everything() or seen.plainly_causal() or seen.local()
+    return seen, None if plain else seen.tensor()

@@ -1,0 +1,149 @@
+"""State-space mixers. B batch, T time, D width, E inner width, N state, R rank of the step, W width of the convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer
+
+CHUNK = 32
+
+
+class Mamba(Mixer):
+    """Selective state space (Gu and Dao, 2023; arXiv:2312.00752).
+
+    ```
+    x ─ into ─┬─ u ─ conv ─ silu ─┬──────────── scan ── (+ skip * u) ─(x)─ out ──>
+              │                   └─ select ─ step, B, C ─┘            │
+              └─ gate ─ silu ──────────────────────────────────────────┘
+
+    h_t = exp(step_t A) h_{t-1} + step_t B_t u_t          y_t = C_t h_t + skip u_t
+    ```
+    where step, B and C depend on the token, and A = -exp(A_log) does not.
+
+    Args:
+        hidden: E; 2 x width by default.
+        state: N.
+        rank: R; width / 16, rounded up, by default.
+        kernel: W, tokens that the convolution sees.
+        bias: of `into` and `out`. `conv_bias`: of the convolution.
+        chunk: tokens that are scanned one after the other; the number does not change the result.
+
+    Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int | None = None,
+        state: int = 16,
+        rank: int | None = None,
+        kernel: int = 4,
+        bias: bool = False,
+        conv_bias: bool = True,
+        chunk: int = CHUNK,
+    ):
+        super().__init__()
+        self.hidden, self.rank = hidden or 2 * dim, rank or math.ceil(dim / 16)
+        self.state, self.kernel, self.chunk = state, kernel, chunk
+        self.into, self.out = nn.Linear(dim, 2 * self.hidden, bias), nn.Linear(self.hidden, dim, bias)
+        self.conv = nn.Conv1d(self.hidden, self.hidden, kernel, groups=self.hidden, bias=conv_bias)
+        self.select = nn.Linear(self.hidden, self.rank + 2 * state, bias=False)
+        self.step = nn.Linear(self.rank, self.hidden)
+        self.A_log, self.skip = nn.Parameter(torch.empty(self.hidden, state)), nn.Parameter(torch.empty(self.hidden))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A = -1 … -N on every channel, steps between 0.001 and 0.1, evenly in the logarithm (the paper's section 3.6)."""
+        self.A_log.copy_(torch.arange(1, self.state + 1, dtype=torch.float32).log().expand_as(self.A_log))
+        self.skip.fill_(1.0)
+        nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
+        steps = torch.empty(self.hidden).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        slot, keep = flow.slot(self), flow.keep_now(x.shape[1])
+        u, gate = self.into(x).chunk(2, -1)  # (B, T, E) each
+        u = u if keep is None else u * keep[..., None]  # padding adds nothing to the state
+        past = u.new_zeros(len(u), self.kernel - 1, self.hidden) if slot is None else slot.inputs
+        inputs = torch.cat((past, u), 1)  # (B, W - 1 + T, E)
+        u = F.silu(self.conv(inputs.mT).mT)  # (B, T, E)
+        u = u if keep is None else u * keep[..., None]
+        step, B, C = self.select(u).split([self.rank, self.state, self.state], -1)  # (B, T, R), (B, T, N), (B, T, N)
+        step = F.softplus(self.step(step))  # (B, T, E)
+        h = u.new_zeros(len(u), self.hidden, self.state) if slot is None else slot.h
+        y, h = scan(u, step, -self.A_log.float().exp(), B, C, h, self.chunk)  # (B, T, E), (B, E, N)
+        if slot is not None:
+            slot.put(inputs[:, -(self.kernel - 1) :] if self.kernel > 1 else past, h, x.shape[1])
+        return self.out((y + u * self.skip) * F.silu(gate))
+
+    def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
+        inputs, h = like.new_zeros(batch, self.kernel - 1, self.hidden), like.new_zeros(batch, self.hidden, self.state)
+        return Recurrent(inputs, h)
+
+
+def scan(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """The recurrence h_t = exp(step_t A) h_{t-1} + step_t B_t u_t, y_t = C_t h_t, over all t.
+
+    The text is cut into chunks. All chunks advance side by side from an empty state, then the states at their ends are
+    chained, then each chunk adds what came before it, faded: `chunk` + T / `chunk` steps instead of T, and only products of
+    numbers below 1, so nothing overflows.
+
+    Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N) -> y (B, T, E), the last h (B, E, N).
+    """
+    time = u.shape[1]
+    if time == 1:
+        fade = torch.exp(step[:, 0, :, None] * A)  # (B, E, N)
+        h = fade * h + (step * u)[:, 0, :, None] * B[:, 0, None]
+        return (h * C[:, 0, None]).sum(-1)[:, None], h
+    pad = -time % min(chunk, time)
+    u, step, B, C = (F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, min(chunk, time))) for t in (u, step, B, C))  # (B, chunks, L, …)
+    fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N); 1 at the padding, where step = 0
+    new = (step * u)[..., None] * B[..., None, :]  # (B, chunks, L, E, N)
+    states, faded = [new[:, :, 0]], [fade[:, :, 0]]
+    for t in range(1, new.shape[2]):
+        states.append(torch.addcmul(new[:, :, t], fade[:, :, t], states[-1]))  # (B, chunks, E, N)
+        faded.append(fade[:, :, t] * faded[-1])
+    before = [h]
+    for c in range(new.shape[1]):
+        before.append(torch.addcmul(states[-1][:, c], faded[-1][:, c], before[-1]))  # (B, E, N)
+    start = torch.stack(before[:-1], 1)[:, :, None]  # (B, chunks, 1, E, N)
+    whole = torch.addcmul(torch.stack(states, 2), torch.stack(faded, 2), start)  # (B, chunks, L, E, N)
+    y = (whole @ C[..., None]).squeeze(-1)  # (B, chunks, L, E)
+    return y.flatten(1, 2)[:, :time], before[-1]
+
+
+class Recurrent:
+    """State of a recurrent mixer: the last inputs of its convolution and h. It can return to a mark, and to nothing else."""
+
+    def __init__(self, inputs: Tensor, h: Tensor):
+        self.inputs, self.h, self.length = inputs, h, 0
+        self.marked: tuple[int, Tensor, Tensor] = (0, inputs, h)
+
+    def put(self, inputs: Tensor, h: Tensor, count: int) -> None:
+        """The state after `count` more tokens."""
+        self.inputs, self.h, self.length = inputs, h, self.length + count
+
+    def reorder(self, index: Tensor) -> None:
+        self.inputs, self.h = self.inputs[index], self.h[index]
+        length, inputs, h = self.marked
+        self.marked = (length, inputs[index], h[index])
+
+    def returns_to(self, length: int) -> bool:
+        return length in (self.length, self.marked[0])
+
+    def trim(self, length: int) -> None:
+        if length != self.length:
+            self.length, self.inputs, self.h = self.marked
+
+    def mark(self) -> None:
+        self.marked = (self.length, self.inputs, self.h)
+
+    def bytes(self) -> int:
+        return self.inputs.nbytes + self.h.nbytes
