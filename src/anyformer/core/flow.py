@@ -41,7 +41,8 @@ class Slot(Protocol):
 class State:
     """Decoding state of a whole model, outside its modules: one slot a mixer, made by the mixer.
 
-    `state = model.start(batch)`, then every `model(ids, state=state)` continues where the last call ended. Rows share one
+    `state = model.start(batch)`, then every `model(ids, state=state)` continues where the last call ended. Rows
+    share one
     length; a row that is shorter is padded on the left and says so in its attention mask.
     """
 
@@ -51,7 +52,9 @@ class State:
         self.keep: Tensor | None = None  # (B, length) False = padding
         self.memory: Tensor | None = None  # (B, S, D) what an encoder made
         self.memory_keep: Tensor | None = None  # (B, S)
-        self.slots = {m: m.start(batch, length, like) for m in model.modules() if isinstance(m, Mixer)}
+        self.slots: dict[nn.Module, Slot] = {
+            m: m.start(batch, length, like) for m in model.modules() if isinstance(m, Mixer)
+        }
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was; `index` may be shorter or longer than the batch."""
@@ -92,12 +95,15 @@ class State:
         return memory + sum(slot.bytes() for slot in self.slots.values())
 
     def advance(self, keep: Tensor | None, batch: int, count: int) -> Tensor | None:
-        """Adds `count` tokens with their padding to what has been seen; returns `keep` over everything, (B, S) or None."""
+        """Adds `count` tokens with their padding to what has been seen; returns `keep` over everything, (B, S) or
+        None."""
         if batch != self.batch:
             raise ValueError(f"the state was started for a batch of {self.batch}, the input has {batch} rows")
         if keep is not None or self.keep is not None:
             device = keep.device if keep is not None else self.keep.device  # type: ignore[union-attr]
-            past = self.keep if self.keep is not None else torch.ones(batch, self.length, dtype=torch.bool, device=device)
+            past = (
+                self.keep if self.keep is not None else torch.ones(batch, self.length, dtype=torch.bool, device=device)
+            )
             now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
             if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
                 now = now[:, self.length :]
@@ -160,7 +166,8 @@ class Taps:
     taps["blocks.3.mixer.weights"]                       # (B, H, T, S)
     ```
     A name is a module's path (its output), or a module's path and an inner name that the module offers: `weights` of
-    attention. `*` matches one step of a path. A pattern that matches nothing is an error, at once for modules, and when the
+    attention. `*` matches one step of a path. A pattern that matches nothing is an error, at once for modules, and
+    when the
     block ends for inner names.
     """
 
@@ -197,13 +204,17 @@ class Taps:
         self.model.taps = self  # type: ignore[assignment]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
         self.model.taps = None  # type: ignore[assignment]
         missing = [p for p in self._inner if not any(_fits(n, p) for n in self.found)]
         if missing and kind is None:
-            raise ValueError(f"nothing in the model answers to {missing[0]!r}; module paths are listed by `anyformer inspect`")
+            raise ValueError(
+                f"nothing in the model answers to {missing[0]!r}; module paths are listed by `anyformer inspect`"
+            )
 
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:

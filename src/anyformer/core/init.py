@@ -10,7 +10,8 @@ from anyformer.core.part import Part
 
 @torch.no_grad()
 def initialise(model: nn.Module, std: float = 0.02, seed: int | None = None) -> None:
-    """Matrices and tables from N(0, std), biases 0, norms 1; what ends a residual branch is smaller by sqrt(2 x layers) (GPT-2).
+    """Matrices and tables from N(0, std), biases 0, norms 1; what ends a residual branch is smaller by sqrt(2 x
+    layers) (GPT-2).
 
     A part that needs other first weights draws them itself in `reset_parameters`.
     """
@@ -21,8 +22,8 @@ def initialise(model: nn.Module, std: float = 0.02, seed: int | None = None) -> 
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
             ends = name.endswith(("mixer.o", "cross.o", "ffn.down", "mixer.out"))
             module.weight.normal_(std=std / math.sqrt(2 * depth) if ends else std)
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
+            if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+                bias.zero_()
     for module in model.modules():  # after the common rule, so that a part has the last word
-        if isinstance(module, Part) and hasattr(module, "reset_parameters"):
+        if isinstance(module, Part):
             module.reset_parameters()

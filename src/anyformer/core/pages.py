@@ -1,7 +1,8 @@
 """Pages: one file of `models/` is one architecture. They are found by listing the folder; nothing registers itself.
 
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
-`SIZES`, which contains `tiny`; `PARAMETERS`, the published counts; `CASES`, what the contract draws beside `tiny`; `HUBS`,
+`SIZES`, which contains `tiny`; `PARAMETERS`, the published counts; `CASES`, what the contract draws beside `tiny`;
+`HUBS`,
 the maps to files that others wrote.
 """
 
@@ -55,11 +56,15 @@ class Page:
             ValueError: for an unknown size or hyperparameter, with the nearest names.
         """
         if size not in self.sizes:
-            raise ValueError(f"{self.name} has no size {size!r}{nearest(size, list(self.sizes))}; it has {', '.join(self.sizes)}")
+            raise ValueError(
+                f"{self.name} has no size {size!r}{nearest(size, list(self.sizes))}; it has {', '.join(self.sizes)}"
+            )
         known = [f.name for f in dataclasses.fields(self.config)]
         for name in changes:
             if name not in known:
-                raise ValueError(f"{self.name} has no hyperparameter {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+                raise ValueError(
+                    f"{self.name} has no hyperparameter {name!r}; it has {', '.join(known)}{nearest(name, known)}"
+                )
         return dataclasses.replace(self.sizes[size], **changes)
 
 

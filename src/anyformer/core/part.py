@@ -44,12 +44,16 @@ class Part(nn.Module):
             raise ValueError(f"{cls.__name__}: {twice[0]!r} is given by place and by name")
         return Recipe(cls, {**given, **options})
 
+    def reset_parameters(self) -> None:
+        """First weights, where the common rule of `core.init` does not fit. Called after it."""
+
 
 class Mixer(Part):
     """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`."""
 
     def start(self, batch: int, length: int, like: Tensor) -> Slot:
-        """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the type of `like`."""
+        """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the
+        type of `like`."""
         raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
 
 
@@ -67,5 +71,3 @@ def check_option(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) ->
     """Raises ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{owner}: {name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
-
-

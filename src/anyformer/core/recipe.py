@@ -51,7 +51,9 @@ class Recipe:
         for name in options:
             if name not in known:
                 takes = ", ".join(known)
-                raise ValueError(f"{part.__name__} has no option {name!r}; it takes {takes}{nearest(name, list(known))}")
+                raise ValueError(
+                    f"{part.__name__} has no option {name!r}; it takes {takes}{nearest(name, list(known))}"
+                )
         full = {}
         for name, default in known.items():
             if name not in options and default is inspect.Parameter.empty:
@@ -74,7 +76,8 @@ class Recipe:
     def but(self, changes: Mapping[str, Any] | None = None, **options: Any) -> Recipe:
         """The same recipe with some options replaced.
 
-        `changes` maps paths to new values: `{"blocks.*.mixer.kv_heads": 2}`. A step of a path is an option's name, an index,
+        `changes` maps paths to new values: `{"blocks.*.mixer.kv_heads": 2}`. A step of a path is an option's name,
+        an index,
         a slice (`blocks.2::3` is every third block), `*` (all of them) or `**` (any number of steps).
 
         Raises:
@@ -94,7 +97,9 @@ class Recipe:
         for step in path.split("."):
             children = dict(_children(node))
             if step not in children:
-                raise ValueError(f"no {step!r} on the path {path!r}{nearest(step, list(children)) or f'; there is {list(children)}'}")
+                raise ValueError(
+                    f"no {step!r} on the path {path!r}{nearest(step, list(children)) or f'; there is {list(children)}'}"
+                )
             node = children[step]
         return node
 
@@ -123,7 +128,9 @@ class Recipe:
 
     def __repr__(self) -> str:
         known = signature(self.part)
-        shown = [f"{k}={_show(v)}" for k, v in self.options.items() if known[k] is inspect.Parameter.empty or v != known[k]]
+        shown = [
+            f"{k}={_show(v)}" for k, v in self.options.items() if known[k] is inspect.Parameter.empty or v != known[k]
+        ]
         return f"{self.part.__name__}.of({', '.join(shown)})"
 
     def to_json(self) -> dict[str, Any]:
@@ -144,11 +151,15 @@ class Recipe:
 
 
 @functools.cache
-def signature(part: type[Part]) -> dict[str, Any]:
-    """The options of a part with their defaults (`inspect.Parameter.empty` where there is none)."""
+def _parameters(part: Any) -> dict[str, Any]:
     first = 1 if part.closed else 2  # self, and for an open part its width
     parameters = list(inspect.signature(part.__init__).parameters.values())[first:]
     return {p.name: _frozen(p.default, p.name) for p in parameters}
+
+
+def signature(part: type[Part]) -> dict[str, Any]:
+    """The options of a part with their defaults (`inspect.Parameter.empty` where there is none)."""
+    return _parameters(part)  # type: ignore[arg-type]  # a class is hashable
 
 
 def _frozen(value: Any, where: str) -> Any:
@@ -157,9 +168,15 @@ def _frozen(value: Any, where: str) -> Any:
         return tuple(_frozen(v, where) for v in value)
     if isinstance(value, Mapping):
         return {str(k): _frozen(v, where) for k, v in value.items()}
-    if value is inspect.Parameter.empty or value is None or isinstance(value, bool | int | float | str | Recipe | Value):
+    if (
+        value is inspect.Parameter.empty
+        or value is None
+        or isinstance(value, bool | int | float | str | Recipe | Value)
+    ):
         return value
-    raise ValueError(f"{where} takes recipes, values, numbers, strings, lists and dictionaries; got {type(value).__name__}")
+    raise ValueError(
+        f"{where} takes recipes, values, numbers, strings, lists and dictionaries; got {type(value).__name__}"
+    )
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
@@ -252,7 +269,9 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Value):
         return {"value": type(value).__name__, **{k: _to_json(v) for k, v in _children(value)}}
     if isinstance(value, tuple):
-        return [{"repeat": n, "of": _to_json(v)} if n > 1 and _children(v) else _to_json(v) for n, v in _flat_runs(value)]
+        return [
+            {"repeat": n, "of": _to_json(v)} if n > 1 and _children(v) else _to_json(v) for n, v in _flat_runs(value)
+        ]
     if isinstance(value, dict):
         return {"dict": {k: _to_json(v) for k, v in value.items()}}
     return value
@@ -287,7 +306,9 @@ def _from_json(data: Any, made: list[int]) -> Any:
         return Recipe(find_part(data["part"]), {k: _from_json(v, made) for k, v in data.items() if k != "part"})
     kind = Value.kinds.get(str(data.get("value")))
     if kind is None:
-        raise ValueError(f"no value is called {data.get('value')!r}{nearest(str(data.get('value')), list(Value.kinds))}")
+        raise ValueError(
+            f"no value is called {data.get('value')!r}{nearest(str(data.get('value')), list(Value.kinds))}"
+        )
     fields = {k: _from_json(v, made) for k, v in data.items() if k != "value"}
     unknown = set(fields) - {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown:
@@ -295,7 +316,9 @@ def _from_json(data: Any, made: list[int]) -> Any:
     return kind(**fields)
 
 
-find_extra: list[Callable[[], None]] = []  # called before a part is given up as unknown: pages may define parts of their own
+find_extra: list[
+    Callable[[], None]
+] = []  # called before a part is given up as unknown: pages may define parts of their own
 
 
 def find_part(name: str) -> type[Part]:

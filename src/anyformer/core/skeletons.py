@@ -32,8 +32,8 @@ class Output:
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses
 
 
-class Stack(Part):
-    """Blocks in a row, then a norm.
+class Blocks(Part):
+    """Blocks in a row, then a norm: what `Stack`, `CausalLM` and `Encoder` share.
 
     Args:
         blocks: one recipe a layer; they may differ.
@@ -42,14 +42,16 @@ class Stack(Part):
         dropout: after the norm.
     """
 
-    def __init__(self, dim: int, blocks: Any, norm: Recipe | None = None, bias: Recipe | None = None, dropout: float = 0.0):
+    def __init__(
+        self, dim: int, blocks: Any, norm: Recipe | None = None, bias: Recipe | None = None, dropout: float = 0.0
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
         self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), nn.Dropout(dropout)
-        self.recompute = False  # activation checkpointing: keep only what enters a block, make the rest again in backward
+        self.recompute = False  # activation checkpointing: keep what enters a block, make the rest again in backward
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
+    def run(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, T, D) through all blocks and the norm."""
         flow.bias = self.bias
         keep = flow.keep_now(x.shape[1])
         if keep is not None:
@@ -62,20 +64,29 @@ class Stack(Part):
         return self.dropout(call(self.norm, x))
 
 
+class Stack(Blocks):
+    """Blocks in a row as a part of its own: one side of an encoder-decoder. Options as in `Blocks`. Shape: (B, T, D)
+    -> same."""
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.run(x, flow)
+
+
 class Skeleton:
     """What every complete model has beside its modules: its own width, and where it came from.
 
     Attributes:
         recipe: the expression that this model is.
         page, config: the page and its hyperparameters, where the model came from one.
-        origin: what a file said beside the weights (config keys that change nothing here, generation defaults), kept for `save`.
+        origin: what a file said beside the weights (config keys that change nothing here, generation defaults), kept
+            for `save`.
         tokenizer: an `anyformer.hub.tokenizer.Tokenizer`, or None.
         ledger: how each tensor and config key of the file was used, where the model was loaded.
     """
 
     closed: ClassVar[bool] = True
     generates: ClassVar[bool] = False  # can continue a text: has `start` and a vocabulary head
-    takes: ClassVar[str] = "input_ids"  # its main input: input_ids or pixel_values
+    takes: str = "input_ids"  # its main input: input_ids or pixel_values
     page: str | None = None
     config: Any = None
     origin: dict[str, Any] | None = None
@@ -84,7 +95,9 @@ class Skeleton:
     taps: Taps | None = None
     context: int | None = None
 
-    def begin(self, embed: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor | None, state: State | None) -> Flow:
+    def begin(
+        self, embed: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor | None, state: State | None
+    ) -> Flow:
         """The flow of one pass over `inputs`: checks the length, joins the padding, places the tokens."""
         batch, count = len(inputs), embed.length(inputs)
         first = 0 if state is None else state.length
@@ -95,7 +108,9 @@ class Skeleton:
             )
         keep = None if mask is None else mask.bool()
         if keep is not None and keep.shape not in ((batch, count), (batch, first + count)):
-            raise ValueError(f"the attention mask must be (batch, tokens) = ({batch}, {count}), got {tuple(keep.shape)}")
+            raise ValueError(
+                f"the attention mask must be (batch, tokens) = ({batch}, {count}), got {tuple(keep.shape)}"
+            )
         if state is not None:
             keep = state.advance(keep, batch, count)
         if positions is None:
@@ -133,10 +148,12 @@ def _embed(embed: Any, inputs: Tensor, flow: Flow) -> Tensor:
         bad = inputs[(inputs < 0) | (inputs >= getattr(embed, "vocab", 0))]
         if not hasattr(embed, "vocab") or not len(bad):
             raise
-        raise ValueError(f"token id {int(bad[0])} is outside the vocabulary: ids go from 0 to {embed.vocab - 1}") from None
+        raise ValueError(
+            f"token id {int(bad[0])} is outside the vocabulary: ids go from 0 to {embed.vocab - 1}"
+        ) from None
 
 
-class CausalLM(Skeleton, Stack):
+class CausalLM(Skeleton, Blocks):
     """A decoder: tokens, blocks that see only the past, a head.
 
     ```
@@ -185,11 +202,11 @@ class CausalLM(Skeleton, Stack):
         """
         flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state)
         flow.causal = True
-        x = super().forward(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
+        x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
         return Output(x, self.head(x, flow), aux=flow.aux)
 
 
-class Encoder(Skeleton, Stack):
+class Encoder(Skeleton, Blocks):
     """Everything sees everything: text (BERT) or images (ViT).
 
     ```
@@ -242,7 +259,7 @@ class Encoder(Skeleton, Stack):
             raise ValueError(f"this model reads {self.takes}; call model({self.takes}=...)")
         flow = self.begin(self.embed, inputs, attention_mask, position_ids, None)
         flow.types = token_type_ids
-        x = super().forward(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
+        x = self.run(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
         flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
         heads = {name: head(x, flow) for name, head in self.heads.items()}
         return Output(x, next(iter(heads.values()), None), heads, flow.pooled, aux=flow.aux)
@@ -269,7 +286,14 @@ class EncoderDecoder(Skeleton, Part):
     generates = True
 
     def __init__(
-        self, dim: int, embed: Recipe, encoder: Recipe, decoder: Recipe, head: Recipe, begin_id: int = 0, context: int | None = None
+        self,
+        dim: int,
+        embed: Recipe,
+        encoder: Recipe,
+        decoder: Recipe,
+        head: Recipe,
+        begin_id: int = 0,
+        context: int | None = None,
     ):
         super().__init__()
         self.embed, self.encoder, self.decoder = embed.build(dim), encoder.build(dim), decoder.build(dim)
@@ -288,7 +312,9 @@ class EncoderDecoder(Skeleton, Part):
         With `state`, the source is read in the first call and may be left out later.
         """
         if decoder_input_ids is None:
-            raise ValueError("an encoder-decoder needs decoder_input_ids: the target so far, beginning with the id begin_id")
+            raise ValueError(
+                "an encoder-decoder needs decoder_input_ids: the target so far, beginning with the id begin_id"
+            )
         memory, keep = self._memory(input_ids, attention_mask, state)
         flow = self.begin(self.embed, decoder_input_ids, decoder_attention_mask, None, state)
         flow.causal, flow.memory, flow.memory_keep = True, memory, keep
@@ -300,7 +326,9 @@ class EncoderDecoder(Skeleton, Part):
         flow = self.begin(self.embed, input_ids, attention_mask, None, None)
         return self.encoder(_embed(self.embed, input_ids, flow), flow)
 
-    def _memory(self, input_ids: Tensor | None, mask: Tensor | None, state: State | None) -> tuple[Tensor, Tensor | None]:
+    def _memory(
+        self, input_ids: Tensor | None, mask: Tensor | None, state: State | None
+    ) -> tuple[Tensor, Tensor | None]:
         if state is not None and state.memory is not None:
             if input_ids is not None:
                 raise ValueError("the state has read its source already; leave input_ids out, or start a new state")

@@ -1,10 +1,10 @@
 """The map between published config keys and our hyperparameters: one table, read in both directions, strict in both.
 
-    key("hidden_size", "dim")                          a value
-    key("hidden_act", "act", ACTS)                     a choice: other values are refused
-    must("mlp_bias", False)                            another value is refused, by name
-    quiet("initializer_range", why="…")                changes nothing here; kept and written back
-    Lens(names, fields, get, put)                      everything else
+key("hidden_size", "dim")                          a value
+key("hidden_act", "act", ACTS)                     a choice: other values are refused
+must("mlp_bias", False)                            another value is refused, by name
+quiet("initializer_range", why="…")                changes nothing here; kept and written back
+Lens(names, fields, get, put)                      everything else
 """
 
 from __future__ import annotations
@@ -18,10 +18,18 @@ from anyformer.core.recipe import nearest
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
 
+ONE_VALUE = "has the one value that this page can do"
 ACTS = {
-    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+    "gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Same:
+    """The default of a key: the value of another hyperparameter."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,15 @@ class Lens:
     why: str = ""
 
 
-def key(theirs: str, ours: str, choice: Mapping[Any, Any] | None = None, default: Any = MISSING, also: tuple[str, ...] = ()) -> Lens:
+def key(
+    theirs: str, ours: str, choice: Mapping[Any, Any] | None = None, default: Any = MISSING, also: tuple[str, ...] = ()
+) -> Lens:
     """Their key is our hyperparameter.
 
     Args:
         choice: their values to ours; another value is an error. The first spelling of theirs is written.
-        default: what an absent key means; without it an absent key is an error. `"=heads"`: the value of that hyperparameter.
+        default: what an absent key means; without it an absent key is an error. `Same("heads")`: the value of that
+            hyperparameter.
         also: older names of theirs, accepted when reading.
     """
 
@@ -57,7 +68,10 @@ def key(theirs: str, ours: str, choice: Mapping[Any, Any] | None = None, default
         if choice is not None and value in choice:
             value = choice[value]
         elif choice is not None and value is not default:
-            raise ValueError(f"config key {theirs!r} is {value!r}; known are {', '.join(map(repr, choice))}{nearest(str(value), [str(c) for c in choice])}")
+            known = [str(c) for c in choice]
+            raise ValueError(
+                f"config key {theirs!r} is {value!r}; known are {', '.join(known)}{nearest(str(value), known)}"
+            )
         return {ours: value}
 
     def put(hyper: Any) -> dict[str, Any]:
@@ -65,10 +79,18 @@ def key(theirs: str, ours: str, choice: Mapping[Any, Any] | None = None, default
         if choice is not None:
             value = next((t for t, o in choice.items() if o == value), MISSING)
             if value is MISSING:
-                raise ValueError(f"{ours}={getattr(hyper, ours)!r} cannot be written as {theirs!r}; it knows {', '.join(map(repr, choice.values()))}")
+                known = ", ".join(map(repr, choice.values()))
+                raise ValueError(
+                    f"{ours}={getattr(hyper, ours)!r} cannot be written as {theirs!r}, which knows {known}"
+                )
         return {theirs: value}
 
     return Lens((theirs, *also), (ours,), get, put)
+
+
+def keys(**names: str) -> tuple[Lens, ...]:
+    """Plain values, theirs = ours: `*keys(hidden_size="dim", num_hidden_layers="depth")`."""
+    return tuple(key(theirs, ours) for theirs, ours in names.items())
 
 
 def must(theirs: str, value: Any, absent: bool = True) -> Lens:
@@ -80,7 +102,7 @@ def must(theirs: str, value: Any, absent: bool = True) -> Lens:
             raise ValueError(f"config key {theirs!r} is {found!r}; this page can do {value!r} only")
         return {}
 
-    return Lens((theirs,), (), get, lambda hyper: {theirs: value}, "has the one value that this page can do")
+    return Lens((theirs,), (), get, lambda hyper: {theirs: value}, ONE_VALUE)
 
 
 def quiet(*names: str, why: str) -> Lens:
@@ -88,14 +110,18 @@ def quiet(*names: str, why: str) -> Lens:
     return Lens(names, (), lambda config: {}, lambda hyper: {}, why)
 
 
+_FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "_commit_hash")
+_OUTPUTS = ("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward")
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "tokenizer_class")
+_HABITS = ("problem_type", "finetuning_task", "task_specific_params", "gradient_checkpointing", "pruned_heads")
 COMMON = (
-    quiet("architectures", "model_type", "transformers_version", "_name_or_path", why="says which file this is"),
+    quiet(*_FILE, why="says which file this is"),
     quiet("dtype", "torch_dtype", why="the tensors say it themselves"),
-    quiet("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", why="asks for outputs or memory, not for other numbers"),
+    quiet(*_OUTPUTS, why="asks for outputs or memory, not for other numbers"),
     quiet("initializer_range", "initializer_factor", why="first weights, before training"),
-    quiet("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", why="token ids, used by the tokenizer and generation"),
-    quiet("problem_type", "finetuning_task", "task_specific_params", "gradient_checkpointing", "pruned_heads", "tokenizer_class", "_commit_hash", why="habits around the model"),
-)  # fmt: skip
+    quiet(*_IDS, why="for the tokenizer and generation"),
+    quiet(*_HABITS, why="habits around the model"),
+)
 
 
 def _labels(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +147,9 @@ class Line:
     detail: str
 
 
-def read(entries: tuple[Lens, ...], config: Mapping[str, Any], cls: type, fixed: Mapping[str, Any]) -> tuple[Any, list[Line]]:
+def read(
+    entries: tuple[Lens, ...], config: Mapping[str, Any], cls: type, fixed: Mapping[str, Any]
+) -> tuple[Any, list[Line]]:
     """Their config as our hyperparameters, and what became of each key.
 
     Args:
@@ -137,14 +165,12 @@ def read(entries: tuple[Lens, ...], config: Mapping[str, Any], cls: type, fixed:
         for name in entry.names:
             seen.add(name)
             if name in config:
-                status = "used" if entry.fields else "fixed" if "one value" in entry.why else "ignored"
+                status = "used" if entry.fields else "fixed" if entry.why == ONE_VALUE else "ignored"
                 lines.append(Line(name, config[name], status, ", ".join(entry.fields) or entry.why))
     if unknown := [k for k in config if k not in seen]:
-        raise ValueError(f"config keys that nobody reads: {', '.join(f'{k}={config[k]!r}' for k in unknown)}{nearest(unknown[0], sorted(seen))}")
-    for name, value in found.items():
-        if isinstance(value, str) and value.startswith("="):
-            found[name] = found[value[1:]]
-    return cls(**found), lines
+        names = ", ".join(f"{k}={config[k]!r}" for k in unknown)
+        raise ValueError(f"config keys that nobody reads: {names}{nearest(unknown[0], sorted(seen))}")
+    return cls(**{k: found[v.name] if isinstance(v, Same) else v for k, v in found.items()}), lines
 
 
 def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,5 +198,4 @@ def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
     if not entry.fields:
         return True
     values = entry.get(origin)
-    values = {k: getattr(hyper, v[1:]) if isinstance(v, str) and v.startswith("=") else v for k, v in values.items()}
-    return all(getattr(hyper, k) == v for k, v in values.items())
+    return all(getattr(hyper, k) == (getattr(hyper, v.name) if isinstance(v, Same) else v) for k, v in values.items())

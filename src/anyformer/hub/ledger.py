@@ -15,7 +15,9 @@ class TensorLine:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    status: str  # "used": is ours; "derived": equal to what we hold already; "ignored"; "fresh": ours, absent in the file
+    status: (
+        str  # "used": is ours; "derived": equal to what we hold already; "ignored"; "fresh": ours, absent in the file
+    )
     detail: str  # our names, or the reason
 
 
@@ -35,7 +37,9 @@ class Ledger:
     def summary(self) -> str:
         """One line: all tensors and keys by status."""
         tensors = ", ".join(f"{self.count(s)} {s}" for s in ("used", "derived", "ignored", "fresh") if self.count(s))
-        keys = ", ".join(f"{n} {s}" for s in ("used", "fixed", "ignored") if (n := sum(k.status == s for k in self.config)))
+        keys = ", ".join(
+            f"{n} {s}" for s in ("used", "fixed", "ignored") if (n := sum(k.status == s for k in self.config))
+        )
         return f"{len(self.tensors)} tensors: {tensors or 'none'}; {len(self.config)} config keys: {keys or 'none'}"
 
     def to_json(self) -> dict[str, Any]:

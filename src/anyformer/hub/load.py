@@ -1,4 +1,5 @@
-"""Reading a model: find the page that knows the file, build it without memory, fill it tensor by tensor, keep the ledger."""
+"""Reading a model: find the page that knows the file, build it without memory, fill it tensor by tensor, keep the
+ledger."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def load(
     became of each is in `model.ledger`.
 
     Args:
-        source: a Hugging Face directory, a GGUF file, or a hub id (through huggingface_hub; its cache is enough, offline).
+        source: a Hugging Face directory, a GGUF file, or a hub id (through huggingface_hub; its cache is enough,
+            offline).
         dtype: of the weights; by default as stored (GGUF: float32).
         device: where they go.
         fresh: patterns of our paths that the file may lack; they get first weights (`["heads.*"]` to fine-tune).
@@ -57,7 +59,9 @@ def load(
         extras: dict[str, Any] = {}
     else:
         file, config = open_weights(path, allow_pickle), _json(path, "config.json")
-        extras = {"generation": _json(path, "generation_config.json")} if (path / "generation_config.json").exists() else {}
+        extras = (
+            {"generation": _json(path, "generation_config.json")} if (path / "generation_config.json").exists() else {}
+        )
         if config.get("model_type") == NATIVE:
             return _finish(_native(path, config, file, fresh, dtype, device), path, extras)
         page, hub = _page_for(str(config.get("model_type")), "hf")
@@ -68,7 +72,12 @@ def load(
     ledger = Ledger(str(path), hub.format, config=lines)
     _fill(model, links(hub.weights(hyper), model.state_dict()), hub, file, ledger, tuple(fresh), dtype, device)
     model.page, model.config, model.ledger = page.name, hyper, ledger
-    model.origin = {"hub": hub.name, "format": hub.format, "config": dict(config) if hub.format == "hf" else {}, **extras}
+    model.origin = {
+        "hub": hub.name,
+        "format": hub.format,
+        "config": dict(config) if hub.format == "hf" else {},
+        **extras,
+    }
     return _finish(model, path, file.metadata if hub.format == "gguf" else {})
 
 
@@ -103,7 +112,9 @@ def _find(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
     except Exception as error:  # its errors come from several libraries; all mean that the model is not to be had
-        raise FileNotFoundError(f"{name!r} is no folder here, and the hub did not give it: {str(error).splitlines()[0]}") from error
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and the hub did not give it: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
@@ -131,8 +142,14 @@ def _gguf_config(file: TensorFile) -> tuple[pages.Page, Hub, dict[str, Any]]:
     """The page, the map and the architecture's own metadata; a head that is not stored is the token table."""
     name = str(file.metadata.get("general.architecture"))
     page, hub = _page_for(name, "gguf")
-    config = {k: v for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    config = {k: _short(v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    config.setdefault(f"{name}.vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())) or None)
     return page, hub, {**config, "tied": "output.weight" not in file.names()}
+
+
+def _short(value: Any) -> Any:
+    """GGUF stores float32: 9.99999974e-06 was written as 1e-05."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -142,7 +159,9 @@ def _implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     if named not in hub.architectures:
         known = list(hub.architectures)
-        raise ValueError(f"the file holds a {named!r}{nearest(named, known)}; of {hub.name!r} anyformer knows {', '.join(known)}")
+        raise ValueError(
+            f"the file holds a {named!r}{nearest(named, known)}; of {hub.name!r} anyformer knows {', '.join(known)}"
+        )
     return hub.architectures[named]
 
 
@@ -163,7 +182,14 @@ def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterabl
 
 
 def _fill(
-    model: nn.Module, table: list[Link], hub: Hub, file: TensorFile, ledger: Ledger, fresh: tuple[str, ...], dtype: Any, device: Any
+    model: nn.Module,
+    table: list[Link],
+    hub: Hub,
+    file: TensorFile,
+    ledger: Ledger,
+    fresh: tuple[str, ...],
+    dtype: Any,
+    device: Any,
 ) -> None:
     """Moves tensor after tensor from the file into the model, and writes down what became of each."""
     stored = _canonical(hub, file.names(), {n for link in table for n in (link.theirs, *link.also)})
@@ -172,7 +198,9 @@ def _fill(
     for link in sorted(table, key=lambda k: k.tied):  # what is tied is compared with what is there by then
         found = [n for n in (link.theirs, *link.also) if n in stored]
         if len(found) > 1:
-            raise ValueError(f"the file holds {found[0]!r} and, under its older name, {found[1]!r}; one of them must go")
+            raise ValueError(
+                f"the file holds {found[0]!r} and, under its older name, {found[1]!r}; one of them must go"
+            )
         if not found:
             if all(any(fnmatch.fnmatchcase(o, p) for p in fresh) for o in link.ours) and not link.tied:
                 for name in link.ours:
@@ -198,7 +226,8 @@ def _fill(
 
 
 def _canonical(hub: Hub, names: list[str], expected: set[str]) -> dict[str, str]:
-    """The names of a file as the table spells them -> as the file does: prefixes left out and older endings are put right."""
+    """The names of a file as the table spells them -> as the file does: prefixes left out and older endings are put
+    right."""
     bare = bool(hub.base) and not any(n.startswith(hub.base) for n in names)
     out: dict[str, str] = {}
     for name in names:

@@ -67,7 +67,8 @@ class RotaryOrder(Op):
 
 
 class Resample(Op):
-    """Positions of a grid of patches, for a model that was built for another image size. Exact where the sizes agree."""
+    """Positions of a grid of patches, for a model that was built for another image size. Exact where the sizes
+    agree."""
 
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         from anyformer.parts.embeddings import resample_grid
@@ -90,14 +91,17 @@ class Row:
     tied: str | None = None
 
 
-def row(theirs: str, ours: str | tuple[str, ...], *ops: Op, also: str | tuple[str, ...] = (), tied: str | None = None) -> Row:
+def row(
+    theirs: str, ours: str | tuple[str, ...], *ops: Op, also: str | tuple[str, ...] = (), tied: str | None = None
+) -> Row:
     """Their module (or single parameter) is ours.
 
     Args:
         theirs, ours: paths; with several of ours, an op must divide the tensor.
         ops: in the order of reading.
         also: older names of theirs, accepted when reading.
-        tied: our path that plays this part when the model has no `ours` (or `ours` is empty); a stored copy must be equal to it.
+        tied: our path that plays this part when the model has no `ours` (or `ours` is empty); a stored copy must be
+            equal to it.
     """
     also = (also,) if isinstance(also, str) else also
     return Row(theirs, (ours,) if isinstance(ours, str) else ours, ops, also, tied)
@@ -178,9 +182,14 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
                 hits.setdefault((tuple(at.items()), m["tail"]), [None] * len(r.ours))[place] = name
                 del left[name]
         for (at, tail), names in hits.items():
-            fill = {"theirs": r.theirs.format(**dict(at)) + tail, "also": tuple(a.format(**dict(at)) + tail for a in r.also)}
+            fill = {
+                "theirs": r.theirs.format(**dict(at)) + tail,
+                "also": tuple(a.format(**dict(at)) + tail for a in r.also),
+            }
             if None in names:
-                raise ValueError(f"{fill['theirs']!r} maps to {r.ours}, but the model has only {[n for n in names if n]}")
+                raise ValueError(
+                    f"{fill['theirs']!r} maps to {r.ours}, but the model has only {[n for n in names if n]}"
+                )
             made.append(Link(fill["theirs"], tuple(n for n in names if n), r.ops, fill["also"]))  # type: ignore[arg-type]
         for tail in (".weight", ""):
             if not hits and r.tied is not None and r.tied + tail in known:
@@ -213,9 +222,11 @@ class Hub:
         name: `model_type` in config.json, or `general.architecture` in a GGUF file.
         config: entries (see `anyformer.hub.config`), each hyperparameter in one of them.
         weights: the rows for given hyperparameters.
-        architectures: the names in `architectures` of config.json, each with the hyperparameters that it implies; the first
+        architectures: the names in `architectures` of config.json, each with the hyperparameters that it implies;
+            the first
             is taken where a file names none.
-        base: the prefix of names that some files leave out; `bare`: the architectures whose files are written without it.
+        base: the prefix of names that some files leave out; `bare`: the architectures whose files are written
+            without it.
         tails: older last words of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf" or "gguf".

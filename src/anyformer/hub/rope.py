@@ -1,4 +1,5 @@
-"""Rotary positions in published configs: `rope_parameters` as written today, `rope_theta` and `rope_scaling` as written before."""
+"""Rotary positions in published configs: `rope_parameters` as written today, `rope_theta` and `rope_scaling` as
+written before."""
 
 from __future__ import annotations
 
@@ -11,16 +12,20 @@ from anyformer.hub.config import Lens
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
 
 NAMES = ("rope_parameters", "rope_theta", "rope_scaling")
+_FROM = ("factor", "original_max_position_embeddings")
 TYPES = {
-    "default": (), "linear": ("factor",), "dynamic": ("factor",),
-    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
-    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-}  # fmt: skip
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": (*_FROM, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": (*_FROM, "attention_factor", "short_factor", "long_factor"),
+    "llama3": (*_FROM, "low_freq_factor", "high_freq_factor"),
+}
 
 
 def rope(theta: float = 10000.0) -> Lens:
-    """The entry of a config table for the hyperparameters `theta` and `scaling`; `theta` here is what an absent key means."""
+    """The entry of a config table for the hyperparameters `theta` and `scaling`; `theta` here is what an absent key
+    means."""
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
         found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
@@ -28,9 +33,13 @@ def rope(theta: float = 10000.0) -> Lens:
         kind = found.pop("rope_type", None) or found.get("type") or "default"
         found.pop("type", None)
         if kind not in TYPES:
-            raise ValueError(f"rope type {kind!r} is unknown{nearest(str(kind), list(TYPES))}; known are {', '.join(TYPES)}")
+            raise ValueError(
+                f"rope type {kind!r} is unknown{nearest(str(kind), list(TYPES))}; known are {', '.join(TYPES)}"
+            )
         if unknown := sorted(set(found) - set(TYPES[kind])):
-            raise ValueError(f"rope type {kind!r} has no parameter {unknown[0]!r}; it has {', '.join(TYPES[kind]) or 'none'}")
+            raise ValueError(
+                f"rope type {kind!r} has no parameter {unknown[0]!r}; it has {', '.join(TYPES[kind]) or 'none'}"
+            )
         return {"theta": float(base), "scaling": _scaling(kind, found, config.get("max_position_embeddings"))}
 
     def put(hyper: Any) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def _scaling(kind: str, p: Mapping[str, Any], context: int | None) -> Scaling | 
     if kind == "dynamic":
         return Dynamic(need("factor"), int(context or 0))
     trained = p.get("original_max_position_embeddings") or int(context or 0)
-    factor = p.get("factor") if p.get("factor") is not None else (context or trained) / trained
+    factor: float = p["factor"] if p.get("factor") is not None else (context or trained) / trained
     if kind == "llama3":
         return Llama3(need("factor"), need("low_freq_factor"), need("high_freq_factor"), trained)
     if kind == "yarn":
@@ -71,6 +80,7 @@ def _scaling(kind: str, p: Mapping[str, Any], context: int | None) -> Scaling | 
 
 def _words(s: Scaling | None) -> dict[str, Any]:
     """One of our scalings in their words."""
+    words: dict[str, Any]
     match s:
         case None:
             return {"rope_type": "default"}

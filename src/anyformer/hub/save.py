@@ -1,4 +1,5 @@
-"""Writing a model: as the published files are where they can say it, else in our own words, always as a Hugging Face directory."""
+"""Writing a model: as the published files are where they can say it, else in our own words, always as a Hugging Face
+directory."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def _words(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:
-    """The map that can say this model, the name of its architecture, and its config; None if only our own format can."""
+    """The map that can say this model, the name of its architecture, and its config; None if only our own format
+    can."""
     if model.page is None or pages.page(model.page).recipe(model.config) != model.recipe:
         return None
     origin = model.origin or {}
@@ -93,7 +95,10 @@ def _check_other(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
         return
     differs = sorted(k for k in {*there, *config} if there.get(k) != config.get(k))
     if differs:
-        raise ValueError(f"{folder} holds another model: its config differs in {', '.join(differs[:5])}; choose another folder, or overwrite=True")
+        keys = ", ".join(differs[:5])
+        raise ValueError(
+            f"{folder} holds another model (its config differs in {keys}); choose another, or overwrite=True"
+        )
 
 
 def _json(data: Any) -> bytes:

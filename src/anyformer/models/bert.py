@@ -1,11 +1,13 @@
 """BERT (Devlin et al., 2018; arXiv:1810.04805). An encoder that sees both directions.
 
-Differs from the 2017 Transformer's encoder by: learned positions, segments, GELU, a norm on the embeddings; heads for masked
+Differs from the 2017 Transformer's encoder by: learned positions, segments, GELU, a norm on the embeddings; heads
+for masked
 tokens and for the next sentence. Post-norm: the norm comes after each sum.
 
 ```
-ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ──┬── masked tokens
-                                              └────────────┘                └────────────┘                              └─ first token, dense, tanh ── next sentence | classes
+ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ─┐
+                                              └────────────┘                └────────────┘                             │
+                               next sentence | classes ── tanh ── dense ── first token ──┬── masked tokens ────────────┘
 ```
 """
 
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Encoder
-from anyformer.hub.config import ACTS, CLASSES, COMMON, key, must
+from anyformer.hub.config import ACTS, CLASSES, COMMON, key, keys, must
 from anyformer.hub.maps import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 
@@ -32,7 +34,7 @@ class Bert:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     classifier_dropout: float | None = None  # as `dropout`
-    task: str = "pretraining"  # pretraining: masked tokens and next sentence; masked; classify; tag: each token; none: hidden and pooled
+    task: str = "pretraining"  # which heads, see HEADS
     classes: int = 2
 
 
@@ -49,14 +51,18 @@ CASES = {
     "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3},
     "none": {"task": "none", "types": 1, "vocab": 101},
 }
-HEADS = {"pretraining": ("mlm", "nsp"), "masked": ("mlm",), "classify": ("classes",), "tag": ("classes",), "none": ()}
+HEADS = {  # masked tokens, next sentence; classes of the whole text or of each token; hidden and pooled alone
+    "pretraining": ("mlm", "nsp"), "masked": ("mlm",), "classify": ("classes",), "tag": ("classes",), "none": (),
+}  # fmt: skip
 
 
 def bert(c: Bert) -> Recipe:
     norm = LayerNorm.of(eps=c.eps)
     mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
     block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
-    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, norm=norm, dropout=c.dropout)
+    embed = Tokens.of(
+        vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, norm=norm, dropout=c.dropout
+    )
     last = c.dropout if c.classifier_dropout is None else c.classifier_dropout
     heads = {
         "mlm": MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act),
@@ -64,7 +70,9 @@ def bert(c: Bert) -> Recipe:
         "classes": Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag"),
     }
     pool = None if c.task in ("masked", "tag") else Pooler.of()
-    return Encoder.of(c.dim, embed, [block] * c.depth, pool=pool, heads={h: heads[h] for h in HEADS[c.task]}, context=c.context)
+    return Encoder.of(
+        c.dim, embed, [block] * c.depth, pool=pool, heads={h: heads[h] for h in HEADS[c.task]}, context=c.context
+    )
 
 
 def _weights(c: Bert) -> list:
@@ -94,8 +102,9 @@ HUBS = (
     Hub(
         "bert",
         architectures={
-            "BertForPreTraining": {"task": "pretraining"}, "BertForMaskedLM": {"task": "masked"}, "BertModel": {"task": "none"},
+            "BertForPreTraining": {"task": "pretraining"}, "BertForMaskedLM": {"task": "masked"},
             "BertForSequenceClassification": {"task": "classify"}, "BertForTokenClassification": {"task": "tag"},
+            "BertModel": {"task": "none"},
         },
         base="bert.",
         bare=("BertModel",),
@@ -103,11 +112,12 @@ HUBS = (
         ignore={"bert.embeddings.position_ids": "0, 1, 2, …"},
         weights=_weights,
         config=(
-            key("hidden_size", "dim"), key("num_hidden_layers", "depth"), key("num_attention_heads", "heads"),
-            key("intermediate_size", "hidden"), key("vocab_size", "vocab"), key("max_position_embeddings", "context"),
-            key("type_vocab_size", "types"), key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
-            key("hidden_dropout_prob", "dropout", default=0.1), key("classifier_dropout", "classifier_dropout", default=None),
-            key("attention_probs_dropout_prob", "attention_dropout", default=0.1), CLASSES,
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads"),
+            *keys(intermediate_size="hidden", vocab_size="vocab", max_position_embeddings="context"),
+            *keys(type_vocab_size="types"), key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
+            key("hidden_dropout_prob", "dropout", default=0.1), CLASSES,
+            key("attention_probs_dropout_prob", "attention_dropout", default=0.1),
+            key("classifier_dropout", "classifier_dropout", default=None),
             must("is_decoder", False), must("add_cross_attention", False), must("tie_word_embeddings", True),
             must("position_embedding_type", "absolute"), *COMMON,
         ),

@@ -3,8 +3,8 @@
 Differs from the 2017 Transformer's decoder by: no encoder, norms before the branches, learned positions, GELU.
 
 ```
-ids ── token + place ──┬─ LayerNorm ─ attention, causal ─(+)─┬─ LayerNorm ─ MLP, GELU ─(+)── … x depth ── LayerNorm ── logits
-                       └────────────────────────────────┘   └───────────────────────┘                      (the token table)
+ids ── token + place ──┬─ LayerNorm ─ attention, causal ─(+)─┬─ LayerNorm ─ MLP, GELU ─(+)── … x depth ── LayerNorm ─┐
+                       └────────────────────────────────┘   └─────────────────────┘   logits, by the token table ── ┘
 ```
 Its files hold q, k and v in one matrix, and every matrix transposed.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, must, quiet
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
 from anyformer.hub.maps import Hub, Split, Transpose, row, under
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Tokens
 
@@ -78,17 +78,18 @@ HUBS = (
         "gpt2",
         architectures={"GPT2LMHeadModel": {}},
         base="transformer.",
-        ignore={"transformer.h.{i}.attn.bias": "the causal mask", "transformer.h.{i}.attn.masked_bias": "the causal mask"},
+        ignore={f"transformer.h.{{i}}.attn.{name}": "the causal mask" for name in ("bias", "masked_bias")},
         weights=_weights,
         config=(
-            key("n_embd", "dim"), key("n_layer", "depth"), key("n_head", "heads"), key("n_inner", "hidden", default=None),
-            key("vocab_size", "vocab"), key("n_positions", "context", also=("n_ctx",)), key("activation_function", "act", ACTS),
-            key("layer_norm_epsilon", "eps"), key("tie_word_embeddings", "tied", default=True),
+            *keys(n_embd="dim", n_layer="depth", n_head="heads", vocab_size="vocab", layer_norm_epsilon="eps"),
+            key("n_inner", "hidden", default=None), key("n_positions", "context", also=("n_ctx",)),
+            key("activation_function", "act", ACTS), key("tie_word_embeddings", "tied", default=True),
             key("resid_pdrop", "dropout", default=0.1), key("embd_pdrop", "embed_dropout", default=0.1),
             key("attn_pdrop", "attention_dropout", default=0.1),
-            must("scale_attn_weights", True), must("scale_attn_by_inverse_layer_idx", False), must("add_cross_attention", False),
+            must("scale_attn_weights", True), must("scale_attn_by_inverse_layer_idx", False),
+            must("add_cross_attention", False),
             quiet("reorder_and_upcast_attn", why="a trick against overflow in half precision"),
-            quiet("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+            quiet(*(f"summary_{n}" for n in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
                   why="a head that this file does not have"),
             NO_CLASSES, *COMMON,
         ),

@@ -1,10 +1,11 @@
-"""LLaMA (Touvron et al., 2023; arXiv:2302.13971), and with a window Mistral (Jiang et al., 2023; arXiv:2310.06825). A pre-norm decoder.
+"""LLaMA (Touvron et al., 2023; arXiv:2302.13971), and with a window Mistral (Jiang et al., 2023; arXiv:2310.06825).
+A pre-norm decoder.
 
 Differs from GPT-2 by: RMSNorm, rotary positions, a gated MLP, keys and values shared by groups of heads, no biases.
 
 ```
-ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─ down(silu(gate) * up) ─(+)── … x depth ── RMSNorm ── logits
-               └──────────────────────────────────────┘   └──────────────────────────────┘
+ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─ down(silu(gate) * up) ─(+)── … x depth ──┐
+               └──────────────────────────────────────┘   └──────────────────────────────┘    logits ── RMSNorm ┘
 ```
 """
 
@@ -12,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, quiet
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Same, key, keys, quiet
+from anyformer.hub.gguf_maps import decoder_config, decoder_rows
 from anyformer.hub.maps import Hub, RotaryOrder, row, under
 from anyformer.hub.rope import rope
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
@@ -53,7 +55,9 @@ SIZES = {
     "3.1-70b": replace(_llama31, dim=8192, depth=80, heads=64, hidden=28672),
     "3.2-1b": replace(_llama31, dim=2048, depth=16, hidden=8192, tied=True, scaling=Llama3(32.0, 1.0, 4.0, 8192)),
     "mistral-7b": Llama(kv_heads=8, hidden=14336, context=32768, window=4096),
-    "smollm2-135m": Llama(dim=576, depth=30, heads=9, kv_heads=3, hidden=1536, vocab=49152, context=8192, theta=100000.0, tied=True),
+    "smollm2-135m": Llama(
+        dim=576, depth=30, heads=9, kv_heads=3, hidden=1536, vocab=49152, context=8192, theta=100000.0, tied=True
+    ),
 }
 PARAMETERS = {
     "7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192, "3-8b": 8_030_261_248, "3.1-8b": 8_030_261_248,
@@ -98,11 +102,11 @@ def _weights(c: Llama) -> list:
 
 
 _CONFIG = (
-    key("hidden_size", "dim"), key("num_hidden_layers", "depth"), key("num_attention_heads", "heads"),
-    key("num_key_value_heads", "kv_heads", default="=heads"), key("head_dim", "head_dim", default=None),
-    key("intermediate_size", "hidden"), key("hidden_act", "act", ACTS), key("vocab_size", "vocab"),
-    key("max_position_embeddings", "context"), key("rms_norm_eps", "eps"), rope(),
-    key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0), NO_CLASSES, *COMMON,
+    *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
+    *keys(vocab_size="vocab", max_position_embeddings="context", rms_norm_eps="eps"), key("hidden_act", "act", ACTS),
+    key("num_key_value_heads", "kv_heads", default=Same("heads")), key("head_dim", "head_dim", default=None), rope(),
+    key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0),
+    NO_CLASSES, *COMMON,
 )  # fmt: skip
 HUBS = (
     Hub(
@@ -118,5 +122,11 @@ HUBS = (
         architectures={"MistralForCausalLM": {}},
         weights=_weights,
         config=(*_CONFIG, key("sliding_window", "window", default=None)),
+    ),
+    Hub(
+        "llama",
+        format="gguf",
+        weights=lambda c: decoder_rows(q=RotaryOrder(c.heads), k=RotaryOrder(c.kv_heads)),
+        config=decoder_config("llama"),
     ),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Mamba (Gu and Dao, 2023; arXiv:2312.00752). A decoder without attention: a recurrent state of fixed size.
 
-Differs from GPT-2 by: one branch a block, a selective state space, instead of attention and an MLP; RMSNorm; no positions.
+Differs from GPT-2 by: one branch a block, a selective state space, instead of attention and an MLP; RMSNorm; no
+positions.
 
 ```
 ids ── token ──┬─ RMSNorm ─ Mamba ─(+)── … x depth ── RMSNorm ── logits (the token table)
@@ -15,7 +16,7 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import COMMON, NO_CLASSES, Lens, key, must, quiet
+from anyformer.hub.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
 from anyformer.hub.maps import Hub, row, under
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba as Mixer
@@ -44,7 +45,13 @@ SIZES = {
     "1.4b": Mamba(dim=2048, depth=48),
     "2.8b": Mamba(dim=2560, depth=64),
 }
-PARAMETERS = {"130m": 129_135_360, "370m": 371_516_416, "790m": 793_204_224, "1.4b": 1_372_178_432, "2.8b": 2_768_345_600}
+PARAMETERS = {
+    "130m": 129_135_360,
+    "370m": 371_516_416,
+    "790m": 793_204_224,
+    "1.4b": 1_372_178_432,
+    "2.8b": 2_768_345_600,
+}
 CASES = {
     "untied": {"tied": False, "bias": True, "conv_bias": False},
     "odd": {"dim": 30, "expand": 3, "state": 5, "rank": 7, "kernel": 3, "vocab": 101},
@@ -53,13 +60,25 @@ CASES = {
 
 def mamba(c: Mamba) -> Recipe:
     norm = RMSNorm.of(eps=c.eps)
-    mixer = Mixer.of(hidden=c.expand * c.dim, state=c.state, rank=c.rank, kernel=c.kernel, bias=c.bias, conv_bias=c.conv_bias)
+    mixer = Mixer.of(
+        hidden=c.expand * c.dim, state=c.state, rank=c.rank, kernel=c.kernel, bias=c.bias, conv_bias=c.conv_bias
+    )
     head = Logits.of(vocab=c.vocab, tied=c.tied)
-    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [Block.of(mixer=mixer, norm=norm)] * c.depth, norm=norm, head=head)
+    return CausalLM.of(
+        c.dim, Tokens.of(vocab=c.vocab), [Block.of(mixer=mixer, norm=norm)] * c.depth, norm=norm, head=head
+    )
 
 
 def _weights(c: Mamba) -> list:
-    names = {"in_proj": "into", "conv1d": "conv", "x_proj": "select", "dt_proj": "step", "A_log": "A_log", "D": "skip", "out_proj": "out"}
+    names = {
+        "in_proj": "into",
+        "conv1d": "conv",
+        "x_proj": "select",
+        "dt_proj": "step",
+        "A_log": "A_log",
+        "D": "skip",
+        "out_proj": "out",
+    }
     mixer = under("mixer", "mixer", *(row(theirs, ours) for theirs, ours in names.items()))
     return [
         row("backbone.embeddings", "embed.tokens", also="backbone.embedding"),
@@ -72,7 +91,7 @@ def _weights(c: Mamba) -> list:
 def _inner(config: Mapping[str, Any]) -> dict[str, Any]:
     expand = config.get("expand", 2)
     if config.get("intermediate_size") not in (None, expand * config.get("hidden_size", 0)):
-        raise ValueError(f"config keys 'intermediate_size' ({config['intermediate_size']}) and 'expand' ({expand}) contradict each other")
+        raise ValueError(f"config keys 'expand' ({expand}) and 'intermediate_size' contradict each other")
     return {"expand": expand}
 
 
@@ -87,16 +106,17 @@ HUBS = (
         architectures={"MambaForCausalLM": {}},
         weights=_weights,
         config=(
-            key("hidden_size", "dim"), key("num_hidden_layers", "depth"), key("state_size", "state"), key("conv_kernel", "kernel"),
-            key("vocab_size", "vocab"), key("layer_norm_epsilon", "eps"), key("use_bias", "bias"), key("use_conv_bias", "conv_bias"),
+            *keys(hidden_size="dim", num_hidden_layers="depth", state_size="state", conv_kernel="kernel"),
+            *keys(vocab_size="vocab", layer_norm_epsilon="eps", use_bias="bias", use_conv_bias="conv_bias"),
             key("tie_word_embeddings", "tied", default=True), must("hidden_act", "silu"),
             Lens(("expand", "intermediate_size"), ("expand",), _inner,
                  lambda c: {"expand": c.expand, "intermediate_size": c.expand * c.dim}),
             Lens(("time_step_rank",), ("rank",), _rank, lambda c: {"time_step_rank": c.rank or math.ceil(c.dim / 16)}),
             quiet("residual_in_fp32", why="for half precision; here the stream has the type of the weights"),
-            quiet("rescale_prenorm_residual", "time_step_floor", "time_step_init_scheme", "time_step_max", "time_step_min",
-                  "time_step_scale", why="first weights, before training"),
-            quiet("use_mambapy", "use_associative_scan", "use_cache", why="how it is computed"), NO_CLASSES, *COMMON,
+            quiet("rescale_prenorm_residual",
+                  *(f"time_step_{n}" for n in ("floor", "init_scheme", "max", "min", "scale")),
+                  why="first weights, before training"),
+            quiet("use_mambapy", "use_associative_scan", why="how it is computed"), NO_CLASSES, *COMMON,
         ),
     ),
 )  # fmt: skip

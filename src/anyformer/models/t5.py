@@ -1,7 +1,9 @@
 """T5 (Raffel et al., 2019; arXiv:1910.10683), v1.0 and v1.1. An encoder-decoder.
 
-Differs from the 2017 Transformer by: RMSNorm before the branches, no biases, no positions in the stream but one learned bias
-on the scores for each stack, scores that are not divided by sqrt(K). v1.1: a gated GELU instead of ReLU, and logits that are
+Differs from the 2017 Transformer by: RMSNorm before the branches, no biases, no positions in the stream but one
+learned bias
+on the scores for each stack, scores that are not divided by sqrt(K). v1.1: a gated GELU instead of ReLU, and logits
+that are
 not scaled.
 
 ```
@@ -18,7 +20,7 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import EncoderDecoder, Stack
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, must, quiet
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, Same, key, keys, must, quiet
 from anyformer.hub.maps import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, GatedMLP, Logits, RelativeBias, RMSNorm, Tokens
 
@@ -44,8 +46,8 @@ class T5:
 
 
 _11 = T5(depth=8, decoder_depth=8, heads=6, hidden=1024, act="gelu_tanh", gated=True, tied=False, scaled=False)
-_base = {"dim": 768, "depth": 12, "decoder_depth": 12, "heads": 12}
-_large = {"dim": 1024, "depth": 24, "decoder_depth": 24, "heads": 16}
+_base: dict[str, Any] = {"dim": 768, "depth": 12, "decoder_depth": 12, "heads": 12}
+_large: dict[str, Any] = {"dim": 1024, "depth": 24, "decoder_depth": 24, "heads": 16}
 SIZES = {
     "tiny": T5(dim=32, depth=2, decoder_depth=3, heads=4, head_dim=6, hidden=48, vocab=128, buckets=8, far=20),
     "small": T5(),
@@ -62,7 +64,16 @@ PARAMETERS = {
 }  # fmt: skip
 CASES = {
     "1.1": {"act": "gelu_tanh", "gated": True, "scaled": False},
-    "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "gated": True, "vocab": 101, "buckets": 32, "far": 128},
+    "odd": {
+        "dim": 30,
+        "heads": 3,
+        "head_dim": 8,
+        "act": "silu",
+        "gated": True,
+        "vocab": 101,
+        "buckets": 32,
+        "far": 128,
+    },
 }
 
 
@@ -76,7 +87,9 @@ def t5(c: T5) -> Recipe:
     both = block.but(cross=mixer.but(cross=True))
     decoder = Stack.of([both] * c.decoder_depth, norm=norm, bias=bias.but(causal=True), dropout=c.dropout)
     head = Logits.of(vocab=c.vocab, tied=c.tied, scale=c.dim**-0.5 if c.scaled else 1.0)
-    return EncoderDecoder.of(c.dim, Tokens.of(vocab=c.vocab, dropout=c.dropout), encoder, decoder, head, begin_id=c.begin_id)
+    return EncoderDecoder.of(
+        c.dim, Tokens.of(vocab=c.vocab, dropout=c.dropout), encoder, decoder, head, begin_id=c.begin_id
+    )
 
 
 def _side(name: str, layers: dict[str, str], gated: bool) -> list:
@@ -104,7 +117,9 @@ def _weights(c: T5) -> list:
 def _get_ffn(config: Mapping[str, Any]) -> dict[str, Any]:
     gate, _, act = str(config.get("feed_forward_proj", "relu")).rpartition("-")
     if gate not in ("", "gated") or act not in ACTS:
-        raise ValueError(f"config key 'feed_forward_proj' is {config['feed_forward_proj']!r}; known are ACT and gated-ACT")
+        raise ValueError(
+            f"config key 'feed_forward_proj' is {config['feed_forward_proj']!r}; known are ACT and gated-ACT"
+        )
     return {"act": "gelu_tanh" if (gate, act) == ("gated", "gelu") else ACTS[act], "gated": gate == "gated"}
 
 
@@ -115,7 +130,9 @@ def _put_ffn(c: T5) -> dict[str, Any]:
 
 
 def _get_head(config: Mapping[str, Any]) -> dict[str, Any]:
-    tied = config.get("tie_word_embeddings", True)  # files before transformers 5 meant v1.1, which does not scale, by False
+    tied = config.get(
+        "tie_word_embeddings", True
+    )  # files before transformers 5 meant v1.1, which does not scale, by False
     return {"tied": tied, "scaled": config.get("scale_decoder_outputs", tied)}
 
 
@@ -123,18 +140,19 @@ HUBS = (
     Hub(
         "t5",
         architectures={"T5ForConditionalGeneration": {}},
-        ignore={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": "never used: cross-attention has no bias"},
+        ignore={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": "cross-attention has no bias"},
         weights=_weights,
         config=(
-            key("d_model", "dim"), key("num_layers", "depth"), key("num_decoder_layers", "decoder_depth", default="=depth"),
-            key("num_heads", "heads"), key("d_kv", "head_dim"), key("d_ff", "hidden"), key("vocab_size", "vocab"),
+            *keys(d_model="dim", num_layers="depth", num_heads="heads", d_kv="head_dim", d_ff="hidden"),
+            *keys(vocab_size="vocab", relative_attention_num_buckets="buckets", layer_norm_epsilon="eps"),
+            key("dropout_rate", "dropout", default=0.1), key("decoder_start_token_id", "begin_id", default=0),
+            key("num_decoder_layers", "decoder_depth", default=Same("depth")),
+            key("relative_attention_max_distance", "far", default=128),
             Lens(("feed_forward_proj", "dense_act_fn", "is_gated_act"), ("act", "gated"), _get_ffn, _put_ffn),
-            key("relative_attention_num_buckets", "buckets"), key("relative_attention_max_distance", "far", default=128),
-            key("layer_norm_epsilon", "eps"), key("dropout_rate", "dropout"), key("decoder_start_token_id", "begin_id", default=0),
             Lens(("tie_word_embeddings", "scale_decoder_outputs"), ("tied", "scaled"), _get_head,
                  lambda c: {"tie_word_embeddings": c.tied, "scale_decoder_outputs": c.scaled}),
             must("is_encoder_decoder", True), must("is_decoder", False),
-            quiet("classifier_dropout", "n_positions", "output_past", why="for heads and habits that this file does not have"),
+            quiet("classifier_dropout", "n_positions", "output_past", why="for what this file does not have"),
             NO_CLASSES, *COMMON,
         ),
     ),

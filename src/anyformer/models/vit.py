@@ -3,8 +3,8 @@
 Differs from BERT by: patches instead of tokens, a class token, norms before the branches and one at the end.
 
 ```
-pixels ── patches, each one vector ── [class] + patches + place ──┬─ LayerNorm ─ attention ─(+)─┬─ LayerNorm ─ MLP ─(+)── … x depth ── LayerNorm ── class token ── classes
-                                                                  └────────────────────────┘   └───────────────┘
+pixels ── [class] + patches + place ──┬─ LayerNorm ─ attention ─(+)─┬─ LayerNorm ─ MLP ─(+)── … x depth ── LayerNorm ─┐
+                                      └────────────────────────┘   └───────────────┘          classes ── class token ┘
 ```
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Encoder
-from anyformer.hub.config import ACTS, CLASSES, COMMON, Lens, key, quiet
+from anyformer.hub.config import ACTS, CLASSES, COMMON, ONE_VALUE, Lens, key, keys, quiet
 from anyformer.hub.maps import Hub, Resample, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Patches, Pooler
 
@@ -47,7 +47,16 @@ SIZES = {
 PARAMETERS = {"b16": 86_567_656, "b32": 88_224_232, "l16": 304_326_632}
 CASES = {
     "none": {"task": "none", "pool_act": "relu", "channels": 1},
-    "odd": {"dim": 30, "heads": 3, "hidden": 50, "image": 15, "patch": 5, "bias": False, "act": "gelu_tanh", "classes": 3},
+    "odd": {
+        "dim": 30,
+        "heads": 3,
+        "hidden": 50,
+        "image": 15,
+        "patch": 5,
+        "bias": False,
+        "act": "gelu_tanh",
+        "classes": 3,
+    },
 }
 
 
@@ -66,13 +75,15 @@ def _weights(c: ViT) -> list:
     return [
         under(
             "vit.embeddings", "embed",
-            row("cls_token", "cls"), row("patch_embeddings.projection", "project"), row("position_embeddings", "positions", Resample()),
+            row("cls_token", "cls"), row("patch_embeddings.projection", "project"),
+            row("position_embeddings", "positions", Resample()),
         ),
         under(
             "vit.encoder.layer.{i}", "blocks.{i}",
             row("layernorm_before", "norm.mixer"), row("layernorm_after", "norm.ffn"),
             under("attention.attention", "mixer", row("query", "q"), row("key", "k"), row("value", "v")),
-            row("attention.output.dense", "mixer.o"), row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"),
+            row("attention.output.dense", "mixer.o"),
+            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"),
         ),
         row("vit.layernorm", "norm"),
         row("vit.pooler.dense", "pool.dense"),
@@ -82,7 +93,9 @@ def _weights(c: ViT) -> list:
 
 def _pooled(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("pooler_output_size") not in (None, config.get("hidden_size")):
-        raise ValueError(f"config key 'pooler_output_size' is {config['pooler_output_size']}; this page can do hidden_size only")
+        raise ValueError(
+            f"config key 'pooler_output_size' is {config['pooler_output_size']}; this page can do hidden_size only"
+        )
     return {}
 
 
@@ -94,13 +107,14 @@ HUBS = (
         bare=("ViTModel",),
         weights=_weights,
         config=(
-            key("hidden_size", "dim"), key("num_hidden_layers", "depth"), key("num_attention_heads", "heads"),
-            key("intermediate_size", "hidden"), key("image_size", "image"), key("patch_size", "patch"),
-            key("num_channels", "channels", default=3), key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads"),
+            *keys(intermediate_size="hidden", image_size="image", patch_size="patch"),
+            key("num_channels", "channels", default=3),
+            key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
             key("qkv_bias", "bias", default=True), key("hidden_dropout_prob", "dropout", default=0.0),
             key("attention_probs_dropout_prob", "attention_dropout", default=0.0), CLASSES,
             key("pooler_act", "pool_act", ACTS, default="tanh"),
-            Lens(("pooler_output_size",), (), _pooled, lambda c: {"pooler_output_size": c.dim}, "has the one value that this page can do"),
+            Lens(("pooler_output_size",), (), _pooled, lambda c: {"pooler_output_size": c.dim}, ONE_VALUE),
             quiet("encoder_stride", why="for masked image modelling, a head that this file does not have"), *COMMON,
         ),
     ),

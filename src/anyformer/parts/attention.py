@@ -16,7 +16,8 @@ from anyformer.parts.masks import FAR, Full, Mask, View, resolved, view
 
 
 class Attention(Mixer):
-    """Scaled dot-product attention with heads (Vaswani et al., 2017; arXiv:1706.03762): softmax(scale * q k^T + bias) v.
+    """Scaled dot-product attention with heads (Vaswani et al., 2017; arXiv:1706.03762): softmax(scale * q k^T +
+    bias) v.
 
     ```
     heads = 4, kv_heads = 4      kv_heads = 2 (grouped)       kv_heads = 1 (multi-query)
@@ -75,13 +76,15 @@ class Attention(Mixer):
         q = self._split(self.q(x), self.heads)  # (B, T, H, K)
         if self.cross:
             k, v = self._memory(flow)
-            seen, mask = flow.once("cross", lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device)))
+            seen, mask = flow.once(
+                "cross", lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device))
+            )
             bias = None
         else:
             q, k, v = self._self(x, q, flow)
             key = (self.mask, k.shape[2])  # layers of one kind share the mask and the bias
             seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
-            bias = flow.bias and flow.once(("bias", key), lambda: self._bias(flow, seen))
+            bias = None if flow.bias is None else flow.once(("bias", key), lambda: self._bias(flow, seen))
         q = q.transpose(1, 2)  # (B, H, T, K)
         if flow.taps is not None and flow.taps.wants(self, "weights"):
             flow.taps.put(self, "weights", weights(q, k, seen.tensor(), bias, self.scale))
@@ -109,7 +112,9 @@ class Attention(Mixer):
     def _memory(self, flow: Flow) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder's memory, (B, G, S, K); made once, then kept in the state."""
         if flow.memory is None:
-            raise ValueError("Attention with cross=True needs an encoder's memory; use it in the decoder of an EncoderDecoder")
+            raise ValueError(
+                "Attention with cross=True needs an encoder's memory; use it in the decoder of an EncoderDecoder"
+            )
         slot = flow.slot(self)
         if slot is not None and slot.length:
             return slot.k, slot.v
@@ -214,5 +219,3 @@ class Sliding(KeysValues):
 
     def mark(self) -> None:
         self.marked = self.dropped + self.length
-
-

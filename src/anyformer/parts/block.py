@@ -24,7 +24,8 @@ class Block(Part):
 
     Args:
         mixer, cross, ffn: recipes; a branch that is None does not exist.
-        norm: recipe of every norm; they are `norm.mixer`, `norm.cross`, `norm.ffn`, and in a sandwich `norm.mixer_out`, ….
+        norm: recipe of every norm; they are `norm.mixer`, `norm.cross`, `norm.ffn`, and in a sandwich
+            `norm.mixer_out`, ….
         wiring: one of the four above.
         dropout: at the end of each branch.
 

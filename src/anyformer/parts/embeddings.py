@@ -25,7 +25,8 @@ class Tokens(Part):
 
     Args:
         vocab: number of token ids.
-        positions: places that are added to the token, e.g. `Learned.of(context=512)`; None where attention knows the order.
+        positions: places that are added to the token, e.g. `Learned.of(context=512)`; None where attention knows the
+            order.
         types: number of segments (BERT has 2), or 0.
         norm: over the sum, or None.
         dropout: at the end.
@@ -91,7 +92,9 @@ class Patches(Part):
     takes = "pixel_values"
     unembed = None
 
-    def __init__(self, dim: int, image: int = 224, patch: int = 16, channels: int = 3, bias: bool = True, dropout: float = 0.0):
+    def __init__(
+        self, dim: int, image: int = 224, patch: int = 16, channels: int = 3, bias: bool = True, dropout: float = 0.0
+    ):
         super().__init__()
         if image % patch:
             raise ValueError(f"Patches: an image of {image} pixels is no whole number of patches of {patch}")
@@ -110,7 +113,9 @@ class Patches(Part):
         if pixels.ndim != 4 or pixels.shape[1] != self.channels:
             raise ValueError(f"pixel_values must be (batch, {self.channels}, height, width), got {tuple(pixels.shape)}")
         if pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
-            raise ValueError(f"pixel_values of {tuple(pixels.shape[2:])} pixels are no whole number of patches of {self.patch}")
+            raise ValueError(
+                f"pixel_values of {tuple(pixels.shape[2:])} pixels are no whole number of patches of {self.patch}"
+            )
         return 1 + (pixels.shape[2] // self.patch) * (pixels.shape[3] // self.patch)
 
     def forward(self, pixels: Tensor, flow: Flow) -> Tensor:
@@ -122,7 +127,8 @@ class Patches(Part):
 
 
 def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """(1, 1 + n * n, D) positions of a square grid behind a class token, for another grid: bicubic, the class token kept."""
+    """(1, 1 + n * n, D) positions of a square grid behind a class token, for another grid: bicubic, the class token
+    kept."""
     side = round((positions.shape[1] - 1) ** 0.5)
     if (rows, columns) == (side, side):
         return positions

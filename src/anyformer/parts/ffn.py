@@ -25,7 +25,8 @@ def activation(owner: str, name: str) -> Callable[[Tensor], Tensor]:
 
 
 class MLP(Part):
-    """y = down(act(up(x))) (Vaswani et al., 2017; arXiv:1706.03762). `hidden` is 4 x width by default. Shape: (B, T, D) -> same."""
+    """y = down(act(up(x))) (Vaswani et al., 2017; arXiv:1706.03762). `hidden` is 4 x width by default. Shape: (B, T,
+    D) -> same."""
 
     def __init__(self, dim: int, hidden: int | None = None, act: str = "gelu", bias: bool = True, dropout: float = 0.0):
         super().__init__()
@@ -38,7 +39,8 @@ class MLP(Part):
 
 
 class GatedMLP(Part):
-    """y = down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer, 2020; arXiv:2002.05202). Shape: (B, T, D) -> same."""
+    """y = down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer, 2020; arXiv:2002.05202). Shape:
+    (B, T, D) -> same."""
 
     def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = False, dropout: float = 0.0):
         super().__init__()

@@ -73,7 +73,8 @@ class Pooler(First):
 
 
 class Classifier(Part):
-    """A score for each class, of the pooled vector or (`each`) of every token. Shape: (B, T, D) -> (B, classes) or (B, T, classes)."""
+    """A score for each class, of the pooled vector or (`each`) of every token. Shape: (B, T, D) -> (B, classes) or
+    (B, T, classes)."""
 
     def __init__(self, dim: int, classes: int, bias: bool = True, dropout: float = 0.0, each: bool = False):
         super().__init__()
@@ -81,5 +82,7 @@ class Classifier(Part):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         if not self.each and flow.pooled is None:
-            raise ValueError("Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True")
+            raise ValueError(
+                "Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True"
+            )
         return self.proj(self.dropout(x if self.each else flow.pooled))

@@ -66,7 +66,9 @@ def attend(
     return w @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
-def weights(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """The attention weights themselves: each row sums to 1, or is 0 where nothing may be seen.
 
     Shapes: q (B, H, T, K), k (B, G, S, K), mask and bias as in `attend` -> (B, H, T, S).
@@ -83,7 +85,14 @@ def weights(q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None = Non
 
 
 def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float, causal: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    causal: bool,
 ) -> Tensor:
     heads, groups = q.shape[1], k.shape[1]
     if bias is not None and mask is not None:
@@ -104,7 +113,8 @@ def _sdpa(
 def _chunked(
     q: Tensor, k: Tensor, v: Tensor, view: View, bias: Tensor | None, scale: float | None, dropout: float
 ) -> Tensor:
-    """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x S)."""
+    """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x
+    S)."""
     out = []
     for start in range(0, view.count, CHUNK):
         part = view.rows(start, min(start + CHUNK, view.count))
@@ -123,7 +133,9 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+def _flex(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:
     """FlexAttention. On CPU PyTorch offers its forward pass only.
 
     Raises:

@@ -1,4 +1,5 @@
-"""Masks: small named objects that say who may see whom, combined by `&`, `|`, `~`, made into a tensor as late as possible.
+"""Masks: small named objects that say who may see whom, combined by `&`, `|`, `~`, made into a tensor as late as
+possible.
 
 `Window(255) & ~Window(3)` prints as itself, is stored with the recipe, and knows how far it reaches.
 B batch, T queries, S keys.
@@ -24,11 +25,13 @@ class Mask(Value):
 
     @abstractmethod
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        """True where the query at an index may see the key at an index. Shapes broadcast, e.g. (T, 1) and (S,) to (T, S)."""
+        """True where the query at an index may see the key at an index. Shapes broadcast, e.g. (T, 1) and (S,) to
+        (T, S)."""
 
     @abstractmethod
     def reach(self) -> tuple[int, int]:
-        """The largest distance at which a key may be seen to the left and to the right; `FAR` where there is no limit."""
+        """The largest distance at which a key may be seen to the left and to the right; `FAR` where there is no
+        limit."""
 
     def __and__(self, other: Mask) -> Mask:
         return And(self, other)
@@ -45,7 +48,9 @@ class Full(Mask):
     """Everyone sees everyone."""
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return torch.ones((), dtype=torch.bool, device=key.device).expand(torch.broadcast_shapes(query.shape, key.shape))
+        return torch.ones((), dtype=torch.bool, device=key.device).expand(
+            torch.broadcast_shapes(query.shape, key.shape)
+        )
 
     def reach(self) -> tuple[int, int]:
         return FAR, FAR
@@ -64,14 +69,17 @@ class Causal(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """Neighbours only: at most `left` before and `right` after; itself always. A published sliding window of w tokens is `Window(w - 1)`."""
+    """Neighbours only: at most `left` before and `right` after; itself always. A published sliding window of w
+    tokens is `Window(w - 1)`."""
 
     left: int
     right: int = 0
 
     def __post_init__(self) -> None:
         if self.left < 0 or self.right < 0:
-            raise ValueError(f"Window: left and right are distances, 0 or more; got left={self.left}, right={self.right}")
+            raise ValueError(
+                f"Window: left and right are distances, 0 or more; got left={self.left}, right={self.right}"
+            )
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return (key >= query - self.left) & (key <= query + self.right)
@@ -134,7 +142,8 @@ class Not(Mask):
 
 @dataclass(frozen=True)
 class View:
-    """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, and the padding of those keys."""
+    """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, and the padding
+    of those keys."""
 
     mask: Mask
     query: int
@@ -161,7 +170,9 @@ class View:
         left, right = self.mask.reach()
         plain = isinstance(self.mask, Full | Causal | Window) or self.mask == Causal() & Window(left)
         last = self.query + self.count - 1
-        return self.keep is None and plain and last - self.key <= left and self.key + self.keys - 1 - self.query <= right
+        return (
+            self.keep is None and plain and last - self.key <= left and self.key + self.keys - 1 - self.query <= right
+        )
 
     def local(self) -> bool:
         """Is much less in reach than there is? Then no tensor of all pairs should be made."""

@@ -8,7 +8,8 @@ from anyformer.core.part import Part
 
 
 class LayerNorm(Part):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al., 2016; arXiv:1607.06450). Shape: (..., D)."""
+    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al., 2016; arXiv:1607.06450).
+    Shape: (..., D)."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
         super().__init__()

@@ -57,7 +57,8 @@ class Dynamic(Scaling):
 
 @dataclass(frozen=True)
 class YaRN(Scaling):
-    """Fast frequencies stay, slow ones are divided by `factor`, between them a ramp (Peng et al., 2023; arXiv:2309.00071).
+    """Fast frequencies stay, slow ones are divided by `factor`, between them a ramp (Peng et al., 2023;
+    arXiv:2309.00071).
 
     Args:
         trained: positions before the stretch.
@@ -78,7 +79,9 @@ class YaRN(Scaling):
 
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         width = 2 * len(frequencies)
-        low, high = (width * math.log(self.trained / (n * 2 * math.pi)) / (2 * math.log(theta)) for n in (self.fast, self.slow))
+        low, high = (
+            width * math.log(self.trained / (n * 2 * math.pi)) / (2 * math.log(theta)) for n in (self.fast, self.slow)
+        )
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, width - 1)
@@ -99,7 +102,8 @@ class YaRN(Scaling):
 
 @dataclass(frozen=True)
 class LongRope(Scaling):
-    """Each frequency is divided by its own factor, from one list for short texts and one for long (Ding et al., 2024; arXiv:2402.13753)."""
+    """Each frequency is divided by its own factor, from one list for short texts and one for long (Ding et al.,
+    2024; arXiv:2402.13753)."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -110,13 +114,16 @@ class LongRope(Scaling):
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         short, long = (torch.tensor(f, device=frequencies.device) for f in (self.short, self.long))
         if len(short) != len(frequencies) or len(long) != len(frequencies):
-            raise ValueError(f"LongRope needs {len(frequencies)} factors, got {len(short)} short and {len(long)} long ones")
+            raise ValueError(
+                f"LongRope needs {len(frequencies)} factors, got {len(short)} short and {len(long)} long ones"
+            )
         return frequencies / torch.where(length > self.trained, long, short), self.attention
 
 
 @dataclass(frozen=True)
 class Llama3(Scaling):
-    """Waves longer than trained / `low` are divided by `factor`, those shorter than trained / `high` stay (Llama 3.1; arXiv:2407.21783)."""
+    """Waves longer than trained / `low` are divided by `factor`, those shorter than trained / `high` stay (Llama
+    3.1; arXiv:2407.21783)."""
 
     factor: float
     low: float
@@ -138,12 +145,20 @@ class Rotary(Part):
         theta: base of the frequencies.
         scaling: one of `Linear`, `Dynamic`, `YaRN`, `LongRope`, `Llama3`, or None.
         fraction: share of the head width that is turned; the rest passes.
-        pairs: "half" pairs i with i + K/2 (Hugging Face's files), "adjacent" pairs 2i with 2i + 1 (the paper, GGUF files).
+        pairs: "half" pairs i with i + K/2 (Hugging Face's files), "adjacent" pairs 2i with 2i + 1 (the paper, GGUF
+            files).
 
     Shape: (B, T, H, K) -> same.
     """
 
-    def __init__(self, dim: int, theta: float = 10000.0, scaling: Scaling | None = None, fraction: float = 1.0, pairs: str = "half"):
+    def __init__(
+        self,
+        dim: int,
+        theta: float = 10000.0,
+        scaling: Scaling | None = None,
+        fraction: float = 1.0,
+        pairs: str = "half",
+    ):
         super().__init__()
         check_option("Rotary", "pairs", pairs, ("half", "adjacent"))
         self.width, self.theta, self.scaling, self.pairs = int(dim * fraction), theta, scaling, pairs
@@ -180,9 +195,11 @@ class Rotary(Part):
 
 
 class RelativeBias(Part):
-    """T5's bias on the scores: a learned number for each head and bucket of distances (Raffel et al., 2019; arXiv:1910.10683).
+    """T5's bias on the scores: a learned number for each head and bucket of distances (Raffel et al., 2019;
+    arXiv:1910.10683).
 
-    Half of the buckets hold one distance each, the rest grow logarithmically up to `far`. Both directions share the buckets
+    Half of the buckets hold one distance each, the rest grow logarithmically up to `far`. Both directions share the
+    buckets
     half and half; with `causal` all are for the past. One table serves a whole stack.
 
     Args:

@@ -1,4 +1,5 @@
-"""State-space mixers. B batch, T time, D width, E inner width, N state, R rank of the step, W width of the convolution."""
+"""State-space mixers. B batch, T time, D width, E inner width, N state, R rank of the step, W width of the
+convolution."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Mamba(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A = -1 … -N on every channel, steps between 0.001 and 0.1, evenly in the logarithm (the paper's section 3.6)."""
+        """A = -1 … -N on every channel, steps between 0.001 and 0.1, evenly in the logarithm (the paper's section
+        3.6)."""
         self.A_log.copy_(torch.arange(1, self.state + 1, dtype=torch.float32).log().expand_as(self.A_log))
         self.skip.fill_(1.0)
         nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
@@ -88,11 +90,14 @@ class Mamba(Mixer):
         return Recurrent(inputs, h)
 
 
-def scan(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def scan(
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
     """The recurrence h_t = exp(step_t A) h_{t-1} + step_t B_t u_t, y_t = C_t h_t, over all t.
 
     The text is cut into chunks. All chunks advance side by side from an empty state, then the states at their ends are
-    chained, then each chunk adds what came before it, faded: `chunk` + T / `chunk` steps instead of T, and only products of
+    chained, then each chunk adds what came before it, faded: `chunk` + T / `chunk` steps instead of T, and only
+    products of
     numbers below 1, so nothing overflows.
 
     Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N) -> y (B, T, E), the last h (B, E, N).
@@ -103,7 +108,9 @@ def scan(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, ch
         h = fade * h + (step * u)[:, 0, :, None] * B[:, 0, None]
         return (h * C[:, 0, None]).sum(-1)[:, None], h
     pad = -time % min(chunk, time)
-    u, step, B, C = (F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, min(chunk, time))) for t in (u, step, B, C))  # (B, chunks, L, …)
+    u, step, B, C = (
+        F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, min(chunk, time))) for t in (u, step, B, C)
+    )  # (B, chunks, L, …)
     fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N); 1 at the padding, where step = 0
     new = (step * u)[..., None] * B[..., None, :]  # (B, chunks, L, E, N)
     states, faded = [new[:, :, 0]], [fade[:, :, 0]]
@@ -120,7 +127,8 @@ def scan(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, ch
 
 
 class Recurrent:
-    """State of a recurrent mixer: the last inputs of its convolution and h. It can return to a mark, and to nothing else."""
+    """State of a recurrent mixer: the last inputs of its convolution and h. It can return to a mark, and to nothing
+    else."""
 
     def __init__(self, inputs: Tensor, h: Tensor):
         self.inputs, self.h, self.length = inputs, h, 0
