@@ -87,7 +87,7 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any]) -> Any:
     if path.is_file():
         from anyformer.hub.gguf_tokenizer import tokenizer_from_gguf
 
-        model.tokenizer = tokenizer_from_gguf(metadata)
+        model.tokenizer = tokenizer_from_gguf(metadata, str(path))
     elif Tokenizer.exists(path):
         model.tokenizer = Tokenizer.load(path)
     return model.eval()

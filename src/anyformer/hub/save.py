@@ -63,11 +63,11 @@ def _words(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if architecture in hub.bare:
             tensors = {k.removeprefix(hub.base): v for k, v in tensors.items()}
         config = {**config, "model_type": hub.name, "architectures": [architecture]}
-        if not origin.get("config"):
-            config["dtype"] = str(next(iter(ours.values())).dtype)[6:]
+        said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (not origin.get("config"))
+        config.update(dict.fromkeys(said, str(next(iter(ours.values())).dtype)[6:]))  # what is stored, not what was
     if model.tokenizer is not None and not origin.get("config"):
         config.update(model.tokenizer.ids())
-    return config, tensors
+    return dict(sorted(config.items())), tensors
 
 
 def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:
