@@ -107,6 +107,11 @@ class State:
             now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
             if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
                 now = now[:, self.length :]
+            if count > 1 and bool((now[:, :-1] & ~now[:, 1:]).any()):
+                raise ValueError(
+                    "with a state, padding stands on the left only: what came before a gap is counted by place in windows, "
+                    "relative positions and recurrent states; pad shorter rows on the left"
+                )
             self.keep = torch.cat((past, now), 1)
         self.length += count
         return self.keep

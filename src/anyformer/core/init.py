@@ -25,5 +25,5 @@ def initialise(model: nn.Module, std: float = 0.02, seed: int | None = None) -> 
             if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
                 bias.zero_()
     for module in model.modules():  # after the common rule, so that a part has the last word
-        if isinstance(module, Part):
+        if isinstance(module, Part | nn.Conv1d):
             module.reset_parameters()

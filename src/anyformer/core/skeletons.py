@@ -5,7 +5,7 @@ B batch, T time, S source time, D width, V vocabulary, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -58,10 +58,15 @@ class Blocks(Part):
             x = x.masked_fill(~keep[..., None], 0.0)  # whatever stands at padding, NaN included, ends here
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled() and flow.state is None:
-                x = checkpoint(block, x, flow, use_reentrant=False)
+                x = checkpoint(_alone, block, x, flow, use_reentrant=False)
             else:
                 x = block(x, flow)
         return self.dropout(call(self.norm, x))
+
+
+def _alone(block: nn.Module, x: Tensor, flow: Flow) -> Tensor:
+    """A block with tables of its own: made again in backward, it would not find what it shares with another one."""
+    return block(x, replace(flow, _made={}))
 
 
 class Stack(Blocks):
@@ -99,7 +104,7 @@ class Skeleton:
         self, embed: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor | None, state: State | None
     ) -> Flow:
         """The flow of one pass over `inputs`: checks the length, joins the padding, places the tokens."""
-        batch, count = len(inputs), embed.length(inputs)
+        batch, count = inputs.shape[0], embed.length(inputs)
         first = 0 if state is None else state.length
         if self.context is not None and first + count > self.context:
             raise ValueError(
@@ -133,11 +138,11 @@ class Skeleton:
 
         return generate(self, *args, **options)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, overwrite: bool = False) -> str:
         """Writes a Hugging Face directory: `anyformer.hub.save(self, folder)`."""
         from anyformer.hub import save
 
-        save(self, folder)
+        return save(self, folder, overwrite=overwrite)
 
 
 def _embed(embed: Any, inputs: Tensor, flow: Flow) -> Tensor:
@@ -192,6 +197,7 @@ class CausalLM(Skeleton, Blocks):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         state: State | None = None,
+        last: bool = False,
     ) -> Output:
         """Token ids (B, T) to an Output with logits (B, T, V).
 
@@ -199,11 +205,12 @@ class CausalLM(Skeleton, Blocks):
             attention_mask: (B, T), 1 or True = a real token; padding may stand on either side.
             position_ids: (T,) or (B, T); by default tokens are counted without the padding.
             state: from `start`; this call continues where the last one ended.
+            last: logits of the last place only, (B, 1, V): what decoding needs of a long prompt.
         """
         flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state)
         flow.causal = True
         x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x, flow), aux=flow.aux)
+        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux)
 
 
 class Encoder(Skeleton, Blocks):
@@ -306,10 +313,12 @@ class EncoderDecoder(Skeleton, Part):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         state: State | None = None,
+        last: bool = False,
     ) -> Output:
         """Source ids (B, S) and target ids (B, T) to an Output with logits (B, T, V) and the encoder's memory.
 
         With `state`, the source is read in the first call and may be left out later.
+        With `last`, there are logits of the last place of the target only, (B, 1, V).
         """
         if decoder_input_ids is None:
             raise ValueError(
@@ -319,7 +328,7 @@ class EncoderDecoder(Skeleton, Part):
         flow = self.begin(self.embed, decoder_input_ids, decoder_attention_mask, None, state)
         flow.causal, flow.memory, flow.memory_keep = True, memory, keep
         x = self.decoder(_embed(self.embed, decoder_input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x, flow), memory=memory, aux=flow.aux)
+        return Output(x, self.head(x[:, -1:] if last else x, flow), memory=memory, aux=flow.aux)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Source ids (B, S) to memory (B, S, D)."""

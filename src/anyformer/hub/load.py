@@ -21,6 +21,7 @@ from anyformer.hub.gguf import GGUF
 from anyformer.hub.guard import inside, read_json
 from anyformer.hub.ledger import Ledger, TensorLine
 from anyformer.hub.maps import Hub, Link, links
+from anyformer.hub.pooling import read_pooling
 
 NATIVE = "anyformer"  # model_type of models that nobody published
 
@@ -62,8 +63,12 @@ def load(
         extras = (
             {"generation": _json(path, "generation_config.json")} if (path / "generation_config.json").exists() else {}
         )
+        if pooling := read_pooling(path):
+            extras["pooling"] = pooling
         if config.get("model_type") == NATIVE:
-            return _finish(_native(path, config, file, fresh, dtype, device), path, extras)
+            model = _native(path, config, file, fresh, dtype, device)
+            model.origin.update(extras)
+            return _finish(model, path, {})
         page, hub = _page_for(str(config.get("model_type")), "hf")
     fixed = _implied(hub, config)
     hyper, lines = tables.read(hub.config, config, page.config, {k: v for k, v in fixed.items() if k not in changes})
@@ -173,7 +178,10 @@ def _checked(page: pages.Page, changes: Mapping[str, Any]) -> Mapping[str, Any]:
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
     """A model of ours that no page describes: its recipe is in config.json, its tensors have our names."""
     recipe = Recipe.from_json(config.get("recipe"))
-    model = pages.empty(recipe)
+    try:
+        model = pages.empty(recipe)
+    except (AttributeError, TypeError, ArithmeticError, RuntimeError) as error:  # options of the wrong kind or size
+        raise ValueError(f"{path / 'config.json'}: its recipe cannot be built: {error}") from error
     ledger = Ledger(str(path), NATIVE)
     same = [Link(name, (name,), ()) for name in model.state_dict()]
     _fill(model, same, Hub(NATIVE, (), lambda c: []), file, ledger, tuple(fresh), dtype, device)

@@ -15,6 +15,7 @@ from anyformer.hub.files import write_safetensors
 from anyformer.hub.guard import atomic_write, read_json
 from anyformer.hub.load import NATIVE
 from anyformer.hub.maps import Hub, links
+from anyformer.hub.pooling import write_pooling
 
 
 def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, overwrite: bool = False) -> str:
@@ -44,6 +45,7 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, o
         model.tokenizer.save(folder)
     if generation := (model.origin or {}).get("generation"):
         atomic_write(folder / "generation_config.json", _json(generation))
+    write_pooling(folder, (model.origin or {}).get("pooling", {}))
     atomic_write(folder / "config.json", _json(config))
     return config["model_type"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Same, key, keys, quiet
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, Same, key, keys, quiet
 from anyformer.hub.gguf_maps import decoder_config, decoder_rows
 from anyformer.hub.maps import Hub, RotaryOrder, row, under
 from anyformer.hub.rope import rope
@@ -47,6 +47,7 @@ _llama31 = replace(_llama3, context=131072, scaling=Llama3(8.0, 1.0, 4.0, 8192))
 _tiny = Llama(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64)
 SIZES = {
     "tiny": _tiny,
+    "mini": replace(_tiny, dim=192, depth=4, heads=6, kv_heads=6, hidden=512, vocab=1024, context=256, tied=True),
     "7b": Llama(),
     "13b": Llama(dim=5120, depth=40, heads=40, kv_heads=40, hidden=13824),
     "70b": Llama(dim=8192, depth=80, heads=64, kv_heads=8, hidden=28672),
@@ -70,6 +71,7 @@ CASES = {
     "linear": {"scaling": Linear(4.0)},
     "dynamic": {"scaling": Dynamic(2.0, 64)},
     "yarn": {"scaling": YaRN(4.0, 16)},
+    "yarn, DeepSeek": {"head_dim": 16, "scaling": YaRN(4.0, 512, 16.0, 2.0, None, 0.7, 0.3, False)},
     "longrope": {"scaling": LongRope((1.0, 1.1, 1.3, 2.0), (1.5, 2.0, 4.0, 8.0), 8, 1.2)},
     "llama3": {"scaling": Llama3(8.0, 1.0, 4.0, 16)},
 }
@@ -104,7 +106,7 @@ def _weights(c: Llama) -> list:
 _CONFIG = (
     *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
     *keys(vocab_size="vocab", max_position_embeddings="context", rms_norm_eps="eps"), key("hidden_act", "act", ACTS),
-    key("num_key_value_heads", "kv_heads", default=Same("heads")), key("head_dim", "head_dim", default=None), rope(),
+    key("head_dim", "head_dim", default=None), rope(),
     key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0),
     NO_CLASSES, *COMMON,
 )  # fmt: skip
@@ -114,14 +116,17 @@ HUBS = (
         architectures={"LlamaForCausalLM": {}},
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
         weights=_weights,
-        config=(*_CONFIG, key("attention_bias", "bias", default=False), key("mlp_bias", "ffn_bias", default=False),
+        config=(*_CONFIG, key("num_key_value_heads", "kv_heads", default=Same("heads")),
+                key("attention_bias", "bias", default=False), key("mlp_bias", "ffn_bias", default=False),
                 quiet("pretraining_tp", why="splits the same sums over devices")),
     ),
     Hub(
         "mistral",
         architectures={"MistralForCausalLM": {}},
         weights=_weights,
-        config=(*_CONFIG, key("sliding_window", "window", default=None)),
+        config=(*_CONFIG, *keys(num_key_value_heads="kv_heads"),
+                Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window", 4096)},  # null = none
+                     lambda c: {"sliding_window": c.window})),
     ),
     Hub(
         "llama",

@@ -39,6 +39,7 @@ class Mamba:
 
 SIZES = {
     "tiny": Mamba(dim=32, depth=2, state=4, vocab=128),
+    "mini": Mamba(dim=192, depth=4, vocab=1024),
     "130m": Mamba(),
     "370m": Mamba(dim=1024, depth=48),
     "790m": Mamba(dim=1536, depth=48),

@@ -115,12 +115,15 @@ def _weights(c: T5) -> list:
 
 
 def _get_ffn(config: Mapping[str, Any]) -> dict[str, Any]:
-    gate, _, act = str(config.get("feed_forward_proj", "relu")).rpartition("-")
-    if gate not in ("", "gated") or act not in ACTS:
+    gate, _, word = str(config.get("feed_forward_proj", "relu")).rpartition("-")
+    word = "gelu_new" if (gate, word) == ("gated", "gelu") else word
+    act, gated = config.get("dense_act_fn", word), config.get("is_gated_act", gate == "gated")  # these two win there
+    if gate not in ("", "gated") or word not in ACTS or act not in ACTS:
         raise ValueError(
-            f"config key 'feed_forward_proj' is {config['feed_forward_proj']!r}; known are ACT and gated-ACT"
+            f"config keys 'feed_forward_proj' and 'dense_act_fn' are {config.get('feed_forward_proj')!r} and {act!r}; "
+            f"known are ACT and gated-ACT with {', '.join(ACTS)}"
         )
-    return {"act": "gelu_tanh" if (gate, act) == ("gated", "gelu") else ACTS[act], "gated": gate == "gated"}
+    return {"act": ACTS[act], "gated": gated}
 
 
 def _put_ffn(c: T5) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class Attention(Mixer):
         super().__init__()
         check_option("Attention", "kernel", kernel, KERNELS)
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        if heads < 1 or self.kv_heads < 1:
+            raise ValueError(f"Attention: heads and kv_heads are at least 1; got heads={heads}, kv_heads={kv_heads}")
         if head_dim is None and dim % heads:
             raise ValueError(f"Attention: a width of {dim} does not divide into {heads} heads; give head_dim")
         if heads % self.kv_heads:
@@ -82,7 +84,7 @@ class Attention(Mixer):
             bias = None
         else:
             q, k, v = self._self(x, q, flow)
-            key = (self.mask, k.shape[2])  # layers of one kind share the mask and the bias
+            key = (self.mask, flow.state and k.shape[2])  # layers of one kind share the mask and the bias
             seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
             bias = None if flow.bias is None else flow.once(("bias", key), lambda: self._bias(flow, seen))
         q = q.transpose(1, 2)  # (B, H, T, K)

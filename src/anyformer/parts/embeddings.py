@@ -14,10 +14,21 @@ class Learned(Part):
 
     def __init__(self, dim: int, context: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(context, dim).normal_(std=0.02))
+        self.weight = nn.Parameter(torch.empty(context, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.weight)
+
+
+class Table(nn.Embedding):
+    """A vector for each id; read the other way, a score for each id. Shapes: ids (...) -> (..., D) -> (..., V)."""
+
+    def unembed(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
 
 
 class Tokens(Part):
@@ -47,7 +58,7 @@ class Tokens(Part):
     ):
         super().__init__()
         self.vocab = vocab
-        self.tokens = nn.Embedding(vocab, dim)
+        self.tokens = Table(vocab, dim)
         self.positions = built(positions, dim)
         self.types = nn.Embedding(types, dim) if types else None
         self.norm, self.dropout = built(norm, dim), nn.Dropout(dropout)
@@ -68,7 +79,7 @@ class Tokens(Part):
 
     def unembed(self, x: Tensor) -> Tensor:
         """Scores of all tokens by the same table, (B, T, D) -> (B, T, V)."""
-        return F.linear(x, self.tokens.weight)
+        return self.tokens.unembed(x)
 
 
 class Patches(Part):
@@ -96,13 +107,18 @@ class Patches(Part):
         self, dim: int, image: int = 224, patch: int = 16, channels: int = 3, bias: bool = True, dropout: float = 0.0
     ):
         super().__init__()
-        if image % patch:
+        if patch < 1 or image % patch:
             raise ValueError(f"Patches: an image of {image} pixels is no whole number of patches of {patch}")
         self.grid, self.patch, self.channels = image // patch, patch, channels
         self.project = nn.Conv2d(channels, dim, patch, patch, bias=bias)
-        self.cls = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
-        self.positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim).normal_(std=0.02))
+        self.cls = nn.Parameter(torch.empty(1, 1, dim))
+        self.positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
         self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.cls, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
 
     def length(self, pixels: Tensor) -> int:
         """How many places the input takes.
@@ -122,7 +138,7 @@ class Patches(Part):
         x = self.project(pixels)  # (B, D, rows, columns)
         positions = resample_grid(self.positions, x.shape[2], x.shape[3])
         x = x.flatten(2).mT  # (B, rows * columns, D)
-        x = torch.cat((self.cls.expand(len(x), -1, -1), x), 1)
+        x = torch.cat((self.cls.expand(x.shape[0], -1, -1), x), 1)
         return self.dropout(x + positions)
 
 
@@ -130,7 +146,7 @@ def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
     """(1, 1 + n * n, D) positions of a square grid behind a class token, for another grid: bicubic, the class token
     kept."""
     side = round((positions.shape[1] - 1) ** 0.5)
-    if (rows, columns) == (side, side):
+    if isinstance(rows, int) and (rows, columns) == (side, side):  # a symbol (torch.export) is no int: always resample
         return positions
     grid = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, n, n)
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)

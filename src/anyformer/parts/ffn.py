@@ -30,7 +30,7 @@ class MLP(Part):
 
     def __init__(self, dim: int, hidden: int | None = None, act: str = "gelu", bias: bool = True, dropout: float = 0.0):
         super().__init__()
-        hidden = hidden or 4 * dim
+        hidden = 4 * dim if hidden is None else hidden
         self.up, self.down = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
         self.act, self.dropout = activation("MLP", act), nn.Dropout(dropout)
 

@@ -27,6 +27,10 @@ class Logits(Part):
         self.proj = None if tied else nn.Linear(dim, vocab, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
 
+    def reset_parameters(self) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = x if self.scale == 1.0 else x * self.scale
         assert flow.unembed is not None, "the skeleton offers its token table"
@@ -58,7 +62,7 @@ class First(Part):
         if flow.keep is None:
             return x[:, 0]
         first = flow.keep.int().argmax(1)  # (B,): padding may stand on the left
-        return x[torch.arange(len(x), device=x.device), first]
+        return x[torch.arange(x.shape[0], device=x.device), first]
 
 
 class Pooler(First):

@@ -161,21 +161,29 @@ class View:
         keep = None if self.keep is None else self.keep[:, low:high]
         return View(self.mask, self.query + start, stop - start, self.key + low, max(0, high - low), keep, self.device)
 
+    def open(self) -> bool:
+        """Is the length a symbol (`torch.export`)? Then no branch may depend on it."""
+        return isinstance(self.keys, torch.SymInt)
+
     def plainly_causal(self) -> bool:
         """A lower triangle and nothing else: what fused kernels know without a tensor."""
-        return self.mask == Causal() and self.keep is None and self.count == self.keys and self.query == self.key
+        plain = self.mask == Causal() and self.keep is None
+        return plain and bool(self.count == self.keys and self.query == self.key)
 
     def everything(self) -> bool:
         """Every query sees every key: no mask is needed."""
         left, right = self.mask.reach()
         plain = isinstance(self.mask, Full | Causal | Window) or self.mask == Causal() & Window(left)
-        last = self.query + self.count - 1
-        return (
-            self.keep is None and plain and last - self.key <= left and self.key + self.keys - 1 - self.query <= right
-        )
+        if self.keep is not None or not plain:
+            return False
+        if self.open():
+            return (left, right) == (FAR, FAR)
+        return self.query + self.count - 1 - self.key <= left and self.key + self.keys - 1 - self.query <= right
 
     def local(self) -> bool:
         """Is much less in reach than there is? Then no tensor of all pairs should be made."""
+        if self.open():
+            return False
         left, right = self.mask.reach()
         return self.count > CHUNK and 2 * (left + right + CHUNK) < self.keys
 

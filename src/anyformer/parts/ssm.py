@@ -13,6 +13,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer
 
 CHUNK = 32
+OPEN = 4000 * CHUNK  # the longest text of an exported model, in tokens
 
 
 class Mamba(Mixer):
@@ -50,7 +51,10 @@ class Mamba(Mixer):
         chunk: int = CHUNK,
     ):
         super().__init__()
-        self.hidden, self.rank = hidden or 2 * dim, rank or math.ceil(dim / 16)
+        self.hidden = 2 * dim if hidden is None else hidden
+        self.rank = math.ceil(dim / 16) if rank is None else rank
+        if kernel < 1 or chunk < 1:
+            raise ValueError(f"Mamba: kernel and chunk are counts of at least 1; got kernel={kernel}, chunk={chunk}")
         self.state, self.kernel, self.chunk = state, kernel, chunk
         self.into, self.out = nn.Linear(dim, 2 * self.hidden, bias), nn.Linear(self.hidden, dim, bias)
         self.conv = nn.Conv1d(self.hidden, self.hidden, kernel, groups=self.hidden, bias=conv_bias)
@@ -73,13 +77,13 @@ class Mamba(Mixer):
         slot, keep = flow.slot(self), flow.keep_now(x.shape[1])
         u, gate = self.into(x).chunk(2, -1)  # (B, T, E) each
         u = u if keep is None else u * keep[..., None]  # padding adds nothing to the state
-        past = u.new_zeros(len(u), self.kernel - 1, self.hidden) if slot is None else slot.inputs
+        past = u.new_zeros(u.shape[0], self.kernel - 1, self.hidden) if slot is None else slot.inputs
         inputs = torch.cat((past, u), 1)  # (B, W - 1 + T, E)
         u = F.silu(self.conv(inputs.mT).mT)  # (B, T, E)
         u = u if keep is None else u * keep[..., None]
         step, B, C = self.select(u).split([self.rank, self.state, self.state], -1)  # (B, T, R), (B, T, N), (B, T, N)
         step = F.softplus(self.step(step))  # (B, T, E)
-        h = u.new_zeros(len(u), self.hidden, self.state) if slot is None else slot.h
+        h = u.new_zeros(u.shape[0], self.hidden, self.state) if slot is None else slot.h
         y, h = scan(u, step, -self.A_log.float().exp(), B, C, h, self.chunk)  # (B, T, E), (B, E, N)
         if slot is not None:
             slot.put(inputs[:, -(self.kernel - 1) :] if self.kernel > 1 else past, h, x.shape[1])
@@ -107,6 +111,8 @@ def scan(
         fade = torch.exp(step[:, 0, :, None] * A)  # (B, E, N)
         h = fade * h + (step * u)[:, 0, :, None] * B[:, 0, None]
         return (h * C[:, 0, None]).sum(-1)[:, None], h
+    if isinstance(time, torch.SymInt):  # torch.export: the length is open, and no loop may depend on it
+        return scan_open(u, step, A, B, C, h)
     pad = -time % min(chunk, time)
     u, step, B, C = (
         F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, min(chunk, time))) for t in (u, step, B, C)
@@ -124,6 +130,41 @@ def scan(
     whole = torch.addcmul(torch.stack(states, 2), torch.stack(faded, 2), start)  # (B, chunks, L, E, N)
     y = (whole @ C[..., None]).squeeze(-1)  # (B, chunks, L, E)
     return y.flatten(1, 2)[:, :time], before[-1]
+
+
+def scan_open(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """`scan` for `torch.export`: the same chunks, but their tokens, and then the chunks, are chained by doubling.
+
+    At most `OPEN` tokens; more are refused.
+    """
+    batch, time = u.shape[:2]
+    torch._check(time <= OPEN)
+    chunks = time // CHUNK + 2  # never a single one: torch.export would write down a program for exactly one
+    pad = chunks * CHUNK - time
+    u, step, B, C = (F.pad(t, (0, 0, 0, pad)).unflatten(1, (chunks, CHUNK)) for t in (u, step, B, C))
+    fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N)
+    new = (step * u)[..., None] * B[..., None, :]  # (B, chunks, L, E, N)
+    empty = torch.zeros_like(new[:, :, 0]).flatten(0, 1)  # (B * chunks, E, N)
+    states = doubled(new.flatten(0, 1), fade.flatten(0, 1), empty, CHUNK)[:, 1:].unflatten(0, (batch, -1))
+    faded = torch.exp(step.cumsum(2)[..., None] * A)  # (B, chunks, L, E, N): the product of all `fade` so far
+    before = doubled(states[:, :, -1], faded[:, :, -1], h, OPEN // CHUNK + 2)  # (B, chunks + 1, E, N)
+    whole = torch.addcmul(states, faded, before[:, :-1, None])  # (B, chunks, L, E, N)
+    y = (whole @ C[..., None]).squeeze(-1)  # (B, chunks, L, E)
+    return y.flatten(1, 2)[:, :time], before[:, -1]
+
+
+def doubled(new: Tensor, fade: Tensor, first: Tensor, most: int) -> Tensor:
+    """h_0 = first, h_t = fade_t h_{t-1} + new_t, for at most `most` steps, in log2 of them (Hillis and Steele, 1986).
+
+    After round k each h knows the 2^k before it. Shapes: new, fade (B, T, E, N); first (B, E, N) -> (B, T + 1, E, N).
+    """
+    states = torch.cat((first[:, None], new), 1)
+    fade = torch.cat((torch.zeros_like(first)[:, None], fade), 1)  # a product that reaches h_0 is 0: nothing is before
+    place = torch.arange(states.shape[1], device=first.device)
+    for k in range(most.bit_length()):
+        earlier = (place - (1 << k)).clamp(min=0)
+        states, fade = torch.addcmul(states, fade, states[:, earlier]), fade * fade[:, earlier]
+    return states
 
 
 class Recurrent:

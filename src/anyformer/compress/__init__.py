@@ -1,0 +1,1 @@
+"""Making models smaller: weights in 8 bits."""

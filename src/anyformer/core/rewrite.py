@@ -1,0 +1,103 @@
+"""Rewriting a model's tree of modules: select by path pattern, put another module in a place. Knows no architecture.
+
+Adapters, quantisation and export are written with these three functions, once for every model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+
+from anyformer.core.recipe import nearest
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def select(model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
+    """The modules of a kind whose path matches one of the patterns, in the order of the model.
+
+    A pattern is read as in `Recipe.but`: `blocks.*.mixer.q` (`*` is one step, `q*` what begins with q), `**.mixer.*`
+    (`**` is any number of steps, none included), `blocks.2::3.mixer.q` (a slice of a list), `blocks.-1.ffn.up`.
+
+    Raises:
+        ValueError: for a pattern that matches no module of that kind, with the nearest paths.
+    """
+    found: dict[str, M] = {}
+    for pattern in patterns:
+        matching = _matching(model, pattern.split("."), "")
+        hits = {path: module for path, module in matching if path and isinstance(module, kind)}  # the root has no place
+        if not hits:
+            raise ValueError(_nothing(model, pattern, kind))
+        found.update(hits)
+    return {path: found[path] for path, _ in model.named_modules(remove_duplicate=False) if path in found}
+
+
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` at a path and at every other path of what was there, in its mode (training or not)."""
+    old = model.get_submodule(path)
+    places = [name for name, other in model.named_modules(remove_duplicate=False) if other is old]
+    for place in places:
+        owner, _, name = place.rpartition(".")
+        setattr(model.get_submodule(owner), name, module.train(old.training))
+
+
+def rewrite(
+    model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...], make: Callable[[M], nn.Module]
+) -> dict[str, Any]:
+    """Replaces every selected module by `make(module)`; one that stands in several places is made once.
+
+    Returns:
+        The new modules by path.
+    """
+    chosen = select(model, *patterns, kind=kind)
+    new: dict[nn.Module, nn.Module] = {}
+    for old in chosen.values():  # all are made before the first is put, so that an error changes nothing
+        if old not in new:
+            new[old] = make(old)
+    for path, old in chosen.items():
+        if model.get_submodule(path) is old:
+            replace(model, path, new[old])
+    return {path: new[old] for path, old in chosen.items()}
+
+
+def _matching(module: nn.Module, steps: list[str], path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that `steps` lead to from `module`, which stands at `path`."""
+    if not steps:
+        yield path, module
+        return
+    step, rest = steps[0], steps[1:]
+    children = dict(module._modules)
+    if step == "**":
+        yield from _matching(module, rest, path)
+        names, onward = list(children), steps
+    else:
+        names, onward = _chosen(list(children), step, isinstance(module, nn.ModuleList)), rest
+    for name in names:
+        child = children[name]
+        if child is not None:
+            yield from _matching(child, onward, f"{path}.{name}" if path else name)
+
+
+def _chosen(names: list[str], step: str, is_list: bool) -> list[str]:
+    """The names that one step of a pattern selects; slices and indices from the end are for lists."""
+    try:
+        if is_list and ":" in step:
+            return names[slice(*(int(s) if s else None for s in step.split(":")))]
+        if is_list and step.startswith("-"):
+            return names[int(step) :][:1]
+    except ValueError:
+        raise ValueError(f"{step!r} is no slice; write start:stop:step, as in blocks.2::3") from None
+    return fnmatch.filter(names, step)
+
+
+def _nothing(model: nn.Module, pattern: str, kind: Any) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    what = " or ".join(k.__name__ for k in kinds)
+    there = [path for path, module in model.named_modules() if isinstance(module, kinds)]
+    near = nearest(pattern, there) or (
+        f"; the first of them are {', '.join(there[:3])}" if there else "; the model has none"
+    )
+    return f"no {what} has a path that matches {pattern!r}{near}"

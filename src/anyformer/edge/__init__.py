@@ -1,0 +1,1 @@
+"""Models outside of Python: export to a program that runs without anyformer."""

@@ -1,0 +1,199 @@
+"""Export: a model as one `.pt2` file that runs without anyformer, for any batch and any length.
+
+    report = export(model, "model.pt2")
+    program = torch.export.load("model.pt2").module()
+    program(input_ids=ids)["logits"]
+
+The file is read back and compared with the model on other sizes before it appears at its path. C channels, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from anyformer.core.recipe import nearest
+from anyformer.core.skeletons import EncoderDecoder, Output
+from anyformer.hub.guard import atomic_write
+
+TRACED = (2, 9, 7)  # batch, time, source time: the example
+CHECKED = ((1, 1, 1), (3, 17, 5), (2, 40, 23))  # what the written file is compared on
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `inputs` has the allowed sizes of each axis: `1…` is any, `1…64` is bounded, `3` is fixed."""
+
+    path: Path
+    bytes: int
+    inputs: dict[str, tuple[str, ...]]
+    outputs: tuple[str, ...]
+    checked: tuple[tuple[int, int, int], ...]  # batch, time, source time (images: rows and columns of patches)
+    difference: float  # the largest |file's output - model's|
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{name} ({', '.join(axes)})" for name, axes in self.inputs.items())
+        return (
+            f"{self.path}: {self.bytes / 1e6:.1f} MB, {shapes} -> {', '.join(self.outputs)}; "
+            f"largest difference {self.difference:.1e} on {len(self.checked)} other sizes"
+        )
+
+
+def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | None = None) -> Exported:
+    """Writes the model as a PyTorch 2 program (`torch.export`) with open sizes.
+
+    Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. What bounds them:
+    the context of the model; images are whole patches, at least 2 in each direction; Mamba reads up to
+    `anyformer.parts.ssm.OPEN` tokens. Channels are fixed. Attention over a window computes all pairs in the exported
+    program (the eager model's choice of kernel depends on the length, which is open here).
+
+    Args:
+        model: in evaluation mode while it is traced; it is not changed.
+        path: where the file goes, `model.pt2`.
+        example: the inputs that the program will take, by name; `inputs(model)` by default. With padding:
+            `inputs(model, padding=True)`, or tensors of your own; no axis of theirs may have the size 1.
+
+    Returns:
+        What was written and how far it is from the model. The program takes its inputs by name, and returns a
+        dictionary of `hidden`, `logits`, `pooled`, `memory`, `heads.<name>`, whichever the model has.
+
+    Raises:
+        ValueError: if `path` does not end in .pt2, the model does not know an input's name, PyTorch cannot trace it
+            with open axes (its reason is given), or what was read back differs from the model by more than sqrt(eps)
+            of the largest output. Nothing new is at `path` then.
+        OSError: if the disk is full or the folder cannot be written; what was there is still there.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"PyTorch reads such programs from files that end in .pt2; got {path}")
+    example = inputs(model) if example is None else dict(example)
+    _check(model, example)
+    training = model.training
+    hook = model.eval().register_forward_hook(lambda module, args, output: _named(output))
+    try:
+        with torch.no_grad():
+            program = _traced(model, example)
+            difference = [0.0]
+
+            def write(file: BinaryIO) -> None:
+                torch.export.save(program, file)
+                file.flush()
+                with open(file.name, "rb") as again:
+                    difference[0] = _compared(model, torch.export.load(again), tuple(example))
+
+            atomic_write(path, write)  # an error in `write` leaves nothing
+            outputs = tuple(model(**example))
+    finally:
+        hook.remove()
+        model.train(training)
+    return Exported(path, path.stat().st_size, _axes(program), outputs, CHECKED, difference[0])
+
+
+def inputs(
+    model: Any, batch: int = TRACED[0], time: int = TRACED[1], source: int = TRACED[2], padding: bool = False
+) -> dict[str, Tensor]:
+    """Random inputs of a size: `export`'s example.
+
+    Args:
+        time: tokens of the text, or of the target; rows of patches of an image (at least 2).
+        source: tokens of the source; columns of patches of an image (at least 2).
+        padding: also attention masks, with padding on the left in one row and on the right in another.
+    """
+    made = _every(model, batch, time, source)
+    left_out = {"token_type_ids"} | (set() if padding else {"attention_mask", "decoder_attention_mask"})
+    return {name: tensor for name, tensor in made.items() if name not in left_out}
+
+
+def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
+    """Random values for every input that the model knows."""
+    embed, device = model.embed, next(model.parameters()).device
+    random = torch.Generator().manual_seed(time)
+    if model.takes == "pixel_values":
+        size = max(2, time) * embed.patch, max(2, source) * embed.patch
+        pixels = torch.randn(batch, embed.channels, *size, generator=random)  # (B, C, height, width)
+        return {"pixel_values": pixels.to(next(model.parameters()))}
+    pairs = {"": source, "decoder_": time} if isinstance(model, EncoderDecoder) else {"": time}
+    made: dict[str, Tensor] = {}
+    for prefix, length in pairs.items():
+        length = min(length, model.context or length)
+        made[f"{prefix}input_ids"] = torch.randint(embed.vocab, (batch, length), generator=random)
+        keep = torch.ones(batch, length, dtype=torch.long)
+        keep[0, : length // 3] = 0
+        keep[-1, length - length // 4 :] = 0
+        made[f"{prefix}attention_mask"] = keep
+        if getattr(embed, "types", None) is not None:
+            made["token_type_ids"] = torch.randint(embed.types.num_embeddings, (batch, length), generator=random)
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+def _check(model: Any, example: Mapping[str, Tensor]) -> None:
+    known = _every(model, *TRACED)
+    for name, tensor in example.items():
+        if name not in known:
+            raise ValueError(f"{name!r} cannot be an input{nearest(name, list(known))}; there is {', '.join(known)}")
+        if 1 in tensor.shape[:1] + tensor.shape[2 if tensor.ndim == 4 else 1 :]:
+            shape = tuple(tensor.shape)
+            raise ValueError(
+                f"the example's {name!r} is {shape}: torch.export would close an axis of size 1; use 2 or more"
+            )
+
+
+def _named(output: Output) -> dict[str, Tensor]:
+    """What the program returns: plain names, so that whoever loads it needs no class of ours."""
+    single = {n: getattr(output, n) for n in ("hidden", "logits", "pooled", "memory")}
+    return {n: t for n, t in (single | {f"heads.{n}": t for n, t in output.heads.items()}).items() if t is not None}
+
+
+def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
+    """The program, every axis open but the channels of an image."""
+    axes = {
+        name: {i: Dim.AUTO if t.ndim == 4 and i == 1 else Dim.DYNAMIC for i in range(t.ndim)}
+        for name, t in example.items()
+    }
+    try:
+        return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)
+    except Exception as error:  # whatever a part did that cannot be traced; the kinds of errors are not documented
+        raise ValueError(f"{model.recipe.part.__name__} cannot be exported with open sizes: {error}") from error  # type: ignore
+
+
+def _compared(model: nn.Module, program: ExportedProgram, names: tuple[str, ...]) -> float:
+    """The largest difference between the model and what was read back, on sizes that were not traced."""
+    run, most = program.module(), 0.0
+    for size in CHECKED:
+        every = _every(model, *size)
+        given = {name: every[name] for name in names}
+        ours, theirs = model(**given), run(**given)
+        for name, tensor in ours.items():
+            differs = float((tensor.double() - theirs[name].double()).abs().max())
+            allowed = math.sqrt(torch.finfo(tensor.dtype).eps) * max(1.0, float(tensor.abs().max()))
+            if not differs <= allowed:  # also when it is NaN
+                shapes = {n: tuple(t.shape) for n, t in given.items()}
+                off = f"{differs:.2e} from the model's, allowed is {allowed:.1e}"
+                raise ValueError(f"the exported {name!r} is {off}, on {shapes}; nothing was written")
+            most = max(most, differs)
+    return most
+
+
+def _axes(program: ExportedProgram) -> dict[str, tuple[str, ...]]:
+    """The allowed sizes of each input's axes."""
+
+    def sizes(axis: Any) -> str:
+        if isinstance(axis, int) or axis.node.expr.is_Integer:
+            return str(axis)
+        limits = program.range_constraints[axis.node.expr]
+        low = 1 if limits.lower == 2 else limits.lower  # 2 stands for 'not a special case of 1': 1 runs, and is checked
+        return f"{low}…" + (str(limits.upper) if limits.upper.is_Integer else "")
+
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    return {
+        name: tuple(sizes(axis) for axis in nodes[name].meta["val"].shape)
+        for name in program.graph_signature.user_inputs
+    }

@@ -1,0 +1,45 @@
+"""The models that every cross-cutting feature is tried on: all pages, and compositions that nobody published."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.edge.export import inputs
+
+COMPOSED = {
+    "hybrid": lambda: af.recipe("llama", depth=3).but({"blocks.2::3.mixer": af.parts.Mamba.of(state=4)}),
+    "rotary-bert": lambda: af.recipe("bert").but(
+        {
+            "embed.positions": None,
+            "blocks.*.mixer.positions": af.parts.Rotary.of(),
+            "**.norm": af.parts.RMSNorm.of(),
+        }
+    ),
+    "grouped-vit": lambda: af.recipe("vit").but({"blocks.*.mixer.kv_heads": 2}),
+}
+every_model = pytest.mark.parametrize("name", [*af.names(), *COMPOSED])
+
+
+def model(name: str, std: float = 0.2) -> Any:
+    """A tiny model in evaluation mode whose weights are large enough to matter: N(1 or 0, std)."""
+    torch.set_num_threads(1)
+    made = af.build(COMPOSED[name](), seed=0) if name in COMPOSED else af.build(name, "tiny", seed=0)
+    with torch.no_grad():
+        for path, p in made.named_parameters():
+            if not path.endswith(("A_log", "step.bias")):  # Mamba's have a range of their own
+                p.normal_(mean=1.0 if p.ndim == 1 and path.endswith("weight") else 0.0, std=std)
+    return made.eval()
+
+
+def outputs(made: Any, padding: bool = True, **sizes: int) -> dict[str, torch.Tensor]:
+    """Everything that the model says about random inputs."""
+    out = made(**inputs(made, padding=padding, **sizes))
+    single = {n: getattr(out, n) for n in ("hidden", "logits", "pooled", "memory")}
+    return {n: t for n, t in (single | out.heads).items() if t is not None}
+
+
+def linear(made: Any) -> dict[str, torch.nn.Linear]:
+    """Every linear layer by path."""
+    return {path: m for path, m in made.named_modules() if isinstance(m, torch.nn.Linear)}
