@@ -9,6 +9,8 @@ model = af.load("path/to/model")                                      # Hugging 
 ```
 """
 
+import importlib
+
 from anyformer import parts
 from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.pages import build, names, page, pages, recipe
@@ -28,8 +30,6 @@ def __getattr__(name: str):  # what reads and writes files is imported when it i
         from anyformer import hub
 
         return getattr(hub, name)
-    if name == "generate":
-        from anyformer.generate import generate
-
-        return generate
+    if name == "generate":  # the package: a function here would be replaced by it at its first import
+        return importlib.import_module("anyformer.generate")
     raise AttributeError(f"module 'anyformer' has no attribute {name!r}")

@@ -109,8 +109,8 @@ class State:
                 now = now[:, self.length :]
             if count > 1 and bool((now[:, :-1] & ~now[:, 1:]).any()):
                 raise ValueError(
-                    "with a state, padding stands on the left only: what came before a gap is counted by place in windows, "
-                    "relative positions and recurrent states; pad shorter rows on the left"
+                    "with a state, padding stands on the left only: windows, relative positions and recurrent states "
+                    "count a gap as text; pad shorter rows on the left"
                 )
             self.keep = torch.cat((past, now), 1)
         self.length += count
@@ -141,13 +141,6 @@ class Flow:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-    @property
-    def key_positions(self) -> Tensor:
-        """Places of all tokens seen so far, (S,) or (B, S)."""
-        if self.keep is not None:
-            return (self.keep.long().cumsum(1) - 1).clamp(min=0)
-        return torch.arange(self.first + self.positions.shape[-1], device=self.positions.device)
 
     def slot(self, mixer: nn.Module) -> Any:
         """The decoding state of that mixer, or None."""

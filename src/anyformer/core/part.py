@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyformer.core.recipe import Recipe, signature
 
@@ -55,6 +56,11 @@ class Mixer(Part):
         """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the
         type of `like`."""
         raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
+
+
+def drop(part: Any, x: Tensor) -> Tensor:
+    """Dropout with the part's `dropout`, in training; otherwise nothing, at no cost."""
+    return F.dropout(x, part.dropout) if part.training and part.dropout else x
 
 
 def built(recipe: Recipe | None, dim: int) -> Any:

@@ -68,6 +68,8 @@ class Recipe:
             module = self.part(**self.options)
         elif dim is None:
             raise ValueError(f"{self.part.__name__} needs a width: recipe.build(dim)")
+        elif dim < 1:
+            raise ValueError(f"{self.part.__name__} needs a width of at least 1, got {dim}")
         else:
             module = self.part(dim, **self.options)
         module.recipe = self
@@ -282,10 +284,14 @@ def _flat_runs(items: tuple[Any, ...]) -> list[tuple[int, Any]]:
     return [(n, v) if _children(v) else (1, v) for n, v in _runs(items) for _ in range(1 if _children(v) else n)]
 
 
-def _from_json(data: Any, made: list[int]) -> Any:
-    made[0] += 1
+def _count(made: list[int], more: int) -> None:
+    made[0] += more
     if made[0] > MAX_PARTS:
         raise ValueError(f"the recipe has more than {MAX_PARTS} nodes; refused")
+
+
+def _from_json(data: Any, made: list[int]) -> Any:
+    _count(made, 1)
     if isinstance(data, list):
         items: list[Any] = []
         for entry in data:
@@ -293,8 +299,10 @@ def _from_json(data: Any, made: list[int]) -> Any:
                 count = entry["repeat"]
                 if not isinstance(count, int) or not 0 < count <= MAX_PARTS:
                     raise ValueError(f"'repeat' must be a count up to {MAX_PARTS}, got {count!r}")
-                made[0] += count - 1
-                items += [_from_json(entry["of"], made)] * count
+                before = made[0]
+                item = _from_json(entry["of"], made)
+                _count(made, (made[0] - before) * (count - 1))  # before the list is made: repeats in repeats multiply
+                items += [item] * count
             else:
                 items.append(_from_json(entry, made))
         return tuple(items)

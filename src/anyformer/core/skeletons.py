@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.flow import Flow, State, Taps
-from anyformer.core.part import Part, built, call
+from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Blocks(Part):
     ):
         super().__init__()
         self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
-        self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), nn.Dropout(dropout)
+        self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
         self.recompute = False  # activation checkpointing: keep what enters a block, make the rest again in backward
 
     def run(self, x: Tensor, flow: Flow) -> Tensor:
@@ -61,7 +61,7 @@ class Blocks(Part):
                 x = checkpoint(_alone, block, x, flow, use_reentrant=False)
             else:
                 x = block(x, flow)
-        return self.dropout(call(self.norm, x))
+        return drop(self, call(self.norm, x))
 
 
 def _alone(block: nn.Module, x: Tensor, flow: Flow) -> Tensor:

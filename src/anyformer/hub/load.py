@@ -177,9 +177,8 @@ def _checked(page: pages.Page, changes: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
     """A model of ours that no page describes: its recipe is in config.json, its tensors have our names."""
-    recipe = Recipe.from_json(config.get("recipe"))
     try:
-        model = pages.empty(recipe)
+        model = pages.empty(Recipe.from_json(config.get("recipe")))
     except (AttributeError, TypeError, ArithmeticError, RuntimeError) as error:  # options of the wrong kind or size
         raise ValueError(f"{path / 'config.json'}: its recipe cannot be built: {error}") from error
     ledger = Ledger(str(path), NATIVE)

@@ -99,17 +99,11 @@ class Attention(Mixer):
     def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values of everything seen so far, (B, G, S, K), and the queries with their positions."""
         k, v = self._split(self.k(x), self.kv_heads), self._split(self.v(x), self.kv_heads)  # (B, T, G, K)
-        slot = flow.slot(self)
-        late = slot is not None and self.positions is not None and self.positions.by_length
         if self.positions is not None:
-            q = self.positions(q, flow)
-            k = k if late else self.positions(k, flow)
+            q, k = self.positions(q, flow), self.positions(k, flow)
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, G, T, K)
-        if slot is not None:
-            k, v = slot.append(k, v)
-        if late:  # the turn of old keys changes as the text grows: they are kept unturned
-            k = self.positions(k.transpose(1, 2), flow, keys=True).transpose(1, 2)
-        return q, k, v
+        slot = flow.slot(self)
+        return (q, k, v) if slot is None else (q, *slot.append(k, v))
 
     def _memory(self, flow: Flow) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder's memory, (B, G, S, K); made once, then kept in the state."""
@@ -133,7 +127,7 @@ class Attention(Mixer):
         if self.cross:
             return Frozen(batch, self.kv_heads, self.head_dim, 0, like)
         left = FAR if self.mask is None else self.mask.reach()[0]
-        if left < FAR and not (self.positions is not None and self.positions.by_length):
+        if left < FAR:
             return Sliding(batch, self.kv_heads, self.head_dim, min(length, 2 * left + 2), like, left)
         return KeysValues(batch, self.kv_heads, self.head_dim, length, like)
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part, built, check_option
+from anyformer.core.part import Part, built, check_option, drop
 from anyformer.core.recipe import Recipe
 
 
@@ -49,16 +49,16 @@ class Block(Part):
         self.norm = nn.ModuleDict({name: norm.build(dim) for name in self.branches})
         if wiring == "sandwich":
             self.norm.update({f"{name}_out": norm.build(dim) for name in self.branches})
-        self.wiring, self.dropout = wiring, nn.Dropout(dropout)
+        self.wiring, self.dropout = wiring, dropout
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         source = x
         for name in self.branches:
             branch, norm = getattr(self, name), self.norm[name]
             if self.wiring == "post":
-                x = norm(x + self.dropout(branch(x, flow)))
+                x = norm(x + drop(self, branch(x, flow)))
             elif self.wiring == "sandwich":
-                x = x + self.dropout(self.norm[f"{name}_out"](branch(norm(x), flow)))
+                x = x + drop(self, self.norm[f"{name}_out"](branch(norm(x), flow)))
             else:
-                x = x + self.dropout(branch(norm(source if self.wiring == "parallel" else x), flow))
+                x = x + drop(self, branch(norm(source if self.wiring == "parallel" else x), flow))
         return x

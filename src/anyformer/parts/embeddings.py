@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part, built, call
+from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 
 
@@ -61,7 +61,7 @@ class Tokens(Part):
         self.tokens = Table(vocab, dim)
         self.positions = built(positions, dim)
         self.types = nn.Embedding(types, dim) if types else None
-        self.norm, self.dropout = built(norm, dim), nn.Dropout(dropout)
+        self.norm, self.dropout = built(norm, dim), dropout
 
     def length(self, ids: Tensor) -> int:
         """How many places the input takes."""
@@ -75,7 +75,7 @@ class Tokens(Part):
             raise ValueError("token_type_ids were given, but this model has no segments (types=0)")
         if self.positions is not None:
             x = x + self.positions(flow.positions)
-        return self.dropout(call(self.norm, x))
+        return drop(self, call(self.norm, x))
 
     def unembed(self, x: Tensor) -> Tensor:
         """Scores of all tokens by the same table, (B, T, D) -> (B, T, V)."""
@@ -113,7 +113,7 @@ class Patches(Part):
         self.project = nn.Conv2d(channels, dim, patch, patch, bias=bias)
         self.cls = nn.Parameter(torch.empty(1, 1, dim))
         self.positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -139,7 +139,7 @@ class Patches(Part):
         positions = resample_grid(self.positions, x.shape[2], x.shape[3])
         x = x.flatten(2).mT  # (B, rows * columns, D)
         x = torch.cat((self.cls.expand(x.shape[0], -1, -1), x), 1)
-        return self.dropout(x + positions)
+        return drop(self, x + positions)
 
 
 def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part, check_option
+from anyformer.core.part import Part, check_option, drop
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -32,10 +32,10 @@ class MLP(Part):
         super().__init__()
         hidden = 4 * dim if hidden is None else hidden
         self.up, self.down = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
-        self.act, self.dropout = activation("MLP", act), nn.Dropout(dropout)
+        self.act, self.dropout = activation("MLP", act), dropout
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.down(self.dropout(self.act(self.up(x))))  # (B, T, F) inside
+        return self.down(drop(self, self.act(self.up(x))))  # (B, T, F) inside
 
 
 class GatedMLP(Part):
@@ -46,7 +46,9 @@ class GatedMLP(Part):
         super().__init__()
         self.gate, self.up = nn.Linear(dim, hidden, bias), nn.Linear(dim, hidden, bias)
         self.down = nn.Linear(hidden, dim, bias)
-        self.act, self.dropout = activation("GatedMLP", act), nn.Dropout(dropout)
+        self.act, self.dropout = activation("GatedMLP", act), dropout
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.down(self.dropout(self.act(self.gate(x)) * self.up(x)))  # (B, T, F) inside
+        gate, up = self.act(self.gate(x)), self.up(x)  # (B, T, F) each
+        hidden = gate * up if torch.is_grad_enabled() else gate.mul_(up)  # in place where nobody needs `gate` again
+        return self.down(drop(self, hidden))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part
+from anyformer.core.part import Part, drop
 from anyformer.core.recipe import Recipe
 from anyformer.parts.ffn import activation
 
@@ -82,11 +82,11 @@ class Classifier(Part):
 
     def __init__(self, dim: int, classes: int, bias: bool = True, dropout: float = 0.0, each: bool = False):
         super().__init__()
-        self.proj, self.dropout, self.each = nn.Linear(dim, classes, bias), nn.Dropout(dropout), each
+        self.proj, self.dropout, self.each = nn.Linear(dim, classes, bias), dropout, each
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         if not self.each and flow.pooled is None:
             raise ValueError(
                 "Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True"
             )
-        return self.proj(self.dropout(x if self.each else flow.pooled))
+        return self.proj(drop(self, x if self.each else flow.pooled))

@@ -20,8 +20,6 @@ from anyformer.core.recipe import Value
 class Scaling(Value):
     """How the frequencies of rotary positions are changed to reach further than they were trained."""
 
-    by_length = False  # do the frequencies depend on how long the text is?
-
     @abstractmethod
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         """New frequencies, (K/2,) or a row each (B, K/2), and a factor on cos and sin.
@@ -46,7 +44,6 @@ class Dynamic(Scaling):
 
     factor: float
     trained: int
-    by_length = True
 
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         width = 2 * len(frequencies)
@@ -109,7 +106,6 @@ class LongRope(Scaling):
     long: tuple[float, ...]
     trained: int
     attention: float
-    by_length = True
 
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         short, long = (torch.tensor(f, device=frequencies.device) for f in (self.short, self.long))
@@ -162,13 +158,15 @@ class Rotary(Part):
         super().__init__()
         check_option("Rotary", "pairs", pairs, ("half", "adjacent"))
         self.width, self.theta, self.scaling, self.pairs = int(dim * fraction), theta, scaling, pairs
-        self.by_length = scaling is not None and scaling.by_length
-        self._key = ("rotary", self.width, theta, scaling)
+        self._key = ("rotary", self.width, theta, scaling, pairs)
         if self.width % 2 or not self.width:
             raise ValueError(f"Rotary turns pairs: {self.width} of {dim} numbers a head cannot be paired")
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin of every place and pair, each (T, 1, K/2) or (B, T, 1, K/2), computed in float32."""
+        """cos and signed sin of every place, each (T, 1, K) or (B, T, 1, K), computed in float32.
+
+        The sign is that of the partner: (a, b) turns to (a cos - b sin, b cos + a sin).
+        """
         steps = torch.arange(0, self.width, 2, device=positions.device, dtype=torch.float32)
         frequencies, factor = 1.0 / self.theta ** (steps / self.width), 1.0  # (K/2,)
         if self.scaling is not None:
@@ -177,21 +175,22 @@ class Rotary(Part):
             if frequencies.ndim == 2:
                 frequencies = frequencies[:, None, None]  # (B, 1, 1, K/2)
         angles = positions[..., None, None].float() * frequencies  # (B, T, 1, K/2)
-        cos, sin = angles.cos(), angles.sin()
-        return (cos * factor).to(dtype), (sin * factor).to(dtype)
-
-    def forward(self, x: Tensor, flow: Flow, keys: bool = False) -> Tensor:
-        """Turns `x`, which stands at the places of this pass, or with `keys` at those of all tokens so far."""
-        places = flow.key_positions if keys else flow.positions
-        cos, sin = flow.once((*self._key, keys), lambda: self.tables(places, x.dtype))
-        turned, rest = (x, None) if self.width == x.shape[-1] else (x[..., : self.width], x[..., self.width :])
+        cos, sin = angles.cos() * factor, angles.sin() * factor
         if self.pairs == "half":
-            a, b = turned.chunk(2, -1)  # (B, T, H, K/2) each
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+            cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (B, T, 1, K)
         else:
-            a, b = turned[..., ::2], turned[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        return turned if rest is None else torch.cat((turned, rest), -1)
+            cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+        return cos.to(dtype), sin.to(dtype)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        cos, sin = flow.once(self._key, lambda: self.tables(flow.positions, x.dtype))
+        turned = x if self.width == x.shape[-1] else x[..., : self.width]
+        if self.pairs == "half":
+            partner = turned.roll(self.width // 2, -1)
+        else:
+            partner = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        turned = torch.addcmul(turned * cos, partner, sin)
+        return turned if turned.shape == x.shape else torch.cat((turned, x[..., self.width :]), -1)
 
 
 class RelativeBias(Part):

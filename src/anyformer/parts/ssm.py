@@ -53,8 +53,8 @@ class Mamba(Mixer):
         super().__init__()
         self.hidden = 2 * dim if hidden is None else hidden
         self.rank = math.ceil(dim / 16) if rank is None else rank
-        if kernel < 1 or chunk < 1:
-            raise ValueError(f"Mamba: kernel and chunk are counts of at least 1; got kernel={kernel}, chunk={chunk}")
+        if min(self.rank, kernel, chunk) < 1:
+            raise ValueError(f"Mamba: rank, kernel and chunk are at least 1; got {self.rank}, {kernel} and {chunk}")
         self.state, self.kernel, self.chunk = state, kernel, chunk
         self.into, self.out = nn.Linear(dim, 2 * self.hidden, bias), nn.Linear(self.hidden, dim, bias)
         self.conv = nn.Conv1d(self.hidden, self.hidden, kernel, groups=self.hidden, bias=conv_bias)

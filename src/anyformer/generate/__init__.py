@@ -1,0 +1,15 @@
+"""Text and token ids out of models, and sentence vectors: `generate`, `stream`, `chat`, `embed`.
+
+options.py       what a caller may ask for, checked
+prompts.py       text, texts, ids, tensors -> rows of token ids, checked
+sampling.py      scores -> the next token of each row
+decoding.py      the loop: a batch that goes on token by token; rows that are done leave it
+writing.py       tokens -> text, up to a stop string
+continuing.py    `generate`, `stream`, `chat`
+embedding.py     `embed`
+"""
+
+from anyformer.generate.continuing import chat, generate, stream
+from anyformer.generate.embedding import embed
+
+__all__ = ["chat", "embed", "generate", "stream"]

@@ -1,0 +1,147 @@
+"""`generate`, `stream` and `chat`: one loop, three ways to take what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from anyformer.core.skeletons import EncoderDecoder
+from anyformer.generate.decoding import Decoding
+from anyformer.generate.options import Options
+from anyformer.generate.prompts import Prompts, check_generates, check_ids, tokenizer_of
+from anyformer.generate.writing import Writer
+
+
+def generate(
+    model: Any,
+    prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] = (),
+    seed: int | Sequence[int] | None = None,
+    cache: bool = True,
+) -> Any:
+    """Continues text or token ids; with an encoder-decoder, writes the target of a source.
+
+    What each prompt gets does not depend on the others in the batch. A text ends at `max_new_tokens`, before the first
+    stop string, or before a token that ends texts (named by the tokenizer, the generation config or the config).
+
+    Args:
+        prompts: a text, texts, token ids (list or 1-D tensor), or rows of ids (lists, or a 2-D tensor without padding).
+        max_new_tokens: at most so many tokens a prompt; 0 gives nothing.
+        temperature: 0 = always the likeliest token; 1 = as the model says; more = flatter.
+        top_k: draw among the k likeliest; None = all.
+        top_p: then among the likeliest that together have this probability; None = all.
+        min_p: then among those with at least this share of the likeliest one's probability; None = all.
+        repetition_penalty: above 1 makes tokens less likely that the text (of an encoder-decoder: the target) has.
+        stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
+            complete first counts. For ids, a token in which it begins is not part either.
+        seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
+        cache: keep keys and values (or the recurrent state) between tokens; without it all is computed again for each
+            token, with the same result. (With rotary angles that depend on the length, Dynamic and LongRope, a text
+            that grows past the trained length is then read again with other angles.)
+
+    Returns:
+        The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
+        end early are filled up with the lowest id that ends texts (0 if there is none).
+
+    Raises:
+        ValueError: naming the option or prompt, for values that make no sense, an empty prompt, ids outside the
+            vocabulary, text without a tokenizer, a model that cannot generate, or if the prompt and `max_new_tokens`
+            together are longer than the context.
+    """
+    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    given = Prompts(model, prompts)
+    writers = [_writer(model, ids, options) for ids in given.rows] if given.text or options.stops else []
+    run = Decoding(model, given.rows, options)
+    rows: list[list[int]] = [[] for _ in given.rows]
+    texts = ["" for _ in given.rows]
+    while run.rows:
+        for row, token in run.step():
+            rows[row].append(token)
+            if writers:
+                texts[row] += writers[row].put(token)
+        if writers:
+            run.finish([row for row in run.rows if writers[row].stopped])
+    texts = [text + writer.end() for text, writer in zip(texts, writers, strict=False)]
+    if writers and not given.text:
+        rows = [row[: writer.tokens()] for row, writer in zip(rows, writers, strict=True)]
+    return given.back(texts if given.text else rows, min(run.ends, default=0))
+
+
+def stream(
+    model: Any,
+    prompt: str | Sequence[int] | Tensor,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    cache: bool = True,
+) -> Iterator[str]:
+    """The text that `generate` would return, in pieces, as soon as they are certain.
+
+    Joined, they are exactly that text: no half character is given out, and nothing that could be the beginning of a
+    stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
+    """
+    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    given = Prompts(model, prompt)
+    if len(given.rows) != 1:
+        raise ValueError(f"stream takes one prompt, got {len(given.rows)}; generate takes several")
+    writer = _writer(model, given.rows[0], options)
+    return _pieces(Decoding(model, given.rows, options), writer)
+
+
+def chat(
+    model: Any,
+    messages: list[dict[str, Any]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    cache: bool = True,
+) -> Iterator[str]:
+    """The model's answer to a conversation, in pieces, as `stream` gives them.
+
+    Args:
+        messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its
+            chat template. The others are those of `generate`.
+
+    Raises:
+        ValueError: without a tokenizer or a chat template, and as `generate`.
+    """
+    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    check_generates(model)
+    ids = tokenizer_of(model, "messages").chat_ids(messages)
+    check_ids(model, ids)
+    return _pieces(Decoding(model, [ids], options), _writer(model, ids, options))
+
+
+def _writer(model: Any, prompt: list[int], options: Options) -> Writer:
+    before = None if isinstance(model, EncoderDecoder) else prompt[-1]
+    return Writer(tokenizer_of(model, "stop strings and streams"), before, options.stops)
+
+
+def _pieces(run: Decoding, writer: Writer) -> Iterator[str]:
+    while run.rows and not writer.stopped:
+        for _, token in run.step():
+            if piece := writer.put(token):
+                yield piece
+    if piece := writer.end():
+        yield piece

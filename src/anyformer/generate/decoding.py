@@ -1,0 +1,140 @@
+"""The loop: a batch of rows that goes on token by token. B rows that are not done, T tokens so far, V vocabulary.
+
+```
+            ┌────────────────────────────────────────────┐
+prompts ─ scores of the next token ─ sampler ─ tokens ───┴─> (row, token) … rows that are done leave the batch
+            (first all tokens, then one)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.core.flow import State
+from anyformer.core.skeletons import EncoderDecoder
+from anyformer.generate.options import Options
+from anyformer.generate.prompts import check_room, end_ids
+from anyformer.generate.sampling import Sampler
+
+
+class Decoding:
+    """Rows that are being continued. `while decoding.rows: for row, token in decoding.step(): …`
+
+    Shorter rows are padded on the left; the mask hides that, so a row's tokens are those that it gets alone.
+    A model in training mode decodes as in eval mode.
+
+    Args:
+        prompts: token ids of each row. A decoder continues them; an encoder-decoder reads them as the source, and
+            continues its `begin_id`.
+
+    Attributes:
+        rows: the numbers of the rows that are not done, in the order of the batch.
+    """
+
+    def __init__(self, model: Any, prompts: list[list[int]], options: Options):
+        check_room(model, prompts, options.max_new_tokens)
+        self.model, self.options, self.ends = model, options, end_ids(model)
+        self.rows = list(range(len(prompts))) if options.max_new_tokens else []
+        like = next(model.parameters())
+        ids, mask = padded(prompts, like.device)
+        self.source: dict[str, Any] = {}  # what an encoder reads
+        self.ids, self.mask = ids, mask  # (B, T) all tokens so far; (B, T) or None
+        if isinstance(model, EncoderDecoder):
+            self.source = {"input_ids": ids, "attention_mask": mask}
+            self.ids, self.mask = ids.new_full((len(prompts), 1), model.begin_id), None
+            prompts = self.ids.tolist()
+        self.new: Tensor | None = None  # (B, 1) tokens that the state has not seen; None = all
+        self.state: State | None = None
+        if options.cache and self.rows:
+            with torch.inference_mode():
+                self.state = model.start(len(prompts), self.ids.shape[1] + options.max_new_tokens)
+        self.sampler = Sampler(options, prompts, model.embed.vocab, like.device)
+        self.count = 0
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, int]]:
+        """One more token for every row that is not done: (row, token). A token that ends a text is not among them.
+
+        Raises:
+            ValueError: if the model's scores are not finite.
+        """
+        tokens = self.sampler.choose(self._scores())  # (B,)
+        chosen = list(zip(self.rows, tokens.tolist(), strict=True))
+        if any(token < 0 for _, token in chosen):
+            raise ValueError(
+                f"the scores for new token {self.count} are not finite (NaN or infinite); are the weights whole?"
+            )
+        self.count += 1
+        if self.count == self.options.max_new_tokens:
+            self.rows = []
+        else:
+            self._append(tokens[:, None])
+            self.finish([row for row, token in chosen if token in self.ends])
+        return [(row, token) for row, token in chosen if token not in self.ends]
+
+    def finish(self, rows: Collection[int]) -> None:
+        """These rows are done: they leave the batch."""
+        left = [i for i, row in enumerate(self.rows) if row not in rows]
+        if len(left) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in left]
+        if self.rows:
+            self._keep(left)
+
+    @torch.inference_mode()
+    def _keep(self, left: list[int]) -> None:
+        index = torch.tensor(left, device=self.ids.device)
+        self.sampler.keep(left)
+        self.ids = self.ids[index]
+        self.mask, self.new = (None if t is None else t[index] for t in (self.mask, self.new))
+        self.source = {name: None if t is None else t[index] for name, t in self.source.items()}
+        if self.state is not None:
+            self.state.reorder(index)
+
+    def _append(self, tokens: Tensor) -> None:
+        self.new = tokens  # (B, 1)
+        if self.state is None:
+            self.ids = torch.cat((self.ids, tokens), 1)
+            self.mask = (
+                None if self.mask is None else torch.cat((self.mask, torch.ones_like(tokens, dtype=torch.bool)), 1)
+            )
+
+    def _scores(self) -> Tensor:
+        """Scores of the next token, (B, V)."""
+        first = self.new is None or self.state is None
+        ids, mask = (self.ids, self.mask) if first else (self.new, None)
+        if self.source:
+            given = {**(self.source if first else {}), "decoder_input_ids": ids}
+        else:
+            given = {"input_ids": ids, "attention_mask": mask}
+        with evaluating(self.model):
+            return self.model(**given, state=self.state, last=True).logits[:, -1]
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in eval mode; afterwards each of its modules is in the mode it was in."""
+    training = [m for m in model.modules() if m.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows as ids (B, T), padded on the left with 0, and the mask (B, T), True = real; None where nothing is padded."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    if all(len(row) == width for row in rows):
+        return ids, None
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(width, device=device) >= width - lengths[:, None]

@@ -1,0 +1,92 @@
+"""One vector for a text. B texts of a batch, T tokens, D width, N texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyformer.core.skeletons import EncoderDecoder
+from anyformer.generate.decoding import evaluating, padded
+from anyformer.generate.prompts import tokenizer_of
+from anyformer.hub.pooling import Pooling, meaning
+
+
+@torch.inference_mode()
+def embed(model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | None = None) -> Tensor:
+    """Sentence vectors as sentence-transformers makes them: similar texts have a high cosine similarity.
+
+    The last hidden states are pooled as the model's files say (`modules.json`; without it: the mean over real tokens,
+    no normalisation). A text's vector does not depend on the others. Of an encoder-decoder, the encoder is used.
+
+    Args:
+        texts: one or more.
+        batch: texts that go through the model at once; the longest first, so that little is padded.
+        normalize: to length 1; None = as the model's files say.
+
+    Returns:
+        (N, D), in float32 at least, on the model's device, in the order of the texts.
+
+    Warns:
+        UserWarning: if texts are longer than the model's limit and are cut, with how many and what the limit is.
+
+    Raises:
+        ValueError: without texts or a tokenizer, for a text without tokens, or a model that does not read text.
+    """
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"texts must be a list of at least one text, got {texts!r:.80}")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch must be a whole number, 1 or more; got {batch!r}")
+    if model.takes != "input_ids":
+        raise ValueError(f"embed reads text, and this model reads {model.takes}")
+    how = meaning((model.origin or {}).get("pooling", {}))
+    rows = _encoded(tokenizer_of(model, "texts"), texts, min(filter(None, (how.tokens, model.context)), default=None))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    with evaluating(model):
+        parts = [_pooled(model, [rows[i] for i in order[at : at + batch]], how) for at in range(0, len(order), batch)]
+    vectors = torch.cat(parts)  # (N, D), the longest first
+    vectors = vectors[torch.tensor(order, device=vectors.device).argsort()]
+    return F.normalize(vectors, dim=-1) if (how.normalize if normalize is None else normalize) else vectors
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+    """The ids of each text; of one that is too long the end is cut, but the tokens that close every text stay."""
+    rows, lengths = [], []
+    for i, text in enumerate(texts):
+        found = tokenizer.core.encode(text)
+        ids: list[int] = found.ids
+        if not ids:
+            raise ValueError(f"text {i} has no tokens, so it has no vector: {text!r:.40}")
+        if limit is not None and len(ids) > limit:
+            mask = found.special_tokens_mask
+            closing = next((n for n, special in enumerate(reversed(mask)) if not special), 0)
+            lengths.append(len(ids))
+            ids = ids[: limit - closing] + ids[len(ids) - closing :]
+        rows.append(ids)
+    if lengths:
+        warnings.warn(
+            f"{len(lengths)} of {len(texts)} texts are longer than {limit} tokens (the longest has {max(lengths)}): "
+            "what comes after is not in their vectors; split them",
+            stacklevel=4,
+        )
+    return rows
+
+
+def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:
+    """(B, D)"""
+    ids, keep = padded(rows, next(model.parameters()).device)  # (B, T): the last place is real in every row
+    hidden = model.encode(ids, keep) if isinstance(model, EncoderDecoder) else model(ids, keep).hidden  # (B, T, D)
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    if how.mode == "lasttoken":
+        return hidden[:, -1]
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)  # (B,)
+    if how.mode == "cls":
+        return hidden[torch.arange(len(rows), device=ids.device), ids.shape[1] - lengths]
+    padding = torch.zeros_like(ids, dtype=torch.bool)[..., None] if keep is None else ~keep[..., None]  # (B, T, 1)
+    if how.mode == "max":
+        return hidden.masked_fill(padding, float("-inf")).amax(1)
+    return hidden.masked_fill(padding, 0.0).sum(1) / lengths[:, None]

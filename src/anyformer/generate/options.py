@@ -1,0 +1,71 @@
+"""What a caller may ask of `generate`, `stream` and `chat`, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one generation; their meaning is that of `generate`.
+
+    A value that says nothing sensible is refused by name. None is "off"; 0 is never taken for None.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    stop: str | Sequence[str]
+    seed: int | Sequence[int] | None
+    cache: bool
+
+    def __post_init__(self) -> None:
+        _whole("max_new_tokens", self.max_new_tokens, 0)
+        _number("temperature", self.temperature, "0 (greedy) or more", lambda t: t >= 0)
+        if self.top_k is not None:
+            hint = "; top_k=None switches it off" if self.top_k == 0 else ""
+            _whole("top_k", self.top_k, 1, hint)
+        if self.top_p is not None:
+            _number("top_p", self.top_p, "above 0 and at most 1, or None", lambda p: 0 < p <= 1)
+        if self.min_p is not None:
+            _number("min_p", self.min_p, "between 0 and 1, or None", lambda p: 0 <= p <= 1)
+        if self.repetition_penalty is not None:
+            _number(
+                "repetition_penalty", self.repetition_penalty, "above 0 (1 changes nothing), or None", lambda r: r > 0
+            )
+        for text in self.stops:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop must be a text or several, each of at least one character; got {self.stop!r}")
+        for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
+            if seed is not None:
+                _whole("seed", seed, 0)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def seeds(self, rows: int) -> list[int | None]:
+        """One seed a row. One number is the seed of every row, so that a row does not depend on its place."""
+        if not isinstance(self.seed, Sequence):
+            return [self.seed] * rows
+        if len(self.seed) != rows:
+            raise ValueError(f"seed must be one number, or one for each of the {rows} prompts; got {len(self.seed)}")
+        return list(self.seed)
+
+
+def _whole(name: str, value: Any, least: int, hint: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more; got {value!r}{hint}")
+
+
+def _number(name: str, value: Any, what: str, good: Any) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or not good(value):
+        raise ValueError(f"{name} must be a number {what}; got {value!r}")

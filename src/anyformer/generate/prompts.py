@@ -1,0 +1,146 @@
+"""What callers give (a text, texts, token ids, tensors) as rows of ids, checked; results go back in the same form."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.core.skeletons import EncoderDecoder
+
+
+class Prompts:
+    """The prompts of one call.
+
+    Args:
+        given: a text, a list of texts, ids (a list, a 1-D tensor), or several rows of ids (lists, a 2-D tensor).
+
+    Attributes:
+        rows: the token ids of each.
+        text: are they text? Then the results are, too.
+
+    Raises:
+        ValueError: for anything else, an empty prompt, an id outside the vocabulary, text without a tokenizer.
+    """
+
+    def __init__(self, model: Any, given: Any):
+        check_generates(model)
+        self.given = given
+        self.text = isinstance(given, str) or (_is_list(given) and len(given) > 0 and isinstance(given[0], str))
+        items = [given] if _is_one(given) else list(given) if _is_list(given) or isinstance(given, Tensor) else None
+        if items is None:
+            raise ValueError(f"prompts must be a text, token ids, or several of them; got {type(given).__name__}")
+        if not items:
+            raise ValueError("prompts is an empty list; give at least one prompt")
+        tokenizer = tokenizer_of(model, "text prompts") if self.text else None
+        self.rows = [_ids(item, i, tokenizer) for i, item in enumerate(items)]
+        for i, row in enumerate(self.rows):
+            check_ids(model, row, "" if len(self.rows) == 1 else f" {i}")
+
+    def back(self, results: list[Any], fill: int) -> Any:
+        """Results, one a row, in the form in which the prompts came. A 2-D tensor is filled up with `fill`."""
+        if isinstance(self.given, Tensor):
+            width = max(map(len, results))
+            rows = [row + [fill] * (width - len(row)) for row in results]
+            made = torch.tensor(rows, dtype=torch.long, device=self.given.device)  # (B, N)
+            return made if self.given.ndim == 2 else made[0]
+        return results[0] if _is_one(self.given) else results
+
+
+def check_generates(model: Any) -> None:
+    """Raises ValueError for a model that cannot continue anything."""
+    if not getattr(model, "generates", False):
+        what = getattr(model, "page", None) or type(model).__name__
+        raise ValueError(
+            f"{what} cannot generate: it sees its whole input at once and predicts no next token; give a decoder"
+        )
+
+
+def check_ids(model: Any, row: list[int], which: str = "") -> None:
+    """Raises ValueError if a prompt is empty or has an id outside the vocabulary."""
+    if not row:
+        raise ValueError(
+            f"prompt{which} is empty, there is nothing to continue; give at least one token, e.g. one that begins texts"
+        )
+    vocab = model.embed.vocab
+    for token in row:
+        if not 0 <= token < vocab:
+            raise ValueError(f"prompt{which}: token id {token} is outside the vocabulary: ids go from 0 to {vocab - 1}")
+
+
+def check_room(model: Any, rows: list[list[int]], max_new_tokens: int) -> None:
+    """Raises ValueError if a prompt, or a prompt and what it asks for, is longer than the context."""
+    context = model.context
+    if context is None:
+        return
+    apart = isinstance(
+        model, EncoderDecoder
+    )  # the prompt is read by the encoder, the answer stands alone behind one token
+    for i, row in enumerate(rows):
+        which = "the prompt" if len(rows) == 1 else f"prompt {i}"
+        if len(row) > context:
+            raise ValueError(f"{which} has {len(row)} tokens, and the context of this model is {context}; shorten it")
+        start = 1 if apart else len(row)
+        if start + max_new_tokens > context:
+            raise ValueError(
+                f"{which} has {len(row)} tokens; with max_new_tokens={max_new_tokens} the text grows to "
+                f"{start + max_new_tokens}, and the context of this model is {context}: "
+                f"give max_new_tokens={context - start} or less"
+            )
+
+
+def tokenizer_of(model: Any, why: str) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: saying what to do, if it has none.
+    """
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(
+            f"{why} need a tokenizer, and this model has none: give token ids, or set one: "
+            "model.tokenizer = anyformer.hub.tokenizer.Tokenizer.load(folder)"
+        )
+    return model.tokenizer
+
+
+def end_ids(model: Any) -> set[int]:
+    """The tokens that end a text: those of the tokenizer, the generation config and the config together."""
+    found = set() if model.tokenizer is None else set(model.tokenizer.eos_ids)
+    origin = model.origin or {}
+    for said in (origin.get("generation", {}), origin.get("config", {})):
+        ids = said.get("eos_token_id")
+        found.update([] if ids is None else ids if isinstance(ids, list) else [ids])
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_one(value: Any) -> bool:
+    """One prompt, not several."""
+    if isinstance(value, Tensor):
+        return value.ndim == 1
+    return isinstance(value, str) or (
+        _is_list(value) and len(value) > 0 and not _is_list(value[0]) and not isinstance(value[0], str | Tensor)
+    )
+
+
+def _ids(item: Any, i: int, tokenizer: Any) -> list[int]:
+    if tokenizer is not None:
+        if not isinstance(item, str):
+            raise ValueError(f"prompts mix text and others: prompt {i} is {type(item).__name__}")
+        return tokenizer.encode(item)
+    if isinstance(item, Tensor):
+        if item.ndim != 1 or item.is_floating_point() or item.dtype == torch.bool:
+            raise ValueError(
+                f"prompt {i} must be a row of whole numbers, got {item.dtype} of shape {tuple(item.shape)}"
+            )
+        return item.tolist()
+    try:
+        return [operator.index(token) for token in item]
+    except TypeError:
+        raise ValueError(f"prompt {i} must be token ids (whole numbers), got {item!r:.80}") from None

@@ -1,0 +1,66 @@
+"""Tokens to text as they come, up to a stop string."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Writer:
+    """The text of one row. What `put` and `end` return, joined, is the text; nothing that was given out changes later.
+
+    Held back are characters whose bytes are not all there, and what could be the beginning of a stop string: a stop
+    string is found across tokens, and no part of it is given out.
+
+    Args:
+        before: the last token of the prompt that is continued, or None. Some tokenizers drop the space in front of a
+            text, and this is the middle of one.
+        stops: the text ends before the one of these that is complete first.
+    """
+
+    def __init__(self, tokenizer: Any, before: int | None, stops: tuple[str, ...]):
+        self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
+        self._stream = tokenizer.stream()
+        if before is not None and (not self._known(before) or not self._stream.put(before)):
+            self._stream = tokenizer.stream()  # nothing is known to end there
+        self._held = ""  # could be the beginning of a stop string
+        self._length = 0  # characters that came so far
+        self._lengths: list[int] = []  # the same after each token
+        self._stop = 0  # where the stop string begins
+
+    def put(self, token: int) -> str:
+        """The text that is certain now; often empty. `stopped` says whether it ends here."""
+        text = self._take(self._stream.put(token)) if self._known(token) else ""
+        self._lengths.append(self._length)
+        return text
+
+    def end(self) -> str:
+        """What was held back, when no more tokens come."""
+        if self.stopped:
+            return ""
+        text = self._take(self._stream.end())
+        return text if self.stopped else text + self._held
+
+    def tokens(self) -> int:
+        """How many tokens make the text: with a stop string those that end before it begins."""
+        if not self.stopped:
+            return len(self._lengths)
+        whole = max((n for n in self._lengths if n <= self._stop), default=0)
+        return (
+            self._lengths.index(whole) + 1 if whole else 0
+        )  # later ones of this length hold half a character of the stop
+
+    def _known(self, token: int) -> bool:
+        """Does the token have a text? A model may have more rows than its tokenizer has tokens."""
+        return self.tokenizer.core.id_to_token(token) is not None
+
+    def _take(self, piece: str) -> str:
+        self._length += len(piece)
+        held = self._held + piece
+        found = [(at + len(stop), at) for stop in self.stops if (at := held.find(stop)) >= 0]
+        if found:
+            _, at = min(found)
+            self.stopped, self._stop = True, self._length - len(held) + at
+            return held[:at]
+        cut = next((i for i in range(len(held)) if any(stop.startswith(held[i:]) for stop in self.stops)), len(held))
+        self._held = held[cut:]
+        return held[:cut]

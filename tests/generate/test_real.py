@@ -1,0 +1,67 @@
+"""Real weights: the same tokens and the same vectors as the references."""
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.data import sources
+from anyformer.generate import chat, embed, generate, stream
+
+torch.set_num_threads(1)
+PROMPTS = ["The capital of France is", "Water boils at", "def add(a, b):"]
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    return af.load(sources.get("smollm2"))
+
+
+@pytest.mark.slow
+def test_smollm2_writes_what_transformers_writes(smollm):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = sources.get("smollm2")
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        new = theirs.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True))
+    assert generate(smollm, PROMPTS, max_new_tokens=24) == expected
+
+
+def test_smollm2_answers(smollm):
+    question = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
+    answer = "".join(chat(smollm, question, max_new_tokens=20))
+    assert "Paris" in answer and "<|im_end|>" not in answer
+
+
+def test_smollm2_streams_what_it_generates_alone_and_in_a_batch(smollm):
+    batch = generate(smollm, PROMPTS, max_new_tokens=6)
+    assert batch[0].startswith(" Paris")
+    assert "".join(stream(smollm, PROMPTS[1], max_new_tokens=6)) == batch[1]
+
+
+def test_minilm_gives_the_vectors_of_sentence_transformers():
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = sources.get("minilm")
+    m = af.load(folder)
+    texts = ["A cat sleeps.", "Stocks fell sharply on Monday.", "", "naïve café — 東京 🙂", "word " * 400]
+    with pytest.warns(UserWarning, match="1 of 5 texts are longer than 256 tokens .*402"):
+        found = embed(m, texts, batch=2)
+    theirs, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    given = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        hidden, mask = theirs(**given).last_hidden_state, given.attention_mask[..., None]
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert (1 - (found * expected).sum(1)).abs().max() < 1e-6
+
+
+def test_minilm_ranks_by_meaning():
+    m = af.load(sources.get("minilm"))
+    texts = ["The kitten naps on the sofa.", "Shares lost a tenth of their value.", "It rains in Bergen."]
+    likeness = embed(m, ["A cat is sleeping.", "The stock market fell."]) @ embed(m, texts).T
+    assert likeness.argmax(1).tolist() == [0, 1]

@@ -1,0 +1,28 @@
+"""The gradient written by hand is that of the plain formula."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from anyformer.parts.fused import RootMeanSquare, rms_norm
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.1])
+def test_rms_norm_has_the_right_gradient(eps):
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: RootMeanSquare.apply(x, w, eps), (x, weight))
+    torch.testing.assert_close(RootMeanSquare.apply(x, weight, eps), F.rms_norm(x, (8,), weight, eps))
+
+
+def test_a_second_gradient_of_rms_norm_is_an_error_and_no_wrong_number():
+    x, weight = torch.randn(2, 8, requires_grad=True), torch.ones(8, requires_grad=True)
+    (first,) = torch.autograd.grad(rms_norm(x, weight, 1e-6).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_without_gradients_and_strided_inputs_the_numbers_are_the_same():
+    x, weight = torch.randn(2, 3, 5, 8).transpose(1, 2), torch.randn(8)
+    with_grad = rms_norm(x.clone().requires_grad_(), weight, 1e-6)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-6), with_grad.detach())
