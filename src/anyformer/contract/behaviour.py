@@ -1,0 +1,291 @@
+"""Items 6 to 8: no row sees another one or the padding, no token sees the future, decoding step by step changes nothing."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.check import check, decodes, pads
+from anyformer.contract.probe import Batch, close, draw, expect, run
+from anyformer.contract.subjects import Subject
+from anyformer.core.flow import State
+from anyformer.parts import Mamba
+from anyformer.parts.attention import Sliding
+from anyformer.parts.masks import FAR, Mask
+from anyformer.parts.positions import Scaling
+from anyformer.parts.ssm import Recurrent
+
+LONGEST = 24  # tokens of a random text
+
+
+def lengths(subject: Subject, rng: random.Random, rows: int) -> list[int]:
+    """Random lengths that the model accepts."""
+    return [rng.randint(1, min(LONGEST, subject.limit or LONGEST)) for _ in range(rows)]
+
+
+@check(6, "model", examples=8, checkpoint=True)
+def batch_is_solo(subject: Subject, rng: random.Random) -> float:
+    """A row of a padded batch, at any place in it and with padding on any side, is what it is alone."""
+    batch = draw(subject, rng, lengths(subject, rng, 3), rng.choice(("left", "right", "mixed")))
+    order = rng.sample(range(3), 3)
+    together = run(subject.model, batch.rows(order))
+    worst = 0.0
+    for place, i in enumerate(order):
+        alone = run(subject.model, batch.row(i))
+        for name in alone:
+            found = batch.rows(order).real(name, together[name], place)
+            worst = max(worst, close(found, alone[name][0], f"{name}, row {i}"))
+    return worst
+
+
+@check(6, "model", examples=4, needs=pads, checkpoint=True)
+def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
+    """Other tokens at padded places, and more of them, change nothing, gradients included."""
+    sizes = lengths(subject, rng, 2)
+    batch = draw(subject, rng, sizes, rng.choice(("left", "right")))
+    inputs = dict(batch.inputs)
+    for name, keep in (("input_ids", batch.keep if batch.source is None else batch.source), ("decoder_input_ids", batch.keep)):
+        if name in inputs and keep is not None:
+            inputs[name] = torch.where(keep, inputs[name], (inputs[name] + 1) % subject.model.embed.vocab)
+    other = Batch(inputs, batch.keep, batch.source)
+    a, b = run(subject.model, batch), run(subject.model, other)
+    return max(
+        close(batch.real(name, b[name], i), batch.real(name, a[name], i), f"other padding: {name}", 0.0, 0.0)
+        for name in a
+        for i in range(len(batch))
+    )
+
+
+@check(6, "model", examples=3, needs=pads, checkpoint=True)
+def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> float:
+    """A row without any real token leaves its neighbours as they are, and everything finite."""
+    batch = draw(subject, rng, lengths(subject, rng, 2), "left")
+    alone = run(subject.model, batch)
+    empty = Batch({n: torch.cat((v, v[:1])) for n, v in batch.inputs.items()})
+    for name in empty.inputs:
+        if name.endswith("attention_mask"):
+            empty.inputs[name][-1] = 0
+    together = run(subject.model, empty)
+    expect(all(v.isfinite().all() for v in together.values()), "an empty row makes something that is not finite")
+    return max(close(together[n][:2], alone[n], f"beside an empty row: {n}") for n in alone)
+
+
+@check(7, "model", examples=6, needs=decodes, checkpoint=True)
+def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
+    """With other tokens from some place on, every logit before that place stays as it was."""
+    count = rng.randint(2, min(LONGEST, subject.limit or LONGEST))
+    batch, cut = draw(subject, rng, [count, count], source=[5, 5]), rng.randint(1, count - 1)
+    name = "decoder_input_ids" if subject.has_source else "input_ids"
+    ids = batch.inputs[name].clone()
+    ids[:, cut:] = (ids[:, cut:] + 1 + rng.randrange(9)) % subject.model.embed.vocab
+    before, after = run(subject.model, batch)["logits"], run(subject.model, batch.with_(**{name: ids}))["logits"]
+    return close(after[:, :cut], before[:, :cut], f"logits before token {cut}")
+
+
+@check(7, "model", examples=4, needs=decodes, checkpoint=True)
+def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
+    """The gradient of the logits at one place by everything that enters at later places is exactly 0, and by earlier ones it is not."""
+    count = rng.randint(3, min(LONGEST, subject.limit or LONGEST))
+    batch, at = draw(subject, rng, [count], source=[5]), rng.randint(1, count - 2)
+    entered: list[Tensor] = []
+    hook = subject.model.embed.register_forward_hook(lambda module, inputs, output: entered.append(output))
+    try:
+        logits = subject.model(**batch.inputs).logits
+    finally:
+        hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, at].square().sum(), entered[-1])  # (1, T, D)
+    late = float(gradient[:, at + 1 :].abs().max())
+    expect(late == 0.0, f"the logits of token {at} depend on later ones: gradient {late:.2e}")
+    expect(bool((gradient[:, : at + 1].abs().amax(-1) > 0).any()), f"the logits of token {at} depend on nothing")
+    return 0.0
+
+
+class Decoding:
+    """Feeds a batch to a model piece by piece, and compares each piece with the whole text up to its end, without state."""
+
+    def __init__(self, subject: Subject, batch: Batch):
+        self.subject, self.model, self.batch = subject, subject.model, batch
+        self.state: State = self.model.start(len(batch))
+        self.at, self.worst = 0, 0.0
+        self.name = "decoder_input_ids" if subject.has_source else "input_ids"
+        self.mask = "decoder_attention_mask" if subject.has_source else "attention_mask"
+
+    @property
+    def total(self) -> int:
+        return self.batch.inputs[self.name].shape[1]
+
+    def piece(self, start: int, end: int, whole_mask: bool = False) -> dict[str, Tensor]:
+        """The inputs of one call: the source with the first piece only."""
+        given = dict(self.batch.inputs)
+        given[self.name] = given[self.name][:, start:end]
+        if self.mask in given:
+            given[self.mask] = given[self.mask][:, 0 if whole_mask else start : end]
+        if self.subject.has_source and start:
+            given = {n: v for n, v in given.items() if n not in ("input_ids", "attention_mask")}
+        return given
+
+    def feed(self, count: int, whole_mask: bool = False) -> None:
+        """The next `count` tokens, with the mask of these alone or of all so far, as other libraries pass it."""
+        end = self.at + count
+        with torch.no_grad():
+            found = self.model(**self.piece(self.at, end, whole_mask), state=self.state).logits
+            expected = self.model(**self.piece(0, end)).logits[:, self.at :]
+        for i in range(len(self.batch)):
+            keep = slice(None) if self.batch.keep is None else self.batch.keep[i, self.at : end]
+            what = f"tokens {self.at} to {end} of row {i}"
+            self.worst = max(self.worst, close(found[i][keep], expected[i][keep], what))
+        self.at = end
+        expect(self.state.length == end, f"the state says {self.state.length} tokens, it has seen {end}")
+
+    def reorder(self, index: list[int]) -> None:
+        """Rows change places, as in a beam search."""
+        self.state.reorder(torch.tensor(index))
+        self.batch = self.batch.rows(index)
+
+    def back(self, to: int) -> None:
+        """Takes tokens back."""
+        self.state.trim(to)
+        self.at = to
+
+
+def decoding(subject: Subject, rng: random.Random, rows: int = 2, count: int = 0) -> Decoding:
+    """A random batch, half of the time with padding on the left."""
+    sizes = [count] * rows if count else [rng.randint(2, longest(subject)) for _ in range(rows)]
+    return Decoding(subject, draw(subject, rng, sizes if rng.random() < 0.5 else [max(sizes)] * rows, "left"))
+
+
+def longest(subject: Subject) -> int:
+    """The most tokens of a random text. A rotary scaling that depends on the length is steady up to its trained length only:
+    beyond, the states of old tokens are those of a shorter text, which decoding token by token cannot take back."""
+    trained = [s.trained for s in subject.values(Scaling) if s.by_length]
+    return min(LONGEST, subject.limit or LONGEST, *trained)
+
+
+@check(8, "model", examples=6, needs=decodes, checkpoint=True)
+def cached_is_uncached(subject: Subject, rng: random.Random) -> float:
+    """A text in random pieces through a state: every logit is what the whole text gives."""
+    steps = decoding(subject, rng)
+    while steps.at < steps.total:
+        steps.feed(rng.randint(1, min(5, steps.total - steps.at)), whole_mask=rng.random() < 0.5)
+    return steps.worst
+
+
+@check(8, "model", examples=4, needs=decodes, checkpoint=True)
+def cached_after_reorder(subject: Subject, rng: random.Random) -> float:
+    """After its rows changed places, were doubled or dropped, a state goes on as the new rows would."""
+    steps = decoding(subject, rng, rows=3)
+    while steps.at < steps.total:
+        steps.feed(rng.randint(1, min(6, steps.total - steps.at)))
+        steps.reorder([rng.randrange(len(steps.batch)) for _ in range(rng.randint(1, 4))])
+    return steps.worst
+
+
+@check(8, "model", examples=4, needs=decodes, checkpoint=True)
+def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
+    """Marked, fed, taken back to the mark and fed with other tokens, a state has forgotten what was taken back."""
+    steps = decoding(subject, rng, count=rng.randint(4, longest(subject)))
+    steps.feed(rng.randint(1, steps.total - 2))
+    for _ in range(2):
+        mark = steps.at
+        steps.state.mark()
+        while steps.at < steps.total and rng.random() < 0.8:
+            steps.feed(rng.randint(1, steps.total - steps.at))
+        steps.back(mark)
+        ids = steps.batch.inputs[steps.name].clone()
+        ids[:, mark:] = (ids[:, mark:] + 1 + rng.randrange(9)) % subject.model.embed.vocab
+        steps.batch = steps.batch.with_(**{steps.name: ids})
+    steps.feed(steps.total - steps.at)
+    return steps.worst
+
+
+@check(8, "model", needs=lambda s: decodes(s) or (None if windows(s) else "it has no window"), checkpoint=True)
+def cached_at_window_boundaries(subject: Subject) -> float:
+    """Texts of w - 1, w, w + 1 and more tokens, then token by token: each is what the whole text gives; memory stays bounded."""
+    worst, rng = 0.0, random.Random(8)
+    for w in windows(subject):
+        for first in (w - 1, w, w + 1, 2 * w, 3 * w + 1):
+            steps = Decoding(subject, draw(subject, rng, [3 * w + 6] * 2))
+            if first:
+                steps.feed(first)
+            while steps.at < steps.total:
+                steps.feed(1)
+            worst = max(worst, steps.worst)
+        bytes_at = {}
+        state, ids = subject.model.start(1), draw(subject, rng, [1]).inputs
+        for count in range(1, 8 * w + 1):
+            with torch.no_grad():
+                subject.model(**ids, state=state)
+            bytes_at[count] = state.bytes()
+        if all(isinstance(slot, Sliding | Recurrent) for slot in state.slots.values()):
+            expect(bytes_at[8 * w] <= bytes_at[4 * w], f"the state grows: {bytes_at[4 * w]} bytes, then {bytes_at[8 * w]}")
+    return worst
+
+
+def windows(subject: Subject) -> list[int]:
+    """The widths, in tokens, of the windows in the recipe that fit into what it accepts eight times."""
+    found = {mask.reach()[0] + 1 for mask in subject.values(Mask) if mask.reach()[0] < FAR}
+    return sorted(w for w in found if 8 * w < min(subject.limit or 200, 200))
+
+
+@check(8, "model", examples=3, needs=decodes, checkpoint=True)
+def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> float:
+    """Another batch size, a longer text than was seen, and a return that is no longer possible are errors that leave the state as it was."""
+    steps = decoding(subject, rng, count=6)
+    steps.feed(4)
+    for wrong in (-1, 5):
+        refuses(lambda n=wrong: steps.state.trim(n), "cannot trim")
+    other = {n: v[:1] for n, v in steps.piece(4, 5).items()}
+    refuses(lambda: subject.model(**other, state=steps.state), "batch")
+    if subject.holds(Mamba):
+        refuses(lambda: steps.state.trim(3), "Mamba")
+    steps.feed(2)
+    return steps.worst
+
+
+def refuses(call: Any, word: str) -> None:
+    """Raises unless the call is a ValueError that contains the word."""
+    try:
+        call()
+    except ValueError as error:
+        expect(word in str(error), f"the error does not say {word!r}: {error}")
+        return
+    expect(False, f"it was accepted; expected an error with {word!r}")
+
+
+@check(8, "model", needs=lambda s: decodes(s) or (None if any(v.by_length for v in s.values(Scaling)) else "its positions do not depend on the length"))
+def a_long_text_goes_on_in_its_regime(subject: Subject) -> float:
+    """With a scaling that depends on the length: where its frequencies no longer change, cached is uncached beyond the trained length."""
+    worst = 0.0
+    for scaling in subject.values(Scaling):
+        first = scaling.trained + 3
+        turns = [scaling.scale(torch.ones(4), 1e4, torch.tensor([n]))[0] for n in (first, first + 6)]
+        if scaling.by_length and torch.equal(*turns):
+            steps = Decoding(subject, draw(subject, random.Random(13), [first + 6] * 2))
+            steps.feed(first)
+            while steps.at < steps.total:
+                steps.feed(2)
+            worst = max(worst, steps.worst)
+    return worst
+
+
+@check(8, "model", needs=lambda s: decodes(s) or pads(s))
+def padding_inside_a_state_is_right_or_refused(subject: Subject) -> float:
+    """Right padding before more tokens: either what the row alone gives, or an error; never another result."""
+    batch = draw(subject, random.Random(9), [6, 3], "right", source=[4, 4])
+    steps = Decoding(subject, batch)
+    more = draw(subject, random.Random(10), [2, 2], "none", source=[4, 4]).inputs[steps.name]
+    try:
+        with torch.no_grad():
+            subject.model(**steps.piece(0, 6), state=steps.state)
+            found = subject.model(**{steps.name: more}, state=steps.state).logits
+    except ValueError:
+        return 0.0
+    worst = 0.0
+    for i in range(2):
+        row = batch.row(i)
+        whole = row.with_(**{steps.name: torch.cat((row.inputs[steps.name], more[i : i + 1]), 1)})
+        worst = max(worst, close(found[i], run(subject.model, whole)["logits"][0, -2:], f"row {i} after its padding"))
+    return worst

@@ -1,0 +1,182 @@
+"""Item 14: a model directory that somebody tampered with is refused, at once, and nothing in it is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyformer.contract.check import check
+from anyformer.contract.probe import expect
+from anyformer.contract.subjects import Subject
+from anyformer.contract.training import in_full
+from anyformer.hub import load, save
+from anyformer.hub.load import NATIVE
+
+SECONDS = 1.0  # in which a refusal must come
+WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+class Payload:
+    """A pickle that makes a file when it is read carelessly."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def header(data: bytes) -> dict[str, Any]:
+    """The header of a safetensors file."""
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def with_header(data: bytes, new: dict[str, Any]) -> bytes:
+    """The same file under another header."""
+    text = json.dumps(new).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def _index(folder: Path, place: str) -> None:
+    names = [n for n in header((folder / WEIGHTS).read_bytes()) if n != "__metadata__"]
+    (folder.parent / "elsewhere.safetensors").write_bytes((folder / WEIGHTS).read_bytes())
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    weights = {name: place.format(folder=folder) for name in names}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: _rewrite(folder / WEIGHTS, change)
+
+
+def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def _spans(change: Callable[[list[int]], list[int]]) -> Callable[[bytes], bytes]:
+    def apply(data: bytes) -> bytes:
+        told = header(data)
+        name = next(n for n in told if n != "__metadata__")
+        told[name]["data_offsets"] = change(told[name]["data_offsets"])
+        return with_header(data, told)
+
+    return apply
+
+
+def _replace(name: str, make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).rename(folder.parent / name)
+        make(folder)
+
+    return apply
+
+
+def _config(**new: Any) -> Callable[[Path], None]:
+    return lambda folder: _rewrite(folder / "config.json", lambda d: json.dumps(json.loads(d) | new).encode())
+
+
+ATTACKS: dict[str, Callable[[Path], None]] = {
+    "index: a path upwards": lambda folder: _index(folder, "../elsewhere.safetensors"),
+    "index: an absolute path": lambda folder: _index(folder, "{folder}/../elsewhere.safetensors"),
+    "index: a file of another kind": lambda folder: _index(folder, "config.json"),
+    "index: no file": lambda folder: _index(folder, "model-00002-of-00002.safetensors"),
+    "weights: a link out of the folder": _replace(WEIGHTS, lambda f: (f / WEIGHTS).symlink_to(f.parent / WEIGHTS)),
+    "weights: a pipe": _replace(WEIGHTS, lambda f: os.mkfifo(f / WEIGHTS)),
+    "weights: a folder": _replace(WEIGHTS, lambda f: (f / WEIGHTS).mkdir()),
+    "weights: empty": _bytes(lambda data: b""),
+    "weights: cut off": _bytes(lambda data: data[: len(data) * 2 // 3]),
+    "weights: cut off in the header": _bytes(lambda data: data[:50]),
+    "weights: more than is told": _bytes(lambda data: data + bytes(8)),
+    "weights: a header of 2^63 bytes": _bytes(lambda data: (1 << 63).to_bytes(8, "little") + data[8:]),
+    "weights: ranges that overlap": _bytes(_spans(lambda span: [span[0] + 4, span[1] + 4])),
+    "weights: a range beyond the end": _bytes(_spans(lambda span: [span[0], span[1] + (1 << 40)])),
+    "weights: a range backwards": _bytes(_spans(lambda span: span[::-1])),
+    "config: not JSON": lambda folder: _rewrite(folder / "config.json", lambda data: data[:-5]),
+    "config: a list": lambda folder: _rewrite(folder / "config.json", lambda data: b"[]"),
+    "config: nested 100,000 deep": lambda folder: _rewrite(folder / "config.json", lambda d: b"[" * 100_000 + b"]" * 100_000),
+    "config: the same key twice": lambda f: _rewrite(f / "config.json", lambda d: d.replace(b"{", b'{"model_type": "x",', 1)),
+    "config: a link out of the folder": _replace("config.json", lambda f: (f / "config.json").symlink_to(f.parent / "config.json")),
+    "config: another model": _config(model_type="no_such_type"),
+    "config: a key that nobody reads": _config(auto_map={"AutoModel": "evil.Model"}),
+}
+
+
+@check(14, "model", needs=in_full)
+def tampered_directories_are_refused(subject: Subject) -> float:
+    """Each way to tamper with a saved model: an error within a second, naming the file. The largest time is reported."""
+    worst = 0.0
+    for name, attack in ATTACKS.items():
+        if attack is ATTACKS["config: a key that nobody reads"] and subject.page is None:
+            continue  # our own format reads the recipe alone
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            save(subject.model, folder)
+            attack(folder)
+            worst = max(worst, refusal(folder, name))
+    return worst
+
+
+def refusal(folder: Path, name: str, **options: Any) -> float:
+    """The seconds until loading is refused."""
+    start = time.monotonic()
+    try:
+        load(folder, **options)
+    except (ValueError, FileNotFoundError) as error:
+        seconds = time.monotonic() - start
+        expect(seconds < SECONDS, f"{name}: refused after {seconds:.1f} s")
+        expect(bool(str(error)), f"{name}: the error says nothing")
+        return seconds
+    expect(False, f"{name}: it was loaded")
+    return 0.0
+
+
+@check(14, "model", needs=in_full)
+def pickles_are_refused(subject: Subject) -> float:
+    """A pickle is refused unless asked for, and then read without running it."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, trace = Path(place) / "model", Path(place) / "it ran"
+        save(subject.model, folder)
+        (folder / WEIGHTS).unlink()
+        for write in (lambda path: path.write_bytes(pickle.dumps(Payload(trace))), lambda path: torch.save(Payload(trace), path)):
+            write(folder / PICKLE)
+            refusal(folder, "a pickle")
+            refusal(folder, "a pickle with code", allow_pickle=True)
+            expect(not trace.exists(), "the code in the pickle ran")
+    return 0.0
+
+
+@check(14, "model", needs=lambda s: "it has no recipe in its file" if s.page else None)
+def bad_recipes_are_refused(subject: Subject) -> float:
+    """A recipe of our own format with unknown parts, options or values, or without end, is refused."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        save(subject.model, folder)
+        config = json.loads((folder / "config.json").read_text())
+        expect(config["model_type"] == NATIVE, "it was written under another name")
+        blocks = config["recipe"]["blocks"]
+        for name, recipe in {
+            "a part that does not exist": config["recipe"] | {"part": "os.system"},
+            "no recipe": None,
+            "an option that does not exist": config["recipe"] | {"no_such_option": 1},
+            "a billion blocks": config["recipe"] | {"blocks": [{"repeat": 10**9, "of": blocks[0]}]},
+            "a million blocks, nested": config["recipe"] | {"blocks": [{"repeat": 10**3, "of": [{"repeat": 10**3, "of": 1}]}]},
+            "a million times a million": config["recipe"] | {"blocks": [{"repeat": 10**5, "of": [{"repeat": 10**5, "of": 1}]}]},
+            "blocks that are numbers": config["recipe"] | {"blocks": [1, 2]},
+            "a window of letters": config["recipe"] | {"blocks": [{"value": "Window", "left": "far"}]},
+            "a window without a width": config["recipe"] | {"blocks": [{"value": "Window"}]},
+            "a width of nothing": config["recipe"] | {"dim": 0},
+            "a width of letters": config["recipe"] | {"dim": "wide"},
+            "a width below nothing": config["recipe"] | {"dim": -8},
+            "a value that does not exist": config["recipe"] | {"context": {"value": "no such"}},
+        }.items():
+            (folder / "config.json").write_text(json.dumps(config | {"recipe": recipe}))
+            refusal(folder, name)
+    return 0.0

@@ -1,0 +1,193 @@
+"""Items 13 and 16: what is written once works for every model, and a value of nothing is a value."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.compress import int8
+from anyformer.contract.check import check, decodes
+from anyformer.contract.hyper import alternatives, declared, differ, edited, fingerprint, options
+from anyformer.contract.oracle import fresh
+from anyformer.contract.probe import Failed, close, draw, expect, goal, outputs, run, same
+from anyformer.contract.subjects import Subject
+from anyformer.contract.training import in_full
+from anyformer.core.flow import Taps
+from anyformer.edge.export import export
+from anyformer.parts import Attention
+from anyformer.train import lora
+
+TINY = 1e-6  # below it a float that is added to others is as good as 0
+
+
+@check(13, "model", checkpoint=True)
+def taps_change_nothing(subject: Subject) -> float:
+    """Listening to every module, and to attention's weights, leaves every output as it was, bit for bit."""
+    batch = draw(subject, random.Random(40), [7, 4], "left")
+    model = subject.model
+    before = run(model, batch)
+    every = [name for name, _ in model.named_modules() if name]
+    inner = [f"{name}.weights" for name, module in model.named_modules() if isinstance(module, Attention)]
+    with Taps(model, *every, *inner) as taps, torch.no_grad():
+        after = outputs(model(**batch.inputs))
+    for name in inner:
+        sums = taps[name].sum(-1)  # (B, H, T)
+        expect(bool(((sums - 1).abs().lt(1e-5) | sums.eq(0)).all()), f"{name}: a row sums to neither 1 nor 0")
+    same(after, before, "with taps", 0.0, 0.0)
+    return same(run(model, batch), before, "after taps", 0.0, 0.0)
+
+
+@check(13, "model")
+def a_copy_is_independent(subject: Subject) -> float:
+    """A deep copy gives the same, and changing it leaves the first as it was."""
+    batch = draw(subject, random.Random(41), [5, 5])
+    before, copy = run(subject.model, batch), fresh(subject.model)
+    worst = same(run(copy, batch), before, "copy", 0.0, 0.0)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.add_(1.0)
+    return max(worst, same(run(subject.model, batch), before, "after the copy changed", 0.0, 0.0))
+
+
+@check(13, "model")
+def lora_merges_to_the_same_function(subject: Subject) -> float:
+    """New adapters change nothing; they alone get gradients; merged they are plain matrices of the same function."""
+    batch = draw(subject, random.Random(42), [7, 4], "left")
+    model = fresh(subject.model)
+    before, paths = run(model, batch), [n for n, _ in model.named_parameters()]
+    worst = same(run_with(model, lambda: lora.add(model, rank=2, targets=("**",)), batch), before, "new adapters")
+    goal(model, batch).backward()
+    for name, parameter in model.named_parameters():
+        expect((parameter.grad is not None) == ("lora_" in name), f"{name}: gradient {parameter.grad is not None}")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+    adapted = run(model, batch)
+    expect(any(not torch.equal(adapted[n], before[n]) for n in before), "the adapters have no effect")
+    merged = run_with(model, lambda: lora.merge(model), batch)
+    expect([n for n, _ in model.named_parameters()] == paths, "after merging, the parameters have other names")
+    scale = max(1.0, *(float(v.abs().max()) for v in adapted.values()))
+    return max(worst, same(merged, adapted, "merged", atol=1e-5 * scale))
+
+
+def run_with(model: nn.Module, change: Any, batch: Any) -> dict[str, Tensor]:
+    """What a model makes of a batch after a change."""
+    change()
+    return run(model, batch)
+
+
+@check(13, "model")
+def int8_stays_inside_its_error(subject: Subject) -> float:
+    """In 8 bits, the output of every linear layer is within the stated bound of what the same input gave before."""
+    batch = draw(subject, random.Random(43), [7, 4], "left")
+    model, plain = fresh(subject.model), dict(fresh(subject.model).named_modules())
+    coverage = int8.quantise(model)
+    expect(len(coverage.layers) == coverage.of > 0, f"{coverage.layers} of {coverage.of} linear layers")
+    worst, hooks = [0.0], []
+
+    def compare(path: str) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            difference, bound = (output - plain[path](inputs[0])).abs(), module.bound(inputs[0])
+            expect(bool((difference <= bound).all()), f"{path}: off by {difference.max():.2e}, stated {bound.max():.2e}")
+            worst[0] = max(worst[0], float(difference.max()))
+
+        return hook
+
+    for path, module in model.named_modules():
+        if isinstance(module, int8.Int8Linear):
+            hooks.append(module.register_forward_hook(compare(path)))
+    quantised = run(model, batch)
+    expect(len(hooks) == coverage.of, "not every layer was seen")
+    expect(all(v.isfinite().all() for v in quantised.values()), "an output in 8 bits is not finite")
+    return worst[0]
+
+
+@check(13, "model", needs=in_full)
+def export_runs_and_matches(subject: Subject) -> float:
+    """As one program for any batch and length, it runs without anyformer and gives the model's numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = export(subject.model, Path(folder) / "model.pt2")
+        expect(found.bytes > 0 and len(found.checked) > 1, "the program was not compared on other sizes")
+        return found.difference
+
+
+@check(16, "model", needs=lambda s: decodes(s) or in_full(s))
+def generation_honours_nothing(subject: Subject) -> float:
+    """Temperature 0 is greedy, seed 0 is a seed, no new tokens are none; what makes no sense is refused by name."""
+    prompts = [[5, 6, 7], [8, 9]]
+    write = lambda **given: subject.model.generate(prompts, **{"max_new_tokens": 6, **given})  # noqa: E731
+    greedy = write(temperature=0)
+    expect(greedy == write(temperature=0.0, seed=1, top_k=3) == write(cache=False), "temperature 0 is not greedy")
+    expect(greedy == [by_hand(subject, row, 6) for row in prompts], "greedy is not the likeliest token each time")
+    expect(write(max_new_tokens=0) == [[], []], "0 new tokens are not none")
+    hot = {"temperature": 3.0, "max_new_tokens": 12}
+    expect(write(**hot, seed=0) == write(**hot, seed=0), "seed 0 is not a seed")
+    expect(write(**hot, seed=0) != write(**hot, seed=1), "the seed has no effect")
+    expect(write(**hot, seed=0, min_p=0) == write(**hot, seed=0), "min_p=0 is not 'all'")
+    expect(write(**hot, seed=5, top_k=1) == write(temperature=0, max_new_tokens=12), "top_k=1 is not greedy")
+    for name, value in {"top_k": 0, "top_p": 0, "repetition_penalty": 0, "temperature": -1, "max_new_tokens": -1}.items():
+        try:
+            write(**{name: value})
+        except ValueError as error:
+            expect(name in str(error), f"the error does not name {name}: {error}")
+        else:
+            expect(False, f"{name}={value} was accepted")
+    return 0.0
+
+
+def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
+    """Greedy continuation, the whole text each time."""
+    text = [subject.model.begin_id] if subject.has_source else list(prompt)
+    first = len(text)
+    for _ in range(count):
+        ids = torch.tensor([text])
+        given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": ids} if subject.has_source else {"input_ids": ids}
+        with torch.no_grad():
+            text.append(int(subject.model(**given).logits[0, -1].argmax()))
+    return text[first:]
+
+
+@check(16, "model", needs=in_full)
+def zero_is_no_default(subject: Subject) -> float:
+    """0 for any option is refused by a ValueError, or means 0: never the default."""
+    usual = fingerprint(subject, subject.recipe)
+    for path, owner, option, value in options(subject.recipe):
+        kinds = declared(owner, option)
+        if value == 0 or not (value is None or type(value) in (int, float)) or not ("int" in kinds or "float" in kinds):
+            continue
+        if isinstance(value, float) and value < TINY:
+            continue  # 0 and 1e-12 are one number where they are added
+        try:
+            zero = subject.recipe.but({path: 0})
+            zero.build()
+        except ValueError:
+            continue
+        except (ArithmeticError, RuntimeError, TypeError, IndexError) as error:
+            kind = type(error).__name__
+            raise Failed(f"{path}=0 is refused by a {kind}: {error}; a ValueError should name the option") from None
+        default = subject.recipe.but({path: None}) if "None" in kinds else subject.recipe
+        found, expected = fingerprint(subject, zero), fingerprint(subject, default)
+        counts = value is None or "None" in kinds or any(
+            differ(usual, fingerprint(subject, other)) for other in edited(subject.recipe, path, alternatives(option, value, kinds))
+        )
+        if counts and found is not None and expected is not None:
+            expect(differ(found, expected), f"{path}=0 does what {None if 'None' in kinds else value} does")
+    return 0.0
+
+
+@check(16, "model", examples=3, needs=decodes, checkpoint=True)
+def the_last_place_alone(subject: Subject, rng: random.Random) -> float:
+    """`last=True` gives the last place of the logits, and nothing else changes."""
+    batch = draw(subject, rng, [rng.randint(1, 9)] * 2, source=[4, 4])
+    whole = run(subject.model, batch)
+    with torch.no_grad():
+        found = outputs(subject.model(**batch.inputs, last=True))
+    expect(found["logits"].shape[1] == 1, f"last=True gives {found['logits'].shape[1]} places")
+    worst = close(found["logits"], whole["logits"][:, -1:], "the last logits")
+    return max(worst, close(found["hidden"], whole["hidden"], "hidden", 0.0, 0.0))

@@ -1,0 +1,65 @@
+"""The form of a page: short, with its paper, its difference and its drawing, and no dependence on anybody's library."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from anyformer.contract.check import check
+from anyformer.contract.probe import expect
+from anyformer.core import pages
+from anyformer.core.recipe import Recipe
+
+LINES = 120
+
+
+@check(0, "page")
+def page_is_short(name: str) -> float:
+    """A page is at most 120 lines of code: blank lines, comments and the docstring are not counted."""
+    module = pages.page(name).module
+    code = Path(module.__file__).read_text().replace(module.__doc__ or "", "")
+    lines = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    expect(len(lines) <= LINES, f"{len(lines)} lines, at most {LINES} are allowed")
+    return 0.0
+
+
+@check(0, "page")
+def page_explains_itself(name: str) -> float:
+    """Its docstring names the paper, says what differs from a relative, and draws the wiring."""
+    text = pages.page(name).module.__doc__ or ""
+    expect(bool(re.search(r"\((.|\n)*?(19|20)\d\d(.|\n)*?\)", text)), "the docstring names no paper with its year")
+    expect(bool(re.search(r"arXiv:\d{4}\.\d{4,5}|\"[^\"]{10,}\"", text)), "the docstring has no arXiv number and no title")
+    expect(bool(re.search(r"[Dd]iffers\s+from", text)), "the docstring does not say from what it differs")
+    drawing = re.search(r"```\n(.*?)```", text, re.S)
+    expect(drawing is not None and len(re.findall(r"[─│┬┴└┘┌┐├┤+|>]", drawing[1])) > 5, "the docstring draws nothing")
+    return 0.0
+
+
+@check(0, "page")
+def page_has_its_parts(name: str) -> float:
+    """A frozen dataclass, a function of the file's name, SIZES with `tiny`, PARAMETERS of its sizes, CASES that differ, HUBS."""
+    page = pages.page(name)
+    expect(dataclasses.is_dataclass(page.config) and page.config.__dataclass_params__.frozen, "its config is no frozen dataclass")
+    expect("tiny" in page.sizes, "SIZES has no 'tiny'")
+    strangers = set(page.module.PARAMETERS) - set(page.sizes)
+    expect(not strangers, f"PARAMETERS has {sorted(strangers)}, which SIZES has not")
+    expect(isinstance(page.recipe(page.at("tiny")), Recipe), f"{name}(config) is no recipe")
+    for case, changes in page.module.CASES.items():
+        expect(page.at("tiny", **changes) != page.at("tiny"), f"the case {case!r} is `tiny`")
+    expect(len({page.at("tiny", **c) for c in page.module.CASES.values()}) == len(page.module.CASES), "two cases are the same")
+    return 0.0
+
+
+@check(0, "page")
+def page_needs_no_oracle(name: str) -> float:
+    """It is built and run in a process that can import neither transformers nor gguf."""
+    code = (
+        "import sys; sys.modules['transformers'] = sys.modules['gguf'] = None; import anyformer as af; "
+        f"af.build({name!r}, 'tiny')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
+    expect(done.returncode == 0, f"without transformers: {done.stderr[-300:]}")
+    return 0.0

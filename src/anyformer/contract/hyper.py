@@ -1,0 +1,251 @@
+"""Items 4 and 5: every hyperparameter and every option does something, and published sizes have their published counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.check import check
+from anyformer.contract.numbers import LONG
+from anyformer.contract.oracle import available, build
+from anyformer.contract.probe import Batch, draw, expect, outputs
+from anyformer.contract.subjects import Subject, compositions, redrawn, subjects
+from anyformer.core import pages
+from anyformer.core.recipe import Recipe, Value
+from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.parts.kernels import KERNELS
+
+# Options whose value must not change any number, with what they change instead and where that is checked.
+NO_NUMBER = {
+    ("Attention", "kernel"): "how attention is computed; that all kernels agree is item 9",
+    ("Mamba", "chunk"): "how the recurrence is computed; that it does not matter is item 10",
+    ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
+}
+WORDS = {"act": tuple(ACTIVATIONS), "kernel": KERNELS, "wiring": ("pre", "post", "sandwich", "parallel"), "pairs": ("half", "adjacent")}
+
+
+def recorder(config: Any) -> tuple[Any, set[str]]:
+    """The same hyperparameters, and the set that collects the names of those that are read."""
+    seen: set[str] = set()
+    names = {f.name for f in dataclasses.fields(config)}
+
+    class Recorder(type(config)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            if name in names:
+                seen.add(name)
+            return super().__getattribute__(name)
+
+    proxy = object.__new__(Recorder)
+    proxy.__dict__.update({name: getattr(config, name) for name in names})
+    seen.clear()
+    return proxy, seen
+
+
+@check(4, "page")
+def every_hyperparameter_is_read(name: str) -> float:
+    """Building the recipes of `tiny` and all cases reads every hyperparameter."""
+    page, read = pages.page(name), set()
+    for subject in subjects(name):
+        proxy, seen = recorder(subject.config)
+        expect(page.recipe(proxy) == subject.recipe, f"{subject}: the recipe depends on more than the hyperparameters")
+        read |= seen
+    unread = {f.name for f in dataclasses.fields(page.config)} - read
+    expect(not unread, f"nobody reads {sorted(unread)}")
+    return 0.0
+
+
+@check(4, "page")
+def every_hyperparameter_changes_the_recipe(name: str) -> float:
+    """For each hyperparameter there is a case in which another value gives another recipe."""
+    page, drawn = pages.page(name), [s.config for s in subjects(name)]
+    idle = []
+    for field in dataclasses.fields(page.config):
+        values = {getattr(c, field.name) for c in (*drawn, *page.sizes.values())}
+        others = dict.fromkeys([*values, *(o for v in values for o in alternatives(field.name, v, str(field.type)))])
+        if not any(changes(page, config, field.name, other) for config in drawn for other in others):
+            idle.append(field.name)
+    expect(not idle, f"no value of {idle} changes the recipe")
+    return 0.0
+
+
+def changes(page: pages.Page, config: Any, name: str, value: Any) -> bool:
+    """Does this value of a hyperparameter give another recipe?"""
+    try:
+        return page.recipe(dataclasses.replace(config, **{name: value})) != page.recipe(config)
+    except (ValueError, TypeError, KeyError):  # a value that the page refuses
+        return False
+
+
+def alternatives(name: str, value: Any, declared: str) -> list[Any]:
+    """Other values of an option, by its value or, where that is None, by its declared type."""
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1, value * 2, max(1, value // 2), max(0, value - 1)]
+        case float():
+            return [value * 2 + 0.5, value / 2, 0.25]
+        case str():
+            return [w for w in WORDS.get(name, ()) if w != value]
+        case None:
+            kinds = {"int": [2, 1, 3], "float": [0.5], "bool": [True, False]}
+            return [v for kind, values in kinds.items() if kind in declared for v in values]
+    return []
+
+
+def declared(owner: Recipe | Value, option: str) -> str:
+    """The declared type of an option, as text."""
+    if isinstance(owner, Recipe):
+        return str(inspect.signature(owner.part.__init__).parameters[option].annotation)
+    return str(next(f.type for f in dataclasses.fields(owner) if f.name == option))  # type: ignore[arg-type]
+
+
+@check(4, "page")
+def every_option_has_an_effect(name: str) -> float:
+    """Each option of each part in the page's recipes: another value changes parameters, an output, or what is accepted."""
+    drawn = subjects(name)
+    idle = {key for key, found in effects([s for s in drawn if not s.light]).items() if not found}
+    if idle:  # what shows only beside another option: `Logits.vocab` where the head is not tied
+        elsewhere = effects([*(s for s in drawn if s.light), *compositions()])
+        idle = {key for key in idle if not elsewhere.get(key)}
+    expect(not idle, f"no other value of {sorted(idle)} has any effect")
+    return 0.0
+
+
+def effects(drawn: list[Subject]) -> dict[tuple[str, str], bool]:
+    """Every option of every part in these recipes, and whether some other value of it had an effect somewhere."""
+    found: dict[tuple[str, str], bool] = {}
+    pool = harvest()
+    for subject in drawn:
+        seen = fingerprint(subject, subject.recipe)
+        for path, owner, option, value in options(subject.recipe):
+            key = (type(owner).__name__ if isinstance(owner, Value) else owner.part.__name__, option)
+            if found.get(key) or key in NO_NUMBER or isinstance(value, Recipe | tuple | dict):
+                continue
+            others = [*alternatives(option, value, declared(owner, option)), *pool.get(key, ()), *pool.get(("", option), ())]
+            others = [o for o in others if o != value]
+            if others:
+                found[key] = any(differ(seen, fingerprint(subject, other)) for other in edited(subject.recipe, path, others))
+    return found
+
+
+def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
+    """(path, owner, option, value) of every option in a recipe; of equal neighbours, only the first."""
+    owners: dict[str, Any] = {"": recipe} | dict(recipe.walk())
+    done: set[tuple[Any, ...]] = set()
+    for path, value in recipe.walk():
+        above, _, option = path.rpartition(".")
+        owner = owners[above]
+        kind = (above.rpartition(".")[2], option, repr(owner))
+        if isinstance(owner, Recipe | Value) and kind not in done:
+            done.add(kind)
+            yield path, owner, option, value
+
+
+def harvest() -> dict[tuple[str, str], list[Any]]:
+    """The values that each option has anywhere; under ("", option) also the recipes and values in it in any part."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for subject in (*(s for name in pages.names() for s in subjects(name)), *compositions()):
+        for _, owner, option, value in options(subject.recipe):
+            key = (type(owner).__name__ if isinstance(owner, Value) else owner.part.__name__, option)
+            for place in (key, ("", option)) if isinstance(value, Recipe | Value) else (key,):
+                if not isinstance(value, tuple | dict) and value not in found.setdefault(place, []):
+                    found[place].append(value)
+    return found
+
+
+def edited(recipe: Recipe, path: str, values: list[Any]) -> Iterator[Recipe]:
+    """The recipe with each of these values at a path."""
+    for value in values:
+        try:
+            yield recipe.but({path: value})
+        except (ValueError, TypeError):
+            continue
+
+
+Print = tuple[dict[str, tuple[int, ...]], list[Any]]
+
+
+def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
+    """Shapes of all parameters, and what the model makes of a few inputs; None if it cannot be built."""
+    try:
+        torch.manual_seed(0)
+        model = redrawn(recipe.build())
+    except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError):
+        return None
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    rng = random.Random(7)
+    long = draw(subject, rng, [min(subject.limit or LONG, LONG)])
+    padded = draw(subject, rng, [9, 5], "left")
+    results = [result(model.eval(), long), result(model, draw(subject, rng, [5])), result(model, padded)]
+    return shapes, [*results, result(model.train(), long)]
+
+
+def result(model: Any, batch: Batch) -> dict[str, Tensor] | str | None:
+    """All outputs, or the message of the refusal, or None where the parts do not fit each other."""
+    torch.manual_seed(1)
+    try:
+        with torch.no_grad():
+            return outputs(model(**batch.inputs))
+    except ValueError as error:
+        return str(error)
+    except (RuntimeError, IndexError):
+        return None
+
+
+def differ(one: Print | None, other: Print | None) -> bool:
+    """Do two fingerprints differ, both being of models that can be built?"""
+    if one is None or other is None:
+        return False
+    if one[0] != other[0]:
+        return True
+    return any(not alike(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Are two results the same, bit for bit, or both refusals?"""
+    if a is None or b is None:
+        return True
+    if isinstance(a, str) or isinstance(b, str):
+        return isinstance(a, str) and isinstance(b, str)
+    return a.keys() == b.keys() and all(a[n].shape == b[n].shape and torch.equal(a[n], b[n]) for n in a)
+
+
+@check(5, "page")
+def published_counts(name: str) -> float:
+    """Every published size has the number of parameters that was published, counted without memory."""
+    page = pages.page(name)
+    counts = page.module.PARAMETERS
+    expect(bool(counts), "the page states no published count")
+    for size, count in counts.items():
+        found = total(pages.empty(page.recipe(page.at(size))))
+        expect(found == count, f"{size} has {found:,} parameters, published are {count:,}")
+    return 0.0
+
+
+@check(5, "page", oracle=True)
+def counts_are_the_oracles(name: str) -> float:
+    """Two published sizes have as many parameters as `transformers` gives them."""
+    from anyformer.contract.subjects import hubs
+
+    page = pages.page(name)
+    for size in list(page.module.PARAMETERS)[:2]:
+        config = page.at(size)
+        subject = Subject(f"{name}/{size}", page.recipe(config), name, config)
+        expect(available() and bool(hubs(subject)), f"no oracle for {size}")
+        with torch.device("meta"):
+            theirs = build(subject, hubs(subject)[0])
+        ours, there = total(pages.empty(subject.recipe)), total(theirs)
+        expect(ours == there, f"{size} has {ours:,} parameters here, {there:,} in transformers")
+    return 0.0
+
+
+def total(model: Any) -> int:
+    """The number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,388 @@
+"""Items 9 and 10: every way to compute gives the same numbers, and where a part has a limit that is known, it is met.
+
+B batch, T queries, S keys, H heads, G key/value heads, K head width, E inner width, N state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.check import check, decodes, pads
+from anyformer.contract.oracle import fresh
+from anyformer.contract.probe import ATOL, Batch, close, draw, expect, gradients, run, same, slopes_agree
+from anyformer.contract.subjects import Subject
+from anyformer.core import pages
+from anyformer.core.part import Part
+from anyformer.core.recipe import Recipe
+from anyformer.hub.maps import RotaryOrder
+from anyformer.parts import Attention, Learned, Mamba, Rotary
+from anyformer.parts import kernels as kernel_module
+from anyformer.parts.kernels import attend
+from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, View, Window
+from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
+from anyformer.parts.ssm import scan
+
+
+def attends(subject: Subject) -> str | None:
+    """For checks of attention."""
+    return None if subject.holds(Attention) else "it has no attention"
+
+
+def changed(recipe: Recipe, part: type[Part], **options: Any) -> Recipe:
+    """The recipe with these options in every part of that class."""
+    paths = [path for path, value in recipe.walk() if isinstance(value, Recipe) and value.part is part]
+    return recipe.but({f"{path}.{name}": value for path in paths for name, value in options.items()})
+
+
+def like(subject: Subject, part: type[Part], **options: Any) -> Any:
+    """A model with the subject's weights, but these options in every part of that class."""
+    model = pages.empty(changed(subject.recipe, part, **options))
+    model.load_state_dict(dict(subject.model.named_parameters()), assign=True)
+    return model.eval()
+
+
+@check(9, "model", needs=attends, checkpoint=True)
+def kernels_agree_in_the_model(subject: Subject) -> float:
+    """The model gives the same with every kernel, padding and an empty row included, and so do its gradients."""
+    batch = empty_row(draw(subject, random.Random(20), [9, 6, 6], "left"))
+    worst = 0.0
+    plain = like(subject, Attention, kernel="reference")
+    expected, slopes = run(plain, batch), gradients(plain, batch)
+    expect(all(g.isfinite().all() for g in slopes.values()), "a gradient is not finite")
+    for kernel in ("auto", "sdpa", "chunked"):
+        other = like(subject, Attention, kernel=kernel)
+        scale = max(1.0, *(float(v.abs().max()) for v in expected.values()))
+        worst = max(worst, same(run(other, batch), expected, kernel, atol=ATOL * scale))
+        worst = max(worst, slopes_agree(gradients(other, batch), slopes, kernel))
+    return worst
+
+
+def empty_row(batch: Batch) -> Batch:
+    """The last row becomes padding alone."""
+    for name, value in batch.inputs.items():
+        if name.endswith("attention_mask"):
+            value[-1] = 0
+    for keep in (batch.keep, batch.source):
+        if keep is not None:
+            keep[-1] = False
+    return batch
+
+
+@check(9, "model", needs=pads, checkpoint=True)
+def nothing_leaks_from_padding(subject: Subject) -> float:
+    """NaN in what enters at padded places reaches no output and no gradient."""
+    rng = random.Random(21)
+    worst = 0.0
+    for side in ("left",) if subject.path else ("left", "right"):  # a checkpoint is large
+        batch, model = draw(subject, rng, [8, 5, 1], side), fresh(subject.model)
+        clean, slopes = run(model, batch), gradients(model, batch)
+        keeps = [batch.keep] if batch.source is None else [batch.source, batch.keep]
+
+        def poison(module: Any, inputs: Any, output: Tensor, turn: Any = itertools.cycle(keeps)) -> Tensor:  # noqa: B008
+            keep = next(turn)
+            return output.masked_fill(~keep[..., None], float("nan"))
+
+        model.embed.register_forward_hook(poison)
+        dirty = run(model, batch)
+        for name in clean:
+            for i in range(len(batch)):
+                a, b = (batch.real(name, v[name], i) for v in (dirty, clean))
+                worst = max(worst, close(a, b, f"NaN at padding ({side}): {name}"))
+        worst = max(worst, slopes_agree(gradients(model, batch), slopes, f"NaN at padding ({side})"))
+    return worst
+
+
+@check(9, "parts", examples=60)
+def kernels_agree(rng: random.Random) -> float:
+    """Attention by every kernel, with random masks, padding, offsets, groups and biases, is the definition; so are its gradients."""
+    case = Case(rng)
+    expected, slopes = case.definition()
+    worst = 0.0
+    for kernel in ("auto", "reference", "sdpa", "chunked"):
+        found, gradient = case.by(kernel)
+        what = f"{kernel} over {case.view.mask}"
+        worst = max(worst, close(found, expected, what), slopes_agree(gradient, slopes, what))
+    return worst
+
+
+@check(9, "parts", examples=12)
+def flex_agrees(rng: random.Random) -> float:
+    """FlexAttention, forward (PyTorch has no gradient of it on the CPU), uncompiled: the same definition."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex(Case(rng, most=20), flex_attention)
+
+
+@check(9, "parts", slow=True)
+def flex_agrees_compiled() -> float:
+    """FlexAttention, forward, compiled as users get it."""
+    return max(flex(Case(random.Random(i), most=20), None) for i in range(3))
+
+
+def flex(case: Case, kernel: Any) -> float:
+    """The largest difference of FlexAttention, by this function or as it is."""
+    before = kernel_module._compiled_flex
+    try:
+        if kernel is not None:
+            kernel_module._compiled_flex = lambda: kernel  # type: ignore[assignment]
+        with torch.no_grad():
+            found = case.attend("flex")
+    finally:
+        kernel_module._compiled_flex = before
+    return close(found, case.definition()[0], f"flex over {case.view.mask}")
+
+
+class Case:
+    """A random call of attention."""
+
+    def __init__(self, rng: random.Random, most: int = 300):
+        noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+        self.groups, share = rng.choice((1, 2)), rng.choice((1, 2))
+        B, T = rng.randint(1, 2), rng.choice((1, 2, 7, rng.randint(1, min(20, most)), rng.randint(1, most)))
+        S = T + rng.choice((0, 0, 3))
+        first = rng.choice((0, 5))  # keys that a sliding state has dropped
+        keep = None if rng.random() < 0.3 else torch.rand(B, S, generator=noise) < rng.choice((0.0, 0.5, 0.9))
+        self.view = View(expression(rng, 2), first + S - T, T, first, S, keep)
+        H, K = self.groups * share, 4
+        self.q, self.k, self.v = (torch.randn(B, n, t, K, generator=noise) for n, t in ((H, T), (self.groups, S), (self.groups, S)))
+        self.bias = torch.randn(1, H, T, S, generator=noise) if rng.random() < 0.4 else None
+        self.out = torch.randn(B, H, T, K, generator=noise)
+        self.scale = rng.choice((None, 1.0, 0.3))
+
+    def seen(self) -> Tensor:
+        """(B, 1, T, S) who may see whom, pair by pair."""
+        view = self.view
+        rows = [
+            [sees(view.mask, view.query + i, view.key + j) for j in range(view.keys)] for i in range(view.count)
+        ]
+        pairs = torch.tensor(rows)[None, None].expand(len(self.q), 1, -1, -1)
+        return pairs if view.keep is None else pairs & view.keep[:, None, None]
+
+    def definition(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """softmax(scale q k^T + bias) v over what may be seen, in float64; 0 where that is nothing. And its gradients."""
+        inputs = self.inputs(torch.float64)
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        k, v = (t.repeat_interleave(q.shape[1] // self.groups, 1) for t in (k, v))
+        scores = q @ k.mT * (q.shape[-1] ** -0.5 if self.scale is None else self.scale) + inputs.get("bias", 0.0)
+        seen = self.seen()
+        power = torch.where(seen, (scores - scores.detach().amax(-1, keepdim=True)).exp(), 0.0)
+        y = power @ v / torch.where(seen.any(-1, keepdim=True), power.sum(-1, keepdim=True), 1.0)
+        return y.detach().float(), self.slopes(y, inputs)
+
+    def by(self, kernel: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same by one of our kernels."""
+        inputs = self.inputs(torch.float32)
+        y = self.attend(kernel, **inputs)
+        return y.detach(), self.slopes(y, inputs)
+
+    def attend(self, kernel: str, **inputs: Tensor) -> Tensor:
+        """Our attention."""
+        given = {"q": self.q, "k": self.k, "v": self.v, "bias": self.bias, **inputs}
+        return attend(given["q"], given["k"], given["v"], self.view, None, given["bias"], self.scale, kernel=kernel)
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Copies that take gradients."""
+        given = {"q": self.q, "k": self.k, "v": self.v, "bias": self.bias}
+        return {n: t.detach().to(dtype).requires_grad_() for n, t in given.items() if t is not None}
+
+    def slopes(self, y: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of a random combination of the result."""
+        found = torch.autograd.grad((y * self.out).sum(), list(inputs.values()), allow_unused=True, materialize_grads=True)
+        return {n: g.float() for n, g in zip(inputs, found, strict=True)}
+
+
+def expression(rng: random.Random, depth: int) -> Mask:
+    """A random mask."""
+    kind = rng.randrange(6 if depth else 3)
+    if kind < 3:
+        return (Full(), Causal(), Window(rng.choice((0, 1, 5, 40)), rng.choice((0, 0, 2))))[kind]
+    if kind == 3:
+        return ~expression(rng, depth - 1)
+    a, b = expression(rng, depth - 1), expression(rng, depth - 1)
+    return a & b if kind == 4 else a | b
+
+
+def sees(mask: Mask, query: int, key: int) -> bool:
+    """The definition of every mask, pair by pair."""
+    match mask:
+        case Full():
+            return True
+        case Causal():
+            return key <= query
+        case Window(left, right):
+            return -left <= key - query <= right
+        case And(a, b):
+            return sees(a, query, key) and sees(b, query, key)
+        case Or(a, b):
+            return sees(a, query, key) or sees(b, query, key)
+        case Not(a):
+            return not sees(a, query, key)
+    raise NotImplementedError(f"the contract has no definition of {type(mask).__name__}")
+
+
+@check(9, "parts", examples=60)
+def masks_know_their_reach(rng: random.Random) -> float:
+    """A mask as a tensor is its definition; nothing beyond its reach is seen; the shortcuts say what is."""
+    mask = expression(rng, 3)
+    T, S, query, key = rng.randint(1, 12), rng.randint(1, 12), rng.randint(0, 9), rng.randint(0, 9)
+    view = View(mask, query, T, key, S)
+    pairs = torch.tensor([[sees(mask, query + i, key + j) for j in range(S)] for i in range(T)])
+    expect(torch.equal(view.tensor()[0, 0], pairs), f"{mask} as a tensor is not what it says")
+    left, right = mask.reach()
+    for i, j in pairs.nonzero().tolist():
+        expect(-left <= key + j - query - i <= right, f"{mask} reaches further than {mask.reach()}")
+    expect(not view.everything() or bool(pairs.all()), f"{mask} does not show everything, but says so")
+    triangle = torch.ones(T, S, dtype=torch.bool).tril()
+    expect(not view.plainly_causal() or torch.equal(pairs, triangle), f"{mask} is not plainly causal, but says so")
+    return 0.0
+
+
+@check(10, "model", needs=attends)
+def a_wide_window_is_no_window(subject: Subject) -> float:
+    """A window as wide as the text is full attention."""
+    batch = draw(subject, random.Random(22), [9, 5], "left")
+    other = like(subject, Attention, mask=Window(9 if subject.reads_text else 400, 400))
+    full = like(subject, Attention, mask=None)
+    return same(run(other, batch), run(full, batch), "window >= length")
+
+
+@check(10, "model", needs=lambda s: None if s.holds(Mamba) else "it has no recurrence")
+def chunk_size_does_not_matter(subject: Subject) -> float:
+    """Scanned in chunks of any size, the recurrence gives the same."""
+    batch = draw(subject, random.Random(23), [21, 4], "left")
+    expected = run(subject.model, batch)
+    chunks = (1, 3, 7, 1000)
+    return max(same(run(like(subject, Mamba, chunk=c), batch), expected, f"chunk {c}") for c in chunks)
+
+
+@check(10, "model", needs=attends)
+def grouped_heads_are_repeated_heads(subject: Subject) -> float:
+    """Grouped heads are as many heads as queries have, with each group's keys and values repeated."""
+    recipe, weights = changed(subject.recipe, Attention, kv_heads=None), dict(subject.model.state_dict())
+    for path, module in subject.model.named_modules():
+        if isinstance(module, Attention):
+            for name in (n for n in weights if n.startswith((f"{path}.k.", f"{path}.v."))):
+                rows = weights[name].unflatten(0, (module.kv_heads, -1))  # (G, K, D) or (G, K)
+                weights[name] = rows.repeat_interleave(module.heads // module.kv_heads, 0).flatten(0, 1)
+    whole = recipe.build().eval()
+    whole.load_state_dict(weights)
+    batch = draw(subject, random.Random(24), [9, 5], "right")
+    return same(run(whole, batch), run(subject.model, batch), "all heads")
+
+
+def turns(subject: Subject) -> str | None:
+    """For checks of rotary positions."""
+    return None if subject.holds(Rotary) else "it has no rotary positions"
+
+
+@check(10, "model", needs=turns)
+def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
+    """Rotary pairs (i, i + K/2) and pairs (2i, 2i + 1) are the same function of reordered rows."""
+    recipe, weights = changed(subject.recipe, Rotary, pairs="adjacent"), dict(subject.model.state_dict())
+    for path, module in subject.model.named_modules():
+        if isinstance(module, Attention):
+            for letter, heads in (("q", module.heads), ("k", module.kv_heads)):
+                for name in (n for n in weights if n.startswith(f"{path}.{letter}.")):
+                    weights[name] = RotaryOrder(heads).write([weights[name]])[0]
+    other = recipe.build().eval()
+    other.load_state_dict(weights)
+    batch = draw(subject, random.Random(25), [9, 5], "left")
+    return same(run(other, batch), run(subject.model, batch), "adjacent pairs")
+
+
+def relative(subject: Subject) -> str | None:
+    """For checks of what only depends on distances."""
+    if turns(subject) or subject.holds(Learned):
+        return "its positions are not relative alone"
+    return "its turns depend on the length" if any(s.by_length for s in subject.values(Scaling)) else None
+
+
+@check(10, "model", needs=relative)
+def only_distances_count(subject: Subject) -> float:
+    """With rotary positions alone, moving the whole text to later places changes nothing."""
+    batch = draw(subject, random.Random(26), [9, 9])
+    moved = batch.with_(position_ids=torch.arange(9) + 17)
+    found, expected = run(subject.model, moved), run(subject.model, batch)
+    return same(found, expected, "moved by 17 places", atol=1e-4)  # angles are float32: 26 radians carry 2e-6
+
+
+@check(10, "parts")
+def stretches_of_one_change_nothing() -> float:
+    """Every rotary scaling by the factor 1, or within the trained length, is no scaling."""
+    ones = (1.0,) * 4
+    neutral = [Linear(1.0), YaRN(1.0, 16), Llama3(1.0, 1.0, 4.0, 16), LongRope(ones, ones, 8, 1.0), Dynamic(8.0, 64)]
+    missing = {k.__name__ for k in Scaling.__subclasses__()} - {type(s).__name__ for s in neutral}
+    expect(not missing, f"the contract has no neutral {missing}")
+    places = torch.arange(40)
+    expected = Rotary(8).tables(places, torch.float32)
+    found = [(s, Rotary(8, scaling=s).tables(places, torch.float32)) for s in neutral]
+    return max(close(a, b, f"{s}") for s, pair in found for a, b in zip(pair, expected, strict=True))
+
+
+@check(10, "parts", examples=25)
+def scan_is_the_recurrence(rng: random.Random) -> float:
+    """The chunked scan is the recurrence step by step, from any state, whole or in two halves; so are its gradients."""
+    noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    T, E, N, chunk = rng.randint(1, 40), rng.randint(1, 4), rng.randint(1, 3), rng.choice((1, 2, 5, 32))
+    u, step = torch.randn(2, T, E, generator=noise), torch.rand(2, T, E, generator=noise)
+    A, B, C = -torch.rand(E, N, generator=noise) * 3, *torch.randn(2, 2, T, N, generator=noise)
+    h = torch.randn(2, E, N, generator=noise)
+    inputs = [t.requires_grad_() for t in (u, step, A, B, C, h)]
+    y, last = scan(*inputs, chunk)
+    state, rows = h, []
+    for t in range(T):
+        state = (step[:, t, :, None] * A).exp() * state + (step[:, t] * u[:, t])[..., None] * B[:, t, None]
+        rows.append((state * C[:, t, None]).sum(-1))
+    expected = torch.stack(rows, 1)
+    worst = max(close(y, expected, "scan"), close(last, state, "its last state"))
+    out = torch.randn(2, T, E, generator=noise)
+    mine, theirs = (torch.autograd.grad((v * out).sum(), inputs, retain_graph=True) for v in (y, expected))
+    names = ("u", "step", "A", "B", "C", "h")
+    slopes = [dict(zip(names, g, strict=True)) for g in (mine, theirs)]
+    worst = max(worst, slopes_agree(*slopes, "scan"))
+    if T > 1:
+        cut = rng.randint(1, T - 1)
+        one, middle = scan(u[:, :cut], step[:, :cut], A, B[:, :cut], C[:, :cut], h, chunk)
+        two, end = scan(u[:, cut:], step[:, cut:], A, B[:, cut:], C[:, cut:], middle, chunk)
+        worst = max(worst, close(torch.cat((one, two), 1), y, "in two halves"), close(end, last, "state of two halves"))
+    return worst
+
+
+@check(10, "parts")
+def scan_is_a_convolution() -> float:
+    """With step, B and C the same at every token, the scan is a convolution with y_t = sum_s C exp((t-s) step A) step B u_s."""
+    noise = torch.Generator().manual_seed(0)
+    T, E, N = 37, 3, 4
+    u, step = torch.randn(1, T, E, generator=noise), torch.rand(E, generator=noise)
+    A, B, C = -torch.rand(E, N, generator=noise), torch.randn(N, generator=noise), torch.randn(N, generator=noise)
+    wide = (step.expand(1, T, E), A, B.expand(1, T, N), C.expand(1, T, N), torch.zeros(1, E, N))
+    found, _ = scan(u, *wide)
+    age = torch.arange(T)[:, None, None]
+    kernel = ((age * step[:, None] * A).exp() * step[:, None] * B * C).sum(-1)  # (T, E)
+    padded = torch.nn.functional.pad(u.mT, (T - 1, 0))  # (1, E, 2T - 1)
+    expected = torch.nn.functional.conv1d(padded, kernel.flip(0).T[:, None], groups=E).mT
+    return close(found, expected, "convolution")
+
+
+@check(9, "model", examples=2, needs=lambda s: decodes(s) or attends(s), checkpoint=False)
+def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
+    """Token by token through a state, every kernel gives what the plain formula gives for the whole text."""
+    batch = draw(subject, rng, [rng.randint(2, 8)] * 2)
+    name = "decoder_input_ids" if subject.has_source else "input_ids"
+    plain = like(subject, Attention, kernel="reference")
+    expected, worst = run(plain, batch)["logits"], 0.0
+    for kernel in ("auto", "reference", "sdpa", "chunked"):
+        model = like(subject, Attention, kernel=kernel)
+        state, ids = model.start(2), batch.inputs[name]
+        for t in range(ids.shape[1]):
+            given = {name: ids[:, t : t + 1]} | ({"input_ids": batch.inputs["input_ids"]} if subject.has_source and not t else {})
+            with torch.no_grad():
+                found = model(**given, state=state).logits[:, 0]
+            worst = max(worst, close(found, expected[:, t], f"{kernel}, token {t}"))
+    return worst
+

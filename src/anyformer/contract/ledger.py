@@ -1,0 +1,227 @@
+"""Item 3: nothing in a file is dropped, made up or contradicted without an error that names it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anyformer.contract.check import check
+from anyformer.contract.oracle import oracle, rewritten
+from anyformer.contract.probe import expect
+from anyformer.contract.subjects import Subject
+from anyformer.core import pages
+from anyformer.hub import config as tables
+from anyformer.hub import load
+from anyformer.hub.config import ACTS
+from anyformer.hub.files import open_weights
+from anyformer.hub.maps import Hub, links
+from anyformer.parts import Rotary
+
+Files = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def files(subject: Subject, hub: Hub) -> Files:
+    """The config and the tensors of the oracle's folder."""
+    folder = oracle(subject, hub).folder
+    weights = open_weights(folder)
+    return json.loads((folder / "config.json").read_text()), {n: weights.get(n) for n in weights.names()}
+
+
+@contextlib.contextmanager
+def written(config: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Path]:
+    """A folder with these."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "config.json").write_text(json.dumps(config))
+        save_file({k: v.clone() for k, v in tensors.items()}, Path(name) / "model.safetensors", {"format": "pt"})
+        yield Path(name)
+
+
+def refused(config: dict[str, Any], tensors: dict[str, Tensor], *names: str) -> None:
+    """Raises unless loading these is an error that names all of `names`."""
+    with written(config, tensors) as folder:
+        try:
+            load(folder)
+        except ValueError as error:
+            lacks = [n for n in names if n not in str(error)]
+            expect(not lacks, f"the error does not name {lacks}: {error}")
+            return
+    expect(False, f"it was loaded, though {names[0]!r} is wrong")
+
+
+@check(3, "model", checkpoint=True, needs=lambda s: None if s.path or s.page else "it has no file yet")
+def ledger_is_complete(subject: Subject) -> float:
+    """Every tensor and every config key of the file stands in the ledger once, with what became of it."""
+    if subject.path is None:
+        return _complete_for_page(subject)
+    return complete(subject.model, Path(subject.path))
+
+
+def _complete_for_page(subject: Subject) -> float:
+    from anyformer.contract.subjects import hubs
+
+    for hub in hubs(subject):
+        side = oracle(subject, hub)
+        complete(side.ours if side.ours.ledger else load(side.folder), side.folder)
+    return 0.0
+
+
+def complete(model: Any, path: Path) -> float:
+    """The ledger of a loaded model against what is in the file."""
+    ledger = model.ledger
+    if path.is_dir():
+        names = sorted(open_weights(path, allow_pickle=True).names())
+        expect(sorted(line.name for line in ledger.tensors if line.status != "fresh") == names, "tensors are not all in the ledger")
+        config = json.loads((path / "config.json").read_text())
+        keys = sorted(line.key for line in ledger.config)
+        expect(ledger.format != "hf" or keys == sorted(config), f"config keys: {set(keys) ^ set(config)}")
+    for line in ledger.tensors:
+        expect(line.status in ("used", "derived", "ignored") and bool(line.detail), f"tensor {line.name!r} has no fate")
+    for key in ledger.config:
+        expect(key.status in ("used", "fixed", "ignored") and bool(key.detail), f"config key {key.key!r} has no fate")
+    held = {n for line in ledger.tensors if line.status == "used" for n in line.detail.split(", ")}
+    expect(held == set(model.state_dict()), f"weights of no known origin: {sorted(set(model.state_dict()) ^ held)[:5]}")
+    return 0.0
+
+
+@check(3, "files")
+def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
+    """Each tensor of the file in turn: without it, loading is an error with its name."""
+    config, tensors = files(subject, hub)
+    for name in tensors:
+        refused(config, {k: v for k, v in tensors.items() if k != name}, name)
+    return 0.0
+
+
+@check(3, "files")
+def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
+    """Each tensor of the file in turn: one row more, and loading is an error with its name."""
+    config, tensors = files(subject, hub)
+    for name, value in tensors.items():
+        if value.shape[0] == 1:  # ViT's positions: the axis that counts is the second
+            value = value.transpose(0, 1)
+            longer = torch.cat((value, value[:1])).transpose(0, 1)
+        else:
+            longer = torch.cat((value, value[:1]))
+        refused(config, tensors | {name: longer}, name)
+    return 0.0
+
+
+@check(3, "files")
+def unexpected_tensor_is_named(subject: Subject, hub: Hub) -> float:
+    """A tensor that has no place in the model, beside all others, or inside a layer, is an error with its name."""
+    config, tensors = files(subject, hub)
+    inner = next(n for n in tensors if ".0." in n)
+    for name in ("extra.weight", inner.rpartition(".")[0] + ".extra", inner.replace(".0.", ".77.")):
+        refused(config, tensors | {name: torch.zeros(2)}, name)
+    return 0.0
+
+
+@check(3, "files")
+def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
+    """A tied weight stored twice: equal copies load, different ones are an error; so are an old and a new name of one tensor."""
+    config, tensors = files(subject, hub)
+    model = oracle(subject, hub).ours
+    for link in links(hub.weights(model.config), model.state_dict()):
+        if link.tied:
+            copy = link.write([model.state_dict()[o] for o in link.ours])
+            bare = link.theirs.removeprefix(hub.base) if link.theirs not in tensors else link.theirs
+            with written(config, tensors | {bare: copy}) as folder:
+                load(folder)
+            refused(config, tensors | {bare: copy + 1.0}, bare)
+        for old in link.also:
+            if link.theirs in tensors:
+                value = tensors[link.theirs]
+                with written(config, {k: v for k, v in tensors.items() if k != link.theirs} | {old: value}) as folder:
+                    load(folder)
+                refused(config, tensors | {old: value}, old, link.theirs)
+    for old_tail, tail in hub.tails.items():
+        renamed = {n: n[: -len(tail)] + old_tail for n in tensors if n.endswith(f"Norm.{tail}")}
+        for name, old in renamed.items():
+            refused(config, tensors | {old: tensors[name]}, old, name)
+        with written(config, {renamed.get(n, n): v for n, v in tensors.items()}) as folder:
+            load(folder)
+    return 0.0
+
+
+@check(3, "files")
+def unknown_words_are_named(subject: Subject, hub: Hub) -> float:
+    """An unknown config key, architecture, model type, activation or rope type is an error with key and value."""
+    config, tensors = files(subject, hub)
+    refused(config | {"no_such_key": 1}, tensors, "no_such_key")
+    refused(config | {"model_type": "no_such_type"}, tensors, "no_such_type")
+    refused(config | {"architectures": ["NoSuchModel"]}, tensors, "NoSuchModel")
+    for key, value in config.items():
+        if isinstance(value, str) and value.removeprefix("gated-") in ACTS and hub_reads(hub, key):
+            refused(config | {key: "swoosh"}, tensors, key, "swoosh")
+    if "rope_parameters" in config:
+        rope = config["rope_parameters"]
+        refused(config | {"rope_parameters": rope | {"rope_type": "stretchy"}}, tensors, "stretchy")
+        refused(config | {"rope_parameters": rope | {"no_such_factor": 2.0}}, tensors, "no_such_factor")
+    for entry in hub.config:
+        if entry.why == tables.ONE_VALUE:
+            for name in entry.names:
+                refused(config | {name: "another value"}, tensors, name)
+    return 0.0
+
+
+def hub_reads(hub: Hub, key: str) -> bool:
+    """Does a hyperparameter come from this key?"""
+    return any(key in entry.names and entry.fields for entry in hub.config)
+
+
+@check(3, "files", light=True)
+def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float:
+    """Each config key in turn: without it, loading is an error, or reads it as `transformers` does."""
+    side = oracle(subject, hub)
+    config = json.loads((side.folder / "config.json").read_text())
+    page, kind = pages.page(subject.page or ""), type(side.theirs.config)
+    fixed = hub.architectures[config["architectures"][0]]
+    whole = tables.read(hub.config, config, page.config, fixed)[0]
+    expect(not rewritten(subject.config, whole), f"the config says {whole}, and the model is {subject.config}")
+    for key in config:
+        if not hub_reads(hub, key):
+            continue
+        less = {k: v for k, v in config.items() if k != key}
+        try:
+            ours = tables.read(hub.config, less, page.config, fixed)[0]
+        except ValueError:
+            continue
+        try:
+            default = kind.from_dict(less).to_dict()
+        except Exception:  # theirs refuses it, in one of several ways
+            continue
+        theirs = tables.read(hub.config, {key: default.get(key), **less}, page.config, fixed)[0]
+        differs = rewritten(ours, theirs)
+        expect(not differs, f"without {key!r}, transformers means {[(d, getattr(theirs, d)) for d in differs]}, "
+               f"ours {[getattr(ours, d) for d in differs]}")  # fmt: skip
+    return 0.0
+
+
+@check(3, "files", needs=lambda s: None if s.holds(Rotary) else "it has no rotary positions")
+def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
+    """`rope_parameters` as written now, `rope_theta` and `rope_scaling` as written before: the same model, and as theirs reads it."""
+    side = oracle(subject, hub)
+    config = json.loads((side.folder / "config.json").read_text())
+    page, kind = pages.page(subject.page or ""), type(side.theirs.config)
+    fixed = hub.architectures[config["architectures"][0]]
+    new = config.pop("rope_parameters")
+    theta = new.pop("rope_theta")
+    scaling = None if new["rope_type"] == "default" else new
+    for words in (scaling, scaling and {("type" if k == "rope_type" else k): v for k, v in scaling.items()}):
+        old = config | {"rope_theta": theta, "rope_scaling": words}
+        found = tables.read(hub.config, old, page.config, fixed)[0]
+        expect(not rewritten(subject.config, found), f"the older words {words} are read as {found}")
+        theirs = kind.from_dict(old).rope_parameters
+        same = {k: v for k, v in theirs.items() if v is not None} == {**new, "rope_theta": theta} | {
+            k: v for k, v in theirs.items() if k not in {*new, "rope_theta"} and v is not None
+        }
+        expect(same, f"transformers reads the older words as {theirs}, ours wrote {new}")
+    return 0.0

@@ -1,0 +1,224 @@
+"""Items 1 and 2: the numbers are the oracle's, and files survive the way in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+
+from anyformer.contract.check import check, pads
+from anyformer.contract.oracle import (
+    Oracle,
+    accepts,
+    aligned,
+    as_theirs,
+    deviates,
+    fresh,
+    meet,
+    oracle,
+    over,
+    reference,
+    their_gradients,
+    trace,
+)
+from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agree
+from anyformer.contract.subjects import Subject, hubs, subjects
+from anyformer.core import pages
+from anyformer.hub import load, save
+from anyformer.hub.files import open_weights
+from anyformer.hub.maps import Hub
+from anyformer.parts.masks import FAR, Mask
+
+LONG = 96  # tokens, where a model accepts any number: beyond the trained length of every stretched page
+
+
+def compare(side: Oracle, batch: Batch, what: str) -> float:
+    """The largest difference between ours and theirs over all outputs and hidden states, at real places."""
+    theirs = side.run(batch)
+    with torch.no_grad():
+        ours = trace(side.ours, batch)
+    expect(any(name in ours for name in theirs), f"{what}: the oracle returns nothing that ours does")
+    pairs = aligned(ours, theirs, batch)
+    worst = 0.0
+    for name, expected in theirs.items():
+        for i in range(len(batch)):
+            found, wanted = batch.real(over(name), ours[pairs[name]], i), batch.real(over(name), expected, i)
+            worst = max(worst, close(found, wanted, f"{what}: {name}, row {i}"))
+    return worst
+
+
+@check(1, "files", light=True, checkpoint=True)
+def parity(subject: Subject, hub: Hub | None) -> float:
+    """Logits, every head and all hidden states are the oracle's."""
+    batch = draw(subject, random.Random(1), [11, 11])
+    return compare(oracle(subject, hub), batch, "parity")
+
+
+@check(1, "files", light=True)
+def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
+    """In training mode the gradient of every parameter is the oracle's."""
+    side = oracle(subject, hub)
+    ours, theirs = fresh(side.ours).train(), side.theirs
+    batch = draw(subject, random.Random(2), [9, 9, 9])
+    try:
+        theirs.train()
+        theirs.zero_grad()
+        expected = side.named(side.call(batch))
+        found = trace(ours, batch)
+        noise = torch.Generator().manual_seed(3)
+        names = [n for n in expected if not n[-1].isdigit()]
+        weights = {n: torch.randn(expected[n].shape, generator=noise) for n in names}
+        sum((expected[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
+        sum((found[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
+        worst = max(close(found[n], expected[n], f"training: {n}") for n in names)
+        wanted = their_gradients(side)
+    finally:
+        theirs.eval()
+    mine = as_theirs(side, hub, {n: p.grad for n, p in ours.named_parameters()})
+    return max(worst, slopes_agree(mine, wanted, "training"))
+
+
+@check(1, "files", examples=6, needs=pads, checkpoint=True)
+def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -> float:
+    """With padding on either side, ours is the oracle's on the same batch, and the oracle's on each row alone."""
+    side, where = oracle(subject, hub), rng.choice(("left", "right"))
+    lengths = [rng.randint(1, 20) for _ in range(3)]
+    batch = draw(subject, rng, lengths, where)
+    theirs, worst = side.run(batch), 0.0
+    with torch.no_grad():
+        ours = trace(side.ours, batch)
+    pairs = aligned(ours, theirs, batch)
+    for i in range(len(batch)):
+        alone = side.run(batch.row(i))
+        for name, value in theirs.items():
+            found = batch.real(over(name), ours[pairs[name]], i)
+            worst = max(worst, close(found, alone[name][0], f"padding {where}, {name}, row {i} against it alone"))
+            if deviates(subject, lengths, where, value) is None:
+                wanted = batch.real(over(name), value, i)
+                worst = max(worst, close(found, wanted, f"padding {where}, {name}, row {i}"))
+    return worst
+
+
+@check(1, "files", checkpoint=True)
+def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
+    """One token, the longest text, past the trained length, around a window; for images other sizes than the trained one."""
+    side, rng, worst = oracle(subject, hub), random.Random(4), 0.0
+    if not subject.reads_text:
+        embed = side.ours.embed
+        for rows, columns in ((1, 1), (embed.grid + 1, embed.grid), (embed.grid * 2, embed.grid * 2)):
+            pixels = torch.randn(2, embed.channels, rows * embed.patch, columns * embed.patch)
+            worst = max(worst, compare(side, Batch({"pixel_values": pixels}), f"{rows} x {columns} patches"))
+        return worst
+    edges = [w for mask in subject.values(Mask) for d in mask.reach() if d < FAR for w in (d, d + 1, d + 2)]
+    limit = LONG if subject.limit is None else subject.limit
+    for length in sorted({1, 2, *edges, min(limit, LONG)}):
+        if 0 < length <= limit:
+            worst = max(worst, compare(side, draw(subject, rng, [length]), f"{length} tokens"))
+    return worst
+
+
+@check(1, "page", examples=6, oracle=True)
+def parity_of_random_hyperparameters(name: str, rng: random.Random) -> float:
+    """Hyperparameters drawn together, each from what any case has: the numbers are the oracle's, and the files survive."""
+    subject = chance(name, rng)
+    if subject is None:
+        return 0.0
+    worst = 0.0
+    for hub in (hub for hub in hubs(subject) if accepts(subject, hub)):
+        side = meet(subject, hub)
+        worst = max(worst, compare(side, draw(subject, rng, [9, 9]), f"{subject.config}, {hub.name}"))
+        with tempfile.TemporaryDirectory() as folder:
+            save(side.ours, folder)
+            identical(side.folder, Path(folder))
+    return worst
+
+
+def chance(name: str, rng: random.Random) -> Subject | None:
+    """A subject with random hyperparameters that go together, or None if a few draws gave none."""
+    page, known = pages.page(name), [s.config for s in subjects(name)]
+    pools = {f.name: list(dict.fromkeys(getattr(c, f.name) for c in known)) for f in dataclasses.fields(page.config)}
+    for _ in range(5):
+        config = page.config(**{field: rng.choice(pool) for field, pool in pools.items()})
+        try:
+            subject = Subject(f"{name}/{config}", page.recipe(config), name, config)
+            run(subject.model, draw(subject, rng, [3, 3]))
+        except ValueError:
+            continue  # heads that do not divide the width, factors for another head width
+        if hubs(subject):
+            return subject
+    return None
+
+
+@check(2, "files", light=True)
+def round_trip(subject: Subject, hub: Hub) -> float:
+    """Their files to ours and back: the same names, bits and config; and theirs opens ours and says the same."""
+    side = oracle(subject, hub)
+    with tempfile.TemporaryDirectory() as folder:
+        save(side.ours, folder)
+        identical(side.folder, Path(folder))
+        before, after = (json.loads((Path(f) / "config.json").read_text()) for f in (side.folder, folder))
+        differs = {k for k in {*before, *after} if before.get(k, "absent") != after.get(k, "absent")}
+        expect(not differs, f"the config came back changed in {sorted(differs)}")
+        return reopened(side, subject, folder)
+
+
+@check(2, "files", light=True)
+def ours_opens_there(subject: Subject, hub: Hub) -> float:
+    """A model that was made here and never was a file of theirs opens there, with the same numbers."""
+    side = oracle(subject, hub)
+    model = subject.recipe.build()
+    model.load_state_dict(side.ours.state_dict())
+    model.page, model.config, model.origin = subject.page, subject.config, {"hub": hub.name}
+    with tempfile.TemporaryDirectory() as folder:
+        expect(save(model, folder) == hub.name, f"it was not written as {hub.name}")
+        identical(side.folder, Path(folder))
+        return reopened(side, subject, folder)
+
+
+def identical(one: Path, other: Path) -> None:
+    """Raises unless the weights in both folders have the same names, shapes, types and bits."""
+    a, b = open_weights(one), open_weights(other)
+    expect(set(a.names()) == set(b.names()), f"tensors only on one side: {sorted(set(a.names()) ^ set(b.names()))}")
+    for name in a.names():
+        same = a.dtype(name) == b.dtype(name) and torch.equal(a.get(name), b.get(name))
+        expect(same, f"tensor {name!r} came back changed")
+
+
+def reopened(side: Oracle, subject: Subject, folder: str) -> float:
+    """Theirs, loaded from what ours wrote, makes the same of an input as before."""
+    model, info = type(side.theirs).from_pretrained(folder, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        expect(not info[kind], f"transformers reports {kind}: {sorted(map(str, info[kind]))}")
+    batch = draw(subject, random.Random(5), [7, 7])
+    there = Oracle(reference(model).eval(), side.folder, side.ours)
+    before, after = side.run(batch), there.run(batch)
+    expect(before.keys() == after.keys(), "transformers returns other outputs")
+    return max(close(after[n], before[n], f"reopened: {n}", 0.0, 0.0) for n in before)
+
+
+@check(2, "model", checkpoint=True)
+def save_and_load(subject: Subject) -> float:
+    """Saved and loaded it is the same, bit for bit; saved again, the files are the same, byte for byte."""
+    with tempfile.TemporaryDirectory() as folder:
+        one, two = Path(folder, "one"), Path(folder, "two")
+        save(subject.model, one, max_shard_bytes=1_000_000_000 if subject.path else 30_000)
+        again = load(one)
+        expect(again.recipe == subject.recipe, "the recipe came back changed")
+        before, after = subject.model.state_dict(), again.state_dict()
+        expect(before.keys() == after.keys(), f"tensors only on one side: {sorted(before.keys() ^ after.keys())}")
+        for name in before:
+            expect(torch.equal(before[name], after[name]), f"{name} came back changed")
+        save(again, two, max_shard_bytes=1_000_000_000 if subject.path else 30_000)
+        expect(contents(one) == contents(two), "save, load, save: the files differ")
+        batch = draw(subject, random.Random(6), [5, 5])
+        x, y = run(subject.model, batch), run(again, batch)
+        return max(close(y[n], x[n], f"loaded again: {n}", 0.0, 0.0) for n in x)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder, and in its folders."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}

@@ -1,0 +1,265 @@
+"""The other side: the same model in `transformers`, by way of files, never by way of its names in memory.
+
+`transformers` is imported when a check first asks for it. A model is made from the config that our map writes, gets weights
+that hide nothing, and is saved; from these files ours is loaded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import dataclasses
+import importlib.util
+import inspect
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.contract.probe import Batch, Failed, outputs
+from anyformer.contract.subjects import STD, Subject, words
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import Blocks
+from anyformer.hub.files import open_weights
+from anyformer.hub.maps import Hub, links
+from anyformer.parts import Mamba, Rotary
+
+# Where ours differs from the oracle's by intention. The result of ours is then compared with what the oracle says of each row
+# alone, without padding, which is what ours promises (contract, item 6).
+DEVIATIONS = {
+    "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, padding",
+    "by length": "a rotary scaling that depends on the length takes each row's own; transformers takes the longest row's",
+    "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the bias of "
+    "the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
+}
+
+
+def available() -> bool:
+    """Is `transformers` installed?"""
+    return importlib.util.find_spec("transformers") is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """A model of theirs, the folder that it was saved in, and ours loaded from there."""
+
+    theirs: Any
+    folder: Path
+    ours: Any
+
+    def run(self, batch: Batch) -> dict[str, Tensor]:
+        """What theirs makes of a batch, under our names for the outputs, with hidden states (see `trace`)."""
+        with torch.no_grad():
+            return self.named(self.call(batch))
+
+    def call(self, batch: Batch) -> Any:
+        """Their own output."""
+        takes = inspect.signature(self.theirs.forward).parameters
+        inputs = dict(batch.inputs)
+        if "position_ids" in takes and batch.keep is not None:  # places count real tokens
+            inputs["position_ids"] = (batch.keep.long().cumsum(1) - 1).clamp(min=0)
+        if "interpolate_pos_encoding" in takes:
+            inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]
+        if "use_cache" in takes:
+            inputs["use_cache"] = False  # type: ignore[assignment]
+        return self.theirs(**inputs, output_hidden_states=True)
+
+    def named(self, out: Any) -> dict[str, Tensor]:
+        """Their output under our names."""
+        logits = [v for k, v in out.items() if k.endswith("logits")]
+        heads = [f"heads.{name}" for name in getattr(self.ours, "heads", {})] or ["logits"] * bool(logits)
+        found = dict(zip(heads, logits, strict=True))
+        renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
+        found |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
+        for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+            stack = name.removesuffix("hidden_states").replace("_", ".")
+            found |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
+        return found
+
+
+def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """Our outputs, and the stream under `0`, `1`, …: what enters the blocks, what leaves each, what leaves the norm.
+
+    In an encoder-decoder these names begin with `encoder.` and `decoder.`.
+    """
+    found: dict[str, Tensor] = {}
+    hooks = []
+
+    def keep(name: str, after: bool) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
+            found[name] = output if after else inputs[0]
+
+        return hook
+
+    for path, stack in model.named_modules():
+        if isinstance(stack, Blocks):
+            prefix = f"{path}." if path else ""
+            hooks.append(stack.blocks[0].register_forward_pre_hook(keep(f"{prefix}0", False)))
+            after = [*stack.blocks, *([] if stack.norm is None else [stack.norm])]
+            hooks += [m.register_forward_hook(keep(f"{prefix}{i}", True)) for i, m in enumerate(after, 1)]
+    try:
+        return found | outputs(model(**batch.inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def aligned(ours: dict[str, Tensor], theirs: dict[str, Tensor], batch: Batch) -> dict[str, str]:
+    """Which of our places in the stream each of theirs is: they list some of them, in order, not all the same ones."""
+    pairs: dict[str, str] = {}
+    for name, value in theirs.items():
+        stack, _, place = name.rpartition(".")
+        if not place.isdigit():
+            pairs[name] = name
+            continue
+        prefix = f"{stack}." if stack else ""
+        before = pairs.get(f"{prefix}{int(place) - 1}")
+        first = 0 if before is None else int(before.rpartition(".")[2]) + 1
+        later = [n for n in ours if n.startswith(prefix) and n[len(prefix) :].isdigit() and int(n[len(prefix) :]) >= first]
+        if not later:
+            raise Failed(f"{name}: ours has no further hidden state")
+        far = {n: max(float((batch.real(over(n), ours[n], i) - batch.real(over(n), value, i)).abs().max())
+                      for i in range(len(batch))) for n in later}  # fmt: skip
+        pairs[name] = min(later, key=far.__getitem__)
+    return pairs
+
+
+def over(name: str) -> str:
+    """The output whose padding that of `name` is."""
+    return "memory" if name.startswith("encoder.") else name
+
+
+_made: dict[tuple[str, str], Oracle] = {}
+
+
+def oracle(subject: Subject, hub: Hub | None) -> Oracle:
+    """Theirs for a subject; made once in each process."""
+    key = (subject.name, "" if hub is None else hub.name)
+    if key not in _made:
+        _made[key] = meet(subject, hub)
+    return _made[key]
+
+
+def meet(subject: Subject, hub: Hub | None) -> Oracle:
+    """Theirs for a subject, made now."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    from anyformer.hub import load, save
+
+    if subject.path is not None:
+        theirs, folder = _published(Path(subject.path)), Path(subject.path)
+        return Oracle(theirs, folder, subject.model)
+    assert hub is not None
+    folder = scratch()
+    theirs = build(subject, hub)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0.0, STD, generator=noise)
+    theirs.tie_weights()
+    theirs.save_pretrained(folder)
+    ours = load(folder)
+    if rewritten(subject.config, ours.config):  # by their config class (T5 is always tied there): theirs from our files
+        ours, folder = copy.deepcopy(subject.model), scratch()
+        ours.origin = {"hub": hub.name}
+        save(ours, folder)
+        theirs = reference(type(theirs).from_pretrained(folder)).eval()
+    return Oracle(theirs, folder, ours)
+
+
+def rewritten(before: Any, after: Any) -> list[str]:
+    """The hyperparameters that came back changed; None that became the value it stands for did not."""
+    fields = [f.name for f in dataclasses.fields(before) if getattr(before, f.name) is not None]
+    return [name for name in fields if getattr(before, name) != getattr(after, name)]
+
+
+def build(subject: Subject, hub: Hub) -> Any:
+    """Their class, made from the config that our map writes; on the meta device if that is the present one."""
+    import transformers
+
+    said = words(subject, hub)
+    assert said is not None
+    config = transformers.AutoConfig.for_model(hub.name, **said[1])
+    return reference(getattr(transformers, said[0])._from_config(config)).eval()
+
+
+def accepts(subject: Subject, hub: Hub) -> bool:
+    """Does their config class take these hyperparameters? It refuses some that would compute, in one of several ways."""
+    import transformers
+
+    said = words(subject, hub)
+    try:
+        return said is not None and transformers.AutoConfig.for_model(hub.name, **said[1]) is not None
+    except Exception:
+        return False
+
+
+def reference(model: Any) -> Any:
+    """Attention by the plain formula, where the model has any."""
+    if getattr(model, "_supports_sdpa", False):
+        model.set_attn_implementation("eager")
+    return model
+
+
+def _published(path: Path) -> Any:
+    """A checkpoint as `transformers` loads it."""
+    import transformers
+
+    if path.is_file():
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        return reference(model).eval()
+    config = json.loads((path / "config.json").read_text())
+    named = (config.get("architectures") or [None])[0]
+    kind = getattr(transformers, named) if named else transformers.AutoModel
+    return reference(kind.from_pretrained(path, dtype=torch.float32)).eval()
+
+
+def scratch() -> Path:
+    """A folder that is gone when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="anyformer-contract-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def their_gradients(side: Oracle) -> dict[str, Tensor]:
+    """The gradients that theirs holds, under the names and in the form of their files."""
+    found = {name: p.grad for name, p in side.theirs.named_parameters() if p.grad is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        side.theirs.save_pretrained(folder, state_dict=found)
+        file = open_weights(folder)
+        return {name: file.get(name).clone() for name in file.names()}
+
+
+def as_theirs(side: Oracle, hub: Hub, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under our names (weights, gradients) under the names and in the form of their files."""
+    from anyformer.hub.save import hub_for
+
+    found = hub_for(side.ours)
+    if found is None:
+        raise Failed("no map says this model")
+    made = {k.theirs: k.write([tensors[o] for o in k.ours]) for k in links(hub.weights(side.ours.config), tensors) if not k.tied}
+    return {k.removeprefix(hub.base) if found[1] in hub.bare else k: v for k, v in made.items()}
+
+
+def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> str | None:
+    """The entry of `DEVIATIONS` that applies to an output of this shape on a padded batch, or None."""
+    parts = [v for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
+    if side != "right" and value.ndim == 2:
+        return "pooled"
+    if len(set(lengths)) > 1 and any(p.part is Rotary and p.scaling and p.scaling.by_length for p in parts):
+        return "by length"
+    if side != "right" and any(p.part is Mamba and p.bias for p in parts):
+        return "biased convolution"
+    return None
+
+
+def fresh(model: Any) -> Any:
+    """A copy that a check may change."""
+    return copy.deepcopy(model)

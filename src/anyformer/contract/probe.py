@@ -1,0 +1,183 @@
+"""Inputs for any model, what it makes of them, and what it means that two results are the same.
+
+B batch, T time, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.subjects import Subject
+from anyformer.core.skeletons import Output
+
+REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
+scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # are the weights real?
+RTOL, ATOL = 1.3e-6, 1e-5  # torch.testing.assert_close's own for float32
+
+
+class Failed(AssertionError):
+    """The contract is broken; the message says where and by how much."""
+
+
+def expect(holds: bool, message: str) -> None:
+    """Raises Failed with the message unless it holds."""
+    if not holds:
+        raise Failed(message)
+
+
+def close(found: Tensor, expected: Tensor, what: str, rtol: float = RTOL, atol: float = ATOL) -> float:
+    """The largest difference.
+
+    Raises:
+        Failed: if the two are not the same within the tolerance, or in shape, or if either is not finite.
+    """
+    expect(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+    if not found.numel():
+        return 0.0
+    expect(bool(found.isfinite().all()), f"{what}: not finite")
+    difference = (found - expected).detach().abs()
+    if scaled.get() and atol:
+        atol = max(atol, REAL * max(1.0, float(expected.detach().abs().max())))
+    if not bool((difference <= atol + rtol * expected.abs()).all()):
+        raise Failed(f"{what}: differs by {difference.max():.2e}, where values reach {expected.abs().max():.2e}")
+    return float(difference.max())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One input of a model, as the keyword arguments of its `forward`, and who is padding.
+
+    Args:
+        inputs: the keyword arguments.
+        keep: (B, T) True = real, over the tokens that `logits` is about; None = all.
+        source: (B, S) the same for the source of an encoder-decoder.
+    """
+
+    inputs: dict[str, Tensor]
+    keep: Tensor | None = None
+    source: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def row(self, i: int) -> Batch:
+        """Row `i` on its own, without padding."""
+        alone = {}
+        for name, value in self.inputs.items():
+            if name.endswith("attention_mask"):
+                continue
+            keep = self.source if self.source is not None and name == "input_ids" else self.keep
+            alone[name] = value[i][None] if keep is None else value[i][keep[i]][None]
+        return Batch(alone)
+
+    def rows(self, index: list[int]) -> Batch:
+        """Some rows, in this order."""
+        picked = {name: value[index] for name, value in self.inputs.items()}
+        keep, source = (None if k is None else k[index] for k in (self.keep, self.source))
+        return Batch(picked, keep, source)
+
+    def with_(self, **inputs: Tensor) -> Batch:
+        """The same with other inputs."""
+        return replace(self, inputs={**self.inputs, **inputs})
+
+    def real(self, name: str, value: Tensor, i: int) -> Tensor:
+        """Row `i` of the output `name`, at real places only."""
+        keep = self.source if name == "memory" else self.keep
+        return value[i] if keep is None or value.ndim < 3 else value[i][keep[i]]
+
+
+def draw(subject: Subject, rng: random.Random, lengths: Iterable[int], side: str = "none", source: Iterable[int] = ()) -> Batch:
+    """Random inputs, one row for each of `lengths`.
+
+    Args:
+        side: where padding stands: left, right, mixed (each row its own side), or none (all rows are as long as the first).
+        source: lengths of the sources of an encoder-decoder; as `lengths` by default, backwards.
+    """
+    lengths = list(lengths)
+    noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    embed = subject.model.embed
+    if not subject.reads_text:
+        pixels = torch.randn(len(lengths), embed.channels, *[embed.grid * embed.patch] * 2, generator=noise)
+        return Batch({"pixel_values": pixels})
+    keep = None if side == "none" else masks(rng, lengths, side)
+
+    def ids(mask: Tensor | None, count: list[int]) -> Tensor:
+        shape = (len(count), count[0]) if mask is None else mask.shape
+        return torch.randint(0, embed.vocab, shape, generator=noise)
+
+    inputs = {"input_ids": ids(keep, lengths)}
+    if subject.has_source:
+        sources = list(source) or lengths[::-1]
+        over = None if side == "none" else masks(rng, sources, side)
+        inputs = {"decoder_input_ids": inputs["input_ids"], "input_ids": ids(over, sources)}
+        if keep is not None and over is not None:
+            inputs |= {"attention_mask": over.long(), "decoder_attention_mask": keep.long()}
+        return Batch(inputs, keep, over)
+    if getattr(embed, "types", None) is not None:
+        inputs["token_type_ids"] = torch.randint(0, embed.types.num_embeddings, inputs["input_ids"].shape, generator=noise)
+    if keep is not None:
+        inputs["attention_mask"] = keep.long()
+    return Batch(inputs, keep)
+
+
+def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:
+    """(B, T) True = real, with padding on that side of each row."""
+    keep = torch.zeros(len(lengths), max(lengths), dtype=torch.bool)
+    for row, length in zip(keep, lengths, strict=True):
+        here = rng.choice(("left", "right")) if side == "mixed" else side
+        row[: length if here == "right" else None][-length:] = True
+    return keep
+
+
+def outputs(out: Output) -> dict[str, Tensor]:
+    """All tensors that a model returns, by name."""
+    found = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled, "memory": out.memory}
+    found |= {f"heads.{name}": value for name, value in out.heads.items()} | {f"aux.{name}": v for name, v in out.aux.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def run(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """What the model makes of a batch, without gradients."""
+    with torch.no_grad():
+        return outputs(model(**batch.inputs))
+
+
+def goal(model: Any, batch: Batch, seed: int = 0) -> Tensor:
+    """A scalar with a gradient that reaches everything: a random combination of all outputs at real places."""
+    noise = torch.Generator().manual_seed(seed)
+    total: Any = 0.0
+    for name, value in outputs(model(**batch.inputs)).items():
+        for i in range(len(batch)):
+            here = batch.real(name, value, i)
+            total = total + (here * torch.randn(here.shape, generator=noise)).sum()
+    return total
+
+
+def gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of `goal` by every parameter that has one."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(goal(model, batch), parameters, allow_unused=True)
+    return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+
+
+def slopes_agree(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> float:
+    """As `same`, for gradients: they are sums over a batch, so the absolute tolerance grows with the largest value of each,
+    and with real weights with the largest of all: a bias of keys, say, has the gradient 0, and what is computed is noise."""
+    expect(found.keys() == expected.keys(), f"{what}: gradients only on one side: {sorted(found.keys() ^ expected.keys())}")
+    sizes = {n: float(g.abs().max()) if g.numel() else 0.0 for n, g in expected.items()}
+    most = max(sizes.values(), default=0.0) if scaled.get() else 0.0
+    atol = {n: ATOL * max(1.0, size, most) for n, size in sizes.items()}
+    return max((close(found[n], g, f"{what}: gradient of {n}", atol=atol[n]) for n, g in expected.items()), default=0.0)
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor], what: str, rtol: float = RTOL, atol: float = ATOL) -> float:
+    """The largest difference of two sets of named tensors."""
+    expect(found.keys() == expected.keys(), f"{what}: {sorted(found.keys() ^ expected.keys())} only on one side")
+    return max((close(found[n], expected[n], f"{what}: {n}", rtol, atol) for n in expected), default=0.0)

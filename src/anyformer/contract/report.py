@@ -1,0 +1,146 @@
+"""`verify`: the contract as a table, for a page or for somebody's own model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from anyformer.contract.check import CHECKS, Check
+from anyformer.contract.oracle import available
+from anyformer.contract.probe import scaled
+from anyformer.contract.subjects import Subject, checkpoint
+from anyformer.core import pages
+
+NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
+EXAMPLES = 2  # of a property, on a checkpoint: real models are large
+SLOW = "takes more than ten seconds a case: verify(..., slow=True)"
+
+
+@dataclass
+class Row:
+    """One check and what came of it."""
+
+    item: int
+    check: str
+    cases: int
+    difference: float  # the largest that was seen
+    seconds: float
+    result: str  # "pass", "FAIL" or "left out"
+    detail: str  # the first failure, or why it was left out
+
+
+@dataclass
+class Report:
+    """What `verify` found; `ok` unless a check failed."""
+
+    subject: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Did everything that was run pass, and was anything run?"""
+        return not any(row.result == "FAIL" for row in self.rows) and any(row.result == "pass" for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, numbers and strings."""
+        return {"subject": self.subject, "ok": self.ok, "rows": [asdict(row) for row in self.rows]}
+
+    def table(self) -> str:
+        """The table as text, a line a check; failures and what was left out are explained below it."""
+        cells = [("item", "check", "cases", "largest difference", "seconds", "result")]
+        for r in self.rows:
+            shown = f"{r.difference:.1e}" if r.difference else "0" if r.result == "pass" else ""
+            cells.append((str(r.item), r.check, str(r.cases or ""), shown, f"{r.seconds:.1f}", r.result))
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = ["  ".join(c.ljust(w) if i in (1, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+                 for row in cells]  # fmt: skip
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        notes = [f"{r.result}: {r.check}: {r.detail}" for r in self.rows if r.result == "FAIL"]
+        reasons = dict.fromkeys(r.detail for r in self.rows if r.result == "left out")
+        notes += [f"left out ({sum(r.detail == why and r.result == 'left out' for r in self.rows)}): {why}" for why in reasons]
+        counts = {kind: sum(r.result == kind for r in self.rows) for kind in ("pass", "FAIL", "left out")}
+        head = f"{self.subject}: {counts['pass']} passed, {counts['FAIL']} failed, {counts['left out']} left out"
+        return "\n".join([head, "", *lines, *([""] if notes else []), *notes])
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def verify(what: str, *, slow: bool = False, progress: Callable[[str], None] | None = None) -> Report:
+    """Runs the contract on a page, or on a model of your own.
+
+    Of a page (`verify("llama")`): every check over `tiny` and all its cases. Of a folder, a GGUF file or a hub id: the
+    ledger, the round trip, the numbers against `transformers` where it is installed and knows the model, padding,
+    causality, decoding with a cache, kernels, gradients.
+
+    Args:
+        what: the name of a page, or what `anyformer.load` takes.
+        slow: also the checks that take more than ten seconds a case.
+        progress: is told what runs now.
+
+    Raises:
+        ValueError, FileNotFoundError: if there is no such page or model, or it cannot be loaded.
+    """
+    report = Report(what)
+    own = None if what in pages.names() else checkpoint(what)
+    token = scaled.set(own is not None)
+    try:
+        for check in CHECKS:
+            if own is None or check.checkpoint:
+                if progress is not None:
+                    progress(f"{check.item} {check.name}")
+                report.rows.append(row(check, *selected(check, what, own), slow=slow, most=100 if own is None else EXAMPLES))
+    finally:
+        scaled.reset(token)
+    report.rows.sort(key=lambda r: r.item)
+    return report
+
+
+def selected(check: Check, name: str, own: Subject | None) -> tuple[Iterator[tuple[Any, ...]], str]:
+    """The cases of a check, and why there would be none."""
+    if own is None:
+        if check.over == "parts":
+            return iter([()]), ""
+        from anyformer.contract.subjects import subjects
+
+        why = "" if check.over in ("page", "parts") else next((w for s in subjects(name) if (w := check.needs(s))), "")
+        return check.cases(name), why or "no file of others can say it"
+    if why := check.needs(own):
+        return iter(()), why
+    if check.over == "files" and own.published is None:
+        return iter(()), "transformers does not know this model; its numbers have nothing to be compared with"
+    return iter([(own, None)] if check.over == "files" else [(own,)]), ""
+
+
+def row(check: Check, cases: Iterator[tuple[Any, ...]], why: str, slow: bool, most: int) -> Row:
+    """Runs a check on its cases, with `most` examples of a property each."""
+    found = Row(check.item, check.name, 0, 0.0, 0.0, "left out", why)
+    if check.oracle and not available():
+        found.detail = NO_ORACLE
+        return found
+    if check.slow and not slow:
+        found.detail = SLOW
+        return found
+    start, failures = time.monotonic(), []
+    for case in cases:
+        found.cases += 1
+        found.result, found.detail = "pass", ""
+        try:
+            found.difference = max(found.difference, check.once(case, most))
+        except Exception as error:  # whatever goes wrong in a check is what it is there to find
+            first = str(error).strip().splitlines()[:1]
+            label = ", ".join(getattr(c, "name", str(c)) for c in case)
+            failures.append(f"{label}: {'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{''.join(first)}")
+    found.seconds = time.monotonic() - start
+    if failures:
+        found.result = "FAIL"
+        found.detail = failures[0] + (f" (and {len(failures) - 1} more cases)" if failures[1:] else "")
+    return found
+
+
+def dumps(report: Report) -> str:
+    """The report as JSON text."""
+    return json.dumps(report.to_json(), indent=2)

@@ -1,0 +1,173 @@
+"""What is checked: every page at `tiny` and in each of its `CASES`, compositions that no page describes, and checkpoints.
+
+A subject has a recipe and weights that hide nothing: N(0, 0.25) everywhere, because ones hide swapped norms and zeros hide
+everything. A checkpoint keeps its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.core import pages
+from anyformer.core.recipe import Recipe, Value
+from anyformer.core.skeletons import EncoderDecoder
+from anyformer.hub import config as tables
+from anyformer.hub.load import NATIVE
+from anyformer.hub.maps import Hub
+from anyformer.parts import Mamba, RMSNorm, Rotary, Window
+from anyformer.parts.ffn import ACTIVATIONS
+
+STD = 0.25
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model under examination.
+
+    Args:
+        name: `page/case`, the name of a composition, or the path of a checkpoint.
+        recipe: what it is.
+        page, config: the page and its hyperparameters, where there is one.
+        path: of a checkpoint.
+        light: a variation in one hyperparameter, drawn automatically: only the numbers (items 1-3) are checked.
+    """
+
+    name: str
+    recipe: Recipe
+    page: str | None = None
+    config: Any = None
+    path: str | None = None
+    light: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def model(self) -> Any:
+        """The model, in evaluation mode, shared by all checks: who changes it works on a copy."""
+        return _model(self)
+
+    @property
+    def published(self) -> str | None:
+        """The `model_type` of a checkpoint that others know, None for one in our own format, or for no checkpoint."""
+        kind = (self.model.origin or {}).get("hub")
+        return None if self.path is None or kind == NATIVE else kind
+
+    @property
+    def limit(self) -> int | None:
+        """The longest text that it accepts, in tokens; None = any."""
+        return self.model.context
+
+    @property
+    def decodes(self) -> bool:
+        """Does it continue a text token by token?"""
+        return self.recipe.part.generates
+
+    @property
+    def reads_text(self) -> bool:
+        """Is its input token ids, so that there is padding?"""
+        return self.model.takes == "input_ids"
+
+    @property
+    def has_source(self) -> bool:
+        """Does it read a source beside its target?"""
+        return issubclass(self.recipe.part, EncoderDecoder)
+
+    def holds(self, kind: type[Recipe] | type[Value] | type) -> bool:
+        """Does the recipe hold a part or a value of this class?"""
+        return any(isinstance(v, kind) or (isinstance(v, Recipe) and issubclass(v.part, kind)) for _, v in self.recipe.walk())
+
+    def values(self, kind: type[Value]) -> list[Any]:
+        """All values of this class in the recipe, each once."""
+        return list(dict.fromkeys(v for _, v in self.recipe.walk() if isinstance(v, kind)))
+
+
+@functools.lru_cache(maxsize=None)
+def _model(subject: Subject) -> Any:
+    if subject.path is not None:
+        from anyformer.hub import load
+
+        return load(subject.path, dtype=torch.float32)
+    model = subject.recipe.build()
+    model.page, model.config = subject.page, subject.config
+    return redrawn(model).eval()
+
+
+@torch.no_grad()
+def redrawn(model: nn.Module, seed: int = 0) -> Any:
+    """The same model, every parameter from N(0, STD)."""
+    noise = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.normal_(0.0, STD, generator=noise)
+    return model
+
+
+@functools.cache
+def subjects(name: str) -> list[Subject]:
+    """A page at `tiny`, in all its `CASES`, and with each activation and each switch turned, one at a time."""
+    page = pages.page(name)
+    tiny = page.at("tiny")
+    drawn = {"tiny": tiny} | {case: page.at("tiny", **changes) for case, changes in page.module.CASES.items()}
+    found = [Subject(f"{name}/{case}", page.recipe(config), name, config) for case, config in drawn.items()]
+    for field in dataclasses.fields(tiny):
+        value = getattr(tiny, field.name)
+        others = [not value] if isinstance(value, bool) else [a for a in ACTIVATIONS if value in ACTIVATIONS and a != value]
+        for other in others:
+            config = dataclasses.replace(tiny, **{field.name: other})
+            label = f"{name}/{field.name}={other}"
+            found.append(Subject(label, page.recipe(config), name, config, light=True))
+    return found
+
+
+@functools.cache
+def compositions() -> list[Subject]:
+    """Models that nobody published, each one line from a page."""
+    third = pages.recipe("llama", "tiny", depth=6).but({"blocks.2::3.mixer": Mamba.of(state=4)})
+    bert = pages.recipe("bert", "tiny").but(
+        {"embed.positions": None, "blocks.*.mixer.positions": Rotary.of(), "**.norm": RMSNorm.of()}
+    )
+    vit = pages.recipe("vit", "tiny").but({"blocks.*.mixer.kv_heads": 2})
+    near = pages.recipe("bert", "tiny").but({"blocks.*.mixer.mask": Window(3, 2)})
+    named = {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
+    named["bert, windows"] = near
+    return [Subject(name, recipe) for name, recipe in named.items()]
+
+
+def checkpoint(path: str) -> Subject:
+    """A user's own model: a folder, a GGUF file or a hub id."""
+    from anyformer.hub import load
+
+    model = load(path, dtype=torch.float32)
+    found = model.ledger.path  # a hub id has become a folder
+    return Subject(path, model.recipe, model.page, model.config, found)
+
+
+def hubs(subject: Subject) -> list[Hub]:
+    """The Hugging Face maps of its page that can say its hyperparameters."""
+    if subject.page is None:
+        return []
+    found = []
+    for hub in pages.page(subject.page).module.HUBS:
+        if hub.format == "hf" and words(subject, hub) is not None:
+            found.append(hub)
+    return found
+
+
+def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:
+    """The architecture's name and the config file that say this subject, or None if these files cannot."""
+    for architecture, fixed in hub.architectures.items():
+        if all(getattr(subject.config, k) == v for k, v in fixed.items()):
+            try:
+                return architecture, tables.write(hub.config, subject.config, fixed, {})
+            except ValueError:
+                return None
+    return None

@@ -1,0 +1,215 @@
+"""Items 11 and 12: it trains, and what it is can be written down and read again."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.check import check
+from anyformer.contract.oracle import fresh
+from anyformer.contract.probe import Batch, close, draw, expect, goal, slopes_agree
+from anyformer.contract.subjects import Subject
+from anyformer.core.init import initialise
+from anyformer.core.part import Part
+from anyformer.core.recipe import Recipe, Value
+from anyformer.core.skeletons import Blocks, Output
+from anyformer.train.objectives import IGNORE, classification, counted
+
+STEPS, RATE = 60, 1e-2  # of the check that a batch can be learned by heart
+LEARNED = 0.5  # the share of the first loss that may be left
+
+
+def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    """Random labels for every head, -100 at padding; random targets for a model without heads."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        out = model(**batch.inputs)
+    found: dict[str, Tensor] = {}
+    for name, value in scores(out).items():
+        labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
+        if batch.keep is not None and labels.ndim == 2:
+            labels = labels.masked_fill(~batch.keep, IGNORE)
+        found[name] = labels
+    if not found:
+        found = {"hidden": torch.randn(out.hidden.shape, generator=noise)}
+        if out.pooled is not None:
+            found["pooled"] = torch.randn(out.pooled.shape, generator=noise).tanh()
+    return found
+
+
+def scores(out: Output) -> dict[str, Tensor]:
+    """The outputs that are scores of classes or tokens."""
+    return out.heads or ({} if out.logits is None else {"logits": out.logits})
+
+
+def counts(labels: dict[str, Tensor], batch: Batch) -> dict[str, float]:
+    """How much counts in a batch, for each label."""
+    real = batch.keep.sum().item() if batch.keep is not None else 0
+    return {
+        n: float(counted(y)) if not y.is_floating_point() else float(real or y.shape[0] * y.shape[1]) for n, y in labels.items()
+    }
+
+
+def loss_of(model: Any, batch: Batch, labels: dict[str, Tensor], count: dict[str, float]) -> Tensor:
+    """The sum over all heads of what is counted in this batch, each divided by `count`."""
+    out, total = model(**batch.inputs), torch.zeros(())
+    for name, wanted in labels.items():
+        if wanted.is_floating_point():
+            error = (getattr(out, name) - wanted).square()
+            if batch.keep is not None and error.ndim == 3:
+                error = error.masked_fill(~batch.keep[..., None], 0.0)
+            total = total + error.sum() / count[name]
+        else:
+            total = total + classification(Output(out.hidden, scores(out)[name]), wanted, count[name])
+    return total
+
+
+def learn(model: Any, batch: Batch, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of a batch."""
+    loss = loss_of(model, batch, labels, counts(labels, batch))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return loss.detach(), dict(zip(names, found, strict=True))
+
+
+def agree(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]], what: str) -> float:
+    """The largest difference of two losses and their gradients."""
+    return max(close(one[0], other[0], f"{what}: loss"), slopes_agree(one[1], other[1], what))
+
+
+@check(11, "model", checkpoint=True)
+def every_parameter_gets_a_gradient(subject: Subject) -> float:
+    """Every parameter gets a finite gradient that is not 0 everywhere."""
+    model = fresh(subject.model).train()
+    goal(model, draw(subject, random.Random(30), [9, 4, 7], "right")).backward()
+    for name, parameter in model.named_parameters():
+        expect(parameter.grad is not None, f"{name} gets no gradient")
+        expect(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite")
+        expect(bool(parameter.grad.ne(0).any()), f"the gradient of {name} is 0")
+    return 0.0
+
+
+@check(11, "model")
+def learns_a_batch_by_heart(subject: Subject) -> float:
+    """From first weights, a few steps of AdamW halve the loss on one padded batch."""
+    model = fresh(subject.model).train()
+    initialise(model, seed=0)
+    batch = draw(subject, random.Random(31), [7, 4, 6], "left")
+    labels = labels_for(model, batch)
+    count = counts(labels, batch)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    losses = []
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        loss = loss_of(model, batch, labels, count)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    expect(losses[-1] < LEARNED * losses[0], f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps")
+    return 0.0
+
+
+@check(11, "model")
+def recomputing_changes_nothing(subject: Subject) -> float:
+    """Activation checkpointing gives the same loss and gradients."""
+    batch = draw(subject, random.Random(32), [9, 5], "left")
+    model = fresh(subject.model).train()
+    labels = labels_for(model, batch)
+    expected = learn(model, batch, labels)
+    for module in model.modules():
+        if isinstance(module, Blocks):
+            module.recompute = True
+    return agree(learn(model, batch, labels), expected, "recompute")
+
+
+def compiled(subject: Subject, backend: str) -> float:
+    """The largest difference that torch.compile makes to loss and gradients."""
+    batch = draw(subject, random.Random(33), [9, 5], "left")
+    model = fresh(subject.model).train()
+    labels = labels_for(model, batch)
+    expected = learn(model, batch, labels)
+    torch._dynamo.reset()
+    try:
+        model.compile(backend=backend)
+        return agree(learn(model, batch, labels), expected, f"torch.compile, {backend}")
+    finally:
+        torch._dynamo.reset()
+
+
+def in_full(subject: Subject) -> str | None:
+    """For checks that cost seconds: `tiny` of each page, and the compositions."""
+    return None if subject.name.endswith("/tiny") or subject.page is None else "drawn for `tiny` only: it costs seconds"
+
+
+@check(11, "model", needs=in_full)
+def compiling_changes_nothing(subject: Subject) -> float:
+    """Traced by torch.compile, forward and backward, and run operation by operation: the same loss and gradients."""
+    return compiled(subject, "aot_eager")
+
+
+@check(11, "model", needs=in_full, slow=True)
+def compiling_to_machine_code_changes_nothing(subject: Subject) -> float:
+    """torch.compile with its own backend: the same loss and gradients."""
+    return compiled(subject, "inductor")
+
+
+@check(11, "model", examples=3)
+def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
+    """A step over k small batches with random padding is a step over one big batch of the same rows: loss and gradients."""
+    side = rng.choice(("left", "right"))
+    batch = draw(subject, rng, [rng.randint(1, 9) for _ in range(4)], side)
+    model = fresh(subject.model).train()
+    labels = labels_for(model, batch)
+    count = counts(labels, batch)
+    whole = learn(model, batch, labels)
+    losses, sums = torch.zeros(()), {n: torch.zeros_like(g) for n, g in whole[1].items()}
+    cut = rng.randint(1, 3)
+    for rows in (list(range(cut)), list(range(cut, 4))):
+        part, some = batch.rows(rows), {n: y[rows] for n, y in labels.items()}
+        loss = loss_of(model, part, some, count)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        losses = losses + loss.detach()
+        sums = {n: sums[n] + g for n, g in zip(names, found, strict=True)}
+    return agree((losses, sums), whole, "accumulated")
+
+
+@check(12, "model", light=True, checkpoint=True)
+def recipe_is_its_own_description(subject: Subject) -> float:
+    """To JSON and back, printed and evaluated, pickled: the same recipe, which builds the same modules."""
+    import pickle
+
+    recipe = subject.recipe
+    again = Recipe.from_json(json.loads(json.dumps(recipe.to_json())))
+    expect(again == recipe and hash(again) == hash(recipe), "JSON changes the recipe")
+    expect(again.to_json() == recipe.to_json(), "JSON of JSON differs")
+    expect(pickle.loads(pickle.dumps(recipe)) == recipe, "pickling changes the recipe")
+    printed = eval(repr(recipe), {"__builtins__": {}}, {**Part.kinds, **Value.kinds})
+    expect(printed == recipe, f"what is printed is another recipe: {printed!r}")
+    with torch.device("meta"):
+        one, two = recipe.build(), again.build()
+    shapes = [{n: (tuple(p.shape), p.dtype) for n, p in m.state_dict().items()} for m in (one, two)]
+    expect(shapes[0] == shapes[1], "the same recipe builds other parameters")
+    expect(str(one) == str(two), "the same recipe builds other modules")
+    return 0.0
+
+
+@check(12, "model")
+def first_weights_depend_on_the_seed_alone(subject: Subject) -> float:
+    """The same seed gives the same first weights, another one others; all are finite."""
+    made = []
+    for seed in (3, 3, 4):
+        model = subject.recipe.build()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(float("nan"))  # as memory that was never written
+        initialise(model, seed=seed)
+        made.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    expect(all(torch.equal(made[0][n], made[1][n]) for n in made[0]), "the same seed gives other weights")
+    expect(any(not torch.equal(made[0][n], made[2][n]) for n in made[0]), "the seed is not used")
+    expect(all(p.isfinite().all() for p in made[0].values()), "a first weight is not finite")
+    return 0.0
