@@ -1,0 +1,207 @@
+"""Checkpoints that survive: complete or absent, and everything that a run needs to go on bit for bit.
+
+```
+runs/NAME/  config.yaml  log.csv  log.jsonl
+            step-000100/    config.json  model.safetensors  tokenizer.json …     a model like any other, for af.load
+                            training.safetensors     moments of the optimiser, states of the random generators
+                            training.json            step, settings, facts about the data, the best evaluation
+```
+A checkpoint is written to a hidden folder, flushed to the disk, and renamed: there is no moment at which `step-…` is
+incomplete. Older ones are removed only after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anyformer.hub import load
+from anyformer.hub.files import SafeTensors
+from anyformer.hub.guard import atomic_write, read_json
+
+TENSORS, FACTS = "training.safetensors", "training.json"
+NAME = re.compile(r"step-\d{6,}")
+FIRST = {"config.yaml", "recipe.json", "log.csv", "log.jsonl"}  # what a run writes before its first checkpoint
+
+
+class Run:
+    """The folder of a run, held by one process at a time. Use as a context manager.
+
+    Args:
+        folder: is made if missing.
+        resume: False: the folder must be empty. True: go on from its last checkpoint. "auto": go on if there is one,
+            else begin. A path: go on from that checkpoint, or the last one of that run.
+
+    Attributes:
+        checkpoint: where to go on from, or None.
+
+    Raises:
+        ValueError: if the folder holds a run and `resume` is False, holds none and it is True, or is in use.
+        OSError: if the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, resume: bool | str | Path = False):
+        self.folder = Path(folder).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.folder / ".lock")
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{self.folder} is being written by another process; choose another out") from None
+        except OSError as error:
+            why = f"cannot write a run there: {error.strerror}; choose another out"
+            raise OSError(error.errno, why, str(self.folder)) from error
+        try:
+            for left in self.folder.glob(".step-*"):  # by a save that was killed
+                shutil.rmtree(left)
+            self.checkpoint = self._find(resume)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.lock.release()
+
+    def _find(self, resume: bool | str | Path) -> Path | None:
+        word = str(resume).lower()  # the command line gives texts
+        last = latest(self.folder)
+        held = {f.name for f in self.folder.iterdir()} - {".lock"}
+        if word == "true":
+            if last is None:
+                raise ValueError(f"{self.folder} holds no checkpoint; resume='auto' begins where there is none")
+            return last
+        if word == "auto" and (last is not None or not held - FIRST):
+            return last
+        if word not in ("false", "auto") and last is not None:
+            return self._given(Path(str(resume)).expanduser(), last)
+        if held:
+            what = f"a run, up to {last.name}" if last else f"other files ({', '.join(sorted(held)[:3])})"
+            raise ValueError(f"{self.folder} holds {what}: nothing is overwritten. Choose another out, or resume=true")
+        return None if word in ("false", "auto") else self._given(Path(str(resume)).expanduser(), None)
+
+    def _given(self, path: Path, last: Path | None) -> Path:
+        found = path if (path / FACTS).exists() else latest(path)
+        if found is None:
+            raise ValueError(f"resume: {path} is no checkpoint and no run: it has neither {FACTS} nor folders step-…")
+        if last is not None and found.resolve() != last.resolve():
+            raise ValueError(f"{self.folder} goes on to {last.name} already; to go on from {found} choose another out")
+        return found
+
+    def save(
+        self, step: int, model: Any, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int, best: int | None
+    ) -> None:
+        """Writes `step-…`, then removes all but the newest `keep` and the one of the step `best`.
+
+        Raises:
+            OSError: if it cannot be written (a full disk); the older checkpoints are still there.
+        """
+        target = self.folder / f"step-{step:06d}"
+        work = self.folder / f".{target.name}.tmp"
+        try:
+            model.save(work)
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
+            atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
+            _sync(work / TENSORS)
+            _sync(work)
+            os.rename(work, target)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(work, ignore_errors=True)
+            last = latest(self.folder)
+            kept = f"{last} is still there" if last else "there is no older one"
+            number = getattr(error, "errno", None) or errno.EIO
+            raise OSError(number, f"the checkpoint of step {step} was not written ({error}); {kept}") from error
+        for old in checkpoints(self.folder)[:-keep]:
+            if old != self.folder / f"step-{best or 0:06d}":
+                shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [f for f in folder.glob("step-*") if NAME.fullmatch(f.name) and (f / FACTS).exists()]
+    return sorted(found, key=lambda f: int(f.name[5:]))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    return (checkpoints(folder) or [None])[-1]  # type: ignore[list-item]
+
+
+def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `training.json` and `training.safetensors` say."""
+    file = SafeTensors(checkpoint / TENSORS)
+    return read_json(checkpoint / FACTS), {name: file.get(name) for name in file.names()}
+
+
+@torch.no_grad()
+def restore_weights(model: Any, checkpoint: Path) -> None:
+    """Copies the weights of a checkpoint into a model of the same shapes."""
+    saved = load(checkpoint).state_dict()
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} holds another model: {' '.join(str(error).split())}") from None
+
+
+def seed_all(seed: int) -> None:
+    """Sets the random generators whose states are kept."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Tensor]:
+    """The states of the random generators of PyTorch, its GPUs, Python and NumPy."""
+    _, words, gauss = random.getstate()
+    name, keys, place, has, cached = np.random.get_state()
+    assert name == "MT19937"
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, keys), place]),
+        "numpy_gauss": torch.tensor([has, cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"cuda_{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random(states: dict[str, Tensor]) -> None:
+    """The inverse of `random_states`. The states of GPUs that are not here are left out."""
+    torch.set_rng_state(states["torch"].clone())
+    gauss = states["python_gauss"].tolist()
+    random.setstate((3, tuple(states["python"].tolist()), gauss[0] if gauss else None))
+    *keys, place = states["numpy"].tolist()
+    has, cached = states["numpy_gauss"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), place, int(has), cached))
+    for i in range(torch.cuda.device_count()):
+        if f"cuda_{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda_{i}"].clone(), i)
+
+
+def _sync(path: Path) -> None:
+    """Makes what was written survive a power cut, where the system can (Windows cannot open a folder)."""
+    with contextlib.suppress(PermissionError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,228 @@
+"""`train`: a language model from text, in one call. The same function is the command `anyformer train`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyformer.core.recipe import Recipe
+from anyformer.data import baseline, text
+from anyformer.hub import load
+from anyformer.hub.guard import atomic_write
+from anyformer.train import objectives
+from anyformer.train.checkpoint import Run
+from anyformer.train.loop import Done, Loop, Settings
+from anyformer.train.origin import origin
+from anyformer.train.show import Screen
+
+LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
+SAMPLE = 150  # tokens that are written at the end
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train` leaves.
+
+    Attributes:
+        checkpoint: the last one, a model directory that `af.load` and `transformers` read.
+        steps: updates done. `stopped`: a signal came before the last one.
+        loss: of the last step, in nats a token.
+        bits_per_byte: of the held-out text, by the model. `bigram_bits_per_byte`: by a table of byte pairs.
+        sample: text that the model wrote.
+        model: the trained model itself.
+    """
+
+    checkpoint: Path
+    steps: int
+    stopped: bool
+    loss: float
+    bits_per_byte: float | None
+    bigram_bits_per_byte: float
+    sample: str
+    model: Any = field(repr=False)
+
+
+def train(
+    model: str | Recipe = "gpt",
+    size: str | None = None,
+    changes: dict[str, Any] | None = None,
+    data: str | Path = "pydoc",
+    out: str | Path | None = None,
+    steps: int = 1000,
+    batch: int = 8,
+    context: int | None = None,
+    accumulate: int = 1,
+    lr: float = 3e-3,
+    warmup: int = 100,
+    final_lr: float = 0.1,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    clip: float = 1.0,
+    tokenizer: str | None = None,
+    vocab: int | None = None,
+    seed: int = 0,
+    eval_every: int = 250,
+    save_every: int = 250,
+    keep_last: int = 2,
+    log_every: int = 10,
+    resume: bool | str = False,
+    prompt: str = "The ",
+    device: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Trains a language model on text, and says how well it predicts text that it has not seen.
+
+    The last tenth of the text is held out. The measure is bits per byte, which does not depend on the tokenizer, and
+    a bigram is measured beside it. All goes to `out`: checkpoints (model directories), config.yaml, log.csv, log.jsonl.
+
+    Args:
+        model: an architecture (gpt, llama, mamba …), a recipe or a JSON file with one, or a model
+            directory to start from.
+        size: of an architecture, see `anyformer ls`; mini by default.
+        changes: hyperparameters that differ from that size, e.g. --changes.depth 6; of a recipe: paths in it.
+        data: a text file or a folder of them (UTF-8), or pydoc, the English reference inside every CPython.
+        out: the folder of the run; by default a new one, runs/MODEL-1, runs/MODEL-2, …
+        steps: updates of the weights.
+        batch: windows in a batch.
+        context: tokens in a window; by default what the model can read, at most 256.
+        accumulate: batches that make one step.
+        lr: the highest learning rate.
+        warmup: steps until it is reached; a cosine leads down from there.
+        final_lr: where the cosine ends, as a share of lr.
+        weight_decay: of matrices; biases, norms and embeddings do not decay.
+        betas: of AdamW.
+        clip: longest gradient, as a norm over all parameters; inf switches clipping off.
+        tokenizer: bpe (made from the training text), bytes, or a folder with one; by default a start model's own, else
+            bpe.
+        vocab: tokens of the bpe that is made; 1024 by default.
+        seed: of first weights, windows and dropout.
+        eval_every: steps between evaluations; 0 = only at the end.
+        save_every: steps between checkpoints; 0 = only at the end.
+        keep_last: checkpoints that are kept, beside the best one.
+        log_every: steps between updates of the screen; the log files have every step.
+        resume: false; true: go on from the last checkpoint in out; auto: go on if there is one; or the path of a
+            checkpoint.
+        prompt: the text that the sample at the end continues.
+        device: cpu, cuda …; by default a GPU if there is one.
+        quiet: print nothing.
+
+    Returns:
+        The last checkpoint, bits per byte of model and bigram, a sample, the model.
+
+    Raises:
+        ValueError: for an unknown architecture, size or hyperparameter, text that is not UTF-8 or too short, a context
+            longer than the model's, a folder that holds another run.
+        OSError: for text that is not there, a folder that cannot be written, a full disk.
+        FloatingPointError: when the loss is not finite.
+
+    Example:
+        anyformer train --data book.txt --out runs/book --changes.depth 6
+    """
+    given = dict(locals())
+    settings = Settings(
+        steps=steps, lr=lr, warmup=warmup, final_lr=final_lr, weight_decay=weight_decay, betas=betas, clip=clip,
+        accumulate=accumulate, seed=seed, save_every=save_every, eval_every=eval_every, log_every=log_every,
+        keep_last=keep_last,
+    )  # fmt: skip
+    if not prompt:
+        raise ValueError("prompt is empty: the sample at the end needs text to continue")
+    source = origin(model, size, changes)
+    learn, held_out = text.split(text.read(data))
+    bigram = baseline.bigram_bits_per_byte(learn, held_out)
+    with Run(_folder(out, source.name, resume), resume) as run, Screen(quiet) as screen:
+        lm = load(run.checkpoint) if run.checkpoint else source.model(tokenizer, vocab, learn, seed)
+        lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        corpus = text.Corpus.of(lm.tokenizer, learn, held_out)
+        given["context"] = context = _context(lm, context)
+        windows = text.Windows(corpus.train, batch, context, seed)
+        _write_config(run.folder, given)
+        facts = {**source.facts, "tokenizer": tokenizer, "vocab": vocab, "batch": batch, "context": context}
+        facts["corpus"] = corpus.fingerprint()
+        _introduce(screen, run, lm, corpus, bigram)
+
+        def measure(lm: Any) -> float:
+            return bits_per_byte(lm, corpus, context, batch)
+
+        done = Loop(lm, windows, objectives.causal_lm, settings, run, measure, facts, screen).run()
+        lm.eval()
+        sample = "" if done.stopped else _sample(lm, prompt, seed)
+    _conclude(screen, done, bigram, sample)
+    return Result(done.checkpoint, done.step, done.stopped, done.loss, done.held_out, bigram, sample, lm)
+
+
+def bits_per_byte(model: Any, corpus: text.Corpus, context: int, batch: int) -> float:
+    """-sum log2 p(held-out text) / its UTF-8 bytes; every token sees at least half a window before it.
+
+    The first token is predicted from the last one that was trained on.
+    """
+    device, total = next(model.parameters()).device, 0.0
+    for rows in text.sliding(np.concatenate((corpus.train[-1:], corpus.held_out)), context, batch):
+        output = model(rows["input_ids"].to(device))
+        total += float(objectives.causal_lm(output, rows["labels"].to(device), 1.0))
+    return total / math.log(2) / corpus.held_out_bytes
+
+
+def _context(model: Any, context: int | None) -> int:
+    most = model.context
+    if context is None:
+        return min(LONGEST, most or LONGEST)
+    if context < 1 or (most is not None and context > most):
+        raise ValueError(
+            f"context={context} must be from 1 to what the model reads, {most}; for a longer one build it longer, "
+            f"e.g. --changes.context {context}"
+        )
+    return context
+
+
+def _folder(out: str | Path | None, name: str, resume: bool | str) -> Path:
+    if out is not None:
+        return Path(out)
+    if str(resume).lower() != "false":
+        raise ValueError("resume needs out, the folder of the run")
+    return next(p for i in itertools.count(1) if not (p := Path("runs") / f"{name}-{i}").exists())
+
+
+def _write_config(folder: Path, given: dict[str, Any]) -> None:
+    """config.yaml: every option with its value, so that `--config` repeats the run."""
+    import yaml
+
+    if isinstance(given["model"], Recipe):
+        atomic_write(folder / "recipe.json", (json.dumps(given["model"].to_json(), indent=2) + "\n").encode())
+        given = {**given, "model": str(folder / "recipe.json")}
+    given = {**given, "out": str(folder), "data": str(given["data"]), "betas": list(given["betas"]), "resume": False}
+    atomic_write(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
+
+
+def _introduce(screen: Screen, run: Run, model: Any, corpus: text.Corpus, bigram: float) -> None:
+    count = sum(p.numel() for p in model.parameters())
+    screen.say(
+        f"{model.page or 'recipe'}: {count / 1e6:.2f} M parameters; {len(corpus.train):,} tokens to train on "
+        f"(vocabulary {model.tokenizer.vocab_size:,}), {corpus.held_out_bytes:,} bytes held out, for which a bigram "
+        f"needs {bigram:.3f} bits each"
+    )
+    screen.say(f"{'resumes ' + str(run.checkpoint) if run.checkpoint else 'writes'} to {run.folder}")
+
+
+def _sample(model: Any, prompt: str, seed: int) -> str:
+    """The prompt and what the model writes after it, within what the model can read."""
+    from anyformer.generate import generate
+
+    most = model.context or 2 * SAMPLE
+    ids = model.tokenizer.encode(prompt)[-(most // 2 or 1) :]
+    new = generate(model, ids, max_new_tokens=min(SAMPLE, most - len(ids)), temperature=0.8, top_p=0.95, seed=seed)
+    return model.tokenizer.decode(ids + new)
+
+
+def _conclude(screen: Screen, done: Done, bigram: float, sample: str) -> None:
+    if done.stopped:
+        screen.say(f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there")
+        return
+    screen.say(f"\n{sample}\n")
+    screen.say(f"held-out: {done.held_out:.3f} bits per byte (bigram: {bigram:.3f})\nmodel: {done.checkpoint}")

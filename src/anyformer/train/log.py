@@ -1,0 +1,64 @@
+"""What a run writes down of itself, and whom it tells."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from anyformer.hub.guard import atomic_write
+
+COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "held_out")
+
+
+class Watch:
+    """Listens to a run; this one says nothing. `train.show.Screen` shows it."""
+
+    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        """Some steps are done: the last one's numbers, counted tokens a second, steps in all."""
+
+    def evaluated(self, step: int, held_out: float) -> None:
+        """The model was measured."""
+
+
+class Log:
+    """`log.csv` and `log.jsonl`: a row a step and a row an evaluation. Use as a context manager.
+
+    Args:
+        folder: of the run.
+        step: where the run goes on; rows from after it, which a killed run may have left, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.lines, self.table = folder / "log.jsonl", folder / "log.csv"
+        rows = [row for row in _rows(self.lines) if row["step"] < step or (row["step"] == step and "loss" in row)]
+        atomic_write(self.lines, b"")
+        atomic_write(self.table, (",".join(COLUMNS) + "\n").encode())
+        with self:
+            self.add(rows)
+
+    def __enter__(self) -> Log:
+        self._lines = self.lines.open("a", encoding="utf-8")
+        self._table = self.table.open("a", encoding="utf-8", newline="")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lines.close()
+        self._table.close()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Adds rows to both files."""
+        writer = csv.DictWriter(self._table, COLUMNS, lineterminator="\n")
+        for row in rows:
+            self._lines.write(json.dumps(row) + "\n")
+            writer.writerow(row)
+        self._lines.flush()
+        self._table.flush()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a log; a kill may have cut the last one."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("}\n")]
