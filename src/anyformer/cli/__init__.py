@@ -1,0 +1,98 @@
+"""The command line: `anyformer VERB …`, one file a verb, each over one typed function that is also the Python call.
+
+A verb's file has `EXAMPLE`, `options(parser)` and `run(args)`; the first line of its docstring is its summary. What a
+verb needs is imported when it runs, so that `anyformer --help` and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from types import ModuleType
+
+from anyformer.core.recipe import nearest
+
+USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
+VERBS = ("train", "generate", "chat", "embed", "inspect", "verify", "convert", "ls", "demo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `anyformer VERB …`.
+
+    Returns:
+        The exit code: 0 done, 1 a check failed, 2 a mistake in what was asked, 130 interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no … or emoji shows ?
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        from anyformer import __version__
+
+        print(f"anyformer {__version__}")
+        return 0
+    if args[0] not in VERBS:
+        print(
+            f"anyformer: no verb {args[0]!r}{nearest(args[0], VERBS, 1)}; there is {', '.join(VERBS)}", file=sys.stderr
+        )
+        return 2
+    return _run(args[0], args[1:])
+
+
+def overview() -> str:
+    """The text of `anyformer --help`."""
+    verbs = "\n".join(f"  {name:<9}  {summary(name)}" for name in VERBS)
+    return (
+        f"usage: anyformer VERB …\n\nAny transformer, from one set of parts.\n\n{verbs}\n\n"
+        "`anyformer VERB --help` shows the options of a verb with types, defaults and an example.\n"
+        "MODEL is a Hugging Face directory, a .gguf file, a hub id (owner/name), or real weights by name:\n"
+        "see `anyformer ls`."
+    )
+
+
+def verb(name: str) -> ModuleType:
+    """The file of a verb."""
+    return importlib.import_module(f"anyformer.cli.{name}")
+
+
+def summary(name: str) -> str:
+    """What a verb does, in one line; its file is read, not run."""
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    from anyformer.cli.options import Parser
+
+    module = verb(name)
+    try:
+        parser = Parser(name, summary(name), module.EXAMPLE)
+        module.options(parser)
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # --help, or a mistake that has been explained
+        return int(stop.code or 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_, **__: print(f"anyformer {name}: {text}", file=sys.stderr)
+            return module.run(args) or 0
+    except BrokenPipeError:  # the reader of our output left, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"\nanyformer {name}: interrupted", file=sys.stderr)
+        return 130
+    except USERS as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"anyformer {name}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,81 @@
+"""talk with a model; with a question, answer it and stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyformer.cli import models
+from anyformer.cli.options import Parser, pick
+
+EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
+OURS = ("model", "prompts")  # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
+LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
+HELP = "type a question; /new forgets what was said, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+
+
+def chat(model: str, question: str | None, options: dict[str, Any], *, system: str | None = None) -> None:
+    """Answers a question, or without one talks until `/exit`. What was said before is remembered.
+
+    Args:
+        model: a directory, a .gguf file, a hub id, or real weights by name; it needs a chat template.
+        question: the question, or nothing.
+        options: of `anyformer.generate.chat`, by name.
+        system: what the model is told before the conversation.
+    """
+    loaded = models.load(model)
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    if question is not None:
+        answer(loaded, [*begin, {"role": "user", "content": question}], options)
+        return
+    print(HELP)
+    messages = list(begin)
+    while (said := _ask()) not in (None, "/exit"):
+        if said == "/new":
+            messages = list(begin)
+        elif said:
+            messages.append({"role": "user", "content": said})
+            try:
+                messages.append({"role": "assistant", "content": answer(loaded, messages, options)})
+            except ValueError as error:  # most likely the conversation has become too long
+                messages.pop()
+                print(f"{error}\n/new forgets what was said")
+
+
+def answer(model: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
+    """Prints the model's answer as it is written, and returns it. Ctrl-C ends the answer, not the program."""
+    from anyformer.generate import chat as talk
+
+    text = ""
+    try:
+        for piece in talk(model, messages, **options):
+            print(piece, end="", flush=True)
+            text += piece
+    except KeyboardInterrupt:
+        print(" …", end="")
+    print()
+    return text
+
+
+def _ask() -> str | None:
+    """The next line, or None at the end of the input."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        print()
+        return None
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb: its own, and those of the Python call."""
+    from anyformer.generate import generate
+
+    parser.add_function(chat, skip=("question", "options"))
+    parser.add_argument("question", nargs="*", type=str, help="the question; without one a conversation begins")
+    parser.add_function(generate, skip=OURS, give=LONG)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    from anyformer.generate import generate
+
+    chat(args.model, " ".join(args.question) or None, pick(args, generate, OURS), system=args.system)

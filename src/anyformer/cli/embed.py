@@ -1,0 +1,57 @@
+"""turn texts into vectors, or rank them by likeness to a query."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from anyformer.cli import models, show
+from anyformer.cli.options import Parser, pick
+
+EXAMPLE = 'anyformer embed minilm "A cat sleeps." "Stocks fell." --query "Where is the kitten?"'
+
+
+def embed(model: str, text: list[str], *, query: str | None = None, out: str | None = None, batch: int = 32) -> None:
+    """Prints one vector a text as JSON; with a query, the texts by their likeness to it.
+
+    Args:
+        model: a directory, a .gguf file, a hub id, or real weights by name.
+        text: the texts.
+        query: rank the texts by cosine similarity to this one instead.
+        out: write the vectors to this .npy file (texts x width, float32) instead of printing them.
+        batch: texts that are embedded at once.
+    """
+    import numpy as np
+
+    from anyformer.generate import embed as vectors
+
+    if out is not None and Path(out).suffix != ".npy":
+        raise ValueError(f"--out {out}: the vectors are written as NumPy does; give a name that ends in .npy")
+    loaded = models.load(model)
+    found = vectors(loaded, text, batch=batch)  # (N, D)
+    if out is not None:
+        np.save(out, found.float().cpu().numpy())
+        print(f"wrote {out}: {found.shape[0]} x {found.shape[1]}, float32")
+    if query is not None:
+        scores = ranked(vectors(loaded, [query]), found, text)
+        print(show.table((f"{score:+.3f}", line) for score, line in scores))
+    elif out is None:
+        print(show.dump([{"text": t, "vector": v} for t, v in zip(text, found.tolist(), strict=True)]))
+
+
+def ranked(query: Any, vectors: Any, texts: list[str]) -> list[tuple[float, str]]:
+    """(cosine similarity, text), the most alike first. Shapes: query (1, D), vectors (N, D)."""
+    from torch.nn import functional as F
+
+    scores = F.cosine_similarity(query.float(), vectors.float())  # (N,)
+    return sorted(zip(scores.tolist(), texts, strict=True), reverse=True)
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(embed)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    embed(**pick(args, embed))

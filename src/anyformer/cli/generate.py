@@ -1,0 +1,51 @@
+"""continue a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyformer.cli import models, show
+from anyformer.cli.options import Parser, pick
+
+EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
+OURS = ("model", "prompts")  # what `anyformer.generate.generate` takes and the words of the command give
+
+
+def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bool = False) -> None:
+    """Prints each prompt and how the model continues it; a single one appears as it is written.
+
+    Args:
+        model: a directory, a .gguf file, a hub id, or real weights by name.
+        prompt: one text or several, each in quotes.
+        options: of `anyformer.generate.generate`, by name.
+        json: print prompts and continuations as JSON.
+    """
+    from anyformer.generate import generate as write
+    from anyformer.generate import stream
+
+    loaded = models.load(model)
+    if json or len(prompt) > 1:
+        texts = write(loaded, prompt, **options)
+        pairs = [{"prompt": p, "text": t} for p, t in zip(prompt, texts, strict=True)]
+        print(show.dump(pairs) if json else "\n\n".join(p["prompt"] + p["text"] for p in pairs))
+        return
+    pieces = stream(loaded, prompt[0], **options)
+    print(prompt[0] + next(pieces, ""), end="", flush=True)  # the prompt appears when nothing is wrong with it
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb: its own, and those of the Python call."""
+    from anyformer.generate import generate as writing
+
+    parser.add_function(generate, skip=("options",))
+    parser.add_function(writing, skip=OURS)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    from anyformer.generate import generate as writing
+
+    generate(args.model, args.prompt, pick(args, writing, OURS), json=args.json)

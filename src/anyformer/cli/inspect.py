@@ -1,0 +1,121 @@
+"""show what a model is made of, and what became of everything in its file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyformer.cli import models, show
+from anyformer.cli.options import Parser, pick
+from anyformer.core import pages
+
+EXAMPLE = "anyformer inspect smollm2 --tensors"
+
+
+def inspect(
+    model: str,
+    *,
+    size: str | None = None,
+    tensors: bool = False,
+    keys: bool = False,
+    tree: bool = False,
+    json: bool = False,
+) -> None:
+    """Prints parameters, memory, recipe, tokenizer and the ledger of a model or an architecture.
+
+    Args:
+        model: a directory, a .gguf file, a hub id, real weights by name, or an architecture (no weights are made).
+        size: of an architecture, e.g. 7b; tiny by default.
+        tensors: list every tensor of the file: used, derived or ignored, and why.
+        keys: list every config key of the file, likewise.
+        tree: list all module paths.
+        json: everything, as JSON.
+    """
+    from anyformer.explain.facts import inspect as look
+
+    facts = look(_model(model, size))
+    print(show.dump(facts.to_json()) if json else report(facts, tensors, keys, tree))
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(inspect)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    inspect(**pick(args, inspect))
+
+
+def _model(name: str, size: str | None) -> Any:
+    """The model; of an architecture only its shapes, on the meta device."""
+    if name in pages.names():
+        page = pages.page(name)
+        config = page.at(size or "tiny")
+        model = pages.empty(page.recipe(config))
+        model.page, model.config = name, config
+        return model
+    if size is not None:
+        raise ValueError(f"--size goes with an architecture ({', '.join(pages.names())}), and {name!r} is none")
+    return models.load(name, text=False)
+
+
+def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = False) -> str:
+    """The facts as text for a terminal."""
+    sections = [_head(facts), _parameters(facts), _memory(facts)]
+    if facts.tokenizer is not None:
+        sections.append("tokenizer\n" + show.table((k, _text(v)) for k, v in facts.tokenizer.items()))
+    if facts.ledger is not None:
+        sections.append(_ledger(facts, tensors, keys))
+    if tree:
+        sections.append("module paths\n" + show.table(facts.tree))
+    return "\n\n".join([*sections, _recipe(facts)])
+
+
+def _head(facts: Any) -> str:
+    context = "any length" if facts.context is None else f"up to {facts.context:,}"
+    page = facts.page or "none that has a page; see the recipe"
+    rows = [("architecture", page), ("skeleton", facts.skeleton), ("tokens", context)]
+    if facts.ledger is not None:
+        rows += [("file", f"{facts.ledger['path']} ({facts.ledger['format']})"), ("ledger", facts.summary)]
+    return show.table(rows, indent=0)
+
+
+def _parameters(facts: Any) -> str:
+    rows = [(part, f"{count:,}", f"{count / facts.parameters:.1%}") for part, count in facts.parts.items()]
+    return f"parameters  {facts.parameters:,}\n" + show.table(rows, right=(1, 2))
+
+
+def _memory(facts: Any) -> str:
+    rows = [("weights now", ", ".join(f"{show.size(n)} {dtype}" for dtype, n in facts.weights.items()))]
+    rows += [("weights as", ", ".join(f"{show.size(n)} {dtype}" for dtype, n in facts.weights_as.items()))]
+    if state := facts.state:
+        named = ((state.fixed, "fixed"), (state.token, "a token"), (state.source, "a source token"))
+        each = ", ".join(f"{show.size(count)} {what}" for count, what in named if count)
+        rows.append(("decoding state", f"{each}; at {state.tokens:,} tokens {show.size(state.full)} (one sequence)"))
+    return "memory\n" + show.table(rows)
+
+
+def _ledger(facts: Any, tensors: bool, keys: bool) -> str:
+    parts = []
+    for name, wanted, lines in (("tensors", tensors, facts.ledger["tensors"]), ("keys", keys, facts.ledger["config"])):
+        shown = lines if wanted else [line for line in lines if line["status"] not in ("used", "fixed")]
+        if shown:
+            title = f"{name} of the file" + ("" if wanted else f" that are not simply used (--{name}: all)")
+            parts.append(f"{title}\n" + show.table(_row(line) for line in shown))
+    return "\n\n".join(parts) or "every tensor and key of the file is used (--tensors, --keys: all)"
+
+
+def _row(line: dict[str, Any]) -> tuple[str, ...]:
+    what = f"{line['dtype']} {' x '.join(map(str, line['shape']))}" if "shape" in line else _text(line["value"])
+    return line.get("name") or line["key"], what, line["status"], line["detail"]
+
+
+def _recipe(facts: Any) -> str:
+    from anyformer.explain.tree import wrapped
+
+    return "recipe\n" + "\n".join("  " + line for line in wrapped(facts.recipe).splitlines())
+
+
+def _text(value: Any) -> str:
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -1,0 +1,70 @@
+"""list the architectures with their sizes, and real weights to try."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyformer.cli import show
+from anyformer.cli.options import Parser, pick
+from anyformer.core import pages
+from anyformer.data import sources
+
+EXAMPLE = "anyformer ls --json"
+
+
+def ls(*, json: bool = False) -> None:
+    """Prints every architecture, its sizes with their parameter counts, and the real weights that have a short name.
+
+    Args:
+        json: the same for machines.
+    """
+    found = listing()
+    print(show.dump(found) if json else text(found))
+
+
+def listing() -> dict[str, list[dict[str, Any]]]:
+    """All architectures and all named weights, as plain dictionaries."""
+    return {
+        "architectures": [
+            {"name": page.name, "summary": page.summary, "sizes": {size: parameters(page, size) for size in page.sizes}}
+            for page in pages.pages()
+        ],
+        "weights": [
+            {name: getattr(s, name) for name in ("name", "what", "download", "licence", "package", "version")}
+            for s in sources.SOURCES.values()
+        ],
+    }
+
+
+def parameters(page: pages.Page, size: str) -> int:
+    """The parameters of a size: the published count, or counted on the meta device."""
+    published = page.module.PARAMETERS.get(size)
+    return published or sum(p.numel() for p in pages.empty(page.recipe(page.sizes[size])).parameters())
+
+
+def text(found: dict[str, list[dict[str, Any]]]) -> str:
+    """The listing for a terminal."""
+    lines = ["architectures (anyformer inspect NAME --size SIZE)"]
+    for page in found["architectures"]:
+        sizes = "  ".join(f"{name} {_short(count)}" for name, count in page["sizes"].items())
+        lines += [f"  {page['name']:<8} {page['summary']}", f"           {sizes}"]
+    rows = [(w["name"], f"{w['download'] / 1e6:.0f} MB", w["what"], w["licence"]) for w in found["weights"]]
+    return "\n".join([*lines, "", "real weights by name (fetched on first use)", show.table(rows, right=(1,))])
+
+
+def _short(count: int) -> str:
+    """124439808 -> 124M"""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g}{unit}"
+    return str(count)
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(ls)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    ls(**pick(args, ls))

@@ -1,0 +1,174 @@
+"""Attention pictures: which token looked where, as a PNG.
+
+B batch, H heads, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.core.flow import Taps
+from anyformer.core.part import Mixer
+from anyformer.core.skeletons import EncoderDecoder
+from anyformer.explain.draw import Panel, draw_image, draw_maps
+from anyformer.explain.labels import labels
+from anyformer.parts import Attention
+
+LAYERS = 4  # shown where none is named, evenly from the first to the last
+LONGEST = 256  # tokens on an axis; more could not be told apart
+
+
+def attention_picture(
+    model: Any,
+    inputs: str | Sequence[int] | Tensor,
+    path: str | Path,
+    *,
+    answer: str | Sequence[int] | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+) -> Path:
+    """Draws where the attention of a model goes in one forward pass; listening does not change the pass.
+
+    ```
+    nothing named     the mean over the heads, in four layers      layer              every head of that layer
+    head              that head, in four layers                    layer and head     one large map
+    ```
+    Each kind of attention (an encoder's, a decoder's, the one across) has its own maps. Of a model that reads images
+    they show what the class token, whose vector is the result, sees of the image.
+
+    Args:
+        model: any model with attention, whatever other mixers it has.
+        inputs: a text, token ids, or pixel values (1, C, height, width).
+        path: the PNG to write.
+        answer: what follows `inputs` in a decoder, the target in an encoder-decoder. The rows are then its tokens only.
+        layer, head: counted from 0, negative ones from the end.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: without attention, such a layer or head, or a tokenizer for a text; for an input too long to draw.
+        ImportError: without matplotlib.
+    """
+    chosen = _chosen(model, layer)
+    arguments, axes = _inputs(model, inputs, answer)
+    with torch.no_grad(), Taps(model, *(f"{p}.weights" for kind in chosen.values() for p in kind)) as taps:
+        model(**arguments)
+    maps = {k: [m for p in kind for m in _heads(p, taps[f"{p}.weights"][0], layer, head)] for k, kind in chosen.items()}
+    title = f"{_name(model)}: {_which(maps, layer, head)}"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if model.takes == "pixel_values":
+        pixels = arguments["pixel_values"]
+        rows, columns = (n // model.embed.patch for n in pixels.shape[2:])
+        seen = [(name, weights[0, 1:].view(rows, columns)) for kind in maps.values() for name, weights in kind]
+        draw_image(pixels[0], seen, f"{title}\nwhat the class token sees", path)
+    else:
+        draw_maps({k: [_panel(k, m, axes) for m in kind] for k, kind in maps.items()}, title, path)
+    return path
+
+
+def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
+    """The attention modules to listen to: by kind (their path with `*` for the layer), their paths."""
+    kinds: dict[str, dict[int, str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            number = re.search(r"\d+", name)
+            kinds.setdefault(re.sub(r"\d+", "*", name), {})[int(number[0]) if number else 0] = name
+    if not kinds:
+        mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
+        raise ValueError(f"this model has no attention to look at; its mixers are {', '.join(mixers)}")
+    chosen = {}
+    for kind, layers in kinds.items():
+        numbers = list(layers)
+        if layer is None:
+            steps = min(LAYERS, len(numbers))
+            numbers = [numbers[round(i * (len(numbers) - 1) / max(1, steps - 1))] for i in range(steps)]
+        else:
+            numbers = numbers[layer:][:1] if -len(numbers) <= layer < 0 else [layer] if layer in layers else []
+        if numbers:
+            chosen[kind] = [layers[n] for n in numbers]
+    if not chosen:
+        there = ", ".join(str(n) for n in sorted({n for layers in kinds.values() for n in layers}))
+        raise ValueError(f"there is no attention in layer {layer}; it is in the layers {there}")
+    return chosen
+
+
+def _inputs(model: Any, inputs: Any, answer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the model is called with; the labels of the `source` and the `target`, and the `first` row that is drawn."""
+    if model.takes == "pixel_values":
+        if not isinstance(inputs, Tensor) or inputs.ndim != 4 or len(inputs) != 1:
+            raise ValueError(f"this model reads pixel_values of shape (1, C, height, width), got {_shown(inputs)}")
+        return {"pixel_values": inputs}, {}
+    if answer is not None and not model.generates:
+        raise ValueError("this model reads both ways and does not answer; leave answer out")
+    ids = _ids(model, inputs, special=True)
+    more = [] if answer is None else _ids(model, answer, special=False)
+    device = next(model.parameters()).device
+    if isinstance(model, EncoderDecoder):
+        if answer is None:
+            raise ValueError("an encoder-decoder looks at the source while it writes; give answer=, the target")
+        target = [model.begin_id, *more]
+        both = {
+            "input_ids": torch.tensor([ids], device=device),
+            "decoder_input_ids": torch.tensor([target], device=device),
+        }
+        return both, {"source": labels(model.tokenizer, ids), "target": labels(model.tokenizer, target), "first": 0}
+    axes = {"target": labels(model.tokenizer, ids + more), "first": len(ids) if more else 0}
+    return {"input_ids": torch.tensor([ids + more], device=device)}, axes
+
+
+def _ids(model: Any, value: Any, special: bool) -> list[int]:
+    if isinstance(value, str):
+        if model.tokenizer is None:
+            raise ValueError("this model has no tokenizer; give token ids instead of a text")
+        value = model.tokenizer.encode(value, special=special)
+    ids = [int(i) for i in (value.flatten() if isinstance(value, Tensor) else value)]
+    if not 0 < len(ids) <= LONGEST:
+        raise ValueError(f"a picture shows 1 to {LONGEST} tokens on an axis, got {len(ids)}")
+    return ids
+
+
+def _heads(path: str, weights: Tensor, layer: int | None, head: int | None) -> list[tuple[str, Tensor]]:
+    """(title, (T, S)) of what is asked for of one module's weights (H, T, S)."""
+    number, count = (re.search(r"\d+", path) or ["0"])[0], len(weights)
+    if head is not None:
+        if not -count <= head < count:
+            raise ValueError(f"there is no head {head}; layer {number} has the heads 0 to {count - 1}")
+        return [(f"layer {number}, head {head % count}", weights[head].float().cpu())]
+    if layer is None:
+        return [(f"layer {number}, mean of {count} heads", weights.float().mean(0).cpu())]
+    return [(f"layer {number}, head {i}", w.float().cpu()) for i, w in enumerate(weights)]
+
+
+def _panel(kind: str, found: tuple[str, Tensor], axes: dict[str, Any]) -> Panel:
+    """One map with its tokens: an encoder's over the source, a decoder's over the target, the one across over both."""
+    title, weights = found
+    if kind.startswith("encoder."):
+        return Panel(title, weights, axes["source"], axes["source"], 0)
+    keys, first = ("source", 0) if kind.endswith("cross") else ("target", axes["first"])
+    return Panel(title, weights[first:], axes["target"][first:], axes[keys], first)
+
+
+def _name(model: Any) -> str:
+    """The file that the model came from, else its page."""
+    page = model.page or type(model).__name__
+    return page if model.ledger is None else f"{Path(model.ledger.path).name} ({page})"
+
+
+def _which(maps: dict[str, list[Any]], layer: int | None, head: int | None) -> str:
+    """What the picture shows, for its title: layer and heads."""
+    shown = next(iter(maps.values()))
+    where, _, heads = shown[0][0].partition(", ")  # "layer 3", "head 5"
+    place = "attention" if layer is None else f"attention in {where}"
+    return f"{place}, {heads}" if layer is None or head is not None else f"{place}, all {len(shown)} heads"
+
+
+def _shown(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,120 @@
+"""What a model is made of: parameters, recipe, memory, tokenizer, module paths, and what became of its file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.core import pages
+from anyformer.core.skeletons import EncoderDecoder
+from anyformer.explain.tree import parameters_by_part, tree
+
+MANY = 1024  # tokens at which memory is told where a model has no longest text
+
+
+@dataclass(frozen=True)
+class StateFacts:
+    """Memory of decoding one sequence, in bytes, in the dtype of the weights.
+
+    Attributes:
+        fixed: whatever the length is (a recurrent state).
+        token: for each token of the text, while everything is kept (a window stops growing).
+        source: for each token that an encoder reads, or 0.
+        tokens: the context, or `MANY` where there is no limit. full: at that length.
+    """
+
+    fixed: int
+    token: int
+    source: int
+    tokens: int
+    full: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `inspect` found. Sizes are in bytes."""
+
+    page: str | None
+    skeleton: str
+    context: int | None  # tokens; None = any
+    parameters: int
+    parts: dict[str, int]  # module path with `*` for the layers -> parameters
+    weights: dict[str, int]  # dtype -> bytes, as the model is now
+    weights_as: dict[str, int]  # bytes if all weights had that dtype
+    state: StateFacts | None  # None: it does not decode step by step
+    config: dict[str, Any] | None  # hyperparameters of the page
+    recipe: str
+    tree: list[tuple[str, str]]  # module path, what stands there
+    tokenizer: dict[str, Any] | None
+    ledger: dict[str, Any] | None
+    summary: str | None  # of the ledger
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, for machines."""
+        return dataclasses.asdict(self)
+
+
+def inspect(model: Any) -> Facts:
+    """Everything that can be told about a model without running it; on the meta device too (`core.pages.empty`)."""
+    weights: dict[str, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        name = str(tensor.dtype)[6:]
+        weights[name] = weights.get(name, 0) + tensor.nbytes
+    count = sum(p.numel() for p in model.parameters())
+    sizes = {"float32": 4, "bfloat16": 2, "int8": 1}
+    return Facts(
+        page=model.page,
+        skeleton=type(model).__name__,
+        context=model.context,
+        parameters=count,
+        parts=parameters_by_part(model),
+        weights=weights,
+        weights_as={name: size * count for name, size in sizes.items()},
+        state=state_facts(model),
+        config=None if model.config is None else {name: _plain(v) for name, v in vars(model.config).items()},
+        recipe=repr(model.recipe),
+        tree=tree(model),
+        tokenizer=None if model.tokenizer is None else _tokenizer(model.tokenizer, model),
+        ledger=None if model.ledger is None else model.ledger.to_json(),
+        summary=None if model.ledger is None else model.ledger.summary(),
+    )
+
+
+def state_facts(model: Any) -> StateFacts | None:
+    """Memory of the decoding state, counted on the meta device; None if the model does not decode step by step."""
+    if not model.generates:
+        return None
+    empty = pages.empty(model.recipe).to(next(model.parameters()).dtype)
+    try:
+        none, one, two = (empty.start(1, n).bytes() for n in (0, 1, 2))
+    except ValueError:  # one of its mixers keeps no state
+        return None
+    tokens = MANY if model.context is None else model.context
+    source = _reading(empty, 2) - _reading(empty, 1) if isinstance(empty, EncoderDecoder) else 0
+    return StateFacts(none, two - one, source, tokens, empty.start(1, tokens).bytes() + source * tokens)
+
+
+def _reading(model: nn.Module, count: int) -> int:
+    """Bytes of the state after a source of `count` tokens."""
+    state, ids = model.start(1, 1), torch.zeros(1, count, dtype=torch.long, device="meta")  # type: ignore[operator]
+    model(input_ids=ids, decoder_input_ids=ids[:, :1], state=state)
+    return state.bytes()
+
+
+def _tokenizer(tokenizer: Any, model: Any) -> dict[str, Any]:
+    special = {role: f"{token} ({tokenizer.role_id(role)})" for role, token in tokenizer.roles.items()}
+    return {
+        "tokens": tokenizer.vocab_size,
+        "rows": getattr(model.embed, "vocab", None),  # of the model's table; more rows than tokens are padding
+        "special": special,
+        "ends": sorted(tokenizer.eos_ids),
+        "chat template": 0 if tokenizer.template is None else len(tokenizer.template),  # characters
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)

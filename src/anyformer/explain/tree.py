@@ -1,0 +1,113 @@
+"""A model as text: the tree of its module paths, its parameters by part, its recipe over several lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+
+def tree(model: nn.Module) -> list[tuple[str, str]]:
+    """Every module path with what stands there; a run of equal neighbours is one line, `blocks.0-29`.
+
+    Returns:
+        (path, class and shapes of its own parameters), in the order of the model.
+    """
+    lines: list[tuple[str, str]] = []
+    _grow(model, "", lines)
+    return lines
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameter counts by part, layers summed: `blocks.*.mixer`. A tied weight is counted once."""
+    counts: dict[str, int] = {}
+    for name, weight in model.named_parameters():
+        steps = ["*" if step.isdigit() else step for step in name.split(".")]
+        depth = max((i + 2 for i, step in enumerate(steps) if step == "*"), default=2)  # the step after the last index
+        part = ".".join(steps[: min(depth, len(steps) - 1)]) or name
+        counts[part] = counts.get(part, 0) + weight.numel()
+    return counts
+
+
+def wrapped(expression: str, width: int = 100) -> str:
+    """A Python expression over several lines: what does not fit is broken at the commas of its outermost brackets."""
+    return "\n".join(_wrap(expression, width, 0))
+
+
+def _wrap(text: str, width: int, indent: int) -> list[str]:
+    pad, cuts = " " * indent, _outermost(text)
+    if len(pad + text) <= width or not cuts:
+        return [pad + text]
+    lines, last = [], 0
+    for start, end in cuts:
+        lines.append(pad + text[last : start + 1])
+        for item in _items(text[start + 1 : end]):
+            lines += _wrap(item + ",", width, indent + 4)
+        last = end
+    return [*lines, pad + text[last:]]
+
+
+def _outermost(text: str) -> list[tuple[int, int]]:
+    """Where the brackets that stand in no other one, and are not empty, open and close."""
+    found, stack = [], []
+    for at, sign in _outside_quotes(text):
+        if sign in "([{":
+            stack.append(at)
+        elif sign in ")]}":
+            start = stack.pop()
+            if not stack and at > start + 1:
+                found.append((start, at))
+    return found
+
+
+def _items(text: str) -> list[str]:
+    """The parts between the commas that stand in no bracket."""
+    depth, last, items = 0, 0, []
+    for at, sign in _outside_quotes(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign == "," and not depth:
+            items.append(text[last:at].strip())
+            last = at + 1
+    return [*items, text[last:].strip()]
+
+
+def _outside_quotes(text: str) -> list[tuple[int, str]]:
+    found, quote = [], ""
+    for at, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        else:
+            found.append((at, sign))
+    return found
+
+
+def _grow(module: nn.Module, path: str, lines: list[tuple[str, str]]) -> None:
+    children = list(module.named_children())
+    at = 0
+    while at < len(children):
+        name, child = children[at]
+        run = 1
+        while name.isdigit() and at + run < len(children) and _same(child, children[at + run][1]):
+            run += 1
+        shown = name if run == 1 else f"{name}-{children[at + run - 1][0]}"
+        here = f"{path}.{shown}" if path else shown
+        if not isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Dropout | nn.Identity):
+            lines.append((here, _shown(child)))
+        _grow(child, here, lines)
+        at += run
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    return getattr(one, "recipe", None) is not None and one.recipe == getattr(other, "recipe", None)
+
+
+def _shown(module: nn.Module) -> str:
+    own = ", ".join(f"{name} {_shape(p.shape)}" for name, p in module.named_parameters(recurse=False))
+    return f"{type(module).__name__}  {own}".rstrip()
+
+
+def _shape(shape: Sequence[Any]) -> str:
+    return " x ".join(map(str, shape))
