@@ -36,7 +36,7 @@ class GPT:
 
 SIZES = {
     "tiny": GPT(dim=32, depth=2, heads=4, vocab=128, context=64),
-    "mini": GPT(dim=256, depth=4, heads=4, vocab=1024, context=256),
+    "mini": GPT(dim=192, depth=4, heads=4, vocab=1024, context=256),
     "small": GPT(),
     "medium": GPT(dim=1024, depth=24, heads=16),
     "large": GPT(dim=1280, depth=36, heads=20),

@@ -47,7 +47,7 @@ _llama31 = replace(_llama3, context=131072, scaling=Llama3(8.0, 1.0, 4.0, 8192))
 _tiny = Llama(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64)
 SIZES = {
     "tiny": _tiny,
-    "mini": replace(_tiny, dim=192, depth=4, heads=6, kv_heads=6, hidden=512, vocab=1024, context=256, tied=True),
+    "mini": replace(_tiny, dim=192, depth=4, heads=4, kv_heads=4, hidden=512, vocab=1024, context=256, tied=True),
     "7b": Llama(),
     "13b": Llama(dim=5120, depth=40, heads=40, kv_heads=40, hidden=13824),
     "70b": Llama(dim=8192, depth=80, heads=64, kv_heads=8, hidden=28672),

@@ -85,8 +85,9 @@ class Classifier(Part):
         self.proj, self.dropout, self.each = nn.Linear(dim, classes, bias), dropout, each
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        if not self.each and flow.pooled is None:
+        source = x if self.each else flow.pooled
+        if source is None:
             raise ValueError(
                 "Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True"
             )
-        return self.proj(drop(self, x if self.each else flow.pooled))
+        return self.proj(drop(self, source))

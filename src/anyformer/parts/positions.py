@@ -20,6 +20,10 @@ from anyformer.core.recipe import Value
 class Scaling(Value):
     """How the frequencies of rotary positions are changed to reach further than they were trained."""
 
+    # Do the frequencies change as the text grows? Then decoding with a cache keeps old keys at their old angles (as every
+    # published implementation does), and differs from reading the whole text again once the trained length is passed.
+    by_length = False
+
     @abstractmethod
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         """New frequencies, (K/2,) or a row each (B, K/2), and a factor on cos and sin.
@@ -44,6 +48,7 @@ class Dynamic(Scaling):
 
     factor: float
     trained: int
+    by_length = True
 
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         width = 2 * len(frequencies)
@@ -106,6 +111,7 @@ class LongRope(Scaling):
     long: tuple[float, ...]
     trained: int
     attention: float
+    by_length = True
 
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
         short, long = (torch.tensor(f, device=frequencies.device) for f in (self.short, self.long))

@@ -1,0 +1,52 @@
+"""`python -m benchmarks [names]`: runs the named benchmarks, all by default, and writes docs/benchmarks.md.
+
+The short form of the report goes into README.md, between its marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from benchmarks import machine, report
+from benchmarks.contest import ROOT, Missing
+
+NAMES = ("train_step", "decode", "load")
+QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet
+
+
+def main() -> int:
+    """Runs, prints and writes the sections; the number of benchmarks that could not run."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant; more for a machine that is not quiet")
+    given = parser.parse_args()
+    if wrong := [n for n in given.names if n not in NAMES]:
+        parser.error(f"there is no benchmark {wrong[0]!r}; there is {', '.join(NAMES)}")
+    if given.rounds is not None and given.rounds < 1:
+        parser.error(f"--rounds must be 1 or more, got {given.rounds}")
+    facts = machine.facts()
+    path, readme, failed = ROOT / "docs" / "benchmarks.md", ROOT / "README.md", 0
+    for name in given.names or NAMES:
+        print(name, flush=True)
+        busy = machine.busy()
+        options = {} if given.rounds is None else {"rounds": given.rounds}
+        try:
+            section = importlib.import_module(f"benchmarks.{name}").run(**options)
+        except Missing as error:
+            failed += 1
+            print(f"  {name} did not run, its section stays as it was: {error}", file=sys.stderr)
+            continue
+        if busy > QUIET:
+            section.notes.append(f"other programs kept {busy:.1f} cores busy at the start: trust no figure here.")
+        print(section.markdown(facts))
+        report.write(path, [section], facts)
+        print(f"written: {path.relative_to(ROOT)}", flush=True)
+        if report.summarise(readme, path):
+            print("written: the table in README.md", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What this machine can do: facts for the report, and the two bounds that results are compared with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+
+def facts() -> str:
+    """Processor, threads, memory, versions, load: one line."""
+    from benchmarks.contest import THREADS
+
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((s.split(":")[1].strip() for s in cpuinfo.read_text().splitlines() if "model name" in s), model)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = []
+    for name in ("torch", "transformers", "x-transformers"):
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"no {name}")
+    return (
+        f"{model}, {os.cpu_count()} cores, {THREADS} threads used, {memory:.0f} GiB; "
+        f"Python {platform.python_version()}, {', '.join(versions)}; {time.strftime('%Y-%m-%d')}."
+    )
+
+
+def busy(seconds: float = 2.0) -> float:
+    """How many cores other programs keep busy, over some seconds; the load average where there is no /proc/stat."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return os.getloadavg()[0]
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(n) for n in stat.read_text().splitlines()[0].split()[1:9]]  # user … idle, iowait … steal
+        return sum(fields), sum(fields) - fields[3] - fields[4]
+
+    total, used = ticks()
+    time.sleep(seconds)
+    total, used = (now - then for now, then in zip(ticks(), (total, used), strict=True))
+    return (os.cpu_count() or 1) * used / max(1, total)
+
+
+def matmul_rate() -> float:
+    """FLOP/s of plain float32 matrix products: the best of a few sizes, among them those of the trained model."""
+    import torch
+
+    best = 0.0
+    for m, k, n in ((2048, 2048, 2048), (2048, 1024, 1024), (2048, 384, 1536), (4096, 4096, 1024)):
+        a, b = torch.randn(m, k), torch.randn(k, n)
+        out = a @ b
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(a, b, out=out)
+            best = max(best, 2 * m * k * n / (time.perf_counter() - start))
+    return best
+
+
+def read_rate() -> float:
+    """Bytes a second of reading memory that no cache holds: the best of a few sums over 1 GiB.
+
+    A matrix-vector product is the fastest plain read in torch, and it is what decoding is made of.
+    """
+    import torch
+
+    a, x = torch.ones(2**15, 2**13), torch.ones(2**13)  # 1 GiB
+    out = a @ x
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mv(a, x, out=out)
+        best = max(best, a.nbytes / (time.perf_counter() - start))
+    return best

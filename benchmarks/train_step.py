@@ -1,0 +1,169 @@
+"""One training step of a 10.7 M model: forward, loss, backward, AdamW. Every contestant computes the same products.
+
+6 layers, 6 heads, width 384, 8 x 256 tokens, vocabulary 65, float32, eager, no dropout. MLP 384 -> 1536 -> 384, or
+gated 384 -> 1024 twice -> 384, which is the same number of weights. Same batches, same cross-entropy, same fused AdamW.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
+from benchmarks.report import Claim, Section, percent, row, times
+
+LAYERS, HEADS, DIM, BATCH, TIME, VOCAB = 6, 6, 384, 8, 256, 65
+TOKENS = BATCH * TIME
+# 2 for a multiply-add, 3 for forward and both halves of backward; attention: two products of T x D, half of them masked
+FLOPS = 6 * TOKENS * (LAYERS * 12 * DIM**2 + VOCAB * DIM) + 6 * TOKENS * LAYERS * TIME * DIM
+
+CONTESTANTS = {
+    "ours_gpt": Contestant("anyformer GPT"),
+    "hf_gpt": Contestant("transformers GPT-2", against="ours_gpt"),
+    "litgpt_pythia": Contestant("litgpt, Pythia-like", "litgpt", "ours_gpt"),
+    "ours_llama": Contestant("anyformer LLaMA"),
+    "hf_llama": Contestant("transformers LLaMA", against="ours_llama"),
+    "x_llama": Contestant("x-transformers, LLaMA-like", against="ours_llama"),
+    "litgpt_llama": Contestant("litgpt, LLaMA-like", "litgpt", "ours_llama"),
+    "peak": Contestant("plain matrix products"),
+}
+Model = tuple[Any, Callable[[Any], Any]]  # the module, and a function from ids (B, T) to logits (B, T, V)
+
+
+def ours_gpt() -> Model:
+    import anyformer as af
+
+    model = af.build("gpt", "tiny", dim=DIM, depth=LAYERS, heads=HEADS, vocab=VOCAB, context=TIME)
+    return model, lambda ids: model(ids).logits
+
+
+def ours_llama() -> Model:
+    import anyformer as af
+
+    model = af.build(
+        "llama", "tiny", dim=DIM, depth=LAYERS, heads=HEADS, kv_heads=HEADS, hidden=1024, vocab=VOCAB, context=TIME
+    )
+    return model, lambda ids: model(ids).logits
+
+
+def hf_gpt() -> Model:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=TIME, n_embd=DIM, n_layer=LAYERS, n_head=HEADS, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    return model, lambda ids: model(ids).logits
+
+
+def hf_llama() -> Model:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB, max_position_embeddings=TIME, hidden_size=DIM, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, intermediate_size=1024, attn_implementation="sdpa",
+        use_cache=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    return model, lambda ids: model(ids).logits
+
+
+def x_llama() -> Model:
+    from x_transformers import Decoder, TransformerWrapper
+
+    layers = Decoder(
+        dim=DIM, depth=LAYERS, heads=HEADS, attn_dim_head=DIM // HEADS, attn_flash=True, rotary_pos_emb=True,
+        ff_glu=True, ff_swish=True, ff_mult=1024 / DIM, ff_no_bias=True, use_rmsnorm=True,
+    )  # fmt: skip
+    model = TransformerWrapper(
+        num_tokens=VOCAB, max_seq_len=TIME, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
+    )
+    return model, model
+
+
+def _litgpt(**options: Any) -> Model:
+    from litgpt import GPT, Config
+
+    common = dict(block_size=TIME, vocab_size=VOCAB, padded_vocab_size=VOCAB)
+    model = GPT(Config(**common, n_layer=LAYERS, n_head=HEADS, n_embd=DIM, **options))
+    return model, model
+
+
+def litgpt_pythia() -> Model:
+    return _litgpt(
+        rotary_percentage=0.25, parallel_residual=True, bias=True, norm_class_name="LayerNorm",
+        mlp_class_name="GptNeoxMLP", intermediate_size=1536,
+    )  # fmt: skip
+
+
+def litgpt_llama() -> Model:
+    return _litgpt(
+        rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP", intermediate_size=1024,
+    )  # fmt: skip
+
+
+def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Facts, and the function that makes `steps` steps and says how long each took."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    if name == "peak":
+        from benchmarks.machine import matmul_rate
+
+        return {}, lambda request: {"rate": matmul_rate()}
+    model, logits = globals()[name]()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    batches = torch.randint(0, VOCAB, (16, BATCH, TIME + 1))
+    done = 0
+
+    def step() -> float:
+        nonlocal done
+        ids = batches[done % len(batches)]
+        done += 1
+        start = time.perf_counter()
+        loss = torch.nn.functional.cross_entropy(logits(ids[:, :-1]).reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert bool(loss.isfinite())
+        return time.perf_counter() - start
+
+    weights = sum(p.numel() for p in model.parameters())
+    return {"parameters": weights}, lambda request: {"seconds": [step() for _ in range(request["steps"])]}
+
+
+def run(rounds: int = 20) -> Section:
+    """The section of the report."""
+    notes: list[str] = []
+    workers = started("train_step", CONTESTANTS, notes)
+    compete(workers, CONTESTANTS, 1, {"steps": 3}, notes)  # warm-up
+    answers = compete(workers, CONTESTANTS, rounds, {"steps": 1}, notes)
+    peak = max(a["rate"] for a in answers.pop("peak"))
+    seconds = {name: [min(a["seconds"]) for a in found] for name, found in answers.items()}
+    table = [row("", "parameters", "ms a step", "tokens/s", "GFLOP/s", "of the peak", "takes, ours = 1")]
+    claims = []
+    for name, taken in seconds.items():
+        contestant, (middle, low, high) = CONTESTANTS[name], spread(taken)
+        against = ""
+        if contestant.against:
+            ours = seconds[contestant.against]
+            r = ratio(taken, ours)
+            against = times(r)
+            what, (mine, theirs) = CONTESTANTS[contestant.against].name, (TOKENS / spread(t)[0] for t in (ours, taken))
+            figures = f"{mine:,.0f} tokens/s", f"{theirs:,.0f} tokens/s"
+            claims.append(Claim(f"training step, {what}", contestant.name, *figures, r))
+        speed = f"{TOKENS / middle:,.0f}", f"{FLOPS / middle / 1e9:.0f}", percent(FLOPS / middle / peak)
+        size, taken_ms = workers[name].facts["parameters"], times((1e3 * middle, 1e3 * low, 1e3 * high), 0)
+        table.append(row(contestant.name, f"{size / 1e6:.2f} M", taken_ms, *speed, against))
+    for worker in workers.values():
+        worker.close()
+    text = (
+        f"{(__doc__ or '').strip()}\n\nRounds: {rounds}, of one step each, after three to warm up; median (quartiles). "
+        f"{FLOPS / 1e9:.0f} GFLOP a step. Best plain float32 matrix product in the same run: {peak / 1e9:.0f} GFLOP/s."
+    )
+    return Section("Training step", text, table, claims, notes)

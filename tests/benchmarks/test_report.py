@@ -1,0 +1,136 @@
+"""The benchmarks' arithmetic, their report and what happens without a peer; at the end (slow) each of them once."""
+
+import importlib
+from typing import Any
+
+import pytest
+
+from benchmarks import contest, report
+from benchmarks.contest import Contestant, Died, Missing, Worker
+from benchmarks.report import Claim, Section
+
+PAIR = {"ours": Contestant("we"), "peer": Contestant("they", against="ours")}
+
+
+class Fake:
+    """Stands for a process: answers from a list, then dies."""
+
+    def __init__(self, seconds):
+        self.seconds = list(seconds)
+
+    def ask(self, **request):
+        if not self.seconds:
+            raise Died("its process ended with code -4: illegal\ninstruction")
+        return {"seconds": self.seconds.pop(0)}
+
+
+def section(title="Loading", ratio=(2.0, 1.5, 3.0)):
+    return Section(title, "How.", ["| | s |", "| we | 1 |"], [Claim("load", "they", "1 s", "2 s", ratio)], ["quiet"])
+
+
+def test_ratios_are_of_the_same_round_and_quartiles_lie_around_the_median():
+    assert contest.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == (3.0, 2.0, 4.0)
+    assert contest.spread([7.0]) == (7.0, 7.0, 7.0)
+    # the machine slows down tenfold, and the ratio stays
+    assert contest.ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError):
+        contest.ratio([1.0], [1.0, 2.0])
+
+
+def test_everybody_takes_one_turn_a_round_and_nobody_is_always_first():
+    played = list(contest.turns(["a", "b", "c"], 6))
+    rounds = [[name for r, name in played if r == n] for n in range(6)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert {names[0] for names in rounds} == {names[-1] for names in rounds} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "says"),
+    [
+        ((1.2, 1.2, 1.2), "one round, no verdict"),
+        ((1.2, 1.1, 1.3), "ahead"),
+        ((0.8, 0.7, 0.9), "**behind**"),
+        ((1.1, 0.9, 1.2), "no difference beyond the noise"),
+    ],
+)
+def test_verdict(ratio, says):
+    assert report.verdict(ratio) == says
+
+
+def test_a_peer_that_dies_is_a_note_and_the_rest_goes_on():
+    notes: list[str] = []
+    workers: dict[str, Any] = {"ours": Fake([1, 2, 3]), "peer": Fake([1])}
+    answers = contest.compete(workers, PAIR, 3, {}, notes)
+    assert [a["seconds"] for a in answers["ours"]] == [1, 2, 3]
+    assert set(answers) == set(workers) == {"ours"}
+    assert notes == ["they was not measured: its process ended with code -4: illegal instruction."]
+
+
+def test_if_we_die_it_is_an_error():
+    workers: dict[str, Any] = {"ours": Fake([]), "peer": Fake([1])}
+    with pytest.raises(Died):
+        contest.compete(workers, PAIR, 1, {}, [])
+
+
+def test_a_peer_without_its_environment_is_a_note():
+    notes: list[str] = []
+    lone = {"peer": Contestant("they", env="nowhere", against="ours")}
+    assert contest.started("train_step", lone, notes) == {}
+    assert "no .venv-nowhere" in notes[0] and "BENCH_NOWHERE_PYTHON" in notes[0]
+    with pytest.raises(Missing):
+        contest.started("train_step", {"ours": Contestant("we", env="nowhere")}, notes)
+
+
+def test_a_process_says_what_is_not_installed_and_why_it_died():
+    with pytest.raises(Missing, match="no_such_benchmark"):
+        Worker("no_such_benchmark", "x")
+    with pytest.raises(Died, match="has no attribute 'build'"):
+        Worker("contest", "x")
+
+
+def test_writing_keeps_the_other_sections(tmp_path):
+    path = tmp_path / "docs" / "benchmarks.md"
+    report.write(path, [section("A"), section("B")], "machine 1")
+    report.write(path, [section("B", (0.5, 0.4, 0.6))], "machine 2")
+    text = path.read_text()
+    a, b = text.split("## A")[1].split("## B")
+    assert "machine 1" in a and "ahead" in a and "machine 2" in b and "**behind**" in b
+    assert text.count("# Benchmarks\n") == 1
+    assert [p.name for p in path.parent.iterdir()] == ["benchmarks.md"]
+
+
+def test_the_readme_gets_the_claims_of_all_sections_and_keeps_the_rest(tmp_path):
+    docs, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
+    report.write(docs, [section("A"), section("B", (0.5, 0.4, 0.6))], "here")
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.summarise(readme, docs)
+    once = readme.read_text()
+    assert once.startswith(f"before\n{report.BEGIN}\n| | anyformer |") and once.endswith(f"{report.END}\nafter\n")
+    assert "| load | 1 s | 2 s | they | 2.00 (1.50-3.00) |" in once and "0.50 (0.40-0.60)" in once
+    assert "old" not in once and "ahead" not in once
+    assert report.summarise(readme, docs) and readme.read_text() == once
+
+
+def test_a_readme_without_the_marks_is_left_alone(tmp_path):
+    docs, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
+    report.write(docs, [section()], "here")
+    readme.write_text("mine")
+    assert not report.summarise(readme, docs) and readme.read_text() == "mine"
+
+
+def test_the_marks_are_in_our_readme():
+    text = (contest.ROOT / "README.md").read_text()
+    assert text.index(report.BEGIN) < text.index(report.END)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_step", "decode", "load"])
+def test_each_benchmark_runs(name):
+    try:
+        found = importlib.import_module(f"benchmarks.{name}").run(rounds=1)
+    except Missing as error:
+        pytest.skip(str(error))
+    cells = {line.count("|") for line in found.table}
+    assert len(found.table) > 2 and len(cells) == 1
+    assert all(claim.ratio[0] > 0 for claim in found.claims)
+    assert "different texts" not in str(found.notes) and "tokens differ" not in str(found.notes)
