@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from anyformer.core.init import initialise
 from anyformer.core.recipe import Recipe, find_extra, nearest
@@ -121,8 +122,20 @@ def build(what: str | Recipe, size: str = "tiny", *, seed: int | None = None, **
 
 def empty(what: Recipe) -> Any:
     """The modules of a recipe on the meta device: shapes and names without memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         return what.build()
+
+
+class _NoDraws(TorchFunctionMode):
+    """Random numbers without memory mean nothing, and the first draw on the meta device imports PyTorch's compiler."""
+
+    draws = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.draws or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _load_all() -> None:

@@ -217,6 +217,12 @@ class RelativeBias(Part):
 
     def __init__(self, dim: int, heads: int, buckets: int = 32, far: int = 128, causal: bool = False):
         super().__init__()
+        exact = buckets // 2 if causal else buckets // 4
+        if exact < 1 or far <= exact:
+            raise ValueError(
+                f"RelativeBias needs at least {2 if causal else 4} buckets and far above {max(1, exact)}; "
+                f"got buckets={buckets}, far={far}"
+            )
         self.table = nn.Embedding(buckets, heads)
         self.buckets, self.far, self.causal = buckets, far, causal
 
