@@ -1,4 +1,4 @@
-"""Items 6 to 8: no row sees another one or the padding, no token sees the future, decoding step by step changes nothing."""
+"""Items 6 to 8: no row sees another one or the padding, no token the future; decoding with a state changes nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
     sizes = lengths(subject, rng, 2)
     batch = draw(subject, rng, sizes, rng.choice(("left", "right")))
     inputs = dict(batch.inputs)
-    for name, keep in (("input_ids", batch.keep if batch.source is None else batch.source), ("decoder_input_ids", batch.keep)):
+    for name, keep in (
+        ("input_ids", batch.keep if batch.source is None else batch.source),
+        ("decoder_input_ids", batch.keep),
+    ):
         if name in inputs and keep is not None:
             inputs[name] = torch.where(keep, inputs[name], (inputs[name] + 1) % subject.model.embed.vocab)
     other = Batch(inputs, batch.keep, batch.source)
@@ -87,7 +90,7 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
 
 @check(7, "model", examples=4, needs=decodes, checkpoint=True)
 def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
-    """The gradient of the logits at one place by everything that enters at later places is exactly 0, and by earlier ones it is not."""
+    """The gradient of the logits at one place by everything that enters at later places is exactly 0, and not by earlier ones."""
     count = rng.randint(3, min(LONGEST, subject.limit or LONGEST))
     batch, at = draw(subject, rng, [count], source=[5]), rng.randint(1, count - 2)
     entered: list[Tensor] = []
@@ -104,7 +107,7 @@ def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
 
 
 class Decoding:
-    """Feeds a batch to a model piece by piece, and compares each piece with the whole text up to its end, without state."""
+    """Feeds a batch to a model piece by piece, and compares each with the whole text up to its end, without state."""
 
     def __init__(self, subject: Subject, batch: Batch):
         self.subject, self.model, self.batch = subject, subject.model, batch
@@ -158,8 +161,8 @@ def decoding(subject: Subject, rng: random.Random, rows: int = 2, count: int = 0
 
 
 def longest(subject: Subject) -> int:
-    """The most tokens of a random text. A rotary scaling that depends on the length is steady up to its trained length only:
-    beyond, the states of old tokens are those of a shorter text, which decoding token by token cannot take back."""
+    """The most tokens of a random text. A rotary scaling that depends on the length is steady up to its trained
+    length only: beyond, the states of old tokens are those of a shorter text, which decoding token by token cannot take back."""
     trained = [s.trained for s in subject.values(Scaling) if s.by_length]
     return min(LONGEST, subject.limit or LONGEST, *trained)
 
@@ -203,7 +206,7 @@ def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
 
 @check(8, "model", needs=lambda s: decodes(s) or (None if windows(s) else "it has no window"), checkpoint=True)
 def cached_at_window_boundaries(subject: Subject) -> float:
-    """Texts of w - 1, w, w + 1 and more tokens, then token by token: each is what the whole text gives; memory stays bounded."""
+    """Texts of w - 1, w, w + 1 and more tokens, then token by token, are what the whole text gives; memory stays bounded."""
     worst, rng = 0.0, random.Random(8)
     for w in windows(subject):
         for first in (w - 1, w, w + 1, 2 * w, 3 * w + 1):
@@ -220,7 +223,9 @@ def cached_at_window_boundaries(subject: Subject) -> float:
                 subject.model(**ids, state=state)
             bytes_at[count] = state.bytes()
         if all(isinstance(slot, Sliding | Recurrent) for slot in state.slots.values()):
-            expect(bytes_at[8 * w] <= bytes_at[4 * w], f"the state grows: {bytes_at[4 * w]} bytes, then {bytes_at[8 * w]}")
+            expect(
+                bytes_at[8 * w] <= bytes_at[4 * w], f"the state grows: {bytes_at[4 * w]} bytes, then {bytes_at[8 * w]}"
+            )
     return worst
 
 
@@ -232,7 +237,7 @@ def windows(subject: Subject) -> list[int]:
 
 @check(8, "model", examples=3, needs=decodes, checkpoint=True)
 def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> float:
-    """Another batch size, a longer text than was seen, and a return that is no longer possible are errors that leave the state as it was."""
+    """Another batch size, a text longer than was seen, a return that is not possible: errors that leave it as it was."""
     steps = decoding(subject, rng, count=6)
     steps.feed(4)
     for wrong in (-1, 5):
@@ -255,9 +260,16 @@ def refuses(call: Any, word: str) -> None:
     expect(False, f"it was accepted; expected an error with {word!r}")
 
 
-@check(8, "model", needs=lambda s: decodes(s) or (None if any(v.by_length for v in s.values(Scaling)) else "its positions do not depend on the length"))
+@check(
+    8,
+    "model",
+    needs=lambda s: (
+        decodes(s)
+        or (None if any(v.by_length for v in s.values(Scaling)) else "its positions do not depend on the length")
+    ),
+)
 def a_long_text_goes_on_in_its_regime(subject: Subject) -> float:
-    """With a scaling that depends on the length: where its frequencies no longer change, cached is uncached beyond the trained length."""
+    """A rotary scaling by length: beyond the trained length, where it no longer changes, cached is uncached."""
     worst = 0.0
     for scaling in subject.values(Scaling):
         first = scaling.trained + 3

@@ -20,7 +20,7 @@ class Check:
     Args:
         item: its number in the contract.
         name: what the table calls it.
-        run: takes a case, and `rng` if it is a property; returns the largest difference that it saw; raises when broken.
+        run: takes a case, and `rng` if it is a property; returns the largest difference; raises when broken.
         over: what a case is: "page" (a name), "model" (a Subject), "files" (a Subject and a hub), "parts" (nothing).
         examples: of a property, how many are drawn; 0 = no property.
         needs: why it says nothing about a subject, or None.
@@ -58,7 +58,7 @@ class Check:
                     yield from ([(subject, hub) for hub in hubs(subject)] if self.over == "files" else [(subject,)])
 
     def once(self, case: tuple[Any, ...], most: int = 100) -> float:
-        """Runs the check on one case, a property on its number of random examples (`most` at most), without hypothesis."""
+        """Runs the check on one case, a property on `most` random examples at most, without hypothesis."""
         if not self.examples:
             return self.run(*case)
         return max(self.run(*case, rng=random.Random(i)) for i in range(min(most, self.examples)))
@@ -79,7 +79,9 @@ def check(
 
     def enter(function: Callable[..., float]) -> Callable[..., float]:
         name = function.__name__.replace("_", " ")
-        CHECKS.append(Check(item, name, function, over, examples, needs, light, checkpoint, slow, oracle or over == "files"))
+        CHECKS.append(
+            Check(item, name, function, over, examples, needs, light, checkpoint, slow, oracle or over == "files")
+        )
         return function
 
     return enter

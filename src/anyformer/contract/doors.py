@@ -102,9 +102,15 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
     "weights: a range backwards": _bytes(_spans(lambda span: span[::-1])),
     "config: not JSON": lambda folder: _rewrite(folder / "config.json", lambda data: data[:-5]),
     "config: a list": lambda folder: _rewrite(folder / "config.json", lambda data: b"[]"),
-    "config: nested 100,000 deep": lambda folder: _rewrite(folder / "config.json", lambda d: b"[" * 100_000 + b"]" * 100_000),
-    "config: the same key twice": lambda f: _rewrite(f / "config.json", lambda d: d.replace(b"{", b'{"model_type": "x",', 1)),
-    "config: a link out of the folder": _replace("config.json", lambda f: (f / "config.json").symlink_to(f.parent / "config.json")),
+    "config: nested 100,000 deep": lambda folder: _rewrite(
+        folder / "config.json", lambda d: b"[" * 100_000 + b"]" * 100_000
+    ),
+    "config: the same key twice": lambda f: _rewrite(
+        f / "config.json", lambda d: d.replace(b"{", b'{"model_type": "x",', 1)
+    ),
+    "config: a link out of the folder": _replace(
+        "config.json", lambda f: (f / "config.json").symlink_to(f.parent / "config.json")
+    ),
     "config: another model": _config(model_type="no_such_type"),
     "config: a key that nobody reads": _config(auto_map={"AutoModel": "evil.Model"}),
 }
@@ -112,7 +118,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
 
 @check(14, "model", needs=in_full)
 def tampered_directories_are_refused(subject: Subject) -> float:
-    """Each way to tamper with a saved model: an error within a second, naming the file. The largest time is reported."""
+    """Each way to tamper with a saved model: an error within a second. The longest time is reported."""
     worst = 0.0
     for name, attack in ATTACKS.items():
         if attack is ATTACKS["config: a key that nobody reads"] and subject.page is None:
@@ -147,7 +153,10 @@ def pickles_are_refused(subject: Subject) -> float:
         folder, trace = Path(place) / "model", Path(place) / "it ran"
         save(subject.model, folder)
         (folder / WEIGHTS).unlink()
-        for write in (lambda path: path.write_bytes(pickle.dumps(Payload(trace))), lambda path: torch.save(Payload(trace), path)):
+        for write in (
+            lambda path: path.write_bytes(pickle.dumps(Payload(trace))),
+            lambda path: torch.save(Payload(trace), path),
+        ):
             write(folder / PICKLE)
             refusal(folder, "a pickle")
             refusal(folder, "a pickle with code", allow_pickle=True)
@@ -169,8 +178,10 @@ def bad_recipes_are_refused(subject: Subject) -> float:
             "no recipe": None,
             "an option that does not exist": config["recipe"] | {"no_such_option": 1},
             "a billion blocks": config["recipe"] | {"blocks": [{"repeat": 10**9, "of": blocks[0]}]},
-            "a million blocks, nested": config["recipe"] | {"blocks": [{"repeat": 10**3, "of": [{"repeat": 10**3, "of": 1}]}]},
-            "a million times a million": config["recipe"] | {"blocks": [{"repeat": 10**5, "of": [{"repeat": 10**5, "of": 1}]}]},
+            "a million blocks, nested": config["recipe"]
+            | {"blocks": [{"repeat": 10**3, "of": [{"repeat": 10**3, "of": 1}]}]},
+            "a million times a million": config["recipe"]
+            | {"blocks": [{"repeat": 10**5, "of": [{"repeat": 10**5, "of": 1}]}]},
             "blocks that are numbers": config["recipe"] | {"blocks": [1, 2]},
             "a window of letters": config["recipe"] | {"blocks": [{"value": "Window", "left": "far"}]},
             "a window without a width": config["recipe"] | {"blocks": [{"value": "Window"}]},

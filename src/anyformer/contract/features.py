@@ -94,7 +94,9 @@ def int8_stays_inside_its_error(subject: Subject) -> float:
     def compare(path: str) -> Any:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             difference, bound = (output - plain[path](inputs[0])).abs(), module.bound(inputs[0])
-            expect(bool((difference <= bound).all()), f"{path}: off by {difference.max():.2e}, stated {bound.max():.2e}")
+            expect(
+                bool((difference <= bound).all()), f"{path}: off by {difference.max():.2e}, stated {bound.max():.2e}"
+            )
             worst[0] = max(worst[0], float(difference.max()))
 
         return hook
@@ -131,7 +133,13 @@ def generation_honours_nothing(subject: Subject) -> float:
     expect(write(**hot, seed=0) != write(**hot, seed=1), "the seed has no effect")
     expect(write(**hot, seed=0, min_p=0) == write(**hot, seed=0), "min_p=0 is not 'all'")
     expect(write(**hot, seed=5, top_k=1) == write(temperature=0, max_new_tokens=12), "top_k=1 is not greedy")
-    for name, value in {"top_k": 0, "top_p": 0, "repetition_penalty": 0, "temperature": -1, "max_new_tokens": -1}.items():
+    for name, value in {
+        "top_k": 0,
+        "top_p": 0,
+        "repetition_penalty": 0,
+        "temperature": -1,
+        "max_new_tokens": -1,
+    }.items():
         try:
             write(**{name: value})
         except ValueError as error:
@@ -147,7 +155,11 @@ def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
     first = len(text)
     for _ in range(count):
         ids = torch.tensor([text])
-        given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": ids} if subject.has_source else {"input_ids": ids}
+        given = (
+            {"input_ids": torch.tensor([prompt]), "decoder_input_ids": ids}
+            if subject.has_source
+            else {"input_ids": ids}
+        )
         with torch.no_grad():
             text.append(int(subject.model(**given).logits[0, -1].argmax()))
     return text[first:]
@@ -173,8 +185,13 @@ def zero_is_no_default(subject: Subject) -> float:
             raise Failed(f"{path}=0 is refused by a {kind}: {error}; a ValueError should name the option") from None
         default = subject.recipe.but({path: None}) if "None" in kinds else subject.recipe
         found, expected = fingerprint(subject, zero), fingerprint(subject, default)
-        counts = value is None or "None" in kinds or any(
-            differ(usual, fingerprint(subject, other)) for other in edited(subject.recipe, path, alternatives(option, value, kinds))
+        counts = (
+            value is None
+            or "None" in kinds
+            or any(
+                differ(usual, fingerprint(subject, other))
+                for other in edited(subject.recipe, path, alternatives(option, value, kinds))
+            )
         )
         if counts and found is not None and expected is not None:
             expect(differ(found, expected), f"{path}=0 does what {None if 'None' in kinds else value} does")

@@ -1,4 +1,4 @@
-"""Items 4 and 5: every hyperparameter and every option does something, and published sizes have their published counts."""
+"""Items 4 and 5: every hyperparameter and every option does something; published sizes have their counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ NO_NUMBER = {
     ("Mamba", "chunk"): "how the recurrence is computed; that it does not matter is item 10",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
-WORDS = {"act": tuple(ACTIVATIONS), "kernel": KERNELS, "wiring": ("pre", "post", "sandwich", "parallel"), "pairs": ("half", "adjacent")}
+WORDS = {
+    "act": tuple(ACTIVATIONS),
+    "kernel": KERNELS,
+    "wiring": ("pre", "post", "sandwich", "parallel"),
+    "pairs": ("half", "adjacent"),
+}
 
 
 def recorder(config: Any) -> tuple[Any, set[str]]:
@@ -108,7 +113,7 @@ def declared(owner: Recipe | Value, option: str) -> str:
 
 @check(4, "page")
 def every_option_has_an_effect(name: str) -> float:
-    """Each option of each part in the page's recipes: another value changes parameters, an output, or what is accepted."""
+    """Each option of each part in the page's recipes: another value changes parameters, outputs or what is accepted."""
     drawn = subjects(name)
     idle = {key for key, found in effects([s for s in drawn if not s.light]).items() if not found}
     if idle:  # what shows only beside another option: `Logits.vocab` where the head is not tied
@@ -128,10 +133,16 @@ def effects(drawn: list[Subject]) -> dict[tuple[str, str], bool]:
             key = (type(owner).__name__ if isinstance(owner, Value) else owner.part.__name__, option)
             if found.get(key) or key in NO_NUMBER or isinstance(value, Recipe | tuple | dict):
                 continue
-            others = [*alternatives(option, value, declared(owner, option)), *pool.get(key, ()), *pool.get(("", option), ())]
+            others = [
+                *alternatives(option, value, declared(owner, option)),
+                *pool.get(key, ()),
+                *pool.get(("", option), ()),
+            ]
             others = [o for o in others if o != value]
             if others:
-                found[key] = any(differ(seen, fingerprint(subject, other)) for other in edited(subject.recipe, path, others))
+                found[key] = any(
+                    differ(seen, fingerprint(subject, other)) for other in edited(subject.recipe, path, others)
+                )
     return found
 
 

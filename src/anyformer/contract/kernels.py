@@ -99,7 +99,7 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
 
 @check(9, "parts", examples=60)
 def kernels_agree(rng: random.Random) -> float:
-    """Attention by every kernel, with random masks, padding, offsets, groups and biases, is the definition; so are its gradients."""
+    """Attention by every kernel, with random masks, padding, offsets, groups, biases, is the definition; so its gradients."""
     case = Case(rng)
     expected, slopes = case.definition()
     worst = 0.0
@@ -149,7 +149,9 @@ class Case:
         keep = None if rng.random() < 0.3 else torch.rand(B, S, generator=noise) < rng.choice((0.0, 0.5, 0.9))
         self.view = View(expression(rng, 2), first + S - T, T, first, S, keep)
         H, K = self.groups * share, 4
-        self.q, self.k, self.v = (torch.randn(B, n, t, K, generator=noise) for n, t in ((H, T), (self.groups, S), (self.groups, S)))
+        self.q, self.k, self.v = (
+            torch.randn(B, n, t, K, generator=noise) for n, t in ((H, T), (self.groups, S), (self.groups, S))
+        )
         self.bias = torch.randn(1, H, T, S, generator=noise) if rng.random() < 0.4 else None
         self.out = torch.randn(B, H, T, K, generator=noise)
         self.scale = rng.choice((None, 1.0, 0.3))
@@ -157,14 +159,12 @@ class Case:
     def seen(self) -> Tensor:
         """(B, 1, T, S) who may see whom, pair by pair."""
         view = self.view
-        rows = [
-            [sees(view.mask, view.query + i, view.key + j) for j in range(view.keys)] for i in range(view.count)
-        ]
+        rows = [[sees(view.mask, view.query + i, view.key + j) for j in range(view.keys)] for i in range(view.count)]
         pairs = torch.tensor(rows)[None, None].expand(len(self.q), 1, -1, -1)
         return pairs if view.keep is None else pairs & view.keep[:, None, None]
 
     def definition(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """softmax(scale q k^T + bias) v over what may be seen, in float64; 0 where that is nothing. And its gradients."""
+        """softmax(scale q k^T + bias) v over what may be seen, in float64, 0 where that is nothing; and its gradients."""
         inputs = self.inputs(torch.float64)
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         k, v = (t.repeat_interleave(q.shape[1] // self.groups, 1) for t in (k, v))
@@ -192,7 +192,9 @@ class Case:
 
     def slopes(self, y: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of a random combination of the result."""
-        found = torch.autograd.grad((y * self.out).sum(), list(inputs.values()), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            (y * self.out).sum(), list(inputs.values()), allow_unused=True, materialize_grads=True
+        )
         return {n: g.float() for n, g in zip(inputs, found, strict=True)}
 
 
@@ -242,133 +244,6 @@ def masks_know_their_reach(rng: random.Random) -> float:
     return 0.0
 
 
-@check(10, "model", needs=attends)
-def a_wide_window_is_no_window(subject: Subject) -> float:
-    """A window as wide as the text is full attention."""
-    batch = draw(subject, random.Random(22), [9, 5], "left")
-    other = like(subject, Attention, mask=Window(9 if subject.reads_text else 400, 400))
-    full = like(subject, Attention, mask=None)
-    return same(run(other, batch), run(full, batch), "window >= length")
-
-
-@check(10, "model", needs=lambda s: None if s.holds(Mamba) else "it has no recurrence")
-def chunk_size_does_not_matter(subject: Subject) -> float:
-    """Scanned in chunks of any size, the recurrence gives the same."""
-    batch = draw(subject, random.Random(23), [21, 4], "left")
-    expected = run(subject.model, batch)
-    chunks = (1, 3, 7, 1000)
-    return max(same(run(like(subject, Mamba, chunk=c), batch), expected, f"chunk {c}") for c in chunks)
-
-
-@check(10, "model", needs=attends)
-def grouped_heads_are_repeated_heads(subject: Subject) -> float:
-    """Grouped heads are as many heads as queries have, with each group's keys and values repeated."""
-    recipe, weights = changed(subject.recipe, Attention, kv_heads=None), dict(subject.model.state_dict())
-    for path, module in subject.model.named_modules():
-        if isinstance(module, Attention):
-            for name in (n for n in weights if n.startswith((f"{path}.k.", f"{path}.v."))):
-                rows = weights[name].unflatten(0, (module.kv_heads, -1))  # (G, K, D) or (G, K)
-                weights[name] = rows.repeat_interleave(module.heads // module.kv_heads, 0).flatten(0, 1)
-    whole = recipe.build().eval()
-    whole.load_state_dict(weights)
-    batch = draw(subject, random.Random(24), [9, 5], "right")
-    return same(run(whole, batch), run(subject.model, batch), "all heads")
-
-
-def turns(subject: Subject) -> str | None:
-    """For checks of rotary positions."""
-    return None if subject.holds(Rotary) else "it has no rotary positions"
-
-
-@check(10, "model", needs=turns)
-def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
-    """Rotary pairs (i, i + K/2) and pairs (2i, 2i + 1) are the same function of reordered rows."""
-    recipe, weights = changed(subject.recipe, Rotary, pairs="adjacent"), dict(subject.model.state_dict())
-    for path, module in subject.model.named_modules():
-        if isinstance(module, Attention):
-            for letter, heads in (("q", module.heads), ("k", module.kv_heads)):
-                for name in (n for n in weights if n.startswith(f"{path}.{letter}.")):
-                    weights[name] = RotaryOrder(heads).write([weights[name]])[0]
-    other = recipe.build().eval()
-    other.load_state_dict(weights)
-    batch = draw(subject, random.Random(25), [9, 5], "left")
-    return same(run(other, batch), run(subject.model, batch), "adjacent pairs")
-
-
-def relative(subject: Subject) -> str | None:
-    """For checks of what only depends on distances."""
-    if turns(subject) or subject.holds(Learned):
-        return "its positions are not relative alone"
-    return "its turns depend on the length" if any(s.by_length for s in subject.values(Scaling)) else None
-
-
-@check(10, "model", needs=relative)
-def only_distances_count(subject: Subject) -> float:
-    """With rotary positions alone, moving the whole text to later places changes nothing."""
-    batch = draw(subject, random.Random(26), [9, 9])
-    moved = batch.with_(position_ids=torch.arange(9) + 17)
-    found, expected = run(subject.model, moved), run(subject.model, batch)
-    return same(found, expected, "moved by 17 places", atol=1e-4)  # angles are float32: 26 radians carry 2e-6
-
-
-@check(10, "parts")
-def stretches_of_one_change_nothing() -> float:
-    """Every rotary scaling by the factor 1, or within the trained length, is no scaling."""
-    ones = (1.0,) * 4
-    neutral = [Linear(1.0), YaRN(1.0, 16), Llama3(1.0, 1.0, 4.0, 16), LongRope(ones, ones, 8, 1.0), Dynamic(8.0, 64)]
-    missing = {k.__name__ for k in Scaling.__subclasses__()} - {type(s).__name__ for s in neutral}
-    expect(not missing, f"the contract has no neutral {missing}")
-    places = torch.arange(40)
-    expected = Rotary(8).tables(places, torch.float32)
-    found = [(s, Rotary(8, scaling=s).tables(places, torch.float32)) for s in neutral]
-    return max(close(a, b, f"{s}") for s, pair in found for a, b in zip(pair, expected, strict=True))
-
-
-@check(10, "parts", examples=25)
-def scan_is_the_recurrence(rng: random.Random) -> float:
-    """The chunked scan is the recurrence step by step, from any state, whole or in two halves; so are its gradients."""
-    noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
-    T, E, N, chunk = rng.randint(1, 40), rng.randint(1, 4), rng.randint(1, 3), rng.choice((1, 2, 5, 32))
-    u, step = torch.randn(2, T, E, generator=noise), torch.rand(2, T, E, generator=noise)
-    A, B, C = -torch.rand(E, N, generator=noise) * 3, *torch.randn(2, 2, T, N, generator=noise)
-    h = torch.randn(2, E, N, generator=noise)
-    inputs = [t.requires_grad_() for t in (u, step, A, B, C, h)]
-    y, last = scan(*inputs, chunk)
-    state, rows = h, []
-    for t in range(T):
-        state = (step[:, t, :, None] * A).exp() * state + (step[:, t] * u[:, t])[..., None] * B[:, t, None]
-        rows.append((state * C[:, t, None]).sum(-1))
-    expected = torch.stack(rows, 1)
-    worst = max(close(y, expected, "scan"), close(last, state, "its last state"))
-    out = torch.randn(2, T, E, generator=noise)
-    mine, theirs = (torch.autograd.grad((v * out).sum(), inputs, retain_graph=True) for v in (y, expected))
-    names = ("u", "step", "A", "B", "C", "h")
-    slopes = [dict(zip(names, g, strict=True)) for g in (mine, theirs)]
-    worst = max(worst, slopes_agree(*slopes, "scan"))
-    if T > 1:
-        cut = rng.randint(1, T - 1)
-        one, middle = scan(u[:, :cut], step[:, :cut], A, B[:, :cut], C[:, :cut], h, chunk)
-        two, end = scan(u[:, cut:], step[:, cut:], A, B[:, cut:], C[:, cut:], middle, chunk)
-        worst = max(worst, close(torch.cat((one, two), 1), y, "in two halves"), close(end, last, "state of two halves"))
-    return worst
-
-
-@check(10, "parts")
-def scan_is_a_convolution() -> float:
-    """With step, B and C the same at every token, the scan is a convolution with y_t = sum_s C exp((t-s) step A) step B u_s."""
-    noise = torch.Generator().manual_seed(0)
-    T, E, N = 37, 3, 4
-    u, step = torch.randn(1, T, E, generator=noise), torch.rand(E, generator=noise)
-    A, B, C = -torch.rand(E, N, generator=noise), torch.randn(N, generator=noise), torch.randn(N, generator=noise)
-    wide = (step.expand(1, T, E), A, B.expand(1, T, N), C.expand(1, T, N), torch.zeros(1, E, N))
-    found, _ = scan(u, *wide)
-    age = torch.arange(T)[:, None, None]
-    kernel = ((age * step[:, None] * A).exp() * step[:, None] * B * C).sum(-1)  # (T, E)
-    padded = torch.nn.functional.pad(u.mT, (T - 1, 0))  # (1, E, 2T - 1)
-    expected = torch.nn.functional.conv1d(padded, kernel.flip(0).T[:, None], groups=E).mT
-    return close(found, expected, "convolution")
-
-
 @check(9, "model", examples=2, needs=lambda s: decodes(s) or attends(s), checkpoint=False)
 def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
     """Token by token through a state, every kernel gives what the plain formula gives for the whole text."""
@@ -380,9 +255,10 @@ def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
         model = like(subject, Attention, kernel=kernel)
         state, ids = model.start(2), batch.inputs[name]
         for t in range(ids.shape[1]):
-            given = {name: ids[:, t : t + 1]} | ({"input_ids": batch.inputs["input_ids"]} if subject.has_source and not t else {})
+            given = {name: ids[:, t : t + 1]} | (
+                {"input_ids": batch.inputs["input_ids"]} if subject.has_source and not t else {}
+            )
             with torch.no_grad():
                 found = model(**given, state=state).logits[:, 0]
             worst = max(worst, close(found, expected[:, t], f"{kernel}, token {t}"))
     return worst
-

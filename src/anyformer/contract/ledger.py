@@ -78,7 +78,10 @@ def complete(model: Any, path: Path) -> float:
     ledger = model.ledger
     if path.is_dir():
         names = sorted(open_weights(path, allow_pickle=True).names())
-        expect(sorted(line.name for line in ledger.tensors if line.status != "fresh") == names, "tensors are not all in the ledger")
+        expect(
+            sorted(line.name for line in ledger.tensors if line.status != "fresh") == names,
+            "tensors are not all in the ledger",
+        )
         config = json.loads((path / "config.json").read_text())
         keys = sorted(line.key for line in ledger.config)
         expect(ledger.format != "hf" or keys == sorted(config), f"config keys: {set(keys) ^ set(config)}")
@@ -126,7 +129,7 @@ def unexpected_tensor_is_named(subject: Subject, hub: Hub) -> float:
 
 @check(3, "files")
 def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
-    """A tied weight stored twice: equal copies load, different ones are an error; so are an old and a new name of one tensor."""
+    """A tied weight stored twice: equal copies load, different ones are an error; so are two names of one tensor."""
     config, tensors = files(subject, hub)
     model = oracle(subject, hub).ours
     for link in links(hub.weights(model.config), model.state_dict()):
@@ -207,7 +210,7 @@ def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float
 
 @check(3, "files", needs=lambda s: None if s.holds(Rotary) else "it has no rotary positions")
 def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
-    """`rope_parameters` as written now, `rope_theta` and `rope_scaling` as written before: the same model, and as theirs reads it."""
+    """`rope_parameters` as written now, `rope_theta` and `rope_scaling` as written before: one model, as theirs reads it."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)

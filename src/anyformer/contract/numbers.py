@@ -105,7 +105,7 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
 
 @check(1, "files", checkpoint=True)
 def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
-    """One token, the longest text, past the trained length, around a window; for images other sizes than the trained one."""
+    """One token, the longest text, past the trained length, around a window; for images other sizes."""
     side, rng, worst = oracle(subject, hub), random.Random(4), 0.0
     if not subject.reads_text:
         embed = side.ours.embed
@@ -123,7 +123,7 @@ def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
 
 @check(1, "page", examples=6, oracle=True)
 def parity_of_random_hyperparameters(name: str, rng: random.Random) -> float:
-    """Hyperparameters drawn together, each from what any case has: the numbers are the oracle's, and the files survive."""
+    """Hyperparameters drawn together, each from what any case has: the oracle's numbers, and files survive."""
     subject = chance(name, rng)
     if subject is None:
         return 0.0

@@ -1,7 +1,7 @@
 """The other side: the same model in `transformers`, by way of files, never by way of its names in memory.
 
-`transformers` is imported when a check first asks for it. A model is made from the config that our map writes, gets weights
-that hide nothing, and is saved; from these files ours is loaded.
+`transformers` is imported when a check first asks for it. A model is made from the config that our map writes, gets
+weights that hide nothing, and is saved; from these files ours is loaded.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub, links
 from anyformer.parts import Mamba, Rotary
 
-# Where ours differs from the oracle's by intention. The result of ours is then compared with what the oracle says of each row
-# alone, without padding, which is what ours promises (contract, item 6).
+# Where ours differs from the oracle's by intention. The result of ours is then compared with what the oracle says of each
+# row alone, without padding, which is what ours promises (contract, item 6).
 DEVIATIONS = {
-    "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, padding",
-    "by length": "a rotary scaling that depends on the length takes each row's own; transformers takes the longest row's",
-    "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the bias of "
-    "the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
+    "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, "
+    "which is padding",
+    "by length": "a rotary scaling that depends on the length takes each row's own length; transformers takes the longest",
+    "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the bias "
+    "of the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
 }
 
 
@@ -120,7 +121,9 @@ def aligned(ours: dict[str, Tensor], theirs: dict[str, Tensor], batch: Batch) ->
         prefix = f"{stack}." if stack else ""
         before = pairs.get(f"{prefix}{int(place) - 1}")
         first = 0 if before is None else int(before.rpartition(".")[2]) + 1
-        later = [n for n in ours if n.startswith(prefix) and n[len(prefix) :].isdigit() and int(n[len(prefix) :]) >= first]
+        later = [
+            n for n in ours if n.startswith(prefix) and n[len(prefix) :].isdigit() and int(n[len(prefix) :]) >= first
+        ]
         if not later:
             raise Failed(f"{name}: ours has no further hidden state")
         far = {n: max(float((batch.real(over(n), ours[n], i) - batch.real(over(n), value, i)).abs().max())
@@ -191,7 +194,7 @@ def build(subject: Subject, hub: Hub) -> Any:
 
 
 def accepts(subject: Subject, hub: Hub) -> bool:
-    """Does their config class take these hyperparameters? It refuses some that would compute, in one of several ways."""
+    """Does their config class take these hyperparameters? It refuses some, in several ways."""
     import transformers
 
     said = words(subject, hub)
@@ -244,7 +247,11 @@ def as_theirs(side: Oracle, hub: Hub, tensors: dict[str, Tensor]) -> dict[str, T
     found = hub_for(side.ours)
     if found is None:
         raise Failed("no map says this model")
-    made = {k.theirs: k.write([tensors[o] for o in k.ours]) for k in links(hub.weights(side.ours.config), tensors) if not k.tied}
+    made = {
+        k.theirs: k.write([tensors[o] for o in k.ours])
+        for k in links(hub.weights(side.ours.config), tensors)
+        if not k.tied
+    }
     return {k.removeprefix(hub.base) if found[1] in hub.bare else k: v for k, v in made.items()}
 
 

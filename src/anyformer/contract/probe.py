@@ -93,11 +93,13 @@ class Batch:
         return value[i] if keep is None or value.ndim < 3 else value[i][keep[i]]
 
 
-def draw(subject: Subject, rng: random.Random, lengths: Iterable[int], side: str = "none", source: Iterable[int] = ()) -> Batch:
+def draw(
+    subject: Subject, rng: random.Random, lengths: Iterable[int], side: str = "none", source: Iterable[int] = ()
+) -> Batch:
     """Random inputs, one row for each of `lengths`.
 
     Args:
-        side: where padding stands: left, right, mixed (each row its own side), or none (all rows are as long as the first).
+        side: where padding stands: left, right, mixed (each row its own), or none (all rows are as long as the first).
         source: lengths of the sources of an encoder-decoder; as `lengths` by default, backwards.
     """
     lengths = list(lengths)
@@ -121,7 +123,9 @@ def draw(subject: Subject, rng: random.Random, lengths: Iterable[int], side: str
             inputs |= {"attention_mask": over.long(), "decoder_attention_mask": keep.long()}
         return Batch(inputs, keep, over)
     if getattr(embed, "types", None) is not None:
-        inputs["token_type_ids"] = torch.randint(0, embed.types.num_embeddings, inputs["input_ids"].shape, generator=noise)
+        inputs["token_type_ids"] = torch.randint(
+            0, embed.types.num_embeddings, inputs["input_ids"].shape, generator=noise
+        )
     if keep is not None:
         inputs["attention_mask"] = keep.long()
     return Batch(inputs, keep)
@@ -139,7 +143,9 @@ def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:
 def outputs(out: Output) -> dict[str, Tensor]:
     """All tensors that a model returns, by name."""
     found = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled, "memory": out.memory}
-    found |= {f"heads.{name}": value for name, value in out.heads.items()} | {f"aux.{name}": v for name, v in out.aux.items()}
+    found |= {f"heads.{name}": value for name, value in out.heads.items()} | {
+        f"aux.{name}": v for name, v in out.aux.items()
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -168,16 +174,20 @@ def gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def slopes_agree(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> float:
-    """As `same`, for gradients: they are sums over a batch, so the absolute tolerance grows with the largest value of each,
-    and with real weights with the largest of all: a bias of keys, say, has the gradient 0, and what is computed is noise."""
-    expect(found.keys() == expected.keys(), f"{what}: gradients only on one side: {sorted(found.keys() ^ expected.keys())}")
+    """As `same`, for gradients: they are sums over a batch, so the absolute tolerance grows with the largest value of
+    each, with real weights with the largest of all: a bias of keys, say, has the gradient 0, what is computed is noise."""
+    expect(
+        found.keys() == expected.keys(), f"{what}: gradients only on one side: {sorted(found.keys() ^ expected.keys())}"
+    )
     sizes = {n: float(g.abs().max()) if g.numel() else 0.0 for n, g in expected.items()}
     most = max(sizes.values(), default=0.0) if scaled.get() else 0.0
     atol = {n: ATOL * max(1.0, size, most) for n, size in sizes.items()}
     return max((close(found[n], g, f"{what}: gradient of {n}", atol=atol[n]) for n, g in expected.items()), default=0.0)
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor], what: str, rtol: float = RTOL, atol: float = ATOL) -> float:
+def same(
+    found: dict[str, Tensor], expected: dict[str, Tensor], what: str, rtol: float = RTOL, atol: float = ATOL
+) -> float:
     """The largest difference of two sets of named tensors."""
     expect(found.keys() == expected.keys(), f"{what}: {sorted(found.keys() ^ expected.keys())} only on one side")
     return max((close(found[n], expected[n], f"{what}: {n}", rtol, atol) for n in expected), default=0.0)

@@ -55,12 +55,16 @@ class Report:
             shown = f"{r.difference:.1e}" if r.difference else "0" if r.result == "pass" else ""
             cells.append((str(r.item), r.check, str(r.cases or ""), shown, f"{r.seconds:.1f}", r.result))
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = ["  ".join(c.ljust(w) if i in (1, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-                 for row in cells]  # fmt: skip
+        lines = []
+        for row in cells:
+            padded = [c.ljust(w) if i in (1, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            lines.append("  ".join(padded).rstrip())
         lines.insert(1, "  ".join("-" * w for w in widths))
         notes = [f"{r.result}: {r.check}: {r.detail}" for r in self.rows if r.result == "FAIL"]
         reasons = dict.fromkeys(r.detail for r in self.rows if r.result == "left out")
-        notes += [f"left out ({sum(r.detail == why and r.result == 'left out' for r in self.rows)}): {why}" for why in reasons]
+        notes += [
+            f"left out ({sum(r.detail == why and r.result == 'left out' for r in self.rows)}): {why}" for why in reasons
+        ]
         counts = {kind: sum(r.result == kind for r in self.rows) for kind in ("pass", "FAIL", "left out")}
         head = f"{self.subject}: {counts['pass']} passed, {counts['FAIL']} failed, {counts['left out']} left out"
         return "\n".join([head, "", *lines, *([""] if notes else []), *notes])
@@ -92,7 +96,9 @@ def verify(what: str, *, slow: bool = False, progress: Callable[[str], None] | N
             if own is None or check.checkpoint:
                 if progress is not None:
                     progress(f"{check.item} {check.name}")
-                report.rows.append(row(check, *selected(check, what, own), slow=slow, most=100 if own is None else EXAMPLES))
+                report.rows.append(
+                    row(check, *selected(check, what, own), slow=slow, most=100 if own is None else EXAMPLES)
+                )
     finally:
         scaled.reset(token)
     report.rows.sort(key=lambda r: r.item)
@@ -106,8 +112,8 @@ def selected(check: Check, name: str, own: Subject | None) -> tuple[Iterator[tup
             return iter([()]), ""
         from anyformer.contract.subjects import subjects
 
-        why = "" if check.over in ("page", "parts") else next((w for s in subjects(name) if (w := check.needs(s))), "")
-        return check.cases(name), why or "no file of others can say it"
+        reasons = [] if check.over == "page" else [why for s in subjects(name) if (why := check.needs(s))]
+        return check.cases(name), next(iter(reasons), "no file of others can say it")
     if why := check.needs(own):
         return iter(()), why
     if check.over == "files" and own.published is None:
@@ -133,7 +139,9 @@ def row(check: Check, cases: Iterator[tuple[Any, ...]], why: str, slow: bool, mo
         except Exception as error:  # whatever goes wrong in a check is what it is there to find
             first = str(error).strip().splitlines()[:1]
             label = ", ".join(getattr(c, "name", str(c)) for c in case)
-            failures.append(f"{label}: {'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{''.join(first)}")
+            failures.append(
+                f"{label}: {'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{''.join(first)}"
+            )
     found.seconds = time.monotonic() - start
     if failures:
         found.result = "FAIL"

@@ -1,7 +1,7 @@
-"""What is checked: every page at `tiny` and in each of its `CASES`, compositions that no page describes, and checkpoints.
+"""What is checked: every page at `tiny` and in all its `CASES`, compositions that no page describes, and checkpoints.
 
-A subject has a recipe and weights that hide nothing: N(0, 0.25) everywhere, because ones hide swapped norms and zeros hide
-everything. A checkpoint keeps its own.
+A subject has a recipe and weights that hide nothing: N(0, 0.25) everywhere, because ones hide swapped norms and zeros
+hide everything. A checkpoint keeps its own.
 """
 
 from __future__ import annotations
@@ -84,14 +84,16 @@ class Subject:
 
     def holds(self, kind: type[Recipe] | type[Value] | type) -> bool:
         """Does the recipe hold a part or a value of this class?"""
-        return any(isinstance(v, kind) or (isinstance(v, Recipe) and issubclass(v.part, kind)) for _, v in self.recipe.walk())
+        return any(
+            isinstance(v, kind) or (isinstance(v, Recipe) and issubclass(v.part, kind)) for _, v in self.recipe.walk()
+        )
 
     def values(self, kind: type[Value]) -> list[Any]:
         """All values of this class in the recipe, each once."""
         return list(dict.fromkeys(v for _, v in self.recipe.walk() if isinstance(v, kind)))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _model(subject: Subject) -> Any:
     if subject.path is not None:
         from anyformer.hub import load
@@ -120,7 +122,9 @@ def subjects(name: str) -> list[Subject]:
     found = [Subject(f"{name}/{case}", page.recipe(config), name, config) for case, config in drawn.items()]
     for field in dataclasses.fields(tiny):
         value = getattr(tiny, field.name)
-        others = [not value] if isinstance(value, bool) else [a for a in ACTIVATIONS if value in ACTIVATIONS and a != value]
+        others = (
+            [not value] if isinstance(value, bool) else [a for a in ACTIVATIONS if value in ACTIVATIONS and a != value]
+        )
         for other in others:
             config = dataclasses.replace(tiny, **{field.name: other})
             label = f"{name}/{field.name}={other}"

@@ -50,7 +50,8 @@ def counts(labels: dict[str, Tensor], batch: Batch) -> dict[str, float]:
     """How much counts in a batch, for each label."""
     real = batch.keep.sum().item() if batch.keep is not None else 0
     return {
-        n: float(counted(y)) if not y.is_floating_point() else float(real or y.shape[0] * y.shape[1]) for n, y in labels.items()
+        n: float(counted(y)) if not y.is_floating_point() else float(real or y.shape[0] * y.shape[1])
+        for n, y in labels.items()
     }
 
 
@@ -159,7 +160,7 @@ def compiling_to_machine_code_changes_nothing(subject: Subject) -> float:
 
 @check(11, "model", examples=3)
 def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
-    """A step over k small batches with random padding is a step over one big batch of the same rows: loss and gradients."""
+    """Small batches with random padding, one after the other, are one big batch of the same rows: loss and gradients."""
     side = rng.choice(("left", "right"))
     batch = draw(subject, rng, [rng.randint(1, 9) for _ in range(4)], side)
     model = fresh(subject.model).train()

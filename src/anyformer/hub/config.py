@@ -110,9 +110,9 @@ def quiet(*names: str, why: str) -> Lens:
     return Lens(names, (), lambda config: {}, lambda hyper: {}, why)
 
 
-_FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "_commit_hash")
+_FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "_model_name_or_path", "_commit_hash")
 _OUTPUTS = ("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward")
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "tokenizer_class")
+_IDS = (*(f"{role}_token_id" for role in ("bos", "eos", "pad", "sep", "cls", "unk", "mask")), "tokenizer_class")
 _HABITS = ("problem_type", "finetuning_task", "task_specific_params", "gradient_checkpointing", "pruned_heads")
 COMMON = (
     quiet(*_FILE, why="says which file this is"),

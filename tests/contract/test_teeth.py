@@ -1,0 +1,522 @@
+"""Every check can fail: for each one a fault is planted in the library, and the check must find it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import anyformer as af
+from anyformer.compress.int8 import Int8Linear
+from anyformer.contract import CHECKS, Check, oracle, training
+from anyformer.contract.subjects import _model, compositions, hubs, subjects
+from anyformer.core.flow import Flow, State, Taps
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.generate.options import Options
+from anyformer.hub.config import Lens
+from anyformer.hub.maps import Link, Split
+from anyformer.hub.rope import NAMES, rope
+from anyformer.parts import MLP, First, LayerNorm, Rotary, Window
+from anyformer.parts.attention import KeysValues, Sliding
+from anyformer.parts.masks import Full
+from anyformer.parts.positions import Dynamic, Linear
+from anyformer.train.lora import LoraLinear
+from anyformer.train.objectives import counted
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+TEETH: dict[str, tuple[str, Plant]] = {}  # the check's name: the subject or page, and the fault
+
+
+def fault(*checks: str, on: str) -> Callable[[Plant], Plant]:
+    """The function plants a fault which these checks must find in that subject."""
+
+    def enter(plant: Plant) -> Plant:
+        TEETH.update({name: (on, plant) for name in checks})
+        return plant
+
+    return enter
+
+
+def around(patch: pytest.MonkeyPatch, owner: Any, name: str, change: Callable[..., Any]) -> None:
+    """Puts `change(original, *arguments)` in the place of a function."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def changed(*args: Any, **options: Any) -> Any:
+        return change(original, *args, **options)
+
+    patch.setattr(owner, name, changed)
+
+
+def module(path: str) -> Any:
+    __import__(path)
+    return sys.modules[path]
+
+
+# ------------------------------------------------------------------------------------------------ pages
+
+
+@fault("page is short", on="gpt")
+def long_page(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.contract.form.LINES", 10)
+
+
+@fault("page explains itself", on="gpt")
+def silent_page(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(af.page("gpt").module, "__doc__", "GPT-2 (Radford et al., 2019). Differs from LLaMA. No drawing.")
+
+
+@fault("page has its parts", on="gpt")
+def case_that_is_tiny(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(af.page("gpt").module, "CASES", {"same": {}})
+
+
+@fault("page needs no oracle", on="gpt")
+def page_that_imports_the_oracle(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.contract.form.OUTSIDE", ("torch",))
+
+
+@fault("every hyperparameter is read", "every hyperparameter changes the recipe", on="gpt")
+def ignored_hyperparameter(patch: pytest.MonkeyPatch) -> None:
+    page = af.page("gpt").module
+    names = [f.name for f in dataclasses.fields(page.GPT) if f.name != "eps"]
+    fixed: Callable[..., Any] = lambda plain, c: plain(SimpleNamespace(eps=1e-5, **{n: getattr(c, n) for n in names}))  # noqa: E731
+    around(patch, page, "gpt", fixed)
+
+
+@fault("every option has an effect", on="gpt")
+def ignored_activation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.parts.ffn.activation", lambda owner, name: F.gelu)
+
+
+@fault("published counts", on="gpt")
+def wrong_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(af.page("gpt").module, "PARAMETERS", {"small": 1})
+
+
+@fault("counts are the oracles", on="gpt")
+def another_parameter(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.core.pages"),
+        "empty",
+        lambda plain, recipe: plain(recipe.but(head=recipe.head.but(bias=True))),
+    )
+
+
+# ----------------------------------------------------------------------------------------------- numbers
+
+
+@fault("parity", "parity of random hyperparameters", on="gpt/tiny")
+def another_eps(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        LayerNorm, "forward", lambda self, x: F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps + 1e-3)
+    )
+
+
+@fault("parity of gradients in training", on="gpt/tiny")
+def another_training(patch: pytest.MonkeyPatch) -> None:
+    around(patch, MLP, "forward", lambda plain, self, x, flow: plain(self, x, flow) * (1.001 if self.training else 1.0))
+
+
+@fault("parity with padding", on="bert/tiny")
+def padding_is_pooled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(First, "forward", lambda self, x, flow: x[:, 0])
+
+
+@fault("parity at the edges", on="llama/dynamic")
+def no_stretch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Dynamic, "scale", lambda self, frequencies, theta, length: (frequencies, 1.0))
+
+
+@fault("round trip", "ours opens there", on="gpt/tiny")
+def written_in_another_order(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Split, "write", lambda self, tensors: [torch.cat(tensors[::-1])])
+
+
+@fault("save and load", on="gpt/tiny")
+def rounded_on_disk(patch: pytest.MonkeyPatch) -> None:
+    def rounded(plain: Any, folder: Any, tensors: Any, *rest: Any) -> Any:
+        return plain(folder, {n: t.bfloat16().float() for n, t in tensors.items()}, *rest)
+
+    around(patch, module("anyformer.hub.save"), "write_safetensors", rounded)
+
+
+# ------------------------------------------------------------------------------------------------ ledger
+
+
+@fault("ledger is complete", on="gpt/tiny")
+def a_line_is_lost(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.hub.config"),
+        "read",
+        lambda plain, *a: (lambda hyper, lines: (hyper, lines[:-1]))(*plain(*a)),
+    )
+
+
+@fault("missing tensor is named", "unexpected tensor is named", on="gpt/tiny")
+def nothing_is_missed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module("anyformer.hub.load"), "_refuse", lambda *args: None)
+
+
+@fault("wrong shape is named", on="llama/tiny")
+def tensors_are_cut(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Link, "read", lambda self, tensor, shapes: [tensor[: shapes[0][0]]])
+
+
+@fault("second copy must agree", on="gpt/tiny")
+def copies_are_not_compared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module("anyformer.hub.load"), "_same", lambda *args: None)
+
+
+@fault("unknown words are named", on="gpt/tiny")
+def unknown_keys_are_dropped(patch: pytest.MonkeyPatch) -> None:
+    def read(plain: Any, entries: Any, config: Any, *rest: Any) -> Any:
+        known = {name for entry in entries for name in entry.names}
+        return plain(entries, {k: v for k, v in config.items() if k in known}, *rest)
+
+    around(patch, module("anyformer.hub.config"), "read", read)
+
+
+def with_rope(patch: pytest.MonkeyPatch, entry: Lens) -> None:
+    """LLaMA's maps with this entry for the rope keys."""
+    page = af.page("llama").module
+    maps = [
+        dataclasses.replace(h, config=tuple(entry if "rope_theta" in e.names else e for e in h.config))
+        for h in page.HUBS
+    ]
+    patch.setattr(page, "HUBS", tuple(maps))
+
+
+@fault("an absent key means what it means there", on="llama/tiny")
+def another_default(patch: pytest.MonkeyPatch) -> None:
+    with_rope(patch, rope(theta=500000.0))
+
+
+@fault("both generations of rope keys", on="llama/linear")
+def old_words_are_dropped(patch: pytest.MonkeyPatch) -> None:
+    lens = rope()
+    get = lambda config: lens.get({k: v for k, v in config.items() if k != "rope_scaling"})  # noqa: E731
+    with_rope(patch, Lens(NAMES, lens.fields, get, lens.put))
+
+
+# --------------------------------------------------------------------------------------------- behaviour
+
+
+@fault("batch is solo", on="gpt/tiny")
+def padding_is_seen(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: dataclasses.replace(plain(*args), keep=None)  # noqa: E731
+    around(patch, module("anyformer.parts.attention"), "view", change)
+
+
+@fault("padding has no content", on="gpt/tiny")
+def padding_is_read(patch: pytest.MonkeyPatch) -> None:
+    padding_is_seen(patch)
+    patch.setattr(Flow, "keep_now", lambda self, count: None)
+
+
+@fault("nothing leaks from padding", on="gpt/tiny")
+def padding_is_let_in(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flow, "keep_now", lambda self, count: None)
+
+
+@fault("a row of padding alone is harmless", on="llama/tiny")
+def nothing_is_not_a_number(patch: pytest.MonkeyPatch) -> None:
+    def sdpa(plain: Any, q: Any, k: Any, v: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        y = plain(q, k, v, mask, *rest, **options)
+        return y if mask is None else y.masked_fill(~mask.any(-1, keepdim=True), float("nan"))
+
+    around(patch, module("anyformer.parts.kernels"), "_sdpa", sdpa)
+
+
+@fault("the future changes nothing", "no gradient from the future", on="gpt/tiny")
+def the_future_is_seen(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Full())  # noqa: E731
+    around(patch, module("anyformer.parts.attention"), "view", change)
+
+
+@fault("cached is uncached", on="gpt/tiny")
+def kept_keys_change(patch: pytest.MonkeyPatch) -> None:
+    around(patch, KeysValues, "append", lambda plain, self, k, v: plain(self, k * (1.001 if self.length else 1.0), v))
+
+
+@fault("cached after reorder", on="gpt/tiny")
+def rows_stay(patch: pytest.MonkeyPatch) -> None:
+    around(patch, KeysValues, "reorder", lambda plain, self, index: plain(self, index.sort().values))
+
+
+@fault("cached after rollback", on="gpt/tiny")
+def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KeysValues, "trim", lambda self, length: None)
+
+
+@fault("cached at window boundaries", on="llama/window")
+def window_is_short(patch: pytest.MonkeyPatch) -> None:
+    init = Sliding.__init__
+    patch.setattr(
+        Sliding,
+        "__init__",
+        lambda self, batch, heads, width, room, like, left: init(self, batch, heads, width, room, like, left - 1),
+    )
+
+
+@fault("a state refuses what it cannot do", on="gpt/tiny")
+def any_length_goes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "trim", lambda self, length: None)
+
+
+@fault("a long text goes on in its regime", on="llama/longrope")
+def late_keys_change(patch: pytest.MonkeyPatch) -> None:
+    kept_keys_change(patch)
+
+
+@fault("padding inside a state is right or refused", on="t5/tiny")
+def gaps_are_accepted(patch: pytest.MonkeyPatch) -> None:
+    def advance(self: State, keep: Any, batch: int, count: int) -> Any:
+        past = torch.ones(batch, self.length, dtype=torch.bool) if self.keep is None else self.keep
+        now = torch.ones(batch, count, dtype=torch.bool) if keep is None else keep[:, -count:]
+        self.keep, self.length = torch.cat((past, now), 1), self.length + count
+        return self.keep
+
+    patch.setattr(State, "advance", advance)
+
+
+# ----------------------------------------------------------------------------------------------- kernels
+
+
+@fault("kernels agree in the model", "kernels agree", "kernels agree while decoding", on="gpt/tiny")
+def fused_is_off(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.parts.kernels"),
+        "_sdpa",
+        lambda plain, *args, **options: plain(*args, **options) * 1.001,
+    )
+
+
+@fault("flex agrees", "flex agrees compiled", on="")
+def flex_is_off(patch: pytest.MonkeyPatch) -> None:
+    around(patch, module("anyformer.parts.kernels"), "_flex", lambda plain, *args: plain(*args) * 1.01)
+
+
+@fault("masks know their reach", on="")
+def window_says_less(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "reach", lambda self: (max(0, self.left - 1), self.right))
+
+
+@fault("a wide window is no window", on="gpt/tiny")
+def window_without_itself(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Window, "allowed", lambda plain, self, query, key: plain(self, query, key) & (key != query))
+
+
+@fault("chunk size does not matter", on="mamba/tiny")
+def chunks_count(patch: pytest.MonkeyPatch) -> None:
+    scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * (1.0 + args[-1] / 100), h))(*plain(*args))  # noqa: E731
+    around(patch, module("anyformer.parts.ssm"), "scan", scan)
+
+
+@fault("scan is the recurrence", "scan is a convolution", on="")
+def scan_is_off(patch: pytest.MonkeyPatch) -> None:
+    scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * 1.001, h))(*plain(*args))  # noqa: E731
+    around(patch, module("anyformer.contract.kernels"), "scan", scan)
+
+
+@fault("grouped heads are repeated heads", on="llama/tiny")
+def groups_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
+    def attend(plain: Any, q: Any, k: Any, *rest: Any) -> Any:
+        return plain(q, k if k.shape[1] == q.shape[1] else k.roll(1, 1), *rest)
+
+    around(patch, module("anyformer.parts.attention"), "attend", attend)
+
+
+@fault("pairs of rotary are an order of rows", on="llama/tiny")
+def pairs_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Rotary, "__init__", lambda plain, self, dim, *args, **options: plain(self, dim, *args[:3]))
+
+
+@fault("only distances count", on="llama/tiny")
+def places_are_bent(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Rotary, "tables", lambda plain, self, positions, dtype: plain(self, positions.float() ** 1.1, dtype))
+
+
+@fault("stretches of one change nothing", on="")
+def one_is_not_one(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Linear, "scale", lambda self, frequencies, theta, length: (frequencies / (self.factor + 0.1), 1.0))
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@fault("every parameter gets a gradient", on="gpt/tiny")
+def gradient_is_cut(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MLP, "forward", lambda self, x, flow: self.down(self.act(self.up(x)).detach()))
+
+
+@fault("learns a batch by heart", on="gpt/tiny")
+def it_does_not_learn(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(training, "RATE", 1e-9)
+
+
+@fault("recomputing changes nothing", on="gpt/tiny")
+def other_when_recomputed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.core.skeletons._alone", lambda block, x, flow: block(x, flow) * 1.001)
+
+
+@fault("compiling changes nothing", "compiling to machine code changes nothing", on="gpt/tiny")
+def other_when_compiled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.nn.Module, "compile", lambda self, **options: [p.data.mul_(1.01) for p in self.parameters()])
+
+
+@fault("small batches add up", on="gpt/tiny")
+def mean_of_each_batch(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        training,
+        "classification",
+        lambda plain, out, labels, count: plain(out, labels, counted(labels).clamp(min=1)),
+    )
+
+
+@fault("recipe is its own description", on="gpt/tiny")
+def an_option_is_lost(patch: pytest.MonkeyPatch) -> None:
+    read = Recipe.from_json
+    patch.setattr(Recipe, "from_json", staticmethod(lambda data: read(data).but(context=7)))
+
+
+@fault("first weights depend on the seed alone", on="gpt/tiny")
+def seed_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    around(patch, training, "initialise", lambda plain, model, seed: plain(model))
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+
+@fault("taps change nothing", on="gpt/tiny")
+def listening_changes(patch: pytest.MonkeyPatch) -> None:
+    recorder: Callable[..., Any] = lambda plain, self, name: lambda *args: plain(self, name)(*args) or args[-1] * 1.001  # noqa: E731
+    around(patch, Taps, "_recorder", recorder)
+
+
+@fault("a copy is independent", on="gpt/tiny")
+def no_copy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.contract.features.fresh", lambda model: model)
+
+
+@fault("lora merges to the same function", on="gpt/tiny")
+def scale_is_lost(patch: pytest.MonkeyPatch) -> None:
+    def merged(plain: Any, self: LoraLinear) -> Any:
+        self.scale = 1.0
+        return plain(self)
+
+    around(patch, LoraLinear, "merged", merged)
+
+
+@fault("int8 stays inside its error", on="gpt/tiny")
+def error_is_understated(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Int8Linear, "bound", lambda plain, self, x: plain(self, x) / 1000)
+
+
+@fault("export runs and matches", on="gpt/tiny")
+def another_program(patch: pytest.MonkeyPatch) -> None:
+    def traced(plain: Any, model: Any, example: Any) -> Any:
+        other = copy.deepcopy(model)
+        other.norm.weight.data.add_(0.1)
+        return plain(other, example)
+
+    around(patch, module("anyformer.edge.export"), "_traced", traced)
+
+
+@fault("generation honours nothing", on="gpt/tiny")
+def seed_0_is_none(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Options, "seeds", lambda plain, self, rows: [seed or None for seed in plain(self, rows)])
+
+
+@fault("zero is no default", on="gpt/tiny")
+def zero_is_4(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        MLP,
+        "__init__",
+        lambda plain, self, dim, hidden=None, **options: plain(self, dim, hidden or None, **options),
+    )
+
+
+@fault("the last place alone", on="gpt/tiny")
+def all_places(patch: pytest.MonkeyPatch) -> None:
+    around(patch, CausalLM, "forward", lambda plain, self, last=False, **inputs: plain(self, **inputs))
+
+
+@fault("tampered directories are refused", on="gpt/tiny")
+def overlap_is_accepted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.hub.files._check_cover", lambda *args: None)
+
+
+@fault("pickles are refused", on="gpt/tiny")
+def pickles_are_run(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.hub.files.torch.load", lambda path, **options: pickle.loads(path.read_bytes()))
+
+
+@fault("bad recipes are refused", on="vit, grouped heads")
+def any_part_will_do(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.core.recipe"),
+        "find_part",
+        lambda plain, name: plain("Encoder" if name == "os.system" else name),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- run
+
+
+def the_case(check: Check, on: str) -> tuple[Any, ...]:
+    """The case of that check for a subject or page."""
+    if check.over == "parts":
+        return ()
+    if check.over == "page":
+        return (on.split("/")[0],)
+    everything = [s for name in af.names() for s in subjects(name)] + compositions()
+    subject = next(s for s in everything if s.name == on)
+    return (subject, hubs(subject)[0]) if check.over == "files" else (subject,)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Models and oracles that were made before are not used, nor are those made here used later."""
+    kept = dict(oracle._made)
+    oracle._made.clear()
+    _model.cache_clear()
+    torch.set_num_threads(1)
+    yield
+    oracle._made.clear()
+    oracle._made.update(kept)
+    _model.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, id=str(c), marks=[pytest.mark.slow] if c.slow else []) for c in CHECKS if c.name in TEETH]
+)
+def test_finds_the_planted_fault(check: Check, alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    on, plant = TEETH[check.name]
+    case = the_case(check, on)
+    if check.over == "files":
+        oracle.oracle(*case)  # made before the fault, as files of others are
+    plant(monkeypatch)
+    case = the_case(check, on)  # a map may be another one now
+    with pytest.raises((AssertionError, ValueError, RuntimeError)):
+        check.once(case)
+
+
+def test_every_check_has_a_fault_to_find() -> None:
+    assert {c.name for c in CHECKS} == set(TEETH)
