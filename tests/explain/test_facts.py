@@ -36,8 +36,6 @@ def test_state_bytes_are_those_of_a_real_state(name, dtype):
     source, target = 5, 7
     ids = torch.ones(1, target, dtype=torch.long)
     state = model.start(1, target)
-    if dtype != torch.float32:
-        return
     with torch.no_grad():
         if facts.source:
             model(input_ids=torch.ones(1, source, dtype=torch.long), decoder_input_ids=ids, state=state)

@@ -67,6 +67,7 @@ def _train(data: str, steps: int, folder: Path) -> Path | None:
 
     result = train("gpt", data=data, out=folder, steps=steps, warmup=min(100, steps), eval_every=0, save_every=0)
     if result.stopped or result.bits_per_byte is None:
+        print("the demo ends here; `anyformer demo` begins a new one")
         return None
     less = 1 - result.bits_per_byte / result.bigram_bits_per_byte
     verdict = f"{less:.0%} fewer bits than the bigram" if less > 0 else "the bigram is better: try more --steps"

@@ -90,7 +90,7 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
 
 @check(7, "model", examples=4, needs=decodes, checkpoint=True)
 def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
-    """The gradient of the logits at one place by everything that enters at later places is exactly 0, and not by earlier ones."""
+    """The gradient of the logits at a place by what enters at later places is exactly 0; by earlier ones it is not."""
     count = rng.randint(3, min(LONGEST, subject.limit or LONGEST))
     batch, at = draw(subject, rng, [count], source=[5]), rng.randint(1, count - 2)
     entered: list[Tensor] = []
@@ -162,7 +162,7 @@ def decoding(subject: Subject, rng: random.Random, rows: int = 2, count: int = 0
 
 def longest(subject: Subject) -> int:
     """The most tokens of a random text. A rotary scaling that depends on the length is steady up to its trained
-    length only: beyond, the states of old tokens are those of a shorter text, which decoding token by token cannot take back."""
+    length only: beyond, what a state holds of old tokens is that of a shorter text, and cannot be taken back."""
     trained = [s.trained for s in subject.values(Scaling) if s.by_length]
     return min(LONGEST, subject.limit or LONGEST, *trained)
 
@@ -206,7 +206,7 @@ def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
 
 @check(8, "model", needs=lambda s: decodes(s) or (None if windows(s) else "it has no window"), checkpoint=True)
 def cached_at_window_boundaries(subject: Subject) -> float:
-    """Texts of w - 1, w, w + 1 and more tokens, then token by token, are what the whole text gives; memory stays bounded."""
+    """Texts of w - 1, w, w + 1, … tokens, then token by token, are what the whole gives; memory stays bounded."""
     worst, rng = 0.0, random.Random(8)
     for w in windows(subject):
         for first in (w - 1, w, w + 1, 2 * w, 3 * w + 1):
@@ -237,7 +237,7 @@ def windows(subject: Subject) -> list[int]:
 
 @check(8, "model", examples=3, needs=decodes, checkpoint=True)
 def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> float:
-    """Another batch size, a text longer than was seen, a return that is not possible: errors that leave it as it was."""
+    """Another batch size, a return beyond its length or memory: errors that leave it as it was."""
     steps = decoding(subject, rng, count=6)
     steps.feed(4)
     for wrong in (-1, 5):

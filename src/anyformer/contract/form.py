@@ -43,12 +43,10 @@ def page_explains_itself(name: str) -> float:
 
 @check(0, "page")
 def page_has_its_parts(name: str) -> float:
-    """A frozen dataclass, a function of the file's name, SIZES with `tiny`, PARAMETERS of its sizes, CASES that differ."""
+    """A frozen dataclass, a function of its name, SIZES with `tiny`, PARAMETERS of its sizes, CASES that differ."""
     page = pages.page(name)
-    expect(
-        dataclasses.is_dataclass(page.config) and getattr(page.config, "__dataclass_params__").frozen,
-        "its config is no frozen dataclass",
-    )
+    frozen = dataclasses.is_dataclass(page.config) and vars(page.config)["__dataclass_params__"].frozen
+    expect(frozen, "its config is no frozen dataclass")
     expect("tiny" in page.sizes, "SIZES has no 'tiny'")
     strangers = set(page.module.PARAMETERS) - set(page.sizes)
     expect(not strangers, f"PARAMETERS has {sorted(strangers)}, which SIZES has not")

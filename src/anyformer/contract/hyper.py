@@ -55,7 +55,8 @@ def recorder(config: Any) -> tuple[Any, set[str]]:
 @check(4, "page")
 def every_hyperparameter_is_read(name: str) -> float:
     """Building the recipes of `tiny` and all cases reads every hyperparameter."""
-    page, read = pages.page(name), set()
+    page = pages.page(name)
+    read: set[str] = set()
     for subject in subjects(name):
         proxy, seen = recorder(subject.config)
         expect(page.recipe(proxy) == subject.recipe, f"{subject}: the recipe depends on more than the hyperparameters")
@@ -71,7 +72,7 @@ def every_hyperparameter_changes_the_recipe(name: str) -> float:
     page, drawn = pages.page(name), [s.config for s in subjects(name)]
     idle = []
     for field in dataclasses.fields(page.config):
-        values = {getattr(c, field.name) for c in (*drawn, *page.sizes.values())}
+        values: list[Any] = list(dict.fromkeys(getattr(c, field.name) for c in (*drawn, *page.sizes.values())))
         others = dict.fromkeys([*values, *(o for v in values for o in alternatives(field.name, v, str(field.type)))])
         if not any(changes(page, config, field.name, other) for config in drawn for other in others):
             idle.append(field.name)

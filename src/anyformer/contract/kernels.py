@@ -1,4 +1,4 @@
-"""Items 9 and 10: every way to compute gives the same numbers, and where a part has a limit that is known, it is met.
+"""Item 9: every way to compute gives the same numbers.
 
 B batch, T queries, S keys, H heads, G key/value heads, K head width, E inner width, N state.
 """
@@ -19,13 +19,10 @@ from anyformer.contract.subjects import Subject
 from anyformer.core import pages
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
-from anyformer.hub.maps import RotaryOrder
-from anyformer.parts import Attention, Learned, Mamba, Rotary
+from anyformer.parts import Attention
 from anyformer.parts import kernels as kernel_module
 from anyformer.parts.kernels import attend
 from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, View, Window
-from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
-from anyformer.parts.ssm import scan
 
 
 def attends(subject: Subject) -> str | None:
@@ -83,7 +80,7 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
         clean, slopes = run(model, batch), gradients(model, batch)
         keeps = [batch.keep] if batch.source is None else [batch.source, batch.keep]
 
-        def poison(module: Any, inputs: Any, output: Tensor, turn: Any = itertools.cycle(keeps)) -> Tensor:  # noqa: B008
+        def poison(module: Any, inputs: Any, output: Tensor, turn: Any = itertools.cycle(keeps)) -> Tensor:
             keep = next(turn)
             return output.masked_fill(~keep[..., None], float("nan"))
 
@@ -99,7 +96,7 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
 
 @check(9, "parts", examples=60)
 def kernels_agree(rng: random.Random) -> float:
-    """Attention by every kernel, with random masks, padding, offsets, groups, biases, is the definition; so its gradients."""
+    """Attention by every kernel, with random masks, padding, offsets, groups, biases, is the definition."""
     case = Case(rng)
     expected, slopes = case.definition()
     worst = 0.0
@@ -149,22 +146,25 @@ class Case:
         keep = None if rng.random() < 0.3 else torch.rand(B, S, generator=noise) < rng.choice((0.0, 0.5, 0.9))
         self.view = View(expression(rng, 2), first + S - T, T, first, S, keep)
         H, K = self.groups * share, 4
-        self.q, self.k, self.v = (
-            torch.randn(B, n, t, K, generator=noise) for n, t in ((H, T), (self.groups, S), (self.groups, S))
-        )
-        self.bias = torch.randn(1, H, T, S, generator=noise) if rng.random() < 0.4 else None
+        shapes = {"q": (B, H, T, K), "k": (B, self.groups, S, K), "v": (B, self.groups, S, K)}
+        shapes |= {"bias": (1, H, T, S)} if rng.random() < 0.4 else {}
+        self.given = {name: torch.randn(shape, generator=noise) for name, shape in shapes.items()}
         self.out = torch.randn(B, H, T, K, generator=noise)
         self.scale = rng.choice((None, 1.0, 0.3))
+
+    def copies(self) -> dict[str, Tensor]:
+        """The inputs, to be changed."""
+        return {name: tensor.clone() for name, tensor in self.given.items()}
 
     def seen(self) -> Tensor:
         """(B, 1, T, S) who may see whom, pair by pair."""
         view = self.view
         rows = [[sees(view.mask, view.query + i, view.key + j) for j in range(view.keys)] for i in range(view.count)]
-        pairs = torch.tensor(rows)[None, None].expand(len(self.q), 1, -1, -1)
+        pairs = torch.tensor(rows)[None, None].expand(len(self.out), 1, -1, -1)
         return pairs if view.keep is None else pairs & view.keep[:, None, None]
 
     def definition(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """softmax(scale q k^T + bias) v over what may be seen, in float64, 0 where that is nothing; and its gradients."""
+        """softmax(scale q k^T + bias) v over what may be seen, in float64; 0 where nothing is. And its gradients."""
         inputs = self.inputs(torch.float64)
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         k, v = (t.repeat_interleave(q.shape[1] // self.groups, 1) for t in (k, v))
@@ -182,13 +182,13 @@ class Case:
 
     def attend(self, kernel: str, **inputs: Tensor) -> Tensor:
         """Our attention."""
-        given = {"q": self.q, "k": self.k, "v": self.v, "bias": self.bias, **inputs}
-        return attend(given["q"], given["k"], given["v"], self.view, None, given["bias"], self.scale, kernel=kernel)
+        given = {**self.given, **inputs}
+        q, k, v, bias = given["q"], given["k"], given["v"], given.get("bias")
+        return attend(q, k, v, self.view, None, bias, self.scale, kernel=kernel)
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Copies that take gradients."""
-        given = {"q": self.q, "k": self.k, "v": self.v, "bias": self.bias}
-        return {n: t.detach().to(dtype).requires_grad_() for n, t in given.items() if t is not None}
+        return {name: tensor.to(dtype).requires_grad_() for name, tensor in self.copies().items()}
 
     def slopes(self, y: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of a random combination of the result."""

@@ -210,7 +210,7 @@ def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float
 
 @check(3, "files", needs=lambda s: None if s.holds(Rotary) else "it has no rotary positions")
 def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
-    """`rope_parameters` as written now, `rope_theta` and `rope_scaling` as written before: one model, as theirs reads it."""
+    """`rope_parameters` as written now, `rope_theta` and `rope_scaling` as before: one model, as theirs reads it."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)

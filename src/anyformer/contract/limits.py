@@ -111,7 +111,7 @@ def scan_is_the_recurrence(rng: random.Random) -> float:
     A, B, C = -torch.rand(E, N, generator=noise) * 3, *torch.randn(2, 2, T, N, generator=noise)
     h = torch.randn(2, E, N, generator=noise)
     inputs = [t.requires_grad_() for t in (u, step, A, B, C, h)]
-    y, last = scan(*inputs, chunk)
+    y, last = scan(u, step, A, B, C, h, chunk)
     state, rows = h, []
     for t in range(T):
         state = (step[:, t, :, None] * A).exp() * state + (step[:, t] * u[:, t])[..., None] * B[:, t, None]
@@ -121,8 +121,8 @@ def scan_is_the_recurrence(rng: random.Random) -> float:
     out = torch.randn(2, T, E, generator=noise)
     mine, theirs = (torch.autograd.grad((v * out).sum(), inputs, retain_graph=True) for v in (y, expected))
     names = ("u", "step", "A", "B", "C", "h")
-    slopes = [dict(zip(names, g, strict=True)) for g in (mine, theirs)]
-    worst = max(worst, slopes_agree(*slopes, "scan"))
+    found, wanted = (dict(zip(names, slopes, strict=True)) for slopes in (mine, theirs))
+    worst = max(worst, slopes_agree(found, wanted, "scan"))
     if T > 1:
         cut = rng.randint(1, T - 1)
         one, middle = scan(u[:, :cut], step[:, :cut], A, B[:, :cut], C[:, :cut], h, chunk)
@@ -133,13 +133,13 @@ def scan_is_the_recurrence(rng: random.Random) -> float:
 
 @check(10, "parts")
 def scan_is_a_convolution() -> float:
-    """With step, B and C the same at every token, the scan is a convolution: y_t = sum_s C exp((t-s) step A) step B u_s."""
+    """With constant step, B and C the scan is a convolution: y_t = sum_s C exp((t-s) step A) step B u_s."""
     noise = torch.Generator().manual_seed(0)
     T, E, N = 37, 3, 4
     u, step = torch.randn(1, T, E, generator=noise), torch.rand(E, generator=noise)
     A, B, C = -torch.rand(E, N, generator=noise), torch.randn(N, generator=noise), torch.randn(N, generator=noise)
-    wide = (step.expand(1, T, E), A, B.expand(1, T, N), C.expand(1, T, N), torch.zeros(1, E, N))
-    found, _ = scan(u, *wide)
+    at_all = B.expand(1, T, N), C.expand(1, T, N)
+    found, _ = scan(u, step.expand(1, T, E), A, *at_all, torch.zeros(1, E, N))
     age = torch.arange(T)[:, None, None]
     kernel = ((age * step[:, None] * A).exp() * step[:, None] * B * C).sum(-1)  # (T, E)
     padded = torch.nn.functional.pad(u.mT, (T - 1, 0))  # (1, E, 2T - 1)

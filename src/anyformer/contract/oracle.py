@@ -29,14 +29,14 @@ from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub, links
 from anyformer.parts import Mamba, Rotary
 
-# Where ours differs from the oracle's by intention. The result of ours is then compared with what the oracle says of each
-# row alone, without padding, which is what ours promises (contract, item 6).
+# Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
+# without padding, which is what ours promises (contract, item 6).
 DEVIATIONS = {
     "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, "
     "which is padding",
-    "by length": "a rotary scaling that depends on the length takes each row's own length; transformers takes the longest",
-    "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the bias "
-    "of the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
+    "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
+    "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the "
+    "bias of the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
 }
 
 

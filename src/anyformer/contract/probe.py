@@ -175,7 +175,7 @@ def gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 def slopes_agree(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> float:
     """As `same`, for gradients: they are sums over a batch, so the absolute tolerance grows with the largest value of
-    each, with real weights with the largest of all: a bias of keys, say, has the gradient 0, what is computed is noise."""
+    each, with real weights with the largest of all: a bias of keys has the gradient 0, what is computed is noise."""
     expect(
         found.keys() == expected.keys(), f"{what}: gradients only on one side: {sorted(found.keys() ^ expected.keys())}"
     )

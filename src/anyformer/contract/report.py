@@ -57,7 +57,9 @@ class Report:
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         lines = []
         for row in cells:
-            padded = [c.ljust(w) if i in (1, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            padded = [
+                c.ljust(w) if i in (1, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
             lines.append("  ".join(padded).rstrip())
         lines.insert(1, "  ".join("-" * w for w in widths))
         notes = [f"{r.result}: {r.check}: {r.detail}" for r in self.rows if r.result == "FAIL"]

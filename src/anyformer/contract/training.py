@@ -160,7 +160,7 @@ def compiling_to_machine_code_changes_nothing(subject: Subject) -> float:
 
 @check(11, "model", examples=3)
 def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
-    """Small batches with random padding, one after the other, are one big batch of the same rows: loss and gradients."""
+    """Small batches with random padding, one after the other, are one big batch of the same rows; its gradients."""
     side = rng.choice(("left", "right"))
     batch = draw(subject, rng, [rng.randint(1, 9) for _ in range(4)], side)
     model = fresh(subject.model).train()

@@ -83,14 +83,18 @@ class Mamba(Mixer):
         u = u if keep is None else u * keep[..., None]
         step, B, C = self.select(u).split([self.rank, self.state, self.state], -1)  # (B, T, R), (B, T, N), (B, T, N)
         step = F.softplus(self.step(step))  # (B, T, E)
-        h = u.new_zeros(u.shape[0], self.hidden, self.state) if slot is None else slot.h
-        y, h = scan(u, step, -self.A_log.float().exp(), B, C, h, self.chunk)  # (B, T, E), (B, E, N)
+        wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the state would drift
+        h = u.new_zeros(u.shape[0], self.hidden, self.state, dtype=wide) if slot is None else slot.h
+        A = -self.A_log.to(wide).exp()  # (E, N)
+        y, h = scan(u.to(wide), step.to(wide), A, B.to(wide), C.to(wide), h, self.chunk)  # (B, T, E), (B, E, N)
         if slot is not None:
             slot.put(inputs[:, -(self.kernel - 1) :] if self.kernel > 1 else past, h, x.shape[1])
-        return self.out((y + u * self.skip) * F.silu(gate))
+        return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
-        inputs, h = like.new_zeros(batch, self.kernel - 1, self.hidden), like.new_zeros(batch, self.hidden, self.state)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        inputs = like.new_zeros(batch, self.kernel - 1, self.hidden)
+        h = like.new_zeros(batch, self.hidden, self.state, dtype=wide)
         return Recurrent(inputs, h)
 
 

@@ -101,7 +101,7 @@ def train(
         clip: longest gradient, as a norm over all parameters; inf switches clipping off.
         tokenizer: bpe (made from the training text), bytes, or a folder with one; by default a start model's own, else
             bpe.
-        vocab: tokens of the bpe that is made; 2048 by default.
+        vocab: tokens of the bpe that is made; 1024 by default.
         seed: of first weights, windows and dropout.
         eval_every: steps between evaluations; 0 = only at the end.
         save_every: steps between checkpoints; 0 = only at the end.

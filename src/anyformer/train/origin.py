@@ -15,7 +15,7 @@ from anyformer.hub import load
 from anyformer.hub.guard import read_json
 from anyformer.hub.tokenizer import Tokenizer
 
-SIZE, VOCAB = "mini", 2048
+SIZE, VOCAB = "mini", 1024
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,291 @@
+"""Faults in behaviour, kernels, training and features."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from anyformer.compress.int8 import Int8Linear
+from anyformer.contract import training
+from anyformer.core.flow import Flow, State, Taps
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.generate.options import Options
+from anyformer.parts import MLP, Rotary, Window
+from anyformer.parts.attention import KeysValues, Sliding
+from anyformer.parts.masks import Full
+from anyformer.parts.positions import Linear
+from anyformer.train.lora import LoraLinear
+from anyformer.train.objectives import counted
+from tests.contract.planting import around, fault, module
+
+# --------------------------------------------------------------------------------------------- behaviour
+
+
+@fault("batch is solo", on="gpt/tiny")
+def padding_is_seen(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: dataclasses.replace(plain(*args), keep=None)  # noqa: E731
+    around(patch, module("anyformer.parts.attention"), "view", change)
+
+
+@fault("padding has no content", on="gpt/tiny")
+def padding_is_read(patch: pytest.MonkeyPatch) -> None:
+    padding_is_seen(patch)
+    patch.setattr(Flow, "keep_now", lambda self, count: None)
+
+
+@fault("nothing leaks from padding", on="gpt/tiny")
+def padding_is_let_in(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flow, "keep_now", lambda self, count: None)
+
+
+@fault("a row of padding alone is harmless", on="llama/tiny")
+def nothing_is_not_a_number(patch: pytest.MonkeyPatch) -> None:
+    def sdpa(plain: Any, q: Any, k: Any, v: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        y = plain(q, k, v, mask, *rest, **options)
+        return y if mask is None else y.masked_fill(~mask.any(-1, keepdim=True), float("nan"))
+
+    around(patch, module("anyformer.parts.kernels"), "_sdpa", sdpa)
+
+
+@fault("the future changes nothing", "no gradient from the future", on="gpt/tiny")
+def the_future_is_seen(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Full())  # noqa: E731
+    around(patch, module("anyformer.parts.attention"), "view", change)
+
+
+@fault("cached is uncached", on="gpt/tiny")
+def kept_keys_change(patch: pytest.MonkeyPatch) -> None:
+    around(patch, KeysValues, "append", lambda plain, self, k, v: plain(self, k * (1.001 if self.length else 1.0), v))
+
+
+@fault("cached after reorder", on="gpt/tiny")
+def rows_stay(patch: pytest.MonkeyPatch) -> None:
+    around(patch, KeysValues, "reorder", lambda plain, self, index: plain(self, index.sort().values))
+
+
+@fault("cached after rollback", on="gpt/tiny")
+def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KeysValues, "trim", lambda self, length: None)
+
+
+@fault("cached at window boundaries", on="llama/window")
+def window_is_short(patch: pytest.MonkeyPatch) -> None:
+    init = Sliding.__init__
+    patch.setattr(
+        Sliding,
+        "__init__",
+        lambda self, batch, heads, width, room, like, left: init(self, batch, heads, width, room, like, left - 1),
+    )
+
+
+@fault("a state refuses what it cannot do", on="gpt/tiny")
+def any_length_goes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "trim", lambda self, length: None)
+
+
+@fault("a long text goes on in its regime", on="llama/longrope")
+def late_keys_change(patch: pytest.MonkeyPatch) -> None:
+    kept_keys_change(patch)
+
+
+@fault("padding inside a state is right or refused", on="t5/tiny")
+def gaps_are_accepted(patch: pytest.MonkeyPatch) -> None:
+    def advance(self: State, keep: Any, batch: int, count: int) -> Any:
+        past = torch.ones(batch, self.length, dtype=torch.bool) if self.keep is None else self.keep
+        now = torch.ones(batch, count, dtype=torch.bool) if keep is None else keep[:, -count:]
+        self.keep, self.length = torch.cat((past, now), 1), self.length + count
+        return self.keep
+
+    patch.setattr(State, "advance", advance)
+
+
+# ----------------------------------------------------------------------------------------------- kernels
+
+
+@fault("kernels agree in the model", "kernels agree", "kernels agree while decoding", on="gpt/tiny")
+def fused_is_off(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.parts.kernels"),
+        "_sdpa",
+        lambda plain, *args, **options: plain(*args, **options) * 1.001,
+    )
+
+
+@fault("flex agrees", "flex agrees compiled", on="")
+def flex_is_off(patch: pytest.MonkeyPatch) -> None:
+    around(patch, module("anyformer.parts.kernels"), "_flex", lambda plain, *args: plain(*args) * 1.01)
+
+
+@fault("masks know their reach", on="")
+def window_says_less(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "reach", lambda self: (max(0, self.left - 1), self.right))
+
+
+@fault("a wide window is no window", on="gpt/tiny")
+def window_without_itself(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Window, "allowed", lambda plain, self, query, key: plain(self, query, key) & (key != query))
+
+
+@fault("chunk size does not matter", on="mamba/tiny")
+def chunks_count(patch: pytest.MonkeyPatch) -> None:
+    scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * (1.0 + args[-1] / 100), h))(*plain(*args))  # noqa: E731
+    around(patch, module("anyformer.parts.ssm"), "scan", scan)
+
+
+@fault("scan is the recurrence", "scan is a convolution", on="")
+def scan_is_off(patch: pytest.MonkeyPatch) -> None:
+    scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * 1.001, h))(*plain(*args))  # noqa: E731
+    around(patch, module("anyformer.contract.limits"), "scan", scan)
+
+
+@fault("grouped heads are repeated heads", on="llama/tiny")
+def groups_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
+    def attend(plain: Any, q: Any, k: Any, *rest: Any) -> Any:
+        return plain(q, k if k.shape[1] == q.shape[1] else k.roll(1, 1), *rest)
+
+    around(patch, module("anyformer.parts.attention"), "attend", attend)
+
+
+@fault("pairs of rotary are an order of rows", on="llama/tiny")
+def pairs_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Rotary, "__init__", lambda plain, self, dim, *args, **options: plain(self, dim, *args[:3]))
+
+
+@fault("only distances count", on="llama/tiny")
+def places_are_bent(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Rotary, "tables", lambda plain, self, positions, dtype: plain(self, positions.float() ** 1.1, dtype))
+
+
+@fault("stretches of one change nothing", on="")
+def one_is_not_one(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Linear, "scale", lambda self, frequencies, theta, length: (frequencies / (self.factor + 0.1), 1.0))
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@fault("every parameter gets a gradient", on="gpt/tiny")
+def gradient_is_cut(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MLP, "forward", lambda self, x, flow: self.down(self.act(self.up(x)).detach()))
+
+
+@fault("learns a batch by heart", on="gpt/tiny")
+def it_does_not_learn(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(training, "RATE", 1e-9)
+
+
+@fault("recomputing changes nothing", on="gpt/tiny")
+def other_when_recomputed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.core.skeletons._alone", lambda block, x, flow: block(x, flow) * 1.001)
+
+
+@fault("compiling changes nothing", "compiling to machine code changes nothing", on="gpt/tiny")
+def other_when_compiled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.nn.Module, "compile", lambda self, **options: [p.data.mul_(1.01) for p in self.parameters()])
+
+
+@fault("small batches add up", on="gpt/tiny")
+def mean_of_each_batch(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        training,
+        "classification",
+        lambda plain, out, labels, count: plain(out, labels, counted(labels).clamp(min=1)),
+    )
+
+
+@fault("recipe is its own description", on="gpt/tiny")
+def an_option_is_lost(patch: pytest.MonkeyPatch) -> None:
+    read = Recipe.from_json
+    patch.setattr(Recipe, "from_json", staticmethod(lambda data: read(data).but(context=7)))
+
+
+@fault("first weights depend on the seed alone", on="gpt/tiny")
+def seed_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    around(patch, training, "initialise", lambda plain, model, seed: plain(model))
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+
+@fault("taps change nothing", on="gpt/tiny")
+def listening_changes(patch: pytest.MonkeyPatch) -> None:
+    recorder: Callable[..., Any] = lambda plain, self, name: lambda *args: plain(self, name)(*args) or args[-1] * 1.001  # noqa: E731
+    around(patch, Taps, "_recorder", recorder)
+
+
+@fault("a copy is independent", on="gpt/tiny")
+def no_copy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.contract.features.fresh", lambda model: model)
+
+
+@fault("lora merges to the same function", on="gpt/tiny")
+def scale_is_lost(patch: pytest.MonkeyPatch) -> None:
+    def merged(plain: Any, self: LoraLinear) -> Any:
+        self.scale = 1.0
+        return plain(self)
+
+    around(patch, LoraLinear, "merged", merged)
+
+
+@fault("int8 stays inside its error", on="gpt/tiny")
+def error_is_understated(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Int8Linear, "bound", lambda plain, self, x: plain(self, x) / 1000)
+
+
+@fault("export runs and matches", on="gpt/tiny")
+def another_program(patch: pytest.MonkeyPatch) -> None:
+    def traced(plain: Any, model: Any, example: Any) -> Any:
+        other = copy.deepcopy(model)
+        other.norm.weight.data.add_(0.1)
+        return plain(other, example)
+
+    around(patch, module("anyformer.edge.export"), "_traced", traced)
+
+
+@fault("generation honours nothing", on="gpt/tiny")
+def seed_0_is_none(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Options, "seeds", lambda plain, self, rows: [seed or None for seed in plain(self, rows)])
+
+
+@fault("zero is no default", on="gpt/tiny")
+def zero_is_4(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        MLP,
+        "__init__",
+        lambda plain, self, dim, hidden=None, **options: plain(self, dim, hidden or None, **options),
+    )
+
+
+@fault("the last place alone", on="gpt/tiny")
+def all_places(patch: pytest.MonkeyPatch) -> None:
+    around(patch, CausalLM, "forward", lambda plain, self, last=False, **inputs: plain(self, **inputs))
+
+
+@fault("tampered directories are refused", on="gpt/tiny")
+def overlap_is_accepted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.hub.files._check_cover", lambda *args: None)
+
+
+@fault("pickles are refused", on="gpt/tiny")
+def pickles_are_run(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("anyformer.hub.files.torch.load", lambda path, **options: pickle.loads(path.read_bytes()))
+
+
+@fault("bad recipes are refused", on="vit, grouped heads")
+def any_part_will_do(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.core.recipe"),
+        "find_part",
+        lambda plain, name: plain("Encoder" if name == "os.system" else name),
+    )

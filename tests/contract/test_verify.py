@@ -1,0 +1,111 @@
+"""`verify` as a user meets it: a model of one's own, one that is broken; the table, JSON, what was left out and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.contract import CHECKS, Report, compositions, verify
+from anyformer.contract.report import Row
+from anyformer.hub.files import open_weights, write_safetensors
+from anyformer.parts.attention import KeysValues
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def result(report: Report, check: str) -> Row:
+    return next(row for row in report.rows if row.check == check)
+
+
+def saved(folder: Path, page: str = "llama", **changes: Any) -> str:
+    af.build(page, "tiny", seed=0, **changes).save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("page", ["llama", "bert", "t5", "mamba"])
+def test_a_model_of_ones_own_passes(tmp_path: Path, page: str) -> None:
+    report = verify(saved(tmp_path / "model", page))
+    assert report.ok, str(report)
+    assert {row.check for row in report.rows} == {c.name for c in CHECKS if c.checkpoint}
+    assert result(report, "parity").result == "pass"
+
+
+def test_a_composition_passes_what_needs_no_oracle(tmp_path: Path) -> None:
+    compositions()[0].model.save(tmp_path / "model")
+    report = verify(str(tmp_path / "model"))
+    assert report.ok, str(report)
+    assert result(report, "parity").result == "left out"
+    assert "transformers does not know" in result(report, "parity").detail
+    assert result(report, "cached is uncached").result == "pass"
+
+
+def test_a_fault_in_one_place_fails_there_and_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "model")
+    monkeypatch.setattr(KeysValues, "trim", lambda self, length: None)
+    report = verify(path)
+    assert not report.ok
+    assert [row.check for row in report.rows if row.result == "FAIL"] == ["cached after rollback"]
+    assert "FAIL: cached after rollback" in report.table()
+
+
+def test_weights_that_are_not_numbers_fail(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model")
+    file = open_weights(path)
+    tensors = {name: file.get(name).clone() for name in file.names()}
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    write_safetensors(path, tensors)
+    report = verify(path)
+    assert not report.ok
+    assert "not finite" in report.table()
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"no_such_key": 1}))
+    with pytest.raises(ValueError, match="no_such_key"):
+        verify(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        verify(str(tmp_path / "nowhere"))
+
+
+def test_without_the_oracle_the_rest_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyformer.contract.report.available", lambda: False)
+    report = verify(saved(tmp_path / "model"))
+    assert report.ok
+    assert "pip install" in result(report, "parity").detail
+    assert result(report, "batch is solo").result == "pass"
+
+
+def test_progress_table_and_json_say_the_same(tmp_path: Path) -> None:
+    told: list[str] = []
+    report = verify(saved(tmp_path / "model", depth=1), progress=told.append)
+    assert len(told) == len(report.rows)
+    data = json.loads(json.dumps(report.to_json()))
+    assert data["ok"] is True
+    assert [row["check"] for row in data["rows"]] == [row.check for row in report.rows]
+    lines = report.table().splitlines()
+    assert lines[0].startswith(report.subject)
+    assert all(any(row.check in line and row.result in line for line in lines) for row in report.rows)
+    assert all(row.detail for row in report.rows if row.result == "left out"), "something was left out without a reason"
+
+
+def test_an_empty_report_is_not_a_good_one() -> None:
+    assert not Report("nothing").ok
+
+
+def test_every_check_runs_somewhere() -> None:
+    from anyformer.contract import cases
+
+    run = {check.name for check, _ in cases()}
+    assert run == {check.name for check in CHECKS}
+    for item in (*range(1, 15), 16):
+        assert any(check.item == item for check in CHECKS), f"item {item} of the contract has no check"
