@@ -100,7 +100,7 @@ def alternatives(name: str, value: Any, declared: str) -> list[Any]:
         case str():
             return [w for w in WORDS.get(name, ()) if w != value]
         case None:
-            kinds = {"int": [2, 1, 3], "float": [0.5], "bool": [True, False]}
+            kinds: dict[str, list[Any]] = {"int": [2, 1, 3], "float": [0.5], "bool": [True, False]}
             return [v for kind, values in kinds.items() if kind in declared for v in values]
     return []
 

@@ -33,7 +33,7 @@ def expect(holds: bool, message: str) -> None:
 
 
 def close(found: Tensor, expected: Tensor, what: str, rtol: float = RTOL, atol: float = ATOL) -> float:
-    """The largest difference.
+    """The largest difference; with real weights as a share of the largest value.
 
     Raises:
         Failed: if the two are not the same within the tolerance, or in shape, or if either is not finite.
@@ -43,11 +43,12 @@ def close(found: Tensor, expected: Tensor, what: str, rtol: float = RTOL, atol: 
         return 0.0
     expect(bool(found.isfinite().all()), f"{what}: not finite")
     difference = (found - expected).detach().abs()
+    largest = max(1.0, float(expected.detach().abs().max())) if scaled.get() else 1.0
     if scaled.get() and atol:
-        atol = max(atol, REAL * max(1.0, float(expected.detach().abs().max())))
+        atol = max(atol, REAL * largest)
     if not bool((difference <= atol + rtol * expected.abs()).all()):
         raise Failed(f"{what}: differs by {difference.max():.2e}, where values reach {expected.abs().max():.2e}")
-    return float(difference.max())
+    return float(difference.max()) / largest
 
 
 @dataclass(frozen=True)

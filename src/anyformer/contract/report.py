@@ -37,6 +37,7 @@ class Report:
     """What `verify` found; `ok` unless a check failed."""
 
     subject: str
+    share: bool = False  # differences are shares of the largest value: real weights have a few huge activations
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -46,11 +47,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and strings."""
-        return {"subject": self.subject, "ok": self.ok, "rows": [asdict(row) for row in self.rows]}
+        return {"subject": self.subject, "ok": self.ok, "share": self.share, "rows": [asdict(row) for row in self.rows]}
 
     def table(self) -> str:
         """The table as text, a line a check; failures and what was left out are explained below it."""
-        cells = [("item", "check", "cases", "largest difference", "seconds", "result")]
+        largest = "difference / largest value" if self.share else "largest difference"
+        cells = [("item", "check", "cases", largest, "seconds", "result")]
         for r in self.rows:
             shown = f"{r.difference:.1e}" if r.difference else "0" if r.result == "pass" else ""
             cells.append((str(r.item), r.check, str(r.cases or ""), shown, f"{r.seconds:.1f}", r.result))
@@ -90,8 +92,8 @@ def verify(what: str, *, slow: bool = False, progress: Callable[[str], None] | N
     Raises:
         ValueError, FileNotFoundError: if there is no such page or model, or it cannot be loaded.
     """
-    report = Report(what)
     own = None if what in pages.names() else checkpoint(what)
+    report = Report(what, share=own is not None)
     token = scaled.set(own is not None)
     try:
         for check in CHECKS:

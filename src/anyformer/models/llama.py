@@ -125,7 +125,8 @@ HUBS = (
         architectures={"MistralForCausalLM": {}},
         weights=_weights,
         config=(*_CONFIG, *keys(num_key_value_heads="kv_heads"),
-                Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window", 4096)},  # null = none
+                # null = none, and absent = 4096
+                Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window", 4096)},
                      lambda c: {"sliding_window": c.window})),
     ),
     Hub(

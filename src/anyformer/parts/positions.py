@@ -20,8 +20,8 @@ from anyformer.core.recipe import Value
 class Scaling(Value):
     """How the frequencies of rotary positions are changed to reach further than they were trained."""
 
-    # Do the frequencies change as the text grows? Then decoding with a cache keeps old keys at their old angles (as every
-    # published implementation does), and differs from reading the whole text again once the trained length is passed.
+    # Do the frequencies change as the text grows? Then a cache keeps old keys at their old angles (as every published
+    # implementation does), and differs from reading the whole text again once the trained length is passed.
     by_length = False
 
     @abstractmethod
