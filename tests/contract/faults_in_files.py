@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import anyformer as af
-from anyformer.hub.config import Lens
+from anyformer.hub.config import ACTS, Lens
 from anyformer.hub.maps import Link, Split
 from anyformer.hub.rope import NAMES, rope
 from anyformer.parts import MLP, First, LayerNorm
@@ -85,6 +85,11 @@ def another_training(patch: pytest.MonkeyPatch) -> None:
     around(patch, MLP, "forward", lambda plain, self, x, flow: plain(self, x, flow) * (1.001 if self.training else 1.0))
 
 
+@fault("activations by every name", on="")
+def one_name_means_another(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(ACTS, "gelu_new", "gelu")
+
+
 @fault("parity with padding", on="bert/tiny")
 def padding_is_pooled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(First, "forward", lambda self, x, flow: x[:, 0])
@@ -106,6 +111,16 @@ def rounded_on_disk(patch: pytest.MonkeyPatch) -> None:
         return plain(folder, {n: t.bfloat16().float() for n, t in tensors.items()}, *rest)
 
     around(patch, module("anyformer.hub.save"), "write_safetensors", rounded)
+
+
+@fault("stored type is told", on="gpt/tiny")
+def old_type_is_told(patch: pytest.MonkeyPatch) -> None:
+    around(
+        patch,
+        module("anyformer.hub.save"),
+        "_words",
+        lambda plain, model: (plain(model)[0] | {"dtype": "float32"}, plain(model)[1]),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ ledger

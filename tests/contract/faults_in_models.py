@@ -19,7 +19,7 @@ from anyformer.core.skeletons import CausalLM
 from anyformer.generate.options import Options
 from anyformer.parts import MLP, Rotary, Window
 from anyformer.parts.attention import KeysValues, Sliding
-from anyformer.parts.masks import Full
+from anyformer.parts.masks import Causal, Full
 from anyformer.parts.positions import Linear
 from anyformer.train.lora import LoraLinear
 from anyformer.train.objectives import counted
@@ -52,6 +52,12 @@ def nothing_is_not_a_number(patch: pytest.MonkeyPatch) -> None:
         return y if mask is None else y.masked_fill(~mask.any(-1, keepdim=True), float("nan"))
 
     around(patch, module("anyformer.parts.kernels"), "_sdpa", sdpa)
+
+
+@fault("an encoder sees both ways", on="bert/tiny")
+def an_encoder_looks_back(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Causal())  # noqa: E731
+    around(patch, module("anyformer.parts.attention"), "view", change)
 
 
 @fault("the future changes nothing", "no gradient from the future", on="gpt/tiny")

@@ -19,7 +19,7 @@ WARM: dict[str, Any] = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p":
 
 def rows(m):
     """Where angles depend on the length, a text that grows past a limit is not read again: stay on one side of it."""
-    by_length = any(getattr(part, "by_length", False) for part in m.modules())
+    by_length = any(getattr(getattr(part, "scaling", None), "by_length", False) for part in m.modules())
     return [row + ROWS[1] for row in ROWS] if by_length else ROWS
 
 

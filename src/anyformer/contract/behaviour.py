@@ -35,7 +35,7 @@ def batch_is_solo(subject: Subject, rng: random.Random) -> float:
     worst = 0.0
     for place, i in enumerate(order):
         alone = run(subject.model, batch.row(i))
-        for name in alone:
+        for name in (n for n in alone if not n.startswith("aux.")):  # an auxiliary loss is of the whole batch
             found = batch.rows(order).real(name, together[name], place)
             worst = max(worst, close(found, alone[name][0], f"{name}, row {i}"))
     return worst
@@ -86,6 +86,23 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
     ids[:, cut:] = (ids[:, cut:] + 1 + rng.randrange(9)) % subject.model.embed.vocab
     before, after = run(subject.model, batch)["logits"], run(subject.model, batch.with_(**{name: ids}))["logits"]
     return close(after[:, :cut], before[:, :cut], f"logits before token {cut}")
+
+
+@check(7, "model", needs=lambda s: None if not s.decodes and s.values(Mask) == [] else "it does not see everything")
+def an_encoder_sees_both_ways(subject: Subject) -> float:
+    """Without a mask, what the model says at every place depends on what enters at every other place."""
+    batch = draw(subject, random.Random(7), [6])
+    entered: list[Tensor] = []
+    hook = subject.model.embed.register_forward_hook(lambda module, inputs, output: entered.append(output))
+    try:
+        hidden = subject.model(**batch.inputs).hidden  # (1, T, D)
+    finally:
+        hook.remove()
+    for at in (0, hidden.shape[1] - 1):
+        (gradient,) = torch.autograd.grad(hidden[:, at].square().sum(), entered[0], retain_graph=True)
+        blind = [i for i in range(hidden.shape[1]) if not bool(gradient[:, i].ne(0).any())]
+        expect(not blind, f"place {at} does not see the places {blind}")
+    return 0.0
 
 
 @check(7, "model", examples=4, needs=decodes, checkpoint=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,7 +189,8 @@ def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
     """Shapes of all parameters, and what the model makes of a few inputs; None if it cannot be built."""
     try:
         torch.manual_seed(0)
-        model = redrawn(recipe.build())
+        with warnings.catch_warnings(action="ignore"):  # torch warns of matrices of size 0, which are meant here
+            model = redrawn(recipe.build())
     except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError):
         return None
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -159,6 +159,7 @@ def unknown_words_are_named(subject: Subject, hub: Hub) -> float:
     """An unknown config key, architecture, model type, activation or rope type is an error with key and value."""
     config, tensors = files(subject, hub)
     refused(config | {"no_such_key": 1}, tensors, "no_such_key")
+    refused(config | {"quantization_config": {"quant_method": "no_such_method"}}, tensors, "quantization_config")
     refused(config | {"model_type": "no_such_type"}, tensors, "no_such_type")
     refused(config | {"architectures": ["NoSuchModel"]}, tensors, "NoSuchModel")
     for key, value in config.items():

@@ -29,8 +29,10 @@ from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agr
 from anyformer.contract.subjects import Subject, hubs, subjects
 from anyformer.core import pages
 from anyformer.hub import load, save
+from anyformer.hub.config import ACTS
 from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub
+from anyformer.parts.ffn import ACTIVATIONS
 from anyformer.parts.masks import FAR, Mask
 
 LONG = 96  # tokens, where a model accepts any number: beyond the trained length of every stretched page
@@ -153,6 +155,16 @@ def chance(name: str, rng: random.Random) -> Subject | None:
     return None
 
 
+@check(1, "parts", oracle=True)
+def activations_by_every_name() -> float:
+    """Every name of an activation that config files may use means the function that it means there."""
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-8, 8, 1001)
+    pairs = {theirs: (ACTIVATIONS[ours](x), ACT2FN[theirs](x)) for theirs, ours in ACTS.items()}
+    return max(close(found, expected, f"activation {name!r}") for name, (found, expected) in pairs.items())
+
+
 @check(2, "files", light=True)
 def round_trip(subject: Subject, hub: Hub) -> float:
     """Their files to ours and back: the same names, bits and config; and theirs opens ours and says the same."""
@@ -217,6 +229,23 @@ def save_and_load(subject: Subject) -> float:
         batch = draw(subject, random.Random(6), [5, 5])
         x, y = run(subject.model, batch), run(again, batch)
         return max(close(y[n], x[n], f"loaded again: {n}", 0.0, 0.0) for n in x)
+
+
+@check(2, "files")
+def stored_type_is_told(subject: Subject, hub: Hub) -> float:
+    """In half precision and back, the config says what the tensors are, and both sides load that, unrounded."""
+    model = fresh(oracle(subject, hub).ours)
+    for dtype in (torch.bfloat16, torch.float32):
+        model.to(dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            save(model, folder)
+            told = json.loads((Path(folder) / "config.json").read_text())
+            names = {told[k] for k in ("dtype", "torch_dtype") if k in told}
+            expect(names == {str(dtype).removeprefix("torch.")}, f"the config says {names}, the tensors are {dtype}")
+            again, theirs = load(folder), type(oracle(subject, hub).theirs).from_pretrained(folder)
+            expect({p.dtype for p in again.parameters()} == {dtype}, f"ours loaded another type than {dtype}")
+            expect({p.dtype for p in theirs.parameters()} == {dtype}, f"transformers loaded another type than {dtype}")
+    return 0.0
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -89,7 +89,9 @@ class Batch:
         return replace(self, inputs={**self.inputs, **inputs})
 
     def real(self, name: str, value: Tensor, i: int) -> Tensor:
-        """Row `i` of the output `name`, at real places only."""
+        """Row `i` of the output `name`, at real places only; an auxiliary loss has no rows."""
+        if name.startswith("aux."):
+            return value
         keep = self.source if name == "memory" else self.keep
         return value[i] if keep is None or value.ndim < 3 else value[i][keep[i]]
 

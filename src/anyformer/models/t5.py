@@ -1,10 +1,8 @@
 """T5 (Raffel et al., 2019; arXiv:1910.10683), v1.0 and v1.1. An encoder-decoder.
 
-Differs from the 2017 Transformer by: RMSNorm before the branches, no biases, no positions in the stream but one
-learned bias
-on the scores for each stack, scores that are not divided by sqrt(K). v1.1: a gated GELU instead of ReLU, and logits
-that are
-not scaled.
+Differs from the 2017 Transformer by: RMSNorm before the branches, no biases, no positions in the stream but one learned
+bias on the scores for each stack, scores that are not divided by sqrt(K). v1.1: a gated GELU instead of ReLU, and
+logits that are not scaled.
 
 ```
 source ── token ──┬─ RMSNorm ─ attention + bias ─(+)─┬─ RMSNorm ─ MLP ─(+)── … x depth ── RMSNorm ── memory
@@ -64,16 +62,7 @@ PARAMETERS = {
 }  # fmt: skip
 CASES = {
     "1.1": {"act": "gelu_tanh", "gated": True, "scaled": False},
-    "odd": {
-        "dim": 30,
-        "heads": 3,
-        "head_dim": 8,
-        "act": "silu",
-        "gated": True,
-        "vocab": 101,
-        "buckets": 32,
-        "far": 128,
-    },
+    "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "gated": True, "vocab": 101, "buckets": 32, "far": 99},
 }
 
 
@@ -133,9 +122,7 @@ def _put_ffn(c: T5) -> dict[str, Any]:
 
 
 def _get_head(config: Mapping[str, Any]) -> dict[str, Any]:
-    tied = config.get(
-        "tie_word_embeddings", True
-    )  # files before transformers 5 meant v1.1, which does not scale, by False
+    tied = config.get("tie_word_embeddings", True)  # before transformers 5 False meant v1.1, which does not scale
     return {"tied": tied, "scaled": config.get("scale_decoder_outputs", tied)}
 
 
