@@ -73,6 +73,13 @@ def another_parameter(patch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------- numbers
 
 
+@fault("files say every case", on="gpt")
+def unmapped_hyperparameter(patch: pytest.MonkeyPatch) -> None:
+    page = af.page("gpt").module
+    hub = dataclasses.replace(page.HUBS[0], config=tuple(e for e in page.HUBS[0].config if "act" not in e.fields))
+    patch.setattr(page, "HUBS", (hub,))
+
+
 @fault("parity", "parity of random hyperparameters", on="gpt/tiny")
 def another_eps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(

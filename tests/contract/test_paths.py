@@ -24,7 +24,7 @@ def listing(page: str) -> str:
 @pytest.mark.parametrize("page", af.names())
 def test_paths_are_what_they_were(page: str) -> None:
     file = FOLDER / f"{page}.txt"
-    assert file.exists(), f"no {file.name} yet: `python tests/contract/test_paths.py` writes it"
+    assert file.exists(), f"no {file.name} yet: `python {Path(*Path(__file__).parts[-3:])}` writes it"
     assert listing(page).splitlines() == file.read_text().splitlines()
 
 

@@ -77,7 +77,7 @@ def every_hyperparameter_changes_the_recipe(name: str) -> float:
         others = dict.fromkeys([*values, *(o for v in values for o in alternatives(field.name, v, str(field.type)))])
         if not any(changes(page, config, field.name, other) for config in drawn for other in others):
             idle.append(field.name)
-    expect(not idle, f"no value of {idle} changes the recipe")
+    expect(not idle, f"no value of {idle} changes the recipe: drop it, or add a case to CASES in which it does")
     return 0.0
 
 
@@ -121,7 +121,7 @@ def every_option_has_an_effect(name: str) -> float:
     if idle:  # what shows only beside another option: `Logits.vocab` where the head is not tied
         elsewhere = effects([*(s for s in drawn if s.light), *compositions()])
         idle = {key for key in idle if not elsewhere.get(key)}
-    expect(not idle, f"no other value of {sorted(idle)} has any effect")
+    expect(not idle, f"no other value of {sorted(idle)} has any effect in any case: drop the option, or add a case to CASES that uses it")
     return 0.0
 
 

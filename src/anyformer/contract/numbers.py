@@ -26,7 +26,7 @@ from anyformer.contract.oracle import (
     trace,
 )
 from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agree
-from anyformer.contract.subjects import Subject, hubs, subjects
+from anyformer.contract.subjects import Subject, hubs, of_page, subjects, unsaid
 from anyformer.core import pages
 from anyformer.hub import load, save
 from anyformer.hub.config import ACTS
@@ -51,6 +51,20 @@ def compare(side: Oracle, batch: Batch, what: str) -> float:
             found, wanted = batch.real(over(name), ours[pairs[name]], i), batch.real(over(name), expected, i)
             worst = max(worst, close(found, wanted, f"{what}: {name}, row {i}"))
     return worst
+
+
+@check(1, "page")
+def files_say_every_case(name: str) -> float:
+    """Every hyperparameter is in the table of a map, and every case can be written: what no file says, nobody compares."""
+    page, drawn = pages.page(name), [s for s in subjects(name) if not s.light]
+    said = {f for hub in of_page(drawn[0]) for lens in hub.config for f in lens.fields}
+    said |= {f for hub in of_page(drawn[0]) for fixed in hub.architectures.values() for f in fixed}
+    unmapped = [f.name for f in dataclasses.fields(page.config) if f.name not in said]
+    expect(not unmapped, f"{unmapped}: in no table of HUBS; no file can say another value, so add them to `config=`")
+    for subject in drawn:
+        why = "; ".join(f"{hub}: {reason}" for hub, reason in unsaid(subject).items())
+        expect(bool(hubs(subject)), f"{subject} cannot be compared with an oracle, no file can say it: {why}")
+    return 0.0
 
 
 @check(1, "files", light=True, checkpoint=True)

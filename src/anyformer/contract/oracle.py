@@ -189,8 +189,12 @@ def build(subject: Subject, hub: Hub) -> Any:
 
     said = words(subject, hub)
     assert said is not None
-    config = transformers.AutoConfig.for_model(hub.name, **said[1])
-    return reference(getattr(transformers, said[0])._from_config(config)).eval()
+    try:
+        config = transformers.AutoConfig.for_model(hub.name, **said[1])
+        return reference(getattr(transformers, said[0])._from_config(config)).eval()
+    except TypeError as error:  # most often a null where their class computes with the value
+        nulls = [k for k, v in said[1].items() if v is None]
+        raise Failed(f"transformers cannot build the config that the map writes ({error}); null in it: {nulls}") from error
 
 
 def accepts(subject: Subject, hub: Hub) -> bool:

@@ -157,21 +157,32 @@ def checkpoint(path: str) -> Subject:
 
 def hubs(subject: Subject) -> list[Hub]:
     """The Hugging Face maps of its page that can say its hyperparameters."""
-    if subject.page is None:
-        return []
-    found = []
-    for hub in pages.page(subject.page).module.HUBS:
-        if hub.format == "hf" and words(subject, hub) is not None:
-            found.append(hub)
-    return found
+    return [hub for hub in of_page(subject) if isinstance(_said(subject, hub), tuple)]
+
+
+def of_page(subject: Subject) -> list[Hub]:
+    """The Hugging Face maps of its page."""
+    return [] if subject.page is None else [h for h in pages.page(subject.page).module.HUBS if h.format == "hf"]
 
 
 def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:
     """The architecture's name and the config file that say this subject, or None if these files cannot."""
+    said = _said(subject, hub)
+    return None if isinstance(said, str) else said
+
+
+def unsaid(subject: Subject) -> dict[str, str]:
+    """The Hugging Face maps of its page that cannot say its hyperparameters, and why."""
+    said = {hub.name: _said(subject, hub) for hub in of_page(subject)}
+    return {name: why for name, why in said.items() if isinstance(why, str)}
+
+
+def _said(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | str:
+    """As `words`, or the reason why these files cannot say it."""
     for architecture, fixed in hub.architectures.items():
         if all(getattr(subject.config, k) == v for k, v in fixed.items()):
             try:
                 return architecture, tables.write(hub.config, subject.config, fixed, {})
-            except ValueError:
-                return None
-    return None
+            except ValueError as error:
+                return str(error)
+    return f"none of its architectures ({', '.join(hub.architectures)}) goes with these hyperparameters"

@@ -170,6 +170,9 @@ def read(
     if unknown := [k for k in config if k not in seen]:
         names = ", ".join(f"{k}={config[k]!r}" for k in unknown)
         raise ValueError(f"config keys that nobody reads: {names}{nearest(unknown[0], sorted(seen))}")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if strange := sorted(found.keys() - fields):
+        raise ValueError(f"the map sets {strange}, which {cls.__name__} does not have; it has {sorted(fields)}")
     return cls(**{k: found[v.name] if isinstance(v, Same) else v for k, v in found.items()}), lines
 
 

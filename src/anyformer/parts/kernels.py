@@ -130,7 +130,7 @@ def _chunked(
 def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False)  # open shapes: its CPU code does not compile
 
 
 def _flex(

@@ -59,7 +59,7 @@ def train(
     batch: int = 8,
     context: int | None = None,
     accumulate: int = 1,
-    lr: float = 3e-3,
+    lr: float = 1.5e-3,
     warmup: int = 100,
     final_lr: float = 0.1,
     weight_decay: float = 0.1,
