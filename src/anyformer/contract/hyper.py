@@ -121,7 +121,7 @@ def every_option_has_an_effect(name: str) -> float:
     if idle:  # what shows only beside another option: `Logits.vocab` where the head is not tied
         elsewhere = effects([*(s for s in drawn if s.light), *compositions()])
         idle = {key for key in idle if not elsewhere.get(key)}
-    expect(not idle, f"no other value of {sorted(idle)} has any effect in any case: drop the option, or add a case to CASES that uses it")
+    expect(not idle, f"no other value of {sorted(idle)} has any effect: drop it, or add a case to CASES that uses it")
     return 0.0
 
 

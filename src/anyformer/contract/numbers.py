@@ -55,7 +55,7 @@ def compare(side: Oracle, batch: Batch, what: str) -> float:
 
 @check(1, "page")
 def files_say_every_case(name: str) -> float:
-    """Every hyperparameter is in the table of a map, and every case can be written: what no file says, nobody compares."""
+    """Every hyperparameter is in a map and every case can be written: what no file says, nobody compares."""
     page, drawn = pages.page(name), [s for s in subjects(name) if not s.light]
     said = {f for hub in of_page(drawn[0]) for lens in hub.config for f in lens.fields}
     said |= {f for hub in of_page(drawn[0]) for fixed in hub.architectures.values() for f in fixed}

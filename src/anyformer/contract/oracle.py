@@ -194,7 +194,7 @@ def build(subject: Subject, hub: Hub) -> Any:
         return reference(getattr(transformers, said[0])._from_config(config)).eval()
     except TypeError as error:  # most often a null where their class computes with the value
         nulls = [k for k, v in said[1].items() if v is None]
-        raise Failed(f"transformers cannot build the config that the map writes ({error}); null in it: {nulls}") from error
+        raise Failed(f"transformers refuses the config that the map writes ({error}); null in it: {nulls}") from error
 
 
 def accepts(subject: Subject, hub: Hub) -> bool:
