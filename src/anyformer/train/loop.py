@@ -29,6 +29,7 @@ from anyformer.train import checkpoint, optim
 from anyformer.train.log import Log, Watch
 from anyformer.train.objectives import counted, with_auxiliary
 from anyformer.train.schedule import warmup_cosine
+from anyformer.train.world import World
 
 Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
 Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a number; lower is better
@@ -137,13 +138,16 @@ class Loop:
         measure: Measure | None,
         facts: dict[str, Any],
         watch: Watch,
+        world: World | None = None,
     ):
         self.model, self.objective, self.settings, self.folder, self.measure = model, objective, settings, run, measure
+        self.world = world or World()
         self.batches: Batches = batches if callable(batches) else Numbered(batches)
         self.facts, self.watch = json.loads(json.dumps(facts)), watch
         for p in model.parameters():
             if p.data_ptr() % 64:  # a view into a file; sums over unaligned memory may round differently
                 p.data = p.data.clone()
+        self.forward = self.world.prepare(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.optimizer = optim.adamw(model, settings.lr, settings.betas, settings.weight_decay)
@@ -162,7 +166,7 @@ class Loop:
         self.model.train()
         with Interrupts() as interrupts, self.log:
             while True:
-                last = self.step >= s.steps or interrupts.came
+                last = self.step >= s.steps or self.world.any(interrupts.came)
                 if last or any(_due(self.step, every) for every in (s.save_every, s.eval_every, s.log_every)):
                     self._report(rows, time.perf_counter() - began)
                     rows = []
@@ -180,27 +184,29 @@ class Loop:
     def advance(self) -> dict[str, Any]:
         """One step: gradients over `accumulate` batches, clipped; one update. Nothing here waits for a GPU."""
         s = self.settings
-        batches = [self.batches(self.step * s.accumulate + i) for i in range(s.accumulate)]
+        batches = [self.world.share(self.batches(self.step * s.accumulate + i)) for i in range(s.accumulate)]
         if self.step in (0, self.saved):
             for batch in batches:
                 _check(batch)
         counts = [int(counted(batch["labels"])) for batch in batches]
-        total, loss = max(1, sum(counts)), torch.zeros((), device=self.device)
-        for batch, count in zip(batches, counts, strict=True):
+        total = max(1, int(self.world.total(torch.tensor(sum(counts)))))
+        loss = torch.zeros((), device=self.device)
+        for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             labels = inputs.pop("labels")
-            output = self.model(**inputs)
-            part = with_auxiliary(self.objective(output, labels, total), output, count / total)
-            part.backward()
+            with self.world.exchanging(last=i == s.accumulate - 1):
+                output = self.forward(**inputs)
+                part = with_auxiliary(self.objective(output, labels, total), output, count / total)
+                self.world.backward(part)
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip, foreach=True)
+        loss, norm = self.world.total(loss), self.world.clip(self.parameters, s.clip)
         lr = warmup_cosine(self.step, s.steps, s.lr, s.warmup, s.final_lr * s.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": sum(counts)}
+        return {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": total}
 
     def _report(self, rows: list[dict[str, Any]], seconds: float) -> None:
         """Writes down the steps since the last report; here, and only here, a GPU is waited for."""
@@ -231,7 +237,8 @@ class Loop:
         self.watch.evaluated(self.step, self.held_out)
 
     def _save(self) -> None:
-        tensors = {f"optimizer.{k}": v for k, v in optim.moments(self.optimizer, self.model).items()}
+        moments = self.world.whole(optim.moments(self.optimizer, self.model))
+        tensors = {f"optimizer.{k}": v for k, v in moments.items()}
         tensors |= {f"random.{k}": v for k, v in checkpoint.random_states().items()}
         settings = dataclasses.asdict(self.settings)
         facts = {"settings": settings, "facts": self.facts, "best": self.best, "torch": torch.__version__}
