@@ -1,0 +1,140 @@
+"""Qwen2 and Qwen2.5 (Yang et al., 2024; arXiv:2407.10671). A pre-norm decoder.
+
+Differs from LLaMA by: q, k and v have biases (o has none); the upper layers may see a window only, the lower ones
+everything; the small sizes share the token table with the head.
+
+```
+                        q, k, v with bias; o without
+ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─ down(silu(gate) * up) ─(+)── … x depth ──┐
+               └──────────────────────────────────────┘   └──────────────────────────────┘    logits ── RMSNorm ┘
+
+layer 0 … window_from - 1   ■ ■ ■ ■ ■ ■    all that came before
+layer window_from …         · · · ■ ■ ■    the last `window` tokens, itself included
+```
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must
+from anyformer.hub.gguf_maps import decoder_config, decoder_rows
+from anyformer.hub.maps import Hub, row, under
+from anyformer.hub.rope import rope
+from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
+from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
+
+
+@dataclass(frozen=True)
+class Qwen2:
+    dim: int = 3584
+    depth: int = 28
+    heads: int = 28
+    kv_heads: int = 4
+    head_dim: int | None = None  # dim / heads
+    hidden: int = 18944
+    act: str = "silu"
+    vocab: int = 152064
+    context: int = 131072
+    eps: float = 1e-6
+    theta: float = 1000000.0
+    scaling: Scaling | None = None
+    window: int | None = None  # tokens that one sees, itself included, in the layers from `window_from` on
+    window_from: int = 28
+    tied: bool = False
+    attention_dropout: float = 0.0
+
+
+_tiny = Qwen2(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64, theta=10000.0, window_from=1)
+SIZES = {
+    "tiny": _tiny,
+    "mini": replace(_tiny, dim=192, depth=4, kv_heads=4, hidden=512, vocab=1024, context=256, window_from=2, tied=True),
+    "0.5b": Qwen2(dim=896, depth=24, heads=14, kv_heads=2, hidden=4864, vocab=151936, window_from=24, tied=True),
+    "1.5b": Qwen2(dim=1536, heads=12, kv_heads=2, hidden=8960, vocab=151936, tied=True),
+    "7b": Qwen2(),
+}
+PARAMETERS = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
+CASES = {
+    "tied": {"tied": True, "act": "gelu_tanh"},
+    "wide heads": {"dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101},
+    "upper layers see a window": {"depth": 3, "window": 7},
+    "every layer sees a window": {"window": 5, "window_from": 0},
+    "linear": {"scaling": Linear(4.0)},
+    "dynamic": {"scaling": Dynamic(2.0, 64)},
+    "yarn": {"scaling": YaRN(4.0, 16)},
+    "yarn, every parameter": {"head_dim": 16, "scaling": YaRN(4.0, 512, 16.0, 2.0, None, 0.7, 0.3, False)},
+}
+
+
+def qwen2(c: Qwen2) -> Recipe:
+    norm, window = RMSNorm.of(eps=c.eps), None if c.window is None else Window(c.window - 1)
+    mixer = Attention.of(
+        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=True, out_bias=False,
+        dropout=c.attention_dropout, positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+    )  # fmt: skip
+    wide = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm)
+    near = wide.but(mixer=mixer.but(mask=window))
+    blocks = [wide if i < c.window_from else near for i in range(c.depth)]
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    context = None if isinstance(c.scaling, Dynamic) else c.context  # dynamic scaling is made to go beyond
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=context)
+
+
+def _weights(c: Qwen2) -> list:
+    return [
+        row("model.embed_tokens", "embed.tokens"),
+        row("model.norm", "norm"),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+        under(
+            "model.layers.{i}", "blocks.{i}",
+            row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
+            under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
+            under("mlp", "ffn", row("gate_proj", "gate"), row("up_proj", "up"), row("down_proj", "down")),
+        ),
+    ]  # fmt: skip
+
+
+def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`layer_types` is optional; where it is there, it wins over `max_window_layers`, as it does in transformers."""
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
+    first = 28 if config.get("max_window_layers") is None else config["max_window_layers"]
+    near, wide = "sliding_attention", "full_attention"
+    depth, types = config["num_hidden_layers"], config.get("layer_types")
+
+    def kinds(first: int) -> list[str]:
+        return [wide if window is None or i < first else near for i in range(depth)]
+
+    if types is not None and types != kinds(first):
+        first = types.index(near) if isinstance(types, list) and near in types else depth
+        if types != kinds(first):
+            raise ValueError(
+                f"config key 'layer_types' is {types!r}; of {depth} layers this page can do {wide!r} in the lower ones "
+                f"and, where 'use_sliding_window' is true and there is a 'sliding_window', {near!r} in all above them"
+            )
+    return {"window": window, "window_from": first}
+
+
+_WINDOW = Lens(
+    ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), ("window", "window_from"),
+    _get_window, lambda c: {"use_sliding_window": c.window is not None, "sliding_window": c.window,
+                           "max_window_layers": c.window_from},
+)  # fmt: skip
+HUBS = (
+    Hub(
+        "qwen2",
+        architectures={"Qwen2ForCausalLM": {}},
+        weights=_weights,
+        config=(
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
+            *keys(num_key_value_heads="kv_heads", intermediate_size="hidden", max_position_embeddings="context"),
+            *keys(rms_norm_eps="eps"), key("hidden_act", "act", ACTS), rope(), _WINDOW,
+            Lens(("head_dim",), ("head_dim",), lambda c: {"head_dim": c.get("head_dim")},  # null is no value there
+                 lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim}),
+            key("tie_word_embeddings", "tied", default=False), must("use_mrope", False),
+            key("attention_dropout", "attention_dropout", default=0.0), NO_CLASSES, *COMMON,
+        ),
+    ),
+    Hub("qwen2", format="gguf", weights=lambda c: decoder_rows(), config=decoder_config("qwen2")),
+)  # fmt: skip
