@@ -29,7 +29,7 @@ class Mamba:
     expand: int = 2  # inner width / width
     state: int = 16
     rank: int | None = None  # dim / 16, rounded up
-    kernel: int = 4
+    conv_kernel: int = 4
     vocab: int = 50280
     eps: float = 1e-5
     bias: bool = False
@@ -55,15 +55,16 @@ PARAMETERS = {
 }
 CASES = {
     "untied": {"tied": False, "bias": True, "conv_bias": False},
-    "odd": {"dim": 30, "expand": 3, "state": 5, "rank": 7, "kernel": 3, "vocab": 101},
+    "odd": {"dim": 30, "expand": 3, "state": 5, "rank": 7, "conv_kernel": 3, "vocab": 101},
 }
 
 
 def mamba(c: Mamba) -> Recipe:
     norm = RMSNorm.of(eps=c.eps)
     mixer = Mixer.of(
-        hidden=c.expand * c.dim, state=c.state, rank=c.rank, kernel=c.kernel, bias=c.bias, conv_bias=c.conv_bias
-    )
+        hidden=c.expand * c.dim, state=c.state, rank=c.rank, conv_kernel=c.conv_kernel, bias=c.bias,
+        conv_bias=c.conv_bias,
+    )  # fmt: skip
     head = Logits.of(vocab=c.vocab, tied=c.tied)
     return CausalLM.of(
         c.dim, Tokens.of(vocab=c.vocab), [Block.of(mixer=mixer, norm=norm)] * c.depth, norm=norm, head=head
@@ -107,7 +108,7 @@ HUBS = (
         architectures={"MambaForCausalLM": {}},
         weights=_weights,
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", state_size="state", conv_kernel="kernel"),
+            *keys(hidden_size="dim", num_hidden_layers="depth", state_size="state", conv_kernel="conv_kernel"),
             *keys(vocab_size="vocab", layer_norm_epsilon="eps", use_bias="bias", use_conv_bias="conv_bias"),
             key("tie_word_embeddings", "tied", default=True), must("hidden_act", "silu"),
             Lens(("expand", "intermediate_size"), ("expand",), _inner,

@@ -32,7 +32,7 @@ class Mamba(Mixer):
         hidden: E; 2 x width by default.
         state: N.
         rank: R; width / 16, rounded up, by default.
-        kernel: W, tokens that the convolution sees.
+        conv_kernel: W, tokens that the convolution sees.
         bias: of `into` and `out`. `conv_bias`: of the convolution.
         chunk: tokens that are scanned one after the other; the number does not change the result.
 
@@ -45,7 +45,7 @@ class Mamba(Mixer):
         hidden: int | None = None,
         state: int = 16,
         rank: int | None = None,
-        kernel: int = 4,
+        conv_kernel: int = 4,
         bias: bool = False,
         conv_bias: bool = True,
         chunk: int = CHUNK,
@@ -53,11 +53,13 @@ class Mamba(Mixer):
         super().__init__()
         self.hidden = 2 * dim if hidden is None else hidden
         self.rank = math.ceil(dim / 16) if rank is None else rank
-        if min(self.rank, kernel, chunk) < 1:
-            raise ValueError(f"Mamba: rank, kernel and chunk are at least 1; got {self.rank}, {kernel} and {chunk}")
-        self.state, self.kernel, self.chunk = state, kernel, chunk
+        if min(self.rank, conv_kernel, chunk) < 1:
+            raise ValueError(
+                f"Mamba: rank, conv_kernel and chunk are at least 1; got {self.rank}, {conv_kernel} and {chunk}"
+            )
+        self.state, self.conv_kernel, self.chunk = state, conv_kernel, chunk
         self.into, self.out = nn.Linear(dim, 2 * self.hidden, bias), nn.Linear(self.hidden, dim, bias)
-        self.conv = nn.Conv1d(self.hidden, self.hidden, kernel, groups=self.hidden, bias=conv_bias)
+        self.conv = nn.Conv1d(self.hidden, self.hidden, conv_kernel, groups=self.hidden, bias=conv_bias)
         self.select = nn.Linear(self.hidden, self.rank + 2 * state, bias=False)
         self.step = nn.Linear(self.rank, self.hidden)
         self.A_log, self.skip = nn.Parameter(torch.empty(self.hidden, state)), nn.Parameter(torch.empty(self.hidden))
@@ -77,7 +79,7 @@ class Mamba(Mixer):
         slot, keep = flow.slot(self), flow.keep_now(x.shape[1])
         u, gate = self.into(x).chunk(2, -1)  # (B, T, E) each
         u = u if keep is None else u * keep[..., None]  # padding adds nothing to the state
-        past = u.new_zeros(u.shape[0], self.kernel - 1, self.hidden) if slot is None else slot.inputs
+        past = u.new_zeros(u.shape[0], self.conv_kernel - 1, self.hidden) if slot is None else slot.inputs
         inputs = torch.cat((past, u), 1)  # (B, W - 1 + T, E)
         u = F.silu(self.conv(inputs.mT).mT)  # (B, T, E)
         u = u if keep is None else u * keep[..., None]
@@ -88,12 +90,12 @@ class Mamba(Mixer):
         A = -self.A_log.to(wide).exp()  # (E, N)
         y, h = scan(u.to(wide), step.to(wide), A, B.to(wide), C.to(wide), h, self.chunk)  # (B, T, E), (B, E, N)
         if slot is not None:
-            slot.put(inputs[:, -(self.kernel - 1) :] if self.kernel > 1 else past, h, x.shape[1])
+            slot.put(inputs[:, -(self.conv_kernel - 1) :] if self.conv_kernel > 1 else past, h, x.shape[1])
         return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)
-        inputs = like.new_zeros(batch, self.kernel - 1, self.hidden)
+        inputs = like.new_zeros(batch, self.conv_kernel - 1, self.hidden)
         h = like.new_zeros(batch, self.hidden, self.state, dtype=wide)
         return Recurrent(inputs, h)
 
