@@ -24,6 +24,7 @@ from anyformer.parts import Attention
 from anyformer.parts import kernels as kernel_module
 from anyformer.parts.kernels import attend
 from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, View, Window
+from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 
 
 def attends(subject: Subject) -> str | None:
@@ -52,7 +53,7 @@ def kernels_agree_in_the_model(subject: Subject) -> float:
     plain = like(subject, Attention, kernel="reference")
     expected, slopes = run(plain, batch), gradients(plain, batch)
     expect(all(g.isfinite().all() for g in slopes.values()), "a gradient is not finite")
-    for kernel in ("sdpa", "chunked") if subject.path else ("auto", "sdpa", "chunked"):
+    for kernel in ("sdpa", "chunked") if subject.path else ("auto", "sdpa", "chunked", "blockwise"):
         other = like(subject, Attention, kernel=kernel)
         scale = max(1.0, *(float(v.abs().max()) for v in expected.values()))
         worst = max(worst, same(run(other, batch), expected, kernel, atol=ATOL * scale))
@@ -101,7 +102,7 @@ def kernels_agree(rng: random.Random) -> float:
     case = Case(rng)
     expected, slopes = case.definition()
     worst = 0.0
-    for kernel in ("auto", "reference", "sdpa", "chunked"):
+    for kernel in ("auto", "reference", "sdpa", "chunked", "blockwise"):
         found, gradient = case.by(kernel)
         what = f"{kernel} over {case.view.mask}"
         worst = max(worst, close(found, expected, what), slopes_agree(gradient, slopes, what))
@@ -202,8 +203,14 @@ class Case:
 def expression(rng: random.Random, depth: int) -> Mask:
     """A random mask."""
     kind = rng.randrange(6 if depth else 3)
-    if kind < 3:
-        return (Full(), Causal(), Window(rng.choice((0, 1, 5, 40)), rng.choice((0, 0, 2))))[kind]
+    if kind == 0:
+        return rng.choice((Full(), Causal()))
+    if kind == 1:
+        return Window(rng.choice((0, 1, 5, 40)), rng.choice((0, 0, 2)))
+    if kind == 2:
+        size, count = rng.choice((1, 3, 8)), rng.choice((1, 2))
+        sparse = (Dilated(size, count, rng.choice((0, 2))), Strided(size), Global(size), Prefix(size))
+        return rng.choice((*sparse, BlockWindow(size, count, 0), Random(size, count, rng.randrange(3))))
     if kind == 3:
         return ~expression(rng, depth - 1)
     a, b = expression(rng, depth - 1), expression(rng, depth - 1)
@@ -219,6 +226,19 @@ def sees(mask: Mask, query: int, key: int) -> bool:
             return key <= query
         case Window(left, right):
             return -left <= key - query <= right
+        case Dilated(step, left, right):
+            return (key - query) % step == 0 and -left <= (key - query) // step <= right
+        case Strided(stride):
+            return (key - query) % stride == 0
+        case Global(tokens):
+            return min(query, key) < tokens
+        case Prefix(tokens):
+            return key < tokens
+        case BlockWindow(size, left, right):
+            return -left <= key // size - query // size <= right
+        case Random(size, count, seed):
+            earlier, later = sorted((query // size, key // size))
+            return earlier != later and earlier in draws(later, count, seed)
         case And(a, b):
             return sees(a, query, key) and sees(b, query, key)
         case Or(a, b):
@@ -226,6 +246,12 @@ def sees(mask: Mask, query: int, key: int) -> bool:
         case Not(a):
             return not sees(a, query, key)
     raise NotImplementedError(f"the contract has no definition of {type(mask).__name__}")
+
+
+def draws(block: int, count: int, seed: int) -> list[int]:
+    """The earlier blocks that a block of `Random` draws: the first of a permutation that depends on seed and block."""
+    noise = torch.Generator().manual_seed(hash((seed, block)) % (1 << 63))
+    return torch.randperm(block, generator=noise)[:count].tolist()
 
 
 @check(9, "parts", examples=60)
@@ -239,10 +265,17 @@ def masks_know_their_reach(rng: random.Random) -> float:
     left, right = mask.reach()
     for i, j in pairs.nonzero().tolist():
         expect(-left <= key + j - query - i <= right, f"{mask} reaches further than {mask.reach()}")
+    expect(not view.nothing() or not bool(pairs.any()), f"{mask} shows something, but says that it does not")
+    expect(abs(mask.kept(T, S) - true_share(mask, T, S)) < 1e-9, f"{mask} does not know its cost")
     expect(not view.everything() or bool(pairs.all()), f"{mask} does not show everything, but says so")
     triangle = torch.ones(T, S, dtype=torch.bool).tril()
     expect(not view.plainly_causal() or torch.equal(pairs, triangle), f"{mask} is not plainly causal, but says so")
     return 0.0
+
+
+def true_share(mask: Mask, queries: int, keys: int) -> float:
+    """The share of pairs that may be seen."""
+    return sum(sees(mask, i, j) for i in range(queries) for j in range(keys)) / (queries * keys)
 
 
 @check(9, "model", examples=2, needs=lambda s: decodes(s) or attends(s), checkpoint=False)
@@ -252,7 +285,7 @@ def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
     name = "decoder_input_ids" if subject.has_source else "input_ids"
     plain = like(subject, Attention, kernel="reference")
     expected, worst = run(plain, batch)["logits"], 0.0
-    for kernel in ("auto", "reference", "sdpa", "chunked"):
+    for kernel in ("auto", "reference", "sdpa", "chunked", "blockwise"):
         model = like(subject, Attention, kernel=kernel)
         state, ids = model.start(2), batch.inputs[name]
         for t in range(ids.shape[1]):

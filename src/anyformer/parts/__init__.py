@@ -7,10 +7,12 @@ from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
 from anyformer.parts.masks import Causal, Full, Window
 from anyformer.parts.norms import LayerNorm, RMSNorm
+from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.positions import RelativeBias, Rotary
 from anyformer.parts.ssm import Mamba
 
 __all__ = [
-    "MLP", "Attention", "Block", "Causal", "Classifier", "First", "Full", "GatedMLP", "LayerNorm", "Learned", "Logits",
-    "Mamba", "MaskedLM", "Patches", "Pooler", "RMSNorm", "RelativeBias", "Rotary", "Tokens", "Window",
+    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Dilated", "First", "Full", "GatedMLP",
+    "Global", "LayerNorm", "Learned", "Logits", "Mamba", "MaskedLM", "Patches", "Pooler", "Prefix", "RMSNorm", "Random",
+    "RelativeBias", "Rotary", "Strided", "Tokens", "Window",
 ]  # fmt: skip

@@ -2,8 +2,10 @@
 
 The rule of "auto", from the top:
   1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
-  2. otherwise: "sdpa", PyTorch's fused attention
-"reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only).
+  2. a mask that fused attention does not know would be a tensor of more than 2^27 pairs: "blockwise"
+  3. otherwise: "sdpa", PyTorch's fused attention
+"reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
+"blockwise" keeps memory linear in the length on any device, and is written to be read (`parts/blockwise.py`).
 
 B batch, H heads, G key/value heads, T queries, S keys, K head width.
 """
@@ -19,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.part import check_option
+from anyformer.parts.blockwise import blockwise
 from anyformer.parts.masks import CHUNK, View
 
-KERNELS = ("auto", "reference", "sdpa", "chunked", "flex")
+KERNELS = ("auto", "reference", "sdpa", "chunked", "blockwise", "flex")
 
 
 def attend(
@@ -50,9 +53,14 @@ def attend(
     """
     check_option("attend", "kernel", kernel, KERNELS)
     if kernel == "auto":
-        kernel = "chunked" if view.local() else "sdpa"
+        known = view.everything() or (view.plainly_causal() and bias is None)
+        kernel = "chunked" if view.local() else "blockwise" if view.heavy() and not known and not dropout else "sdpa"
     if kernel == "chunked":
         return _chunked(q, k, v, view, bias, scale, dropout)
+    if kernel == "blockwise":
+        if dropout:
+            raise ValueError('kernel "blockwise" has no dropout of weights; use "sdpa"')
+        return blockwise(q, k, v, view, bias, scale)
     causal = kernel == "sdpa" and bias is None and view.plainly_causal()
     if causal or view.everything():
         mask = None

@@ -17,6 +17,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.recipe import Value
 
 CHUNK = 128  # queries that local attention takes at a time
+PAIRS = 1 << 27  # pairs of a mask that is still made as a tensor: 128 MB
 FAR = 1 << 62  # 'any distance'
 
 
@@ -32,6 +33,22 @@ class Mask(Value):
     def reach(self) -> tuple[int, int]:
         """The largest distance at which a key may be seen to the left and to the right; `FAR` where there is no
         limit."""
+
+    def misses(self, queries: range, keys: range) -> bool:
+        """Is it sure, without looking at the pairs, that none of these queries sees any of these keys?"""
+        left, right = self.reach()
+        return keys[-1] < queries[0] - left or keys[0] > queries[-1] + right
+
+    def kept(self, queries: int, keys: int | None = None) -> float:
+        """The share of all pairs that may be seen: what exact attention under this mask costs, full attention = 1."""
+        keys = queries if keys is None else keys
+        rows = (View(self, start, min(CHUNK, queries - start), 0, keys) for start in range(0, queries, CHUNK))
+        return sum(int(view.tensor().sum()) for view in rows) / (queries * keys)
+
+    def show(self, size: int = 12) -> str:
+        """A drawing of the first `size` queries (rows) and keys: ■ may be seen, · may not."""
+        seen = View(self, 0, size, 0, size).tensor()[0, 0].tolist()
+        return "\n".join(" ".join("■" if pair else "·" for pair in row) for row in seen)
 
     def __and__(self, other: Mask) -> Mask:
         return And(self, other)
@@ -102,6 +119,9 @@ class And(Mask):
         (al, ar), (bl, br) = self.a.reach(), self.b.reach()
         return min(al, bl), min(ar, br)
 
+    def misses(self, queries: range, keys: range) -> bool:
+        return self.a.misses(queries, keys) or self.b.misses(queries, keys)
+
     def __repr__(self) -> str:
         return f"({self.a!r} & {self.b!r})"
 
@@ -119,6 +139,9 @@ class Or(Mask):
     def reach(self) -> tuple[int, int]:
         (al, ar), (bl, br) = self.a.reach(), self.b.reach()
         return max(al, bl), max(ar, br)
+
+    def misses(self, queries: range, keys: range) -> bool:
+        return self.a.misses(queries, keys) and self.b.misses(queries, keys)
 
     def __repr__(self) -> str:
         return f"({self.a!r} | {self.b!r})"
@@ -161,6 +184,16 @@ class View:
         keep = None if self.keep is None else self.keep[:, low:high]
         return View(self.mask, self.query + start, stop - start, self.key + low, max(0, high - low), keep, self.device)
 
+    def columns(self, start: int, stop: int) -> View:
+        """The same for the keys start … stop only."""
+        keep = None if self.keep is None else self.keep[:, start:stop]
+        return View(self.mask, self.query, self.count, self.key + start, stop - start, keep, self.device)
+
+    def nothing(self) -> bool:
+        """Is it sure that nobody sees anything?"""
+        queries, keys = range(self.query, self.query + self.count), range(self.key, self.key + self.keys)
+        return not queries or not keys or self.mask.misses(queries, keys)
+
     def open(self) -> bool:
         """Is the length a symbol (`torch.export`)? Then no branch may depend on it."""
         return isinstance(self.keys, torch.SymInt)
@@ -187,6 +220,10 @@ class View:
         left, right = self.mask.reach()
         return self.count > CHUNK and 2 * (left + right + CHUNK) < self.keys
 
+    def heavy(self) -> bool:
+        """Are there so many pairs that not even a mask of them should be made?"""
+        return not self.open() and self.count * self.keys > PAIRS
+
     def tensor(self) -> Tensor:
         """The mask as booleans, (1 or B, 1, T, S), True = may be seen."""
         query = torch.arange(self.query, self.query + self.count, device=self.device)[:, None]  # (T, 1)
@@ -210,5 +247,5 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
 
 def resolved(seen: View) -> tuple[View, Tensor | None]:
     """A view and its tensor, or None where fused kernels need no tensor."""
-    plain = seen.everything() or seen.plainly_causal() or seen.local()
+    plain = seen.everything() or seen.plainly_causal() or seen.local() or seen.heavy()
     return seen, None if plain else seen.tensor()
