@@ -295,3 +295,17 @@ def any_part_will_do(patch: pytest.MonkeyPatch) -> None:
         "find_part",
         lambda plain, name: plain("Encoder" if name == "os.system" else name),
     )
+
+
+# ---------------------------------------------------------------------------------------------- packing
+
+
+@fault("packed is separate", "no gradient between documents", on="gpt/tiny")
+def documents_are_seen(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: dataclasses.replace(plain(*args), documents=None)  # noqa: E731
+    around(patch, module("anyformer.parts.attention"), "view", change)
+
+
+@fault("documents are kept apart or refused", on="bert/tag")
+def documents_in_pieces(patch: pytest.MonkeyPatch) -> None:
+    around(patch, module("anyformer.core.skeletons"), "places", lambda plain, ids: plain(ids.sort(1).values))

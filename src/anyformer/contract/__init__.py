@@ -9,6 +9,7 @@ form.py          a page is short and explains itself            numbers.py      
 ledger.py        3: nothing is dropped or made up               hyper.py         4, 5: every option counts; known sizes
 behaviour.py     6-8: padding, causality, decoding              kernels.py       9: every way to compute
 limits.py        10: what is known exactly                      training.py      11, 12: it trains, it describes itself
+packing.py       6, 7: several documents in one row
 features.py      13, 16: LoRA, int8, export; 0 is 0             doors.py         14: files that were tampered with
 """
 
@@ -22,6 +23,7 @@ from anyformer.contract import (  # noqa: F401  (each module enters its checks)
     ledger,
     limits,
     numbers,
+    packing,
     training,
 )
 from anyformer.contract.check import CHECKS, Check, cases

@@ -13,6 +13,7 @@ from anyformer.contract.check import check
 from anyformer.contract.kernels import attends, changed, like
 from anyformer.contract.probe import close, draw, expect, run, same, slopes_agree
 from anyformer.contract.subjects import Subject
+from anyformer.core.flow import Flow
 from anyformer.hub.maps import RotaryOrder
 from anyformer.parts import Attention, Learned, Mamba, Rotary
 from anyformer.parts.masks import Window
@@ -97,8 +98,8 @@ def stretches_of_one_change_nothing() -> float:
     missing = {k.__name__ for k in Scaling.__subclasses__()} - {type(s).__name__ for s in neutral}
     expect(not missing, f"the contract has no neutral {missing}")
     places = torch.arange(40)
-    expected = Rotary(8).tables(places, torch.float32)
-    found = [(s, Rotary(8, scaling=s).tables(places, torch.float32)) for s in neutral]
+    expected = Rotary(8).tables(Flow(places), torch.float32)
+    found = [(s, Rotary(8, scaling=s).tables(Flow(places), torch.float32)) for s in neutral]
     return max(close(a, b, f"{s}") for s, pair in found for a, b in zip(pair, expected, strict=True))
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from anyformer.core.documents import lengths
 from anyformer.core.part import Mixer
 
 V = TypeVar("V")
@@ -125,6 +126,7 @@ class Flow:
     first: int = 0  # index of the first query among all tokens seen; 0 without state
     causal: bool = False
     keep: Tensor | None = None  # (B, S) over all tokens seen, True = real
+    documents: Tensor | None = None  # (B, T) of which document each token is, where several share a row; -1 = padding
     memory: Tensor | None = None  # (B, S', D) for cross-attention
     memory_keep: Tensor | None = None  # (B, S')
     types: Tensor | None = None  # (B, T) segment of each token
@@ -141,6 +143,12 @@ class Flow:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def length(self) -> Tensor:
+        """The number of places that a text takes: (1,), a row each (B, 1), or with documents a token each (B, T, 1)."""
+        if self.documents is None:
+            return self.positions.amax(-1, keepdim=True) + 1
+        return lengths(self.positions)[..., None]
 
     def slot(self, mixer: nn.Module) -> Any:
         """The decoding state of that mixer, or None."""

@@ -50,7 +50,13 @@ class Part(nn.Module):
 
 
 class Mixer(Part):
-    """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`."""
+    """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`.
+
+    Attributes:
+        packs: does it keep packed documents (`flow.documents`) apart? One that does not say so is refused them.
+    """
+
+    packs: ClassVar[bool] = False
 
     def start(self, batch: int, length: int, like: Tensor) -> Slot:
         """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anyformer.core.documents import check_packed, places
 from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
@@ -101,7 +102,13 @@ class Skeleton:
     context: int | None = None
 
     def begin(
-        self, embed: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor | None, state: State | None
+        self,
+        embed: Any,
+        inputs: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        state: State | None,
+        documents: Tensor | None = None,
     ) -> Flow:
         """The flow of one pass over `inputs`: checks the length, joins the padding, places the tokens."""
         batch, count = inputs.shape[0], embed.length(inputs)
@@ -111,6 +118,11 @@ class Skeleton:
                 f"{first + count} tokens do not fit the context of {self.context}; give fewer tokens, "
                 f"or build with a longer one: recipe.but(context={first + count})"
             )
+        if documents is not None:
+            assert isinstance(self, nn.Module)
+            check_packed(self, documents, inputs, mask, positions, state)
+            apart, keep = places(documents), documents >= 0
+            return Flow(apart, keep=keep, documents=documents, taps=self.taps, unembed=embed.unembed)
         keep = None if mask is None else mask.bool()
         if keep is not None and keep.shape not in ((batch, count), (batch, first + count)):
             raise ValueError(
@@ -198,6 +210,7 @@ class CausalLM(Skeleton, Blocks):
         position_ids: Tensor | None = None,
         state: State | None = None,
         last: bool = False,
+        document_ids: Tensor | None = None,
     ) -> Output:
         """Token ids (B, T) to an Output with logits (B, T, V).
 
@@ -206,8 +219,10 @@ class CausalLM(Skeleton, Blocks):
             position_ids: (T,) or (B, T); by default tokens are counted without the padding.
             state: from `start`; this call continues where the last one ended.
             last: logits of the last place only, (B, 1, V): what decoding needs of a long prompt.
+            document_ids: (B, T) where a row holds several texts: 0, 1, 2 … for each one's tokens, -1 at padding. No
+                text sees another one, and each begins at place 0. Instead of attention_mask.
         """
-        flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state)
+        flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state, document_ids)
         flow.causal = True
         x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
         return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux)
@@ -253,6 +268,7 @@ class Encoder(Skeleton, Blocks):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        document_ids: Tensor | None = None,
     ) -> Output:
         """Token ids (B, T) or pixels (B, C, height, width) to an Output.
 
@@ -260,11 +276,17 @@ class Encoder(Skeleton, Blocks):
             attention_mask: (B, T), 1 or True = a real token; padding may stand on either side.
             token_type_ids: (B, T) segments; all 0 by default.
             position_ids: (T,) or (B, T); by default tokens are counted without the padding.
+            document_ids: (B, T) as of `CausalLM`; for models that do not make one vector of a row.
         """
         inputs = pixel_values if self.takes == "pixel_values" else input_ids
         if inputs is None:
             raise ValueError(f"this model reads {self.takes}; call model({self.takes}=...)")
-        flow = self.begin(self.embed, inputs, attention_mask, position_ids, None)
+        if document_ids is not None and self.pool is not None:
+            raise ValueError(
+                f"{type(self.pool).__name__} makes one vector of a row, and with document_ids a row holds several "
+                "texts; build the model without pool, or give one text a row"
+            )
+        flow = self.begin(self.embed, inputs, attention_mask, position_ids, None, document_ids)
         flow.types = token_type_ids
         x = self.run(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
         flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)

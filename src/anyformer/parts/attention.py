@@ -41,6 +41,8 @@ class Attention(Mixer):
     Shape: (B, T, D) -> same.
     """
 
+    packs = True
+
     def __init__(
         self,
         dim: int,

@@ -166,7 +166,7 @@ class Not(Mask):
 @dataclass(frozen=True)
 class View:
     """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, and the padding
-    of those keys."""
+    and the documents of those keys."""
 
     mask: Mask
     query: int
@@ -175,6 +175,7 @@ class View:
     keys: int
     keep: Tensor | None = None  # (B, S) False = padding
     device: torch.device | None = None
+    documents: Tensor | None = None  # (B, S) of which document; the queries are among the keys
 
     def rows(self, start: int, stop: int) -> View:
         """The same for the queries start … stop and only the keys that they can reach."""
@@ -182,7 +183,9 @@ class View:
         low = max(0, self.query + start - left - self.key)
         high = min(self.keys, self.query + stop + right - self.key)
         keep = None if self.keep is None else self.keep[:, low:high]
-        return View(self.mask, self.query + start, stop - start, self.key + low, max(0, high - low), keep, self.device)
+        documents = None if self.documents is None else self.documents[:, low:high]
+        count, keys = stop - start, max(0, high - low)
+        return View(self.mask, self.query + start, count, self.key + low, keys, keep, self.device, documents)
 
     def columns(self, start: int, stop: int) -> View:
         """The same for the keys start … stop only."""
@@ -229,6 +232,10 @@ class View:
         query = torch.arange(self.query, self.query + self.count, device=self.device)[:, None]  # (T, 1)
         key = torch.arange(self.key, self.key + self.keys, device=self.device)  # (S,)
         seen = self.mask.allowed(query, key)[None, None]  # (1, 1, T, S)
+        if self.documents is not None:
+            first = self.query - self.key
+            mine = self.documents[:, first : first + self.count]  # (B, T)
+            seen = seen & (mine[:, None, :, None] == self.documents[:, None, None, :])
         return seen if self.keep is None else seen & self.keep[:, None, None, :]
 
 
@@ -242,7 +249,7 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
         whole = Causal() & mask if flow.causal else mask
     end = flow.first + count
     keep = None if flow.keep is None else flow.keep[:, end - keys : end]
-    return View(whole, flow.first, count, end - keys, keys, keep, device)
+    return View(whole, flow.first, count, end - keys, keys, keep, device, flow.documents)
 
 
 def resolved(seen: View) -> tuple[View, Tensor | None]:

@@ -26,9 +26,9 @@ class Scaling(Value):
 
     @abstractmethod
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
-        """New frequencies, (K/2,) or a row each (B, K/2), and a factor on cos and sin.
+        """New frequencies, (K/2,), a row each (B, K/2) or a token each (B, T, K/2), and a factor on cos and sin.
 
-        `length` (1,) or (B, 1) is the number of places that each text takes.
+        `length` (1,), (B, 1) or (B, T, 1) is the number of places that each text takes.
         """
 
 
@@ -168,18 +168,20 @@ class Rotary(Part):
         if self.width % 2 or not self.width:
             raise ValueError(f"Rotary turns pairs: {self.width} of {dim} numbers a head cannot be paired")
 
-    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def tables(self, flow: Flow, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and signed sin of every place, each (T, 1, K) or (B, T, 1, K), computed in float32.
 
         The sign is that of the partner: (a, b) turns to (a cos - b sin, b cos + a sin).
         """
+        positions = flow.positions
         steps = torch.arange(0, self.width, 2, device=positions.device, dtype=torch.float32)
         frequencies, factor = 1.0 / self.theta ** (steps / self.width), 1.0  # (K/2,)
         if self.scaling is not None:
-            length = positions.amax(-1, keepdim=True) + 1  # (1,) or (B, 1)
-            frequencies, factor = self.scaling.scale(frequencies, self.theta, length)
+            frequencies, factor = self.scaling.scale(frequencies, self.theta, flow.length())
             if frequencies.ndim == 2:
-                frequencies = frequencies[:, None, None]  # (B, 1, 1, K/2)
+                frequencies = frequencies[:, None]  # (B, 1, K/2)
+            if frequencies.ndim == 3:
+                frequencies = frequencies[:, :, None]  # (B, 1 or T, 1, K/2)
         angles = positions[..., None, None].float() * frequencies  # (B, T, 1, K/2)
         cos, sin = angles.cos() * factor, angles.sin() * factor
         if self.pairs == "half":
@@ -189,7 +191,7 @@ class Rotary(Part):
         return cos.to(dtype), sin.to(dtype)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        cos, sin = flow.once(self._key, lambda: self.tables(flow.positions, x.dtype))
+        cos, sin = flow.once(self._key, lambda: self.tables(flow, x.dtype))
         turned = x if self.width == x.shape[-1] else x[..., : self.width]
         if self.pairs == "half":
             partner = turned.roll(self.width // 2, -1)

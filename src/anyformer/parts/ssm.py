@@ -39,6 +39,8 @@ class Mamba(Mixer):
     Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
     """
 
+    packs = True
+
     def __init__(
         self,
         dim: int,
@@ -81,17 +83,27 @@ class Mamba(Mixer):
         u = u if keep is None else u * keep[..., None]  # padding adds nothing to the state
         past = u.new_zeros(u.shape[0], self.conv_kernel - 1, self.hidden) if slot is None else slot.inputs
         inputs = torch.cat((past, u), 1)  # (B, W - 1 + T, E)
-        u = F.silu(self.conv(inputs.mT).mT)  # (B, T, E)
+        u = F.silu(self.conv(inputs.mT).mT if flow.documents is None else self._apart(inputs, flow))  # (B, T, E)
         u = u if keep is None else u * keep[..., None]
         step, B, C = self.select(u).split([self.rank, self.state, self.state], -1)  # (B, T, R), (B, T, N), (B, T, N)
         step = F.softplus(self.step(step))  # (B, T, E)
         wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the state would drift
         h = u.new_zeros(u.shape[0], self.hidden, self.state, dtype=wide) if slot is None else slot.h
         A = -self.A_log.to(wide).exp()  # (E, N)
-        y, h = scan(u.to(wide), step.to(wide), A, B.to(wide), C.to(wide), h, self.chunk)  # (B, T, E), (B, E, N)
+        begins = None if flow.documents is None else flow.positions == 0  # (B, T)
+        y, h = scan(u.to(wide), step.to(wide), A, B.to(wide), C.to(wide), h, self.chunk, begins)  # (B, T, E), (B, E, N)
         if slot is not None:
             slot.put(inputs[:, -(self.conv_kernel - 1) :] if self.conv_kernel > 1 else past, h, x.shape[1])
         return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))
+
+    def _apart(self, inputs: Tensor, flow: Flow) -> Tensor:
+        """The convolution, which does not look back beyond the first token of a document. (B, W - 1 + T, E) -> (B, T,
+        E)."""
+        back = torch.arange(self.kernel - 1, -1, -1, device=inputs.device)  # (W,): how far each weight looks back
+        near = flow.positions[..., None] >= back  # (B, T, W)
+        windows = inputs.unfold(1, self.kernel, 1) * near[:, :, None]  # (B, T, E, W)
+        y = (windows * self.conv.weight[:, 0]).sum(-1)
+        return y if self.conv.bias is None else y + self.conv.bias
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)
@@ -101,7 +113,14 @@ class Mamba(Mixer):
 
 
 def scan(
-    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk: int = CHUNK
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    h: Tensor,
+    chunk: int = CHUNK,
+    begins: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence h_t = exp(step_t A) h_{t-1} + step_t B_t u_t, y_t = C_t h_t, over all t.
 
@@ -110,20 +129,23 @@ def scan(
     products of
     numbers below 1, so nothing overflows.
 
-    Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N) -> y (B, T, E), the last h (B, E, N).
+    `begins` says where a document begins: nothing comes from before, exp(step_t A) is 0 there.
+
+    Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N); begins (B, T) -> y (B, T, E), the last h (B, E,
+    N).
     """
     time = u.shape[1]
-    if time == 1:
+    if time == 1 and begins is None:
         fade = torch.exp(step[:, 0, :, None] * A)  # (B, E, N)
         h = fade * h + (step * u)[:, 0, :, None] * B[:, 0, None]
         return (h * C[:, 0, None]).sum(-1)[:, None], h
     if isinstance(time, torch.SymInt):  # torch.export: the length is open, and no loop may depend on it
-        return scan_open(u, step, A, B, C, h)
-    pad = -time % min(chunk, time)
-    u, step, B, C = (
-        F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, min(chunk, time))) for t in (u, step, B, C)
-    )  # (B, chunks, L, …)
+        return scan_open(u, step, A, B, C, h, begins)
+    pad, length = -time % min(chunk, time), min(chunk, time)
+    u, step, B, C = (F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, length)) for t in (u, step, B, C))  # (B, chunks, L, …)
     fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N); 1 at the padding, where step = 0
+    if begins is not None:
+        fade = fade.masked_fill(F.pad(begins, (0, pad)).unflatten(1, (-1, length))[..., None, None], 0.0)
     new = (step * u)[..., None] * B[..., None, :]  # (B, chunks, L, E, N)
     states, faded = [new[:, :, 0]], [fade[:, :, 0]]
     for t in range(1, new.shape[2]):
@@ -138,7 +160,9 @@ def scan(
     return y.flatten(1, 2)[:, :time], before[-1]
 
 
-def scan_open(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def scan_open(
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, begins: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`scan` for `torch.export`: the same chunks, but their tokens, and then the chunks, are chained by doubling.
 
     At most `OPEN` tokens; more are refused.
@@ -151,8 +175,11 @@ def scan_open(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tenso
     fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N)
     new = (step * u)[..., None] * B[..., None, :]  # (B, chunks, L, E, N)
     empty = torch.zeros_like(new[:, :, 0]).flatten(0, 1)  # (B * chunks, E, N)
-    states = doubled(new.flatten(0, 1), fade.flatten(0, 1), empty, CHUNK)[:, 1:].unflatten(0, (batch, -1))
     faded = torch.exp(step.cumsum(2)[..., None] * A)  # (B, chunks, L, E, N): the product of all `fade` so far
+    if begins is not None:
+        here = F.pad(begins, (0, pad)).unflatten(1, (chunks, CHUNK))[..., None, None]  # (B, chunks, L, 1, 1)
+        fade, faded = fade.masked_fill(here, 0.0), faded.masked_fill(here.cumsum(2) > 0, 0.0)
+    states = doubled(new.flatten(0, 1), fade.flatten(0, 1), empty, CHUNK)[:, 1:].unflatten(0, (batch, -1))
     before = doubled(states[:, :, -1], faded[:, :, -1], h, OPEN // CHUNK + 2)  # (B, chunks + 1, E, N)
     whole = torch.addcmul(states, faded, before[:, :-1, None])  # (B, chunks, L, E, N)
     y = (whole @ C[..., None]).squeeze(-1)  # (B, chunks, L, E)

@@ -1,0 +1,81 @@
+"""Packed documents beyond what the contract draws: long rows, scalings by length, the open scan; and its own teeth."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.contract import packing
+from anyformer.contract.subjects import Subject
+from anyformer.core.documents import lengths, places
+from anyformer.parts import Attention, Mamba, Rotary, Window
+from anyformer.parts.masks import CHUNK, Causal, View
+from anyformer.parts.positions import Dynamic, LongRope
+from anyformer.parts.ssm import scan, scan_open
+
+torch.set_num_threads(1)
+
+
+def subject(recipe):
+    return Subject(f"test {hash(recipe)}", recipe)
+
+
+def test_places_and_lengths_begin_again_in_each_document():
+    ids = torch.tensor([[-1, 0, 0, 0, 1, 1, -1], [0, 3, 3, 4, 4, 4, 4]])
+    assert places(ids)[:, 1:].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
+    assert lengths(places(ids))[1].tolist() == [1, 2, 2, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 0], [0, -1, 0], [1, 0, 0], [0, -2, 1]])
+def test_document_in_two_pieces_is_refused(ids):
+    with pytest.raises(ValueError, match="one piece"):
+        places(torch.tensor([ids]))
+
+
+@pytest.mark.parametrize("scaling", [Dynamic(2.0, 6), LongRope((1.0,) * 4, (3.0,) * 4, 6, 1.2)])
+def test_a_scaling_by_length_goes_by_the_length_of_the_document(scaling):
+    recipe = af.recipe("llama", "tiny").but({"blocks.*.mixer.positions": Rotary.of(scaling=scaling)})
+    for seed in range(3):
+        packing.packed_is_separate(subject(recipe), random.Random(seed))
+
+
+@pytest.mark.parametrize("mask", [None, Window(20)], ids=["full", "window"])
+def test_rows_longer_than_a_chunk(mask):
+    """A window goes through local attention, which sees a piece of the documents at a time."""
+    recipe = af.recipe("llama", "tiny", depth=1, context=3 * CHUNK).but({"blocks.*.mixer.mask": mask})
+    assert not mask or View(Causal() & mask, 0, 3 * CHUNK, 0, 3 * CHUNK).local()
+    model = af.build(recipe, seed=0).eval()
+    ids = torch.randint(0, 128, (1, 3 * CHUNK), generator=torch.Generator().manual_seed(0))
+    cuts = [0, 100, 101, 290, 3 * CHUNK]
+    documents = torch.cat([torch.full((b - a,), i) for i, (a, b) in enumerate(itertools.pairwise(cuts))])[None]
+    together = model(ids, document_ids=documents).logits
+    for a, b in itertools.pairwise(cuts):
+        torch.testing.assert_close(together[:, a:b], model(ids[:, a:b]).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_open_scan_begins_again_too():
+    noise = torch.Generator().manual_seed(0)
+    u, step = torch.randn(2, 70, 3, generator=noise), torch.rand(2, 70, 3, generator=noise)
+    A, B, C = -torch.rand(3, 4, generator=noise), *torch.randn(2, 2, 70, 4, generator=noise)
+    begins = torch.rand(2, 70, generator=noise) < 0.1
+    h = torch.randn(2, 3, 4, generator=noise)
+    for ours, theirs in zip(scan_open(u, step, A, B, C, h, begins), scan(u, step, A, B, C, h, 32, begins), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("fault", ["convolution", "state"])
+def test_the_contract_finds_a_mamba_that_looks_back(fault, monkeypatch):
+    if fault == "convolution":
+        monkeypatch.setattr(Mamba, "_apart", lambda self, inputs, flow: self.conv(inputs.mT).mT)
+    else:
+        monkeypatch.setattr("anyformer.parts.ssm.scan", lambda *a: scan(*a[:-1]))
+    with pytest.raises(AssertionError):
+        packing.no_gradient_between_documents(subject(af.recipe("mamba", "tiny")), random.Random(0))
+
+
+def test_a_mixer_that_does_not_say_so_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(Attention, "packs", False)
+    with pytest.raises(ValueError, match="Attention cannot keep packed documents apart"):
+        af.build("gpt", "tiny")(torch.tensor([[1, 2]]), document_ids=torch.tensor([[0, 1]]))
