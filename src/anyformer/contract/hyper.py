@@ -261,5 +261,5 @@ def counts_are_the_oracles(name: str) -> float:
 
 
 def total(model: Any) -> int:
-    """The number of parameters, shared ones once."""
-    return sum(p.numel() for p in model.parameters())
+    """The number of parameters, shared ones once, without constants."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -41,7 +41,7 @@ def changed(recipe: Recipe, part: type[Part], **options: Any) -> Recipe:
 def like(subject: Subject, part: type[Part], **options: Any) -> Any:
     """A model with the subject's weights, but these options in every part of that class."""
     model = pages.empty(changed(subject.recipe, part, **options))
-    model.load_state_dict(dict(subject.model.named_parameters()), assign=True)
+    model.load_state_dict(subject.model.state_dict(keep_vars=True), assign=True)
     return model.eval()
 
 

@@ -22,18 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.contract.probe import Batch, Failed, outputs
-from anyformer.contract.subjects import STD, Subject, words
+from anyformer.contract.subjects import STD, Subject, weights, words
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Blocks
 from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub, links
-from anyformer.parts import Mamba, Rotary
+from anyformer.parts import Learned, Mamba, Rotary, Sinusoidal
 
 # Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
 # without padding, which is what ours promises (contract, item 6).
 DEVIATIONS = {
     "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, "
     "which is padding",
+    "places": "an encoder-decoder with places in its stream: with padding on the left, ours counts real tokens; "
+    "transformers counts the padding, and takes no position_ids",
     "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
     "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the "
     "bias of the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
@@ -164,8 +166,8 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
     theirs = build(subject, hub)
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.normal_(0.0, STD, generator=noise)
+        for tensor in weights(theirs):
+            tensor.normal_(0.0, STD, generator=noise)
     theirs.tie_weights()
     theirs.save_pretrained(folder)
     ours = load(folder)
@@ -209,7 +211,10 @@ def accepts(subject: Subject, hub: Hub) -> bool:
 
 
 def reference(model: Any) -> Any:
-    """Attention by the plain formula, where the model has any."""
+    """Attention by the plain formula, where the model has any; no token is exempt from training by its id: what is
+    padding, the mask says."""
+    for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
+        table.padding_idx = None
     if getattr(model, "_supports_sdpa", False):
         model.set_attn_implementation("eager")
     return model
@@ -264,6 +269,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
     parts = [v for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
     if side != "right" and value.ndim == 2:
         return "pooled"
+    if side != "right" and subject.has_source and any(p.part in (Learned, Sinusoidal) for p in parts):
+        return "places"
     if len(set(lengths)) > 1 and any(p.part is Rotary and p.scaling and p.scaling.by_length for p in parts):
         return "by length"
     if side != "right" and any(p.part is Mamba and p.bias for p in parts):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, Value
@@ -106,11 +106,19 @@ def _model(subject: Subject) -> Any:
 
 @torch.no_grad()
 def redrawn(model: nn.Module, seed: int = 0) -> Any:
-    """The same model, every parameter from N(0, STD)."""
+    """The same model, all that its files hold from N(0, STD)."""
     noise = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.normal_(0.0, STD, generator=noise)
+    for tensor in weights(model):
+        tensor.normal_(0.0, STD, generator=noise)
     return model
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    """What training or files can set: parameters that are not frozen (Marian's sines are), and buffers that are
+    stored."""
+    stored = model.state_dict(keep_vars=True)
+    buffers = [b for name, b in model.named_buffers() if name in stored and b.is_floating_point()]
+    return [*(p for p in model.parameters() if p.requires_grad), *buffers]
 
 
 @functools.cache

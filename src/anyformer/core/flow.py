@@ -158,6 +158,11 @@ class Flow:
         """Padding of the `count` tokens of this call alone, (B, T) or None."""
         return None if self.keep is None else self.keep[:, self.keep.shape[1] - count :]
 
+    def clear(self, x: Tensor) -> Tensor:
+        """(B, T, D) with 0 at padding: whatever stands there, NaN included, ends here."""
+        keep = self.keep_now(x.shape[1])
+        return x if keep is None else x.masked_fill(~keep[..., None], 0.0)
+
     def add_aux(self, name: str, value: Tensor) -> None:
         """Adds an auxiliary loss to what the skeleton returns."""
         self.aux[name] = self.aux[name] + value if name in self.aux else value

@@ -54,9 +54,7 @@ class Blocks(Part):
     def run(self, x: Tensor, flow: Flow) -> Tensor:
         """(B, T, D) through all blocks and the norm."""
         flow.bias = self.bias
-        keep = flow.keep_now(x.shape[1])
-        if keep is not None:
-            x = x.masked_fill(~keep[..., None], 0.0)  # whatever stands at padding, NaN included, ends here
+        x = flow.clear(x)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled() and flow.state is None:
                 x = checkpoint(_alone, block, x, flow, use_reentrant=False)
@@ -71,11 +69,27 @@ def _alone(block: nn.Module, x: Tensor, flow: Flow) -> Tensor:
 
 
 class Stack(Blocks):
-    """Blocks in a row as a part of its own: one side of an encoder-decoder. Options as in `Blocks`. Shape: (B, T, D)
-    -> same."""
+    """Blocks in a row as a part of its own: one side of an encoder-decoder. Shape: (B, T, D) -> same.
+
+    Args:
+        entry: what happens to the vectors of the tokens before the first block, e.g. `Entry.of(...)`, or None. The
+            others are those of `Blocks`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        blocks: Any,
+        norm: Recipe | None = None,
+        bias: Recipe | None = None,
+        dropout: float = 0.0,
+        entry: Recipe | None = None,
+    ):
+        super().__init__(dim, blocks, norm, bias, dropout)
+        self.entry = built(entry, dim)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.run(x, flow)
+        return self.run(call(self.entry, x, flow), flow)
 
 
 class Skeleton:

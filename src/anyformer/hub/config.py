@@ -2,6 +2,7 @@
 
 key("hidden_size", "dim")                          a value
 key("hidden_act", "act", ACTS)                     a choice: other values are refused
+alike("heads", "encoder_heads", "decoder_heads")   two of theirs, one of ours
 must("mlp_bias", False)                            another value is refused, by name
 quiet("initializer_range", why="…")                changes nothing here; kept and written back
 Lens(names, fields, get, put)                      everything else
@@ -91,6 +92,26 @@ def key(
 def keys(**names: str) -> tuple[Lens, ...]:
     """Plain values, theirs = ours: `*keys(hidden_size="dim", num_hidden_layers="depth")`."""
     return tuple(key(theirs, ours) for theirs, ours in names.items())
+
+
+def alike(ours: str, first: str, second: str, absent: bool = False) -> Lens:
+    """Two keys of theirs are one hyperparameter, since this page has one value for both; others are refused.
+
+    Args:
+        absent: the second may be missing, and is then as the first.
+    """
+    theirs = (first, second)
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        said = {name: config[name] for name in theirs if config.get(name) is not None}
+        for name in theirs[: 1 if absent else 2]:
+            if name not in said:
+                raise ValueError(f"the config lacks {name!r}")
+        if len(set(said.values())) > 1:
+            raise ValueError(f"config keys {said} differ, and this page has one value for both")
+        return {ours: said[first]}
+
+    return Lens(theirs, (ours,), get, lambda hyper: dict.fromkeys(theirs, getattr(hyper, ours)))
 
 
 def must(theirs: str, value: Any, absent: bool = True) -> Lens:

@@ -249,11 +249,12 @@ def _canonical(hub: Hub, names: list[str], expected: set[str]) -> dict[str, str]
 
 
 def _put(model: nn.Module, path: str, tensor: Tensor, dtype: Any, device: Any) -> None:
-    """Makes the tensor the model's parameter at that path, without a copy where none is needed."""
+    """Makes the tensor the model's parameter or buffer at that path, without a copy where none is needed."""
     owner, _, name = path.rpartition(".")
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
-    setattr(model.get_submodule(owner), name, nn.Parameter(tensor.contiguous().to(device)))
+    module, tensor = model.get_submodule(owner), tensor.contiguous().to(device)
+    setattr(module, name, tensor if name in module._buffers else nn.Parameter(tensor))  # a buffer is never trained
 
 
 def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from anyformer.parts.attention import Attention
 from anyformer.parts.block import Block
-from anyformer.parts.embeddings import Learned, Patches, Tokens
+from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
 from anyformer.parts.masks import Causal, Full, Window
@@ -12,7 +12,7 @@ from anyformer.parts.positions import RelativeBias, Rotary
 from anyformer.parts.ssm import Mamba
 
 __all__ = [
-    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Dilated", "First", "Full", "GatedMLP",
+    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Dilated", "Entry", "First", "Full", "GatedMLP",
     "Global", "LayerNorm", "Learned", "Logits", "Mamba", "MaskedLM", "Patches", "Pooler", "Prefix", "RMSNorm", "Random",
-    "RelativeBias", "Rotary", "Strided", "Tokens", "Window",
+    "RelativeBias", "Rotary", "Sinusoidal", "Strided", "Tokens", "Window",
 ]  # fmt: skip

@@ -10,18 +10,46 @@ from anyformer.core.recipe import Recipe
 
 
 class Learned(Part):
-    """A learned vector for each place, up to `context` of them. Shape: places (T,) or (B, T) -> (..., D)."""
+    """A learned vector for each place, up to `context` of them. Shape: places (T,) or (B, T) -> (..., D).
 
-    def __init__(self, dim: int, context: int):
+    Args:
+        context: number of places.
+        offset: rows in front that no place uses; BART has two.
+    """
+
+    def __init__(self, dim: int, context: int, offset: int = 0):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(context, dim))
+        self.weight = nn.Parameter(torch.empty(context + offset, dim))
+        self.offset = offset
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
-        return F.embedding(positions, self.weight)
+        return F.embedding(positions + self.offset if self.offset else positions, self.weight)
+
+
+class Sinusoidal(Part):
+    """A fixed vector for each place p (Vaswani et al., 2017; arXiv:1706.03762): sin(p w_i), then cos(p w_i), with
+    w_i = theta^(-2i/D).
+
+    The paper writes sines and cosines in turns, its code (tensor2tensor) and Marian's files one half after the other,
+    as here; the two are one model with the numbers of the stream in another order. Of an odd D the sines have one more.
+
+    Shape: places (T,) or (B, T) -> (..., D).
+    """
+
+    def __init__(self, dim: int, theta: float = 10000.0):
+        super().__init__()
+        self.dim, self.theta = dim, theta
+
+    def forward(self, positions: Tensor) -> Tensor:
+        # float64: at place 1000 the angle in float32 is wrong by 6e-5. Apple's GPUs have no float64
+        kind = torch.float32 if positions.device.type == "mps" else torch.float64
+        steps = torch.arange(0, self.dim, 2, device=positions.device, dtype=kind)
+        angles = positions[..., None] * self.theta ** (-steps / self.dim)  # (..., (D + 1) / 2)
+        return torch.cat((angles.sin(), angles.cos()[..., : self.dim // 2]), -1).float()
 
 
 class Table(nn.Embedding):
@@ -32,7 +60,7 @@ class Table(nn.Embedding):
 
 
 class Tokens(Part):
-    """Token ids to vectors: x = norm(tokens[id] + positions[place] + types[segment]).
+    """Token ids to vectors: x = norm(scale * tokens[id] + positions[place] + types[segment]).
 
     Args:
         vocab: number of token ids.
@@ -41,6 +69,7 @@ class Tokens(Part):
         types: number of segments (BERT has 2), or 0.
         norm: over the sum, or None.
         dropout: at the end.
+        scale: of the token; the 2017 Transformer has D^1/2.
 
     Shape: (B, T) -> (B, T, D).
     """
@@ -55,9 +84,10 @@ class Tokens(Part):
         types: int = 0,
         norm: Recipe | None = None,
         dropout: float = 0.0,
+        scale: float = 1.0,
     ):
         super().__init__()
-        self.vocab = vocab
+        self.vocab, self.scale = vocab, scale
         self.tokens = Table(vocab, dim)
         self.positions = built(positions, dim)
         self.types = nn.Embedding(types, dim) if types else None
@@ -69,17 +99,40 @@ class Tokens(Part):
 
     def forward(self, ids: Tensor, flow: Flow) -> Tensor:
         x = self.tokens(ids)  # (B, T, D)
+        x = x if self.scale == 1.0 else x * self.scale
         if self.types is not None:
             x = x + (self.types.weight[0] if flow.types is None else self.types(flow.types))
         elif flow.types is not None:
             raise ValueError("token_type_ids were given, but this model has no segments (types=0)")
         if self.positions is not None:
-            x = x + self.positions(flow.positions)
+            x = x + self.positions(flow.positions).to(x.dtype)
         return drop(self, call(self.norm, x))
 
     def unembed(self, x: Tensor) -> Tensor:
         """Scores of all tokens by the same table, (B, T, D) -> (B, T, V)."""
         return self.tokens.unembed(x)
+
+
+class Entry(Part):
+    """What one side of an encoder-decoder does with the tokens that both share: x = norm(x + positions[place]) (BART).
+
+    Args:
+        positions: places of this side, e.g. `Learned.of(context=1024)`, or None.
+        norm: over the sum, or None.
+        dropout: at the end.
+
+    Shape: (B, T, D) -> same.
+    """
+
+    def __init__(self, dim: int, positions: Recipe | None = None, norm: Recipe | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.positions, self.norm, self.dropout = built(positions, dim), built(norm, dim), dropout
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        x = flow.clear(x)  # here already: the positions get a gradient through the norm
+        if self.positions is not None:
+            x = x + self.positions(flow.positions).to(x.dtype)
+        return drop(self, call(self.norm, x))
 
 
 class Patches(Part):

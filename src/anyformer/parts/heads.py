@@ -10,22 +10,27 @@ from anyformer.parts.ffn import activation
 
 
 class Logits(Part):
-    """A score for each token of the vocabulary: logits = W (scale * x) + b.
+    """A score for each token of the vocabulary: logits = W (scale * x) + b + offset.
 
     Args:
         vocab: size of the vocabulary.
         tied: W is the token table itself; the head then has no matrix of its own.
         bias: add b.
         scale: T5 uses D^-1/2 with a tied table.
+        offset: add a vector that is stored and never trained, 0 at first (BART and Marian: final_logits_bias).
 
     Shape: (B, T, D) -> (B, T, V).
     """
 
-    def __init__(self, dim: int, vocab: int, tied: bool = False, bias: bool = False, scale: float = 1.0):
+    def __init__(
+        self, dim: int, vocab: int, tied: bool = False, bias: bool = False, scale: float = 1.0, offset: bool = False
+    ):
         super().__init__()
         self.scale = scale
         self.proj = None if tied else nn.Linear(dim, vocab, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
+        self.offset: Tensor | None
+        self.register_buffer("offset", torch.zeros(1, vocab) if offset else None)  # (1, V), as files hold it
 
     def reset_parameters(self) -> None:
         if self.bias is not None:
@@ -35,7 +40,8 @@ class Logits(Part):
         x = x if self.scale == 1.0 else x * self.scale
         assert flow.unembed is not None, "the skeleton offers its token table"
         logits = flow.unembed(x) if self.proj is None else self.proj(x)
-        return logits if self.bias is None else logits + self.bias
+        logits = logits if self.bias is None else logits + self.bias
+        return logits if self.offset is None else logits + self.offset
 
 
 class MaskedLM(Logits):
