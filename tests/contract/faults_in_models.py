@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from anyformer.compress.int8 import Int8Linear
+from anyformer.compress.nf4 import Nf4
 from anyformer.contract import training
 from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.recipe import Recipe
@@ -21,7 +22,7 @@ from anyformer.parts import MLP, Rotary, Window
 from anyformer.parts.attention import KeysValues, Sliding
 from anyformer.parts.masks import Causal, Full
 from anyformer.parts.positions import Linear
-from anyformer.train.lora import LoraLinear
+from anyformer.train.lora import DoraLinear, LoraLinear
 from anyformer.train.objectives import counted
 from tests.contract.planting import around, fault, module
 
@@ -240,6 +241,21 @@ def scale_is_lost(patch: pytest.MonkeyPatch) -> None:
         return plain(self)
 
     around(patch, LoraLinear, "merged", merged)
+
+
+@fault("dora merges to the same function", on="gpt/tiny")
+def lengths_are_lost(patch: pytest.MonkeyPatch) -> None:
+    around(patch, DoraLinear, "merged", lambda plain, self: (self.lora_m.data.fill_(1.0), plain(self))[1])
+
+
+@fault("adapters on 4 bits merge to the same function", on="gpt/tiny")
+def levels_move(patch: pytest.MonkeyPatch) -> None:
+    around(patch, LoraLinear, "whole", lambda plain, self: plain(self) * 1.001)
+
+
+@fault("four bits stay inside their error", on="gpt/tiny")
+def levels_are_wrong(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Nf4, "dequantised", lambda plain, self: plain(self).roll(1, 1))
 
 
 @fault("int8 stays inside its error", on="gpt/tiny")

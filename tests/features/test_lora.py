@@ -149,3 +149,60 @@ def test_wrong_use_is_told():
     lora.add(made, targets=("**.mixer.*",))
     with pytest.raises(ValueError, match="has 8 adapters already"):
         lora.add(made, targets=("**",))
+
+
+def test_doras_formula():
+    torch.manual_seed(0)
+    base = nn.Linear(5, 3)
+    made = lora.DoraLinear(base, rank=2, alpha=3.0, dropout=0.0)
+    torch.testing.assert_close(made.lora_m, base.weight.norm(dim=1))
+    nn.init.normal_(made.lora_b)
+    nn.init.normal_(made.lora_m)
+    x = torch.randn(4, 5)
+    moved = base.weight + 3.0 / 2 * made.lora_b @ made.lora_a
+    whole = made.lora_m[:, None] * moved / moved.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(made(x), x @ whole.T + base.bias)
+    torch.testing.assert_close(made.merged().weight, whole)
+
+
+def test_doras_length_is_constant_in_the_gradient():
+    """Section 4.3 of the paper: nabla V' = m / C nabla W'."""
+    torch.manual_seed(0)
+    base = nn.Linear(5, 3, bias=False)
+    made = lora.DoraLinear(base, rank=2, alpha=2.0, dropout=0.0)
+    nn.init.normal_(made.lora_b)
+    nn.init.normal_(made.lora_m)
+    base.weight.requires_grad_(False)
+    x, grad = torch.randn(4, 5), torch.randn(4, 3)
+    made(x).backward(grad)
+    moved = base.weight + made.lora_b @ made.lora_a
+    through = (made.lora_m / moved.norm(dim=1))[:, None] * (grad.T @ x)  # (O, I)
+    torch.testing.assert_close(made.lora_b.grad, through @ made.lora_a.T)
+    torch.testing.assert_close(made.lora_a.grad, made.lora_b.T @ through)
+    torch.testing.assert_close(made.lora_m.grad, (grad * (x @ moved.T)).sum(0) / moved.norm(dim=1))
+
+
+def test_a_row_of_zeros_stays_finite():
+    base = nn.Linear(4, 3)
+    nn.init.zeros_(base.weight)
+    made = lora.DoraLinear(base, rank=2, alpha=2.0, dropout=0.0)
+    made(torch.randn(2, 4)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+    assert made.merged().weight.isfinite().all()
+
+
+@every_model
+def test_dora_learns_and_merges_to_the_same_function(name):
+    made = model(name)
+    layers = linear(made)
+    added = lora.add(made, rank=4, targets=("**",), dora=True)
+    assert {n.rpartition(".")[2] for n in lora.state(made)} == {"lora_a", "lora_b", "lora_m"}
+    first = {path: layer.lora_m.detach().clone() for path, layer in added.items()}
+    learn(made)
+    moved = [path for path, layer in added.items() if not torch.equal(layer.lora_m, first[path])]
+    assert moved == list(added)
+    tuned = outputs(made)
+    assert lora.merge(made) == list(layers)
+    for key, value in outputs(made).items():
+        scale = tuned[key].abs().max().item()
+        torch.testing.assert_close(value, tuned[key], rtol=1e-5, atol=2e-5 * max(1.0, scale), msg=f"{key} after merge")

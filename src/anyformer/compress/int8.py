@@ -38,6 +38,7 @@ BLOCK = 1 << 18  # weights that are floats at one time: 1 MB, which stays in the
 class Int8(nn.Module):
     """A matrix in 8 bits: buffers `weight` (O, I) int8 and `scale` (O,) in the type that the weights had."""
 
+    unsaved = "compress.int8.save writes a model with int8 parts"
     weight: Tensor
     scale: Tensor
 

@@ -10,7 +10,7 @@ ledger.py        3: nothing is dropped or made up               hyper.py        
 behaviour.py     6-8: padding, causality, decoding              kernels.py       9: every way to compute
 limits.py        10: what is known exactly                      training.py      11, 12: it trains, it describes itself
 packing.py       6, 7: several documents in one row
-features.py      13, 16: LoRA, int8, export; 0 is 0             doors.py         14: files that were tampered with
+features.py      13, 16: LoRA, 8 and 4 bits, export; 0 is 0     doors.py         14: files that were tampered with
 """
 
 from anyformer.contract import (  # noqa: F401  (each module enters its checks)

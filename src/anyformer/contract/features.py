@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anyformer.compress import int8
+from anyformer.compress import int8, nf4
 from anyformer.contract.check import check, decodes
 from anyformer.contract.hyper import alternatives, declared, differ, edited, fingerprint, options
 from anyformer.contract.oracle import fresh
@@ -58,17 +58,37 @@ def a_copy_is_independent(subject: Subject) -> float:
 @check(13, "model")
 def lora_merges_to_the_same_function(subject: Subject) -> float:
     """New adapters change nothing; they alone get gradients; merged they are plain matrices of the same function."""
-    batch = draw(subject, random.Random(42), [7, 4], "left")
+    return adapted_and_merged(subject, fresh(subject.model), dora=False)
+
+
+@check(13, "model")
+def dora_merges_to_the_same_function(subject: Subject) -> float:
+    """The same for adapters that learn the length of each row apart."""
+    return adapted_and_merged(subject, fresh(subject.model), dora=True)
+
+
+@check(13, "model")
+def adapters_on_4_bits_merge_to_the_same_function(subject: Subject) -> float:
+    """The same on matrices in 4 bits; what comes out are full matrices at the paths of before."""
     model = fresh(subject.model)
-    before, paths = run(model, batch), [n for n, _ in model.named_parameters()]
-    worst = same(run_with(model, lambda: lora.add(model, rank=2, targets=("**",)), batch), before, "new adapters")
+    nf4.quantise(model)
+    return adapted_and_merged(subject, model, dora=False)
+
+
+def adapted_and_merged(subject: Subject, model: Any, dora: bool) -> float:
+    """Adapters on every linear layer of the model: added, trained upon, drawn at random, merged."""
+    batch = draw(subject, random.Random(42), [7, 4], "left")
+    before, paths = run(model, batch), [n for n, _ in subject.model.named_parameters()]
+    scale = max(1.0, *(float(v.abs().max()) for v in before.values()))
+    adding = lambda: lora.add(model, rank=2, targets=("**",), dora=dora)  # noqa: E731
+    worst = same(run_with(model, adding, batch), before, "new adapters", atol=1e-5 * scale)
     goal(model, batch).backward()
     for name, parameter in model.named_parameters():
         expect((parameter.grad is not None) == ("lora_" in name), f"{name}: gradient {parameter.grad is not None}")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
     adapted = run(model, batch)
     expect(any(not torch.equal(adapted[n], before[n]) for n in before), "the adapters have no effect")
     merged = run_with(model, lambda: lora.merge(model), batch)
@@ -86,9 +106,20 @@ def run_with(model: nn.Module, change: Any, batch: Any) -> dict[str, Tensor]:
 @check(13, "model")
 def int8_stays_inside_its_error(subject: Subject) -> float:
     """In 8 bits, the output of every linear layer is within the stated bound of what the same input gave before."""
+    return inside_its_error(subject, int8.quantise, int8.Int8Linear)
+
+
+@check(13, "model")
+def four_bits_stay_inside_their_error(subject: Subject) -> float:
+    """The same in 4 bits."""
+    return inside_its_error(subject, nf4.quantise, nf4.Nf4Linear)
+
+
+def inside_its_error(subject: Subject, quantise: Any, kind: type) -> float:
+    """Every linear layer, quantised, is given what it gets in the quantised model, and so is what it was before."""
     batch = draw(subject, random.Random(43), [7, 4], "left")
     model, plain = fresh(subject.model), dict(fresh(subject.model).named_modules())
-    coverage = int8.quantise(model)
+    coverage = quantise(model)
     expect(len(coverage.layers) == coverage.of > 0, f"{coverage.layers} of {coverage.of} linear layers")
     worst, hooks = [0.0], []
 
@@ -103,11 +134,11 @@ def int8_stays_inside_its_error(subject: Subject) -> float:
         return hook
 
     for path, module in model.named_modules():
-        if isinstance(module, int8.Int8Linear):
+        if isinstance(module, kind):
             hooks.append(module.register_forward_hook(compare(path)))
     quantised = run(model, batch)
     expect(len(hooks) == coverage.of, "not every layer was seen")
-    expect(all(v.isfinite().all() for v in quantised.values()), "an output in 8 bits is not finite")
+    expect(all(v.isfinite().all() for v in quantised.values()), "a quantised output is not finite")
     return worst[0]
 
 

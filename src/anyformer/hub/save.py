@@ -33,10 +33,14 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, o
         The format: a `model_type`, "anyformer" for our own.
 
     Raises:
-        ValueError: if the folder holds a model with another config, and not `overwrite`.
+        ValueError: if the folder holds a model with another config, and not `overwrite`; for a model with adapters or
+            int8 parts, saying what to do with them.
         OSError: if the disk is full or the folder cannot be written; what was there is still there.
     """
     folder = Path(folder)
+    for path, module in model.named_modules():
+        if hint := getattr(module, "unsaved", None):
+            raise ValueError(f"{path} is a {type(module).__name__}, which model files cannot say; {hint}")
     config, tensors = _words(model)
     _check_other(folder, config, overwrite)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,18 @@
-"""LoRA: a frozen matrix learns by a product of two thin ones (Hu et al., 2021; arXiv:2106.09685).
+"""LoRA: a frozen matrix learns by a product of two thin ones (Hu et al., 2021; arXiv:2106.09685). DoRA: its direction
+learns so, and the length of each row by a number of its own (Liu et al., 2024; arXiv:2402.09353).
 
 ```
-x ──┬── W, frozen ─────────────────────────(+)──> y        y = W x + (alpha / rank) B A x
-    └── dropout ── A ── B ── x alpha / rank ┘              A (rank, in), B (out, rank); B = 0 at first: y is unchanged
+x ──┬── W, frozen ─────────────────────────(+)──> y        LoRA   y = W' x,  W' = W + (alpha / rank) B A
+    └── dropout ── A ── B ── x alpha / rank ┘              DoRA   y = m W' x / |W'|, |W'| the length of each row
 ```
+A (rank, in), B (out, rank); B = 0 and m = |W| at first: y is unchanged.
+
     added = lora.add(model, rank=8, targets=("**.mixer.*", "**.ffn.*"))
-    ... train: only lora_a and lora_b learn ...
-    lora.merge(model)                                      # plain matrices again: W + (alpha / rank) B A
+    ... train: only lora_a and lora_b (DoRA: and lora_m) learn ...
+    lora.merge(model)                                      # plain matrices again: W'
 
-A rewrite of the tree: it works for every `nn.Linear` of every model, and all other paths stay what they were.
+A rewrite of the tree: it works for every `nn.Linear` of every model, and all other paths stay what they were. W may be
+in 4 bits (`compress.nf4`): that is QLoRA (Dettmers et al., 2023; arXiv:2305.14314), and it merges to a full matrix.
 I inputs, O outputs, R rank.
 """
 
@@ -20,12 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyformer.compress.nf4 import Nf4, Nf4Linear, linear
 from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import rewrite, select
 
+OWN = ("lora_a", "lora_b", "lora_m")  # what an adapter learns
+
 
 class LoraLinear(nn.Module):
-    """A linear layer with an adapter beside it. `weight` and `bias` are the layer's own parameters, at their own paths.
+    """A linear layer with an adapter beside it. `weight` and `bias` are the layer's own, at their own paths.
 
     Args:
         base: the layer; it is not copied.
@@ -34,29 +41,68 @@ class LoraLinear(nn.Module):
     Shape: (..., I) -> (..., O).
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
+    unsaved = "lora.merge(model) makes it plain again; train.adapters.save writes the adapters alone"
+    weight: Tensor | Nf4
+    bias: Tensor | None
+
+    def __init__(self, base: nn.Linear | Nf4Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, alpha / rank
-        inputs, outputs, like = base.in_features, base.out_features, base.weight
-        self.lora_a = nn.Parameter(like.new_empty(rank, inputs).normal_(std=inputs**-0.5))
-        self.lora_b = nn.Parameter(like.new_zeros(outputs, rank))
+        tensor = base.weight.codes if isinstance(base.weight, Nf4) else base.weight
+        like = tensor.new_empty(0, dtype=base.weight.dtype)
+        self.lora_a = nn.Parameter(like.new_empty(rank, base.in_features).normal_(std=base.in_features**-0.5))
+        self.lora_b = nn.Parameter(like.new_zeros(base.out_features, rank))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias) + self.added(x)
+
+    def added(self, x: Tensor) -> Tensor:
+        """scale B A x, (..., O)."""
         small = F.linear(self.dropout(x), self.lora_a)  # (..., R)
-        return F.linear(x, self.weight, self.bias) + F.linear(small, self.lora_b) * self.scale
+        return F.linear(small, self.lora_b) * self.scale
 
     @torch.no_grad()
+    def whole(self) -> Tensor:
+        """W + scale B A, (O, I), in float32 or better."""
+        w = self.weight.dequantised() if isinstance(self.weight, Nf4) else self.weight
+        wide = torch.promote_types(w.dtype, torch.float32)
+        return w.to(wide) + self.scale * (self.lora_b.to(wide) @ self.lora_a.to(wide))
+
     def merged(self) -> nn.Linear:
-        """One matrix of the same function: W + scale B A, summed in float32 or better, rounded once."""
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        whole = self.weight.to(wide) + self.scale * (self.lora_b.to(wide) @ self.lora_a.to(wide))  # (O, I)
+        """One matrix of the same function, rounded once."""
+        whole = self.whole()  # (O, I)
         plain = nn.Linear(whole.shape[1], whole.shape[0], self.bias is not None, device="meta")
-        plain.weight, plain.bias = nn.Parameter(whole.to(self.weight.dtype)), self.bias
+        plain.weight = nn.Parameter(whole.to(self.lora_a.dtype))
+        plain.bias = self.bias  # type: ignore[assignment]
         return plain
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, rank={len(self.lora_a)}, scale={self.scale:g}"
+
+
+class DoraLinear(LoraLinear):
+    """The same with a length for each row, `lora_m` (O,). As in the paper, |W'| counts as constant in the gradient."""
+
+    def __init__(self, base: nn.Linear | Nf4Linear, rank: int, alpha: float, dropout: float):
+        super().__init__(base, rank, alpha, dropout)
+        self.lora_m = nn.Parameter(self.lengths(super().whole()).to(self.lora_a.dtype))
+
+    @staticmethod
+    def lengths(whole: Tensor) -> Tensor:
+        """The length of each row, (O, I) -> (O,); above 0, so that one can divide by it."""
+        return torch.linalg.vector_norm(whole, dim=1).clamp(min=torch.finfo(whole.dtype).tiny)
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = self.lora_m / self.lengths(super().whole()).to(self.lora_m.dtype)  # (O,)
+        y = (linear(x, self.weight, None) + self.added(x)) * factor  # (..., O)
+        return y if self.bias is None else y + self.bias
+
+    @torch.no_grad()
+    def whole(self) -> Tensor:
+        """m W' / |W'|, (O, I), in float32 or better."""
+        whole = super().whole()
+        return whole * (self.lora_m / self.lengths(whole))[:, None]
 
 
 def add(
@@ -65,6 +111,7 @@ def add(
     alpha: float = 16.0,
     targets: Sequence[str] = ("**.mixer.q", "**.mixer.v"),
     dropout: float = 0.0,
+    dora: bool = False,
 ) -> dict[str, LoraLinear]:
     """Gives every linear layer at the targets an adapter and freezes all other parameters; the function stays the same.
 
@@ -75,9 +122,10 @@ def add(
         targets: path patterns (see `core.rewrite.select`). `("**",)`: every linear layer; the default is the paper's
             choice, for attention; a model without q and v wants e.g. `("**.mixer.*",)`.
         dropout: on what enters the adapters, in training.
+        dora: they are DoRA's.
 
     Returns:
-        The adapted layers by path; their parameters are at `path.lora_a` and `path.lora_b`.
+        The adapted layers by path; their parameters are at `path.lora_a`, `path.lora_b` (and `path.lora_m`).
 
     Raises:
         ValueError: for a target without a linear layer (with the nearest paths), a rank below 1, a dropout outside
@@ -87,13 +135,16 @@ def add(
         raise ValueError(f"rank must be 1 or more, got {rank}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-    if old := _adapters(model):
+    if old := adapters(model):
         raise ValueError(
             f"the model has {len(old)} adapters already, the first at {next(iter(old))}; call merge(model) first"
         )
-    made = rewrite(model, *targets, kind=nn.Linear, make=lambda base: LoraLinear(base, rank, alpha, dropout))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith((".lora_a", ".lora_b")))
+    kind = DoraLinear if dora else LoraLinear
+    made = rewrite(model, *targets, kind=(nn.Linear, Nf4Linear), make=lambda base: kind(base, rank, alpha, dropout))
+    model.requires_grad_(False)
+    for adapter in made.values():
+        for parameter in own(adapter).values():
+            parameter.requires_grad_(True)
     return made
 
 
@@ -108,16 +159,16 @@ def merge(model: nn.Module) -> list[str]:
     Raises:
         ValueError: if there is no adapter.
     """
-    if not _adapters(model):
+    if not adapters(model):
         raise ValueError("the model has no adapters to merge; lora.add(model) makes them")
-    plain = rewrite(model, "**", kind=LoraLinear, make=LoraLinear.merged)
+    plain = rewrite(model, "**", kind=LoraLinear, make=lambda adapter: adapter.merged())
     model.requires_grad_(True)
     return list(plain)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """The adapters alone, by path: what a fine-tune needs to keep. Empty if there is none."""
-    return {f"{path}.{n}": getattr(m, n).detach() for path, m in _adapters(model).items() for n in ("lora_a", "lora_b")}
+    return {f"{path}.{n}": p.detach() for path, m in adapters(model).items() for n, p in own(m).items()}
 
 
 @torch.no_grad()
@@ -138,6 +189,12 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         ours[name].copy_(tensor)
 
 
-def _adapters(model: nn.Module) -> dict[str, LoraLinear]:
+def own(adapter: LoraLinear) -> dict[str, nn.Parameter]:
+    """What the adapter learns, by name."""
+    return {n: p for n, p in adapter.named_parameters(recurse=False) if n in OWN}
+
+
+def adapters(model: nn.Module) -> dict[str, LoraLinear]:
+    """The adapted layers by path; empty if there are none."""
     there = any(isinstance(m, LoraLinear) for m in model.modules())
     return select(model, "**", kind=LoraLinear) if there else {}
