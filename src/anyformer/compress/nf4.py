@@ -18,6 +18,7 @@ A rewrite of the tree, for every `nn.Linear` of every model. I inputs, O outputs
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-HALF = max(b - a for a, b in zip(LEVELS, LEVELS[1:], strict=False)) / 2
+HALF = max(b - a for a, b in itertools.pairwise(LEVELS)) / 2
 BLOCK, GROUP = 64, 256
 CHUNK = 4096  # blocks that are rounded at one time
 MERGE = "it holds 4-bit weights: lora.merge(model) and nf4.dequantise(model) give full ones first"
@@ -60,7 +61,7 @@ class Nf4(nn.Module):
             largest = self.scales()
         else:
             self.register_buffer("largest", largest)
-        middles = torch.tensor([(a + b) / 2 for a, b in zip(LEVELS, LEVELS[1:], strict=False)], device=matrix.device)
+        middles = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(LEVELS)], device=matrix.device)
         parts = zip(blocks.split(CHUNK), largest.split(CHUNK), strict=True)
         tiny = torch.finfo(torch.float32).tiny  # for a block of zeros
         places = [torch.bucketize(w.float() / a.clamp(min=tiny)[:, None], middles).to(torch.uint8) for w, a in parts]
@@ -165,7 +166,8 @@ class Coverage:
     def __str__(self) -> str:
         return (
             f"nf4: {len(self.layers)} of {self.of} linear layers, {self.before / 1e6:.1f} MB -> "
-            f"{self.after / 1e6:.1f} MB, weights off by at most {self.error:.2g} ({self.share:.3f} of a block's largest)"
+            f"{self.after / 1e6:.1f} MB, weights off by at most {self.error:.2g} ({self.share:.3f} of their block's "
+            "largest)"
         )
 
 

@@ -41,7 +41,7 @@ class LoraLinear(nn.Module):
     Shape: (..., I) -> (..., O).
     """
 
-    unsaved = "lora.merge(model) makes it plain again; train.adapters.save writes the adapters alone"
+    unsaved = "lora.merge(model) makes it plain again; train.adapters.write writes the adapters alone"
     weight: Tensor | Nf4
     bias: Tensor | None
 

@@ -1,0 +1,350 @@
+"""Adapters in files, as PEFT lays them out: what is tuned here opens there, and the other way.
+
+```
+folder/  adapter_config.json           r, alpha, which modules, LoRA or DoRA
+         adapter_model.safetensors     base_model.model.MODULE.lora_A.weight (R, I), .lora_B.weight (O, R),
+                                       .lora_magnitude_vector (O,) for DoRA; whole modules that learned beside them
+```
+Modules have their *published* names, read backwards from the page's map; a model that nobody published keeps ours.
+
+Where files hold several of our matrices in one (GPT-2: q, k and v in c_attn), adapters are stacked, which is exact: A
+is theirs one below the other, B has theirs as blocks of its diagonal, and the rank is their sum. The other way, each of
+our matrices takes its rows of B and all of A. I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from anyformer.compress.nf4 import Nf4
+from anyformer.core import pages
+from anyformer.core.recipe import nearest
+from anyformer.core.rewrite import replace
+from anyformer.hub.files import SafeTensors
+from anyformer.hub.guard import FileRefused, atomic_write, inside, read_json, refuse
+from anyformer.hub.maps import Link, Split, Transpose, links
+from anyformer.hub.save import hub_for
+from anyformer.train import lora
+from anyformer.train.lora import DoraLinear, LoraLinear
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+TASKS = {  # ends of the names of published architectures
+    "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS",
+    "TokenClassification": "TOKEN_CLS", "ConditionalGeneration": "SEQ_2_SEQ_LM",
+}  # fmt: skip
+READ = {
+    "peft_type", "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "lora_dropout",
+    "init_lora_weights",
+}  # fmt: skip
+QUIET = {  # what the tensors say themselves, or what only matters while PEFT makes an adapter
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "target_modules", "task_type",
+}  # fmt: skip
+PLAIN_STARTS = (True, False, "gaussian", None)  # other first weights change the base model, too
+
+
+@dataclass(frozen=True)
+class Words:
+    """How published files speak of a model: `table` its tensors; `base` what they leave out; `task` as PEFT says it."""
+
+    table: list[Link]
+    base: str
+    task: str | None
+
+    def name(self, link: Link) -> str:
+        """Their name, as their modules have it."""
+        return link.theirs.removeprefix(self.base)
+
+    def matrices(self) -> dict[str, Link]:
+        """Their modules by name, those that an adapter can stand at."""
+        known = (Transpose, Split)
+        return {
+            self.name(link).removesuffix(".weight"): link
+            for link in self.table
+            if link.theirs.endswith(".weight") and all(isinstance(op, known) for op in link.ops)
+        }
+
+
+def words(model: Any) -> Words:
+    """The published names of a model, whatever was rewritten in it; ours, if nobody published it."""
+    ours = list(pages.empty(model.recipe).state_dict())
+    found = hub_for(model)
+    if found is None:
+        return Words([Link(name, (name,), ()) for name in ours], "", None)
+    hub, architecture, _ = found
+    table = [link for link in links(hub.weights(model.config), ours) if not link.tied]
+    task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
+    return Words(table, hub.base if architecture in hub.bare else "", task)
+
+
+def write(model: Any, folder: str | Path, base: str = "") -> list[str]:
+    """Writes the adapters of a model, and what else of it learns, so that `peft.PeftModel.from_pretrained` opens them
+    on the published model.
+
+    Args:
+        base: name or path of the model below, for readers.
+
+    Returns:
+        The published names of the adapted modules.
+
+    Raises:
+        ValueError: if there are no adapters, or something learns that this layout cannot say, naming it.
+    """
+    config, tensors, stacked = contents(model, base)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "stacked": json.dumps(stacked)}
+    atomic_write(folder / WEIGHTS, save({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata))
+    atomic_write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    return config["target_modules"]
+
+
+@torch.no_grad()
+def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tensor], dict[str, list[int]]]:
+    """What `write` writes: the config, the tensors, and the ranks of adapters that are stacked."""
+    adapters = lora.adapters(model)
+    if not adapters:
+        raise ValueError("the model has no adapters to write; lora.add(model) makes them, model.save writes a model")
+    said = words(model)
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas, stacked = {}, {}, {}
+    left, transposed = set(adapters), False
+    for name, link in said.matrices().items():
+        paths = [o.removesuffix(".weight") for o in link.ours]
+        if not left.intersection(paths):
+            continue
+        left.difference_update(paths)
+        transposed |= any(isinstance(op, Transpose) for op in link.ops)
+        parts, ranks[name], alphas[name], each = _stacked([model.get_submodule(p) for p in paths])
+        tensors |= {f"{PREFIX}{name}.{part}": tensor for part, tensor in parts.items()}
+        if len(paths) > 1:
+            stacked[name] = each
+    if left:
+        raise ValueError(
+            f"the published files have no matrix of its own for {sorted(left)[0]}; leave it out of targets"
+        )
+    modules = _learned_beside(model, said, tensors)
+    one = next(iter(adapters.values()))
+    rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
+    config = {
+        "peft_type": "LORA", "task_type": said.task, "base_model_name_or_path": base, "inference_mode": True,
+        "r": rank, "lora_alpha": alpha, "lora_dropout": one.dropout.p, "bias": "none", "fan_in_fan_out": transposed,
+        "use_dora": isinstance(one, DoraLinear), "target_modules": list(ranks), "modules_to_save": modules or None,
+        "rank_pattern": {re.escape(n): r for n, r in ranks.items() if r != rank},
+        "alpha_pattern": {re.escape(n): a for n, a in alphas.items() if a != alpha},
+    }  # fmt: skip
+    return config, tensors, stacked
+
+
+def _stacked(layers: list[Any]) -> tuple[dict[str, Tensor], int, float, list[int]]:
+    """Our layers, adapted or not, as one matrix of theirs: its tensors, its rank, its alpha, the rank of each part."""
+    adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
+    scale = adapted[0].scale
+    a = torch.cat([layer.lora_a for layer in adapted])  # (R, I)
+    b = torch.block_diag(*(
+        layer.lora_b * (layer.scale / scale) if isinstance(layer, LoraLinear) else a.new_zeros(layer.out_features, 0)
+        for layer in layers
+    ))  # (O, R)  # fmt: skip
+    parts = {"lora_A.weight": a, "lora_B.weight": b}
+    if isinstance(adapted[0], DoraLinear):
+        parts["lora_magnitude_vector"] = torch.cat([
+            layer.lora_m if isinstance(layer, DoraLinear) else DoraLinear.lengths(_full(layer.weight)).to(a.dtype)
+            for layer in layers
+        ])  # (O,)  # fmt: skip
+    each = [len(layer.lora_a) if isinstance(layer, LoraLinear) else 0 for layer in layers]
+    return parts, len(a), scale * len(a), each
+
+
+def _full(weight: Tensor | Nf4) -> Tensor:
+    return (
+        weight.dequantised() if isinstance(weight, Nf4) else weight.to(torch.promote_types(weight.dtype, torch.float))
+    )
+
+
+def _learned_beside(model: Any, said: Words, tensors: dict[str, Tensor]) -> list[str]:
+    """Adds to `tensors` the modules that learned in full; returns their names."""
+    ours = model.state_dict()
+    beside = {n for n, p in model.named_parameters() if p.requires_grad and n.rpartition(".")[2] not in lora.OWN}
+    modules: list[str] = []
+    for link in said.table:
+        if not beside.intersection(link.ours):
+            continue
+        module, _, last = said.name(link).rpartition(".")
+        if last not in ("weight", "bias") or f"{PREFIX}{module}.lora_A.weight" in tensors:
+            raise ValueError(f"{link.ours[0]} learns beside the adapters, and PEFT's files can hold whole modules only")
+        modules += [] if module in modules else [module]
+    for link in said.table:
+        if said.name(link).rpartition(".")[0] in modules:
+            tensors[PREFIX + said.name(link)] = link.write([ours[o] for o in link.ours])
+    return modules
+
+
+@torch.no_grad()
+def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
+    """Puts the adapters of a folder, written here or by PEFT, into the model that they were made for.
+
+    Everything but what the folder holds is frozen, as after `lora.add`.
+
+    Returns:
+        The adapted layers by path.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: naming the key or tensor that is not known here, has no place in the model, or another shape;
+            nothing has changed then.
+    """
+    folder = Path(folder)
+    if lora.adapters(model):
+        raise ValueError("the model has adapters already; lora.merge(model) first")
+    config, file = _config(folder), SafeTensors(inside(folder, WEIGHTS))
+    said, stacked = words(model), _ranks(file)
+    places, parts, beside = said.matrices(), {}, {}
+    for name in file.names():
+        if not name.startswith(PREFIX):
+            raise FileRefused(f"{folder / WEIGHTS}: tensor {name!r} does not begin with {PREFIX!r}")
+        found = PART.fullmatch(short := name.removeprefix(PREFIX))
+        if found:
+            parts.setdefault(found[1], {})[found[2]] = file.get(name)
+        else:
+            beside[short] = file.get(name)
+    made: dict[str, LoraLinear] = {}
+    for name, tensors in parts.items():
+        if name not in places:
+            raise ValueError(
+                f"{folder}: the model has no place for an adapter at {name!r}{nearest(name, list(places))}"
+            )
+        paths = [o.removesuffix(".weight") for o in places[name].ours]
+        layers = [model.get_submodule(path) for path in paths]
+        each = _apart(f"{folder}: {name}", layers, tensors, config, _alpha(config, name), stacked.get(name))
+        made |= {path: adapter for path, adapter in zip(paths, each, strict=True) if adapter is not None}
+    whole = _whole_modules(model, said, beside, folder)
+    for path, adapter in made.items():
+        replace(model, path, adapter)
+    model.requires_grad_(False)
+    for adapter in made.values():
+        for parameter in lora.own(adapter).values():
+            parameter.requires_grad_(True)
+    named = dict(model.named_parameters())
+    for path, tensor in whole.items():
+        named[path].copy_(tensor)
+        named[path].requires_grad_(True)
+    return lora.adapters(model)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, every key of which is known to mean nothing more than is done here."""
+    path = inside(folder, CONFIG)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise refuse(path, "content", "a JSON object", config)
+    if config.get("peft_type") != "LORA":
+        raise refuse(path, "peft_type", "LORA", config.get("peft_type"))
+    for key, value in config.items():
+        if key not in READ | QUIET and value not in (None, False, "none", [], {}):
+            raise refuse(path, key, "nothing: it is not known here, and may change the function", value)
+    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise refuse(path, "init_lora_weights", "true, false or gaussian: others change the base model, too", start)
+    for key in ("lora_alpha", "lora_dropout"):
+        if not isinstance(config.setdefault(key, 0), int | float):
+            raise refuse(path, key, "a number", config[key])
+    for key in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict) or not all(isinstance(v, int | float) for v in patterns.values()):
+            raise refuse(path, key, "names with numbers", patterns)
+        config[key] = {_name(path, key, pattern): value for pattern, value in patterns.items()}
+    return config
+
+
+def _name(path: Path, key: str, pattern: str) -> str:
+    """A pattern of PEFT's is a regular expression; those that are names are read, as files are not programs."""
+    name = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
+    if not re.fullmatch(r"[\w.]+", name):
+        raise refuse(path, key, "names of modules", pattern)
+    return name
+
+
+def _alpha(config: dict[str, Any], name: str) -> float:
+    found = [v for n, v in config["alpha_pattern"].items() if name == n or name.endswith(f".{n}")]
+    return float(found[0] if found else config["lora_alpha"])
+
+
+def _ranks(file: SafeTensors) -> dict[str, list[int]]:
+    """How many rows of A are whose, where this library stacked them."""
+    try:
+        found = json.loads(file.metadata.get("stacked", "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _apart(
+    where: str, layers: list[Any], tensors: dict[str, Tensor], config: dict[str, Any], alpha: float, stacked: Any
+) -> list[LoraLinear | None]:
+    """The adapter of one matrix of theirs as one for each of our layers; None for a layer that it leaves alone."""
+    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.get("use_dora") else set())
+    if set(tensors) != wanted:
+        raise ValueError(f"{where} has {', '.join(sorted(tensors))}; expected {', '.join(sorted(wanted))}")
+    a, b, rows = tensors["lora_A"], tensors["lora_B"], [layer.out_features for layer in layers]
+    rank = a.shape[0]
+    shapes = {
+        "lora_A": (rank, layers[0].in_features),
+        "lora_B": (sum(rows), rank),
+        "lora_magnitude_vector": (sum(rows),),
+    }
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name] or not rank:
+            raise ValueError(f"{where}.{name} has shape {tuple(tensor.shape)}, the model needs {shapes[name]}")
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    kind = DoraLinear if config.get("use_dora") else LoraLinear
+    ours: list[LoraLinear | None] = []
+    for i, (layer, part) in enumerate(zip(layers, b.split(rows), strict=True)):
+        keep = _columns(b.split(rows), stacked, i)
+        if keep.start == keep.stop and kind is LoraLinear:  # DoRA's has a length all the same
+            ours.append(None)
+            continue
+        small = a[keep]
+        adapter = kind(layer, len(small), scale * len(small), float(config["lora_dropout"]))
+        adapter.lora_a.copy_(small)
+        adapter.lora_b.copy_(part[:, keep])
+        if isinstance(adapter, DoraLinear):
+            adapter.lora_m.copy_(tensors["lora_magnitude_vector"].split(rows)[i])
+        ours.append(adapter)
+    return ours
+
+
+def _columns(parts: tuple[Tensor, ...], stacked: Any, i: int) -> slice:
+    """Which columns of B part i uses: its own where the adapters were stacked here, else all."""
+    rank = parts[0].shape[1]
+    if not isinstance(stacked, list) or len(stacked) != len(parts) or not all(type(n) is int for n in stacked):
+        return slice(0, rank)
+    ends = [sum(stacked[: j + 1]) for j in range(len(stacked))]
+    own = slice(ends[i] - stacked[i], ends[i])
+    outside = torch.cat((parts[i][:, : own.start], parts[i][:, own.stop :]), 1)
+    return own if min(stacked) >= 0 and ends[-1] == rank and not outside.any() else slice(0, rank)
+
+
+def _whole_modules(model: nn.Module, said: Words, beside: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """What learned in full, by our paths."""
+    table, ours = {said.name(link): link for link in said.table}, dict(model.named_parameters())
+    found: dict[str, Tensor] = {}
+    for name, tensor in beside.items():
+        if name not in table:
+            raise ValueError(f"{folder}: tensor {name!r} has no place in the model{nearest(name, list(table))}")
+        if any(o not in ours for o in table[name].ours):
+            raise ValueError(f"{folder}: {name!r} is held in 4 bits in this model; load it without")
+        shapes = [tuple(ours[o].shape) for o in table[name].ours]
+        found |= dict(zip(table[name].ours, table[name].read(tensor, shapes), strict=True))
+    return found
