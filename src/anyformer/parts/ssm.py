@@ -99,9 +99,9 @@ class Mamba(Mixer):
     def _apart(self, inputs: Tensor, flow: Flow) -> Tensor:
         """The convolution, which does not look back beyond the first token of a document. (B, W - 1 + T, E) -> (B, T,
         E)."""
-        back = torch.arange(self.kernel - 1, -1, -1, device=inputs.device)  # (W,): how far each weight looks back
+        back = torch.arange(self.conv_kernel - 1, -1, -1, device=inputs.device)  # (W,): how far each weight looks back
         near = flow.positions[..., None] >= back  # (B, T, W)
-        windows = inputs.unfold(1, self.kernel, 1) * near[:, :, None]  # (B, T, E, W)
+        windows = inputs.unfold(1, self.conv_kernel, 1) * near[:, :, None]  # (B, T, E, W)
         y = (windows * self.conv.weight[:, 0]).sum(-1)
         return y if self.conv.bias is None else y + self.conv.bias
 
