@@ -31,6 +31,7 @@ class Output:
     pooled: Tensor | None = None  # (B, D)
     memory: Tensor | None = None  # (B, S, D) what the encoder made
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses
+    keep: Tensor | None = None  # (B, T) which places of `hidden` are real; None = all
 
 
 class Blocks(Part):
@@ -239,7 +240,7 @@ class CausalLM(Skeleton, Blocks):
         flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state, document_ids)
         flow.causal = True
         x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux)
+        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux, keep=flow.keep)
 
 
 class Encoder(Skeleton, Blocks):
@@ -305,7 +306,7 @@ class Encoder(Skeleton, Blocks):
         x = self.run(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
         flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
         heads = {name: head(x, flow) for name, head in self.heads.items()}
-        return Output(x, next(iter(heads.values()), None), heads, flow.pooled, aux=flow.aux)
+        return Output(x, next(iter(heads.values()), None), heads, flow.pooled, aux=flow.aux, keep=flow.keep)
 
 
 class EncoderDecoder(Skeleton, Part):
@@ -364,7 +365,7 @@ class EncoderDecoder(Skeleton, Part):
         flow = self.begin(self.embed, decoder_input_ids, decoder_attention_mask, None, state)
         flow.causal, flow.memory, flow.memory_keep = True, memory, keep
         x = self.decoder(_embed(self.embed, decoder_input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x[:, -1:] if last else x, flow), memory=memory, aux=flow.aux)
+        return Output(x, self.head(x[:, -1:] if last else x, flow), memory=memory, aux=flow.aux, keep=flow.keep)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Source ids (B, S) to memory (B, S, D)."""

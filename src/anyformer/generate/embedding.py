@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from anyformer.core.skeletons import EncoderDecoder
 from anyformer.generate.decoding import evaluating, padded
 from anyformer.generate.prompts import tokenizer_of
-from anyformer.hub.pooling import Pooling, meaning
+from anyformer.hub.pooling import Pooling, meaning, pooled
 
 
 @torch.inference_mode()
@@ -78,15 +78,7 @@ def _encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[li
 
 def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:
     """(B, D)"""
-    ids, keep = padded(rows, next(model.parameters()).device)  # (B, T): the last place is real in every row
+    ids, keep = padded(rows, next(model.parameters()).device)  # (B, T)
     hidden = model.encode(ids, keep) if isinstance(model, EncoderDecoder) else model(ids, keep).hidden  # (B, T, D)
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
-    if how.mode == "lasttoken":
-        return hidden[:, -1]
-    lengths = torch.tensor([len(row) for row in rows], device=ids.device)  # (B,)
-    if how.mode == "cls":
-        return hidden[torch.arange(len(rows), device=ids.device), ids.shape[1] - lengths]
-    padding = torch.zeros_like(ids, dtype=torch.bool)[..., None] if keep is None else ~keep[..., None]  # (B, T, 1)
-    if how.mode == "max":
-        return hidden.masked_fill(padding, float("-inf")).amax(1)
-    return hidden.masked_fill(padding, 0.0).sum(1) / lengths[:, None]
+    return pooled(hidden, keep, how.mode)

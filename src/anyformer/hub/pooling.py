@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from anyformer.hub.guard import FileRefused, atomic_write, inside, read_json, refuse
 
 MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
@@ -40,6 +43,24 @@ class Pooling:
     mode: str = "mean"
     normalize: bool = False
     tokens: int | None = None
+
+
+def pooled(hidden: Tensor, keep: Tensor | None, mode: str) -> Tensor:
+    """One vector for each row from the vectors of its tokens; padding, where `keep` is False, has no part in it.
+
+    Shapes: (B, T, D), (B, T) or None -> (B, D); a row without real tokens gives 0 by "mean", something by the others.
+    """
+    row = torch.arange(hidden.shape[0], device=hidden.device)
+    if mode == "cls":
+        return hidden[:, 0] if keep is None else hidden[row, keep.int().argmax(1)]
+    if mode == "lasttoken":
+        return hidden[:, -1] if keep is None else hidden[row, hidden.shape[1] - 1 - keep.flip(1).int().argmax(1)]
+    if mode == "max":
+        return (hidden if keep is None else hidden.masked_fill(~keep[..., None], float("-inf"))).amax(1)
+    assert mode == "mean", mode
+    if keep is None:
+        return hidden.mean(1)
+    return hidden.masked_fill(~keep[..., None], 0.0).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
 
 
 def read_pooling(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from anyformer.core.skeletons import Output
 from anyformer.data.batches import Batch, Batches, Numbered
 from anyformer.train import checkpoint, optim
 from anyformer.train.log import Log, Watch
-from anyformer.train.objectives import counted, with_auxiliary
+from anyformer.train.objectives import counted, real_tokens, with_auxiliary
 from anyformer.train.schedule import warmup_cosine
 from anyformer.train.world import World
 
@@ -188,15 +188,18 @@ class Loop:
         if self.step in (0, self.saved):
             for batch in batches:
                 _check(batch)
-        counts = [int(counted(batch["labels"])) for batch in batches]
-        total = max(1, int(self.world.total(torch.tensor(sum(counts)))))
+        kinds = getattr(self.objective, "counted", counted)  # one number, or one for each kind of label
+        counts = torch.stack([kinds(batch["labels"]) for batch in batches]).sum(0)
+        real = [real_tokens(batch) for batch in batches]
+        total = self.world.total(torch.cat((counts.flatten(), torch.tensor([sum(real)])))).clamp(min=1)
+        count: Any = int(total[0]) if len(total) == 2 else total[:-1].to(self.device)
         loss = torch.zeros((), device=self.device)
-        for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+        for i, batch in enumerate(batches):
             inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             labels = inputs.pop("labels")
             with self.world.exchanging(last=i == s.accumulate - 1):
                 output = self.forward(**inputs)
-                part = with_auxiliary(self.objective(output, labels, total), output, count / total)
+                part = with_auxiliary(self.objective(output, labels, count), output, real[i] / int(total[-1]))
                 self.world.backward(part)
             loss += part.detach()
         loss, norm = self.world.total(loss), self.world.clip(self.parameters, s.clip)
@@ -206,7 +209,7 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": total}
+        return {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": int(total[0])}
 
     def _report(self, rows: list[dict[str, Any]], seconds: float) -> None:
         """Writes down the steps since the last report; here, and only here, a GPU is waited for."""

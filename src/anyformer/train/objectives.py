@@ -1,4 +1,4 @@
-"""What is learned: losses over counted tokens. B batch, T time, V vocabulary, C classes.
+"""What is learned: losses over counted labels. B batch, T time, V vocabulary, C classes, D width, P pairs.
 
 Every objective is `objective(output, labels, count) -> loss`: the *sum* over what is counted in this batch, divided by
 `count`, which is how much is counted in the whole step: in all accumulated batches, on all machines. So neither padding
@@ -6,15 +6,21 @@ nor how a step is cut into batches changes the loss or its gradient.
 
 A label stands where it should be read: `labels[b, t]` is what `logits[b, t]` should say. For a causal model that is the
 *next* token; `next_tokens` makes such labels. The label -100 is not counted.
+
+An option is set by `functools.partial(seq2seq, label_smoothing=0.1)`. An objective whose labels are of more than one
+kind has a method `counted(labels)` of its own; it is then given as many counts as that returns.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.skeletons import Output
+from anyformer.hub.pooling import MODES, pooled
 
 IGNORE = -100
 
@@ -24,24 +30,48 @@ def counted(labels: Tensor) -> Tensor:
     return (labels != IGNORE).sum()
 
 
-def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Labels for a causal model: the token after each place; -100 at the last place, at padding and before it.
+def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+    """Labels for a causal model: the token after each place; -100 at the last place, at padding and before it, and at
+    the last token of a packed document.
 
-    Shapes: (B, T), (B, T) -> (B, T).
+    Shapes: (B, T), (B, T), (B, T) -> (B, T).
     """
     labels = F.pad(input_ids[:, 1:], (0, 1), value=IGNORE)  # (B, T)
     if attention_mask is not None:
         both = attention_mask.bool() & F.pad(attention_mask[:, 1:], (0, 1)).bool()
         labels = labels.masked_fill(~both, IGNORE)
+    if document_ids is not None:
+        same = (document_ids == F.pad(document_ids[:, 1:], (0, 1), value=-1)) & (document_ids >= 0)
+        labels = labels.masked_fill(~same, IGNORE)
     return labels
 
 
-def causal_lm(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
-    """-sum log p(label at t | tokens up to t) / count, for decoders and (teacher forcing) encoder-decoders.
+def shift_right(labels: Tensor, begin_id: int, pad_id: int = 0) -> Tensor:
+    """What a decoder reads while it is taught `labels`: `begin_id`, then each label one place later.
 
+    Labels of -100 become `pad_id`: what stands there is read by nothing that counts. Shape: (B, T) -> (B, T).
+    """
+    return F.pad(labels[:, :-1], (1, 0), value=begin_id).masked_fill(F.pad(labels[:, :-1], (1, 0)) == IGNORE, pad_id)
+
+
+def causal_lm(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
+    """-sum log p(label at t | tokens up to t) / count.
+
+    With `label_smoothing` e the target is (1 - e) for the label and e / V for every token (Szegedy et al., 2015;
+    arXiv:1512.00567).
     Shapes: logits (B, T, V), labels (B, T) -> a number, in nats a token.
     """
-    return _cross_entropy(output.logits, labels, count)
+    return _cross_entropy(output.logits, labels, count, label_smoothing)
+
+
+def seq2seq(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
+    """-sum log p(label at t | source, labels before t) / count, for an encoder-decoder that read `shift_right(labels)`.
+
+    So are learned translation, span corruption (T5: `data.corrupt.spans`) and denoising (BART: `data.corrupt.infill`):
+    they differ in what is made of the source.
+    Shapes: logits (B, T, V), labels (B, T) -> a number, in nats a token.
+    """
+    return _cross_entropy(output.logits, labels, count, label_smoothing)
 
 
 def masked_lm(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
@@ -53,28 +83,142 @@ def masked_lm(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
     return _cross_entropy(output.heads.get("mlm", output.logits), labels, count)
 
 
-def classification(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
-    """-sum log p(label | input) / count, for a whole input or each token of it.
+def next_sentence(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+    """-sum log p(label | both sentences) / count: 0 = the second one follows the first, 1 = it does not (BERT).
+
+    Reads the head `nsp`. Shapes: logits (B, 2), labels (B,) -> a number, in nats a pair.
+    """
+    return _cross_entropy(output.heads.get("nsp"), labels, count)
+
+
+@dataclass(frozen=True)
+class MaskedAndNextSentence:
+    """BERT's two objectives at once (Devlin et al., 2018; arXiv:1810.04805): their sum, each the mean over its own
+    labels.
+
+    Shapes: heads mlm (B, T, V) and nsp (B, 2), labels (B, 1 + T): the pair's label, then those of the tokens.
+    """
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """(2,): hidden tokens, pairs."""
+        return torch.stack((counted(labels[:, 1:]), counted(labels[:, 0])))
+
+    def __call__(self, output: Output, labels: Tensor, count: Tensor) -> Tensor:
+        return masked_lm(output, labels[:, 1:], count[0]) + next_sentence(output, labels[:, 0], count[1])
+
+
+def classification(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
+    """-sum log p(label | input) / count, for a whole text or image, or for each token.
 
     Shapes: logits (B, C), labels (B,), or logits (B, T, C), labels (B, T) -> a number, in nats a label.
     """
-    return _cross_entropy(output.logits, labels, count)
+    return _cross_entropy(output.logits, labels, count, label_smoothing)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """InfoNCE for sentence vectors: of all second texts, find the one that goes with the first (van den Oord et al.,
+    2018; arXiv:1807.03748, with the other pairs as wrong answers: Henderson et al., 2017; arXiv:1705.00652).
+
+    ```
+    rows 0 1 | 2 3 | 4 5     = a0 b0 | a1 b1 | a2 b2          -log softmax_j(cos(a_i, b_j) / temperature)[i]
+    ```
+    Labels (2P,) number the pairs, both rows alike; two pairs of one number are no wrong answers for each other, a pair
+    of -100 only serves as a wrong answer. The mean is over all counted pairs of the step.
+
+    The wrong answers are the pairs of one *batch*, on all processes: they exchange their vectors while learning, so the
+    number of processes changes nothing. Accumulated batches do not see each other: `accumulate` adds pairs to the mean,
+    and no wrong answers. To have more of these, make the batch larger.
+
+    Args:
+        temperature: by which the cosine is divided.
+        symmetric: the mean of both directions: the first texts are looked for as well.
+        pooling: how a text's tokens become its vector, as in `generate.embed`: mean, max, cls or lasttoken.
+    """
+
+    temperature: float = 0.05
+    symmetric: bool = False
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.pooling not in MODES:
+            raise ValueError(f"pooling must be one of {', '.join(MODES)}; got {self.pooling!r}")
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """The number of pairs that count."""
+        return counted(labels[::2])
+
+    def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+        if labels.ndim != 1 or len(labels) % 2 or not torch.equal(labels[::2], labels[1::2]):
+            raise ValueError(f"labels must be (rows,), a pair's number at both of its rows, got {labels.tolist()}")
+        vectors = F.normalize(pooled(output.hidden, output.keep, self.pooling), dim=-1)  # (2P, D)
+        every, numbers, first = gathered(vectors, labels)
+        loss = self._find(vectors[::2], every[1::2], labels[::2], numbers[::2], first // 2)
+        if self.symmetric:
+            loss = (loss + self._find(vectors[1::2], every[::2], labels[::2], numbers[::2], first // 2)) / 2
+        return loss / count
+
+    def _find(self, x: Tensor, others: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
+        """The sum over pairs; row i of `x` goes with row `first` + i of `others`. (P, D), (all P, D) -> a number."""
+        scores = x @ others.mT / self.temperature  # (P, all P)
+        own = torch.arange(len(x), device=x.device) + first  # (P,)
+        alike = (labels[:, None] == numbers) & (numbers != IGNORE)
+        alike[torch.arange(len(x), device=x.device), own] = False
+        target = own.masked_fill(labels == IGNORE, IGNORE)
+        return F.cross_entropy(scores.masked_fill(alike, float("-inf")), target, ignore_index=IGNORE, reduction="sum")
+
+
+def gathered(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The rows and labels of all processes while learning, with gradients, and where this one's begin.
+
+    Shapes: (N, D), (N,) -> (all N, D), (all N,).
+    """
+    import torch.distributed as dist
+
+    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+    if alone or not torch.is_grad_enabled():  # whoever measures may be on its own
+        return rows, labels, 0
+    from torch.distributed.nn.functional import all_gather
+
+    counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+    sizes = [int(count) for count in counts]
+    short = max(sizes) - len(rows)  # all must send alike
+    every = all_gather(F.pad(rows, (0, 0, 0, short)))
+    numbers = [torch.empty(max(sizes), dtype=labels.dtype, device=labels.device) for _ in sizes]
+    dist.all_gather(numbers, F.pad(labels, (0, short)))
+    cut = [torch.cat([t[:size] for t, size in zip(parts, sizes, strict=True)]) for parts in (every, numbers)]
+    return cut[0], cut[1], sum(sizes[: dist.get_rank()])
 
 
 def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
     """The loss and the auxiliary losses that parts added (`Flow.add_aux`).
 
-    An auxiliary loss is a mean over one batch; `share` is the share of the step's counted tokens in that batch.
+    An auxiliary loss is a mean over the real tokens of one batch; `share` is the share of the step's in that batch.
     """
     return loss + share * torch.stack(list(output.aux.values())).sum() if output.aux else loss
 
 
-def _cross_entropy(logits: Tensor | None, labels: Tensor, count: Tensor | float) -> Tensor:
+def real_tokens(batch: dict[str, Tensor]) -> int:
+    """How many tokens (patches' pixels, for images) of a batch are no padding: what auxiliary losses are means over."""
+    for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
+        if name in batch:
+            return int((batch[name] >= at_least).sum())
+    return next(batch[n] for n in ("decoder_input_ids", "input_ids", "pixel_values") if n in batch).numel()
+
+
+def _cross_entropy(
+    logits: Tensor | None, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0
+) -> Tensor:
     if logits is None or logits.shape[:-1] != labels.shape:
         got = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
         raise ValueError(f"labels of shape {tuple(labels.shape)} need one row of logits each, and the model gave {got}")
+    x, y = logits.flatten(0, -2), labels.flatten()
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     try:
-        total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        total = F.cross_entropy(x, y, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
     except IndexError:
         bad = labels[(labels != IGNORE) & ((labels < 0) | (labels >= logits.shape[-1]))]
         raise ValueError(
