@@ -1,0 +1,255 @@
+"""What is hidden from a model that has to say it again: BERT's masks, T5's spans, BART's noise.
+
+Every function takes token ids and a NumPy generator, changes neither the ids nor anything else, and draws all it needs
+from the generator. `generator(seed, number)` makes the one of example `number`, so that the same example is corrupted
+in the same way whenever it is asked for, and in another way in the next epoch, where it has another number.
+
+T tokens, L places, S spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORE = -100
+
+
+def generator(seed: int, number: int) -> np.random.Generator:
+    """The random numbers of example `number`: a counter-based generator (Philox), whose streams never meet."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, number]))
+
+
+# ------------------------------------------------------------------------------------------------ BERT
+
+
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """Masked tokens (Devlin et al., 2018; arXiv:1810.04805): of the chosen ones 80 % become `mask_id`, 10 % another
+    random token, 10 % stay.
+
+    Args:
+        mask_id: the id of [MASK].
+        vocab: ids are below it.
+        special: ids that are never chosen and never put in a place: [CLS], [SEP], padding, [MASK] itself.
+        rate: the share of tokens that is chosen.
+        whole_words: chosen or not as one; `starts` says which ids begin a word, (vocab,) bool.
+    """
+
+    mask_id: int
+    vocab: int
+    special: tuple[int, ...]
+    rate: float = 0.15
+    starts: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        _share("rate", self.rate)
+        if self.starts is not None and self.starts.shape != (self.vocab,):
+            raise ValueError(f"starts must say for each of {self.vocab} ids whether it begins a word")
+        if len(self.ordinary) == 0:
+            raise ValueError("every token is special; nothing can be hidden")
+
+    @property
+    def ordinary(self) -> np.ndarray:
+        """The ids that may be hidden, and that may stand in for a hidden one."""
+        return np.setdiff1d(np.arange(self.vocab), (*self.special, self.mask_id))
+
+    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """What the model reads, and the labels: the token where one was chosen, else -100. (T,) -> (T,), (T,).
+
+        Every token is chosen with probability `rate`; with whole words every word.
+        """
+        may = ~np.isin(ids, (*self.special, self.mask_id))
+        words = np.arange(len(ids)) if self.starts is None else self._words(ids, may)
+        chosen = (rng.random(len(ids)) < self.rate)[words] & may  # the draw of a word is that of its first number
+        fate = rng.random(len(ids))
+        others = self.ordinary[rng.integers(len(self.ordinary), size=len(ids))]
+        read = np.where(chosen & (fate < 0.8), self.mask_id, ids)
+        read = np.where(chosen & (fate >= 0.8) & (fate < 0.9), others, read)
+        return read, np.where(chosen, ids, IGNORE)
+
+    def _words(self, ids: np.ndarray, may: np.ndarray) -> np.ndarray:
+        """The number of the word that each token is of; a special token is none's."""
+        assert self.starts is not None
+        begins = self.starts[ids] | ~may
+        begins[1:] |= ~may[:-1]
+        return np.maximum(begins.cumsum() - 1, 0)
+
+
+def word_starts(tokens: Sequence[str]) -> np.ndarray:
+    """Which tokens of a vocabulary begin a word, by how they are written: not "##ing" (WordPiece); "Ġthe" and "▁the",
+    where any token of the vocabulary begins with these (byte-level BPE, Unigram). (V,) bool."""
+    marked = [t.startswith(("Ġ", "▁", "Ċ")) for t in tokens]
+    if any(marked):
+        return np.array([m or not t[:1].isalnum() for m, t in zip(marked, tokens, strict=True)])
+    return np.array([not t.startswith("##") for t in tokens])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pieces of text, and whether the second one follows the first: 0 = it does, 1 = it does not."""
+
+    first: np.ndarray
+    second: np.ndarray
+    label: int
+
+    def joined(self, cls: int, sep: int) -> tuple[np.ndarray, np.ndarray]:
+        """[CLS] first [SEP] second [SEP], and the segments: 0 up to the first [SEP], 1 after it."""
+        ids = np.concatenate(([cls], self.first, [sep], self.second, [sep]))
+        types = np.repeat([0, 1], [len(self.first) + 2, len(self.second) + 1])
+        return ids, types
+
+
+def pair(ids: np.ndarray, length: int, rng: np.random.Generator) -> Pair:
+    """Two pieces of a text with `length` tokens together: in half of the cases neighbours, else from two places.
+
+    Raises:
+        ValueError: for a text of fewer than three times as many tokens, or fewer than 2.
+    """
+    if length < 2 or len(ids) < 3 * length:
+        raise ValueError(
+            f"a pair needs at least 2 tokens, here {length}, and a text of {3 * length}; it has {len(ids)}"
+        )
+    start, cut = int(rng.integers(len(ids) - length + 1)), int(rng.integers(1, length))
+    label = int(rng.integers(2))
+    other, second = start + cut, length - cut
+    if label:  # from before or after both: nothing of what follows
+        left = max(0, start - second + 1)
+        right = max(0, len(ids) - start - length - second + 1)
+        place = int(rng.integers(left + right))
+        other = place if place < left else start + length + place - left
+    return Pair(ids[start : start + cut], ids[other : other + second], label)
+
+
+# -------------------------------------------------------------------------------------------------- T5
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Span corruption (Raffel et al., 2019; arXiv:1910.10683): spans give way to sentinels, the target tells them.
+
+    ```
+    tokens    thank you for inviting me to your party last week
+    source    thank you <x> me to your party <y> week </s>
+    target    <x> for inviting <y> last </s>
+    ```
+    Of T tokens round(T * density) are hidden, in round(hidden / mean) spans; hidden and kept tokens are both cut into
+    that many at random; a kept span comes first, a hidden one last.
+
+    Args:
+        sentinels: ids in their order.
+        end: id after source and target.
+        density: the share of tokens that is hidden. `mean`: length of a span.
+    """
+
+    sentinels: tuple[int, ...]
+    end: int
+    density: float = 0.15
+    mean: float = 3.0
+
+    def __post_init__(self) -> None:
+        _share("density", self.density)
+        if not self.mean >= 1:
+            raise ValueError(f"mean must be at least 1 token, got {self.mean}")
+
+    def counts(self, tokens: int) -> tuple[int, int]:
+        """How many of so many tokens are hidden, and in how many spans."""
+        hidden = min(max(round(tokens * self.density), 1), tokens - 1)
+        return hidden, min(max(round(hidden / self.mean), 1), tokens - hidden)
+
+    def lengths(self, tokens: int) -> tuple[int, int]:
+        """The lengths of source and target that so many tokens make."""
+        hidden, spans = self.counts(tokens)
+        return tokens - hidden + spans + 1, hidden + spans + 1
+
+    def room(self, source: int) -> int:
+        """The most tokens whose source has no more than this length."""
+        tokens = 2
+        while self.lengths(tokens + 1)[0] <= source:
+            tokens += 1
+        return tokens
+
+    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Source and target. (T,) -> (L,), (L',).
+
+        Raises:
+            ValueError: for a single token, or more spans than there are sentinels.
+        """
+        if len(ids) < 2:
+            raise ValueError(f"span corruption needs at least 2 tokens, got {len(ids)}")
+        hidden, spans = self.counts(len(ids))
+        if spans > len(self.sentinels):
+            raise ValueError(
+                f"{len(ids)} tokens have {spans} hidden spans, and there are {len(self.sentinels)} sentinels; "
+                "give shorter texts or more sentinels"
+            )
+        kept, gone = _cut(len(ids) - hidden, spans, rng), _cut(hidden, spans, rng)
+        ends = np.stack((kept, gone), 1).ravel().cumsum()  # kept, hidden, kept, hidden …
+        pieces = np.split(ids, ends[:-1])
+        marks = [np.array([s]) for s in self.sentinels[:spans]]
+        source = [part for both in zip(pieces[::2], marks, strict=True) for part in both]
+        target = [part for both in zip(marks, pieces[1::2], strict=True) for part in both]
+        return np.concatenate((*source, [self.end])), np.concatenate((*target, [self.end]))
+
+
+def _cut(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """`total` as a sum of `parts` numbers above 0, every such sum alike likely."""
+    ends = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(ends, prepend=0, append=total)
+
+
+# ------------------------------------------------------------------------------------------------ BART
+
+
+def infill(ids: np.ndarray, mask_id: int, rng: np.random.Generator, rate: float = 0.3, mean: float = 3.0) -> np.ndarray:
+    """Text infilling (Lewis et al., 2019; arXiv:1910.13461): spans of Poisson length each give way to one mask.
+
+    Spans are drawn until round(T * rate) tokens are covered, the last one is cut to fit; a span of length 0 is a mask
+    put in between two tokens. So the length, too, has to be found.
+    """
+    _share("rate", rate)
+    if not mean > 0:
+        raise ValueError(f"mean must be above 0 tokens, got {mean}")
+    budget, lengths = round(len(ids) * rate), []
+    while budget > 0:
+        lengths.append(min(int(rng.poisson(mean)), budget))
+        budget -= lengths[-1]
+    kept = len(ids) - sum(lengths)
+    before = np.sort(rng.integers(kept + 1, size=len(lengths)))  # how many kept tokens stand before each span
+    out, at, used = [], 0, 0
+    for first, length in zip(before, rng.permutation(lengths).astype(int), strict=True):
+        out += [ids[at : at + first - used], np.array([mask_id])]
+        at, used = at + first - used + length, first
+    return np.concatenate((*out, ids[at:])).astype(ids.dtype)
+
+
+def hide(ids: np.ndarray, mask_id: int, rng: np.random.Generator, rate: float = 0.15) -> np.ndarray:
+    """Token masking: each token becomes the mask with probability `rate`. (T,) -> (T,)."""
+    _share("rate", rate)
+    return np.where(rng.random(len(ids)) < rate, mask_id, ids)
+
+
+def delete(ids: np.ndarray, rng: np.random.Generator, rate: float = 0.15) -> np.ndarray:
+    """Token deletion: each token is gone with probability `rate`; where, has to be found. (T,) -> fewer."""
+    _share("rate", rate)
+    return ids[rng.random(len(ids)) >= rate]
+
+
+def permute(ids: np.ndarray, stops: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Sentence permutation: sentences, which end with one of the ids `stops`, in random order. (T,) -> (T,)."""
+    sentences = np.split(ids, np.flatnonzero(np.isin(ids, stops)) + 1)
+    sentences = [s for s in sentences if len(s)]
+    order = rng.permutation(len(sentences))
+    return np.concatenate([sentences[i] for i in order]) if len(sentences) else ids.copy()
+
+
+def rotate(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Document rotation: the text begins at a random token, what was before comes after. (T,) -> (T,)."""
+    return np.roll(ids, -int(rng.integers(max(1, len(ids)))))
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be above 0 and below 1, got {value}")
