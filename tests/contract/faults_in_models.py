@@ -318,7 +318,7 @@ def any_part_will_do(patch: pytest.MonkeyPatch) -> None:
 
 @fault("packed is separate", "no gradient between documents", on="gpt/tiny")
 def documents_are_seen(patch: pytest.MonkeyPatch) -> None:
-    change = lambda plain, *args: dataclasses.replace(plain(*args), documents=None)  # noqa: E731
+    change = lambda plain, *args: dataclasses.replace(plain(*args), mine=None, theirs=None)  # noqa: E731
     around(patch, module("anyformer.parts.attention"), "view", change)
 
 

@@ -12,6 +12,7 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.documents import lengths, places
 from anyformer.parts import Attention, Mamba, Rotary, Window
 from anyformer.parts.masks import CHUNK, Causal, View
+from anyformer.parts.patterns import BlockWindow, Global, Prefix, Strided
 from anyformer.parts.positions import Dynamic, LongRope
 from anyformer.parts.ssm import scan, scan_open
 
@@ -53,6 +54,14 @@ def test_rows_longer_than_a_chunk(mask):
     together = model(ids, document_ids=documents).logits
     for a, b in itertools.pairwise(cuts):
         torch.testing.assert_close(together[:, a:b], model(ids[:, a:b]).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [Global(2), Strided(3), BlockWindow(4, 1, 0), Prefix(3)], ids=str)
+def test_masks_by_place_go_by_the_place_in_the_document(mask):
+    for name in ("llama", "bert"):
+        recipe = af.recipe(name, "tiny", **({"task": "masked"} if name == "bert" else {}))
+        for seed in range(3):
+            packing.packed_is_separate(subject(recipe.but({"blocks.*.mixer.mask": mask})), random.Random(seed))
 
 
 def test_open_scan_begins_again_too():

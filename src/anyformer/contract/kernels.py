@@ -23,7 +23,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.parts import Attention
 from anyformer.parts import kernels as kernel_module
 from anyformer.parts.kernels import attend
-from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, View, Window
+from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, Packed, View, Window
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 
 
@@ -146,7 +146,8 @@ class Case:
         S = T + rng.choice((0, 0, 3))
         first = rng.choice((0, 5))  # keys that a sliding state has dropped
         keep = None if rng.random() < 0.3 else torch.rand(B, S, generator=noise) < rng.choice((0.0, 0.5, 0.9))
-        self.view = View(expression(rng, 2), first + S - T, T, first, S, keep)
+        packed = Packed(*documents(B, T, noise)) if T == S and not first and rng.random() < 0.5 else None
+        self.view = View(expression(rng, 2), first + S - T, T, first, S, keep, None, packed, packed)
         H, K = self.groups * share, 4
         shapes = {"q": (B, H, T, K), "k": (B, self.groups, S, K), "v": (B, self.groups, S, K)}
         shapes |= {"bias": (1, H, T, S)} if rng.random() < 0.4 else {}
@@ -161,8 +162,14 @@ class Case:
     def seen(self) -> Tensor:
         """(B, 1, T, S) who may see whom, pair by pair."""
         view = self.view
-        rows = [[sees(view.mask, view.query + i, view.key + j) for j in range(view.keys)] for i in range(view.count)]
-        pairs = torch.tensor(rows)[None, None].expand(len(self.out), 1, -1, -1)
+        if view.mine is None:
+            places = [(range(view.query, view.query + view.count), range(view.key, view.key + view.keys))]
+            same = torch.ones(len(self.out), 1, 1, 1, dtype=torch.bool)
+        else:
+            places = [(row, row) for row in view.mine.places.tolist()]
+            same = (view.mine.ids[:, :, None] == view.mine.ids[:, None])[:, None]
+        pairs = torch.tensor([[[sees(view.mask, i, j) for j in keys] for i in queries] for queries, keys in places])
+        pairs = pairs[:, None] & same
         return pairs if view.keep is None else pairs & view.keep[:, None, None]
 
     def definition(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -198,6 +205,14 @@ class Case:
             (y * self.out).sum(), list(inputs.values()), allow_unused=True, materialize_grads=True
         )
         return {n: g.float() for n, g in zip(inputs, found, strict=True)}
+
+
+def documents(batch: int, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random documents in one piece each, and the place of each token in its own, (B, T) each."""
+    begins = torch.rand(batch, count, generator=noise) < 0.2
+    begins[:, 0] = True
+    index = torch.arange(count).expand(batch, -1)
+    return begins.cumsum(1) - 1, index - index.masked_fill(~begins, 0).cummax(1).values
 
 
 def expression(rng: random.Random, depth: int) -> Mask:

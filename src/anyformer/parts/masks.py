@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -164,9 +165,21 @@ class Not(Mask):
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Of which document tokens are, and at which place in it: (B, n) each."""
+
+    ids: Tensor
+    places: Tensor
+
+    def cut(self, start: int, stop: int) -> Packed:
+        """Those of the tokens start … stop."""
+        return Packed(self.ids[:, start:stop], self.places[:, start:stop])
+
+
+@dataclass(frozen=True)
 class View:
-    """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, and the padding
-    and the documents of those keys."""
+    """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, the padding of
+    those keys, and the documents of both: a mask then goes by the place in the document."""
 
     mask: Mask
     query: int
@@ -175,7 +188,8 @@ class View:
     keys: int
     keep: Tensor | None = None  # (B, S) False = padding
     device: torch.device | None = None
-    documents: Tensor | None = None  # (B, S) of which document; the queries are among the keys
+    mine: Packed | None = None  # documents of the queries
+    theirs: Packed | None = None  # documents of the keys
 
     def rows(self, start: int, stop: int) -> View:
         """The same for the queries start … stop and only the keys that they can reach."""
@@ -183,19 +197,23 @@ class View:
         low = max(0, self.query + start - left - self.key)
         high = min(self.keys, self.query + stop + right - self.key)
         keep = None if self.keep is None else self.keep[:, low:high]
-        documents = None if self.documents is None else self.documents[:, low:high]
+        mine = None if self.mine is None else self.mine.cut(start, stop)
+        theirs = None if self.theirs is None else self.theirs.cut(low, high)
         count, keys = stop - start, max(0, high - low)
-        return View(self.mask, self.query + start, count, self.key + low, keys, keep, self.device, documents)
+        return View(self.mask, self.query + start, count, self.key + low, keys, keep, self.device, mine, theirs)
 
     def columns(self, start: int, stop: int) -> View:
         """The same for the keys start … stop only."""
         keep = None if self.keep is None else self.keep[:, start:stop]
-        return View(self.mask, self.query, self.count, self.key + start, stop - start, keep, self.device)
+        theirs = None if self.theirs is None else self.theirs.cut(start, stop)
+        count, keys = self.count, stop - start
+        return View(self.mask, self.query, count, self.key + start, keys, keep, self.device, self.mine, theirs)
 
     def nothing(self) -> bool:
         """Is it sure that nobody sees anything?"""
         queries, keys = range(self.query, self.query + self.count), range(self.key, self.key + self.keys)
-        return not queries or not keys or self.mask.misses(queries, keys)
+        misses = self.mask.misses if self.mine is None else partial(Mask.misses, self.mask)  # by the distance alone
+        return not queries or not keys or misses(queries, keys)
 
     def open(self) -> bool:
         """Is the length a symbol (`torch.export`)? Then no branch may depend on it."""
@@ -203,14 +221,14 @@ class View:
 
     def plainly_causal(self) -> bool:
         """A lower triangle and nothing else: what fused kernels know without a tensor."""
-        plain = self.mask == Causal() and self.keep is None
+        plain = self.mask == Causal() and self.keep is None and self.mine is None
         return plain and bool(self.count == self.keys and self.query == self.key)
 
     def everything(self) -> bool:
         """Every query sees every key: no mask is needed."""
         left, right = self.mask.reach()
         plain = isinstance(self.mask, Full | Causal | Window) or self.mask == Causal() & Window(left)
-        if self.keep is not None or not plain:
+        if self.keep is not None or self.mine is not None or not plain:
             return False
         if self.open():
             return (left, right) == (FAR, FAR)
@@ -229,13 +247,14 @@ class View:
 
     def tensor(self) -> Tensor:
         """The mask as booleans, (1 or B, 1, T, S), True = may be seen."""
-        query = torch.arange(self.query, self.query + self.count, device=self.device)[:, None]  # (T, 1)
-        key = torch.arange(self.key, self.key + self.keys, device=self.device)  # (S,)
-        seen = self.mask.allowed(query, key)[None, None]  # (1, 1, T, S)
-        if self.documents is not None:
-            first = self.query - self.key
-            mine = self.documents[:, first : first + self.count]  # (B, T)
-            seen = seen & (mine[:, None, :, None] == self.documents[:, None, None, :])
+        if self.mine is not None and self.theirs is not None:
+            mine, theirs = self.mine, self.theirs
+            seen = self.mask.allowed(mine.places[:, None, :, None], theirs.places[:, None, None])  # (B, 1, T, S)
+            seen = seen & (mine.ids[:, None, :, None] == theirs.ids[:, None, None])
+        else:
+            query = torch.arange(self.query, self.query + self.count, device=self.device)[:, None]  # (T, 1)
+            key = torch.arange(self.key, self.key + self.keys, device=self.device)  # (S,)
+            seen = self.mask.allowed(query, key)[None, None]  # (1, 1, T, S)
         return seen if self.keep is None else seen & self.keep[:, None, None, :]
 
 
@@ -249,7 +268,8 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
         whole = Causal() & mask if flow.causal else mask
     end = flow.first + count
     keep = None if flow.keep is None else flow.keep[:, end - keys : end]
-    return View(whole, flow.first, count, end - keys, keys, keep, device, flow.documents)
+    packed = None if flow.documents is None else Packed(flow.documents, flow.positions)
+    return View(whole, flow.first, count, end - keys, keys, keep, device, packed, packed)
 
 
 def resolved(seen: View) -> tuple[View, Tensor | None]:
