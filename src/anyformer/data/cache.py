@@ -1,0 +1,198 @@
+"""Token ids on disk: made once from a text and a tokenizer, then mapped into memory and never held there whole.
+
+```
+~/.cache/anyformer/tokens/KEY/          KEY: SHA-256 of text, tokenizer and format
+    ids.bin          uint16 or uint32   all documents, an end token between two if the tokenizer has one
+    documents.bin    int64              where each document begins
+    index.json       sizes and checksums of both; what it was made from
+```
+The folder is `$ANYFORMER_TOKENS`, else `tokens` in the cache of `sources` (`$ANYFORMER_CACHE`, `$XDG_CACHE_HOME`).
+Deleting it is always safe. A cache appears whole or not at all; of two processes one makes it and the other waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+from anyformer.data import sources
+
+FORMAT = 1  # of the files, and of how text becomes ids; part of the key
+TOGETHER = 1 << 20  # characters, and
+MANY = 1024  # texts, that are tokenised at once: on all cores, in bounded memory
+READ = 1 << 24  # bytes of which a checksum is made at once
+
+Texts = Iterable[tuple[int, str]]  # (number of the document, piece of it)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A text as ids.
+
+    Attributes:
+        ids: (N,), uint16 or uint32, mapped from a file.
+        starts: where each document begins, (M,) int64.
+        fingerprint: equal for equal ids.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    fingerprint: str
+
+
+def place(folder: str | Path | None = None) -> Path:
+    """The folder of all token caches."""
+    return Path(folder or os.environ.get("ANYFORMER_TOKENS") or sources.cache() / "tokens").expanduser()
+
+
+def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | Path | None = None) -> Tokens:
+    """The ids of a text, from the cache, or tokenised into it first.
+
+    Args:
+        texts: begins the text; only called when it has to be tokenised.
+        key: stands for the text: equal keys, equal texts. See `records.fingerprint`.
+        tokenizer: a `hub.tokenizer.Tokenizer`.
+        folder: of the caches; see `place`.
+
+    Raises:
+        OSError: when the cache cannot be written, saying how to put it elsewhere. Whatever `texts` raises.
+    """
+    told = json.dumps([FORMAT, key, tokenizer.core.to_str(), tokenizer.role_id("eos_token")])
+    key, cache = hashlib.sha256(told.encode()).hexdigest()[:40], place(folder)
+    home = cache / key
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{key}.lock"):
+            if home.exists():
+                try:
+                    return opened(home)
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    warnings.warn(f"the token cache {home} is damaged ({error}); it is made again", stacklevel=2)
+            work = cache / f".making-{key}"
+            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: the lock is ours
+            try:
+                work.mkdir()
+                write(texts(), tokenizer, work)
+                shutil.rmtree(home, ignore_errors=True)
+                os.rename(work, home)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            return opened(home)
+    except OSError as error:
+        if (error.filename and str(error.filename).startswith(str(cache))) or error.errno == 28:
+            raise OSError(
+                error.errno,
+                f"the token cache cannot be written: {error.strerror}. Set ANYFORMER_TOKENS, or cache, to a folder that "
+                "can, with room for 2 to 4 bytes a token",
+                str(cache),
+            ) from error
+        raise
+
+
+def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
+    """Tokenises a text into the three files of a cache."""
+    end, dtype = tokenizer.role_id("eos_token"), np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    starts: list[int] = []
+    last, count = None, 0
+    with open(folder / "ids.bin", "xb") as out:
+        summed = Summed(out)
+        for document, ids in encoded(texts, tokenizer):
+            if document != last:
+                if last is not None and end is not None:
+                    summed.write(np.array([end], dtype))
+                    count += 1
+                starts.append(count)
+                last = document
+            summed.write(ids.astype(dtype))
+            count += len(ids)
+        _sync(out)
+    with open(folder / "documents.bin", "xb") as out:
+        boundaries = Summed(out)
+        boundaries.write(np.array(starts, np.int64))
+        _sync(out)
+    index = {
+        "format": FORMAT, "dtype": np.dtype(dtype).name, "tokens": count, "documents": len(starts), "end": end,
+        "vocabulary": tokenizer.vocab_size, "ids_crc32": summed.crc, "documents_crc32": boundaries.crc,
+        "sha256": summed.sha.hexdigest(),
+    }  # fmt: skip
+    with open(folder / "index.json", "xb") as out:
+        out.write((json.dumps(index, indent=2) + "\n").encode())
+        _sync(out)
+
+
+def opened(folder: Path) -> Tokens:
+    """A cache, checked: sizes, then checksums.
+
+    Raises:
+        ValueError, OSError, KeyError: if it is not what was written.
+    """
+    index = json.loads((folder / "index.json").read_bytes())
+    if index["format"] != FORMAT:
+        raise ValueError(f"format {index['format']}, expected {FORMAT}")
+    ids = _mapped(folder / "ids.bin", np.dtype(index["dtype"]), index["tokens"], index["ids_crc32"])
+    starts = _mapped(folder / "documents.bin", np.dtype(np.int64), index["documents"], index["documents_crc32"])
+    return Tokens(ids, starts, index["sha256"][:16])
+
+
+def encoded(texts: Texts, tokenizer: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the document, ids) for each piece of text, in order; many pieces are tokenised at once."""
+    for group in _groups(texts):
+        rows = tokenizer.core.encode_batch_fast([text for _, text in group], add_special_tokens=False)
+        for (document, _), row in zip(group, rows, strict=True):
+            yield document, np.array(row.ids, np.uint32)
+
+
+def _groups(texts: Texts) -> Iterator[list[tuple[int, str]]]:
+    group: list[tuple[int, str]] = []
+    size = 0
+    for document, text in texts:
+        group.append((document, text))
+        size += len(text)
+        if size >= TOGETHER or len(group) >= MANY:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+class Summed:
+    """A file that is written, with its CRC-32 (quick to check again: gigabytes a second) and SHA-256 (its name)."""
+
+    def __init__(self, out: BinaryIO):
+        self.out, self.crc, self.sha = out, 0, hashlib.sha256()
+
+    def write(self, array: np.ndarray) -> None:
+        """Appends an array."""
+        data = array.tobytes()
+        self.out.write(data)
+        self.crc = zlib.crc32(data, self.crc)
+        self.sha.update(data)
+
+
+def _mapped(path: Path, dtype: np.dtype, count: int, crc: int) -> np.ndarray:
+    size = path.stat().st_size
+    if size != count * dtype.itemsize:
+        raise ValueError(f"{path.name} has {size} bytes and should have {count * dtype.itemsize}")
+    found = 0
+    with path.open("rb") as file:
+        while data := file.read(READ):
+            found = zlib.crc32(data, found)
+    if found != crc:
+        raise ValueError(f"the checksum of {path.name} differs")
+    return np.memmap(path, dtype, mode="r") if count else np.zeros(0, dtype)
+
+
+def _sync(out: BinaryIO) -> None:
+    out.flush()
+    os.fsync(out.fileno())

@@ -1,0 +1,224 @@
+"""Rows from any source: text, folders, JSONL, CSV, Parquet, image folders, saved and published data sets.
+
+```
+book.txt  texts/            {"text": piece, "document": 0}     a long document is several rows of one number
+a.jsonl   a.csv   a.tsv     {"text": …, "label": …, …}         one row a line
+a.parquet                   {column: value}                    one row a row
+pictures/cat/1.png          {"image": PIL.Image, "label": 0, "class": "cat"}
+saved/ (datasets' own)      {column: value}                    `Dataset.save_to_disk`
+hub:owner/name/config#test  {column: value}                    split `train` unless said
+```
+.gz and .zst of the text formats are read too; `folder/*.jsonl` is all files that fit, sorted; a folder of files of one
+of these kinds is read as that kind. `fields` maps our names to the columns': `{"text": "content"}`. Reading streams:
+no file is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.recipe import nearest
+from anyformer.data import files, sources, tables
+
+Row = dict[str, Any]
+NAMES = ("text", "label", "source", "target", "image", "messages")  # what our own readers ask for
+KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".png": "images",
+    ".jpg": "images", ".jpeg": "images", ".webp": "images", ".bmp": "images", ".gif": "images",
+}  # fmt: skip
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name stands for: `kind`, the files in their order, and the folder that they were found in."""
+
+    name: str
+    kind: str
+    files: tuple[Path, ...]
+    root: Path
+
+
+def find(source: str | Path) -> Source:
+    """Understands a source; reads nothing but folders.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: for an empty folder, or one that mixes kinds.
+    """
+    name = str(source)
+    if name == "pydoc" and not Path(name).exists():
+        return Source(name, "pydoc", (), Path())
+    if name.startswith(HUB):
+        return Source(name, "hub", (), Path())
+    path = Path(source).expanduser()
+    if path.is_file():
+        kind = "jsonl" if files.suffix(path) == ".json" else KINDS.get(files.suffix(path), "text")
+        if kind == "images":
+            raise ValueError(f"{path} is one picture; give the folder of its class folders, with class/name.png below")
+        return Source(name, kind, (path,), path.parent)
+    if path.is_dir():
+        visible = [f for f in sorted(path.rglob("*")) if not any(p[0] == "." for p in f.relative_to(path).parts)]
+        found = tuple(f for f in visible if f.is_file())
+        if {"state.json", "dataset_dict.json"} & {f.name for f in found if f.parent == path}:
+            return Source(name, "arrow", found, path)
+        return Source(name, _kind(path, found), found, path)
+    if glob.has_magic(name):
+        matching = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        if found := tuple(f for f in matching if f.is_file()):
+            return Source(name, _kind(path, found), found, path.parent)
+    raise FileNotFoundError(
+        f"there is no file or folder {name!r}; the built-in text is data='pydoc', a published data set hub:owner/name"
+    )
+
+
+def _kind(path: Path, found: Sequence[Path]) -> str:
+    """The one kind of several files."""
+    kinds: dict[str, Path] = {}
+    for file in found:
+        kinds.setdefault(KINDS.get(files.suffix(file), "text"), file)
+    if len(kinds) > 1:
+        told = ", ".join(f"{kind} ({file.name} …)" for kind, file in kinds.items())
+        raise ValueError(
+            f"{path} mixes {told}; give one kind, e.g. '{path.parent if glob.has_magic(str(path)) else path}/**/*"
+            f"{next(iter(kinds.values())).suffix}' (in quotes)"
+        )
+    return next(iter(kinds), "text")
+
+
+def records(
+    source: str | Path | Source, fields: Mapping[str, str] | None = None, need: Sequence[str] = ()
+) -> Iterator[Row]:
+    """The rows of a source, one after another.
+
+    Args:
+        source: see the table above, or what `find` made of it.
+        fields: our names -> columns. With it, a row has these only.
+        need: names that every row must have.
+
+    Raises:
+        FileNotFoundError, ValueError: at once for a source or a field name that is none; while reading for text that is
+            not UTF-8 (with the byte), a damaged file, a line that is no row, a column that is missing, null or NaN:
+            with file and row. ImportError: says what to install for Parquet, images or data sets.
+    """
+    for name in fields or ():
+        if name not in NAMES:
+            raise ValueError(f"fields: no name {name!r}{nearest(name, NAMES, 1)}; there is {', '.join(NAMES)}")
+    found = source if isinstance(source, Source) else find(source)
+    columns = Columns(dict(fields or {}), tuple(need))
+    if found.kind in ("text", "pydoc"):
+        return _texts(found, columns)
+    if found.kind == "images":
+        return tables.images(found.root, found.files)
+    if found.kind == "hub":
+        return columns.of(found.name, tables.hub(found.name.removeprefix(HUB)))
+    if found.kind == "arrow":
+        return columns.of(found.name, tables.arrow(found.root))
+    read: dict[str, Callable[[Path], Iterator[Row]]] = {
+        "jsonl": tables.jsonl,
+        "csv": tables.csv_rows,
+        "parquet": lambda file: tables.parquet(file, list(columns.fields.values())),
+    }
+    return (row for file in found.files for row in columns.of(file, read[found.kind](file)))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a row are taken, and what they must be."""
+
+    fields: dict[str, str]
+    need: tuple[str, ...]
+
+    def of(self, where: object, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows with our names, checked. `where` is named in errors."""
+        for number, row in enumerate(rows):
+            yield self.take(row, f"{where}, row {number + 1}")
+
+    def take(self, row: Row, where: str) -> Row:
+        """One row."""
+        for column in self.fields.values():
+            if column not in row:
+                raise _missing(column, row, where, "")
+        taken = {ours: row[theirs] for ours, theirs in self.fields.items()} if self.fields else row
+        for name in self.need:
+            if name not in taken:
+                hint = f" If another column holds it: fields={{'{name}': 'that column'}}"
+                raise _missing(name, taken if self.fields else row, where, hint)
+        for name in self.need or self.fields or taken:
+            value = taken[name]
+            if value is None and (name in self.need or name in self.fields):
+                raise ValueError(f"{where}: {name!r} has no value (null); fill it in, or leave the row out")
+            for number in value if isinstance(value, list) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{where}: {name!r} is {number}; put a number there, or leave the row out")
+        return taken
+
+
+def _missing(name: str, row: Row, where: str, hint: str) -> ValueError:
+    has = ", ".join(map(repr, row)) or "no column"
+    return ValueError(f"{where}: no column {name!r}{nearest(name, list(row), 1)}; it has {has}.{hint}")
+
+
+def _texts(found: Source, columns: Columns) -> Iterator[Row]:
+    """Documents in pieces; blank ones are left out."""
+    other = [name for name in (*columns.need, *columns.fields.values()) if name != "text"]
+    if other:
+        raise ValueError(f"{found.name} is plain text and has only 'text', not {other[0]!r}")
+    number = 0
+    for parts in [[sources.text("pydoc")]] if found.kind == "pydoc" else map(files.decoded, found.files):
+        blank: list[str] = []  # pieces before the first that is not
+        seen = False
+        for piece in files.pieces(parts):
+            if not seen and not piece.strip():
+                blank.append(piece)
+                continue
+            for text in (*blank, piece):
+                yield {"text": text, "document": number}
+            seen, blank = True, []
+        number += seen
+
+
+def texts(source: str | Path | Source, fields: Mapping[str, str] | None = None) -> Iterator[tuple[int, str]]:
+    """(number of the document, piece of it): the `text` of all rows, long ones in pieces, blank ones left out.
+
+    Raises:
+        ValueError: as `records`; for a `text` that is none; and when there is no text at all.
+    """
+    found, number = source if isinstance(source, Source) else find(source), -1
+    for row in records(found, fields, need=("text",)):
+        text = row["text"]
+        if not isinstance(text, str):
+            raise ValueError(f"{found.name}: 'text' must be text, got {type(text).__name__}: {str(text)[:60]!r}")
+        if "document" in row and found.kind in ("text", "pydoc"):
+            number = row["document"]
+            yield number, text
+        elif text.strip():
+            number += 1
+            yield from ((number, piece) for piece in files.pieces([text]))
+    if number < 0:
+        many = f" ({len(found.files)} files)" if len(found.files) != 1 else ""
+        raise ValueError(f"{found.name} holds no text{many}")
+
+
+def fingerprint(source: Source, fields: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of a source's content and of how it is read: equal content, equal text, wherever the files lie.
+
+    Files are hashed as they are, without being parsed; a published data set row by row.
+    """
+    digest = hashlib.sha256(json.dumps([source.kind, sorted((fields or {}).items())]).encode())
+    if not source.files:
+        for number, text in texts(source, fields):
+            digest.update(f"{number} {len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
+    for file in source.files:
+        digest.update(f"{files.suffix(file)} {file.stat().st_size} ".encode())
+        with file.open("rb") as content:
+            while chunk := content.read(files.READ):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""One reader a format, file to rows, for `records`. What a format needs beyond Python is imported in its reader."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.recipe import nearest
+from anyformer.data import files
+
+FIELD = 1 << 30  # characters of one CSV field; Python's own limit of 131,072 is less than a long article
+ROWS = 256  # rows of a Parquet file that are in memory at once
+
+
+def jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """One JSON object a line; blank lines are left out."""
+    for number, line in enumerate(files.lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            said = error.msg if isinstance(error, json.JSONDecodeError) else "too deeply nested"
+            what = "a JSON array over several lines" if number == 1 and line.lstrip()[0] == "[" else f"not JSON: {said}"
+            raise ValueError(f"{path}, line {number} is {what}. {_ONE}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is a {type(row).__name__}, not an object. {_ONE}")
+        yield row
+
+
+_ONE = 'One object a line is read, e.g. {"text": "…"}; an array becomes that with jq -c \'.[]\''
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a table with a line of names; .tsv has tabs. All is text, but for a `label` that reads as a number."""
+    csv.field_size_limit(FIELD)
+    reader = csv.reader(files.lines(path), delimiter="\t" if files.suffix(path) == ".tsv" else ",", strict=True)
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: a column name comes twice in {', '.join(map(repr, names))}")
+        for cells in reader:
+            if len(cells) != len(names) and cells:
+                raise ValueError(
+                    f"{path}, line {reader.line_num} has {len(cells)} cells and the first line {len(names)} names; "
+                    "a cell with a comma or a line end stands in quotes"
+                )
+            if cells:
+                row: dict[str, Any] = dict(zip(names, cells, strict=True))
+                if "label" in row:
+                    row["label"] = _number(row["label"])
+                yield row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+
+
+def _number(cell: str) -> int | float | str | None:
+    """A whole number, a number, or the name of a class; nothing for an empty cell."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell or None
+
+
+def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file; of `columns`, if any."""
+    pyarrow, pq = _module("pyarrow", "Parquet"), _module("pyarrow.parquet", "Parquet")
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for name in columns:
+                if name not in names:
+                    has = ", ".join(map(repr, names))
+                    raise ValueError(f"{path}: no column {name!r}{nearest(name, names, 1)}; it has {has}")
+            for batch in file.iter_batches(ROWS, columns=list(columns) or None):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
+
+
+def images(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """`root/class/name.png` -> image (PIL, RGB), label (place of the class among the sorted ones), class."""
+    module = _module("PIL.Image", "a folder of images", "pillow")
+    below = [path.relative_to(root).parts for path in paths]
+    if flat := next((path for path, parts in zip(paths, below, strict=True) if len(parts) < 2), None):
+        raise ValueError(f"{flat} lies in no class folder; images are read from {root}/CLASS/NAME")
+    names = sorted({parts[0] for parts in below})
+    for path, parts in zip(paths, below, strict=True):
+        try:
+            with module.open(path) as opened:
+                image = opened.convert("RGB")
+        except (OSError, SyntaxError, module.DecompressionBombError) as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}. Leave it out or make it again") from None
+        yield {"image": image, "label": names.index(parts[0]), "class": parts[0]}
+
+
+def arrow(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of what `datasets.Dataset.save_to_disk` wrote; memory-mapped."""
+    datasets = _module("datasets", "a saved data set")
+    if (folder / "dataset_dict.json").exists():
+        splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        raise ValueError(f"{folder} holds several data sets: {splits}; give one of them, e.g. {folder}/train")
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever a damaged Arrow file makes of it
+        raise ValueError(f"{folder} cannot be read as a data set: {error}") from None
+    yield from rows
+
+
+def hub(name: str) -> Iterator[dict[str, Any]]:
+    """Rows of a published data set, `owner/name`, `owner/name/config`, `…#split`; or of a folder laid out like one."""
+    datasets = _module("datasets", "a published data set")
+    place, _, split = name.partition("#")
+    path, config = place, None
+    if not Path(place).exists() and place.count("/") > 1:
+        owner, title, config = place.split("/", 2)
+        path = f"{owner}/{title}"
+    try:
+        rows = datasets.load_dataset(path, config, split=split or "train", streaming=True)
+    except Exception as error:  # of the network, the hub, the loader: `datasets` raises many kinds
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"the data set hub:{name} cannot be opened: {type(error).__name__}: {said}") from None
+    yield from rows
+
+
+def _module(name: str, what: str, package: str = "") -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f"{what} needs `pip install {package or name.partition('.')[0]}`") from None
