@@ -9,10 +9,12 @@ from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
 OURS = ("model", "prompts")  # what `anyformer.generate.generate` takes and the words of the command give
+NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
 
 def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bool = False) -> None:
-    """Prints each prompt and how the model continues it; a single one appears as it is written.
+    """Prints each prompt and how the model continues it, or what an encoder-decoder makes of it; a single one appears
+    as it is written.
 
     Args:
         model: a directory, a .gguf file, a hub id, or real weights by name.
@@ -20,17 +22,20 @@ def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bo
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
     """
+    from anyformer.core.skeletons import EncoderDecoder
     from anyformer.generate import generate as write
     from anyformer.generate import stream
 
     loaded = models.load(model)
-    if json or len(prompt) > 1:
+    before = [""] * len(prompt) if isinstance(loaded, EncoderDecoder) else prompt
+    search = any(options[name] != value for name, value in NO_SEARCH.items())  # knows its text only at the end
+    if json or len(prompt) > 1 or search:
         texts = write(loaded, prompt, **options)
         pairs = [{"prompt": p, "text": t} for p, t in zip(prompt, texts, strict=True)]
-        print(show.dump(pairs) if json else "\n\n".join(p["prompt"] + p["text"] for p in pairs))
+        print(show.dump(pairs) if json else "\n\n".join(p + t for p, t in zip(before, texts, strict=True)))
         return
-    pieces = stream(loaded, prompt[0], **options)
-    print(prompt[0] + next(pieces, ""), end="", flush=True)  # the prompt appears when nothing is wrong with it
+    pieces = stream(loaded, prompt[0], **{name: value for name, value in options.items() if name not in NO_SEARCH})
+    print(before[0] + next(pieces, ""), end="", flush=True)  # the prompt appears when nothing is wrong with it
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

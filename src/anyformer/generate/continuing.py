@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from anyformer.core.skeletons import EncoderDecoder
+from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
-from anyformer.generate.prompts import Prompts, check_generates, check_ids, tokenizer_of
+from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.writing import Writer
 
 
@@ -27,6 +28,9 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
     cache: bool = True,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -47,6 +51,12 @@ def generate(
         cache: keep keys and values (or the recurrent state) between tokens; without it all is computed again for each
             token, with the same result. (With rotary angles that depend on the length, Dynamic and LongRope, a text
             that grows past the trained length is then read again with other angles.)
+        num_beams: above 1 a beam search: as many beginnings are followed at once, and the text that is likeliest as a
+            whole is taken; nothing is drawn. A stop string then cuts the text that was found.
+        length_penalty: of the search: the sum of a text's log-probabilities is divided by its number of tokens to this
+            power. 0 = the likeliest text, which is often short; above 1 prefers long ones.
+        early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when what goes on would no
+            longer be better than these, if it ended now (false), or at any length (never).
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -57,23 +67,37 @@ def generate(
             vocabulary, text without a tokenizer, a model that cannot generate, or if the prompt and `max_new_tokens`
             together are longer than the context.
     """
-    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    options = Options(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
+        num_beams, length_penalty, early_stopping,
+    )  # fmt: skip
     given = Prompts(model, prompts)
     writers = [_writer(model, ids, options) for ids in given.rows] if given.text or options.stops else []
-    run = Decoding(model, given.rows, options)
     rows: list[list[int]] = [[] for _ in given.rows]
     texts = ["" for _ in given.rows]
-    while run.rows:
-        for row, token in run.step():
-            rows[row].append(token)
-            if writers:
-                texts[row] += writers[row].put(token)
-        if writers:
-            run.finish([row for row in run.rows if writers[row].stopped])
+    beams = num_beams > 1
+    for row, token in _found(model, given.rows, options) if beams else _chosen(model, given.rows, options, writers):
+        rows[row].append(token)
+        if writers and not writers[row].stopped:
+            texts[row] += writers[row].put(token)
     texts = [text + writer.end() for text, writer in zip(texts, writers, strict=False)]
     if writers and not given.text:
         rows = [row[: writer.tokens()] for row, writer in zip(rows, writers, strict=True)]
-    return given.back(texts if given.text else rows, min(run.ends, default=0))
+    return given.back(texts if given.text else rows, min(end_ids(model), default=0))
+
+
+def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: list[Writer]) -> Iterator[tuple[int, int]]:
+    """(row, token), token by token; a row whose writer has stopped is done."""
+    run = Decoding(model, prompts, options)
+    while run.rows:
+        yield from run.step()
+        run.finish([row for row in run.rows if writers and writers[row].stopped])
+
+
+def _found(model: Any, prompts: list[list[int]], options: Options) -> Iterator[tuple[int, int]]:
+    """(row, token) of the texts that a beam search finds."""
+    for row, found in enumerate(search(model, prompts, options)):
+        yield from ((row, token) for token in found.tokens)
 
 
 def stream(

@@ -64,7 +64,7 @@ class Decoding:
         Raises:
             ValueError: if the model's scores are not finite.
         """
-        tokens = self.sampler.choose(self._scores())  # (B,)
+        tokens = self.sampler.choose(self.scores())  # (B,)
         chosen = list(zip(self.rows, tokens.tolist(), strict=True))
         if any(token < 0 for _, token in chosen):
             raise ValueError(
@@ -74,7 +74,7 @@ class Decoding:
         if self.count == self.options.max_new_tokens:
             self.rows = []
         else:
-            self._append(tokens[:, None])
+            self.append(tokens[:, None])
             self.finish([row for row, token in chosen if token in self.ends])
         return [(row, token) for row, token in chosen if token not in self.ends]
 
@@ -85,19 +85,23 @@ class Decoding:
             return
         self.rows = [self.rows[i] for i in left]
         if self.rows:
-            self._keep(left)
+            self.reorder(left)
 
     @torch.inference_mode()
-    def _keep(self, left: list[int]) -> None:
-        index = torch.tensor(left, device=self.ids.device)
-        self.sampler.keep(left)
+    def reorder(self, rows: list[int]) -> None:
+        """Row i of the batch becomes what row `rows[i]` was; there may be more or fewer than before."""
+        if rows == list(range(len(self.ids))):
+            return
+        index = torch.tensor(rows, device=self.ids.device)
+        self.sampler.keep(rows)
         self.ids = self.ids[index]
         self.mask, self.new = (None if t is None else t[index] for t in (self.mask, self.new))
         self.source = {name: None if t is None else t[index] for name, t in self.source.items()}
         if self.state is not None:
             self.state.reorder(index)
 
-    def _append(self, tokens: Tensor) -> None:
+    def append(self, tokens: Tensor) -> None:
+        """The next token of each row, (B, 1)."""
         self.new = tokens  # (B, 1)
         if self.state is None:
             self.ids = torch.cat((self.ids, tokens), 1)
@@ -105,7 +109,7 @@ class Decoding:
                 None if self.mask is None else torch.cat((self.mask, torch.ones_like(tokens, dtype=torch.bool)), 1)
             )
 
-    def _scores(self) -> Tensor:
+    def scores(self) -> Tensor:
         """Scores of the next token, (B, V)."""
         first = self.new is None or self.state is None
         ids, mask = (self.ids, self.mask) if first else (self.new, None)

@@ -24,6 +24,9 @@ class Options:
     stop: str | Sequence[str]
     seed: int | Sequence[int] | None
     cache: bool
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 0)
@@ -45,6 +48,22 @@ class Options:
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             if seed is not None:
                 _whole("seed", seed, 0)
+        self._check_beams()
+
+    def _check_beams(self) -> None:
+        _whole("num_beams", self.num_beams, 1)
+        _number("length_penalty", self.length_penalty, "such as 1 (the mean over the tokens)", lambda p: True)
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
+        if self.num_beams == 1 and (self.length_penalty != 1 or self.early_stopping):
+            raise ValueError("length_penalty and early_stopping are of a beam search: give num_beams, 2 or more")
+        draws = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
+        draws |= {"min_p": self.min_p, "repetition_penalty": self.repetition_penalty}
+        if self.num_beams > 1 and (given := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
+            raise ValueError(
+                f"a beam search takes the likeliest text and draws nothing: with num_beams={self.num_beams} "
+                f"leave out {', '.join(given)}"
+            )
 
     @property
     def stops(self) -> tuple[str, ...]:
