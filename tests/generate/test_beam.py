@@ -31,6 +31,8 @@ def small(page: str, vocab: int = 5, **changes: Any) -> Any:
         for name, weight in made.named_parameters():
             if weight.ndim > 1 and "A_log" not in name:
                 weight.normal_(std=0.3, generator=draw)
+            elif name.endswith("weight"):  # norms: with ones and a tied table, a model repeats what it has read
+                weight.normal_(std=1.0, generator=draw)
     made.origin = {"generation": {"eos_token_id": END}, "config": {}}
     return made.eval()
 
@@ -39,6 +41,7 @@ def options(count: int, beams: int, penalty: float = 1.0, early: Any = False, ca
     return Options(count, 0.0, None, None, None, None, (), None, cache, beams, penalty, early)
 
 
+@torch.no_grad()
 def total(m: Any, prompt: list[int], tokens: list[int]) -> float:
     """The log-probability of a text, from one pass over all of it, without a state."""
     if isinstance(m, EncoderDecoder):
@@ -110,7 +113,7 @@ def test_a_row_gets_what_it_gets_alone_with_and_without_a_cache(name):
 def test_it_is_the_search_of_transformers(page, early, tmp_path):
     """The same weights, several ends, several widths and penalties, sources and prompts of different lengths."""
     transformers = pytest.importorskip("transformers")
-    m = small(page, vocab=23)
+    m = small(page, vocab=23, **({} if page == "gpt" else {"decoder_depth": 2}))  # theirs fails where sides differ
     m.origin = None
     m.save(tmp_path)
     kind = transformers.AutoModelForCausalLM if page == "gpt" else transformers.AutoModelForSeq2SeqLM
@@ -128,7 +131,7 @@ def test_it_is_the_search_of_transformers(page, early, tmp_path):
                 return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
             ids = out.sequences[0, len(prompt) if page == "gpt" else 1 :].tolist()
-            cut = next((i for i, t in enumerate(ids) if t in (*ends, 22)), len(ids))
+            cut = next((i for i, t in enumerate(ids) if t in ends), len(ids))
             assert best.tokens == ids[:cut]
             assert math.isclose(best.score, float(out.sequences_scores[0]), abs_tol=1e-4)
             seen.add(tuple(ids[:cut]))
@@ -188,6 +191,6 @@ def test_what_makes_no_sense_is_refused(given, message):
 def test_scores_that_are_not_finite_are_an_error():
     m = small("gpt")
     with torch.no_grad():
-        m.blocks[0].mixer.q.weight.fill_(math.nan)
+        m.norm.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):
         generate(m, [1], max_new_tokens=2, num_beams=2)

@@ -67,15 +67,15 @@ def _ask() -> str | None:
 
 def options(parser: Parser) -> None:
     """The options of the verb: its own, and those of the Python call."""
-    from anyformer.generate import generate
+    from anyformer.generate import chat as answering
 
     parser.add_function(chat, skip=("question", "options"))
     parser.add_argument("question", nargs="*", type=str, help="the question; without one a conversation begins")
-    parser.add_function(generate, skip=OURS, give=LONG)
+    parser.add_function(answering, skip=OURS, give=LONG)
 
 
 def run(args: Any) -> None:
     """Does it."""
-    from anyformer.generate import generate
+    from anyformer.generate import chat as answering
 
-    chat(args.model, " ".join(args.question) or None, pick(args, generate, OURS), system=args.system)
+    chat(args.model, " ".join(args.question) or None, pick(args, answering, OURS), system=args.system)

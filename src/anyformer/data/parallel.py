@@ -1,0 +1,164 @@
+"""The same text in two languages: the Debian Administrator's Handbook, block by block, for translation.
+
+The Debian package `debian-handbook` holds the book in 26 languages as HTML of one structure. `handbook` has apt fetch
+it (apt knows the user's mirror and checks the archive's signatures), keeps the pages of the languages that are asked
+for in the cache, and pairs the blocks of each page. The data is the book's: GPL-2+ or CC-BY-SA-3.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html.parser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from anyformer.data.sources import _cache
+
+PACKAGE, MEGABYTES, LICENCE = "debian-handbook", 35, "GPL-2+ or CC-BY-SA-3.0"
+PAGES = "./usr/share/doc/debian-handbook/html"
+
+Pair = tuple[str, str]  # (source, target)
+
+
+def handbook(source: str = "en-US", target: str = "de-DE") -> list[Pair]:
+    """All blocks (paragraphs and titles) of the book in two languages, in the order of the book.
+
+    Left out are pages whose numbers of blocks differ, blocks that are the same in both languages (not translated, or a
+    command), and repetitions.
+
+    Args:
+        source, target: names of the package's folders: en-US, de-DE, fr-FR, it-IT, ja-JP, ….
+
+    Raises:
+        OSError: saying what to do, without apt or where it cannot fetch. ValueError: for a language that is not there.
+    """
+    folders = _pages(source, target)
+    found: dict[str, str] = {}
+    for page in sorted(folders[0].glob("*.html")):
+        other = folders[1] / page.name
+        sides = [blocks(p.read_text(encoding="utf-8")) for p in (page, other) if p.exists()]
+        if len(sides) == 2 and len(sides[0]) == len(sides[1]):
+            for ours, theirs in zip(*sides, strict=True):
+                if ours != theirs and ours and theirs:
+                    found.setdefault(ours, theirs)
+    return list(found.items())
+
+
+def split(pairs: list[Pair], share: float = 0.1) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to learn from and pairs to be measured on: `share` of all, chosen by the hash of the source, so that a
+    pair stays on its side whatever else there is."""
+
+    def held(pair: Pair) -> bool:
+        return int.from_bytes(hashlib.sha256(pair[0].encode()).digest()[:4]) < share * 2**32
+
+    return [p for p in pairs if not held(p)], [p for p in pairs if held(p)]
+
+
+def sentences(pairs: list[Pair]) -> list[Pair]:
+    """The pairs cut into sentences, where both sides have as many; the others as they are."""
+    out: list[Pair] = []
+    for pair in pairs:
+        ours, theirs = (_END.split(text) for text in pair)
+        out += zip(ours, theirs, strict=True) if len(ours) == len(theirs) else [pair]
+    return out
+
+
+_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-ZÄÖÜ])")
+
+
+def blocks(page: str) -> list[str]:
+    """The text of every paragraph and title of a page of the book, white space joined, the inner ones on their own."""
+    reader = _Blocks()
+    reader.feed(page)
+    return [" ".join("".join(text).split()) for text in reader.found]
+
+
+class _Blocks(html.parser.HTMLParser):
+    """Text goes to the innermost open block: an element of class `para`, or of one whose name has `title` in it."""
+
+    empty = frozenset({"br", "hr", "img", "input", "link", "meta"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[list[str]] = []
+        self.open: list[tuple[str, list[str] | None]] = []  # elements, each with its block if it is one
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.empty:
+            return
+        kind = dict(attrs).get("class") or ""
+        block: list[str] | None = [] if kind == "para" or "title" in kind else None
+        if block is not None:
+            self.found.append(block)
+        self.open.append((tag, block))
+
+    def handle_endtag(self, tag: str) -> None:
+        while tag not in self.empty and self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        inner = next((block for _, block in reversed(self.open) if block is not None), None)
+        if inner is not None:
+            inner.append(data)
+
+
+def _pages(*languages: str) -> list[Path]:
+    """The folders with the pages in these languages; what the cache lacks is fetched."""
+    home = _cache() / PACKAGE
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        if missing := [name for name in languages if not (home / name).is_dir()]:
+            _fetch(home, missing)
+    return [home / name for name in languages]
+
+
+def _fetch(home: Path, languages: list[str]) -> None:
+    """Has apt download the package, and unpacks the pages in these languages; each whole or not at all."""
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            raise OSError(
+                f"the parallel corpus is the Debian package {PACKAGE}, and there is no {program} here. What to do: on "
+                f"Debian or Ubuntu run `apt-get download {PACKAGE}`, unpack it with `dpkg-deb -x`, and copy "
+                f"{PAGES[1:]}/LANGUAGE for {', '.join(languages)} into {home}"
+            )
+    print(f"fetching {PACKAGE} with apt [{MEGABYTES} MB, {LICENCE}]", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=home) as work:
+        done = subprocess.run(
+            ["apt-get", "download", "-q", PACKAGE], cwd=work, capture_output=True, text=True, check=False
+        )
+        files = list(Path(work).glob("*.deb"))
+        if done.returncode or len(files) != 1:
+            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise OSError(f"apt could not fetch {PACKAGE}: {said}. `apt-get update` may help")
+        there = _unpack(files[0], Path(work))
+        for language in languages:
+            if language not in there:
+                raise ValueError(f"{PACKAGE} has no language {language!r}; it has {', '.join(sorted(there))}")
+            os.rename(Path(work) / language, home / language)
+
+
+def _unpack(package: Path, target: Path) -> set[str]:
+    """Writes the pages of all languages, and no other member of the archive; returns the languages."""
+    found = set()
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker,
+        tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            name = re.fullmatch(re.escape(PAGES) + r"/([\w-]+)/([\w.-]+\.html)", member.name)
+            if name is None or not member.isfile():
+                continue
+            held = archive.extractfile(member)
+            assert held is not None
+            (target / name[1]).mkdir(exist_ok=True)
+            (target / name[1] / name[2]).write_bytes(held.read())
+            found.add(name[1])
+    return found
