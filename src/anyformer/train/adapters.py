@@ -137,10 +137,11 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
             f"the published files have no matrix of its own for {sorted(left)[0]}; leave it out of targets"
         )
     modules = _learned_beside(model, said, tensors)
+    task = said.task if modules or said.task not in ("SEQ_CLS", "TOKEN_CLS") else None  # these ask for a head of classes
     one = next(iter(adapters.values()))
     rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
     config = {
-        "peft_type": "LORA", "task_type": said.task, "base_model_name_or_path": base, "inference_mode": True,
+        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base, "inference_mode": True,
         "r": rank, "lora_alpha": alpha, "lora_dropout": one.dropout.p, "bias": "none", "fan_in_fan_out": transposed,
         "use_dora": isinstance(one, DoraLinear), "target_modules": list(ranks), "modules_to_save": modules or None,
         "rank_pattern": {re.escape(n): r for n, r in ranks.items() if r != rank},
