@@ -1,6 +1,7 @@
-"""Training: objectives, the loop, checkpoints that survive, and `train`, which is the command too."""
+"""Training: objectives, the loop, checkpoints that survive; `train` and `finetune`, which are the commands too."""
 
 from anyformer.train.command import Result, train
 from anyformer.train.loop import Done, Settings, fit
+from anyformer.train.tuning import Tuned, finetune
 
-__all__ = ["Done", "Result", "Settings", "fit", "train"]
+__all__ = ["Done", "Result", "Settings", "Tuned", "finetune", "fit", "train"]

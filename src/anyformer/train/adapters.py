@@ -37,6 +37,7 @@ from anyformer.train import lora
 from anyformer.train.lora import DoraLinear, LoraLinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LEARNED = "learned.safetensors"  # of a checkpoint: the same by our paths, bit for bit
 PREFIX = "base_model.model."
 PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 TASKS = {  # ends of the names of published architectures
@@ -137,7 +138,9 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
             f"the published files have no matrix of its own for {sorted(left)[0]}; leave it out of targets"
         )
     modules = _learned_beside(model, said, tensors)
-    task = said.task if modules or said.task not in ("SEQ_CLS", "TOKEN_CLS") else None  # these ask for a head of classes
+    task = (
+        said.task if modules or said.task not in ("SEQ_CLS", "TOKEN_CLS") else None
+    )  # these ask for a head of classes
     one = next(iter(adapters.values()))
     rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
     config = {
@@ -148,6 +151,33 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
         "alpha_pattern": {re.escape(n): a for n, a in alphas.items() if a != alpha},
     }  # fmt: skip
     return config, tensors, stacked
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """The model of a checkpoint: whole, or with adapters what of it learns."""
+    if not lora.adapters(model):
+        model.save(folder)
+        return
+    write(model, folder)
+    learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    atomic_write(folder / LEARNED, save(learned))
+
+
+@torch.no_grad()
+def restore(model: Any, folder: Path) -> bool:
+    """Puts what `save_model` wrote of a model with adapters into one with the same; False if it has none.
+
+    Raises:
+        ValueError: if other parameters learn in it.
+    """
+    if not lora.adapters(model):
+        return False
+    file, ours = SafeTensors(inside(folder, LEARNED)), {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(set(ours) ^ set(file.names())):
+        raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'does not learn in this model'}")
+    for name, parameter in ours.items():
+        parameter.copy_(file.get(name))
+    return True
 
 
 def _stacked(layers: list[Any]) -> tuple[dict[str, Tensor], int, float, list[int]]:

@@ -4,6 +4,7 @@
 runs/NAME/  config.yaml  log.csv  log.jsonl
             step-000100/    config.json  model.safetensors  tokenizer.json …     a model like any other, for af.load
                             training.safetensors     moments of the optimiser, states of the random generators
+                            (with adapters: adapter_config.json  adapter_model.safetensors, for peft)
                             training.json            step, settings, facts about the data, the best evaluation
 ```
 A checkpoint is written to a hidden folder, flushed to the disk, and renamed: there is no moment at which `step-…` is
@@ -32,6 +33,7 @@ from torch import Tensor
 from anyformer.hub import load
 from anyformer.hub.files import SafeTensors
 from anyformer.hub.guard import atomic_write, read_json
+from anyformer.train import adapters
 
 TENSORS, FACTS = "training.safetensors", "training.json"
 NAME = re.compile(r"step-\d{6,}")
@@ -115,7 +117,7 @@ class Run:
         target = self.folder / f"step-{step:06d}"
         work = self.folder / f".{target.name}.tmp"
         try:
-            model.save(work)
+            adapters.save_model(model, work)
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
             atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
             _sync(work / TENSORS)
@@ -152,7 +154,9 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 @torch.no_grad()
 def restore_weights(model: Any, checkpoint: Path) -> None:
-    """Copies the weights of a checkpoint into a model of the same shapes."""
+    """Copies the weights of a checkpoint into a model of the same shapes; of one with adapters, what learns."""
+    if adapters.restore(model, checkpoint):
+        return
     saved = load(checkpoint).state_dict()
     try:
         model.load_state_dict(saved)

@@ -1,0 +1,143 @@
+"""What a fine-tune starts from: a model by name or folder, a head of classes on it, and what of it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.compress import nf4
+from anyformer.core import pages
+from anyformer.core.recipe import nearest
+from anyformer.core.rewrite import select
+from anyformer.core.skeletons import Encoder
+from anyformer.data import sources
+from anyformer.hub import load
+from anyformer.hub.tokenizer import Tokenizer
+from anyformer.parts import Classifier, First
+from anyformer.train import lora
+
+INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
+HEAD = "classes"  # the name of a head of classes
+
+
+def base(name: str, tokenizer: str | None = None) -> Any:
+    """The model to start from, with its tokenizer: real weights by name (`anyformer ls`), a folder, a file, a hub id.
+
+    Raises:
+        FileNotFoundError: if there is none. ValueError: for an architecture without weights, a model without a
+            tokenizer, or a tokenizer that knows more tokens than the model.
+    """
+    if name in pages.names():
+        raise ValueError(
+            f"{name!r} is an architecture, without weights; fine-tuning starts from a model: a folder, a hub id, or "
+            f"one of {', '.join(sources.SOURCES)}"
+        )
+    try:
+        model = load(sources.get(name) if name in sources.SOURCES else name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{nearest(name, list(sources.SOURCES))}") from None
+    if tokenizer is not None:
+        model.tokenizer = Tokenizer.load(tokenizer)
+    if model.tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer, and examples are text; give tokenizer, a folder that holds one")
+    if model.tokenizer.vocab_size > model.embed.vocab:
+        raise ValueError(
+            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model knows {model.embed.vocab}; they do not "
+            "belong together"
+        )
+    return model
+
+
+def classifier(given: Any, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
+    """An encoder with a head for these classes, as published files of its page have it where they do.
+
+    A head for the same classes, by name, stays; another one makes room.
+
+    Returns:
+        The model, and the paths of the parameters that have first weights.
+
+    Raises:
+        ValueError: for a model that is no encoder of text.
+    """
+    if not isinstance(given, Encoder) or given.takes != "input_ids":
+        what = given.page or type(given).__name__
+        raise ValueError(f"a head of classes is put on an encoder of text, and {what} is none; give e.g. minilm")
+    torch.manual_seed(seed)
+    found, words = _published(given), {str(i): name for i, name in enumerate(names)}
+    if found is None:
+        pool = given.recipe["pool"] or First.of()
+        model = pages.build(
+            given.recipe.but({"heads": {HEAD: Classifier.of(classes=len(names))}, "pool": pool}), seed=seed
+        )
+    else:
+        fixed, field = found
+        hyper = dataclasses.replace(given.config, **fixed, **{field: len(names)})
+        model = pages.build(pages.page(given.page).recipe(hyper), seed=seed)
+        model.page, model.config = given.page, hyper
+    before = (given.origin or {}).get("config", {})
+    kept = {} if found is None else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
+    labels = {"id2label": words, "label2id": {name: i for i, name in enumerate(names)}}
+    model.origin = {**(given.origin or {}), "config": {**kept, **labels} if kept else {}}
+    model.tokenizer = given.tokenizer
+    same = before.get("id2label") == words
+    mine = model.state_dict()
+    known = {
+        n: t for n, t in given.state_dict().items()
+        if n in mine and t.shape == mine[n].shape and (same or not n.startswith(f"heads.{HEAD}."))
+    }  # fmt: skip
+    model.load_state_dict(known, strict=False)
+    return model, [n for n, _ in model.named_parameters() if n not in known]
+
+
+def _published(model: Any) -> tuple[Any, str] | None:
+    """What the page's files with a head of classes for texts imply, and which hyperparameter counts the classes."""
+    if model.page is None or pages.page(model.page).recipe(model.config) != model.recipe:
+        return None
+    for hub in pages.page(model.page).module.HUBS:
+        fields = [f for entry in hub.config if "id2label" in entry.names for f in entry.fields]
+        for architecture, fixed in hub.architectures.items():
+            if architecture.endswith("ForSequenceClassification") and fields:
+                return fixed, fields[0]
+    return None
+
+
+def adapt(model: Any, method: str, targets: Sequence[str], rank: int, alpha: float, dropout: float) -> str:
+    """Prepares a model for a method: qlora puts its layers into 4 bits; lora, dora and qlora add adapters.
+
+    Returns:
+        What was done, in a line.
+    """
+    told = str(nf4.quantise(model, INSIDE)) + "; " if method == "qlora" else ""
+    if method == "full":
+        return "all of it"
+    made = lora.add(model, rank, alpha, targets, dropout, dora=method == "dora")
+    return f"{told}{method} of rank {rank} on {len(made)} layers"
+
+
+def let_learn(model: nn.Module, patterns: Sequence[str], alone: bool) -> None:
+    """Lets the parameters at and below the paths learn.
+
+    Args:
+        patterns: of modules (see `core.rewrite.select`), or paths of parameters: `heads.**`, `blocks.-1.**`.
+        alone: nothing else learns.
+
+    Raises:
+        ValueError: for a pattern without a parameter, with the nearest paths; nothing has changed then.
+    """
+    named, chosen = dict(model.named_parameters()), []
+    for pattern in patterns:
+        if pattern in named:
+            chosen.append(named[pattern])
+            continue
+        below = [p for module in select(model, pattern, kind=nn.Module).values() for p in module.parameters()]
+        if not below:
+            raise ValueError(f"nothing at {pattern!r} can learn: there are no parameters")
+        chosen += below
+    if alone:
+        model.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
