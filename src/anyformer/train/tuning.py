@@ -139,8 +139,7 @@ def finetune(
     """
     given = dict(locals())
     options = _options(given)
-    rows, test = _rows(data, held_out, seed)
-    which = examples.kind([*rows, *test], data)
+    rows, test, which = _rows(data, held_out, seed)
     task = _task(task, which)
     with Run(_folder(out, model, method, resume), resume) as run, _Screen(quiet, UNITS[task]) as screen:
         lm, fresh, classes = start.base(model, tokenizer), [], []
@@ -238,16 +237,21 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {name: default if given[name] is None else given[name] for name, default in ADAPTERS.items()}
 
 
-def _rows(data: str | Path, held_out: float | str, seed: int) -> tuple[list[Any], list[Any]]:
+def _rows(data: str | Path, held_out: float | str, seed: int) -> tuple[list[Any], list[Any], str]:
+    """Examples to learn from, examples to hold out, and what columns they have."""
     rows = examples.read(data)
+    which = examples.kind(rows, data)
     try:
         share = float(held_out)
     except ValueError:
-        return rows, examples.read(held_out)
+        test = examples.read(held_out)
+        if (other := examples.kind(test, held_out)) != which:
+            raise ValueError(f"{data} has {which!r} and {held_out} has {other!r}; both must be alike") from None
+        return rows, test, which
     if len(rows) < 2:
         raise ValueError(f"{data} holds one example; to learn from some and hold out others there must be two")
     some, others = examples.split(len(rows), share, seed)
-    return [rows[i] for i in some], [rows[i] for i in others]
+    return [rows[i] for i in some], [rows[i] for i in others], which
 
 
 def _task(task: str, which: str) -> Literal["write", "classify"]:

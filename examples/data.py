@@ -1,0 +1,101 @@
+"""Real examples to fine-tune on, from two small PyPI packages: fetched once by pip, checked, never committed.
+
+    python examples/data.py sentiment FOLDER     FOLDER/train.csv, test.csv: sentences of film reviews, text and label
+    python examples/data.py dialogues FOLDER     FOLDER/train.jsonl, test.jsonl: prompts and responses
+
+sentiment: vaderSentiment 3.3.2 (2.5 MB, MIT), its sdist: 10,605 sentences that 20 people rated from -4 to 4 (Hutto and
+Gilbert, 2014). The label is the sign; those within 0.5 of zero are left out. pip reads an sdist's metadata by running
+its setup.py.
+dialogues: chatterbot-corpus 1.3.3 (0.3 MB, BSD): the first two turns of its English conversations. Prompts are split,
+so that no prompt is in both files.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import yaml
+
+FILES = {
+    "vaderSentiment==3.3.2": (
+        "vaderSentiment-3.3.2.tar.gz", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    ),
+    "chatterbot-corpus==1.3.3": (
+        "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+        "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    ),
+}  # fmt: skip
+TRAIN, TEST = 3000, 2000  # sentences
+LEFT_OUT = ("coding.yml", "tech_support.yml")  # programs; ten pairs, each a hundred times
+
+
+def fetch(package: str) -> Path:
+    """The file of a package, in the cache of anyformer; downloaded on first use.
+
+    Raises:
+        OSError: if pip does not give it, or another file came.
+    """
+    name, digest = FILES[package]
+    cache = Path(os.environ.get("ANYFORMER_CACHE") or "~/.cache/anyformer").expanduser()
+    path = cache / name
+    if not path.exists():
+        kind = "--no-binary=:all:" if name.endswith(".gz") else "--only-binary=:all:"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", kind, "--dest", str(cache), package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode or not path.exists():
+            raise OSError(f"pip did not give {package}: {done.stderr[-300:]}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise OSError(f"{path} is not the file that was checked; delete it and try again")
+    return path
+
+
+def sentiment(folder: Path) -> None:
+    """train.csv and test.csv with text and label."""
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with (
+        tarfile.open(fetch("vaderSentiment==3.3.2")) as outer,
+        tarfile.open(fileobj=outer.extractfile(inner)) as archive,
+    ):
+        ratings = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        assert ratings is not None
+        text = ratings.read().decode("utf-8", errors="replace")
+    rows = [line.split("\t") for line in text.splitlines()]
+    scored = [(row[2], float(row[1])) for row in rows if len(row) == 3]
+    labelled = [(text, "positive" if score > 0 else "negative") for text, score in scored if abs(score) >= 0.5]
+    random.Random(0).shuffle(labelled)
+    for name, part in (("train", labelled[:TRAIN]), ("test", labelled[TRAIN : TRAIN + TEST])):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *part])
+
+
+def dialogues(folder: Path) -> None:
+    """train.jsonl and test.jsonl with prompt and response."""
+    pairs: dict[str, list[str]] = {}
+    with zipfile.ZipFile(fetch("chatterbot-corpus==1.3.3")) as archive:
+        for name in sorted(archive.namelist()):
+            if "/english/" in name and name.endswith(".yml") and not name.endswith(LEFT_OUT):
+                for turns in yaml.safe_load(io.BytesIO(archive.read(name)))["conversations"]:
+                    prompt, response, *_ = [*(str(turn).strip() for turn in turns), "", ""]
+                    if prompt and response and response not in pairs.setdefault(prompt, []):
+                        pairs[prompt].append(response)
+    prompts = [prompt for prompt, responses in pairs.items() if responses]
+    random.Random(0).shuffle(prompts)
+    for name, part in (("test", prompts[:100]), ("train", prompts[100:])):
+        lines = [json.dumps({"prompt": p, "response": r}, ensure_ascii=False) for p in part for r in pairs[p]]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    what, where = sys.argv[1], Path(sys.argv[2])
+    where.mkdir(parents=True, exist_ok=True)
+    {"sentiment": sentiment, "dialogues": dialogues}[what](where)
