@@ -83,7 +83,12 @@ def test_the_gradient_is_that_of_the_matrix_it_stands_for_and_the_matrix_is_not_
     made = Nf4Linear(nn.Linear(96, 40))
     x, grad = torch.randn(5, 96, requires_grad=True), torch.randn(5, 40)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+
+    def keep(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = made(x)
     y.backward(grad)
     torch.testing.assert_close(x.grad, grad @ made.weight.dequantised())

@@ -53,7 +53,7 @@ class Nf4(nn.Module):
 
     def __init__(self, matrix: Tensor, double: bool = True):
         super().__init__()
-        self.shape, self.dtype, self.double = tuple(matrix.shape), matrix.dtype, double
+        self.shape, self.dtype, self.twice = tuple(matrix.shape), matrix.dtype, double
         blocks = F.pad(matrix.flatten(), (0, -matrix.numel() % BLOCK)).view(-1, BLOCK)  # (N, 64)
         largest = blocks.abs().amax(1).float()  # (N,)
         if double:
@@ -81,7 +81,7 @@ class Nf4(nn.Module):
 
     def scales(self) -> Tensor:
         """a of each block, (N,) float32."""
-        if not self.double:
+        if not self.twice:
             return self.largest  # type: ignore[return-value]
         group = torch.arange(len(self.steps), device=self.steps.device) // GROUP  # type: ignore[arg-type]
         return self.low[group] + self.step[group] * self.steps  # type: ignore[index,operator]

@@ -115,7 +115,7 @@ def four_bits_stay_inside_their_error(subject: Subject) -> float:
     return inside_its_error(subject, nf4.quantise, nf4.Nf4Linear)
 
 
-def inside_its_error(subject: Subject, quantise: Any, kind: type) -> float:
+def inside_its_error(subject: Subject, quantise: Any, kind: type[nn.Module]) -> float:
     """Every linear layer, quantised, is given what it gets in the quantised model, and so is what it was before."""
     batch = draw(subject, random.Random(43), [7, 4], "left")
     model, plain = fresh(subject.model), dict(fresh(subject.model).named_modules())

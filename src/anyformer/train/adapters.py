@@ -242,7 +242,8 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
         raise ValueError("the model has adapters already; lora.merge(model) first")
     config, file = _config(folder), SafeTensors(inside(folder, WEIGHTS))
     said, stacked = words(model), _ranks(file)
-    places, parts, beside = said.matrices(), {}, {}
+    places, beside = said.matrices(), {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for name in file.names():
         if not name.startswith(PREFIX):
             raise FileRefused(f"{folder / WEIGHTS}: tensor {name!r} does not begin with {PREFIX!r}")

@@ -19,6 +19,7 @@ I inputs, O outputs, R rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,11 @@ def add(
             f"the model has {len(old)} adapters already, the first at {next(iter(old))}; call merge(model) first"
         )
     kind = DoraLinear if dora else LoraLinear
-    made = rewrite(model, *targets, kind=(nn.Linear, Nf4Linear), make=lambda base: kind(base, rank, alpha, dropout))
+
+    def make(base: Any) -> LoraLinear:
+        return kind(base, rank, alpha, dropout)
+
+    made = rewrite(model, *targets, kind=(nn.Linear, Nf4Linear), make=make)
     model.requires_grad_(False)
     for adapter in made.values():
         for parameter in own(adapter).values():

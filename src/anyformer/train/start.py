@@ -67,12 +67,11 @@ def classifier(given: Any, names: Sequence[str], seed: int) -> tuple[Any, list[s
         what = given.page or type(given).__name__
         raise ValueError(f"a head of classes is put on an encoder of text, and {what} is none; give e.g. minilm")
     torch.manual_seed(seed)
+    recipe: Any = given.recipe
     found, words = _published(given), {str(i): name for i, name in enumerate(names)}
     if found is None:
-        pool = given.recipe["pool"] or First.of()
-        model = pages.build(
-            given.recipe.but({"heads": {HEAD: Classifier.of(classes=len(names))}, "pool": pool}), seed=seed
-        )
+        pool = recipe["pool"] or First.of()
+        model = pages.build(recipe.but({"heads": {HEAD: Classifier.of(classes=len(names))}, "pool": pool}), seed=seed)
     else:
         fixed, field = found
         hyper = dataclasses.replace(given.config, **fixed, **{field: len(names)})

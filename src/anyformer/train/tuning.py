@@ -142,7 +142,9 @@ def finetune(
     rows, test, which = _rows(data, held_out, seed)
     task = _task(task, which)
     with Run(_folder(out, model, method, resume), resume) as run, _Screen(quiet, UNITS[task]) as screen:
-        lm, fresh, classes = start.base(model, tokenizer), [], []
+        lm = start.base(model, tokenizer)
+        fresh: list[str] = []
+        classes: list[str] = []
         if task == "classify":
             classes = sorted({str(row["label"]) for row in rows})
             lm, fresh = start.classifier(lm, classes, seed)
@@ -244,8 +246,8 @@ def _rows(data: str | Path, held_out: float | str, seed: int) -> tuple[list[Any]
     try:
         share = float(held_out)
     except ValueError:
-        test = examples.read(held_out)
-        if (other := examples.kind(test, held_out)) != which:
+        test = examples.read(str(held_out))
+        if (other := examples.kind(test, str(held_out))) != which:
             raise ValueError(f"{data} has {which!r} and {held_out} has {other!r}; both must be alike") from None
         return rows, test, which
     if len(rows) < 2:
@@ -270,10 +272,7 @@ def _examples(
     labels: list[Any] = []
     cut = dropped = 0
     for row in rows:
-        if which == "label":
-            row_ids, label = _whole(lm.tokenizer, row["text"], limit), _class(str(row["label"]), classes)
-        else:
-            row_ids, label = examples.written(lm.tokenizer, row, which, limit)
+        row_ids, label = _read(row, which, lm, classes, limit)
         cut += len(row_ids) == limit
         if which != "label" and not any(one != objectives.IGNORE for one in label):
             dropped += 1
@@ -289,6 +288,13 @@ def _examples(
     if (top := max(map(max, ids))) >= lm.embed.vocab:
         raise ValueError(f"token id {top} is outside the model's vocabulary of {lm.embed.vocab}: another tokenizer's")
     return Examples(ids, labels, batch, lm.tokenizer.pad_id, seed)
+
+
+def _read(row: Any, which: str, lm: Any, classes: list[str], limit: int) -> tuple[list[int], Any]:
+    """One example: its ids, and a label for each or for all."""
+    if which != "label":
+        return examples.written(lm.tokenizer, row, which, limit)
+    return _whole(lm.tokenizer, row["text"], limit), _class(str(row["label"]), classes)
 
 
 def _whole(tokenizer: Any, text: str, limit: int) -> list[int]:
