@@ -11,10 +11,12 @@ import yaml
 import anyformer as af
 from anyformer.data import text
 from anyformer.hub.tokenizer import Tokenizer
-from anyformer.train import adapters, examples, finetune, lora, start
+from anyformer.train import adapters, examples, lora, start
+from anyformer.train import finetune as typed
 from anyformer.train.objectives import IGNORE
 
 torch.set_num_threads(1)
+finetune: Any = typed  # called with options from tables
 GOOD, BAD = ("fine", "lovely", "great", "warm"), ("poor", "dull", "awful", "cold")
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>\n{% endfor %}"
