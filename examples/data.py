@@ -35,7 +35,7 @@ FILES = {
         "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
     ),
 }  # fmt: skip
-TRAIN, TEST = 3000, 2000  # sentences
+TRAIN, TEST = 2000, 1000  # sentences
 LEFT_OUT = ("coding.yml", "tech_support.yml")  # programs; ten pairs, each a hundred times
 
 

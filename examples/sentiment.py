@@ -56,7 +56,7 @@ def baseline(data: Path) -> float:
     (x, y), (x_test, y_test) = (zip(*rows, strict=True) for rows in sets)
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegressionCV(max_iter=1000, use_legacy_attributes=False),
+        LogisticRegressionCV(max_iter=1000, scoring="accuracy", l1_ratios=(0.0,), use_legacy_attributes=False),
     )
     return float(model.fit(x, y).score(x_test, y_test))
 
