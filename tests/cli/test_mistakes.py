@@ -64,6 +64,9 @@ def test_overview_names_every_verb():
         (["generate", "nowhere.gguf", "text"], "no model 'nowhere.gguf'"),
         (["train", "--model", "gppt"], "gpt"),
         (["train", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["finetune", "--model", "minilm"], "data is missing"),
+        (["finetune", "--model", "minilm", "--data", "nowhere.csv"], "nowhere.csv"),
+        (["finetune", "--method", "lorra"], "method: expected one of full, lora, dora, qlora"),
         (["generate", "a", "b", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -138,6 +138,17 @@ def test_train_writes_a_model_that_generates(cli, tmp_path):
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_finetune_writes_a_model_and_adapters(cli, encoder, tmp_path):
+    rows = "".join(f"{word} {i},{word == 'good'}\n" for i in range(20) for word in ("good", "bad"))
+    (tmp_path / "reviews.csv").write_text("text,label\n" + rows)
+    options = ("--out", tmp_path / "run", "--steps", 3, "--targets", "**.mixer.q", "**.mixer.v", "--learn", "pool")
+    code, out, err = cli("finetune", "--model", encoder, "--data", tmp_path / "reviews.csv", *options)
+    assert code == 0, err
+    assert "numbers learn (lora of rank 8 on 4 layers); 36 examples, 4 held out, 3 steps" in out
+    assert af.load(tmp_path / "run" / "model").config.classes == 2
+    assert (tmp_path / "run" / "step-000003" / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", pages.names())
 def test_inspect_every_page(cli, name):
     code, out, _ = cli("inspect", name, "--json")
