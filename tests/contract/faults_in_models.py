@@ -143,7 +143,7 @@ def window_without_itself(patch: pytest.MonkeyPatch) -> None:
 
 @fault("chunk size does not matter", on="mamba/tiny")
 def chunks_count(patch: pytest.MonkeyPatch) -> None:
-    scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * (1.0 + args[-1] / 100), h))(*plain(*args))  # noqa: E731
+    scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * (1.0 + args[6] / 100), h))(*plain(*args))  # noqa: E731
     around(patch, module("anyformer.parts.ssm"), "scan", scan)
 
 
@@ -168,7 +168,10 @@ def pairs_are_ignored(patch: pytest.MonkeyPatch) -> None:
 
 @fault("only distances count", on="llama/tiny")
 def places_are_bent(patch: pytest.MonkeyPatch) -> None:
-    around(patch, Rotary, "tables", lambda plain, self, positions, dtype: plain(self, positions.float() ** 1.1, dtype))
+    def bent(plain: Any, self: Any, flow: Any, dtype: Any) -> Any:
+        return plain(self, dataclasses.replace(flow, positions=flow.positions.float() ** 1.1), dtype)
+
+    around(patch, Rotary, "tables", bent)
 
 
 @fault("stretches of one change nothing", on="")

@@ -8,7 +8,8 @@ from anyformer.cli import models
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
-OURS = ("model", "prompts")  # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
+# the rest of what `anyformer.generate.generate` takes, `chat` takes as well
+OURS = ("model", "prompts", "num_beams", "length_penalty", "early_stopping")
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
 HELP = "type a question; /new forgets what was said, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
 
@@ -67,15 +68,15 @@ def _ask() -> str | None:
 
 def options(parser: Parser) -> None:
     """The options of the verb: its own, and those of the Python call."""
-    from anyformer.generate import chat as answering
+    from anyformer.generate import generate
 
     parser.add_function(chat, skip=("question", "options"))
     parser.add_argument("question", nargs="*", type=str, help="the question; without one a conversation begins")
-    parser.add_function(answering, skip=OURS, give=LONG)
+    parser.add_function(generate, skip=OURS, give=LONG)
 
 
 def run(args: Any) -> None:
     """Does it."""
-    from anyformer.generate import chat as answering
+    from anyformer.generate import generate
 
-    chat(args.model, " ".join(args.question) or None, pick(args, answering, OURS), system=args.system)
+    chat(args.model, " ".join(args.question) or None, pick(args, generate, OURS), system=args.system)
