@@ -1,8 +1,8 @@
 """Pages: one file of `models/` is one architecture. They are found by listing the folder; nothing registers itself.
 
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
-`SIZES`, which contains `tiny` (and for a decoder `mini`, what `anyformer train` makes by default); `PARAMETERS`, the
-published counts; `CASES`, what the contract draws beside `tiny`; `HUBS`, the maps to files that others wrote.
+`SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the published
+counts; `CASES`, what the contract draws beside `tiny`; `HUBS`, the maps to files that others wrote.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Page:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Published sizes by name, `tiny` for tests, and for decoders `mini`, which learns within minutes."""
+        """Published sizes by name, `tiny` for tests, and `mini`, which learns within minutes."""
         return self.module.SIZES
 
     @property

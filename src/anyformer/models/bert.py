@@ -40,6 +40,7 @@ class Bert:
 
 SIZES = {
     "tiny": Bert(dim=32, depth=2, heads=4, hidden=64, vocab=128, context=64),
+    "mini": Bert(dim=192, depth=4, heads=4, hidden=768, vocab=1024, context=256),
     "base": Bert(task="none"),
     "large": Bert(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
     "base-masked": Bert(task="masked"),

@@ -48,6 +48,7 @@ _base: dict[str, Any] = {"dim": 768, "depth": 12, "decoder_depth": 12, "heads": 
 _large: dict[str, Any] = {"dim": 1024, "depth": 24, "decoder_depth": 24, "heads": 16}
 SIZES = {
     "tiny": T5(dim=32, depth=2, decoder_depth=3, heads=4, head_dim=6, hidden=48, vocab=128, buckets=8, far=20),
+    "mini": T5(dim=192, depth=4, decoder_depth=4, heads=4, head_dim=48, hidden=768, vocab=1024),
     "small": T5(),
     "base": replace(T5(), **_base, hidden=3072),
     "large": replace(T5(), **_large, hidden=4096),

@@ -40,6 +40,7 @@ class ViT:
 
 SIZES = {
     "tiny": ViT(dim=32, depth=2, heads=4, hidden=64, image=16, patch=4, classes=10),
+    "mini": ViT(dim=128, depth=4, heads=4, hidden=256, image=32, patch=4, classes=10),
     "b16": ViT(),
     "b32": ViT(patch=32),
     "l16": ViT(dim=1024, depth=24, heads=16, hidden=4096),

@@ -37,6 +37,8 @@ class Result:
         bits_per_byte: of the held-out text, by the model. `bigram_bits_per_byte`: by a table of byte pairs.
         sample: text that the model wrote.
         model: the trained model itself.
+        task: what it learned. Of tasks other than causal: `held_out` is the loss in nats a label, or the share of
+            labels that are wrong; `baseline` the same of a guess that looks at nothing.
     """
 
     checkpoint: Path
@@ -44,15 +46,19 @@ class Result:
     stopped: bool
     loss: float
     bits_per_byte: float | None
-    bigram_bits_per_byte: float
+    bigram_bits_per_byte: float | None
     sample: str
     model: Any = field(repr=False)
+    task: str = "causal"
+    held_out: float | None = None
+    baseline: float | None = None
 
 
 def train(
     model: str | Recipe = "gpt",
     size: str | None = None,
     changes: dict[str, Any] | None = None,
+    task: str | None = None,
     data: str | Path = "pydoc",
     out: str | Path | None = None,
     steps: int = 1000,
@@ -77,16 +83,19 @@ def train(
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
-    """Trains a language model on text, and says how well it predicts text that it has not seen.
+    """Trains a model, and says how good it is on what it has not seen; by default a language model, on text.
 
     The last tenth of the text is held out. The measure is bits per byte, which does not depend on the tokenizer, and
-    a bigram is measured beside it. All goes to `out`: checkpoints (model directories), config.yaml, log.csv, log.jsonl.
+    a bigram is measured beside it; for other measures see `task`. All goes to `out`: checkpoints (model directories),
+    config.yaml, log.csv, log.jsonl.
 
     Args:
-        model: an architecture (gpt, llama, mamba …), a recipe or a JSON file with one, or a model
+        model: an architecture (gpt, llama, mamba, bert, t5, vit …), a recipe or a JSON file with one, or a model
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         changes: hyperparameters that differ from that size, e.g. --changes.depth 6; of a recipe: paths in it.
+        task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag or images; by default
+            the first one that fits the model. The last four read rows (see `train.kinds`), every tenth is held out.
         data: a text file or a folder of them (UTF-8), or pydoc, the English reference inside every CPython.
         out: the folder of the run; by default a new one, runs/MODEL-1, runs/MODEL-2, …
         steps: updates of the weights.
@@ -133,7 +142,11 @@ def train(
     )  # fmt: skip
     if not prompt:
         raise ValueError("prompt is empty: the sample at the end needs text to continue")
-    source = origin(model, size, changes)
+    source = origin(model, size, changes, task)
+    if source.task != "causal":
+        from anyformer.train.other import learn_task
+
+        return learn_task(source, settings, given)
     learn, held_out = text.split(text.read(data))
     bigram = baseline.bigram_bits_per_byte(learn, held_out)
     with Run(_folder(out, source.name, resume), resume) as run, Screen(quiet) as screen:

@@ -27,6 +27,7 @@ class Screen(Watch):
         self.task = self.bar.add_task("", text="")
         self.first: tuple[int, float] | None = None
         self.printed = 0
+        self.unit = "bits per byte"  # of what is measured
 
     def __enter__(self) -> Screen:
         self.bar.start()
@@ -58,7 +59,7 @@ class Screen(Watch):
 
     def evaluated(self, step: int, held_out: float) -> None:
         """A line for an evaluation."""
-        self.say(f"step {step}: held-out {held_out:.3f} bits per byte")
+        self.say(f"step {step}: held-out {held_out:.3f} {self.unit}")
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,100 @@
+"""Which task a model can be trained on, and the tokens that a task needs.
+
+| task     | skeleton          | learns to                                         | data                              |
+|----------|-------------------|---------------------------------------------------|-----------------------------------|
+| causal   | CausalLM          | say the next token                                | text                              |
+| masked   | Encoder           | say hidden tokens (and, with `nsp`, what follows) | text                              |
+| span     | EncoderDecoder    | say hidden spans (T5)                             | text                              |
+| denoise  | EncoderDecoder    | say the text without noise (BART)                 | text                              |
+| seq2seq  | EncoderDecoder    | say the target of a source                        | rows with `source` and `target`   |
+| classify | Encoder           | name the class of a text                          | rows with `text` and `label`      |
+| tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
+| images   | Encoder of images | name the class of an image                        | rows with `image` and `label`     |
+
+The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
+"""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM, Encoder, EncoderDecoder
+from anyformer.hub.tokenizer import Tokenizer
+
+FITS: dict[tuple[type, str], tuple[str, ...]] = {
+    (CausalLM, "input_ids"): ("causal",),
+    (Encoder, "input_ids"): ("masked", "classify", "tag"),
+    (Encoder, "pixel_values"): ("images",),
+    (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
+}
+COLUMNS = {
+    "seq2seq": ("source", "target"),
+    "classify": ("text", "label"),
+    "tag": ("words", "labels"),
+    "images": ("image", "label"),
+}
+ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+ROLES = {
+    "masked": {**ROUND, "mask_token": "[MASK]"},
+    "classify": ROUND,
+    "tag": ROUND,
+    "denoise": {"mask_token": "[MASK]"},
+}
+SENTINELS = 100
+
+
+def choose(task: str | None, name: str, recipe: Recipe, default: str | None = None) -> str:
+    """The task that is asked for, or the default one.
+
+    Raises:
+        ValueError: for a task that this model cannot be trained on.
+    """
+    fits = FITS.get((recipe.part, recipe["embed"].part.takes), ())
+    task = task or default or next(iter(fits), None)
+    if task not in fits:
+        raise ValueError(
+            f"{name} ({recipe.part.__name__}) cannot be trained on the task {task!r}; it can on "
+            f"{', '.join(fits) or 'none of the tasks'}. With your own batches: "
+            "anyformer.train.fit(model, batches, objective, settings, out)"
+        )
+    return task
+
+
+def equip(tokenizer: Tokenizer, task: str) -> Tokenizer:
+    """A tokenizer that was made here, with the special tokens of a task."""
+    roles = ROLES.get(task, {})
+    names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
+    tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    return Tokenizer(tokenizer.core, {**tokenizer.roles, **roles}, tokenizer.template, tokenizer.config)
+
+
+def sentinel(number: int) -> str:
+    """How T5's tokenizers write the token that stands for hidden span `number`."""
+    return f"<extra_id_{number}>"
+
+
+def sentinels(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of the sentinels, in their order.
+
+    Raises:
+        ValueError: if the tokenizer has none.
+    """
+    found = []
+    while (token := tokenizer.core.token_to_id(sentinel(len(found)))) is not None:
+        found.append(token)
+    if not found:
+        raise ValueError(f"the task span needs a tokenizer with sentinels {sentinel(0)}, {sentinel(1)} …; it has none")
+    return tuple(found)
+
+
+def role(tokenizer: Tokenizer, task: str, name: str) -> int:
+    """The id of a special token.
+
+    Raises:
+        ValueError: if the tokenizer has none.
+    """
+    found = tokenizer.role_id(name)
+    if found is None:
+        raise ValueError(f"the task {task} needs a tokenizer with a {name}, and this one has none")
+    return found

@@ -1,0 +1,173 @@
+"""Every task, from real text or images to a model that beats a guess; resuming is exact; mistakes are named."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.data import text
+from anyformer.hub.tokenizer import Tokenizer
+from anyformer.train import kinds, tasks, train
+
+torch.set_num_threads(1)
+SMALL: dict[str, Any] = {"size": "tiny", "batch": 8, "warmup": 5, "eval_every": 0, "save_every": 0, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Real text, and rows made of it: sentences with their topic, words with their kind, a cipher."""
+    home = tmp_path_factory.mktemp("data")
+    (home / "book.txt").write_text(text.read()[:120_000], encoding="utf-8")
+    from pydoc_data.topics import topics
+
+    def write(name, rows):
+        (home / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def sentences(*names):
+        return [s.strip() for name in names for s in topics[name].replace("\n", " ").split(".") if len(s) > 20]
+
+    lists = {"text": sentences("string-methods", "formatstrings"), "class": sentences("specialnames", "customization")}
+    pairs = list(itertools.chain(*zip(*([(t, k) for t in v][:40] for k, v in lists.items()), strict=True)))
+    write("topics.jsonl", [{"text": t, "label": k} for t, k in pairs])
+    words = [t.split()[:12] for s in lists.values() for t in s]
+    write("tags.jsonl", [{"words": w, "labels": ["upper" if x[:1].isupper() else "code" if "_" in x or "(" in x else
+                                                 "word" for x in w]} for w in words])  # fmt: skip
+    plain = sorted({w.strip(".,()\"'*:;").lower() for t, _ in pairs for w in t.split()} - {""})
+    write("pairs.jsonl", [{"source": w[:6], "target": w[:6].upper()} for w in plain])
+    return home
+
+
+def options(folder, kind):
+    return {
+        "masked": {"model": "bert", "data": folder / "book.txt", "steps": 150, "lr": 1e-2, "context": 32, "vocab": 300},
+        "span": {"model": "t5", "data": folder / "book.txt", "steps": 100, "lr": 1e-2, "context": 32, "vocab": 300},
+        "denoise": {"model": "t5", "task": "denoise", "data": folder / "book.txt", "steps": 150, "lr": 1e-2,
+                    "context": 24, "vocab": 300},
+        "seq2seq": {"model": "t5", "task": "seq2seq", "data": folder / "pairs.jsonl", "steps": 200, "lr": 1e-2,
+                    "tokenizer": "bytes", "context": 12, "batch": 16},
+        "classify": {"model": "bert", "task": "classify", "data": folder / "topics.jsonl", "steps": 60, "lr": 3e-3,
+                     "context": 48, "vocab": 400},
+        "tag": {"model": "bert", "task": "tag", "data": folder / "tags.jsonl", "steps": 60, "lr": 1e-2,
+                "context": 40, "vocab": 400},
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["masked", "span", "denoise", "seq2seq", "classify", "tag"])
+def test_task_learns_from_real_text(kind, folder, tmp_path):
+    result = train(out=tmp_path / "run", **{**SMALL, **options(folder, kind)})
+    assert result.task == kind and result.held_out is not None and result.baseline is not None
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    print(kind, result.held_out, result.baseline, losses[0], np.mean(losses[-10:]))
+    assert np.mean(losses[-10:]) < 0.9 * losses[0]
+    assert result.held_out < (0.97 if kind in ("masked", "span", "denoise") else 0.8) * result.baseline
+    again = af.load(result.checkpoint)
+    assert again.tokenizer.vocab_size == again.embed.vocab
+
+
+@pytest.mark.parametrize("kind", ["masked", "span", "classify"])
+def test_task_resumes_exactly(kind, folder, tmp_path):
+    given = {**SMALL, **options(folder, kind), "steps": 7, "save_every": 3, "accumulate": 2}
+    straight = train(out=tmp_path / "a", **given)
+    branch = train(out=tmp_path / "b", resume=str(tmp_path / "a/step-000003"), **given)
+    assert (branch.loss, branch.held_out) == (straight.loss, straight.held_out)
+    for p, q in zip(branch.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(ValueError, match="batch was 8 and is now 4"):
+        train(out=tmp_path / "b", resume=True, **{**given, "batch": 4, "steps": 9})
+
+
+def digits(count):
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return (data.images[:count] * 15.9375).astype(np.uint8), data.target[:count]
+
+
+def test_images_of_a_folder(tmp_path):
+    from PIL import Image
+
+    for i, (pixels, label) in enumerate(zip(*digits(400), strict=True)):
+        place = tmp_path / "digits" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    given = {**SMALL, "size": "tiny", "steps": 80, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}
+    result = train("vit", data=tmp_path / "digits", changes={"image": 8, "patch": 2, "channels": 1}, **given)
+    assert result.task == "images" and result.baseline > 0.8 and result.held_out < 0.5
+    assert af.load(result.checkpoint).config.classes == 10
+
+
+def test_batches_are_functions_of_the_number_and_two_small_ones_are_a_large_one(folder):
+    model = af.build("bert", "tiny", task="masked", vocab=400)
+    ids = np.arange(5000) % 250
+    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), "masked")
+    task = tasks.on_text("masked", model, ids, ids, 16, seed=3)
+    one, two, both = task.batches(4)(6), task.batches(4)(7), task.batches(8)(3)
+    for name in both:
+        assert torch.equal(both[name], torch.cat((one[name], two[name])))
+        assert torch.equal(task.batches(4)(6)[name], one[name])
+
+
+def test_rows_come_once_in_an_epoch_and_every_tenth_never(folder):
+    model = af.build("bert", "tiny", task="classify", vocab=400)
+    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
+    rows = [{"text": chr(65 + i // 26) + chr(65 + i % 26), "label": i % 2} for i in range(50)]
+    task = tasks.on_rows("classify", model, rows, 16, seed=1)
+    epochs = [[tuple(e["input_ids"]) for e in task.rows(45 * n, 45)] for n in range(2)]
+    assert len(set(epochs[0])) == 45 and set(epochs[0]) == set(epochs[1]) and epochs[0] != epochs[1]
+    assert not {tuple(e["input_ids"]) for e in task.held_out} & set(epochs[0])
+
+
+def test_padding_gets_masks_and_is_not_counted():
+    examples = [{"input_ids": np.array([5, 6, 7]), "labels": np.array([1, -100, 2])},
+                {"input_ids": np.array([8]), "labels": np.array([3])}]  # fmt: skip
+    batch = tasks.collate(examples, pad=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, -100, 2], [3, -100, -100]]
+    assert "attention_mask" not in tasks.collate(examples[:1])
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "default"),
+    [("gpt", None, "causal"), ("bert", None, "masked"), ("t5", None, "span"), ("vit", None, "images"),
+     ("t5", "denoise", "denoise"), ("bert", "tag", "tag")],
+)  # fmt: skip
+def test_the_skeleton_chooses(model, task, default):
+    assert kinds.choose(task, model, af.recipe(model, "tiny")) == default
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "said"),
+    [("gpt", "masked", r"gpt \(CausalLM\) cannot be trained on the task 'masked'; it can on causal"),
+     ("t5", "causal", "it can on span, denoise, seq2seq"), ("vit", "classify", "it can on images")],
+)  # fmt: skip
+def test_a_task_that_does_not_fit_is_refused(model, task, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        train(model, task=task, out=tmp_path / "x", **SMALL)
+
+
+def test_mistakes_in_rows_are_named(tmp_path):
+    def rows(*lines):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return train("bert", task="classify", data=tmp_path / "rows.jsonl", out=tmp_path / "x", **SMALL)
+
+    with pytest.raises(ValueError, match="no column 'label'"):
+        rows({"text": "a", "lable": 1})
+    with pytest.raises(ValueError, match="one class only: 1"):
+        rows({"text": "a", "label": 1}, {"text": "b", "label": 1})
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        tasks.split([{"text": "a"}])
+    model = af.build("bert", "tiny", task="classify", classes=2, vocab=400)
+    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
+    three = [{"text": str(i), "label": i % 3} for i in range(12)]
+    with pytest.raises(ValueError, match="the data has 3 classes, the model's head 2"):
+        tasks.on_rows("classify", model, three, 16, 0)
+    with pytest.raises(ValueError, match="needs a tokenizer with a mask_token"):
+        model.tokenizer = Tokenizer.bytes_level()
+        model.tokenizer.roles |= {"cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}
+        tasks.on_text("masked", model, np.arange(99), np.arange(99), 16, 0)
