@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -36,19 +37,23 @@ def folder(tmp_path_factory):
     words = [t.split()[:12] for s in lists.values() for t in s]
     write("tags.jsonl", [{"words": w, "labels": ["upper" if x[:1].isupper() else "code" if "_" in x or "(" in x else
                                                  "word" for x in w]} for w in words])  # fmt: skip
-    plain = sorted({w.strip(".,()\"'*:;").lower() for t, _ in pairs for w in t.split()} - {""})
-    write("pairs.jsonl", [{"source": w[:6], "target": w[:6].upper()} for w in plain])
+    plain = sorted({w[:4].lower() for w in re.findall("[a-zA-Z]{4,}", text.read()[:200_000])})
+    write("pairs.jsonl", [{"source": w, "target": w.upper()} for w in plain])
     return home
 
 
+BETTER = {"masked": 0.98, "span": 0.85, "denoise": 0.96, "seq2seq": 0.8, "classify": 0.6, "tag": 0.5}
+
+
 def options(folder, kind):
+    letters = {"tokenizer": "bytes", "context": 32}  # within seconds, letters are learned and words are not
     return {
-        "masked": {"model": "bert", "data": folder / "book.txt", "steps": 150, "lr": 1e-2, "context": 32, "vocab": 300},
-        "span": {"model": "t5", "data": folder / "book.txt", "steps": 100, "lr": 1e-2, "context": 32, "vocab": 300},
-        "denoise": {"model": "t5", "task": "denoise", "data": folder / "book.txt", "steps": 150, "lr": 1e-2,
-                    "context": 24, "vocab": 300},
-        "seq2seq": {"model": "t5", "task": "seq2seq", "data": folder / "pairs.jsonl", "steps": 200, "lr": 1e-2,
-                    "tokenizer": "bytes", "context": 12, "batch": 16},
+        "masked": {"model": "bert", "data": folder / "book.txt", "steps": 400, "lr": 5e-3, **letters},
+        "span": {"model": "t5", "data": folder / "book.txt", "steps": 250, "lr": 1e-2, **letters},
+        "denoise": {"model": "t5", "task": "denoise", "data": folder / "book.txt", "steps": 400, "lr": 1e-2, **letters,
+                    "context": 24},
+        "seq2seq": {"model": "t5", "task": "seq2seq", "data": folder / "pairs.jsonl", "steps": 350, "lr": 1e-2,
+                    **letters, "context": 8, "batch": 16},
         "classify": {"model": "bert", "task": "classify", "data": folder / "topics.jsonl", "steps": 60, "lr": 3e-3,
                      "context": 48, "vocab": 400},
         "tag": {"model": "bert", "task": "tag", "data": folder / "tags.jsonl", "steps": 60, "lr": 1e-2,
@@ -62,16 +67,15 @@ def test_task_learns_from_real_text(kind, folder, tmp_path):
     assert result.task == kind and result.held_out is not None and result.baseline is not None
     rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    print(kind, result.held_out, result.baseline, losses[0], np.mean(losses[-10:]))
     assert np.mean(losses[-10:]) < 0.9 * losses[0]
-    assert result.held_out < (0.97 if kind in ("masked", "span", "denoise") else 0.8) * result.baseline
+    assert result.held_out < BETTER[kind] * result.baseline, (result.held_out, result.baseline)
     again = af.load(result.checkpoint)
     assert again.tokenizer.vocab_size == again.embed.vocab
 
 
 @pytest.mark.parametrize("kind", ["masked", "span", "classify"])
 def test_task_resumes_exactly(kind, folder, tmp_path):
-    given = {**SMALL, **options(folder, kind), "steps": 7, "save_every": 3, "accumulate": 2}
+    given = {**SMALL, **options(folder, kind), "steps": 7, "save_every": 3, "keep_last": 9, "accumulate": 2}
     straight = train(out=tmp_path / "a", **given)
     branch = train(out=tmp_path / "b", resume=str(tmp_path / "a/step-000003"), **given)
     assert (branch.loss, branch.held_out) == (straight.loss, straight.held_out)
@@ -91,11 +95,11 @@ def digits(count):
 def test_images_of_a_folder(tmp_path):
     from PIL import Image
 
-    for i, (pixels, label) in enumerate(zip(*digits(400), strict=True)):
+    for i, (pixels, label) in enumerate(zip(*digits(600), strict=True)):
         place = tmp_path / "digits" / str(label)
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{i}.png")
-    given = {**SMALL, "size": "tiny", "steps": 80, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}
+    given = {**SMALL, "steps": 250, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}
     result = train("vit", data=tmp_path / "digits", changes={"image": 8, "patch": 2, "channels": 1}, **given)
     assert result.task == "images" and result.baseline > 0.8 and result.held_out < 0.5
     assert af.load(result.checkpoint).config.classes == 10
