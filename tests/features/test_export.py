@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.compress import nf4
 from anyformer.compress.int8 import quantise
 from anyformer.edge import export as module
 from anyformer.edge.export import export, inputs
@@ -75,6 +76,11 @@ def test_rewritten_models_are_exported_too(tmp_path):
     lora.add(made)
     export(made, tmp_path / "lora.pt2")
     lora.merge(made)
+    nf4.quantise(made, targets=("**.ffn.*",))
+    lora.add(made, dora=True)
+    assert export(made, tmp_path / "nf4.pt2", inputs(made, padding=True)).difference < 1e-4
+    lora.merge(made)
+    nf4.dequantise(made)
     quantise(made, tables=True)
     report = export(made, tmp_path / "int8.pt2", inputs(made, padding=True))
     assert report.difference < 1e-4

@@ -218,6 +218,7 @@ def test_padding_and_measuring():
         ({"data": "pairs.jsonl", "task": "classify"}, "task=classify needs examples with 'text' and 'label'"),
         ({"held_out": "pairs.jsonl"}, "has 'label' and .* has 'prompt'; both must be alike"),
         ({"held_out": "other.csv"}, "the label 'ugly' is held out, but no example to learn from has it"),
+        ({"data": "same.csv"}, "every example to learn from has the label 'good'"),
         ({"data": "columns.csv"}, "has the columns 'txt', 'lable'"),
         ({"data": "gap.csv"}, "example 2: 'label' is ''"),
         ({"data": "broken.jsonl"}, r"broken\.jsonl, line 2: no JSON"),
@@ -231,6 +232,7 @@ def test_padding_and_measuring():
 )
 def test_mistakes_are_named_before_the_first_step(options, said, place, tmp_path):
     write(tmp_path / "other.csv", [{"text": "x", "label": "ugly"}])
+    write(tmp_path / "same.csv", [{"text": "x", "label": "good"}] * 9)
     write(tmp_path / "one.csv", [{"text": "x", "label": "good"}])
     write(tmp_path / "columns.csv", [{"txt": "x", "lable": "good"}])
     write(tmp_path / "gap.csv", [{"text": "x", "label": "good"}, {"text": "x", "label": ""}])

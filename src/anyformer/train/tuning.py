@@ -147,6 +147,10 @@ def finetune(
         classes: list[str] = []
         if task == "classify":
             classes = sorted({str(row["label"]) for row in rows})
+            if len(classes) < 2:
+                raise ValueError(
+                    f"every example to learn from has the label {classes[0]!r}; there is nothing to tell apart"
+                )
             lm, fresh = start.classifier(lm, classes, seed)
         elif not isinstance(lm, CausalLM):
             raise ValueError(
@@ -244,7 +248,7 @@ def _rows(data: str | Path, held_out: float | str, seed: int) -> tuple[list[Any]
     rows = examples.read(data)
     which = examples.kind(rows, data)
     try:
-        share = float(held_out)
+        share = float(str(held_out))
     except ValueError:
         test = examples.read(str(held_out))
         if (other := examples.kind(test, str(held_out))) != which:
