@@ -186,7 +186,6 @@ def test_quiet_prints_nothing(book, tmp_path, capsys):
         ({"size": "small-ish"}, r"gpt has no size 'small-ish' \(did you mean small"),
         ({"changes": {"deph": 3}}, r"no hyperparameter 'deph'.*did you mean depth"),
         ({"changes": {"vocab": 300}}, "give vocab instead"),
-        ({"model": "bert"}, "plain text is for a CausalLM, and bert is of the kind Encoder"),
         ({"context": 65}, "context=65 must be from 1 to what the model reads, 64"),
         ({"context": 0}, "context=0 must be from 1"),
         ({"steps": 0}, "steps must be at least 1"),
