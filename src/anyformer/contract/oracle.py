@@ -27,7 +27,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Blocks
 from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub, links
-from anyformer.parts import Learned, Mamba, Rotary, Sinusoidal
+from anyformer.parts import Learned, Mamba, Rotary, Sinusoidal, TopK
 
 # Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
 # without padding, which is what ours promises (contract, item 6).
@@ -37,6 +37,7 @@ DEVIATIONS = {
     "places": "an encoder-decoder with places in its stream: with padding on the left, ours counts real tokens; "
     "transformers counts the padding, and takes no position_ids",
     "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
+    "capacity": "padding takes no place at an expert; in transformers padding on the left does",
     "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the "
     "bias of the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
 }
@@ -211,12 +212,14 @@ def accepts(subject: Subject, hub: Hub) -> bool:
 
 
 def reference(model: Any) -> Any:
-    """Attention by the plain formula, where the model has any; no token is exempt from training by its id: what is
+    """Attention and experts by the plain formula, where the model has any; no token is exempt from training by its id: what is
     padding, the mask says."""
     for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
         table.padding_idx = None
     if getattr(model, "_supports_sdpa", False):
         model.set_attn_implementation("eager")
+    if getattr(model, "_can_set_experts_implementation", bool)():
+        model.set_experts_implementation("eager")
     return model
 
 
@@ -273,6 +276,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "places"
     if len(set(lengths)) > 1 and any(p.part is Rotary and p.scaling and p.scaling.by_length for p in parts):
         return "by length"
+    if side != "right" and any(p.part is TopK and p.capacity for p in parts):
+        return "capacity"
     if side != "right" and any(p.part is Mamba and p.bias for p in parts):
         return "biased convolution"
     return None

@@ -136,6 +136,7 @@ class Flow:
     unembed: Callable[[Tensor], Tensor] | None = None  # hidden -> logits by the token table, for tied heads
     pooled: Tensor | None = None  # (B, D) made by the skeleton's `pool`
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses, by name
+    figures: dict[str, list[Tensor]] = field(default_factory=dict)  # what parts report while training, by name
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: Any, make: Callable[[], V]) -> V:
@@ -166,6 +167,17 @@ class Flow:
     def add_aux(self, name: str, value: Tensor) -> None:
         """Adds an auxiliary loss to what the skeleton returns."""
         self.aux[name] = self.aux[name] + value if name in self.aux else value
+
+    def report(self, name: str, value: Tensor) -> None:
+        """Adds figures that somebody who trains wants to see, one tensor a layer: the usage of experts."""
+        self.figures.setdefault(name, []).append(value.detach())
+
+    def take(self, other: Flow) -> None:
+        """Takes over the losses and figures of another pass that belongs to this one: an encoder's, a block's."""
+        for name, value in other.aux.items():
+            self.add_aux(name, value)
+        for name, values in other.figures.items():
+            self.figures.setdefault(name, []).extend(values)
 
 
 class Taps:

@@ -20,7 +20,7 @@ def initialise(model: nn.Module, std: float = 0.02, seed: int | None = None) -> 
     depth = max(1, sum(1 for name, _ in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-            ends = name.endswith(("mixer.o", "cross.o", "ffn.down", "mixer.out"))
+            ends = name.endswith(("mixer.o", "cross.o", ".down", "mixer.out"))
             module.weight.normal_(std=std / math.sqrt(2 * depth) if ends else std)
             if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
                 bias.zero_()

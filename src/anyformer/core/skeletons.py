@@ -32,6 +32,7 @@ class Output:
     memory: Tensor | None = None  # (B, S, D) what the encoder made
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses
     keep: Tensor | None = None  # (B, T) which places of `hidden` are real; None = all
+    figures: dict[str, list[Tensor]] = field(default_factory=dict)  # what parts report in training, one tensor a layer
 
 
 class Blocks(Part):
@@ -58,15 +59,18 @@ class Blocks(Part):
         x = flow.clear(x)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled() and flow.state is None:
-                x = checkpoint(_alone, block, x, flow, use_reentrant=False)
+                x, own = checkpoint(_alone, block, x, flow, use_reentrant=False)
+                flow.take(own)
             else:
                 x = block(x, flow)
         return drop(self, call(self.norm, x))
 
 
-def _alone(block: nn.Module, x: Tensor, flow: Flow) -> Tensor:
-    """A block with tables of its own: made again in backward, it would not find what it shares with another one."""
-    return block(x, replace(flow, _made={}))
+def _alone(block: nn.Module, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
+    """A block with tables of its own: made again in backward, it would not find what it shares with another one, and
+    would report its losses twice."""
+    own = replace(flow, _made={}, aux={}, figures={})
+    return block(x, own), own
 
 
 class Stack(Blocks):
@@ -240,7 +244,7 @@ class CausalLM(Skeleton, Blocks):
         flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state, document_ids)
         flow.causal = True
         x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux, keep=flow.keep)
+        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux, keep=flow.keep, figures=flow.figures)
 
 
 class Encoder(Skeleton, Blocks):
@@ -306,7 +310,9 @@ class Encoder(Skeleton, Blocks):
         x = self.run(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
         flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
         heads = {name: head(x, flow) for name, head in self.heads.items()}
-        return Output(x, next(iter(heads.values()), None), heads, flow.pooled, aux=flow.aux, keep=flow.keep)
+        return Output(
+            x, next(iter(heads.values()), None), heads, flow.pooled, aux=flow.aux, keep=flow.keep, figures=flow.figures
+        )
 
 
 class EncoderDecoder(Skeleton, Part):
@@ -361,27 +367,35 @@ class EncoderDecoder(Skeleton, Part):
             raise ValueError(
                 "an encoder-decoder needs decoder_input_ids: the target so far, beginning with the id begin_id"
             )
-        memory, keep = self._memory(input_ids, attention_mask, state)
+        memory, keep, read = self._memory(input_ids, attention_mask, state)
         flow = self.begin(self.embed, decoder_input_ids, decoder_attention_mask, None, state)
         flow.causal, flow.memory, flow.memory_keep = True, memory, keep
+        if read is not None:
+            flow.take(read)
         x = self.decoder(_embed(self.embed, decoder_input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x[:, -1:] if last else x, flow), memory=memory, aux=flow.aux, keep=flow.keep)
+        logits = self.head(x[:, -1:] if last else x, flow)
+        return Output(x, logits, memory=memory, aux=flow.aux, keep=flow.keep, figures=flow.figures)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Source ids (B, S) to memory (B, S, D)."""
+        return self._read(input_ids, attention_mask)[0]
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Flow]:
+        """The memory, and the flow of the pass that made it."""
         flow = self.begin(self.embed, input_ids, attention_mask, None, None)
-        return self.encoder(_embed(self.embed, input_ids, flow), flow)
+        return self.encoder(_embed(self.embed, input_ids, flow), flow), flow
 
     def _memory(
         self, input_ids: Tensor | None, mask: Tensor | None, state: State | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Flow | None]:
         if state is not None and state.memory is not None:
             if input_ids is not None:
                 raise ValueError("the state has read its source already; leave input_ids out, or start a new state")
-            return state.memory, state.memory_keep
+            return state.memory, state.memory_keep, None
         if input_ids is None:
             raise ValueError("an encoder-decoder needs input_ids, the source")
-        memory, keep = self.encode(input_ids, mask), None if mask is None else mask.bool()
+        memory, flow = self._read(input_ids, mask)
+        keep = None if mask is None else mask.bool()
         if state is not None:
             state.memory, state.memory_keep = memory, keep
-        return memory, keep
+        return memory, keep, flow

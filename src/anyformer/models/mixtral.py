@@ -1,0 +1,114 @@
+"""Mixtral (Jiang et al., 2024; arXiv:2401.04088). A decoder whose feed-forward part is eight, of which a token meets two.
+
+Differs from LLaMA by: in each block a router sends a token to its two likeliest experts, gated MLPs, and adds their
+answers with weights that sum to 1. So 13 of its 47 billion parameters work on a token. No token is dropped.
+
+```
+ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─┬─ router ── 2 of 8 ─┬─(+)── … x depth ── RMSNorm
+               └──────────────────────────────────────┘   │           └─ gated MLP 0 … 7 ──┘  │                   │
+                                                           └──────────────────────────────────┘                 logits
+```
+The training loss grows by `balance` times the mean over layers of E sum f P; `transformers`, when asked for router
+logits, pools all layers before the product, which lets one layer's imbalance hide another's.
+"""
+
+from dataclasses import dataclass, replace
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, quiet
+from anyformer.hub.maps import Hub, row, under
+from anyformer.hub.rope import rope
+from anyformer.parts import Attention, Block, GatedMLP, Logits, MoE, RMSNorm, Rotary, Tokens, TopK, Window
+from anyformer.parts.positions import Linear, Scaling
+
+
+@dataclass(frozen=True)
+class Mixtral:
+    dim: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int | None = None  # dim / heads
+    hidden: int = 14336  # of one expert
+    experts: int = 8
+    top: int = 2  # experts a token
+    balance: float = 0.02  # weight of the load-balance loss
+    jitter: float = 0.0
+    act: str = "silu"
+    vocab: int = 32000
+    context: int = 32768
+    eps: float = 1e-5
+    theta: float = 1000000.0
+    scaling: Scaling | None = None
+    window: int | None = None  # tokens that one sees, itself included
+    tied: bool = False
+    attention_dropout: float = 0.0
+
+
+_tiny = Mixtral(dim=32, depth=2, heads=4, kv_heads=2, hidden=24, experts=4, vocab=128, context=64)
+SIZES = {
+    "tiny": _tiny,
+    "mini": replace(_tiny, dim=192, depth=4, heads=4, kv_heads=4, hidden=256, vocab=1024, context=256, tied=True),
+    "8x7b": Mixtral(),
+    "8x22b": Mixtral(dim=6144, depth=56, heads=48, hidden=16384, balance=0.001, context=65536),
+}
+PARAMETERS = {"8x7b": 46_702_792_704, "8x22b": 140_620_634_112}
+CASES = {
+    "top 1": {"top": 1, "tied": True, "act": "gelu_tanh"},
+    "all experts": {"top": 3, "experts": 3, "dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101},
+    "window": {"window": 7, "experts": 5, "top": 3},
+    "linear": {"scaling": Linear(4.0), "head_dim": 6},
+}
+
+
+def mixtral(c: Mixtral) -> Recipe:
+    norm, window = RMSNorm.of(eps=c.eps), None if c.window is None else Window(c.window - 1)
+    mixer = Attention.of(
+        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=False, mask=window, dropout=c.attention_dropout,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+    )  # fmt: skip
+    router = TopK.of(
+        experts=c.experts, top=c.top, renormalise=True, balance=c.balance / max(1, c.depth), jitter=c.jitter
+    )
+    ffn = MoE.of(router=router, expert=GatedMLP.of(hidden=c.hidden, act=c.act))
+    block = Block.of(mixer=mixer, ffn=ffn, norm=norm)
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=c.context)
+
+
+def _weights(c: Mixtral) -> list:
+    return [
+        row("model.embed_tokens", "embed.tokens"),
+        row("model.norm", "norm"),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+        under(
+            "model.layers.{i}", "blocks.{i}",
+            row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
+            under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
+            under("block_sparse_moe", "ffn", row("gate", "router.proj")),
+            under("block_sparse_moe.experts.{e}", "ffn.experts.{e}", row("w1", "gate"), row("w3", "up"), row("w2", "down")),
+        ),
+    ]  # fmt: skip
+
+
+HUBS = (
+    Hub(
+        "mixtral",
+        architectures={"MixtralForCausalLM": {}},
+        ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
+        weights=_weights,
+        config=(
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
+            *keys(vocab_size="vocab", max_position_embeddings="context", rms_norm_eps="eps"), rope(theta=1000000.0),
+            *keys(num_local_experts="experts", num_experts_per_tok="top"), key("hidden_act", "act", ACTS),
+            key("num_key_value_heads", "kv_heads", default=8), key("head_dim", "head_dim", default=None),
+            key("router_aux_loss_coef", "balance", default=0.001), key("router_jitter_noise", "jitter", default=0.0),
+            key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0),
+            Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window")},
+                 lambda c: {"sliding_window": c.window}),
+            quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),
+            NO_CLASSES, *COMMON,
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,150 @@
+"""Switch Transformer (Fedus et al., 2021; arXiv:2101.03961). T5 with many experts, of which a token meets one.
+
+Differs from T5 by: in every second block the MLP is a router and E experts; a token's answer is its likeliest expert's,
+times the router's probability. An expert takes `capacity` tokens of a sequence; the others pass by the residual alone.
+
+```
+source ── token ──┬─ RMSNorm ─ attention + bias ─(+)─┬─ RMSNorm ─ MLP | router ─ 1 of E MLPs ─(+)── … RMSNorm ── memory
+                  └─────────────────────────────┘   └───────────────────────────────────┘                       │
+target ── token ──┬─ RMSNorm ─ attention + bias ─(+)─┬─ RMSNorm ─ cross ─(+)─┬─ RMSNorm ─ MLP | experts ─(+)── … ── logits
+                  └─────────────────────────────┘   └──────────────────┘    └──────────────────────────┘
+```
+Losses: for each stack the mean over its sparse layers of `balance` E sum f P and of `z` logsumexp^2. `transformers`
+counts padding in both and in the capacity, which it starts anew in each call of a decoder with a cache; ours does not.
+"""
+
+from dataclasses import dataclass
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import EncoderDecoder, Stack
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
+from anyformer.hub.maps import Hub, row, under
+from anyformer.parts import MLP, Attention, Block, Logits, MoE, RelativeBias, RMSNorm, Tokens, TopK
+
+
+@dataclass(frozen=True)
+class Switch:
+    dim: int = 768
+    depth: int = 12
+    decoder_depth: int = 12
+    sparse: int = 6  # blocks of the encoder with experts
+    decoder_sparse: int = 6
+    heads: int = 12
+    head_dim: int = 64
+    hidden: int = 3072
+    experts: int = 8
+    capacity: int = 64  # tokens of a sequence that an expert takes
+    router_bias: bool = False
+    jitter: float = 0.0
+    balance: float = 0.001
+    z: float = 0.001
+    vocab: int = 32128
+    act: str = "relu"
+    buckets: int = 32
+    far: int = 128
+    eps: float = 1e-6
+    dropout: float = 0.0
+    begin_id: int = 0
+
+
+SIZES = {
+    "tiny": Switch(
+        dim=32, depth=2, decoder_depth=3, sparse=1, decoder_sparse=1, heads=4, head_dim=6, hidden=24, experts=3,
+        vocab=128, buckets=8, far=20,
+    ),
+    **{f"base-{n}": Switch(experts=n) for n in (8, 16, 32, 64, 128, 256)},
+    "large-128": Switch(
+        dim=1024, depth=24, decoder_depth=24, sparse=12, decoder_sparse=12, heads=16, hidden=4096, experts=128
+    ),
+}  # fmt: skip
+PARAMETERS = {
+    "base-8": 619_339_008, "base-16": 1_072_397_568, "base-32": 1_978_514_688, "base-64": 3_790_748_928,
+    "base-128": 7_415_217_408, "base-256": 14_664_154_368, "large-128": 26_309_291_008,
+}  # fmt: skip
+CASES = {
+    "few places": {"capacity": 2, "router_bias": True, "experts": 2},
+    "every block": {"sparse": 2, "decoder_sparse": 3, "experts": 4, "act": "gelu"},
+    "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "vocab": 101, "buckets": 32, "far": 99, "capacity": 5,
+            "experts": 2},
+}  # fmt: skip
+
+
+def switch(c: Switch) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    mixer = Attention.of(heads=c.heads, head_dim=c.head_dim, bias=False, scale=1.0, dropout=c.dropout)
+    mlp = MLP.of(hidden=c.hidden, act=c.act, bias=False, dropout=c.dropout)
+    bias = RelativeBias.of(heads=c.heads, buckets=c.buckets, far=c.far)
+
+    def stack(block: Recipe, depth: int, sparse: int, bias: Recipe) -> Recipe:
+        places = _sparse(depth, sparse)
+        losses = {"balance": c.balance / len(places), "z": c.z / len(places)}  # their sum is the mean over layers
+        router = TopK.of(experts=c.experts, capacity=c.capacity, jitter=c.jitter, bias=c.router_bias, **losses)
+        many = block.but(ffn=MoE.of(router=router, expert=mlp))
+        blocks = [many if i in places else block for i in range(depth)]
+        return Stack.of(blocks, norm=norm, bias=bias, dropout=c.dropout)
+
+    block = Block.of(mixer=mixer, ffn=mlp, norm=norm, dropout=c.dropout)
+    encoder = stack(block, c.depth, c.sparse, bias)
+    both = block.but(cross=mixer.but(cross=True))
+    decoder = stack(both, c.decoder_depth, c.decoder_sparse, bias.but(causal=True))
+    head = Logits.of(vocab=c.vocab, tied=True, scale=c.dim**-0.5)
+    return EncoderDecoder.of(
+        c.dim, Tokens.of(vocab=c.vocab, dropout=c.dropout), encoder, decoder, head, begin_id=c.begin_id
+    )
+
+
+def _sparse(depth: int, count: int) -> list[int]:
+    """Which blocks have experts: one in each `depth // count`, the second of them."""
+    if not 1 <= count <= depth:
+        raise ValueError(f"of {depth} blocks, sparse (decoder_sparse) have experts: at least 1, got {count}; "
+                         "without any it is t5")  # fmt: skip
+    step = depth // count
+    return [i for i in range(depth) if i % step == min(1, step - 1)]
+
+
+def _weights(c: Switch) -> list:
+    rows = [row("shared", "embed.tokens"), row("lm_head", (), tied="embed.tokens")]
+    for name, branches in (("encoder", ("mixer", "ffn")), ("decoder", ("mixer", "cross", "ffn"))):
+        heads = [row(n, n) for n in ("q", "k", "v", "o")]
+        mlp = [row("wi", "up"), row("wo", "down")]
+        ffn = [*mlp, row("router.classifier", "router.proj"), *under("experts.expert_{e}", "experts.{e}", *mlp)]
+        theirs = {"mixer": ("SelfAttention", heads), "cross": ("EncDecAttention", heads), "ffn": ("mlp", ffn)}
+        block = []
+        for j, ours in enumerate(branches):
+            block += [row(f"layer.{j}.layer_norm", f"norm.{ours}")]
+            block += under(f"layer.{j}.{theirs[ours][0]}", ours, *theirs[ours][1])
+        rows += [
+            row(f"{name}.final_layer_norm", f"{name}.norm"),
+            row(f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias", f"{name}.bias.table"),
+            row(f"{name}.embed_tokens", (), tied="embed.tokens"),
+            *under(f"{name}.block.{{i}}", f"{name}.blocks.{{i}}", *block),
+        ]
+    return rows
+
+
+HUBS = (
+    Hub(
+        "switch_transformers",
+        architectures={"SwitchTransformersForConditionalGeneration": {}},
+        ignore={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": "cross-attention has no bias"},
+        weights=_weights,
+        config=(
+            *keys(d_model="dim", num_layers="depth", num_heads="heads", d_kv="head_dim", d_ff="hidden"),
+            *keys(vocab_size="vocab", relative_attention_num_buckets="buckets", layer_norm_epsilon="eps"),
+            *keys(num_sparse_encoder_layers="sparse", num_sparse_decoder_layers="decoder_sparse", num_experts="experts"),
+            *keys(num_decoder_layers="decoder_depth", expert_capacity="capacity"),
+            key("router_bias", "router_bias", default=False), key("router_jitter_noise", "jitter", default=0.01),
+            key("router_aux_loss_coef", "balance", default=0.001), key("router_z_loss_coef", "z", default=0.001),
+            key("dropout_rate", "dropout", default=0.1), key("decoder_start_token_id", "begin_id", default=0),
+            key("relative_attention_max_distance", "far", default=128), key("dense_act_fn", "act", ACTS, "relu"),
+            must("tie_word_embeddings", True), must("router_dtype", "float32"), must("router_type", "tokens_masked"), must("is_gated_act", False),
+            must("feed_forward_proj", "relu"), must("is_encoder_decoder", True), must("is_decoder", False),
+            must("add_cross_attention", False),
+            quiet("router_ignore_padding_tokens", why="it says what ours always does; transformers never does"),
+            quiet("encoder_sparse_step", "decoder_sparse_step", why="computed from the numbers of blocks"),
+            quiet("add_router_probs", why="asks for outputs, not for other numbers"),
+            quiet("classifier_dropout", "n_positions", "output_past", why="for what this file does not have"),
+            NO_CLASSES, *COMMON,
+        ),
+    ),
+)  # fmt: skip

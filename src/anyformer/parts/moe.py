@@ -1,0 +1,298 @@
+"""Mixture of experts: many feed-forward parts in one slot, of which each token meets a few.
+
+```
+           ┌─ router ── which experts, with what weight ──┐
+x (B,T,D) ─┼─ tokens sorted by expert ─ expert 0 … E-1 ───┴─ weighted sum at each place ─(+)──> y (B,T,D)
+           └─ shared expert, if any: every token ────────────────────────────────────────┘
+```
+A token that no expert takes (an expert is full) and padding get y = 0: in a block they pass by the residual alone.
+
+Capacity is counted within one sequence, in the order of its real tokens: no row depends on its neighbours, no token on
+later ones, and decoding remembers the count. `transformers` counts padding and, while decoding, starts anew each call.
+
+B batch, T tokens, D width, E experts, N routed pairs of token and expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer, Part, built
+from anyformer.core.recipe import Recipe
+
+
+def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
+    """E * sum over experts of f P: f the share of tokens that chose it, P its mean probability. Padding is not counted.
+
+    Top-1 it is eq. 4 of Switch (Fedus et al., 2021; arXiv:2101.03961); top-k, f sums to k, as for Mixtral in
+    `transformers`. Even routing gives k, the least that a router can hold; all tokens to the same k experts gives up to E.
+
+    Shapes: probabilities (..., E), chosen (..., E) bool, keep (...) True = real -> a number.
+    """
+    share, mean = _mean(chosen.to(probabilities.dtype), keep), _mean(probabilities, keep)  # (E,) each
+    return probabilities.shape[-1] * (share * mean).sum()
+
+
+def router_z(logits: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Mean of logsumexp(logits)^2: keeps the router's logits small (ST-MoE; Zoph et al., 2022; arXiv:2202.08906).
+
+    Shapes: logits (..., E), keep (...) True = real -> a number. Padding is not counted.
+    """
+    return _mean(logits.logsumexp(-1, keepdim=True).square(), keep)[0]
+
+
+def _mean(x: Tensor, keep: Tensor | None) -> Tensor:
+    """(..., E) to (E,): the mean over all real tokens."""
+    flat = x.flatten(0, -2)
+    if keep is None:
+        return flat.mean(0)
+    return flat.masked_fill(~keep.reshape(-1, 1), 0.0).sum(0) / keep.sum().clamp(min=1)
+
+
+class Sent:
+    """Which expert chose which token so far: what a capacity needs to know while decoding."""
+
+    def __init__(self, batch: int, experts: int, like: Tensor):
+        self.chosen = torch.zeros(batch, 0, experts, dtype=torch.bool, device=like.device)  # (B, S, E)
+
+    def append(self, chosen: Tensor) -> Tensor:
+        """Adds (B, T, E); returns how many tokens had chosen each expert before, (B, 1, E)."""
+        before = self.chosen.sum(1, keepdim=True)
+        self.chosen = torch.cat((self.chosen, chosen), 1)
+        return before
+
+    def reorder(self, index: Tensor) -> None:
+        self.chosen = self.chosen[index]
+
+    def returns_to(self, length: int) -> bool:
+        return True
+
+    def trim(self, length: int) -> None:
+        self.chosen = self.chosen[:, :length]
+
+    def mark(self) -> None:
+        pass
+
+    def bytes(self) -> int:
+        return self.chosen.nbytes
+
+
+class Router(Mixer):
+    """What every router has: logits = proj(x), in float32 whatever the model's type; in training with noise on x.
+
+    Called as `router(x, flow)`, it returns `weights` (B, T, E), what each expert's answer counts, and `sent` (B, T, E)
+    bool, who answers at all. It reports its losses to the flow.
+    """
+
+    def __init__(self, dim: int, experts: int, jitter: float, z: float, bias: bool):
+        super().__init__()
+        if experts < 1:
+            raise ValueError(f"{type(self).__name__} needs at least 1 expert; got experts={experts}")
+        if not 0 <= jitter < 1:
+            raise ValueError(f"{type(self).__name__}: jitter must be at least 0 and below 1; got {jitter}")
+        self.proj = nn.Linear(dim, experts, bias)
+        self.experts, self.jitter, self.z = experts, jitter, z
+
+    def logits(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, T, D) -> (B, T, E), float32."""
+        if self.training and self.jitter:
+            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+        if torch.is_autocast_enabled(x.device.type):  # the weights are float32 then
+            with torch.autocast(x.device.type, enabled=False):
+                logits = self.proj(x.float())
+        else:
+            logits = self.proj(x).float()
+        if self.training and self.z:
+            flow.add_aux("router_z", self.z * router_z(logits, flow.keep_now(x.shape[1])))
+        return logits
+
+
+def _real(x: Tensor, flow: Flow) -> Tensor:
+    """(B, T) True = no padding."""
+    keep = flow.keep_now(x.shape[1])
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if keep is None else keep
+
+
+def _places(a_token: float, real: Tensor, experts: int) -> Tensor:
+    """Places at each expert for a sequence with so many experts a token, evenly spread: ceil(a_token * n / E),
+    (B, 1, 1)."""
+    return (a_token * real.sum(1) / experts).ceil().long()[:, None, None]
+
+
+class TopK(Router):
+    """Each token picks its `top` likeliest experts: Switch with top 1, Mixtral (Jiang et al., 2024; arXiv:2401.04088)
+    with top 2 and renormalised weights.
+
+    Args:
+        experts: E.
+        top: experts a token.
+        renormalise: a token's weights sum to 1 over the chosen ones; else they are the plain probabilities. With top 1
+            a renormalised weight is always 1, and the router learns from its losses alone.
+        capacity: tokens of one sequence that an expert takes; those that come later are dropped. None = all.
+        factor: in training, the same as a multiple of an even share: ceil(factor * top * tokens / E). Evaluation and
+            decoding drop nothing by it, so that a token never depends on how long the text will become.
+        balance: weight of the loss `load_balance`. `z`: of `router_z`. Both in training only.
+        jitter: in training the router sees x times a random factor within 1 - jitter and 1 + jitter (Switch). The
+            experts see x itself; in `transformers` they see the noise, too.
+        bias: of the router.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        top: int = 1,
+        renormalise: bool = False,
+        capacity: int | None = None,
+        factor: float | None = None,
+        balance: float = 0.01,
+        z: float = 0.0,
+        jitter: float = 0.0,
+        bias: bool = False,
+    ):
+        super().__init__(dim, experts, jitter, z, bias)
+        if not 1 <= top <= experts:
+            raise ValueError(f"TopK: top must be within 1 and experts={experts}; got {top}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"TopK: capacity must be at least 1 token, or None; got {capacity}")
+        if factor is not None and not factor > 0:
+            raise ValueError(f"TopK: factor must be above 0, or None; got {factor}")
+        self.top, self.renormalise, self.capacity, self.factor, self.balance = (
+            top,
+            renormalise,
+            capacity,
+            factor,
+            balance,
+        )
+
+    def start(self, batch: int, length: int, like: Tensor) -> Sent:
+        return Sent(batch, self.experts, like)
+
+    def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
+        p = self.logits(x, flow).softmax(-1)  # (B, T, E)
+        chosen = torch.zeros_like(p, dtype=torch.bool).scatter(-1, p.topk(self.top, -1).indices, True)
+        weights = p * chosen
+        if self.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        if self.training and self.balance:
+            flow.add_aux("balance", self.balance * load_balance(p, chosen, flow.keep_now(x.shape[1])))
+        real = _real(x, flow)
+        chosen = chosen & real[..., None]
+        sent = self._taken(chosen, real, flow)
+        if self.training:
+            flow.report("usage", sent.sum((0, 1)) / (self.top * real.sum()).clamp(min=1))  # (E,)
+        return weights * sent, sent
+
+    def _taken(self, chosen: Tensor, real: Tensor, flow: Flow) -> Tensor:
+        """What remains of (B, T, E) when each expert takes no more than its capacity, first come, first served."""
+        sent, rank = chosen, chosen.cumsum(1)  # rank 1 = the first token of this sequence at that expert
+        if self.capacity is not None:
+            slot = flow.slot(self)
+            sent = sent & (rank + (0 if slot is None else slot.append(chosen)) <= self.capacity)
+        if self.training and self.factor is not None:
+            sent = sent & (rank <= _places(self.factor * self.top, real, self.experts))
+        return sent
+
+
+class ExpertChoice(Router):
+    """Each expert picks its likeliest tokens of a sequence, ceil(factor * tokens / E): even use without a loss (Zhou et
+    al., 2022; arXiv:2202.09368). A token meets `factor` experts on average; some meet none.
+
+    Not causal: whether a token is picked depends on the later ones, so a causal decoder refuses it.
+
+    Args:
+        experts: E.
+        factor: experts a token, on average.
+        z, jitter, bias: as in `TopK`.
+    """
+
+    def __init__(
+        self, dim: int, experts: int, factor: float = 2.0, z: float = 0.0, jitter: float = 0.0, bias: bool = False
+    ):
+        super().__init__(dim, experts, jitter, z, bias)
+        if not factor > 0:
+            raise ValueError(f"ExpertChoice: factor must be above 0; got {factor}")
+        self.factor = factor
+
+    def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
+        if flow.causal:
+            raise ValueError(
+                "ExpertChoice is not causal: experts choose among all tokens of a sequence, later ones included; "
+                "give a decoder TopK.of(...)"
+            )
+        p, real = self.logits(x, flow).softmax(-1), _real(x, flow)  # (B, T, E), (B, T)
+        order = p.masked_fill(~real[..., None], -1.0).argsort(1, descending=True, stable=True)
+        sent = (order.argsort(1) < _places(self.factor, real, self.experts)) & real[..., None]
+        if self.training:
+            flow.report("usage", sent.sum((0, 1)) / sent.sum().clamp(min=1))  # (E,)
+        return p * sent, sent
+
+
+class MoE(Part):
+    """y = sum over experts of weight * expert(x), of the few that the router picks for each token, + shared(x).
+
+    `MoE.of(router=TopK.of(experts=8, top=2), expert=GatedMLP.of(hidden=512))` in a block's `ffn`. Experts are ordinary
+    parts at `ffn.experts.3`, so that what rewrites linear layers finds theirs; each one sees all its tokens at once,
+    (N, D), and must treat each alone. With gradients, an expert without tokens runs on none:
+    its gradient is 0, not absent.
+
+    Args:
+        router: `TopK.of(...)` or `ExpertChoice.of(...)`; it says how many experts there are.
+        expert: recipe of each expert.
+        shared: an expert for every token beside the routed ones (DeepSeekMoE; Dai et al., 2024; arXiv:2401.06066), or
+            None. Several shared experts are one that is as many times wider.
+
+    Taps: `weights` (B, T, E), of each expert at each token; `usage` (E,), the share of the real tokens each one took.
+
+    Shape: (B, T, D) -> same.
+    """
+
+    def __init__(self, dim: int, router: Recipe, expert: Recipe, shared: Recipe | None = None):
+        super().__init__()
+        if not issubclass(router.part, Router):
+            raise ValueError(f"MoE.router must be TopK.of(...) or ExpertChoice.of(...); got {router}")
+        self.router = router.build(dim)
+        self.experts = nn.ModuleList(expert.build(dim) for _ in range(self.router.experts))
+        self.shared = built(shared, dim)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        weights, sent = self.router(x, flow)  # (B, T, E) each
+        if flow.taps is not None:
+            self._tell(flow.taps, weights, sent, flow.keep_now(x.shape[1]))
+        # one program for any input has no lists of tokens: there, every expert sees every token
+        y = (
+            self._everywhere(x, weights, flow)
+            if torch.compiler.is_exporting()
+            else self._grouped(x, weights, sent, flow)
+        )
+        return y if self.shared is None else y + self.shared(x, flow)
+
+    def _grouped(self, x: Tensor, weights: Tensor, sent: Tensor, flow: Flow) -> Tensor:
+        """Tokens sorted by expert, each expert once over its own."""
+        flat = x.flatten(0, 1)  # (B T, D)
+        counts = sent.sum((0, 1)).tolist()
+        expert, token = sent.flatten(0, 1).T.nonzero(as_tuple=True)  # (N,) each, in the order of experts
+        groups = zip(self.experts, flat[token].split(counts), strict=True)
+        answers = [part(group, flow) for part, group in groups if len(group) or torch.is_grad_enabled()]  # (n, D) each
+        if not answers:
+            return torch.zeros_like(x)
+        rows = torch.cat(answers)  # (N, D)
+        rows = rows * weights.flatten(0, 1)[token, expert, None].to(rows.dtype)
+        return rows.new_zeros(flat.shape).index_add(0, token, rows).view(x.shape)
+
+    def _everywhere(self, x: Tensor, weights: Tensor, flow: Flow) -> Tensor:
+        """Every expert over every token: the same numbers, E / top times the work."""
+        parts = [
+            part(x, flow) * w[..., None].to(x.dtype) for part, w in zip(self.experts, weights.unbind(-1), strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _tell(self, taps: Any, weights: Tensor, sent: Tensor, keep: Tensor | None) -> None:
+        if taps.wants(self, "weights"):
+            taps.put(self, "weights", weights)
+        if taps.wants(self, "usage"):
+            taps.put(self, "usage", _mean(sent.to(weights.dtype), keep))
