@@ -18,7 +18,7 @@ from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
 from anyformer.generate.options import Options
-from anyformer.parts import MLP, Rotary, Window
+from anyformer.parts import MLP, ExpertChoice, MoE, Rotary, TopK, Window
 from anyformer.parts.attention import KeysValues, Sliding
 from anyformer.parts.masks import Causal, Full
 from anyformer.parts.positions import Linear
@@ -177,6 +177,39 @@ def places_are_bent(patch: pytest.MonkeyPatch) -> None:
 @fault("stretches of one change nothing", on="")
 def one_is_not_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Linear, "scale", lambda self, frequencies, theta, length: (frequencies / (self.factor + 0.1), 1.0))
+
+
+@fault("all experts are the dense mixture", on="mixtral/tiny")
+def answers_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
+    grouped = lambda plain, self, x, weights, sent, flow: plain(self, x, weights.roll(1, -1), sent, flow)  # noqa: E731
+    around(patch, MoE, "_grouped", grouped)
+
+
+@fault("upcycling changes nothing", on="gpt/tiny")
+def weights_do_not_sum_to_one(patch: pytest.MonkeyPatch) -> None:
+    def mixture(plain: Any, self: Any, dim: int, **options: Any) -> None:
+        plain(self, dim, **options | {"renormalise": False})
+
+    around(patch, TopK, "__init__", mixture)
+
+
+@fault("ample capacity is no capacity", on="switch/tiny")
+def one_place_is_lost(patch: pytest.MonkeyPatch) -> None:
+    taken = lambda plain, self, chosen, *rest: (  # noqa: E731
+        plain(self, chosen, *rest) & (chosen.cumsum(1) < (self.capacity or 99))
+    )
+    around(patch, TopK, "_taken", taken)
+
+
+@fault("experts that choose are refused in a decoder", on="")
+def nobody_says_causal(patch: pytest.MonkeyPatch) -> None:
+    seen = lambda plain, self, x, flow: plain(self, x, dataclasses.replace(flow, causal=False))  # noqa: E731
+    around(patch, ExpertChoice, "forward", seen)
+
+
+@fault("auxiliary losses ignore padding", on="mixtral/tiny")
+def padding_is_counted(patch: pytest.MonkeyPatch) -> None:
+    around(patch, module("anyformer.parts.moe"), "load_balance", lambda plain, p, chosen, keep: plain(p, chosen))
 
 
 # ---------------------------------------------------------------------------------------------- training

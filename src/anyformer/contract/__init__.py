@@ -11,11 +11,13 @@ behaviour.py     6-8: padding, causality, decoding              kernels.py      
 limits.py        10: what is known exactly                      training.py      11, 12: it trains, it describes itself
 packing.py       6, 7: several documents in one row
 features.py      13, 16: LoRA, 8 and 4 bits, export; 0 is 0     doors.py         14: files that were tampered with
+experts.py       7, 10, 11, 13: mixtures of experts
 """
 
 from anyformer.contract import (  # noqa: F401  (each module enters its checks)
     behaviour,
     doors,
+    experts,
     features,
     form,
     hyper,

@@ -20,7 +20,7 @@ from anyformer.core.skeletons import EncoderDecoder
 from anyformer.hub import config as tables
 from anyformer.hub.load import NATIVE
 from anyformer.hub.maps import Hub
-from anyformer.parts import Mamba, RMSNorm, Rotary, Window
+from anyformer.parts import MLP, ExpertChoice, GatedMLP, Mamba, MoE, RMSNorm, Rotary, TopK, Window
 from anyformer.parts.ffn import ACTIVATIONS
 
 STD = 0.25
@@ -151,6 +151,11 @@ def compositions() -> list[Subject]:
     near = pages.recipe("bert", "tiny").but({"blocks.*.mixer.mask": Window(3, 2)})
     named = {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
     named["bert, windows"] = near
+    router, expert = TopK.of(experts=4, top=2, capacity=3, factor=1.0, z=0.01), GatedMLP.of(hidden=20)
+    places = pages.recipe("llama", "tiny").but({"blocks.*.ffn": MoE.of(router=router, expert=expert, shared=expert)})
+    choice = MoE.of(router=ExpertChoice.of(experts=3, factor=1.5, z=0.01), expert=MLP.of(hidden=20))
+    named["llama, experts with few places and a shared one"] = places
+    named["bert, experts that choose"] = pages.recipe("bert", "tiny").but({"blocks.*.ffn": choice})
     return [Subject(name, recipe) for name, recipe in named.items()]
 
 

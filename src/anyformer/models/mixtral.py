@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al., 2024; arXiv:2401.04088). A decoder whose feed-forward part is eight, of which a token meets two.
+"""Mixtral (Jiang et al., 2024; arXiv:2401.04088). A decoder with eight feed-forward parts a block; a token meets two.
 
 Differs from LLaMA by: in each block a router sends a token to its two likeliest experts, gated MLPs, and adds their
 answers with weights that sum to 1. So 13 of its 47 billion parameters work on a token. No token is dropped.
@@ -87,7 +87,8 @@ def _weights(c: Mixtral) -> list:
             row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
             under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
             under("block_sparse_moe", "ffn", row("gate", "router.proj")),
-            under("block_sparse_moe.experts.{e}", "ffn.experts.{e}", row("w1", "gate"), row("w3", "up"), row("w2", "down")),
+            under("block_sparse_moe.experts.{e}", "ffn.experts.{e}",
+                  row("w1", "gate"), row("w3", "up"), row("w2", "down")),
         ),
     ]  # fmt: skip
 
@@ -99,12 +100,14 @@ HUBS = (
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
         weights=_weights,
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
-            *keys(vocab_size="vocab", max_position_embeddings="context", rms_norm_eps="eps"), rope(theta=1000000.0),
-            *keys(num_local_experts="experts", num_experts_per_tok="top"), key("hidden_act", "act", ACTS),
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
+            *keys(intermediate_size="hidden", max_position_embeddings="context", rms_norm_eps="eps"),
+            *keys(num_local_experts="experts", num_experts_per_tok="top"),
+            key("hidden_act", "act", ACTS), rope(theta=1000000.0),
             key("num_key_value_heads", "kv_heads", default=8), key("head_dim", "head_dim", default=None),
             key("router_aux_loss_coef", "balance", default=0.001), key("router_jitter_noise", "jitter", default=0.0),
-            key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0),
+            key("tie_word_embeddings", "tied", default=False),
+            key("attention_dropout", "attention_dropout", default=0.0),
             Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window")},
                  lambda c: {"sliding_window": c.window}),
             quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),

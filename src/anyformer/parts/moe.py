@@ -29,7 +29,7 @@ def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = No
     """E * sum over experts of f P: f the share of tokens that chose it, P its mean probability. Padding is not counted.
 
     Top-1 it is eq. 4 of Switch (Fedus et al., 2021; arXiv:2101.03961); top-k, f sums to k, as for Mixtral in
-    `transformers`. Even routing gives k, the least that a router can hold; all tokens to the same k experts gives up to E.
+    `transformers`. Even routing gives k, all tokens at one expert up to E.
 
     Shapes: probabilities (..., E), chosen (..., E) bool, keep (...) True = real -> a number.
     """
@@ -161,13 +161,8 @@ class TopK(Router):
             raise ValueError(f"TopK: capacity must be at least 1 token, or None; got {capacity}")
         if factor is not None and not factor > 0:
             raise ValueError(f"TopK: factor must be above 0, or None; got {factor}")
-        self.top, self.renormalise, self.capacity, self.factor, self.balance = (
-            top,
-            renormalise,
-            capacity,
-            factor,
-            balance,
-        )
+        self.top, self.renormalise, self.balance = top, renormalise, balance
+        self.capacity, self.factor = capacity, factor
 
     def start(self, batch: int, length: int, like: Tensor) -> Sent:
         return Sent(batch, self.experts, like)
@@ -225,7 +220,7 @@ class ExpertChoice(Router):
                 "give a decoder TopK.of(...)"
             )
         p, real = self.logits(x, flow).softmax(-1), _real(x, flow)  # (B, T, E), (B, T)
-        order = p.masked_fill(~real[..., None], -1.0).argsort(1, descending=True, stable=True)
+        order = p.masked_fill(~real[..., None], -1.0).argsort(dim=1, descending=True, stable=True)
         sent = (order.argsort(1) < _places(self.factor, real, self.experts)) & real[..., None]
         if self.training:
             flow.report("usage", sent.sum((0, 1)) / sent.sum().clamp(min=1))  # (E,)
@@ -263,12 +258,10 @@ class MoE(Part):
         weights, sent = self.router(x, flow)  # (B, T, E) each
         if flow.taps is not None:
             self._tell(flow.taps, weights, sent, flow.keep_now(x.shape[1]))
-        # one program for any input has no lists of tokens: there, every expert sees every token
-        y = (
-            self._everywhere(x, weights, flow)
-            if torch.compiler.is_exporting()
-            else self._grouped(x, weights, sent, flow)
-        )
+        if torch.compiler.is_exporting():  # a program for any input has no lists of tokens
+            y = self._everywhere(x, weights, flow)
+        else:
+            y = self._grouped(x, weights, sent, flow)
         return y if self.shared is None else y + self.shared(x, flow)
 
     def _grouped(self, x: Tensor, weights: Tensor, sent: Tensor, flow: Flow) -> Tensor:
@@ -286,10 +279,10 @@ class MoE(Part):
 
     def _everywhere(self, x: Tensor, weights: Tensor, flow: Flow) -> Tensor:
         """Every expert over every token: the same numbers, E / top times the work."""
-        parts = [
-            part(x, flow) * w[..., None].to(x.dtype) for part, w in zip(self.experts, weights.unbind(-1), strict=True)
-        ]
-        return torch.stack(parts).sum(0)
+        y = torch.zeros_like(x)
+        for part, weight in zip(self.experts, weights.to(x.dtype).unbind(-1), strict=True):  # weight (B, T)
+            y = y + part(x, flow) * weight[..., None]
+        return y
 
     def _tell(self, taps: Any, weights: Tensor, sent: Tensor, keep: Tensor | None) -> None:
         if taps.wants(self, "weights"):
