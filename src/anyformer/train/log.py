@@ -49,7 +49,9 @@ class Log:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows to both files."""
-        writer = csv.DictWriter(self._table, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(
+            self._table, COLUMNS, lineterminator="\n", extrasaction="ignore"
+        )  # the rest is in the other file
         for row in rows:
             self._lines.write(json.dumps(row) + "\n")
             writer.writerow(row)

@@ -26,6 +26,7 @@ from torch import Tensor
 from anyformer.core.skeletons import Output
 from anyformer.data.batches import Batch, Batches, Numbered
 from anyformer.train import checkpoint, optim
+from anyformer.train.figures import figures
 from anyformer.train.log import Log, Watch
 from anyformer.train.objectives import counted, real_tokens, with_auxiliary
 from anyformer.train.schedule import warmup_cosine
@@ -209,13 +210,14 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": int(total[0])}
+        row = {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": int(total[0])}
+        return {**row, **figures(output)}
 
     def _report(self, rows: list[dict[str, Any]], seconds: float) -> None:
         """Writes down the steps since the last report; here, and only here, a GPU is waited for."""
         if not rows:
             return
-        rows = [{**row, "loss": float(row["loss"]), "grad_norm": float(row["grad_norm"])} for row in rows]
+        rows = [{k: float(v) if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
         speed = sum(row["tokens"] for row in rows) / seconds
         self.log.add([{**row, "tokens_per_second": round(speed, 1)} for row in rows])
         self.loss = rows[-1]["loss"]

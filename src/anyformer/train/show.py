@@ -48,7 +48,7 @@ class Screen(Watch):
         left = f"{_clock((now - self.first[1]) / done * (steps - step))} left" if done else ""
         text = (
             f"step {step}/{steps}  loss {row['loss']:.3f}  lr {row['lr']:.1e}  grad {row['grad_norm']:.2f}  "
-            f"{speed:,.0f} tokens/s  {left}"
+            f"{speed:,.0f} tokens/s  {reported(row)}{left}"
         )
         if self.bar.disable:
             if step * LINES // steps > self.printed:
@@ -60,6 +60,13 @@ class Screen(Watch):
     def evaluated(self, step: int, held_out: float) -> None:
         """A line for an evaluation."""
         self.say(f"step {step}: held-out {held_out:.3f} {self.unit}")
+
+
+def reported(row: dict[str, Any]) -> str:
+    """What the model's parts report (`train.figures`), or nothing."""
+    losses = [f"{name[4:]} {value:.3f}  " for name, value in row.items() if name.startswith("aux_")]
+    names = [name.removesuffix("_least") for name in row if name.endswith("_least")]
+    return "".join(losses + [f"{n} {row[f'{n}_least']:.3f} to {row[f'{n}_greatest']:.3f}  " for n in names])
 
 
 def _clock(seconds: float) -> str:
