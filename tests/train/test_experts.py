@@ -20,7 +20,7 @@ EXPERTS = 4
 
 
 def evenness(balance: float) -> float:
-    """The entropy of the use of experts after training, a share of the largest: 1 = even, 0 = one does all the work.
+    """The entropy of the use of experts late in training, a share of the largest: 1 = even, 0 = one does all the work.
 
     Which half of an image is darker: all patches have a brightness in common, so that they look alike to a router.
     """
@@ -42,15 +42,16 @@ def evenness(balance: float) -> float:
         if step >= 80:
             usage = torch.stack(out.figures["usage"])  # (layers, E)
             torch.testing.assert_close(usage.sum(1), torch.ones(len(usage)))
-            late.append(-torch.xlogy(usage, usage).sum(1).mean() / torch.tensor(EXPERTS).log())
-    return float(torch.stack(late).mean())
+            late.append(usage)
+    mean = torch.stack(late).mean(0)
+    return float(-torch.xlogy(mean, mean).sum(1).mean() / torch.tensor(EXPERTS).log())
 
 
 def test_without_the_balance_loss_experts_collapse() -> None:
     torch.set_num_threads(1)
     alone, balanced = evenness(0.0), evenness(0.1)
     assert alone < 0.35, f"without the loss the use is {alone:.2f} even"
-    assert balanced > 0.65, f"with the loss the use is {balanced:.2f} even"
+    assert balanced > 0.8, f"with the loss the use is {balanced:.2f} even"
 
 
 def a_run(out: Path, page: str) -> list[dict[str, Any]]:

@@ -49,9 +49,8 @@ class Log:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows to both files."""
-        writer = csv.DictWriter(
-            self._table, COLUMNS, lineterminator="\n", extrasaction="ignore"
-        )  # the rest is in the other file
+        # what some models' parts report beside the columns is in the other file only
+        writer = csv.DictWriter(self._table, COLUMNS, lineterminator="\n", extrasaction="ignore")
         for row in rows:
             self._lines.write(json.dumps(row) + "\n")
             writer.writerow(row)
