@@ -212,8 +212,8 @@ def accepts(subject: Subject, hub: Hub) -> bool:
 
 
 def reference(model: Any) -> Any:
-    """Attention and experts by the plain formula, where the model has any; no token is exempt from training by its id: what is
-    padding, the mask says."""
+    """Attention and experts by the plain formula; no token is exempt from training by its id: what is padding, the
+    mask says."""
     for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
         table.padding_idx = None
     if getattr(model, "_supports_sdpa", False):

@@ -11,3 +11,9 @@ from anyformer.parts.norms import LayerNorm, RMSNorm
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.positions import RelativeBias, Rotary
 from anyformer.parts.ssm import Mamba
+
+__all__ = [
+    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Dilated", "Entry", "ExpertChoice", "First",
+    "Full", "GatedMLP", "Global", "LayerNorm", "Learned", "Logits", "Mamba", "MaskedLM", "MoE", "Patches", "Pooler",
+    "Prefix", "RMSNorm", "Random", "RelativeBias", "Rotary", "Sinusoidal", "Strided", "Tokens", "TopK", "Window",
+]  # fmt: skip

@@ -7,8 +7,9 @@ x (B,T,D) ─┼─ tokens sorted by expert ─ expert 0 … E-1 ───┴─
 ```
 A token that no expert takes (an expert is full) and padding get y = 0: in a block they pass by the residual alone.
 
-Capacity is counted within one sequence, in the order of its real tokens: no row depends on its neighbours, no token on
-later ones, and decoding remembers the count. `transformers` counts padding and, while decoding, starts anew each call.
+Capacity is counted within one text (a row, or a packed document), in the order of its real tokens: no text depends on
+its neighbours, no token on later ones, and decoding remembers the count. `transformers` counts padding and, while
+decoding, starts anew each call.
 
 B batch, T tokens, D width, E experts, N routed pairs of token and expert.
 """
@@ -117,10 +118,20 @@ def _real(x: Tensor, flow: Flow) -> Tensor:
     return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if keep is None else keep
 
 
-def _places(a_token: float, real: Tensor, experts: int) -> Tensor:
-    """Places at each expert for a sequence with so many experts a token, evenly spread: ceil(a_token * n / E),
-    (B, 1, 1)."""
-    return (a_token * real.sum(1) / experts).ceil().long()[:, None, None]
+def _places(a_token: float, real: Tensor, experts: int, flow: Flow) -> Tensor:
+    """Places at each expert for a text with so many experts a token, evenly spread: ceil(a_token * n / E), (B, 1, 1),
+    or with documents (B, T, 1)."""
+    count = real.sum(1)[:, None, None] if flow.documents is None else flow.length()
+    return (a_token * count / experts).ceil().long()
+
+
+def _rank(chosen: Tensor, flow: Flow) -> Tensor:
+    """Which token of its text, counted from 1, each one is at each expert: (B, T, E) bool -> whole numbers."""
+    rank = chosen.cumsum(1)
+    if flow.documents is None:
+        return rank
+    first = torch.arange(rank.shape[1], device=rank.device) - flow.positions  # (B, T) where its document begins
+    return rank - (rank - chosen.long()).gather(1, first[..., None].expand_as(rank))
 
 
 class TopK(Router):
@@ -132,7 +143,7 @@ class TopK(Router):
         top: experts a token.
         renormalise: a token's weights sum to 1 over the chosen ones; else they are the plain probabilities. With top 1
             a renormalised weight is always 1, and the router learns from its losses alone.
-        capacity: tokens of one sequence that an expert takes; those that come later are dropped. None = all.
+        capacity: tokens of one text that an expert takes; those that come later are dropped. None = all.
         factor: in training, the same as a multiple of an even share: ceil(factor * top * tokens / E). Evaluation and
             decoding drop nothing by it, so that a token never depends on how long the text will become.
         balance: weight of the loss `load_balance`. `z`: of `router_z`. Both in training only.
@@ -140,6 +151,8 @@ class TopK(Router):
             experts see x itself; in `transformers` they see the noise, too.
         bias: of the router.
     """
+
+    packs = True
 
     def __init__(
         self,
@@ -184,12 +197,12 @@ class TopK(Router):
 
     def _taken(self, chosen: Tensor, real: Tensor, flow: Flow) -> Tensor:
         """What remains of (B, T, E) when each expert takes no more than its capacity, first come, first served."""
-        sent, rank = chosen, chosen.cumsum(1)  # rank 1 = the first token of this sequence at that expert
+        sent, rank = chosen, _rank(chosen, flow)
         if self.capacity is not None:
             slot = flow.slot(self)
             sent = sent & (rank + (0 if slot is None else slot.append(chosen)) <= self.capacity)
         if self.training and self.factor is not None:
-            sent = sent & (rank <= _places(self.factor * self.top, real, self.experts))
+            sent = sent & (rank <= _places(self.factor * self.top, real, self.experts, flow))
         return sent
 
 
@@ -221,7 +234,7 @@ class ExpertChoice(Router):
             )
         p, real = self.logits(x, flow).softmax(-1), _real(x, flow)  # (B, T, E), (B, T)
         order = p.masked_fill(~real[..., None], -1.0).argsort(dim=1, descending=True, stable=True)
-        sent = (order.argsort(1) < _places(self.factor, real, self.experts)) & real[..., None]
+        sent = (order.argsort(1) < _places(self.factor, real, self.experts, flow)) & real[..., None]
         if self.training:
             flow.report("usage", sent.sum((0, 1)) / sent.sum().clamp(min=1))  # (E,)
         return p * sent, sent
