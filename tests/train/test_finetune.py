@@ -125,6 +125,26 @@ def test_only_what_is_named_learns(place, tmp_path):
         finetune(*given, out=tmp_path / "c", learn=["blokcs.1"], **QUICK)
 
 
+def test_an_encoder_learns_which_texts_belong_together(place, tmp_path):
+    numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+    rows = [{"anchor": f"{word} is {i}", "positive": f"{i} and {word}"} for i in range(5) for word in numbers]
+    write(tmp_path / "pairs.jsonl", rows)
+    base = af.load(place / "bert")
+    options = {"steps": 60, "batch": 10, "lr": 5e-3, "quiet": True}
+    done = finetune(str(place / "bert"), tmp_path / "pairs.jsonl", "lora", out=tmp_path / "run", **options)
+    assert done.after < done.before - 0.2 and done.classes == () and af.load(done.folder).config == base.config
+
+
+def test_pairs_stand_side_by_side_and_share_a_number():
+    made = examples.Examples([[1], [2, 3], [4], [5], [6], [7]], [0, 0, 1, 1, 0, 0], batch=2, pad=9, texts=2)
+    assert len(made) == 3
+    batch = made.rows([2, 0])
+    assert batch["input_ids"].tolist() == [[6, 9], [7, 9], [1, 9], [2, 3]] and batch["labels"].tolist() == [0] * 4
+    seen = [made(i)["labels"].tolist() for i in range(3)]
+    assert all(labels[::2] == labels[1::2] for labels in seen) and sum(map(sum, seen)) == 4
+    assert [len(b["labels"]) for b in made.in_order()] == [4, 2]
+
+
 def test_a_composition_gets_a_head_too(place, tmp_path):
     recipe = af.load(place / "bert").recipe.but({"blocks.*.mixer.positions": af.parts.Rotary.of(), "pool": None})
     made = af.build(recipe, seed=0)
@@ -185,7 +205,7 @@ def test_every_example_comes_once_in_each_epoch():
     ids = [[i, i + 100] for i in range(10)]
     made = examples.Examples(ids, list(range(10)), batch=4, pad=0, seed=1)
     seen = [int(i) for number in range(5) for i in made(number)["labels"]]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    assert len(made) == 10 and sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     assert made(3)["labels"].tolist() == seen[12:16] and made(3)["input_ids"][:, 0].tolist() == seen[12:16]
     other = examples.Examples(ids, list(range(10)), batch=4, pad=0, seed=2)
     assert [int(i) for i in other(0)["labels"]] != seen[:4]
@@ -212,17 +232,17 @@ def test_padding_and_measuring():
         ({"rank": 0}, "rank must be 1 or more"),
         ({"targets": ["**.mixer.query"]}, r"'\*\*\.mixer\.query'.*did you mean"),
         ({"context": 9999}, "context=9999 must be from 8 to what the model reads, 64"),
-        ({"task": "write"}, "the examples have labels"),
+        ({"task": "write"}, "task=write does not go with these examples: their columns are for classify"),
         ({"model": "gpt"}, "a head of classes is put on an encoder of text, and gpt is none"),
         ({"data": "pairs.jsonl"}, "does not write: it is a Encoder"),
-        ({"data": "pairs.jsonl", "task": "classify"}, "task=classify needs examples with 'text' and 'label'"),
+        ({"data": "pairs.jsonl", "task": "classify"}, "task=classify does not go .* are for write"),
         ({"held_out": "pairs.jsonl"}, "has 'label' and .* has 'prompt'; both must be alike"),
         ({"held_out": "other.csv"}, "the label 'ugly' is held out, but no example to learn from has it"),
         ({"data": "same.csv"}, "every example to learn from has the label 'good'"),
         ({"data": "columns.csv"}, "has the columns 'txt', 'lable'"),
-        ({"data": "gap.csv"}, "example 2: 'label' is ''"),
-        ({"data": "broken.jsonl"}, r"broken\.jsonl, line 2: no JSON"),
-        ({"data": "list.jsonl"}, "line 1: expected an object, got list"),
+        ({"data": "gap.csv"}, "example 2: 'label' is None"),
+        ({"data": "broken.jsonl"}, r"broken\.jsonl, line 2 is not JSON"),
+        ({"data": "list.jsonl"}, "line 1 is a list, not an object"),
         ({"data": "empty.jsonl"}, "holds no examples"),
         ({"data": "one.csv"}, "holds one example"),
         ({"data": "latin.jsonl"}, "is not UTF-8: byte 11"),

@@ -5,11 +5,11 @@
 | write    | `text`                                                          | every token                            |
 | write    | `prompt`, `response`, or `messages` ([{"role", "content"}, …])  | what the assistant says, and its end   |
 | classify | `text`, `label`                                                 | the label                              |
+| embed    | `anchor`, `positive`: two texts that belong together            | to find the second among all of a batch |
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,50 +17,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from anyformer.core.recipe import nearest
 from anyformer.data.batches import Batch
+from anyformer.data.order import shuffled
+from anyformer.data.records import records
 from anyformer.train.objectives import IGNORE
 
-COLUMNS = {"messages": ("messages",), "prompt": ("prompt", "response"), "label": ("text", "label"), "text": ("text",)}
+COLUMNS = {
+    "messages": ("messages",), "prompt": ("prompt", "response"), "anchor": ("anchor", "positive"),
+    "label": ("text", "label"), "text": ("text",),
+}  # fmt: skip
 Row = dict[str, Any]
 
 
-def read(path: str | Path) -> list[Row]:
-    """The rows of a .jsonl or .csv file.
+def read(source: str | Path) -> list[Row]:
+    """The rows of a source of `data.records`: a .jsonl, .csv or .parquet file, a folder of them, a published data set.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the row, for one that is no object, is not UTF-8, or if there is none.
+        FileNotFoundError, ValueError: as `data.records.records`; and if there are none.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} with examples; give a .jsonl or .csv file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.suffix != ".csv" else None
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = (
-                [_object(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-                if lines is not None
-                else (list(csv.DictReader(file)))
-            )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from None
+    rows = list(records(source))
     if not rows:
-        raise ValueError(f"{path} holds no examples")
+        raise ValueError(f"{source} holds no examples")
     return rows
-
-
-def _object(path: Path, number: int, line: str) -> Row:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: no JSON ({error}); .jsonl has one object a line") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}, line {number}: expected an object, got {type(found).__name__}")
-    return found
 
 
 def kind(rows: Sequence[Row], path: str | Path) -> str:
@@ -75,12 +56,12 @@ def kind(rows: Sequence[Row], path: str | Path) -> str:
         near = nearest(next(iter(rows[0]), ""), known)
         raise ValueError(
             f"{path} has the columns {', '.join(map(repr, rows[0]))}{near}; expected 'text' and 'label', 'prompt' and "
-            "'response', 'messages', or 'text'"
+            "'response', 'messages', 'anchor' and 'positive', or 'text'"
         )
     for number, row in enumerate(rows, 1):
         for column in COLUMNS[found]:
-            value, wanted = row.get(column), list if column == "messages" else (str, int) if column == "label" else str
-            if not isinstance(value, wanted) or isinstance(value, bool) or value in ("", []):
+            value, wanted = row.get(column), list if column == "messages" else (str, int, float)
+            if not isinstance(value, wanted) or value in ("", []):
                 raise ValueError(f"{path}, example {number}: {column!r} is {value!r:.60}; every example needs one")
     return found
 
@@ -92,8 +73,8 @@ class Examples:
     All examples come once in each epoch, in an order drawn for (seed, epoch); a batch may reach into the next epoch.
 
     Attributes:
-        ids: the tokens of each. labels: of each, one a token (aligned, -100 = not counted) or one number.
-        batch: B. pad: the id that fills rows. seed: of the order.
+        ids: the tokens of each text. labels: of each, one a token (aligned, -100 = not counted) or one number.
+        batch: B. pad: the id that fills rows. seed: of the order. texts: that make one example, 2 for pairs.
     """
 
     ids: list[list[int]]
@@ -101,19 +82,18 @@ class Examples:
     batch: int
     pad: int
     seed: int = 0
+    texts: int = 1
+
+    def __len__(self) -> int:
+        return len(self.ids) // self.texts
 
     def __call__(self, number: int) -> Batch:
-        """input_ids, attention_mask (B, T) and labels (B, T) or (B,)."""
-        count, rows = len(self.ids), []
-        for place in range(number * self.batch, (number + 1) * self.batch):
-            rows.append(int(self._order(place // count)[place % count]))
-        return self.rows(rows)
+        """input_ids, attention_mask (B, T) and labels (B, T) or (B,); two rows an example for pairs."""
+        return self.rows(shuffled(number * self.batch, self.batch, len(self), self.seed)[1].tolist())
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=epoch << 64)).permutation(len(self.ids))
-
-    def rows(self, rows: Sequence[int]) -> Batch:
+    def rows(self, items: Sequence[int]) -> Batch:
         """Those examples, padded on the right to the longest."""
+        rows = [item * self.texts + i for item in items for i in range(self.texts)]
         width = max(len(self.ids[i]) for i in rows)
         ids = torch.full((len(rows), width), self.pad)  # (B, T)
         mask = torch.zeros(len(rows), width, dtype=torch.long)  # (B, T)
@@ -130,8 +110,10 @@ class Examples:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def in_order(self) -> list[Batch]:
-        """Every example once, the longest first so that little is padded: to measure."""
-        order = sorted(range(len(self.ids)), key=lambda i: -len(self.ids[i]))
+        """Every example once: to measure. The longest first, so that little is padded; pairs as they come."""
+        order = list(range(len(self)))
+        if self.texts == 1:
+            order.sort(key=lambda i: -len(self.ids[i]))
         return [self.rows(order[at : at + self.batch]) for at in range(0, len(order), self.batch)]
 
     def fingerprint(self) -> str:
@@ -141,7 +123,7 @@ class Examples:
 
 def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Which examples to learn from and which to hold out, drawn for the seed; at least one of each."""
-    order = np.random.default_rng(seed).permutation(count).tolist()
+    order = shuffled(0, count, count, seed)[1].tolist()
     out = min(max(1, round(share * count)), count - 1)
     return sorted(order[out:]), sorted(order[:out])
 
@@ -170,12 +152,12 @@ def written(tokenizer: Any, row: Row, which: str, limit: int) -> tuple[list[int]
 def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, int]]]:
     """The text, and from where to where it is learned (in characters)."""
     if which == "text":
-        return row["text"], [(0, len(row["text"]))]
+        return str(row["text"]), [(0, len(str(row["text"])))]
     if which == "prompt" and tokenizer.template is None:
-        prompt = row["prompt"].rstrip("\n") + "\n"
-        return prompt + row["response"], [(len(prompt), len(prompt) + len(row["response"]))]
+        prompt, response = str(row["prompt"]).rstrip("\n") + "\n", str(row["response"])
+        return prompt + response, [(len(prompt), len(prompt) + len(response))]
     messages = row["messages"] if which == "messages" else [
-        {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]},
+        {"role": "user", "content": str(row["prompt"])}, {"role": "assistant", "content": str(row["response"])},
     ]  # fmt: skip
     spans = []
     for i, message in enumerate(messages):

@@ -12,17 +12,20 @@ import torch
 from anyformer.compress import nf4
 from anyformer.core.skeletons import CausalLM
 from anyformer.hub.guard import atomic_write
+from anyformer.hub.pooling import meaning
 from anyformer.train import adapters, examples, lora, objectives, start
 from anyformer.train.checkpoint import Run
 from anyformer.train.examples import Examples
 from anyformer.train.loop import Loop, Settings
 from anyformer.train.show import Screen
 
+Task = Literal["write", "classify", "embed"]
 LONGEST = 512  # tokens of an example, where nothing is said and the model could read more
 RATES = {"full": 5e-5, "lora": 5e-4, "dora": 5e-4, "qlora": 5e-4}
 ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": list(start.INSIDE)}
 MODEL = "model"  # the folder of the merged model, inside the run's
-UNITS = {"write": "nats a token", "classify": "of the labels wrong"}
+UNITS = {"write": "nats a token", "classify": "of the labels wrong", "embed": "nats a pair"}
+TASKS: dict[str, Task] = {"label": "classify", "anchor": "embed"}  # by the columns of examples; others: write
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def finetune(
     model: str = "",
     data: str | Path = "",
     method: Literal["full", "lora", "dora", "qlora"] = "lora",
-    task: Literal["auto", "write", "classify"] = "auto",
+    task: Literal["auto", "write", "classify", "embed"] = "auto",
     out: str | Path | None = None,
     targets: list[str] | None = None,
     rank: int | None = None,
@@ -88,14 +91,16 @@ def finetune(
     """Fine-tunes a model on examples, and says how good it is on examples that it has not seen, before and after.
 
     A decoder learns to write: texts, or the answers of conversations (only what the assistant says is counted). An
-    encoder of text learns to classify, with a new head. All goes to `out`: checkpoints, config.yaml, log.csv,
-    log.jsonl, and with adapters `model`, the merged model.
+    encoder of text learns to classify, with a new head, or to give alike vectors to texts that belong together (the
+    other pairs of a batch are the wrong answers; pooled as the model's files say). All goes to `out`: checkpoints,
+    config.yaml, log.csv, log.jsonl, and with adapters `model`, the merged model.
 
     Args:
         model: real weights by name (minilm, smollm2 …), a model directory, a .gguf file, or a hub id.
-        data: a .jsonl or .csv file with text and label; prompt and response; messages; or text.
+        data: a .jsonl, .csv or .parquet file, a folder, or hub:owner/name, with text and label; prompt and response;
+            messages; anchor and positive; or text.
         method: full: every weight learns; lora, dora: thin adapters do; qlora: adapters on weights in 4 bits.
-        task: what is learned; auto: classify where examples have a label, else write.
+        task: what is learned; auto: what the examples' columns say.
         out: the folder of the run; by default a new one, runs/MODEL-METHOD-1, …
         targets: paths of the layers that get adapters, e.g. **.mixer.q; by default every layer of every block.
         rank: of the adapters, 8 by default.
@@ -152,7 +157,7 @@ def finetune(
                     f"every example to learn from has the label {classes[0]!r}; there is nothing to tell apart"
                 )
             lm, fresh = start.classifier(lm, classes, seed)
-        elif not isinstance(lm, CausalLM):
+        elif task == "write" and not isinstance(lm, CausalLM):
             raise ValueError(
                 f"{model} does not write: it is a {type(lm).__name__}. Examples with text and label tune it"
             )
@@ -175,10 +180,10 @@ def finetune(
         screen.say(f"{'resumes ' + str(run.checkpoint) if run.checkpoint else 'writes'} to {run.folder}")
         facts = {"model": model, "task": task, "method": method, "learn": learn or [], **options, "context": limit}
         facts |= {"batch": batch, "examples": sets[0].fingerprint(), "held_out_examples": sets[1].fingerprint()}
-        measure = _Measure(sets[1], task)
+        objective = _objective(lm, task)
+        measure = _Measure(sets[1], task, objective)
         before = measure(lm.eval())
         screen.evaluated(0, before)
-        objective = objectives.classification if task == "classify" else objectives.causal_lm
         ended = Loop(lm, sets[0], objective, settings, run, measure, facts, screen).run()
         folder = None if ended.stopped else _finish(lm, run.folder, ended.checkpoint)
         screen.say(
@@ -204,10 +209,11 @@ class _Screen(Screen):
 
 @dataclass(frozen=True)
 class _Measure:
-    """Nats a counted token, or the share of wrong labels, over all examples that are held out."""
+    """Nats a counted token or pair, or the share of wrong labels, over all examples that are held out."""
 
     examples: Examples
     task: str
+    objective: Any
 
     @torch.no_grad()
     def __call__(self, model: Any) -> float:
@@ -219,8 +225,8 @@ class _Measure:
             if self.task == "classify":
                 total += int((output.logits.argmax(-1) != labels).sum())
             else:
-                total += float(objectives.causal_lm(output, labels, 1.0))
-            count += int(objectives.counted(labels))
+                total += float(self.objective(output, labels, 1.0))
+            count += int(getattr(self.objective, "counted", objectives.counted)(labels))
         return total / count
 
 
@@ -260,12 +266,17 @@ def _rows(data: str | Path, held_out: float | str, seed: int) -> tuple[list[Any]
     return [rows[i] for i in some], [rows[i] for i in others], which
 
 
-def _task(task: str, which: str) -> Literal["write", "classify"]:
-    if task == "classify" and which != "label":
-        raise ValueError(f"task=classify needs examples with 'text' and 'label', and these have {which!r}")
-    if task == "write" and which == "label":
-        raise ValueError("task=write, and the examples have labels; leave the column out, or task=classify")
-    return "classify" if which == "label" else "write"
+def _task(task: str, which: str) -> Task:
+    found = TASKS.get(which, "write")
+    if task not in ("auto", found):
+        raise ValueError(f"task={task} does not go with these examples: their columns are for {found}")
+    return found
+
+
+def _objective(lm: Any, task: Task) -> Any:
+    if task == "embed":
+        return objectives.Contrastive(pooling=meaning((lm.origin or {}).get("pooling", {})).mode)
+    return objectives.classification if task == "classify" else objectives.causal_lm
 
 
 def _examples(
@@ -275,14 +286,19 @@ def _examples(
     ids: list[list[int]] = []
     labels: list[Any] = []
     cut = dropped = 0
+    numbers: dict[str, int] = {}  # of anchors: two pairs of one are no wrong answers for each other
     for row in rows:
-        row_ids, label = _read(row, which, lm, classes, limit)
-        cut += len(row_ids) == limit
-        if which != "label" and not any(one != objectives.IGNORE for one in label):
+        if which == "anchor":
+            texts, label = (row["anchor"], row["positive"]), numbers.setdefault(str(row["anchor"]), len(numbers))
+            found = [(_whole(lm.tokenizer, str(text), limit), label) for text in texts]
+        else:
+            found = [_read(row, which, lm, classes, limit)]
+        cut += any(len(row_ids) == limit for row_ids, _ in found)
+        if isinstance(found[0][1], list) and all(one == objectives.IGNORE for one in found[0][1]):
             dropped += 1
             continue
-        ids.append(row_ids)
-        labels.append(label)
+        ids += [row_ids for row_ids, _ in found]
+        labels += [label for _, label in found]
     if cut:
         screen.say(f"{cut} of {len(rows)} examples fill {limit} tokens: what comes after is cut; see context")
     if dropped:
@@ -291,14 +307,14 @@ def _examples(
         raise ValueError(f"within {limit} tokens no example has anything to learn; give a longer context")
     if (top := max(map(max, ids))) >= lm.embed.vocab:
         raise ValueError(f"token id {top} is outside the model's vocabulary of {lm.embed.vocab}: another tokenizer's")
-    return Examples(ids, labels, batch, lm.tokenizer.pad_id, seed)
+    return Examples(ids, labels, batch, lm.tokenizer.pad_id, seed, 2 if which == "anchor" else 1)
 
 
 def _read(row: Any, which: str, lm: Any, classes: list[str], limit: int) -> tuple[list[int], Any]:
     """One example: its ids, and a label for each or for all."""
     if which != "label":
         return examples.written(lm.tokenizer, row, which, limit)
-    return _whole(lm.tokenizer, row["text"], limit), _class(str(row["label"]), classes)
+    return _whole(lm.tokenizer, str(row["text"]), limit), _class(str(row["label"]), classes)
 
 
 def _whole(tokenizer: Any, text: str, limit: int) -> list[int]:
