@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,3 +173,70 @@ def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, 
     if not spans:
         raise ValueError(f"no message of the assistant, so there is nothing to learn: {messages!r:.80}")
     return tokenizer.chat(messages, add_generation_prompt=False), spans
+
+
+def encoded(
+    rows: list[Any],
+    which: str,
+    lm: Any,
+    classes: list[str],
+    limit: int,
+    batch: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> Examples:
+    """Rows as token ids for a model; what is cut at `limit` or left out is said.
+
+    Raises:
+        ValueError: for a label that is not among the classes, a token that the model does not know, or if nothing is
+            left to learn.
+    """
+    ids: list[list[int]] = []
+    labels: list[Any] = []
+    cut = dropped = 0
+    numbers: dict[str, int] = {}  # of anchors: two pairs of one are no wrong answers for each other
+    for row in rows:
+        if which == "anchor":
+            texts, label = (row["anchor"], row["positive"]), numbers.setdefault(str(row["anchor"]), len(numbers))
+            found = [(_whole(lm.tokenizer, str(text), limit), label) for text in texts]
+        else:
+            found = [_read(row, which, lm, classes, limit)]
+        cut += any(len(row_ids) == limit for row_ids, _ in found)
+        if isinstance(found[0][1], list) and all(one == IGNORE for one in found[0][1]):
+            dropped += 1
+            continue
+        ids += [row_ids for row_ids, _ in found]
+        labels += [label for _, label in found]
+    if cut:
+        say(f"{cut} of {len(rows)} examples fill {limit} tokens: what comes after is cut; see context")
+    if dropped:
+        say(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
+    if not ids:
+        raise ValueError(f"within {limit} tokens no example has anything to learn; give a longer context")
+    if (top := max(map(max, ids))) >= lm.embed.vocab:
+        raise ValueError(f"token id {top} is outside the model's vocabulary of {lm.embed.vocab}: another tokenizer's")
+    return Examples(ids, labels, batch, lm.tokenizer.pad_id, seed, 2 if which == "anchor" else 1)
+
+
+def _read(row: Any, which: str, lm: Any, classes: list[str], limit: int) -> tuple[list[int], Any]:
+    """One example: its ids, and a label for each or for all."""
+    if which != "label":
+        return written(lm.tokenizer, row, which, limit)
+    return _whole(lm.tokenizer, str(row["text"]), limit), _class(str(row["label"]), classes)
+
+
+def _whole(tokenizer: Any, text: str, limit: int) -> list[int]:
+    """The ids of a text; of one that is too long the end is cut, but the tokens that close every text stay."""
+    found = tokenizer.core.encode(text)
+    ids, closing = list(found.ids), 0
+    while closing < len(ids) and found.special_tokens_mask[-1 - closing]:
+        closing += 1
+    if not ids:
+        raise ValueError(f"the text {text!r:.60} has no tokens")
+    return ids if len(ids) <= limit else ids[: limit - closing] + ids[len(ids) - closing :]
+
+
+def _class(label: str, classes: list[str]) -> int:
+    if label not in classes:
+        raise ValueError(f"the label {label!r} is held out, but no example to learn from has it: {', '.join(classes)}")
+    return classes.index(label)

@@ -162,7 +162,7 @@ def finetune(
                 f"{model} does not write: it is a {type(lm).__name__}. Examples with text and label tune it"
             )
         limit = _context(lm, context)
-        sets = [_examples(part, which, lm, classes, limit, batch, seed, screen) for part in (rows, test)]
+        sets = [examples.encoded(part, which, lm, classes, limit, batch, seed, screen.say) for part in (rows, test)]
         torch.manual_seed(seed)
         done = start.adapt(lm, method, options["targets"], options["rank"], options["alpha"], options["dropout"])
         if learn or method != "full":
@@ -277,61 +277,6 @@ def _objective(lm: Any, task: Task) -> Any:
     if task == "embed":
         return objectives.Contrastive(pooling=meaning((lm.origin or {}).get("pooling", {})).mode)
     return objectives.classification if task == "classify" else objectives.causal_lm
-
-
-def _examples(
-    rows: list[Any], which: str, lm: Any, classes: list[str], limit: int, batch: int, seed: int, screen: Screen
-) -> Examples:
-    """Rows as token ids; what is cut or dropped is said."""
-    ids: list[list[int]] = []
-    labels: list[Any] = []
-    cut = dropped = 0
-    numbers: dict[str, int] = {}  # of anchors: two pairs of one are no wrong answers for each other
-    for row in rows:
-        if which == "anchor":
-            texts, label = (row["anchor"], row["positive"]), numbers.setdefault(str(row["anchor"]), len(numbers))
-            found = [(_whole(lm.tokenizer, str(text), limit), label) for text in texts]
-        else:
-            found = [_read(row, which, lm, classes, limit)]
-        cut += any(len(row_ids) == limit for row_ids, _ in found)
-        if isinstance(found[0][1], list) and all(one == objectives.IGNORE for one in found[0][1]):
-            dropped += 1
-            continue
-        ids += [row_ids for row_ids, _ in found]
-        labels += [label for _, label in found]
-    if cut:
-        screen.say(f"{cut} of {len(rows)} examples fill {limit} tokens: what comes after is cut; see context")
-    if dropped:
-        screen.say(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
-    if not ids:
-        raise ValueError(f"within {limit} tokens no example has anything to learn; give a longer context")
-    if (top := max(map(max, ids))) >= lm.embed.vocab:
-        raise ValueError(f"token id {top} is outside the model's vocabulary of {lm.embed.vocab}: another tokenizer's")
-    return Examples(ids, labels, batch, lm.tokenizer.pad_id, seed, 2 if which == "anchor" else 1)
-
-
-def _read(row: Any, which: str, lm: Any, classes: list[str], limit: int) -> tuple[list[int], Any]:
-    """One example: its ids, and a label for each or for all."""
-    if which != "label":
-        return examples.written(lm.tokenizer, row, which, limit)
-    return _whole(lm.tokenizer, str(row["text"]), limit), _class(str(row["label"]), classes)
-
-
-def _whole(tokenizer: Any, text: str, limit: int) -> list[int]:
-    """The ids of a text; of one that is too long the end is cut, but the tokens that close every text stay."""
-    found = tokenizer.core.encode(text)
-    ids, closing = list(found.ids), 0
-    while closing < len(ids) and found.special_tokens_mask[-1 - closing]:
-        closing += 1
-    if not ids:
-        raise ValueError(f"the text {text!r:.60} has no tokens")
-    return ids if len(ids) <= limit else ids[: limit - closing] + ids[len(ids) - closing :]
-
-
-def _class(label: str, classes: list[str]) -> int:
-    if label not in classes:
-        raise ValueError(f"the label {label!r} is held out, but no example to learn from has it: {', '.join(classes)}")
-    return classes.index(label)
 
 
 def _context(lm: Any, context: int | None) -> int:
