@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def base(name: str, tokenizer: str | None = None) -> Any:
             f"one of {', '.join(sources.SOURCES)}"
         )
     try:
-        model = load(sources.get(name) if name in sources.SOURCES else name)
+        known = name in sources.SOURCES and not Path(name).exists()
+        model = load(sources.get(name) if known else name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{nearest(name, list(sources.SOURCES))}") from None
     if tokenizer is not None:
