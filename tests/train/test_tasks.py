@@ -13,6 +13,7 @@ import anyformer as af
 from anyformer.data import text
 from anyformer.hub.tokenizer import Tokenizer
 from anyformer.train import kinds, tasks, train
+from anyformer.train.origin import origin
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {"size": "tiny", "batch": 8, "warmup": 5, "eval_every": 0, "save_every": 0, "quiet": True}
@@ -138,11 +139,12 @@ def test_padding_gets_masks_and_is_not_counted():
 
 @pytest.mark.parametrize(
     ("model", "task", "default"),
-    [("gpt", None, "causal"), ("bert", None, "masked"), ("t5", None, "span"), ("vit", None, "images"),
+    [("gpt", None, "causal"), ("bert", None, "masked"), ("t5", None, "span"), ("bart", None, "denoise"),
+     ("vit", None, "images"),
      ("t5", "denoise", "denoise"), ("bert", "tag", "tag")],
 )  # fmt: skip
 def test_the_skeleton_chooses(model, task, default):
-    assert kinds.choose(task, model, af.recipe(model, "tiny")) == default
+    assert origin(model, "tiny", {}, task).task == default
 
 
 @pytest.mark.parametrize(

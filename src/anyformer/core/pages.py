@@ -2,7 +2,8 @@
 
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
 `SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the published
-counts; `CASES`, what the contract draws beside `tiny`; `HUBS`, the maps to files that others wrote.
+counts; `CASES`, what the contract draws beside `tiny`; perhaps `TASK`, what it was made to learn (`train.kinds`);
+`HUBS`, the maps to files that others wrote.
 """
 
 from __future__ import annotations

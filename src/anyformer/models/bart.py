@@ -41,10 +41,12 @@ class Bart:
 
 SIZES = {
     "tiny": Bart(dim=32, depth=2, decoder_depth=3, heads=4, hidden=48, vocab=128, context=64),
+    "mini": Bart(dim=192, depth=4, decoder_depth=4, heads=4, hidden=768, vocab=1024, context=256),
     "base": Bart(dim=768, depth=6, decoder_depth=6, heads=12, hidden=3072),
     "large": Bart(),
 }
 PARAMETERS = {"base": 139_420_416, "large": 406_291_456}
+TASK = "denoise"  # what `anyformer train` teaches it
 CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},
     "scaled": {"depth": 1, "decoder_depth": 1, "heads": 1, "act": "relu", "scaled": True},

@@ -47,11 +47,13 @@ class Transformer:
 
 SIZES = {
     "tiny": Transformer(dim=32, depth=2, decoder_depth=3, heads=4, hidden=48, vocab=128, context=64, begin_id=5),
+    "mini": Transformer(dim=192, depth=4, decoder_depth=4, heads=4, hidden=768, vocab=1024, context=256),
     "base": Transformer(),
     "big": Transformer(dim=1024, heads=16, hidden=4096),
     "opus-en-de": Transformer(vocab=58101, context=512, act="silu", begin_id=58100),
 }
 PARAMETERS = {"base": 63_082_496, "big": 214_245_376, "opus-en-de": 73_886_208}
+TASK = "seq2seq"  # what `anyformer train` teaches it
 CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},
     "small": {"depth": 1, "decoder_depth": 1, "heads": 1, "act": "silu", "scaled": False},
