@@ -51,8 +51,8 @@ def options(folder, kind):
     return {
         "masked": {"model": "bert", "data": folder / "book.txt", "steps": 400, "lr": 5e-3, **letters},
         "span": {"model": "t5", "data": folder / "book.txt", "steps": 250, "lr": 1e-2, **letters},
-        "denoise": {"model": "t5", "task": "denoise", "data": folder / "book.txt", "steps": 400, "lr": 1e-2, **letters,
-                    "context": 24},
+        "denoise": {"model": "bart", "data": folder / "book.txt", "steps": 350, "lr": 3e-3, **letters, "context": 24,
+                    "warmup": 50},
         "seq2seq": {"model": "t5", "task": "seq2seq", "data": folder / "pairs.jsonl", "steps": 350, "lr": 1e-2,
                     **letters, "context": 8, "batch": 16},
         "classify": {"model": "bert", "task": "classify", "data": folder / "topics.jsonl", "steps": 60, "lr": 3e-3,
