@@ -62,7 +62,10 @@ def options(folder, kind):
     }[kind]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["masked", "span", "denoise", "seq2seq", "classify", "tag"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("denoise", "seq2seq")]
+
+
+@pytest.mark.parametrize("kind", ["masked", "span", "classify", "tag", *SLOW])
 def test_task_learns_from_real_text(kind, folder, tmp_path):
     result = train(out=tmp_path / "run", **{**SMALL, **options(folder, kind)})
     assert result.task == kind and result.held_out is not None and result.baseline is not None
