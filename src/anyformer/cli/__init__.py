@@ -20,7 +20,7 @@ from types import ModuleType
 from anyformer.core.recipe import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "generate", "chat", "embed", "inspect", "verify", "convert", "ls", "demo")
+VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "inspect", "verify", "convert", "ls", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,22 +3,58 @@
 import numpy as np
 
 PRIOR = 20.0  # a row of the table counts as much as this many bytes drawn from the overall frequencies
+TOGETHER = 1 << 20  # bytes that are looked at at once
+
+
+class Bigram:
+    """p(b | a) = (n(a, b) + k p(b)) / (n(a) + k), with p(b) = (n(b) + 1) / (n + 256) and k = `PRIOR`.
+
+    The smoothing is a good one on purpose: the usual add-one is easier to beat. Text comes in pieces, first what is
+    counted, then what is predicted.
+
+    Attributes:
+        counted, predicted: bytes so far. `bits`: that the predicted ones took.
+    """
+
+    def __init__(self) -> None:
+        self.pairs, self.single = np.zeros(1 << 16, np.int64), np.zeros(256, np.int64)
+        self.counted = self.predicted = 0
+        self.bits = 0.0
+        self.last = np.zeros(0, np.uint8)
+        self.table: np.ndarray | None = None
+
+    def count(self, text: bytes) -> None:
+        """Learns from a piece."""
+        assert self.table is None, "predicting has begun"
+        for start in range(0, len(text), TOGETHER):
+            new = np.frombuffer(text[start : start + TOGETHER], np.uint8)
+            known = np.concatenate((self.last, new))
+            self.pairs += np.bincount(known[:-1] * np.uint32(256) + known[1:], minlength=1 << 16)
+            self.single += np.bincount(new, minlength=256)
+            self.last = known[-1:]
+        self.counted += len(text)
+
+    def predict(self, text: bytes) -> None:
+        """Adds up what a piece takes. The first byte is predicted from the last one before it."""
+        if self.table is None:
+            pairs = self.pairs.reshape(256, 256)  # n(a, b)
+            single = (self.single + 1) / (self.counted + 256)  # p(b)
+            self.table = np.log2((pairs + PRIOR * single) / (pairs.sum(1, keepdims=True) + PRIOR))  # (256, 256)
+        known = np.concatenate((self.last, np.frombuffer(text, np.uint8)))
+        self.bits -= float(self.table[known[:-1], known[1:]].sum())
+        self.predicted += len(text)
+        self.last = known[-1:]
 
 
 def bigram_bits_per_byte(train: str, held_out: str) -> float:
-    """Bits per UTF-8 byte of `held_out` under p(b | a) = (n(a, b) + k p(b)) / (n(a) + k), counted in `train`.
-
-    p(b) = (n(b) + 1) / (n + 256); k = `PRIOR`. The smoothing is a good one on purpose: the usual add-one is easier to
-    beat. The first byte of `held_out` is predicted from the last one of `train`.
+    """Bits per UTF-8 byte of `held_out` under a bigram that was counted in `train`; see `Bigram`.
 
     Raises:
         ValueError: if either text is empty.
     """
     if not train or not held_out:
         raise ValueError("a bigram needs text to count in and text to predict; one of the two is empty")
-    known = np.frombuffer(train.encode(), np.uint8).astype(np.int64)
-    pairs = np.bincount(known[:-1] * 256 + known[1:], minlength=1 << 16).reshape(256, 256)  # n(a, b)
-    single = (np.bincount(known, minlength=256) + 1) / (len(known) + 256)  # p(b)
-    table = (pairs + PRIOR * single) / (pairs.sum(1, keepdims=True) + PRIOR)  # (256, 256) p(b | a)
-    text = np.concatenate((known[-1:], np.frombuffer(held_out.encode(), np.uint8)))
-    return float(-np.log2(table[text[:-1], text[1:]]).mean())
+    bigram = Bigram()
+    bigram.count(train.encode())
+    bigram.predict(held_out.encode())
+    return bigram.bits / bigram.predicted

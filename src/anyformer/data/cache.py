@@ -12,9 +12,12 @@ Deleting it is always safe. A cache appears whole or not at all; of two processe
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -29,9 +32,11 @@ from filelock import FileLock
 from anyformer.data import sources
 
 FORMAT = 1  # of the files, and of how text becomes ids; part of the key
-TOGETHER = 1 << 20  # characters, and
+TOGETHER = min(os.cpu_count() or 1, 16) << 18  # characters, a piece a core (0.2 kB of memory each, at worst), and
 MANY = 1024  # texts, that are tokenised at once: on all cores, in bounded memory
 READ = 1 << 24  # bytes of which a checksum is made at once
+
+DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
 Texts = Iterable[tuple[int, str]]  # (number of the document, piece of it)
 
@@ -70,39 +75,48 @@ def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | P
     """
     told = json.dumps([FORMAT, key, tokenizer.core.to_str(), tokenizer.role_id("eos_token")])
     key, cache = hashlib.sha256(told.encode()).hexdigest()[:40], place(folder)
-    home = cache / key
-    try:
+    home, work = cache / key, cache / f".making-{key}"
+    with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{key}.lock"):
-            if home.exists():
-                try:
-                    return opened(home)
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    warnings.warn(f"the token cache {home} is damaged ({error}); it is made again", stacklevel=2)
-            work = cache / f".making-{key}"
-            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: the lock is ours
+        lock = FileLock(cache / f".{key}.lock")
+        lock.acquire()
+    try:
+        if home.exists():
             try:
-                work.mkdir()
-                write(texts(), tokenizer, work)
-                shutil.rmtree(home, ignore_errors=True)
-                os.rename(work, home)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            return opened(home)
+                return opened(home)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"the token cache {home} is damaged ({error}); it is made again", stacklevel=2)
+        with writing(cache):
+            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: the lock is ours
+            work.mkdir()
+            write(texts(), tokenizer, work)
+            shutil.rmtree(home, ignore_errors=True)
+            os.rename(work, home)
+        return opened(home)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says of an error in writing to the cache how to put it elsewhere."""
+    try:
+        yield
     except OSError as error:
-        if (error.filename and str(error.filename).startswith(str(cache))) or error.errno == 28:
-            raise OSError(
-                error.errno,
-                f"the token cache cannot be written: {error.strerror}. Set ANYFORMER_TOKENS, or cache, to a folder that "
-                "can, with room for 2 to 4 bytes a token",
-                str(cache),
-            ) from error
-        raise
+        if error.errno not in DISK:
+            raise
+        raise OSError(
+            error.errno,
+            f"the token cache cannot be written: {error.strerror}. Set ANYFORMER_TOKENS, or the option cache, to a "
+            "folder that can, with room for 2 to 4 bytes a token",
+            str(folder),
+        ) from error
 
 
 def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
     """Tokenises a text into the three files of a cache."""
-    end, dtype = tokenizer.role_id("eos_token"), np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    end, kind = tokenizer.role_id("eos_token"), dtype(tokenizer)
     starts: list[int] = []
     last, count = None, 0
     with open(folder / "ids.bin", "xb") as out:
@@ -110,11 +124,11 @@ def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
         for document, ids in encoded(texts, tokenizer):
             if document != last:
                 if last is not None and end is not None:
-                    summed.write(np.array([end], dtype))
+                    summed.write(np.array([end], kind))
                     count += 1
                 starts.append(count)
                 last = document
-            summed.write(ids.astype(dtype))
+            summed.write(ids.astype(kind))
             count += len(ids)
         _sync(out)
     with open(folder / "documents.bin", "xb") as out:
@@ -122,7 +136,7 @@ def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
         boundaries.write(np.array(starts, np.int64))
         _sync(out)
     index = {
-        "format": FORMAT, "dtype": np.dtype(dtype).name, "tokens": count, "documents": len(starts), "end": end,
+        "format": FORMAT, "dtype": np.dtype(kind).name, "tokens": count, "documents": len(starts), "end": end,
         "vocabulary": tokenizer.vocab_size, "ids_crc32": summed.crc, "documents_crc32": boundaries.crc,
         "sha256": summed.sha.hexdigest(),
     }  # fmt: skip
@@ -145,10 +159,21 @@ def opened(folder: Path) -> Tokens:
     return Tokens(ids, starts, index["sha256"][:16])
 
 
+def dtype(tokenizer: Any) -> type:
+    """The smallest type that holds every id."""
+    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+
 def encoded(texts: Texts, tokenizer: Any) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the document, ids) for each piece of text, in order; many pieces are tokenised at once."""
     for group in _groups(texts):
-        rows = tokenizer.core.encode_batch_fast([text for _, text in group], add_special_tokens=False)
+        try:
+            rows = tokenizer.core.encode_batch_fast([text for _, text in group], add_special_tokens=False)
+        except TypeError:
+            bad = next(d for d, text in group if re.search("[\ud800-\udfff]", text))
+            raise ValueError(
+                f"document {bad + 1} has half a surrogate pair, which UTF-8 cannot write; repair it"
+            ) from None
         for (document, _), row in zip(group, rows, strict=True):
             yield document, np.array(row.ids, np.uint32)
 
@@ -180,17 +205,17 @@ class Summed:
         self.sha.update(data)
 
 
-def _mapped(path: Path, dtype: np.dtype, count: int, crc: int) -> np.ndarray:
+def _mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
     size = path.stat().st_size
-    if size != count * dtype.itemsize:
-        raise ValueError(f"{path.name} has {size} bytes and should have {count * dtype.itemsize}")
+    if size != count * kind.itemsize:
+        raise ValueError(f"{path.name} has {size} bytes and should have {count * kind.itemsize}")
     found = 0
     with path.open("rb") as file:
         while data := file.read(READ):
             found = zlib.crc32(data, found)
     if found != crc:
         raise ValueError(f"the checksum of {path.name} differs")
-    return np.memmap(path, dtype, mode="r") if count else np.zeros(0, dtype)
+    return np.memmap(path, kind, mode="r") if count else np.zeros(0, kind)
 
 
 def _sync(out: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Several sources as one, by weight: which source a row comes from, and which row of it, are functions of its number."""
+"""Several sources as one, by weight: from which source a row comes, and which of its rows, follow from its number."""
 
 from __future__ import annotations
 
@@ -79,9 +79,7 @@ def shares(weights: tuple[float, ...]) -> np.ndarray:
     share[np.argsort(share - exact, kind="stable")[: BLOCK - share.sum()]] += 1
     if (share < 1).any():
         small = weights[int(share.argmin())]
-        raise ValueError(
-            f"the weight {small} is less than a thousandth of all {sum(weights)}; the least is 1 in {BLOCK}"
-        )
+        raise ValueError(f"the weight {small} is less than a thousandth of the sum, {sum(weights)}; give it more")
     return share
 
 

@@ -1,14 +1,14 @@
 """Documents into rows of T places, so that little is wasted, nothing is lost, and no document sees another.
 
 ```
-documents   aaaaa  bb  cccc  d                          T = 6
+pairs       aaaaa  bb  cccc  d                          of four documents; T = 6
 fit         aaaaad  ccccbb                              whole documents, the row with the least room that is enough
 split       aaaaab  bccccd                              one after another, cut where a row is full
             000001  011112   document_ids               0, 1, … within the row; -1 = padding
 ```
-A document of n tokens has n - 1 pairs (token, next token); a place of a row is one pair. So every pair of every document
-is in exactly one row, and no label is a token of another document. Documents longer than T are cut first; their pieces
-lose no pair, but do not see each other.
+A document of n tokens has n - 1 pairs (token, next token), and a place of a row is one pair. So every pair of every
+document is in exactly one row, and no label is a token of another document. Documents longer than T are cut first;
+their pieces lose no pair, but do not see each other.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from anyformer.data.batches import Batch
 from anyformer.data.order import shuffled
 
 Style = Literal["fit", "split"]
+EMPTY = {"input_ids": 0, "labels": -100, "document_ids": -1}  # what stands at padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +133,7 @@ class Packed:
         p = self.plan
         _, items = shuffled(first, count, p.size, self.seed)
         shape = (count, p.context)
-        batch = {
-            "input_ids": np.zeros(shape, np.int64),
-            "labels": np.full(shape, -100),
-            "document_ids": np.full(shape, -1),
-        }
+        batch = {name: np.full(shape, empty) for name, empty in EMPTY.items()}
         for b, item in enumerate(items.tolist()):
             place = 0
             for number, piece in enumerate(range(p.firsts[item], p.firsts[item + 1])):

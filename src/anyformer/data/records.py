@@ -100,7 +100,7 @@ def records(
 
     Args:
         source: see the table above, or what `find` made of it.
-        fields: our names -> columns. With it, a row has these only.
+        fields: our names -> columns. With it, a row has these only. Plain text has no columns, and is `text` anyhow.
         need: names that every row must have.
 
     Raises:
@@ -149,7 +149,7 @@ class Columns:
         taken = {ours: row[theirs] for ours, theirs in self.fields.items()} if self.fields else row
         for name in self.need:
             if name not in taken:
-                hint = f" If another column holds it: fields={{'{name}': 'that column'}}"
+                hint = f" If it is in another column: fields={{'{name}': 'COLUMN'}}, or --fields.{name} COLUMN"
                 raise _missing(name, taken if self.fields else row, where, hint)
         for name in self.need or self.fields or taken:
             value = taken[name]
@@ -168,7 +168,7 @@ def _missing(name: str, row: Row, where: str, hint: str) -> ValueError:
 
 def _texts(found: Source, columns: Columns) -> Iterator[Row]:
     """Documents in pieces; blank ones are left out."""
-    other = [name for name in (*columns.need, *columns.fields.values()) if name != "text"]
+    other = [name for name in (*columns.need, *columns.fields) if name != "text"]
     if other:
         raise ValueError(f"{found.name} is plain text and has only 'text', not {other[0]!r}")
     number = 0

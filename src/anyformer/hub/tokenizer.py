@@ -194,19 +194,21 @@ class Tokenizer:
         return cls._byte_level(core)
 
     @classmethod
-    def train_bpe(cls, texts: Iterable[str], vocab: int) -> Tokenizer:
-        """Byte-level BPE of at most `vocab` tokens, `<|endoftext|>` (id 0) and the 256 bytes included.
+    def train_bpe(cls, texts: Iterable[str], vocab: int, special: Sequence[str] = ()) -> Tokenizer:
+        """Byte-level BPE of at most `vocab` tokens: `<|endoftext|>` (id 0), `special` ones, 256 bytes, and merges.
 
         Words are cut as GPT-2 does, numbers into digits. The same texts give the same tokenizer.
         """
-        if vocab < 257:
-            raise ValueError(f"vocab: expected at least 257 (256 bytes and {END}), got {vocab}")
+        if vocab < (least := 257 + len(special)):
+            raise ValueError(
+                f"vocab: expected at least {least} (256 bytes and {', '.join((END, *special))}), got {vocab}"
+            )
         core = Core(models.BPE())
         core.pre_tokenizer = _splits()
         core.train_from_iterator(
             texts,
             trainers.BpeTrainer(
-                vocab_size=vocab, special_tokens=[END], initial_alphabet=_letters(), show_progress=False
+                vocab_size=vocab, special_tokens=[END, *special], initial_alphabet=_letters(), show_progress=False
             ),
         )
         return cls._byte_level(core)

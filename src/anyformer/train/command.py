@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from anyformer.core.recipe import Recipe
-from anyformer.data import baseline, text
+from anyformer.data import corpus as corpora
+from anyformer.data import text
+from anyformer.data.batches import Batches
+from anyformer.data.order import Global
+from anyformer.data.prefetch import Prefetch
 from anyformer.hub import load
 from anyformer.hub.guard import atomic_write
 from anyformer.train import objectives
@@ -59,11 +63,14 @@ def train(
     size: str | None = None,
     changes: dict[str, Any] | None = None,
     task: str | None = None,
-    data: str | Path = "pydoc",
+    data: str | Path | dict[str, float] = "pydoc",
+    fields: dict[str, str] | None = None,
     out: str | Path | None = None,
     steps: int = 1000,
     batch: int = 8,
     context: int | None = None,
+    rows: corpora.Order = "drawn",
+    workers: int = 0,
     accumulate: int = 1,
     lr: float = 1.5e-3,
     warmup: int = 100,
@@ -73,6 +80,7 @@ def train(
     clip: float = 1.0,
     tokenizer: str | None = None,
     vocab: int | None = None,
+    cache: str | None = None,
     seed: int = 0,
     eval_every: int = 250,
     save_every: int = 250,
@@ -96,11 +104,16 @@ def train(
         changes: hyperparameters that differ from that size, e.g. --changes.depth 6; of a recipe: paths in it.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag or images; by default
             the first one that fits the model. The last four read rows (see `train.kinds`), every tenth is held out.
-        data: a text file or a folder of them (UTF-8), or pydoc, the English reference inside every CPython.
+        data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
+            pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
+        fields: the column that holds the text, where it has another name: --fields.text content.
         out: the folder of the run; by default a new one, runs/MODEL-1, runs/MODEL-2, …
         steps: updates of the weights.
         batch: windows in a batch.
         context: tokens in a window; by default what the model can read, at most 256.
+        rows: drawn: windows from anywhere, again and again; epochs: each window once in an epoch; packed: whole
+            documents, each once in an epoch, that do not see each other.
+        workers: threads that make batches ahead of time; the numbers are the same.
         accumulate: batches that make one step.
         lr: the highest learning rate.
         warmup: steps until it is reached; a cosine leads down from there.
@@ -111,6 +124,7 @@ def train(
         tokenizer: bpe (made from the training text), bytes, or a folder with one; by default a start model's own, else
             bpe.
         vocab: tokens of the bpe that is made; 1024 by default.
+        cache: the folder of token ids; by default $ANYFORMER_TOKENS, else tokens in the user's cache.
         seed: of first weights, windows and dropout.
         eval_every: steps between evaluations; 0 = only at the end.
         save_every: steps between checkpoints; 0 = only at the end.
@@ -147,38 +161,41 @@ def train(
         from anyformer.train.other import learn_task
 
         return learn_task(source, settings, given)
-    learn, held_out = text.split(text.read(data))
-    bigram = baseline.bigram_bits_per_byte(learn, held_out)
-    with Run(_folder(out, source.name, resume), resume) as run, Screen(quiet) as screen:
-        lm = load(run.checkpoint) if run.checkpoint else source.model(tokenizer, vocab, learn, seed)
+    texts = corpora.read(data, fields, cache)
+    bigram = corpora.bigram(texts)
+    with Run(_folder(out, source.name, resume), resume) as run, Screen(quiet) as screen, ExitStack() as stack:
+        lm = load(run.checkpoint) if run.checkpoint else source.model(tokenizer, vocab, corpora.learn(texts), seed)
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        corpus = text.Corpus.of(lm.tokenizer, learn, held_out)
+        corpus = corpora.Corpus.of(lm.tokenizer, texts, cache)
         given["context"] = context = _context(lm, context)
-        windows = text.Windows(corpus.train, batch, context, seed)
+        batches: Batches = Global(corpus.rows(rows, context, seed), batch)
+        if workers:
+            batches = stack.enter_context(Prefetch(batches, workers))
         _write_config(run.folder, given)
         facts = {**source.facts, "tokenizer": tokenizer, "vocab": vocab, "batch": batch, "context": context}
-        facts["corpus"] = corpus.fingerprint()
+        facts |= {"corpus": corpus.fingerprint(), "rows": rows}
         _introduce(screen, run, lm, corpus, bigram)
 
         def measure(lm: Any) -> float:
             return bits_per_byte(lm, corpus, context, batch)
 
-        done = Loop(lm, windows, objectives.causal_lm, settings, run, measure, facts, screen).run()
+        done = Loop(lm, batches, objectives.causal_lm, settings, run, measure, facts, screen).run()
         lm.eval()
         sample = "" if done.stopped else _sample(lm, prompt, seed)
     _conclude(screen, done, bigram, sample)
     return Result(done.checkpoint, done.step, done.stopped, done.loss, done.held_out, bigram, sample, lm)
 
 
-def bits_per_byte(model: Any, corpus: text.Corpus, context: int, batch: int) -> float:
+def bits_per_byte(model: Any, corpus: corpora.Corpus, context: int, batch: int) -> float:
     """-sum log2 p(held-out text) / its UTF-8 bytes; every token sees at least half a window before it.
 
     The first token is predicted from the last one that was trained on.
     """
     device, total = next(model.parameters()).device, 0.0
-    for rows in text.sliding(np.concatenate((corpus.train[-1:], corpus.held_out)), context, batch):
-        output = model(rows["input_ids"].to(device))
-        total += float(objectives.causal_lm(output, rows["labels"].to(device), 1.0))
+    for ids in corpus.held_out():
+        for rows in text.sliding(ids, context, batch):
+            output = model(rows["input_ids"].to(device))
+            total += float(objectives.causal_lm(output, rows["labels"].to(device), 1.0))
     return total / math.log(2) / corpus.held_out_bytes
 
 
@@ -209,14 +226,15 @@ def _write_config(folder: Path, given: dict[str, Any]) -> None:
     if isinstance(given["model"], Recipe):
         atomic_write(folder / "recipe.json", (json.dumps(given["model"].to_json(), indent=2) + "\n").encode())
         given = {**given, "model": str(folder / "recipe.json")}
-    given = {**given, "out": str(folder), "data": str(given["data"]), "betas": list(given["betas"]), "resume": False}
+    given = {**given, "out": str(folder), "betas": list(given["betas"]), "resume": False}
+    given["data"] = given["data"] if isinstance(given["data"], dict) else str(given["data"])
     atomic_write(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
 
 
-def _introduce(screen: Screen, run: Run, model: Any, corpus: text.Corpus, bigram: float) -> None:
+def _introduce(screen: Screen, run: Run, model: Any, corpus: corpora.Corpus, bigram: float) -> None:
     count = sum(p.numel() for p in model.parameters())
     screen.say(
-        f"{model.page or 'recipe'}: {count / 1e6:.2f} M parameters; {len(corpus.train):,} tokens to train on "
+        f"{model.page or 'recipe'}: {count / 1e6:.2f} M parameters; {corpus.tokens:,} tokens to train on "
         f"(vocabulary {model.tokenizer.vocab_size:,}), {corpus.held_out_bytes:,} bytes held out, for which a bigram "
         f"needs {bigram:.3f} bits each"
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, nearest
+from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.guard import read_json
 from anyformer.hub.tokenizer import Tokenizer
@@ -37,7 +37,9 @@ class Origin:
     make: Callable[[int, int, int], Any] | None = None
     given: Any = None
 
-    def model(self, tokenizer: str | None, vocab: int | None, text: str, seed: int, classes: int = 0) -> Any:
+    def model(
+        self, tokenizer: str | None, vocab: int | None, text: str | Iterable[str], seed: int, classes: int = 0
+    ) -> Any:
         """The model with its tokenizer.
 
         Args:
@@ -115,12 +117,11 @@ def _built(page: pages.Page, size: str, changes: dict[str, Any], task: str, voca
     return pages.build(page.name, size, seed=seed, **{n: v for n, v in wanted.items() if n in known} | changes)
 
 
-def _tokenizer(kind: str, vocab: int, text: str) -> Tokenizer:
+def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:
     if kind == "bytes":
         return Tokenizer.bytes_level()
     if kind == "bpe":
-        lines = re.findall(r"[^\n]*\n+|[^\n]+", text)  # a list of lines is counted faster than one long text
-        return Tokenizer.train_bpe(lines, vocab)
+        return Tokenizer.train_bpe(lines([text] if isinstance(text, str) else text), vocab)
     if Tokenizer.exists(kind):
         return Tokenizer.load(kind)
     raise ValueError(f"tokenizer must be bpe, bytes, or a folder that holds one; got {kind!r}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from anyformer.data import records, text
+from anyformer.data.corpus import weights
 from anyformer.hub import load
 from anyformer.train import kinds, tasks
 from anyformer.train.checkpoint import Run
@@ -20,7 +21,14 @@ from anyformer.train.show import Screen
 def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Result:
     """Trains on `source.task`. `given` are the options of `train`, which says what they mean and what is raised."""
     kind, batch, folder = source.task, given["batch"], _folder(given["out"], source.name, given["resume"])
-    material = Material.read(kind, given["data"])
+    for name, plain in {"rows": "drawn", "workers": 0, "cache": None}.items():
+        if given[name] != plain:
+            raise ValueError(f"{name}={given[name]!r} is for the task causal, and this is {kind}; leave it out")
+    if len(several := weights(given["data"])) > 1:
+        raise ValueError(
+            f"the task {kind} is learned from one source, and data names {len(several)}; mixing is for causal"
+        )
+    material = Material.read(kind, next(iter(several)), given["fields"])
     with Run(folder, given["resume"]) as run, Screen(given["quiet"]) as screen:
         lm = load(run.checkpoint) if run.checkpoint else material.model(source, given)
         lm.to(given["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -51,11 +59,11 @@ class Material:
         self.kind, self.rows, self.learn, self.held_out = kind, rows, learn, held_out
 
     @classmethod
-    def read(cls, kind: str, data: Any) -> Material:
+    def read(cls, kind: str, data: str, fields: dict[str, str] | None) -> Material:
         """All of it, into memory."""
         if kind not in kinds.COLUMNS:
-            return cls(kind, [], *text.split(text.read(data)))
-        rows = list(records.records(data, need=kinds.COLUMNS[kind]))
+            return cls(kind, [], *text.split(text.read(data, fields)))
+        rows = list(records.records(data, fields, need=kinds.COLUMNS[kind]))
         return cls(kind, rows, "\n".join(tasks.texts(kind, tasks.split(rows)[0])), "")
 
     def model(self, source: Origin, given: dict[str, Any]) -> Any:
