@@ -247,5 +247,5 @@ def test_other_tasks_take_names_of_columns_and_refuse_what_they_do_not_do(source
     options = {**SMALL, "data": sources[1], "fields": {"text": "content"}, "out": tmp_path / "run"}
     assert train("bert", **options).held_out is not None
     for wrong in ({"rows": "epochs"}, {"workers": 2}, {"cache": "x"}, {"data": {str(sources[0]): 1, "pydoc": 1}}):
-        with pytest.raises(ValueError, match="is for (the task )?causal"):
+        with pytest.raises(ValueError, match=r"is for (the task )?causal"):
             train("bert", **{**options, "out": tmp_path / "x", **wrong})
