@@ -8,15 +8,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
 from benchmarks.report import Claim, Section, percent, row, times
 
-LAYERS, HEADS, DIM, BATCH, TIME, VOCAB = 6, 6, 384, 8, 256, 65
+BATCH, TIME, VOCAB = 8, 256, 65
 TOKENS = BATCH * TIME
-# 2 for a multiply-add, 3 for forward and both halves of backward; attention: two products of T x D, half of them masked
-FLOPS = 6 * TOKENS * (LAYERS * 12 * DIM**2 + VOCAB * DIM) + 6 * TOKENS * LAYERS * TIME * DIM
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Depth and width of a model. A gated MLP of `gated` has as many weights as a plain one of 4 `dim`."""
+
+    layers: int
+    heads: int
+    dim: int
+    gated: int
+
+    @property
+    def flops(self) -> int:
+        """Of a step: 2 for a multiply-add, 3 for forward and both halves of backward; attention: two products of T x D,
+        half of them masked."""
+        dense = self.layers * 12 * self.dim**2 + VOCAB * self.dim
+        return 6 * TOKENS * dense + 6 * TOKENS * self.layers * TIME * self.dim
+
+
+SMALL = Shape(layers=6, heads=6, dim=384, gated=1024)
 
 CONTESTANTS = {
     "ours_gpt": Contestant("anyformer GPT"),
@@ -31,51 +50,52 @@ CONTESTANTS = {
 Model = tuple[Any, Callable[[Any], Any]]  # the module, and a function from ids (B, T) to logits (B, T, V)
 
 
-def ours_gpt() -> Model:
+def ours_gpt(shape: Shape = SMALL) -> Model:
     import anyformer as af
 
-    model = af.build("gpt", "tiny", dim=DIM, depth=LAYERS, heads=HEADS, vocab=VOCAB, context=TIME)
+    model = af.build("gpt", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, vocab=VOCAB, context=TIME)
     return model, lambda ids: model(ids).logits
 
 
-def ours_llama() -> Model:
+def ours_llama(shape: Shape = SMALL) -> Model:
     import anyformer as af
 
     model = af.build(
-        "llama", "tiny", dim=DIM, depth=LAYERS, heads=HEADS, kv_heads=HEADS, hidden=1024, vocab=VOCAB, context=TIME
-    )
+        "llama", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, kv_heads=shape.heads,
+        hidden=shape.gated, vocab=VOCAB, context=TIME,
+    )  # fmt: skip
     return model, lambda ids: model(ids).logits
 
 
-def hf_gpt() -> Model:
+def hf_gpt(shape: Shape = SMALL) -> Model:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=TIME, n_embd=DIM, n_layer=LAYERS, n_head=HEADS, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
+        vocab_size=VOCAB, n_positions=TIME, n_embd=shape.dim, n_layer=shape.layers, n_head=shape.heads,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     return model, lambda ids: model(ids).logits
 
 
-def hf_llama() -> Model:
+def hf_llama(shape: Shape = SMALL) -> Model:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCAB, max_position_embeddings=TIME, hidden_size=DIM, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, intermediate_size=1024, attn_implementation="sdpa",
-        use_cache=False,
+        vocab_size=VOCAB, max_position_embeddings=TIME, hidden_size=shape.dim, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, intermediate_size=shape.gated,
+        attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     return model, lambda ids: model(ids).logits
 
 
-def x_llama() -> Model:
+def x_llama(shape: Shape = SMALL) -> Model:
     from x_transformers import Decoder, TransformerWrapper
 
     layers = Decoder(
-        dim=DIM, depth=LAYERS, heads=HEADS, attn_dim_head=DIM // HEADS, attn_flash=True, rotary_pos_emb=True,
-        ff_glu=True, ff_swish=True, ff_mult=1024 / DIM, ff_no_bias=True, use_rmsnorm=True,
+        dim=shape.dim, depth=shape.layers, heads=shape.heads, attn_dim_head=shape.dim // shape.heads, attn_flash=True,
+        rotary_pos_emb=True, ff_glu=True, ff_swish=True, ff_mult=shape.gated / shape.dim, ff_no_bias=True, use_rmsnorm=True,
     )  # fmt: skip
     model = TransformerWrapper(
         num_tokens=VOCAB, max_seq_len=TIME, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
@@ -83,25 +103,27 @@ def x_llama() -> Model:
     return model, model
 
 
-def _litgpt(**options: Any) -> Model:
+def _litgpt(shape: Shape, **options: Any) -> Model:
     from litgpt import GPT, Config
 
     common = dict(block_size=TIME, vocab_size=VOCAB, padded_vocab_size=VOCAB)
-    model = GPT(Config(**common, n_layer=LAYERS, n_head=HEADS, n_embd=DIM, **options))
+    model = GPT(Config(**common, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.dim, **options))
     return model, model
 
 
-def litgpt_pythia() -> Model:
+def litgpt_pythia(shape: Shape = SMALL) -> Model:
     return _litgpt(
+        shape,
         rotary_percentage=0.25, parallel_residual=True, bias=True, norm_class_name="LayerNorm",
-        mlp_class_name="GptNeoxMLP", intermediate_size=1536,
+        mlp_class_name="GptNeoxMLP", intermediate_size=4 * shape.dim,
     )  # fmt: skip
 
 
-def litgpt_llama() -> Model:
+def litgpt_llama(shape: Shape = SMALL) -> Model:
     return _litgpt(
+        shape,
         rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm",
-        mlp_class_name="LLaMAMLP", intermediate_size=1024,
+        mlp_class_name="LLaMAMLP", intermediate_size=shape.gated,
     )  # fmt: skip
 
 
@@ -157,13 +179,14 @@ def run(rounds: int = 20) -> Section:
             what, (mine, theirs) = CONTESTANTS[contestant.against].name, (TOKENS / spread(t)[0] for t in (ours, taken))
             figures = f"{mine:,.0f} tokens/s", f"{theirs:,.0f} tokens/s"
             claims.append(Claim(f"training step, {what}", contestant.name, *figures, r))
-        speed = f"{TOKENS / middle:,.0f}", f"{FLOPS / middle / 1e9:.0f}", percent(FLOPS / middle / peak)
+        speed = f"{TOKENS / middle:,.0f}", f"{SMALL.flops / middle / 1e9:.0f}", percent(SMALL.flops / middle / peak)
         size, taken_ms = workers[name].facts["parameters"], times((1e3 * middle, 1e3 * low, 1e3 * high), 0)
         table.append(row(contestant.name, f"{size / 1e6:.2f} M", taken_ms, *speed, against))
     for worker in workers.values():
         worker.close()
     text = (
         f"{(__doc__ or '').strip()}\n\nRounds: {rounds}, of one step each, after three to warm up; median (quartiles). "
-        f"{FLOPS / 1e9:.0f} GFLOP a step. Best plain float32 matrix product in the same run: {peak / 1e9:.0f} GFLOP/s."
+        f"{SMALL.flops / 1e9:.0f} GFLOP a step. Best plain float32 matrix product in the same run: "
+        f"{peak / 1e9:.0f} GFLOP/s."
     )
     return Section("Training step", text, table, claims, notes)

@@ -1,0 +1,183 @@
+"""Training as users start it, at two sizes, with and without recomputed activations: speed and peak memory.
+
+anyformer's `fit` beside the Trainer of transformers, and litgpt's and x-transformers' models in a plain loop. AdamW
+(fused), gradients clipped to 1, batches of 8 x 256 tokens, vocabulary 65, float32, no dropout. Every turn is a new
+process. Time is that from one batch to the next, the median of a turn. Memory is what the process grew by (`VmHWM`)
+from before the model was made to the last step. Recomputing: everything inside a block is made again in backward.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import train_step
+from benchmarks.contest import THREADS, Contestant, afresh, ratio, spread
+from benchmarks.report import Claim, Section, percent, row, times
+from benchmarks.train_step import BATCH, SMALL, TIME, TOKENS, VOCAB, Shape
+
+SHAPES = {"10 M": SMALL, "57 M": Shape(layers=8, heads=12, dim=768, gated=2048)}
+CONTESTANTS = {
+    "ours_gpt": Contestant("anyformer GPT"),
+    "hf_gpt": Contestant("transformers GPT-2, Trainer", against="ours_gpt"),
+    "litgpt_pythia": Contestant("litgpt, Pythia-like, plain loop", "litgpt", "ours_gpt"),
+    "ours_llama": Contestant("anyformer LLaMA"),
+    "hf_llama": Contestant("transformers LLaMA, Trainer", against="ours_llama"),
+    "x_llama": Contestant("x-transformers, LLaMA-like, plain loop", against="ours_llama"),
+    "peak": Contestant("plain matrix products"),
+}
+Fetch = Callable[[], None]  # called when a batch is fetched: writes down when, and the memory so far
+
+
+def _memory() -> int:
+    """Bytes that this process has had at most; 0 where there is no /proc."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def _ours(model: Any, steps: int, recompute: bool, fetched: Fetch) -> None:
+    import torch
+
+    from anyformer.train import Settings, fit, objectives
+
+    def batches(number: int) -> dict[str, Any]:
+        fetched()
+        noise = torch.Generator().manual_seed(number)
+        ids = torch.randint(0, VOCAB, (BATCH, TIME + 1), generator=noise)
+        return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+
+    settings = Settings(steps=steps, recompute=("blocks.*",) if recompute else ())
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, batches, objectives.causal_lm, settings, folder)
+
+
+def _trainer(model: Any, steps: int, recompute: bool, fetched: Fetch) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return (steps + 1) * BATCH
+
+        def __getitem__(self, number: int) -> dict[str, Any]:
+            self.seen = getattr(self, "seen", 0) + 1
+            if self.seen % BATCH == 1:
+                fetched()
+            ids = torch.randint(0, VOCAB, (TIME,), generator=torch.Generator().manual_seed(number))
+            return {"input_ids": ids, "labels": ids}
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=BATCH, optim="adamw_torch_fused",
+            gradient_checkpointing=recompute, use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True,
+            logging_steps=10, lr_scheduler_type="cosine",
+        )  # fmt: skip
+        Trainer(model=model, args=arguments, train_dataset=Rows()).train()
+
+
+def _plain(model: Any, logits: Callable[[Any], Any], steps: int, recompute: bool, fetched: Fetch) -> None:
+    import torch
+
+    if recompute:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+        apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ == "Block")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    for number in range(steps):
+        fetched()
+        ids = torch.randint(0, VOCAB, (BATCH, TIME + 1), generator=torch.Generator().manual_seed(number))
+        loss = torch.nn.functional.cross_entropy(logits(ids[:, :-1]).reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    fetched()
+
+
+def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Nothing but imports; the function makes a model, trains it, and says how long a step took and what it held."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    if name == "peak":
+        from benchmarks.machine import matmul_rate
+
+        return {}, lambda request: {"rate": matmul_rate()}
+    make = getattr(train_step, name)
+    make(Shape(layers=1, heads=1, dim=8, gated=8))  # imports
+
+    def serve(request: dict[str, Any]) -> dict[str, Any]:
+        moments: list[tuple[float, int]] = []
+        before = _memory()
+        model, logits = make(SHAPES[request["size"]])
+        model.train()
+
+        def fetched() -> None:
+            moments.append((time.perf_counter(), _memory()))
+
+        given = request["steps"], request["recompute"], fetched
+        if name.startswith("ours"):
+            _ours(model, *given)
+        elif name.startswith("hf"):
+            _trainer(model, *given)
+        else:
+            _plain(model, logits, *given)
+        taken = [b - a for (a, _), (b, _) in itertools.pairwise(moments)]
+        return {"seconds": statistics.median(taken[2:]), "memory": moments[-1][1] - before}
+
+    return {}, serve
+
+
+def run(rounds: int = 3) -> Section:
+    """The section of the report."""
+    notes = ["x-transformers has no recomputing of its own, and is left out there."]
+    table = [
+        row("", "size", "recomputed", "tokens/s", "of the peak", "takes, ours = 1", "memory, MB", "memory, ours = 1")
+    ]
+    claims: list[Claim] = []
+    for size, shape in SHAPES.items():
+        for recompute in (False, True):
+            taking_part = {k: c for k, c in CONTESTANTS.items() if not (recompute and k == "x_llama")}
+            request = {"size": size, "recompute": recompute, "steps": 8 if shape is SMALL else 6}
+            print(f"  {size}, {'recomputed' if recompute else 'kept'}", flush=True)
+            answers = afresh("training", taking_part, rounds, request, notes)
+            peak = max(a["rate"] for a in answers.pop("peak"))
+            for name, found in answers.items():
+                rows, made = _compared(name, found, answers, size, recompute, shape.flops / peak)
+                table.append(rows)
+                claims += made
+    return Section(
+        "Training, speed and memory", f"{(__doc__ or '').strip()}\n\nRounds: {rounds}.", table, claims, notes
+    )
+
+
+def _compared(
+    name: str, found: list[dict[str, Any]], answers: dict[str, Any], size: str, recompute: bool, least: float
+) -> tuple[str, list[Claim]]:
+    """A contestant's line, and what is claimed of it; `least` are the seconds of a step at the peak."""
+    contestant = CONTESTANTS[name]
+    seconds, memory = ([a[k] for a in found] for k in ("seconds", "memory"))
+    speed, held = TOKENS / spread(seconds)[0], spread(memory)[0] / 1e6
+    ratios, claims = ["", ""], []
+    if contestant.against in answers:
+        ours = answers[contestant.against]
+        what = f"{size}{', recomputed' if recompute else ''}, {CONTESTANTS[contestant.against].name}"
+        mine = [[a[k] for a in ours] for k in ("seconds", "memory")]
+        r, m = ratio(seconds, mine[0]), ratio(memory, mine[1])
+        ratios = [times(r), times(m)]
+        rate = f"{TOKENS / spread(mine[0])[0]:,.0f} tokens/s", f"{speed:,.0f} tokens/s"
+        size_of = f"{spread(mine[1])[0] / 1e6:,.0f} MB", f"{held:,.0f} MB"
+        claims = [
+            Claim(f"training, {what}", contestant.name, *rate, r),
+            Claim(f"memory of training, {what}", contestant.name, *size_of, m),
+        ]
+    share = percent(least / spread(seconds)[0])
+    cells = contestant.name, size, "yes" if recompute else "no", f"{speed:,.0f}", share, ratios[0], f"{held:,.0f}"
+    return row(*cells, ratios[1]), claims
