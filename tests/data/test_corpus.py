@@ -1,6 +1,5 @@
 """Sources, weights and what is held out, as text and as ids; and `train` on them."""
 
-import inspect
 import json
 import math
 from collections import Counter
@@ -13,7 +12,6 @@ import yaml
 
 from anyformer.cli import main
 from anyformer.cli.options import Parser
-from anyformer.core.skeletons import CausalLM
 from anyformer.data import baseline, corpus, files, text
 from anyformer.data.baseline import bigram_bits_per_byte
 from anyformer.data.corpus import Corpus
@@ -186,9 +184,6 @@ def test_resume_within_an_epoch_of_a_mixture_with_workers_is_exact(rows, sources
         train("gpt", out=tmp_path / "y", resume=str(tmp_path / "straight/step-000004"), **changed)
 
 
-@pytest.mark.skipif(
-    "document_ids" not in inspect.signature(CausalLM.forward).parameters, reason="decoders take no document_ids yet"
-)
 @pytest.mark.parametrize("model", ["llama", "mamba"])
 def test_packed_documents_are_trained_on(model, sources, tmp_path):
     options = {**SMALL, "data": sources[1], "fields": {"text": "content"}, "rows": "packed", "save_every": 0}
@@ -207,7 +202,8 @@ def test_bits_per_byte_of_a_mixture_are_those_of_all_held_out_bytes(sources, tmp
             bits += command.bits_per_byte(result.model, alone, 32, 4) * alone.held_out_bytes
         size += alone.held_out_bytes
     assert result.bits_per_byte == pytest.approx(bits / size, rel=1e-6)
-    assert result.bits_per_byte is not None and result.bits_per_byte < 9 and math.isfinite(result.bigram_bits_per_byte)
+    assert result.bits_per_byte is not None and result.bits_per_byte < 9
+    assert result.bigram_bits_per_byte is not None and 1 < result.bigram_bits_per_byte < 6
 
 
 def test_the_command_takes_a_mixture_in_three_ways(sources, tmp_path, capsys):

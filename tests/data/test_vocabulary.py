@@ -36,7 +36,7 @@ def made():
 @given(st.text())
 def test_bpe_gives_back_any_text(written):
     tokenizer = make_bpe()
-    assert tokenizer.decode(tokenizer.encode(written)) == written
+    assert tokenizer.decode(tokenizer.encode(written), skip_special=False) == written  # <|endoftext|> is text, too
 
 
 def make_bpe(kept=[]):  # noqa: B006, kept on purpose: hypothesis allows no fixture that changes

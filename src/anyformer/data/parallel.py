@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from anyformer.data.sources import _cache
+from anyformer.data.sources import cache
 
 PACKAGE, MEGABYTES, LICENCE = "debian-handbook", 35, "GPL-2+ or CC-BY-SA-3.0"
 PAGES = "./usr/share/doc/debian-handbook/html"
@@ -112,7 +112,7 @@ class _Blocks(html.parser.HTMLParser):
 
 def _pages(*languages: str) -> list[Path]:
     """The folders with the pages in these languages; what the cache lacks is fetched."""
-    home = _cache() / PACKAGE
+    home = cache() / PACKAGE
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         if missing := [name for name in languages if not (home / name).is_dir()]:
