@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.core.part import check_option
 from anyformer.core.skeletons import Output
 from anyformer.data.batches import Batch, Batches, Numbered
 from anyformer.train import checkpoint, optim
 from anyformer.train.figures import figures
 from anyformer.train.log import Log, Watch
 from anyformer.train.objectives import counted, real_tokens, with_auxiliary
-from anyformer.train.schedule import warmup_cosine
+from anyformer.train.schedule import inverse_sqrt, warmup_cosine
 from anyformer.train.world import World
 
 Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
@@ -51,6 +52,7 @@ class Settings:
         save_every, eval_every: steps between checkpoints and between evaluations; 0 = only at the end.
         log_every: steps between lines on the screen; the log files have every step.
         keep_last: checkpoints that are kept, beside the best one.
+        schedule: how the learning rate falls: cosine or inverse_sqrt (which has no `final_lr`).
     """
 
     steps: int
@@ -66,12 +68,14 @@ class Settings:
     eval_every: int = 0
     log_every: int = 10
     keep_last: int = 2
+    schedule: str = "cosine"
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "accumulate": 1, "log_every": 1, "keep_last": 1}.items():
             _at_least(name, getattr(self, name), least)
         for name in ("warmup", "final_lr", "weight_decay", "seed", "save_every", "eval_every"):
             _at_least(name, getattr(self, name), 0)
+        check_option("Settings", "schedule", self.schedule, ("cosine", "inverse_sqrt"))
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -204,7 +208,10 @@ class Loop:
                 self.world.backward(part)
             loss += part.detach()
         loss, norm = self.world.total(loss), self.world.clip(self.parameters, s.clip)
-        lr = warmup_cosine(self.step, s.steps, s.lr, s.warmup, s.final_lr * s.lr)
+        if s.schedule == "inverse_sqrt":
+            lr = inverse_sqrt(self.step, s.lr, s.warmup)
+        else:
+            lr = warmup_cosine(self.step, s.steps, s.lr, s.warmup, s.final_lr * s.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -19,3 +19,11 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: int, final: float)
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - 1 - warmup)
     return final + (peak - final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def inverse_sqrt(step: int, peak: float, warmup: int) -> float:
+    """The learning rate of step number `step` (from 0): up to `peak`, then peak sqrt(warmup / (step + 1)).
+
+    With peak = D^-1/2 warmup^-1/2 it is that of Vaswani et al. (2017; arXiv:1706.03762).
+    """
+    return peak * min((step + 1) / max(1, warmup), math.sqrt(max(1, warmup) / (step + 1)))
