@@ -26,13 +26,12 @@ def small(page: str, vocab: int = 5, **changes: Any) -> Any:
     """A page with a vocabulary so small that all texts can be tried; END ends a text."""
     more = {"begin_id": 0} if issubclass(af.recipe(page, "tiny").part, EncoderDecoder) else {}
     made = af.build(page, "tiny", vocab=vocab, **more, **changes)
-    draw = torch.Generator().manual_seed(len(page))
+    # where the norm comes last and the table is tied, large matrices drown what was read: one token for ever
+    draw, std = torch.Generator().manual_seed(1), 0.1 if page in ("bart", "transformer") else 0.3
     with torch.no_grad():
         for name, weight in made.named_parameters():
             if weight.ndim > 1 and "A_log" not in name:
-                weight.normal_(std=0.3, generator=draw)
-            elif name.endswith("weight"):  # norms: with ones and a tied table, a model repeats what it has read
-                weight.normal_(std=1.0, generator=draw)
+                weight.normal_(std=1.0 if "positions" in name else std, generator=draw)
     made.origin = {"generation": {"eos_token_id": END}, "config": {}}
     return made.eval()
 
@@ -135,7 +134,7 @@ def test_it_is_the_search_of_transformers(page, early, tmp_path):
             assert best.tokens == ids[:cut]
             assert math.isclose(best.score, float(out.sequences_scores[0]), abs_tol=1e-4)
             seen.add(tuple(ids[:cut]))
-    assert len(seen) > 3
+    assert len(seen) >= 3 and max(len(set(row)) for row in seen) > 1  # the test is of several texts
 
 
 def test_one_beam_is_greedy_and_more_are_likelier():

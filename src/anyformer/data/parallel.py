@@ -18,9 +18,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import torch
 from filelock import FileLock
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from anyformer.data.sources import cache
+from anyformer.data.sources import _cache
+from anyformer.train.objectives import IGNORE, shift_right
 
 PACKAGE, MEGABYTES, LICENCE = "debian-handbook", 35, "GPL-2+ or CC-BY-SA-3.0"
 PAGES = "./usr/share/doc/debian-handbook/html"
@@ -71,6 +76,69 @@ def sentences(pairs: list[Pair]) -> list[Pair]:
     return out
 
 
+class Batches:
+    """Batches of pairs by number, for `train.fit`: pairs of like length together, another order in each round.
+
+    Args:
+        pairs: token ids of sources and targets, the token that ends a text included.
+        tokens: most places of a batch: rows x (longest source + longest target).
+        begin_id: of the model. seed: of the order.
+    """
+
+    def __init__(self, pairs: list[tuple[list[int], list[int]]], tokens: int, begin_id: int, seed: int = 0):
+        self.pairs, self.begin_id, self.seed = pairs, begin_id, seed
+        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][1]), len(pairs[i][0]), i))
+        self.batches: list[list[int]] = [[]]
+        longest = (0, 0)
+        for i in order:
+            longest = (max(longest[0], len(pairs[i][0])), max(longest[1], len(pairs[i][1])))
+            if self.batches[-1] and (len(self.batches[-1]) + 1) * sum(longest) > tokens:
+                self.batches.append([])
+                longest = (len(pairs[i][0]), len(pairs[i][1]))
+            self.batches[-1].append(i)
+
+    def __len__(self) -> int:
+        """Batches of one round."""
+        return len(self.batches)
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Batch `number`, counted through all rounds: input_ids, attention_mask, decoder_input_ids, labels."""
+        turn, place = divmod(number, len(self.batches))
+        order = np.random.default_rng((self.seed, turn)).permutation(len(self.batches))
+        rows = [self.pairs[i] for i in self.batches[order[place]]]
+        ids, labels = (pad_sequence([torch.tensor(r[k]) for r in rows], True, IGNORE) for k in (0, 1))  # (B, S), (B, T)
+        keep = ids != IGNORE
+        given = {"input_ids": ids.masked_fill(~keep, 0), "attention_mask": keep, "labels": labels}
+        return {**given, "decoder_input_ids": shift_right(labels, self.begin_id)}
+
+
+class Dictionary:
+    """Translation word by word, as a baseline: the likeliest word of IBM's model 1 (Brown et al., 1993), learned by
+    `rounds` of expectation and maximisation; an unknown word stays as it is."""
+
+    def __init__(self, pairs: list[Pair], rounds: int = 5):
+        texts = [(ours.split(), theirs.split()) for ours, theirs in pairs]
+        likely: dict[str, dict[str, float]] = {}
+        for ours, theirs in texts:
+            for word in ours:
+                likely.setdefault(word, {}).update(dict.fromkeys(theirs, 1.0))
+        for _ in range(rounds):
+            counts: dict[str, dict[str, float]] = {word: dict.fromkeys(row, 0.0) for word, row in likely.items()}
+            for ours, theirs in texts:
+                for target in theirs:
+                    total = sum(likely[word][target] for word in ours)
+                    for word in ours:
+                        counts[word][target] += likely[word][target] / total
+            for word, row in counts.items():
+                total = sum(row.values())
+                likely[word] = {target: count / total for target, count in row.items()}
+        self.best = {word: max(row, key=row.__getitem__) for word, row in likely.items()}
+
+    def __call__(self, text: str) -> str:
+        """The text, word by word."""
+        return " ".join(self.best.get(word, word) for word in text.split())
+
+
 _END = re.compile(r"(?<=[.!?:;])\s+(?=[A-ZÄÖÜ])")
 
 
@@ -112,7 +180,7 @@ class _Blocks(html.parser.HTMLParser):
 
 def _pages(*languages: str) -> list[Path]:
     """The folders with the pages in these languages; what the cache lacks is fetched."""
-    home = cache() / PACKAGE
+    home = _cache() / PACKAGE
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         if missing := [name for name in languages if not (home / name).is_dir()]:

@@ -93,6 +93,10 @@ class Tokens(Part):
         self.types = nn.Embedding(types, dim) if types else None
         self.norm, self.dropout = built(norm, dim), dropout
 
+    def reset_parameters(self) -> None:
+        if self.scale != 1.0:  # so that scaled tokens are as large as sines; the common rule would drown them
+            nn.init.normal_(self.tokens.weight, std=1 / self.scale)
+
     def length(self, ids: Tensor) -> int:
         """How many places the input takes."""
         return ids.shape[1]
