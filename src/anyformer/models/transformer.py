@@ -10,8 +10,8 @@ target ── token x sqrt(D) + place ──┬─ attention, causal ─(+)─ L
                                     └────────────────────┘                └─────────┘               └─────
 ```
 
-Files are Marian's, 1,440 translation models (Helsinki-NLP/opus-mt-*; `MarianMTModel`). In the order that they keep, the
-sines come first and the cosines second, as in the paper's code.
+Files are Marian's (Helsinki-NLP/opus-mt-*; `MarianMTModel`). In the order that they keep, the sines come first and the
+cosines second, as in the paper's code.
 
 The counts: the paper's table says 65 and 213 million and not how. Those here are of the paper's text, with its joint
 vocabulary of 37,000: 63.1 and 214.2 million. `opus-en-de` is the published file, 74,410,496 with the two tables of
