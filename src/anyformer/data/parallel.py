@@ -24,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from anyformer.data.sources import _cache
+from anyformer.data.sources import cache
 from anyformer.train.objectives import IGNORE, shift_right
 
 PACKAGE, MEGABYTES, LICENCE = "debian-handbook", 35, "GPL-2+ or CC-BY-SA-3.0"
@@ -180,7 +180,7 @@ class _Blocks(html.parser.HTMLParser):
 
 def _pages(*languages: str) -> list[Path]:
     """The folders with the pages in these languages; what the cache lacks is fetched."""
-    home = _cache() / PACKAGE
+    home = cache() / PACKAGE
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         if missing := [name for name in languages if not (home / name).is_dir()]:
