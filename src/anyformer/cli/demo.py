@@ -66,7 +66,7 @@ def _train(data: str, steps: int, folder: Path) -> Path | None:
     from anyformer.train import train
 
     result = train("gpt", data=data, out=folder, steps=steps, warmup=min(100, steps), eval_every=0, save_every=0)
-    if result.stopped or result.bits_per_byte is None:
+    if result.stopped or result.bits_per_byte is None or result.bigram_bits_per_byte is None:
         print("the demo ends here; `anyformer demo` begins a new one")
         return None
     less = 1 - result.bits_per_byte / result.bigram_bits_per_byte

@@ -35,7 +35,8 @@ def packed(subject: Subject, rng: random.Random) -> tuple[Batch, list[list[slice
     batch = draw(subject, rng, [most] * 2)
     ids, places = torch.full((2, most), -1), []
     for row in ids:
-        at, found = rng.choice((0, 0, rng.randint(1, 3))), []
+        at = rng.choice((0, 0, rng.randint(1, 3)))
+        found: list[slice] = []
         while at < most and len(found) < 5 and (not found or rng.random() < 0.9):
             end = min(most, at + rng.randint(1, 14))
             row[at:end] = len(found)

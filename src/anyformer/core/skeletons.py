@@ -140,8 +140,8 @@ class Skeleton:
         if documents is not None:
             assert isinstance(self, nn.Module)
             check_packed(self, documents, inputs, mask, positions, state)
-            apart, keep = places(documents), documents >= 0
-            return Flow(apart, keep=keep, documents=documents, taps=self.taps, unembed=embed.unembed)
+            apart, real = places(documents), documents >= 0
+            return Flow(apart, keep=real, documents=documents, taps=self.taps, unembed=embed.unembed)
         keep = None if mask is None else mask.bool()
         if keep is not None and keep.shape not in ((batch, count), (batch, first + count)):
             raise ValueError(

@@ -80,7 +80,7 @@ def sentinels(tokenizer: Tokenizer) -> tuple[int, ...]:
     Raises:
         ValueError: if the tokenizer has none.
     """
-    found = []
+    found: list[int] = []
     while (token := tokenizer.core.token_to_id(sentinel(len(found)))) is not None:
         found.append(token)
     if not found:

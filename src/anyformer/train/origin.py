@@ -79,11 +79,11 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
     if isinstance(model, str) and model in pages.names():
         size = size or SIZE
         page = pages.page(model)
-        task = kinds.choose(task, model, page.recipe(page.at(size, **changes)), getattr(page.module, "TASK", None))
+        kind = kinds.choose(task, model, page.recipe(page.at(size, **changes)), getattr(page.module, "TASK", None))
         if "vocab" in changes:
             raise ValueError("changes.vocab: the tokenizer decides how many tokens there are; give vocab instead")
         facts = {"model": model, "size": size, "changes": changes}
-        return Origin(model, facts, task, lambda *of: _built(page, size, changes, task, *of))
+        return Origin(model, facts, kind, lambda *of: _built(page, size, changes, kind, *of))
     if isinstance(model, str) and not Path(model).expanduser().exists():
         known = pages.names()
         raise ValueError(

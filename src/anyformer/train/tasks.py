@@ -309,7 +309,8 @@ def _tagged(model: Any, row: dict[str, Any], names: tuple[str, ...], context: in
     words, said = row["words"], row["labels"]
     if len(words) != len(said):
         raise ValueError(f"a row has {len(words)} words and {len(said)} labels: {' '.join(map(str, words))[:60]!r}")
-    ids, labels = [], []
+    ids: list[int] = []
+    labels: list[int] = []
     for word, label in zip(words, said, strict=True):
         new = model.tokenizer.encode(f" {word}" if ids else str(word), special=False)
         ids += new
