@@ -95,7 +95,8 @@ def x_llama(shape: Shape = SMALL) -> Model:
 
     layers = Decoder(
         dim=shape.dim, depth=shape.layers, heads=shape.heads, attn_dim_head=shape.dim // shape.heads, attn_flash=True,
-        rotary_pos_emb=True, ff_glu=True, ff_swish=True, ff_mult=shape.gated / shape.dim, ff_no_bias=True, use_rmsnorm=True,
+        rotary_pos_emb=True, ff_glu=True, ff_swish=True, ff_mult=shape.gated / shape.dim,
+        ff_no_bias=True, use_rmsnorm=True,
     )  # fmt: skip
     model = TransformerWrapper(
         num_tokens=VOCAB, max_seq_len=TIME, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
