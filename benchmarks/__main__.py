@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
 from benchmarks import machine, report
 from benchmarks.contest import ROOT, Missing
 
-NAMES = ("train_step", "training", "decode", "load")
+NAMES = ("train_step", "training", "decode", "load", "char_lm")
 QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet
 
 
@@ -21,14 +22,17 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--rounds", type=int, help="turns of each contestant; more for a machine that is not quiet")
+    parser.add_argument("--data", help="a text for char_lm, e.g. tinyshakespeare.txt; without it char_lm is left out")
     given = parser.parse_args()
+    if given.data:
+        os.environ["BENCH_DATA"] = given.data  # the contestants are processes of their own
     if wrong := [n for n in given.names if n not in NAMES]:
         parser.error(f"there is no benchmark {wrong[0]!r}; there is {', '.join(NAMES)}")
     if given.rounds is not None and given.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {given.rounds}")
     facts = machine.facts()
     path, readme, failed = ROOT / "docs" / "benchmarks.md", ROOT / "README.md", 0
-    for name in given.names or NAMES:
+    for name in given.names or [n for n in NAMES if n != "char_lm" or given.data]:
         print(name, flush=True)
         busy = machine.busy()
         options = {} if given.rounds is None else {"rounds": given.rounds}

@@ -79,6 +79,52 @@ def test_kill_during_a_save_leaves_the_last_good_checkpoint_and_loses_nothing(tm
     assert steps == list(range(1, 9)) and not list(killed.glob(".step-*"))
 
 
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
+    draw, killed, kills = np.random.default_rng(0), tmp_path / "killed", 0
+    for _ in range(20):
+        process = start(killed, 10_000, width=64)
+        before = checkpoint.latest(killed)
+        wait_for(lambda before=before: checkpoint.latest(killed) != before, process)  # it is at work
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        kills += finish(process)[0] == -signal.SIGKILL
+        last = checkpoint.checkpoints(killed)[-1]
+        said, tensors = checkpoint.read(last)
+        assert said["step"] == int(last.name[5:]) and tensors
+        assert all(p.isfinite().all() for p in af.load(last).parameters())
+    assert kills == 20
+    steps = int(last.name[5:])
+    assert job(killed, steps + 1, width=64).step == job(tmp_path / "straight", steps + 1, width=64).step
+    name = f"step-{steps + 1:06d}"
+    for file in ("model.safetensors", "training.safetensors"):
+        a, b = (load_file(tmp_path / run / name / file) for run in ("killed", "straight"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_mean_and_moments(tmp_path, number):
+    """Both signals, in this process, with everything that has a state."""
+    ids = np.random.default_rng(0).integers(0, 128, 5000).astype(np.uint16)
+    windows, settings = Windows(ids, 2, 16), Settings(steps=6, warmup=0, ema=0.9, optimizer="muon", precision="fp16")
+
+    def give(n):
+        if n == 2:
+            os.kill(os.getpid(), number)
+        return windows(n)
+
+    model = af.build("gpt", "tiny", seed=0)
+    done = fit(model, give, objectives.causal_lm, settings, tmp_path)
+    assert done.stopped and done.step == 3 and (done.checkpoint / "ema" / "model.safetensors").exists()
+    assert fit(model, windows, objectives.causal_lm, settings, tmp_path, resume=True).step == 6
+
+
+def test_folder_inside_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="choose another out"):
+        job(tmp_path / "file" / "run", 1, width=32)
+
+
 def test_sigterm_saves_and_ends_well(tmp_path):
     process = start(tmp_path, 100_000, width=32)
     wait_for(lambda: checkpoint.latest(tmp_path) is not None, process)

@@ -1,6 +1,5 @@
 """Objectives against their formulas in NumPy, the counting of tokens, the schedule, which parameters decay."""
 
-import itertools
 import json
 from functools import partial
 
@@ -11,7 +10,6 @@ import torch
 import anyformer as af
 from anyformer.core.skeletons import Output
 from anyformer.train import Settings, fit, objectives, optim
-from anyformer.train.schedule import warmup_cosine
 
 
 def reference(logits, labels):
@@ -301,14 +299,6 @@ def test_auxiliary_losses_count_by_their_share():
     assert objectives.with_auxiliary(loss, Output(some(1)), 0.5) is loss
 
 
-def test_schedule_rises_falls_and_ends():
-    rates = [warmup_cosine(step, 100, 1.0, 10, 0.1) for step in range(100)]
-    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3]) and rates[9] == rates[10] == 1.0
-    assert all(a > b for a, b in itertools.pairwise(rates[10:])) and rates[-1] == pytest.approx(0.1)
-    assert rates[10 + 44] == pytest.approx(0.1 + 0.9 * (1 + np.cos(np.pi * 44 / 89)) / 2)
-    assert warmup_cosine(2, 3, 1.0, 10, 0.1) == pytest.approx(0.3)  # a run that ends inside its warm-up
-
-
 @pytest.mark.parametrize("name", af.names())
 def test_matrices_decay_and_nothing_else(name):
     model = af.build(name, "tiny")
@@ -331,7 +321,7 @@ def test_moments_of_another_model_are_refused():
     small, large = af.build("gpt", "tiny"), af.build("gpt", "tiny", dim=64)
     for model in (small, large):
         model(torch.tensor([[1, 2]])).logits.sum().backward()
-    first, second = (optim.adamw(m, 1e-3, (0.9, 0.95), 0.0) for m in (small, large))
+    first, second = (optim.make(m, Settings(1)) for m in (small, large))
     first.step()
     with pytest.raises(ValueError, match="does not fit this model"):
         optim.restore_moments(second, large, optim.moments(first, small))

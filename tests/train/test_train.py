@@ -63,7 +63,17 @@ def test_checkpoint_is_a_model_directory(ran):
     assert torch.equal(model(ids).logits, result.model(ids).logits)
     assert model.tokenizer.vocab_size == model.embed.vocab == 300 and model.page == "gpt"
     assert sorted(f.name for f in out.iterdir()) == sorted(
-        [".lock", "config.yaml", "log.csv", "log.jsonl", result.checkpoint.name, *{f"step-{s:06d}" for s in kept(out)}]
+        [
+            ".lock",
+            "config.yaml",
+            "curves.html",
+            "curves.png",
+            "environment.json",
+            "log.csv",
+            "log.jsonl",
+            result.checkpoint.name,
+            *{f"step-{s:06d}" for s in kept(out)},
+        ]
     )
 
 
@@ -190,7 +200,7 @@ def test_quiet_prints_nothing(book, tmp_path, capsys):
         ({"context": 65}, "context=65 must be from 1 to what the model reads, 64"),
         ({"context": 0}, "context=0 must be from 1"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"tokenizer": "sentences"}, "tokenizer must be bpe, bytes, or a folder"),
+        ({"tokenizer": "sentences"}, "tokenizer must be bpe, chars, bytes, or a folder"),
         ({"tokenizer": "bytes", "vocab": 300}, "vocab=300 is for the bpe"),
         ({"vocab": 10}, "at least 257"),
         ({"batch": 0}, "batch must be at least 1"),

@@ -16,7 +16,8 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.init import initialise
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, Value
-from anyformer.core.skeletons import Blocks, Output
+from anyformer.core.recompute import recompute
+from anyformer.core.skeletons import Output
 from anyformer.train.objectives import IGNORE, classification, counted
 
 STEPS, RATE = 60, 1e-2  # of the check that a batch can be learned by heart
@@ -121,9 +122,7 @@ def recomputing_changes_nothing(subject: Subject) -> float:
     model = fresh(subject.model).train()
     labels = labels_for(model, batch)
     expected = learn(model, batch, labels)
-    for module in model.modules():
-        if isinstance(module, Blocks):
-            module.recompute = True
+    recompute(model, "**.blocks.*")
     return agree(learn(model, batch, labels), expected, "recompute")
 
 

@@ -5,12 +5,11 @@ B batch, T time, S source time, D width, V vocabulary, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.documents import check_packed, places
 from anyformer.core.flow import Flow, State, Taps
@@ -51,26 +50,14 @@ class Blocks(Part):
         super().__init__()
         self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
         self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
-        self.recompute = False  # activation checkpointing: keep what enters a block, make the rest again in backward
 
     def run(self, x: Tensor, flow: Flow) -> Tensor:
         """(B, T, D) through all blocks and the norm."""
         flow.bias = self.bias
         x = flow.clear(x)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled() and flow.state is None:
-                x, own = checkpoint(_alone, block, x, flow, use_reentrant=False)
-                flow.take(own)
-            else:
-                x = block(x, flow)
+            x = block(x, flow)
         return drop(self, call(self.norm, x))
-
-
-def _alone(block: nn.Module, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
-    """A block with tables of its own: made again in backward, it would not find what it shares with another one, and
-    would report its losses twice."""
-    own = replace(flow, _made={}, aux={}, figures={})
-    return block(x, own), own
 
 
 class Stack(Blocks):

@@ -45,13 +45,23 @@ class Logits(Part):
 
 
 class MaskedLM(Logits):
-    """BERT's head for masked tokens: logits = W norm(act(dense(x))) + b (Devlin et al., 2018; arXiv:1810.04805).
+    """BERT's head for masked tokens: logits = W (scale * norm(act(dense(x)))) + b (Devlin et al., 2018;
+    arXiv:1810.04805).
 
     Shape: (B, T, D) -> (B, T, V).
     """
 
-    def __init__(self, dim: int, vocab: int, norm: Recipe, act: str = "gelu", tied: bool = True, bias: bool = True):
-        super().__init__(dim, vocab, tied, bias)
+    def __init__(
+        self,
+        dim: int,
+        vocab: int,
+        norm: Recipe,
+        act: str = "gelu",
+        tied: bool = True,
+        bias: bool = True,
+        scale: float = 1.0,
+    ):
+        super().__init__(dim, vocab, tied, bias, scale)
         self.dense, self.norm, self.act = nn.Linear(dim, dim), norm.build(dim), activation("MaskedLM", act)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:

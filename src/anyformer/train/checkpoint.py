@@ -1,11 +1,13 @@
 """Checkpoints that survive: complete or absent, and everything that a run needs to go on bit for bit.
 
 ```
-runs/NAME/  config.yaml  log.csv  log.jsonl
+runs/NAME/  log.csv  log.jsonl
             step-000100/    config.json  model.safetensors  tokenizer.json …     a model like any other, for af.load
                             training.safetensors     moments of the optimiser, states of the random generators
                             (with adapters: adapter_config.json  adapter_model.safetensors, for peft)
                             training.json            step, settings, facts about the data, the best evaluation
+                            ema/                     with `ema`: a model directory too, with the mean of the weights
+            environment.json  curves.png  curves.html  statistics.jsonl  config.yaml: see `environment`, `plots`, `log`
 ```
 A checkpoint is written to a hidden folder, flushed to the disk, and renamed: there is no moment at which `step-…` is
 incomplete. Older ones are removed only after that.
@@ -20,6 +22,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ from anyformer.train import adapters
 
 TENSORS, FACTS = "training.safetensors", "training.json"
 NAME = re.compile(r"step-\d{6,}")
-FIRST = {"config.yaml", "recipe.json", "log.csv", "log.jsonl"}  # what a run writes before its first checkpoint
+# what a run writes before its first checkpoint
+FIRST = {"config.yaml", "recipe.json", "environment.json", "log.csv", "log.jsonl", "statistics.jsonl", "tensorboard"}
 
 
 class Run:
@@ -107,9 +111,19 @@ class Run:
         return found
 
     def save(
-        self, step: int, model: Any, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int, best: int | None
+        self,
+        step: int,
+        model: Any,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        keep: int,
+        best: int | None,
+        mean: Callable[[], contextlib.AbstractContextManager[Any]] | None = None,
     ) -> None:
         """Writes `step-…`, then removes all but the newest `keep` and the one of the step `best`.
+
+        Args:
+            mean: inside what it returns, the model has the running mean of its weights, which is saved in `ema`.
 
         Raises:
             OSError: if it cannot be written (a full disk); the older checkpoints are still there.
@@ -118,6 +132,10 @@ class Run:
         work = self.folder / f".{target.name}.tmp"
         try:
             adapters.save_model(model, work)
+            if mean is not None:
+                with mean():
+                    adapters.save_model(model, work / "ema")
+                _sync(work / "ema")
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
             atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
             _sync(work / TENSORS)

@@ -6,7 +6,8 @@ import itertools
 import json
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from anyformer.hub import load
 from anyformer.hub.guard import atomic_write
 from anyformer.train import objectives
 from anyformer.train.checkpoint import Run
-from anyformer.train.loop import Done, Loop, Settings
-from anyformer.train.origin import origin
+from anyformer.train.loop import Done
+from anyformer.train.origin import first_weights, origin
+from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
+from anyformer.train.watching import ended, smoothed, watched
 
 LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
 SAMPLE = 150  # tokens that are written at the end
@@ -75,9 +78,20 @@ def train(
     lr: float = 1.5e-3,
     warmup: int = 100,
     final_lr: float = 0.1,
+    schedule: str = "cosine",
+    optimizer: str = "adamw",
+    rates: dict[str, float] | None = None,
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     clip: float = 1.0,
+    precision: str = "fp32",
+    recompute: list[str] | None = None,
+    compile: bool = False,
+    init: str = "depth",
+    base: dict[str, Any] | None = None,
+    label_smoothing: float = 0.0,
+    ema: float = 0.0,
+    patience: int = 0,
     tokenizer: str | None = None,
     vocab: int | None = None,
     cache: str | None = None,
@@ -86,6 +100,11 @@ def train(
     save_every: int = 250,
     keep_last: int = 2,
     log_every: int = 10,
+    statistics_every: int = 0,
+    memory: float | None = None,
+    energy: bool = False,
+    tensorboard: bool = False,
+    wandb: bool = False,
     resume: bool | str = False,
     prompt: str = "The ",
     device: str | None = None,
@@ -116,13 +135,25 @@ def train(
         workers: threads that make batches ahead of time; the numbers are the same.
         accumulate: batches that make one step.
         lr: the highest learning rate.
-        warmup: steps until it is reached; a cosine leads down from there.
-        final_lr: where the cosine ends, as a share of lr.
+        warmup: steps until it is reached; the schedule leads down from there.
+        final_lr: where the schedule ends, as a share of lr.
+        schedule: cosine, linear, wsd, inverse_sqrt or constant.
+        optimizer: adamw, or muon: Muon for the matrices inside the model, AdamW for all else.
+        rates: factors of the learning rate by path pattern of parameters, e.g. {"embed.*": 0.1}.
         weight_decay: of matrices; biases, norms and embeddings do not decay.
         betas: of AdamW.
         clip: longest gradient, as a norm over all parameters; inf switches clipping off.
-        tokenizer: bpe (made from the training text), bytes, or a folder with one; by default a start model's own, else
-            bpe.
+        precision: fp32; bf16 or fp16 (with a scaled loss): products in half precision, weights in float32.
+        recompute: path patterns of what is computed again in backward instead of kept, e.g. blocks.*
+        compile: run through torch.compile.
+        init: first weights: depth (GPT-2's), normal, xavier, or mup, which makes hyperparameters of a narrow model
+            serve a wide one.
+        base: for mup: the hyperparameters that the narrow model has instead, e.g. --base.dim 64.
+        label_smoothing: share of the target that is spread over all tokens; what is measured stays plain.
+        ema: share of the old value in a running mean of the weights, which is then measured, and saved in ema/.
+        patience: evaluations without a better one after which the run ends; 0: never.
+        tokenizer: bpe or chars (made from the training text), bytes, or a folder with one; by default a start model's
+            own, else bpe.
         vocab: tokens of the bpe that is made; 1024 by default.
         cache: the folder of token ids; by default $ANYFORMER_TOKENS, else tokens in the user's cache.
         seed: of first weights, windows and dropout.
@@ -130,6 +161,11 @@ def train(
         save_every: steps between checkpoints; 0 = only at the end.
         keep_last: checkpoints that are kept, beside the best one.
         log_every: steps between updates of the screen; the log files have every step.
+        statistics_every: steps between rows of statistics.jsonl: sizes of activations and gradients; 0 = none.
+        memory: GB that the run may use; by default what is free. More is refused before the first step.
+        energy: show and log what the processor uses, where it counts that.
+        tensorboard: write tensorboard/ too.
+        wandb: report to Weights & Biases too.
         resume: false; true: go on from the last checkpoint in out; auto: go on if there is one; or the path of a
             checkpoint.
         prompt: the text that the sample at the end continues.
@@ -149,11 +185,12 @@ def train(
         anyformer train --data book.txt --out runs/book --changes.depth 6
     """
     given = dict(locals())
+    given |= {"rates": rates or {}, "recompute": list(recompute or [])}
     settings = Settings(
-        steps=steps, lr=lr, warmup=warmup, final_lr=final_lr, weight_decay=weight_decay, betas=betas, clip=clip,
-        accumulate=accumulate, seed=seed, save_every=save_every, eval_every=eval_every, log_every=log_every,
-        keep_last=keep_last,
-    )  # fmt: skip
+        **{f.name: given[f.name] for f in fields_of(Settings)} | {"recompute": tuple(given["recompute"])}
+    )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
     if not prompt:
         raise ValueError("prompt is empty: the sample at the end needs text to continue")
     source = origin(model, size, changes, task)
@@ -165,6 +202,8 @@ def train(
     bigram = corpora.bigram(texts)
     with Run(_folder(out, source.name, resume), resume) as run, Screen(quiet) as screen, ExitStack() as stack:
         lm = load(run.checkpoint) if run.checkpoint else source.model(tokenizer, vocab, corpora.learn(texts), seed)
+        lm, factors = first_weights(source, lm, given, new=run.checkpoint is None)
+        settings = replace(settings, rates={**factors, **settings.rates})
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         corpus = corpora.Corpus.of(lm.tokenizer, texts, cache)
         given["context"] = context = _context(lm, context)
@@ -179,9 +218,13 @@ def train(
         def measure(lm: Any) -> float:
             return bits_per_byte(lm, corpus, context, batch)
 
-        done = Loop(lm, batches, objectives.causal_lm, settings, run, measure, facts, screen).run()
+        objective = smoothed(objectives.causal_lm, label_smoothing)
+        loop = watched(screen, given, lm, batches, objective, settings, run, measure, facts)
+        done = loop.run()
         lm.eval()
-        sample = "" if done.stopped else _sample(lm, prompt, seed)
+        with loop.averaged():
+            sample = "" if done.stopped else _sample(lm, prompt, seed)
+        ended(screen, loop)
     _conclude(screen, done, bigram, sample)
     return Result(done.checkpoint, done.step, done.stopped, done.loss, done.held_out, bigram, sample, lm)
 
@@ -255,5 +298,7 @@ def _conclude(screen: Screen, done: Done, bigram: float, sample: str) -> None:
     if done.stopped:
         screen.say(f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there")
         return
+    if done.early:
+        screen.say(f"no better evaluation since step {(done.best or {}).get('step')}: ended after step {done.step}")
     screen.say(f"\n{sample}\n")
     screen.say(f"held-out: {done.held_out:.3f} bits per byte (bigram: {bigram:.3f})\nmodel: {done.checkpoint}")

@@ -15,15 +15,22 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "he
 class Watch:
     """Listens to a run; this one says nothing. `train.show.Screen` shows it."""
 
+    def say(self, text: str) -> None:
+        """Something that a reader should know: a spike, a step that overflowed."""
+
     def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """Some steps are done: the last one's numbers, counted tokens a second, steps in all."""
 
     def evaluated(self, step: int, held_out: float) -> None:
         """The model was measured."""
 
+    def finish(self) -> None:
+        """The run is over."""
+
 
 class Log:
-    """`log.csv` and `log.jsonl`: a row a step and a row an evaluation. Use as a context manager.
+    """`log.csv` and `log.jsonl`: a row a step and a row an evaluation; `statistics.jsonl` where that is asked for.
+    Use as a context manager.
 
     Args:
         folder: of the run.
@@ -31,8 +38,12 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int):
-        self.lines, self.table = folder / "log.jsonl", folder / "log.csv"
-        rows = [row for row in _rows(self.lines) if row["step"] < step or (row["step"] == step and "loss" in row)]
+        self.lines, self.table, self.sizes = (folder / name for name in ("log.jsonl", "log.csv", "statistics.jsonl"))
+        if sizes := [row for row in read_log(self.sizes) if row["step"] <= step]:
+            atomic_write(self.sizes, "".join(json.dumps(row) + "\n" for row in sizes).encode())
+        else:
+            self.sizes.unlink(missing_ok=True)
+        rows = [row for row in read_log(self.lines) if row["step"] < step or (row["step"] == step and "loss" in row)]
         atomic_write(self.lines, b"")
         atomic_write(self.table, (",".join(COLUMNS) + "\n").encode())
         with self:
@@ -57,8 +68,13 @@ class Log:
         self._lines.flush()
         self._table.flush()
 
+    def statistics(self, row: dict[str, Any]) -> None:
+        """Adds sizes of activations, gradients and weights, by path."""
+        with self.sizes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a log; a kill may have cut the last one."""
     if not path.exists():
         return []

@@ -9,6 +9,7 @@ learning rate are functions of the step. So `N steps = k steps + resume + (N - k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,14 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.part import check_option
+from anyformer.core.recompute import recompute
 from anyformer.core.skeletons import Output
 from anyformer.data.batches import Batch, Batches, Numbered
-from anyformer.train import checkpoint, optim
+from anyformer.train import checkpoint, environment, optim, precision, statistics
+from anyformer.train.ema import Average
 from anyformer.train.figures import figures
 from anyformer.train.log import Log, Watch
 from anyformer.train.objectives import counted, real_tokens, with_auxiliary
-from anyformer.train.schedule import inverse_sqrt, warmup_cosine
+from anyformer.train.schedule import rate
+from anyformer.train.settings import FREE, Settings
 from anyformer.train.world import World
 
 Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
@@ -38,60 +41,14 @@ Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a model is trained. Stored with each checkpoint; a run that resumes must have the same ones.
-
-    Args:
-        steps: updates of the weights.
-        lr: the highest learning rate. `warmup`: steps until it is reached. `final_lr`: where the cosine ends, as a
-            share of `lr`.
-        weight_decay: of matrices, see `optim.groups`. `betas`: of AdamW.
-        clip: longest gradient, as a norm over all parameters; inf switches clipping off.
-        accumulate: batches that make one step.
-        seed: of the random generators of PyTorch, NumPy and Python: of dropout, and of batches that draw.
-        save_every, eval_every: steps between checkpoints and between evaluations; 0 = only at the end.
-        log_every: steps between lines on the screen; the log files have every step.
-        keep_last: checkpoints that are kept, beside the best one.
-        schedule: how the learning rate falls: cosine or inverse_sqrt (which has no `final_lr`).
-    """
-
-    steps: int
-    lr: float = 1e-3
-    warmup: int = 100
-    final_lr: float = 0.1
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    accumulate: int = 1
-    seed: int = 0
-    save_every: int = 0
-    eval_every: int = 0
-    log_every: int = 10
-    keep_last: int = 2
-    schedule: str = "cosine"
-
-    def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "accumulate": 1, "log_every": 1, "keep_last": 1}.items():
-            _at_least(name, getattr(self, name), least)
-        for name in ("warmup", "final_lr", "weight_decay", "seed", "save_every", "eval_every"):
-            _at_least(name, getattr(self, name), 0)
-        check_option("Settings", "schedule", self.schedule, ("cosine", "inverse_sqrt"))
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-
-
-FREE = {"steps", "save_every", "eval_every", "log_every", "keep_last"}  # may change when a run resumes
-
-
-@dataclass(frozen=True)
 class Done:
     """What `fit` leaves.
 
     Attributes:
-        checkpoint: the last one.
-        step: updates done. `stopped`: a signal came before the last one.
+        checkpoint: the last one; with `ema`, the mean of the weights is the model in its folder `ema`.
+        step: updates done. `stopped`: a signal came before the last one. `early`: patience ended first.
         loss: of the last step. `held_out`: the last evaluation, or None.
+        best: the step and the value of the best evaluation, or None.
     """
 
     checkpoint: Path
@@ -99,6 +56,8 @@ class Done:
     loss: float
     held_out: float | None
     stopped: bool
+    early: bool = False
+    best: dict[str, Any] | None = None
 
 
 def fit(
@@ -145,6 +104,8 @@ class Loop:
         watch: Watch,
         world: World | None = None,
     ):
+        if settings.patience and measure is None:
+            raise ValueError(f"patience={settings.patience} counts evaluations; give measure")
         self.model, self.objective, self.settings, self.folder, self.measure = model, objective, settings, run, measure
         self.world = world or World()
         self.batches: Batches = batches if callable(batches) else Numbered(batches)
@@ -152,42 +113,64 @@ class Loop:
         for p in model.parameters():
             if p.data_ptr() % 64:  # a view into a file; sums over unaligned memory may round differently
                 p.data = p.data.clone()
+        recompute(model, *settings.recompute)
         self.forward = self.world.prepare(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
-        self.optimizer = optim.adamw(model, settings.lr, settings.betas, settings.weight_decay)
+        self.optimizer = optim.make(model, settings)
+        if settings.compile:
+            self.forward = precision.compiled(self.forward, self.device)
+        self.average = Average(self.parameters, settings.ema) if settings.ema else None
+        self.scale = precision.Scale() if settings.precision == "fp16" else None
+        self.spikes, self.before = statistics.Spikes(), list[Batch]()
         self.step, self.saved, self.loss = 0, -1, math.nan
         self.best: dict[str, Any] | None = None
         self.held_out: float | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.figures: dict[str, Any] = {}  # what parts report of the last batch
+        self.count: tuple[Any, int] = (1, 1)  # labels (one number or one a kind) and tokens that count in the step
+        self.began = math.nan
         checkpoint.seed_all(settings.seed)
         if run.checkpoint is not None:
             self._restore(run.checkpoint)
+        if self.world.main:
+            environment.write(run.folder)
         self.log = Log(run.folder, self.step)
 
     def run(self) -> Done:
-        """Trains until the last step or a signal. A checkpoint is written before an evaluation, never after."""
-        s, began = self.settings, math.nan
-        rows: list[dict[str, Any]] = []
+        """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
+        never after."""
+        s, early = self.settings, False
         self.model.train()
         with Interrupts() as interrupts, self.log:
             while True:
                 last = self.step >= s.steps or self.world.any(interrupts.came)
-                if last or any(_due(self.step, every) for every in (s.save_every, s.eval_every, s.log_every)):
-                    self._report(rows, time.perf_counter() - began)
-                    rows = []
-                if (last or _due(self.step, s.save_every)) and self.saved != self.step:
+                measured = self.measure is not None and _due(self.step, s.eval_every)
+                if last or measured or any(_due(self.step, every) for every in (s.save_every, s.log_every)):
+                    self._report()
+                due = last or _due(self.step, s.save_every) or (measured and s.patience)
+                if due and self.saved != self.step:
                     self._save()
-                if self.measure and (_due(self.step, s.eval_every) or self.step >= s.steps):
+                if measured or (self.measure and self.step >= s.steps):
                     self._evaluate()
-                if last:
+                    early = self.stale >= s.patience > 0 and self.step < s.steps
+                if last or early:
                     break
-                began = began if rows else time.perf_counter()  # saving and evaluating do not count
-                rows.append(self.advance())
+                self.began = self.began if self.rows else time.perf_counter()  # saving and evaluating do not count
+                self.advance()
         last_one = self.folder.folder / f"step-{self.step:06d}"
-        return Done(last_one, self.step, self.loss, self.held_out, self.step < s.steps)
+        stopped = self.step < s.steps and not early
+        return Done(last_one, self.step, self.loss, self.held_out, stopped, early, self.best)
 
-    def advance(self) -> dict[str, Any]:
-        """One step: gradients over `accumulate` batches, clipped; one update. Nothing here waits for a GPU."""
+    @property
+    def stale(self) -> int:
+        """Evaluations since the best one."""
+        every = self.settings.eval_every
+        return (self.step - self.best["step"]) // every if self.best and every else 0
+
+    def advance(self) -> None:
+        """One step: gradients over `accumulate` batches, clipped; one update. A step whose loss or gradient is not
+        finite never reaches the weights; knowing that is what a GPU is waited for."""
         s = self.settings
         batches = [self.world.share(self.batches(self.step * s.accumulate + i)) for i in range(s.accumulate)]
         if self.step in (0, self.saved):
@@ -195,58 +178,118 @@ class Loop:
                 _check(batch)
         kinds = getattr(self.objective, "counted", counted)  # one number, or one for each kind of label
         counts = torch.stack([kinds(batch["labels"]) for batch in batches]).sum(0)
-        real = [real_tokens(batch) for batch in batches]
-        total = self.world.total(torch.cat((counts.flatten(), torch.tensor([sum(real)])))).clamp(min=1)
-        count: Any = int(total[0]) if len(total) == 2 else total[:-1].to(self.device)
+        real = sum(real_tokens(batch) for batch in batches)
+        total = self.world.total(torch.cat((counts.flatten(), torch.tensor([real])))).clamp(min=1)
+        self.count = int(total[0]) if len(total) == 2 else total[:-1].to(self.device), int(total[-1])
         loss = torch.zeros((), device=self.device)
-        for i, batch in enumerate(batches):
-            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            labels = inputs.pop("labels")
-            with self.world.exchanging(last=i == s.accumulate - 1):
-                output = self.forward(**inputs)
-                part = with_auxiliary(self.objective(output, labels, count), output, real[i] / int(total[-1]))
-                self.world.backward(part)
-            loss += part.detach()
+        watching = _due(self.step + 1, s.statistics_every)
+        with statistics.activations(self.model if watching else None) as sizes:
+            for i, batch in enumerate(batches):
+                with self.world.exchanging(last=i == s.accumulate - 1):
+                    part = self._loss(batch)
+                    self.world.backward(part * self.scale.value if self.scale else part)
+                loss += part.detach()
+        if self.scale:
+            self.scale.undo(self.parameters)
         loss, norm = self.world.total(loss), self.world.clip(self.parameters, s.clip)
-        if s.schedule == "inverse_sqrt":
-            lr = inverse_sqrt(self.step, s.lr, s.warmup)
-        else:
-            lr = warmup_cosine(self.step, s.steps, s.lr, s.warmup, s.final_lr * s.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        row = {"step": self.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": int(total[0])}
-        return {**row, **figures(output)}
+        lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.final_lr)
+        row = {"step": self.step + 1, "loss": float(loss), "lr": lr, "grad_norm": float(norm), "tokens": int(total[0])}
+        row |= self.figures
+        if watching:
+            self._write_statistics(sizes)
+        self._update(row, batches)
+        self.before = batches
 
-    def _report(self, rows: list[dict[str, Any]], seconds: float) -> None:
-        """Writes down the steps since the last report; here, and only here, a GPU is waited for."""
-        if not rows:
+    def _loss(self, batch: Batch) -> Tensor:
+        """The part of the step's loss that a batch is."""
+        labels_in_step, real_in_step = self.count
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        labels = inputs.pop("labels")
+        with precision.cast(self.device, self.settings.precision):
+            output = self.forward(**inputs)
+            self.figures = figures(output)
+            loss = self.objective(output, labels, labels_in_step)
+            return with_auxiliary(loss, output, real_tokens(batch) / real_in_step)
+
+    def _update(self, row: dict[str, Any], batches: list[Batch]) -> None:
+        """New weights, if the numbers of the step are finite."""
+        finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+        if self.scale:
+            self.scale.learn(finite)
+        if finite:
+            if unusual := self.spikes.notice(loss=row["loss"], grad_norm=row["grad_norm"]):
+                self.watch.say(f"step {row['step']}: a spike: {unusual}; {self._grown(batches)}")
+            self.optimizer.rate(row["lr"])
+            self.optimizer.step()
+        elif self.scale:
+            self.watch.say(
+                f"step {row['step']}: overflow in fp16, no weight was changed; the scale of the loss is now "
+                f"{self.scale.value:g}"
+            )
+        self.step += 1
+        self.rows.append(row if finite else {**row, "loss": _or_none(row["loss"]), "grad_norm": None})
+        if not finite and not self.scale:
+            self._report()
+            self._fail(row, batches)
+        self.optimizer.zero_grad()
+        if self.average:
+            self.average.update(self.step)
+
+    def _fail(self, row: dict[str, Any], batches: list[Batch]) -> None:
+        where = statistics.culprit(self.model, batches, self._loss)
+        kept = checkpoint.latest(self.folder.folder) or "none"
+        raise FloatingPointError(
+            f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; {where}. Nothing was saved "
+            f"from there on. Last good checkpoint: {kept}. A lower lr or a longer warmup may help"
+        )
+
+    def _grown(self, batches: list[Batch]) -> str:
+        """Where a spike begins, by running this step and the one before once more; changes nothing."""
+        slopes, states, found = statistics.gradients(self.model), checkpoint.random_states(), []
+        with torch.no_grad():
+            for some in (self.before or batches, batches):
+                with statistics.activations(self.model) as sizes:
+                    for batch in some:
+                        self._loss(batch)
+                found.append(dict(sizes))
+        checkpoint.restore_random(states)
+        return statistics.grown(found[0], found[1], slopes)
+
+    def _write_statistics(self, sizes: dict[str, float]) -> None:
+        kinds = {"activations": sizes, "gradients": statistics.gradients(self.model)}
+        kinds["weights"] = statistics.weights(self.model)
+        self.log.statistics({"step": self.step + 1, **{k: statistics.rounded(v) for k, v in kinds.items()}})
+
+    def _report(self) -> None:
+        """Writes down the steps since the last report."""
+        if not self.rows:
             return
-        rows = [{k: float(v) if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
-        speed = sum(row["tokens"] for row in rows) / seconds
+        rows = [{k: float(v) if isinstance(v, Tensor) else v for k, v in row.items()} for row in self.rows]
+        self.rows = []
+        speed = sum(row["tokens"] for row in rows) / (time.perf_counter() - self.began)
         self.log.add([{**row, "tokens_per_second": round(speed, 1)} for row in rows])
-        self.loss = rows[-1]["loss"]
-        self.watch.steps(rows[-1], speed, self.settings.steps)
-        for row in rows:
-            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                kept = checkpoint.latest(self.folder.folder) or "none"
-                raise FloatingPointError(
-                    f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; nothing was saved from "
-                    f"there on. Last good checkpoint: {kept}. A lower lr or a longer warmup may help"
-                )
+        done = next((row for row in reversed(rows) if row["grad_norm"] is not None), None)
+        if done:
+            self.loss = done["loss"]
+            self.watch.steps(done, speed, self.settings.steps)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         assert self.measure is not None
+        states = checkpoint.random_states()  # a measure that draws does not change the run
         self.model.eval()
-        self.held_out = float(self.measure(self.model))
+        with self.averaged():
+            self.held_out = float(self.measure(self.model))
         self.model.train()
+        checkpoint.restore_random(states)
         if self.best is None or self.held_out < self.best["held_out"]:
             self.best = {"step": self.step, "held_out": self.held_out}
         self.log.add([{"step": self.step, "held_out": self.held_out}])
         self.watch.evaluated(self.step, self.held_out)
+
+    def averaged(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the model has the running mean of the weights, where there is one."""
+        return self.average.swapped() if self.average else contextlib.nullcontext()
 
     def _save(self) -> None:
         moments = self.world.whole(optim.moments(self.optimizer, self.model))
@@ -254,20 +297,28 @@ class Loop:
         tensors |= {f"random.{k}": v for k, v in checkpoint.random_states().items()}
         settings = dataclasses.asdict(self.settings)
         facts = {"settings": settings, "facts": self.facts, "best": self.best, "torch": torch.__version__}
+        facts["scale"] = self.scale.state() if self.scale else None
         best = self.best["step"] if self.best else None
-        self.folder.save(self.step, self.model, tensors, facts, self.settings.keep_last, best)
+        mean = self.average.swapped if self.average else None
+        self.folder.save(self.step, self.model, tensors, facts, self.settings.keep_last, best, mean)
         self.saved = self.step
 
     def _restore(self, folder: Path) -> None:
         said, tensors = checkpoint.read(folder)
         ours = json.loads(json.dumps({**dataclasses.asdict(self.settings), **self.facts}))
-        theirs = {**said["settings"], **said["facts"]}
+        missing = dataclasses.asdict(Settings(1))  # settings that came later are at their defaults in older runs
+        theirs = {**json.loads(json.dumps(missing)), **said["settings"], **said["facts"]}
         differs = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k) and k not in FREE]
         if differs:
             told = "; ".join(f"{k} was {theirs.get(k)!r} and is now {ours.get(k)!r}" for k in differs[:4])
             raise ValueError(
                 f"cannot go on from {folder}: {told}. A command repeats a run's options with --config …/config.yaml"
             )
+        if self.average:
+            checkpoint.restore_weights(self.model, folder / "ema")
+            self.average.take()
+        if self.scale:
+            self.scale.restore(said["scale"])
         checkpoint.restore_weights(self.model, folder)
         state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         optim.restore_moments(self.optimizer, self.model, state)
@@ -302,9 +353,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _check(batch: Batch) -> None:
@@ -313,6 +363,9 @@ def _check(batch: Batch) -> None:
         raise ValueError(
             f"a batch needs labels, and has {', '.join(batch)}; for a causal model: objectives.next_tokens(input_ids)"
         )
+    for name, value in batch.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"the batch's {name} hold NaN or infinity before the first step: clean the data")
     labels, ids = batch["labels"], batch.get("decoder_input_ids", batch.get("input_ids"))
     seen = labels != -100
     if ids is not None and ids.shape == labels.shape and bool(seen.any()) and torch.equal(ids[seen], labels[seen]):

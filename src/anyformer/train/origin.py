@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.core import pages
+from anyformer.core.init import SCHEMES, initialise
+from anyformer.core.mup import Transfer
+from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe, nearest
+from anyformer.data import vocabulary
 from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.guard import read_json
@@ -28,6 +32,7 @@ class Origin:
         name: for a folder. `facts`: what says it, for people and for comparison when a run resumes.
         task: what it is trained on, see `kinds`.
         make: vocabulary, seed, number of classes -> the model with first weights; None if it is `given`.
+        recipe: vocabulary, number of classes, changes -> its recipe; None if it is `given`.
         given: the model to start from.
     """
 
@@ -35,6 +40,7 @@ class Origin:
     facts: dict[str, Any]
     task: str = "causal"
     make: Callable[[int, int, int], Any] | None = None
+    recipe: Callable[[int, int, dict[str, Any]], Recipe] | None = None
     given: Any = None
 
     def model(
@@ -83,7 +89,16 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
         if "vocab" in changes:
             raise ValueError("changes.vocab: the tokenizer decides how many tokens there are; give vocab instead")
         facts = {"model": model, "size": size, "changes": changes}
-        return Origin(model, facts, kind, lambda *of: _built(page, size, changes, kind, *of))
+
+        def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
+            wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
+            known = {f.name for f in dataclasses.fields(page.config)}
+            return page.at(size, **{n: v for n, v in wanted.items() if n in known} | changes | others)
+
+        def make(vocab: int, seed: int, classes: int) -> Any:
+            return pages.build(page.name, size, seed=seed, **dataclasses.asdict(sized(vocab, classes, {})))
+
+        return Origin(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
     if isinstance(model, str) and not Path(model).expanduser().exists():
         known = pages.names()
         raise ValueError(
@@ -101,27 +116,52 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
     task = kinds.choose(task, "the recipe", recipe)
     facts = {"model": recipe.to_json(), "size": "", "changes": {}}
 
-    def make(vocab: int, seed: int, classes: int) -> Any:
+    def changed(vocab: int, classes: int, others: dict[str, Any]) -> Recipe:
         sizes = {"vocab": vocab, "classes": classes} if classes else {"vocab": vocab}
         ends = {path: sizes.get(path.split(".")[-1]) for path, _ in recipe.walk()}
-        return pages.build(recipe.but({path: value for path, value in ends.items() if value is not None}), seed=seed)
+        return recipe.but({path: value for path, value in ends.items() if value is not None}).but(others)
 
-    return Origin("recipe", facts, task, make)
-
-
-def _built(page: pages.Page, size: str, changes: dict[str, Any], task: str, vocab: int, seed: int, classes: int) -> Any:
-    """A page's model for a task. What pages call the same means the same: `vocab`, `classes`, and `task`, which head a
-    page gives that has several."""
-    wanted: dict[str, Any] = {"vocab": vocab} | ({"classes": classes, "task": HEADS[task]} if classes else {})
-    known = {f.name for f in dataclasses.fields(page.config)}
-    return pages.build(page.name, size, seed=seed, **{n: v for n, v in wanted.items() if n in known} | changes)
+    return Origin("recipe", facts, task, lambda v, seed, c: pages.build(changed(v, c, {}), seed=seed), changed)
 
 
 def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:
     if kind == "bytes":
         return Tokenizer.bytes_level()
+    if kind == "chars":
+        return vocabulary.make([text] if isinstance(text, str) else text, "chars", 1 << 20)
     if kind == "bpe":
         return Tokenizer.train_bpe(lines([text] if isinstance(text, str) else text), vocab)
     if Tokenizer.exists(kind):
         return Tokenizer.load(kind)
-    raise ValueError(f"tokenizer must be bpe, bytes, or a folder that holds one; got {kind!r}")
+    raise ValueError(f"tokenizer must be bpe, chars, bytes, or a folder that holds one; got {kind!r}")
+
+
+def first_weights(source: Origin, lm: Any, given: dict[str, Any], new: bool) -> tuple[Any, dict[str, float]]:
+    """The model with the first weights that `train`'s options init and base name, and factors of the learning rate.
+
+    Args:
+        new: the model has first weights; else it is a checkpoint's, and only muP's factors are wanted.
+
+    Raises:
+        ValueError: for options that contradict each other.
+    """
+    init, base, seed = given["init"], given["base"], given["seed"]
+    check_option("train", "init", init, SCHEMES)
+    if (init == "mup") != bool(base):
+        raise ValueError(f"init=mup and base belong together; got init={init}, base={base}; e.g. --base.dim 64")
+    if source.recipe is None and init != "depth":
+        raise ValueError(f"init={init} is for a new model, and this one comes from a directory with its own weights")
+    if init != "mup":
+        if new and init != "depth":
+            initialise(lm, seed=seed, scheme=init)
+        return lm, {}
+    assert source.recipe is not None
+    sizes = dict(lm.recipe.walk())
+    vocab = next((v for path, v in sizes.items() if path.endswith("vocab")), 0)
+    classes = next((v for path, v in sizes.items() if path.endswith("classes")), 0)
+    change = Transfer(source.recipe(vocab, classes, {}), source.recipe(vocab, classes, base))
+    if not new:
+        return lm, change.rates
+    made = change.build(seed)
+    made.tokenizer = lm.tokenizer
+    return made, change.rates

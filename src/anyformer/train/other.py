@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,9 +14,10 @@ from anyformer.hub import load
 from anyformer.train import kinds, tasks
 from anyformer.train.checkpoint import Run
 from anyformer.train.command import Result, _context, _folder, _write_config
-from anyformer.train.loop import Loop, Settings
-from anyformer.train.origin import Origin
+from anyformer.train.origin import Origin, first_weights
+from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
+from anyformer.train.watching import ended, smoothed, watched
 
 
 def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Result:
@@ -31,6 +33,8 @@ def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Res
     material = Material.read(kind, next(iter(several)), given["fields"])
     with Run(folder, given["resume"]) as run, Screen(given["quiet"]) as screen:
         lm = load(run.checkpoint) if run.checkpoint else material.model(source, given)
+        lm, factors = first_weights(source, lm, given, new=run.checkpoint is None)
+        settings = dataclasses.replace(settings, rates={**factors, **settings.rates})
         lm.to(given["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
         if kind != "images":
             given["context"] = _context(lm, given["context"])
@@ -41,8 +45,11 @@ def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Res
         _introduce(screen, run, lm, task, baseline)
         measure = functools.partial(task.measure, batch=batch)
         facts |= {"task": kind, **task.facts}
-        done = Loop(lm, task.batches(batch), task.objective, settings, run, measure, facts, screen).run()
+        objective = smoothed(task.objective, given["label_smoothing"])
+        loop = watched(screen, given, lm, task.batches(batch), objective, settings, run, measure, facts)
+        done = loop.run()
         lm.eval()
+        ended(screen, loop)
     if done.stopped:
         screen.say(f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there")
     else:

@@ -16,7 +16,8 @@ from anyformer.hub.pooling import meaning
 from anyformer.train import adapters, examples, lora, objectives, start
 from anyformer.train.checkpoint import Run
 from anyformer.train.examples import Examples
-from anyformer.train.loop import Loop, Settings
+from anyformer.train.loop import Loop
+from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
 
 Task = Literal["write", "classify", "embed"]

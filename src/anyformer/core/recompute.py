@@ -1,0 +1,52 @@
+"""Activation checkpointing by path: keep what enters a module, make the rest again in backward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from anyformer.core.flow import Flow
+from anyformer.core.rewrite import select
+
+
+def recompute(model: nn.Module, *patterns: str) -> list[str]:
+    """From now on, the modules at these paths remember only what enters them (Chen et al., 2016; arXiv:1604.06174).
+
+    Costs a second forward pass of them, saves their activations; loss and gradients stay the same, dropout included.
+    Decoding and passes without gradients are as before. `("blocks.*",)` is the usual choice; `("blocks.::2",)` every
+    second block; `("blocks.*.ffn",)` the feed-forward parts only.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ValueError: for a pattern that matches no module, with the nearest paths.
+    """
+    found = select(model, *patterns, kind=nn.Module) if patterns else {}
+    for module in found.values():
+        if "forward" not in vars(module):
+            module.forward = functools.partial(_again, module.forward)
+    return list(found)
+
+
+def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    flow = next((a for a in args if isinstance(a, Flow)), None)
+    if not torch.is_grad_enabled() or (flow is not None and flow.state is not None):
+        return forward(*args, **options)
+
+    def run(*args: Any, **options: Any) -> Any:
+        # Tables of its own: made again in backward, it would not find what it shares with another module, and would
+        # report its losses twice.
+        own = None if flow is None else replace(flow, _made={}, aux={}, figures={})
+        return forward(*(own if a is flow else a for a in args), **options), own
+
+    found, own = checkpoint(run, *args, use_reentrant=False, **options)
+    if flow is not None:
+        flow.take(own)
+    return found

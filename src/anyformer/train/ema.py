@@ -1,0 +1,44 @@
+"""A running mean of the weights (Polyak and Juditsky, 1992): often better than the last ones, and evaluated instead."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """mean <- decay * mean + (1 - decay) * weights, after each step; of what is trained, the rest being constant.
+
+    In the first steps the decay is (1 + step) / (10 + step) where that is smaller, so that the mean does not
+    remember the first weights.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.mean: list[Tensor] = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes the weights after step number `step` (from 1) in."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """The mean becomes what the weights are now: how a checkpoint is restored."""
+        torch._foreach_copy_(self.mean, [p.detach() for p in self.parameters])
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the model has the mean as its weights."""
+        with torch.no_grad():
+            weights = [p.detach().clone() for p in self.parameters]
+            torch._foreach_copy_([p.detach() for p in self.parameters], self.mean)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_([p.detach() for p in self.parameters], weights)

@@ -1,0 +1,87 @@
+"""The curves of a run as a PNG and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from anyformer.hub.guard import atomic_write
+from anyformer.train.log import read_log
+
+PANELS = (("loss", "loss"), ("held_out", "held out"), ("lr", "learning rate"), ("grad_norm", "gradient norm"))
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+svg{width:100%;height:auto}table{border-collapse:collapse}td,th{padding:.15rem .8rem .15rem 0;text-align:left}
+th{font-weight:600}td{font-variant-numeric:tabular-nums}pre{overflow-x:auto;background:#f5f5f5;padding:.8rem}"""
+
+
+def write(folder: Path) -> None:
+    """`curves.png` and `curves.html` in the folder of a run, from its log.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    rows = read_log(folder / "log.jsonl")
+    png, svg = _draw(rows)
+    atomic_write(folder / "curves.png", png)
+    atomic_write(folder / "curves.html", _page(folder, rows, svg).encode())
+
+
+def _draw(rows: list[dict[str, Any]]) -> tuple[bytes, str]:
+    """The panels, as PNG and as SVG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("curves need matplotlib: pip install 'anyformer[plot]'") from None
+    shown = [(key, title) for key, title in PANELS if any(row.get(key) is not None for row in rows)]
+    figure = Figure(figsize=(10, 3 * ((len(shown) + 1) // 2)), layout="constrained")
+    for i, (key, title) in enumerate(shown):
+        axes = figure.add_subplot((len(shown) + 1) // 2, 2, i + 1)
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        steps, values = zip(*points, strict=True)
+        noisy = len(points) > 100 and key != "lr"
+        axes.plot(steps, values, color="C0", lw=0.8 if noisy else 1.6, alpha=0.4 if noisy else 1)
+        if noisy:
+            axes.plot(steps, _smooth(values), lw=1.6, color="C0")
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_xlabel("step", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=120)
+    figure.savefig(svg, format="svg")
+    text = svg.getvalue()
+    return png.getvalue(), text[text.index("<svg") :]
+
+
+def _smooth(values: tuple[float, ...]) -> Any:
+    """A mean over a fiftieth of the curve around each place, less at its ends."""
+    import numpy as np
+
+    ones = np.ones(max(1, len(values) // 50))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def _page(folder: Path, rows: list[dict[str, Any]], svg: str) -> str:
+    steps = [row for row in rows if "loss" in row]
+    held = [row["held_out"] for row in rows if "held_out" in row]
+    facts = {"steps": steps[-1]["step"], "loss of the last step": steps[-1]["loss"]} if steps else {}
+    if held:
+        facts |= {"held out, last": held[-1], "held out, best": min(held)}
+    facts |= {"tokens": sum(row["tokens"] for row in steps)}
+    lines = "".join(f"<tr><th>{name}</th><td>{_number(value)}</td></tr>" for name, value in facts.items())
+    config = folder / "config.yaml"
+    said = f"<h2>config.yaml</h2><pre>{html.escape(config.read_text())}</pre>" if config.exists() else ""
+    where = folder / "environment.json"
+    there = json.dumps(json.loads(where.read_text()), indent=1) if where.exists() else ""
+    name = html.escape(folder.name)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>"
+        f"<h1>{name}</h1><table>{lines}</table>{svg}{said}<h2>environment.json</h2><pre>{html.escape(there)}</pre></html>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

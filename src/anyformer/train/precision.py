@@ -1,0 +1,82 @@
+"""Half precision, the scale of a loss in fp16, activations that are made again, and torch.compile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def cast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Around a forward pass: products in the precision's type, sums and norms where float32 is needed in float32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class Scale:
+    """The factor on the loss in fp16: gradients below 6e-8 would be 0 (Micikevicius et al., 2017; arXiv:1710.03740).
+
+    ```
+    gradients all finite   value stays; after `patience` such steps in a row it doubles
+    any of them is not     the step changes no weight; value halves
+    ```
+    The decision is made on the norm of the gradient over all processes, so that all decide alike.
+
+    Attributes:
+        value: the factor, a power of two. `good`: steps since it changed.
+    """
+
+    def __init__(self, value: float = 2.0**16, patience: int = 2000):
+        self.value, self.patience, self.good = value, patience, 0
+
+    def undo(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divides the gradients by the factor."""
+        found: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        if found:
+            torch._foreach_mul_(found, 1.0 / self.value)
+
+    def learn(self, finite: bool) -> None:
+        """Moves the factor.
+
+        Raises:
+            FloatingPointError: if the gradient overflows whatever the factor: it is too large for fp16 itself.
+        """
+        self.good = self.good + 1 if finite else 0
+        if self.good == self.patience:
+            self.value, self.good = self.value * 2, 0
+        if not finite:
+            self.value /= 2
+        if self.value < 2.0**-14:
+            raise FloatingPointError("overflow in fp16 with any scale of the loss; use precision bf16 or fp32")
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"value": self.value, "good": self.good}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """The inverse of `state`."""
+        self.value, self.good = state["value"], int(state["good"])
+
+
+def compiled(forward: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`forward` through torch.compile.
+
+    Raises:
+        ValueError: if torch cannot compile here; it is tried on one sum, so that this is known before the first step.
+    """
+    try:
+        torch.compile(_sum)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compiler's toolchain throws; all of it means the same here
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"compile: no working compiler here ({why}); install one for C++, or leave it out") from error
+    return torch.compile(forward)
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x + x.sin()

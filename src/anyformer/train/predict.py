@@ -1,0 +1,263 @@
+"""Before the first step: how much memory a run will take, and how much it computes. Nothing is allocated to know it.
+
+A copy of the model whose tensors have shapes and no content (PyTorch's fake tensors) does one step, and every tensor
+that comes and goes is counted: weights, gradients, the state of the optimiser, activations, and what only lives inside
+an operation's neighbours. So the figure is that of the kernels that this device would use, for any page and any change
+of its tree. What a kernel allocates inside itself, and what the allocator wastes, is not seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from anyformer.core.recompute import recompute
+from anyformer.data.batches import Batch
+from anyformer.train import checkpoint, optim, precision
+from anyformer.train.settings import Settings
+from anyformer.train.show import Screen
+
+GB = 1e9
+PROBED = 100  # steps from which on it is worth two batches to know how long they take
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a step needs, in bytes, and how much it computes.
+
+    Attributes:
+        weights: parameters and buffers. `gradients`: of what is trained. `optimizer`: its state, and the running mean
+            of the weights where there is one. `activations`: what forward keeps for backward.
+        peak: the most that lives at one time.
+        flops: floating-point operations of the matrix products and attention of a step.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+    flops: int
+
+    def __str__(self) -> str:
+        named = {"weights": self.weights, "gradients": self.gradients, "optimiser": self.optimizer}
+        parts = ", ".join(f"{k} {v / GB:.2f}" for k, v in {**named, "activations": self.activations}.items())
+        return f"{self.peak / GB:.2f} GB at most ({parts})"
+
+
+def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Prediction:
+    """What a step with such batches will need; the model and the random generators stay as they are.
+
+    Raises:
+        ValueError: if the model looks at the content of its tensors, which cannot be followed without any.
+    """
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with FakeCopyMode(mode):
+            fake = copy.deepcopy(model)  # type: ignore[no-untyped-call]
+        device = next(model.parameters()).device
+        fakes = {name: mode.from_tensor(value).to(device) for name, value in batch.items()}
+        try:
+            return _step(fake.train(), fakes, objective, settings, device)
+        except DataDependentOutputException as error:
+            raise ValueError(
+                f"memory cannot be predicted: the model looks at the content of a tensor ({error})"
+            ) from None
+
+
+def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Prediction:
+    recompute(model, *settings.recompute)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    live = Live()
+    for tensor in (*model.parameters(), *model.buffers()):
+        live.add(tensor)
+    weights = live.now
+    optimizer = optim.make(model, settings)
+    with live:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with precision.cast(device, settings.precision):
+            loss = objective(model(**inputs), batch["labels"], 1.0)
+        activations = live.now - weights
+        loss.backward()
+        del loss
+        gradients, most = sum(p.nbytes for p in trained), live.most
+        held = live.now
+        optimizer.step()
+        state = live.now - held
+    # The state is there from the second step on, and the gradients during all of the later of accumulated batches.
+    state += sum(p.nbytes for p in trained) if settings.ema else 0
+    through = most + state + (gradients if settings.accumulate > 1 else 0)
+    peak = max(through, weights + gradients + state)
+    return Prediction(weights, gradients, state, activations, peak, live.flops * settings.accumulate)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that live, and the operations of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry
+
+        aten = torch.ops.aten  # what PyTorch's table of operations lacks
+        back = aten._scaled_dot_product_flash_attention_for_cpu_backward
+        cpu = {aten._scaled_dot_product_flash_attention_for_cpu: _attention, back: _attention_backward}
+        self.registry: dict[Any, Any] = {**flop_registry, **cpu}
+        self.now = self.flops = self.most = 0
+        self.seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def add(self, tensor: Tensor) -> None:
+        """A tensor is there; its memory may be that of another one."""
+        storage = tensor.untyped_storage()
+        if storage not in self.seen:
+            size = self.seen[storage] = storage.nbytes()
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in self.registry:
+            self.flops += self.registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return out
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """2 B H T S (K + K'): the two products; what a mask leaves out is counted, as elsewhere."""
+    batch, heads, time, width = query.shape
+    return 2 * batch * heads * time * key.shape[2] * (width + value.shape[3])
+
+
+def _attention_backward(slope: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Five products, one of them the scores made again."""
+    return 5 * _attention(query, key, value) // 2
+
+
+def probe(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> float:
+    """Seconds of a step: forward and backward of one batch are run twice, the second one is timed.
+
+    Gradients are thrown away and the random generators put back, so that the run is the same with and without it.
+    The update of the weights is not in it.
+    """
+    recompute(model, *settings.recompute)
+    states, training = checkpoint.random_states(), model.training
+    device = next(model.parameters()).device
+    model.train()
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        labels = inputs.pop("labels")
+        with precision.cast(device, settings.precision):
+            loss = objective(model(**inputs), labels, 1.0)
+        loss.backward()
+        float(loss.detach())  # a GPU is done
+        seconds = time.perf_counter() - began
+        model.zero_grad(set_to_none=True)
+    model.train(training)
+    checkpoint.restore_random(states)
+    return seconds * settings.accumulate
+
+
+def advice(
+    model: nn.Module, batch: Batch, objective: Any, settings: Settings, room: int | None
+) -> tuple[Prediction, str]:
+    """The prediction, and "" or, where it is more than `room` bytes, what to change; each change is predicted too."""
+    said = predict(model, batch, objective, settings)
+    if room is None or said.peak <= room:
+        return said, ""
+    rows = len(batch["labels"])
+    changes: dict[str, tuple[Batch, Settings]] = {}
+    if not settings.recompute:
+        changes["recompute ['blocks.*']"] = batch, dataclasses.replace(settings, recompute=("**.blocks.*",))
+    if settings.precision == "fp32":
+        changes["precision bf16"] = batch, dataclasses.replace(settings, precision="bf16")
+    for part in (2, 4, 8, 16):
+        if rows >= part:
+            more = dataclasses.replace(settings, accumulate=settings.accumulate * part)
+            fewer = {name: value[: rows // part] for name, value in batch.items()}
+            changes[f"batch {rows // part} and accumulate {more.accumulate}"] = fewer, more
+    found = {name: predict(model, b, objective, s).peak for name, (b, s) in changes.items()}
+    fits = [name for name, peak in found.items() if peak <= room]
+    list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in found.items())
+    told = f"that fits with {fits[0]}" if fits else "no single one of these is enough: take a smaller model"
+    return said, (
+        f"a step needs {said}, and {room / GB:.2f} GB are free; {told} ({list_}). memory=… says that there is more"
+    )
+
+
+def room(device: torch.device) -> int | None:
+    """Bytes that are free on the device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    file = Path("/proc/meminfo")
+    if device.type != "cpu" or not file.exists():
+        return None
+    return 1024 * next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("MemAvail"))
+
+
+def matmul_rate(device: torch.device, precision_: str = "fp32") -> float:
+    """FLOP/s of a plain matrix product here: the best of three."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision_]
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.ones(n, n, device=device, dtype=kind)
+    out, best = a @ a, 0.0
+    for _ in range(3):
+        began = time.perf_counter()
+        torch.mm(a, a, out=out)
+        float(out[0, 0])
+        best = max(best, 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+def foresee(
+    screen: Screen, model: nn.Module, batch: Batch, objective: Any, settings: Settings, memory: float | None
+) -> None:
+    """Says what the run will need before its first step, and gives the screen what it compares with.
+
+    Args:
+        memory: GB that the run may use; by default what is free.
+
+    Raises:
+        ValueError: if it will not fit, with what to change.
+    """
+    device = next(model.parameters()).device
+    free = room(device) if memory is None else int(memory * GB)
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    said, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
+    if problem:
+        raise ValueError(problem)
+    told = f"a step needs {said}"
+    if settings.steps >= PROBED:
+        seconds = probe(model, batch, objective, settings)
+        told += f" and about {seconds:.2g} s; all of them {seconds * settings.steps / 60:.0f} min"
+        screen.peak = matmul_rate(device, settings.precision)
+    screen.say(told)
+    screen.flops, screen.memory = float(said.flops), lambda: resident(device)
+
+
+def resident(device: torch.device) -> int | None:
+    """Bytes that the process holds now on the device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    file = Path("/proc/self/statm")
+    if device.type != "cpu" or not file.exists():
+        return None
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,107 @@
+"""A run elsewhere: TensorBoard, Weights & Biases, or several at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from anyformer.train.log import Watch
+
+
+class Several(Watch):
+    """Tells all of them."""
+
+    def __init__(self, *watches: Watch):
+        self.watches = watches
+
+    def say(self, text: str) -> None:
+        """See `Watch`."""
+        for watch in self.watches:
+            watch.say(text)
+
+    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        """See `Watch`."""
+        for watch in self.watches:
+            watch.steps(row, speed, steps)
+
+    def evaluated(self, step: int, held_out: float) -> None:
+        """See `Watch`."""
+        for watch in self.watches:
+            watch.evaluated(step, held_out)
+
+    def finish(self) -> None:
+        """See `Watch`."""
+        for watch in self.watches:
+            watch.finish()
+
+
+class TensorBoard(Watch):
+    """Writes `tensorboard/` in the folder of the run.
+
+    Raises:
+        ImportError: if tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("tensorboard=true needs tensorboard: pip install tensorboard") from None
+        self.writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        """See `Watch`."""
+        for name in ("loss", "lr", "grad_norm"):
+            self._put(name, row[name], row["step"])
+        self._put("tokens_per_second", speed, row["step"])
+
+    def evaluated(self, step: int, held_out: float) -> None:
+        """See `Watch`."""
+        self._put("held_out", held_out, step)
+
+    def finish(self) -> None:
+        """See `Watch`."""
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+    def _put(self, name: str, value: float, step: int) -> None:
+        self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+
+class WandB(Watch):
+    """Reports to Weights & Biases; where to, and whether at all, is said by its own variables (WANDB_MODE=offline).
+
+    Raises:
+        ImportError: if wandb is not installed.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError("wandb=true needs Weights & Biases: pip install wandb") from None
+        self.run = wandb.init(project="anyformer", name=folder.name, dir=str(folder), config=config)
+
+    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        """See `Watch`."""
+        facts = {name: row[name] for name in ("loss", "lr", "grad_norm")}
+        self.run.log({**facts, "tokens_per_second": speed}, step=row["step"])
+
+    def evaluated(self, step: int, held_out: float) -> None:
+        """See `Watch`."""
+        self.run.log({"held_out": held_out}, step=step)
+
+    def finish(self) -> None:
+        """See `Watch`."""
+        self.run.finish()
+
+
+def watching(screen: Watch, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool) -> Watch:
+    """The screen, and what else is asked for.
+
+    Raises:
+        ImportError: for what is not installed.
+    """
+    plain = {name: value for name, value in config.items() if isinstance(value, str | int | float | list | dict)}
+    others = [TensorBoard(folder)] if tensorboard else []
+    more = [WandB(folder, plain)] if wandb else []
+    return Several(screen, *others, *more)

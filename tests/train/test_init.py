@@ -1,0 +1,113 @@
+"""First weights by name, and muP's coordinate check: activations keep their size as the width grows."""
+
+import math
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.core.init import initialise
+from anyformer.core.mup import Transfer
+from anyformer.train import Settings, objectives, optim, statistics
+
+torch.set_num_threads(1)
+WIDTHS = (32, 128, 512)
+
+
+def spread(model, path):
+    return model.get_submodule(path).weight.detach().std().item()
+
+
+def test_schemes_have_the_std_that_they_name():
+    def made(scheme):
+        model = af.build("gpt", "tiny", dim=128, depth=2)
+        initialise(model, seed=0, scheme=scheme)
+        return model
+
+    normal, depth, xavier = made("normal"), made("depth"), made("xavier")
+    assert spread(normal, "blocks.0.ffn.down") == pytest.approx(0.02, rel=0.02)
+    assert spread(depth, "blocks.0.ffn.down") == pytest.approx(0.02 / math.sqrt(4), rel=0.02)
+    assert spread(xavier, "blocks.0.ffn.down") == pytest.approx(math.sqrt(2 / (128 + 512)), rel=0.02)
+    for model in (normal, depth, xavier):
+        assert spread(model, "embed.tokens") == pytest.approx(0.02, rel=0.02)
+        assert not model.blocks[0].ffn.up.bias.any() and (model.norm.weight == 1).all()
+
+
+def test_unknown_scheme_and_mup_without_factors_are_named():
+    model = af.build("gpt", "tiny")
+    with pytest.raises(ValueError, match="scheme must be one of 'depth', 'normal', 'xavier', 'mup'; got 'he'"):
+        initialise(model, scheme="he")
+    with pytest.raises(ValueError, match=r"needs factors.*core\.mup\.Transfer"):
+        initialise(model, scheme="mup")
+    with pytest.raises(ValueError, match="only one of them has"):
+        Transfer(af.recipe("gpt", "tiny", depth=3), af.recipe("gpt", "tiny"))
+
+
+def test_factors_are_those_of_the_table():
+    sizes = {"dim": 128, "heads": 4, "hidden": 256}
+    base = {"dim": 32, "heads": 4, "hidden": 64}
+    one = Transfer(af.recipe("llama", "tiny", tied=False, **sizes), af.recipe("llama", "tiny", tied=False, **base))
+    assert one.factors["blocks.0.ffn.down"] == pytest.approx(0.5) and one.rates["blocks.0.ffn.down.weight"] == 0.25
+    assert one.factors["head.proj"] == 0.25 and one.rates["head.proj.weight"] == 0.25
+    assert "embed.tokens" not in one.factors and one.recipe["blocks.0.mixer.scale"] == pytest.approx(8**0.5 / 32)
+    two = Transfer(af.recipe("gpt", "tiny", dim=128), af.recipe("gpt", "tiny", dim=32))
+    assert two.recipe["head.scale"] == 0.25
+    model = two.build(seed=0)
+    assert spread(model, "blocks.0.mixer.q") == pytest.approx(0.01, rel=0.05)
+    assert spread(model, "embed.tokens") == pytest.approx(0.02, rel=0.05)
+    same = Transfer(af.recipe("gpt", "tiny"), af.recipe("gpt", "tiny"))
+    assert same.recipe == af.recipe("gpt", "tiny") and not same.rates and not same.factors
+
+
+@pytest.mark.parametrize("name", af.names())
+def test_every_page_can_be_widened_and_learns(name):
+    page = af.page(name)
+    double = {n: 2 * getattr(page.sizes["tiny"], n) for n in ("dim", "hidden") if getattr(page.sizes["tiny"], n, None)}
+    transfer = Transfer(af.recipe(name, "tiny", **double), af.recipe(name, "tiny"))
+    model = transfer.build(seed=0)
+    optim.make(model, Settings(1, rates=transfer.rates))
+    assert transfer.rates and all(p.isfinite().all() for p in model.parameters())
+    assert any(path.startswith(("blocks", "decoder", "encoder")) for path in transfer.factors)
+
+
+def change(name, width, mup, heads):
+    """How much the outputs of parts differ after three steps of Adam from what they were: their size, by part."""
+    options = {"dim": width, "hidden": 2 * width, "heads": heads(width)}
+    if name == "llama":
+        options |= {"kv_heads": heads(width), "tied": False}
+    wide, base = (
+        af.recipe(name, "tiny", **options),
+        af.recipe(
+            name,
+            "tiny",
+            **{k: {"dim": WIDTHS[0], "hidden": 2 * WIDTHS[0]}.get(k, v) for k, v in options.items()}
+            | {k: heads(WIDTHS[0]) for k in options if "heads" in k},
+        ),
+    )
+    transfer = Transfer(wide, base)
+    model = transfer.build(seed=0) if mup else af.build(wide, seed=0)
+    optimizer = optim.make(model, Settings(1, lr=1e-2, weight_decay=0.0, rates=transfer.rates if mup else {}))
+    ids = torch.randint(0, 128, (4, 32), generator=torch.Generator().manual_seed(0))
+    labels = objectives.next_tokens(ids)
+    found = {}
+    for step in range(4):
+        output = model(ids)
+        now = {"hidden": output.hidden, "logits": output.logits}
+        if step == 0:
+            first = {k: v.detach() for k, v in now.items()}
+        found = {k: statistics.size(v - first[k]) for k, v in now.items()}
+        objectives.causal_lm(output, labels, 4 * 31).backward()
+        optimizer.rate(1e-2)
+        optimizer.step()
+        optimizer.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+@pytest.mark.parametrize("heads", [lambda w: 4, lambda w: w // 8], ids=["wider heads", "more heads"])
+def test_coordinate_check(name, heads):
+    """With muP the change of the logits in three steps is about the same at 16 times the width; without, it is not."""
+    with_mup = [change(name, width, True, heads)["logits"] for width in WIDTHS]
+    without = [change(name, width, False, heads)["logits"] for width in WIDTHS]
+    assert max(with_mup) / min(with_mup) < 2, with_mup
+    assert without[-1] / without[0] > 3, without

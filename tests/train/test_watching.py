@@ -1,0 +1,247 @@
+"""What a run shows and leaves: the panel, plain lines, curves, TensorBoard, energy; and what it foresees."""
+
+import importlib.util
+import io
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import anyformer as af
+from anyformer.data import text
+from anyformer.train import Settings, objectives, predict, show, train
+from anyformer.train.energy import Energy
+from anyformer.train.log import Watch
+
+torch.set_num_threads(1)
+SMALL: dict[str, Any] = {
+    "size": "tiny", "context": 32, "batch": 4, "steps": 12, "warmup": 2, "eval_every": 4, "vocab": 260,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "book.txt"
+    path.write_text(text.read()[:20_000], encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def ran(book, tmp_path_factory):
+    """A run with everything that watches."""
+    out = tmp_path_factory.mktemp("runs") / "a<b"
+    options: dict[str, Any] = {
+        **SMALL,
+        "ema": 0.5,
+        "label_smoothing": 0.1,
+        "optimizer": "muon",
+        "schedule": "wsd",
+        "statistics_every": 6,
+        "tensorboard": True,
+    }
+    return train("gpt", data=book, out=out, quiet=True, recompute=["blocks.*"], **options), out
+
+
+def test_curves_are_a_picture_and_one_page_that_needs_nothing_else(ran):
+    _, out = ran
+    png, page = (out / "curves.png").read_bytes(), (out / "curves.html").read_text()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24])[0] >= 1000
+    assert "<svg" in page and "config.yaml" in page and "a&lt;b" in page and "a<b" not in page
+    assert not re.search(r"(src|href)=.?https?:|<script|@import|url\(http", page)
+
+
+def test_tensorboard_has_the_numbers(ran):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, out = ran
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    held = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines() if "held_out" in line]
+    assert [e.step for e in events.Scalars("held_out")] == [4, 8, 12]
+    assert [e.value for e in events.Scalars("held_out")] == pytest.approx([row["held_out"] for row in held])
+    assert {"loss", "lr", "grad_norm", "tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_measured_is_the_mean_of_the_weights(ran, book):
+    result, _ = ran
+    mean = af.load(result.checkpoint / "ema")
+    assert mean.tokenizer is not None and not torch.equal(mean.norm.weight, result.model.norm.weight)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_what_is_not_installed_is_named(book, tmp_path):
+    with pytest.raises(ImportError, match="pip install wandb"):
+        train("gpt", data=book, out=tmp_path / "run", quiet=True, wandb=True, **SMALL)
+
+
+def test_panel_and_plain_line_have_every_fact(monkeypatch):
+    screen = show.Screen()
+    screen.flops, screen.peak, screen.memory = 5e6, 1e9, lambda: 2_500_000_000
+    row = {"loss": 3.25, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100}
+    said = []
+    monkeypatch.setattr(screen, "say", said.append)
+    for step in (10, 20):
+        screen.steps({**row, "step": step}, 4000.0, 20)
+    facts = "loss 3.250  lr 1.0e-03  grad 0.50  4,000 tokens/s  of peak 20 %  memory 2.50 GB"
+    assert said == [f"step 10/20  {facts}", f"step 20/20  {facts}  0:00 left"]
+    console = Console(width=110, force_terminal=True, record=True, file=io.StringIO())
+    console.print(show._panel(10, 20, {"loss": "3.250", "": "4,000 tokens/s"}))
+    drawn = console.export_text()
+    assert "step 10/20" in drawn and "loss 3.250   " in drawn and "4,000 tokens/s" in drawn and "╭" in drawn
+
+
+def test_energy_is_counted_over_a_full_counter_or_refused(tmp_path):
+    with pytest.raises(ValueError, match="energy cannot be measured here: there is no RAPL counter"):
+        Energy(tmp_path)
+    for name, value in (("intel-rapl:0", 900), ("intel-rapl:1", 100)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{value}000000\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("1000000000\n")
+    counter = Energy(tmp_path)
+    (tmp_path / "intel-rapl:0/energy_uj").write_text("50000000\n")  # it began again
+    (tmp_path / "intel-rapl:1/energy_uj").write_text("130000000\n")
+    assert counter.joules() == pytest.approx(150 + 30)
+
+
+def test_watch_of_ones_own_may_be_silent():
+    watch = Watch()
+    assert watch.say("x") is watch.steps({}, 0.0, 1) is watch.evaluated(1, 0.0) is watch.finish() is None
+
+
+# --------------------------------------------------------------------------------------------------- prediction
+
+
+def batch(rows=4, time=32, vocab=128):
+    ids = torch.randint(1, vocab, (rows, time), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "labels": objectives.next_tokens(ids)}
+
+
+def test_prediction_counts_what_is_known():
+    model = af.build("gpt", "tiny", seed=0)
+    size = sum(p.nbytes for p in model.parameters())
+    before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
+    said = predict.predict(model, batch(), objectives.causal_lm, Settings(1))
+    assert said.weights == said.gradients == size
+    assert said.optimizer == pytest.approx(2 * size, rel=0.01)  # two moments and a count for each parameter
+    with torch.autograd.graph.saved_tensors_hooks(seen := Kept(model), lambda t: t):
+        objectives.causal_lm(model(batch()["input_ids"]), batch()["labels"], 1.0)
+    assert said.activations == pytest.approx(seen.bytes, rel=0.15)
+    assert said.peak > said.weights + said.optimizer + said.activations
+    products = 2 * 3 * 4 * 32 * sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    head = 2 * 3 * 4 * 32 * 32 * 128
+    attention = 3.5 * 4 * 4 * 2 * 32 * 32 * 32
+    assert said.flops == pytest.approx(products + head + attention, rel=0.05)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Kept:
+    """Counts what is kept for backward, each memory once, without the weights."""
+
+    def __init__(self, model):
+        self.seen = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+        self.bytes = 0
+
+    def __call__(self, t):
+        memory = t.untyped_storage()
+        if memory.data_ptr() not in self.seen:
+            self.seen[memory.data_ptr()] = t
+            self.bytes += memory.nbytes()
+        return t
+
+
+def test_prediction_follows_settings():
+    model = af.build("llama", "tiny", seed=0, depth=4)
+
+    def said(rows=4, **settings):
+        return predict.predict(model, batch(rows), objectives.causal_lm, Settings(1, **settings))
+
+    plain = said()
+    assert said(recompute=("blocks.*",)).activations < 0.6 * plain.activations
+    assert said(rows=8).activations == pytest.approx(2 * plain.activations, rel=0.1)
+    assert said(optimizer="muon").optimizer < plain.optimizer < said(ema=0.9).optimizer
+    assert said(precision="bf16").activations < plain.activations
+    assert said(accumulate=2).peak > plain.peak and said(accumulate=2).flops == 2 * plain.flops
+    assert not any("forward" in vars(m) for m in model.modules())  # recompute was done to a copy
+
+
+@pytest.mark.parametrize("name", af.names())
+def test_every_page_is_predicted(name):
+    model = af.build(name, "tiny", seed=0)
+    inputs = batch(2, 16, 100)
+    if model.takes == "pixel_values":
+        image = model.config.image
+        inputs = {"pixel_values": torch.zeros(2, 3, image, image), "labels": torch.tensor([0, 1])}
+    elif type(model).__name__ == "EncoderDecoder":
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    said = predict.predict(model, inputs, objectives.masked_lm, Settings(1))
+    assert said.peak > said.weights + said.optimizer and said.activations > 0 and said.flops > 0
+
+
+def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
+    with pytest.raises(ValueError, match=r"a step needs .* are free; no single one .*batch 2 and accumulate 2"):
+        train("gpt", data=book, out=tmp_path / "run", quiet=True, memory=0.0, **{**SMALL, "size": "mini"})
+    assert not list(tmp_path.glob("run/step-*"))
+    model = af.build("gpt", "mini", seed=0)
+    said = predict.predict(model, batch(16, 128), objectives.causal_lm, Settings(1))
+    _, told = predict.advice(
+        model, batch(16, 128), objectives.causal_lm, Settings(1), said.peak - said.activations // 3
+    )
+    assert "that fits with recompute" in told
+    assert predict.advice(model, batch(), objectives.causal_lm, Settings(1), said.peak)[1] == ""
+
+
+def test_probe_changes_nothing(tmp_path):
+    model = af.build("gpt", "tiny", seed=0, dropout=0.1)
+    state = torch.get_rng_state()
+    assert predict.probe(model, batch(), objectives.causal_lm, Settings(1)) > 0
+    assert torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+
+
+# ----------------------------------------------------------------------------------------------------- options
+
+
+def test_mup_from_the_command_resumes(book, tmp_path):
+    options = {**SMALL, "data": book, "quiet": True, "changes": {"dim": 64}, "init": "mup", "base": {"dim": 32}}
+    straight = train("gpt", out=tmp_path / "a", **options)
+    train("gpt", out=tmp_path / "b", **{**options, "steps": 12, "save_every": 4})
+    branch = train("gpt", out=tmp_path / "c", resume=str(tmp_path / "b/step-000008"), **{**options, "save_every": 4})
+    assert branch.loss == straight.loss and branch.sample == straight.sample
+    assert af.load(branch.checkpoint).recipe["head.scale"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"init": "mup"}, "init=mup and base belong together"),
+        ({"base": {"dim": 16}}, "init=mup and base belong together"),
+        ({"init": "he"}, "init must be one of 'depth'"),
+        ({"init": "mup", "base": {"dmi": 16}}, "no hyperparameter 'dmi'"),
+        ({"patience": 1, "eval_every": 0}, "patience=1 counts evaluations"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),
+        ({"schedule": "cos"}, "schedule must be one of"),
+        ({"recompute": ["layers.*"]}, "matches 'layers"),
+        ({"rates": {"blocks.9.*": 0.5}}, "no trained parameter matches"),
+        ({"energy": True}, "energy cannot be measured here"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named_before_training(options, said, book, tmp_path):
+    if "energy" in options and any(Path("/sys/class/powercap").glob("intel-rapl:?")):
+        pytest.skip("this machine counts its energy")
+    with pytest.raises(ValueError, match=said):
+        train("gpt", data=book, out=tmp_path / "run", quiet=True, **{**SMALL, **options})
+    assert not list(tmp_path.glob("run/step-*"))
+
+
+def test_chars_are_a_tokenizer(book, tmp_path):
+    result = train("gpt", data=book, out=tmp_path / "run", quiet=True, tokenizer="chars", **{**SMALL, "vocab": None})
+    tokenizer = af.load(result.checkpoint).tokenizer
+    said = text.read(book)[:500]
+    assert tokenizer.decode(tokenizer.encode(said)) == said and tokenizer.vocab_size < 130
