@@ -1,13 +1,15 @@
 """Memory and time of training, predicted before the first step and measured: `python -m benchmarks.memory [PAGE ...]`.
 
 Each page trains for a few steps in a process of its own. Measured is the highest resident memory of the process in the
-steps (VmHWM), less what the process held before the model was made; predicted is `train.predict.predict`. Time is that
-of the steps after the first, predicted by `train.predict.probe`.
+steps (VmHWM), less what the process held before the model was made; predicted is `train.predict.predict`. The C
+library is told to give memory back (MALLOC_*_THRESHOLD_): by default it keeps some of what was freed, on top. Time is
+that of the steps after the first, predicted by `train.predict.probe`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,7 +80,8 @@ def main(pages: list[str]) -> None:
     for page in pages or list(PAGES):
         for settings in variants:
             code = f"import json; from benchmarks.memory import one; print(json.dumps(one({page!r}, {settings!r})))"
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "200000"}
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
             if done.returncode:
                 raise SystemExit(done.stderr)
             f = json.loads(done.stdout.splitlines()[-1])
