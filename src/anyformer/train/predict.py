@@ -56,11 +56,15 @@ class Prediction:
         return f"{self.peak / GB:.2f} GB at most ({parts})"
 
 
+class Unseen(ValueError):
+    """What a model will need depends on what is in its tensors."""
+
+
 def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Prediction:
     """What a step with such batches will need; the model and the random generators stay as they are.
 
     Raises:
-        ValueError: if the model looks at the content of its tensors, which cannot be followed without any.
+        Unseen: if the model looks at the content of its tensors (a router's choice), which cannot be followed.
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
@@ -72,9 +76,7 @@ def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
         try:
             return _step(fake.train(), fakes, objective, settings, device)
         except DataDependentOutputException as error:
-            raise ValueError(
-                f"memory cannot be predicted: the model looks at the content of a tensor ({error})"
-            ) from None
+            raise Unseen(f"memory cannot be predicted: the model looks at the content of a tensor ({error})") from None
 
 
 def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Prediction:
@@ -241,7 +243,12 @@ def foresee(
     device = next(model.parameters()).device
     free = room(device) if memory is None else int(memory * GB)
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    said, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
+    screen.memory = lambda: resident(device)
+    try:
+        said, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
+    except Unseen as error:
+        screen.say(str(error))
+        return
     if problem:
         raise ValueError(problem)
     told = f"a step needs {said}"
@@ -250,7 +257,7 @@ def foresee(
         told += f" and about {seconds:.2g} s; all of them {seconds * settings.steps / 60:.0f} min"
         screen.peak = matmul_rate(device, settings.precision)
     screen.say(told)
-    screen.flops, screen.memory = float(said.flops), lambda: resident(device)
+    screen.flops = float(said.flops)
 
 
 def resident(device: torch.device) -> int | None:
