@@ -40,6 +40,7 @@ def text(seed: int = 0) -> tuple[Tensor, Flow]:
 
 def by_token(moe: MoE, x: Tensor, flow: Flow, top: int, places: list[int], renormalise: bool) -> Tensor:
     """One token after another, one expert after another."""
+    assert flow.keep is not None
     y = torch.zeros_like(x)
     for b in range(B):
         used = [0] * E
@@ -74,6 +75,7 @@ def test_routing_is_the_loop_over_tokens(top: int, capacity: int | None, renorma
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.25])
 def test_a_capacity_factor_drops_in_training_only(factor: float) -> None:
     moe, (x, flow) = made(TopK.of(experts=E, top=2, factor=factor)), text()
+    assert flow.keep is not None
     places = [math.ceil(factor * 2 * n / E) for n in flow.keep.sum(1).tolist()]
     with torch.no_grad():
         all_places = by_token(moe, x, flow, 2, [99] * B, False)
@@ -87,12 +89,14 @@ def test_a_capacity_factor_drops_in_training_only(factor: float) -> None:
 def test_experts_choose_their_likeliest_tokens(factor: float) -> None:
     moe, (x, flow) = made(ExpertChoice.of(experts=E, factor=factor)), text()
     expected = torch.zeros_like(x)
+    assert flow.keep is not None
     with torch.no_grad():
         for b in range(B):
             real = flow.keep[b].nonzero()[:, 0].tolist()
             p = {t: moe.router.proj(x[b, t]).softmax(-1) for t in real}
             for e in range(E):
-                for t in sorted(real, key=lambda t, e=e, p=p: -float(p[t][e]))[: math.ceil(factor * len(real) / E)]:
+                likely = sorted((-float(p[t][e]), t) for t in real)
+                for _, t in likely[: math.ceil(factor * len(real) / E)]:
                     expected[b, t] += p[t][e] * moe.experts[e](x[b, t], flow)
         torch.testing.assert_close(moe(x, flow), expected)
 
@@ -199,7 +203,7 @@ def test_taps_show_who_takes_what() -> None:
 
 def test_no_token_and_no_expert_are_harmless() -> None:
     moe, (x, flow) = made(TopK.of(experts=E, capacity=1)), text()
-    flow.keep = torch.zeros_like(flow.keep)
+    flow.keep = torch.zeros(B, T, dtype=torch.bool)
     with torch.no_grad():
         assert not moe(x, flow).any()
     moe(x, flow).sum().backward()
