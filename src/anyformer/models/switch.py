@@ -52,10 +52,9 @@ SIZES = {
         dim=32, depth=2, decoder_depth=3, sparse=1, decoder_sparse=1, heads=4, head_dim=6, hidden=24, experts=3,
         vocab=128, buckets=8, far=20,
     ),
+    "mini": Switch(192, 4, 4, sparse=2, decoder_sparse=2, heads=4, head_dim=48, hidden=384, vocab=1024),
     **{f"base-{n}": Switch(experts=n) for n in (8, 16, 32, 64, 128, 256)},
-    "large-128": Switch(
-        dim=1024, depth=24, decoder_depth=24, sparse=12, decoder_sparse=12, heads=16, hidden=4096, experts=128
-    ),
+    "large-128": Switch(1024, 24, 24, sparse=12, decoder_sparse=12, heads=16, hidden=4096, experts=128),
 }  # fmt: skip
 PARAMETERS = {
     "base-8": 619_339_008, "base-16": 1_072_397_568, "base-32": 1_978_514_688, "base-64": 3_790_748_928,
