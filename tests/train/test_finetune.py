@@ -56,7 +56,7 @@ def write(path, rows):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_encoder_learns_to_classify(method, place, tmp_path):
-    options: dict[str, Any] = {"steps": 60, "batch": 16, "lr": 5e-3, "quiet": True}
+    options: dict[str, Any] = {"steps": 80, "batch": 16, "lr": 1e-2, "quiet": True}
     done = finetune(str(place / "bert"), place / "reviews.csv", method, out=tmp_path / "run", **options)
     assert done.classes == ("bad", "good") and done.after == 0.0 < done.before and not done.stopped
     assert (done.learned == done.parameters) == (method == "full")

@@ -90,7 +90,9 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     with live:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with precision.cast(device, settings.precision):
-            loss = objective(model(**inputs), batch["labels"], 1.0)
+            own = getattr(objective, "counted", None)  # several kinds of labels, a number each
+            count = 1.0 if own is None else torch.ones_like(own(batch["labels"]), dtype=torch.float32)
+            loss = objective(model(**inputs), batch["labels"], count)
         activations = live.now - weights
         loss.backward()
         del loss
