@@ -153,6 +153,12 @@ def scan_is_off(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.contract.limits"), "scan", scan)
 
 
+@fault("matrix recurrences are step by step", on="")
+def chunks_forget(patch: pytest.MonkeyPatch) -> None:
+    change = lambda plain, *args: plain(*args) * 1.001  # noqa: E731
+    around(patch, module("anyformer.parts.recurrence"), "chained", change)
+
+
 @fault("grouped heads are repeated heads", on="llama/tiny")
 def groups_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     def attend(plain: Any, q: Any, k: Any, *rest: Any) -> Any:

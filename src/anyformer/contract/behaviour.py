@@ -12,11 +12,10 @@ from anyformer.contract.check import check, decodes, pads
 from anyformer.contract.probe import Batch, close, draw, expect, run
 from anyformer.contract.subjects import Subject
 from anyformer.core.flow import State
-from anyformer.parts import Mamba
 from anyformer.parts.attention import Sliding
 from anyformer.parts.masks import FAR, Mask
 from anyformer.parts.positions import Scaling
-from anyformer.parts.ssm import Recurrent
+from anyformer.parts.recurrence import Recurrent
 
 LONGEST = 24  # tokens of a random text
 
@@ -261,8 +260,8 @@ def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> f
         refuses(lambda n=wrong: steps.state.trim(n), "cannot trim")
     other = {n: v[:1] for n, v in steps.piece(4, 5).items()}
     refuses(lambda: subject.model(**other, state=steps.state), "batch")
-    if subject.holds(Mamba):
-        refuses(lambda: steps.state.trim(3), "Mamba")
+    if any(isinstance(slot, Recurrent) for slot in steps.state.slots.values()):
+        refuses(lambda: steps.state.trim(3), "mark()")
     steps.feed(2)
     return steps.worst
 

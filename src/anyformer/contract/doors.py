@@ -121,11 +121,10 @@ def tampered_directories_are_refused(subject: Subject) -> float:
     """Each way to tamper with a saved model: an error within a second. The longest time is reported."""
     worst = 0.0
     for name, attack in ATTACKS.items():
-        if attack is ATTACKS["config: a key that nobody reads"] and subject.page is None:
-            continue  # our own format reads the recipe alone
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "model"
-            save(subject.model, folder)
+            if save(subject.model, folder) == NATIVE and name == "config: a key that nobody reads":
+                continue  # our own format reads the recipe alone
             attack(folder)
             worst = max(worst, refusal(folder, name))
     return worst

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from anyformer.contract.check import check
 from anyformer.contract.probe import expect
+from anyformer.contract.subjects import apart
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 
@@ -48,6 +49,7 @@ def page_has_its_parts(name: str) -> float:
     frozen = dataclasses.is_dataclass(page.config) and vars(page.config)["__dataclass_params__"].frozen
     expect(frozen, "its config is no frozen dataclass")
     expect("tiny" in page.sizes, "SIZES has no 'tiny'")
+    expect(apart(name) != "", "no map to files of transformers, and no ORACLE that says what is compared instead")
     strangers = set(page.module.PARAMETERS) - set(page.sizes)
     expect(not strangers, f"PARAMETERS has {sorted(strangers)}, which SIZES has not")
     expect(isinstance(page.recipe(page.at("tiny")), Recipe), f"{name}(config) is no recipe")

@@ -6,18 +6,23 @@ B batch, T time, G key/value heads, K head width, E inner width, N state.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from anyformer.contract.check import check
 from anyformer.contract.kernels import attends, changed, like
 from anyformer.contract.probe import close, draw, expect, run, same, slopes_agree
 from anyformer.contract.subjects import Subject
 from anyformer.core.flow import Flow
+from anyformer.core.part import Part
+from anyformer.core.recipe import Recipe, signature
 from anyformer.hub.maps import RotaryOrder
-from anyformer.parts import Attention, Learned, Mamba, Rotary
+from anyformer.parts import Attention, Learned, Rotary
 from anyformer.parts.masks import Window
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
+from anyformer.parts.recurrence import decayed, delta
 from anyformer.parts.ssm import scan
 
 
@@ -30,13 +35,19 @@ def a_wide_window_is_no_window(subject: Subject) -> float:
     return same(run(other, batch), run(full, batch), "window >= length")
 
 
-@check(10, "model", needs=lambda s: None if s.holds(Mamba) else "it has no recurrence")
+def chunked(subject: Subject) -> list[type[Part]]:
+    """The classes of parts that work in chunks of a given size."""
+    parts = [v.part for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
+    return [part for part in dict.fromkeys(parts) if "chunk" in signature(part)]
+
+
+@check(10, "model", needs=lambda s: None if chunked(s) else "it has no recurrence")
 def chunk_size_does_not_matter(subject: Subject) -> float:
-    """Scanned in chunks of any size, the recurrence gives the same."""
+    """Worked in chunks of any size, a recurrence gives the same."""
     batch = draw(subject, random.Random(23), [21, 4], "left")
     expected = run(subject.model, batch)
-    chunks = (1, 3, 7, 1000)
-    return max(same(run(like(subject, Mamba, chunk=c), batch), expected, f"chunk {c}") for c in chunks)
+    pairs = [(part, size) for part in chunked(subject) for size in (1, 3, 7, 1000)]
+    return max(same(run(like(subject, p, chunk=c), batch), expected, f"{p.__name__}, chunk {c}") for p, c in pairs)
 
 
 @check(10, "model", needs=attends)
@@ -66,8 +77,9 @@ def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
     for path, module in subject.model.named_modules():
         if isinstance(module, Attention):
             for letter, heads in (("q", module.heads), ("k", module.kv_heads)):
-                for name in (n for n in weights if n.startswith(f"{path}.{letter}.")):
-                    weights[name] = RotaryOrder(heads).write([weights[name]])[0]
+                for prefix, count in ((f"{path}.{letter}.", heads), (f"{path}.norm.{letter}.", 1)):
+                    for name in (n for n in weights if n.startswith(prefix)):
+                        weights[name] = RotaryOrder(count).write([weights[name]])[0]
     other = recipe.build().eval()
     other.load_state_dict(weights)
     batch = draw(subject, random.Random(25), [9, 5], "left")
@@ -146,3 +158,48 @@ def scan_is_a_convolution() -> float:
     padded = torch.nn.functional.pad(u.mT, (T - 1, 0))  # (1, E, 2T - 1)
     expected = torch.nn.functional.conv1d(padded, kernel.flip(0).T[:, None], groups=E).mT
     return close(found, expected, "convolution")
+
+
+@check(10, "parts", examples=25)
+def matrix_recurrences_are_step_by_step(rng: random.Random) -> float:
+    """Sums that fade and the delta rule, in chunks of any size, whole or in two halves, are the recurrence; gradients
+    too."""
+    noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    T, K, V, chunk = rng.randint(1, 40), rng.randint(1, 4), rng.randint(1, 3), rng.choice((1, 2, 5, 64))
+    q, k, v = (torch.randn(2, T, width, generator=noise) for width in (K, K, V))
+    k = k / k.norm(dim=-1, keepdim=True)
+    fade, beta = -3 * torch.rand(2, T, generator=noise), torch.rand(2, T, generator=noise)
+    state, out = torch.randn(2, K, V, generator=noise), torch.randn(2, T, V, generator=noise)
+    worst = 0.0
+    rules: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+        "sum": lambda t, S, q, k, v: decayed(q, k, v, None, S, chunk),
+        "fading sum": lambda t, S, q, k, v: decayed(q, k, v, fade[:, t], S, chunk),
+        "delta rule": lambda t, S, q, k, v: delta(q, k, v, beta[:, t], fade[:, t], S, chunk),
+    }
+    for what, rule in rules.items():
+        x = [t.clone().requires_grad_() for t in (q, k, v, state)]
+        writes = beta if "delta" in what else None
+        expected, last = by_steps(x[0], x[1], x[2], x[3], writes, 0 * fade if what == "sum" else fade)
+        y, end = rule(slice(None), x[3], *x[:3])
+        worst = max(worst, close(y, expected, what), close(end, last, f"{what}: its last state"))
+        slopes = [torch.autograd.grad((t * out).sum(), x, retain_graph=True) for t in (y, expected)]
+        found, wanted = (dict(zip(("q", "k", "v", "state"), s, strict=True)) for s in slopes)
+        worst = max(worst, slopes_agree(found, wanted, what))
+        if T > 1:
+            one, two = slice(0, T // 2), slice(T // 2, T)
+            first, middle = rule(one, x[3], *(t[:, one] for t in x[:3]))
+            second, end = rule(two, middle, *(t[:, two] for t in x[:3]))
+            worst = max(worst, close(torch.cat((first, second), 1), y, f"{what} in two halves"))
+            worst = max(worst, close(end, last, f"{what}: state of two halves"))
+    return worst
+
+
+def by_steps(q: Tensor, k: Tensor, v: Tensor, S: Tensor, beta: Tensor | None, fade: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition: S fades, then takes in k v^T, or with `beta` corrects what it says of k; y = S^T q."""
+    rows = []
+    for t in range(q.shape[1]):
+        S = fade[:, t, None, None].exp() * S
+        new = v[:, t] if beta is None else beta[:, t, None] * (v[:, t] - torch.einsum("bkv,bk->bv", S, k[:, t]))
+        S = S + k[:, t, :, None] * new[:, None]
+        rows.append(torch.einsum("bkv,bk->bv", S, q[:, t]))
+    return torch.stack(rows, 1), S

@@ -27,7 +27,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Blocks
 from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub, links
-from anyformer.parts import Learned, Mamba, Rotary, Sinusoidal, TopK
+from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 
 # Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
 # without padding, which is what ours promises (contract, item 6).
@@ -38,8 +38,8 @@ DEVIATIONS = {
     "transformers counts the padding, and takes no position_ids",
     "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
     "capacity": "padding takes no place at an expert; in transformers padding on the left does",
-    "biased convolution": "Mamba with a bias before its convolution: with padding on the left, transformers lets the "
-    "bias of the padding into the first tokens; ours leaves no trace of the padding. No published size has that bias",
+    "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
+    "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
 }
 
 
@@ -278,7 +278,7 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "by length"
     if side != "right" and any(p.part is TopK and p.capacity for p in parts):
         return "capacity"
-    if side != "right" and any(p.part is Mamba and p.bias for p in parts):
+    if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None
 

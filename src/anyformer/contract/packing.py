@@ -16,6 +16,7 @@ from anyformer.contract.check import check
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, close, draw, expect, outputs, slopes_agree
 from anyformer.contract.subjects import Subject
+from anyformer.core.part import Mixer
 
 MOST = 40  # tokens of a row
 
@@ -26,6 +27,8 @@ def packs(subject: Subject) -> str | None:
         return "an image is one document"
     if subject.has_source:
         return "sources and targets are not packed: one pair a row"
+    for part in (m for m in subject.model.modules() if isinstance(m, Mixer) and not m.packs):
+        return f"{type(part).__name__} cannot keep packed documents apart"
     return "it makes one vector of a row" if getattr(subject.model, "pool", None) is not None else None
 
 
@@ -107,7 +110,8 @@ def documents_are_kept_apart_or_refused(subject: Subject) -> float:
     batch = draw(subject, random.Random(60), [6])
     ids, model = torch.tensor([[0, 0, 1, 1, -1, -1]]), subject.model
     if packs(subject):
-        refuses(lambda: model(**batch.inputs, document_ids=ids), "one vector")
+        why = "one vector" if getattr(model, "pool", None) is not None else "cannot keep packed documents apart"
+        refuses(lambda: model(**batch.inputs, document_ids=ids), why)
         return 0.0
     refuses(lambda: model(**batch.inputs, document_ids=torch.tensor([[0, 0, 1, 1, 0, 0]])), "one piece")
     refuses(lambda: model(**batch.inputs, document_ids=torch.tensor([[0, 0, -1, 0, 1, 1]])), "one piece")

@@ -11,7 +11,7 @@ from typing import Any
 from anyformer.contract.check import CHECKS, Check
 from anyformer.contract.oracle import available
 from anyformer.contract.probe import scaled
-from anyformer.contract.subjects import Subject, checkpoint
+from anyformer.contract.subjects import Subject, apart, checkpoint
 from anyformer.core import pages
 
 NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
@@ -117,7 +117,7 @@ def selected(check: Check, name: str, own: Subject | None) -> tuple[Iterator[tup
         from anyformer.contract.subjects import subjects
 
         reasons = [] if check.over == "page" else [why for s in subjects(name) if (why := check.needs(s))]
-        return check.cases(name), next(iter(reasons), "no file of others can say it")
+        return check.cases(name), next(iter(reasons), f"transformers does not know it: {apart(name)}")
     if why := check.needs(own):
         return iter(()), why
     if check.over == "files" and own.published is None:

@@ -20,7 +20,24 @@ from anyformer.core.skeletons import EncoderDecoder
 from anyformer.hub import config as tables
 from anyformer.hub.load import NATIVE
 from anyformer.hub.maps import Hub
-from anyformer.parts import MLP, ExpertChoice, GatedMLP, Mamba, MoE, RMSNorm, Rotary, TopK, Window
+from anyformer.parts import (
+    MLP,
+    Convolution,
+    ExpertChoice,
+    Favor,
+    Fourier,
+    GatedDelta,
+    GatedMLP,
+    LinearAttention,
+    Mamba,
+    Mamba2,
+    MoE,
+    Nystrom,
+    RMSNorm,
+    Rotary,
+    TopK,
+    Window,
+)
 from anyformer.parts.ffn import ACTIVATIONS
 
 STD = 0.25
@@ -151,6 +168,17 @@ def compositions() -> list[Subject]:
     near = pages.recipe("bert", "tiny").but({"blocks.*.mixer.mask": Window(3, 2)})
     named = {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
     named["bert, windows"] = near
+    mixed = {
+        1: GatedDelta.of(heads=4),
+        2: Convolution.of(width=5),
+        3: LinearAttention.of(heads=4),
+        4: Mamba2.of(heads=4),
+    }
+    both = {0: Fourier.of(), 1: Nystrom.of(heads=4, landmarks=5), 2: Convolution.of(width=5)}
+    both |= {3: LinearAttention.of(heads=4), 4: Favor.of(heads=4)}
+    gpt, bert = pages.recipe("llama", "tiny", depth=5), pages.recipe("bert", "tiny", depth=5, task="masked")
+    named["llama, another mixer in each block"] = gpt.but({f"blocks.{i}.mixer": m for i, m in mixed.items()})
+    named["bert, another mixer in each block"] = bert.but({f"blocks.{i}.mixer": m for i, m in both.items()})
     router, expert = TopK.of(experts=4, top=2, capacity=3, factor=1.0, z=0.01), GatedMLP.of(hidden=20)
     places = pages.recipe("llama", "tiny").but({"blocks.*.ffn": MoE.of(router=router, expert=expert, shared=expert)})
     choice = MoE.of(router=ExpertChoice.of(experts=3, factor=1.5, z=0.01), expert=MLP.of(hidden=20))
@@ -176,6 +204,12 @@ def hubs(subject: Subject) -> list[Hub]:
 def of_page(subject: Subject) -> list[Hub]:
     """The Hugging Face maps of its page."""
     return [] if subject.page is None else [h for h in pages.page(subject.page).module.HUBS if h.format == "hf"]
+
+
+def apart(name: str) -> str | None:
+    """What the numbers of a page that `transformers` does not know are compared with; None where it does know it."""
+    module = pages.page(name).module
+    return None if any(hub.format == "hf" for hub in module.HUBS) else getattr(module, "ORACLE", "")
 
 
 def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:

@@ -3,7 +3,8 @@
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
 `SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the published
 counts; `CASES`, what the contract draws beside `tiny`; perhaps `TASK`, what it was made to learn (`train.kinds`);
-`HUBS`, the maps to files that others wrote.
+`HUBS`, the maps to files that others wrote. Where nobody
+published files in the form of `transformers`, `ORACLE` says in a sentence what the numbers are compared with.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anyformer.core.recipe import Recipe, signature
 
 if TYPE_CHECKING:
-    from anyformer.core.flow import Slot
+    from anyformer.core.flow import Flow, Slot
 
 
 class Part(nn.Module):
@@ -62,6 +62,22 @@ class Mixer(Part):
         """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the
         type of `like`."""
         raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
+
+    def needs_both_ways(self, flow: Flow) -> None:
+        """Raises ValueError in a decoder: for mixers that cannot keep the future out."""
+        if flow.causal:
+            raise ValueError(
+                f"{type(self).__name__} mixes every token with all others, the future included: it fits an Encoder; in "
+                "a decoder take a causal mixer (Attention, LinearAttention, Mamba …)"
+            )
+
+    def needs_causal(self, flow: Flow) -> None:
+        """Raises ValueError in an encoder: for mixers that run from the first token to the last one."""
+        if not flow.causal:
+            raise ValueError(
+                f"{type(self).__name__} sees only what came before: it fits a decoder; in an Encoder take a mixer that "
+                "sees both ways (Attention, LinearAttention, Linformer …)"
+            )
 
 
 def drop(part: Any, x: Tensor) -> Tensor:

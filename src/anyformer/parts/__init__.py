@@ -2,18 +2,26 @@
 
 from anyformer.parts.attention import Attention
 from anyformer.parts.block import Block
+from anyformer.parts.convolution import Convolution
+from anyformer.parts.delta import GatedDelta
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
+from anyformer.parts.fourier import Fourier
 from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
+from anyformer.parts.linear import Favor, LinearAttention
+from anyformer.parts.lowrank import Linformer, Nystrom
 from anyformer.parts.masks import Causal, Full, Window
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
-from anyformer.parts.norms import LayerNorm, RMSNorm
+from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.positions import RelativeBias, Rotary
 from anyformer.parts.ssm import Mamba
+from anyformer.parts.ssm2 import Mamba2
 
 __all__ = [
-    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Dilated", "Entry", "ExpertChoice", "First",
-    "Full", "GatedMLP", "Global", "LayerNorm", "Learned", "Logits", "Mamba", "MaskedLM", "MoE", "Patches", "Pooler",
-    "Prefix", "RMSNorm", "Random", "RelativeBias", "Rotary", "Sinusoidal", "Strided", "Tokens", "TopK", "Window",
+    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Convolution", "Dilated", "Entry",
+    "ExpertChoice", "Favor", "First", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "LayerNorm",
+    "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2", "MaskedLM", "MoE",
+    "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "RelativeBias", "Rotary",
+    "ScaleNorm", "Sinusoidal", "Strided", "Tokens", "TopK", "Window",
 ]  # fmt: skip

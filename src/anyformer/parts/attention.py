@@ -30,6 +30,8 @@ class Attention(Mixer):
         heads: H. `kv_heads`: G, a divisor of H; H by default (Ainslie et al., 2023; arXiv:2305.13245).
         head_dim: K; width / heads by default.
         bias: of the projections q, k, v; `out_bias`: of o, the same by default.
+        norm: of each head's q and k, before the positions: `RMSNorm.of()` for QK-norm (Henry et al., 2020;
+            arXiv:2010.04245), or None.
         positions: `Rotary.of(...)`, or None. What a stack owns (T5's relative bias) comes by the flow.
         mask: whom a token may see, e.g. `Window(255)`; in a decoder the future stays hidden whatever it says.
         cross: keys and values come from the encoder's memory.
@@ -51,6 +53,7 @@ class Attention(Mixer):
         head_dim: int | None = None,
         bias: bool = True,
         out_bias: bool | None = None,
+        norm: Recipe | None = None,
         positions: Recipe | None = None,
         mask: Mask | None = None,
         cross: bool = False,
@@ -72,12 +75,13 @@ class Attention(Mixer):
         self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
         self.v = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
         self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
+        self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
         self.positions = built(positions, self.head_dim)
         self.mask, self.cross, self.scale, self.dropout, self.kernel = mask, cross, scale, dropout, kernel
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         T = x.shape[1]
-        q = self._split(self.q(x), self.heads)  # (B, T, H, K)
+        q = self._normed("q", self._split(self.q(x), self.heads))  # (B, T, H, K)
         if self.cross:
             k, v = self._memory(flow)
             seen, mask = flow.once(
@@ -95,12 +99,16 @@ class Attention(Mixer):
         y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel)
         return self.o(y.transpose(1, 2).flatten(2))
 
+    def _normed(self, name: str, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm[name](x)
+
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_dim))  # (B, T, heads, K)
 
     def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values of everything seen so far, (B, G, S, K), and the queries with their positions."""
-        k, v = self._split(self.k(x), self.kv_heads), self._split(self.v(x), self.kv_heads)  # (B, T, G, K)
+        k, v = (self._split(p(x), self.kv_heads) for p in (self.k, self.v))  # (B, T, G, K) each
+        k = self._normed("k", k)
         if self.positions is not None:
             q, k = self.positions(q, flow), self.positions(k, flow)
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, G, T, K)
@@ -116,7 +124,8 @@ class Attention(Mixer):
         slot = flow.slot(self)
         if slot is not None and slot.length:
             return slot.k, slot.v
-        k, v = (self._split(p(flow.memory), self.kv_heads).transpose(1, 2) for p in (self.k, self.v))
+        k, v = (self._split(p(flow.memory), self.kv_heads) for p in (self.k, self.v))
+        k, v = self._normed("k", k).transpose(1, 2), v.transpose(1, 2)  # (B, G, S, K) each
         return (k, v) if slot is None else slot.append(k, v)
 
     def _bias(self, flow: Flow, seen: View) -> Tensor:

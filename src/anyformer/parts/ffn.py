@@ -13,6 +13,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: x.relu().square(),  # squared ReLU (So et al., 2021; arXiv:2109.08668)
     "silu": F.silu,
     "tanh": torch.tanh,
 }

@@ -26,6 +26,57 @@ class LayerNorm(Part):
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
+class OneRMSNorm(Part):
+    """y = x / sqrt(mean(x^2) + eps) * (1 + weight), in float32 at least (Gemma). Shape: (..., D)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(dim)), eps
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return rms_norm(x.to(wide), 1 + self.weight.to(wide), self.eps).to(x.dtype)
+
+
+class ScaleNorm(Part):
+    """y = g x / max(|x|, eps): one learned length instead of a weight for each channel (Nguyen and Salazar, 2019;
+    arXiv:1910.05895). g is sqrt(D) at first, so that y is as long as after RMSNorm. Shape: (..., D)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.dim**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = wide.norm(dim=-1, keepdim=True).clamp(min=self.eps)
+        return self.weight * (wide / length).to(x.dtype)
+
+
+class LayerScale(Part):
+    """y = weight * x with a small weight at first: what ends a residual branch, so that a deep model starts as almost
+    nothing but its stream (Touvron et al., 2021; arXiv:2103.17239). Shape: (..., D)."""
+
+    def __init__(self, dim: int, start: float = 1e-5):
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
 class RMSNorm(Part):
     """y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019; arXiv:1910.07467). Shape: (..., D).
 

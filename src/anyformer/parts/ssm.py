@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer
+from anyformer.parts.recurrence import Recurrent, convolved
 
 CHUNK = 32
 OPEN = 4000 * CHUNK  # the longest text of an exported model, in tokens
@@ -81,29 +82,20 @@ class Mamba(Mixer):
         slot, keep = flow.slot(self), flow.keep_now(x.shape[1])
         u, gate = self.into(x).chunk(2, -1)  # (B, T, E) each
         u = u if keep is None else u * keep[..., None]  # padding adds nothing to the state
-        past = u.new_zeros(u.shape[0], self.conv_kernel - 1, self.hidden) if slot is None else slot.inputs
-        inputs = torch.cat((past, u), 1)  # (B, W - 1 + T, E)
-        u = F.silu(self.conv(inputs.mT).mT if flow.documents is None else self._apart(inputs, flow))  # (B, T, E)
+        past = u.new_zeros(u.shape[0], self.conv_kernel - 1, self.hidden) if slot is None else slot.held[0]
+        u, past = convolved(self.conv, u, past, flow)  # (B, T, E), (B, W - 1, E)
+        u = F.silu(u)
         u = u if keep is None else u * keep[..., None]
         step, B, C = self.select(u).split([self.rank, self.state, self.state], -1)  # (B, T, R), (B, T, N), (B, T, N)
         step = F.softplus(self.step(step))  # (B, T, E)
         wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the state would drift
-        h = u.new_zeros(u.shape[0], self.hidden, self.state, dtype=wide) if slot is None else slot.h
+        h = u.new_zeros(u.shape[0], self.hidden, self.state, dtype=wide) if slot is None else slot.held[1]
         A = -self.A_log.to(wide).exp()  # (E, N)
         begins = None if flow.documents is None else flow.positions == 0  # (B, T)
         y, h = scan(u.to(wide), step.to(wide), A, B.to(wide), C.to(wide), h, self.chunk, begins)  # (B, T, E), (B, E, N)
         if slot is not None:
-            slot.put(inputs[:, -(self.conv_kernel - 1) :] if self.conv_kernel > 1 else past, h, x.shape[1])
+            slot.put(x.shape[1], past, h)
         return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))
-
-    def _apart(self, inputs: Tensor, flow: Flow) -> Tensor:
-        """The convolution, which does not look back beyond the first token of a document. (B, W - 1 + T, E) -> (B, T,
-        E)."""
-        back = torch.arange(self.conv_kernel - 1, -1, -1, device=inputs.device)  # (W,): how far each weight looks back
-        near = flow.positions[..., None] >= back  # (B, T, W)
-        windows = inputs.unfold(1, self.conv_kernel, 1) * near[:, :, None]  # (B, T, E, W)
-        y = (windows * self.conv.weight[:, 0]).sum(-1)
-        return y if self.conv.bias is None else y + self.conv.bias
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)
@@ -198,34 +190,3 @@ def doubled(new: Tensor, fade: Tensor, first: Tensor, most: int) -> Tensor:
         earlier = (place - (1 << k)).clamp(min=0)
         states, fade = torch.addcmul(states, fade, states[:, earlier]), fade * fade[:, earlier]
     return states
-
-
-class Recurrent:
-    """State of a recurrent mixer: the last inputs of its convolution and h. It can return to a mark, and to nothing
-    else."""
-
-    def __init__(self, inputs: Tensor, h: Tensor):
-        self.inputs, self.h, self.length = inputs, h, 0
-        self.marked: tuple[int, Tensor, Tensor] = (0, inputs, h)
-
-    def put(self, inputs: Tensor, h: Tensor, count: int) -> None:
-        """The state after `count` more tokens."""
-        self.inputs, self.h, self.length = inputs, h, self.length + count
-
-    def reorder(self, index: Tensor) -> None:
-        self.inputs, self.h = self.inputs[index], self.h[index]
-        length, inputs, h = self.marked
-        self.marked = (length, inputs[index], h[index])
-
-    def returns_to(self, length: int) -> bool:
-        return length in (self.length, self.marked[0])
-
-    def trim(self, length: int) -> None:
-        if length != self.length:
-            self.length, self.inputs, self.h = self.marked
-
-    def mark(self) -> None:
-        self.marked = (self.length, self.inputs, self.h)
-
-    def bytes(self) -> int:
-        return self.inputs.nbytes + self.h.nbytes

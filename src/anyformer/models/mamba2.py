@@ -1,0 +1,133 @@
+"""Mamba-2 (Dao and Gu, 2024; arXiv:2405.21060). A decoder without attention that is linear attention with a decay.
+
+Differs from Mamba by: heads, each with one decay for all its channels; B and C are made beside u instead of from it,
+and shared by the heads of a group; a gated RMSNorm before the way out. A text is worked in chunks, by matrix products.
+
+```
+ids ── token ──┬─ RMSNorm ─ Mamba-2 ─(+)── … x depth ── RMSNorm ── logits
+               └────────────────────┘
+state of a head, N x P:   S ── exp(step A) ──(+)── S          y = S^T C + skip u
+                                B (step u)^T ─┘
+```
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.hub.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.maps import Hub, row, under
+from anyformer.parts import Block, Logits, RMSNorm, Tokens
+from anyformer.parts import Mamba2 as Mixer
+
+
+@dataclass(frozen=True)
+class Mamba2:
+    dim: int = 4096
+    depth: int = 64
+    heads: int = 128
+    expand: int = 2  # inner width / width
+    state: int = 128
+    groups: int = 8
+    conv_kernel: int = 4
+    vocab: int = 32768
+    eps: float = 1e-5
+    bias: bool = False
+    conv_bias: bool = True
+    shortest: float = 0.0  # limits of the step
+    longest: float | None = None
+    tied: bool = False
+
+
+def _small(dim: int, depth: int) -> Mamba2:
+    return Mamba2(dim=dim, depth=depth, heads=dim // 32, groups=1, vocab=50288, tied=True)
+
+
+SIZES = {
+    "tiny": Mamba2(dim=32, depth=2, heads=4, state=5, groups=2, vocab=128),
+    "mini": Mamba2(dim=192, depth=4, heads=6, state=32, groups=1, vocab=1024, tied=True),
+    "130m": _small(768, 24),
+    "370m": _small(1024, 48),
+    "780m": _small(1536, 48),
+    "1.3b": _small(2048, 48),
+    "2.7b": _small(2560, 64),
+    "codestral-7b": Mamba2(),
+}
+PARAMETERS = {
+    "130m": 128_989_632,
+    "370m": 368_346_624,
+    "780m": 780_161_280,
+    "1.3b": 1_343_757_312,
+    "2.7b": 2_702_599_680,
+    "codestral-7b": 7_285_403_648,
+}
+CASES = {
+    "tied": {"tied": True, "bias": True, "conv_bias": False},
+    "odd": {"dim": 30, "expand": 3, "heads": 6, "groups": 3, "state": 7, "conv_kernel": 3, "vocab": 101},
+    "one group": {"groups": 1, "heads": 8},
+    "limits": {"shortest": 0.4, "longest": 0.7},
+}
+
+
+def mamba2(c: Mamba2) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    mixer = Mixer.of(
+        heads=c.heads, hidden=c.expand * c.dim, state=c.state, groups=c.groups, conv_kernel=c.conv_kernel, bias=c.bias,
+        conv_bias=c.conv_bias, eps=c.eps, shortest=c.shortest, longest=c.longest,
+    )  # fmt: skip
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(
+        c.dim, Tokens.of(vocab=c.vocab), [Block.of(mixer=mixer, norm=norm)] * c.depth, norm=norm, head=head
+    )
+
+
+def _weights(c: Mamba2) -> list:
+    names = {"in_proj": "into", "conv1d": "conv", "dt_bias": "step", "A_log": "A_log", "D": "skip", "norm": "norm"}
+    mixer = under("mixer", "mixer", *(row(a, b) for a, b in names.items()), row("out_proj", "out"))
+    return [
+        row("backbone.embeddings", "embed.tokens", also="backbone.embedding"),
+        row("backbone.norm_f", "norm"),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+        under("backbone.layers.{i}", "blocks.{i}", row("norm", "norm.mixer"), mixer),
+    ]
+
+
+def _width(config: Mapping[str, Any]) -> dict[str, Any]:
+    heads, width = config.get("num_heads", 128), config.get("head_dim", 64)
+    expand, dim = config.get("expand", 2), config["hidden_size"]
+    if heads * width != expand * dim:
+        raise ValueError(
+            f"config keys: num_heads ({heads}) x head_dim ({width}) must be expand ({expand}) x hidden_size ({dim})"
+        )
+    return {"heads": heads, "expand": expand}
+
+
+def _limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = config.get("time_step_limit") or (0.0, float("inf"))
+    endless = high in (float("inf"), {"__float__": "Infinity"}, "inf")
+    return {"shortest": low, "longest": None if endless else high}
+
+
+HUBS = (
+    Hub(
+        "mamba2",
+        architectures={"Mamba2ForCausalLM": {}},
+        weights=_weights,
+        config=(
+            *keys(hidden_size="dim", num_hidden_layers="depth", state_size="state", conv_kernel="conv_kernel"),
+            *keys(vocab_size="vocab", layer_norm_epsilon="eps", use_bias="bias", use_conv_bias="conv_bias"),
+            *keys(n_groups="groups"), key("tie_word_embeddings", "tied", default=False), must("hidden_act", "silu"),
+            Lens(("num_heads", "head_dim", "expand"), ("heads", "expand"), _width, lambda c: {
+                 "num_heads": c.heads, "head_dim": c.expand * c.dim // c.heads, "expand": c.expand}),
+            Lens(("time_step_limit",), ("shortest", "longest"), _limits, lambda c: {} if (c.shortest, c.longest) == (
+                 0.0, None) else {"time_step_limit": [c.shortest, float("inf") if c.longest is None else c.longest]}),
+            quiet("residual_in_fp32", why="for half precision; here the stream has the type of the weights"),
+            quiet("rescale_prenorm_residual", "time_step_rank", *(f"time_step_{n}" for n in ("floor", "max", "min")),
+                  why="first weights, before training"),
+            must("norm_before_gate", False), must("rms_norm", True),
+            quiet("chunk_size", why="how it is computed"), NO_CLASSES, *COMMON,
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,41 @@
+"""Mixing by a Fourier transform. B batch, T time, D width."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer
+
+
+class Fourier(Mixer):
+    """y = Re(F_time F_width x), a discrete Fourier transform along both axes and no parameters (FNet: Lee-Thorp et al.,
+    2021; arXiv:2105.03824).
+
+    Without padding by FFT, T log T. A padded row is transformed at its own length, so its result is what it is alone;
+    that takes a matrix of T x T for each row. (Others transform the padding too.) In half precision it works in
+    float32.
+
+    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.needs_both_ways(flow)
+        wide, keep = x.to(torch.promote_types(x.dtype, torch.float32)), flow.keep_now(x.shape[1])
+        if keep is None:
+            return torch.fft.fft2(wide, dim=(1, 2)).real.to(x.dtype)
+        z = torch.fft.fft(wide, dim=2)  # (B, T, D) complex
+        length = keep.sum(1)[:, None, None].clamp(min=1)  # (B, 1, 1)
+        places = flow.positions.expand(x.shape[:2])  # (B, T)
+        turn = (
+            places[:, :, None] * places[:, None] % length * (2 * math.pi / length.to(wide.dtype))
+        )  # (B, T, T), exact below 2 pi
+        real = keep[:, :, None] & keep[:, None]
+        cos, sin = (t.to(wide.dtype) * real for t in (turn.cos(), turn.sin()))
+        return (cos @ z.real + sin @ z.imag).to(x.dtype)

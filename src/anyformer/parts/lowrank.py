@@ -1,0 +1,187 @@
+"""Attention over a few summaries of the text instead of over all of it: for encoders.
+
+B batch, T time, D width, H heads, G key/value heads, K head width, R rank, M landmarks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer
+
+
+class Linformer(Mixer):
+    """Attention over R learned mixtures of the keys and of the values (Wang et al., 2020; arXiv:2006.04768):
+    softmax(q (E k)^T / sqrt(K)) (F v).
+
+    ```
+    k (T, K) ── E (R, T) ──> (R, K) ─┐
+    q (T, K) ────────────────────────┴─ softmax (T, R) ── F v (R, K) ──> (T, K)
+    ```
+    Row t of E and F belongs to place t of a text, padding not counted: a text may be shorter than `length`, not longer.
+    With R = `length` = T and identities it is full attention.
+
+    Args:
+        length: the longest text, in tokens. `rank`: R.
+        heads: H. `kv_heads`: G, a divisor of H; H by default. `head_dim`: K; width / heads by default.
+        shared: v is k, and F is E.
+        bias: of the projections q, k, v; `out_bias`: of o, the same by default.
+
+    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        length: int,
+        rank: int = 256,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        shared: bool = False,
+        bias: bool = True,
+        out_bias: bool | None = None,
+    ):
+        super().__init__()
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        if min(length, rank, heads, self.kv_heads) < 1:
+            raise ValueError(
+                "Linformer: length, rank, heads and kv_heads are at least 1; got "
+                f"{length}, {rank}, {heads} and {self.kv_heads}"
+            )
+        self.head_dim = width("Linformer", dim, heads, head_dim)
+        if heads % self.kv_heads:
+            raise ValueError(f"Linformer: kv_heads={self.kv_heads} does not divide heads={heads}")
+        self.length, self.rank = length, rank
+        self.q = nn.Linear(dim, heads * self.head_dim, bias)
+        self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
+        self.v = None if shared else nn.Linear(dim, self.kv_heads * self.head_dim, bias)
+        self.E = nn.Parameter(torch.empty(length, rank))  # (T, R): files hold it transposed to the paper's
+        self.F = None if shared else nn.Parameter(torch.empty(length, rank))
+        self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Evenly within 1 / sqrt(R)."""
+        for table in (self.E, self.F):
+            if table is not None:
+                nn.init.uniform_(table, -(self.rank**-0.5), self.rank**-0.5)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.needs_both_ways(flow)
+        T = x.shape[1]
+        if self.length < T:
+            raise ValueError(
+                f"Linformer was built for {self.length} tokens, the text has {T}: its projections have a row for each "
+                f"place; cut the text, or build it with length={T} and train these rows"
+            )
+        keep = flow.keep_now(T)
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, K)
+        k = self._summary(self.k(x), self.E, flow.positions, keep)  # (B, H, R, K)
+        if self.v is None or self.F is None:
+            v = k
+        else:
+            v = self._summary(self.v(x), self.F, flow.positions, keep)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, K)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+    def _summary(self, t: Tensor, table: Tensor, places: Tensor, keep: Tensor | None) -> Tensor:
+        """(B, T, G K) -> (B, H, R, K)."""
+        t = t if keep is None else t * keep[..., None]
+        mixed = table[places].mT @ t  # (B, R, G K)
+        heads = mixed.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)  # (B, G, R, K)
+        return heads.repeat_interleave(self.heads // self.kv_heads, 1)
+
+
+class Nystrom(Mixer):
+    """Attention by way of landmarks, means of neighbouring queries and keys (Xiong et al., 2021; arXiv:2102.03902):
+
+    ```
+    softmax(q k~^T) · pinv(softmax(q~ k~^T)) · softmax(q~ k^T) v         q~, k~: M landmarks; all scaled by K^-1/2
+       (T, M)                  (M, M)               (M, T)
+    ```
+    A landmark is the mean over L = T / M (rounded up) tokens, counted so that the last one ends with the text; the
+    first ones may be of fewer tokens. A text of M tokens or fewer is its own landmarks, and then this is full
+    attention, as exactly as the inverse, which six steps of an iteration of third order come close to.
+
+    Args:
+        heads: H. `head_dim`: K; width / heads by default. `landmarks`: M.
+        steps: of the iteration.
+        bias: of all projections.
+
+    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        head_dim: int | None = None,
+        landmarks: int = 64,
+        steps: int = 6,
+        bias: bool = True,
+    ):
+        super().__init__()
+        if min(heads, landmarks, steps) < 1:
+            raise ValueError(
+                f"Nystrom: heads, landmarks and steps are at least 1; got {heads}, {landmarks} and {steps}"
+            )
+        self.heads, self.head_dim = heads, width("Nystrom", dim, heads, head_dim)
+        self.landmarks, self.steps = landmarks, steps
+        self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))
+        self.o = nn.Linear(heads * self.head_dim, dim, bias)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.needs_both_ways(flow)
+        keep = flow.keep_now(x.shape[1])
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q = q * self.head_dim**-0.5  # (B, H, T, K)
+        real = torch.ones_like(x[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
+        means, used = self._means(flow.positions, real, q.dtype)  # (B, 1, M, T), (B, 1, 1, M)
+        qm, km = means @ q, means @ k  # (B, H, M, K) each
+        to = _softmax(q @ km.mT, used)  # (B, H, T, M)
+        between = _softmax(qm @ km.mT, used) * used.mT  # (B, H, M, M); landmarks of nothing have no weight at all
+        of = _softmax(qm @ k.mT, real[:, None, None]) @ v  # (B, H, M, K)
+        y = to @ (pseudo_inverse(between, self.steps) @ of)  # (B, H, T, K)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+    def _means(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The matrix that makes landmarks of tokens, (B, 1, M, T), and which landmarks there are, (B, 1, 1, M)."""
+        count = real.sum(1, keepdim=True)  # (B, 1)
+        each = torch.div(count + self.landmarks - 1, self.landmarks, rounding_mode="floor").clamp(min=1)  # L
+        first = self.landmarks * each - count  # the first landmarks are of fewer tokens, or none
+        index = torch.div(places + first, each, rounding_mode="floor")  # (B, T)
+        mine = (index[:, None] == torch.arange(self.landmarks, device=index.device)[:, None]) & real[:, None]
+        size = mine.sum(-1, keepdim=True)  # (B, M, 1)
+        return (mine / size.clamp(min=1)).to(dtype)[:, None], (size > 0).mT[:, None]
+
+
+def _softmax(scores: Tensor, seen: Tensor) -> Tensor:
+    """Softmax over what is seen; 0 for the rest."""
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) * seen
+
+
+def pseudo_inverse(a: Tensor, steps: int) -> Tensor:
+    """The Moore-Penrose inverse of (…, M, M) by Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4.
+
+    Each matrix starts at its own A^T / (|A|_1 |A|_inf), so a row of a batch does not depend on the others.
+    """
+    size = a.abs().sum(-2).amax(-1) * a.abs().sum(-1).amax(-1)  # (…,)
+    z, one = a.mT / size.clamp(min=torch.finfo(a.dtype).tiny)[..., None, None], torch.eye(a.shape[-1]).to(a)
+    for _ in range(steps):
+        az = a @ z
+        z = z @ (13 * one - az @ (15 * one - az @ (7 * one - az))) / 4
+    return z
+
+
+def width(owner: str, dim: int, heads: int, head_dim: int | None) -> int:
+    """The width of a head."""
+    if head_dim is None and dim % heads:
+        raise ValueError(f"{owner}: a width of {dim} does not divide into {heads} heads; give head_dim")
+    if head_dim is not None and head_dim < 1:
+        raise ValueError(f"{owner}: head_dim is at least 1; got {head_dim}")
+    return dim // heads if head_dim is None else head_dim

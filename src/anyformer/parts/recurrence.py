@@ -1,0 +1,174 @@
+"""Recurrences whose state is a matrix, in chunks, and what decoding keeps of one: for linear attention, Mamba-2, the
+delta rule.
+
+… any leading axes (batch, heads), T time, K key width, V value width, n chunks, L tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyformer.core.flow import Flow
+
+CHUNK = 64
+
+
+def decayed(
+    q: Tensor, k: Tensor, v: Tensor, fade: Tensor | None, state: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """The recurrence S_t = exp(fade_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t, over all t (Dao and Gu, 2024;
+    arXiv:2405.21060).
+
+    ```
+    y_t of a chunk   =   sum over s <= t in the chunk of (q_t . k_s) exp(fade_{s+1} + … + fade_t) v_s      pairs, L x L
+                       + exp(fade_first + … + fade_t) S_before^T q_t                              what came before
+    ```
+    Chunks are worked side by side and only their states are chained: T L (K + V) + 2 T K V products, memory linear in
+    T.
+
+    Args:
+        fade: logarithms, 0 or less; None = nothing fades.
+        chunk: L; it does not change the result.
+
+    Shapes: q, k (…, T, K); v (…, T, V); fade (…, T); state (…, K, V) -> y (…, T, V), the last state. The leading axes
+    of q and k may have size 1 where those of v, fade and the state do not (groups).
+    """
+    time = v.shape[-2]
+    if not isinstance(time, torch.SymInt) and time == 1:
+        state = (state if fade is None else fade.exp()[..., None] * state) + k.mT @ v
+        return q @ state, state
+    q, k, v = (cut(t, chunk, -2) for t in (q, k, v))  # (…, n, L, K), the same, (…, n, L, V)
+    pairs = q @ k.mT  # (…, n, L, L)
+    if fade is None:
+        y = pairs.tril() @ v
+        before = torch.cat((state[..., None, :, :], k.mT @ v), -3).cumsum(-3)  # (…, n + 1, K, V)
+        y = y + q @ before[..., :-1, :, :]
+    else:
+        level = cut(fade, chunk, -1).cumsum(-1)  # (…, n, L)
+        end = level[..., -1:]  # (…, n, 1)
+        y = (pairs * left(level)) @ v
+        before = chained((k * (end - level).exp()[..., None]).mT @ v, end[..., 0], state)
+        y = y + level.exp()[..., None] * (q @ before[..., :-1, :, :])
+    return y.flatten(-3, -2)[..., :time, :], before[..., -1, :, :]
+
+
+def delta(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, fade: Tensor, state: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """The gated delta rule S_t = a_t S_{t-1} + k_t u_t^T, u_t = beta_t (v_t - a_t S_{t-1}^T k_t), y_t = S_t^T q_t, with
+    a_t = exp(fade_t) (Yang et al., 2024; arXiv:2412.06464): what the state says of k_t is replaced, not added to.
+
+    Inside a chunk the u depend on each other and on the state before it; they are one triangular system of L equations:
+    (I + A) U = beta (V - decay K S_before), A_ts = beta_t decay_ts k_t . k_s for s < t (arXiv:2406.06484, section 3.2).
+
+    Shapes: q, k (…, T, K); v (…, T, V); beta, fade (…, T); state (…, K, V) -> y (…, T, V), the last state.
+    """
+    time = v.shape[-2]
+    if not isinstance(time, torch.SymInt) and time == 1:
+        state = fade.exp()[..., None] * state
+        state = state + k.mT @ (beta[..., None] * (v - k @ state))
+        return q @ state, state
+    if isinstance(time, torch.SymInt):  # torch.export: no loop may depend on the length, so the text is one chunk
+        q, k, v, beta, fade = (t.unsqueeze(axis) for t, axis in ((q, -3), (k, -3), (v, -3), (beta, -2), (fade, -2)))
+    else:
+        q, k, v, beta, fade = (
+            cut(t, chunk, axis) for t, axis in ((q, -2), (k, -2), (v, -2), (beta, -1), (fade, -1))
+        )  # (…, n, L, …)
+    level, beta = fade.cumsum(-1)[..., None], beta[..., None]  # (…, n, L, 1) each
+    share = left(level[..., 0])  # (…, n, L, L)
+    system = (beta * (k @ k.mT) * share).tril(-1)  # its diagonal of ones is understood
+    wanted = torch.cat((beta * v, beta * level.exp() * k), -1)  # (…, n, L, V + K)
+    solved = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+    new, old = solved.split([v.shape[-1], k.shape[-1]], -1)  # U = new - old S_before
+    pairs, end = q @ k.mT * share, level[..., -1:, :]  # (…, n, L, L), (…, n, 1, 1)
+    q, k, fall = q * level.exp(), k * (end - level).exp(), end.exp()
+    rows = []
+    for c in range(v.shape[-3]):
+        u = new[..., c, :, :] - old[..., c, :, :] @ state  # (…, L, V)
+        rows.append(q[..., c, :, :] @ state + pairs[..., c, :, :] @ u)
+        state = fall[..., c, :, :] * state + k[..., c, :, :].mT @ u
+    return torch.cat(rows, -2)[..., :time, :], state
+
+
+def cut(t: Tensor, chunk: int, axis: int) -> Tensor:
+    """Time in chunks, the last one filled with zeros: T along `axis` (-1 or -2) becomes (n, L)."""
+    time = t.shape[axis]
+    if isinstance(time, torch.SymInt):
+        size, count = chunk, time // chunk + 2  # never one: torch.export would write down a program for exactly one
+    else:
+        size = min(chunk, time)
+        count = -(-time // size)
+    if isinstance(time, torch.SymInt) or count * size > time:
+        shape = list(t.shape)
+        shape[axis] = count * size - time
+        t = torch.cat((t, t.new_zeros(shape)), axis)
+    return t.unflatten(axis, (count, size))
+
+
+def left(level: Tensor) -> Tensor:
+    """What is left at t of what came in at s: exp(level_t - level_s) for s <= t, else 0. Shape: (…, L) -> (…, L, L)."""
+    age = level[..., :, None] - level[..., None, :]
+    past = torch.ones(age.shape[-2:], dtype=torch.bool, device=age.device).tril()
+    return age.masked_fill(~past, float("-inf")).exp()
+
+
+def chained(new: Tensor, fade: Tensor, state: Tensor) -> Tensor:
+    """S_c = exp(fade_c) S_{c-1} + new_c over chunks: the states before each of them, and the last.
+
+    Shapes: new (…, n, K, V), fade (…, n), state (…, K, V) -> (…, n + 1, K, V).
+    """
+    if isinstance(new.shape[-3], torch.SymInt):  # torch.export: all pairs of chunks instead of a loop
+        whole = torch.cat((state[..., None, :, :], new), -3)
+        return (left(F.pad(fade, (1, 0)).cumsum(-1)) @ whole.flatten(-2)).unflatten(-1, whole.shape[-2:])
+    states = [state]
+    for c in range(new.shape[-3]):
+        states.append(torch.addcmul(new[..., c, :, :], fade[..., c, None, None].exp(), states[-1]))
+    return torch.stack(states, -3)
+
+
+def convolved(conv: nn.Conv1d, u: Tensor, past: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
+    """A convolution over time that follows its last W - 1 inputs; and the inputs that the next call follows.
+
+    It does not look back beyond the first token of a packed document.
+    Shapes: u (B, T, E), past (B, W - 1, E) -> (B, T, E), (B, W - 1, E).
+    """
+    inputs, width = torch.cat((past, u), 1), conv.kernel_size[0]  # (B, W - 1 + T, E)
+    rest = inputs[:, inputs.shape[1] - past.shape[1] :]
+    if flow.documents is None:
+        return conv(inputs.mT).mT, rest
+    back = torch.arange(width - 1, -1, -1, device=u.device)  # (W,): how far each weight looks back
+    near = flow.positions[..., None] >= back  # (B, T, W)
+    y = (inputs.unfold(1, width, 1) * near[:, :, None] * conv.weight[:, 0]).sum(-1)  # (B, T, E)
+    return (y if conv.bias is None else y + conv.bias), rest
+
+
+class Recurrent:
+    """State of a recurrent mixer: tensors of a fixed size, a row for each sequence. It can return to a mark, and to
+    nothing else."""
+
+    def __init__(self, *held: Tensor):
+        self.held, self.length = held, 0
+        self.marked = (0, held)
+
+    def put(self, count: int, *held: Tensor) -> None:
+        """The state after `count` more tokens."""
+        self.held, self.length = held, self.length + count
+
+    def reorder(self, index: Tensor) -> None:
+        length, held = self.marked
+        self.held, self.marked = tuple(t[index] for t in self.held), (length, tuple(t[index] for t in held))
+
+    def returns_to(self, length: int) -> bool:
+        return length in (self.length, self.marked[0])
+
+    def trim(self, length: int) -> None:
+        if length != self.length:
+            self.length, self.held = self.marked
+
+    def mark(self) -> None:
+        self.marked = (self.length, self.held)
+
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in self.held)

@@ -1,0 +1,56 @@
+"""A mixer alone: with padding, token by token, and its gradient in float64. B batch, T time, D width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow, State
+from anyformer.core.init import initialise
+from anyformer.core.recipe import Recipe
+
+
+def made(recipe: Recipe, dim: int = 12, dtype: torch.dtype = torch.float64) -> Any:
+    """The mixer, its parameters from N(0, 0.4)."""
+    mixer = recipe.build(dim)
+    initialise(mixer, seed=0)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.normal_(0.0, 0.4)
+    return mixer.to(dtype).eval()
+
+
+def flow(time: int, causal: bool = True, keep: Tensor | None = None, first: int = 0, state: Any = None) -> Flow:
+    positions = torch.arange(first, first + time)
+    if keep is not None:
+        positions = (keep.long().cumsum(1) - 1).clamp(min=0)[:, first:]
+    return Flow(positions, first=first, causal=causal, keep=keep, state=state)
+
+
+def run(mixer: nn.Module, x: Tensor, causal: bool = True, keep: Tensor | None = None) -> Tensor:
+    return mixer(x, flow(x.shape[1], causal, keep))
+
+
+def step_by_step(mixer: nn.Module, x: Tensor, pieces: list[int]) -> Tensor:
+    """(B, T, D) through a state, in pieces of these lengths."""
+    holder = nn.ModuleList([mixer])
+    state, at, rows = State(holder, len(x)), 0, []
+    for piece in pieces:
+        rows.append(mixer(x[:, at : at + piece], flow(piece, first=at, state=state)))
+        at += piece
+    assert at == x.shape[1]
+    return torch.cat(rows, 1)
+
+
+def slopes_are_right(mixer: nn.Module, x: Tensor, causal: bool, keep: Tensor | None = None) -> None:
+    """The gradient by the input and every parameter is the difference quotient, in float64."""
+    names, values = zip(*mixer.named_parameters(), strict=True)
+
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(mixer, given, (x, flow(x.shape[1], causal, keep)))
+
+    inputs = (x.clone().requires_grad_(), *(v.detach().clone().requires_grad_() for v in values))
+    assert torch.autograd.gradcheck(call, inputs, atol=1e-6, fast_mode=True)
