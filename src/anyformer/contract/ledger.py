@@ -217,14 +217,17 @@ def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
     config = json.loads((side.folder / "config.json").read_text())
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)
     fixed = hub.architectures[config["architectures"][0]]
-    new = config.pop("rope_parameters")
+    new, near = config.pop("rope_parameters"), {}
+    if "full_attention" in new:  # each kind of layer has its own: the older words say the theta of the other kind
+        new, near = new["full_attention"], {"rope_local_base_freq": new["sliding_attention"]["rope_theta"]}
     theta = new.pop("rope_theta")
     scaling = None if new["rope_type"] == "default" else new
     for words in (scaling, scaling and {("type" if k == "rope_type" else k): v for k, v in scaling.items()}):
-        old = config | {"rope_theta": theta, "rope_scaling": words}
+        old = config | {"rope_theta": theta, "rope_scaling": words} | near
         found = tables.read(hub.config, old, page.config, fixed)[0]
         expect(not rewritten(subject.config, found), f"the older words {words} are read as {found}")
         theirs = kind.from_dict(old).rope_parameters
+        theirs = theirs.get("full_attention", theirs)
         same = {k: v for k, v in theirs.items() if v is not None} == {**new, "rope_theta": theta} | {
             k: v for k, v in theirs.items() if k not in {*new, "rope_theta"} and v is not None
         }

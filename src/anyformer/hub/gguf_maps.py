@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from anyformer.hub.config import Lens, Same, key, quiet
-from anyformer.hub.maps import Op, Row, row, under
+from anyformer.hub.maps import Op, Row, Shape, row, under
 from anyformer.parts.positions import Linear, Scaling, YaRN
+
+
+class PlusOne(Op):
+    """Norms that multiply by 1 + weight (Gemma): GGUF files hold the sum."""
+
+    def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+        return [t - 1 for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t + 1 for t in tensors]
 
 
 def decoder_rows(q: Op | None = None, k: Op | None = None) -> list[Any]:

@@ -1,0 +1,155 @@
+"""Gemma 3, text (Gemma Team, 2025; arXiv:2503.19786). A decoder that looks far in every sixth layer only.
+
+Differs from LLaMA by: five layers that see a window for each one that sees everything, each kind with its own rotary
+theta; q and k are normed; a norm before and one after each branch (sandwich), which multiplies by 1 + weight; token
+vectors are scaled by sqrt(dim); GELU in the gated MLP.
+
+```
+ids ── token · √dim ──┬─ norm ─ attention ─ norm ─(+)─┬─ norm ─ down(gelu(gate) · up) ─ norm ─(+)── … ── norm ── logits
+                      └───────────────────────────────┘└──────────────────────────────────────┘
+layer   1 2 3 4 5  6   7 8 9 …        q, k ── norm ── rotary
+sees    · · · · ·  ■   · · ·          ·  the last `window` tokens, local_theta        ■  everything, theta
+```
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM
+from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.gguf_maps import PlusOne, decoder_config, decoder_rows
+from anyformer.hub.maps import Hub, flat, row, under
+from anyformer.hub.rope import NAMES, rope
+from anyformer.parts import Attention, Block, GatedMLP, Logits, OneRMSNorm, Rotary, Tokens, Window
+from anyformer.parts.positions import Linear, Scaling
+
+
+@dataclass(frozen=True)
+class Gemma3:
+    dim: int = 640
+    depth: int = 18
+    heads: int = 4
+    kv_heads: int = 1
+    head_dim: int | None = None  # dim / heads
+    hidden: int = 2048
+    act: str = "gelu_tanh"
+    vocab: int = 262144
+    context: int = 32768
+    eps: float = 1e-6
+    theta: float = 1000000.0
+    scaling: Scaling | None = None
+    local_theta: float = 10000.0
+    window: int = 512  # tokens that one sees, itself included, in most layers
+    every: int = 6  # each layer of this number sees everything
+    query_scale: int = 256  # scores are divided by its root
+    bias: bool = False
+    tied: bool = True
+    attention_dropout: float = 0.0
+
+
+_tiny = Gemma3(32, 2, 4, 2, 12, 48, vocab=128, context=64, theta=1e5, local_theta=1e3, window=7, every=2, query_scale=9)
+SIZES = {
+    "tiny": _tiny,
+    "mini": replace(_tiny, dim=192, depth=4, head_dim=48, hidden=512, vocab=1024, context=256, window=64),
+    "270m": Gemma3(head_dim=256),
+    "1b": Gemma3(dim=1152, depth=26, head_dim=256, hidden=6912),
+}
+PARAMETERS = {"270m": 268_098_176, "1b": 999_885_952}
+CASES = {
+    "bias": {"bias": True, "tied": False, "act": "silu"},
+    "odd": {"dim": 33, "heads": 3, "kv_heads": 1, "head_dim": 10, "vocab": 101, "depth": 5, "every": 3},
+    "everything": {"every": 1, "scaling": Linear(8.0)},
+    "plain width": {"head_dim": None, "query_scale": 8, "window": 5},
+}
+
+
+def gemma3(c: Gemma3) -> Recipe:
+    norm = OneRMSNorm.of(eps=c.eps)
+    far = Attention.of(
+        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=c.bias, norm=norm, scale=c.query_scale**-0.5,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling), dropout=c.attention_dropout,
+    )  # fmt: skip
+    near = far.but(positions=Rotary.of(theta=c.local_theta), mask=Window(c.window - 1))
+    wide = Block.of(mixer=far, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="sandwich")
+    blocks = [wide if (i + 1) % c.every == 0 else wide.but(mixer=near) for i in range(c.depth)]
+    embed, head = Tokens.of(vocab=c.vocab, scale=c.dim**0.5), Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, embed, blocks, norm=norm, head=head, context=c.context)
+
+
+def _weights(c: Gemma3) -> list:
+    norms = {"input_layernorm": "mixer", "post_attention_layernorm": "mixer_out", "pre_feedforward_layernorm": "ffn",
+             "post_feedforward_layernorm": "ffn_out"}  # fmt: skip
+    inner = (*(row(f"{n}_proj", n) for n in "qkvo"), row("q_norm", "norm.q"), row("k_norm", "norm.k"))
+    return [
+        row("model.embed_tokens", "embed.tokens"),
+        row("model.norm", "norm"),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+        under("model.layers.{i}", "blocks.{i}", *(row(theirs, f"norm.{n}") for theirs, n in norms.items())),
+        under("model.layers.{i}.self_attn", "blocks.{i}.mixer", *inner),
+        under("model.layers.{i}.mlp", "blocks.{i}.ffn", *(row(f"{n}_proj", n) for n in ("gate", "up", "down"))),
+    ]
+
+
+def _gguf(c: Gemma3) -> list:
+    names = {"post_attention_norm": "norm.mixer_out", "post_ffw_norm": "norm.ffn_out", "attn_q_norm": "mixer.norm.q",
+             "attn_k_norm": "mixer.norm.k"}  # fmt: skip
+    outer = under("blk.{i}", "blocks.{i}", *(row(theirs, ours) for theirs, ours in names.items()))
+    return [replace(r, ops=(PlusOne(),)) if "norm" in r.ours[0] else r for r in flat([decoder_rows(), outer])]
+
+
+def _kinds(every: int, depth: int) -> list[str]:
+    return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(depth)]
+
+
+def _get_kinds(config: Mapping[str, Any]) -> dict[str, Any]:
+    depth, kinds = config["num_hidden_layers"], config.get("layer_types")
+    every = next((config[n] for n in _KINDS[1:] if config.get(n)), 6)
+    if kinds not in (None, _kinds(every, depth)):
+        every = kinds.index("full_attention") + 1 if "full_attention" in kinds else depth + 1
+        if kinds != _kinds(every, depth):
+            raise ValueError(f"config key 'layer_types' is {kinds!r}; here every n-th layer is a 'full_attention'")
+    return {"every": every}
+
+
+def _get_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    both, old = config.get("rope_parameters") or {}, config.get("rope_local_base_freq")
+    if strange := {k: v for k, v in both.items() if k not in ("full_attention", "sliding_attention")}:
+        raise ValueError(f"'rope_parameters' is for 'full_attention' and 'sliding_attention'; got {strange}")
+    near = rope().get({"rope_parameters": both.get("sliding_attention"), "rope_theta": old})
+    if near["scaling"] is not None:
+        raise ValueError(f"'rope_parameters' stretches 'sliding_attention' by {near['scaling']}; unknown here")
+    return {**rope(1e6).get({**config, "rope_parameters": both.get("full_attention")}), "local_theta": near["theta"]}
+
+
+def _put_rope(c: Gemma3) -> dict[str, Any]:
+    near = {"rope_theta": c.local_theta, "rope_type": "default"}
+    return {"rope_parameters": {"full_attention": rope().put(c)["rope_parameters"], "sliding_attention": near}}
+
+
+def _get_width(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config.get("head_dim", 256)
+    return {"head_dim": None if width * config["num_attention_heads"] == config["hidden_size"] else width}
+
+
+_KINDS = ("layer_types", "sliding_window_pattern", "_sliding_window_pattern")
+HUBS = (
+    Hub(
+        "gemma3_text", architectures={"Gemma3ForCausalLM": {}}, weights=_weights, config=(
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
+            *keys(num_key_value_heads="kv_heads", intermediate_size="hidden", max_position_embeddings="context"),
+            *keys(rms_norm_eps="eps", sliding_window="window", query_pre_attn_scalar="query_scale"),
+            key("hidden_activation", "act", ACTS), key("attention_bias", "bias", default=False),
+            Lens(("head_dim",), ("head_dim",), _get_width,
+                 lambda c: {"head_dim": c.head_dim or c.dim // c.heads}),
+            Lens(_KINDS, ("every",), _get_kinds, lambda c: {"layer_types": _kinds(c.every, c.depth)}),
+            Lens((*NAMES, "rope_local_base_freq"), ("theta", "scaling", "local_theta"), _get_rope, _put_rope),
+            key("tie_word_embeddings", "tied", default=True), must("use_bidirectional_attention", False),
+            key("attention_dropout", "attention_dropout", default=0.0), must("final_logit_softcapping", None),
+            must("attn_logit_softcapping", None), quiet("cache_implementation", why="how decoding keeps its state"),
+            NO_CLASSES, *COMMON,
+        )),
+    Hub("gemma3", format="gguf", weights=_gguf,
+        config=(*decoder_config("gemma3"), key("gemma3.attention.sliding_window", "window"))),
+)  # fmt: skip
