@@ -90,9 +90,7 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     with live:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with precision.cast(device, settings.precision):
-            own = getattr(objective, "counted", None)  # several kinds of labels, a number each
-            count = 1.0 if own is None else torch.ones_like(own(batch["labels"]), dtype=torch.float32)
-            loss = objective(model(**inputs), batch["labels"], count)
+            loss = objective(model(**inputs), batch["labels"], _one(objective, batch["labels"]))
         activations = live.now - weights
         loss.backward()
         del loss
@@ -105,6 +103,12 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     through = most + state + (gradients if settings.accumulate > 1 else 0)
     peak = max(through, weights + gradients + state)
     return Prediction(weights, gradients, state, activations, peak, live.flops * settings.accumulate)
+
+
+def _one(objective: Any, labels: Tensor) -> Tensor | float:
+    """A count of 1, for each kind of labels where an objective has several."""
+    own = getattr(objective, "counted", None)
+    return 1.0 if own is None else torch.ones_like(own(labels), dtype=torch.float32)
 
 
 class Live(TorchDispatchMode):
@@ -170,7 +174,7 @@ def probe(model: nn.Module, batch: Batch, objective: Any, settings: Settings) ->
         inputs = {name: value.to(device) for name, value in batch.items()}
         labels = inputs.pop("labels")
         with precision.cast(device, settings.precision):
-            loss = objective(model(**inputs), labels, 1.0)
+            loss = objective(model(**inputs), labels, _one(objective, labels))
         loss.backward()
         float(loss.detach())  # a GPU is done
         seconds = time.perf_counter() - began
