@@ -143,8 +143,8 @@ def run(rounds: int = 5, steps: int = STEPS) -> Section:
         if CONTESTANTS[name].against:
             r = ratio(seconds[name], seconds["ours"])
             against = times(r)
-            took = (f"{spread(seconds[n])[0]:.1f} s" for n in ("ours", name))
-            claims.append(Claim(f"character model, {steps:,} steps", CONTESTANTS[name].name, *took, r))
+            mine, theirs = (f"{spread(seconds[n])[0]:.1f} s" for n in ("ours", name))
+            claims.append(Claim(f"character model, {steps:,} steps", CONTESTANTS[name].name, mine, theirs, r))
         size, whole = found[0]["parameters"], spread([a["whole"] for a in found])[0]
         figures = times(spread([a["loss"] for a in found]), 3), times(spread(seconds[name]), 1), f"{whole:.1f}"
         speed = f"{steps * BATCH * TIME / spread(seconds[name])[0]:,.0f}"

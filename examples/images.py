@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import anyformer as af
 from anyformer.core.skeletons import Output
 from anyformer.data.order import shuffled
-from anyformer.train import objectives, optim
-from anyformer.train.schedule import warmup_cosine
+from anyformer.train import Settings, objectives, optim
+from anyformer.train.schedule import rate
 
 
 def read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class Convolutions(nn.Module):
 
 def learn(model: nn.Module, images: Tensor, labels: Tensor, steps: int, batch: int, lr: float) -> float:
     """Trains in place; returns the seconds that it took."""
-    began, optimizer = time.perf_counter(), optim.adamw(model, lr, (0.9, 0.95), 0.05)
+    began, optimizer = time.perf_counter(), optim.make(model, Settings(steps=steps, lr=lr, weight_decay=0.05))
     model.train()
     for step in range(steps):
         rows = torch.from_numpy(shuffled(step * batch, batch, len(images), seed=0)[1])
@@ -62,7 +62,7 @@ def learn(model: nn.Module, images: Tensor, labels: Tensor, steps: int, batch: i
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, steps, lr, steps // 20, 0.0)
+            group["lr"] = lr * rate("cosine", step, steps, steps // 20, 0.0)
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - began

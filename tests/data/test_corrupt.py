@@ -43,7 +43,7 @@ def test_masking_loses_nothing_and_leaves_special_tokens(ids, seed, whole):
     assert not np.isin(read[chosen], SPECIAL).any()
     again = Masking(MASK, 94, SPECIAL, 0.3, starts)(ids, rng(seed))
     assert (again[0] == read).all() and (again[1] == labels).all()
-    if whole:
+    if starts is not None:
         word = -1
         words = []
         for i, t in enumerate(ids):  # a word begins at a starting token, after a special one, and is one itself
@@ -116,7 +116,8 @@ def test_spans_are_t5s(count, seed, density, mean):
     assert (len(source), len(target)) == spans_.lengths(count)
     assert source[0] == 1000 and target[0] == 999 and source[-2] == 1000 - number  # begins kept, ends hidden
     # nothing is lost: each sentinel of the source replaced by what the target says about it gives the text
-    said, key = {}, None
+    said: dict[int, list[int]] = {}
+    key = 0
     for t in target[:-1]:
         key = t if t < 1000 else key
         said.setdefault(key, [])
@@ -192,7 +193,8 @@ def test_other_noise_keeps_the_tokens(ids, seed):
     permuted = corrupt.permute(ids, stops, rng(seed))
 
     def sentences(x):
-        found, now = [], []
+        found: list[tuple[int, ...]] = []
+        now: list[int] = []
         for t in x:
             now.append(int(t))
             if t in stops:

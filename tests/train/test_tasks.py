@@ -105,7 +105,8 @@ def test_images_of_a_folder(tmp_path):
         Image.fromarray(pixels).save(place / f"{i}.png")
     given = {**SMALL, "steps": 250, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}
     result = train("vit", data=tmp_path / "digits", changes={"image": 8, "patch": 2, "channels": 1}, **given)
-    assert result.task == "images" and result.baseline > 0.8 and result.held_out < 0.5
+    assert result.task == "images" and result.baseline is not None and result.held_out is not None
+    assert result.baseline > 0.8 and result.held_out < 0.5
     assert af.load(result.checkpoint).config.classes == 10
 
 
