@@ -9,9 +9,10 @@ from pathlib import Path
 
 HEADER = """# Benchmarks
 
-Written by `make bench` (`python -m benchmarks [train_step] [decode] [load]`); do not edit. Every section is one run on
-one machine, in which the contestants take turns; a ratio compares figures of the same round, which evens out slow drift
-of the machine. It does not even out other programs that want the same cores: measure on a machine that is quiet.
+Written by `make bench` (`python -m benchmarks [train_step] [decode] [load] [communication]`); do not edit. Every
+section is one run on one machine, in which the contestants take turns; a ratio compares figures of the same round,
+which evens out slow drift of the machine. It does not even out other programs that want the same cores: measure on a
+machine that is quiet.
 """
 SHORT = "| | anyformer | peer | | takes, ours = 1 (quartiles) | |"  # above the claims of a section
 README = "| | anyformer | peer | | peer takes, ours = 1 |"

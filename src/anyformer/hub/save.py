@@ -4,6 +4,7 @@ directory."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from anyformer.hub.maps import Hub, links
 from anyformer.hub.pooling import write_pooling
 
 
-def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, overwrite: bool = False) -> str:
+def save(
+    model: Any,
+    folder: str | Path,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+) -> str:
     """Writes config.json, the weights as safetensors, and the tokenizer if there is one.
 
     A model that a page describes is written as its published files are, and opens in `transformers`; any other one
@@ -28,6 +35,7 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, o
     Args:
         max_shard_bytes: a larger model is written in several files.
         overwrite: also replace another model.
+        weights: written in place of the model's own, under the same names: whole tensors, where it holds parts.
 
     Returns:
         The format: a `model_type`, "anyformer" for our own.
@@ -41,7 +49,7 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, o
     for path, module in model.named_modules():
         if hint := getattr(module, "unsaved", None):
             raise ValueError(f"{path} is a {type(module).__name__}, which model files cannot say; {hint}")
-    config, tensors = _words(model)
+    config, tensors = _words(model, model.state_dict() if weights is None else weights)
     _check_other(folder, config, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder, tensors, max_shard_bytes)
@@ -54,16 +62,15 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = 5_000_000_000, o
     return config["model_type"]
 
 
-def _words(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors as they go to disk."""
     origin = model.origin or {}
     found = hub_for(model)
     if found is None:
-        tensors = dict(model.state_dict())
+        tensors = dict(ours)
         config: dict[str, Any] = {"model_type": NATIVE, "recipe": model.recipe.to_json()}
     else:
         hub, architecture, config = found
-        ours = model.state_dict()
         table = [link for link in links(hub.weights(model.config), ours) if not link.tied]
         tensors = {link.theirs: link.write([ours[o] for o in link.ours]) for link in table}
         if architecture in hub.bare:

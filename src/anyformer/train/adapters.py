@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from anyformer import hub
 from anyformer.compress.nf4 import Nf4
 from anyformer.core import pages
 from anyformer.core.recipe import nearest
@@ -153,10 +154,10 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
     return config, tensors, stacked
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """The model of a checkpoint: whole, or with adapters what of it learns."""
+def save_model(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
+    """The model of a checkpoint: whole, with these weights, or with adapters what of it learns."""
     if not lora.adapters(model):
-        model.save(folder)
+        hub.save(model, folder, weights=weights)
         return
     write(model, folder)
     learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}

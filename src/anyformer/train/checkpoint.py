@@ -22,7 +22,6 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from anyformer.hub import load
 from anyformer.hub.files import SafeTensors
 from anyformer.hub.guard import atomic_write, read_json
 from anyformer.train import adapters
+from anyformer.train.world import World
 
 TENSORS, FACTS = "training.safetensors", "training.json"
 NAME = re.compile(r"step-\d{6,}")
@@ -51,6 +51,7 @@ class Run:
         folder: is made if missing.
         resume: False: the folder must be empty. True: go on from its last checkpoint. "auto": go on if there is one,
             else begin. A path: go on from that checkpoint, or the last one of that run.
+        world: the processes of the run; the main one alone holds the folder and writes, the others are told.
 
     Attributes:
         checkpoint: where to go on from, or None.
@@ -60,8 +61,12 @@ class Run:
         OSError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, resume: bool | str | Path = False):
+    def __init__(self, folder: str | Path, resume: bool | str | Path = False, world: World | None = None):
         self.folder = Path(folder).expanduser()
+        self.lock: FileLock | None = None
+        self.checkpoint: Path | None = (world or World()).once(lambda: self._open(resume))
+
+    def _open(self, resume: bool | str | Path) -> Path | None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / ".lock")
@@ -74,7 +79,7 @@ class Run:
         try:
             for left in self.folder.glob(".step-*"):  # by a save that was killed
                 shutil.rmtree(left)
-            self.checkpoint = self._find(resume)
+            return self._find(resume)
         except BaseException:
             self.lock.release()
             raise
@@ -83,7 +88,8 @@ class Run:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     def _find(self, resume: bool | str | Path) -> Path | None:
         word = str(resume).lower()  # the command line gives texts
@@ -114,16 +120,18 @@ class Run:
         self,
         step: int,
         model: Any,
+        weights: dict[str, Tensor],
         tensors: dict[str, Tensor],
         facts: dict[str, Any],
         keep: int,
         best: int | None,
-        mean: Callable[[], contextlib.AbstractContextManager[Any]] | None = None,
+        ema: dict[str, Tensor] | None = None,
     ) -> None:
         """Writes `step-…`, then removes all but the newest `keep` and the one of the step `best`.
 
         Args:
-            mean: inside what it returns, the model has the running mean of its weights, which is saved in `ema`.
+            weights: the model's state dict, whole; the model itself may hold a part of each tensor.
+            ema: the same with the running mean of the weights, for the folder `ema`.
 
         Raises:
             OSError: if it cannot be written (a full disk); the older checkpoints are still there.
@@ -131,10 +139,9 @@ class Run:
         target = self.folder / f"step-{step:06d}"
         work = self.folder / f".{target.name}.tmp"
         try:
-            adapters.save_model(model, work)
-            if mean is not None:
-                with mean():
-                    adapters.save_model(model, work / "ema")
+            adapters.save_model(model, work, weights)
+            if ema is not None:
+                adapters.save_model(model, work / "ema", ema)
                 _sync(work / "ema")
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
             atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
@@ -171,11 +178,12 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def restore_weights(model: Any, checkpoint: Path) -> None:
-    """Copies the weights of a checkpoint into a model of the same shapes; of one with adapters, what learns."""
+def restore_weights(model: Any, checkpoint: Path, world: World | None = None) -> None:
+    """Copies the weights of a checkpoint into a model of the same shapes, which `world` may hold in parts; of one with
+    adapters, what learns."""
     if adapters.restore(model, checkpoint):
         return
-    saved = load(checkpoint).state_dict()
+    saved = (world or World()).split(load(checkpoint).state_dict(), model.state_dict())
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
@@ -23,11 +25,13 @@ from anyformer.hub import load
 from anyformer.hub.guard import atomic_write
 from anyformer.train import objectives
 from anyformer.train.checkpoint import Run
+from anyformer.train.distributed import world
 from anyformer.train.loop import Done
 from anyformer.train.origin import first_weights, origin
 from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
 from anyformer.train.watching import ended, smoothed, watched
+from anyformer.train.world import World
 
 LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
 SAMPLE = 150  # tokens that are written at the end
@@ -109,6 +113,9 @@ def train(
     prompt: str = "The ",
     device: str | None = None,
     quiet: bool = False,
+    parallel: str = "ddp",
+    mesh: dict[str, int] | None = None,
+    exchange: dict[str, float] | None = None,
 ) -> Result:
     """Trains a model, and says how good it is on what it has not seen; by default a language model, on text.
 
@@ -171,6 +178,10 @@ def train(
         prompt: the text that the sample at the end continues.
         device: cpu, cuda …; by default a GPU if there is one.
         quiet: print nothing.
+        parallel: how processes that a launcher started work together: ddp, fsdp, tp, ep, zero, powersgd,
+            local or diloco; see docs/distributed.md.
+        mesh: how many of them share a batch and a matrix, e.g. --mesh.data 2 --mesh.tensor 2.
+        exchange: numbers of zero, powersgd, local and diloco, e.g. --exchange.every 50.
 
     Returns:
         The last checkpoint, bits per byte of model and bigram, a sample, the model.
@@ -200,7 +211,7 @@ def train(
         return learn_task(source, settings, given)
     texts = corpora.read(data, fields, cache)
     bigram = corpora.bigram(texts)
-    with Run(_folder(out, source.name, resume), resume) as run, Screen(quiet) as screen, ExitStack() as stack:
+    with opened(given, source.name) as (processes, run, screen), ExitStack() as stack:
         lm = load(run.checkpoint) if run.checkpoint else source.model(tokenizer, vocab, corpora.learn(texts), seed)
         lm, factors = first_weights(source, lm, given, new=run.checkpoint is None)
         settings = replace(settings, rates={**factors, **settings.rates})
@@ -210,7 +221,7 @@ def train(
         batches: Batches = Global(corpus.rows(rows, context, seed), batch)
         if workers:
             batches = stack.enter_context(Prefetch(batches, workers))
-        _write_config(run.folder, given)
+        processes.once(lambda: _write_config(run.folder, given))
         facts = {**source.facts, "tokenizer": tokenizer, "vocab": vocab, "batch": batch, "context": context}
         facts |= {"corpus": corpus.fingerprint(), "rows": rows}
         _introduce(screen, run, lm, corpus, bigram)
@@ -219,14 +230,29 @@ def train(
             return bits_per_byte(lm, corpus, context, batch)
 
         objective = smoothed(objectives.causal_lm, label_smoothing)
-        loop = watched(screen, given, lm, batches, objective, settings, run, measure, facts)
+        loop = watched(screen, given, lm, batches, objective, settings, run, measure, facts, processes)
         done = loop.run()
-        lm.eval()
+        lm = whole(lm, done, processes).eval()
         with loop.averaged():
-            sample = "" if done.stopped else _sample(lm, prompt, seed)
-        ended(screen, loop)
+            sample = "" if done.stopped else processes.once(lambda: _sample(lm, prompt, seed))
+        processes.once(lambda: ended(screen, loop))
     _conclude(screen, done, bigram, sample)
     return Result(done.checkpoint, done.step, done.stopped, done.loss, done.held_out, bigram, sample, lm)
+
+
+@contextlib.contextmanager
+def opened(given: dict[str, Any], name: str) -> Iterator[tuple[World, Run, Screen]]:
+    """The processes of a command with these options, the folder of its run, and the screen, on which the main process
+    alone speaks."""
+    with world(given["parallel"], given["mesh"], given["exchange"], given["device"]) as processes:
+        folder = processes.once(lambda: _folder(given["out"], name, given["resume"]))
+        with Run(folder, given["resume"], processes) as run, Screen(given["quiet"] or not processes.main) as screen:
+            yield processes, run, screen
+
+
+def whole(model: Any, done: Done, processes: World) -> Any:
+    """The trained model; that of the checkpoint where there are several processes, which may hold parts of it."""
+    return model if processes.size == 1 else load(done.checkpoint).to(next(model.parameters()).device)
 
 
 def bits_per_byte(model: Any, corpus: corpora.Corpus, context: int, batch: int) -> float:

@@ -74,6 +74,25 @@ class Log:
             file.write(json.dumps(row) + "\n")
 
 
+class Silent(Log):
+    """The log of a process that is not the main one: writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        pass
+
+    def statistics(self, row: dict[str, Any]) -> None:
+        pass
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a log; a kill may have cut the last one."""
     if not path.exists():

@@ -25,18 +25,16 @@ import torch
 from torch import Tensor
 
 from anyformer.core.recompute import recompute
-from anyformer.core.skeletons import Output
 from anyformer.data.batches import Batch, Batches, Numbered
 from anyformer.train import checkpoint, environment, optim, precision, statistics
+from anyformer.train.criterion import Loss, Objective
 from anyformer.train.ema import Average
-from anyformer.train.figures import figures
-from anyformer.train.log import Log, Watch
-from anyformer.train.objectives import counted, real_tokens, with_auxiliary
+from anyformer.train.log import Log, Silent, Watch
+from anyformer.train.objectives import counted, real_tokens
 from anyformer.train.schedule import rate
 from anyformer.train.settings import FREE, Settings
 from anyformer.train.world import World
 
-Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
 Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a number; lower is better
 
 
@@ -70,6 +68,7 @@ def fit(
     measure: Measure | None = None,
     resume: bool | str | Path = False,
     facts: dict[str, Any] | None = None,
+    world: World | None = None,
 ) -> Done:
     """Trains a model in place, and keeps checkpoints of it in `out`.
 
@@ -81,12 +80,13 @@ def fit(
         measure: evaluates the model; lower is better.
         resume: see `train.checkpoint.Run`.
         facts: stored with each checkpoint and compared on resuming: what decides the numbers beside the settings.
+        world: the processes of the run, see `train.distributed.world`; by default this one alone.
 
     Raises:
         ValueError: for settings, batches or a folder that do not fit; FloatingPointError when the loss is not finite.
     """
-    with checkpoint.Run(out, resume) as run:
-        return Loop(model, batches, objective, settings, run, measure, facts or {}, Watch()).run()
+    with world or World() as world, checkpoint.Run(out, resume, world) as run:
+        return Loop(model, batches, objective, settings, run, measure, facts or {}, Watch(), world).run()
 
 
 class Loop:
@@ -114,12 +114,15 @@ class Loop:
             if p.data_ptr() % 64:  # a view into a file; sums over unaligned memory may round differently
                 p.data = p.data.clone()
         recompute(model, *settings.recompute)
-        self.forward = self.world.prepare(model)
+        if run.checkpoint is not None:
+            checkpoint.restore_weights(model, run.checkpoint)
+        self.criterion = Loss(model, objective, settings.precision)
+        self.part = self.world.prepare(self.criterion)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
-        self.optimizer = optim.make(model, settings)
+        self.optimizer = optim.Optimizer(*map(self.world.adopt, optim.make(model, settings).parts))
         if settings.compile:
-            self.forward = precision.compiled(self.forward, self.device)
+            self.criterion.run = precision.compiled(self.criterion.run, self.device)
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.scale = precision.Scale() if settings.precision == "fp16" else None
         self.spikes, self.before = statistics.Spikes(), list[Batch]()
@@ -127,7 +130,6 @@ class Loop:
         self.best: dict[str, Any] | None = None
         self.held_out: float | None = None
         self.rows: list[dict[str, Any]] = []
-        self.figures: dict[str, Any] = {}  # what parts report of the last batch
         self.count: tuple[Any, int] = (1, 1)  # labels (one number or one a kind) and tokens that count in the step
         self.began = math.nan
         checkpoint.seed_all(settings.seed)
@@ -135,7 +137,7 @@ class Loop:
             self._restore(run.checkpoint)
         if self.world.main:
             environment.write(run.folder)
-        self.log = Log(run.folder, self.step)
+        self.log = Log(run.folder, self.step) if self.world.main else Silent()
 
     def run(self) -> Done:
         """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
@@ -172,16 +174,20 @@ class Loop:
         """One step: gradients over `accumulate` batches, clipped; one update. A step whose loss or gradient is not
         finite never reaches the weights; knowing that is what a GPU is waited for."""
         s = self.settings
-        batches = [self.world.share(self.batches(self.step * s.accumulate + i)) for i in range(s.accumulate)]
+        self.world.reseed(s.seed, self.step, own=False)
+        batches = [self.batches(self.step * s.accumulate + i) for i in range(s.accumulate)]
         if self.step in (0, self.saved):
             for batch in batches:
                 _check(batch)
+                self.world.alike(batch)
+        batches = [self.world.share(batch) for batch in batches]
         kinds = getattr(self.objective, "counted", counted)  # one number, or one for each kind of label
         counts = torch.stack([kinds(batch["labels"]) for batch in batches]).sum(0)
         real = sum(real_tokens(batch) for batch in batches)
         total = self.world.total(torch.cat((counts.flatten(), torch.tensor([real])))).clamp(min=1)
         self.count = int(total[0]) if len(total) == 2 else total[:-1].to(self.device), int(total[-1])
         loss = torch.zeros((), device=self.device)
+        self.world.reseed(s.seed, self.step, own=True)
         watching = _due(self.step + 1, s.statistics_every)
         with statistics.activations(self.model if watching else None) as sizes:
             for i, batch in enumerate(batches):
@@ -194,7 +200,7 @@ class Loop:
         loss, norm = self.world.total(loss), self.world.clip(self.parameters, s.clip)
         lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.final_lr)
         row = {"step": self.step + 1, "loss": float(loss), "lr": lr, "grad_norm": float(norm), "tokens": int(total[0])}
-        row |= self.figures
+        row |= self.criterion.figures
         if watching:
             self._write_statistics(sizes)
         self._update(row, batches)
@@ -205,11 +211,7 @@ class Loop:
         labels_in_step, real_in_step = self.count
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         labels = inputs.pop("labels")
-        with precision.cast(self.device, self.settings.precision):
-            output = self.forward(**inputs)
-            self.figures = figures(output)
-            loss = self.objective(output, labels, labels_in_step)
-            return with_auxiliary(loss, output, real_tokens(batch) / real_in_step)
+        return self.part(inputs, labels, labels_in_step, real_tokens(batch) / real_in_step)
 
     def _update(self, row: dict[str, Any], batches: list[Batch]) -> None:
         """New weights, if the numbers of the step are finite."""
@@ -227,6 +229,7 @@ class Loop:
                 f"{self.scale.value:g}"
             )
         self.step += 1
+        self.world.stepped(self.step, self.step == self.settings.steps)
         self.rows.append(row if finite else {**row, "loss": _or_none(row["loss"]), "grad_norm": None})
         if not finite and not self.scale:
             self._report()
@@ -279,7 +282,8 @@ class Loop:
         states = checkpoint.random_states()  # a measure that draws does not change the run
         self.model.eval()
         with self.averaged():
-            self.held_out = float(self.measure(self.model))
+            measured = float(self.measure(self.model))
+        self.held_out = self.world.once(lambda: measured)  # all decide the same, whatever their last bits
         self.model.train()
         checkpoint.restore_random(states)
         if self.best is None or self.held_out < self.best["held_out"]:
@@ -292,15 +296,20 @@ class Loop:
         return self.average.swapped() if self.average else contextlib.nullcontext()
 
     def _save(self) -> None:
-        moments = self.world.whole(optim.moments(self.optimizer, self.model))
-        tensors = {f"optimizer.{k}": v for k, v in moments.items()}
+        weights = self.world.whole(self.model.state_dict())
+        moments = optim.moments(self.optimizer, self.model)
+        tensors = {f"optimizer.{k}": v for k, v in self.world.whole(moments).items()}
         tensors |= {f"random.{k}": v for k, v in checkpoint.random_states().items()}
+        tensors |= {f"world.{k}": v for k, v in self.world.own(moments).items()}
         settings = dataclasses.asdict(self.settings)
         facts = {"settings": settings, "facts": self.facts, "best": self.best, "torch": torch.__version__}
         facts["scale"] = self.scale.state() if self.scale else None
         best = self.best["step"] if self.best else None
-        mean = self.average.swapped if self.average else None
-        self.folder.save(self.step, self.model, tensors, facts, self.settings.keep_last, best, mean)
+        keep, ema = self.settings.keep_last, None
+        if self.average:
+            with self.average.swapped():
+                ema = {name: value.clone() for name, value in self.world.whole(self.model.state_dict()).items()}
+        self.world.once(lambda: self.folder.save(self.step, self.model, weights, tensors, facts, keep, best, ema))
         self.saved = self.step
 
     def _restore(self, folder: Path) -> None:
@@ -315,14 +324,16 @@ class Loop:
                 f"cannot go on from {folder}: {told}. A command repeats a run's options with --config …/config.yaml"
             )
         if self.average:
-            checkpoint.restore_weights(self.model, folder / "ema")
+            checkpoint.restore_weights(self.model, folder / "ema", self.world)
             self.average.take()
+            checkpoint.restore_weights(self.model, folder, self.world)
         if self.scale:
             self.scale.restore(said["scale"])
-        checkpoint.restore_weights(self.model, folder)
-        state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-        optim.restore_moments(self.optimizer, self.model, state)
-        checkpoint.restore_random({k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")})
+        kept = {kind: _under(tensors, kind) for kind in ("optimizer", "random", "world")}
+        moments = self.world.split(kept["optimizer"], dict(self.model.named_parameters()))
+        optim.restore_moments(self.optimizer, self.model, moments)
+        checkpoint.restore_random(kept["random"])
+        self.world.restore(kept["world"], optim.moments(self.optimizer, self.model))
         self.step, self.best = said["step"], said["best"]
         self.saved = self.step if folder.parent.resolve() == self.folder.folder.resolve() else -1
 
@@ -347,6 +358,10 @@ class Interrupts:
     def _note(self, number: int, frame: Any) -> None:
         self.came = True
         self.__exit__()
+
+
+def _under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
 
 
 def _due(step: int, every: int) -> bool:

@@ -138,7 +138,8 @@ def restore_moments(optimizer: Optimizer, model: nn.Module, saved: dict[str, Ten
         ValueError: if the saved state is of other parameters.
     """
     named = dict(model.named_parameters())
-    owner = {p: part for part in optimizer.parts for group in part.param_groups for p in group["params"]}
+    grouped = {p: part for part in optimizer.parts for group in part.param_groups for p in group["params"]}
+    owner = grouped | {p: part for part in optimizer.parts for p in part.state}  # ZeRO's groups hold stretches
     for path, value in saved.items():
         name, _, key = path.rpartition(".")
         parameter = named.get(name)

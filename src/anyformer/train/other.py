@@ -13,7 +13,7 @@ from anyformer.data.corpus import weights
 from anyformer.hub import load
 from anyformer.train import kinds, tasks
 from anyformer.train.checkpoint import Run
-from anyformer.train.command import Result, _context, _folder, _write_config
+from anyformer.train.command import Result, _context, _write_config, opened, whole
 from anyformer.train.origin import Origin, first_weights
 from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
@@ -22,7 +22,7 @@ from anyformer.train.watching import ended, smoothed, watched
 
 def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Result:
     """Trains on `source.task`. `given` are the options of `train`, which says what they mean and what is raised."""
-    kind, batch, folder = source.task, given["batch"], _folder(given["out"], source.name, given["resume"])
+    kind, batch = source.task, given["batch"]
     for name, plain in {"rows": "drawn", "workers": 0, "cache": None}.items():
         if given[name] != plain:
             raise ValueError(f"{name}={given[name]!r} is for the task causal, and this is {kind}; leave it out")
@@ -31,7 +31,7 @@ def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Res
             f"the task {kind} is learned from one source, and data names {len(several)}; mixing is for causal"
         )
     material = Material.read(kind, next(iter(several)), given["fields"])
-    with Run(folder, given["resume"]) as run, Screen(given["quiet"]) as screen:
+    with opened(given, source.name) as (processes, run, screen):
         lm = load(run.checkpoint) if run.checkpoint else material.model(source, given)
         lm, factors = first_weights(source, lm, given, new=run.checkpoint is None)
         settings = dataclasses.replace(settings, rates={**factors, **settings.rates})
@@ -39,17 +39,17 @@ def learn_task(source: Origin, settings: Settings, given: dict[str, Any]) -> Res
         if kind != "images":
             given["context"] = _context(lm, given["context"])
         task = material.task(lm, given["context"], given["seed"])
-        _write_config(run.folder, given)
+        processes.once(lambda: _write_config(run.folder, given))
         facts = {**source.facts, **{name: given[name] for name in ("tokenizer", "vocab", "batch", "context")}}
         baseline, screen.unit = task.baseline(batch), task.unit
         _introduce(screen, run, lm, task, baseline)
         measure = functools.partial(task.measure, batch=batch)
         facts |= {"task": kind, **task.facts}
         objective = smoothed(task.objective, given["label_smoothing"])
-        loop = watched(screen, given, lm, task.batches(batch), objective, settings, run, measure, facts)
+        loop = watched(screen, given, lm, task.batches(batch), objective, settings, run, measure, facts, processes)
         done = loop.run()
-        lm.eval()
-        ended(screen, loop)
+        lm = whole(lm, done, processes).eval()
+        processes.once(lambda: ended(screen, loop))
     if done.stopped:
         screen.say(f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there")
     else:

@@ -8,12 +8,14 @@ from typing import Any
 
 from anyformer.train import plots
 from anyformer.train.checkpoint import Run
+from anyformer.train.criterion import Objective
 from anyformer.train.energy import Energy
-from anyformer.train.loop import Loop, Measure, Objective
+from anyformer.train.loop import Loop, Measure
 from anyformer.train.predict import foresee
 from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
 from anyformer.train.watchers import watching
+from anyformer.train.world import World
 
 
 def smoothed(objective: Any, share: float) -> Objective:
@@ -37,6 +39,7 @@ def watched(
     run: Run,
     measure: Measure,
     facts: dict[str, Any],
+    processes: World,
 ) -> Loop:
     """The loop, ready to run. `given` are the options of `train`: memory, energy, tensorboard, wandb are read here.
 
@@ -45,9 +48,9 @@ def watched(
     """
     foresee(screen, model, batches(0), objective, settings, given["memory"])
     screen.energy = Energy() if given["energy"] else None
-    watch = watching(screen, run.folder, given, given["tensorboard"], given["wandb"])
+    watch = watching(screen, run.folder, given, *(given[k] and processes.main for k in ("tensorboard", "wandb")))
     facts = {**facts, "label_smoothing": given["label_smoothing"]}
-    return Loop(model, batches, objective, settings, run, measure, facts, watch)
+    return Loop(model, batches, objective, settings, run, measure, facts, watch, processes)
 
 
 def ended(screen: Screen, loop: Loop) -> None:

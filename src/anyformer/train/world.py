@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from anyformer.data.batches import Batch
+
+V = TypeVar("V")
 
 
 class World:
@@ -28,9 +30,35 @@ class World:
     def main(self) -> bool:
         return self.rank == 0
 
-    def prepare(self, model: Any) -> Callable[..., Any]:
-        """What to call in place of the model. Called before the optimiser is made, as parameters may be replaced."""
-        return model
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def once(self, make: Callable[[], V]) -> V:
+        """`make()`, by the main process alone; all get what it returns, or raise what it raises."""
+        return make()
+
+    def reseed(self, seed: int, step: int, own: bool) -> None:
+        """Before a step's batches are asked for: random generators alike everywhere; before its forward passes (`own`):
+        other ones for other rows. Both depend on seed and step alone. One process lets its generators run on."""
+
+    def prepare(self, loss: Any) -> Callable[..., Any]:
+        """What to call in place of `loss`, the loop's module of model and objective (`loss.model`). Called when the
+        weights are there and before the optimiser is made, as parameters may be replaced."""
+        return loss
+
+    def adopt(self, optimizer: Any) -> Any:
+        """What to use in place of the optimiser: something with `param_groups`, `state`, `step` and `zero_grad`."""
+        return optimizer
+
+    def alike(self, batch: Batch) -> None:
+        """Checks that all processes were given the same global batch.
+
+        Raises:
+            ValueError: if they were not.
+        """
 
     def share(self, batch: Batch) -> Batch:
         """This process's rows of a global batch."""
@@ -56,8 +84,22 @@ class World:
         """Shortens the gradient to `limit`; returns its length before, a norm over all parameters everywhere."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
+    def stepped(self, step: int, last: bool) -> None:
+        """Update number `step` (from 1) is done; `last`: no other follows."""
+
+    def own(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What each process alone knows and needs to go on, of all processes, on the main one, for a checkpoint.
+        `moments` are its optimiser's, by path."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """The inverse of `own`: puts what is this process's into `moments` and weights."""
+        if tensors:
+            raise ValueError("the checkpoint holds states of several processes; resume with the same parallel option")
+
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sharded tensors as whole ones, for a checkpoint that any number of processes can read. All call it."""
+        """Sharded tensors as whole ones, for a checkpoint that any number of processes can read. All call it; what it
+        returns is for the main one, the others may get nothing."""
         return tensors
 
     def split(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:

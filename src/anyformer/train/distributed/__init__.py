@@ -1,0 +1,105 @@
+"""More than one process: the run file stays what it is, a launcher starts it several times.
+
+```sh
+torchrun --nproc-per-node 2 -m anyformer train --data book.txt --parallel fsdp
+```
+`world` chooses how the processes work together. See docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+
+from anyformer.core.recipe import nearest
+from anyformer.train.world import World
+
+EXCHANGE: dict[str, dict[str, float]] = {  # every kind of `parallel`, with the numbers that it has
+    "ddp": {},
+    "fsdp": {},
+    "tp": {},
+    "ep": {},
+    "zero": {"stage": 2},
+    "powersgd": {"rank": 4, "start": 10},
+    "local": {"every": 10},
+    "diloco": {"every": 50, "lr": 0.7, "momentum": 0.9},
+}
+AXES = ("data", "tensor")
+
+
+def world(
+    parallel: str = "ddp",
+    mesh: Mapping[str, int] | None = None,
+    exchange: Mapping[str, float] | None = None,
+    device: str | None = None,
+) -> World:
+    """The processes that a launcher started (`torchrun`, `accelerate launch`), or this one alone.
+
+    Args:
+        parallel: ddp: each process has all weights and a part of each batch, gradients are added up. fsdp: weights,
+            gradients and moments in parts too. tp: the matrices of each layer are split. ep: the same, but experts of a
+            mixture are whole, each in one process. zero: DeepSpeed's, moments and gradients in parts. powersgd, local,
+            diloco: ddp that exchanges less, see `distributed.sparing`.
+        mesh: how many processes share a batch (data) and a matrix (tensor), e.g. {"data": 2, "tensor": 2}; what is not
+            said follows from the number of processes.
+        exchange: numbers of zero (stage), powersgd (rank, start), local (every), diloco (every, lr, momentum).
+        device: cpu or cuda; by default a GPU if there is one.
+
+    Raises:
+        ValueError: for a kind, axis or number that there is not, or a mesh of another size than the processes.
+    """
+    if parallel not in EXCHANGE:
+        raise ValueError(
+            f"parallel must be one of {', '.join(EXCHANGE)}; got {parallel!r}{nearest(parallel, [*EXCHANGE])}"
+        )
+    mesh, exchange = dict(mesh or {}), {**EXCHANGE[parallel], **_known(parallel, exchange or {})}
+    for axis, count in mesh.items():
+        if axis not in AXES or count < 1:
+            raise ValueError(f"mesh has data and tensor, each a number of processes of at least 1; got {axis}={count}")
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    size = int(os.environ["WORLD_SIZE"]) if launched else 1
+    split = mesh.get("tensor", size // mesh.get("data", 1) if parallel in ("tp", "ep") else 1)
+    if mesh.get("data", max(1, size // split)) * split != size:
+        wanted = math.prod(mesh.values())
+        raise ValueError(
+            f"mesh {mesh} does not fit: the launcher started {size} process{'es' * (size > 1)}; "
+            f"e.g. torchrun --nproc-per-node {wanted} …"
+        )
+    if split > 1 and parallel in ("zero", "local", "diloco"):
+        raise ValueError(f"parallel={parallel}: each process has all weights; leave mesh.tensor out")
+    if not launched:
+        return World()
+    return _joined(parallel, split, exchange, device)
+
+
+def _joined(parallel: str, split: int, exchange: dict[str, float], device: str | None) -> World:
+    import torch
+
+    from anyformer.train.distributed.group import Group
+    from anyformer.train.distributed.sharded import Sharded
+    from anyformer.train.distributed.sparing import PowerSGD, Seldom
+
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    if parallel == "zero":
+        from anyformer.train.distributed.zero import Zero
+
+        return Zero(kind, **exchange)
+    if parallel == "powersgd":
+        return PowerSGD(split, kind, **exchange)
+    if parallel in ("local", "diloco"):
+        return Seldom(split, kind, **exchange)
+    if parallel == "fsdp":
+        return Sharded(split, kind)
+    return Group(split, kind, experts=parallel == "ep")
+
+
+def _known(parallel: str, exchange: Mapping[str, float]) -> dict[str, float]:
+    known = EXCHANGE[parallel]
+    for name, value in exchange.items():
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "has no such numbers"
+            raise ValueError(f"exchange: {parallel} {has}; got {name!r}")
+        if not value >= (0 if name == "momentum" else 2 if name == "start" else 1 if name != "lr" else 1e-9):
+            raise ValueError(f"exchange: {name}={value} of {parallel} is too small")
+    return dict(exchange)

@@ -1,0 +1,42 @@
+"""FSDP2: every process holds a part of each weight, gradient and moment; a block is whole only while it computes.
+
+```
+forward   gather block 0 ─ compute ─ free │ gather block 1 ─ compute ─ free │ …
+backward  … │ gather block 1 ─ compute ─ add up gradients, each keeps its part ─ free │ gather block 0 …
+```
+(Zhao et al., 2023; arXiv:2304.11277; PyTorch's `fully_shard`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from anyformer.core.rewrite import select
+from anyformer.train.distributed.group import Group
+
+UNITS = "**.blocks.*"
+
+
+class Sharded(Group):
+    """As `Group`, with weights, gradients and moments in parts. Units are the blocks, and one of all the rest."""
+
+    sharded = True
+
+    def replicate(self, loss: Any) -> Callable[..., Any]:
+        self.model, mesh = loss.model, self.mesh["data"]
+        # a hidden state may be a view (ViT's class token); a loss reads what a model returns and does not write there
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        for block in select(self.model, UNITS, kind=nn.Module).values():
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        return loss
+
+    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()

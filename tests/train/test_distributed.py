@@ -1,0 +1,321 @@
+"""Two and four processes: the numbers of one, checkpoints of one layout in another, and what ends badly."""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import anyformer as af
+from anyformer.train import checkpoint
+from anyformer.train.distributed import world
+from tests.train import distributed_worker as worker
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+SOURCE = Path(af.__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+
+EXPERTS = importlib.util.find_spec("anyformer.parts.moe") is not None
+PAGES = ("gpt", "llama", "bert", "t5", "vit", "hybrid", *["mixture"] * EXPERTS)
+TWO: list[dict[str, Any]] = [{"what": what, "parallel": kind} for what in PAGES for kind in ("ddp", "fsdp", "tp")]
+TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "local", "exchange": {"every": 1}}]
+TWO += [{"what": "gpt", "parallel": "powersgd", "exchange": {"rank": 1, "start": 2}}]
+TWO += [{"what": "mixture", "parallel": "ep"}] * EXPERTS
+EXACT: dict[str, dict[str, float]] = {
+    "ddp": {},
+    "fsdp": {},
+    "tp": {},
+    "diloco": {"every": 5, "lr": 0.7, "momentum": 0.9},
+}
+FOUR: list[dict[str, Any]] = [
+    {"what": "gpt", "parallel": "ddp", "mesh": {"tensor": 2}},
+    {"what": "t5", "parallel": "ddp", "mesh": {"data": 2, "tensor": 2}},
+    {"what": "llama", "parallel": "fsdp", "mesh": {"tensor": 2}},
+    {"what": "bert", "parallel": "fsdp"},
+    *[{"what": "mixture", "parallel": "ep", "mesh": {"tensor": 2}}] * EXPERTS,
+]
+
+
+def name(job):
+    return "-".join([job["what"], job["parallel"], *(f"{k}{v}" for k, v in job.get("mesh", {}).items())])
+
+
+def launch(folder, count, jobs):
+    """Runs the jobs, one after another, in `count` processes."""
+    file = folder / f"jobs-{count}.json"
+    file.write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", str(WORKER), str(file)]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, "\n".join(line for line in run.stderr.splitlines() if "^^^" not in line)[:6000]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Each job in one process, here."""
+    folder = tmp_path_factory.mktemp("alone")
+    for what in (*PAGES, "uneven"):
+        worker.job(folder / what, what)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [{**job, "out": str(folder / name(job)), "save_every": 8 * (job["what"] == "llama")} for job in TWO]
+    for kind, exchange in EXACT.items():
+        straight: dict[str, Any] = {
+            "what": "dropped",
+            "parallel": kind,
+            "exchange": exchange,
+            "steps": 12,
+            "save_every": 8,
+        }
+        straight["out"] = str(folder / f"straight-{kind}")
+        again = {**straight, "out": str(folder / f"again-{kind}"), "resume": f"{straight['out']}/step-000008"}
+        jobs += [straight, again]
+    launch(folder, 2, jobs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, two):
+    folder = tmp_path_factory.mktemp("four")
+    jobs = [{**job, "out": str(folder / name(job))} for job in FOUR]
+    moved = str(two / "llama-fsdp/step-000008")
+    for kind, tensor in (("fsdp", 1), ("ddp", 2)):
+        out = str(folder / f"moved-{kind}{tensor}")
+        jobs.append({"what": "llama", "parallel": kind, "mesh": {"tensor": tensor}, "resume": moved, "out": out})
+    launch(folder, 4, jobs)
+    return folder
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(folder, file="model.safetensors"):
+    return load_file(checkpoint.latest(folder) / file)
+
+
+def close(ours, theirs):
+    """Losses and gradient norms of each step to 1e-5; weights and moments at the end."""
+    a, b = rows(ours), rows(theirs)[-len(rows(ours)) :]
+    assert [r["step"] for r in a] == [r["step"] for r in b] and [r["tokens"] for r in a] == [r["tokens"] for r in b]
+    for key in ("loss", "grad_norm"):
+        np.testing.assert_allclose([r[key] for r in a], [r[key] for r in b], rtol=1e-5, atol=1e-5)
+    # AdamW divides by the gradient's size: where a gradient is nothing but rounding, a weight moves by it all the same
+    for file, room in (("model.safetensors", 1e-4), ("training.safetensors", 1e-5)):
+        left, right = tensors(ours, file), tensors(theirs, file)
+        assert left.keys() == right.keys()
+        for key in (k for k in left if not k.startswith("random.")):
+            torch.testing.assert_close(left[key], right[key], rtol=1e-3, atol=room, msg=f"{file} {key}")
+    return True
+
+
+def same(ours, theirs):
+    """Bit for bit."""
+    for file in ("model.safetensors", "training.safetensors"):
+        left, right = tensors(ours, file), tensors(theirs, file)
+        assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    return [r["loss"] for r in rows(ours)] == [r["loss"] for r in rows(theirs)[-len(rows(ours)) :]]
+
+
+@pytest.mark.parametrize("job", TWO, ids=name)
+def test_two_processes_are_one(alone, two, job):
+    if job["parallel"] in ("local", "powersgd"):  # close, and not the same
+        a, b = ([row["loss"] for row in rows(run)] for run in (two / name(job), alone / job["what"]))
+        assert abs(a[0] - b[0]) < 1e-5 < max(abs(x - y) for x, y in zip(a, b, strict=True)) < 0.1
+    else:
+        assert close(two / name(job), alone / job["what"])
+
+
+@pytest.mark.parametrize("job", FOUR, ids=name)
+def test_four_processes_are_one(alone, four, job):
+    assert close(four / name(job), alone / job["what"])
+
+
+def test_zero_is_one_process(tmp_path, alone):
+    pytest.importorskip("deepspeed", reason="parallel=zero is DeepSpeed's: pip install deepspeed")
+    jobs: list[dict[str, Any]] = [
+        {"what": "gpt", "parallel": "zero", "exchange": {"stage": s}, "save_every": 8} for s in (1, 2)
+    ]
+    jobs = [{**job, "out": str(tmp_path / f"stage{i}")} for i, job in enumerate(jobs, 1)]
+    moved = {"what": "gpt", "resume": str(tmp_path / "stage2/step-000008")}
+    launch(tmp_path, 2, [*jobs, {**moved, "parallel": "zero", "out": str(tmp_path / "again")}])
+    worker.job(tmp_path / "moved", **moved)
+    for folder in ("stage1", "stage2", "again", "moved"):
+        assert close(tmp_path / folder, alone / "gpt")
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_straight_is_the_same_as_resumed_with_dropout_and_batches_that_draw(two, kind):
+    assert same(two / f"again-{kind}", two / f"straight-{kind}")
+
+
+def test_checkpoint_of_two_shards_goes_on_in_one_process_and_in_four(tmp_path, alone, two, four):
+    worker.job(tmp_path / "moved", "llama", resume=two / "llama-fsdp/step-000008")
+    for folder in (tmp_path / "moved", four / "moved-fsdp1", four / "moved-ddp2"):
+        assert len(rows(folder)) == 12 and close(folder, alone / "llama")
+
+
+def test_checkpoint_of_processes_with_weights_of_their_own_needs_as_many(tmp_path, two):
+    with pytest.raises(ValueError, match="states of several processes"):
+        worker.job(tmp_path / "moved", "dropped", resume=two / "straight-diloco/step-000008")
+
+
+def test_what_they_save_is_a_model(two):
+    for job in TWO:
+        if job["what"] != "hybrid":  # it has a layer that no recipe knows
+            af.load(two / name(job) / "step-000020")
+
+
+# ------------------------------------------------------------------------------------------------ endings
+
+
+def start(folder, steps):
+    """Two processes without a launcher that would end the one when the other dies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"out": str(folder), "what": "gpt", "steps": steps, "save_every": 5, "resume": "auto"}
+    before = checkpoint.latest(folder)
+    common = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(WORKER), "-", json.dumps(job)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, **pipes) for r in (0, 1)]
+    end = time.monotonic() + 120
+    while checkpoint.latest(folder) == before:
+        assert all(p.poll() is None for p in both) and time.monotonic() < end, [p.communicate() for p in both]
+        time.sleep(0.01)
+    return both
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX ones")
+def test_sigterm_saves_once_and_the_death_of_one_ends_the_other(tmp_path):
+    both = start(tmp_path, 100_000)
+    for process in both:
+        process.send_signal(signal.SIGTERM)
+    said = [p.communicate(timeout=60) for p in both]
+    assert [p.returncode for p in both] == [0, 0] and [out.strip() for out, _ in said] == ["stopped"] * 2, said
+    last = checkpoint.latest(tmp_path)
+    assert last is not None and not list(tmp_path.glob(".step-*")) and rows(tmp_path)[-1]["step"] == int(last.name[5:])
+    both = start(tmp_path, 100_000)  # goes on
+    both[1].kill()
+    began = time.monotonic()
+    _, error = both[0].communicate(timeout=60)
+    assert both[0].returncode == 1 and "Error" in error and time.monotonic() - began < 60
+    af.load(checkpoint.latest(tmp_path))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
+    (tmp_path / "book.txt").write_text("All that glitters is not gold. Often have you heard that told.\n" * 200)
+    module = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}[launcher]
+    count = {"torchrun": ["--nproc-per-node=2"], "accelerate": ["--multi_gpu", "--num_processes=2"]}[launcher]
+    command = [sys.executable, "-m", module, *count, "-m", "anyformer", "train", "--data=book.txt", "--size=tiny"]
+    command += [
+        "--steps=6",
+        "--vocab=260",
+        "--context=16",
+        "--parallel=fsdp",
+        "--mesh.data=2",
+        "--out=run",
+        "--batch=3",
+    ]
+    run = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("writes to run") == run.stdout.count("held-out: ") == 1
+    assert "fsdp" in (tmp_path / "run/config.yaml").read_text() and len(rows(tmp_path / "run")) == 7
+    af.load(tmp_path / "run/step-000006")
+
+
+# ----------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [({"parallel": "fdsp"}, r"one of ddp, fsdp.*did you mean fsdp"),
+     ({"mesh": {"tensr": 2}}, "mesh has data and tensor"),
+     ({"mesh": {"data": 4}}, r"the launcher started 1 process; e.g. torchrun --nproc-per-node 4"),
+     ({"parallel": "ddp", "exchange": {"every": 3}}, "ddp has no such numbers"),
+     ({"parallel": "diloco", "exchange": {"evry": 3}}, "diloco has every, lr, momentum; got 'evry'"),
+     ({"parallel": "powersgd", "exchange": {"start": 1}}, "start=1 of powersgd is too small")],
+)  # fmt: skip
+def test_options_are_checked(given, said):
+    with pytest.raises(ValueError, match=said):
+        world(**given)
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """A group of one process: what a single GPU under torchrun is."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    yield world
+    torch.distributed.destroy_process_group()
+
+
+def test_fsdp_in_a_group_of_one_is_one_process(tmp_path, alone, group):
+    worker.job(tmp_path / "run", "gpt", parallel="fsdp")
+    assert close(tmp_path / "run", alone / "gpt")
+
+
+def test_random_numbers_of_a_step_are_shared_for_batches_and_own_for_dropout(group):
+    processes = group()
+
+    def draw(place, step, own):
+        processes.place = place
+        processes.reseed(3, step, own)
+        return (float(torch.rand(())), float(np.random.rand()), random.random())
+
+    assert draw(0, 1, False) == draw(1, 1, False) != draw(0, 2, False)
+    assert len({draw(0, 1, False), draw(0, 1, True), draw(1, 1, True), draw(1, 2, True)}) == 4
+    assert draw(1, 1, True) == draw(1, 1, True)
+
+
+def test_split_layers_draw_masks_of_their_own_and_leave_the_generator_alike():
+    from anyformer.parts import MLP
+    from anyformer.train.distributed.tensor import own_dropout
+
+    found = []
+    for rank in (0, 1):
+        part = MLP(8, bias=False, dropout=0.5)
+        torch.nn.init.ones_(part.up.weight), torch.nn.init.ones_(part.down.weight)
+        own_dropout(part, rank)
+        torch.manual_seed(0)
+        found.append((part(torch.ones(1, 9, 8), None), torch.rand(5)))
+    assert not torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_batches_that_cannot_be_shared_are_refused(group):
+    processes = group()
+    processes.copies, processes.place = 4, 3
+    with pytest.raises(ValueError, match="a batch of 3 rows cannot be shared by 4 processes"):
+        processes.share(worker.padded(0, rows=3))
+    with pytest.raises(ValueError, match=r"'position_ids' of shape \(10,\) cannot be shared"):
+        processes.share({**worker.padded(0), "position_ids": torch.arange(10)})
+    assert [len(v) for v in processes.share(worker.padded(0, rows=6)).values()] == [1, 1, 1]
+
+
+def test_heads_that_do_not_divide_and_models_without_matrices_to_split_are_refused(group, monkeypatch):
+    from anyformer.train.distributed import expert, tensor
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 3)
+    with pytest.raises(ValueError, match=r"tensor=3: blocks.0.mixer has heads=4, which does not divide among 3"):
+        tensor.split(af.build("gpt", "tiny"), None)
+    with pytest.raises(ValueError, match="no attention or MLP that could be split"):
+        tensor.split(af.build("mamba", "tiny"), None)
+    with pytest.raises(ValueError, match="parallel=ep needs a mixture of experts"):
+        expert.split(af.build("gpt", "tiny"), None)
