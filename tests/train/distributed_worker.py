@@ -55,9 +55,8 @@ def drawn(number):
 
 def mixture(seed):
     """Four experts, of which each token meets two, and one that all meet."""
-    from anyformer.parts.moe import MoE, TopK
-
     from anyformer.parts import GatedMLP
+    from anyformer.parts.moe import MoE, TopK
 
     experts = MoE.of(
         router=TopK.of(experts=4, top=2, balance=0.0), expert=GatedMLP.of(hidden=24), shared=GatedMLP.of(hidden=16)

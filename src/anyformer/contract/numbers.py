@@ -110,7 +110,8 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
     theirs, worst = side.run(batch), 0.0
     with torch.no_grad():
         ours = trace(side.ours, batch)
-    pairs = aligned(ours, theirs, batch)
+        row = batch.row(lengths.index(max(lengths)))  # alone: in the batch, padding may differ by intention
+        pairs = aligned(trace(side.ours, row), side.run(row), row)
     for i in range(len(batch)):
         alone = side.run(batch.row(i))
         for name, value in theirs.items():

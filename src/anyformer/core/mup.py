@@ -58,7 +58,7 @@ class Transfer:
                 if a != 1:
                     self.factors[path] = 1 / a if b == 1 else 1 / math.sqrt(a)
                     self.rates[f"{path}.weight"] = 1 / a
-            elif hasattr(module, "head_dim") and module.head_dim != other.head_dim:
+            elif hasattr(module, "head_dim") and hasattr(module, "scale") and module.head_dim != other.head_dim:
                 scale = other.scale if other.scale is not None else other.head_dim**-0.5
                 scales[f"{path}.scale"] = scale * other.head_dim / module.head_dim
             elif getattr(module, "proj", 0) is None and hasattr(module, "scale"):  # logits by the token table

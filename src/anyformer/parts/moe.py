@@ -57,29 +57,34 @@ def _mean(x: Tensor, keep: Tensor | None) -> Tensor:
 class Sent:
     """Which expert chose which token so far: what a capacity needs to know while decoding."""
 
-    def __init__(self, batch: int, experts: int, like: Tensor):
-        self.chosen = torch.zeros(batch, 0, experts, dtype=torch.bool, device=like.device)  # (B, S, E)
+    def __init__(self, batch: int, experts: int, room: int, like: Tensor):
+        self.memory = torch.zeros(batch, room, experts, dtype=torch.bool, device=like.device)  # (B, room, E)
+        self.length = 0
 
     def append(self, chosen: Tensor) -> Tensor:
         """Adds (B, T, E); returns how many tokens had chosen each expert before, (B, 1, E)."""
-        before = self.chosen.sum(1, keepdim=True)
-        self.chosen = torch.cat((self.chosen, chosen), 1)
-        return before
+        before = self.memory[:, : self.length]
+        self.length += chosen.shape[1]
+        if self.length > self.memory.shape[1]:
+            self.memory = torch.cat((before, chosen), 1)
+        else:
+            self.memory[:, before.shape[1] : self.length] = chosen
+        return before.sum(1, keepdim=True)
 
     def reorder(self, index: Tensor) -> None:
-        self.chosen = self.chosen[index]
+        self.memory = self.memory[index]
 
     def returns_to(self, length: int) -> bool:
         return True
 
     def trim(self, length: int) -> None:
-        self.chosen = self.chosen[:, :length]
+        self.length = length
 
     def mark(self) -> None:
         pass
 
     def bytes(self) -> int:
-        return self.chosen.nbytes
+        return self.memory.nbytes
 
 
 class Router(Mixer):
@@ -102,7 +107,7 @@ class Router(Mixer):
         """(B, T, D) -> (B, T, E), float32."""
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-        if torch.is_autocast_enabled(x.device.type):  # the weights are float32 then
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # the weights are float32 then
             with torch.autocast(x.device.type, enabled=False):
                 logits = self.proj(x.float())
         else:
@@ -178,7 +183,7 @@ class TopK(Router):
         self.capacity, self.factor = capacity, factor
 
     def start(self, batch: int, length: int, like: Tensor) -> Sent:
-        return Sent(batch, self.experts, like)
+        return Sent(batch, self.experts, 0 if self.capacity is None else length, like)
 
     def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
         p = self.logits(x, flow).softmax(-1)  # (B, T, E)
@@ -271,7 +276,7 @@ class MoE(Part):
         weights, sent = self.router(x, flow)  # (B, T, E) each
         if flow.taps is not None:
             self._tell(flow.taps, weights, sent, flow.keep_now(x.shape[1]))
-        if torch.compiler.is_exporting():  # a program for any input has no lists of tokens
+        if torch.compiler.is_exporting() or x.is_meta:  # a program for any input has no lists of tokens
             y = self._everywhere(x, weights, flow)
         else:
             y = self._grouped(x, weights, sent, flow)
