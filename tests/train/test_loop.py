@@ -226,7 +226,9 @@ def test_rows_after_the_checkpoint_are_dropped_from_the_log(finished):
 def test_folder_in_use_is_refused(tmp_path):
     with checkpoint.Run(tmp_path / "a"), pytest.raises(ValueError, match="is being written by another process"):
         checkpoint.Run(tmp_path / "a")
-    checkpoint.Run(tmp_path / "a").lock.release()
+    lock = checkpoint.Run(tmp_path / "a").lock
+    assert lock is not None
+    lock.release()
 
 
 # ------------------------------------------------------------------------------------------- keeping
