@@ -126,7 +126,7 @@ def old_type_is_told(patch: pytest.MonkeyPatch) -> None:
         patch,
         module("anyformer.hub.save"),
         "_words",
-        lambda plain, model: (plain(model)[0] | {"dtype": "float32"}, plain(model)[1]),
+        lambda plain, *of: (plain(*of)[0] | {"dtype": "float32"}, plain(*of)[1]),
     )
 
 
