@@ -145,7 +145,7 @@ def run(rounds: int = 3) -> Section:
     for size, shape in SHAPES.items():
         for recompute in (False, True):
             taking_part = {k: c for k, c in CONTESTANTS.items() if not (recompute and k == "x_llama")}
-            request = {"size": size, "recompute": recompute, "steps": 8 if shape is SMALL else 6}
+            request = {"size": size, "recompute": recompute, "steps": 6 if shape is SMALL else 4}
             print(f"  {size}, {'recomputed' if recompute else 'kept'}", flush=True)
             answers = afresh("training", taking_part, rounds, request, notes)
             peak = max(a["rate"] for a in answers.pop("peak"))
