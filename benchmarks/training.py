@@ -154,7 +154,7 @@ def run(rounds: int = 3) -> Section:
                 table.append(rows)
                 claims += made
     return Section(
-        "Training, speed and memory", f"{(__doc__ or '').strip()}\n\nRounds: {rounds}.", table, claims, notes
+        "Training, speed and memory", f"{(__doc__ or '').strip()}\n\nRounds: {rounds}{', so the quartiles say little' if rounds < 4 else ''}.", table, claims, notes
     )
 
 
