@@ -153,9 +153,9 @@ def run(rounds: int = 3) -> Section:
                 rows, made = _compared(name, found, answers, size, recompute, shape.flops / peak)
                 table.append(rows)
                 claims += made
-    return Section(
-        "Training, speed and memory", f"{(__doc__ or '').strip()}\n\nRounds: {rounds}{', so the quartiles say little' if rounds < 4 else ''}.", table, claims, notes
-    )
+    few = ", so the quartiles say little" if rounds < 4 else ""
+    text = f"{(__doc__ or '').strip()}\n\nRounds: {rounds}{few}."
+    return Section("Training, speed and memory", text, table, claims, notes)
 
 
 def _compared(
