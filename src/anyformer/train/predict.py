@@ -258,7 +258,7 @@ def foresee(
     if problem:
         raise ValueError(problem)
     told = f"a step needs {said}"
-    if settings.steps >= PROBED:
+    if settings.steps >= PROBED and not screen.console.quiet:  # they are for the eye alone
         seconds = probe(model, batch, objective, settings)
         told += f" and about {seconds:.2g} s; all of them {seconds * settings.steps / 60:.0f} min"
         screen.peak = matmul_rate(device, settings.precision)
