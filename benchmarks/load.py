@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import weights
 from benchmarks.contest import THREADS, Contestant, afresh, ratio, spread
+from benchmarks.machine import resident
 from benchmarks.report import Claim, Section, row, times
 
 TOKENS = 8
@@ -76,13 +77,6 @@ def hf_folder(facts: dict[str, Any]) -> tuple[Step, Step | None]:
     return _hf(weights.WITH_TOKENIZER)
 
 
-def _memory() -> dict[str, int]:
-    """Bytes of this process: VmHWM (the most so far), VmRSS, RssFile; nothing where there is no /proc."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return {k: 1024 * int(v.split()[0]) for k, v in (s.split(":") for s in lines) if k in ("VmHWM", "VmRSS", "RssFile")}
-
-
 def _timed_import(module: str) -> dict[str, Any]:
     import importlib
 
@@ -109,15 +103,15 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     def serve(request: dict[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # the peak so far is that of the imports: forget it
             Path("/proc/self/clear_refs").write_text("5")
-        before, clock = _memory(), [time.perf_counter()]
+        before, clock = resident(), [time.perf_counter()]
         model = load()
         clock.append(time.perf_counter())
-        loaded = _memory()
+        loaded = resident()
         clock.append(time.perf_counter())
         with torch.inference_mode():
             best = model(ids).logits.argmax(-1)  # (1, T)
         clock.append(time.perf_counter())
-        after = _memory()
+        after = resident()
         answer = {"load": clock[1] - clock[0], "forward": clock[3] - clock[2], "best": best.tolist()}
         if before:
             peaks = {"peak_load": loaded["VmHWM"] - before["VmRSS"], "peak": after["VmHWM"] - before["VmRSS"]}

@@ -46,6 +46,15 @@ def busy(seconds: float = 2.0) -> float:
     return (os.cpu_count() or 1) * used / max(1, total)
 
 
+def resident() -> dict[str, int]:
+    """Bytes of this process: VmHWM (the most so far), VmRSS, RssFile; nothing where there is no /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return {
+        k: 1024 * int(v.split()[0]) for k, v in (s.split(":", 1) for s in lines) if k in ("VmHWM", "VmRSS", "RssFile")
+    }
+
+
 def matmul_rate() -> float:
     """FLOP/s of plain float32 matrix products: the best of a few sizes, among them those of the trained model."""
     import torch

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import resident
+
 PAGES: dict[str, dict[str, Any]] = {
     "gpt": {"dim": 512, "depth": 8, "heads": 8, "vocab": 8192, "context": 256},
     "llama": {"dim": 512, "depth": 8, "heads": 8, "kv_heads": 4, "hidden": 1408, "vocab": 8192, "context": 256},
@@ -23,12 +25,6 @@ PAGES: dict[str, dict[str, Any]] = {
     "mamba": {"dim": 384, "depth": 6, "vocab": 8192},
 }
 BATCH, TIME, STEPS = 4, 256, 3
-
-
-def resident(field: str) -> int:
-    """Bytes: VmRSS, or the highest so far, VmHWM."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
@@ -54,7 +50,7 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
     short = {k: v[:1, :8] % 100 for k, v in batches(0).items()}
     predict(tiny, short, objective, s)
     probe(tiny, short, objective, s)
-    base = resident("VmRSS")
+    base = resident()["VmRSS"]
     model = af.build(page, "tiny", seed=0, **PAGES[page])
     said = predict(model, batches(0), objective, s)
     seconds = probe(model, batches(0), objective, s)
@@ -68,7 +64,7 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
         for _ in range(STEPS - 1):
             loop.advance()
         took = (time.perf_counter() - began) / (STEPS - 1)
-    found = {"predicted": said.peak, "measured": resident("VmHWM") - base, "base": base}
+    found = {"predicted": said.peak, "measured": resident()["VmHWM"] - base, "base": base}
     return {**found, "predicted_s": seconds, "measured_s": took}
 
 

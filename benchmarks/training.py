@@ -13,11 +13,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks import train_step
 from benchmarks.contest import THREADS, Contestant, afresh, ratio, spread
+from benchmarks.machine import resident
 from benchmarks.report import Claim, Section, percent, row, times
 from benchmarks.train_step import BATCH, SMALL, TIME, TOKENS, VOCAB, Shape
 
@@ -32,13 +32,6 @@ CONTESTANTS = {
     "peak": Contestant("plain matrix products"),
 }
 Fetch = Callable[[], None]  # called when a batch is fetched: writes down when, and the memory so far
-
-
-def _memory() -> int:
-    """Bytes that this process has had at most; 0 where there is no /proc."""
-    path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _ours(model: Any, steps: int, recompute: bool, fetched: Fetch) -> None:
@@ -115,12 +108,12 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
 
     def serve(request: dict[str, Any]) -> dict[str, Any]:
         moments: list[tuple[float, int]] = []
-        before = _memory()
+        before = resident().get("VmHWM", 0)
         model, logits = make(SHAPES[request["size"]])
         model.train()
 
         def fetched() -> None:
-            moments.append((time.perf_counter(), _memory()))
+            moments.append((time.perf_counter(), resident().get("VmHWM", 0)))
 
         given = request["steps"], request["recompute"], fetched
         if name.startswith("ours"):
