@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, Same, key, keys, quiet
+from anyformer.hub.config import Lens, Same, key, keys, quiet
 from anyformer.hub.gguf_maps import decoder_config, decoder_rows
-from anyformer.hub.maps import Hub, RotaryOrder, row, under
-from anyformer.hub.rope import rope
+from anyformer.hub.llama_maps import llama_config, llama_rows
+from anyformer.hub.maps import Hub, RotaryOrder
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
 
@@ -89,42 +89,22 @@ def llama(c: Llama) -> Recipe:
     return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=context)
 
 
-def _weights(c: Llama) -> list:
-    return [
-        row("model.embed_tokens", "embed.tokens"),
-        row("model.norm", "norm"),
-        row("lm_head", "head.proj", tied="embed.tokens"),
-        under(
-            "model.layers.{i}", "blocks.{i}",
-            row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
-            under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
-            under("mlp", "ffn", row("gate_proj", "gate"), row("up_proj", "up"), row("down_proj", "down")),
-        ),
-    ]  # fmt: skip
-
-
-_CONFIG = (
-    *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
-    *keys(vocab_size="vocab", max_position_embeddings="context", rms_norm_eps="eps"), key("hidden_act", "act", ACTS),
-    key("head_dim", "head_dim", default=None), rope(),
-    key("tie_word_embeddings", "tied", default=False), key("attention_dropout", "attention_dropout", default=0.0),
-    NO_CLASSES, *COMMON,
-)  # fmt: skip
 HUBS = (
     Hub(
         "llama",
         architectures={"LlamaForCausalLM": {}},
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
-        weights=_weights,
-        config=(*_CONFIG, key("num_key_value_heads", "kv_heads", default=Same("heads")),
-                key("attention_bias", "bias", default=False), key("mlp_bias", "ffn_bias", default=False),
+        weights=lambda c: llama_rows(),
+        config=(*llama_config(), key("num_key_value_heads", "kv_heads", default=Same("heads")),
+                key("head_dim", "head_dim", default=None), key("attention_bias", "bias", default=False),
+                key("mlp_bias", "ffn_bias", default=False),
                 quiet("pretraining_tp", why="splits the same sums over devices")),
     ),
     Hub(
         "mistral",
         architectures={"MistralForCausalLM": {}},
-        weights=_weights,
-        config=(*_CONFIG, *keys(num_key_value_heads="kv_heads"),
+        weights=lambda c: llama_rows(),
+        config=(*llama_config(), *keys(num_key_value_heads="kv_heads"), key("head_dim", "head_dim", default=None),
                 # null = none, and absent = 4096
                 Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window", 4096)},
                      lambda c: {"sliding_window": c.window})),

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, quiet
+from anyformer.hub.config import Lens, key, keys, quiet
+from anyformer.hub.llama_maps import llama_config, llama_rows
 from anyformer.hub.maps import Hub, row, under
-from anyformer.hub.rope import rope
 from anyformer.parts import Attention, Block, GatedMLP, Logits, MoE, RMSNorm, Rotary, Tokens, TopK, Window
 from anyformer.parts.positions import Linear, Scaling
 
@@ -78,19 +78,8 @@ def mixtral(c: Mixtral) -> Recipe:
 
 
 def _weights(c: Mixtral) -> list:
-    return [
-        row("model.embed_tokens", "embed.tokens"),
-        row("model.norm", "norm"),
-        row("lm_head", "head.proj", tied="embed.tokens"),
-        under(
-            "model.layers.{i}", "blocks.{i}",
-            row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
-            under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
-            under("block_sparse_moe", "ffn", row("gate", "router.proj")),
-            under("block_sparse_moe.experts.{e}", "ffn.experts.{e}",
-                  row("w1", "gate"), row("w3", "up"), row("w2", "down")),
-        ),
-    ]  # fmt: skip
+    experts = under("experts.{e}", "experts.{e}", row("w1", "gate"), row("w3", "up"), row("w2", "down"))
+    return llama_rows(under("block_sparse_moe", "ffn", row("gate", "router.proj"), experts))
 
 
 HUBS = (
@@ -100,18 +89,12 @@ HUBS = (
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
         weights=_weights,
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
-            *keys(intermediate_size="hidden", max_position_embeddings="context", rms_norm_eps="eps"),
-            *keys(num_local_experts="experts", num_experts_per_tok="top"),
-            key("hidden_act", "act", ACTS), rope(theta=1000000.0),
+            *llama_config(theta=1000000.0), *keys(num_local_experts="experts", num_experts_per_tok="top"),
             key("num_key_value_heads", "kv_heads", default=8), key("head_dim", "head_dim", default=None),
             key("router_aux_loss_coef", "balance", default=0.001), key("router_jitter_noise", "jitter", default=0.0),
-            key("tie_word_embeddings", "tied", default=False),
-            key("attention_dropout", "attention_dropout", default=0.0),
             Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window")},
                  lambda c: {"sliding_window": c.window}),
             quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),
-            NO_CLASSES, *COMMON,
         ),
     ),
 )  # fmt: skip

@@ -19,10 +19,10 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must
+from anyformer.hub.config import Lens, keys, must
 from anyformer.hub.gguf_maps import decoder_config, decoder_rows
-from anyformer.hub.maps import Hub, row, under
-from anyformer.hub.rope import rope
+from anyformer.hub.llama_maps import llama_config, llama_rows
+from anyformer.hub.maps import Hub
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
 
@@ -82,20 +82,6 @@ def qwen2(c: Qwen2) -> Recipe:
     return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=context)
 
 
-def _weights(c: Qwen2) -> list:
-    return [
-        row("model.embed_tokens", "embed.tokens"),
-        row("model.norm", "norm"),
-        row("lm_head", "head.proj", tied="embed.tokens"),
-        under(
-            "model.layers.{i}", "blocks.{i}",
-            row("input_layernorm", "norm.mixer"), row("post_attention_layernorm", "norm.ffn"),
-            under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("o_proj", "o")),
-            under("mlp", "ffn", row("gate_proj", "gate"), row("up_proj", "up"), row("down_proj", "down")),
-        ),
-    ]  # fmt: skip
-
-
 def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
     """`layer_types` is optional; where it is there, it wins over `max_window_layers`, as it does in transformers."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
@@ -125,15 +111,11 @@ HUBS = (
     Hub(
         "qwen2",
         architectures={"Qwen2ForCausalLM": {}},
-        weights=_weights,
+        weights=lambda c: llama_rows(),
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
-            *keys(num_key_value_heads="kv_heads", intermediate_size="hidden", max_position_embeddings="context"),
-            *keys(rms_norm_eps="eps"), key("hidden_act", "act", ACTS), rope(), _WINDOW,
+            *llama_config(), *keys(num_key_value_heads="kv_heads"), _WINDOW, must("use_mrope", False),
             Lens(("head_dim",), ("head_dim",), lambda c: {"head_dim": c.get("head_dim")},  # null is no value there
                  lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim}),
-            key("tie_word_embeddings", "tied", default=False), must("use_mrope", False),
-            key("attention_dropout", "attention_dropout", default=0.0), NO_CLASSES, *COMMON,
         ),
     ),
     Hub("qwen2", format="gguf", weights=lambda c: decoder_rows(), config=decoder_config("qwen2")),
