@@ -223,3 +223,12 @@ def test_demo_twice_side_by_side(cli, tmp_path, monkeypatch):
     assert cli("demo", *options)[0] == 0
     assert (tmp_path / "runs" / "demo-2" / "attention.png").exists()
     assert before == {p: p.stat().st_mtime_ns for p in first.rglob("*")}
+
+
+def test_draw_and_diff_go_by_recipes_alone(cli, tmp_path):
+    code, out, _ = cli("diff", "llama", "qwen2")
+    assert code == 0 and "  blocks.0-1.mixer.bias      False  True\n" in out
+    code, out, _ = cli("diff", "llama", "llama", "--json")
+    assert code == 0 and json.loads(out) == []
+    code, out, _ = cli("draw", "t5", "--out", tmp_path / "t5.svg")
+    assert code == 0 and out.strip() == str(tmp_path / "t5.svg") and "<svg" in (tmp_path / "t5.svg").read_text()

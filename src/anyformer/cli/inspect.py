@@ -6,7 +6,6 @@ from typing import Any
 
 from anyformer.cli import models, show
 from anyformer.cli.options import Parser, pick
-from anyformer.core import pages
 
 EXAMPLE = "anyformer inspect smollm2 --tensors"
 
@@ -32,7 +31,7 @@ def inspect(
     """
     from anyformer.explain.facts import inspect as look
 
-    facts = look(_model(model, size))
+    facts = look(models.shape(model, size))
     print(show.dump(facts.to_json()) if json else report(facts, tensors, keys, tree))
 
 
@@ -44,19 +43,6 @@ def options(parser: Parser) -> None:
 def run(args: Any) -> None:
     """Does it."""
     inspect(**pick(args, inspect))
-
-
-def _model(name: str, size: str | None) -> Any:
-    """The model; of an architecture only its shapes, on the meta device."""
-    if name in pages.names():
-        page = pages.page(name)
-        config = page.at(size or "tiny")
-        model = pages.empty(page.recipe(config))
-        model.page, model.config = name, config
-        return model
-    if size is not None:
-        raise ValueError(f"--size goes with an architecture ({', '.join(pages.names())}), and {name!r} is none")
-    return models.load(name, text=False)
 
 
 def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = False) -> str:

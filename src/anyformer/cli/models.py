@@ -54,6 +54,23 @@ def load(name: str, text: bool = True) -> Any:
     return model
 
 
+def shape(name: str, size: str | None) -> Any:
+    """The model of that name; of an architecture only its shapes, on the meta device.
+
+    Raises:
+        ValueError: for a size of what is no architecture. Others as `find`.
+    """
+    if name in pages.names():
+        page = pages.page(name)
+        config = page.at(size or "tiny")
+        model = pages.empty(page.recipe(config))
+        model.page, model.config = name, config
+        return model
+    if size is not None:
+        raise ValueError(f"--size goes with an architecture ({', '.join(pages.names())}), and {name!r} is none")
+    return load(name, text=False)
+
+
 def _beside(path: Path) -> list[Path]:
     """What lies in the folder where that path should be."""
     return sorted(path.parent.iterdir()) if path.parent.is_dir() else []

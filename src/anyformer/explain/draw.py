@@ -34,7 +34,7 @@ class Panel:
 
 def draw_maps(kinds: dict[str, list[Panel]], title: str, path: Path) -> None:
     """Writes a PNG with a grid of maps for each kind of attention, one below the other; a kind has one colour scale."""
-    plt, colours = _matplotlib()
+    plt, colours = plotting()
     shapes = {k: _grid(p[0], len(p)) for k, p in kinds.items()}  # (rows, columns, inches of a token)
     sizes = {k: _size(p[0], *shapes[k]) for k, p in kinds.items()}  # (inches wide, inches high)
     high = sum(h for _, h in sizes.values())
@@ -64,7 +64,7 @@ def draw_maps(kinds: dict[str, list[Panel]], title: str, path: Path) -> None:
 
 def draw_image(pixels: Tensor, maps: list[tuple[str, Tensor]], title: str, path: Path) -> None:
     """Writes a PNG with the image (C, height, width) and, as large as it, each map (rows, columns) of its patches."""
-    plt, colours = _matplotlib()
+    plt, colours = plotting()
     low, high = pixels.min(), pixels.max()
     stretched = (pixels - low) / (high - low).clamp(min=1e-9)
     colour = stretched if len(pixels) == 3 else stretched.mean(0, keepdim=True)
@@ -156,7 +156,7 @@ def _drawable(text: str) -> str:
     return "".join(c if known(ord(c)) else f"U+{ord(c):04X}" for c in text)
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def plotting() -> tuple[Any, Any]:
     """pyplot that draws into files, without a display, and its colours."""
     try:
         import matplotlib

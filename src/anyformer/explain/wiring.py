@@ -1,0 +1,320 @@
+"""Draws what a model is made of, from its recipe: the wiring of each kind of block, and who may see whom.
+
+One unit is an inch, y grows downwards; matplotlib, imported when something is drawn, writes SVG, PNG or PDF.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.recipe import Recipe, signature
+from anyformer.explain.draw import PAPER, plotting
+from anyformer.parts.masks import Causal, Full, Mask, View
+
+WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
+SUM = 0.09  # radius of the sign (+)
+FORMATS = (".svg", ".png", ".pdf")
+INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
+COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee"}
+BRANCHES = ("mixer", "cross", "ffn")
+FRONT = ("embed", "entry", "blocks", "norm")  # what stands in this order in a stack; the rest follows
+
+
+@dataclass
+class Canvas:
+    """Axes to draw on, and how far the drawing reaches. `reads` are the places where a decoder reads the memory."""
+
+    axes: Any
+    right: float = 0.0
+    bottom: float = 0.0
+    reads: list[tuple[float, float]] = field(default_factory=list)
+
+    def box(self, x: float, y: float, title: str, lines: Iterable[str], colour: str) -> float:
+        """A box around the middle `x` from `y` on; returns where it ends."""
+        from matplotlib.patches import FancyBboxPatch
+
+        lines = list(lines)
+        high = 0.3 + LINE * len(lines)
+        shape = FancyBboxPatch(
+            (x - WIDE / 2, y), WIDE, high, "round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor=INK, lw=0.8
+        )
+        self.axes.add_patch(shape)
+        self.axes.text(x, y + 0.16, title, ha="center", va="center", fontsize=9, fontweight="bold", color=INK)
+        for i, line in enumerate(lines):
+            self.axes.text(x, y + 0.33 + LINE * i, line, ha="center", va="center", fontsize=7, color=INK)
+        return self.reach(x + WIDE / 2, y + high)
+
+    def path(self, points: list[tuple[float, float]], arrow: bool = False, dashed: bool = False) -> None:
+        """A line through points, with a head at its end."""
+        xs, ys = zip(*points, strict=True)
+        style = {"color": FAINT if dashed else INK, "lw": 1.0, "ls": "--" if dashed else "-"}
+        self.axes.plot(xs, ys, zorder=1, **style)
+        if arrow:
+            self.axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", **style, "shrinkB": 0})
+
+    def add(self, x: float, y: float) -> None:
+        """The sign of a sum around a point."""
+        from matplotlib.patches import Circle
+
+        self.axes.add_patch(Circle((x, y), SUM, facecolor=PAPER, edgecolor=INK, lw=0.8, zorder=3))
+        self.axes.text(x, y, "+", ha="center", va="center", fontsize=9, color=INK, zorder=4)
+
+    def reach(self, x: float, y: float) -> float:
+        """Notes that the drawing goes to this point; returns y."""
+        self.right, self.bottom = max(self.right, x), max(self.bottom, y)
+        return y
+
+
+def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
+    """Draws a model: front-end, each kind of block with its residual streams, heads; beside it the masks.
+
+    Args:
+        recipe: of a skeleton, e.g. `model.recipe`.
+        path: .svg, .png or .pdf.
+        title: above the drawing.
+
+    Raises:
+        ValueError: for another kind of file. ImportError: without matplotlib.
+    """
+    figure, canvas, file = _canvas(path)
+    heading = title + ("" if "dim" not in recipe.options else f"   width {recipe.dim}")
+    canvas.axes.text(0.2, 0.25, heading, fontsize=13, fontweight="bold", color=INK, va="center")
+    sides = [name for name in ("encoder", "decoder") if name in recipe.options]
+    x = 0.6 + WIDE / 2
+    if sides:
+        ends = []
+        for name in sides:
+            last = name == sides[-1]
+            front = {"embed": recipe.embed} | {k: v for k, v in recipe[name].options.items() if v is not None}
+            rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", *sides)}
+            ends.append((x, _column(canvas, x, 0.85, front | rest, name)))
+            ends[-1] = (x, ends[-1][1] + GAP)
+            x = canvas.right + 1.1 + WIDE / 2
+        for at in canvas.reads:  # from where the encoder ends, up to each branch that reads it
+            (left, low), turn = ends[0], at[0] - WIDE / 2 - 0.62
+            canvas.path(
+                [(left, low - GAP), (left, low), (turn, low), (turn, at[1]), (at[0] - WIDE / 2, at[1])],
+                arrow=True,
+                dashed=True,
+            )
+    else:
+        _column(canvas, x, 0.85, recipe.options, "")
+    _masks(canvas, canvas.right + 0.6, seen(recipe))
+    return _write(figure, canvas, file)
+
+
+def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
+    """Draws a mask over `size` tokens: rows are queries, columns keys, dark is seen; with its share of all pairs.
+
+    Raises:
+        ValueError: for another kind of file than .svg, .png, .pdf. ImportError: without matplotlib.
+    """
+    figure, canvas, file = _canvas(path)
+    _mask(canvas, 0.2, 0.2, "", mask, size)
+    return _write(figure, canvas, file)
+
+
+def seen(recipe: Recipe) -> dict[str, Mask]:
+    """Who may see whom in each kind of attention of a model, by its paths: the mask of the part and of the skeleton."""
+    found: dict[Mask, list[str]] = {}
+    for path, value in recipe.walk():
+        if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
+            causal = recipe.part.generates and not path.startswith("encoder")
+            own = value.mask or Full()
+            mask = own if not causal else Causal() if own == Full() else Causal() & own
+            found.setdefault(mask, []).append(path)
+    return {_together(paths): mask for mask, paths in found.items()}
+
+
+def _together(paths: list[str]) -> str:
+    """`blocks.0.mixer` and how many more there are."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: str) -> float:
+    """A stack from top to bottom around the middle `x`; returns where it ends."""
+    if name:
+        canvas.axes.text(x, y - 0.2, name, ha="center", fontsize=10, color=FAINT)
+    order = [n for n in FRONT if n in options] + [n for n in options if n not in FRONT]
+    shared = [f"{n}: {_short(options[n])}" for n in ("bias",) if isinstance(options.get(n), Recipe)]
+    begun = False
+    for option in (n for n in order if n != "bias"):
+        value = options[option]
+        things = list(value.items()) if isinstance(value, dict) else [(option, value)]
+        for label, thing in things:
+            for where, one in _kinds(thing):
+                if not isinstance(one, Recipe):
+                    continue
+                if begun:
+                    canvas.path([(x, y), (x, y + GAP)], arrow=True)
+                    y += GAP
+                y, begun = _thing(canvas, x, y, label, one, where, shared), True
+    return y
+
+
+def _kinds(value: Any) -> list[tuple[str, Any]]:
+    """The different layers of a list, each with where it stands; another value as it is, nowhere."""
+    if not isinstance(value, tuple):
+        return [("", value)]
+    kinds: dict[Any, list[int]] = {}
+    for i, item in enumerate(value):
+        kinds.setdefault(item, []).append(i)
+    return [(_ranges(places) if len(kinds) > 1 else f"{len(value)} x", one) for one, places in kinds.items()]
+
+
+def _ranges(places: list[int]) -> str:
+    """Numbers as `layers 0-4, 6-10`."""
+    starts = [n for n in places if n - 1 not in places]
+    ends = [n for n in places if n + 1 not in places]
+    shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+    more = f" … {shown[-1]}" if len(shown) > 5 else ""
+    return f"layers {', '.join(shown[:4] if more else shown)}{more}:"
+
+
+def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where: str, shared: list[str]) -> float:
+    name = recipe.part.__name__
+    if name != "Block":
+        return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
+    return _block(canvas, x, y, recipe, where, shared)
+
+
+def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared: list[str]) -> float:
+    """A frame around the branches of a block and the sums between them."""
+    from matplotlib.patches import FancyBboxPatch
+
+    top, known = y, {*BRANCHES, "norm", "wiring"}
+    more = [line for text in [*_lines(block, known), *shared] for line in textwrap.wrap(text, SIGNS + 8)]
+    for line in [*textwrap.wrap(f"{where} Block, {block.wiring}", SIGNS), *more]:
+        size, colour = (7, FAINT) if line in more else (9, INK)
+        canvas.axes.text(x - WIDE / 2 - 0.3, y + 0.16, line, fontsize=size, color=colour, va="center")
+        y += LINE
+    y += 0.15
+    branches = [name for name in BRANCHES if block.options.get(name) is not None]
+    if block.wiring == "parallel":
+        y, left, right = _parallel(canvas, x, y, block, branches)
+    else:
+        left, right = x - WIDE / 2 - 0.45, x + WIDE / 2 + 0.3
+        for name in branches:
+            y = _branch(canvas, x, y, block, name)
+    size = (right - left, y + 0.12 - top)
+    frame = FancyBboxPatch((left, top), *size, "round,pad=0,rounding_size=0.1", fc=FRAME, ec=FAINT, lw=0.8, zorder=0)
+    canvas.axes.add_patch(frame)
+    canvas.path([(x, y), (x, y + 0.12)])
+    return canvas.reach(right, y + 0.12)
+
+
+def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> float:
+    """One residual branch; the stream passes it on the left."""
+    order = {"pre": ["norm", name, "+"], "post": [name, "+", "norm"], "sandwich": ["norm", name, "norm", "+"]}
+    begin, side = y + 0.05, x - WIDE / 2 - 0.25
+    canvas.path([(x, y), (x, y + GAP)])
+    y += 0.05
+    for step in order[block.wiring]:
+        canvas.path([(x, y), (x, y + GAP)], arrow=True)
+        y += GAP
+        if step == "+":
+            canvas.path([(x, begin), (side, begin), (side, y + SUM), (x - SUM, y + SUM)], arrow=True)
+            canvas.add(x, y + SUM)
+            y += 2 * SUM
+        else:
+            y = _inner(canvas, x, y, step, block.options[step])
+    return y
+
+
+def _parallel(canvas: Canvas, x: float, y: float, block: Recipe, branches: list[str]) -> tuple[float, float, float]:
+    """All branches read the same stream and are summed; returns the end and both edges of the frame."""
+    begin = y + 0.05
+    places = [x + (i - (len(branches) - 1) / 2) * (WIDE + 0.3) for i in range(len(branches))]
+    ends = []
+    for place, name in zip(places, branches, strict=True):
+        at = begin + GAP
+        canvas.path([(x, begin), (place, begin), (place, at)], arrow=True)
+        at = _inner(canvas, place, at, "norm", block.norm)
+        canvas.path([(place, at), (place, at + GAP)], arrow=True)
+        ends.append((place, _inner(canvas, place, at + GAP, name, block.options[name])))
+    low, left = max(end for _, end in ends) + GAP, places[0] - WIDE / 2 - 0.25
+    canvas.path([(x, y), (x, begin), (left, begin), (left, low), (x - SUM, low)], arrow=True)
+    for place, end in ends:
+        canvas.path([(place, end), (place, low), (x + SUM * (1 if place > x else -1), low)])
+    canvas.add(x, low)
+    return low + SUM, left - 0.2, places[-1] + WIDE / 2 + 0.3
+
+
+def _inner(canvas: Canvas, x: float, y: float, name: str, recipe: Recipe) -> float:
+    title = recipe.part.__name__ if name == "norm" else f"{name}: {recipe.part.__name__}"
+    end = canvas.box(x, y, title, _lines(recipe), COLOURS[name])
+    if recipe.options.get("cross"):
+        canvas.reads.append((x, (y + end) / 2))
+    return end
+
+
+def _lines(recipe: Recipe, without: Iterable[str] = ()) -> list[str]:
+    """The options of a part that differ from its defaults, as lines of a box."""
+    defaults = signature(recipe.part)
+    shown = [f"{k}={_short(v)}" for k, v in recipe.options.items() if k not in without and v != defaults[k]]
+    return [line for text in shown for line in textwrap.wrap(text, SIGNS)]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_short(v) for v in value)}]"
+    return repr(value).replace(".of(", "(")
+
+
+def _masks(canvas: Canvas, x: float, masks: dict[str, Mask]) -> None:
+    y = 0.65
+    for path, mask in masks.items():
+        y = _mask(canvas, x, y, path, mask, _telling(mask)) + 0.35
+
+
+def _telling(mask: Mask) -> int:
+    """The fewest tokens that show that a mask hides more than the future."""
+    most = Causal() if mask.reach()[1] == 0 else Full()
+    for size in (24, 48, 96, 192, 384, 768):
+        if mask.kept(size) < 0.7 * most.kept(size):
+            return size
+    return 24
+
+
+def _mask(canvas: Canvas, x: float, y: float, path: str, mask: Mask, size: int) -> float:
+    high = 1.9
+    share = f"{mask.kept(1024):.1%} of the pairs of 1,024 tokens"
+    lines = [*([path] if path else []), *textwrap.wrap(repr(mask), SIGNS), share]
+    for i, line in enumerate(lines):
+        canvas.axes.text(x, y + LINE * i, line, fontsize=7, color=INK if i < len(lines) - 1 else FAINT, va="center")
+    y += LINE * len(lines)
+    picture = View(mask, 0, size, 0, size).tensor()[0, 0].numpy()
+    canvas.axes.imshow(picture, cmap="Blues", vmin=0, vmax=1.6, extent=(x, x + high, y + high, y), zorder=2)
+    canvas.path([(x, y), (x + high, y), (x + high, y + high), (x, y + high), (x, y)])
+    canvas.axes.text(
+        x, y + high + 0.1, f"{size} tokens: rows ask, columns are seen", fontsize=6, color=FAINT, va="center"
+    )
+    return canvas.reach(x + max(high, 2.4), y + high + 0.15)
+
+
+def _canvas(path: str | Path) -> tuple[Any, Canvas, Path]:
+    file = Path(path)
+    if file.suffix.lower() not in FORMATS:
+        raise ValueError(f"a drawing is written as {', '.join(FORMATS)}; got {str(path)!r}")
+    figure = plotting()[0].figure(facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    return figure, Canvas(axes), file
+
+
+def _write(figure: Any, canvas: Canvas, file: Path) -> Path:
+    wide, high = canvas.right + 0.3, canvas.bottom + 0.3
+    figure.set_size_inches(wide, high)
+    canvas.axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyplot = plotting()[0]
+    with pyplot.rc_context({"svg.fonttype": "none"}):  # text stays text, which can be searched
+        figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
+    pyplot.close(figure)
+    return file
