@@ -276,7 +276,7 @@ def _masks(canvas: Canvas, x: float, masks: dict[str, Mask]) -> None:
 def _telling(mask: Mask) -> int:
     """The fewest tokens that show that a mask hides more than the future."""
     most = Causal() if mask.reach()[1] == 0 else Full()
-    for size in (24, 48, 96, 192, 384, 768):
+    for size in (24, 48, 96, 192, 384, 768, 1536):
         if mask.kept(size) < 0.7 * most.kept(size):
             return size
     return 24
