@@ -47,8 +47,8 @@ def _values(path: str, one: Any, other: Any) -> list[Difference]:
     if all(isinstance(v, tuple) and v and isinstance(v[0], Recipe) for v in (one, other)):
         return _lists(path, one, other)
     sizes = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
-    shown = (v if v is NOTHING else repr(v) for v in (one, other))
-    return [Difference(path, *shown, sizes)]
+    here, there = (v if v is NOTHING else repr(v) for v in (one, other))
+    return [Difference(path, here, there, sizes)]
 
 
 def _lists(path: str, one: tuple[Any, ...], other: tuple[Any, ...]) -> list[Difference]:

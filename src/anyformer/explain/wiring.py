@@ -200,8 +200,10 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
         left, right = x - WIDE / 2 - 0.45, x + WIDE / 2 + 0.3
         for name in branches:
             y = _branch(canvas, x, y, block, name)
-    size = (right - left, y + 0.12 - top)
-    frame = FancyBboxPatch((left, top), *size, "round,pad=0,rounding_size=0.1", fc=FRAME, ec=FAINT, lw=0.8, zorder=0)
+    wide, high = right - left, y + 0.12 - top
+    frame = FancyBboxPatch(
+        (left, top), wide, high, "round,pad=0,rounding_size=0.1", fc=FRAME, ec=FAINT, lw=0.8, zorder=0
+    )
     canvas.axes.add_patch(frame)
     canvas.path([(x, y), (x, y + 0.12)])
     return canvas.reach(right, y + 0.12)
