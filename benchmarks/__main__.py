@@ -13,7 +13,7 @@ import sys
 from benchmarks import machine, report
 from benchmarks.contest import ROOT, Missing
 
-NAMES = ("train_step", "training", "decode", "load", "char_lm", "communication")
+NAMES = ("train_step", "training", "decode", "load", "agreement", "char_lm", "communication")
 QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet
 
 
@@ -42,7 +42,7 @@ def main() -> int:
             failed += 1
             print(f"  {name} did not run, its section stays as it was: {error}", file=sys.stderr)
             continue
-        if busy > QUIET:
+        if section.timed and busy > QUIET:
             section.notes.append(f"other programs kept {busy:.1f} cores busy at the start: trust no figure here.")
         print(section.markdown(facts))
         report.write(path, [section], facts)

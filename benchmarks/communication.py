@@ -60,7 +60,7 @@ def run(rounds: int = 2) -> Section:
         f"AdamW, {COPIES} processes that share each batch; seeds: {rounds}. PowerSGD begins with 10 whole gradients, "
         "which are counted. Neither bytes nor losses depend on what else the machine does."
     )
-    return Section("Exchange between processes", text, table)
+    return Section("Exchange between processes", text, table, timed=False)
 
 
 def train(options: dict[str, Any], seed: int) -> dict[str, float]:

