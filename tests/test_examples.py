@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import anyformer as af
+from anyformer.hub.tokenizer import Tokenizer
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -29,3 +32,16 @@ def test_translation(tmp_path, monkeypatch, capsys):
     assert set(scores) == {"copy of the source", "word by word", "transformer, greedy", "transformer, 2 beams"}
     assert scores["word by word"]["chrf"] > scores["copy of the source"]["chrf"]
     assert "held out" in capsys.readouterr().out
+
+
+def test_grouped_heads(tmp_path, monkeypatch, capsys):
+    model = af.build("llama", "tiny", vocab=257, context=512, kv_heads=4, seed=0)
+    model.tokenizer = Tokenizer.bytes_level()
+    model.save(tmp_path / "model")
+    small = ["--steps", "2", "--windows", "2", "--batch", "1", "--kv-heads", "2", "--out", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["grouped_heads.py", "--model", str(tmp_path / "model"), *small])
+    runpy.run_path(str(EXAMPLES / "grouped_heads.py"), run_name="__main__")
+    whole, pooled = json.loads((tmp_path / "found.json").read_text())["perplexity"].values()
+    assert pooled["parameters"] < whole["parameters"] and 2 * pooled["state"] == whole["state"]
+    assert all(100 < row[when] < 500 for row in (whole, pooled) for when in ("before", "after"))
+    assert "2 key and value head" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer
+from anyformer.core.recipe import Recipe
 from anyformer.parts.recurrence import Recurrent, convolved
 
 CHUNK = 32
@@ -35,6 +36,7 @@ class Mamba(Mixer):
         rank: R; width / 16, rounded up, by default.
         conv_kernel: W, tokens that the convolution sees.
         bias: of `into` and `out`. `conv_bias`: of the convolution.
+        norm: of what the token selects, before it is used: the step's R numbers, B and C (Jamba), or None.
         chunk: tokens that are scanned one after the other; the number does not change the result.
 
     Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
@@ -51,6 +53,7 @@ class Mamba(Mixer):
         conv_kernel: int = 4,
         bias: bool = False,
         conv_bias: bool = True,
+        norm: Recipe | None = None,
         chunk: int = CHUNK,
     ):
         super().__init__()
@@ -65,6 +68,8 @@ class Mamba(Mixer):
         self.conv = nn.Conv1d(self.hidden, self.hidden, conv_kernel, groups=self.hidden, bias=conv_bias)
         self.select = nn.Linear(self.hidden, self.rank + 2 * state, bias=False)
         self.step = nn.Linear(self.rank, self.hidden)
+        widths = {"step": self.rank, "B": state, "C": state}
+        self.norm = None if norm is None else nn.ModuleDict({name: norm.build(n) for name, n in widths.items()})
         self.A_log, self.skip = nn.Parameter(torch.empty(self.hidden, state)), nn.Parameter(torch.empty(self.hidden))
         self.reset_parameters()
 
@@ -87,6 +92,8 @@ class Mamba(Mixer):
         u = F.silu(u)
         u = u if keep is None else u * keep[..., None]
         step, B, C = self.select(u).split([self.rank, self.state, self.state], -1)  # (B, T, R), (B, T, N), (B, T, N)
+        if self.norm is not None:
+            step, B, C = self.norm["step"](step), self.norm["B"](B), self.norm["C"](C)
         step = F.softplus(self.step(step))  # (B, T, E)
         wide = torch.promote_types(x.dtype, torch.float32)  # in half precision the state would drift
         h = u.new_zeros(u.shape[0], self.hidden, self.state, dtype=wide) if slot is None else slot.held[1]
