@@ -25,7 +25,24 @@ def test_translation(tmp_path, monkeypatch, capsys):
         paragraphs = (f'<div class="para">{words[i % 3]} {i}. {words[i // 3 % 3]} {i}!</div>' for i in range(60))
         (folder / "a.html").write_text("".join(paragraphs))
     out = tmp_path / "run"
-    small = ["--steps", "3", "--dim", "16", "--depth", "1", "--vocab", "280", "--tokens", "300", "--beams", "2"]
+    small = [
+        "--corpus",
+        "handbook",
+        "--language",
+        "de-DE",
+        "--steps",
+        "3",
+        "--dim",
+        "16",
+        "--depth",
+        "1",
+        "--vocab",
+        "280",
+        "--tokens",
+        "300",
+        "--beams",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", ["translation.py", "--out", str(out), *small])
     runpy.run_path(str(EXAMPLES / "translation.py"), run_name="__main__")
     scores = json.loads((out / "scores.json").read_text())["scores"]
