@@ -47,6 +47,7 @@ def pool_heads(model: Any, kv_heads: int, *patterns: str) -> list[str]:
         for name in ("k", "v"):
             setattr(part, name, _pooled(getattr(part, name), part.kv_heads, kv_heads))
         part.kv_heads = kv_heads
+        assert part.recipe is not None, "parts are built from recipes"
         part.recipe = part.recipe.but(kv_heads=kv_heads)
     model.recipe = model.recipe.but({f"{path}.kv_heads": kv_heads for path in chosen})
     model.page, model.config = _page(model.page, model.config, kv_heads, model.recipe)
