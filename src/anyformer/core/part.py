@@ -22,6 +22,7 @@ class Part(nn.Module):
 
     kinds: ClassVar[dict[str, type[Part]]] = {}
     closed: ClassVar[bool] = False  # a skeleton brings its own width: it is an option among the others
+    given: ClassVar[tuple[str, ...]] = ("dim",)  # the first arguments: what the place where it stands says
     recipe: Recipe | None = None  # set by Recipe.build
 
     def __init_subclass__(cls) -> None:

@@ -62,16 +62,23 @@ class Recipe:
         object.__setattr__(self, "part", part)
         object.__setattr__(self, "options", full)
 
-    def build(self, dim: int | None = None) -> Any:
-        """Makes the module. `dim` is the width of the stream; a skeleton brings its own and ignores it."""
+    def build(self, dim: int | None = None, *more: int) -> Any:
+        """Makes the module. `dim` is the width of the stream; a skeleton brings its own and ignores it. `more` is what
+        some parts are told beside it (`Part.given`): those of attention the number and the width of the heads."""
+        name, given = self.part.__name__, self.part.given
         if self.part.closed:
             module = self.part(**self.options)
         elif dim is None:
-            raise ValueError(f"{self.part.__name__} needs a width: recipe.build(dim)")
+            raise ValueError(f"{name} needs a width: recipe.build({', '.join(given)})")
+        elif len(more) != len(given) - 1:
+            raise ValueError(
+                f"{name} is built from {', '.join(given)}, and its place gives {1 + len(more)} of them; "
+                "what changes scores belongs into Attention.of(scores=[…])"
+            )
         elif dim < 1:
-            raise ValueError(f"{self.part.__name__} needs a width of at least 1, got {dim}")
+            raise ValueError(f"{name} needs a width of at least 1, got {dim}")
         else:
-            module = self.part(dim, **self.options)
+            module = self.part(dim, *more, **self.options)
         module.recipe = self
         return module
 
@@ -154,7 +161,7 @@ class Recipe:
 
 @functools.cache
 def _parameters(part: Any) -> dict[str, Any]:
-    first = 1 if part.closed else 2  # self, and for an open part its width
+    first = 1 if part.closed else 1 + len(part.given)  # self, and for an open part its width
     parameters = list(inspect.signature(part.__init__).parameters.values())[first:]
     return {p.name: _frozen(p.default, p.name) for p in parameters}
 

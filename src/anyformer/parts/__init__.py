@@ -15,6 +15,7 @@ from anyformer.parts.moe import ExpertChoice, MoE, TopK
 from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.positions import RelativeBias, Rotary
+from anyformer.parts.relative import Relative
 from anyformer.parts.ssm import Mamba
 from anyformer.parts.ssm2 import Mamba2
 
@@ -22,6 +23,6 @@ __all__ = [
     "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Convolution", "Dilated", "Entry",
     "ExpertChoice", "Favor", "First", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "LayerNorm",
     "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2", "MaskedLM", "MoE",
-    "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "RelativeBias", "Rotary",
-    "ScaleNorm", "Sinusoidal", "Strided", "Tokens", "TopK", "Window",
+    "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "Relative", "RelativeBias",
+    "Rotary", "ScaleNorm", "Sinusoidal", "Strided", "Tokens", "TopK", "Window",
 ]  # fmt: skip

@@ -5,6 +5,8 @@ B batch, T queries, S keys, D width, H heads, G key/value heads, K head width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,12 @@ from anyformer.core.part import Mixer, built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.parts.kernels import KERNELS, attend, weights
 from anyformer.parts.masks import FAR, Full, Mask, View, resolved, view
+from anyformer.parts.scores import Bias, Call, changed, made
 
 
 class Attention(Mixer):
-    """Scaled dot-product attention with heads (Vaswani et al., 2017; arXiv:1706.03762): softmax(scale * q k^T +
-    bias) v.
+    """Scaled dot-product attention with heads (Vaswani et al., 2017; arXiv:1706.03762):
+    softmax(cap(scale * q k^T) + bias) v.
 
     ```
     heads = 4, kv_heads = 4      kv_heads = 2 (grouped)       kv_heads = 1 (multi-query)
@@ -36,6 +39,7 @@ class Attention(Mixer):
         mask: whom a token may see, e.g. `Window(255)`; in a decoder the future stays hidden whatever it says.
         cross: keys and values come from the encoder's memory.
         scale: of the scores; K^-1/2 by default.
+        scores: what changes the scores, e.g. `[Alibi.of()]`: see `anyformer.parts.scores`.
         dropout: of the weights, in training.
         kernel: see `anyformer.parts.kernels`; all give the same numbers.
 
@@ -58,6 +62,7 @@ class Attention(Mixer):
         mask: Mask | None = None,
         cross: bool = False,
         scale: float | None = None,
+        scores: Any = (),
         dropout: float = 0.0,
         kernel: str = "auto",
     ):
@@ -78,25 +83,30 @@ class Attention(Mixer):
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
         self.positions = built(positions, self.head_dim)
         self.mask, self.cross, self.scale, self.dropout, self.kernel = mask, cross, scale, dropout, kernel
+        found = made(scores, dim, heads, self.head_dim, cross)
+        self.scores: Any = nn.ModuleList(found) if found else None
+        self._shared = (repr(scores), heads) if all(s.fixed for s in found) else None
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         T = x.shape[1]
         q = self._normed("q", self._split(self.q(x), self.heads))  # (B, T, H, K)
         if self.cross:
             k, v = self._memory(flow)
-            seen, mask = flow.once(
-                "cross", lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device))
-            )
-            bias = None
+            key: Any = "cross"
+            bias: Tensor | Bias | None = None
+            seen, mask = flow.once(key, lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device)))
         else:
             q, k, v = self._self(x, q, flow)
             key = (self.mask, flow.state and k.shape[2])  # layers of one kind share the mask and the bias
             seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
             bias = None if flow.bias is None else flow.once(("bias", key), lambda: self._bias(flow, seen))
-        q = q.transpose(1, 2)  # (B, H, T, K)
+        q, cap = q.transpose(1, 2), None  # (B, H, T, K)
+        if self.scores is not None:
+            q, bias, cap = self._changed(x, q, seen, key, flow)
         if flow.taps is not None and flow.taps.wants(self, "weights"):
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), bias, self.scale))
-        y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel)
+            whole = bias(seen) if callable(bias) else bias
+            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), whole, self.scale, cap))
+        y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel, cap)
         return self.o(y.transpose(1, 2).flatten(2))
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
@@ -127,6 +137,19 @@ class Attention(Mixer):
         k, v = (self._split(p(flow.memory), self.kv_heads) for p in (self.k, self.v))
         k, v = self._normed("k", k).transpose(1, 2), v.transpose(1, 2)  # (B, G, S, K) each
         return (k, v) if slot is None else slot.append(k, v)
+
+    def _changed(
+        self, x: Tensor, q: Tensor, seen: View, key: Any, flow: Flow
+    ) -> tuple[Tensor, Tensor | Bias | None, float | None]:
+        """Queries, bias and cap by the score parts. Of a long text the bias stays a function, made piece by piece."""
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        stack = None if self.cross or flow.bias is None else lambda view: self._bias(flow, view)
+        q, bias, cap = changed(self.scores, Call(x, q, scale, seen, flow), stack)
+        if bias is None or seen.local() or seen.heavy():
+            return q, bias, cap
+        if self._shared is None:
+            return q, bias(seen), cap
+        return q, flow.once((self._shared, key), lambda: bias(seen)), cap  # layers of one kind have the same
 
     def _bias(self, flow: Flow, seen: View) -> Tensor:
         """The stack's relative bias between the queries and keys of this call, (1, H, T, S)."""

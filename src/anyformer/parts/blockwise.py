@@ -16,6 +16,7 @@ Backward, the weights are made again, block by block, from one number a query, L
 
     p = exp(s - L)     dv = p^T dy     ds = p * (dy v^T - sum(dy * y))     dq = scale ds k     dk = scale ds^T q
 
+Scores that are capped, s = c tanh(z / c), go on backward with dz = ds (1 - (s / c)^2) for ds, before any bias.
 Memory: O(T + S) a head in both directions. Time: as plain attention, and blocks that nobody may see are skipped.
 B batch, H heads, G key/value heads, R = H / G, T queries, S keys, K head width, t and s the sizes of a block.
 """
@@ -34,19 +35,27 @@ QUERIES, KEYS = 256, 512  # sizes of a block: its scores should stay in the proc
 
 
 def blockwise(
-    q: Tensor, k: Tensor, v: Tensor, view: View, bias: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T + bias, over what may be seen) v; 0 where nothing may be seen.
+    """softmax(cap(scale * q k^T) + bias, over what may be seen) v; 0 where nothing may be seen.
 
     Shapes: q (B, H, T, K), k and v (B, G, S, K), bias (1 or B, H, T, S) -> (B, H, T, K). A bias is itself O(T S).
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _Blockwise.apply(q, k, v, bias, view, scale)  # type: ignore[no-any-return,no-untyped-call]
+    return _Blockwise.apply(q, k, v, bias, view, scale, cap)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, view: View, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, view: View, scale: float, cap: float | None
+    ) -> Tensor:
         y, wide = torch.empty_like(q), _wide(q)  # (B, H, T, K)
         log_sum = q.new_empty(q.shape[:3], dtype=wide)  # L (B, H, T)
         for rows in _cuts(view.count, QUERIES):
@@ -54,7 +63,7 @@ class _Blockwise(torch.autograd.Function):
             m = q.new_full((*block.shape[:3], 1), -torch.inf, dtype=wide)  # (B, H, t, 1)
             total, a = torch.zeros_like(m), torch.zeros_like(block, dtype=wide)
             for columns, seen in _tiles(view, rows):
-                scores = _scores(block, k[:, :, columns], rows, columns, seen, bias, scale)  # (B, H, t, s)
+                scores, _ = _scores(block, k[:, :, columns], rows, columns, seen, bias, scale, cap)  # (B, H, t, s)
                 larger = torch.maximum(m, scores.amax(-1, keepdim=True))
                 base = larger.clamp(min=torch.finfo(larger.dtype).min)  # -inf - -inf is not a number
                 p, rescale = (scores - base).exp(), (m - base).exp()
@@ -65,7 +74,7 @@ class _Blockwise(torch.autograd.Function):
             # a query that sees nothing: L = inf makes its weights 0 in backward
             log_sum[:, :, rows] = torch.where(total > 0, m + total.log(), torch.inf)[..., 0]
         ctx.save_for_backward(q, k, v, bias, y, log_sum)
-        ctx.view, ctx.scale = view, scale
+        ctx.view, ctx.scale, ctx.cap = view, scale, cap
         return y
 
     @staticmethod
@@ -79,15 +88,16 @@ class _Blockwise(torch.autograd.Function):
             block, slope = q[:, :, rows].to(wide), dy[:, :, rows].to(wide)
             for columns, seen in _tiles(ctx.view, rows):
                 keys, values = k[:, :, columns].to(wide), v[:, :, columns].to(wide)
-                scores = _scores(block, keys, rows, columns, seen, bias, ctx.scale)
+                scores, bend = _scores(block, keys, rows, columns, seen, bias, ctx.scale, ctx.cap)
                 p = (scores - log_sum[:, :, rows, None]).exp()  # (B, H, t, s)
                 ds = p * (_times(slope, values.mT) - same[:, :, rows])
                 dv[:, :, columns] += _gathered(p, slope, k.shape[1])
-                dq[:, :, rows] += _times(ds, keys) * ctx.scale
-                dk[:, :, columns] += _gathered(ds, block, k.shape[1]) * ctx.scale
                 if dbias is not None:
                     dbias[:, :, rows, columns] = ds.sum(0, keepdim=True) if len(bias) == 1 else ds
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias, None, None
+                ds = ds if bend is None else ds * bend
+                dq[:, :, rows] += _times(ds, keys) * ctx.scale
+                dk[:, :, columns] += _gathered(ds, block, k.shape[1]) * ctx.scale
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias, None, None, None
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -118,14 +128,24 @@ def _tiles(view: View, rows: slice) -> Iterator[tuple[slice, Tensor | None]]:
 
 
 def _scores(
-    q: Tensor, k: Tensor, rows: slice, columns: slice, seen: Tensor | None, bias: Tensor | None, scale: float
-) -> Tensor:
-    """(B, H, t, s) in float32 or better, -inf where nothing may be seen."""
-    wide = _wide(q)
+    q: Tensor,
+    k: Tensor,
+    rows: slice,
+    columns: slice,
+    seen: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    cap: float | None,
+) -> tuple[Tensor, Tensor | None]:
+    """(B, H, t, s) in float32 or better, -inf where nothing may be seen; and, of capped ones, the slope of the cap."""
+    wide, bend = _wide(q), None
     scores = _times(q.to(wide), k.to(wide).mT) * scale
+    if cap is not None:
+        bent = torch.tanh(scores / cap)
+        scores, bend = cap * bent, 1 - bent.square()
     if bias is not None:
         scores = scores + bias[:, :, rows, columns]
-    return scores if seen is None else scores.masked_fill(~seen, -torch.inf)
+    return (scores if seen is None else scores.masked_fill(~seen, -torch.inf)), bend
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 The rule of "auto", from the top:
   1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
-  2. a mask that fused attention does not know would be a tensor of more than 2^27 pairs: "blockwise"
-  3. otherwise: "sdpa", PyTorch's fused attention
+  2. a mask that fused attention does not know, or scores that are capped, would be a tensor of more than 2^27 pairs:
+     "blockwise"; with a bias that can be made piece by piece: "chunked"
+  3. scores are capped: "reference"
+  4. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
 "blockwise" keeps memory linear in the length on any device, and is written to be read (`parts/blockwise.py`).
 
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 from anyformer.core.part import check_option
 from anyformer.parts.blockwise import blockwise
 from anyformer.parts.masks import CHUNK, View
+from anyformer.parts.scores import Bias
 
 KERNELS = ("auto", "reference", "sdpa", "chunked", "blockwise", "flex")
 
@@ -33,49 +36,77 @@ def attend(
     v: Tensor,
     view: View,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | Bias | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
     kernel: str = "auto",
+    cap: float | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T + bias, over what may be seen) v.
+    """softmax(cap(scale * q k^T) + bias, over what may be seen) v.
 
     Args:
         q: (B, H, T, K). k, v: (B, G, S, K), where G divides H: each of them serves H / G heads.
         view: who may see whom. `mask`: its tensor, where the caller has it already.
-        bias: added to the scores, (1 or B, H, T, S).
+        bias: added to the scores, (1 or B, H, T, S); or a function that makes it for a
+            view, piece by piece in "chunked".
         scale: K^-1/2 by default.
         dropout: of the weights, for training.
         kernel: one of `KERNELS`.
+        cap: c of cap(s) = c tanh(s / c); None = scores as they are.
 
     Returns:
         (B, H, T, K)
+
+    Raises:
+        ValueError: for a kernel that cannot cap, or has no dropout.
     """
     check_option("attend", "kernel", kernel, KERNELS)
     if kernel == "auto":
-        known = view.everything() or (view.plainly_causal() and bias is None)
-        kernel = "chunked" if view.local() else "blockwise" if view.heavy() and not known and not dropout else "sdpa"
+        kernel = _choice(view, bias, dropout, cap)
     if kernel == "chunked":
-        return _chunked(q, k, v, view, bias, scale, dropout)
+        return _chunked(q, k, v, view, bias, scale, dropout, cap)
+    if callable(bias):
+        bias = bias(view)
     if kernel == "blockwise":
         if dropout:
             raise ValueError('kernel "blockwise" has no dropout of weights; use "sdpa"')
-        return blockwise(q, k, v, view, bias, scale)
+        return blockwise(q, k, v, view, bias, scale, cap)
     causal = kernel == "sdpa" and bias is None and view.plainly_causal()
     if causal or view.everything():
         mask = None
     elif mask is None:
         mask = view.tensor()
     if kernel == "sdpa":
+        if cap is not None:
+            raise ValueError(
+                'kernel "sdpa" cannot cap scores (SoftCap); use "auto", "reference", "blockwise" or "flex"'
+            )
         return _sdpa(q, k, v, mask, bias, scale, dropout, causal)
     if kernel == "flex":
-        return _flex(q, k, v, mask, bias, scale, dropout)
-    w = F.dropout(weights(q, k, mask, bias, scale), dropout)  # (B, H, T, S)
-    return w @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        return _flex(q, k, v, mask, bias, scale, dropout, cap)
+    return _plain(q, k, v, mask, bias, scale, dropout, cap)
+
+
+def _choice(view: View, bias: Tensor | Bias | None, dropout: float, cap: float | None) -> str:
+    """The rule of "auto"."""
+    if view.local():
+        return "chunked"
+    if view.heavy():
+        if callable(bias):
+            return "chunked"
+        known = cap is None and (view.everything() or (view.plainly_causal() and bias is None))
+        if not known and not dropout:
+            return "blockwise"
+    return "sdpa" if cap is None else "reference"
 
 
 def weights(
-    q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """The attention weights themselves: each row sums to 1, or is 0 where nothing may be seen.
 
@@ -83,6 +114,8 @@ def weights(
     """
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, T, S)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     if bias is not None:
         scores = scores + bias
     if mask is None:
@@ -90,6 +123,20 @@ def weights(
     # a finite floor instead of -inf: a row of equal scores has a softmax, and a gradient, which the second mask makes 0
     floor = torch.finfo(scores.dtype).min
     return scores.masked_fill(~mask, floor).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    cap: float | None,
+) -> Tensor:
+    w = F.dropout(weights(q, k, mask, bias, scale, cap), dropout)  # (B, H, T, S)
+    return w @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
 def _sdpa(
@@ -119,7 +166,14 @@ def _sdpa(
 
 
 def _chunked(
-    q: Tensor, k: Tensor, v: Tensor, view: View, bias: Tensor | None, scale: float | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    bias: Tensor | Bias | None,
+    scale: float | None,
+    dropout: float,
+    cap: float | None,
 ) -> Tensor:
     """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x
     S)."""
@@ -128,9 +182,15 @@ def _chunked(
         part = view.rows(start, min(start + CHUNK, view.count))
         low = part.key - view.key
         keys = slice(low, low + part.keys)
-        near = None if bias is None else bias[:, :, start : start + CHUNK, keys]
-        rows = q[:, :, start : start + CHUNK]
-        out.append(_sdpa(rows, k[:, :, keys], v[:, :, keys], part.tensor(), near, scale, dropout, causal=False))
+        if callable(bias):
+            near: Tensor | None = bias(part)
+        else:
+            near = None if bias is None else bias[:, :, start : start + CHUNK, keys]
+        rows, seen = q[:, :, start : start + CHUNK], part.tensor()
+        if cap is None:
+            out.append(_sdpa(rows, k[:, :, keys], v[:, :, keys], seen, near, scale, dropout, causal=False))
+        else:
+            out.append(_plain(rows, k[:, :, keys], v[:, :, keys], seen, near, scale, dropout, cap))
     return torch.cat(out, 2)
 
 
@@ -142,7 +202,14 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 def _flex(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    cap: float | None,
 ) -> Tensor:
     """FlexAttention. On CPU PyTorch offers its forward pass only.
 
@@ -155,6 +222,8 @@ def _flex(
         raise ValueError('kernel "flex" has no gradient on the CPU; use "sdpa", or torch.no_grad()')
 
     def change(score: Tensor, b: Any, h: Any, i: Any, j: Any) -> Tensor:
+        if cap is not None:
+            score = cap * torch.tanh(score / cap)
         if bias is not None:
             score = score + bias[b % bias.shape[0], h, i, j]
         return score if mask is None else torch.where(mask[b % mask.shape[0], 0, i, j], score, -float("inf"))

@@ -110,8 +110,8 @@ def split(model: nn.Module, group: Any, skip: frozenset[nn.Module] = frozenset()
 
 
 def _plain(m: nn.Module) -> bool:
-    """Is this a part that we know, made of plain linear layers and nothing else that learns?"""
-    if type(m) not in PLANS:
+    """Is this a part that we know, made of plain linear layers and nothing else that learns or knows of heads?"""
+    if type(m) not in PLANS or getattr(m, "scores", None) is not None:  # what changes scores is made for all heads
         return False
     columns, row = PLANS[type(m)]
     linears = [getattr(m, name) for name in (*columns, row)]
