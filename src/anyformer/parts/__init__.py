@@ -16,13 +16,15 @@ from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, Sc
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.positions import RelativeBias, Rotary
 from anyformer.parts.relative import Relative
+from anyformer.parts.soft import Alibi, Decay, Distances, Forget, SoftCap, Span, Temperature
 from anyformer.parts.ssm import Mamba
 from anyformer.parts.ssm2 import Mamba2
 
 __all__ = [
-    "MLP", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Convolution", "Dilated", "Entry",
-    "ExpertChoice", "Favor", "First", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "LayerNorm",
-    "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2", "MaskedLM", "MoE",
-    "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "Relative", "RelativeBias",
-    "Rotary", "ScaleNorm", "Sinusoidal", "Strided", "Tokens", "TopK", "Window",
+    "MLP", "Alibi", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Convolution", "Decay", "Dilated",
+    "Distances", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP",
+    "Global", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2",
+    "MaskedLM", "MoE", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "Relative",
+    "RelativeBias", "Rotary", "ScaleNorm", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Tokens",
+    "TopK", "Window",
 ]  # fmt: skip
