@@ -31,6 +31,7 @@ NO_NUMBER = {
     ("LinearAttention", "chunk"): "as that of Mamba",
     ("Favor", "chunk"): "as that of Mamba",
     ("GatedDelta", "chunk"): "as that of Mamba",
+    ("Block", "gain"): "first weights; tests/parts/test_block.py",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
 WORDS = {

@@ -19,8 +19,8 @@ from anyformer.contract.probe import ATOL, Batch, close, draw, expect, gradients
 from anyformer.contract.subjects import Subject
 from anyformer.core import pages
 from anyformer.core.part import Part
-from anyformer.core.recipe import Recipe
-from anyformer.parts import Attention
+from anyformer.core.recipe import Recipe, signature
+from anyformer.parts import Attention, SoftCap
 from anyformer.parts import kernels as kernel_module
 from anyformer.parts.kernels import attend
 from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, Packed, View, Window
@@ -33,9 +33,10 @@ def attends(subject: Subject) -> str | None:
 
 
 def changed(recipe: Recipe, part: type[Part], **options: Any) -> Recipe:
-    """The recipe with these options in every part of that class."""
-    paths = [path for path, value in recipe.walk() if isinstance(value, Recipe) and value.part is part]
-    return recipe.but({f"{path}.{name}": value for path in paths for name, value in options.items()})
+    """The recipe with these options in every part of that class that has them."""
+    owners = {path: v.part for path, v in recipe.walk() if isinstance(v, Recipe) and issubclass(v.part, part)}
+    taken = [(path, name) for path, kind in owners.items() for name in options if name in signature(kind)]
+    return recipe.but({f"{path}.{name}": options[name] for path, name in taken})
 
 
 def like(subject: Subject, part: type[Part], **options: Any) -> Any:
@@ -53,12 +54,17 @@ def kernels_agree_in_the_model(subject: Subject) -> float:
     plain = like(subject, Attention, kernel="reference")
     expected, slopes = run(plain, batch), gradients(plain, batch)
     expect(all(g.isfinite().all() for g in slopes.values()), "a gradient is not finite")
-    for kernel in ("sdpa", "chunked") if subject.path else ("auto", "sdpa", "chunked", "blockwise"):
+    for kernel in able(subject, ("sdpa", "chunked") if subject.path else ("auto", "sdpa", "chunked", "blockwise")):
         other = like(subject, Attention, kernel=kernel)
         scale = max(1.0, *(float(v.abs().max()) for v in expected.values()))
         worst = max(worst, same(run(other, batch), expected, kernel, atol=ATOL * scale))
         worst = max(worst, slopes_agree(gradients(other, batch), slopes, kernel))
     return worst
+
+
+def able(subject: Subject, kernels: tuple[str, ...]) -> list[str]:
+    """Those of these kernels that can do what the model asks of attention: "sdpa" refuses to cap scores."""
+    return [kernel for kernel in kernels if kernel != "sdpa" or not subject.holds(SoftCap)]
 
 
 def empty_row(batch: Batch) -> Batch:
@@ -300,7 +306,7 @@ def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
     name = "decoder_input_ids" if subject.has_source else "input_ids"
     plain = like(subject, Attention, kernel="reference")
     expected, worst = run(plain, batch)["logits"], 0.0
-    for kernel in ("auto", "reference", "sdpa", "chunked", "blockwise"):
+    for kernel in able(subject, ("auto", "reference", "sdpa", "chunked", "blockwise")):
         model = like(subject, Attention, kernel=kernel)
         state, ids = model.start(2), batch.inputs[name]
         for t in range(ids.shape[1]):

@@ -75,7 +75,7 @@ def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
     """Rotary pairs (i, i + K/2) and pairs (2i, 2i + 1) are the same function of reordered rows."""
     recipe, weights = changed(subject.recipe, Rotary, pairs="adjacent"), dict(subject.model.state_dict())
     for path, module in subject.model.named_modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention) and isinstance(module.positions, Rotary):
             for letter, heads in (("q", module.heads), ("k", module.kv_heads)):
                 for prefix, count in ((f"{path}.{letter}.", heads), (f"{path}.norm.{letter}.", 1)):
                     for name in (n for n in weights if n.startswith(prefix)):
@@ -88,7 +88,7 @@ def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
 
 def relative(subject: Subject) -> str | None:
     """For checks of what only depends on distances."""
-    if turns(subject) or subject.holds(Learned):
+    if turns(subject) or subject.holds(Learned) or not subject.reads_text:
         return "its positions are not relative alone"
     return "its turns depend on the length" if any(s.by_length for s in subject.values(Scaling)) else None
 

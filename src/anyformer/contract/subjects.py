@@ -22,21 +22,36 @@ from anyformer.hub.load import NATIVE
 from anyformer.hub.maps import Hub
 from anyformer.parts import (
     MLP,
+    AdditivePool,
+    Alibi,
     Convolution,
+    ConvPositions,
+    Decay,
+    Distances,
     ExpertChoice,
     Favor,
+    Forget,
     Fourier,
     GatedDelta,
     GatedMLP,
+    LayerScale,
     LinearAttention,
     Mamba,
     Mamba2,
     MoE,
     Nystrom,
+    Relative,
+    RelativeBias,
     RMSNorm,
     Rotary,
+    Rotary2D,
+    Sines2D,
+    SoftCap,
+    Span,
+    Temperature,
     TopK,
     Window,
+    deepnorm,
 )
 from anyformer.parts.ffn import ACTIVATIONS
 
@@ -184,7 +199,33 @@ def compositions() -> list[Subject]:
     choice = MoE.of(router=ExpertChoice.of(experts=3, factor=1.5, z=0.01), expert=MLP.of(hidden=20))
     named["llama, experts with few places and a shared one"] = places
     named["bert, experts that choose"] = pages.recipe("bert", "tiny").but({"blocks.*.ffn": choice})
-    return [Subject(name, recipe) for name, recipe in named.items()]
+    return [Subject(name, recipe) for name, recipe in (named | scored()).items()]
+
+
+def scored() -> dict[str, Recipe]:
+    """Models whose scores, positions and sums are others than their pages'."""
+    scores = {
+        0: [Temperature.of(0.7, learned=True), SoftCap.of(4.0)],
+        1: [Forget.of()],
+        2: [Span.of(far=9, ramp=3), Decay.of(0.2)],
+        3: [Distances.of(far=5)],
+        4: [Relative.of(far=9)],
+    }
+    llama = pages.recipe("llama", "tiny", depth=5).but({"blocks.1:.mixer.positions": None})
+    llama = llama.but(
+        {f"blocks.{i}.mixer.scores": s for i, s in scores.items()} | {"blocks.*.scale": LayerScale.of(0.5)}
+    )
+    bert = pages.recipe("bert", "tiny").but(
+        {"embed.positions": None, "entry": ConvPositions.of(width=4, groups=2), "pool": AdditivePool.of()}
+        | {"blocks.0.mixer.scores": [Alibi.of()], "bias": RelativeBias.of(heads=4, buckets=8, far=20)}
+        | {f"blocks.*.{name}": value for name, value in deepnorm(2).items()}
+    )
+    vit = pages.recipe("vit", "tiny").but({"embed.positions": Sines2D.of(), "blocks.*.mixer.positions": Rotary2D.of()})
+    return {
+        "llama, other scores in each block": llama,
+        "bert, convolution, ALiBi, DeepNorm, pooled": bert,
+        "vit, sines and rotary on the grid": vit,
+    }
 
 
 def checkpoint(path: str) -> Subject:

@@ -134,6 +134,7 @@ class Flow:
     taps: Taps | None = None
     bias: nn.Module | None = None  # relative bias that a stack owns: bias(queries, keys) -> (H, T, S)
     unembed: Callable[[Tensor], Tensor] | None = None  # hidden -> logits by the token table, for tied heads
+    grid: tuple[int, int] | None = None  # rows and columns of an image's patches, which follow the class token
     pooled: Tensor | None = None  # (B, D) made by the skeleton's `pool`
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses, by name
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # what parts report while training, by name

@@ -42,30 +42,7 @@ class Blocks(Part):
         norm: after the last block, or None.
         bias: a relative position bias that all blocks share (T5), or None.
         dropout: after the norm.
-    """
-
-    def __init__(
-        self, dim: int, blocks: Any, norm: Recipe | None = None, bias: Recipe | None = None, dropout: float = 0.0
-    ):
-        super().__init__()
-        self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
-        self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
-
-    def run(self, x: Tensor, flow: Flow) -> Tensor:
-        """(B, T, D) through all blocks and the norm."""
-        flow.bias = self.bias
-        x = flow.clear(x)
-        for block in self.blocks:
-            x = block(x, flow)
-        return drop(self, call(self.norm, x))
-
-
-class Stack(Blocks):
-    """Blocks in a row as a part of its own: one side of an encoder-decoder. Shape: (B, T, D) -> same.
-
-    Args:
-        entry: what happens to the vectors of the tokens before the first block, e.g. `Entry.of(...)`, or None. The
-            others are those of `Blocks`.
+        entry: what happens to the vectors of the tokens before the first block, e.g. `ConvPositions.of()`, or None.
     """
 
     def __init__(
@@ -77,11 +54,27 @@ class Stack(Blocks):
         dropout: float = 0.0,
         entry: Recipe | None = None,
     ):
-        super().__init__(dim, blocks, norm, bias, dropout)
+        super().__init__()
+        self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
+        self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
         self.entry = built(entry, dim)
 
+    def run(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, T, D) through all blocks and the norm."""
+        flow.bias = self.bias
+        x = flow.clear(x)
+        if self.entry is not None:
+            x = flow.clear(self.entry(x, flow))  # positions and norms write at padding, too
+        for block in self.blocks:
+            x = block(x, flow)
+        return drop(self, call(self.norm, x))
+
+
+class Stack(Blocks):
+    """Blocks in a row as a part of its own: one side of an encoder-decoder. Shape: (B, T, D) -> same."""
+
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.run(call(self.entry, x, flow), flow)
+        return self.run(x, flow)
 
 
 class Skeleton:
@@ -191,6 +184,7 @@ class CausalLM(Skeleton, Blocks):
         head: `Logits.of(...)`.
         bias: relative position bias that all blocks share, or None.
         context: the longest input that is accepted, in tokens; None = any.
+        entry: between the front-end and the blocks, or None.
     """
 
     generates = True
@@ -204,8 +198,9 @@ class CausalLM(Skeleton, Blocks):
         head: Recipe,
         bias: Recipe | None = None,
         context: int | None = None,
+        entry: Recipe | None = None,
     ):
-        super().__init__(dim, blocks, norm, bias)
+        super().__init__(dim, blocks, norm, bias, entry=entry)
         self.embed, self.head = embed.build(dim), head.build(dim)
         self.context = context
 
@@ -250,6 +245,8 @@ class Encoder(Skeleton, Blocks):
         pool: makes one vector of the sequence, or None.
         heads: name to recipe; the first one's output is `logits`.
         context: the longest input that is accepted, in tokens; None = any.
+        bias: relative position bias that all blocks share, or None.
+        entry: between the front-end and the blocks, or None.
     """
 
     def __init__(
@@ -261,8 +258,10 @@ class Encoder(Skeleton, Blocks):
         pool: Recipe | None = None,
         heads: dict[str, Recipe] | None = None,
         context: int | None = None,
+        bias: Recipe | None = None,
+        entry: Recipe | None = None,
     ):
-        super().__init__(dim, blocks, norm)
+        super().__init__(dim, blocks, norm, bias, entry=entry)
         self.embed, self.pool = embed.build(dim), built(pool, dim)
         self.heads = nn.ModuleDict({name: head.build(dim) for name, head in (heads or {}).items()})
         self.context, self.takes = context, self.embed.takes

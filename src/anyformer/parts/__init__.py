@@ -1,19 +1,21 @@
 """The parts that every page is made of. `from anyformer.parts import Attention, Block, ...`"""
 
 from anyformer.parts.attention import Attention
-from anyformer.parts.block import Block
-from anyformer.parts.convolution import Convolution
+from anyformer.parts.block import Block, deepnorm
+from anyformer.parts.convolution import Convolution, ConvPositions
 from anyformer.parts.delta import GatedDelta
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.fourier import Fourier
+from anyformer.parts.grid import Axial, Rotary2D, Sines2D
 from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
 from anyformer.parts.linear import Favor, LinearAttention
 from anyformer.parts.lowrank import Linformer, Nystrom
 from anyformer.parts.masks import Causal, Full, Window
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
-from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm
+from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, Times
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
+from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.positions import RelativeBias, Rotary
 from anyformer.parts.relative import Relative
 from anyformer.parts.soft import Alibi, Decay, Distances, Forget, SoftCap, Span, Temperature
@@ -21,10 +23,11 @@ from anyformer.parts.ssm import Mamba
 from anyformer.parts.ssm2 import Mamba2
 
 __all__ = [
-    "MLP", "Alibi", "Attention", "Block", "BlockWindow", "Causal", "Classifier", "Convolution", "Decay", "Dilated",
-    "Distances", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP",
-    "Global", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2",
-    "MaskedLM", "MoE", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "Relative",
-    "RelativeBias", "Rotary", "ScaleNorm", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Tokens",
-    "TopK", "Window",
+    "MLP", "AdditivePool", "Alibi", "Attention", "Axial", "Block", "BlockWindow", "Causal", "Classifier",
+    "ConvPositions", "Convolution", "Decay", "Dilated", "Distances", "Entry", "ExpertChoice", "Favor", "First",
+    "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "LayerNorm", "LayerScale", "Learned",
+    "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2", "MaskedLM", "MoE", "Nystrom", "OneRMSNorm",
+    "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm",
+    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Times", "Tokens", "TopK", "Window",
+    "deepnorm",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.parts.kernels import KERNELS, attend, weights
-from anyformer.parts.masks import FAR, Full, Mask, View, resolved, view
+from anyformer.parts.masks import FAR, Full, Mask, View, check_sees, resolved, view
 from anyformer.parts.scores import Bias, Call, changed, made
 
 
@@ -73,8 +73,12 @@ class Attention(Mixer):
             raise ValueError(f"Attention: heads and kv_heads are at least 1; got heads={heads}, kv_heads={kv_heads}")
         if head_dim is None and dim % heads:
             raise ValueError(f"Attention: a width of {dim} does not divide into {heads} heads; give head_dim")
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"Attention: head_dim is the width of a head, at least 1; got {head_dim}")
         if heads % self.kv_heads:
             raise ValueError(f"Attention: kv_heads={self.kv_heads} does not divide heads={heads}")
+        if mask is not None:
+            check_sees(mask)
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.q = nn.Linear(dim, heads * self.head_dim, bias)
         self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)

@@ -65,3 +65,52 @@ class Convolution(Mixer):
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         return Recurrent(like.new_zeros(batch, self.width - 1, self.out.in_features))
+
+
+class ConvPositions(Mixer):
+    """Positions by convolution (Baevski et al., 2020, "wav2vec 2.0"; arXiv:2006.11477): x + gelu(conv(x)) before the
+    first block, `entry=ConvPositions.of()`. What stands around a token tells it where it is.
+
+    ```
+    weight = gain_w direction / |direction|_w         one length for each of the W taps (Salimans and Kingma, 2016)
+    ```
+    In an encoder a token sees W / 2 before it and W - 1 - W / 2 after it, in a decoder the last W - 1 and itself.
+
+    Args:
+        width: W. `groups`: the channels mix inside each of these groups; D groups are a depthwise convolution.
+
+    Parameters: `direction` (D, D / groups, W), `gain` (W,), `bias` (D,). Shape: (B, T, D) -> same. State: the last
+    W - 1 inputs.
+    """
+
+    def __init__(self, dim: int, width: int = 128, groups: int = 16):
+        super().__init__()
+        if width < 1 or groups < 1 or dim % groups:
+            raise ValueError(
+                f"ConvPositions: width and groups are at least 1, and groups divide the width {dim} of the stream; got "
+                f"width={width}, groups={groups}"
+            )
+        self.width, self.groups = width, groups
+        self.direction = nn.Parameter(torch.empty(dim, dim // groups, width))
+        self.gain, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.zeros(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.direction, std=2 / (self.width * self.direction.shape[0]) ** 0.5)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.gain.copy_(self.direction.norm(dim=(0, 1)))
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        slot = flow.slot(self)
+        before = self.width - 1 if flow.causal else self.width // 2
+        if slot is None:
+            inputs = F.pad(x, (0, 0, before, self.width - 1 - before))  # (B, W - 1 + T, D)
+        else:
+            inputs = torch.cat((slot.held[0], x), 1)
+            slot.put(x.shape[1], inputs[:, inputs.shape[1] - before :])
+        weight = self.direction * (self.gain / self.direction.norm(dim=(0, 1)))
+        return x + F.gelu(F.conv1d(inputs.mT, weight, self.bias, groups=self.groups)).mT
+
+    def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
+        return Recurrent(like.new_zeros(batch, self.width - 1, len(self.bias)))

@@ -1,11 +1,14 @@
 """Front-ends: what enters the stream. B batch, T time, D width, C channels."""
 
+from abc import abstractmethod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part, built, call, drop
+from anyformer.core.part import Part, built, call, check_option, drop
 from anyformer.core.recipe import Recipe
 
 
@@ -133,10 +136,17 @@ class Entry(Part):
         self.positions, self.norm, self.dropout = built(positions, dim), built(norm, dim), dropout
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        x = flow.clear(x)  # here already: the positions get a gradient through the norm
         if self.positions is not None:
             x = x + self.positions(flow.positions).to(x.dtype)
         return drop(self, call(self.norm, x))
+
+
+class Grid(Part):
+    """Base of the places that `Patches(positions=…)` takes: a vector for each cell of any grid."""
+
+    @abstractmethod
+    def forward(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """(rows * columns, D), row by row."""
 
 
 class Patches(Part):
@@ -153,6 +163,8 @@ class Patches(Part):
         channels: colours.
         bias: of the projection.
         dropout: at the end.
+        positions: "learned", a table of the trained grid; a part for any grid, e.g. `Sines2D.of()`; None where
+            attention knows the place (`Rotary2D`).
 
     Shape: (B, C, height, width) -> (B, 1 + height / patch * width / patch, D).
     """
@@ -161,7 +173,14 @@ class Patches(Part):
     unembed = None
 
     def __init__(
-        self, dim: int, image: int = 224, patch: int = 16, channels: int = 3, bias: bool = True, dropout: float = 0.0
+        self,
+        dim: int,
+        image: int = 224,
+        patch: int = 16,
+        channels: int = 3,
+        bias: bool = True,
+        dropout: float = 0.0,
+        positions: Recipe | str | None = "learned",
     ):
         super().__init__()
         if patch < 1 or image % patch:
@@ -169,13 +188,20 @@ class Patches(Part):
         self.grid, self.patch, self.channels = image // patch, patch, channels
         self.project = nn.Conv2d(channels, dim, patch, patch, bias=bias)
         self.cls = nn.Parameter(torch.empty(1, 1, dim))
-        self.positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
+        if isinstance(positions, Recipe):
+            if not issubclass(positions.part, Grid):
+                raise ValueError(f"Patches: positions is 'learned', Sines2D.of() or None; got {positions!r}")
+            self.positions: Any = positions.build(dim)
+        else:
+            check_option("Patches", "positions", positions, ("learned", None))
+            self.positions = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim)) if positions else None
         self.dropout = dropout
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.cls, std=0.02)
-        nn.init.normal_(self.positions, std=0.02)
+        if isinstance(self.positions, nn.Parameter):
+            nn.init.normal_(self.positions, std=0.02)
 
     def length(self, pixels: Tensor) -> int:
         """How many places the input takes.
@@ -193,10 +219,14 @@ class Patches(Part):
 
     def forward(self, pixels: Tensor, flow: Flow) -> Tensor:
         x = self.project(pixels)  # (B, D, rows, columns)
-        positions = resample_grid(self.positions, x.shape[2], x.shape[3])
-        x = x.flatten(2).mT  # (B, rows * columns, D)
-        x = torch.cat((self.cls.expand(x.shape[0], -1, -1), x), 1)
-        return drop(self, x + positions)
+        flow.grid = (x.shape[2], x.shape[3])
+        cells = x.flatten(2).mT  # (B, rows * columns, D)
+        if isinstance(self.positions, Grid):
+            cells = cells + self.positions(*flow.grid, x.device).to(x.dtype)
+        x = torch.cat((self.cls.expand(x.shape[0], -1, -1), cells), 1)  # (B, 1 + rows * columns, D)
+        if isinstance(self.positions, nn.Parameter):
+            x = x + resample_grid(self.positions, *flow.grid)
+        return drop(self, x)
 
 
 def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:

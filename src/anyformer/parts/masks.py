@@ -7,8 +7,10 @@ B batch, T queries, S keys.
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -20,6 +22,7 @@ from anyformer.core.recipe import Value
 CHUNK = 128  # queries that local attention takes at a time
 PAIRS = 1 << 27  # pairs of a mask that is still made as a tensor: 128 MB
 FAR = 1 << 62  # 'any distance'
+LOOKED_AT = 1024  # tokens of a text on which a mask is tried out when a model is built
 
 
 class Mask(Value):
@@ -96,7 +99,8 @@ class Window(Mask):
     def __post_init__(self) -> None:
         if self.left < 0 or self.right < 0:
             raise ValueError(
-                f"Window: left and right are distances, 0 or more; got left={self.left}, right={self.right}"
+                f"Window: left and right are distances, 0 or more; got left={self.left}, right={self.right} "
+                "(a published window of w tokens, at least 1, is Window(w - 1): a token sees itself)"
             )
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -258,6 +262,28 @@ class View:
         return seen if self.keep is None else seen & self.keep[:, None, None, :]
 
 
+def check_sees(mask: Mask) -> None:
+    """Raises ValueError for a mask that hides everything from everybody, as a sign or an operator too much makes it."""
+    if hides_everything(mask):
+        raise ValueError(
+            f"the mask {mask!r} hides every token from every token, itself included; Window(0) is the smallest that "
+            "shows something, and None hides nothing. In a decoder the future is hidden from all masks"
+        )
+
+
+@functools.cache
+def hides_everything(mask: Mask) -> bool:
+    """Is nothing seen among so many tokens that every distance, period and block in the mask has occurred? False, too,
+    where that would be too many to look at."""
+    enough = 2 + 2 * math.prod(1 + abs(n) for n in _numbers(mask))
+    return enough <= LOOKED_AT and not bool(View(mask, 0, enough, 0, enough, device=torch.device("cpu")).tensor().any())
+
+
+def _numbers(mask: Mask) -> list[int]:
+    values = [getattr(mask, f.name) for f in fields(mask)]  # type: ignore[arg-type]
+    return [n for v in values for n in (_numbers(v) if isinstance(v, Mask) else [v if isinstance(v, int) else FAR])]
+
+
 def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.device) -> View:
     """What self-attention may see in this pass: the mask of the part, the direction of the skeleton, the padding.
 
@@ -266,6 +292,8 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
     whole: Mask = Causal() if flow.causal else Full()
     if mask is not None:
         whole = Causal() & mask if flow.causal else mask
+        if not torch.compiler.is_compiling():
+            check_sees(whole)
     end = flow.first + count
     keep = None if flow.keep is None else flow.keep[:, end - keys : end]
     packed = None if flow.documents is None else Packed(flow.documents, flow.positions)

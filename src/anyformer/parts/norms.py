@@ -62,7 +62,8 @@ class ScaleNorm(Part):
 
 class LayerScale(Part):
     """y = weight * x with a small weight at first: what ends a residual branch, so that a deep model starts as almost
-    nothing but its stream (Touvron et al., 2021; arXiv:2103.17239). Shape: (..., D)."""
+    nothing but its stream (Touvron et al., 2021; arXiv:2103.17239): `Block.of(…, scale=LayerScale.of())`. With
+    start=0 it is ReZero (Bachlechner et al., 2020; arXiv:2003.04887), whose weight is one number. Shape: (..., D)."""
 
     def __init__(self, dim: int, start: float = 1e-5):
         super().__init__()
@@ -75,6 +76,17 @@ class LayerScale(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight
+
+
+class Times(Part):
+    """y = factor * x, fixed: residual multipliers (Granite, MiniCPM). Shape: (..., D)."""
+
+    def __init__(self, dim: int, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 class RMSNorm(Part):

@@ -164,15 +164,13 @@ class Rotary(Part):
         super().__init__()
         check_option("Rotary", "pairs", pairs, ("half", "adjacent"))
         self.width, self.theta, self.scaling, self.pairs = int(dim * fraction), theta, scaling, pairs
-        self._key = ("rotary", self.width, theta, scaling, pairs)
+        self._key: tuple[object, ...] = ("rotary", self.width, theta, scaling, pairs)
         if self.width % 2 or not self.width:
             raise ValueError(f"Rotary turns pairs: {self.width} of {dim} numbers a head cannot be paired")
 
-    def tables(self, flow: Flow, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and signed sin of every place, each (T, 1, K) or (B, T, 1, K), computed in float32.
-
-        The sign is that of the partner: (a, b) turns to (a cos - b sin, b cos + a sin).
-        """
+    def angles(self, flow: Flow) -> tuple[Tensor, float]:
+        """The angle of every pair at every place in float32, (T, 1, K/2) or (B, T, 1, K/2), and a factor on cos and
+        sin."""
         positions = flow.positions
         steps = torch.arange(0, self.width, 2, device=positions.device, dtype=torch.float32)
         frequencies, factor = 1.0 / self.theta ** (steps / self.width), 1.0  # (K/2,)
@@ -182,7 +180,14 @@ class Rotary(Part):
                 frequencies = frequencies[:, None]  # (B, 1, K/2)
             if frequencies.ndim == 3:
                 frequencies = frequencies[:, :, None]  # (B, 1 or T, 1, K/2)
-        angles = positions[..., None, None].float() * frequencies  # (B, T, 1, K/2)
+        return positions[..., None, None].float() * frequencies, factor
+
+    def tables(self, flow: Flow, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and signed sin of every place, each (T, 1, K) or (B, T, 1, K), computed in float32.
+
+        The sign is that of the partner: (a, b) turns to (a cos - b sin, b cos + a sin).
+        """
+        angles, factor = self.angles(flow)
         cos, sin = angles.cos() * factor, angles.sin() * factor
         if self.pairs == "half":
             cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (B, T, 1, K)

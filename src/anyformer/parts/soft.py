@@ -86,7 +86,11 @@ class ByDistance(Score):
         """(1, H, T, S): row i is cut out of the distances, one place further left than row i - 1."""
         first = view.key - view.query - view.count + 1
         ahead = torch.arange(first, first + view.count + view.keys - 1, device=view.device)  # (N,)
-        return self.of_distance(ahead).unfold(1, view.keys, 1).flip(1)[None]
+        values = self.of_distance(ahead)  # (H, N)
+        if view.open():  # torch.export writes the length of such a cut down as a constant
+            row, key = torch.arange(view.count, device=view.device), torch.arange(view.keys, device=view.device)
+            return values[:, key - row[:, None] + view.count - 1][None]
+        return values.unfold(1, view.keys, 1).flip(1)[None]
 
 
 DECAYS = {"linear": lambda d: d, "log": torch.log1p, "square": torch.square}
@@ -247,7 +251,12 @@ class Forget(Score, Mixer):
         slot = flow.slot(self)
         if slot is not None:
             logs = slot.put(logs, call.view.key)  # (B, H, S)
-        total, whole = logs.cumsum(-1), call.view
+        if flow.documents is None:
+            total = logs.cumsum(-1)
+        else:  # a sum over each document alone: of one sum over all, a rounded gradient would get into earlier ones
+            same = flow.documents[:, :, None] == flow.documents[:, None]  # (B, T, T)
+            total = logs @ same.triu().to(wide)
+        whole = call.view
 
         def faded(view: View) -> Tensor:
             query, key = view.query - whole.key, view.key - whole.key

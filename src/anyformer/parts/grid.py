@@ -1,0 +1,99 @@
+"""Places on a grid: of an image's patches, and of long texts that are folded into rows.
+
+B batch, T time, D width, K head width, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part
+from anyformer.parts.embeddings import Grid, Sinusoidal
+from anyformer.parts.positions import Rotary
+
+
+class Axial(Part):
+    """A learned vector for each place of a text, made of one for its row and one for its column, when the text is
+    folded into rows (Kitaev et al., 2020; arXiv:2001.04451): R + C vectors instead of R C.
+
+    ```
+    place p = row * C + column        x_p = [rows[row] | columns[column]], or their sum
+    ```
+    Args:
+        shape: R and C; the longest text has R C tokens.
+        widths: of the two pieces, which add up to D; None = both are D wide, and added.
+
+    Shape: places (T,) or (B, T) -> (..., D).
+    """
+
+    def __init__(self, dim: int, shape: Any, widths: Any = None):
+        super().__init__()
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"Axial: shape is rows and columns, at least 1 each; got {shape}")
+        if widths is not None and (len(widths) != 2 or min(widths) < 1 or sum(widths) != dim):
+            raise ValueError(f"Axial: widths are two numbers that add up to the width {dim}; got {widths}")
+        self.shape, self.joined = tuple(shape), widths is not None
+        one, other = (dim, dim) if widths is None else widths
+        self.rows = nn.Parameter(torch.empty(shape[0], one))
+        self.columns = nn.Parameter(torch.empty(shape[1], other))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.rows, std=0.02)
+        nn.init.normal_(self.columns, std=0.02)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        row, column = positions // self.shape[1], positions % self.shape[1]
+        if self.joined:
+            return torch.cat((self.rows[row], self.columns[column]), -1)
+        return self.rows[row] + self.columns[column]
+
+
+class Sines2D(Grid):
+    """Fixed vectors for the patches of an image, of any size (He et al., 2021, "Masked Autoencoders";
+    arXiv:2111.06377): half of the width says the column, half the row, each as `Sinusoidal`. The class token has none.
+
+    Shape: rows, columns -> (R C, D).
+    """
+
+    def __init__(self, dim: int, theta: float = 10000.0):
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"Sines2D halves the width, and {dim} is odd")
+        self.waves = Sinusoidal(dim // 2, theta)
+
+    def forward(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        row, column = (self.waves(torch.arange(n, device=device)) for n in (rows, columns))  # (R or C, D / 2)
+        both = column[None].expand(rows, -1, -1), row[:, None].expand(-1, columns, -1)
+        return torch.cat(both, -1).flatten(0, 1)
+
+
+class Rotary2D(Rotary):
+    """Rotary positions of an image's patches (Su, 2021; EVA-02: Fang et al., 2023, arXiv:2303.11331): the first half of
+    the pairs turns by the row, the second by the column, each with the frequencies theta^(-4i/K).
+
+    The class token is not turned, so it meets every patch as if at row 0, column 0. Only behind `Patches`.
+
+    Args: as of `Rotary`. Shape: (B, T, H, K) -> same, K a multiple of 4.
+    """
+
+    def __init__(self, dim: int, theta: float = 10000.0, pairs: str = "half"):
+        super().__init__(dim, theta, pairs=pairs)
+        self._key = ("rotary 2d", dim, theta, pairs)
+        if dim % 4:
+            raise ValueError(
+                f"Rotary2D turns pairs by rows and pairs by columns: {dim} numbers a head are no such fours"
+            )
+
+    def angles(self, flow: Flow) -> tuple[Tensor, float]:
+        if flow.grid is None:
+            raise ValueError("Rotary2D goes by rows and columns of an image, behind Patches; for a text take Rotary")
+        patch = (flow.positions - 1).clamp(min=0)  # the class token comes first
+        steps = torch.arange(0, self.width, 4, device=patch.device, dtype=torch.float32)
+        frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/4,)
+        places = torch.stack((patch // flow.grid[1], patch % flow.grid[1]), -1)  # (T, 2)
+        return (places[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (T, 1, K/2)
