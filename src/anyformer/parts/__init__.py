@@ -12,7 +12,9 @@ from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
 from anyformer.parts.linear import Favor, LinearAttention
 from anyformer.parts.lowrank import Linformer, Nystrom
 from anyformer.parts.masks import Causal, Full, Window
+from anyformer.parts.memory import SegmentRecurrence
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
+from anyformer.parts.nearest import NearestMemory
 from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, Times
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.pooling import AdditivePool
@@ -24,10 +26,10 @@ from anyformer.parts.ssm2 import Mamba2
 
 __all__ = [
     "MLP", "AdditivePool", "Alibi", "Attention", "Axial", "Block", "BlockWindow", "Causal", "Classifier",
-    "ConvPositions", "Convolution", "Decay", "Dilated", "Distances", "Entry", "ExpertChoice", "Favor", "First",
-    "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "LayerNorm", "LayerScale", "Learned",
-    "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2", "MaskedLM", "MoE", "Nystrom", "OneRMSNorm",
-    "Patches", "Pooler", "Prefix", "RMSNorm", "Random", "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm",
-    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Times", "Tokens", "TopK", "Window",
-    "deepnorm",
+    "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dilated", "Distances", "Entry",
+    "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global",
+    "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2",
+    "MaskedLM", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm",
+    "Random", "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D",
+    "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Times", "Tokens", "TopK", "Window", "deepnorm",
 ]  # fmt: skip
