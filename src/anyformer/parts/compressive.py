@@ -81,10 +81,11 @@ class CompressiveMemory(SegmentRecurrence):
         bias: bool = True,
         out_bias: bool | None = None,
         norm: Recipe | None = None,
+        scale: float | None = None,
         scores: Any = (),
         dropout: float = 0.0,
     ):
-        super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scores, dropout)
+        super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scale, scores, dropout)
         check_option("CompressiveMemory", "way", way, WAYS)
         if min(compressed, rate) < 1:
             raise ValueError(
@@ -173,7 +174,7 @@ class CompressiveMemory(SegmentRecurrence):
         nearest, farthest = self.memory + 1, self.memory + self.segment - 1 + self.compressed
         first, count = call.at.first + chunk.rows.start, chunk.rows.stop - chunk.rows.start
         start = first - farthest
-        view = View(Causal(), first, count, start, count + farthest - nearest)
+        view = View(Causal(), first, count, start, count + farthest - nearest, device=back.device)
         every = call.bias(view)  # (B or 1, H, C, count + farthest - nearest)
         offset = (chunk.index - chunk.base)[..., None]  # (1 or B, C, 1)
         column = chunk.index[:, None] - start - (offset + self.memory + back)  # (B, C, n)
@@ -188,8 +189,8 @@ class CompressiveMemory(SegmentRecurrence):
         q = call.q[:, :, chunk.rows].detach()
         held = [t[:, :, columns].detach() for t in call.held]
         new = [chosen(t, near) for t in slots.taught]
-        wanted = weights(q, held[0], tokens[:, None]) @ held[1]  # (B, H, C, K)
-        found = weights(q, new[0], old[:, None]) @ new[1]
+        wanted = weights(q, held[0], tokens[:, None], scale=self.scale) @ held[1]  # (B, H, C, K)
+        found = weights(q, new[0], old[:, None], scale=self.scale) @ new[1]
         slots.error.append((found - wanted).square().mean((1, 3)))
 
     def _end(self, call: Pass) -> None:

@@ -102,7 +102,8 @@ class Places:
     def view(self, chunk: Chunk, columns: slice) -> View:
         """These queries and keys, as score parts want to know them."""
         count, keys = chunk.rows.stop - chunk.rows.start, columns.stop - columns.start
-        return View(Causal(), self.first + chunk.rows.start, count, self.key + columns.start, keys)
+        first = self.first + chunk.rows.start
+        return View(Causal(), first, count, self.key + columns.start, keys, device=self.begin.device)
 
 
 def places(flow: Flow, count: int, past: int, device: torch.device) -> Places:
@@ -168,10 +169,12 @@ class Pass:
         return Source(pair[0][:, :, where], pair[1][:, :, where], seen, bias, columns)
 
 
-def weigh(q: Tensor, sources: list[Source], cap: float | None, more: Tensor | None = None) -> Tensor:
+def weigh(
+    q: Tensor, sources: list[Source], scale: float, cap: float | None, more: Tensor | None = None
+) -> Tensor:
     """One softmax over all keys of the sources, and in front of them over `more` scores, (B, H, C, n')."""
     k, seen = torch.cat([s.k for s in sources], 2), torch.cat([s.seen.expand(q.shape[0], -1, -1) for s in sources], 2)
-    scores = q @ k.mT * q.shape[-1] ** -0.5  # (B, H, C, n)
+    scores = q @ k.mT * scale  # (B, H, C, n)
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
     biases = [s.bias.expand(q.shape[0], -1, -1, -1) for s in sources if s.bias is not None]
@@ -220,17 +223,19 @@ class SegmentRecurrence(Mixer):
                         └── M, k and v of SG(h) ──┘└ k and v of h, up to oneself
     ```
     Segments are counted from the first token of each text. A row of N segments is what N calls with one segment each
-    give, one after the other, through a state, and so is its gradient: training needs nothing but rows that are longer
-    than a segment. Layer by layer the memory reaches M tokens further back.
+    give, one after the other, and its gradient is that of the paper's loop: training needs nothing but rows that are
+    longer than a segment. Layer by layer the memory reaches M tokens further back.
 
     The projections of memory take gradients (their input is what is held); W_k and W_v are therefore applied twice
-    while learning. `model.start` and calls with `state=` carry the memory on over the end of a row, in training too.
+    while learning. Calls with `state=` carry the memory on over the end of a row, in training too; they hold keys and
+    values, so W_k and W_v learn nothing from what earlier calls left.
 
     Args:
         heads: H. `head_dim`: K; width / heads by default.
         segment: L. `memory`: M; 0 = none.
         bias: of the projections q, k, v; `out_bias`: of o, the same by default.
         norm: of each head's q and k, or None.
+        scale: of the scores; K^-1/2 by default.
         scores: what changes the scores, e.g. `[Relative.of()]`; places have to be relative ones.
         dropout: of the weights, in training.
 
@@ -250,6 +255,7 @@ class SegmentRecurrence(Mixer):
         bias: bool = True,
         out_bias: bool | None = None,
         norm: Recipe | None = None,
+        scale: float | None = None,
         scores: Any = (),
         dropout: float = 0.0,
     ):
@@ -261,11 +267,16 @@ class SegmentRecurrence(Mixer):
                 f"memory={memory}"
             )
         self.heads, self.head_dim = heads, width(name, dim, heads, head_dim)
-        self.segment, self.memory, self.dropout = segment, memory, dropout
+        self.segment, self.memory, self.scale, self.dropout = segment, memory, scale, dropout
         self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))
         self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
         self.scores = nn.ModuleList(made_scores(scores, dim, heads, self.head_dim, False)) if scores else None
+
+    @property
+    def sharpness(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
     def reach(self) -> int:
@@ -293,8 +304,8 @@ class SegmentRecurrence(Mixer):
         past_count = held[0].shape[2] - T
         at = flow.once(("places", past_count), lambda: places(flow, T, past_count, x.device))
         stack = None if flow.bias is None else functools.partial(stack_bias, flow.bias)
-        whole = View(Causal(), at.first, T, at.key, held[0].shape[2])
-        asked, bias, cap = changed(self.scores or (), Call(x, q, self.head_dim**-0.5, whole, flow), stack)
+        whole = View(Causal(), at.first, T, at.key, held[0].shape[2], device=x.device)
+        asked, bias, cap = changed(self.scores or (), Call(x, q, self.sharpness, whole, flow), stack)
         listens = flow.taps is not None and flow.taps.wants(self, "weights")
         shown = q.new_zeros(*q.shape[:3], at.past + T) if listens else None
         return Pass(x, flow, slot, learns, at, q, asked, own, held, bias, cap, shown)
@@ -325,7 +336,7 @@ class SegmentRecurrence(Mixer):
     def _read(self, call: Pass, chunk: Chunk) -> Tensor:
         """What the queries of a chunk read, (B, H, C, K)."""
         sources = self._sources(call, chunk)
-        w = weigh(call.asked[:, :, chunk.rows], sources, call.cap)  # (B, H, C, n)
+        w = weigh(call.asked[:, :, chunk.rows], sources, self.sharpness, call.cap)  # (B, H, C, n)
         if call.shown is not None:
             show(call.shown, chunk, sources, w)
         w = F.dropout(w, self.dropout, self.training)

@@ -198,10 +198,11 @@ class NearestMemory(SegmentRecurrence):
         bias: bool = True,
         out_bias: bool | None = None,
         norm: Recipe | None = None,
+        scale: float | None = None,
         scores: Any = (),
         dropout: float = 0.0,
     ):
-        super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scores, dropout)
+        super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scale, scores, dropout)
         if top < 1 or (capacity is not None and capacity < 1):
             raise ValueError(f"NearestMemory: top and capacity are at least 1; got top={top}, capacity={capacity}")
         self.top, self.capacity = top, capacity
@@ -220,16 +221,17 @@ class NearestMemory(SegmentRecurrence):
     def _read(self, call: Pass, chunk: Chunk) -> Tensor:
         sources = self._sources(call, chunk)
         k, v, there = self._found(call, chunk)  # (B, H, C, R, K), the same, (B, H, C, R)
-        scores = (k @ call.q[:, :, chunk.rows, :, None])[..., 0] * self.head_dim**-0.5  # (B, H, C, R)
+        scores = (k @ call.q[:, :, chunk.rows, :, None])[..., 0] * self.sharpness  # (B, H, C, R)
         scores = scores.masked_fill(~there, torch.finfo(scores.dtype).min)
         asked, R = call.asked[:, :, chunk.rows], scores.shape[3]
         if self.gate is None:
-            both = weigh(asked, sources, call.cap, scores)
+            both = weigh(asked, sources, self.sharpness, call.cap, scores)
             far, near = both[..., :R], both[..., R:]
         else:
             any_found = there.any(-1, keepdim=True)  # (B, H, C, 1)
             share = self.gate.sigmoid()[:, None, None] * any_found
-            far, near = share * scores.softmax(-1), (1 - share) * weigh(asked, sources, call.cap)
+            far = share * scores.softmax(-1)
+            near = (1 - share) * weigh(asked, sources, self.sharpness, call.cap)
         if call.shown is not None:
             show(call.shown, chunk, sources, near)
         far, near = (F.dropout(w, self.dropout, self.training) for w in (far * there, near))
