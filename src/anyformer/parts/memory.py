@@ -294,15 +294,15 @@ class SegmentRecurrence(Mixer):
 
     def _call(self, x: Tensor, flow: Flow) -> Pass:
         """Queries, keys and values of this call, and what is left of earlier ones."""
-        slot, learns, T = flow.slot(self), torch.is_grad_enabled(), x.shape[1]
+        slot, learns, T, past = flow.slot(self), torch.is_grad_enabled(), x.shape[1], 0
         q = self._heads("q", x)  # (B, H, T, K)
         own = self._pair(x)
         held = self._pair(x.detach()) if learns else own
         if slot is not None:
-            past = slot.recent(self.reach)
-            held = torch.cat((past[0], held[0]), 2), torch.cat((past[1], held[1]), 2)  # (B, H, S, K) each
-        past_count = held[0].shape[2] - T
-        at = flow.once(("places", past_count), lambda: places(flow, T, past_count, x.device))
+            k, v = slot.recent(self.reach)  # (B, H, P, K) each
+            past = k.shape[2]
+            held = torch.cat((k, held[0]), 2), torch.cat((v, held[1]), 2)  # (B, H, S, K) each
+        at = flow.once(("places", past), lambda: places(flow, T, past, x.device))
         stack = None if flow.bias is None else functools.partial(stack_bias, flow.bias)
         whole = View(Causal(), at.first, T, at.key, held[0].shape[2], device=x.device)
         asked, bias, cap = changed(self.scores or (), Call(x, q, self.sharpness, whole, flow), stack)
