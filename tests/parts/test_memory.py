@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ from torch.nn import functional as F
 import anyformer as af
 from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.recipe import Recipe
-from anyformer.parts import Attention, CompressiveMemory, NearestMemory, Relative, RMSNorm, SegmentRecurrence, Window
-from anyformer.parts.nearest import Memory, load_memory, memories, nearest, save_memory
+from anyformer.parts import Attention, CompressiveMemory, Forget, NearestMemory, Relative, RMSNorm, SegmentRecurrence, Window
 from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
 
 RELATIVE = [Relative.of()]
@@ -215,13 +213,15 @@ def test_learning_through_a_state_is_learning_from_a_long_row(recipe: Recipe) ->
     torch.testing.assert_close(*slopes)
 
 
-@every
-def test_gradients(recipe: Recipe) -> None:
-    """Of the first segment, which has no memory: what memory is made of has no gradient, by intention."""
+@pytest.mark.parametrize("name", ["recurrence", "nearest", "nearest, few"])
+def test_gradients(name: str) -> None:
+    """Of a first segment, which has no memory: what memory is made of has no gradient, by intention."""
     keep = torch.ones(2, 4, dtype=torch.bool)
     keep[1, :2] = False
-    mixer = made(recipe.but(segment=4) if recipe.part is not CompressiveMemory else recipe.but(segment=6, memory=6))
-    slopes_are_right(mixer, text(2, 4) * keep[..., None], True, keep) if mixer.segment != 6 else None
+    mixer = made(EVERY[name].but(segment=4))
+    if getattr(mixer, "gate", None) is not None:
+        mixer.gate.requires_grad_(False)  # nothing is found yet
+    slopes_are_right(mixer, text(2, 4) * keep[..., None], True, keep)
 
 
 def test_exact_limits() -> None:
@@ -254,3 +254,28 @@ def test_weights_can_be_listened_to() -> None:
         w = taps["blocks.0.mixer.weights"]
         assert w.shape == (2, 2, 11, 11) and not w.triu(1).any()
         assert bool((w.sum(-1) <= 1 + 1e-5).all()) and (not sums or torch.allclose(w.sum(-1), torch.ones(())))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (SegmentRecurrence.of(segment=0), "segment are at least 1"),
+        (SegmentRecurrence.of(memory=-1), "memory at least 0"),
+        (SegmentRecurrence.of(heads=5), "does not divide into 5 heads"),
+        (SegmentRecurrence.of(heads=2, scores=[Forget.of()]), "scores that go by distance"),
+        (CompressiveMemory.of(heads=2, segment=4, memory=2, rate=2), "memory is at least segment"),
+        (CompressiveMemory.of(heads=2, segment=4, memory=6, rate=4), "rate divides both"),
+        (CompressiveMemory.of(heads=2, compressed=0), "at least 1"),
+        (CompressiveMemory.of(heads=2, way="sum"), "way must be one of"),
+        (NearestMemory.of(heads=2, top=0), "at least 1"),
+        (NearestMemory.of(heads=2, capacity=0), "at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_named(recipe: Recipe, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe.build(12)
+
+
+def test_an_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="SegmentRecurrence sees only what came before"):
+        run(made(EVERY["recurrence"]), text(1, 5), causal=False)

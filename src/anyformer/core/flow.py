@@ -53,6 +53,7 @@ class State:
         self.keep: Tensor | None = None  # (B, length) False = padding
         self.memory: Tensor | None = None  # (B, S, D) what an encoder made
         self.memory_keep: Tensor | None = None  # (B, S)
+        self.ahead: dict[nn.Module, int] = {}  # what a mixer read before the text that is no token of it (MemoryTokens)
         self.slots: dict[nn.Module, Slot] = {
             m: m.start(batch, length, like) for m in model.modules() if isinstance(m, Mixer)
         }
@@ -80,13 +81,13 @@ class State:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot trim to {length} tokens: the state holds {self.length}")
         for mixer, slot in self.slots.items():
-            if not slot.returns_to(length):
+            if not slot.returns_to(length + self.ahead.get(mixer, 0)):
                 raise ValueError(
                     f"{type(mixer).__name__} cannot return from {self.length} to {length} tokens: "
                     "it keeps only what it needs to go on; call state.mark() before tokens that may be taken back"
                 )
-        for slot in self.slots.values():
-            slot.trim(length)
+        for mixer, slot in self.slots.items():
+            slot.trim(length + self.ahead.get(mixer, 0))
         self.keep = None if self.keep is None else self.keep[:, :length]
         self.length = length
 

@@ -2,6 +2,7 @@
 
 from anyformer.parts.attention import Attention
 from anyformer.parts.block import Block, deepnorm
+from anyformer.parts.compressive import CompressiveMemory
 from anyformer.parts.convolution import Convolution, ConvPositions
 from anyformer.parts.delta import GatedDelta
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
@@ -13,6 +14,7 @@ from anyformer.parts.linear import Favor, LinearAttention
 from anyformer.parts.lowrank import Linformer, Nystrom
 from anyformer.parts.masks import Causal, Full, Window
 from anyformer.parts.memory import SegmentRecurrence
+from anyformer.parts.memory_tokens import MemoryTokens
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
 from anyformer.parts.nearest import NearestMemory
 from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, Times
@@ -29,7 +31,8 @@ __all__ = [
     "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dilated", "Distances", "Entry",
     "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global",
     "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2",
-    "MaskedLM", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm",
-    "Random", "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D",
-    "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Times", "Tokens", "TopK", "Window", "deepnorm",
+    "MaskedLM", "MemoryTokens", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix",
+    "RMSNorm", "Random", "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence",
+    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Times", "Tokens", "TopK", "Window",
+    "deepnorm",
 ]  # fmt: skip

@@ -271,7 +271,13 @@ class SegmentRecurrence(Mixer):
         self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))
         self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
-        self.scores = nn.ModuleList(made_scores(scores, dim, heads, self.head_dim, False)) if scores else None
+        found = made_scores(scores, dim, heads, self.head_dim, False)
+        for part in (s for s in found if isinstance(s, Mixer)):
+            raise ValueError(
+                f"{name}: {type(part).__name__} goes by what stands between two tokens, and memory holds their keys and "
+                "values alone; take scores that go by distance (Relative, Alibi, Decay …)"
+            )
+        self.scores = nn.ModuleList(found) if found else None
 
     @property
     def sharpness(self) -> float:
