@@ -1,6 +1,7 @@
 """What the tests of several processes run in each of them, and alone: `fit` on tiny models, one job after another."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch.distributed as dist
 
 import anyformer as af
 from anyformer.parts import Mamba
-from anyformer.train import Settings, fit, objectives
+from anyformer.train import Settings, checkpoint, fit, loop, objectives, train
 from anyformer.train.distributed import world
+from anyformer.train.log import Watch
 
 torch.set_num_threads(1)
 
@@ -48,6 +50,20 @@ def pictures(number):
     return {"pixel_values": torch.randn(4, 3, 16, 16, generator=draw), "labels": torch.arange(4) % 3}
 
 
+def steep(number):
+    """In batch 9 one token of the last row, which the last process has, has label 102: see `mined`."""
+    batch = padded(number)
+    if number == 9:
+        batch["labels"][3, 0] = 102
+    return batch
+
+
+def mined(output, labels, count):
+    """The causal loss, with a slope at label 102 that fp16 cannot hold: a product overflows, the loss does not."""
+    slope = 1e6 * (output.logits.float() * (labels == 102)[..., None]).sum() / count
+    return objectives.causal_lm(output, labels, count) + slope
+
+
 def drawn(number):
     """What a careless data set does: it draws from the process's own generator."""
     return {**padded(number), "input_ids": torch.randint(1, 101, (4, 10))}
@@ -76,6 +92,7 @@ JOBS = {
     "dropped": (
         lambda seed: af.build("gpt", "tiny", seed=seed, dropout=0.2, attention_dropout=0.2), drawn, objectives.causal_lm
     ),
+    "steep": (lambda seed: af.build("gpt", "tiny", seed=seed), steep, mined),
     "uneven": (lambda seed: af.build("gpt", "tiny", seed=seed), uneven, objectives.causal_lm),
     "llama": (lambda seed: af.build("llama", "tiny", seed=seed), padded, objectives.causal_lm),
     "hybrid": (hybrid, padded, objectives.causal_lm),
@@ -95,6 +112,41 @@ def job(out, what, parallel="ddp", mesh=None, exchange=None, resume=False, steps
     return fit(make(processes.rank), batches, objective, s, out, resume=resume, world=processes)
 
 
+class Noting(Watch):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def heard(out, what, parallel="ddp", **settings):
+    """As `job`; what each process is told goes to said-RANK.json in a folder beside it."""
+    make, batches, objective = JOBS[what]
+    s, watch = Settings(**{"steps": 12, "lr": 3e-3, "warmup": 2, "accumulate": 2, **settings}), Noting()
+    with world(parallel) as processes, checkpoint.Run(out, False, processes) as run:
+        loop.Loop(make(processes.rank), batches, objective, s, run, None, {}, watch, processes).run()
+    place = Path(f"{out}-said")
+    place.mkdir(exist_ok=True)
+    (place / f"{processes.rank}.json").write_text(json.dumps(watch.said))
+
+
+def command(out, refused=False, **options):
+    """`train` itself. What it says it found goes to result.json in a folder beside it, or why it refused."""
+    place, found = Path(f"{out}-said"), {}
+    try:
+        result = train(out=out, quiet=True, **options)
+        found = {"step": result.steps, "bits": result.bits_per_byte, "sample": result.sample}
+    except ValueError as error:
+        if not refused:
+            raise
+        found = {"refused": str(error)}
+    place.mkdir(exist_ok=True)
+    (place / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("default", module="deepspeed")  # old names of PyTorch's
@@ -104,5 +156,5 @@ if __name__ == "__main__":
         sys.exit()
     dist.init_process_group("gloo")  # once for all jobs: a group that is there is used
     for line in json.loads(Path(sys.argv[1]).read_text()):
-        job(**line)
+        {"heard": heard, "command": command}.get(line.pop("by", ""), job)(**line)
     dist.destroy_process_group()

@@ -2,29 +2,23 @@
 
 import importlib.util
 import json
-import os
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import anyformer as af
 from anyformer.train import checkpoint
 from anyformer.train.distributed import world
 from tests.train import distributed_worker as worker
-
-WORKER = Path(__file__).with_name("distributed_worker.py")
-SOURCE = Path(af.__file__).parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+from tests.train.launched import ENVIRONMENT, WORKER, close, launch, rows, same
 
 EXPERTS = importlib.util.find_spec("anyformer.parts.moe") is not None
 PAGES = ("gpt", "llama", "bert", "t5", "vit", "hybrid", *["mixture"] * EXPERTS)
@@ -49,15 +43,6 @@ FOUR: list[dict[str, Any]] = [
 
 def name(job):
     return "-".join([job["what"], job["parallel"], *(f"{k}{v}" for k, v in job.get("mesh", {}).items())])
-
-
-def launch(folder, count, jobs):
-    """Runs the jobs, one after another, in `count` processes."""
-    file = folder / f"jobs-{count}.json"
-    file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", str(WORKER), str(file)]
-    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, "\n".join(line for line in run.stderr.splitlines() if "^^^" not in line)[:6000]
 
 
 @pytest.fixture(scope="module")
@@ -98,37 +83,6 @@ def four(tmp_path_factory, two):
         jobs.append({"what": "llama", "parallel": kind, "mesh": {"tensor": tensor}, "resume": moved, "out": out})
     launch(folder, 4, jobs)
     return folder
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def tensors(folder, file="model.safetensors"):
-    return load_file(checkpoint.latest(folder) / file)
-
-
-def close(ours, theirs):
-    """Losses and gradient norms of each step to 1e-5; weights and moments at the end."""
-    a, b = rows(ours), rows(theirs)[-len(rows(ours)) :]
-    assert [r["step"] for r in a] == [r["step"] for r in b] and [r["tokens"] for r in a] == [r["tokens"] for r in b]
-    for key in ("loss", "grad_norm"):
-        np.testing.assert_allclose([r[key] for r in a], [r[key] for r in b], rtol=1e-5, atol=1e-5)
-    # AdamW divides by the gradient's size: where a gradient is nothing but rounding, a weight moves by it all the same
-    for file, room in (("model.safetensors", 1e-4), ("training.safetensors", 1e-5)):
-        left, right = tensors(ours, file), tensors(theirs, file)
-        assert left.keys() == right.keys()
-        for key in (k for k in left if not k.startswith("random.")):
-            torch.testing.assert_close(left[key], right[key], rtol=1e-3, atol=room, msg=f"{file} {key}")
-    return True
-
-
-def same(ours, theirs):
-    """Bit for bit."""
-    for file in ("model.safetensors", "training.safetensors"):
-        left, right = tensors(ours, file), tensors(theirs, file)
-        assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-    return [r["loss"] for r in rows(ours)] == [r["loss"] for r in rows(theirs)[-len(rows(ours)) :]]
 
 
 @pytest.mark.parametrize("job", TWO, ids=name)

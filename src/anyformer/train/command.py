@@ -233,8 +233,8 @@ def train(
         loop = watched(screen, given, lm, batches, objective, settings, run, measure, facts, processes)
         done = loop.run()
         lm = whole(lm, done, processes).eval()
-        with loop.averaged():
-            sample = "" if done.stopped else processes.once(lambda: _sample(lm, prompt, seed))
+        writer = load(done.checkpoint / "ema").to(next(lm.parameters()).device) if ema else lm  # what was measured
+        sample = "" if done.stopped else processes.once(lambda: _sample(writer, prompt, seed))
         processes.once(lambda: ended(screen, loop))
     _conclude(screen, done, bigram, sample)
     return Result(done.checkpoint, done.step, done.stopped, done.loss, done.held_out, bigram, sample, lm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,32 +14,38 @@ class Average:
     """mean <- decay * mean + (1 - decay) * weights, after each step; of what is trained, the rest being constant.
 
     In the first steps the decay is (1 + step) / (10 + step) where that is smaller, so that the mean does not
-    remember the first weights.
+    remember the first weights. Where weights are in parts among processes, each has the mean of its parts.
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters, self.decay = parameters, decay
-        self.mean: list[Tensor] = [p.detach().clone() for p in parameters]
+        self.weights, self.decay = [_held(p) for p in parameters], decay
+        self.mean = [w.clone() for w in self.weights]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes the weights after step number `step` (from 1) in."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self.mean, self.weights, 1 - decay)
 
     @torch.no_grad()
     def take(self) -> None:
         """The mean becomes what the weights are now: how a checkpoint is restored."""
-        torch._foreach_copy_(self.mean, [p.detach() for p in self.parameters])
+        torch._foreach_copy_(self.mean, self.weights)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Inside, the model has the mean as its weights."""
         with torch.no_grad():
-            weights = [p.detach().clone() for p in self.parameters]
-            torch._foreach_copy_([p.detach() for p in self.parameters], self.mean)
+            weights = [w.clone() for w in self.weights]
+            torch._foreach_copy_(self.weights, self.mean)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_([p.detach() for p in self.parameters], weights)
+                torch._foreach_copy_(self.weights, weights)
+
+
+def _held(parameter: Any) -> Tensor:
+    """The memory in which this process has a parameter, or its part of one (FSDP2)."""
+    value = parameter.detach()
+    return value.to_local() if hasattr(value, "to_local") else value

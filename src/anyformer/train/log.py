@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Watch:
 
 class Log:
     """`log.csv` and `log.jsonl`: a row a step and a row an evaluation; `statistics.jsonl` where that is asked for.
+    What some models' parts report (`train.figures`) are columns after `COLUMNS`, from the first time that one does.
     Use as a context manager.
 
     Args:
@@ -45,7 +47,7 @@ class Log:
             self.sizes.unlink(missing_ok=True)
         rows = [row for row in read_log(self.lines) if row["step"] < step or (row["step"] == step and "loss" in row)]
         atomic_write(self.lines, b"")
-        atomic_write(self.table, (",".join(COLUMNS) + "\n").encode())
+        self._head(COLUMNS, [])
         with self:
             self.add(rows)
 
@@ -60,13 +62,24 @@ class Log:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows to both files."""
-        # what some models' parts report beside the columns is in the other file only
-        writer = csv.DictWriter(self._table, COLUMNS, lineterminator="\n", extrasaction="ignore")
+        if more := dict.fromkeys(name for row in rows for name in row if name not in self.columns):
+            self._table.close()
+            self._head((*self.columns, *more), read_log(self.lines))
+            self._table = self.table.open("a", encoding="utf-8", newline="")
+        writer = csv.DictWriter(self._table, self.columns, lineterminator="\n")
         for row in rows:
             self._lines.write(json.dumps(row) + "\n")
             writer.writerow(row)
         self._lines.flush()
         self._table.flush()
+
+    def _head(self, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+        """Begins the table, with these columns and the rows so far."""
+        self.columns, text = columns, io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write(self.table, text.getvalue().encode())
 
     def statistics(self, row: dict[str, Any]) -> None:
         """Adds sizes of activations, gradients and weights, by path."""

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -35,8 +36,16 @@ class Sharded(Group):
         for block in select(self.model, UNITS, kind=nn.Module).values():
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
+        self.model.register_forward_hook(_forget)
         return loss
 
     def exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
+
+
+def _forget(model: Any, *_: Any) -> None:
+    """The unit of all the rest stays whole until its backward. Where none will come, the next forward pass would read
+    what its weights were: in an evaluation with `ema`, their mean."""
+    if not torch.is_grad_enabled():
+        model.reshard()

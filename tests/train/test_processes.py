@@ -1,0 +1,165 @@
+"""What a run may be asked for beside weights and gradients, in two processes against one: the mean of the weights, half
+precision and its scale, recomputing, accumulation, compiling; and `train` itself, with everything, moved between one
+process and two."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.data import text
+from anyformer.train import command, train
+from tests.train import distributed_worker as worker
+from tests.train.launched import close, files, launch, rows, same
+
+torch.set_num_threads(1)
+KINDS = ("ddp", "fsdp")
+FULL: dict[str, dict[str, Any]] = {
+    "everything": {"ema": 0.8, "recompute": ["blocks.*"], "accumulate": 5, "steps": 20},
+    "ema": {"ema": 0.9, "steps": 8},
+}
+HALF: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16", "ema": 0.9, "steps": 8},
+    "fp16": {"precision": "fp16", "ema": 0.9, "recompute": ["blocks.*"], "steps": 8},
+}
+RESUMED: dict[str, Any] = {"what": "dropped", "ema": 0.9, "precision": "fp16", "recompute": ["blocks.0"], "steps": 12}
+RESUMED["save_every"] = 8
+
+
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    for name, settings in {**FULL, **HALF}.items():
+        worker.job(folder / name, "gpt", **settings)
+    worker.heard(folder / "steep", "steep", precision="fp16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    jobs: list[dict[str, Any]] = []
+    for kind in KINDS:
+        for name in ("everything", *HALF):
+            out = str(folder / f"{kind}-{name}")
+            jobs.append({"what": "gpt", "parallel": kind, "out": out, **FULL.get(name, HALF.get(name, {}))})
+        steep = {"what": "steep", "parallel": kind, "out": str(folder / f"{kind}-steep"), "precision": "fp16"}
+        straight = {**RESUMED, "parallel": kind, "out": str(folder / f"{kind}-straight")}
+        again = {**straight, "out": str(folder / f"{kind}-again"), "resume": f"{straight['out']}/step-000008"}
+        jobs += [{"by": "heard", **steep}, straight, again]
+    jobs.append({"what": "gpt", "parallel": "tp", "out": str(folder / "tp-ema"), **FULL["ema"]})
+    launch(folder, 2, jobs)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ddp", "everything"), ("fsdp", "everything"), ("tp", "ema")])
+def test_in_full_precision_two_processes_are_one(kind, name, alone, two):
+    assert close(two / f"{kind}-{name}", alone / name)
+    assert "ema/model.safetensors" in files(two / f"{kind}-{name}")
+
+
+@both
+@pytest.mark.parametrize("name", HALF)
+def test_in_half_precision_two_processes_are_one_but_for_its_rounding(kind, name, alone, two):
+    """Gradients of parts of a batch are rounded before they are added up, to 8 and 11 bits; weights whose gradient is
+    nothing but rounding (the bias of keys) go where that leads."""
+    ours, theirs, full = (rows(run) for run in (two / f"{kind}-{name}", alone / name, alone / "ema"))
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-5)  # before the first update
+    assert ours[0]["loss"] != full[0]["loss"]  # it is half precision
+    assert close(two / f"{kind}-{name}", alone / name, room={"bf16": 2.0**-10, "fp16": 2.0**-13}[name], weights=False)
+
+
+@both
+def test_an_overflow_in_one_process_skips_the_step_in_all(kind, alone, two):
+    """Batch 9, of step 5, has a slope in the second process's rows alone that fp16 cannot hold."""
+    said = [json.loads(file.read_text()) for file in sorted((two / f"{kind}-steep-said").iterdir())]
+    assert said == [["step 5: overflow in fp16, no weight was changed; the scale of the loss is now 32768"]] * 2
+    skipped = [row["step"] for row in rows(two / f"{kind}-steep") if row["grad_norm"] is None]
+    assert skipped == [5]
+    assert close(two / f"{kind}-steep", alone / "steep", room=2.0**-10, weights=False)
+    first, second = (worker.steep(9)["labels"] == 102).tensor_split(2)
+    assert second.any() and not first.any()
+
+
+@both
+def test_straight_is_the_same_as_resumed_with_mean_and_scale(kind, two):
+    assert same(two / f"{kind}-again", two / f"{kind}-straight")
+
+
+@pytest.mark.slow
+def test_compiled_processes_are_one_that_is_not(tmp_path):
+    jobs = [{"what": "gpt", "parallel": kind, "compile": True, "steps": 6} for kind in KINDS]
+    launch(tmp_path, 2, [{**job, "out": str(tmp_path / str(job["parallel"]))} for job in jobs])
+    worker.job(tmp_path / "alone", "gpt", steps=6)
+    for kind in KINDS:
+        assert close(tmp_path / kind, tmp_path / "alone")
+
+
+# ------------------------------------------------------------------------------------ `train`, with everything
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Two sources by weight, in epochs that end within a step; workers, accumulation, the mean of the weights."""
+    home = tmp_path_factory.mktemp("data")
+    words = text.read()
+    for name, part in (("a.txt", words[:4000]), ("b.txt", words[50_000:52_000])):
+        (home / name).write_text(part)
+    given: dict[str, Any] = {"size": "tiny", "tokenizer": "bytes", "context": 16, "batch": 3, "accumulate": 2}
+    given |= {"data": {str(home / "a.txt"): 0.7, str(home / "b.txt"): 0.3}, "rows": "epochs", "workers": 2}
+    given |= {"steps": 20, "save_every": 10, "eval_every": 7, "keep_last": 9, "ema": 0.98, "lr": 3e-3, "warmup": 2}
+    given["final_lr"] = 1.0  # the mean is not yet what the weights are
+    return given
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory, options):
+    """One process; two that began, that went on from one, and that were refused; one that went on from two."""
+    home = tmp_path_factory.mktemp("moved")
+    one = train(out=home / "one", quiet=True, **options)
+    jobs: list[dict[str, Any]] = [{"parallel": "fsdp", "out": "two"}]
+    jobs += [{"parallel": "ddp", "out": "grown", "resume": str(home / "one/step-000010")}]
+    jobs += [{"parallel": "diloco", "out": "diloco", "exchange": {"every": 2}, "steps": 2}]
+    refused = {"parallel": "diloco", "resume": str(home / "one/step-000010"), "refused": True}
+    jobs += [{"out": "refused", **refused}, {"out": "few", "batch": 1, "refused": True}]
+    launch(home, 2, [{"by": "command", **options, **job, "out": str(home / job["out"])} for job in jobs])
+    worker.command(home / "shrunk", resume=str(home / "two/step-000010"), **options)
+    return home, one
+
+
+def said(run, rank=0):
+    return json.loads((run.with_name(f"{run.name}-said") / f"{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("run", ["two", "grown", "shrunk"])
+def test_the_command_in_other_processes_has_the_same_data_in_the_same_order(run, moved):
+    home, one = moved
+    assert close(home / run, home / "one")
+    steps = [row["step"] for row in rows(home / run) if "loss" in row]
+    assert steps == list(range(1 if run == "two" else 11, 21))
+    found = said(home / run)
+    assert found["bits"] == pytest.approx(one.bits_per_byte, rel=1e-5) and found["step"] == 20
+
+
+@pytest.mark.parametrize("run", ["one", "two", "grown"])
+def test_the_sample_is_written_by_what_was_measured(run, moved):
+    """By the mean of the weights, also where processes hold parts of it."""
+    home, one = moved
+    sample = one.sample if run == "one" else said(home / run)["sample"]
+    mean, plain = (af.load(home / run / "step-000020" / part) for part in ("ema", ""))
+    assert sample == command._sample(mean, "The ", 0) != command._sample(plain, "The ", 0)
+
+
+def test_what_cannot_go_on_in_another_number_of_processes_is_refused_with_the_reason(moved, options, tmp_path):
+    home, _ = moved
+    for rank in (0, 1):
+        assert "the checkpoint is of 1 processes that each had weights" in said(home / "refused", rank)["refused"]
+        assert "a batch of 1 rows cannot be shared by 2 processes" in said(home / "few", rank)["refused"]
+    assert not [*home.glob("refused/step-*"), *home.glob("few/step-*")]
+    with pytest.raises(ValueError, match="the checkpoint holds states of several processes"):
+        train(out=tmp_path, quiet=True, resume=str(home / "diloco/step-000002"), **options)
