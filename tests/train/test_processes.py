@@ -32,28 +32,47 @@ both = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def options(tmp_path_factory):
+    """Of `train`: two sources by weight, in epochs that end within a step; workers, accumulation, a mean of weights."""
+    home = tmp_path_factory.mktemp("data")
+    words = text.read()
+    for name, part in (("a.txt", words[:4000]), ("b.txt", words[50_000:52_000])):
+        (home / name).write_text(part)
+    given: dict[str, Any] = {"size": "tiny", "tokenizer": "bytes", "context": 16, "batch": 3, "accumulate": 2}
+    given |= {"data": {str(home / "a.txt"): 0.7, str(home / "b.txt"): 0.3}, "rows": "epochs", "workers": 2}
+    given |= {"steps": 20, "save_every": 10, "eval_every": 7, "keep_last": 9, "ema": 0.98, "lr": 3e-3, "warmup": 2}
+    return {**given, "final_lr": 1.0}  # a mean of weights that still move is not the last of them
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, options):
     folder = tmp_path_factory.mktemp("alone")
     for name, settings in {**FULL, **HALF}.items():
         worker.job(folder / name, "gpt", **settings)
     worker.heard(folder / "steep", "steep", precision="fp16")
+    worker.command(folder / "train", **options)
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(tmp_path_factory, alone, options):
+    """All in one launch; then, in one process, what goes on from two."""
     folder = tmp_path_factory.mktemp("two")
-    jobs: list[dict[str, Any]] = []
+    jobs: list[dict[str, Any]] = [{"what": "gpt", "parallel": "tp", "out": "tp-ema", **FULL["ema"]}]
     for kind in KINDS:
-        for name in ("everything", *HALF):
-            out = str(folder / f"{kind}-{name}")
-            jobs.append({"what": "gpt", "parallel": kind, "out": out, **FULL.get(name, HALF.get(name, {}))})
-        steep = {"what": "steep", "parallel": kind, "out": str(folder / f"{kind}-steep"), "precision": "fp16"}
-        straight = {**RESUMED, "parallel": kind, "out": str(folder / f"{kind}-straight")}
-        again = {**straight, "out": str(folder / f"{kind}-again"), "resume": f"{straight['out']}/step-000008"}
-        jobs += [{"by": "heard", **steep}, straight, again]
-    jobs.append({"what": "gpt", "parallel": "tp", "out": str(folder / "tp-ema"), **FULL["ema"]})
-    launch(folder, 2, jobs)
+        common = {"what": "gpt", "parallel": kind}
+        jobs += [{**common, "out": f"{kind}-{n}", **FULL.get(n, HALF.get(n, {}))} for n in ("everything", *HALF)]
+        jobs.append({**common, "by": "heard", "what": "steep", "out": f"{kind}-steep", "precision": "fp16"})
+        jobs.append({**common, **RESUMED, "out": f"{kind}-straight"})
+        jobs.append({**jobs[-1], "out": f"{kind}-again", "resume": str(folder / f"{kind}-straight/step-000008")})
+    middle, by = str(alone / "train/step-000010"), {"by": "command", **options}
+    jobs.append({**by, "parallel": "fsdp", "out": "two"})
+    jobs.append({**by, "parallel": "ddp", "out": "grown", "resume": middle})
+    jobs.append({**by, "parallel": "diloco", "out": "diloco", "exchange": {"every": 2}, "steps": 2})
+    jobs.append({**by, "parallel": "diloco", "out": "refused", "resume": middle, "refused": True})
+    jobs.append({**by, "batch": 1, "out": "few", "refused": True})
+    launch(folder, 2, [{**job, "out": str(folder / job["out"])} for job in jobs])
+    worker.command(folder / "shrunk", resume=str(folder / "two/step-000010"), **options)
     return folder
 
 
@@ -103,63 +122,31 @@ def test_compiled_processes_are_one_that_is_not(tmp_path):
 # ------------------------------------------------------------------------------------ `train`, with everything
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    """Two sources by weight, in epochs that end within a step; workers, accumulation, the mean of the weights."""
-    home = tmp_path_factory.mktemp("data")
-    words = text.read()
-    for name, part in (("a.txt", words[:4000]), ("b.txt", words[50_000:52_000])):
-        (home / name).write_text(part)
-    given: dict[str, Any] = {"size": "tiny", "tokenizer": "bytes", "context": 16, "batch": 3, "accumulate": 2}
-    given |= {"data": {str(home / "a.txt"): 0.7, str(home / "b.txt"): 0.3}, "rows": "epochs", "workers": 2}
-    given |= {"steps": 20, "save_every": 10, "eval_every": 7, "keep_last": 9, "ema": 0.98, "lr": 3e-3, "warmup": 2}
-    given["final_lr"] = 1.0  # the mean is not yet what the weights are
-    return given
-
-
-@pytest.fixture(scope="module")
-def moved(tmp_path_factory, options):
-    """One process; two that began, that went on from one, and that were refused; one that went on from two."""
-    home = tmp_path_factory.mktemp("moved")
-    one = train(out=home / "one", quiet=True, **options)
-    jobs: list[dict[str, Any]] = [{"parallel": "fsdp", "out": "two"}]
-    jobs += [{"parallel": "ddp", "out": "grown", "resume": str(home / "one/step-000010")}]
-    jobs += [{"parallel": "diloco", "out": "diloco", "exchange": {"every": 2}, "steps": 2}]
-    refused = {"parallel": "diloco", "resume": str(home / "one/step-000010"), "refused": True}
-    jobs += [{"out": "refused", **refused}, {"out": "few", "batch": 1, "refused": True}]
-    launch(home, 2, [{"by": "command", **options, **job, "out": str(home / job["out"])} for job in jobs])
-    worker.command(home / "shrunk", resume=str(home / "two/step-000010"), **options)
-    return home, one
-
-
 def said(run, rank=0):
     return json.loads((run.with_name(f"{run.name}-said") / f"{rank}.json").read_text())
 
 
 @pytest.mark.parametrize("run", ["two", "grown", "shrunk"])
-def test_the_command_in_other_processes_has_the_same_data_in_the_same_order(run, moved):
-    home, one = moved
-    assert close(home / run, home / "one")
-    steps = [row["step"] for row in rows(home / run) if "loss" in row]
+def test_the_command_in_other_processes_has_the_same_data_in_the_same_order(run, alone, two):
+    assert close(two / run, alone / "train")
+    steps = [row["step"] for row in rows(two / run) if "loss" in row]
     assert steps == list(range(1 if run == "two" else 11, 21))
-    found = said(home / run)
-    assert found["bits"] == pytest.approx(one.bits_per_byte, rel=1e-5) and found["step"] == 20
+    found, wanted = said(two / run), said(alone / "train")
+    assert found["bits"] == pytest.approx(wanted["bits"], rel=1e-5) and found["step"] == wanted["step"] == 20
 
 
-@pytest.mark.parametrize("run", ["one", "two", "grown"])
-def test_the_sample_is_written_by_what_was_measured(run, moved):
+@pytest.mark.parametrize("run", ["train", "two", "grown"])
+def test_the_sample_is_written_by_what_was_measured(run, alone, two):
     """By the mean of the weights, also where processes hold parts of it."""
-    home, one = moved
-    sample = one.sample if run == "one" else said(home / run)["sample"]
-    mean, plain = (af.load(home / run / "step-000020" / part) for part in ("ema", ""))
-    assert sample == command._sample(mean, "The ", 0) != command._sample(plain, "The ", 0)
+    folder = (alone if run == "train" else two) / run
+    mean, plain = (af.load(folder / "step-000020" / part) for part in ("ema", ""))
+    assert said(folder)["sample"] == command._sample(mean, "The ", 0) != command._sample(plain, "The ", 0)
 
 
-def test_what_cannot_go_on_in_another_number_of_processes_is_refused_with_the_reason(moved, options, tmp_path):
-    home, _ = moved
+def test_what_cannot_go_on_in_another_number_of_processes_is_refused_with_the_reason(two, options, tmp_path):
     for rank in (0, 1):
-        assert "the checkpoint is of 1 processes that each had weights" in said(home / "refused", rank)["refused"]
-        assert "a batch of 1 rows cannot be shared by 2 processes" in said(home / "few", rank)["refused"]
-    assert not [*home.glob("refused/step-*"), *home.glob("few/step-*")]
+        assert "the checkpoint is of 1 processes that each had weights" in said(two / "refused", rank)["refused"]
+        assert "a batch of 1 rows cannot be shared by 2 processes" in said(two / "few", rank)["refused"]
+    assert not [*two.glob("refused/step-*"), *two.glob("few/step-*")]
     with pytest.raises(ValueError, match="the checkpoint holds states of several processes"):
-        train(out=tmp_path, quiet=True, resume=str(home / "diloco/step-000002"), **options)
+        train(out=tmp_path, quiet=True, resume=str(two / "diloco/step-000002"), **options)

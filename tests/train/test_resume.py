@@ -1,20 +1,17 @@
-"""N steps = k + resume + (N - k) through `train`, with all at once: a signal within an epoch, a mixture, worker threads,
-accumulation, dropout, the mean of the weights, evaluations; twice in a row. And the same through the command line."""
+"""N steps = k + resume + (N - k) through `train`, with all at once: a signal within an epoch, a mixture, worker
+threads, accumulation, dropout, the mean of the weights, evaluations; twice in a row."""
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from typing import Any
 
 import pytest
 import torch
 
 from anyformer.data import text
-from anyformer.train import checkpoint, train
+from anyformer.train import train
 from anyformer.train.show import Screen
-from tests.train.launched import ENVIRONMENT, files, rows, same
+from tests.train.launched import files, rows, same
 
 torch.set_num_threads(1)
 
@@ -28,7 +25,12 @@ def options(tmp_path_factory):
     (home / "b.jsonl").write_text("".join(lines))
     given: dict[str, Any] = {"size": "tiny", "tokenizer": "bytes", "context": 16, "batch": 3, "accumulate": 2}
     given |= {"data": {str(home / "a.txt"): 0.6, str(home / "b.jsonl"): 0.4}, "workers": 2, "ema": 0.9, "lr": 3e-3}
-    given |= {"changes": {"dropout": 0.1, "attention_dropout": 0.1}, "label_smoothing": 0.1, "warmup": 3, "log_every": 1}
+    given |= {
+        "changes": {"dropout": 0.1, "attention_dropout": 0.1},
+        "label_smoothing": 0.1,
+        "warmup": 3,
+        "log_every": 1,
+    }
     return {**given, "steps": 17, "save_every": 0, "eval_every": 5, "keep_last": 9}
 
 
@@ -54,7 +56,7 @@ def test_straight_is_the_same_as_interrupted_twice(order, changes, options, tmp_
     monkeypatch.setattr(Screen, "steps", interrupting)
     for step, resume in ((5, False), (12, True)):  # the signal comes while a step is shown: the next one is finished
         ended = train("gpt", out=tmp_path / "again", resume=resume, **{**given, "workers": step % 4})
-        assert ended.stopped and ended.steps in (step - 1, step) and ended.sample == ""
+        assert ended.stopped and ended.steps == step and ended.sample == ""
     done = train("gpt", out=tmp_path / "again", resume="auto", **given)
     assert not done.stopped and done.steps == 17 and not at
     assert same(tmp_path / "again", tmp_path / "straight") and "ema/model.safetensors" in files(tmp_path / "again")
