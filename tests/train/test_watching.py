@@ -1,10 +1,10 @@
 """What a run shows and leaves: the panel, plain lines, curves, TensorBoard, energy; and what it foresees."""
 
-import importlib.util
 import io
 import json
 import re
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_tensorboard_has_the_numbers(ran):
     held = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines() if "held_out" in line]
     assert [e.step for e in events.Scalars("held_out")] == [4, 8, 12]
     assert [e.value for e in events.Scalars("held_out")] == pytest.approx([row["held_out"] for row in held])
-    assert {"loss", "lr", "grad_norm", "tokens_per_second"} <= set(events.Tags()["scalars"])
+    assert {"loss", "lr", "grad_norm", "tokens", "tokens_per_second"} <= set(events.Tags()["scalars"])
 
 
 def test_measured_is_the_mean_of_the_weights(ran, book):
@@ -74,8 +74,42 @@ def test_measured_is_the_mean_of_the_weights(ran, book):
     assert mean.tokenizer is not None and not torch.equal(mean.norm.weight, result.model.norm.weight)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_what_is_not_installed_is_named(book, tmp_path):
+def wandb_rows(file):
+    """The history in a .wandb file: LevelDB's log format (blocks of 32 KiB, records in pieces) of protobuf records."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, whole, rows = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        place, whole = place + 7 + size, whole + data[place + 7 : place + 7 + size]
+        if kind in (1, 4):  # whole, or its last piece
+            record, whole = Record.FromString(whole), b""
+            items = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item}
+            rows += [items] if items else []
+    return rows
+
+
+def test_wandb_has_the_numbers(book, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = {**SMALL, "log_every": 2, "quiet": True, "wandb": True}
+    train("mixtral", data=book, out=tmp_path / "run", **options)
+    assert capfd.readouterr() == ("", "")
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
+    written = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    told = {row["_step"]: row for row in wandb_rows(file)}
+    assert list(told) == [2, 4, 6, 8, 10, 12] and all(row["tokens_per_second"] > 0 for row in told.values())
+    for row in written:
+        wanted = {name: value for name, value in row.items() if name not in ("step", "tokens_per_second")}
+        assert row["step"] % 2 or wanted.items() <= told[row["step"]].items()
+    assert {"usage_least", "aux_balance", "held_out"} <= told[4].keys()
+
+
+def test_what_is_not_installed_is_named(book, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
         train("gpt", data=book, out=tmp_path / "run", quiet=True, wandb=True, **SMALL)
 

@@ -41,7 +41,8 @@ from anyformer.train.world import World
 TENSORS, FACTS = "training.safetensors", "training.json"
 NAME = re.compile(r"step-\d{6,}")
 # what a run writes before its first checkpoint
-FIRST = {"config.yaml", "recipe.json", "environment.json", "log.csv", "log.jsonl", "statistics.jsonl", "tensorboard"}
+FIRST = {"config.yaml", "recipe.json", "environment.json", "log.csv", "log.jsonl", "statistics.jsonl"}
+FIRST |= {"tensorboard", "wandb"}
 
 
 class Run:

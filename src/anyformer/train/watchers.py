@@ -51,9 +51,8 @@ class TensorBoard(Watch):
 
     def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """See `Watch`."""
-        for name in ("loss", "lr", "grad_norm"):
-            self._put(name, row[name], row["step"])
-        self._put("tokens_per_second", speed, row["step"])
+        for name, value in numbers(row, speed).items():
+            self._put(name, value, row["step"])
 
     def evaluated(self, step: int, held_out: float) -> None:
         """See `Watch`."""
@@ -69,6 +68,7 @@ class TensorBoard(Watch):
 
 class WandB(Watch):
     """Reports to Weights & Biases; where to, and whether at all, is said by its own variables (WANDB_MODE=offline).
+    Its files lie in `wandb/` in the folder of the run.
 
     Raises:
         ImportError: if wandb is not installed.
@@ -79,12 +79,12 @@ class WandB(Watch):
             import wandb
         except ImportError:
             raise ImportError("wandb=true needs Weights & Biases: pip install wandb") from None
-        self.run = wandb.init(project="anyformer", name=folder.name, dir=str(folder), config=config)
+        silent = wandb.Settings(silent=config.get("quiet", False))
+        self.run = wandb.init(project="anyformer", name=folder.name, dir=str(folder), config=config, settings=silent)
 
     def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """See `Watch`."""
-        facts = {name: row[name] for name in ("loss", "lr", "grad_norm")}
-        self.run.log({**facts, "tokens_per_second": speed}, step=row["step"])
+        self.run.log(numbers(row, speed), step=row["step"])
 
     def evaluated(self, step: int, held_out: float) -> None:
         """See `Watch`."""
@@ -93,6 +93,11 @@ class WandB(Watch):
     def finish(self) -> None:
         """See `Watch`."""
         self.run.finish()
+
+
+def numbers(row: dict[str, Any], speed: float) -> dict[str, float]:
+    """What is reported of a step: its row, with what the model's parts say, and counted tokens a second."""
+    return {name: value for name, value in row.items() if name != "step"} | {"tokens_per_second": speed}
 
 
 def watching(screen: Watch, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool) -> Watch:
