@@ -150,6 +150,7 @@ def command(out, refused=False, **options):
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("default", module="deepspeed")  # old names of PyTorch's
+    warnings.filterwarnings("default", "`torch.jit.", DeprecationWarning)  # in a module of PyTorch's that it imports
     warnings.filterwarnings("ignore", "not split among processes")
     if len(sys.argv) > 2:  # a job of its own, with its own group
         print("stopped" if job(**json.loads(sys.argv[2])).stopped else "done")

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import anyformer as af
 from anyformer.data import text
-from anyformer.train import Settings, objectives, predict, show, train
+from anyformer.train import Settings, objectives, plots, predict, show, train
 from anyformer.train.energy import Energy
 from anyformer.train.log import Watch
 
@@ -53,6 +53,26 @@ def test_curves_are_a_picture_and_one_page_that_needs_nothing_else(ran):
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24])[0] >= 1000
     assert "<svg" in page and "config.yaml" in page and "a&lt;b" in page and "a<b" not in page
     assert not re.search(r"(src|href)=.?https?:|<script|@import|url\(http", page)
+
+
+def test_one_evaluation_is_seen_and_so_are_experts(tmp_path):
+    from matplotlib import image
+
+    row = {"lr": 1e-3, "grad_norm": 1.0, "tokens": 8, "tokens_per_second": 9.0, "usage_least": 0.1}
+    written = [{**row, "step": i, "loss": 3.0, "usage_greatest": 0.4} for i in (1, 2)]
+    lines = [*written, {"step": 2, "held_out": 4.25}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.write(tmp_path, "bits per byte")
+    pixels = image.imread(tmp_path / "curves.png")[..., :3]  # 6 panels, 3 rows of 2
+    height, width = pixels.shape[0] // 3, pixels.shape[1] // 2
+
+    def drawn(across, down, color):
+        part = pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
+        return int((abs(part - torch.tensor(color).numpy() / 255) < 0.02).all(-1).sum())
+
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    assert all(drawn(across, down, blue) > 20 for across in range(2) for down in range(3))
+    assert drawn(1, 2, orange) > 20 and not drawn(0, 2, orange)  # the greatest use of an expert
 
 
 def test_tensorboard_has_the_numbers(ran):

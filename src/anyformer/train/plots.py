@@ -9,43 +9,56 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.hub.guard import atomic_write
-from anyformer.train.log import read_log
+from anyformer.train.log import COLUMNS, read_log
 
-PANELS = (("loss", "loss"), ("held_out", "held out"), ("lr", "learning rate"), ("grad_norm", "gradient norm"))
+PANELS = {"loss": "loss", "held_out": "held out", "lr": "learning rate", "grad_norm": "gradient norm"}
+PANELS |= {"tokens_per_second": "tokens a second"}
+FEW = 30  # points of a curve, up to which each is marked: of one point there is no line
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 svg{width:100%;height:auto}table{border-collapse:collapse}td,th{padding:.15rem .8rem .15rem 0;text-align:left}
 th{font-weight:600}td{font-variant-numeric:tabular-nums}pre{overflow-x:auto;background:#f5f5f5;padding:.8rem}"""
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, unit: str = "") -> None:
     """`curves.png` and `curves.html` in the folder of a run, from its log.
+
+    Args:
+        unit: of what is measured on held-out data.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
     rows = read_log(folder / "log.jsonl")
-    png, svg = _draw(rows)
+    png, svg = _draw(rows, unit)
     atomic_write(folder / "curves.png", png)
     atomic_write(folder / "curves.html", _page(folder, rows, svg).encode())
 
 
-def _draw(rows: list[dict[str, Any]]) -> tuple[bytes, str]:
+def _panels(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Title and curves of each panel; what a model's parts report has some of its own, see `train.figures`."""
+    names = dict.fromkeys(name for row in rows for name in row if row[name] is not None)
+    shown = [(title, [key]) for key, title in PANELS.items() if key in names]
+    for name in (name for name in names if name not in COLUMNS and not name.endswith("_greatest")):
+        stem = name.removesuffix("_least")
+        both = [name, f"{stem}_greatest"] if stem != name else [name]
+        shown.append((stem.replace("_", " ") + ", least and greatest" * (len(both) - 1), both))
+    return shown
+
+
+def _draw(rows: list[dict[str, Any]], unit: str) -> tuple[bytes, str]:
     """The panels, as PNG and as SVG."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("curves need matplotlib: pip install 'anyformer[plot]'") from None
-    shown = [(key, title) for key, title in PANELS if any(row.get(key) is not None for row in rows)]
+    shown = _panels(rows)
     figure = Figure(figsize=(10, 3 * ((len(shown) + 1) // 2)), layout="constrained")
-    for i, (key, title) in enumerate(shown):
+    for i, (title, keys) in enumerate(shown):
         axes = figure.add_subplot((len(shown) + 1) // 2, 2, i + 1)
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        steps, values = zip(*points, strict=True)
-        noisy = len(points) > 100 and key != "lr"
-        axes.plot(steps, values, color="C0", lw=0.8 if noisy else 1.6, alpha=0.4 if noisy else 1)
-        if noisy:
-            axes.plot(steps, _smooth(values), lw=1.6, color="C0")
-        axes.set_title(title, fontsize=11, loc="left")
+        for color, key in enumerate(keys):
+            _curve(axes, [(row["step"], row[key]) for row in rows if row.get(key) is not None], f"C{color}", key)
+        axes.set_title(f"{title}, {unit}" if unit and keys == ["held_out"] else title, fontsize=11, loc="left")
+        axes.set_xlim(rows[0]["step"] - 1, rows[-1]["step"] * 1.01)  # the same steps above each other
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -54,6 +67,16 @@ def _draw(rows: list[dict[str, Any]]) -> tuple[bytes, str]:
     figure.savefig(svg, format="svg")
     text = svg.getvalue()
     return png.getvalue(), text[text.index("<svg") :]
+
+
+def _curve(axes: Any, points: list[tuple[int, float]], color: str, key: str) -> None:
+    """Of many points each faintly, and their mean; of few each with a mark."""
+    steps, values = zip(*points, strict=True)
+    noisy = len(points) > 100 and key not in ("lr", "tokens_per_second")
+    axes.plot(steps, values, color=color, lw=0.8 if noisy else 1.6, alpha=0.4 if noisy else 1,
+              marker="o" if len(points) <= FEW else None, ms=4)  # fmt: skip
+    if noisy:
+        axes.plot(steps, _smooth(values), lw=1.6, color=color)
 
 
 def _smooth(values: tuple[float, ...]) -> Any:

@@ -57,6 +57,6 @@ def ended(screen: Screen, loop: Loop) -> None:
     """Closes what was reported to, and draws the curves."""
     loop.watch.finish()
     try:
-        plots.write(loop.folder.folder)
+        plots.write(loop.folder.folder, screen.unit)
     except ImportError as error:  # the log is there: they can be drawn later
         screen.say(str(error))

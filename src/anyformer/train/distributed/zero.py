@@ -39,6 +39,8 @@ class Zero(Group):
             raise ImportError("parallel=zero needs DeepSpeed: pip install deepspeed; or use parallel=fsdp") from None
         super().__init__(1, device)
         deepspeed.utils.logger.setLevel("ERROR")
+        # gloo is there; a module for shared memory, which DeepSpeed would compile first, takes a compiler and a minute
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage = int(stage)
 
     def replicate(self, loss: Any) -> Callable[..., Any]:
