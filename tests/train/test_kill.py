@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from safetensors.torch import load_file
 import anyformer as af
 from anyformer.data.text import Windows
 from anyformer.train import Settings, checkpoint, fit, objectives
+from anyformer.train.log import Log
+from tests.train.launched import ENVIRONMENT, rows
 
 torch.set_num_threads(1)
 
@@ -148,3 +151,58 @@ def test_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path):
         not list(tmp_path.glob(".step-*")) and [c.name for c in checkpoint.checkpoints(tmp_path)][-1] == "step-000002"
     )
     assert job(tmp_path, 4).step == 4  # and with room again it goes on
+
+
+# ------------------------------------------------------------------------------------------ through the command
+
+TRAIN = ["--data=pydoc", "--size=tiny", "--tokenizer=bytes", "--context=16", "--batch=2", "--eval_every=0"]
+FULL = """
+mkdir "$1" && mount -t tmpfs -o size=2500k tmpfs "$1" || { echo no mount; exit 0; }
+shift
+"$@"; echo "ended with $?"; ls -A "$(dirname "$0")"/disk/run
+mount -o remount,size=50m "$(dirname "$0")"/disk && "$@" --resume=true; echo "and then with $?"
+"""
+
+
+def test_the_command_ends_well_on_sigterm_and_goes_on(tmp_path):
+    command = [sys.executable, "-m", "anyformer", "train", *TRAIN, f"--out={tmp_path / 'run'}", "--save_every=0"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--steps=100000"], env=ENVIRONMENT, **pipes)
+    log = tmp_path / "run/log.jsonl"
+    wait_for(lambda: log.exists() and log.stat().st_size, process)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    last = checkpoint.latest(tmp_path / "run")
+    assert code == 0 and err == "" and last is not None
+    step = int(last.name[5:])
+    assert f"stopped after step {step}, {last} is complete; --resume true goes on from there" in out
+    assert rows(tmp_path / "run")[-1]["step"] == step
+    again = [*command, f"--steps={step + 2}", "--resume=true", "--quiet"]
+    subprocess.run(again, env=ENVIRONMENT, check=True)
+    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == list(range(1, step + 3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a small disk is made of Linux's memory")
+def test_the_command_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on_when_there_is_room(tmp_path):
+    """A real disk, of 2.5 MB, in a name space of its own."""
+    disk, script = tmp_path / "disk", tmp_path / "full.sh"
+    script.write_text(FULL)
+    command = [sys.executable, "-m", "anyformer", "train", *TRAIN, f"--out={disk / 'run'}", "--save_every=1"]
+    command += ["--keep_last=99", "--steps=30", "--quiet", f"--cache={tmp_path / 'tokens'}"]
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", str(script), str(disk)]
+    done = subprocess.run([*own, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    if "no mount" in done.stdout or "unshare" in done.stderr:
+        pytest.skip("mounting a disk is not allowed here")
+    assert "ended with 2" in done.stdout and "and then with 0" in done.stdout, done
+    kept = sorted(name for name in done.stdout.split() if name.startswith("step-"))
+    assert kept == [f"step-{i:06d}" for i in range(1, len(kept) + 1)] and 2 < len(kept) < 30
+    assert f"the checkpoint of step {len(kept) + 1} was not written" in done.stderr
+    assert "No space left on device" in done.stderr and f"{kept[-1]} is still there" in done.stderr
+    assert ".step-" not in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path):
+    log = Log(tmp_path, 0)
+    with log, pytest.raises(OSError, match=r"the log cannot be written: No space left on device.*log\.jsonl"):
+        log._lines = open("/dev/full", "w")
+        log.add([{"step": 1, "loss": 2.0}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -57,11 +58,23 @@ class Log:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._lines.close()
-        self._table.close()
+        for file in (self._lines, self._table):
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                file.close()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Adds rows to both files."""
+        """Adds rows to both files.
+
+        Raises:
+            OSError: if they cannot be written, naming the file.
+        """
+        try:
+            self._add(rows)
+        except OSError as error:
+            why = f"the log cannot be written: {error.strerror}; checkpoints before are complete"
+            raise OSError(error.errno, why, str(self.lines)) from error
+
+    def _add(self, rows: list[dict[str, Any]]) -> None:
         if more := dict.fromkeys(name for row in rows for name in row if name not in self.columns):
             self._table.close()
             self._head((*self.columns, *more), read_log(self.lines))
