@@ -202,7 +202,7 @@ def test_the_command_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on_when_
 
 
 def test_a_log_on_a_full_disk_is_named(tmp_path):
-    log = Log(tmp_path, 0)
-    with log, pytest.raises(OSError, match=r"the log cannot be written: No space left on device.*log\.jsonl"):
-        log._lines = open("/dev/full", "w")
+    said = r"the log cannot be written: No space left on device.*log\.jsonl"
+    with open("/dev/full", "w") as full, Log(tmp_path, 0) as log, pytest.raises(OSError, match=said):
+        log._lines = full
         log.add([{"step": 1, "loss": 2.0}])
