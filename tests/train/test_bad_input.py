@@ -37,6 +37,7 @@ def home(tmp_path_factory):
     rows("nan-label.jsonl", [*good[:7], {"text": "x", "label": float("nan")}, *good])
     rows("nan-text.jsonl", [*good[:7], {"text": float("nan"), "label": 0}, *good])
     rows("null.jsonl", [*good[:7], {"text": None, "label": 0}, *good])
+    rows("null-tag.jsonl", [{"words": ["a", "b"], "labels": ["x", tag]} for tag in ("y", None)])
     rows("one.jsonl", good[:1])
     rows("one-pair.jsonl", [{"source": "x", "target": "y"}])
     rows("half.jsonl", [{"words": ["a", "b"], "labels": ["x"]}, {"words": ["c"], "labels": ["y"]}] * 4)
@@ -122,6 +123,8 @@ LIST = {
         ([*CLASSIFY, "--data", "nan-text.jsonl"], "nan-text.jsonl, row 8: 'text' is nan"),
         ([*TRAIN, "--data", "nan-text.jsonl"], "nan-text.jsonl, row 8: 'text' is nan"),
         ([*TRAIN, "--data", "null.jsonl"], "null.jsonl, row 8: 'text' has no value"),
+        (["train", "--model", "bert", "--task", "tag", *TRAIN[1:], "--data", "null-tag.jsonl"],
+         "null-tag.jsonl, row 2: 'labels' has no value"),
         ([*CLASSIFY, "--data", "nan.csv"], "nan.csv, row 31: 'label' is nan"),
         (["finetune", "--model", "bert/", "--data", "nan-label.jsonl"], "nan-label.jsonl, row 8: 'label' is nan"),
     ],

@@ -153,11 +153,11 @@ class Columns:
                 raise _missing(name, taken if self.fields else row, where, hint)
         for name in self.need or self.fields or taken:
             value = taken[name]
-            if value is None and (name in self.need or name in self.fields):
-                raise ValueError(f"{where}: {name!r} has no value (null); fill it in, or leave the row out")
-            for number in value if isinstance(value, list) else (value,):
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise ValueError(f"{where}: {name!r} is {number}; put a number there, or leave the row out")
+            for item in value if isinstance(value, list) else (value,):
+                if item is None and (name in self.need or name in self.fields):
+                    raise ValueError(f"{where}: {name!r} has no value (null); fill it in, or leave the row out")
+                if isinstance(item, float) and not math.isfinite(item):
+                    raise ValueError(f"{where}: {name!r} is {item}; put a number there, or leave the row out")
         return taken
 
 
