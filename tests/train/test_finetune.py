@@ -4,16 +4,19 @@ import csv
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import anyformer as af
 from anyformer.data import text
+from anyformer.data.store import stored
 from anyformer.hub.tokenizer import Tokenizer
-from anyformer.train import adapters, examples, lora, start
+from anyformer.train import adapters, examples, lora, rows, start
 from anyformer.train import finetune as typed
 from anyformer.train.objectives import IGNORE
+from anyformer.train.tasks import collate
 
 torch.set_num_threads(1)
 finetune: Any = typed  # called with options from tables
@@ -30,12 +33,12 @@ METHODS = ("full", "lora", "dora", "qlora")
 def place(tmp_path_factory):
     """An encoder, a decoder, and examples for each."""
     folder = tmp_path_factory.mktemp("finetune")
-    rows = [(f"a {word} film number {i}", word in GOOD) for i in range(20) for word in (*GOOD, *BAD)]
-    write(folder / "reviews.csv", [{"text": t, "label": "good" if g else "bad"} for t, g in rows])
+    lines = [(f"a {word} film number {i}", word in GOOD) for i in range(20) for word in (*GOOD, *BAD)]
+    write(folder / "reviews.csv", [{"text": t, "label": "good" if g else "bad"} for t, g in lines])
     pairs = [{"prompt": f"say {i}", "response": f"number {i}."} for i in range(40)]
     write(folder / "pairs.jsonl", pairs)
     write(folder / "texts.jsonl", [{"text": f"a text about {i}"} for i in range(40)])
-    words = " ".join([t for t, _ in rows] + [p["prompt"] + p["response"] for p in pairs])
+    words = " ".join([t for t, _ in lines] + [p["prompt"] + p["response"] for p in pairs])
     for name in ("bert", "llama", "gpt"):
         made = af.build(name, "tiny", seed=0, vocab=300)
         made.tokenizer = Tokenizer.train_bpe([words], 300)
@@ -85,8 +88,8 @@ def test_a_decoder_learns_to_answer(model, place, tmp_path):
     lora.merge(again)
     ids = torch.arange(9)[None]
     torch.testing.assert_close(again(ids).logits, done.model(ids).logits, rtol=1e-4, atol=1e-4)
-    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if "held_out" in r] == [30, 60, 90] and rows[-1]["held_out"] == done.after
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in lines if "held_out" in r] == [30, 60, 90] and lines[-1]["held_out"] == done.after
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -127,22 +130,33 @@ def test_only_what_is_named_learns(place, tmp_path):
 
 def test_an_encoder_learns_which_texts_belong_together(place, tmp_path):
     numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-    rows = [{"anchor": f"{word} is {i}", "positive": f"{i} and {word}"} for i in range(5) for word in numbers]
-    write(tmp_path / "pairs.jsonl", rows)
+    lines = [{"anchor": f"{word} is {i}", "positive": f"{i} and {word}"} for i in range(5) for word in numbers]
+    write(tmp_path / "pairs.jsonl", lines)
     base = af.load(place / "bert")
     options = {"steps": 60, "batch": 10, "lr": 5e-3, "quiet": True}
     done = finetune(str(place / "bert"), tmp_path / "pairs.jsonl", "lora", out=tmp_path / "run", **options)
     assert done.after < done.before - 0.2 and done.classes == () and af.load(done.folder).config == base.config
 
 
-def test_pairs_stand_side_by_side_and_share_a_number():
-    made = examples.Examples([[1], [2, 3], [4], [5], [6], [7]], [0, 0, 1, 1, 0, 0], batch=2, pad=9, texts=2)
-    assert len(made) == 3
-    batch = made.rows([2, 0])
+def part(folder, examples, pair=False):
+    """All examples of a store, as a task has them."""
+    store = stored(lambda: examples, str(folder), folder)
+    return rows.Part(store, rows.Places(len(store) // (1 + pair), lambda i: i), None, pair)
+
+
+def example(ids, labels):
+    return {"input_ids": np.array(ids), "labels": np.array(labels)}
+
+
+def test_pairs_stand_side_by_side_and_share_a_number(tmp_path):
+    each = ([1], 0), ([2, 3], 0), ([4], 1), ([5], 1), ([6], 0), ([7], 0)
+    made = part(tmp_path, [example(*e) for e in each], pair=True)
+    batch = collate(made.examples(np.array([2, 0])), 9)
     assert batch["input_ids"].tolist() == [[6, 9], [7, 9], [1, 9], [2, 3]] and batch["labels"].tolist() == [0] * 4
-    seen = [made(i)["labels"].tolist() for i in range(3)]
+    taught = rows.Taught((made,), (1.0,), seed=0, pad=9)
+    seen = [taught.rows(2 * i, 2)["labels"].tolist() for i in range(3)]
     assert all(labels[::2] == labels[1::2] for labels in seen) and sum(map(sum, seen)) == 4
-    assert [len(b["labels"]) for b in made.in_order()] == [4, 2]
+    assert [len(b["labels"]) for b in made.in_order(2, 9)] == [4, 2]
 
 
 def test_a_composition_gets_a_head_too(place, tmp_path):
@@ -156,11 +170,12 @@ def test_a_composition_gets_a_head_too(place, tmp_path):
 
 
 def test_a_head_for_the_same_classes_stays_and_another_makes_room(place):
-    model, fresh = start.classifier(af.load(place / "bert"), ["a", "b"], 0)
+    model, fresh = start.classifier(af.load(place / "bert"), "classify", ["a", "b"], 0)
     assert fresh == ["heads.classes.proj.weight", "heads.classes.proj.bias"]  # the pooler was there
-    same, fresh = start.classifier(model, ["a", "b"], 1)
+    same, fresh = start.classifier(model, "classify", ["a", "b"], 1)
     assert fresh == [] and torch.equal(same.heads["classes"].proj.weight, model.heads["classes"].proj.weight)
-    assert start.classifier(model, ["b", "c"], 1)[1] == start.classifier(model, ["a", "b", "c"], 1)[1] != []
+    others = (start.classifier(model, "classify", names, 1)[1] for names in (["b", "c"], ["a", "b", "c"]))
+    assert next(others) == next(others) != []
 
 
 def shown(tokenizer, ids, labels):
@@ -201,19 +216,28 @@ def test_a_template_that_writes_the_past_anew_is_refused(place):
         examples.written(tokenizer, {"prompt": "a", "response": "b"}, "prompt", 99)
 
 
-def test_every_example_comes_once_in_each_epoch():
-    ids = [[i, i + 100] for i in range(10)]
-    made = examples.Examples(ids, list(range(10)), batch=4, pad=0, seed=1)
-    seen = [int(i) for number in range(5) for i in made(number)["labels"]]
-    assert len(made) == 10 and sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
-    assert made(3)["labels"].tolist() == seen[12:16] and made(3)["input_ids"][:, 0].tolist() == seen[12:16]
-    other = examples.Examples(ids, list(range(10)), batch=4, pad=0, seed=2)
-    assert [int(i) for i in other(0)["labels"]] != seen[:4]
+def test_every_example_comes_once_in_each_epoch(tmp_path):
+    whole = part(tmp_path, [example([i, i + 100], i) for i in range(10)])
+    made = rows.Taught((whole,), (1.0,), seed=1, pad=0)
+    seen = [int(i) for number in range(5) for i in made.rows(4 * number, 4)["labels"]]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    batch = made.rows(12, 4)
+    assert batch["labels"].tolist() == seen[12:16] and batch["input_ids"][:, 0].tolist() == seen[12:16]
+    other = rows.Taught((whole,), (1.0,), seed=2, pad=0)
+    assert [int(i) for i in other.rows(0, 4)["labels"]] != seen[:4]
 
 
-def test_padding_and_measuring():
-    made = examples.Examples([[5], [6, 7, 8], [9, 1]], [[IGNORE], [7, 8, IGNORE], [1, IGNORE]], batch=2, pad=3)
-    first, second = made.in_order()
+@pytest.mark.parametrize("share, out", [(0.1, 3), (0.001, 1), (0.999, 24)])
+def test_a_share_is_held_out(share, out):
+    learn, held = rows.share(share, 5)("x", 25)
+    both = [*learn.of(np.arange(learn.size)).tolist(), *held.of(np.arange(held.size)).tolist()]
+    assert held.size == pytest.approx(out, abs=1) and 1 <= held.size <= 24 and sorted(both) == list(range(25))
+    assert both != [*rows.share(share, 6)("x", 25)[0].of(np.arange(learn.size)).tolist(), *both[learn.size :]]
+
+
+def test_padding_and_measuring(tmp_path):
+    each = ([5], [IGNORE]), ([6, 7, 8], [7, 8, IGNORE]), ([9, 1], [1, IGNORE])
+    first, second = part(tmp_path, [example(*e) for e in each]).in_order(2, 3)
     assert first["input_ids"].tolist() == [[6, 7, 8], [9, 1, 3]] and second["input_ids"].tolist() == [[5]]
     assert first["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert first["labels"].tolist() == [[7, 8, IGNORE], [1, IGNORE, IGNORE]]
@@ -232,19 +256,22 @@ def test_padding_and_measuring():
         ({"rank": 0}, "rank must be 1 or more"),
         ({"targets": ["**.mixer.query"]}, r"'\*\*\.mixer\.query'.*did you mean"),
         ({"context": 9999}, "context=9999 must be from 8 to what the model reads, 64"),
-        ({"task": "write"}, "task=write does not go with these examples: their columns are for classify"),
-        ({"model": "gpt"}, "a head of classes is put on an encoder of text, and gpt is none"),
-        ({"data": "pairs.jsonl"}, "does not write: it is a Encoder"),
-        ({"data": "pairs.jsonl", "task": "classify"}, "task=classify does not go .* are for write"),
-        ({"held_out": "pairs.jsonl"}, "has 'label' and .* has 'prompt'; both must be alike"),
+        ({"task": "write"}, "task=write is asked for, and .* are for write or classify"),
+        ({"model": "gpt"}, "can be tuned to write, and the columns .* are for classify"),
+        ({"data": "pairs.jsonl"}, r"\(Encoder\) can be tuned to classify, tag, embed, and .* are for write or seq2seq"),
+        ({"data": "pairs.jsonl", "task": "classify"}, "task=classify is asked for, and .* are for write or seq2seq"),
+        ({"held_out": "pairs.jsonl"}, "pairs.jsonl, row 1: no column 'text'"),
         ({"held_out": "other.csv"}, "the label 'ugly' is held out, but no example to learn from has it"),
-        ({"data": "same.csv"}, "every example to learn from has the label 'good'"),
-        ({"data": "columns.csv"}, "has the columns 'txt', 'lable'"),
-        ({"data": "gap.csv"}, "example 2: 'label' is None"),
-        ({"data": "broken.jsonl"}, r"broken\.jsonl, line 2 is not JSON"),
+        ({"data": "same.csv"}, "every one has the label 'good'; there is nothing to tell apart"),
+        (
+            {"data": "columns.csv"},
+            "columns of the examples, 'lable', 'txt', tell nothing that is known: .*'text' and 'label'",
+        ),
+        ({"data": "gap.csv"}, r"gap\.csv, row 2: 'label' has no value"),
+        ({"data": "broken.jsonl", "model": "gpt"}, r"broken\.jsonl, line 2 is not JSON"),
         ({"data": "list.jsonl"}, "line 1 is a list, not an object"),
         ({"data": "empty.jsonl"}, "holds no examples"),
-        ({"data": "one.csv"}, "holds one example"),
+        ({"data": "one.jsonl", "model": "gpt"}, "at least 2 rows with something to learn"),
         ({"data": "latin.jsonl"}, "is not UTF-8: byte 11"),
         ({"resume": "auto", "out": None}, "resume needs out"),
     ],
@@ -253,7 +280,7 @@ def test_padding_and_measuring():
 def test_mistakes_are_named_before_the_first_step(options, said, place, tmp_path):
     write(tmp_path / "other.csv", [{"text": "x", "label": "ugly"}])
     write(tmp_path / "same.csv", [{"text": "x", "label": "good"}] * 9)
-    write(tmp_path / "one.csv", [{"text": "x", "label": "good"}])
+    write(tmp_path / "one.jsonl", [{"text": "one two"}])
     write(tmp_path / "columns.csv", [{"txt": "x", "lable": "good"}])
     write(tmp_path / "gap.csv", [{"text": "x", "label": "good"}, {"text": "x", "label": ""}])
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
@@ -278,12 +305,16 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(place, tmp_path):
 
 
 def test_what_is_cut_or_left_out_is_said(place, tmp_path, capsys):
-    rows = [{"prompt": "long " * 60, "response": "yes"}, *({"prompt": f"{i}", "response": "no"} for i in range(20))]
-    write(tmp_path / "pairs.jsonl", rows)
+    lines = [
+        {"prompt": "long " * 60, "response": "yes"},
+        {"prompt": "x", "response": "long " * 60},
+        *({"prompt": f"{i}", "response": "no"} for i in range(20)),
+    ]
+    write(tmp_path / "pairs.jsonl", lines)
     options = {**QUICK, "quiet": False, "held_out": str(place / "pairs.jsonl")}
     finetune(str(place / "gpt"), tmp_path / "pairs.jsonl", out=tmp_path / "run", **options)
     said = capsys.readouterr().out
-    assert "1 of 21 examples fill 64 tokens" in said and "1 examples are left out" in said
+    assert "1 of 22 examples fill 64 tokens" in said and "1 examples are left out" in said
     assert "numbers learn (lora of rank 8 on 12 layers)" in said and "perplexity" in said
 
 

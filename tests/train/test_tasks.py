@@ -11,8 +11,11 @@ import torch
 
 import anyformer as af
 from anyformer.data import text
+from anyformer.data.order import Global
 from anyformer.hub.tokenizer import Tokenizer
 from anyformer.train import kinds, tasks, train
+from anyformer.train import rows as rows_
+from anyformer.train.material import material
 from anyformer.train.origin import origin
 
 torch.set_num_threads(1)
@@ -110,25 +113,62 @@ def test_images_of_a_folder(tmp_path):
     assert af.load(result.checkpoint).config.classes == 10
 
 
-def test_batches_are_functions_of_the_number_and_two_small_ones_are_a_large_one(folder):
-    model = af.build("bert", "tiny", task="masked", vocab=400)
-    ids = np.arange(5000) % 250
-    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), "masked")
-    task = tasks.on_text("masked", model, ids, ids, 16, seed=3)
-    one, two, both = task.batches(4)(6), task.batches(4)(7), task.batches(8)(3)
-    for name in both:
-        assert torch.equal(both[name], torch.cat((one[name], two[name])))
-        assert torch.equal(task.batches(4)(6)[name], one[name])
+def goal(kind, page, data, context=16, batch=4, **given):
+    """A task and its model."""
+    given = {"data": data, "fields": None, "cache": None, "rows": "drawn", "context": context, "seed": 3, **given}
+    taught = material(kind, given)
+    task = {"masked": "masked", "classify": "classify"}.get(kind)
+    model = af.build(page, "tiny", vocab=400, **({"task": task, "classes": taught.classes or 2} if task else {}))
+    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), kind)
+    return taught.task(model)
 
 
-def test_rows_come_once_in_an_epoch_and_every_tenth_never(folder):
-    model = af.build("bert", "tiny", task="classify", vocab=400)
-    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
-    rows = [{"text": chr(65 + i // 26) + chr(65 + i % 26), "label": i % 2} for i in range(50)]
-    task = tasks.on_rows("classify", model, rows, 16, seed=1)
-    epochs = [[tuple(e["input_ids"]) for e in task.rows(45 * n, 45)] for n in range(2)]
+@pytest.mark.parametrize("rows", ["drawn", "epochs"])
+@pytest.mark.parametrize(("kind", "page"), [("masked", "bert"), ("span", "t5"), ("denoise", "bart")])
+def test_batches_are_functions_of_the_number_and_two_small_ones_are_a_large_one(kind, page, rows, folder):
+    other = folder / "topics.jsonl"  # a mixture, three of four rows from the book
+    task = goal(kind, page, {str(folder / "book.txt"): 3, str(other): 1}, rows=rows)
+    one, two, both = (Global(task.rows, n)(i) for n, i in ((4, 6), (4, 7), (8, 3)))
+    for i in range(8):
+        small = (one, two)[i // 4]
+        for name, value in both.items():
+            if name in small:  # a batch may have no mask, and another width
+                width = small[name].shape[1]
+                assert torch.equal(value[i][:width], small[name][i % 4]), name
+    assert not torch.equal(both["input_ids"][0], both["input_ids"][1])
+    with pytest.raises(ValueError, match="rows=packed is for the task causal"):
+        goal(kind, page, folder / "book.txt", rows="packed")
+
+
+def test_windows_of_epochs_are_all_seen_before_one_comes_again(folder, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(chr(33 + i % 90) for i in range(2000)))
+    task = goal("span", "t5", tmp_path / "a.txt", rows="epochs")
+    source = task.rows.windows
+    seen = source.rows(0, source.size)["input_ids"]
+    assert len(set(seen[:, 0].tolist())) > 60 and source.size == (1800 - 1) // source.context
+
+
+def test_rows_come_once_in_an_epoch_and_every_tenth_never(tmp_path):
+    lines = [{"text": chr(65 + i // 26) + chr(65 + i % 26), "label": i % 2} for i in range(50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = goal("classify", "bert", tmp_path / "a.jsonl")
+    epochs = [[tuple(row) for row in task.rows.rows(45 * n, 45)["input_ids"].tolist()] for n in range(2)]
     assert len(set(epochs[0])) == 45 and set(epochs[0]) == set(epochs[1]) and epochs[0] != epochs[1]
-    assert not {tuple(e["input_ids"]) for e in task.held_out} & set(epochs[0])
+    held = {tuple(row) for batch in task.held_out(2) for row in batch["input_ids"].tolist()}
+    assert len(held) == 5 and not held & set(epochs[0])
+    cls, sep = 257, 258
+    assert next(iter(held))[0] == cls and next(iter(held))[-1] == sep
+
+
+def test_rows_of_several_tables_come_by_weight(tmp_path):
+    for name in "ab":
+        lines = ({"text": f"{name}{i}", "label": i % 2} for i in range(40))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = goal("classify", "bert", f"{tmp_path / 'a.jsonl'}=3,{tmp_path / 'b.jsonl'}=1")
+    seen = task.rows.rows(0, 1000)["input_ids"][:, 1]
+    assert (seen == ord("a")).sum() == 750 and (seen == ord("b")).sum() == 250
+    again = torch.cat([task.rows.rows(i, 50)["input_ids"][:, 1] for i in range(0, 1000, 50)])
+    assert torch.equal(again, seen)
 
 
 def test_padding_gets_masks_and_is_not_counted():
@@ -170,14 +210,22 @@ def test_mistakes_in_rows_are_named(tmp_path):
         rows({"text": "a", "lable": 1})
     with pytest.raises(ValueError, match="one class only: 1"):
         rows({"text": "a", "label": 1}, {"text": "b", "label": 1})
-    with pytest.raises(ValueError, match="at least 2 rows"):
-        tasks.split([{"text": "a"}])
-    model = af.build("bert", "tiny", task="classify", classes=2, vocab=400)
-    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
-    three = [{"text": str(i), "label": i % 3} for i in range(12)]
+    with pytest.raises(ValueError, match="there is nothing to tell apart"):
+        rows({"text": "a", "label": 1})
+    with pytest.raises(ValueError, match=r"at least 2 rows .* got 1"):
+        rows_.tenth("a.jsonl", 1)
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 2: 'text' is ''; every row needs text"):
+        rows({"text": "a", "label": 1}, {"text": "", "label": 2})
+    with pytest.raises(ValueError, match="rows=packed is for text, and classify reads each row once"):
+        train("bert", task="classify", data=tmp_path / "rows.jsonl", out=tmp_path / "x", **{**SMALL, "rows": "packed"})
+    made = af.build("bert", "tiny", task="classify", classes=2, vocab=400)
+    made.tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
+    made.save(tmp_path / "model")
     with pytest.raises(ValueError, match="the data has 3 classes, the model's head 2"):
-        tasks.on_rows("classify", model, three, 16, 0)
+        lines = [json.dumps({"text": str(i), "label": i % 3}) + "\n" for i in range(12)]
+        (tmp_path / "three.jsonl").write_text("".join(lines))
+        given = {**SMALL, "size": None, "context": 16}
+        train(str(tmp_path / "model"), task="classify", data=tmp_path / "three.jsonl", out=tmp_path / "y", **given)
+    made.tokenizer.roles.pop("mask_token", None)
     with pytest.raises(ValueError, match="needs a tokenizer with a mask_token"):
-        model.tokenizer = Tokenizer.bytes_level()
-        model.tokenizer.roles |= {"cls_token": "<|endoftext|>", "sep_token": "<|endoftext|>"}
-        tasks.on_text("masked", model, np.arange(99), np.arange(99), 16, 0)
+        tasks._masked(made, 16)

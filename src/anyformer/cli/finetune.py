@@ -11,9 +11,9 @@ EXAMPLE = "anyformer finetune --model minilm --data reviews.csv --method lora --
 
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.finetune`."""
-    from anyformer.train import finetune
+    from anyformer.train import finetune, train
 
-    parser.add_function(finetune)
+    parser.add_function(finetune, like=train)
 
 
 def run(args: Any) -> None:

@@ -38,7 +38,11 @@ class Parser(ArgumentParser):
         every.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_function(
-        self, function: Callable[..., Any], skip: Sequence[str] = (), give: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        skip: Sequence[str] = (),
+        give: dict[str, Any] | None = None,
+        like: Callable[..., Any] | None = None,
     ) -> None:
         """Adds the parameters of `function`: those without a default by place, the others by name.
 
@@ -47,8 +51,10 @@ class Parser(ArgumentParser):
         Args:
             skip: parameters that the command does not offer.
             give: other defaults than the function's.
+            like: another function, whose docstring explains what this one's leaves to it.
         """
-        docs = {p.arg_name: p.description for p in docstring_parser.google.parse(function.__doc__ or "").params}
+        both = [docstring_parser.google.parse(f.__doc__ or "").params for f in (like, function) if f]
+        docs = {p.arg_name: p.description for params in both for p in params}
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
             if name in skip:
                 continue

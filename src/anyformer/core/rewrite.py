@@ -1,15 +1,16 @@
 """Rewriting a model's tree of modules: select by path pattern, put another module in a place. Knows no architecture.
 
-Adapters, quantisation and export are written with these three functions, once for every model.
+Adapters, quantisation and export are written with these functions, once for every model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from anyformer.core.recipe import nearest
 
@@ -61,6 +62,24 @@ def rewrite(
         if model.get_submodule(path) is old:
             replace(model, path, new[old])
     return {path: new[old] for path, old in chosen.items()}
+
+
+@contextlib.contextmanager
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the parameters of the model are these tensors, by path; afterwards its own again."""
+    places = [
+        (module, name, own, weights[f"{path}.{name}" if path else name])
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, own in module._parameters.items()
+        if own is not None
+    ]
+    for module, name, own, given in places:
+        module._parameters[name] = nn.Parameter(given, own.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, own, _ in reversed(places):  # one that stands in two places was replaced twice
+            module._parameters[name] = own
 
 
 def _matching(module: nn.Module, steps: list[str], path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -38,6 +38,7 @@ READ = 1 << 24  # bytes of which a checksum is made at once
 
 DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
+V = TypeVar("V")
 Texts = Iterable[tuple[int, str]]  # (number of the document, piece of it)
 
 
@@ -74,6 +75,19 @@ def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | P
         OSError: when the cache cannot be written, saying how to put it elsewhere. Whatever `texts` raises.
     """
     told = json.dumps([FORMAT, key, tokenizer.core.to_str(), tokenizer.role_id("eos_token")])
+    return kept(told, lambda work: write(texts(), tokenizer, work), opened, folder)
+
+
+def kept(told: str, make: Callable[[Path], None], open_: Callable[[Path], V], folder: str | Path | None = None) -> V:
+    """What was made of `told`, from the cache, or made into it first; of two processes one makes it.
+
+    Args:
+        told: all that decides the content: equal texts, equal content.
+        make: writes it into an empty folder. `open_`: reads it from its folder, and raises for what is damaged.
+
+    Raises:
+        OSError: when the cache cannot be written, saying how to put it elsewhere. Whatever `make` raises.
+    """
     key, cache = hashlib.sha256(told.encode()).hexdigest()[:40], place(folder)
     home, work = cache / key, cache / f".making-{key}"
     with writing(cache):
@@ -83,16 +97,16 @@ def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | P
     try:
         if home.exists():
             try:
-                return opened(home)
+                return open_(home)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"the token cache {home} is damaged ({error}); it is made again", stacklevel=2)
+                warnings.warn(f"the token cache {home} is damaged ({error}); it is made again", stacklevel=3)
         with writing(cache):
             shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: the lock is ours
             work.mkdir()
-            write(texts(), tokenizer, work)
+            make(work)
             shutil.rmtree(home, ignore_errors=True)
             os.rename(work, home)
-        return opened(home)
+        return open_(home)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         lock.release()
@@ -130,11 +144,11 @@ def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
                 last = document
             summed.write(ids.astype(kind))
             count += len(ids)
-        _sync(out)
+        sync(out)
     with open(folder / "documents.bin", "xb") as out:
         boundaries = Summed(out)
         boundaries.write(np.array(starts, np.int64))
-        _sync(out)
+        sync(out)
     index = {
         "format": FORMAT, "dtype": np.dtype(kind).name, "tokens": count, "documents": len(starts), "end": end,
         "vocabulary": tokenizer.vocab_size, "ids_crc32": summed.crc, "documents_crc32": boundaries.crc,
@@ -142,7 +156,7 @@ def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
     }  # fmt: skip
     with open(folder / "index.json", "xb") as out:
         out.write((json.dumps(index, indent=2) + "\n").encode())
-        _sync(out)
+        sync(out)
 
 
 def opened(folder: Path) -> Tokens:
@@ -154,8 +168,8 @@ def opened(folder: Path) -> Tokens:
     index = json.loads((folder / "index.json").read_bytes())
     if index["format"] != FORMAT:
         raise ValueError(f"format {index['format']}, expected {FORMAT}")
-    ids = _mapped(folder / "ids.bin", np.dtype(index["dtype"]), index["tokens"], index["ids_crc32"])
-    starts = _mapped(folder / "documents.bin", np.dtype(np.int64), index["documents"], index["documents_crc32"])
+    ids = mapped(folder / "ids.bin", np.dtype(index["dtype"]), index["tokens"], index["ids_crc32"])
+    starts = mapped(folder / "documents.bin", np.dtype(np.int64), index["documents"], index["documents_crc32"])
     return Tokens(ids, starts, index["sha256"][:16])
 
 
@@ -205,7 +219,8 @@ class Summed:
         self.sha.update(data)
 
 
-def _mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
+def mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
+    """A file as an array, if it has this size and checksum."""
     size = path.stat().st_size
     if size != count * kind.itemsize:
         raise ValueError(f"{path.name} has {size} bytes and should have {count * kind.itemsize}")
@@ -218,6 +233,7 @@ def _mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
     return np.memmap(path, kind, mode="r") if count else np.zeros(0, kind)
 
 
-def _sync(out: BinaryIO) -> None:
+def sync(out: BinaryIO) -> None:
+    """What was written is on the disk."""
     out.flush()
     os.fsync(out.fileno())

@@ -102,25 +102,19 @@ class Pair:
         return ids, types
 
 
-def pair(ids: np.ndarray, length: int, rng: np.random.Generator) -> Pair:
-    """Two pieces of a text with `length` tokens together: in half of the cases neighbours, else from two places.
+def pair(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> Pair:
+    """Two pieces of text with L tokens together: in half of the cases the two parts of `here`, else its first part and
+    the beginning of `there`, which is text from another place.
 
-    Raises:
-        ValueError: for a text of fewer than three times as many tokens, or fewer than 2.
+    Shapes: (L,), (L,). Raises: ValueError for fewer than 2 tokens, or two lengths.
     """
-    if length < 2 or len(ids) < 3 * length:
+    if len(here) != len(there) or len(here) < 2:
         raise ValueError(
-            f"a pair needs at least 2 tokens, here {length}, and a text of {3 * length}; it has {len(ids)}"
+            f"a pair is made of two windows of one length, at least 2 tokens; got {len(here)} and {len(there)}"
         )
-    start, cut = int(rng.integers(len(ids) - length + 1)), int(rng.integers(1, length))
-    label = int(rng.integers(2))
-    other, second = start + cut, length - cut
-    if label:  # from before or after both: nothing of what follows
-        left = max(0, start - second + 1)
-        right = max(0, len(ids) - start - length - second + 1)
-        place = int(rng.integers(left + right))
-        other = place if place < left else start + length + place - left
-    return Pair(ids[start : start + cut], ids[other : other + second], label)
+    cut, label = int(rng.integers(1, len(here))), int(rng.integers(2))
+    second = there[: len(here) - cut] if label else here[cut:]
+    return Pair(here[:cut], second, label if not np.array_equal(second, here[cut:]) else 0)  # it may be what follows
 
 
 # -------------------------------------------------------------------------------------------------- T5

@@ -43,26 +43,35 @@ class Mixture:
 
     def given(self, row: int) -> list[int]:
         """How many rows each source has given before row `row`."""
-        share, order = shares(self.weights), _order(self.weights, self.seed, row // BLOCK)
-        here = np.bincount(order[: row % BLOCK], minlength=len(share))
-        return [int(row // BLOCK * s + h) for s, h in zip(share, here, strict=True)]
+        return given(self.weights, self.seed, row)
 
     def rows(self, first: int, count: int) -> Batch:
         """The rows, each where its number puts it."""
-        numbers = np.arange(first, first + count)
-        blocks = {int(b): _order(self.weights, self.seed, int(b)) for b in np.unique(numbers // BLOCK)}
-        chosen = np.array([blocks[n // BLOCK][n % BLOCK] for n in numbers.tolist()], np.int64)  # (count,)
         whole: dict[str, Tensor] = {}
-        for i, (source, before) in enumerate(zip(self.sources, self.given(first), strict=True)):
-            places = torch.from_numpy(np.flatnonzero(chosen == i))
+        for i, (before, places) in enumerate(picked(self.weights, self.seed, first, count)):
             if not len(places):
                 continue
-            part = source.rows(before, len(places))
+            part = self.sources[i].rows(before, len(places))
             if whole and {k: v.shape[1:] for k, v in part.items()} != {k: v.shape[1:] for k, v in whole.items()}:
                 raise ValueError(f"source {i} of the mixture gives other names or shapes than those before it")
             for name, value in part.items():
-                whole.setdefault(name, value.new_empty(count, *value.shape[1:]))[places] = value
+                whole.setdefault(name, value.new_empty(count, *value.shape[1:]))[torch.from_numpy(places)] = value
         return whole
+
+
+def given(weights: tuple[float, ...], seed: int, row: int) -> list[int]:
+    """How many rows each of the sources of a mixture has given before row `row`."""
+    share, order = shares(weights), _order(weights, seed, row // BLOCK)
+    here = np.bincount(order[: row % BLOCK], minlength=len(share))
+    return [int(row // BLOCK * s + h) for s, h in zip(share, here, strict=True)]
+
+
+def picked(weights: tuple[float, ...], seed: int, first: int, count: int) -> list[tuple[int, np.ndarray]]:
+    """Of each source: the first of its own rows among rows `first`, …, and the places (n,) of it and the next ones."""
+    numbers = np.arange(first, first + count)
+    blocks = {int(b): _order(weights, seed, int(b)) for b in np.unique(numbers // BLOCK)}
+    chosen = np.array([blocks[n // BLOCK][n % BLOCK] for n in numbers.tolist()], np.int64)  # (count,)
+    return [(before, np.flatnonzero(chosen == i)) for i, before in enumerate(given(weights, seed, first))]
 
 
 @functools.cache

@@ -28,7 +28,10 @@ from anyformer.core.recipe import nearest
 from anyformer.data import files, sources, tables
 
 Row = dict[str, Any]
-NAMES = ("text", "label", "source", "target", "image", "messages")  # what our own readers ask for
+NAMES = (  # what our own readers ask for
+    "text", "label", "source", "target", "image", "messages", "prompt", "response", "anchor", "positive", "words",
+    "labels",
+)  # fmt: skip
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".png": "images",
     ".jpg": "images", ".jpeg": "images", ".webp": "images", ".bmp": "images", ".gif": "images",

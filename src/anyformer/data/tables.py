@@ -68,7 +68,7 @@ def _number(cell: str) -> int | float | str | None:
 
 def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file; of `columns`, if any."""
-    pyarrow, pq = _module("pyarrow", "Parquet"), _module("pyarrow.parquet", "Parquet")
+    pyarrow, pq = module("pyarrow", "Parquet"), module("pyarrow.parquet", "Parquet")
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -82,25 +82,35 @@ def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
 
 
-def images(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """`root/class/name.png` -> image (PIL, RGB), label (place of the class among the sorted ones), class."""
-    module = _module("PIL.Image", "a folder of images", "pillow")
+def classes(root: Path, paths: Sequence[Path]) -> list[str]:
+    """The class of each of these files: `root/CLASS/NAME`.
+
+    Raises:
+        ValueError: for a file in no class folder.
+    """
     below = [path.relative_to(root).parts for path in paths]
     if flat := next((path for path, parts in zip(paths, below, strict=True) if len(parts) < 2), None):
         raise ValueError(f"{flat} lies in no class folder; images are read from {root}/CLASS/NAME")
-    names = sorted({parts[0] for parts in below})
-    for path, parts in zip(paths, below, strict=True):
+    return [parts[0] for parts in below]
+
+
+def images(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """`root/class/name.png` -> image (PIL, RGB), label (place of the class among the sorted ones), class."""
+    pil = module("PIL.Image", "a folder of images", "pillow")
+    found = classes(root, paths)
+    names = sorted(set(found))
+    for path, name in zip(paths, found, strict=True):
         try:
-            with module.open(path) as opened:
+            with pil.open(path) as opened:
                 image = opened.convert("RGB")
-        except (OSError, SyntaxError, module.DecompressionBombError) as error:
+        except (OSError, SyntaxError, pil.DecompressionBombError) as error:
             raise ValueError(f"{path} cannot be read as an image: {error}. Leave it out or make it again") from None
-        yield {"image": image, "label": names.index(parts[0]), "class": parts[0]}
+        yield {"image": image, "label": names.index(name), "class": name}
 
 
 def arrow(folder: Path) -> Iterator[dict[str, Any]]:
     """Rows of what `datasets.Dataset.save_to_disk` wrote; memory-mapped."""
-    datasets = _module("datasets", "a saved data set")
+    datasets = module("datasets", "a saved data set")
     if (folder / "dataset_dict.json").exists():
         splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
         raise ValueError(f"{folder} holds several data sets: {splits}; give one of them, e.g. {folder}/train")
@@ -113,7 +123,7 @@ def arrow(folder: Path) -> Iterator[dict[str, Any]]:
 
 def hub(name: str) -> Iterator[dict[str, Any]]:
     """Rows of a published data set, `owner/name`, `owner/name/config`, `…#split`; or of a folder laid out like one."""
-    datasets = _module("datasets", "a published data set")
+    datasets = module("datasets", "a published data set")
     place, _, split = name.partition("#")
     path, config = place, None
     if not Path(place).exists() and place.count("/") > 1:
@@ -127,7 +137,8 @@ def hub(name: str) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
-def _module(name: str, what: str, package: str = "") -> Any:
+def module(name: str, what: str, package: str = "") -> Any:
+    """A module that this library does not need elsewhere; ImportError in a line where it is not installed."""
     import importlib
 
     try:

@@ -29,13 +29,14 @@ from anyformer import hub
 from anyformer.compress.nf4 import Nf4
 from anyformer.core import pages
 from anyformer.core.recipe import nearest
-from anyformer.core.rewrite import replace
+from anyformer.core.rewrite import holding, replace
 from anyformer.hub.files import SafeTensors
 from anyformer.hub.guard import FileRefused, atomic_write, inside, read_json, refuse
 from anyformer.hub.maps import Link, Split, Transpose, links
 from anyformer.hub.save import hub_for
 from anyformer.train import lora
 from anyformer.train.lora import DoraLinear, LoraLinear
+from anyformer.train.world import World
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LEARNED = "learned.safetensors"  # of a checkpoint: the same by our paths, bit for bit
@@ -159,14 +160,16 @@ def save_model(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     if not lora.adapters(model):
         hub.save(model, folder, weights=weights)
         return
-    write(model, folder)
-    learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    with holding(model, weights):  # what it has itself may be a part of each, or not their mean
+        write(model, folder)
+        learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     atomic_write(folder / LEARNED, save(learned))
 
 
 @torch.no_grad()
-def restore(model: Any, folder: Path) -> bool:
-    """Puts what `save_model` wrote of a model with adapters into one with the same; False if it has none.
+def restore(model: Any, folder: Path, world: World) -> bool:
+    """Puts what `save_model` wrote of a model with adapters into one with the same, which `world` may hold in
+    parts; False if it has none.
 
     Raises:
         ValueError: if other parameters learn in it.
@@ -176,8 +179,8 @@ def restore(model: Any, folder: Path) -> bool:
     file, ours = SafeTensors(inside(folder, LEARNED)), {n: p for n, p in model.named_parameters() if p.requires_grad}
     for name in sorted(set(ours) ^ set(file.names())):
         raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'does not learn in this model'}")
-    for name, parameter in ours.items():
-        parameter.copy_(file.get(name))
+    for name, tensor in world.split({name: file.get(name) for name in ours}, dict(ours)).items():
+        ours[name].copy_(tensor)
     return True
 
 

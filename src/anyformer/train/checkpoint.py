@@ -182,9 +182,10 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def restore_weights(model: Any, checkpoint: Path, world: World | None = None) -> None:
     """Copies the weights of a checkpoint into a model of the same shapes, which `world` may hold in parts; of one with
     adapters, what learns."""
-    if adapters.restore(model, checkpoint):
+    world = world or World()
+    if adapters.restore(model, checkpoint, world):
         return
-    saved = (world or World()).split(load(checkpoint).state_dict(), model.state_dict())
+    saved = world.split(load(checkpoint).state_dict(), model.state_dict())
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:

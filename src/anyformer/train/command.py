@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
-import math
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -16,22 +10,14 @@ from typing import Any
 import torch
 
 from anyformer.core.recipe import Recipe
-from anyformer.data import corpus as corpora
-from anyformer.data import text
-from anyformer.data.batches import Batches
-from anyformer.data.order import Global
-from anyformer.data.prefetch import Prefetch
+from anyformer.data.corpus import Order
 from anyformer.hub import load
-from anyformer.hub.guard import atomic_write
-from anyformer.train import objectives
-from anyformer.train.checkpoint import Run
-from anyformer.train.distributed import world
 from anyformer.train.loop import Done
+from anyformer.train.material import material
 from anyformer.train.origin import first_weights, origin
+from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
-from anyformer.train.show import Screen
-from anyformer.train.watching import ended, smoothed, watched
-from anyformer.train.world import World
+from anyformer.train.tasks import Task
 
 LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
 SAMPLE = 150  # tokens that are written at the end
@@ -76,7 +62,7 @@ def train(
     steps: int = 1000,
     batch: int = 8,
     context: int | None = None,
-    rows: corpora.Order = "drawn",
+    rows: Order = "drawn",
     workers: int = 0,
     accumulate: int = 1,
     lr: float = 1.5e-3,
@@ -205,109 +191,50 @@ def train(
     if not prompt:
         raise ValueError("prompt is empty: the sample at the end needs text to continue")
     source = origin(model, size, changes, task)
-    if source.task != "causal":
-        from anyformer.train.other import learn_task
-
-        return learn_task(source, settings, given)
-    texts = corpora.read(data, fields, cache)
-    bigram = corpora.bigram(texts)
-    with opened(given, source.name) as (processes, run, screen), ExitStack() as stack:
-        lm = load(run.checkpoint) if run.checkpoint else source.model(tokenizer, vocab, corpora.learn(texts), seed)
-        lm, factors = first_weights(source, lm, given, new=run.checkpoint is None)
+    taught = material(source.task, given)
+    with session(given, source.name) as now:
+        if now.run.checkpoint is None:
+            lm = source.model(tokenizer, vocab, taught.words(), seed, taught.classes)
+        else:
+            lm = load(now.run.checkpoint)
+        lm, factors = first_weights(source, lm, given, new=now.run.checkpoint is None)
         settings = replace(settings, rates={**factors, **settings.rates})
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        corpus = corpora.Corpus.of(lm.tokenizer, texts, cache)
-        given["context"] = context = _context(lm, context)
-        batches: Batches = Global(corpus.rows(rows, context, seed), batch)
-        if workers:
-            batches = stack.enter_context(Prefetch(batches, workers))
-        processes.once(lambda: _write_config(run.folder, given))
-        facts = {**source.facts, "tokenizer": tokenizer, "vocab": vocab, "batch": batch, "context": context}
-        facts |= {"corpus": corpus.fingerprint(), "rows": rows}
-        _introduce(screen, run, lm, corpus, bigram)
-
-        def measure(lm: Any) -> float:
-            return bits_per_byte(lm, corpus, context, batch)
-
-        objective = smoothed(objectives.causal_lm, label_smoothing)
-        loop = watched(screen, given, lm, batches, objective, settings, run, measure, facts, processes)
-        done = loop.run()
-        lm = whole(lm, done, processes).eval()
-        writer = load(done.checkpoint / "ema").to(next(lm.parameters()).device) if ema else lm  # what was measured
-        sample = "" if done.stopped else processes.once(lambda: _sample(writer, prompt, seed))
-        processes.once(lambda: ended(screen, loop))
-    _conclude(screen, done, bigram, sample)
-    return Result(done.checkpoint, done.step, done.stopped, done.loss, done.held_out, bigram, sample, lm)
+        if source.task != "images":
+            given["context"] = context_of(lm, context, LONGEST, 1, _HINT.format(context))
+        goal = taught.task(lm)
+        baseline = goal.baseline(batch)
+        _introduce(now, lm, goal, baseline)
+        facts = {**source.facts, "tokenizer": tokenizer, "vocab": vocab}
+        _, done = now.learn(lm, goal, settings, facts)
+        lm = whole(lm, done, now).eval()
+        sample = ""
+        if source.task == "causal" and not done.stopped:
+            writer = load(done.checkpoint / "ema").to(next(lm.parameters()).device) if ema else lm  # what was measured
+            sample = now.world.once(lambda: _sample(writer, prompt, seed))
+        _conclude(now, done, goal, baseline, sample)
+    bits, others = ((done.held_out, baseline), (None, None))[:: 1 if source.task == "causal" else -1]
+    return Result(
+        done.checkpoint, done.step, done.stopped, done.loss, bits[0], bits[1], sample, lm, source.task, others[0],
+        others[1],
+    )  # fmt: skip
 
 
-@contextlib.contextmanager
-def opened(given: dict[str, Any], name: str) -> Iterator[tuple[World, Run, Screen]]:
-    """The processes of a command with these options, the folder of its run, and the screen, on which the main process
-    alone speaks."""
-    with world(given["parallel"], given["mesh"], given["exchange"], given["device"]) as processes:
-        folder = processes.once(lambda: _folder(given["out"], name, given["resume"]))
-        with Run(folder, given["resume"], processes) as run, Screen(given["quiet"] or not processes.main) as screen:
-            yield processes, run, screen
+_HINT = "; for a longer one build it longer, e.g. --changes.context {}"
 
 
-def whole(model: Any, done: Done, processes: World) -> Any:
+def whole(model: Any, done: Done, now: Session) -> Any:
     """The trained model; that of the checkpoint where there are several processes, which may hold parts of it."""
-    return model if processes.size == 1 else load(done.checkpoint).to(next(model.parameters()).device)
+    return model if now.world.size == 1 else load(done.checkpoint).to(next(model.parameters()).device)
 
 
-def bits_per_byte(model: Any, corpus: corpora.Corpus, context: int, batch: int) -> float:
-    """-sum log2 p(held-out text) / its UTF-8 bytes; every token sees at least half a window before it.
-
-    The first token is predicted from the last one that was trained on.
-    """
-    device, total = next(model.parameters()).device, 0.0
-    for ids in corpus.held_out():
-        for rows in text.sliding(ids, context, batch):
-            output = model(rows["input_ids"].to(device))
-            total += float(objectives.causal_lm(output, rows["labels"].to(device), 1.0))
-    return total / math.log(2) / corpus.held_out_bytes
-
-
-def _context(model: Any, context: int | None) -> int:
-    most = model.context
-    if context is None:
-        return min(LONGEST, most or LONGEST)
-    if context < 1 or (most is not None and context > most):
-        raise ValueError(
-            f"context={context} must be from 1 to what the model reads, {most}; for a longer one build it longer, "
-            f"e.g. --changes.context {context}"
-        )
-    return context
-
-
-def _folder(out: str | Path | None, name: str, resume: bool | str) -> Path:
-    if out is not None:
-        return Path(out)
-    if str(resume).lower() != "false":
-        raise ValueError("resume needs out, the folder of the run")
-    return next(p for i in itertools.count(1) if not (p := Path("runs") / f"{name}-{i}").exists())
-
-
-def _write_config(folder: Path, given: dict[str, Any]) -> None:
-    """config.yaml: every option with its value, so that `--config` repeats the run."""
-    import yaml
-
-    if isinstance(given["model"], Recipe):
-        atomic_write(folder / "recipe.json", (json.dumps(given["model"].to_json(), indent=2) + "\n").encode())
-        given = {**given, "model": str(folder / "recipe.json")}
-    given = {**given, "out": str(folder), "betas": list(given["betas"]), "resume": False}
-    given["data"] = given["data"] if isinstance(given["data"], dict) else str(given["data"])
-    atomic_write(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
-
-
-def _introduce(screen: Screen, run: Run, model: Any, corpus: corpora.Corpus, bigram: float) -> None:
+def _introduce(now: Session, model: Any, task: Task, baseline: float) -> None:
     count = sum(p.numel() for p in model.parameters())
-    screen.say(
-        f"{model.page or 'recipe'}: {count / 1e6:.2f} M parameters; {corpus.tokens:,} tokens to train on "
-        f"(vocabulary {model.tokenizer.vocab_size:,}), {corpus.held_out_bytes:,} bytes held out, for which a bigram "
-        f"needs {bigram:.3f} bits each"
+    guess = "a bigram" if task.name == "causal" else "a guess that looks at nothing"
+    now.screen.say(
+        f"{model.page or 'recipe'}, {task.name}: {count / 1e6:.2f} M parameters; {task.told}, for which {guess} is at "
+        f"{baseline:.3f} {task.unit}"
     )
-    screen.say(f"{'resumes ' + str(run.checkpoint) if run.checkpoint else 'writes'} to {run.folder}")
 
 
 def _sample(model: Any, prompt: str, seed: int) -> str:
@@ -320,11 +247,9 @@ def _sample(model: Any, prompt: str, seed: int) -> str:
     return model.tokenizer.decode(ids + new)
 
 
-def _conclude(screen: Screen, done: Done, bigram: float, sample: str) -> None:
-    if done.stopped:
-        screen.say(f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there")
-        return
-    if done.early:
-        screen.say(f"no better evaluation since step {(done.best or {}).get('step')}: ended after step {done.step}")
-    screen.say(f"\n{sample}\n")
-    screen.say(f"held-out: {done.held_out:.3f} bits per byte (bigram: {bigram:.3f})\nmodel: {done.checkpoint}")
+def _conclude(now: Session, done: Done, task: Task, baseline: float, sample: str) -> None:
+    now.conclude(done)
+    if not done.stopped:
+        now.screen.say(f"\n{sample}\n" if sample else "")
+        guess = "bigram" if task.name == "causal" else "guess"
+        now.screen.say(f"held-out: {done.held_out:.3f} {task.unit} ({guess}: {baseline:.3f})\nmodel: {done.checkpoint}")

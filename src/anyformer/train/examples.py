@@ -1,131 +1,184 @@
-"""Rows of a file to what a model learns from them. B batch, T time, N examples.
+"""A row of a table to what a model learns from it. T time.
 
-| task     | a row has                                                       | what is counted in the loss            |
-|----------|-----------------------------------------------------------------|----------------------------------------|
-| write    | `text`                                                          | every token                            |
-| write    | `prompt`, `response`, or `messages` ([{"role", "content"}, …])  | what the assistant says, and its end   |
-| classify | `text`, `label`                                                 | the label                              |
-| embed    | `anchor`, `positive`: two texts that belong together            | to find the second among all of a batch |
+| task     | skeleton          | a row has                                    | what is counted in the loss          |
+|----------|-------------------|----------------------------------------------|--------------------------------------|
+| write    | CausalLM          | `text`                                       | every token                          |
+| write    | CausalLM          | `prompt`, `response`, or `messages`          | what the assistant says, and its end |
+| seq2seq  | EncoderDecoder    | `source`, `target`, or `prompt`, `response`  | the target and its end               |
+| classify | Encoder           | `text`, `label`                              | the label                            |
+| tag      | Encoder           | `words`, `labels`, as many                   | the label of each word               |
+| embed    | Encoder           | `anchor`, `positive`, which belong together  | to find the second text among all    |
+| images   | Encoder of images | `image`, `label`                             | the label                            |
+
+`messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from anyformer.core.recipe import nearest
-from anyformer.data.batches import Batch
-from anyformer.data.order import shuffled
-from anyformer.data.records import records
+from anyformer.data import pictures
+from anyformer.data.records import Row
+from anyformer.data.store import Example
+from anyformer.train.kinds import role
 from anyformer.train.objectives import IGNORE
 
-COLUMNS = {
-    "messages": ("messages",), "prompt": ("prompt", "response"), "anchor": ("anchor", "positive"),
-    "label": ("text", "label"), "text": ("text",),
+Encode = Callable[[Row], list[Example]]  # two examples for a pair; none where there is nothing to learn
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Rows of a task to examples of a model.
+
+    Args:
+        columns: those of the task that the rows have.
+        names: the classes, where there are any. limit: tokens, what is longer is cut.
+        root: the folder below which images lie that a row names.
+    """
+
+    task: str
+    columns: tuple[str, ...]
+    model: Any
+    names: tuple[str, ...]
+    limit: int
+    root: Path = field(default_factory=Path)
+
+    def told(self) -> str:
+        """All that decides what rows become."""
+        t, m = self.model.tokenizer, self.model
+        said = [self.task, self.columns, self.names]
+        if self.task != "images":
+            said += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.embed.vocab]
+            said += [getattr(m, "begin_id", None)]
+        return repr(said)
+
+    def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
+        """The examples of all rows; None for a row with nothing to learn.
+
+        Raises:
+            ValueError: for a value that is none, a label that is no class, a token that the model does not know, with
+                the row's number.
+        """
+        encode = _ENCODERS[self.task]
+        for number, row in enumerate(rows, 1):
+            try:
+                for column in self.columns:
+                    _check(column, row[column])
+                made: Sequence[Example | None] = encode(self, row) or [None]
+                for example in made:
+                    self._known(example)
+            except ValueError as error:
+                raise ValueError(f"{where}, row {number}: {error}") from None
+            yield from made
+
+    def _known(self, example: Example | None) -> None:
+        ids = (example or {}).get("input_ids", [])
+        if len(ids) and max(ids) >= self.model.embed.vocab:
+            raise ValueError(
+                f"token id {max(ids)} is outside the model's vocabulary of {self.model.embed.vocab}: the tokenizer is "
+                "another model's"
+            )
+
+    def place(self, name: object) -> int:
+        """The number of a class."""
+        if str(name) not in self.names:
+            raise ValueError(
+                f"the label {str(name)!r} is held out, but no example to learn from has it: {', '.join(self.names)}"
+            )
+        return self.names.index(str(name))
+
+
+def _check(column: str, value: Any) -> None:
+    """Lists where there must be some; elsewhere text or a number; images are looked at later."""
+    wanted = {"messages": list, "words": list, "labels": list, "image": object}.get(column, (str, int, float))
+    if not isinstance(value, wanted) or (isinstance(value, str | list) and not value):  # type: ignore[arg-type]
+        kind = "a list that is not empty" if wanted is list else "text or a number"
+        raise ValueError(f"{column!r} is {value!r:.60}; every row needs {kind} there")
+
+
+def _written(e: Encoder, row: Row) -> list[Example]:
+    ids, labels = written(e.model.tokenizer, row, e.columns[0], e.limit)
+    if all(label == IGNORE for label in labels):
+        return []
+    return [{"input_ids": np.array(ids), "labels": np.array(labels)}]
+
+
+def _pair(e: Encoder, row: Row) -> list[Example]:
+    source, target = (whole(e.model.tokenizer, str(row[name]), e.limit, ends=True) for name in e.columns)
+    return [taught(np.array(source), np.array(target), e.model.begin_id)]
+
+
+def taught(source: np.ndarray, target: np.ndarray, begin_id: int) -> Example:
+    """What an encoder-decoder reads and says, by teacher forcing."""
+    return {"input_ids": source, "decoder_input_ids": np.append(begin_id, target[:-1]), "labels": target}
+
+
+def _classified(e: Encoder, row: Row) -> list[Example]:
+    ids = np.array(whole(e.model.tokenizer, str(row["text"]), e.limit))
+    return [{"input_ids": ids, "labels": np.array(e.place(row["label"]))}]
+
+
+def _embedded(e: Encoder, row: Row) -> list[Example]:
+    # two pairs of one anchor are no wrong answers for each other: its number is a hash, of 31 bits
+    number = np.array(zlib.crc32(str(row["anchor"]).encode("utf-8", "replace")) >> 1)
+    texts = (whole(e.model.tokenizer, str(row[name]), e.limit) for name in e.columns)
+    return [{"input_ids": np.array(ids), "labels": number} for ids in texts]
+
+
+def _tagged(e: Encoder, row: Row) -> list[Example]:
+    """The first token of each word has its label."""
+    t, words, said = e.model.tokenizer, row["words"], row["labels"]
+    if len(words) != len(said):
+        raise ValueError(f"it has {len(words)} words and {len(said)} labels: {' '.join(map(str, words))[:60]!r}")
+    ids: list[int] = []
+    labels: list[int] = []
+    for word, label in zip(words, said, strict=True):
+        new = t.encode(f" {word}" if ids else str(word), special=False)
+        ids += new
+        labels += [e.place(label), *[IGNORE] * (len(new) - 1)][: len(new)]
+    around = [role(t, "tag", "cls_token"), *ids[: e.limit - 2], role(t, "tag", "sep_token")]
+    return [{"input_ids": np.array(around), "labels": np.array([IGNORE, *labels[: e.limit - 2], IGNORE])}]
+
+
+def _pictured(e: Encoder, row: Row) -> list[Example]:
+    """The image as its file holds it, or the name of that file: it is decoded when a batch needs it."""
+    label, image = np.array(e.place(row.get("class", row["label"]))), row["image"]
+    if isinstance(image, str | os.PathLike):
+        return [{"path": np.frombuffer(os.fsencode(pictures.below(e.root, image)), np.uint8), "labels": label}]
+    return [{"bytes": np.frombuffer(pictures.content(image), np.uint8), "labels": label}]
+
+
+_ENCODERS: dict[str, Callable[[Encoder, Row], list[Example]]] = {
+    "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
+    "images": _pictured,
 }  # fmt: skip
-Row = dict[str, Any]
 
 
-def read(source: str | Path) -> list[Row]:
-    """The rows of a source of `data.records`: a .jsonl, .csv or .parquet file, a folder of them, a published data set.
+def whole(tokenizer: Any, text: str, limit: int, ends: bool = False) -> list[int]:
+    """The ids of a text as the tokenizer's own model reads it; of one that is too long the end is cut, but the tokens
+    that close every text stay.
 
-    Raises:
-        FileNotFoundError, ValueError: as `data.records.records`; and if there are none.
+    A tokenizer that puts nothing around a text, but has a role for it, gets its [CLS] and [SEP], or, if the text
+    `ends`, its end token.
     """
-    rows = list(records(source))
-    if not rows:
-        raise ValueError(f"{source} holds no examples")
-    return rows
-
-
-def kind(rows: Sequence[Row], path: str | Path) -> str:
-    """Which of `COLUMNS` the rows have, each row.
-
-    Raises:
-        ValueError: if they have none of them, or one row lacks what the first has, with its number.
-    """
-    found = next((name for name, columns in COLUMNS.items() if all(c in rows[0] for c in columns)), None)
-    if found is None:
-        known = [c for columns in COLUMNS.values() for c in columns]
-        near = nearest(next(iter(rows[0]), ""), known)
-        raise ValueError(
-            f"{path} has the columns {', '.join(map(repr, rows[0]))}{near}; expected 'text' and 'label', 'prompt' and "
-            "'response', 'messages', 'anchor' and 'positive', or 'text'"
-        )
-    for number, row in enumerate(rows, 1):
-        for column in COLUMNS[found]:
-            value, wanted = row.get(column), list if column == "messages" else (str, int, float)
-            if not isinstance(value, wanted) or value in ("", []):
-                raise ValueError(f"{path}, example {number}: {column!r} is {value!r:.60}; every example needs one")
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Examples as token ids; `examples(i)` is batch number i, always the same one.
-
-    All examples come once in each epoch, in an order drawn for (seed, epoch); a batch may reach into the next epoch.
-
-    Attributes:
-        ids: the tokens of each text. labels: of each, one a token (aligned, -100 = not counted) or one number.
-        batch: B. pad: the id that fills rows. seed: of the order. texts: that make one example, 2 for pairs.
-    """
-
-    ids: list[list[int]]
-    labels: list[list[int]] | list[int]
-    batch: int
-    pad: int
-    seed: int = 0
-    texts: int = 1
-
-    def __len__(self) -> int:
-        return len(self.ids) // self.texts
-
-    def __call__(self, number: int) -> Batch:
-        """input_ids, attention_mask (B, T) and labels (B, T) or (B,); two rows an example for pairs."""
-        return self.rows(shuffled(number * self.batch, self.batch, len(self), self.seed)[1].tolist())
-
-    def rows(self, items: Sequence[int]) -> Batch:
-        """Those examples, padded on the right to the longest."""
-        rows = [item * self.texts + i for item in items for i in range(self.texts)]
-        width = max(len(self.ids[i]) for i in rows)
-        ids = torch.full((len(rows), width), self.pad)  # (B, T)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)  # (B, T)
-        each = isinstance(self.labels[0], list)
-        labels = torch.full((len(rows), width) if each else (len(rows),), IGNORE)
-        for row, i in enumerate(rows):
-            length, label = len(self.ids[i]), self.labels[i]
-            ids[row, :length] = torch.tensor(self.ids[i])
-            mask[row, :length] = 1
-            if isinstance(label, list):
-                labels[row, :length] = torch.tensor(label)
-            else:
-                labels[row] = label
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    def in_order(self) -> list[Batch]:
-        """Every example once: to measure. The longest first, so that little is padded; pairs as they come."""
-        order = list(range(len(self)))
-        if self.texts == 1:
-            order.sort(key=lambda i: -len(self.ids[i]))
-        return [self.rows(order[at : at + self.batch]) for at in range(0, len(order), self.batch)]
-
-    def fingerprint(self) -> str:
-        """Equal for equal examples: a run that resumes checks that it still reads the same."""
-        return hashlib.sha256(json.dumps([self.ids, self.labels]).encode()).hexdigest()[:16]
-
-
-def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Which examples to learn from and which to hold out, drawn for the seed; at least one of each."""
-    order = shuffled(0, count, count, seed)[1].tolist()
-    out = min(max(1, round(share * count)), count - 1)
-    return sorted(order[out:]), sorted(order[:out])
+    found = tokenizer.core.encode(text)
+    ids, closing = list(found.ids), 0
+    if not ids:
+        raise ValueError(f"the text {text!r:.60} has no tokens")
+    if not any(found.special_tokens_mask):
+        cls, sep = tokenizer.role_id("cls_token"), tokenizer.role_id("sep_token")
+        end = [tokenizer.role_id("eos_token")] if ends and tokenizer.eos_ids else []
+        return [*ids[: limit - len(end)], *end] if end or cls is None or sep is None else [cls, *ids[: limit - 2], sep]
+    while closing < len(ids) and found.special_tokens_mask[-1 - closing]:
+        closing += 1
+    return ids if len(ids) <= limit else ids[: limit - closing] + ids[len(ids) - closing :]
 
 
 def written(tokenizer: Any, row: Row, which: str, limit: int) -> tuple[list[int], list[int]]:
@@ -153,11 +206,12 @@ def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, 
     """The text, and from where to where it is learned (in characters)."""
     if which == "text":
         return str(row["text"]), [(0, len(str(row["text"])))]
-    if which == "prompt" and tokenizer.template is None:
-        prompt, response = str(row["prompt"]).rstrip("\n") + "\n", str(row["response"])
+    asked, said = ("source", "target") if which == "source" else ("prompt", "response")
+    if which != "messages" and tokenizer.template is None:
+        prompt, response = str(row[asked]).rstrip("\n") + "\n", str(row[said])
         return prompt + response, [(len(prompt), len(prompt) + len(response))]
     messages = row["messages"] if which == "messages" else [
-        {"role": "user", "content": str(row["prompt"])}, {"role": "assistant", "content": str(row["response"])},
+        {"role": "user", "content": str(row[asked])}, {"role": "assistant", "content": str(row[said])},
     ]  # fmt: skip
     spans = []
     for i, message in enumerate(messages):
@@ -173,70 +227,3 @@ def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, 
     if not spans:
         raise ValueError(f"no message of the assistant, so there is nothing to learn: {messages!r:.80}")
     return tokenizer.chat(messages, add_generation_prompt=False), spans
-
-
-def encoded(
-    rows: list[Any],
-    which: str,
-    lm: Any,
-    classes: list[str],
-    limit: int,
-    batch: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> Examples:
-    """Rows as token ids for a model; what is cut at `limit` or left out is said.
-
-    Raises:
-        ValueError: for a label that is not among the classes, a token that the model does not know, or if nothing is
-            left to learn.
-    """
-    ids: list[list[int]] = []
-    labels: list[Any] = []
-    cut = dropped = 0
-    numbers: dict[str, int] = {}  # of anchors: two pairs of one are no wrong answers for each other
-    for row in rows:
-        if which == "anchor":
-            texts, label = (row["anchor"], row["positive"]), numbers.setdefault(str(row["anchor"]), len(numbers))
-            found = [(_whole(lm.tokenizer, str(text), limit), label) for text in texts]
-        else:
-            found = [_read(row, which, lm, classes, limit)]
-        cut += any(len(row_ids) == limit for row_ids, _ in found)
-        if isinstance(found[0][1], list) and all(one == IGNORE for one in found[0][1]):
-            dropped += 1
-            continue
-        ids += [row_ids for row_ids, _ in found]
-        labels += [label for _, label in found]
-    if cut:
-        say(f"{cut} of {len(rows)} examples fill {limit} tokens: what comes after is cut; see context")
-    if dropped:
-        say(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
-    if not ids:
-        raise ValueError(f"within {limit} tokens no example has anything to learn; give a longer context")
-    if (top := max(map(max, ids))) >= lm.embed.vocab:
-        raise ValueError(f"token id {top} is outside the model's vocabulary of {lm.embed.vocab}: another tokenizer's")
-    return Examples(ids, labels, batch, lm.tokenizer.pad_id, seed, 2 if which == "anchor" else 1)
-
-
-def _read(row: Any, which: str, lm: Any, classes: list[str], limit: int) -> tuple[list[int], Any]:
-    """One example: its ids, and a label for each or for all."""
-    if which != "label":
-        return written(lm.tokenizer, row, which, limit)
-    return _whole(lm.tokenizer, str(row["text"]), limit), _class(str(row["label"]), classes)
-
-
-def _whole(tokenizer: Any, text: str, limit: int) -> list[int]:
-    """The ids of a text; of one that is too long the end is cut, but the tokens that close every text stay."""
-    found = tokenizer.core.encode(text)
-    ids, closing = list(found.ids), 0
-    while closing < len(ids) and found.special_tokens_mask[-1 - closing]:
-        closing += 1
-    if not ids:
-        raise ValueError(f"the text {text!r:.60} has no tokens")
-    return ids if len(ids) <= limit else ids[: limit - closing] + ids[len(ids) - closing :]
-
-
-def _class(label: str, classes: list[str]) -> int:
-    if label not in classes:
-        raise ValueError(f"the label {label!r} is held out, but no example to learn from has it: {', '.join(classes)}")
-    return classes.index(label)

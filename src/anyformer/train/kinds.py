@@ -16,7 +16,10 @@ The first one of a skeleton is its default; a page may say another (`TASK = "den
 
 from __future__ import annotations
 
-from tokenizers import AddedToken
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import AddedToken, processors
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM, Encoder, EncoderDecoder
@@ -28,11 +31,14 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Encoder, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
 }
-COLUMNS = {
-    "seq2seq": ("source", "target"),
-    "classify": ("text", "label"),
-    "tag": ("words", "labels"),
-    "images": ("image", "label"),
+TUNED = {(CausalLM, "input_ids"): ("write",), (Encoder, "input_ids"): ("classify", "tag", "embed")}  # else as FITS
+COLUMNS = {  # of the tasks that are learned from rows; the first that fit
+    "write": (("messages",), ("prompt", "response"), ("source", "target"), ("text",)),
+    "seq2seq": (("source", "target"), ("prompt", "response")),
+    "embed": (("anchor", "positive"),),
+    "tag": (("words", "labels"),),
+    "images": (("image", "label"),),
+    "classify": (("text", "label"),),
 }
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
@@ -41,6 +47,7 @@ ROLES = {
     "tag": ROUND,
     "denoise": {"mask_token": "[MASK]"},
 }
+AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # what a text stands between
 SENTINELS = 100
 
 
@@ -61,11 +68,43 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
     return task
 
 
+def tuned(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """What a model is fine-tuned to do by rows with these columns, and which of them tell it.
+
+    Args:
+        task: the one that is asked for, or auto.
+
+    Raises:
+        ValueError: if the columns tell none, or one that this model cannot do, or not the one that is asked for.
+    """
+    has = set(columns)
+    told = {kind: next((c for c in options if has.issuperset(c)), ()) for kind, options in COLUMNS.items()}
+    first = max(told.values(), key=len)  # text and label say more than text
+    found = [kind for kind, options in told.items() if options and (kind == task or options == first)]
+    fits = TUNED.get((type(model), model.takes)) or FITS.get((type(model), model.takes), ())
+    chosen = next((kind for kind in found if kind in fits and task in ("auto", kind)), None)
+    if chosen is None:
+        known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
+        can = [kind for kind in fits if kind in COLUMNS]
+        what = f"are for {' or '.join(found)}" if found else f"tell nothing that is known: {', '.join(known)}"
+        raise ValueError(
+            f"{name} ({type(model).__name__}) can be tuned to {', '.join(can) or 'none of the tasks'}"
+            f"{'' if task == 'auto' else f', task={task} is asked for'}, and the columns of the examples, "
+            f"{', '.join(map(repr, sorted(has)))}, {what}. fields names columns that are called otherwise"
+        )
+    return chosen, told[chosen]
+
+
 def equip(tokenizer: Tokenizer, task: str) -> Tokenizer:
-    """A tokenizer that was made here, with the special tokens of a task."""
+    """A tokenizer that was made here, with the special tokens of a task, which it puts around a text."""
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    if task not in ("causal", "images"):
+        begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
+        whole = [f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()]
+        used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
+        tokenizer.core.post_processor = processors.TemplateProcessing(*whole, special_tokens=used)
     return Tokenizer(tokenizer.core, {**tokenizer.roles, **roles}, tokenizer.template, tokenizer.config)
 
 

@@ -14,7 +14,6 @@ from anyformer.compress import nf4
 from anyformer.core import pages
 from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import select
-from anyformer.core.skeletons import Encoder
 from anyformer.data import sources
 from anyformer.hub import load
 from anyformer.hub.tokenizer import Tokenizer
@@ -23,6 +22,9 @@ from anyformer.train import lora
 
 INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
 HEAD = "classes"  # the name of a head of classes
+ENDS = {  # how published architectures with such a head are called
+    "classify": "ForSequenceClassification", "tag": "ForTokenClassification", "images": "ForImageClassification",
+}  # fmt: skip
 
 
 def base(name: str, tokenizer: str | None = None) -> Any:
@@ -42,6 +44,10 @@ def base(name: str, tokenizer: str | None = None) -> Any:
         model = load(sources.get(name) if known else name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{nearest(name, list(sources.SOURCES))}") from None
+    if model.takes != "input_ids":
+        if tokenizer is not None:
+            raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
+        return model
     if tokenizer is not None:
         model.tokenizer = Tokenizer.load(tokenizer)
     if model.tokenizer is None:
@@ -54,26 +60,25 @@ def base(name: str, tokenizer: str | None = None) -> Any:
     return model
 
 
-def classifier(given: Any, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
+def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
     """An encoder with a head for these classes, as published files of its page have it where they do.
 
     A head for the same classes, by name, stays; another one makes room.
 
+    Args:
+        task: classify: of the whole text; tag: of each token; images: of the whole image.
+
     Returns:
         The model, and the paths of the parameters that have first weights.
-
-    Raises:
-        ValueError: for a model that is no encoder of text.
     """
-    if not isinstance(given, Encoder) or given.takes != "input_ids":
-        what = given.page or type(given).__name__
-        raise ValueError(f"a head of classes is put on an encoder of text, and {what} is none; give e.g. minilm")
     torch.manual_seed(seed)
     recipe: Any = given.recipe
-    found, words = _published(given), {str(i): name for i, name in enumerate(names)}
+    found, words = _published(given, ENDS[task]), {str(i): name for i, name in enumerate(names)}
     if found is None:
-        pool = recipe["pool"] or First.of()
-        model = pages.build(recipe.but({"heads": {HEAD: Classifier.of(classes=len(names))}, "pool": pool}), seed=seed)
+        each = task == "tag"
+        pool = None if each else recipe["pool"] or First.of()
+        heads = {HEAD: Classifier.of(classes=len(names), each=each)}
+        model = pages.build(recipe.but({"heads": heads, "pool": pool}), seed=seed)
     else:
         fixed, field = found
         hyper = dataclasses.replace(given.config, **fixed, **{field: len(names)})
@@ -94,14 +99,14 @@ def classifier(given: Any, names: Sequence[str], seed: int) -> tuple[Any, list[s
     return model, [n for n, _ in model.named_parameters() if n not in known]
 
 
-def _published(model: Any) -> tuple[Any, str] | None:
-    """What the page's files with a head of classes for texts imply, and which hyperparameter counts the classes."""
+def _published(model: Any, ending: str) -> tuple[Any, str] | None:
+    """What the page's files with such a head of classes imply, and which hyperparameter counts the classes."""
     if model.page is None or pages.page(model.page).recipe(model.config) != model.recipe:
         return None
     for hub in pages.page(model.page).module.HUBS:
         fields = [f for entry in hub.config if "id2label" in entry.names for f in entry.fields]
         for architecture, fixed in hub.architectures.items():
-            if architecture.endswith("ForSequenceClassification") and fields:
+            if architecture.endswith(ending) and fields:
                 return fixed, fields[0]
     return None
 

@@ -92,8 +92,10 @@ class Group(World):
     def prepare(self, loss: Any) -> Callable[..., Any]:
         for value in loss.model.state_dict().values():  # whoever built the model without a seed has another one
             dist.broadcast(value, 0)
-        if (self.sharded or self.size > self.copies) and lora.adapters(loss.model):
-            raise ValueError("adapters are saved from whole layers, and here they would be in parts; use parallel=ddp")
+        if self.size > self.copies and lora.adapters(loss.model):
+            raise ValueError(
+                "layers with adapters cannot be split among processes; use parallel=ddp or fsdp, no mesh.tensor"
+            )
         if self.size > self.copies:
             if isinstance(
                 getattr(loss.objective, "func", loss.objective), Contrastive

@@ -1,0 +1,142 @@
+"""Examples on disk: what rows became once, mapped into memory, any of them by number. N examples.
+
+```
+~/.cache/anyformer/tokens/KEY/        KEY: SHA-256 of the rows, of what encodes them, and of the format
+    input_ids.bin       int32         of all examples, one after another (or uint8: bytes)
+    input_ids.ends.bin  int64 (N,)    where those of each example end
+    labels.bin …                      the same for each name
+    index.json                        sizes and checksums
+```
+Kept beside the token caches, and as they are: whole or not at all, checked when opened, safe to delete (`data.cache`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyformer.data import cache
+
+Example = dict[str, np.ndarray]  # by name: (T,), or () where each example has one number
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One name of all examples: `values` and, where their lengths differ, the `ends` (N,) of each."""
+
+    values: np.ndarray
+    ends: np.ndarray | None
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if self.ends is None:
+            return np.asarray(self.values[number])
+        return np.array(self.values[self.ends[number - 1] if number else 0 : self.ends[number]])
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """How long those of these examples are. (n,) -> (n,)."""
+        if self.ends is None:
+            return np.ones_like(numbers)
+        return self.ends[numbers] - np.where(numbers > 0, self.ends[numbers - 1], 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Examples by number: `store[i]`.
+
+    Attributes:
+        fields: by name. `seen`: how many came, with those that were nothing. `fingerprint`: equal for equal examples.
+    """
+
+    fields: dict[str, Field]
+    size: int
+    seen: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> Example:
+        return {name: field[number] for name, field in self.fields.items()}
+
+
+def stored(examples: Callable[[], Iterable[Example | None]], told: str, folder: str | Path | None = None) -> Store:
+    """The examples, from the cache, or written into it first, one at a time.
+
+    Args:
+        examples: begins them; only called when they are not there. None stands for a row that makes none.
+        told: all that decides them. `folder`: see `cache.place`.
+
+    Raises:
+        ValueError: for examples of which some lack a name, or none at all. OSError: see `cache.kept`.
+    """
+    return cache.kept(f"examples {FORMAT} {told}", lambda work: _write(examples(), work), opened, folder)
+
+
+def _write(examples: Iterable[Example | None], folder: Path) -> None:
+    index: dict[str, Any] = {}
+    files: dict[str, tuple[cache.Summed, cache.Summed]] = {}
+    size = seen = 0
+    with contextlib.ExitStack() as stack:
+        for example in examples:
+            seen += 1
+            if example is None:
+                continue
+            if not size:
+                index = {
+                    name: {"dtype": _dtype(v), "single": np.ndim(v) == 0, "values": 0} for name, v in example.items()
+                }
+                new = partial(_new, stack, folder)
+                files = {name: (new(f"{name}.bin"), new(f"{name}.ends.bin")) for name in example}
+            if example.keys() != index.keys():
+                raise ValueError(f"an example has {', '.join(example)}; those before it {', '.join(index)}")
+            for name, value in example.items():
+                index[name]["values"] += np.size(value)
+                files[name][0].write(np.asarray(value, index[name]["dtype"]))
+                if not index[name]["single"]:
+                    files[name][1].write(np.array(index[name]["values"], np.int64))
+            size += 1
+        for both in files.values():
+            for file in both:
+                cache.sync(file.out)
+    for name, (values, ends) in files.items():
+        index[name] |= {"crc32": values.crc, "ends_crc32": ends.crc, "sha256": values.sha.hexdigest()}
+        index[name]["sha256"] += ends.sha.hexdigest()
+    with open(folder / "index.json", "xb") as out:
+        out.write(json.dumps({"format": FORMAT, "size": size, "seen": seen, "fields": index}, indent=2).encode())
+        cache.sync(out)
+
+
+def _new(stack: contextlib.ExitStack, folder: Path, name: str) -> cache.Summed:
+    return cache.Summed(stack.enter_context(open(folder / name, "xb")))
+
+
+def _dtype(value: Any) -> str:
+    return "uint8" if np.asarray(value).dtype == np.uint8 else "int32"
+
+
+def opened(folder: Path) -> Store:
+    """A store, checked: sizes, then checksums.
+
+    Raises:
+        ValueError, OSError, KeyError: if it is not what was written.
+    """
+    said = json.loads((folder / "index.json").read_bytes())
+    if said["format"] != FORMAT:
+        raise ValueError(f"format {said['format']}, expected {FORMAT}")
+    fields, digest = {}, hashlib.sha256()
+    for name, about in said["fields"].items():
+        values = cache.mapped(folder / f"{name}.bin", np.dtype(about["dtype"]), about["values"], about["crc32"])
+        count = 0 if about["single"] else said["size"]
+        ends = cache.mapped(folder / f"{name}.ends.bin", np.dtype(np.int64), count, about["ends_crc32"])
+        fields[name] = Field(values, None if about["single"] else ends)
+        digest.update(f"{name} {about['sha256']} ".encode())
+    return Store(fields, said["size"], said["seen"], digest.hexdigest()[:16])

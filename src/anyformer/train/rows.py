@@ -1,0 +1,299 @@
+"""Tasks on rows: tables are read once into examples on disk (`data.store`), and then by number. N of a store."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyformer.data import pictures, tables
+from anyformer.data.batches import Batch
+from anyformer.data.corpus import weights
+from anyformer.data.mixing import picked, shares
+from anyformer.data.order import permuted, shuffled
+from anyformer.data.records import Row, Source, find, fingerprint, records
+from anyformer.data.store import Example, Store, stored
+from anyformer.hub.pooling import meaning
+from anyformer.train import objectives
+from anyformer.train.examples import Encoder
+from anyformer.train.tasks import WRONG, Task, collate
+
+EVERY = 10  # one row of so many is held out
+Cut = Callable[[str, int], tuple["Places", "Places"]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One source of rows, begun again whenever it is read; images of a folder are named and not opened."""
+
+    source: Source
+    fields: dict[str, str]
+    weight: float = 1.0
+
+    def columns(self) -> tuple[str, ...]:
+        """Those of the first row.
+
+        Raises:
+            ValueError: if there is none. Others: see `records`.
+        """
+        first = next(self.rows(()), None)
+        if first is None:
+            raise ValueError(f"{self.source.name} holds no examples")
+        return tuple(first)
+
+    def rows(self, need: Sequence[str]) -> Iterator[Row]:
+        """All rows, each with what it needs."""
+        if self.source.kind != "images":
+            yield from records(self.source, self.fields, need)
+            return
+        for path, name in zip(self.source.files, tables.classes(self.source.root, self.source.files), strict=True):
+            yield {"image": path, "label": name}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Equal for equal rows. Of a folder of images it knows names and sizes, not what is in them."""
+        if self.source.kind != "images":
+            return fingerprint(self.source, self.fields)
+        said = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def store(self, encoder: Encoder, cache: str | Path | None) -> Store:
+        """Its examples, encoded now or before."""
+        root = self.source.root.absolute()
+        encoder = Encoder(encoder.task, encoder.columns, encoder.model, encoder.names, encoder.limit, root)
+
+        def examples() -> Iterator[Example | None]:
+            return encoder.all(self.rows(encoder.columns), self.source.name)
+
+        images = encoder.task == "images"  # where they lie is a part of what is stored
+        return stored(examples, f"{self.key} {root if images else ''} {encoder.told()}", cache)
+
+
+def read(data: Any, fields: dict[str, str] | None) -> list[Table]:
+    """The tables of `data`: a source, or several with weights, see `data.corpus.weights`."""
+    wanted = weights(data)
+    shares(tuple(wanted.values()))
+    return [Table(find(name), dict(fields or {}), weight) for name, weight in wanted.items()]
+
+
+def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of all classes in the last of these columns, sorted, numbers as numbers.
+
+    Raises:
+        ValueError: if there is one only.
+    """
+    found: set[Any] = set()
+    for table in tables:
+        for row in table.rows(columns):
+            label = row.get("class", row[columns[-1]])
+            found.update(label if isinstance(label, list) else [label])
+    if len(found) < 2:
+        said = ", ".join(repr(str(label)) for label in found)
+        raise ValueError(
+            f"the rows have one class only: every one has the label {said}; there is nothing to tell apart"
+        )
+    return tuple(str(c) for c in sorted(found, key=lambda c: (isinstance(c, str), c)))
+
+
+def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
+    """All text of the rows that `tenth` does not hold out, for a tokenizer."""
+    for table in tables:
+        for number, row in enumerate(table.rows(columns)):
+            if number % EVERY:
+                for name in columns:
+                    if name not in ("label", "labels", "image"):
+                        yield " ".join(map(str, row[name])) if isinstance(row[name], list) else str(row[name])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Some of the examples of a table: `size` of them, and where the i-th is, (n,) -> (n,)."""
+
+    size: int
+    of: Callable[[np.ndarray], np.ndarray]
+
+
+def tenth(name: str, count: int) -> tuple[Places, Places]:
+    """All but every tenth one to learn from, and those to hold out: of sorted classes, some of each."""
+    _two(name, count)
+    out = -(-count // EVERY)
+    return Places(count - out, lambda i: i + i // (EVERY - 1) + 1), Places(out, lambda i: i * EVERY)
+
+
+def share(part: float, seed: int) -> Cut:
+    """Draws a part of the examples to hold out, for the seed; at least one, and not all."""
+
+    def cut(name: str, count: int) -> tuple[Places, Places]:
+        _two(name, count)
+        out = min(max(1, round(part * count)), count - 1)
+        return Places(count - out, lambda i: permuted(i + out, count, seed)), Places(
+            out, lambda i: permuted(i, count, seed)
+        )
+
+    return cut
+
+
+def _two(name: str, count: int) -> None:
+    if count < 2:
+        raise ValueError(
+            f"{name}: there must be at least 2 rows with something to learn, one to learn from and one to hold out; "
+            f"got {count}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some examples of a store, for a model. `pair`: two of the store are one."""
+
+    store: Store
+    places: Places
+    model: Any
+    pair: bool
+
+    def examples(self, items: np.ndarray) -> list[Example]:
+        """Those examples, ready for a batch: images are decoded here."""
+        places = self.places.of(items)
+        each = np.stack((2 * places, 2 * places + 1), 1).ravel() if self.pair else places
+        return [self._ready(self.store[i]) for i in each.tolist()]
+
+    def _ready(self, example: Example) -> Example:
+        if "input_ids" in example:
+            return example
+        named = example.get("path")
+        data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
+        embed = self.model.embed
+        return {
+            "pixel_values": pictures.pixels(data, embed.grid * embed.patch, embed.channels),
+            "labels": example["labels"],
+        }
+
+    def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
+        """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""
+        items = np.arange(self.places.size)
+        if "input_ids" in self.store.fields and not self.pair:
+            items = np.argsort(-self.store.fields["input_ids"].lengths(self.places.of(items)), kind="stable")
+        for first in range(0, len(items), batch):
+            yield collate(self.examples(items[first : first + batch]), pad)
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """Rows of one or several parts by number: each example once in an epoch of its part, in an order of its own."""
+
+    parts: tuple[Part, ...]
+    weights: tuple[float, ...]
+    seed: int
+    pad: int
+
+    def rows(self, first: int, count: int) -> Batch:
+        """See `data.order.Rows`; two rows a pair."""
+        each = 2 if self.parts[0].pair else 1
+        found: dict[int, Example] = {}
+        for part, (before, places) in zip(self.parts, picked(self.weights, self.seed, first, count), strict=True):
+            examples = part.examples(shuffled(before, len(places), part.places.size, self.seed)[1])
+            found |= dict(zip((places[:, None] * each + np.arange(each)).ravel().tolist(), examples, strict=True))
+        return collate([found[i] for i in range(count * each)], self.pad)
+
+
+def on_rows(
+    encoder: Encoder,
+    learn: Sequence[Table],
+    held_out: Cut | Sequence[Table],
+    seed: int,
+    cache: str | Path | None = None,
+) -> Task:
+    """A task on rows.
+
+    Args:
+        encoder: the task, the model, its classes.
+        held_out: how to hold some of the rows out (`tenth`, `share`), or other tables.
+
+    Raises:
+        ValueError: for rows that do not fit the task, the classes or the model, or with nothing to learn.
+    """
+    pair = encoder.task == "embed"
+    parts: tuple[list[Part], list[Part]] = ([], [])
+    notes: list[str] = []
+    for table in [*learn, *([] if callable(held_out) else held_out)]:
+        store = table.store(encoder, cache)
+        notes += _notes(store, encoder)
+        if not len(store):
+            raise ValueError(
+                f"{table.source.name}: within {encoder.limit} tokens no example has anything to learn; give a longer "
+                "context"
+            )
+        count = len(store) // (2 if pair else 1)
+        if callable(held_out):
+            for part, places in zip(parts, held_out(table.source.name, count), strict=True):
+                part.append(Part(store, places, encoder.model, pair))
+        else:
+            parts[len(parts[0]) >= len(learn)].append(Part(store, Places(count, lambda i: i), encoder.model, pair))
+    pad = encoder.model.tokenizer.pad_id if encoder.task != "images" else 0
+    mixed = tuple(table.weight for table in learn)
+    digest = hashlib.sha256(repr([t.key for t in learn]).encode() + encoder.told().encode()).hexdigest()[:16]
+    facts = {"task": encoder.task, "examples": digest, "shares": shares(mixed).tolist(), "classes": list(encoder.names)}
+    facts["held_out"] = [part.places.size for part in parts[1]] if callable(held_out) else [t.key for t in held_out]
+
+    def measured(batch: int) -> Iterator[Batch]:
+        for part in parts[1]:
+            yield from part.in_order(batch, pad)
+
+    sizes = [sum(part.places.size for part in half) for half in parts]
+    objective, loss, unit = _objective(encoder)
+    told = f"{sizes[0]:,} examples, {sizes[1]:,} held out"
+    rows = Taught(tuple(parts[0]), mixed, seed, pad)
+    return Task(encoder.task, rows, measured, objective, loss, unit, told, facts, tuple(notes), size=sizes[0])
+
+
+def _objective(encoder: Encoder) -> tuple[Any, Any, str]:
+    """What is learned, what is measured (None: wrong labels), in which unit."""
+    if encoder.task == "embed":
+        said = (encoder.model.origin or {}).get("pooling", {})
+        loss = objectives.Contrastive(pooling=meaning(said).mode)
+        return loss, loss, "nats a pair"
+    if encoder.task in ("write", "seq2seq"):
+        loss = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
+        return loss, loss, "nats a token"
+    return objectives.classification, None, WRONG
+
+
+def _notes(store: Store, encoder: Encoder) -> list[str]:
+    """What was cut or left out."""
+    names = [name for name in ("input_ids", "decoder_input_ids") if name in store.fields]
+    cut = 0
+    for first in range(0, len(store), 1 << 16):
+        numbers = np.arange(first, min(first + (1 << 16), len(store)))
+        cut += (
+            int(sum(store.fields[n].lengths(numbers) >= encoder.limit for n in names).astype(bool).sum())
+            if names
+            else 0
+        )
+    notes = [
+        f"{cut} of {store.seen} examples fill {encoder.limit} tokens: what comes after is cut; see context"
+    ] * bool(cut)
+    if dropped := store.seen - len(store):
+        notes.append(
+            f"{dropped} examples are left out: within {encoder.limit} tokens there is nothing to learn in them"
+        )
+    return notes
+
+
+@torch.no_grad()
+def check_head(model: Any, task: Task, names: tuple[str, ...]) -> None:
+    """Raises ValueError for a model whose head does not fit the labels."""
+    batch = next(iter(task.held_out(1)))
+    device, labels = next(model.parameters()).device, batch.pop("labels")
+    logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
+    if logits is None or logits.shape[:-1] != labels.shape:
+        shape = "nothing" if logits is None else str(tuple(logits.shape))
+        raise ValueError(f"the model has no head for the task {task.name}: it gives {shape} for {tuple(labels.shape)}")
+    if names and logits.shape[-1] != len(names):
+        raise ValueError(f"the data has {len(names)} classes, the model's head {logits.shape[-1]}")

@@ -1,0 +1,121 @@
+"""What `train` and `finetune` share: the processes, folder and screen of a run, and the run itself."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.recipe import Recipe
+from anyformer.data.batches import Batches
+from anyformer.data.order import Global
+from anyformer.data.prefetch import Prefetch
+from anyformer.hub.guard import atomic_write
+from anyformer.train.checkpoint import Run
+from anyformer.train.distributed import world
+from anyformer.train.loop import Done, Loop
+from anyformer.train.settings import Settings
+from anyformer.train.show import Screen
+from anyformer.train.tasks import Task
+from anyformer.train.watching import ended, smoothed, watched
+from anyformer.train.world import World
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of a command.
+
+    Attributes:
+        given: its options by name. `world`: the processes. `run`: the folder. `screen`: the main process alone speaks.
+    """
+
+    given: dict[str, Any]
+    world: World
+    run: Run
+    screen: Screen
+
+    def learn(self, model: Any, task: Task, settings: Settings, facts: dict[str, Any]) -> tuple[Loop, Done]:
+        """Trains the model, with all that the options offer around it (`train.watching`).
+
+        Args:
+            facts: what decides the numbers beside the task and the settings, for comparison when the run resumes.
+
+        Raises:
+            ValueError, OSError, FloatingPointError: see `train.train`.
+        """
+        given, screen = self.given, self.screen
+        for note in task.notes:
+            screen.say(note)
+        screen.say(f"{'resumes ' + str(self.run.checkpoint) if self.run.checkpoint else 'writes'} to {self.run.folder}")
+        screen.unit = task.unit
+        measure = functools.partial(task.measure, batch=given["batch"])
+        objective = smoothed(task.objective, given["label_smoothing"])
+        facts = {**facts, "batch": given["batch"], "context": given["context"], **task.facts}
+        with ExitStack() as stack:
+            batches: Batches = Global(task.rows, given["batch"])
+            if given["workers"]:
+                batches = stack.enter_context(Prefetch(batches, given["workers"]))
+            self.world.once(self._write_config)
+            loop = watched(screen, given, model, batches, objective, settings, self.run, measure, facts, self.world)
+            done = loop.run()
+        self.world.once(lambda: ended(screen, loop))
+        return loop, done
+
+    def conclude(self, done: Done) -> None:
+        """Says how the run ended, if it was not by its last step."""
+        if done.stopped:
+            self.screen.say(
+                f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there"
+            )
+        if done.early:
+            best = (done.best or {}).get("step")
+            self.screen.say(f"no better evaluation since step {best}: ended after step {done.step}")
+
+    def _write_config(self) -> None:
+        """config.yaml: every option with its value, so that `--config` repeats the run."""
+        import yaml
+
+        given, folder = self.given, self.run.folder
+        if isinstance(given["model"], Recipe):
+            atomic_write(folder / "recipe.json", (json.dumps(given["model"].to_json(), indent=2) + "\n").encode())
+            given = {**given, "model": str(folder / "recipe.json")}
+        given = {**given, "out": str(folder), "betas": list(given["betas"]), "resume": False}
+        given["data"] = given["data"] if isinstance(given["data"], dict) else str(given["data"])
+        atomic_write(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
+
+
+@contextlib.contextmanager
+def session(given: dict[str, Any], name: str) -> Iterator[Session]:
+    """Joins the processes, opens the folder of the run (`name` is a part of a new one's) and the screen."""
+    with world(given["parallel"], given["mesh"], given["exchange"], given["device"]) as processes:
+        folder = processes.once(lambda: _folder(given["out"], name, given["resume"]))
+        with Run(folder, given["resume"], processes) as run, Screen(given["quiet"] or not processes.main) as screen:
+            yield Session(given, processes, run, screen)
+
+
+def _folder(out: str | Path | None, name: str, resume: bool | str) -> Path:
+    if out is not None:
+        return Path(out)
+    if str(resume).lower() != "false":
+        raise ValueError("resume needs out, the folder of the run")
+    return next(p for i in itertools.count(1) if not (p := Path("runs") / f"{name}-{i}").exists())
+
+
+def context_of(model: Any, context: int | None, longest: int, least: int, hint: str) -> int:
+    """Tokens of a window or an example: `context`, or what the model reads, but no more than `longest`.
+
+    Raises:
+        ValueError: for fewer than `least`, or more than the model reads; `hint` says what to do.
+    """
+    most = model.context
+    if context is None:
+        return min(longest, most or longest)
+    if context < least or (most is not None and context > most):
+        raise ValueError(f"context={context} must be from {least} to what the model reads, {most}{hint}")
+    return context
