@@ -17,7 +17,7 @@ from anyformer.data.baseline import bigram_bits_per_byte
 from anyformer.data.corpus import Corpus
 from anyformer.data.order import Global
 from anyformer.hub.tokenizer import Tokenizer
-from anyformer.train import command, train
+from anyformer.train import tasks, train
 
 torch.set_num_threads(1)
 BYTES = Tokenizer.bytes_level()
@@ -199,7 +199,8 @@ def test_bits_per_byte_of_a_mixture_are_those_of_all_held_out_bytes(sources, tmp
     for name in data:
         alone = Corpus.of(BYTES, corpus.read(name, fields))
         with torch.no_grad():
-            bits += command.bits_per_byte(result.model, alone, 32, 4) * alone.held_out_bytes
+            goal = tasks.on_text("causal", result.model, alone, "drawn", 32, 0, bigram=0.0)
+            bits += goal.measure(result.model, 4) * alone.held_out_bytes
         size += alone.held_out_bytes
     assert result.bits_per_byte == pytest.approx(bits / size, rel=1e-6)
     assert result.bits_per_byte is not None and result.bits_per_byte < 9
@@ -239,9 +240,10 @@ def test_options_are_described():
     assert "a.txt=0.7,b.jsonl=0.3" in parser.format_help()
 
 
-def test_other_tasks_take_names_of_columns_and_refuse_what_they_do_not_do(sources, tmp_path):
-    options = {**SMALL, "data": sources[1], "fields": {"text": "content"}, "out": tmp_path / "run"}
-    assert train("bert", **options).held_out is not None
-    for wrong in ({"rows": "epochs"}, {"workers": 2}, {"cache": "x"}, {"data": {str(sources[0]): 1, "pydoc": 1}}):
-        with pytest.raises(ValueError, match=r"is for (the task )?causal"):
-            train("bert", **{**options, "out": tmp_path / "x", **wrong})
+def test_other_tasks_take_names_of_columns_mixtures_and_workers(sources, tmp_path):
+    (sources[1]).write_text(sources[1].read_text().replace('"content"', '"text"'))
+    options = {**SMALL, "data": {str(sources[0]): 1, str(sources[1]): 2}, "fields": {"text": "text"}}
+    result = train("bert", **options, rows="epochs", workers=2, cache=str(tmp_path / "own"), out=tmp_path / "run")
+    assert result.held_out is not None and list((tmp_path / "own").glob("*/ids.bin"))
+    with pytest.raises(ValueError, match="rows=packed is for the task causal"):
+        train("bert", **options, rows="packed", out=tmp_path / "x")

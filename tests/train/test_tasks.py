@@ -80,16 +80,37 @@ def test_task_learns_from_real_text(kind, folder, tmp_path):
     assert again.tokenizer.vocab_size == again.embed.vocab
 
 
-@pytest.mark.parametrize("kind", ["masked", "span", "classify"])
+@pytest.mark.parametrize("kind", ["masked", "span", "denoise", "seq2seq", "classify", "images"])
 def test_task_resumes_exactly(kind, folder, tmp_path):
-    given = {**SMALL, **options(folder, kind), "steps": 7, "save_every": 3, "keep_last": 9, "accumulate": 2}
-    straight = train(out=tmp_path / "a", **given)
-    branch = train(out=tmp_path / "b", resume=str(tmp_path / "a/step-000003"), **given)
+    """In the middle of an epoch of a mixture, with accumulation and workers."""
+    if kind == "images":
+        pictures(tmp_path / "a", 30), pictures(tmp_path / "b", 40)
+        two, given = ("a", "b"), {"model": "vit", "changes": {"image": 8, "patch": 2, "channels": 1}}
+    else:
+        given = {**options(folder, kind)}
+        name, half = given["data"].name, tmp_path / given["data"].name
+        half.write_text("".join(given["data"].read_text().splitlines(keepends=True)[:500]))
+        two = (str(given["data"]), name)
+    given["data"] = {str(tmp_path / source): weight for source, weight in zip(two, (0.7, 0.3), strict=True)}
+    given |= {**SMALL, "steps": 7, "save_every": 3, "keep_last": 9, "accumulate": 2, "warmup": 2}
+    given |= {} if kind in kinds.COLUMNS else {"rows": "epochs"}
+    straight = train(out=tmp_path / "x", workers=2, **given)
+    branch = train(out=tmp_path / "y", resume=str(tmp_path / "x/step-000003"), **given)
     assert (branch.loss, branch.held_out) == (straight.loss, straight.held_out)
     for p, q in zip(branch.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(p, q)
     with pytest.raises(ValueError, match="batch was 8 and is now 4"):
-        train(out=tmp_path / "b", resume=True, **{**given, "batch": 4, "steps": 9})
+        train(out=tmp_path / "y", resume=True, **{**given, "batch": 4, "steps": 9})
+
+
+def pictures(folder, count):
+    """Real digits as an image folder."""
+    from PIL import Image
+
+    for i, (pixels, label) in enumerate(zip(*digits(count), strict=True)):
+        place = folder / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i}.png")
 
 
 def digits(count):
@@ -100,12 +121,7 @@ def digits(count):
 
 
 def test_images_of_a_folder(tmp_path):
-    from PIL import Image
-
-    for i, (pixels, label) in enumerate(zip(*digits(600), strict=True)):
-        place = tmp_path / "digits" / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{i}.png")
+    pictures(tmp_path / "digits", 600)
     given = {**SMALL, "steps": 250, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}
     result = train("vit", data=tmp_path / "digits", changes={"image": 8, "patch": 2, "channels": 1}, **given)
     assert result.task == "images" and result.baseline is not None and result.held_out is not None

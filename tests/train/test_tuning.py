@@ -231,6 +231,32 @@ def test_mistakes_are_named_before_the_first_step(given, said, place, tmp_path):
     assert not list(tmp_path.glob("run/step-*"))
 
 
+def test_the_commands_of_the_docs_run(place, tmp_path, monkeypatch, capsys):
+    """Each with small models and data of ours under their names."""
+    from anyformer.cli import main
+
+    lines(tmp_path / "pairs.jsonl", ({"prompt": f"ka {i}", "response": "ke"} for i in range(40)))
+    lines(tmp_path / "translations.jsonl", ({"source": f"ka {i}", "target": "ke"} for i in range(40)))
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(f"ka {i},{'ab'[i % 2]}\n" for i in range(40)))
+    (tmp_path / "pictures").symlink_to(place / "pictures")
+    bert = af.build("bert", "tiny", seed=0, vocab=300)
+    bert.tokenizer = Tokenizer.load(place / "gpt")
+    bert.save(tmp_path / "minilm")
+    for name, model in {"smollm2": "gpt", "runs/t5/step-001000": "t5", "runs/vit/step-001000": "vit"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(place / model)
+    monkeypatch.chdir(tmp_path)
+    docs = (Path(__file__).parents[2] / "docs/finetuning.md").read_text()
+    found = [line.partition("#")[0].split() for line in docs.splitlines() if line.startswith("anyformer finetune")]
+    found = [words for words in found if not any(word.startswith("data/") for word in words)]  # those take minutes
+    assert len(found) == 5
+    for words in found:
+        left = [w for i, w in enumerate(words) if "--epochs" not in words[max(0, i - 1) : i + 1]]
+        assert main([*left[1:], "--steps", "2", "--batch", "8"]) == 0, capsys.readouterr().err
+        out = Path(words[words.index("--out") + 1])
+        assert (out / "model" if "full" not in words else out / "step-000002").is_dir()
+
+
 # ------------------------------------------------------------------------------------- several processes
 
 JOBS: list[dict[str, Any]] = [

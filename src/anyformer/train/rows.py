@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -57,15 +56,21 @@ class Table:
         for path, name in zip(self.source.files, tables.classes(self.source.root, self.source.files), strict=True):
             yield {"image": path, "label": name}
 
-    @functools.cached_property
-    def key(self) -> str:
+    def key(self, columns: tuple[str, ...]) -> str:
         """Equal for equal rows. Of a folder of images it knows names and sizes, not what is in them."""
-        if self.source.kind != "images":
+        if self.source.kind == "images":
+            said = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
+            return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        if self.source.files:
             return fingerprint(self.source, self.fields)
-        said = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for row in self.rows(columns):  # a published data set
+            for name in columns:
+                value = pictures.content(row[name]) if name == "image" else repr(row[name]).encode("utf-8", "replace")
+                digest.update(f"{name} {len(value)} ".encode() + value)
+        return digest.hexdigest()
 
-    def store(self, encoder: Encoder, cache: str | Path | None) -> Store:
+    def store(self, encoder: Encoder, key: str, cache: str | Path | None) -> Store:
         """Its examples, encoded now or before."""
         root = self.source.root.absolute()
         encoder = Encoder(encoder.task, encoder.columns, encoder.model, encoder.names, encoder.limit, root)
@@ -74,7 +79,7 @@ class Table:
             return encoder.all(self.rows(encoder.columns), self.source.name)
 
         images = encoder.task == "images"  # where they lie is a part of what is stored
-        return stored(examples, f"{self.key} {root if images else ''} {encoder.told()}", cache)
+        return stored(examples, f"{key} {root if images else ''} {encoder.told()}", cache)
 
 
 def read(data: Any, fields: dict[str, str] | None) -> list[Table]:
@@ -222,8 +227,10 @@ def on_rows(
     pair = encoder.task == "embed"
     parts: tuple[list[Part], list[Part]] = ([], [])
     notes: list[str] = []
+    keys = []
     for table in [*learn, *([] if callable(held_out) else held_out)]:
-        store = table.store(encoder, cache)
+        keys.append(table.key(encoder.columns))
+        store = table.store(encoder, keys[-1], cache)
         notes += _notes(store, encoder)
         if not len(store):
             raise ValueError(
@@ -238,9 +245,9 @@ def on_rows(
             parts[len(parts[0]) >= len(learn)].append(Part(store, Places(count, lambda i: i), encoder.model, pair))
     pad = encoder.model.tokenizer.pad_id if encoder.task != "images" else 0
     mixed = tuple(table.weight for table in learn)
-    digest = hashlib.sha256(repr([t.key for t in learn]).encode() + encoder.told().encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(keys).encode() + encoder.told().encode()).hexdigest()[:16]
     facts = {"task": encoder.task, "examples": digest, "shares": shares(mixed).tolist(), "classes": list(encoder.names)}
-    facts["held_out"] = [part.places.size for part in parts[1]] if callable(held_out) else [t.key for t in held_out]
+    facts["held_out"] = [part.places.size for part in parts[1]]
 
     def measured(batch: int) -> Iterator[Batch]:
         for part in parts[1]:

@@ -176,6 +176,11 @@ def finetune(
             given["context"] = context_of(lm, context, LONGEST, 8, "")
         elif context is not None:
             raise ValueError(f"context={context} is a number of tokens, and {model} reads images; leave it out")
+        if kind == "embed" and batch % now.world.size:
+            raise ValueError(
+                f"batch={batch} pairs cannot be shared by {now.world.size} processes without cutting one; give a "
+                f"multiple of {now.world.size}"
+            )
         lm, told = _ready(lm, kind, names, given, options)
         encoder = Encoder(kind, columns, lm, names, given["context"] or 0)
         goal = rows.on_rows(encoder, tables, measured, seed, cache)
