@@ -67,7 +67,8 @@ def log(folder):
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("model, data", [("t5", "pairs"), ("bart", "asked"), ("transformer", "pairs")])
 def test_an_encoder_decoder_learns_to_say_the_target(model, data, method, place, tmp_path):
-    options = {"steps": 60, "batch": 16, "lr": 2e-2 if method == "lora" else 1e-2, "quiet": True, "clip": 1.0}
+    options: dict[str, Any] = {"steps": 60, "batch": 16, "lr": 1e-2, "quiet": True}
+    options["learn"] = ["embed"] if method == "lora" else None  # frozen random tokens can say little
     done = finetune(str(place / model), place / f"{data}.jsonl", method, out=tmp_path / "run", **options)
     assert done.task == "seq2seq" and done.after < 0.8 * done.before
     opened = af.load(done.folder)

@@ -54,7 +54,7 @@ class Table:
             yield from records(self.source, self.fields, need)
             return
         for path, name in zip(self.source.files, tables.classes(self.source.root, self.source.files), strict=True):
-            yield {"image": path, "label": name}
+            yield {"image": path.relative_to(self.source.root), "label": name}
 
     def key(self, columns: tuple[str, ...]) -> str:
         """Equal for equal rows. Of a folder of images it knows names and sizes, not what is in them."""
