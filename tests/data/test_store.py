@@ -68,7 +68,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """80 MB of examples, written and then read here and there, in 25 MB more than 20 MB of them (64 kB a read stay mapped)."""
+    """80 MB of examples, written and read here and there, in 25 MB more than 20 MB of them: 64 kB a read stay."""
     code = (
         "import numpy as np; from anyformer.data import store\n"
         "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024\n"

@@ -83,6 +83,7 @@ def test_task_learns_from_real_text(kind, folder, tmp_path):
 @pytest.mark.parametrize("kind", ["masked", "span", "denoise", "seq2seq", "classify", "images"])
 def test_task_resumes_exactly(kind, folder, tmp_path):
     """In the middle of an epoch of a mixture, with accumulation and workers."""
+    given: dict[str, Any]
     if kind == "images":
         pictures(tmp_path / "a", 30), pictures(tmp_path / "b", 40)
         two, given = ("a", "b"), {"model": "vit", "changes": {"image": 8, "patch": 2, "channels": 1}}
@@ -134,7 +135,8 @@ def goal(kind, page, data, context=16, batch=4, **given):
     given = {"data": data, "fields": None, "cache": None, "rows": "drawn", "context": context, "seed": 3, **given}
     taught = material(kind, given)
     task = {"masked": "masked", "classify": "classify"}.get(kind)
-    model = af.build(page, "tiny", vocab=400, **({"task": task, "classes": taught.classes or 2} if task else {}))
+    head: dict[str, Any] = {"task": task, "classes": taught.classes or 2} if task else {}
+    model = af.build(page, "tiny", vocab=400, **head)
     model.tokenizer = kinds.equip(Tokenizer.bytes_level(), kind)
     return taught.task(model)
 

@@ -53,7 +53,7 @@ class Encoder:
     def told(self) -> str:
         """All that decides what rows become."""
         t, m = self.model.tokenizer, self.model
-        said = [self.task, self.columns, self.names]
+        said: list[Any] = [self.task, self.columns, self.names]
         if self.task != "images":
             said += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.embed.vocab]
             said += [getattr(m, "begin_id", None)]
@@ -79,7 +79,7 @@ class Encoder:
             yield from made
 
     def _known(self, example: Example | None) -> None:
-        ids = (example or {}).get("input_ids", [])
+        ids = () if example is None else example.get("input_ids", ())
         if len(ids) and max(ids) >= self.model.embed.vocab:
             raise ValueError(
                 f"token id {max(ids)} is outside the model's vocabulary of {self.model.embed.vocab}: the tokenizer is "

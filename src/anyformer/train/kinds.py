@@ -102,9 +102,9 @@ def equip(tokenizer: Tokenizer, task: str) -> Tokenizer:
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
     if task not in ("causal", "images"):
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
-        whole = [f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()]
+        one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
-        tokenizer.core.post_processor = processors.TemplateProcessing(*whole, special_tokens=used)
+        tokenizer.core.post_processor = processors.TemplateProcessing(one, two, special_tokens=used)
     return Tokenizer(tokenizer.core, {**tokenizer.roles, **roles}, tokenizer.template, tokenizer.config)
 
 

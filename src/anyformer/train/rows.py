@@ -26,6 +26,7 @@ from anyformer.train.examples import Encoder
 from anyformer.train.tasks import WRONG, Task, collate
 
 EVERY = 10  # one row of so many is held out
+CHUNK = 1 << 16  # lengths that are looked at at once
 Cut = Callable[[str, int], tuple["Places", "Places"]]
 
 
@@ -264,32 +265,25 @@ def _objective(encoder: Encoder) -> tuple[Any, Any, str]:
     """What is learned, what is measured (None: wrong labels), in which unit."""
     if encoder.task == "embed":
         said = (encoder.model.origin or {}).get("pooling", {})
-        loss = objectives.Contrastive(pooling=meaning(said).mode)
-        return loss, loss, "nats a pair"
+        pairs = objectives.Contrastive(pooling=meaning(said).mode)
+        return pairs, pairs, "nats a pair"
     if encoder.task in ("write", "seq2seq"):
-        loss = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
-        return loss, loss, "nats a token"
+        tokens = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
+        return tokens, tokens, "nats a token"
     return objectives.classification, None, WRONG
 
 
 def _notes(store: Store, encoder: Encoder) -> list[str]:
     """What was cut or left out."""
     names = [name for name in ("input_ids", "decoder_input_ids") if name in store.fields]
-    cut = 0
-    for first in range(0, len(store), 1 << 16):
-        numbers = np.arange(first, min(first + (1 << 16), len(store)))
-        cut += (
-            int(sum(store.fields[n].lengths(numbers) >= encoder.limit for n in names).astype(bool).sum())
-            if names
-            else 0
-        )
-    notes = [
-        f"{cut} of {store.seen} examples fill {encoder.limit} tokens: what comes after is cut; see context"
-    ] * bool(cut)
-    if dropped := store.seen - len(store):
-        notes.append(
-            f"{dropped} examples are left out: within {encoder.limit} tokens there is nothing to learn in them"
-        )
+    cut, dropped, limit, notes = 0, store.seen - len(store), encoder.limit, []
+    for first in range(0, len(store) if names else 0, CHUNK):
+        numbers = np.arange(first, min(first + CHUNK, len(store)))
+        cut += int(np.any([store.fields[name].lengths(numbers) >= limit for name in names], axis=0).sum())
+    if cut:
+        notes.append(f"{cut} of {store.seen} examples fill {limit} tokens: what comes after is cut; see context")
+    if dropped:
+        notes.append(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
     return notes
 
 
