@@ -258,11 +258,17 @@ def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
     assert predict.advice(model, batch(), objectives.causal_lm, Settings(1), said.peak)[1] == ""
 
 
-def test_probe_changes_nothing(tmp_path):
-    model = af.build("gpt", "tiny", seed=0, dropout=0.1)
-    state = torch.get_rng_state()
-    assert predict.probe(model, batch(), objectives.causal_lm, Settings(1)) > 0
-    assert torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "muon", "accumulate": 2}], ids=["adamw", "muon"])
+def test_rehearsal_changes_nothing_and_knows_what_the_process_takes(settings):
+    model = af.build("gpt", "tiny", seed=0, dropout=0.1, depth=4, dim=256, heads=4)
+    before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
+    said = predict.predict(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
+    done = predict.rehearse(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
+    assert done.seconds > 0
+    if done.bytes is not None:  # what lives, and what glibc adds; some of it may have been there, freed by other tests
+        assert 0.3 * said.peak < done.bytes < 3 * said.peak
 
 
 # ----------------------------------------------------------------------------------------------------- options

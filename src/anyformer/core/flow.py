@@ -137,6 +137,7 @@ class Flow:
     unembed: Callable[[Tensor], Tensor] | None = None  # hidden -> logits by the token table, for tied heads
     grid: tuple[int, int] | None = None  # rows and columns of an image's patches, which follow the class token
     pooled: Tensor | None = None  # (B, D) made by the skeleton's `pool`
+    again: bool = False  # inside a module whose activations are made again in backward: nothing else is to be saved
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses, by name
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # what parts report while training, by name
     _made: dict[Any, Any] = field(default_factory=dict)

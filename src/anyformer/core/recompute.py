@@ -1,14 +1,20 @@
-"""Activation checkpointing by path: keep what enters a module, make the rest again in backward."""
+"""Less memory for activations: what is not kept is made again in backward.
+
+`recompute` does so by path, for whole modules, at the cost of a second forward pass; `remade` for single tensors that
+cost next to nothing to make.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.flow import Flow
@@ -43,10 +49,32 @@ def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     def run(*args: Any, **options: Any) -> Any:
         # Tables of its own: made again in backward, it would not find what it shares with another module, and would
         # report its losses twice.
-        own = None if flow is None else replace(flow, _made={}, aux={}, figures={})
+        own = None if flow is None else replace(flow, _made={}, aux={}, figures={}, again=True)
         return forward(*(own if a is flow else a for a in args), **options), own
 
     found, own = checkpoint(run, *args, use_reentrant=False, **options)
     if flow is not None:
         flow.take(own)
     return found
+
+
+@contextlib.contextmanager
+def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside, operations that would keep `tensor` for backward keep `make` instead, and call it there.
+
+    `make` must give the same bits, from tensors that are kept anyway: an activation from what went into it. Not for
+    what is made again as a whole (`Flow.again`): there it would keep what was to be forgotten.
+    """
+    memory = weakref.ref(tensor.untyped_storage())
+
+    def pack(kept: Tensor) -> Any:
+        return kept.shape if kept.untyped_storage() is memory() else kept
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return make().view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part, check_option, drop
+from anyformer.core.recompute import remade
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -50,6 +51,16 @@ class GatedMLP(Part):
         self.act, self.dropout = activation("GatedMLP", act), dropout
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        gate, up = self.act(self.gate(x)), self.up(x)  # (B, T, F) each
-        hidden = gate * up if torch.is_grad_enabled() else gate.mul_(up)  # in place where nobody needs `gate` again
-        return self.down(drop(self, hidden))
+        if not torch.is_grad_enabled():
+            hidden = self.act(self.gate(x)).mul_(self.up(x))  # in place: nobody needs it again
+            return self.down(drop(self, hidden))
+        gate, up = self.gate(x), self.up(x)  # (B, T, F) each
+        if flow.again or torch.compiler.is_compiling() or (self.training and self.dropout):
+            return self.down(drop(self, self.act(gate) * up))
+        # Two of the four tensors that backward reads are made from the other two: cheap, and half of the memory.
+        g, u = gate.detach(), up.detach()
+        opened = self.act(gate)
+        with remade(opened, lambda: self.act(g)):
+            hidden = opened * up
+        with remade(hidden, lambda: self.act(g) * u):
+            return self.down(hidden)

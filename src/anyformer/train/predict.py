@@ -3,7 +3,9 @@
 A copy of the model whose tensors have shapes and no content (PyTorch's fake tensors) does one step, and every tensor
 that comes and goes is counted: weights, gradients, the state of the optimiser, activations, and what only lives inside
 an operation's neighbours. So the figure is that of the kernels that this device would use, for any page and any change
-of its tree. What a kernel allocates inside itself, and what the allocator wastes, is not seen.
+of its tree. What a kernel allocates inside itself is not seen, nor what the allocator cannot use again: for a place at
+a multiple of 64 bytes glibc cuts a tensor out of a larger piece, and what comes back is too small for the next tensor
+of the same size. That is up to two thirds on top. A rehearsal, two steps that change nothing, shows it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
 
 GB = 1e9
-PROBED = 100  # steps from which on it is worth two batches to know how long they take
+REHEARSED = 100  # steps from which on it is worth two more to know what they take
 
 
 @dataclass(frozen=True)
@@ -158,30 +160,71 @@ def _attention_backward(slope: Tensor, query: Tensor, key: Tensor, value: Tensor
     return 5 * _attention(query, key, value) // 2
 
 
-def probe(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> float:
-    """Seconds of a step: forward and backward of one batch are run twice, the second one is timed.
+@dataclass(frozen=True)
+class Rehearsal:
+    """What two steps took that changed nothing.
 
-    Gradients are thrown away and the random generators put back, so that the run is the same with and without it.
-    The update of the weights is not in it.
+    Attributes:
+        seconds: of the second one.
+        bytes: by which the process grew at most: what lives, and what its allocator could not use again. On a GPU what
+            was allocated there; None where nobody says.
+    """
+
+    seconds: float
+    bytes: int | None
+
+
+def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Rehearsal:
+    """Two steps with one batch, with learning rate 0 and gradients of 0 for the update, so that no weight changes.
+
+    Gradients and the optimiser's state are thrown away and the random generators put back: the run is the same with and
+    without it. `Prediction.peak` counts what lives; this sees what the process takes for it, as well.
     """
     recompute(model, *settings.recompute)
     states, training = checkpoint.random_states(), model.training
+    trained = [p for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device
+    optimizer = optim.make(model, settings)
+    optimizer.rate(0.0)
     model.train()
-    seconds = 0.0
+    before, seconds = _most(device, begin=True), 0.0
     for _ in range(2):
         began = time.perf_counter()
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        labels = inputs.pop("labels")
-        with precision.cast(device, settings.precision):
-            loss = objective(model(**inputs), labels, _one(objective, labels))
-        loss.backward()
-        float(loss.detach())  # a GPU is done
+        for _ in range(settings.accumulate):
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            labels = inputs.pop("labels")
+            with precision.cast(device, settings.precision):
+                loss = objective(model(**inputs), labels, _one(objective, labels))
+            loss.backward()
+        for p in trained:
+            if p.grad is not None:
+                p.grad.zero_()
+        float(torch.nn.utils.clip_grad_norm_(trained, settings.clip, foreach=True))  # a GPU is done
+        del loss
+        optimizer.step()
+        optimizer.zero_grad()
         seconds = time.perf_counter() - began
-        model.zero_grad(set_to_none=True)
+    most = _most(device)
     model.train(training)
     checkpoint.restore_random(states)
-    return seconds * settings.accumulate
+    return Rehearsal(seconds, None if most is None or before is None else max(0, most - before))
+
+
+def _most(device: torch.device, begin: bool = False) -> int | None:
+    """The most bytes that the process held on the device; with `begin` from now on, and how many it holds now."""
+    if device.type == "cuda":
+        if begin:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if device.type != "cpu" or not status.exists():
+        return None
+    if begin:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        except OSError:  # not allowed: nothing is known
+            return None
+    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def advice(
@@ -258,9 +301,12 @@ def foresee(
     if problem:
         raise ValueError(problem)
     told = f"a step needs {said}"
-    if settings.steps >= PROBED and not screen.console.quiet:  # they are for the eye alone
-        seconds = probe(model, batch, objective, settings)
-        told += f" and about {seconds:.2g} s; all of them {seconds * settings.steps / 60:.0f} min"
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if settings.steps >= REHEARSED and alone and not screen.console.quiet:  # they are for the eye alone
+        done = rehearse(model, batch, objective, settings)
+        told += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
+        if done.bytes is not None:
+            told += f". The process takes {(said.weights + done.bytes) / GB:.2f} GB for it"
         screen.peak = matmul_rate(device, settings.precision)
     screen.say(told)
     screen.flops = float(said.flops)
