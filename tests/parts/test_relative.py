@@ -10,7 +10,7 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.core.recipe import Recipe
-from anyformer.parts import Attention, Relative, Window
+from anyformer.parts import Attention, Relative, Window, relative
 from anyformer.parts.masks import Causal, Full, View
 from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
 
@@ -96,16 +96,17 @@ def test_token_by_token_padding_and_gradient(recipe: Recipe) -> None:
 
 def test_long_texts_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = made(RECIPE), torch.randn(1, 300, 12, dtype=torch.float64)
+    monkeypatch.setattr("anyformer.parts.masks.CHUNK", 1000)
     whole = run(mixer, x)
-    monkeypatch.setattr("anyformer.parts.masks.PAIRS", 1000)
+    monkeypatch.undo()
     pieces: list[int] = []
-    plain = Relative.positions
 
-    def positions(self: Relative, q: Tensor, view: View, causal: bool) -> Tensor:
-        pieces.append(view.count)
-        return plain(self, q, view, causal)
+    def shifted(every: Tensor, keys: int) -> Tensor:
+        pieces.append(every.shape[2])
+        return plain(every, keys)
 
-    monkeypatch.setattr(Relative, "positions", positions)
+    plain = relative.shifted
+    monkeypatch.setattr(relative, "shifted", shifted)
     torch.testing.assert_close(run(mixer, x), whole)
     assert pieces == [128, 128, 44]
 

@@ -155,16 +155,26 @@ def test_gradients(name: str) -> None:
 def test_long_texts_are_the_same_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = made(soft(name)), torch.randn(1, 300, 12, dtype=torch.float64)
     near = made(soft(name, mask=Window(9)))
-    whole, local = run(mixer, x), run(made(soft(name, mask=Window(9), kernel="reference")), x)
     near.load_state_dict(mixer.state_dict())
-    monkeypatch.setattr("anyformer.parts.masks.PAIRS", 1000)
+    mixer.kernel = near.kernel = "reference"
+    whole, local = run(mixer, x), run(near, x)
+    mixer.kernel = near.kernel = "auto"
+    made_at_once: list[int] = []
+    plain = kernel_module.weights if any(p.cap for p in mixer.scores) else F.scaled_dot_product_attention
+
+    def watch(q: Tensor, *rest: Any, **named: Any) -> Tensor:
+        made_at_once.append(q.shape[2])
+        return plain(q, *rest, **named)
+
+    monkeypatch.setattr(kernel_module, "weights", watch)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
     torch.testing.assert_close(run(mixer, x), whole, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(run(near, x), local, atol=1e-6, rtol=1e-6)
+    pieces = [128, 128, 44]
+    assert made_at_once == ([300] if "temperature" in name else pieces) + pieces
 
 
-def test_a_fixed_bias_is_made_once_for_all_layers_and_a_long_one_never_as_a_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_fixed_bias_is_made_once_for_all_layers_and_a_long_one_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     plain = Alibi.of_view
 
@@ -178,11 +188,12 @@ def test_a_fixed_bias_is_made_once_for_all_layers_and_a_long_one_never_as_a_whol
     )
     model, ids = af.build(recipe, seed=0).eval(), torch.arange(300)[None] % 100
     with torch.no_grad():
-        whole = model(ids).logits
-        assert sizes == [300 * 300]
-        monkeypatch.setattr("anyformer.parts.masks.PAIRS", 1000)
-        torch.testing.assert_close(model(ids).logits, whole, atol=1e-5, rtol=1e-4)
-    assert max(sizes[1:]) == 128 * 256  # queries 128 to 255 and the keys up to them
+        found = model(ids).logits
+        model(ids[:, :100])
+        assert sizes.pop() == 100 * 100
+        assert len(sizes) == 3 * 3 and max(sizes) == 128 * 256  # layers and pieces; a piece has the keys up to it
+        monkeypatch.setattr("anyformer.parts.masks.CHUNK", 1000)
+        torch.testing.assert_close(found, model(ids).logits, atol=1e-5, rtol=1e-4)
 
 
 LIMITS: dict[str, tuple[list[Recipe], Callable[[Any], Any]]] = {

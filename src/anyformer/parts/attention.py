@@ -149,7 +149,7 @@ class Attention(Mixer):
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         stack = None if self.cross or flow.bias is None else lambda view: self._bias(flow, view)
         q, bias, cap = changed(self.scores, Call(x, q, scale, seen, flow), stack)
-        if bias is None or seen.local() or seen.heavy():
+        if bias is None or seen.long() or seen.heavy():
             return q, bias, cap
         if self._shared is None:
             return q, bias(seen), cap

@@ -2,10 +2,11 @@
 
 The rule of "auto", from the top:
   1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
-  2. a mask that fused attention does not know, or scores that are capped, would be a tensor of more than 2^27 pairs:
-     "blockwise"; with a bias that can be made piece by piece: "chunked"
-  3. scores are capped: "reference"
-  4. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
+  2. a bias can be made piece by piece, or scores are capped, and there are many queries (`View.long`): "chunked", too:
+     its pieces stay in the processor's cache, and in a decoder they are half as many as all pairs
+  3. a mask that fused attention does not know, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
+  4. scores are capped: "reference"
+  5. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
 "blockwise" keeps memory linear in the length on any device, and is written to be read (`parts/blockwise.py`).
 
@@ -89,15 +90,14 @@ def attend(
 
 def _choice(view: View, bias: Tensor | Bias | None, dropout: float, cap: float | None) -> str:
     """The rule of "auto"."""
-    if view.local():
+    known = cap is None and (view.everything() or (view.plainly_causal() and bias is None))
+    if view.local() or callable(bias):
         return "chunked"
-    if view.heavy():
-        if callable(bias):
-            return "chunked"
-        known = cap is None and (view.everything() or (view.plainly_causal() and bias is None))
-        if not known and not dropout:
-            return "blockwise"
-    return "sdpa" if cap is None else "reference"
+    if view.heavy() and not known and not dropout:
+        return "blockwise"
+    if cap is None:
+        return "sdpa"
+    return "chunked" if view.long() else "reference"
 
 
 def weights(

@@ -245,6 +245,10 @@ class View:
         left, right = self.mask.reach()
         return self.count > CHUNK and 2 * (left + right + CHUNK) < self.keys
 
+    def long(self) -> bool:
+        """Are there so many queries that it pays to take some at a time?"""
+        return not self.open() and self.count > CHUNK
+
     def heavy(self) -> bool:
         """Are there so many pairs that not even a mask of them should be made?"""
         return not self.open() and self.count * self.keys > PAIRS

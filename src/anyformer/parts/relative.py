@@ -26,7 +26,7 @@ class Relative(Score):
         far: distances beyond count as this one (the paper's clamp_len), or None.
 
     Parameters: `u`, `v` (H, K), `r` = W (H K, D). Time: one more product of queries with T + S distances (S in a
-    decoder); memory: a bias of all pairs, (B, H, T, S).
+    decoder); memory: a bias of all pairs, (B, H, T, S), in pieces where texts are long.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, theta: float = 10000.0, far: int | None = None):
@@ -46,30 +46,39 @@ class Relative(Score):
         return q + self.u[:, None]
 
     def bias(self, call: Call) -> Bias:
-        q = (call.q + self.v[:, None]) * call.scale  # (B, H, T, K)
+        q, whole, causal = (call.q + self.v[:, None]) * call.scale, call.view, call.flow.causal  # (B, H, T, K)
+        most, least = distances(whole, causal)
+
+        def made() -> Tensor:
+            distance = torch.arange(most, least - 1, -1, device=q.device)  # (N,), from the largest
+            return self.waves(distance if self.far is None else distance.clamp(-self.far, self.far)).to(q.dtype)
+
+        key = ("waves", self.far, self.waves.dim, self.waves.theta, whole.query, whole.key)
+        waves = made() if whole.open() else call.flow.once(key, made)  # (N, D): all layers have the same
+        r = self.r(waves).unflatten(-1, q.shape[1:2] + q.shape[3:]).permute(1, 2, 0)  # (H, K, N)
 
         def positions(view: View) -> Tensor:
-            start = view.query - call.view.query
-            return self.positions(q[:, :, start : start + view.count], view, call.flow.causal)
+            far, near = distances(view, causal)
+            start = view.query - whole.query
+            return shifted(q[:, :, start : start + view.count] @ r[..., most - far : most - near + 1], view.keys)
 
         return positions
 
-    def positions(self, q: Tensor, view: View, causal: bool) -> Tensor:
-        """q_i . W R_{i-j} for the queries and keys of a view.
 
-        A product with every distance that occurs, then a shift: row i of it holds what its keys need, i columns further
-        left than row 0 does, so rows that are read one number too short are the answer. In a decoder (`causal`) there
-        are no distances below 0, and what stands at keys that lie ahead means nothing: the mask hides it.
+def distances(view: View, causal: bool) -> tuple[int, int]:
+    """The largest and the smallest i - j; none below 0 in a decoder, where keys that lie ahead are hidden."""
+    most = view.query + view.count - 1 - view.key
+    return most, 0 if causal else view.query - view.key - view.keys + 1
 
-        Shape: (B, H, T, K) -> (B, H, T, S).
-        """
-        T, S = view.count, view.keys
-        most = view.query + T - 1 - view.key
-        least = 0 if causal else view.query - view.key - S + 1
-        distance = torch.arange(most, least - 1, -1, device=q.device)  # (N,), from the largest
-        if self.far is not None:
-            distance = distance.clamp(-self.far, self.far)
-        r = self.r(self.waves(distance).to(q.dtype)).unflatten(-1, q.shape[1:2] + q.shape[3:])  # (N, H, K)
-        every = F.pad(q @ r.permute(1, 2, 0), (0, 1))  # (B, H, T, N + 1)
-        N = most - least + 1
-        return every.flatten(2)[..., T - 1 : T - 1 + T * N].unflatten(-1, (T, N))[..., :S]
+
+def shifted(every: Tensor, keys: int) -> Tensor:
+    """From what each query says about each distance, the largest first, to what it says about each key.
+
+    Row i has what its keys need, i columns further left than row 0 does: rows that are read one number too short are
+    the answer. What then stands at keys that lie ahead, in a decoder, means nothing.
+
+    Shape: (B, H, T, N) -> (B, H, T, S), S up to N.
+    """
+    T, N = every.shape[2:]
+    flat = F.pad(every, (0, 1)).flatten(2)  # rows of N + 1
+    return flat[..., T - 1 : T - 1 + T * N].unflatten(-1, (T, N))[..., :keys]
