@@ -100,7 +100,7 @@ def test_four_processes_are_one(alone, four, job):
 
 
 def test_zero_is_one_process(tmp_path, alone):
-    pytest.importorskip("deepspeed", reason="parallel=zero is DeepSpeed's: pip install deepspeed")
+    pytest.importorskip("deepspeed", reason="parallel=zero is DeepSpeed's, which is not installed: the extra zero")
     jobs: list[dict[str, Any]] = [
         {"what": "gpt", "parallel": "zero", "exchange": {"stage": s}, "save_every": 8} for s in (1, 2)
     ]
