@@ -13,6 +13,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts.recurrence import Recurrent, convolved
+from anyformer.parts.selective import scan_in_blocks
 
 CHUNK = 32
 OPEN = 4000 * CHUNK  # the longest text of an exported model, in tokens
@@ -37,7 +38,7 @@ class Mamba(Mixer):
         conv_kernel: W, tokens that the convolution sees.
         bias: of `into` and `out`. `conv_bias`: of the convolution.
         norm: of what the token selects, before it is used: the step's R numbers, B and C (Jamba), or None.
-        chunk: tokens that are scanned one after the other; the number does not change the result.
+        chunk: tokens that are scanned one after the other, off the CPU; the number does not change the result.
 
     Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
     """
@@ -123,10 +124,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence h_t = exp(step_t A) h_{t-1} + step_t B_t u_t, y_t = C_t h_t, over all t.
 
-    The text is cut into chunks. All chunks advance side by side from an empty state, then the states at their ends are
-    chained, then each chunk adds what came before it, faded: `chunk` + T / `chunk` steps instead of T, and only
-    products of
-    numbers below 1, so nothing overflows.
+    On a CPU a token after the other, in memory that a block of tokens takes (`scan_in_blocks`); elsewhere, and in a
+    compiled model, `side_by_side`.
 
     `begins` says where a document begins: nothing comes from before, exp(step_t A) is 0 there.
 
@@ -140,6 +139,21 @@ def scan(
         return (h * C[:, 0, None]).sum(-1)[:, None], h
     if isinstance(time, torch.SymInt):  # torch.export: the length is open, and no loop may depend on it
         return scan_open(u, step, A, B, C, h, begins)
+    if u.device.type == "cpu" and not torch.compiler.is_compiling():
+        return scan_in_blocks(u, step, A, B, C, h, begins)
+    return side_by_side(u, step, A, B, C, h, chunk, begins)
+
+
+def side_by_side(
+    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk: int, begins: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`scan` for processors that like few large steps.
+
+    The text is cut into chunks. All chunks advance side by side from an empty state, then the states at their ends are
+    chained, then each chunk adds what came before it, faded: `chunk` + T / `chunk` steps instead of T, and only
+    products of numbers below 1, so nothing overflows. All B T E N states are there at once.
+    """
+    time = u.shape[1]
     pad, length = -time % min(chunk, time), min(chunk, time)
     u, step, B, C = (F.pad(t, (0, 0, 0, pad)).unflatten(1, (-1, length)) for t in (u, step, B, C))  # (B, chunks, L, …)
     fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N); 1 at the padding, where step = 0
