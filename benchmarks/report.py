@@ -83,14 +83,14 @@ def verdict(r: tuple[float, float, float]) -> str:
     return "ahead" if r[0] > 1 else "**behind**"
 
 
-def write(path: Path, sections: list[Section], machine: str) -> None:
+def write(path: Path, sections: list[Section], machine: str, header: str = HEADER) -> None:
     """Replaces the sections that were measured now and keeps the others."""
     old = path.read_text() if path.exists() else ""
     kept = {part.splitlines()[0]: part for part in re.split(r"(?m)^## ", old)[1:]}
     for section in sections:
         kept[section.title] = section.markdown(machine).removeprefix("## ")
     path.parent.mkdir(exist_ok=True)
-    _replace(path, HEADER + "".join(f"\n## {part.strip()}\n" for part in kept.values()))
+    _replace(path, header + "".join(f"\n## {part.strip()}\n" for part in kept.values()))
 
 
 def summarise(readme: Path, report: Path) -> bool:

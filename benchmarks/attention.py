@@ -1,0 +1,175 @@
+"""What each mixer costs: `python -m benchmarks.attention [cost] [decode]` measures and writes docs/attention.md.
+
+A mixer and the peers that do the same are measured together, in turns, each in a process of its own
+(`benchmarks.attention_worker`). What was found is kept in benchmarks/results/, so `--only NAME` measures some mixers
+again and leaves the others as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.attention_mixers import DECODING, ENTRIES
+from benchmarks.attention_peers import PEERS
+from benchmarks.contest import ROOT, Died, Missing, Worker, turns
+
+RESULTS = ROOT / "benchmarks" / "results"
+LENGTHS = tuple(2**n for n in range(8, 16))
+SECONDS, BYTES = 8.0, 8 << 30  # beyond either, longer texts are left out
+ROUNDS, PATIENCE = 3, 1.0  # turns of each, and the seconds of a pass from which there is only one
+CHECKED = 1024  # the length at which a peer's numbers are compared with ours
+FROM = 2048  # exponents are fitted from this length on
+CONTEXTS = (256, 1024, 4096, 16384)
+Found = dict[str, Any]
+
+
+def main() -> None:
+    """Measures what is asked for, then writes the report from all results that there are."""
+    parser = argparse.ArgumentParser("python -m benchmarks.attention", description=__doc__)
+    parser.add_argument("what", nargs="*", choices=("cost", "decode", "report", []), help="all but `report` by default")
+    parser.add_argument("--only", default="", help="mixers whose name contains this")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="in tokens")
+    given = parser.parse_args()
+    chosen = [name for name in ENTRIES if given.only in name]
+    if not chosen:
+        parser.error(f"no mixer is called {given.only!r}; there is {', '.join(ENTRIES)}")
+    what = given.what or ["cost", "decode"]
+    busy = machine.busy()
+    if "cost" in what:
+        for name in chosen:
+            keep("attention-cost", family(name, [n for n in LENGTHS if n <= given.longest], busy))
+    if "decode" in what:
+        keep("attention-decode", {name: decoding(name, busy) for name in DECODING if given.only in name})
+    from benchmarks import attention_report
+
+    attention_report.write()
+
+
+def keep(kind: str, found: dict[str, Found]) -> None:
+    """Adds to what was found before; a mixer that is no longer measured is forgotten."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{kind}.json"
+    everything = {**(json.loads(path.read_text()) if path.exists() else {}), **found}
+    known = {*ENTRIES, *PEERS, *DECODING}
+    everything = {name: value for name, value in everything.items() if name in known}
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
+    aside.replace(path)
+
+
+def results(kind: str) -> dict[str, Found]:
+    """What was found so far; nothing if nothing was measured."""
+    path = RESULTS / f"{kind}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def family(name: str, lengths: list[int], busy: float) -> dict[str, Found]:
+    """A mixer and its peers at all lengths.
+
+    A point is {"forward": [seconds a turn], "both": [...], "forward_bytes", "both_bytes"}; "stopped" says why there is
+    no longer one.
+    """
+    rivals = {name: name, **{peer: f"peer: {peer}" for peer, p in PEERS.items() if p.ours == name}}
+    found: dict[str, Found] = {}
+    workers: dict[str, Worker] = {}
+    for key, asked in rivals.items():
+        found[key] = {"points": {}, "stopped": "", "busy": round(busy, 2), "machine": machine.facts()}
+        try:
+            workers[key] = Worker("attention_worker", asked)
+            if key != name:
+                found[key]["error"] = workers[key].ask(what="error", length=CHECKED, backward=False)["error"]
+        except (Missing, Died) as error:
+            if key == name:
+                raise
+            found[key]["stopped"] = f"was not measured: {' '.join(str(error).split())[-200:]}"
+    for length in lengths:
+        running = {key: worker for key, worker in workers.items() if not found[key]["stopped"]}
+        for key, point in points(running, length).items():
+            say(key, length, point)
+            found[key]["points"][str(length)] = point
+            found[key]["stopped"] = why_stop(point, length)
+    for worker in workers.values():
+        worker.close()
+    return found
+
+
+def points(workers: dict[str, Worker], length: int) -> dict[str, Found]:
+    """One length: memory first, which is also what warms up, then time, in turns."""
+    made: dict[str, Found] = {key: {} for key in workers}
+
+    def ask(key: str, what: str, way: str) -> Found:
+        if "over" in made[key]:
+            return made[key]
+        try:
+            answer = workers[key].ask(what=what, length=length, backward=way == "both")
+        except Died as error:
+            answer = {"over": f"its process ended ({' '.join(str(error).split())[-80:]})"}
+        made[key] |= {"over": answer["over"]} if "over" in answer else {}
+        return answer
+
+    slow: dict[str, float] = {}
+    for way in ("forward", "both"):
+        for key in workers:
+            answer = ask(key, "memory", way)
+            if "over" not in answer:
+                made[key][f"{way}_bytes"], slow[key] = answer["bytes"], answer["seconds"]
+        for turn, key in turns(list(workers), ROUNDS):
+            if turn == 0 or slow.get(key, 0) < PATIENCE:
+                answer = ask(key, "time", way)
+                if "over" not in answer:
+                    made[key].setdefault(way, []).append(answer["seconds"])
+    return made
+
+
+def why_stop(point: Found, length: int) -> str:
+    """Why no longer text is measured; "" to go on."""
+    if "over" in point:
+        return f"{point['over']} at {length:,}"
+    if point["both"][0] > SECONDS:
+        return f"more than {SECONDS:.0f} s at {length:,}"
+    return f"more than {BYTES >> 30} GiB at {length:,}" if point["both_bytes"] > BYTES else ""
+
+
+def say(name: str, length: int, point: Found) -> None:
+    """A line on the screen."""
+    if "over" in point:
+        print(f"  {name}, {length:,}: {point['over']}", flush=True)
+        return
+    forward, both = (1000 * statistics.median(point[way]) for way in ("forward", "both"))
+    megabytes = point["both_bytes"] / 1e6
+    print(f"  {name}, {length:,}: {forward:.1f} ms, with backward {both:.1f} ms and {megabytes:.0f} MB", flush=True)
+
+
+def exponent(values: dict[int, float]) -> float | None:
+    """The slope of log value by log length, by least squares from `FROM` on; None with fewer than three points."""
+    pairs = [(math.log(n), math.log(v)) for n, v in values.items() if n >= FROM and v > 0]
+    return statistics.linear_regression(*zip(*pairs, strict=True)).slope if len(pairs) >= 3 else None
+
+
+def decoding(name: str, busy: float) -> Found:
+    """Tokens a second and bytes of state of a decoder of this mixer, as its context grows."""
+    worker = Worker("attention_decode", name)
+    found: Found = {"busy": round(busy, 2), "machine": machine.facts(), "points": {}}
+    for context in CONTEXTS:
+        answer = worker.ask(context=context)
+        found["points"][str(context)] = answer
+        print(f"  {name}, {context:,}: {answer['rate']:.0f} tokens/s, {answer['bytes'] / 1e6:.2f} MB", flush=True)
+    worker.close()
+    return found
+
+
+def medians(found: Found, way: str) -> dict[int, float]:
+    """Seconds by length (`way` forward or both), or bytes (forward_bytes, both_bytes)."""
+    values: Iterable[tuple[str, Any]] = ((n, p.get(way)) for n, p in found["points"].items())
+    return {int(n): statistics.median(v) if isinstance(v, list) else float(v) for n, v in values if v is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""docs/attention.md, its plots, and the tables that "choose an attention" reads: all from benchmarks/results/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import machine, report
+from benchmarks.attention import (
+    BYTES,
+    CHECKED,
+    CONTEXTS,
+    FROM,
+    LENGTHS,
+    ROUNDS,
+    SECONDS,
+    exponent,
+    medians,
+    results,
+)  # fmt: skip
+from benchmarks.attention_decode import DEPTH, STEPS
+from benchmarks.attention_mixers import BOUNDS, DECODING, DIM, ENTRIES, HEADS
+from benchmarks.attention_peers import PEERS
+from benchmarks.contest import ROOT, ratio
+from benchmarks.report import Section, row
+
+Found = dict[str, Any]
+PATH = ROOT / "docs" / "attention.md"
+HEADER = """# Every attention, measured
+
+Written by `make bench-attention` (`python -m benchmarks.attention [cost] [decode]`) and `make bench-quality`
+(`python -m benchmarks.quality`); do not edit. Which one to take, by these tables:
+[choose an attention](choose-an-attention.md).
+"""
+QUIET = 0.2
+
+
+def write() -> None:
+    """All sections for which there are results, and the guide."""
+    from benchmarks import choose
+
+    cost, decode = results("attention-cost"), results("attention-decode")
+    sections: list[Section] = []
+    if cost:
+        sections += [
+            times("Time, forward and backward", "both", cost),
+            times("Time, forward", "forward", cost),
+            memory(cost),
+            beside(cost),
+        ]
+        plot(cost, "both", "seconds, forward and backward", "attention-time.png")
+        plot(cost, "both_bytes", "bytes at the peak, forward and backward", "attention-memory.png")
+    if decode:
+        sections.append(decoding(decode))
+    facts = machine.facts()
+    for section in sections:
+        print(section.markdown(facts))
+    report.write(PATH, sections, facts, HEADER)
+    print(f"written: {PATH.relative_to(ROOT)}")
+    choose.write()
+
+
+def times(title: str, way: str, cost: dict[str, Found]) -> Section:
+    """Milliseconds by length, and the exponent."""
+    table = [row("ms at a length of", *(f"{n:,}" for n in LENGTHS), "exponent", "said", "")]
+    for name, entry in mine(cost).items():
+        values = medians(cost[name], way)
+        cells = [f"{1000 * values[n]:,.1f}" if n in values else "—" for n in LENGTHS]
+        table.append(row(name, *cells, *grown(values, entry.time)))
+    text = (
+        f"One layer: {DIM} numbers wide, {HEADS} heads of {DIM // HEADS}, one text, float32, its projections included. "
+        f"In a decoder, where not said to go both ways. Median of up to {ROUNDS} turns. The exponent is fitted over "
+        f"lengths from {FROM:,} on: time grows as length to that power. Aim: below {BOUNDS['linear'][1]} for what is "
+        f"said to be linear, from {BOUNDS['quadratic'][0]} to {BOUNDS['quadratic'][1]} for what is quadratic (the "
+        "projections are linear, so it stays below 2)."
+    )
+    picture = "\n\n![time by length](attention-time.png)" if way == "both" else ""
+    return Section(title, text + picture, table, notes=notes(cost) if way == "both" else [])
+
+
+def memory(cost: dict[str, Found]) -> Section:
+    """Megabytes by length, and the exponent."""
+    table = [row("MB at a length of", *(f"{n:,}" for n in LENGTHS), "exponent", "said", "", "forward, MB", "exponent")]
+    for name, entry in mine(cost).items():
+        values, forward = medians(cost[name], "both_bytes"), medians(cost[name], "forward_bytes")
+        cells = [f"{values[n] / 1e6:,.1f}" if n in values else "—" for n in LENGTHS]
+        longest = max(forward)
+        alone = f"{forward[longest] / 1e6:,.0f} at {longest:,}", grown(forward, entry.memory)[0]
+        table.append(row(name, *cells, *grown(values, entry.memory), *alone))
+    text = (
+        "The highest resident memory of a forward and a backward pass, less what was there before it: parameters, "
+        "their gradients and the input are not counted, all that a pass makes is (attention_worker.py says how)."
+        "\n\n![memory by length](attention-memory.png)"
+    )
+    return Section("Peak memory, forward and backward", text, table)
+
+
+def beside(cost: dict[str, Found]) -> Section:
+    """How many times as long, and how much memory, a peer takes."""
+    shown = [n for n in LENGTHS if n >= 1024]
+    table = [row("ours", "peer", "pass", *(f"{n:,}" for n in shown), "memory", "numbers differ by", "")]
+    for name, peer in PEERS.items():
+        if peer.ours not in cost or not cost.get(name, {}).get("points"):
+            continue
+        for way, title in (("forward", "forward"), ("both", "both")):
+            us, them = (cost[k]["points"] for k in (peer.ours, name))
+            shared = [n for n in shown if way in us.get(str(n), {}) and way in them.get(str(n), {})]
+            r = {n: turns_ratio(them[str(n)][way], us[str(n)][way]) for n in shared}
+            cells = [f"{r[n][0]:.2f}" if n in r else "—" for n in shown]
+            last = str(max(shared)) if shared else ""
+            used = f"{them[last][f'{way}_bytes'] / max(1, us[last][f'{way}_bytes']):.2f}" if last else "—"
+            error = f"{cost[name]['error']:.0e}" if way == "forward" else ""
+            table.append(row(peer.ours, name, title, *cells, used, error, verdict(r)))
+    text = (
+        "How many times as long the peer takes with the same weights, ours = 1, each in its own process, in turns; the "
+        "memory is compared at the longest length that both did. Numbers differ by: the largest difference of the "
+        f"outputs at {CHECKED:,} tokens, as a share of the largest output. Aim: ahead at every length. `—`: beyond "
+        f"{SECONDS:.0f} s or {BYTES >> 30} GiB, for one of the two. No package with the same mathematics was found for "
+        f"{', '.join(n for n in mine(cost) if not any(p.ours == n for p in PEERS.values()))}."
+    )
+    return Section("Beside peers", text, table)
+
+
+def turns_ratio(peer: list[float], ours: list[float]) -> tuple[float, float, float]:
+    """Peer / ours of the turns that both took."""
+    count = min(len(peer), len(ours))
+    return ratio(peer[:count], ours[:count])
+
+
+def verdict(r: dict[int, tuple[float, float, float]]) -> str:
+    """Ahead at every length, or where not."""
+    lost = [f"{n:,}" for n, (middle, _, _) in r.items() if middle < 1]
+    if not r:
+        return "not measured"
+    return f"**behind** at {', '.join(lost)}" if lost else "ahead at every length"
+
+
+def decoding(decode: dict[str, Found]) -> Section:
+    """Tokens a second and bytes."""
+    heads = [f"{c:,}" for c in CONTEXTS]
+    table = [row("after a context of", *(f"{h}: tokens/s" for h in heads), *(f"{h}: state, MB" for h in heads))]
+    for name in DECODING:
+        if name in decode:
+            at = [decode[name]["points"][str(c)] for c in CONTEXTS]
+            rates, sizes = [f"{p['rate']:,.0f}" for p in at], [f"{p['bytes'] / 1e6:,.2f}" for p in at]
+            table.append(row(name, *rates, *sizes))
+    text = (
+        f"A decoder of {DEPTH} layers with an MLP of {4 * DIM}, one text, float32; the median of {STEPS} tokens after "
+        "the context. State: what `state.bytes()` says, room that is kept for more tokens included.\n\n"
+        "![tokens a second by context](attention-decoding.png)"
+    )
+    plot_decoding(decode)
+    return Section("Decoding", text, table)
+
+
+def mine(cost: dict[str, Found]) -> dict[str, Any]:
+    """The mixers of ours that were measured."""
+    return {name: entry for name, entry in ENTRIES.items() if name in cost}
+
+
+def grown(values: dict[int, float], said: str) -> tuple[str, str, str]:
+    """The exponent, what it is said to be, and whether it is."""
+    found, (low, high) = exponent(values), BOUNDS[said]
+    if found is None:
+        return "—", said, f"fewer than three lengths from {FROM:,} on"
+    return f"{found:.2f}", said, "held" if low <= found <= high else "**missed**"
+
+
+def notes(cost: dict[str, Found]) -> list[str]:
+    """Where a mixer stopped, and whether the machine was quiet."""
+    said = [f"{name}: {cost[name]['stopped']}, so no longer text." for name in mine(cost) if cost[name]["stopped"]]
+    said += [
+        f"{name} {cost[name]['stopped']}." for name in PEERS if "not measured" in cost.get(name, {}).get("stopped", "")
+    ]
+    loud = [name for name in mine(cost) if cost[name]["busy"] > QUIET]
+    return said + ([f"other programs kept cores busy: trust no figure of {', '.join(loud)}."] if loud else [])
+
+
+def _axes(title: str, across: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_ylabel(title)
+    axes.set_xlabel(across)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _save(axes: Any, name: str) -> None:
+    axes.legend(fontsize=7, ncols=2, frameon=False)
+    axes.figure.savefig(PATH.parent / name, dpi=90)
+
+
+def plot(cost: dict[str, Found], way: str, title: str, name: str) -> None:
+    """A line for each mixer."""
+    axes = _axes(title, "length, tokens")
+    for i, mixer in enumerate(mine(cost)):
+        values = medians(cost[mixer], way)
+        axes.plot(
+            list(values), list(values.values()), ("-", "--", ":")[i // 10 % 3], color=f"C{i % 10}", label=mixer, lw=1.4
+        )
+    _save(axes, name)
+
+
+def plot_decoding(decode: dict[str, Found]) -> None:
+    """Tokens a second by context."""
+    axes = _axes("tokens a second", "context, tokens")
+    for mixer in (m for m in DECODING if m in decode):
+        axes.plot(CONTEXTS, [decode[mixer]["points"][str(c)]["rate"] for c in CONTEXTS], "o-", label=mixer, lw=1.4)
+    _save(axes, "attention-decoding.png")

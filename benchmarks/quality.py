@@ -1,0 +1,136 @@
+"""How good each part is: `python -m benchmarks.quality` trains every row and writes docs/attention.md.
+
+A row is a small model that differs from the others of its group by one part, or a probe. Each run is a process's own
+and leaves a file in benchmarks/results/quality/, so a command that was stopped goes on where it was, and two runs go at
+once, a thread each. First every row runs once; then those whose figure lies within `NEAR` of the first row's of their
+group, with two more seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
+NEAR = 0.03  # bits a byte: closer rows are run with all seeds
+SEEDS = (0, 1, 2)
+Run = tuple[str, str, int]  # group, name, seed
+Found = dict[str, Any]
+
+
+def main() -> None:
+    """Runs what is missing, then writes the report."""
+    parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "report"), default="all", help="report: nothing is trained")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
+    parser.add_argument(
+        "--only", default="", help="groups whose name contains this: mixers, positions, probe: recall …"
+    )
+    given = parser.parse_args()
+    if given.what == "all":
+        for more in (False, True):
+            train([run for run in planned(more) if given.only in run[0] and not known(run)], given.jobs)
+    from benchmarks import quality_report
+
+    quality_report.write()
+
+
+def planned(more: bool) -> list[Run]:
+    """Every row once; with `more`, the other seeds of rows that are near."""
+    from benchmarks.quality_models import GROUPS
+    from benchmarks.quality_probes import NAMES, TASKS
+
+    first = [(group, name, SEEDS[0]) for group, rows in GROUPS.items() for name in rows]
+    first += [(f"probe: {task}", name, SEEDS[0]) for name in NAMES for task in TASKS]
+    if not more:
+        return first
+    found = results()
+    near = [
+        (group, name)
+        for group, rows in GROUPS.items()
+        for name in rows
+        if abs(bits(found, group, name) - bits(found, group, next(iter(rows)))) < NEAR
+    ]
+    return [(group, name, seed) for seed in SEEDS[1:] for group, name in near]
+
+
+def train(runs: list[Run], jobs: int) -> None:
+    """Runs them, some at a time, each in a new process."""
+    if not runs:
+        return
+    print(f"{len(runs)} runs, {jobs} at a time", flush=True)
+    began, context = time.perf_counter(), multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(one, run): run for run in runs}
+        for count, done in enumerate(concurrent.futures.as_completed(waiting), 1):
+            minutes = (time.perf_counter() - began) / 60
+            print(
+                f"  {count}/{len(runs)}, {minutes:.0f} min: {', '.join(map(str, waiting[done]))}: {done.result()}",
+                flush=True,
+            )
+
+
+def one(run: Run) -> str:
+    """One run in this process; what it found, in short."""
+    import torch
+
+    from benchmarks import quality_probes, quality_text
+
+    torch.set_num_threads(1)
+    group, name, seed = run
+    if group.startswith("probe: "):
+        found = quality_probes.one(group.removeprefix("probe: "), name, seed)
+        said = f"{found['right']:.1%} right after {found['steps']} steps"
+    else:
+        found = quality_text.one(group, name, seed)
+        said = f"{found['bits']['1']:.3f} bits a byte"
+    path = file(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps({"group": group, "name": name, **found}, indent=1) + "\n")
+    aside.replace(path)
+    return f"{said}, {found['seconds']:.0f} s"
+
+
+def file(run: Run) -> Path:
+    """Where a run's result lies."""
+    group, name, seed = run
+    plain = "".join(c if c.isalnum() else "-" for c in f"{group} {name}")
+    return RESULTS / f"{plain}-seed{seed}.json"
+
+
+def known(run: Run) -> bool:
+    """Is there a result of this run, of the size that runs have now?"""
+    from benchmarks import quality_probes, quality_text
+
+    setup = quality_probes.SETUP if run[0].startswith("probe: ") else quality_text.SETUP
+    return file(run).exists() and json.loads(file(run).read_text())["setup"] == setup
+
+
+def results() -> dict[tuple[str, str], list[Found]]:
+    """What was found, by group and name; a list of seeds."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        one = json.loads(path.read_text())
+        if known((one["group"], one["name"], one["seed"])):
+            found.setdefault((one["group"], one["name"]), []).append(one)
+    return found
+
+
+def bits(found: dict[tuple[str, str], list[Found]], group: str, name: str, times: int = 1) -> float:
+    """The mean over seeds of the bits a byte at `times` the trained length; infinite where there are none."""
+    values = [f["bits"][str(times)] for f in found.get((group, name), [])]
+    return statistics.mean(values) if values and None not in values else float("inf")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

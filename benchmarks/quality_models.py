@@ -1,0 +1,210 @@
+"""The small models whose quality is measured: what differs between them is one part, all else is the same.
+
+Every row of a table is a `Variant`; its feed-forward width is chosen so that all have the same number of parameters.
+T time, D width, F width of the feed-forward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import CausalLM, Encoder
+from anyformer.parts import (
+    MLP,
+    Attention,
+    Block,
+    Convolution,
+    Dilated,
+    Favor,
+    Fourier,
+    GatedDelta,
+    GatedMLP,
+    LayerNorm,
+    Learned,
+    LinearAttention,
+    Linformer,
+    Logits,
+    Mamba,
+    Mamba2,
+    Nystrom,
+    Prefix,
+    RelativeBias,
+    RMSNorm,
+    Rotary,
+    ScaleNorm,
+    Sinusoidal,
+    Strided,
+    Tokens,
+    Window,
+)  # fmt: skip
+from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
+
+DIM, DEPTH, HEADS, CONTEXT, BYTES = 128, 2, 4, 512, 256
+MASK = BYTES  # what a hidden byte is replaced by
+Feed = Callable[[int], Recipe]  # a feed-forward of a hidden width
+
+
+RMS, ROTARY = RMSNorm.of(), Rotary.of()
+
+
+def mlp(act: str) -> Feed:
+    """A feed-forward of two matrices."""
+    return lambda hidden: MLP.of(hidden=hidden, act=act)
+
+
+def gated(act: str) -> Feed:
+    """A feed-forward of three matrices."""
+    return lambda hidden: GatedMLP.of(hidden=hidden, act=act)
+
+
+GELU = mlp("gelu")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row. `mixers`: a recipe a layer, repeated from the top. `places`: added to the tokens. `bias`: of the stack.
+
+    `scalings`: rotary scalings that the trained model is also evaluated with, without more training.
+    """
+
+    mixers: tuple[Recipe, ...]
+    places: Recipe | None = None
+    bias: Recipe | None = None
+    norm: Recipe = RMS
+    wiring: str = "pre"
+    ffn: Feed = GELU
+    encoder: bool = False
+    scalings: tuple[str, ...] = ()
+
+
+def attention(positions: Recipe | None = ROTARY, **options: Any) -> Recipe:
+    """Softmax attention with rotary positions, unless other ones are given."""
+    return Attention.of(heads=HEADS, bias=False, positions=positions, **options)
+
+
+FULL, SINES = attention(), Sinusoidal.of()
+NARROW = Window(63)
+BASE = Variant((FULL,))
+
+
+def scaling(name: str, times: int) -> Scaling:
+    """A rotary scaling for texts that are `times` as long as trained."""
+    made = {
+        "linear": Linear(float(times)),
+        "dynamic": Dynamic(1.0, CONTEXT),
+        "yarn": YaRN(float(times), CONTEXT),
+    }
+    return made[name]
+
+
+def plain(**options: Any) -> Recipe:
+    """Softmax attention without positions of its own."""
+    return attention(positions=None, **options)
+
+
+MIXERS: dict[str, Variant] = {
+    "full": BASE,
+    "GQA, 2 of 4 heads": Variant((attention(kv_heads=2),)),
+    "MQA, 1 of 4 heads": Variant((attention(kv_heads=1),)),
+    "window 64": Variant((attention(mask=NARROW),)),
+    "window 64 and first 4": Variant((attention(mask=NARROW | Prefix(4)),)),
+    "window 16 and every 16th": Variant((attention(mask=Window(15) | Strided(16)),)),
+    "dilated 8 x 16": Variant((attention(mask=Dilated(8, 16)),)),
+    "window 64, last layer full": Variant((attention(mask=NARROW), FULL)),
+    "linear, elu": Variant((LinearAttention.of(heads=HEADS, bias=False),), SINES),
+    "linear, square": Variant((LinearAttention.of(heads=HEADS, bias=False, feature="square"),), SINES),
+    "FAVOR+": Variant((Favor.of(heads=HEADS, bias=False),), SINES),
+    "convolution 16": Variant((Convolution.of(width=16),)),
+    "Mamba": Variant((Mamba.of(),)),
+    "Mamba-2": Variant((Mamba2.of(heads=HEADS, state=32),)),
+    "delta": Variant((GatedDelta.of(heads=HEADS, gated=False),)),
+    "gated delta": Variant((GatedDelta.of(heads=HEADS),)),
+    "Mamba-2, last layer full": Variant((Mamba2.of(heads=HEADS, state=32), FULL)),
+    "gated delta, last layer full": Variant((GatedDelta.of(heads=HEADS), FULL)),
+}
+POSITIONS = {
+    "rotary": replace(BASE, scalings=("linear", "dynamic", "yarn")),
+    "rotary, a quarter": Variant((attention(positions=Rotary.of(fraction=0.25)),)),
+    "none": Variant((plain(),)),
+    "learned": Variant((plain(),), Learned.of(context=CONTEXT)),
+    "sinusoidal": Variant((plain(),), SINES),
+    "T5 relative": Variant((plain(),), bias=RelativeBias.of(heads=HEADS, causal=True)),
+}
+NORMS = {
+    "RMSNorm, pre": BASE,
+    "LayerNorm, pre": replace(BASE, norm=LayerNorm.of()),
+    "ScaleNorm, pre": replace(BASE, norm=ScaleNorm.of()),
+    "RMSNorm, post": replace(BASE, wiring="post"),
+    "LayerNorm, post": replace(BASE, norm=LayerNorm.of(), wiring="post"),
+    "RMSNorm, sandwich": replace(BASE, wiring="sandwich"),
+    "RMSNorm, parallel": replace(BASE, wiring="parallel"),
+    "RMSNorm, pre, QK-norm": Variant((attention(norm=RMSNorm.of()),)),
+}
+FEEDS = {
+    "GELU": BASE,
+    "ReLU": replace(BASE, ffn=mlp("relu")),
+    "squared ReLU": replace(BASE, ffn=mlp("relu2")),
+    "SiLU": replace(BASE, ffn=mlp("silu")),
+    "SwiGLU": replace(BASE, ffn=gated("silu")),
+    "GeGLU": replace(BASE, ffn=gated("gelu")),
+    "ReGLU": replace(BASE, ffn=gated("relu")),
+}
+BOTH = replace(Variant((plain(),), SINES), encoder=True)
+ENCODERS = {
+    "full": BOTH,
+    "window 64 + 64": replace(BOTH, mixers=(plain(mask=Window(64, 64)),)),
+    "linear, elu": replace(BOTH, mixers=(LinearAttention.of(heads=HEADS, bias=False),)),
+    "FAVOR+": replace(BOTH, mixers=(Favor.of(heads=HEADS, bias=False),)),
+    "Linformer, rank 32": replace(BOTH, mixers=(Linformer.of(length=CONTEXT, rank=32, heads=HEADS, bias=False),)),
+    "Nystrom, 64 landmarks": replace(BOTH, mixers=(Nystrom.of(heads=HEADS, landmarks=64, bias=False),)),
+    "Fourier": replace(BOTH, mixers=(Fourier.of(),)),
+    "convolution 17": replace(BOTH, mixers=(Convolution.of(width=17),)),
+}
+GROUPS: dict[str, dict[str, Variant]] = {
+    "mixers": MIXERS, "positions": POSITIONS, "norms": NORMS, "feed-forward": FEEDS, "encoders": ENCODERS,
+}  # fmt: skip
+
+
+def model(v: Variant, hidden: int, dim: int = DIM, depth: int = DEPTH, vocab: int | None = None) -> Recipe:
+    """The whole model with a feed-forward of that width."""
+    mixers = [v.mixers[i % len(v.mixers)] for i in range(depth)]
+    blocks = [Block.of(mixer=m, norm=v.norm, ffn=v.ffn(hidden), wiring=v.wiring) for m in mixers]
+    last = v.norm if v.wiring in ("pre", "sandwich", "parallel") else None
+    embed, head = Tokens.of(vocab=vocab or BYTES + v.encoder, positions=v.places), Logits.of(vocab=vocab or BYTES)
+    if v.encoder:
+        return Encoder.of(dim, embed, blocks, norm=last, heads={"tokens": head})
+    return CausalLM.of(dim, embed, blocks, norm=last, head=head, bias=v.bias)
+
+
+def parameters(recipe: Recipe) -> int:
+    """Counted without memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in recipe.build().parameters())
+
+
+@functools.cache
+def wanted(encoder: bool) -> int:
+    """The number of parameters that all models of a kind have, within 2 %: that of the first one with F = 4 D."""
+    return parameters(model(BOTH if encoder else BASE, 4 * DIM))
+
+
+def fitted(v: Variant) -> Recipe:
+    """The model with the feed-forward that brings it nearest to the wanted number of parameters.
+
+    Raises:
+        ValueError: if it stays more than 2 % away.
+    """
+    aim, few = wanted(v.encoder), parameters(model(v, 8))
+    each = (parameters(model(v, 16)) - few) / 8  # parameters are linear in F
+    hidden = max(1, 8 + round((aim - few) / each))
+    recipe = model(v, hidden)
+    count = parameters(recipe)
+    if abs(count / aim - 1) > 0.02:
+        raise ValueError(f"{v.mixers[0]!r} has {count} parameters at a feed-forward of {hidden}; wanted: {aim}")
+    return recipe

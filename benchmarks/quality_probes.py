@@ -1,0 +1,159 @@
+"""Synthetic tasks that tell mechanisms apart. Every model has two layers, width 64 and the same number of parameters.
+
+copying     40 random symbols, a separator, and the same again. What counts is the second half.
+recall      16 pairs of key and value, then the 16 keys in another order: what is the value? (Arora et al., 2023;
+            arXiv:2312.04927)
+induction   a passage of random length stands at two random places among symbols that are not in it: how does it go on,
+            the second time? (Olsson et al., 2022; arXiv:2209.11895)
+needle      "marker, value" somewhere, then noise; at eight later places the marker again: what was the value?
+parity      bits: is the number of ones up to here odd?
+
+A model trains on new examples until 99.5 % of the answers are right, or `STEPS` are over. B batch, T time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyformer.core.init import initialise
+from benchmarks.quality_models import MIXERS, Variant, model, parameters
+
+DIM, DEPTH, VOCAB = 64, 2, 96
+BATCH, STEPS, EVERY, LR, WARMUP, GOAL = 32, 1200, 50, 2e-3, 50, 0.995
+SYMBOLS = 64  # ids below are symbols; above: SEPARATOR, MARKER, and keys of `recall`
+SEPARATOR, MARKER, IGNORE = 64, 65, -100
+SETUP = {"steps": STEPS, "batch": BATCH, "lr": LR, "dim": DIM, "depth": DEPTH}
+Task = Callable[[torch.Generator], tuple[Tensor, Tensor]]  # ids and labels, (B, T) each
+
+
+def shuffled(random: torch.Generator, count: int) -> Tensor:
+    """The numbers below `count` in another order in each row, (B, count)."""
+    return torch.rand(BATCH, count, generator=random).argsort(-1)
+
+
+def copying(random: torch.Generator, length: int = 40) -> tuple[Tensor, Tensor]:
+    """T = 2 length."""
+    text = torch.randint(SYMBOLS, (BATCH, length), generator=random)
+    ids = torch.cat((text, torch.full((BATCH, 1), SEPARATOR), text), 1)  # (B, 2 length + 1)
+    labels = ids[:, 1:].clone()
+    labels[:, :length] = IGNORE
+    return ids[:, :-1], labels
+
+
+def recall(random: torch.Generator, pairs: int = 16) -> tuple[Tensor, Tensor]:
+    """T = 4 pairs."""
+    keys = 66 + shuffled(random, 30)[:, :pairs]  # (B, pairs)
+    values = torch.randint(SYMBOLS, (BATCH, pairs), generator=random)
+    again = shuffled(random, pairs)
+    first, second = (
+        torch.stack((k, v), -1).flatten(1)
+        for k, v in ((keys, values), (keys.gather(1, again), values.gather(1, again)))
+    )
+    ids = torch.cat((first, second), 1)
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, 2 * pairs :: 2] = values.gather(1, again)
+    return ids, labels
+
+
+def induction(random: torch.Generator, length: int = 96) -> tuple[Tensor, Tensor]:
+    """T = length."""
+    symbols = shuffled(random, SYMBOLS)  # (B, 64): the first 16 are the passage, the others noise
+    noise = symbols[:, 16:].gather(1, torch.randint(SYMBOLS - 16, (BATCH, length), generator=random))
+    size = torch.randint(8, 17, (BATCH, 1), generator=random)
+    first = torch.randint(0, 16, (BATCH, 1), generator=random)
+    second = torch.randint(40, length - 16, (BATCH, 1), generator=random)
+    place = torch.arange(length)
+    ids, labels = noise, torch.full_like(noise, IGNORE)
+    for start in (first, second):
+        inside = (place >= start) & (place < start + size)  # (B, T)
+        ids = torch.where(inside, symbols.gather(1, (place - start).clamp(0, 15)), ids)
+    answers = (place >= second) & (place < second + size - 1)
+    return ids, torch.where(answers, ids.roll(-1, 1), labels)
+
+
+def needle(random: torch.Generator, length: int = 256) -> tuple[Tensor, Tensor]:
+    """T = length. The distances from the value to the questions go up to T - 2."""
+    ids = torch.randint(SYMBOLS, (BATCH, length), generator=random)
+    labels = torch.full_like(ids, IGNORE)
+    start = torch.randint(0, 16, (BATCH,), generator=random)
+    rows, value = torch.arange(BATCH), torch.randint(SYMBOLS, (BATCH,), generator=random)
+    asked = torch.rand(BATCH, length, generator=random).masked_fill(torch.arange(length) < start[:, None] + 2, -1.0)
+    for place in asked.topk(8, -1).indices.T:  # (B,) each
+        ids[rows, place], labels[rows, place] = MARKER, value
+    ids[rows, start], ids[rows, start + 1] = MARKER, value
+    return ids, labels
+
+
+def parity(random: torch.Generator, length: int = 32) -> tuple[Tensor, Tensor]:
+    """T = length."""
+    ids = torch.randint(2, (BATCH, length), generator=random)
+    return ids, ids.cumsum(1) % 2
+
+
+TASKS: dict[str, Task] = {
+    "copying": copying, "recall": recall, "induction": induction, "needle": needle, "parity": parity,
+}  # fmt: skip
+LONGER: dict[str, Task] = {
+    "copying": lambda r: copying(r, 80), "induction": lambda r: induction(r, 192), "needle": lambda r: needle(r, 512),
+    "parity": lambda r: parity(r, 64), "recall": lambda r: recall(r, 24),
+}  # fmt: skip
+NAMES = (
+    "full", "MQA, 1 of 4 heads", "window 64", "linear, elu", "linear, square", "FAVOR+", "convolution 16", "Mamba",
+    "Mamba-2", "delta", "gated delta", "gated delta, last layer full",
+)  # fmt: skip
+
+
+def one(task: str, name: str, seed: int) -> dict[str, Any]:
+    """Trains and measures one mixer on one task: the share of right answers, and the steps that it took."""
+    began = time.perf_counter()
+    v = MIXERS[name]
+    v = replace(v, mixers=(*v.mixers[:1], v.mixers[-1]))  # two layers: what is first, and what is last
+    recipe = model(v, _hidden(v), DIM, DEPTH, VOCAB)
+    net = recipe.build()
+    initialise(net, seed=seed)
+    random, make = torch.Generator().manual_seed(seed), TASKS[task]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
+    right, step = 0.0, 0
+    while step < STEPS and right < GOAL:
+        for _ in range(EVERY):
+            for group in optimizer.param_groups:
+                group["lr"] = LR * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS * 0.9)
+            ids, labels = make(random)
+            loss = F.cross_entropy(net(ids).logits.flatten(0, 1), labels.flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        right = accuracy(net, make)
+    return {
+        "right": right, "steps": step, "longer": accuracy(net, LONGER[task]), "seed": seed, "setup": SETUP,
+        "parameters": sum(p.numel() for p in net.parameters()), "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def accuracy(net: Any, make: Task) -> float:
+    """The share of right answers in eight new batches."""
+    random, right, count = torch.Generator().manual_seed(977), 0, 0
+    for _ in range(8):
+        ids, labels = make(random)
+        asked = labels != IGNORE
+        right += int((net(ids).logits.argmax(-1) == labels)[asked].sum())
+        count += int(asked.sum())
+    return right / count
+
+
+def _hidden(v: Variant) -> int:
+    """The feed-forward that gives all probes as many parameters as full attention with F = 4 D."""
+    aim, few, more = (
+        parameters(model(x, f, DIM, DEPTH, VOCAB)) for x, f in ((MIXERS["full"], 4 * DIM), (v, 8), (v, 16))
+    )
+    return max(1, 8 + round((aim - few) / ((more - few) / 8)))
