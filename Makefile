@@ -8,12 +8,14 @@ PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PI
 PIP    := -m pip install $(if $(CI),--quiet)
 CHECKED := src tests $(wildcard benchmarks/*.py examples/*.py)
 
-.PHONY: help demo test test-all lint format bench bench-env
+.PHONY: help demo test test-all lint format bench bench-env bench-attention bench-quality
 help:
 	@echo "make demo      train a small model, chat with a real one, compare sentences, draw attention (5 minutes)"
 	@echo "make test      run the tests (make test-all: the slow ones too); ARGS='-k name' goes to pytest"
 	@echo "make lint      ruff and mypy              make format   let ruff rewrite what it can"
 	@echo "make bench     side by side with other libraries, writes docs/benchmarks.md"
+	@echo "make bench-attention   what each mixer costs (20 minutes); make bench-quality   how good each part is (an hour,"
+	@echo "               goes on where it was stopped); they write docs/attention.md and docs/choose-an-attention.md"
 
 demo: .venv/.user
 	$(BIN)/anyformer demo
@@ -35,6 +37,12 @@ format: .venv/.dev
 
 bench: .venv/.bench bench-env
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-attention: .venv/.bench
+	$(BIN)/python -m benchmarks.attention $(ARGS)
+
+bench-quality: .venv/.dev
+	$(BIN)/python -m benchmarks.quality $(ARGS)
 
 # Environments. A stamp file says which extras .venv holds; a changed requirement installs again.
 

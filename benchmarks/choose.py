@@ -1,5 +1,198 @@
-"""docs/choose-an-attention.md, from the measured tables."""
+"""docs/choose-an-attention.md: short rules, each with the figures that it rests on, from benchmarks/results/."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from benchmarks.attention import CONTEXTS, LENGTHS, exponent, medians, results
+from benchmarks.attention_mixers import ENTRIES
+from benchmarks.contest import ROOT
+from benchmarks.quality import results as quality_results
+from benchmarks.quality_claims import Evidence, Lacking
+
+PATH = ROOT / "docs" / "choose-an-attention.md"
+HEADER = """# Choose an attention
+
+Written by `make bench-attention` and `make bench-quality` from what they measured, the figures included; do not edit.
+The tables, and how they were made: [every attention, measured](attention.md). Times are of one layer (8 heads of 64, a
+text at a time) on the processor named there, forward and backward; bits are of small models trained briefly. On
+another machine run the commands again.
+"""
+FULL, LONG = "full, sdpa", 16384
+CHEAP = ("window 256", "linear, elu", "FAVOR+", "Mamba", "Mamba-2", "gated delta", "convolution 4")
+BOTH = (
+    "window 128 + 128, both ways",
+    "linear, elu, both ways",
+    "Linformer, rank 256",
+    "Nystrom, 64 landmarks",
+    "Fourier",
+)
+ALIKE = {
+    "window 256": "window 64",
+    "linear, elu": "linear, elu",
+    "FAVOR+": "FAVOR+",
+    "Mamba": "Mamba",
+    "Mamba-2": "Mamba-2",
+    "gated delta": "gated delta",
+    "convolution 4": "convolution 16",
+}  # fmt: skip  (of the cost tables, and what stands for it in the quality tables)
+
+
+class Tables:
+    """All results, asked in short."""
+
+    def __init__(self) -> None:
+        self.cost, self.decode = results("attention-cost"), results("attention-decode")
+        self.quality = Evidence(quality_results())
+
+    def seconds(self, name: str, length: int) -> float | None:
+        """Of a forward and a backward pass; None where it was not measured."""
+        return medians(self.cost[name], "both").get(length) if name in self.cost else None
+
+    def bits(self, group: str, name: str, times: int = 1) -> float | None:
+        """A byte of held-out text; None where the row was not run, or cannot."""
+        try:
+            found = self.quality.bits(group, name, times)
+        except Lacking:
+            return None
+        return None if math.isinf(found) else found
 
 
 def write() -> None:
-    """To be written."""
+    """The guide, of the parts for which there are results."""
+    tables = Tables()
+    parts: dict[str, Callable[[Tables], list[str]]] = {
+        "How long are the texts?": lengths,
+        "Does it write? What decoding holds": decoding,
+        "What it costs in quality": quality,
+        "An encoder": encoder,
+        "Which positions": positions,
+        "What must it be able to do?": abilities,
+    }
+    text = HEADER
+    for title, part in parts.items():
+        if lines := part(tables):
+            text += f"\n## {title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+    aside = PATH.with_suffix(".new")
+    aside.write_text(text)
+    aside.replace(PATH)
+    print(f"written: {PATH.relative_to(ROOT)}")
+
+
+def crossing(t: Tables, name: str, full: str = FULL) -> int | None:
+    """The shortest measured length from which on a mixer is faster than full attention, whatever the length."""
+    faster = None
+    for length in reversed(LENGTHS):
+        mine, theirs = t.seconds(name, length), t.seconds(full, length)
+        if mine is None or theirs is None:
+            continue
+        if mine >= theirs:
+            break
+        faster = length
+    return faster
+
+
+def lengths(t: Tables) -> list[str]:
+    """From where on what is cheap."""
+    if FULL not in t.cost:
+        return []
+    lines = []
+    starts = {name: crossing(t, name) for name in CHEAP if name in t.cost}
+    never = [name for name, start in starts.items() if start is None]
+    first = min((s for s in starts.values() if s), default=None)
+    if first is not None:
+        lines.append(f"**Below {first:,} tokens take full attention**: no other mixer of a decoder was faster.")
+    for name, start in sorted(starts.items(), key=lambda item: item[1] or 1 << 62):
+        there, base = t.seconds(name, LONG), t.seconds(FULL, LONG)
+        if start is not None and there and base:
+            lines.append(
+                f"`{name}` is faster from {start:,} tokens on; at {LONG:,} it takes {1000 * there:,.0f} ms, full "
+                f"attention {1000 * base:,.0f} ms ({base / there:.1f} times as much)."
+            )
+    if never:
+        lines.append(f"Not faster than full attention at any length measured here: {', '.join(never)}.")
+    masked = [n for n, e in ENTRIES.items() if "mask" in n and e.time == "quadratic" and n in t.cost]
+    grown = {n: exponent(medians(t.cost[n], "both")) for n in masked}
+    told = [f"{n} grows with exponent {x:.2f}" for n, x in grown.items() if x]
+    if told:
+        lines.append(
+            f"A mask alone saves nothing unless it is a window: {', '.join(told)}. What is skipped must be local."
+        )
+    return lines
+
+
+def decoding(t: Tables) -> list[str]:
+    """Tokens a second and memory at the shortest and the longest context."""
+    short, long = str(CONTEXTS[0]), str(CONTEXTS[-1])
+    lines = []
+    for name, found in t.decode.items():
+        a, b = found["points"][short], found["points"][long]
+        lines.append(
+            f"`{name}`: {a['rate']:,.0f} tokens/s after {int(short):,} tokens, {b['rate']:,.0f} after {int(long):,}; "
+            f"state {a['bytes'] / 1e6:,.2f} MB, then {b['bytes'] / 1e6:,.2f} MB."
+        )
+    return sorted(lines)
+
+
+def quality(t: Tables) -> list[str]:
+    """Bits beside full attention, with the time at a long text."""
+    base = t.bits("mixers", "full")
+    if base is None:
+        return []
+    lines = [f"Full attention: {base:.3f} bits a byte at equal parameters and equal text."]
+    for cost, name in ALIKE.items():
+        found, seconds = t.bits("mixers", name), t.seconds(cost, LONG)
+        if found is not None:
+            dear = f"; `{cost}` takes {1000 * seconds:,.0f} ms at {LONG:,} tokens" if seconds else ""
+            lines.append(f"`{name}`: {found - base:+.3f} bits{dear}.")
+    for name in (
+        "GQA, 2 of 4 heads",
+        "MQA, 1 of 4 heads",
+        "window 64, last layer full",
+        "gated delta, last layer full",
+    ):
+        found = t.bits("mixers", name)
+        if found is not None:
+            lines.append(f"`{name}`: {found - base:+.3f} bits.")
+    return lines
+
+
+def encoder(t: Tables) -> list[str]:
+    """What may see both ways."""
+    lines, full = [], "full, sdpa, both ways"
+    for name in BOTH:
+        start, there, base = crossing(t, name, full), t.seconds(name, LONG), t.seconds(full, LONG)
+        if there and base:
+            since = (
+                f"faster than full attention from {start:,} tokens on" if start else "never faster than full attention"
+            )
+            lines.append(f"`{name}`: {since}; {base / there:.1f} times as fast at {LONG:,}.")
+    base = t.bits("encoders", "full")
+    rows = {name for group, name in t.quality.found if group == "encoders" and name != "full"}
+    differences = {name: t.bits("encoders", name) for name in rows}
+    told = [f"`{n}` {b - base:+.3f}" for n, b in sorted(differences.items(), key=lambda i: i[1] or 9) if b and base]
+    return lines + ([f"Bits a hidden byte, beside full attention's {base:.3f}: {', '.join(told)}."] if told else [])
+
+
+def positions(t: Tables) -> list[str]:
+    """At the trained length, and at eight times it."""
+    rows = [name for group, name in t.quality.found if group == "positions"]
+    known = {name: (t.bits("positions", name), t.bits("positions", name, 8)) for name in rows}
+    lines = []
+    for name, (one, eight) in sorted(known.items(), key=lambda item: item[1][0] or 9.0):
+        there = "cannot go beyond it" if eight is None else f"{eight:.3f} at 8 times that length, untrained"
+        lines.append(f"`{name}`: {one:.3f} bits at the trained length, {there}.")
+    return lines
+
+
+def abilities(t: Tables) -> list[str]:
+    """Which mixers learned which probe."""
+    tasks: dict[str, list[str]] = {}
+    for group, name in t.quality.found:
+        if group.startswith("probe: "):
+            task = group.removeprefix("probe: ")
+            tasks.setdefault(task, [])
+            if t.quality.right(task, name) >= 0.95:
+                tasks[task].append(name)
+    return [f"{task}: {', '.join(names) if names else 'none of them'} learned it." for task, names in tasks.items()]

@@ -104,6 +104,10 @@ LONGER: dict[str, Task] = {
     "copying": lambda r: copying(r, 80), "induction": lambda r: induction(r, 192), "needle": lambda r: needle(r, 512),
     "parity": lambda r: parity(r, 64), "recall": lambda r: recall(r, 24),
 }  # fmt: skip
+LONG = {
+    "copying": "80 symbols", "recall": "24 pairs", "induction": "twice the length", "needle": "512 tokens",
+    "parity": "64 bits",
+}  # fmt: skip
 NAMES = (
     "full", "MQA, 1 of 4 heads", "window 64", "linear, elu", "linear, square", "FAVOR+", "convolution 16", "Mamba",
     "Mamba-2", "delta", "gated delta", "gated delta, last layer full",

@@ -1,5 +1,133 @@
-"""The quality sections of docs/attention.md."""
+"""The quality sections of docs/attention.md, from benchmarks/results/quality/."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from benchmarks import machine, report
+from benchmarks.attention_report import HEADER, PATH
+from benchmarks.quality import NEAR, SEEDS, Found, results
+from benchmarks.quality_claims import CLAIMS, Evidence
+from benchmarks.quality_models import BYTES, CONTEXT, DEPTH, DIM, GROUPS, HEADS, wanted
+from benchmarks.quality_probes import LONG, NAMES, STEPS, TASKS
+from benchmarks.quality_text import BATCH, HELD_OUT, HIDDEN, LENGTHS, LR
+from benchmarks.quality_text import STEPS as UPDATES
+from benchmarks.report import Section, row
+
+All = dict[tuple[str, str], list[Found]]
+TITLES = {
+    "mixers": "Quality: mixers",
+    "positions": "Quality: positions",
+    "norms": "Quality: norms and wiring",
+    "feed-forward": "Quality: feed-forward",
+    "encoders": "Quality: mixers of an encoder",
+}
 
 
 def write() -> None:
-    """To be written."""
+    """All quality sections, and the guide."""
+    from benchmarks import choose
+
+    found, facts = results(), machine.facts()
+    sections = [text(group, found) for group in GROUPS if any(key[0] == group for key in found)]
+    if any(key[0].startswith("probe: ") for key in found):
+        sections.append(probes(found))
+    sections.append(claims(found))
+    for section in sections:
+        print(section.markdown(facts))
+    report.write(PATH, sections, facts, HEADER)
+    print(f"written: {PATH.relative_to(PATH.parent.parent)}")
+    choose.write()
+
+
+def text(group: str, found: All) -> Section:
+    """Bits a byte of the rows of a group, at the trained length and beyond."""
+    rows = GROUPS[group]
+    first = next(iter(rows))
+    base = found.get((group, first), [])
+    lengths = [f"{n} x" for n in LENGTHS[1:]]
+    table = [row("", "bits a byte", "against the first", *lengths, "seeds", "parameters", "training, s")]
+    for name in rows:
+        runs = found.get((group, name), [])
+        if not runs:
+            table.append(row(name, "not run yet", *[""] * (len(lengths) + 4)))
+            continue
+        away = f"{_mean(runs, '1') - _mean(base, '1'):+.3f}" if base and name != first else ""
+        further = [_figure([r["bits"][str(n)] for r in runs]) for n in LENGTHS[1:]]
+        seconds = f"{statistics.median(r['seconds'] for r in runs):.0f}"
+        size = f"{runs[0]['parameters']:,}"
+        table.append(row(name, _figure([r["bits"]["1"] for r in runs]), away, *further, str(len(runs)), size, seconds))
+        for way in rows[name].scalings:
+            scaled = [_figure([r["scaled"][way][str(n)] for r in runs]) for n in LENGTHS[1:]]
+            table.append(row(f"{name}, {way} scaling, not trained with", "", "", *scaled, str(len(runs)), "", ""))
+    return Section(TITLES[group], describe(group), table)
+
+
+def describe(group: str) -> str:
+    """How it was done."""
+    encoder = next(iter(GROUPS[group].values())).encoder
+    task = (
+        f"What counts are the {HIDDEN:.0%} of the bytes that were hidden."
+        if encoder
+        else "At a longer text the same bytes are evaluated, with more before them, without more training."
+    )
+    return (
+        f"{wanted(encoder):,} parameters within 2 % (the feed-forward is fitted), {DEPTH} layers, {DIM} wide, {HEADS} "
+        f"heads, {BYTES} bytes as tokens; {UPDATES} steps of {BATCH} x {CONTEXT} bytes of pydoc, AdamW at {LR:g} with "
+        f"a cosine; the last {HELD_OUT:,} bytes that were held out. {task} `(a-b)`: lowest and highest of the seeds; "
+        f"rows within {NEAR} of the first one have up to {len(SEEDS)}. The models are small and see little text: what "
+        "is compared is how fast they learn."
+    )
+
+
+def _mean(runs: list[Found], times: str) -> float:
+    return statistics.mean(r["bits"][times] for r in runs)
+
+
+def _figure(values: list[Any]) -> str:
+    """A mean, with the range where there are several."""
+    if None in values:
+        return "cannot"
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+
+
+def probes(found: All) -> Section:
+    """The share of right answers."""
+    table = [row("", *TASKS)]
+    for name in NAMES:
+        cells = []
+        for task in TASKS:
+            runs = found.get((f"probe: {task}", name), [])
+            cells.append(_probe(runs) if runs else "not run yet")
+        table.append(row(name, *cells))
+    text = (
+        f"Right answers, of a model of two layers trained for up to {STEPS:,} steps (in brackets: when 99.5 % were "
+        f"right); after the arrow, of the same model on longer examples ({', '.join(LONG.values())}). What the "
+        "tasks are: benchmarks/quality_probes.py."
+    )
+    return Section("Probes", text, table)
+
+
+def _probe(runs: list[Found]) -> str:
+    right, longer = (statistics.mean(r[key] for r in runs) for key in ("right", "longer"))
+    steps = f" ({max(r['steps'] for r in runs):,})" if max(r["steps"] for r in runs) < STEPS else ""
+    return f"{right:.0%}{steps} → {longer:.0%}"
+
+
+def claims(found: All) -> Section:
+    """What textbooks say, and what was measured here."""
+    table, evidence = [row("the claim", "measured here", "")], Evidence(found)
+    for claim in CLAIMS:
+        said = claim.check(evidence)
+        table.append(row(claim.text, *("not run yet", "") if said is None else (said[0], _held(said[1]))))
+    text = (
+        "What papers and textbooks say, and whether these small models, trained this briefly, show it. `bits`: a "
+        f"byte of held-out text at the trained length of {CONTEXT}, lower is better; less than 0.01 is noise."
+    )
+    return Section("Textbook claims", text, table)
+
+
+def _held(said: bool) -> str:
+    return "held" if said else "**did not hold**"

@@ -15,7 +15,8 @@ class Fourier(Mixer):
     """y = Re(F_time F_width x), a discrete Fourier transform along both axes and no parameters (FNet: Lee-Thorp et al.,
     2021; arXiv:2105.03824).
 
-    Without padding by FFT, T log T. A padded row is transformed at its own length, so its result is what it is alone;
+    Without padding by FFT, T log T; of half of the columns, since those of a real input mirror each other:
+    F[t, d] = conj F[-t, -d]. A padded row is transformed at its own length, so its result is what it is alone;
     that takes a matrix of T x T for each row. (Others transform the padding too.) In half precision it works in
     float32.
 
@@ -29,7 +30,9 @@ class Fourier(Mixer):
         self.needs_both_ways(flow)
         wide, keep = x.to(torch.promote_types(x.dtype, torch.float32)), flow.keep_now(x.shape[1])
         if keep is None:
-            return torch.fft.fft2(wide, dim=(1, 2)).real.to(x.dtype)
+            half = torch.fft.fft(torch.fft.rfft(wide, dim=2), dim=1).real  # (B, T, D / 2 + 1)
+            mirrored = half[..., 1 : (x.shape[2] + 1) // 2].flip(1, 2).roll(1, 1)  # d and t to -d and -t
+            return torch.cat((half, mirrored), -1).to(x.dtype)
         z = torch.fft.fft(wide, dim=2)  # (B, T, D) complex
         length = keep.sum(1)[:, None, None].clamp(min=1)  # (B, 1, 1)
         places = flow.positions.expand(x.shape[:2])  # (B, T)

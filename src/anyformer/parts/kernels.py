@@ -177,21 +177,36 @@ def _chunked(
 ) -> Tensor:
     """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x
     S)."""
-    out = []
-    for start in range(0, view.count, CHUNK):
+    out, keys_of, values_of = [], _reader(k), _reader(v)
+    for start, rows in zip(range(0, view.count, CHUNK), q.split(CHUNK, 2), strict=True):
         part = view.rows(start, min(start + CHUNK, view.count))
         low = part.key - view.key
-        keys = slice(low, low + part.keys)
+        high = low + part.keys
         if callable(bias):
             near: Tensor | None = bias(part)
         else:
-            near = None if bias is None else bias[:, :, start : start + CHUNK, keys]
-        rows, seen = q[:, :, start : start + CHUNK], part.tensor()
+            near = None if bias is None else bias[:, :, start : start + CHUNK, low:high]
+        some, seen = (keys_of(low, high), values_of(low, high)), part.tensor()
         if cap is None:
-            out.append(_sdpa(rows, k[:, :, keys], v[:, :, keys], seen, near, scale, dropout, causal=False))
+            out.append(_sdpa(rows, *some, seen, near, scale, dropout, causal=False))
         else:
-            out.append(_plain(rows, k[:, :, keys], v[:, :, keys], seen, near, scale, dropout, cap))
+            out.append(_plain(rows, *some, seen, near, scale, dropout, cap))
     return torch.cat(out, 2)
+
+
+def _reader(t: Tensor) -> Callable[[int, int], Tensor]:
+    """t[:, :, low:high] for many ranges. The gradient of each slice would be a tensor as long as the text, all of them
+    together its square: where there are gradients, pieces of the text are joined instead."""
+    if not (torch.is_grad_enabled() and t.requires_grad):
+        return lambda low, high: t[:, :, low:high]
+    pieces = t.split(CHUNK, 2)
+
+    def joined(low: int, high: int) -> Tensor:
+        first = low // CHUNK
+        near = torch.cat(pieces[first : max(first + 1, -(-high // CHUNK))], 2)
+        return near[:, :, low - first * CHUNK : high - first * CHUNK]
+
+    return joined
 
 
 @functools.cache

@@ -95,15 +95,15 @@ class LinearAttention(Mixer):
         k, fade, top = (k, None, top) if size is None else scaled(k, size, keep, top, flow.causal)
         if keep is not None:
             k = k * keep[:, None, :, None]  # padding adds nothing
-        v = torch.cat((v, torch.ones_like(v[..., :1])), -1)  # (B, H, T, K + 1): the last column sums the weights
         if flow.causal:
+            v = torch.cat((v, torch.ones_like(v[..., :1])), -1)  # (B, H, T, K + 1): the last column sums the weights
             S = q.new_zeros(*q.shape[:2], self.count, v.shape[-1]) if slot is None else slot.held[0]
             y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
             if slot is not None:
                 slot.put(x.shape[1], S, top)
+            y, weight = y[..., :-1], y[..., -1:]
         else:
-            y = q @ (k.mT @ v)  # (B, H, T, K + 1)
-        y, weight = y[..., :-1], y[..., -1:]
+            y, weight = q @ (k.mT @ v), q @ k.sum(-2)[..., None]  # (B, H, T, K), (B, H, T, 1)
         y = y / torch.where(weight > 0, weight, 1.0)
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
 

@@ -1,0 +1,99 @@
+"""The attention benchmark: its arithmetic, that peers do the same (slow), that models are alike and probes are sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import attention, attention_report, choose, quality_claims, quality_models, quality_probes
+from benchmarks.attention_mixers import ENTRIES
+from benchmarks.attention_peers import PEERS
+
+LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_exponents_are_found_where_the_growth_has_settled(power: float) -> None:
+    assert attention.exponent({n: 5.0 + 1e-9 * n**power for n in LENGTHS if n < 2048}) is None
+    early = {256: 100.0, 1024: 100.0}  # what does not grow yet does not count
+    found = attention.exponent(early | {n: 1e-9 * n**power for n in LENGTHS if n >= 2048})
+    assert found == pytest.approx(power)
+
+
+@pytest.mark.parametrize(("power", "said"), [(1.0, "held"), (1.2, "**missed**"), (2.0, "**missed**")])
+def test_what_is_not_linear_is_called_missed(power: float, said: str) -> None:
+    assert attention_report.grown({n: float(n) ** power for n in LENGTHS}, "linear")[2] == said
+
+
+def test_longer_texts_are_left_out_beyond_the_limits() -> None:
+    small = {"forward": [0.1], "both": [0.2], "forward_bytes": 1, "both_bytes": 2}
+    assert attention.why_stop(small, 512) == ""
+    assert "s at 512" in attention.why_stop(small | {"both": [attention.SECONDS + 1]}, 512)
+    assert "GiB at 512" in attention.why_stop(small | {"both_bytes": attention.BYTES + 1}, 512)
+    assert attention.why_stop({"over": "more than 10 GiB"}, 1024) == "more than 10 GiB at 1,024"
+
+
+def test_a_peer_is_behind_at_the_lengths_at_which_it_is() -> None:
+    slow, fast = (2.0, 1.9, 2.1), (0.9, 0.8, 1.0)
+    assert attention_report.verdict({1024: slow, 2048: slow}) == "ahead at every length"
+    assert attention_report.verdict({1024: slow, 2048: fast}) == "**behind** at 2,048"
+
+
+def test_the_crossing_is_where_a_mixer_stays_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(seconds: list[float]) -> dict[str, Any]:
+        return {"points": {str(n): {"both": [s]} for n, s in zip((256, 512, 1024), seconds, strict=True)}}
+
+    cost = {"full, sdpa": found([2, 2, 2]), "a": found([1, 3, 1]), "b": found([3, 3, 3]), "c": found([1, 1, 1])}
+    monkeypatch.setattr(choose, "results", lambda kind: cost if kind == "attention-cost" else {})
+    tables = choose.Tables()
+    assert [choose.crossing(tables, name) for name in "abc"] == [1024, None, 256]
+
+
+def test_every_peer_stands_beside_one_of_ours() -> None:
+    assert {peer.ours for peer in PEERS.values()} <= set(ENTRIES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_does_the_same(name: str) -> None:
+    from benchmarks.attention_worker import Contestant
+
+    for module in (PEERS[name].package.replace("-", "_"), "torch"):
+        pytest.importorskip(module, reason=f"needs pip install {PEERS[name].package}")
+    most = 1e-3 if "nystrom" in name else 1e-5  # its heads share one first guess of the inverse
+    assert Contestant(f"peer: {name}").error(512)["error"] < most
+
+
+def test_models_of_a_group_have_the_same_number_of_parameters() -> None:
+    for rows in quality_models.GROUPS.values():
+        for variant in rows.values():
+            count = quality_models.parameters(quality_models.fitted(variant))
+            assert abs(count / quality_models.wanted(variant.encoder) - 1) < 0.02
+
+
+def asked(task: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids, and the labels that count with their rows and places."""
+    return quality_probes.TASKS[task](torch.Generator().manual_seed(0))
+
+
+def test_answers_of_the_probes_can_be_known() -> None:
+    ids, labels = asked("copying")
+    assert bool((labels[:, 40:] == ids[:, :40]).all()) and bool((labels[:, :40] == -100).all())
+    ids, labels = asked("parity")
+    assert bool((labels == ids.cumsum(1) % 2).all())
+    for task in ("recall", "induction", "needle"):
+        ids, labels = asked(task)
+        for text, wanted in zip(ids.tolist(), labels.tolist(), strict=True):
+            for place in (t for t, answer in enumerate(wanted) if answer >= 0):
+                earlier = text.index(text[place])  # the same symbol, first time
+                assert earlier < place and text[earlier + 1] == wanted[place], task
+
+
+def test_a_claim_without_its_runs_is_not_judged() -> None:
+    assert all(claim.check(quality_claims.Evidence({})) is None for claim in quality_claims.CLAIMS)
+    run = {"bits": {"1": 2.0, "8": None}, "scaled": {}}
+    evidence = quality_claims.Evidence({("positions", "learned"): [run]})
+    said = quality_claims.stretches("learned", False)(evidence)
+    assert said == ("2.000 bits at 1 x, cannot at 8 x", True)
