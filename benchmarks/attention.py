@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -172,4 +171,4 @@ def medians(found: Found, way: str) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

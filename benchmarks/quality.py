@@ -13,7 +13,6 @@ import concurrent.futures
 import json
 import multiprocessing
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -133,4 +132,4 @@ def bits(found: dict[tuple[str, str], list[Found]], group: str, name: str, times
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

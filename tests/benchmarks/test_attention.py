@@ -1,4 +1,4 @@
-"""The attention benchmark: its arithmetic, that peers do the same (slow), that models are alike and probes are sound."""
+"""The attention benchmark: its arithmetic, that peers do the same (slow), that models and probes are what they say."""
 
 from __future__ import annotations
 

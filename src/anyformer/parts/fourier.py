@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ class Fourier(Mixer):
     """y = Re(F_time F_width x), a discrete Fourier transform along both axes and no parameters (FNet: Lee-Thorp et al.,
     2021; arXiv:2105.03824).
 
-    Without padding by FFT, T log T; of half of the columns, since those of a real input mirror each other:
+    Without padding by FFT, T log T; of half of the times, since those of a real input mirror each other:
     F[t, d] = conj F[-t, -d]. A padded row is transformed at its own length, so its result is what it is alone;
     that takes a matrix of T x T for each row. (Others transform the padding too.) In half precision it works in
     float32.
@@ -30,9 +31,7 @@ class Fourier(Mixer):
         self.needs_both_ways(flow)
         wide, keep = x.to(torch.promote_types(x.dtype, torch.float32)), flow.keep_now(x.shape[1])
         if keep is None:
-            half = torch.fft.fft(torch.fft.rfft(wide, dim=2), dim=1).real  # (B, T, D / 2 + 1)
-            mirrored = half[..., 1 : (x.shape[2] + 1) // 2].flip(1, 2).roll(1, 1)  # d and t to -d and -t
-            return torch.cat((half, mirrored), -1).to(x.dtype)
+            return _Transform.apply(wide).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
         z = torch.fft.fft(wide, dim=2)  # (B, T, D) complex
         length = keep.sum(1)[:, None, None].clamp(min=1)  # (B, 1, 1)
         places = flow.positions.expand(x.shape[:2])  # (B, T)
@@ -42,3 +41,20 @@ class Fourier(Mixer):
         real = keep[:, :, None] & keep[:, None]
         cos, sin = (t.to(wide.dtype) * real for t in (turn.cos(), turn.sin()))
         return (cos @ z.real + sin @ z.imag).to(x.dtype)
+
+
+class _Transform(torch.autograd.Function):
+    """Re(F_time F_width x). Its matrix is symmetric: it is its own backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        half = torch.fft.fft(torch.fft.rfft(x, dim=1), dim=2).real  # (B, T / 2 + 1, D)
+        y, rest = torch.empty_like(x), half[:, 1 : (x.shape[1] + 1) // 2].flip(1)  # the other times, backwards
+        y[:, : half.shape[1]] = half
+        y[:, half.shape[1] :, :1] = rest[..., :1]  # width 0 mirrors itself
+        y[:, half.shape[1] :, 1:] = rest[..., 1:].flip(2)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return _Transform.apply(slope)  # type: ignore[no-any-return,no-untyped-call]

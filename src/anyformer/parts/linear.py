@@ -92,19 +92,23 @@ class LinearAttention(Mixer):
         )  # (B, H, T, K) each
         (q, _), (k, size) = self.features(q), self.features(k)  # (B, H, T, M) each; the size of a query cancels
         top = q.new_full((*q.shape[:2], 1), NEVER) if slot is None else slot.held[1]  # (B, H, 1)
-        k, fade, top = (k, None, top) if size is None else scaled(k, size, keep, top, flow.causal)
+        weight, fade, top = (None, None, top) if size is None else weighed(size, keep, top, flow.causal)
         if keep is not None:
-            k = k * keep[:, None, :, None]  # padding adds nothing
+            real = keep[:, None].to(wide)  # (B, 1, T): padding adds nothing
+            weight = real if weight is None else weight * real
+        # a key counts by what stands beside its features: v, and a column of ones that sums the weights
+        ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
+        v = v if weight is None else v * weight[..., None]
         if flow.causal:
-            v = torch.cat((v, torch.ones_like(v[..., :1])), -1)  # (B, H, T, K + 1): the last column sums the weights
+            v = torch.cat((v, ones), -1)  # (B, H, T, K + 1)
             S = q.new_zeros(*q.shape[:2], self.count, v.shape[-1]) if slot is None else slot.held[0]
             y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
             if slot is not None:
                 slot.put(x.shape[1], S, top)
-            y, weight = y[..., :-1], y[..., -1:]
+            y, total = y[..., :-1], y[..., -1:]
         else:
-            y, weight = q @ (k.mT @ v), q @ k.sum(-2)[..., None]  # (B, H, T, K), (B, H, T, 1)
-        y = y / torch.where(weight > 0, weight, 1.0)
+            y, total = q @ (k.mT @ v), q @ (k.mT @ ones)  # (B, H, T, K), (B, H, T, 1)
+        y = y / torch.where(total > 0, total, 1.0)
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
@@ -113,14 +117,12 @@ class LinearAttention(Mixer):
         return Recurrent(S, S.new_full((batch, self.heads, 1), NEVER))
 
 
-def scaled(
-    k: Tensor, size: Tensor, keep: Tensor | None, top: Tensor, causal: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Keys k * exp(size) without overflow: relative to the largest size so far, by which earlier sums are then faded.
+def weighed(size: Tensor, keep: Tensor | None, top: Tensor, causal: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """exp(size) without overflow: relative to the largest size so far, by which earlier sums are then faded.
 
     The largest one cancels in the quotient, so it takes no gradient. Nothing depends on later keys in a decoder.
 
-    Shapes: k (B, H, T, M), size (B, H, T), keep (B, T), top (B, H, 1) before -> keys, fade (B, H, T), top after.
+    Shapes: size (B, H, T), keep (B, T), top (B, H, 1) before -> weights (B, H, T), fade (B, H, T), top after.
     """
     if keep is not None:
         size = size.masked_fill(~keep[:, None], NEVER)
@@ -131,7 +133,7 @@ def scaled(
         top = highest[..., -1:]
     else:
         now, fade = size.detach().amax(-1, keepdim=True), None
-    return k * (size - now.masked_fill(now == NEVER, 0.0)).exp()[..., None], fade, top
+    return (size - now.masked_fill(now == NEVER, 0.0)).exp(), fade, top
 
 
 class Favor(LinearAttention):
@@ -198,7 +200,7 @@ class Favor(LinearAttention):
         seen = x @ self.projection.to(x.dtype).T  # (B, H, T, M)
         if self.feature == "relu":
             return F.relu(seen) + self.eps, None
-        top = seen.amax(-1, keepdim=True)  # (B, H, T, 1)
+        top = seen.max(-1, keepdim=True).values  # (B, H, T, 1)
         return (seen - top).exp() + self.eps, (top - x.square().sum(-1, keepdim=True) / 2)[..., 0]
 
 

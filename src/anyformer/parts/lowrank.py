@@ -142,11 +142,20 @@ class Nystrom(Mixer):
         real = torch.ones_like(x[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
         means, used = self._means(flow.positions, real, q.dtype)  # (B, 1, M, T), (B, 1, 1, M)
         qm, km = means @ q, means @ k  # (B, H, M, K) each
-        to = _softmax(q @ km.mT, used)  # (B, H, T, M)
         between = _softmax(qm @ km.mT, used) * used.mT  # (B, H, M, M); landmarks of nothing have no weight at all
-        of = _softmax(qm @ k.mT, real[:, None, None]) @ v  # (B, H, M, K)
-        y = to @ (pseudo_inverse(between, self.steps) @ of)  # (B, H, T, K)
+        inverse = pseudo_inverse(between, self.steps)
+        seen = None if keep is None else keep[:, None, None]  # (B, 1, 1, T)
+        of = F.scaled_dot_product_attention(qm, k, v, seen, scale=1.0)  # (B, H, M, K)
+        y = F.scaled_dot_product_attention(q, km, inverse @ of, self._some(x, keep, used), scale=1.0)  # (B, H, T, K)
         return self.o(y.transpose(1, 2).flatten(2))
+
+    def _some(self, x: Tensor, keep: Tensor | None, used: Tensor) -> Tensor | None:
+        """`used`, or None where it is sure that every landmark is: a kernel without a mask is faster."""
+        T, M = x.shape[1], self.landmarks
+        if keep is not None or isinstance(T, torch.SymInt):
+            return used
+        each = -(-T // M)
+        return None if M * each - T < each else used
 
     def _means(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The matrix that makes landmarks of tokens, (B, 1, M, T), and which landmarks there are, (B, 1, 1, M)."""

@@ -84,11 +84,13 @@ def delta(
     new, old = solved.split([v.shape[-1], k.shape[-1]], -1)  # U = new - old S_before
     pairs, end = q @ k.mT * share, level[..., -1:, :]  # (…, n, L, L), (…, n, 1, 1)
     q, k, fall = q * level.exp(), k * (end - level).exp(), end.exp()
-    rows = []
-    for c in range(v.shape[-3]):
-        u = new[..., c, :, :] - old[..., c, :, :] @ state  # (…, L, V)
-        rows.append(q[..., c, :, :] @ state + pairs[..., c, :, :] @ u)
-        state = fall[..., c, :, :] * state + k[..., c, :, :].mT @ u
+    rows = []  # unbound, not indexed: the gradient of an index is as large as all chunks
+    for q_c, k_c, pairs_c, new_c, old_c, fall_c in zip(
+        *(t.unbind(-3) for t in (q, k, pairs, new, old, fall)), strict=True
+    ):
+        u = new_c - old_c @ state  # (…, L, V)
+        rows.append(q_c @ state + pairs_c @ u)
+        state = fall_c * state + k_c.mT @ u
     return torch.cat(rows, -2)[..., :time, :], state
 
 
@@ -123,8 +125,8 @@ def chained(new: Tensor, fade: Tensor, state: Tensor) -> Tensor:
         whole = torch.cat((state[..., None, :, :], new), -3)
         return (left(F.pad(fade, (1, 0)).cumsum(-1)) @ whole.flatten(-2)).unflatten(-1, whole.shape[-2:])
     states = [state]
-    for c in range(new.shape[-3]):
-        states.append(torch.addcmul(new[..., c, :, :], fade[..., c, None, None].exp(), states[-1]))
+    for now, left_over in zip(new.unbind(-3), fade.exp()[..., None, None].unbind(-3), strict=True):
+        states.append(torch.addcmul(now, left_over, states[-1]))
     return torch.stack(states, -3)
 
 
