@@ -81,7 +81,7 @@ LIST = {
         (["train", "--model", "bert/", "--task", "classify", "--data", "three.jsonl", "--context", "16"],
          "the data has 3 classes, the model's head 2"),
         (["train", "--model", "bert", "--task", "tag", *TRAIN[1:], "--data", "half.jsonl"],
-         "a row has 2 words and 1 labels: 'a b'"),
+         "half.jsonl, row 1: it has 2 words and 1 labels: 'a b'"),
     ],
     "an empty file": [
         ([*TRAIN, "--data", "empty.txt"], "empty.txt holds no text"),
@@ -92,9 +92,9 @@ LIST = {
         (["finetune", "--model", "gpt/", "--data", "empty.jsonl"], "empty.jsonl holds no examples"),
     ],
     "one document": [
-        ([*CLASSIFY, "--data", "one.jsonl"], "at least 2 rows, one to train on and one to measure on; got 1"),
+        ([*CLASSIFY, "--data", "one.jsonl"], "the rows have one class only: every one has the label '0'"),
         (["train", "--model", "t5", "--task", "seq2seq", *TRAIN[1:], "--data", "one-pair.jsonl"], "at least 2 rows"),
-        (["finetune", "--model", "gpt/", "--data", "short.jsonl"], "short.jsonl holds one example"),
+        (["finetune", "--model", "gpt/", "--data", "short.jsonl"], "short.jsonl: there must be at least 2 rows with something"),
         ([*TRAIN, "--data", "short.jsonl", "--context", "64"], "needs 65; give more text or a shorter context"),
     ],
     "mixed encodings": [
@@ -115,7 +115,7 @@ LIST = {
         ([*TRAIN, "--data", "good.txt", "--exchange.every", "3"], "ddp has no such numbers; got 'every'"),
         ([*TRAIN, "--data", "good.txt", "--init", "mup"], "init=mup and base belong together"),
         ([*TRAIN, "--data", "good.txt", "--model", "linear", "--rows", "packed"], "cannot keep packed documents apart"),
-        ([*CLASSIFY, "--data", "good.txt", "--rows", "packed"], "rows='packed' is for the task causal, and this is"),
+        ([*CLASSIFY, "--data", "good.txt", "--rows", "packed"], "rows=packed is for text, and classify reads"),
         (["finetune", "--model", "gpt/", "--data", "texts.jsonl", "--epochs", "2"], "and steps=2 contradict each"),
     ],
     "NaN in data": [
