@@ -89,7 +89,7 @@ class Memory(Sliding):
     def tensors(self, keep: Tensor | None) -> dict[str, Tensor]:
         """What a file holds: k and v (B, H, S, K), keep (B, S); `keep` is that of the text."""
         if keep is None:
-            keep = torch.ones_like(self.known[:, :1]).expand(-1, self.dropped + self.length - self.known.shape[1])
+            keep = self.known.new_ones(len(self.known), self.dropped + self.length - self.known.shape[1])
         items = {"k": self.k, "v": self.v, "keep": torch.cat((self.known, keep), 1)[:, self.dropped :]}
         return {name: t.detach().cpu().contiguous() for name, t in items.items()}
 
