@@ -217,17 +217,24 @@ def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
     config = json.loads((side.folder / "config.json").read_text())
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)
     fixed = hub.architectures[config["architectures"][0]]
+    older = {name for entry in hub.config for name in entry.names}
     new, near = config.pop("rope_parameters"), {}
     if "full_attention" in new:  # each kind of layer has its own: the older words say the theta of the other kind
-        new, near = new["full_attention"], {"rope_local_base_freq": new["sliding_attention"]["rope_theta"]}
+        local = older & {"rope_local_base_freq", "local_rope_theta"}
+        new, near = new["full_attention"], dict.fromkeys(local, new["sliding_attention"]["rope_theta"])
     theta = new.pop("rope_theta")
+    far = dict.fromkeys(older & {"rope_theta", "global_rope_theta"}, theta)
     scaling = None if new["rope_type"] == "default" else new
     oldest = scaling and {("type" if k == "rope_type" else k): v for k, v in scaling.items()}
     for words in (scaling,) if near else (scaling, oldest):  # with several thetas, transformers does not know `type`
-        old = config | {"rope_theta": theta, "rope_scaling": words} | near
+        old = config | far | {"rope_scaling": words} | near
         found = tables.read(hub.config, old, page.config, fixed)[0]
         expect(not rewritten(subject.config, found), f"the older words {words} are read as {found}")
         theirs = kind.from_dict(old).rope_parameters
+        for other in near.values():
+            expect(
+                theirs["sliding_attention"]["rope_theta"] == other, f"transformers reads the older words as {theirs}"
+            )
         theirs = theirs.get("full_attention", theirs)
         same = {k: v for k, v in theirs.items() if v is not None} == {**new, "rope_theta": theta} | {
             k: v for k, v in theirs.items() if k not in {*new, "rope_theta"} and v is not None

@@ -133,16 +133,20 @@ def quiet(*names: str, why: str) -> Lens:
 
 _FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "_model_name_or_path", "_commit_hash")
 _OUTPUTS = ("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward")
-_IDS = (*(f"{role}_token_id" for role in ("bos", "eos", "pad", "sep", "cls", "unk", "mask")), "tokenizer_class")
+_IDS = (*(f"{role}_token_id" for role in ("bos", "eos", "sep", "cls", "unk", "mask")), "tokenizer_class")
 _HABITS = ("problem_type", "finetuning_task", "task_specific_params", "gradient_checkpointing", "pruned_heads")
-COMMON = (
+_FOR_TEXT = "for the tokenizer and generation"
+COMMON_BUT_PAD = (  # for models in which the id of padding is more than a word for the tokenizer
     quiet(*_FILE, why="says which file this is"),
     quiet("dtype", "torch_dtype", why="the tensors say it themselves"),
     quiet(*_OUTPUTS, why="asks for outputs or memory, not for other numbers"),
     quiet("initializer_range", "initializer_factor", why="first weights, before training"),
-    quiet(*_IDS, why="for the tokenizer and generation"),
+    quiet(*_IDS, why=_FOR_TEXT),
     quiet(*_HABITS, why="habits around the model"),
 )
+COMMON = (*COMMON_BUT_PAD, quiet("pad_token_id", why=_FOR_TEXT))
+# where the id that an absent key means lies outside a small vocabulary, we write that there is none
+NO_PAD = Lens(("pad_token_id",), (), lambda config: {}, lambda hyper: {"pad_token_id": None}, _FOR_TEXT)
 
 
 def _labels(config: Mapping[str, Any]) -> dict[str, Any]:

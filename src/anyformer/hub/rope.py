@@ -12,6 +12,7 @@ from anyformer.hub.config import Lens
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
 
 NAMES = ("rope_parameters", "rope_theta", "rope_scaling")
+KINDS = ("full_attention", "sliding_attention")  # of layers
 _FROM = ("factor", "original_max_position_embeddings")
 TYPES = {
     "default": (),
@@ -46,6 +47,62 @@ def rope(theta: float = 10000.0) -> Lens:
         return {"rope_parameters": {"rope_theta": hyper.theta, **_words(hyper.scaling)}}
 
     return Lens(NAMES, ("theta", "scaling"), get, put)
+
+
+def two_ropes(far: tuple[str, float], near: tuple[str, float], stretches: bool) -> Lens:
+    """The entry for `theta` of the layers that see everything and `local_theta` of those that see a window:
+    `rope_parameters` has words for each kind of layer.
+
+    Args:
+        far, near: the older key of each theta, and what an absent one means.
+        stretches: also for `scaling` of the former; without it, any scaling is refused.
+    """
+    fields = ("theta", "local_theta", *(["scaling"] if stretches else []))
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        both = config.get("rope_parameters") or {}
+        if strange := {k: v for k, v in both.items() if k not in KINDS}:
+            raise ValueError(f"'rope_parameters' is for {KINDS[0]!r} and {KINDS[1]!r}; got {strange}")
+        wide = {**config, "rope_theta": config.get(far[0]), "rope_parameters": both.get(KINDS[0])}
+        local = {"rope_theta": config.get(near[0]), "rope_parameters": both.get(KINDS[1])}
+        found = [rope(far[1]).get(wide), rope(near[1]).get(local)]
+        for kind, scaling in zip(KINDS[stretches:], (f["scaling"] for f in found[stretches:]), strict=True):
+            if scaling is not None:
+                raise ValueError(f"'rope_parameters' or 'rope_scaling' stretches {kind!r} by {scaling}; unknown here")
+        values = {"theta": found[0]["theta"], "local_theta": found[1]["theta"], "scaling": found[0]["scaling"]}
+        return {name: values[name] for name in fields}
+
+    def put(hyper: Any) -> dict[str, Any]:
+        wide = {"rope_theta": hyper.theta, **_words(hyper.scaling if stretches else None)}
+        local = {"rope_theta": hyper.local_theta, **_words(None)}
+        return {"rope_parameters": dict(zip(KINDS, (wide, local), strict=True))}
+
+    names = dict.fromkeys(("rope_parameters", "rope_scaling", far[0], near[0]))
+    return Lens(tuple(names), fields, get, put)
+
+
+def layer_kinds(older: tuple[str, ...], usual: int, first: bool) -> Lens:
+    """The entry for `every`: one of so many layers sees everything, and the others a window.
+
+    Args:
+        older: older keys for the number. usual: what absent keys mean.
+        first: is it the first of so many, or the last?
+    """
+
+    def kinds(every: int, depth: int) -> list[str]:
+        return [KINDS[(i if first else i + 1) % every != 0] for i in range(depth)]
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        depth, said = config["num_hidden_layers"], config.get("layer_types")
+        every = next((config[n] for n in older if config.get(n)), usual)
+        if said not in (None, kinds(every, depth)):
+            places = [i for i, kind in enumerate(said) if kind == KINDS[0] and (i or not first)]
+            every = (places[0] if places else depth) + (not first)
+            if said != kinds(every, depth):
+                raise ValueError(f"config key 'layer_types' is {said!r}; here every n-th layer is a {KINDS[0]!r}")
+        return {"every": every}
+
+    return Lens(("layer_types", *older), ("every",), get, lambda c: {"layer_types": kinds(c.every, c.depth)})
 
 
 def _scaling(kind: str, p: Mapping[str, Any], context: int | None) -> Scaling | None:

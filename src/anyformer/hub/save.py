@@ -79,7 +79,7 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
         said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (not origin.get("config"))
         config.update(dict.fromkeys(said, str(next(iter(ours.values())).dtype)[6:]))  # what is stored, not what was
     if model.tokenizer is not None and not origin.get("config"):
-        config.update(model.tokenizer.ids())
+        config.update({name: ids for name, ids in model.tokenizer.ids().items() if config.get(name) is None})
     return dict(sorted(config.items())), tensors
 
 

@@ -21,7 +21,7 @@ from anyformer.core.skeletons import CausalLM
 from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
 from anyformer.hub.gguf_maps import PlusOne, decoder_config, decoder_rows
 from anyformer.hub.maps import Hub, flat, row, under
-from anyformer.hub.rope import NAMES, rope
+from anyformer.hub.rope import layer_kinds, two_ropes
 from anyformer.parts import Attention, Block, GatedMLP, Logits, OneRMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Linear, Scaling
 
@@ -99,41 +99,12 @@ def _gguf(c: Gemma3) -> list:
     return [replace(r, ops=(PlusOne(),)) if "norm" in r.ours[0] else r for r in flat([decoder_rows(), outer])]
 
 
-def _kinds(every: int, depth: int) -> list[str]:
-    return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(depth)]
-
-
-def _get_kinds(config: Mapping[str, Any]) -> dict[str, Any]:
-    depth, kinds = config["num_hidden_layers"], config.get("layer_types")
-    every = next((config[n] for n in _KINDS[1:] if config.get(n)), 6)
-    if kinds not in (None, _kinds(every, depth)):
-        every = kinds.index("full_attention") + 1 if "full_attention" in kinds else depth + 1
-        if kinds != _kinds(every, depth):
-            raise ValueError(f"config key 'layer_types' is {kinds!r}; here every n-th layer is a 'full_attention'")
-    return {"every": every}
-
-
-def _get_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    both, old = config.get("rope_parameters") or {}, config.get("rope_local_base_freq")
-    if strange := {k: v for k, v in both.items() if k not in ("full_attention", "sliding_attention")}:
-        raise ValueError(f"'rope_parameters' is for 'full_attention' and 'sliding_attention'; got {strange}")
-    near = rope().get({"rope_parameters": both.get("sliding_attention"), "rope_theta": old})
-    if near["scaling"] is not None:
-        raise ValueError(f"'rope_parameters' stretches 'sliding_attention' by {near['scaling']}; unknown here")
-    return {**rope(1e6).get({**config, "rope_parameters": both.get("full_attention")}), "local_theta": near["theta"]}
-
-
-def _put_rope(c: Gemma3) -> dict[str, Any]:
-    near = {"rope_theta": c.local_theta, "rope_type": "default"}
-    return {"rope_parameters": {"full_attention": rope().put(c)["rope_parameters"], "sliding_attention": near}}
-
-
 def _get_width(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config.get("head_dim", 256)
     return {"head_dim": None if width * config["num_attention_heads"] == config["hidden_size"] else width}
 
 
-_KINDS = ("layer_types", "sliding_window_pattern", "_sliding_window_pattern")
+_PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 HUBS = (
     Hub(
         "gemma3_text", architectures={"Gemma3ForCausalLM": {}}, weights=_weights, config=(
@@ -143,8 +114,8 @@ HUBS = (
             key("hidden_activation", "act", ACTS), key("attention_bias", "bias", default=False),
             Lens(("head_dim",), ("head_dim",), _get_width,
                  lambda c: {"head_dim": c.head_dim or c.dim // c.heads}),
-            Lens(_KINDS, ("every",), _get_kinds, lambda c: {"layer_types": _kinds(c.every, c.depth)}),
-            Lens((*NAMES, "rope_local_base_freq"), ("theta", "scaling", "local_theta"), _get_rope, _put_rope),
+            layer_kinds(_PATTERN, 6, first=False),
+            two_ropes(("rope_theta", 1e6), ("rope_local_base_freq", 1e4), stretches=True),
             key("tie_word_embeddings", "tied", default=True), must("use_bidirectional_attention", False),
             key("attention_dropout", "attention_dropout", default=0.0), must("final_logit_softcapping", None),
             must("attn_logit_softcapping", None), quiet("cache_implementation", why="how decoding keeps its state"),

@@ -3,13 +3,13 @@
 from anyformer.parts.attention import Attention
 from anyformer.parts.block import Block, deepnorm
 from anyformer.parts.compressive import CompressiveMemory
-from anyformer.parts.convolution import Convolution, ConvPositions
+from anyformer.parts.convolution import ConvPositions, Convolution
 from anyformer.parts.delta import GatedDelta
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.fourier import Fourier
 from anyformer.parts.grid import Axial, Rotary2D, Sines2D
-from anyformer.parts.heads import Classifier, First, Logits, MaskedLM, Pooler
+from anyformer.parts.heads import Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Through
 from anyformer.parts.linear import Favor, LinearAttention
 from anyformer.parts.lowrank import Linformer, Nystrom
 from anyformer.parts.masks import Causal, Full, Window
@@ -28,11 +28,10 @@ from anyformer.parts.ssm2 import Mamba2
 
 __all__ = [
     "MLP", "AdditivePool", "Alibi", "Attention", "Axial", "Block", "BlockWindow", "Causal", "Classifier",
-    "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dilated", "Distances", "Entry",
-    "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global",
-    "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2",
-    "MaskedLM", "MemoryTokens", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix",
-    "RMSNorm", "Random", "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence",
-    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Times", "Tokens", "TopK", "Window",
-    "deepnorm",
+    "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated", "Distances", "Entry",
+    "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "LayerNorm",
+    "LayerScale", "Learned", "LinearAttention", "Linformer", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean",
+    "MemoryTokens", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "RMSNorm", "Random",
+    "Relative", "RelativeBias", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal",
+    "SoftCap", "Span", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK", "Window", "deepnorm",
 ]  # fmt: skip

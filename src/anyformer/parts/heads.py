@@ -81,6 +81,18 @@ class First(Part):
         return x[torch.arange(x.shape[0], device=x.device), first]
 
 
+class Mean(Part):
+    """The sequence's vector is the mean of its real tokens'; 0 where there are none. Shape: (B, T, D) -> (B, D)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if flow.keep is None:
+            return x.mean(1)
+        return flow.clear(x).sum(1) / flow.keep.sum(1, keepdim=True).clamp(min=1)
+
+
 class Pooler(First):
     """pooled = act(dense(first token)) (BERT). Shape: (B, T, D) -> (B, D)."""
 
@@ -107,3 +119,25 @@ class Classifier(Part):
                 "Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True"
             )
         return self.proj(drop(self, source))
+
+
+class Dense(Part):
+    """norm(act(dense(x))): what ModernBERT's heads read. Shape: (..., D) -> same."""
+
+    def __init__(self, dim: int, norm: Recipe, act: str = "gelu", bias: bool = False):
+        super().__init__()
+        self.dense, self.norm, self.act = nn.Linear(dim, dim, bias), norm.build(dim), activation("Dense", act)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.norm(self.act(self.dense(x)))
+
+
+class Through(Part):
+    """A head or a pool in two steps: then(first(x)). Shape: that of `then`, behind that of `first`."""
+
+    def __init__(self, dim: int, first: Recipe, then: Recipe):
+        super().__init__()
+        self.first, self.then = first.build(dim), then.build(dim)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.then(self.first(x, flow), flow)

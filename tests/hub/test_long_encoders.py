@@ -1,0 +1,91 @@
+"""Encoders for long texts: configs as they were published, and texts far beyond what the contract draws."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import anyformer as af
+from anyformer.contract.oracle import Oracle, meet
+from anyformer.contract.probe import close, draw
+from anyformer.contract.subjects import Subject, hubs
+from anyformer.hub import config as tables
+from anyformer.hub.tokenizer import Tokenizer
+
+MODERNBERT = {  # answerdotai/ModernBERT-base, 2024: the keys of its day
+    "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": False, "classifier_dropout": 0.0,
+    "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": True, "deterministic_flash_attn": False,
+    "embedding_dropout": 0.0, "eos_token_id": 50282, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+    "gradient_checkpointing": False, "hidden_activation": "gelu", "hidden_size": 768,
+    "initializer_cutoff_factor": 2.0, "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05,
+    "local_attention": 128, "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": False,
+    "mlp_dropout": 0.0, "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05, "num_attention_heads": 12,
+    "num_hidden_layers": 22, "pad_token_id": 50283, "position_embedding_type": "absolute", "sep_token_id": 50282,
+    "tie_word_embeddings": True, "torch_dtype": "float32", "transformers_version": "4.47.0.dev0", "vocab_size": 50368,
+}  # fmt: skip
+
+
+def read(page: str, config: dict[str, Any]) -> Any:
+    """The hyperparameters that a config file means."""
+    hub = af.page(page).module.HUBS[0]
+    fixed = hub.architectures[config["architectures"][0]]
+    return tables.read(hub.config, config, af.page(page).config, fixed)[0]
+
+
+def side(page: str, **changes: Any) -> tuple[Subject, Oracle]:
+    """A page at `tiny` with changes, and the same in transformers, loaded from one folder."""
+    config = af.page(page).at("tiny", **changes)
+    subject = Subject(f"{page}/{changes}", af.page(page).recipe(config), page, config)
+    return subject, meet(subject, hubs(subject)[0])
+
+
+def same_as_theirs(page: str, length: int, **changes: Any) -> dict[str, Tensor]:
+    """Compares all outputs for one padded batch of that length with those of transformers, and returns them."""
+    subject, oracle = side(page, **changes)
+    batch = draw(subject, random.Random(1), [length, length // 2], "right")
+    with torch.no_grad():
+        theirs, ours = oracle.run(batch), {"logits": oracle.ours(**batch.inputs).logits}
+    (name,) = (n for n in theirs if n.startswith("heads."))
+    for i in range(2):
+        close(batch.real("hidden", ours["logits"], i), batch.real("hidden", theirs[name], i), f"{page}, row {i}")
+    return ours
+
+
+def test_modernbert_as_published() -> None:
+    assert read("modernbert", MODERNBERT) == af.page("modernbert").at("base", pool="mean")
+    new = {k: v for k, v in MODERNBERT.items() if not k.startswith("global_") and k != "local_rope_theta"}
+    kinds = ["sliding_attention" if i % 3 else "full_attention" for i in range(22)]
+    rope = {"full_attention": {"rope_theta": 160000.0, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}  # fmt: skip
+    assert read("modernbert", {**new, "layer_types": kinds, "rope_parameters": rope}) == read("modernbert", MODERNBERT)
+
+
+def test_modernbert_refuses_what_its_page_cannot_do() -> None:
+    kinds = ["sliding_attention"] * 21 + ["full_attention"]
+    with pytest.raises(ValueError, match="layer_types"):
+        read("modernbert", {**MODERNBERT, "layer_types": kinds})
+    with pytest.raises(ValueError, match="stretches 'full_attention'"):
+        read("modernbert", {**MODERNBERT, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+    far = {"full_attention": {"rope_theta": 1.0, "rope_type": "linear", "factor": 2.0}}
+    with pytest.raises(ValueError, match="stretches 'full_attention'"):
+        read("modernbert", {**MODERNBERT, "rope_parameters": far})
+
+
+def test_modernbert_in_long_texts() -> None:
+    same_as_theirs("modernbert", 700, context=700, window=16)  # so long that windows are worked in chunks
+
+
+def test_the_tokenizer_says_what_padding_is(tmp_path: Path) -> None:
+    model = af.build("modernbert", "tiny", vocab=300)
+    model.save(tmp_path / "without")
+    assert af.load(tmp_path / "without").origin["config"]["pad_token_id"] is None
+    model.tokenizer = Tokenizer.bytes_level()
+    model.save(tmp_path / "with")
+    ids = model.tokenizer.ids()
+    assert {k: af.load(tmp_path / "with").origin["config"][k] for k in ids} == ids and ids["pad_token_id"] is not None
