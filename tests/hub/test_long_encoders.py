@@ -89,3 +89,39 @@ def test_the_tokenizer_says_what_padding_is(tmp_path: Path) -> None:
     model.save(tmp_path / "with")
     ids = model.tokenizer.ids()
     assert {k: af.load(tmp_path / "with").origin["config"][k] for k in ids} == ids and ids["pad_token_id"] is not None
+
+
+LONGFORMER = {  # allenai/longformer-base-4096, 2020
+    "attention_mode": "longformer", "attention_probs_dropout_prob": 0.1, "attention_window": [512] * 12,
+    "bos_token_id": 0, "eos_token_id": 2, "gradient_checkpointing": False, "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1, "hidden_size": 768, "ignore_attention_mask": False, "initializer_range": 0.02,
+    "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 4098, "model_type": "longformer",
+    "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1, "sep_token_id": 2, "type_vocab_size": 1,
+    "vocab_size": 50265, "architectures": ["LongformerModel"],
+}  # fmt: skip
+
+
+def test_longformer_as_published() -> None:
+    found = read("longformer", LONGFORMER)
+    assert found == af.page("longformer").at("base", dropout=0.1, attention_dropout=0.1)
+    assert read("longformer", {**LONGFORMER, "attention_window": [32, 64] * 6}).window == (32, 64) * 6
+    assert read("longformer", {**LONGFORMER, "attention_dilation": [1] * 12}) == found
+    with pytest.raises(ValueError, match="attention_dilation"):
+        read("longformer", {**LONGFORMER, "attention_dilation": [1] * 11 + [2]})
+
+
+@pytest.mark.parametrize("window", [6, (64, 16)])
+def test_longformer_in_long_texts(window: Any) -> None:
+    same_as_theirs("longformer", 700, places=702, window=window)  # so long that windows are worked in chunks
+
+
+def test_longformer_as_a_user_calls_it() -> None:
+    """Neither places nor global tokens are given: for classes the first token is global, on both sides."""
+    ids = torch.randint(3, 128, (2, 13), generator=torch.Generator().manual_seed(0))  # 1 is padding, by its id
+    for task in ("masked", "classify"):
+        _, oracle = side("longformer", task=task, window=4)
+        with torch.no_grad():
+            close(oracle.ours(ids).logits, oracle.theirs(ids).logits, task)
+            first = torch.zeros_like(ids).index_fill(1, torch.tensor([0]), 1)
+            named = oracle.ours(ids, global_attention_mask=first).logits
+        assert torch.equal(named, oracle.ours(ids).logits) == (task == "classify")

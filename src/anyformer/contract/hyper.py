@@ -26,6 +26,7 @@ from anyformer.parts.linear import FEATURES
 # Options whose value must not change any number, with what they change instead and where that is checked.
 NO_NUMBER = {
     ("Attention", "kernel"): "how attention is computed; that all kernels agree is item 9",
+    ("GlobalAttention", "kernel"): "as that of Attention",
     ("Mamba", "chunk"): "how the recurrence is computed; that it does not matter is item 10",
     ("Mamba2", "chunk"): "as that of Mamba",
     ("LinearAttention", "chunk"): "as that of Mamba",
@@ -204,7 +205,7 @@ def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
     rng = random.Random(7)
     long = draw(subject, rng, [min(subject.limit or LONG, LONG)])
     padded = draw(subject, rng, [9, 5], "left")
-    results = [result(model.eval(), long), result(model, draw(subject, rng, [5])), result(model, padded)]
+    results = [result(model.eval(), long), result(model, draw(subject, rng, [5]).plain()), result(model, padded)]
     return shapes, [*results, result(model.train(), long)]
 
 

@@ -137,7 +137,9 @@ def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
     limit = LONG if subject.limit is None else subject.limit
     for length in sorted({1, 2, *edges, min(limit, LONG)}):
         if 0 < length <= limit:
-            worst = max(worst, compare(side, draw(subject, rng, [length]), f"{length} tokens"))
+            batch = draw(subject, rng, [length])
+            for given in (batch, *([batch.plain()] if "global_attention_mask" in batch.inputs else [])):
+                worst = max(worst, compare(side, given, f"{length} tokens"))
     return worst
 
 

@@ -65,8 +65,10 @@ class Oracle:
         """Their own output."""
         takes = inspect.signature(self.theirs.forward).parameters
         inputs = dict(batch.inputs)
-        if "position_ids" in takes and batch.keep is not None:  # places count real tokens
-            inputs["position_ids"] = (batch.keep.long().cumsum(1) - 1).clamp(min=0)
+        offset = getattr(getattr(self.ours.embed, "positions", None), "offset", 0)
+        if "position_ids" in takes and (batch.keep is not None or offset):  # places count real tokens, by the mask
+            keep = torch.ones_like(inputs["input_ids"]) if batch.keep is None else batch.keep.long()
+            inputs["position_ids"] = (keep.cumsum(1) - 1).clamp(min=0) + offset
         if "interpolate_pos_encoding" in takes:
             inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]
         if "use_cache" in takes:

@@ -5,6 +5,7 @@ B batch, T time, D width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from anyformer.core.skeletons import Output
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
 scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # are the weights real?
+WIDE = 0.2  # of the tokens, where a model takes global ones
 RTOL, ATOL = 1.3e-6, 1e-5  # torch.testing.assert_close's own for float32
 
 
@@ -72,7 +74,7 @@ class Batch:
         """Row `i` on its own, without padding."""
         alone = {}
         for name, value in self.inputs.items():
-            if name.endswith("attention_mask"):
+            if name in ("attention_mask", "decoder_attention_mask"):
                 continue
             keep = self.source if self.source is not None and name == "input_ids" else self.keep
             alone[name] = value[i][None] if keep is None else value[i][keep[i]][None]
@@ -87,6 +89,10 @@ class Batch:
     def with_(self, **inputs: Tensor) -> Batch:
         """The same with other inputs."""
         return replace(self, inputs={**self.inputs, **inputs})
+
+    def plain(self) -> Batch:
+        """The same from a caller who names no global tokens."""
+        return replace(self, inputs={n: v for n, v in self.inputs.items() if n != "global_attention_mask"})
 
     def real(self, name: str, value: Tensor, i: int) -> Tensor:
         """Row `i` of the output `name`, at real places only; an auxiliary loss has no rows."""
@@ -129,6 +135,10 @@ def draw(
         inputs["token_type_ids"] = torch.randint(
             0, embed.types.num_embeddings, inputs["input_ids"].shape, generator=noise
         )
+    if "global_attention_mask" in inspect.signature(subject.model.forward).parameters:
+        wide = torch.rand(inputs["input_ids"].shape, generator=noise) < WIDE
+        wide[0, -1 if keep is None else int(keep[0].nonzero().max())] = True  # so that one there is
+        inputs["global_attention_mask"] = wide.long()
     if keep is not None:
         inputs["attention_mask"] = keep.long()
     return Batch(inputs, keep)

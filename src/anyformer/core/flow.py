@@ -131,6 +131,7 @@ class Flow:
     memory: Tensor | None = None  # (B, S', D) for cross-attention
     memory_keep: Tensor | None = None  # (B, S')
     types: Tensor | None = None  # (B, T) segment of each token
+    wide: Tensor | None = None  # (B, T) True = sees all of its text and is seen by all of it, whatever the mask
     state: State | None = None
     taps: Taps | None = None
     bias: nn.Module | None = None  # relative bias that a stack owns: bias(queries, keys) -> (H, T, S)

@@ -94,14 +94,14 @@ class Mean(Part):
 
 
 class Pooler(First):
-    """pooled = act(dense(first token)) (BERT). Shape: (B, T, D) -> (B, D)."""
+    """pooled = act(dense(first token)) (BERT), with dropout before (RoBERTa's classes). Shape: (B, T, D) -> (B, D)."""
 
-    def __init__(self, dim: int, act: str = "tanh"):
+    def __init__(self, dim: int, act: str = "tanh", dropout: float = 0.0):
         super().__init__(dim)
-        self.dense, self.act = nn.Linear(dim, dim), activation("Pooler", act)
+        self.dense, self.act, self.dropout = nn.Linear(dim, dim), activation("Pooler", act), dropout
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.act(self.dense(super().forward(x, flow)))
+        return self.act(self.dense(drop(self, super().forward(x, flow))))
 
 
 class Classifier(Part):

@@ -1,0 +1,135 @@
+"""Longformer (Beltagy et al., 2020; arXiv:2004.05150). An encoder for long texts: a window, and a few global tokens.
+
+Differs from BERT by: a token sees its neighbours and the global tokens, which `global_attention_mask` names; these see
+everything, by a second q, k and v. Attention then costs as much as the text is long. As in RoBERTa, from which its
+weights were trained, places are counted from the id of padding + 1, and there is one segment.
+
+```
+ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ─┐
+                                              └────────────┘                └────────────┘                             │
+        attention: window / 2 on each side, and ◆      classes ── tanh ── dense ── first token ──┬── masked tokens ────┘
+```
+Dilated windows, which the published models do not have: `recipe.but({"blocks.*.mixer.mask": Dilated(2, 64, 64)})`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anyformer.core.recipe import Recipe
+from anyformer.hub.config import ACTS, CLASSES, COMMON_BUT_PAD, ONE_VALUE, Lens, key, keys, must, quiet
+from anyformer.hub.maps import Hub, row, under
+from anyformer.parts import MLP, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens, Window
+from anyformer.parts.globals import GlobalAttention, GlobalEncoder
+
+
+@dataclass(frozen=True)
+class Longformer:
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    vocab: int = 50265
+    places: int = 4098  # rows of the table of places, of which pad + 1 are not used
+    pad: int = 1
+    types: int = 1
+    window: int | tuple[int, ...] = 512  # tokens that one sees, half on each side; of all layers, or each
+    act: str = "gelu"
+    eps: float = 1e-5
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    task: str = "masked"  # masked, classify (the first token is global by default), tag, none
+    classes: int = 2
+
+
+SIZES = {
+    "tiny": Longformer(dim=32, depth=2, heads=4, hidden=64, vocab=128, places=66, window=6),
+    "mini": Longformer(dim=192, depth=4, heads=4, hidden=768, vocab=1024, places=1026, window=64),
+    "base": Longformer(task="none"),
+    "large": Longformer(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
+}
+PARAMETERS = {"base": 148_659_456, "large": 434_600_960}
+CASES = {
+    "classify": {"task": "classify", "classes": 5, "window": (4, 8), "act": "relu"},
+    "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3, "window": 4, "types": 2},
+    "none": {"task": "none", "pad": 0, "vocab": 101, "window": (12, 4), "eps": 1e-3},
+}
+
+
+def longformer(c: Longformer) -> Recipe:
+    norm, windows = LayerNorm.of(eps=c.eps), c.window if isinstance(c.window, tuple) else (c.window,) * c.depth
+    if len(windows) != c.depth or any(w % 2 or w < 2 for w in windows):
+        raise ValueError(f"window is an even number, or one for each of {c.depth} layers; got {c.window}")
+    mixer = GlobalAttention.of(heads=c.heads, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
+    blocks = [block.but({"mixer.mask": Window(w // 2, w // 2)}) for w in windows]
+    context = c.places - c.pad - 1
+    places = Learned.of(context=context, offset=c.pad + 1)
+    embed = Tokens.of(vocab=c.vocab, positions=places, types=c.types, norm=norm, dropout=c.dropout)
+    classes = {"classes": Classifier.of(classes=c.classes, dropout=c.dropout, each=c.task == "tag")}
+    heads = {"masked": {"mlm": MaskedLM.of(vocab=c.vocab, norm=norm)}, "none": {}}.get(c.task, classes)
+    pool = {"classify": Pooler.of(dropout=c.dropout), "none": Pooler.of()}.get(c.task)
+    return GlobalEncoder.of(c.dim, embed, blocks, pool, heads, context, first=c.task == "classify")
+
+
+def _weights(c: Longformer) -> list:
+    inner = {"query": "q", "key": "k", "value": "v"}
+    return [
+        under(
+            "longformer.embeddings", "embed",
+            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
+            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
+        ),
+        under(
+            "longformer.encoder.layer.{i}", "blocks.{i}",
+            under("attention.self", "mixer", *(row(theirs, ours) for theirs, ours in inner.items())),
+            under("attention.self", "mixer.wide", *(row(f"{theirs}_global", ours) for theirs, ours in inner.items())),
+            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
+            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
+        ),
+        under("lm_head", "heads.mlm", row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
+        row("lm_head.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
+        row("lm_head.decoder.bias", (), tied="heads.mlm.bias"),
+        *([row("classifier", "heads.classes.proj"), row("longformer.pooler.dense", "pool.dense")]
+          if c.task != "classify" else
+          [under("classifier", "", row("dense", "pool.dense"), row("out_proj", "heads.classes.proj"))]),
+    ]  # fmt: skip
+
+
+def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = config.get("attention_window", 512)
+    found = [found] * config["num_hidden_layers"] if isinstance(found, int) else found
+    return {"window": found[0] if len(set(found)) == 1 else tuple(found)}
+
+
+def _put_window(c: Longformer) -> dict[str, Any]:
+    return {"attention_window": list(c.window) if isinstance(c.window, tuple) else [c.window] * c.depth}
+
+
+def _no_gaps(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = config.get("attention_dilation")
+    if found is not None and any(d != 1 for d in (found if isinstance(found, list) else [found])):
+        raise ValueError(f"config key 'attention_dilation' is {found!r}; transformers ignores it, and has 1 only")
+    return {}
+
+
+HUBS = (
+    Hub(
+        "longformer", base="longformer.", bare=("LongformerModel",), weights=_weights,
+        architectures={
+            "LongformerForMaskedLM": {"task": "masked"}, "LongformerForSequenceClassification": {"task": "classify"},
+            "LongformerForTokenClassification": {"task": "tag"}, "LongformerModel": {"task": "none"},
+        },
+        ignore={"longformer.embeddings.position_ids": "0, 1, 2, …"},
+        config=(
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
+            *keys(intermediate_size="hidden", max_position_embeddings="places", type_vocab_size="types"),
+            Lens(("attention_window",), ("window",), _get_window, _put_window), key("hidden_act", "act", ACTS),
+            key("pad_token_id", "pad", default=1), key("layer_norm_eps", "eps", default=1e-12), CLASSES,
+            key("hidden_dropout_prob", "dropout", default=0.1), must("tie_word_embeddings", True),
+            key("attention_probs_dropout_prob", "attention_dropout", default=0.1), *COMMON_BUT_PAD,
+            Lens(("attention_dilation",), (), _no_gaps, lambda c: {}, ONE_VALUE),
+            quiet("onnx_export", "attention_mode", "ignore_attention_mask", why="how, not what"),
+        ),
+    ),
+)  # fmt: skip
