@@ -15,6 +15,7 @@ from anyformer.contract.oracle import Oracle, meet
 from anyformer.contract.probe import close, draw
 from anyformer.contract.subjects import Subject, hubs
 from anyformer.hub import config as tables
+from anyformer.hub.files import open_weights
 from anyformer.hub.tokenizer import Tokenizer
 
 MODERNBERT = {  # answerdotai/ModernBERT-base, 2024: the keys of its day
@@ -125,3 +126,38 @@ def test_longformer_as_a_user_calls_it() -> None:
             first = torch.zeros_like(ids).index_fill(1, torch.tensor([0]), 1)
             named = oracle.ours(ids, global_attention_mask=first).logits
         assert torch.equal(named, oracle.ours(ids).logits) == (task == "classify")
+
+
+BIGBIRD = {  # google/bigbird-roberta-base, 2021
+    "architectures": ["BigBirdForPreTraining"], "attention_probs_dropout_prob": 0.1, "attention_type": "block_sparse",
+    "block_size": 64, "bos_token_id": 1, "eos_token_id": 2, "gradient_checkpointing": False, "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12, "max_position_embeddings": 4096, "model_type": "big_bird", "num_attention_heads": 12,
+    "num_hidden_layers": 12, "num_random_blocks": 3, "pad_token_id": 0, "position_embedding_type": "absolute",
+    "rescale_embeddings": False, "sep_token_id": 66, "transformers_version": "4.6.0.dev0", "type_vocab_size": 2,
+    "use_bias": True, "use_cache": True, "vocab_size": 50358,
+}  # fmt: skip
+
+
+def test_bigbird_as_published() -> None:
+    expected = af.page("bigbird").at("base", task="pretraining", dropout=0.1, attention_dropout=0.1)
+    assert read("bigbird", BIGBIRD) == expected
+
+
+def test_bigbird_in_training_on_a_text_of_1024_tokens() -> None:
+    """The random blocks of each layer and head are theirs, also where they are drawn in the older way."""
+    _, oracle = side("bigbird", task="masked", context=2048, block=64, random=3, depth=3)
+    ids = torch.randint(128, (1, 1024), generator=torch.Generator().manual_seed(0))
+    evaluated = oracle.ours(ids).logits
+    close(evaluated, oracle.theirs(ids).logits, "evaluation")
+    trained = oracle.ours.train()(ids).logits
+    close(trained, oracle.theirs.train()(ids).logits, "training")
+    assert not torch.allclose(evaluated, trained, atol=1e-3), "no blocks were drawn"
+
+
+def test_the_pooler_that_nobody_reads_comes_back(tmp_path: Path) -> None:
+    _, oracle = side("bigbird", task="masked")
+    oracle.ours.save(tmp_path)
+    theirs, again = (open_weights(folder) for folder in (oracle.folder, tmp_path))
+    assert torch.equal(theirs.get("bert.pooler.weight"), again.get("bert.pooler.weight"))
+    assert "heads.mlm.first.weight" not in dict(oracle.ours.named_parameters()), "it would be trained"

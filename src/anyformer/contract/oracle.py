@@ -28,6 +28,7 @@ from anyformer.core.skeletons import Blocks
 from anyformer.hub.files import open_weights
 from anyformer.hub.maps import Hub, links
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
+from anyformer.parts.blocksparse import BlockSparse
 
 # Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
 # without padding, which is what ours promises (contract, item 6).
@@ -38,6 +39,7 @@ DEVIATIONS = {
     "transformers counts the padding, and takes no position_ids",
     "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
     "capacity": "padding takes no place at an expert; in transformers padding on the left does",
+    "blocks": "block-sparse attention lays each row out by its real tokens; transformers the batch, padding included",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
 }
@@ -59,10 +61,16 @@ class Oracle:
     def run(self, batch: Batch) -> dict[str, Tensor]:
         """What theirs makes of a batch, under our names for the outputs, with hidden states (see `trace`)."""
         with torch.no_grad():
-            return self.named(self.call(batch))
+            found = self.named(self.call(batch))
+        if "input_ids" in batch.inputs:  # some list the stream with the padding that they have added themselves
+            T = batch.inputs["input_ids"].shape[1]
+            found = {n: v[:, :T] if n.isdigit() else v for n, v in found.items()}
+        return found
 
     def call(self, batch: Batch) -> Any:
         """Their own output."""
+        if restore := getattr(self.theirs.base_model, "set_attention_type", None):
+            restore(self.theirs.config.attention_type)  # a short text has switched it to full attention, for good
         takes = inspect.signature(self.theirs.forward).parameters
         inputs = dict(batch.inputs)
         offset = getattr(getattr(self.ours.embed, "positions", None), "offset", 0)
@@ -280,6 +288,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "by length"
     if side != "right" and any(p.part is TopK and p.capacity for p in parts):
         return "capacity"
+    if (side != "right" or len(set(lengths)) > 1) and any(p.part is BlockSparse for p in parts):
+        return "blocks"
     if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None

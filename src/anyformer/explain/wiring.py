@@ -13,6 +13,7 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe, signature
 from anyformer.explain.draw import PAPER, plotting
+from anyformer.parts.block import Block
 from anyformer.parts.masks import Causal, Full, Mask, View
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
@@ -177,7 +178,7 @@ def _ranges(places: list[int]) -> str:
 
 def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where: str, shared: list[str]) -> float:
     name = recipe.part.__name__
-    if name != "Block":
+    if not issubclass(recipe.part, Block):
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
     return _block(canvas, x, y, recipe, where, shared)
 
@@ -188,13 +189,13 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
 
     top, known = y, {*BRANCHES, "norm", "wiring"}
     more = [line for text in [*_lines(block, known), *shared] for line in textwrap.wrap(text, SIGNS + 8)]
-    for line in [*textwrap.wrap(f"{where} Block, {block.wiring}", SIGNS), *more]:
+    for line in [*textwrap.wrap(f"{where} {block.part.__name__}, {_wiring(block)}", SIGNS), *more]:
         size, colour = (7, FAINT) if line in more else (9, INK)
         canvas.axes.text(x - WIDE / 2 - 0.3, y + 0.16, line, fontsize=size, color=colour, va="center")
         y += LINE
     y += 0.15
     branches = [name for name in BRANCHES if block.options.get(name) is not None]
-    if block.wiring == "parallel":
+    if _wiring(block) == "parallel":
         y, left, right = _parallel(canvas, x, y, block, branches)
     else:
         left, right = x - WIDE / 2 - 0.45, x + WIDE / 2 + 0.3
@@ -209,13 +210,18 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
     return canvas.reach(right, y + 0.12)
 
 
+def _wiring(block: Recipe) -> str:
+    """Its wiring; that of `Block` where a page's own kind of block has no choice."""
+    return block.options.get("wiring", signature(Block)["wiring"])
+
+
 def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> float:
     """One residual branch; the stream passes it on the left."""
     order = {"pre": ["norm", name, "+"], "post": [name, "+", "norm"], "sandwich": ["norm", name, "norm", "+"]}
     begin, side = y + 0.05, x - WIDE / 2 - 0.25
     canvas.path([(x, y), (x, y + GAP)])
     y += 0.05
-    for step in order[block.wiring]:
+    for step in order[_wiring(block)]:
         canvas.path([(x, y), (x, y + GAP)], arrow=True)
         y += GAP
         if step == "+":

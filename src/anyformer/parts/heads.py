@@ -141,3 +141,18 @@ class Through(Part):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         return self.then(self.first(x, flow), flow)
+
+
+class Unread(Part):
+    """A dense layer that files hold and their reference code never reads: kept, written back, not trained; x passes.
+
+    Shape: any -> same.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(dim, dim))
+        self.register_buffer("bias", torch.zeros(dim))
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return x

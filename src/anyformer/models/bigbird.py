@@ -1,0 +1,148 @@
+"""BigBird (Zaheer et al., 2020; arXiv:2007.14062). BERT for long texts: attention between a few blocks of tokens.
+
+Differs from BERT by: a block of tokens sees itself, its neighbours, the first and the last block of the text, and a
+few blocks drawn at random (short texts see all of themselves); GELU is the tanh form; classes are read by a dense layer
+of their own, and the heads for tokens carry a pooler that nobody reads.
+
+```
+ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ─┐
+                                              └────────────┘                └────────────┘                             │
+   blocks:  ends │ neighbours │ random         next sentence | classes ── dense ── first token ──┬── masked tokens ────┘
+```
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from anyformer.core.part import check_option, drop
+from anyformer.core.recipe import Recipe
+from anyformer.core.skeletons import Encoder
+from anyformer.hub.config import ACTS, CLASSES, COMMON, key, keys, must
+from anyformer.hub.maps import Hub, row, under
+from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
+from anyformer.parts.blocksparse import BlockSparse
+from anyformer.parts.heads import Through, Unread
+
+
+@dataclass(frozen=True)
+class BigBird:
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    vocab: int = 50358
+    context: int = 4096
+    types: int = 2
+    attention: str = "block_sparse"  # or original_full
+    block: int = 64  # tokens of a block
+    random: int = 3  # blocks that each one draws
+    bias: bool = True  # of q, k and v
+    scaled: bool = False  # are token vectors multiplied by sqrt(dim)?
+    act: str = "gelu_tanh"
+    eps: float = 1e-12
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    classifier_dropout: float | None = None  # as `dropout`
+    task: str = "pretraining"  # pretraining, masked, classify, tag (a class for each token), none
+    classes: int = 2
+
+
+_tiny = BigBird(dim=32, depth=2, heads=4, hidden=64, vocab=128, context=64, block=1, random=1)
+SIZES = {
+    "tiny": _tiny,
+    "mini": replace(_tiny, dim=192, depth=4, hidden=768, vocab=1024, context=1024, block=16, random=2, task="masked"),
+    "base": BigBird(task="none"),
+    "large": BigBird(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
+}
+PARAMETERS = {"base": 127_468_800, "large": 359_123_968}
+CASES = {
+    "masked": {"task": "masked", "block": 2, "random": 2, "act": "relu"},
+    "classify": {"task": "classify", "classes": 5, "block": 3, "context": 63, "bias": False, "scaled": True},
+    "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3, "classifier_dropout": 0.0},
+    "full": {"task": "none", "attention": "original_full", "types": 1, "vocab": 101},
+    "short": {"task": "none", "block": 10},
+}
+
+
+class DropNorm(LayerNorm):
+    """A norm with dropout before it. Shape: (..., D)."""
+
+    def __init__(self, dim: int, eps: float, dropout: float):
+        super().__init__(dim, eps)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(drop(self, x))
+
+
+def bigbird(c: BigBird) -> Recipe:
+    check_option("bigbird", "attention", c.attention, ("block_sparse", "original_full"))
+    norm, last = LayerNorm.of(eps=c.eps), c.dropout if c.classifier_dropout is None else c.classifier_dropout
+    full = Attention.of(heads=c.heads, bias=c.bias, out_bias=True, dropout=c.attention_dropout)
+    near = BlockSparse.of(
+        heads=c.heads, size=c.block, random=c.random, planned=c.context, bias=c.bias, dropout=c.attention_dropout
+    )
+    mixers = [full if c.attention == "original_full" else near.but(seed=i) for i in range(c.depth)]
+    ffn = MLP.of(hidden=c.hidden, act=c.act)
+    blocks = [Block.of(mixer=m, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout) for m in mixers]
+    embed = Tokens.of(
+        vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, scale=c.dim**0.5 if c.scaled else 1.0,
+        norm=DropNorm.of(eps=c.eps, dropout=c.dropout),
+    )  # fmt: skip
+    mlm, beside = MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act), Unread.of()
+    classes = Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag")
+    heads: dict[str, dict[str, Recipe]] = {
+        "pretraining": {"mlm": mlm, "nsp": Classifier.of(classes=2)}, "masked": {"mlm": Through.of(beside, mlm)},
+        "classify": {"classes": classes}, "tag": {"classes": Through.of(beside, classes)}, "none": {},
+    }  # fmt: skip
+    pools = {"masked": None, "tag": None, "classify": Through.of(beside, Pooler.of(act=c.act, dropout=last))}
+    return Encoder.of(c.dim, embed, blocks, None, pools.get(c.task, Pooler.of()), heads[c.task], c.context)
+
+
+def _weights(c: BigBird) -> list:
+    mlm = "heads.mlm.then" if c.task == "masked" else "heads.mlm"
+    unread = {"masked": "heads.mlm.first", "classify": "pool.first", "tag": "heads.classes.first"}
+    classes = row("classifier", "heads.classes.then.proj")
+    if c.task == "classify":
+        classes = under("classifier", "", row("dense", "pool.then.dense"), row("out_proj", "heads.classes.proj"))
+    return [
+        under(
+            "bert.embeddings", "embed",
+            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
+            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
+        ),
+        under(
+            "bert.encoder.layer.{i}", "blocks.{i}",
+            under("attention.self", "mixer", row("query", "q"), row("key", "k"), row("value", "v")),
+            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
+            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
+        ),
+        row("bert.pooler", unread.get(c.task, "pool.dense")), classes,
+        under("cls.predictions.transform", mlm, row("dense", "dense"), row("LayerNorm", "norm")),
+        row("cls.predictions.bias", f"{mlm}.bias"), row("cls.predictions.decoder.bias", (), tied=f"{mlm}.bias"),
+        row("cls.predictions.decoder.weight", f"{mlm}.proj.weight", tied="embed.tokens.weight"),
+        row("cls.seq_relationship", "heads.nsp.proj"),
+    ]  # fmt: skip
+
+
+HUBS = (
+    Hub(
+        "big_bird", base="bert.", bare=("BigBirdModel",), weights=_weights,
+        architectures={
+            "BigBirdForPreTraining": {"task": "pretraining"}, "BigBirdForMaskedLM": {"task": "masked"},
+            "BigBirdForSequenceClassification": {"task": "classify"},
+            "BigBirdForTokenClassification": {"task": "tag"}, "BigBirdModel": {"task": "none"},
+        },
+        ignore={"bert.embeddings.position_ids": "0, 1, 2, …"},
+        config=(
+            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
+            *keys(intermediate_size="hidden", max_position_embeddings="context", type_vocab_size="types"),
+            *keys(attention_type="attention", block_size="block", num_random_blocks="random", use_bias="bias"),
+            *keys(rescale_embeddings="scaled", layer_norm_eps="eps", hidden_dropout_prob="dropout"), CLASSES, *COMMON,
+            *keys(attention_probs_dropout_prob="attention_dropout"), must("add_cross_attention", False),
+            key("hidden_act", "act", ACTS), key("classifier_dropout", "classifier_dropout", default=None),
+            must("is_decoder", False), must("tie_word_embeddings", True), must("position_embedding_type", "absolute"),
+        ),
+    ),
+)  # fmt: skip
