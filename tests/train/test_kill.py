@@ -155,7 +155,7 @@ def test_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path):
 
 # ------------------------------------------------------------------------------------------ through the command
 
-TRAIN = ["--data=pydoc", "--size=tiny", "--tokenizer=bytes", "--context=16", "--batch=2", "--eval_every=0"]
+TRAIN = ["--size=tiny", "--tokenizer=bytes", "--context=16", "--batch=2", "--eval_every=0"]
 FULL = """
 mkdir "$1" && mount -t tmpfs -o size=2500k tmpfs "$1" || { echo no mount; exit 0; }
 shift
@@ -164,8 +164,15 @@ mount -o remount,size=50m "$(dirname "$0")"/disk && "$@" --resume=true; echo "an
 """
 
 
+def training(folder, out, *options):
+    """`anyformer train` on a short text."""
+    (folder / "book.txt").write_text("All that glitters is not gold. Often have you heard that told.\n" * 60)
+    data = ["--data", str(folder / "book.txt"), "--cache", str(folder / "tokens"), "--out", str(out)]
+    return [sys.executable, "-m", "anyformer", "train", *TRAIN, *data, *options]
+
+
 def test_the_command_ends_well_on_sigterm_and_goes_on(tmp_path):
-    command = [sys.executable, "-m", "anyformer", "train", *TRAIN, f"--out={tmp_path / 'run'}", "--save_every=0"]
+    command = training(tmp_path, tmp_path / "run", "--save_every=0")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*command, "--steps=100000"], env=ENVIRONMENT, **pipes)
     log = tmp_path / "run/log.jsonl"
@@ -187,8 +194,7 @@ def test_the_command_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on_when_
     """A real disk, of 2.5 MB, in a name space of its own."""
     disk, script = tmp_path / "disk", tmp_path / "full.sh"
     script.write_text(FULL)
-    command = [sys.executable, "-m", "anyformer", "train", *TRAIN, f"--out={disk / 'run'}", "--save_every=1"]
-    command += ["--keep_last=99", "--steps=30", "--quiet", f"--cache={tmp_path / 'tokens'}"]
+    command = training(tmp_path, disk / "run", "--save_every=1", "--keep_last=99", "--steps=30", "--quiet")
     own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", str(script), str(disk)]
     done = subprocess.run([*own, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     if "no mount" in done.stdout or "unshare" in done.stderr:
