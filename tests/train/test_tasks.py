@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +193,49 @@ def test_rows_of_several_tables_come_by_weight(tmp_path):
     assert torch.equal(again, seen)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_table_larger_than_what_may_be_held_is_learned_from(tmp_path):
+    """Pictures inside a Parquet file: 80 MB in 45 MB more than 10 MB take (Arrow keeps some)."""
+    pytest.importorskip("pyarrow")
+    code = """
+import io, os, sys
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from PIL import Image
+import anyformer as af
+from anyformer.data.order import Global
+from anyformer.train import rows
+from anyformer.train.examples import Encoder
+
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+
+out = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)).save(out, "png")
+
+def learn(name, count):
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary()}), "label": pa.string()})
+    with pq.ParquetWriter(name, schema, use_dictionary=False, compression="none") as file:
+        for i in range(0, count, 100):
+            many = [{"image": {"bytes": out.getvalue() + os.urandom(8)}, "label": "ab"[j % 2]} for j in range(100)]
+            file.write_table(pa.Table.from_pylist(many, schema))
+    tables = rows.read(name, None)
+    model = af.build("vit", "tiny", classes=2)
+    encoder = Encoder("images", ("image", "label"), model, rows.classes(tables, ("image", "label")), 0)
+    batches = Global(rows.on_rows(encoder, tables, rows.tenth, 0, sys.argv[1] + "/cache").rows, 8)
+    return [batches(i)["pixel_values"].shape for i in range(20)]
+
+learn(sys.argv[1] + "/small.parquet", 400)
+before = peak()
+assert learn(sys.argv[1] + "/large.parquet", 3000)[19] == (8, 3, 16, 16)
+print(os.path.getsize(sys.argv[1] + "/large.parquet") >> 20, peak() - before)
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(af.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    size, grown = map(float, run.stdout.split())
+    assert size > 75 and grown < 45, run.stdout
+
+
 def test_padding_gets_masks_and_is_not_counted():
     examples = [{"input_ids": np.array([5, 6, 7]), "labels": np.array([1, -100, 2])},
                 {"input_ids": np.array([8]), "labels": np.array([3])}]  # fmt: skip
@@ -226,10 +273,8 @@ def test_mistakes_in_rows_are_named(tmp_path):
 
     with pytest.raises(ValueError, match="no column 'label'"):
         rows({"text": "a", "lable": 1})
-    with pytest.raises(ValueError, match="one class only: 1"):
+    with pytest.raises(ValueError, match="every one has the label '1'; there is nothing"):
         rows({"text": "a", "label": 1}, {"text": "b", "label": 1})
-    with pytest.raises(ValueError, match="there is nothing to tell apart"):
-        rows({"text": "a", "label": 1})
     with pytest.raises(ValueError, match=r"at least 2 rows .* got 1"):
         rows_.tenth("a.jsonl", 1)
     with pytest.raises(ValueError, match=r"rows.jsonl, row 2: 'text' is ''; every row needs text"):

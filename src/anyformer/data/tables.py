@@ -13,7 +13,7 @@ from anyformer.core.recipe import nearest
 from anyformer.data import files
 
 FIELD = 1 << 30  # characters of one CSV field; Python's own limit of 131,072 is less than a long article
-ROWS = 256  # rows of a Parquet file that are in memory at once
+ROWS = 64  # rows of a Parquet file that are in memory at once
 
 
 def jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -70,7 +70,7 @@ def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file; of `columns`, if any."""
     pyarrow, pq = module("pyarrow", "Parquet"), module("pyarrow.parquet", "Parquet")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of it is read ahead
             names = file.schema_arrow.names
             for name in columns:
                 if name not in names:

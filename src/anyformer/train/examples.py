@@ -149,7 +149,7 @@ def _tagged(e: Encoder, row: Row) -> list[Example]:
 
 def _pictured(e: Encoder, row: Row) -> list[Example]:
     """The image as its file holds it, or the name of that file: it is decoded when a batch needs it."""
-    label, image = np.array(e.place(row.get("class", row["label"]))), row["image"]
+    label, image = np.array(e.place(row["label"])), row["image"]
     if isinstance(image, str | os.PathLike):
         return [{"path": np.frombuffer(os.fsencode(pictures.below(e.root, image)), np.uint8), "labels": label}]
     return [{"bytes": np.frombuffer(pictures.content(image), np.uint8), "labels": label}]

@@ -50,9 +50,12 @@ class Table:
         return tuple(first)
 
     def rows(self, need: Sequence[str]) -> Iterator[Row]:
-        """All rows, each with what it needs."""
+        """All rows, each with what it needs; of a Parquet file no more than that is read."""
         if self.source.kind != "images":
-            yield from records(self.source, self.fields, need)
+            fields = {ours: theirs for ours, theirs in self.fields.items() if ours in need} or self.fields
+            if self.source.kind == "parquet" and not fields:
+                fields = {name: name for name in need}
+            yield from records(self.source, fields, need)
             return
         for path, name in zip(self.source.files, tables.classes(self.source.root, self.source.files), strict=True):
             yield {"image": path.relative_to(self.source.root), "label": name}
@@ -98,8 +101,8 @@ def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...
     """
     found: set[Any] = set()
     for table in tables:
-        for row in table.rows(columns):
-            label = row.get("class", row[columns[-1]])
+        for row in table.rows(columns[-1:]):
+            label = row[columns[-1]]
             found.update(label if isinstance(label, list) else [label])
     if len(found) < 2:
         said = ", ".join(repr(str(label)) for label in found)
