@@ -14,7 +14,7 @@ from anyformer.compress import nf4
 from anyformer.train import adapters, checkpoint, kinds, lora, rows, start
 from anyformer.train.examples import Encoder
 from anyformer.train.loop import Done
-from anyformer.train.session import context_of, session
+from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
 from anyformer.train.tasks import Task
 
@@ -200,7 +200,7 @@ def finetune(
             lm = _ready(start.base(model, tokenizer), kind, names, given, options)[0]
             checkpoint.restore_weights(lm, place)
         now.conclude(done)
-        folder = None if done.stopped else now.world.once(lambda: _finish(lm, now.run.folder, place))
+        folder = None if done.stopped else _finish(lm, now, place)
         if folder and after is not None:
             now.screen.say(
                 f"held-out: {_said(before, goal)}, now {_said(after, goal)}, at step {kept}\nmodel: {folder}"
@@ -288,11 +288,12 @@ def _best(done: Done, settings: Settings) -> tuple[int, float | None]:
     return done.step, done.held_out
 
 
-def _finish(lm: Any, folder: Path, place: Path) -> Path:
+def _finish(lm: Any, now: Session, place: Path) -> Path:
     """The model directory of a run; adapters are merged for it, matrices in 4 bits made full."""
     if not lora.adapters(lm):
         return place
     lora.merge(lm)
     nf4.dequantise(lm)
-    lm.save(folder / MODEL)
-    return folder / MODEL
+    folder = now.run.folder / MODEL
+    now.world.once(lambda: lm.save(folder))
+    return folder
