@@ -13,7 +13,16 @@ from torch.nn import functional as F
 import anyformer as af
 from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.recipe import Recipe
-from anyformer.parts import Attention, CompressiveMemory, Forget, NearestMemory, Relative, RMSNorm, SegmentRecurrence, Window
+from anyformer.parts import (
+    Attention,
+    CompressiveMemory,
+    Forget,
+    NearestMemory,
+    Relative,
+    RMSNorm,
+    SegmentRecurrence,
+    Window,
+)
 from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
 
 RELATIVE = [Relative.of()]
@@ -110,7 +119,9 @@ def test_a_row_of_segments_is_the_compressive_transformer(way: str) -> None:
     if way == "conv":
         torch.testing.assert_close(call.aux["compression"], torch.stack(losses).sum() / 36)
         mine, theirs = call.aux["compression"] * 36, torch.stack(losses).sum()
-        slopes = [torch.autograd.grad(loss, list(mixer.conv.parameters()), retain_graph=True) for loss in (mine, theirs)]
+        slopes = [
+            torch.autograd.grad(loss, list(mixer.conv.parameters()), retain_graph=True) for loss in (mine, theirs)
+        ]
         torch.testing.assert_close(*slopes)
 
 
@@ -207,7 +218,9 @@ def test_learning_through_a_state_is_learning_from_a_long_row(recipe: Recipe) ->
         call = flow(12, first=at, state=state)
         total = total + (mixer(x[:, at : at + 12], call) * goal[:, at : at + 12]).sum()
         total = total + sum(12 * v for v in call.aux.values())
-    used = [p for n, p in mixer.named_parameters() if n.split(".")[0] not in ("conv", "k", "v") and n != "norm.k.weight"]
+    used = [
+        p for n, p in mixer.named_parameters() if n.split(".")[0] not in ("conv", "k", "v") and n != "norm.k.weight"
+    ]
     slopes = [torch.autograd.grad(t, used) for t in (totals[0], total)]
     torch.testing.assert_close(totals[0], total)
     torch.testing.assert_close(*slopes)

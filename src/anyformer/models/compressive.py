@@ -1,4 +1,4 @@
-"""Compressive Transformer (Rae et al., 2020; arXiv:1911.05507). Transformer-XL whose old memories are kept as summaries.
+"""Compressive Transformer (Rae et al., 2020; arXiv:1911.05507). Transformer-XL that keeps summaries of old memories.
 
 Differs from Transformer-XL by: `rate` tokens each that leave a layer's memory become one slot of a second memory, by a
 convolution that learns to keep what attention reads (an auxiliary loss, `compression`, trains it and nothing else).
@@ -39,17 +39,18 @@ class Compressive:
     attention_dropout: float = 0.0
 
 
-_TINY = {"dim": 32, "depth": 2, "heads": 4, "hidden": 48, "vocab": 128}
 SIZES = {
-    "tiny": Compressive(**_TINY, segment=2, memory=4, compressed=3, rate=2),
-    "mini": Compressive(dim=192, depth=4, heads=4, hidden=768, vocab=1024, segment=64, memory=64, compressed=64, rate=4),
+    "tiny": Compressive(dim=32, depth=2, heads=4, hidden=48, vocab=128, segment=4, memory=4, compressed=3, rate=2),
+    "mini": Compressive(
+        dim=192, depth=4, heads=4, hidden=768, vocab=1024, segment=64, memory=64, compressed=64, rate=4
+    ),
     "enwik8": Compressive(),
 }
 PARAMETERS: dict[str, int] = {}
 CASES = {
     "mean": {"way": "mean", "segment": 3, "memory": 3, "rate": 3, "tied": False},
-    "max": {"way": "max", "dim": 33, "heads": 3, "head_dim": 12, "vocab": 101, "depth": 1},
-    "rate 1": {"rate": 1, "compressed": 2, "memory": 3},
+    "max": {"way": "max", "segment": 2, "dim": 33, "heads": 3, "head_dim": 12, "vocab": 101, "depth": 1},
+    "rate 1": {"rate": 1, "compressed": 2, "segment": 3, "memory": 5},
 }
 ORACLE = (
     "nobody published checkpoints; attention with both memories and the auxiliary loss are compared with "

@@ -56,7 +56,18 @@ class Memorizing:
 
 SIZES = {
     "tiny": Memorizing(
-        dim=32, depth=3, heads=4, hidden=48, vocab=128, segment=3, memory=2, place=1, top=3, capacity=7, buckets=6, far=5
+        dim=32,
+        depth=2,
+        heads=4,
+        hidden=48,
+        vocab=128,
+        segment=4,
+        memory=2,
+        place=1,
+        top=3,
+        capacity=7,
+        buckets=6,
+        far=5,
     ),
     "mini": Memorizing(
         dim=192, depth=4, heads=4, hidden=768, vocab=1024, segment=64, memory=64, place=2, capacity=8192, tied=True
@@ -65,8 +76,8 @@ SIZES = {
 }
 PARAMETERS: dict[str, int] = {}
 CASES = {
-    "everything": {"capacity": None, "top": 4, "memory": 0, "place": 0, "tied": True},
-    "one softmax": {"gate": False, "dim": 33, "heads": 3, "head_dim": 12, "vocab": 101, "depth": 2, "place": 1},
+    "everything": {"capacity": None, "top": 4, "memory": 0, "segment": 3, "place": 0, "tied": True},
+    "one softmax": {"gate": False, "dim": 33, "heads": 3, "head_dim": 12, "vocab": 101, "depth": 3, "segment": 3},
 }
 ORACLE = (
     "nobody published checkpoints in a common format; the layer that looks things up is compared with "

@@ -1,7 +1,7 @@
 """Compressive memory: what leaves the memory of segments is kept a while longer, summarised.
 
-B batch, T queries of this call, C queries of a chunk, D width, H heads, K head width, L tokens of a segment, M tokens of
-memory, N slots of compressed memory, c tokens of a slot.
+B batch, T queries of this call, C queries of a chunk, D width, H heads, K head width, L tokens of a segment, M tokens
+of memory, N slots of compressed memory, c tokens of a slot.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class CompressiveMemory(SegmentRecurrence):
     def _slots(self, call: Pass) -> Slots:
         """The summaries of earlier calls, and of what this one completes."""
         at, T, c, B = call.at, call.x.shape[1], self.rate, call.x.shape[0]
-        x = call.x.detach() if call.slot is None else torch.cat((call.slot.held[2], call.x.detach()), 1)  # (B, E + T, D)
+        x = (
+            call.x.detach() if call.slot is None else torch.cat((call.slot.held[2], call.x.detach()), 1)
+        )  # (B, E + T, D)
         index = torch.arange(at.first, at.first + T, device=x.device)
         full = (index - at.begin + 1) % c == 0  # (1 or B, T)
         if call.flow.keep is not None:

@@ -1,4 +1,4 @@
-"""Memory across the segments of a text: recurrence of segments, and memory tokens.
+"""Memory across the segments of a text.
 
 B batch, T queries of this call, P keys of earlier calls, S = P + T keys, C queries of a chunk, D width, H heads, K head
 width, L tokens of a segment, M tokens of memory.
@@ -169,9 +169,7 @@ class Pass:
         return Source(pair[0][:, :, where], pair[1][:, :, where], seen, bias, columns)
 
 
-def weigh(
-    q: Tensor, sources: list[Source], scale: float, cap: float | None, more: Tensor | None = None
-) -> Tensor:
+def weigh(q: Tensor, sources: list[Source], scale: float, cap: float | None, more: Tensor | None = None) -> Tensor:
     """One softmax over all keys of the sources, and in front of them over `more` scores, (B, H, C, n')."""
     k, seen = torch.cat([s.k for s in sources], 2), torch.cat([s.seen.expand(q.shape[0], -1, -1) for s in sources], 2)
     scores = q @ k.mT * scale  # (B, H, C, n)
@@ -193,7 +191,9 @@ def show(shown: Tensor, chunk: Chunk, sources: list[Source], w: Tensor) -> None:
 
 def stack_bias(bias: Any, view: View) -> Tensor:
     """The relative bias that a stack owns, (1, H, C, n)."""
-    key, query = (torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count)))
+    key, query = (
+        torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count))
+    )
     return bias(query, key)
 
 
@@ -274,7 +274,7 @@ class SegmentRecurrence(Mixer):
         found = made_scores(scores, dim, heads, self.head_dim, False)
         for part in (s for s in found if isinstance(s, Mixer)):
             raise ValueError(
-                f"{name}: {type(part).__name__} goes by what stands between two tokens, and memory holds their keys and "
+                f"{name}: {type(part).__name__} goes by what stands between two tokens, and memory holds keys and "
                 "values alone; take scores that go by distance (Relative, Alibi, Decay …)"
             )
         self.scores = nn.ModuleList(found) if found else None

@@ -1,4 +1,4 @@
-"""Memory tokens: learned vectors that stand before the text. B batch, T time, S tokens so far, D width, m memory tokens."""
+"""Memory tokens: learned vectors before the text. B batch, T time, S tokens so far, D width, m memory tokens."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class MemoryTokens(Mixer):
     m vectors ────┘                                    └── m vectors, dropped
     ```
     In an encoder they read the text and the text reads them: room for what is no token. In a decoder they stand before
-    everything, so they are the same for every text. They take the places 0 … m - 1, and texts begin at m; where rows are
-    padded on the left they stand between the padding and the text. Any model has them by one line:
+    everything, so they are the same for every text. They take the places 0 … m - 1, and texts begin at m; where rows
+    are padded on the left they stand between the padding and the text. Any model has them by one line:
 
     ```python
     recipe.but({"blocks": [MemoryTokens.of(8, recipe.options["blocks"])]})      # or "encoder.blocks", …
@@ -52,11 +52,13 @@ class MemoryTokens(Mixer):
         if slot is not None and slot.at is not None:
             if now is not None and not bool(now.all()):
                 raise ValueError(
-                    "MemoryTokens: padding after the memory tokens; with a state, give every row a token of its text in "
-                    "the first call"
+                    "MemoryTokens: padding after the memory tokens; with a state, give every row a token of its text "
+                    "in the first call"
                 )
             keep = None if keep is None else picked(ahead(keep, m), inserted(slot.at, m, keep.shape[1]))
-            return self._through(x, replace(flow, positions=flow.positions + m, first=flow.first + m, keep=keep, _made={}))
+            return self._through(
+                x, replace(flow, positions=flow.positions + m, first=flow.first + m, keep=keep, _made={})
+            )
         places = torch.arange(m, device=x.device).expand(*flow.positions.shape[:-1], m)
         places = torch.cat((places, flow.positions + m), -1)  # (m + T,) or (B, m + T)
         x = torch.cat((self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)  # (B, m + T, D)
@@ -114,7 +116,7 @@ def ahead(keep: Tensor, count: int) -> Tensor:
 
 
 def inserted(at: Tensor, count: int, length: int) -> Tensor:
-    """The order that moves the first `count` of count + length columns to the column `at`, (B,) -> (B, count + length)."""
+    """The order that moves the first `count` of n = count + length columns to the column `at`, (B,) -> (B, n)."""
     column, at = torch.arange(count + length, device=at.device), at[:, None]
     return torch.where(column < at, column + count, torch.where(column < at + count, column - at, column))
 

@@ -120,7 +120,7 @@ class Memory(Sliding):
 
     def _by_faiss(self, q: Tensor, top: int, seen: Tensor) -> tuple[Tensor, Tensor]:
         faiss = _faiss()
-        B, H, C, K = q.shape
+        B, H, C, _ = q.shape
         index = torch.full((B, H, C, top), -1)
         words = {"HNSW": faiss.SearchParametersHNSW, "IVF": faiss.SearchParametersIVF}
         limits = next((kind for word, kind in words.items() if word in str(self.index)), faiss.SearchParameters)
@@ -155,7 +155,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise ValueError('an index of FAISS was asked for: pip install faiss-cpu, or leave memory.index None') from None
+        raise ValueError("an index of FAISS was asked for: pip install faiss-cpu, or leave memory.index None") from None
     return faiss
 
 
@@ -171,8 +171,8 @@ class NearestMemory(SegmentRecurrence):
     ```
     Nothing found: y = y_near. No gradient goes into what is found. Every row, every document and every head has a
     memory of its own. With `gate` false there is one softmax over both (LongLLaMA: Tworkowski et al., 2023;
-    arXiv:2307.03170). The paper adds each segment to its memory at once, so with M > 0 the last M tokens are seen twice;
-    here they are added when the recurrence no longer sees them. Positions count for what is near alone.
+    arXiv:2307.03170). The paper adds each segment to its memory at once, so with M > 0 the last M tokens are seen
+    twice; here they are added when the recurrence no longer sees them. Positions count for what is near alone.
 
     A row is its own memory while learning. In a state the memory goes on, can be searched by FAISS, saved and loaded:
     see `Memory`, `save_memory`, `load_memory`.
