@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -158,5 +159,6 @@ if __name__ == "__main__":
         sys.exit()
     dist.init_process_group("gloo")  # once for all jobs: a group that is there is used
     for line in json.loads(Path(sys.argv[1]).read_text()):
-        {"heard": heard, "command": command}.get(line.pop("by", ""), job)(**line)
+        run: Any = {"heard": heard, "command": command}.get(line.pop("by", ""), job)
+        run(**line)
     dist.destroy_process_group()

@@ -38,7 +38,7 @@ def tensors(folder, file="model.safetensors"):
 
 def files(folder):
     """The tensor files of the last checkpoint; with `ema` the mean of the weights is among them."""
-    last = checkpoint.latest(folder)
+    last = checkpoint.checkpoints(folder)[-1]
     return sorted(str(f.relative_to(last)) for f in last.rglob("*.safetensors"))
 
 
