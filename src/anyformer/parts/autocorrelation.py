@@ -1,0 +1,73 @@
+"""Auto-correlation: a text attends to itself some steps later, at the delays at which it is most like itself.
+
+B batch, T time, D width, A delays.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer
+from anyformer.parts.rows import Rows, rows
+
+
+class AutoCorrelation(Mixer):
+    """Attention between sub-series instead of tokens (Wu et al., 2021; arXiv:2106.13008).
+
+    ```
+    R(d) = mean over channels, heads included, of sum_t q[t + d] k[t]        a text goes round: t + d is taken modulo T
+    the A = factor * ln T delays of the largest R, rounded down:      y[t] = sum_d softmax(R)_d v[t + d]
+    ```
+    All R come from one Fourier transform, the mean taken before its inverse: O(T log T), and O(A T) for the sum.
+
+    Padding is not counted, and each row has delays of its own. In transformers a row of a batch depends on the others:
+    training takes the delays of their mean, evaluation hands some rows' delays to others. There is at least one delay;
+    transformers has none for a text of one token, and returns zeros.
+
+    Args:
+        factor: see above.
+        bias: of all projections.
+
+    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    """
+
+    def __init__(self, dim: int, factor: float = 3.0, bias: bool = True):
+        super().__init__()
+        if factor <= 0:
+            raise ValueError(f"AutoCorrelation: factor is above 0; got {factor}")
+        self.factor = factor
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias) for _ in range(4))
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.needs_both_ways(flow)
+        there = rows(flow, x)
+        real = there.real()[:, None, :, None]
+        q, k, v = (there.packed(p(x)[:, None]).where(real, 0.0)[:, 0] for p in (self.q, self.k, self.v))  # (B, T, D)
+        likeness = self.likeness(q, k, there)  # (B, T)
+        delays = (self.factor * there.count.double().log()).long().minimum(there.count).clamp(min=1)  # (B, 1) A
+        most = max(1, min(int(self.factor * math.log(x.shape[1])), x.shape[1]))
+        top, delay = likeness.topk(most, 1)  # (B, A) each
+        top = top.masked_fill(torch.arange(most, device=x.device) >= delays, float("-inf"))  # a short row has fewer
+        share, y = top.softmax(1).to(v.dtype), torch.zeros_like(v)
+        place, row = torch.arange(x.shape[1], device=x.device), torch.arange(len(x), device=x.device)[:, None]
+        for i in range(most):
+            later = v[row, (place + delay[:, i, None]) % there.count.clamp(min=1)]  # (B, T, D)
+            y = y + share[:, i, None, None] * later
+        return self.o(there.unpacked(y[:, None])[:, 0])
+
+    def likeness(self, q: Tensor, k: Tensor, there: Rows) -> Tensor:
+        """R at the delays 0 … T - 1, the least number where the row has fewer tokens, (B, T, D) twice -> (B, T).
+
+        The transform has room for twice the text, so that it does not go round; then the delays d and d - n of a row of
+        n tokens, which are one, are added.
+        """
+        wide, time = torch.promote_types(q.dtype, torch.float32), q.shape[1]
+        a, b = (torch.fft.rfft(t.to(wide), 2 * time, dim=1) for t in (q, k))  # (B, T + 1, D)
+        linear = torch.fft.irfft((a * b.conj()).mean(-1), 2 * time, dim=1)  # (B, 2 T): d, and 2 T - d for -d
+        delay = torch.arange(time, device=q.device)
+        back = linear.gather(1, (delay - there.count) % (2 * time))  # (B, T)
+        return (linear[:, :time] + back).masked_fill(~there.real(), torch.finfo(wide).min)
