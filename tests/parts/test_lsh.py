@@ -61,7 +61,7 @@ def by_hand(mixer: LSHAttention, x: Tensor, causal: bool) -> Tensor:
     count, size = x.shape[1], mixer.size
     filled = -(-count // size) * size
     qk, v = (p(x).unflatten(-1, (mixer.heads, -1)).transpose(1, 2)[0] for p in (mixer.qk, mixer.v))  # (H, T, K)
-    bucket, out = mixer.buckets(qk[None])[0], []  # (H, R, T)
+    bucket, out = mixer.buckets(qk[None], mixer.turn(qk))[0], []  # (H, R, T)
     for h in range(mixer.heads):
         order: list[int] = []
         for r in range(mixer.rounds):
@@ -237,8 +237,8 @@ def test_buckets_are_transformers(name: str) -> None:
     qk = mixer._split(mixer.qk(x))  # (B, H, T, K)
     expected = layer._hash_vectors(qk, mixer.rounds, None).unflatten(2, (mixer.rounds, 60))
     many = torch.arange(mixer.rounds)[:, None] * torch.tensor(mixer.factors).prod()
-    assert torch.equal(mixer.buckets(qk) + many, expected)
-    assert len(mixer.buckets(qk).unique()) > 2
+    assert torch.equal(mixer.buckets(qk, mixer.turn(qk)) + many, expected)
+    assert len(mixer.buckets(qk, mixer.turn(qk)).unique()) > 2
 
 
 @both

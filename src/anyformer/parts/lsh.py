@@ -273,8 +273,9 @@ class LSHAttention(Chunked):
         qk, v = (F.pad(t, (0, 0, 0, more)) for t in (qk, v))  # (B, H, T, K), T now of whole chunks
         added = torch.arange(time, length, device=qk.device).expand(batch, more)
         place = torch.cat((there.place, added), 1)  # (B, T)
+        turn = self.turn(qk)  # drawn each time, so that dropout finds the random state of the first time
         # once: a reversible stack comes here again in backward, where rounding must not move a token to another bucket
-        order = flow.once((self, "order"), lambda: self.order(qk, place, there.count)).long()  # (B, H, R T)
+        order = flow.once((self, "order"), lambda: self.order(qk, turn, place, there.count)).long()  # (B, H, R T)
         token = order % length
         line = torch.arange(batch * heads, device=qk.device).view(batch, heads, 1)
         q, v, scale = (self._chunks(_picked(t, line, token)) for t in (qk, v, self._scale(qk)))  # (B, H, N, C, K)
@@ -294,13 +295,15 @@ class LSHAttention(Chunked):
         )  # (B, H, R, T)
         return (y * share[..., None].to(y.dtype)).sum(2)[:, :, :time]
 
+    def turn(self, qk: Tensor) -> Tensor:
+        """The random W of this pass, (H, K, R, half the sum of the factors)."""
+        fixed = self.rotations.to(qk)
+        return torch.randn_like(fixed) if self.training and self.seed is None else fixed
+
     @torch.no_grad()
-    def buckets(self, qk: Tensor) -> Tensor:
+    def buckets(self, qk: Tensor, turn: Tensor) -> Tensor:
         """The bucket of each token in each round, (B, H, T, K) -> (B, H, R, T)."""
-        turn = self.rotations.to(qk)
-        if self.training and self.seed is None:
-            turn = torch.randn_like(turn)
-        turned = torch.einsum("bhtk,hkrn->bhrtn", qk, turn)  # n: half the sum of the factors
+        turned = torch.einsum("bhtk,hkrn->bhrtn", qk, turn)
         found, step = torch.zeros_like(turned[..., 0], dtype=torch.long), 1
         for factor, side in zip(self.factors, turned.split([n // 2 for n in self.factors], -1), strict=True):
             found = found + step * torch.cat((side, -side), -1).argmax(-1)
@@ -308,17 +311,17 @@ class LSHAttention(Chunked):
         return found
 
     @torch.no_grad()
-    def order(self, qk: Tensor, place: Tensor, count: Tensor) -> Tensor:
+    def order(self, qk: Tensor, turn: Tensor, place: Tensor, count: Tensor) -> Tensor:
         """Round by round the tokens by bucket and place, (B, H, T, K) -> (B, H, R T); token t of round r is r T + t.
 
         Padding fills up the last chunk of each round. What is more than the row alone would have comes after the last
         round.
         """
         time, many = qk.shape[2], math.prod(self.factors)
-        bucket = self.buckets(qk).where((place < count)[:, None, None], many)  # (B, H, R, T)
-        turn = torch.arange(self.rounds, device=qk.device)[:, None]  # (R, 1)
+        bucket = self.buckets(qk, turn).where((place < count)[:, None, None], many)  # (B, H, R, T)
+        rounds = torch.arange(self.rounds, device=qk.device)[:, None]  # (R, 1)
         own = (place < divided(count, self.size) * self.size)[:, None, None]  # (B, 1, 1, T)
-        first = (turn * (many + 1) + bucket).where(own, self.rounds * (many + 1) + turn)
+        first = (rounds * (many + 1) + bucket).where(own, self.rounds * (many + 1) + rounds)
         return (first * time + place[:, None, None]).flatten(2).argsort(-1).int()
 
     def _fits(self, length: int) -> None:

@@ -89,7 +89,7 @@ class Reversible(Blocks):
             for block in self.blocks:
                 x = block(x, flow)
         else:
-            inner, names = replace(flow, aux={}, figures={}), []  # type: tuple[Flow, list[str]]
+            inner, names = replace(flow, aux={}, figures={}), list[str]()
             weights = list(dict.fromkeys(p for p in self.blocks.parameters() if p.requires_grad))
             x, *aux = _Reversing.apply(list(self.blocks), inner, names, x, *weights)
             inner.aux = dict(zip(names, aux, strict=True))
@@ -108,7 +108,7 @@ class _Reversing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, blocks: Any, flow: Flow, names: list[str], x: Tensor, *weights: Tensor) -> Any:
-        ctx.blocks, ctx.flow, ctx.names, ctx.again = blocks, flow, names, []
+        ctx.blocks, ctx.flow, ctx.names, ctx.weights, ctx.again = blocks, flow, names, weights, []
         a, b = x.chunk(2, -1)  # (B, T, D) each
         for block in blocks:
             ctx.again.append(_as_now(block, x))
@@ -117,21 +117,29 @@ class _Reversing(torch.autograd.Function):
             b = b + block.branch("ffn", a, flow)
         names += flow.aux
         x = torch.cat((a, b), -1)
-        ctx.save_for_backward(x, *weights)
+        ctx.save_for_backward(x, *weights)  # the weights, so that PyTorch notices when they are changed meanwhile
         return x, *flow.aux.values()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor, *aux: Tensor) -> Any:
-        x, *weights = ctx.saved_tensors
-        found: dict[nn.Parameter, Tensor] = {}
+        x, found = ctx.saved_tensors[0], dict[Tensor, Tensor]()
         (a, b), (da, db) = x.chunk(2, -1), slope.chunk(2, -1)
         losses = dict(zip(ctx.names, aux, strict=True))
 
         def back(block: ReversibleBlock, name: str, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
             """A branch of x once more: its value, and the slope of x through it."""
             with ctx.again.pop()(), torch.enable_grad():
-                x, flow, inside = x.detach().requires_grad_(), replace(ctx.flow, aux={}, figures={}), block.weights(name)
+                x, flow, inside = (
+                    x.detach().requires_grad_(),
+                    replace(ctx.flow, aux={}, figures={}),
+                    block.weights(name),
+                )
+                if not set(inside) <= set(ctx.weights):
+                    raise ValueError(
+                        "reversible blocks run once more in backward, and their parameters are others now than in the "
+                        "forward pass (torch.func.functional_call?); run backward before they are exchanged"
+                    )
                 y = block.branch(name, x, flow)
                 goals = [y, *flow.aux.values()]
                 slopes = [slope, *(losses[n] for n in flow.aux)]
@@ -146,7 +154,7 @@ class _Reversing(torch.autograd.Function):
             b, da = b - y, da + more
             y, more = back(block, "mixer", b, da)
             a, db = a - y, db + more
-        return None, None, None, torch.cat((da, db), -1), *(found.get(w) for w in weights)
+        return None, None, None, torch.cat((da, db), -1), *(found.get(w) for w in ctx.weights)
 
 
 def _as_now(block: nn.Module, x: Tensor) -> Callable[[], Any]:
