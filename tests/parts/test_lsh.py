@@ -65,7 +65,8 @@ def by_hand(mixer: LSHAttention, x: Tensor, causal: bool) -> Tensor:
     for h in range(mixer.heads):
         order: list[int] = []
         for r in range(mixer.rounds):
-            order += sorted(range(filled), key=lambda t, r=r, h=h: (int(bucket[h, r, t]) if t < count else 10**9, t))
+            first = [*bucket[h, r].tolist(), *[10**9] * (filled - count)]
+            order += sorted(range(filled), key=list(zip(first, range(filled), strict=True)).__getitem__)
         score = qk[h] @ (qk[h] * mixer._scale(qk[h])).T
         padded = F.pad(v[h], (0, 0, 0, filled - count))
         y, total = chunks_by_hand(mixer, order, list(range(filled)), score, padded, causal)

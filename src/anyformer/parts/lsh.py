@@ -152,17 +152,19 @@ class LocalAttention(Chunked):
         q, k, v = (self._split(p(x)) for p in (self.q, self.k, self.v))  # (B, H, T, K) each
         q, slot = q * self.head_dim**-0.5, flow.slot(self)
         if slot is not None:
-            seen = slot.append(k, v)
+            keys, values = slot.append(k, v)
             if flow.first:
-                return self._merged(self._onward(q, *seen, flow))
+                return self._merged(self._onward(q, keys, values, flow))
         time, there = x.shape[1], rows(flow, x)
         if isinstance(time, int) and time <= self.size:
             hidden = hides(there.place, there.place.masked_fill(there.place >= there.count, FAR), flow.causal)
             return self._merged(self._attend(q, k, v, hidden[:, None], None)[0])
         more = -time % self.fill
         q, k, v = (self._chunks(F.pad(there.packed(t), (0, 0, 0, more))) for t in (q, k, v))  # (B, H, N, C, K) each
-        count = divided(there.count, self.fill) * (self.fill // self.size)  # (B, 1)
-        count = None if there.whole and isinstance(time, int) else count.where(there.count > self.size, 1)
+        count = None  # (B, 1) chunks of each row
+        if not there.whole or not isinstance(time, int):
+            several = divided(there.count, self.fill) * (self.fill // self.size)
+            count = several.where(there.count > self.size, 1)
         mine = torch.arange(time + more, device=x.device)[None, None]  # (1, 1, T)
         theirs = mine.where(mine < there.count[:, None], FAR)  # (B, 1, T)
         k, v = self._around(k, count), self._around(v, count)  # (B, H, N, S, K) each
@@ -248,7 +250,8 @@ class LSHAttention(Chunked):
         slot = flow.slot(self)
         if slot is not None:
             self._fits(flow.first + x.shape[1])
-            return self._merged(self._unhashed(qk, *slot.append(qk, v), flow))
+            keys, values = slot.append(qk, v)
+            return self._merged(self._unhashed(qk, keys, values, flow))
         if isinstance(x.shape[1], int) and x.shape[1] <= self.size:
             return self._merged(self._unhashed(qk, qk, v, flow))
         return self._merged(self._hashed(qk, v, rows(flow, x), flow))
