@@ -133,6 +133,13 @@ def test_weights_that_changed_before_backward_are_noticed() -> None:
         total.backward()
 
 
+def test_backward_twice_gives_the_same() -> None:
+    ours = model(mixer=LSH.but(dropout=0.2), dropout=0.1).train()
+    total = ours(**batch()).logits.square().sum()
+    one, two = (torch.autograd.grad(total, list(ours.parameters()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
 def test_who_listens_gets_the_plain_pass() -> None:
     ours, heard = model(), []
     with Taps(ours, "blocks.*") as taps:

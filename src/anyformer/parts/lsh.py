@@ -106,6 +106,12 @@ def hides(mine: Tensor, theirs: Tensor, causal: bool) -> Tensor:
     return theirs > mine[..., None] if causal else theirs == FAR
 
 
+def filled(time: int, by: int) -> int:
+    """The padding that makes whole chunks. Where the length is a symbol (`torch.export`), there are always several, for
+    a program of one chunk would be made for one chunk only."""
+    return -time % by if isinstance(time, int) else -time % by + 2 * by
+
+
 class LocalAttention(Chunked):
     """Attention of a chunk of the text to itself and its neighbours (Kitaev et al., 2020; arXiv:2001.04451):
     softmax(q k^T / sqrt(K)) v.
@@ -159,7 +165,7 @@ class LocalAttention(Chunked):
         if isinstance(time, int) and time <= self.size:
             hidden = hides(there.place, there.place.masked_fill(there.place >= there.count, FAR), flow.causal)
             return self._merged(self._attend(q, k, v, hidden[:, None], None)[0])
-        more = -time % self.fill
+        more = filled(time, self.fill)
         q, k, v = (self._chunks(F.pad(there.packed(t), (0, 0, 0, more))) for t in (q, k, v))  # (B, H, N, C, K) each
         count = None  # (B, 1) chunks of each row
         if not there.whole or not isinstance(time, int):
@@ -271,7 +277,7 @@ class LSHAttention(Chunked):
     def _hashed(self, qk: Tensor, v: Tensor, there: Rows, flow: Flow) -> Tensor:
         """Sorted by bucket, cut into chunks, attended to, put back, and the rounds joined."""
         batch, heads, time = qk.shape[:3]
-        more = -time % self.size
+        more = filled(time, self.size)
         length = time + more
         qk, v = (F.pad(t, (0, 0, 0, more)) for t in (qk, v))  # (B, H, T, K), T now of whole chunks
         added = torch.arange(time, length, device=qk.device).expand(batch, more)
@@ -284,7 +290,9 @@ class LSHAttention(Chunked):
         q, v, scale = (self._chunks(_picked(t, line, token)) for t in (qk, v, self._scale(qk)))  # (B, H, N, C, K)
         mine = place[:, None].expand(-1, heads, -1).gather(2, token).int()  # (B, H, R T)
         theirs = self._chunks(mine.masked_fill(mine >= there.count[..., None], FAR))
-        count = None if there.whole else divided(there.count, self.size).clamp(min=1) * self.rounds
+        count = None
+        if not there.whole or not isinstance(time, int):
+            count = divided(there.count, self.size).clamp(min=1) * self.rounds  # (B, 1)
         k, v, theirs = (self._around(t, count) for t in (q * scale, v, theirs))  # (B, H, N, S, …)
         mine = self._chunks(mine)
         itself = mine[..., None] == theirs[..., None, :]  # (B, H, N, C, S)

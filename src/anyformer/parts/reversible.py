@@ -127,9 +127,10 @@ class _Reversing(torch.autograd.Function):
         (a, b), (da, db) = x.chunk(2, -1), slope.chunk(2, -1)
         losses = dict(zip(ctx.names, aux, strict=True))
 
-        def back(block: ReversibleBlock, name: str, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        def back(number: int, name: str, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
             """A branch of x once more: its value, and the slope of x through it."""
-            with ctx.again.pop()(), torch.enable_grad():
+            block = ctx.blocks[number]
+            with ctx.again[2 * number + (name == "ffn")](), torch.enable_grad():
                 x, flow, inside = (
                     x.detach().requires_grad_(),
                     replace(ctx.flow, aux={}, figures={}),
@@ -149,10 +150,10 @@ class _Reversing(torch.autograd.Function):
                     found[weight] = found[weight] + more if weight in found else more
             return y.detach(), first
 
-        for block in reversed(ctx.blocks):
-            y, more = back(block, "ffn", a, db)
+        for number in reversed(range(len(ctx.blocks))):
+            y, more = back(number, "ffn", a, db)
             b, da = b - y, da + more
-            y, more = back(block, "mixer", b, da)
+            y, more = back(number, "mixer", b, da)
             a, db = a - y, db + more
         return None, None, None, torch.cat((da, db), -1), *(found.get(w) for w in ctx.weights)
 
