@@ -264,7 +264,8 @@ def stored_type_is_told(subject: Subject, hub: Hub) -> float:
             expect(names == {str(dtype).removeprefix("torch.")}, f"the config says {names}, the tensors are {dtype}")
             again, theirs = load(folder), type(oracle(subject, hub).theirs).from_pretrained(folder)
             expect({p.dtype for p in again.parameters()} == {dtype}, f"ours loaded another type than {dtype}")
-            expect({p.dtype for p in theirs.parameters()} == {dtype}, f"transformers loaded another type than {dtype}")
+            made = {p.dtype for n, p in theirs.named_parameters() if "position_embeddings.weights" not in n}
+            expect(made == {dtype}, f"transformers loaded another type than {dtype}")  # Reformer's grid is float32 there
     return 0.0
 
 

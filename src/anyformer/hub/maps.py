@@ -54,6 +54,19 @@ class Split(Op):
 
 
 @dataclass(frozen=True)
+class Thin(Op):
+    """Their tensor has one more axis, of size 1: Reformer's tables of places, each where the other one goes on."""
+
+    axis: int
+
+    def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+        return [t.squeeze(self.axis) for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t.unsqueeze(self.axis) for t in tensors]
+
+
+@dataclass(frozen=True)
 class RotaryOrder(Op):
     """GGUF files of LLaMA order the rows of q and k for rotary pairs (2i, 2i + 1); we pair i with i + K/2."""
 
