@@ -107,7 +107,7 @@ def _kinds(events: Any, steps: int) -> dict[str, list[float]]:
             continue
         scope, number = _scope(event)
         backward = number is not None
-        scope = scopes.get(number, "gradients added up") if backward else scope
+        scope = scopes.get(number, "gradients added up") if number is not None else scope
         label, work = scope + (", backward" if backward else ""), 0.0
         if event.name in PRODUCTS:
             left, right = [s for s in event.input_shapes if len(s) == 2][:2]

@@ -72,9 +72,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", default="runs/translation", help="folder of the run")
     options.add_argument("--corpus", choices=["descriptions", "handbook"], default="descriptions")
-    options.add_argument(
-        "--language", default="de", help="of the target: de, fr, …; of the handbook: de-DE, …"
-    )
+    options.add_argument("--language", default="de", help="of the target: de, fr, …; of the handbook: de-DE, …")
     options.add_argument("--steps", type=int, default=8000)
     options.add_argument("--dim", type=int, default=128)
     options.add_argument("--depth", type=int, default=3)

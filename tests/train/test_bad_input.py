@@ -94,7 +94,7 @@ LIST = {
     "one document": [
         ([*CLASSIFY, "--data", "one.jsonl"], "the rows have one class only: every one has the label '0'"),
         (["train", "--model", "t5", "--task", "seq2seq", *TRAIN[1:], "--data", "one-pair.jsonl"], "at least 2 rows"),
-        (["finetune", "--model", "gpt/", "--data", "short.jsonl"], "short.jsonl: there must be at least 2 rows with something"),
+        (["finetune", "--model", "gpt/", "--data", "short.jsonl"], "short.jsonl: there must be at least 2 rows"),
         ([*TRAIN, "--data", "short.jsonl", "--context", "64"], "needs 65; give more text or a shorter context"),
     ],
     "mixed encodings": [

@@ -265,7 +265,7 @@ def stored_type_is_told(subject: Subject, hub: Hub) -> float:
             again, theirs = load(folder), type(oracle(subject, hub).theirs).from_pretrained(folder)
             expect({p.dtype for p in again.parameters()} == {dtype}, f"ours loaded another type than {dtype}")
             made = {p.dtype for n, p in theirs.named_parameters() if "position_embeddings.weights" not in n}
-            expect(made == {dtype}, f"transformers loaded another type than {dtype}")  # Reformer's grid is float32 there
+            expect(made == {dtype}, f"transformers loaded another type than {dtype}")  # its grid: float32
     return 0.0
 
 

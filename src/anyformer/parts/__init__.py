@@ -4,7 +4,7 @@ from anyformer.parts.attention import Attention
 from anyformer.parts.autocorrelation import AutoCorrelation
 from anyformer.parts.block import Block, deepnorm
 from anyformer.parts.compressive import CompressiveMemory
-from anyformer.parts.convolution import ConvPositions, Convolution
+from anyformer.parts.convolution import Convolution, ConvPositions
 from anyformer.parts.delta import GatedDelta
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
@@ -13,7 +13,7 @@ from anyformer.parts.grid import Axial, Rotary2D, Sines2D
 from anyformer.parts.heads import Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Through
 from anyformer.parts.linear import Favor, LinearAttention
 from anyformer.parts.lowrank import Linformer, Nystrom
-from anyformer.parts.lsh import LSHAttention, LocalAttention
+from anyformer.parts.lsh import LocalAttention, LSHAttention
 from anyformer.parts.masks import Causal, Full, Window
 from anyformer.parts.memory import SegmentRecurrence
 from anyformer.parts.memory_tokens import MemoryTokens
