@@ -2,9 +2,9 @@
 
 Each page trains for a few steps in a process of its own, with the allocator as it is. Counted: `train.predict.predict`,
 what lives at one time, from the recipe alone. Rehearsed: `train.predict.rehearse`, two steps that change nothing, which
-`anyformer train` makes before a run of a hundred or more; with the weights, what the process takes. Measured: the
-highest resident memory of the process in the steps after (VmHWM), less what it held before the model was made, and the
-time of the steps after the first.
+`anyformer train` makes before a run of a hundred or more; what the process takes. Measured: the highest resident memory
+of the process in the steps after (VmHWM), and the time of the steps after the first. What the process held before the
+model was made is subtracted.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
         for _ in range(STEPS - 1):
             loop.advance()
         took = (time.perf_counter() - began) / (STEPS - 1)
-    found = {"counted": said.peak, "rehearsed": said.weights + (done.bytes or 0)}
+    assert done.bytes is not None
+    found = {"counted": said.peak, "rehearsed": done.bytes - base}
     return {**found, "measured": resident()["VmHWM"] - base, "foreseen_s": done.seconds, "measured_s": took}
 
 

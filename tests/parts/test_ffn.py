@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.recompute import recompute
+from anyformer.core.recompute import recompute, remade
 from anyformer.parts import GatedMLP
 from anyformer.train.predict import Live
 
@@ -30,6 +30,16 @@ def test_gradients_of_a_gated_mlp_are_those_of_the_formula_to_the_last_bit(act):
     assert all(map(torch.equal, slopes(y, mlp, x), slopes(plain, mlp, x)))
     with torch.no_grad():
         torch.testing.assert_close(mlp(x, Flow(torch.arange(T))), plain)
+
+
+def test_any_view_of_what_is_remade_is_the_same_view():
+    x = torch.randn(4, 6, requires_grad=True)
+    y, a, b = x.exp(), torch.randn(4, 3, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    with remade(y, lambda: x.detach().exp()):
+        found = (y.T @ a).sum() + (y[1:3, 2:] @ b[2:]).square().sum()
+    plain = (y.T @ a).sum() + (y[1:3, 2:] @ b[2:]).square().sum()
+    both = [torch.autograd.grad(loss, [x, a, b], retain_graph=True) for loss in (found, plain)]
+    assert all(map(torch.equal, *both))
 
 
 def test_a_second_derivative_exists():

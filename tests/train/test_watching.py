@@ -260,15 +260,14 @@ def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon", "accumulate": 2}], ids=["adamw", "muon"])
 def test_rehearsal_changes_nothing_and_knows_what_the_process_takes(settings):
-    model = af.build("gpt", "tiny", seed=0, dropout=0.1, depth=4, dim=256, heads=4)
+    model = af.build("gpt", "tiny", seed=0, dropout=0.1, depth=4, dim=256, heads=4, context=128)
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
     said = predict.predict(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
     done = predict.rehearse(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
     assert done.seconds > 0
-    if done.bytes is not None:  # what lives, and what glibc adds; some of it may have been there, freed by other tests
-        assert 0.3 * said.peak < done.bytes < 3 * said.peak
+    assert done.bytes is None or done.bytes > said.peak
 
 
 # ----------------------------------------------------------------------------------------------------- options

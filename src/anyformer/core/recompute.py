@@ -65,16 +65,18 @@ def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     `make` must give the same bits, from tensors that are kept anyway: an activation from what went into it. Not for
     what is made again as a whole (`Flow.again`): there it would keep what was to be forgotten.
     """
-    memory = weakref.ref(tensor.untyped_storage())
+    memory, kind = weakref.ref(tensor.untyped_storage()), tensor.dtype
 
     def pack(kept: Tensor) -> Any:
-        return kept.shape if kept.untyped_storage() is memory() else kept
+        if kept.untyped_storage() is not memory() or kept.dtype != kind:
+            return kept
+        return kept.size(), kept.stride(), kept.storage_offset()  # whatever view of it this is
 
     def unpack(kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         with torch.no_grad():
-            return make().view(kept)
+            return make().as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

@@ -10,6 +10,7 @@ of the same size. That is up to two thirds on top. A rehearsal, two steps that c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -166,8 +167,8 @@ class Rehearsal:
 
     Attributes:
         seconds: of the second one.
-        bytes: by which the process grew at most: what lives, and what its allocator could not use again. On a GPU what
-            was allocated there; None where nobody says.
+        bytes: the most that the process held, with all that was there before: what lives, and what its allocator could
+            not use again. On a GPU what was allocated there; None where nobody says.
     """
 
     seconds: float
@@ -187,7 +188,7 @@ def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
     optimizer = optim.make(model, settings)
     optimizer.rate(0.0)
     model.train()
-    before, seconds = _most(device, begin=True), 0.0
+    known, seconds = _begin(device), 0.0
     for _ in range(2):
         began = time.perf_counter()
         for _ in range(settings.accumulate):
@@ -204,27 +205,29 @@ def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - began
-    most = _most(device)
+    most = _most(device) if known else None
     model.train(training)
     checkpoint.restore_random(states)
-    return Rehearsal(seconds, None if most is None or before is None else max(0, most - before))
+    return Rehearsal(seconds, most)
 
 
-def _most(device: torch.device, begin: bool = False) -> int | None:
-    """The most bytes that the process held on the device; with `begin` from now on, and how many it holds now."""
+def _begin(device: torch.device) -> bool:
+    """From now on, `_most` counts anew; False where it cannot."""
     if device.type == "cuda":
-        if begin:
-            torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        with contextlib.suppress(OSError):  # no such file, or not allowed
+            Path("/proc/self/clear_refs").write_text("5")
+            return True
+    return device.type == "cuda"
+
+
+def _most(device: torch.device) -> int:
+    """The most bytes that the process held on the device since `_begin`."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if device.type != "cpu" or not status.exists():
-        return None
-    if begin:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-        except OSError:  # not allowed: nothing is known
-            return None
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def advice(
@@ -306,7 +309,7 @@ def foresee(
         done = rehearse(model, batch, objective, settings)
         told += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
         if done.bytes is not None:
-            told += f". The process takes {(said.weights + done.bytes) / GB:.2f} GB for it"
+            told += f". The process takes {done.bytes / GB:.2f} GB in all"
         screen.peak = matmul_rate(device, settings.precision)
     screen.say(told)
     screen.flops = float(said.flops)
