@@ -99,6 +99,10 @@ class CompressiveMemory(SegmentRecurrence):
         self.compressed, self.rate, self.way = compressed, rate, way
         self.conv = nn.Conv1d(dim, dim, rate, rate) if way == "conv" else None
 
+    @property
+    def farthest(self) -> int:
+        return self.reach + self.compressed
+
     def _call(self, x: Tensor, flow: Flow) -> Pass:
         call = super()._call(x, flow)
         call.more = self._slots(call)
@@ -173,7 +177,7 @@ class CompressiveMemory(SegmentRecurrence):
         Each query is asked for all distances that slots can have, and every slot finds its own. (B, C, n) -> (B or 1,
         H, C, n).
         """
-        nearest, farthest = self.memory + 1, self.memory + self.segment - 1 + self.compressed
+        nearest, farthest = self.memory + 1, self.farthest
         first, count = call.at.first + chunk.rows.start, chunk.rows.stop - chunk.rows.start
         start = first - farthest
         view = View(Causal(), first, count, start, count + farthest - nearest, device=back.device)

@@ -289,6 +289,11 @@ class SegmentRecurrence(Mixer):
         """How many tokens before a query it may see."""
         return self.memory + self.segment - 1
 
+    @property
+    def farthest(self) -> int:
+        """The largest distance to what a query may see."""
+        return self.reach
+
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_causal(flow)
         call = self._call(x, flow)
@@ -310,7 +315,8 @@ class SegmentRecurrence(Mixer):
             held = torch.cat((k, held[0]), 2), torch.cat((v, held[1]), 2)  # (B, H, S, K) each
         at = flow.once(("places", past), lambda: places(flow, T, past, x.device))
         stack = None if flow.bias is None else functools.partial(stack_bias, flow.bias)
-        whole = View(Causal(), at.first, T, at.key, held[0].shape[2], device=x.device)
+        start = min(at.key, at.first - self.farthest)  # from where on score parts may be asked
+        whole = View(Causal(), at.first, T, start, at.first + T - start, device=x.device)
         asked, bias, cap = changed(self.scores or (), Call(x, q, self.sharpness, whole, flow), stack)
         listens = flow.taps is not None and flow.taps.wants(self, "weights")
         shown = q.new_zeros(*q.shape[:3], at.past + T) if listens else None
