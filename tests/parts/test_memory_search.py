@@ -105,7 +105,7 @@ def test_the_oldest_make_place() -> None:
 
 def test_what_was_forgotten_is_not_found() -> None:
     """After `evict` a text goes on as with a smaller memory: as if its old part had never been looked up."""
-    model, text = memorizing(capacity=None, memory=0, place=0, depth=1), ids(1, 12)
+    model, text = memorizing(capacity=None, segment=3, memory=0, place=0, depth=1), ids(1, 12)
     with torch.no_grad():
         state = model.start(1)
         model(text[:, :9], state=state)
