@@ -49,27 +49,18 @@ class Relative(Score):
         q, whole, causal = (call.q + self.v[:, None]) * call.scale, call.view, call.flow.causal  # (B, H, T, K)
         most, least = distances(whole, causal)
 
-        def table(most: int, least: int) -> Tensor:
-            """W R of these distances, the largest first, (H, K, N)."""
+        def made() -> Tensor:
+            distance = torch.arange(most, least - 1, -1, device=q.device)  # (N,), from the largest
+            return self.waves(distance if self.far is None else distance.clamp(-self.far, self.far)).to(q.dtype)
 
-            def made() -> Tensor:
-                distance = torch.arange(most, least - 1, -1, device=q.device)  # (N,)
-                return self.waves(distance if self.far is None else distance.clamp(-self.far, self.far)).to(q.dtype)
-
-            key = ("waves", self.far, self.waves.dim, self.waves.theta, most, least)
-            waves = made() if whole.open() else call.flow.once(key, made)  # (N, D): all layers have the same
-            return self.r(waves).unflatten(-1, q.shape[1:2] + q.shape[3:]).permute(1, 2, 0)
-
-        every = None if whole.open() else table(most, least)
+        key = ("waves", self.far, self.waves.dim, self.waves.theta, whole.query, whole.key)
+        waves = made() if whole.open() else call.flow.once(key, made)  # (N, D): all layers have the same
+        r = self.r(waves).unflatten(-1, q.shape[1:2] + q.shape[3:]).permute(1, 2, 0)  # (H, K, N)
 
         def positions(view: View) -> Tensor:
             far, near = distances(view, causal)
             start = view.query - whole.query
-            if every is not None and far <= most and near >= least:
-                r = every[..., most - far : most - near + 1]
-            else:  # a memory may ask about keys from before this call
-                r = table(far, near)
-            return shifted(q[:, :, start : start + view.count] @ r, view.keys)
+            return shifted(q[:, :, start : start + view.count] @ r[..., most - far : most - near + 1], view.keys)
 
         return positions
 
