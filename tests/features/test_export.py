@@ -13,6 +13,9 @@ from anyformer.train import lora
 
 from .models import model
 
+# Models whose program would say something else at other sizes: `export` compares, refuses and writes nothing.
+REFUSED = {("memorizing", False), ("memorizing", True), ("bigbird", True), ("reformer", True)}
+
 
 def reload(path):
     return torch.export.load(path).module()
@@ -27,7 +30,11 @@ def same(program, made, **sizes):
 
 @pytest.mark.parametrize("padding", [False, True], ids=["plain", "padding"])
 @pytest.mark.parametrize("name", [*af.names(), "hybrid"])
-def test_every_model_with_open_sizes(name, padding, tmp_path):
+def test_every_model_with_open_sizes(name, padding, tmp_path, request):
+    if (name, padding) in REFUSED:
+        request.applymarker(
+            pytest.mark.xfail(strict=True, reason="`export` refuses it: it says that the program differs")
+        )
     made = model(name)
     report = export(made, tmp_path / "m.pt2", inputs(made, padding=padding))
     assert report.bytes == (tmp_path / "m.pt2").stat().st_size and "logits" in report.outputs

@@ -85,17 +85,23 @@ def inspect(model: Any) -> Facts:
 
 
 def state_facts(model: Any) -> StateFacts | None:
-    """Memory of the decoding state, counted on the meta device; None if the model does not decode step by step."""
+    """Memory of the decoding state, counted on the meta device; None if the model does not decode step by step, or
+    keeps what only reading tells (memories of segments, of what was looked up)."""
     if not model.generates:
         return None
     empty = pages.empty(model.recipe).to(next(model.parameters()).dtype)
-    try:
-        none, one, two = (empty.start(1, n).bytes() for n in (0, 1, 2))
-    except ValueError:  # one of its mixers keeps no state
-        return None
     tokens = MANY if model.context is None else model.context
-    source = _reading(empty, 2) - _reading(empty, 1) if isinstance(empty, EncoderDecoder) else 0
-    return StateFacts(none, two - one, source, tokens, empty.start(1, tokens).bytes() + source * tokens)
+    try:
+        none, one, two, full = (empty.start(1, n).bytes() for n in (0, 1, 2, tokens))
+    except ValueError:  # one of its mixers keeps no state, or not one for so many
+        return None
+    if isinstance(empty, EncoderDecoder):
+        source = _reading(empty, 2) - _reading(empty, 1)
+        return StateFacts(none, two - one, source, tokens, full + source * tokens)
+    state = empty.start(1, 2)
+    begun = state.bytes()
+    empty(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), state=state)
+    return StateFacts(none, two - one, 0, tokens, full) if state.bytes() == begun else None
 
 
 def _reading(model: nn.Module, count: int) -> int:

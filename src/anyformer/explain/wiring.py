@@ -178,7 +178,7 @@ def _ranges(places: list[int]) -> str:
 
 def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where: str, shared: list[str]) -> float:
     name = recipe.part.__name__
-    if not issubclass(recipe.part, Block):
+    if not {"mixer", "norm"} <= recipe.options.keys():
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
     return _block(canvas, x, y, recipe, where, shared)
 
@@ -188,7 +188,8 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
     from matplotlib.patches import FancyBboxPatch
 
     top, known = y, {*BRANCHES, "norm", "wiring"}
-    more = [line for text in [*_lines(block, known), *shared] for line in textwrap.wrap(text, SIGNS + 8)]
+    other = [] if issubclass(block.part, Block) else ["two streams: each sum goes to the other one"]
+    more = [line for text in [*_lines(block, known), *other, *shared] for line in textwrap.wrap(text, SIGNS + 8)]
     for line in [*textwrap.wrap(f"{where} {block.part.__name__}, {_wiring(block)}", SIGNS), *more]:
         size, colour = (7, FAINT) if line in more else (9, INK)
         canvas.axes.text(x - WIDE / 2 - 0.3, y + 0.16, line, fontsize=size, color=colour, va="center")
