@@ -116,8 +116,8 @@ class CompressiveMemory(SegmentRecurrence):
         )  # (B, E + T, D)
         index = torch.arange(at.first, at.first + T, device=x.device)
         full = (index - at.begin + 1) % c == 0  # (1 or B, T)
-        if call.flow.keep is not None:
-            full = full & call.flow.keep_now(T)
+        if (keep := call.flow.keep_now(T)) is not None:
+            full = full & keep
         last = torch.where(full, index, -1).expand(B, -1).sort(1).values  # (B, T): those that there are, at the end
         if not isinstance(T, torch.SymInt):
             last = last[:, max(0, T - T // c - 1) :]  # (B, n): there can be no more
@@ -181,6 +181,7 @@ class CompressiveMemory(SegmentRecurrence):
         first, count = call.at.first + chunk.rows.start, chunk.rows.stop - chunk.rows.start
         start = first - farthest
         view = View(Causal(), first, count, start, count + farthest - nearest, device=back.device)
+        assert call.bias is not None
         every = call.bias(view)  # (B or 1, H, C, count + farthest - nearest)
         offset = (chunk.index - chunk.base)[..., None]  # (1 or B, C, 1)
         column = chunk.index[:, None] - start - (offset + self.memory + back)  # (B, C, n)

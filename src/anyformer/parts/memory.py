@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Flow, Slot
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts.lowrank import width
@@ -277,7 +277,7 @@ class SegmentRecurrence(Mixer):
                 f"{name}: {type(part).__name__} goes by what stands between two tokens, and memory holds keys and "
                 "values alone; take scores that go by distance (Relative, Alibi, Decay …)"
             )
-        self.scores = nn.ModuleList(found) if found else None
+        self.scores: Any = nn.ModuleList(found) if found else None
 
     @property
     def sharpness(self) -> float:
@@ -364,5 +364,5 @@ class SegmentRecurrence(Mixer):
         oldest = max(0, call.held[0].shape[2] - self.reach)
         return [t[:, :, oldest:].detach() for t in call.held]
 
-    def start(self, batch: int, length: int, like: Tensor) -> Tail:
+    def start(self, batch: int, length: int, like: Tensor) -> Slot:
         return Tail(*(like.new_zeros(batch, self.heads, 0, self.head_dim) for _ in range(2)))

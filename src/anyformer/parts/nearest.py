@@ -25,11 +25,13 @@ from anyformer.parts.memory import Chunk, Pass, Places, SegmentRecurrence, show,
 def nearest(q: Tensor, k: Tensor, seen: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """The `top` keys with the largest q . k for each query and head, by looking at all.
 
-    Shapes: q (B, H, C, K), k (B, H, S, K), seen (1 or B, C, S) -> numbers of keys (B, H, C, R), R = top or S if that is
-    less, and whether there is one, (B, H, C, R).
+    Shapes: q (B, H, C, K), k (B, H, S, K), seen (1 or B, C, S) -> numbers of keys, and whether there is one, each
+    (B, H, C, R) with R = top.
     """
     scores = (q @ k.mT).masked_fill(~seen[:, None], float("-inf"))  # (B, H, C, S)
-    size, index = scores.topk(min(top, k.shape[2]), -1)
+    if isinstance(k.shape[2], torch.SymInt) or k.shape[2] < top:
+        scores = F.pad(scores, (0, top), value=float("-inf"))  # keys that there are not
+    size, index = scores.topk(top, -1)
     return index, size > float("-inf")
 
 
@@ -250,6 +252,7 @@ class NearestMemory(SegmentRecurrence):
             index = index + start
         else:
             index, there = slot.search(q, self.top, seen, start)
+        index = index.masked_fill(~there, 0)
         flat = index.flatten(2)[..., None].expand(-1, -1, -1, self.head_dim)  # (B, H, C R, K)
         k, v = (t.gather(2, flat).unflatten(2, index.shape[2:]) for t in (k, v))
         return k, v, there
