@@ -111,8 +111,7 @@ def test_the_seed_draws_and_evaluation_does_not() -> None:
     one, other = (BlockSparse(12, heads=3, size=4, random=1, seed=s, kernel="chunked") for s in (0, 1))
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.eval()(x, places), other.eval()(x, places))
-    places = lambda: Flow(torch.arange(60))  # noqa: E731  (what layers share is of one pass)
-    trained = [part.train()(x, places()) for part in (one, other, one)]
+    trained = [part.train()(x, Flow(torch.arange(60))) for part in (one, other, one)]
     assert torch.equal(trained[0], trained[2]) and not torch.allclose(trained[0], trained[1])
 
 

@@ -103,7 +103,7 @@ def bigbird(c: BigBird) -> Recipe:
 def _weights(c: BigBird) -> list:
     mlm = "heads.mlm.then" if c.task == "masked" else "heads.mlm"
     unread = {"masked": "heads.mlm.first", "classify": "pool.first", "tag": "heads.classes.first"}
-    classes = row("classifier", "heads.classes.then.proj")
+    classes = [row("classifier", "heads.classes.then.proj")]
     if c.task == "classify":
         classes = under("classifier", "", row("dense", "pool.then.dense"), row("out_proj", "heads.classes.proj"))
     return [

@@ -94,15 +94,15 @@ class BlockSparse(Attention):
         seen = View(Full(), 0, T, 0, T, flow.keep, x.device)
         if flow.taps is not None and flow.taps.wants(self, "weights"):
             q, k, _ = self._heads(x)
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), self._bias(flow, rows, T)))
+            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), self._often(flow, rows, T)))
         if not seen.open() and (self.kernel == "chunked" or (self.kernel == "auto" and self.least < T)):
-            return self.o(self._gathered(x, flow, rows))
-        bias = self._bias(flow, rows, T) if seen.open() or self.least < T else None
+            return self.o(flow.clear(self._gathered(x, flow, rows)))  # what padding sees differs by kernel: it is 0
+        bias = self._often(flow, rows, T) if seen.open() or self.least < T else None
         dropout = self.dropout if self.training and bias is None else 0.0
         kernel = "auto" if self.kernel == "chunked" else self.kernel
         bias = None if bias is None else bias.to(x.dtype)
         y = attend(*self._heads(x), seen, bias=bias, dropout=dropout, kernel=kernel)  # (B, H, T, K)
-        return self.o(y.transpose(1, 2).flatten(2))
+        return self.o(flow.clear(y.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, (B, H, T, K) each."""
@@ -127,7 +127,7 @@ class BlockSparse(Attention):
                 found[row, :, : n - 2] = draw(self.seed, self.heads, n, self.size, self.random, self.planned)
         return found.to(rows.length.device)
 
-    def _bias(self, flow: Flow, rows: Rows, T: int) -> Tensor:
+    def _often(self, flow: Flow, rows: Rows, T: int) -> Tensor:
         return flow.once(self._once("bias"), lambda: self._counts(rows, T).log())
 
     def _counts(self, rows: Rows, T: int) -> Tensor:
@@ -162,10 +162,11 @@ class BlockSparse(Attention):
             some = slice(0, min(T, self.least))
             seen = View(Full(), 0, some.stop, 0, some.stop, layout.real[short, some], x.device)
             dropout = self.dropout if self.training else 0.0
-            found = attend(*(t[short][:, :, some] for t in (q, k, v)), seen, dropout=dropout)
+            mine = [t[short][:, :, some] for t in (q, k, v)]
+            found = attend(mine[0], mine[1], mine[2], seen, dropout=dropout)
             y = y.index_copy(0, short, F.pad(found, (0, 0, 0, y.shape[2] - some.stop)))
         if len(long := layout.long):
-            y = y.index_copy(0, long, self._sparse(*(t[long] for t in (q, k, v)), layout))
+            y = y.index_copy(0, long, self._sparse(q[long], k[long], v[long], layout))
         y = y[:, :, :T].transpose(1, 2).flatten(2)
         return y if rows.keep is None else y.gather(1, order.argsort(1)[..., None].expand_as(y))
 
