@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import contest, report
+from benchmarks import contest, machine, profile, report
 from benchmarks.contest import Contestant, Died, Missing, Worker
 from benchmarks.report import Claim, Section
+from benchmarks.train_step import TOKENS, VOCAB, Shape
 
 PAIR = {"ours": Contestant("we"), "peer": Contestant("they", against="ours")}
 
@@ -123,8 +124,32 @@ def test_the_marks_are_in_our_readme():
     assert text.index(report.BEGIN) < text.index(report.END)
 
 
+def test_a_profile_finds_every_product_of_a_step(monkeypatch):
+    shape = Shape(layers=2, heads=2, dim=32, gated=96)
+    monkeypatch.setattr(profile, "SHAPES", {profile.SIZE: shape})
+    monkeypatch.setattr(machine, "matmul_rate", lambda: 1e9)
+    kinds = profile.build("ours_gpt")[1]({"steps": 1})["kinds"]
+    products = {label: work for label, (_, work, _) in kinds.items() if work}
+    dense = shape.layers * 12 * shape.dim**2 + VOCAB * shape.dim
+    assert sum(products.values()) == 6 * TOKENS * dense  # forward, the gradient of what came in, that of weights
+    each = [sum(work for label, work in products.items() if label.startswith(f"product {kind}"))
+            for kind in ("forward", "for what came in", "for weights")]  # fmt: skip
+    assert each == [2 * TOKENS * dense] * 3
+    parts = {
+        "Attention",
+        "Attention, backward",
+        "LayerNorm",
+        "LayerNorm, backward",
+        "MLP",
+        "optimiser",
+        "clipping",
+        "loss",
+    }
+    assert parts <= set(kinds)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_step", "decode", "load"])
+@pytest.mark.parametrize("name", ["train_step", "decode", "load", "profile"])
 def test_each_benchmark_runs(name):
     try:
         found = importlib.import_module(f"benchmarks.{name}").run(rounds=1)

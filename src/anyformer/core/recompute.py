@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.flow import Flow
@@ -65,6 +66,9 @@ def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     `make` must give the same bits, from tensors that are kept anyway: an activation from what went into it. Not for
     what is made again as a whole (`Flow.again`): there it would keep what was to be forgotten.
     """
+    if is_traceable_wrapper_subclass(tensor):  # DTensor: its memory is somewhere inside
+        yield
+        return
     memory, kind = weakref.ref(tensor.untyped_storage()), tensor.dtype
 
     def pack(kept: Tensor) -> Any:
