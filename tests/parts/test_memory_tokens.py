@@ -13,7 +13,7 @@ from anyformer.contract.subjects import redrawn
 from anyformer.core.flow import Flow
 from anyformer.parts import MemoryTokens, SegmentRecurrence, Window
 
-PAGES = {
+PAGES: dict[str, dict[str, Any]] = {
     "llama": {},
     "bert": {},
     "llama, windows": {"blocks.*.mixer.mask": Window(6)},

@@ -1,5 +1,4 @@
-"""Memorizing Transformer (Wu et al., 2022; arXiv:2203.08913). A decoder one of whose layers looks things up in all that
-it has read.
+"""Memorizing Transformer (Wu et al., 2022; arXiv:2203.08913). A decoder with a layer that looks up what it has read.
 
 Differs from T5's decoder by: it reads a text by segments, each of which sees the tokens before it as in Transformer-XL;
 one layer also finds the `top` nearest of all older keys, of which it keeps up to `capacity`, and a gate of each head
