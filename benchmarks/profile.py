@@ -3,8 +3,8 @@
 A process for each of our models makes steps of `fit`; PyTorch's profiler says how long each operation took. What ran in
 forward belongs to the innermost part that it ran in, what ran in backward to the part whose forward it undoes. Matrix
 products are listed by shape, rows x inner x columns, apart from their part: those of forward, those that make the
-gradient of what came in, those that make the gradient of weights (the inner size is the number of tokens). What no
-operation took is Python, memory management and the profiler itself.
+gradient of what came in (as many rows as tokens), those that make the gradient of weights (an inner size of as many);
+"backward" where shapes do not tell. What no operation took is Python and memory management.
 """
 
 from __future__ import annotations
@@ -107,12 +107,14 @@ def _kinds(events: Any, steps: int) -> dict[str, list[float]]:
             continue
         scope, number = _scope(event)
         backward = number is not None
-        scope = scopes.get(number, "gradients added up") if number is not None else scope
+        if number is not None:
+            scope = scopes.get(number, "gradients added up")
         label, work = scope + (", backward" if backward else ""), 0.0
         if event.name in PRODUCTS:
             left, right = [s for s in event.input_shapes if len(s) == 2][:2]
             work = 2.0 * left[0] * left[1] * right[1]
-            which = "forward" if not backward else "for weights" if left[1] == TOKENS else "for what came in"
+            kinds = {(True, False): "for what came in", (False, True): "for weights"}
+            which = kinds.get((left[0] == TOKENS, left[1] == TOKENS), "backward") if backward else "forward"
             label = f"product {which}: {left[0]} x {left[1]} x {right[1]}"
         for i, value in enumerate((event.self_cpu_time_total / 1e6, work, 1.0 if work else 0.0)):
             found[label][i] += value / steps
