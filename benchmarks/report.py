@@ -9,13 +9,12 @@ from pathlib import Path
 
 HEADER = """# Benchmarks
 
-Written by `make bench` (`python -m benchmarks [train_step] [decode] [load] [communication]`); do not edit. Every
-section is one run on one machine, in which the contestants take turns; a ratio compares figures of the same round,
-which evens out slow drift of the machine. It does not even out other programs that want the same cores: measure on a
-machine that is quiet.
+Written by `make bench` (`python -m benchmarks`, which takes names of sections); do not edit. Every section is one run
+on one machine, in which the contestants take turns; a ratio compares figures of the same round, which evens out slow
+drift of the machine. It does not even out other programs that want the same cores: measure on a machine that is quiet.
 """
 SHORT = "| | anyformer | peer | | takes, ours = 1 (quartiles) | |"  # above the claims of a section
-README = "| | anyformer | peer | | peer takes, ours = 1 |"
+README = "| | anyformer | what peers take, ours = 1 |"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end -->"
 
 
@@ -94,18 +93,21 @@ def write(path: Path, sections: list[Section], machine: str, header: str = HEADE
 
 
 def summarise(readme: Path, report: Path) -> bool:
-    """Writes the claims of all sections of the report into the README, between its marks. False: it has no marks."""
+    """Writes the claims of all sections of the report into the README, between its marks, one line for each figure of
+    ours. False: it has no marks."""
     text = readme.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         return False
-    rows, inside = [], False
+    found: dict[tuple[str, str], list[str]] = {}
+    inside = False
     for line in report.read_text().splitlines():
         inside = line == SHORT or (inside and line.startswith("|"))
         if inside and line != SHORT and not line.startswith("|---"):
-            what, ours, theirs, peer, ratio, _ = (cell.strip() for cell in line.strip("|").split("|"))
-            rows.append(row(what, ours, theirs, peer, ratio))
+            what, ours, _, peer, ratio, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault((what, ours), []).append(f"{peer} **{ratio.split()[0]}**")
+    rows = [row(*key, "; ".join(peers)) for key, peers in found.items()]
     table = "\n".join(_ruled([README, *rows])) if rows else ""
     _replace(readme, f"{before}{begin}\n{table}\n{end}{after}")
     return True
