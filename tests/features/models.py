@@ -43,3 +43,8 @@ def outputs(made: Any, padding: bool = True, **sizes: int) -> dict[str, torch.Te
 def linear(made: Any) -> dict[str, torch.nn.Linear]:
     """Every linear layer by path."""
     return {path: m for path, m in made.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+def idle(layers: Any) -> set[str]:
+    """Paths of layers that only global tokens go through, which the inputs here have none of (Longformer)."""
+    return {path for path in layers if ".wide." in path}

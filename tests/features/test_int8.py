@@ -12,7 +12,7 @@ from anyformer.compress.int8 import Int8Linear, quantise
 from anyformer.edge.export import inputs
 from anyformer.train import lora
 
-from .models import every_model, linear, model, outputs
+from .models import every_model, idle, linear, model, outputs
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -57,20 +57,21 @@ def test_every_layer_stays_inside_its_bound(name):
     report = quantise(made)
     assert report.layers == tuple(layers) and report.of == len(layers) and 0 < report.steps <= 0.5
     assert report.after < report.before and not linear(made)
-    worst = []
+    worst, met = [], set()
 
     def compare(module, args, output):
         path = next(p for p, m in made.named_modules() if m is module)
         off = (output - layers[path](args[0])).abs()
         assert (off <= module.bound(args[0])).all(), f"{path} is off by {off.max()}"
         worst.append(float(off.max()))
+        met.add(path)
 
     hooks = [made.get_submodule(p).register_forward_hook(compare) for p in report.layers]
     with torch.no_grad():
         after = outputs(made)
     for hook in hooks:
         hook.remove()
-    assert len(worst) == len(layers) and max(worst) > 0
+    assert met >= set(layers) - idle(layers) and max(worst) > 0
     for key, value in after.items():
         near = torch.nn.functional.cosine_similarity(value.flatten(), before[key].flatten(), 0)
         assert near > 0.97, f"{key} has nothing to do with what it was: {near}"

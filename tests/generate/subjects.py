@@ -16,8 +16,10 @@ torch.set_num_threads(1)
 
 def names() -> list[str]:
     """page:case of everything that generates, and "hybrid"."""
-    pages = [p for p in af.pages() if p.recipe(p.sizes["tiny"]).part.generates]
-    return [f"{p.name}:{case}" for p in pages for case in ("", *p.module.CASES)] + ["hybrid:"]
+    cases = [(p, case, p.module.CASES.get(case, {})) for p in af.pages() for case in ("", *p.module.CASES)]
+    return [f"{p.name}:{case}" for p, case, changes in cases if p.recipe(p.at("tiny", **changes)).part.generates] + [
+        "hybrid:"
+    ]
 
 
 @functools.cache

@@ -237,7 +237,8 @@ def test_every_page_is_predicted(name):
         inputs = {"pixel_values": torch.zeros(2, 3, image, image), "labels": torch.tensor([0, 1])}
     elif type(model).__name__ == "EncoderDecoder":
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    if any(path.endswith("router") for path, _ in model.named_modules()):  # how many tokens an expert gets is not known
+    unknown = any(path.endswith("router") for path, _ in model.named_modules())  # how many tokens an expert gets
+    if unknown or name == "bigbird":  # how many blocks a row has
         with pytest.raises(predict.Unseen, match="cannot be predicted"):
             predict.predict(model, inputs, objectives.masked_lm, Settings(1))
         return

@@ -38,7 +38,7 @@ class Transfer:
             parameter.
 
     Raises:
-        ValueError: if the recipes are not the same but for widths.
+        ValueError: if the recipes are not the same but for widths, or a part has no scale that could be set.
     """
 
     def __init__(self, wide: Recipe, base: Recipe):
@@ -59,6 +59,9 @@ class Transfer:
                     self.factors[path] = 1 / a if b == 1 else 1 / math.sqrt(a)
                     self.rates[f"{path}.weight"] = 1 / a
             elif hasattr(module, "head_dim") and hasattr(module, "scale") and module.head_dim != other.head_dim:
+                if "scale" not in module.recipe.options:
+                    name = type(module).__name__
+                    raise ValueError(f"muP changes the scale of attention, and {name} at {path!r} has no such option")
                 scale = other.scale if other.scale is not None else other.head_dim**-0.5
                 scales[f"{path}.scale"] = scale * other.head_dim / module.head_dim
             elif getattr(module, "proj", 0) is None and hasattr(module, "scale"):  # logits by the token table

@@ -30,6 +30,8 @@ class Fourier(Mixer):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_both_ways(flow)
         wide, keep = x.to(torch.promote_types(x.dtype, torch.float32)), flow.keep_now(x.shape[1])
+        if keep is None and isinstance(x.shape[1], torch.SymInt):  # torch.export: whether there are mirrors is open
+            return torch.fft.fft2(wide, dim=(1, 2)).real.to(x.dtype)
         if keep is None:
             return _Transform.apply(wide).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
         z = torch.fft.fft(wide, dim=2)  # (B, T, D) complex

@@ -69,7 +69,8 @@ def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
     Raises:
         Unseen: if the model looks at the content of its tensors (a router's choice), which cannot be followed.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+    from torch._subclasses import fake_tensor
+    from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         with FakeCopyMode(mode):
@@ -78,7 +79,7 @@ def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
         fakes = {name: mode.from_tensor(value).to(device) for name, value in batch.items()}
         try:
             return _step(fake.train(), fakes, objective, settings, device)
-        except DataDependentOutputException as error:
+        except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException) as error:
             raise Unseen(f"memory cannot be predicted: the model looks at the content of a tensor ({error})") from None
 
 
