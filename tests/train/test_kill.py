@@ -36,7 +36,7 @@ def job(folder, steps, width=256):
     """A run that saves at every step, as slowly as its 10 MB take."""
     ids = np.random.default_rng(0).integers(0, 128, 5000).astype(np.uint16)
     model = af.build("gpt", "tiny", seed=0, dim=width, dropout=0.1)
-    settings = Settings(steps=steps, warmup=2, save_every=1, keep_last=2)
+    settings = Settings(steps=steps, warmup=2, schedule="constant", save_every=1, keep_last=2)
     return fit(model, Windows(ids, 2, 16), objectives.causal_lm, settings, folder, resume="auto")
 
 
