@@ -14,7 +14,7 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.core.flow import Flow
-from anyformer.parts import Attention, Dilated, Window
+from anyformer.parts import MLP, Attention, Dilated, MoE, TopK, Window
 from anyformer.parts.globals import GlobalAttention
 from anyformer.parts.masks import Mask
 
@@ -114,3 +114,11 @@ def test_errors() -> None:
     for window in (5, 0, (4,)):
         with pytest.raises(ValueError, match="window is an even number"):
             af.build("longformer", "tiny", window=window)
+
+
+def test_losses_of_parts_come_out_as_of_any_encoder():
+    """A router's balance is said by an encoder with global tokens, too."""
+    mixture = MoE.of(router=TopK.of(experts=4, top=2), expert=MLP.of(hidden=16))
+    model = af.build(af.recipe("longformer", "tiny").but({"blocks.*.ffn": mixture}), seed=0).train()
+    said = model(torch.randint(5, 100, (2, 9), generator=torch.Generator().manual_seed(0)))
+    assert said.aux and all(loss > 0 for loss in said.aux.values()) and said.figures

@@ -286,13 +286,23 @@ class Encoder(Skeleton, Blocks):
         inputs = pixel_values if self.takes == "pixel_values" else input_ids
         if inputs is None:
             raise ValueError(f"this model reads {self.takes}; call model({self.takes}=...)")
-        if document_ids is not None and self.pool is not None:
+        return self.read(inputs, self.about(inputs, attention_mask, token_type_ids, position_ids, document_ids))
+
+    def about(
+        self, inputs: Tensor, mask: Tensor | None, types: Tensor | None, places: Tensor | None, documents: Tensor | None
+    ) -> Flow:
+        """What the parts are told beside the inputs, checked; the arguments are those of `forward`."""
+        if documents is not None and self.pool is not None:
             raise ValueError(
                 f"{type(self.pool).__name__} makes one vector of a row, and with document_ids a row holds several "
                 "texts; build the model without pool, or give one text a row"
             )
-        flow = self.begin(self.embed, inputs, attention_mask, position_ids, None, document_ids)
-        flow.types = token_type_ids
+        flow = self.begin(self.embed, inputs, mask, places, None, documents)
+        flow.types = types
+        return flow
+
+    def read(self, inputs: Tensor, flow: Flow) -> Output:
+        """From the front-end to the heads."""
         x = self.run(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
         flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
         heads = {name: head(x, flow) for name, head in self.heads.items()}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import Encoder, Output, _embed
+from anyformer.core.skeletons import Encoder, Output
 from anyformer.parts.attention import Attention
 from anyformer.parts.kernels import attend, weights
 from anyformer.parts.masks import CHUNK, Full, Mask, Packed, View, view
@@ -211,14 +211,9 @@ class GlobalEncoder(Encoder):
         global_attention_mask: Tensor | None = None,
     ) -> Output:  # fmt: skip
         """As of `Encoder`; `global_attention_mask` (B, T): 1 or True = a global token."""
-        if self.pool is not None and document_ids is not None:
-            raise ValueError("one vector is made of a row: with document_ids, build the model without pool")
-        flow = self.begin(self.embed, input_ids, attention_mask, position_ids, None, document_ids)
-        flow.types, flow.wide = token_type_ids, self._wide(input_ids, global_attention_mask, flow)
-        x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
-        flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
-        heads = {name: head(x, flow) for name, head in self.heads.items()}
-        return Output(x, next(iter(heads.values()), None), heads, flow.pooled, keep=flow.keep)
+        flow = self.about(input_ids, attention_mask, token_type_ids, position_ids, document_ids)
+        flow.wide = self._wide(input_ids, global_attention_mask, flow)
+        return self.read(input_ids, flow)
 
     def _wide(self, ids: Tensor, mask: Tensor | None, flow: Flow) -> Tensor | None:
         if mask is None:
