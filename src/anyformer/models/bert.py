@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Encoder
+from anyformer.hub.bert_maps import bert_rows, prediction_rows
 from anyformer.hub.config import ACTS, CLASSES, COMMON, key, keys, must
-from anyformer.hub.maps import Hub, row, under
+from anyformer.hub.maps import Hub, row
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 
 
@@ -78,23 +79,9 @@ def bert(c: Bert) -> Recipe:
 
 def _weights(c: Bert) -> list:
     return [
-        under(
-            "bert.embeddings", "embed",
-            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
-            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
-        ),
-        under(
-            "bert.encoder.layer.{i}", "blocks.{i}",
-            under("attention.self", "mixer", row("query", "q"), row("key", "k"), row("value", "v")),
-            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
-            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
-        ),
+        bert_rows("bert"),
         row("bert.pooler.dense", "pool.dense"),
-        under("cls.predictions.transform", "heads.mlm", row("dense", "dense"), row("LayerNorm", "norm")),
-        row("cls.predictions.bias", "heads.mlm.bias"),
-        row("cls.predictions.decoder.bias", (), tied="heads.mlm.bias"),
-        row("cls.predictions.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
-        row("cls.seq_relationship", "heads.nsp.proj"),
+        prediction_rows("heads.mlm"),
         row("classifier", "heads.classes.proj"),
     ]  # fmt: skip
 

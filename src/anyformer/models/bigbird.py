@@ -18,6 +18,7 @@ from torch import Tensor
 from anyformer.core.part import check_option, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Encoder
+from anyformer.hub.bert_maps import bert_rows, prediction_rows
 from anyformer.hub.config import ACTS, CLASSES, COMMON, key, keys, must
 from anyformer.hub.maps import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
@@ -107,22 +108,9 @@ def _weights(c: BigBird) -> list:
     if c.task == "classify":
         classes = under("classifier", "", row("dense", "pool.then.dense"), row("out_proj", "heads.classes.proj"))
     return [
-        under(
-            "bert.embeddings", "embed",
-            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
-            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
-        ),
-        under(
-            "bert.encoder.layer.{i}", "blocks.{i}",
-            under("attention.self", "mixer", row("query", "q"), row("key", "k"), row("value", "v")),
-            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
-            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
-        ),
+        bert_rows("bert"),
         row("bert.pooler", unread.get(c.task, "pool.dense")), classes,
-        under("cls.predictions.transform", mlm, row("dense", "dense"), row("LayerNorm", "norm")),
-        row("cls.predictions.bias", f"{mlm}.bias"), row("cls.predictions.decoder.bias", (), tied=f"{mlm}.bias"),
-        row("cls.predictions.decoder.weight", f"{mlm}.proj.weight", tied="embed.tokens.weight"),
-        row("cls.seq_relationship", "heads.nsp.proj"),
+        prediction_rows(mlm),
     ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
+from anyformer.hub.bert_maps import bert_rows
 from anyformer.hub.config import ACTS, CLASSES, COMMON_BUT_PAD, ONE_VALUE, Lens, key, keys, must, quiet
 from anyformer.hub.maps import Hub, row, under
 from anyformer.parts import MLP, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens, Window
@@ -73,20 +74,8 @@ def longformer(c: Longformer) -> Recipe:
 
 
 def _weights(c: Longformer) -> list:
-    inner = {"query": "q", "key": "k", "value": "v"}
     return [
-        under(
-            "longformer.embeddings", "embed",
-            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
-            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
-        ),
-        under(
-            "longformer.encoder.layer.{i}", "blocks.{i}",
-            under("attention.self", "mixer", *(row(theirs, ours) for theirs, ours in inner.items())),
-            under("attention.self", "mixer.wide", *(row(f"{theirs}_global", ours) for theirs, ours in inner.items())),
-            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
-            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
-        ),
+        bert_rows("longformer", *(row(f"{n}_global", f"wide.{n[0]}") for n in ("query", "key", "value"))),
         under("lm_head", "heads.mlm", row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
         row("lm_head.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
         row("lm_head.decoder.bias", (), tied="heads.mlm.bias"),
