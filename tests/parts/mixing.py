@@ -54,3 +54,27 @@ def slopes_are_right(mixer: nn.Module, x: Tensor, causal: bool, keep: Tensor | N
 
     inputs = (x.clone().requires_grad_(), *(v.detach().clone().requires_grad_() for v in values))
     assert torch.autograd.gradcheck(call, inputs, atol=1e-6, fast_mode=True)
+
+
+def padded_is_alone(mixer: nn.Module, x: Tensor, causal: bool) -> None:
+    """Two rows of 11 tokens: padding of one, 0 as in a model, changes neither; a text of padding alone is finite."""
+    for side in (slice(0, 4), slice(6, 11)):
+        keep = torch.ones(2, 11, dtype=torch.bool)
+        keep[1, side] = False
+        both = run(mixer, x * keep[..., None], causal, keep)
+        torch.testing.assert_close(both[0], run(mixer, x[:1], causal)[0])
+        torch.testing.assert_close(both[1][keep[1]], run(mixer, x[1:, keep[1]], causal)[0])
+        assert run(mixer, 0 * x, causal, torch.zeros_like(keep)).isfinite().all()
+
+
+def padding_is_not_read(mixer: nn.Module, x: Tensor, causal: bool, sides: list[slice]) -> None:
+    """Three rows: padding of the middle one changes none of them, whatever numbers stand there."""
+    for side in sides:
+        keep = torch.ones(x.shape[:2], dtype=torch.bool)
+        keep[1, side] = False
+        found = run(mixer, x, causal, keep)
+        torch.testing.assert_close(found[::2], run(mixer, x[::2], causal))
+        torch.testing.assert_close(found[1][keep[1]], run(mixer, x[1:2, keep[1]], causal)[0])
+        other = run(mixer, torch.where(keep[..., None], x, 7.0), causal, keep)
+        assert torch.equal(other[keep], found[keep])
+        assert run(mixer, x, causal, torch.zeros_like(keep)).isfinite().all()

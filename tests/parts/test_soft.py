@@ -17,7 +17,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.parts import Alibi, Attention, Decay, Distances, Forget, Relative, SoftCap, Span, Temperature, Window
 from anyformer.parts import kernels as kernel_module
 from anyformer.parts.soft import slopes
-from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
+from tests.parts.mixing import flow, made, padded_is_alone, run, slopes_are_right, step_by_step
 
 PLAIN = Attention.of(heads=3, kv_heads=1)
 SCORES: dict[str, list[Recipe]] = {
@@ -134,13 +134,7 @@ def test_token_by_token_is_the_whole(name: str, mask: Window | None) -> None:
 def test_padding_is_not_seen(name: str) -> None:
     mixer, x = made(soft(name)), torch.randn(2, 11, 12, dtype=torch.float64)
     for causal in (True,) if decoder_only(name) else (True, False):
-        for side in (slice(0, 4), slice(6, 11)):
-            keep = torch.ones(2, 11, dtype=torch.bool)
-            keep[1, side] = False
-            both = run(mixer, x * keep[..., None], causal, keep)
-            torch.testing.assert_close(both[0], run(mixer, x[:1], causal)[0])
-            torch.testing.assert_close(both[1][keep[1]], run(mixer, x[1:, keep[1]], causal)[0])
-            assert run(mixer, 0 * x, causal, torch.zeros_like(keep)).isfinite().all()
+        padded_is_alone(mixer, x, causal)
 
 
 @each

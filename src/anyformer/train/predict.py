@@ -92,9 +92,7 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     weights = live.now
     optimizer = optim.make(model, settings)
     with live:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        with precision.cast(device, settings.precision):
-            loss = objective(model(**inputs), batch["labels"], _one(objective, batch["labels"]))
+        loss = _loss(model, batch, objective, settings)
         activations = live.now - weights
         loss.backward()
         del loss
@@ -107,6 +105,14 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     through = most + state + (gradients if settings.accumulate > 1 else 0)
     peak = max(through, weights + gradients + state)
     return Prediction(weights, gradients, state, activations, peak, live.flops * settings.accumulate)
+
+
+def _loss(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Tensor:
+    """The loss of a batch, in the precision of the run."""
+    labels = batch["labels"]
+    with precision.cast(labels.device, settings.precision):
+        output = model(**{name: value for name, value in batch.items() if name != "labels"})
+        return objective(output, labels, _one(objective, labels))
 
 
 def _one(objective: Any, labels: Tensor) -> Tensor | float:
@@ -193,10 +199,7 @@ def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
     for _ in range(2):
         began = time.perf_counter()
         for _ in range(settings.accumulate):
-            inputs = {name: value.to(device) for name, value in batch.items()}
-            labels = inputs.pop("labels")
-            with precision.cast(device, settings.precision):
-                loss = objective(model(**inputs), labels, _one(objective, labels))
+            loss = _loss(model, {name: value.to(device) for name, value in batch.items()}, objective, settings)
             loss.backward()
         for p in trained:
             if p.grad is not None:
