@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from anyformer.core.flow import Flow
 from anyformer.core.recipe import Value
@@ -280,7 +281,10 @@ def hides_everything(mask: Mask) -> bool:
     """Is nothing seen among so many tokens that every distance, period and block in the mask has occurred? False, too,
     where that would be too many to look at."""
     enough = 2 + 2 * math.prod(1 + abs(n) for n in _numbers(mask))
-    return enough <= LOOKED_AT and not bool(View(mask, 0, enough, 0, enough, device=torch.device("cpu")).tensor().any())
+    if enough > LOOKED_AT:
+        return False
+    with _disable_current_modes():  # a pass with tensors that hold nothing (`train.predict`) asks as well
+        return not bool(View(mask, 0, enough, 0, enough, device=torch.device("cpu")).tensor().any())
 
 
 def _numbers(mask: Mask) -> list[int]:
