@@ -9,16 +9,20 @@ from torch import Tensor
 from anyformer.parts import selective
 from anyformer.parts.ssm import side_by_side
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
-def inputs(batch: int = 2, time: int = 37, inner: int = 5, state: int = 3) -> list[Tensor]:
+
+def inputs(batch: int = 2, time: int = 37, inner: int = 5, state: int = 3) -> Inputs:
     noise = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=noise, dtype=torch.float64)
 
     u, step, A = draw(batch, time, inner), 0.1 * draw(batch, time, inner).exp(), -draw(inner, state).exp()
-    every = (u, step, A, draw(batch, time, state), draw(batch, time, state), draw(batch, inner, state))
-    return [t.requires_grad_() for t in every]
+    B, C, h = draw(batch, time, state), draw(batch, time, state), draw(batch, inner, state)
+    for t in (every := (u, step, A, B, C, h)):
+        t.requires_grad_()
+    return every
 
 
 def written_out(
@@ -33,7 +37,7 @@ def written_out(
     return torch.stack(rows, 1), h
 
 
-def slopes(found: tuple[Tensor, Tensor], given: list[Tensor]) -> list[Tensor]:
+def slopes(found: tuple[Tensor, Tensor], given: Inputs) -> list[Tensor]:
     y, h = found
     return list(torch.autograd.grad(y.square().sum() + (h * h.detach().cos()).sum(), given))
 

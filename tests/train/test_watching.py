@@ -96,7 +96,7 @@ def test_measured_is_the_mean_of_the_weights(ran, book):
 
 def wandb_rows(file):
     """The history in a .wandb file: LevelDB's log format (blocks of 32 KiB, records in pieces) of protobuf records."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     data, place, whole, rows = file.read_bytes(), 7, b"", []
     while place + 7 <= len(data):
@@ -106,7 +106,7 @@ def wandb_rows(file):
         _, size, kind = struct.unpack_from("<IHB", data, place)
         place, whole = place + 7 + size, whole + data[place + 7 : place + 7 + size]
         if kind in (1, 4):  # whole, or its last piece
-            record, whole = Record.FromString(whole), b""
+            record, whole = wandb_internal_pb2.Record.FromString(whole), b""  # type: ignore[attr-defined, unused-ignore]
             items = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item}
             rows += [items] if items else []
     return rows
