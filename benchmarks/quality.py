@@ -49,6 +49,7 @@ def planned(more: bool) -> list[Run]:
     from benchmarks.quality_probes import NAMES, TASKS
 
     first = [(group, name, SEEDS[0]) for group, rows in GROUPS.items() for name in rows]
+    first.sort(key=lambda run: not GROUPS[run[0]][run[1]].scalings)  # it is the twin of the others, not they of it
     first += [(f"probe: {task}", name, SEEDS[0]) for name in NAMES for task in TASKS]
     if not more:
         return first
@@ -90,14 +91,31 @@ def one(run: Run) -> str:
         found = quality_probes.one(group.removeprefix("probe: "), name, seed)
         said = f"{found['right']:.1%} right after {found['steps']} steps"
     else:
-        found = quality_text.one(group, name, seed)
+        found = twin(run) or quality_text.one(group, name, seed)
         said = f"{found['bits']['1']:.3f} bits a byte"
     path = file(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".new")
-    aside.write_text(json.dumps({"group": group, "name": name, **found}, indent=1) + "\n")
+    aside.write_text(json.dumps({**found, "group": group, "name": name}, indent=1) + "\n")
     aside.replace(path)
     return f"{said}, {found['seconds']:.0f} s"
+
+
+def twin(run: Run) -> Found | None:
+    """The result of the same model in another group, which need not be trained again."""
+    from benchmarks.quality_models import GROUPS, fitted
+
+    v = GROUPS[run[0]][run[1]]
+    recipe = repr(fitted(v))
+    for (group, _), runs in results().items():
+        for found in runs:
+            if (
+                group in GROUPS
+                and (found["recipe"], found["seed"]) == (recipe, run[2])
+                and {*v.scalings} <= {*found["scaled"]}
+            ):
+                return found
+    return None
 
 
 def file(run: Run) -> Path:

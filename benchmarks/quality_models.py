@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,32 +17,50 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import CausalLM, Encoder
 from anyformer.parts import (
     MLP,
+    Alibi,
     Attention,
+    AutoCorrelation,
+    Axial,
     Block,
+    CompressiveMemory,
     Convolution,
+    ConvPositions,
+    Decay,
     Dilated,
+    Distances,
     Favor,
+    Forget,
     Fourier,
     GatedDelta,
     GatedMLP,
     LayerNorm,
+    LayerScale,
     Learned,
     LinearAttention,
     Linformer,
     Logits,
+    LSHAttention,
     Mamba,
     Mamba2,
+    NearestMemory,
     Nystrom,
     Prefix,
+    ProbSparse,
+    Relative,
     RelativeBias,
     RMSNorm,
     Rotary,
     ScaleNorm,
+    SegmentRecurrence,
     Sinusoidal,
+    Span,
     Strided,
+    Temperature,
     Tokens,
     Window,
+    deepnorm,
 )  # fmt: skip
+from anyformer.parts.blocksparse import BlockSparse
 from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
 
 DIM, DEPTH, HEADS, CONTEXT, BYTES = 128, 2, 4, 512, 256
@@ -68,16 +86,18 @@ GELU = mlp("gelu")
 
 @dataclass(frozen=True)
 class Variant:
-    """One row. `mixers`: a recipe a layer, repeated from the top. `places`: added to the tokens. `bias`: of the stack.
+    """One row. `mixers`: a recipe a layer, repeated from the top. `places`: added to the tokens. `entry`: before the
+    first block. `bias`: of the stack. `block`: what differs from a block with its norms before the branches.
 
     `scalings`: rotary scalings that the trained model is also evaluated with, without more training.
     """
 
     mixers: tuple[Recipe, ...]
     places: Recipe | None = None
+    entry: Recipe | None = None
     bias: Recipe | None = None
     norm: Recipe = RMS
-    wiring: str = "pre"
+    block: dict[str, Any] = field(default_factory=dict)
     ffn: Feed = GELU
     encoder: bool = False
     scalings: tuple[str, ...] = ()
@@ -103,9 +123,19 @@ def scaling(name: str, times: int) -> Scaling:
     return made[name]
 
 
-def plain(**options: Any) -> Recipe:
-    """Softmax attention without positions of its own."""
-    return attention(positions=None, **options)
+def plain(*scores: Recipe, **options: Any) -> Recipe:
+    """Softmax attention without positions, but with those score parts."""
+    return attention(positions=None, scores=list(scores), **options)
+
+
+def memory(part: Any, **options: Any) -> Recipe:
+    """Attention by segments of 128, with as many tokens of memory."""
+    return part.of(heads=HEADS, segment=128, memory=128, bias=False, **options)
+
+
+def lsh() -> Recipe:
+    """Hashed attention: chunks of 64, 2 rounds of 16 buckets."""
+    return LSHAttention.of(heads=HEADS, size=64, rounds=2, buckets=16, seed=0)
 
 
 MIXERS: dict[str, Variant] = {
@@ -120,6 +150,13 @@ MIXERS: dict[str, Variant] = {
     "linear, elu": Variant((LinearAttention.of(heads=HEADS, bias=False),), SINES),
     "linear, square": Variant((LinearAttention.of(heads=HEADS, bias=False, feature="square"),), SINES),
     "FAVOR+": Variant((Favor.of(heads=HEADS, bias=False),), SINES),
+    "LSH, 2 rounds": Variant((lsh(),), SINES),
+    "learned temperature": Variant((attention(scores=[Temperature.of(learned=True)]),)),
+    "learned span": Variant((attention(scores=[Span.of(far=CONTEXT)]),)),
+    "forgetting gates": Variant((plain(Forget.of()),)),
+    "segments of 128, XL memory": Variant((memory(SegmentRecurrence, scores=[Relative.of()]),)),
+    "segments of 128, compressive memory": Variant((memory(CompressiveMemory, scores=[Relative.of()]),)),
+    "segments of 128, nearest 32": Variant((memory(NearestMemory, scores=[Relative.of()]),)),
     "convolution 16": Variant((Convolution.of(width=16),)),
     "Mamba": Variant((Mamba.of(),)),
     "Mamba-2": Variant((Mamba2.of(heads=HEADS, state=32),)),
@@ -134,16 +171,25 @@ POSITIONS = {
     "none": Variant((plain(),)),
     "learned": Variant((plain(),), Learned.of(context=CONTEXT)),
     "sinusoidal": Variant((plain(),), SINES),
+    "axial": Variant((plain(),), Axial.of([64, 64], [DIM // 2, DIM // 2])),
     "T5 relative": Variant((plain(),), bias=RelativeBias.of(heads=HEADS, causal=True)),
+    "Transformer-XL relative": Variant((plain(Relative.of()),)),
+    "learned by distance": Variant((plain(Distances.of(far=CONTEXT)),)),
+    "ALiBi": Variant((plain(Alibi.of()),)),
+    "log decay, learned": Variant((plain(Decay.of(rate=1.0, shape="log", learned=True)),)),
+    "forgetting gates": Variant((plain(Forget.of()),)),
+    "convolution 16 at the entry": Variant((plain(),), entry=ConvPositions.of(width=16, groups=16)),
 }
 NORMS = {
     "RMSNorm, pre": BASE,
     "LayerNorm, pre": replace(BASE, norm=LayerNorm.of()),
     "ScaleNorm, pre": replace(BASE, norm=ScaleNorm.of()),
-    "RMSNorm, post": replace(BASE, wiring="post"),
-    "LayerNorm, post": replace(BASE, norm=LayerNorm.of(), wiring="post"),
-    "RMSNorm, sandwich": replace(BASE, wiring="sandwich"),
-    "RMSNorm, parallel": replace(BASE, wiring="parallel"),
+    "RMSNorm, post": replace(BASE, block={"wiring": "post"}),
+    "LayerNorm, post": replace(BASE, norm=LayerNorm.of(), block={"wiring": "post"}),
+    "LayerNorm, DeepNorm": replace(BASE, norm=LayerNorm.of(), block=deepnorm(DEPTH)),
+    "RMSNorm, sandwich": replace(BASE, block={"wiring": "sandwich"}),
+    "RMSNorm, parallel": replace(BASE, block={"wiring": "parallel"}),
+    "RMSNorm, pre, LayerScale 0.1": replace(BASE, block={"scale": LayerScale.of(start=0.1)}),
     "RMSNorm, pre, QK-norm": Variant((attention(norm=RMSNorm.of()),)),
 }
 FEEDS = {
@@ -163,6 +209,12 @@ ENCODERS = {
     "FAVOR+": replace(BOTH, mixers=(Favor.of(heads=HEADS, bias=False),)),
     "Linformer, rank 32": replace(BOTH, mixers=(Linformer.of(length=CONTEXT, rank=32, heads=HEADS, bias=False),)),
     "Nystrom, 64 landmarks": replace(BOTH, mixers=(Nystrom.of(heads=HEADS, landmarks=64, bias=False),)),
+    "BigBird, blocks of 32": replace(BOTH, mixers=(BlockSparse.of(heads=HEADS, size=32, random=2, bias=False),)),
+    "LSH, 2 rounds": replace(
+        BOTH, mixers=(LSHAttention.of(heads=HEADS, size=64, after=1, rounds=2, buckets=16, seed=0),)
+    ),
+    "ProbSparse": replace(BOTH, mixers=(ProbSparse.of(heads=HEADS, bias=False, seed=0),)),
+    "auto-correlation": replace(BOTH, mixers=(AutoCorrelation.of(bias=False),)),
     "Fourier": replace(BOTH, mixers=(Fourier.of(),)),
     "convolution 17": replace(BOTH, mixers=(Convolution.of(width=17),)),
 }
@@ -174,12 +226,12 @@ GROUPS: dict[str, dict[str, Variant]] = {
 def model(v: Variant, hidden: int, dim: int = DIM, depth: int = DEPTH, vocab: int | None = None) -> Recipe:
     """The whole model with a feed-forward of that width."""
     mixers = [v.mixers[i % len(v.mixers)] for i in range(depth)]
-    blocks = [Block.of(mixer=m, norm=v.norm, ffn=v.ffn(hidden), wiring=v.wiring) for m in mixers]
-    last = v.norm if v.wiring in ("pre", "sandwich", "parallel") else None
+    blocks = [Block.of(mixer=m, norm=v.norm, ffn=v.ffn(hidden), **v.block) for m in mixers]
+    last = None if v.block.get("wiring") == "post" else v.norm
     embed, head = Tokens.of(vocab=vocab or BYTES + v.encoder, positions=v.places), Logits.of(vocab=vocab or BYTES)
     if v.encoder:
         return Encoder.of(dim, embed, blocks, norm=last, heads={"tokens": head})
-    return CausalLM.of(dim, embed, blocks, norm=last, head=head, bias=v.bias)
+    return CausalLM.of(dim, embed, blocks, norm=last, head=head, bias=v.bias, entry=v.entry)
 
 
 def parameters(recipe: Recipe) -> int:

@@ -75,7 +75,7 @@ def test_models_of_a_group_have_the_same_number_of_parameters() -> None:
 
 def asked(task: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids, and the labels that count with their rows and places."""
-    return quality_probes.TASKS[task](torch.Generator().manual_seed(0))
+    return quality_probes.TASKS[task](torch.Generator().manual_seed(0), quality_probes.FULL[task])
 
 
 def test_answers_of_the_probes_can_be_known() -> None:

@@ -85,6 +85,7 @@ class Mamba(Mixer):
         self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.needs_causal(flow)
         slot, keep = flow.slot(self), flow.keep_now(x.shape[1])
         u, gate = self.into(x).chunk(2, -1)  # (B, T, E) each
         u = u if keep is None else u * keep[..., None]  # padding adds nothing to the state

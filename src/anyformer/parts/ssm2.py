@@ -85,6 +85,7 @@ class Mamba2(Mixer):
         self.step.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.needs_causal(flow)
         slot, keep = flow.slot(self), flow.keep_now(x.shape[1])
         gate, mixed, step = self.into(x).split([self.hidden, self.mixed, self.heads], -1)  # (B, T, …)
         mixed = mixed if keep is None else mixed * keep[..., None]  # padding adds nothing to the state

@@ -1,0 +1,76 @@
+"""What the pages of docs/ show is run, and what docs/parts.md says of a part is asked of the part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from anyformer import parts
+from anyformer.core.part import Mixer
+from anyformer.core.recipe import Recipe
+from anyformer.parts.blocksparse import BlockSparse
+from anyformer.parts.globals import GlobalAttention
+from tests.parts.mixing import made, run, step_by_step
+
+DOCS = Path(__file__).parent.parent / "docs"
+TABLE = re.findall(
+    r"^\| `(\w+)` \| (yes|no) \| (yes|no) \| (yes|no) \| (.*?) \|", (DOCS / "parts.md").read_text(), re.M
+)
+SMALL: dict[str, Recipe] = {
+    "Linformer": parts.Linformer.of(length=8, heads=2, rank=4), "Nystrom": parts.Nystrom.of(heads=2, landmarks=4),
+    "LocalAttention": parts.LocalAttention.of(heads=2, size=4), "Mamba": parts.Mamba.of(state=2),
+    "BlockSparse": BlockSparse.of(heads=2, size=2, random=1),
+    "LSHAttention": parts.LSHAttention.of(heads=2, size=8, buckets=2), "AutoCorrelation": parts.AutoCorrelation.of(),
+    "GlobalAttention": GlobalAttention.of(heads=2), "Fourier": parts.Fourier.of(),
+    "Mamba2": parts.Mamba2.of(heads=2, state=2), "Convolution": parts.Convolution.of(width=3),
+}  # fmt: skip
+
+
+def can(recipe: Recipe, causal: bool) -> bool:
+    """Does a pass over eight tokens work?"""
+    try:
+        run(made(recipe), torch.randn(1, 8, 12, dtype=torch.float64), causal)
+    except ValueError:
+        return False
+    return True
+
+
+def test_the_python_of_the_parts_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "parts.md").read_text(), re.S))
+    exec(compile(code, "docs/parts.md", "exec"), {})
+    said = capsys.readouterr().out
+    right, wrong = (float(found) for found in re.findall(r"tensor\((.*?)\)", said))
+    assert right < 1e-6 < 0.02 < wrong
+    assert "Linformer mixes every token" in said
+
+
+@pytest.mark.parametrize(("name", "decoder", "encoder", "packs", "state"), TABLE)
+def test_the_table_of_mixers_is_true(name: str, decoder: str, encoder: str, packs: str, state: str) -> None:
+    recipe = SMALL.get(name) or getattr(parts, name).of(heads=2)
+    assert (can(recipe, True), can(recipe, False)) == (decoder == "yes", encoder == "yes")
+    assert recipe.part.packs == (packs == "yes")
+    mixer = made(recipe)
+    if state == "—":
+        assert decoder == "no"
+    elif state.startswith("none"):
+        with pytest.raises(ValueError, match="cache=False"):
+            mixer.start(1, 8, torch.zeros(1))
+    else:
+        x = torch.randn(1, 8, 12, dtype=torch.float64)
+        torch.testing.assert_close(step_by_step(mixer, x, [3, 1, 4]), run(mixer, x))
+
+
+def test_no_mixer_is_forgotten() -> None:
+    listed = {name for name, *_ in TABLE}
+    others = {
+        "ConvPositions",
+        "Forget",
+        "MemoryTokens",
+        "TopK",
+        "ExpertChoice",
+    }  # positions, what wraps blocks, routers
+    mixers = {n for n in parts.__all__ if isinstance(getattr(parts, n), type) and issubclass(getattr(parts, n), Mixer)}
+    assert mixers - others <= listed
