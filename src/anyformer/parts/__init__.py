@@ -11,6 +11,7 @@ from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.fourier import Fourier
 from anyformer.parts.grid import Axial, Rotary2D, Sines2D
 from anyformer.parts.heads import Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Through
+from anyformer.parts.latent import LatentAttention
 from anyformer.parts.linear import Favor, LinearAttention
 from anyformer.parts.lowrank import Linformer, Nystrom
 from anyformer.parts.lsh import LocalAttention, LSHAttention
@@ -34,10 +35,10 @@ __all__ = [
     "MLP", "AdditivePool", "Alibi", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
     "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated",
     "Distances", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP",
-    "Global", "LSHAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention",
-    "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "MemoryTokens", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm",
-    "Patches", "Pooler", "Prefix", "ProbSparse", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock",
-    "ReversibleEncoder", "ReversibleLM", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D",
-    "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK", "TwoStreams",
-    "Window", "deepnorm",
+    "Global", "LSHAttention", "LayerNorm", "LayerScale", "LatentAttention", "Learned", "LinearAttention",
+    "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "MemoryTokens", "MoE",
+    "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "RMSNorm", "Random",
+    "Relative", "RelativeBias", "ReversibleBlock", "ReversibleEncoder", "ReversibleLM", "Rotary", "Rotary2D",
+    "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature",
+    "Through", "Times", "Tokens", "TopK", "TwoStreams", "Window", "deepnorm",
 ]  # fmt: skip

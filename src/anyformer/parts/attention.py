@@ -164,17 +164,27 @@ class Attention(Mixer):
     def start(self, batch: int, length: int, like: Tensor) -> KeysValues:
         if self.cross:
             return Frozen(batch, self.kv_heads, self.head_dim, 0, like)
-        left = FAR if self.mask is None else self.mask.reach()[0]
-        if left < FAR:
-            return Sliding(batch, self.kv_heads, self.head_dim, min(length, 2 * left + 2), like, left)
-        return KeysValues(batch, self.kv_heads, self.head_dim, length, like)
+        return kept(self.mask, batch, self.kv_heads, self.head_dim, length, like)
+
+
+def kept(
+    mask: Mask | None, batch: int, heads: int, head_dim: int, length: int, like: Tensor, kinds: int = 2
+) -> KeysValues:
+    """Empty state for what queries under that mask will look at."""
+    left = FAR if mask is None else mask.reach()[0]
+    if left < FAR:
+        return Sliding(batch, heads, head_dim, min(length, 2 * left + 2), like, left, kinds)
+    return KeysValues(batch, heads, head_dim, length, like, kinds)
 
 
 class KeysValues:
-    """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K)."""
+    """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K).
 
-    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor):
-        self.memory = like.new_empty(2, batch, heads, room, head_dim)
+    `kinds` is 1 where one tensor is keys and values at once (`LatentAttention`).
+    """
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, kinds: int = 2):
+        self.memory = like.new_empty(kinds, batch, heads, room, head_dim)
         self.length = 0
 
     @property
@@ -185,15 +195,15 @@ class KeysValues:
     def v(self) -> Tensor:
         return self.memory[1, :, :, : self.length]
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (B, G, T, K) and returns everything."""
-        end = self.length + k.shape[2]
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Adds (B, G, T, K) of each kind, keys and values, and returns everything."""
+        start, end = self.length, self.length + new[0].shape[2]
         if end > self.memory.shape[3]:
             self.memory = self._grown(max(end, 2 * self.memory.shape[3]))
-        self.memory[0, :, :, self.length : end] = k
-        self.memory[1, :, :, self.length : end] = v
+        for kind, some in enumerate(new):
+            self.memory[kind, :, :, start:end] = some
         self.length = end
-        return self.k, self.v
+        return tuple(self.memory[kind, :, :, :end] for kind in range(len(new)))
 
     def _grown(self, room: int) -> Tensor:
         memory = self.memory
@@ -230,12 +240,12 @@ class Sliding(KeysValues):
     `dropped` tokens are gone from the front; the rest is kept as in `KeysValues`.
     """
 
-    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, left: int):
-        super().__init__(batch, heads, head_dim, room, like)
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, left: int, kinds: int = 2):
+        super().__init__(batch, heads, head_dim, room, like, kinds)
         self.left, self.dropped = left, 0
         self.marked: int | None = None
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
         oldest = seen if self.marked is None else min(seen, self.marked)
         excess = max(0, oldest - self.left - self.dropped)
@@ -243,7 +253,7 @@ class Sliding(KeysValues):
             kept = self.memory[:, :, :, excess : self.length].clone()
             self.length, self.dropped = self.length - excess, self.dropped + excess
             self.memory[:, :, :, : self.length] = kept
-        return super().append(k, v)
+        return super().append(*new)
 
     def returns_to(self, length: int) -> bool:
         return not self.dropped or length - self.left >= self.dropped
