@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.flow import State
 from anyformer.core.init import initialise
 from anyformer.core.recipe import Recipe
+from anyformer.explain.attention import attention_picture
 from anyformer.parts import Attention, LatentAttention, RelativeBias, RMSNorm, Rotary, Window
 from anyformer.parts.positions import YaRN
 from anyformer.train import lora
@@ -92,8 +94,9 @@ def test_is_deepseek_v3s(name: str) -> None:
     from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
-    options = {"rope_parameters": {"rope_type": "default"}, "rope_interleave": True, "v_head_dim": 6} | THEIRS[name]
-    options["rope_parameters"] = {"rope_theta": 100.0} | options["rope_parameters"]
+    options: dict[str, Any] = {"rope_parameters": {"rope_type": "default"}, "rope_interleave": True, "v_head_dim": 6}
+    options |= THEIRS[name]
+    options["rope_parameters"] = {"rope_theta": 100.0, **options["rope_parameters"]}
     config = DeepseekV3Config(
         hidden_size=12, num_attention_heads=3, num_key_value_heads=3, kv_lora_rank=5, qk_nope_head_dim=4,
         qk_rope_head_dim=8, max_position_embeddings=32, attn_implementation="eager", **options,
@@ -108,7 +111,7 @@ def test_is_deepseek_v2s() -> None:
     from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 
     config = DeepseekV2Config(
-        hidden_size=12, num_attention_heads=3, num_key_value_heads=3, kv_lora_rank=5, qk_nope_head_dim=4,
+        hidden_size=12, num_attention_heads=3, num_key_value_heads=3, kv_lora_rank=6, qk_nope_head_dim=4,
         qk_rope_head_dim=8, v_head_dim=6, q_lora_rank=7, attn_implementation="eager",
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
     )  # fmt: skip
@@ -127,8 +130,8 @@ def compare(config: Any, theirs: nn.Module, angles: Any) -> None:
     if rope["rope_type"] == "yarn":
         scaling = YaRN(4.0, 8, mscale=rope["mscale"], mscale_all=rope["mscale_all_dim"])
     ours: Any = LatentAttention.of(
-        heads=3, kv_rank=5, q_rank=config.q_lora_rank, nope_dim=4, rope_dim=8, value_dim=config.v_head_dim,
-        bias=config.attention_bias, scale=theirs.scaling,
+        heads=3, kv_rank=config.kv_lora_rank, q_rank=config.q_lora_rank, nope_dim=4, rope_dim=8,
+        value_dim=config.v_head_dim, bias=config.attention_bias, scale=theirs.scaling,
         positions=Rotary.of(theta=100.0, scaling=scaling, pairs="adjacent" if config.rope_interleave else "half"),
     ).build(12)  # fmt: skip
     with torch.no_grad():
@@ -162,12 +165,13 @@ def test_any_pieces_are_the_whole_in_both_forms(name: str, monkeypatch: pytest.M
     whole, plainly = run(mixer, x), LatentAttention.absorbs
     torch.testing.assert_close(run(mixer, x[:, :8]), whole[:, :8])  # and no token sees a later one
     taken: list[bool] = []
-    rules = {
-        "the rule": lambda self, count, keys: taken.append(plainly(self, count, keys)) or taken[-1],
-        "always": lambda *_: True,
-        "never": lambda *_: False,
-    }
-    for rule in rules.values():
+
+    def noted(mixer: LatentAttention, count: int, keys: int) -> bool:
+        taken.append(plainly(mixer, count, keys))
+        return taken[-1]
+
+    rules: list[Callable[..., bool]] = [noted, lambda *_: True, lambda *_: False]
+    for rule in rules:
         monkeypatch.setattr(LatentAttention, "absorbs", rule)
         for _ in range(6):
             cuts = sorted(rng.sample(range(1, 13), rng.choice((1, 3, 12))))
@@ -210,7 +214,7 @@ def as_attention(mixer: Any) -> Any:
     """Attention of full heads, its matrices the products of ours, the shared key in front of each head's own."""
     H, N, P, R = mixer.heads, mixer.nope_dim, mixer.rope_dim, mixer.kv_rank
     full = made(Attention.of(heads=H, head_dim=N + P, bias=False, positions=Rotary.of(fraction=P / (N + P))))
-    up, down, shared = mixer.kv.weight.unflatten(0, (H, -1)), *mixer.kv_down.weight.split([R, P])
+    up, (down, shared) = mixer.kv.weight.unflatten(0, (H, -1)), mixer.kv_down.weight.split([R, P])
     with torch.no_grad():
         q = mixer.q.weight if mixer.q_down is None else mixer.q.weight @ mixer.q_down.weight
         full.q.weight.copy_(q.unflatten(0, (H, -1)).roll(P, 1).flatten(0, 1))
@@ -351,7 +355,7 @@ def test_what_stands_in_the_place_of_its_matrix_decodes_too(change: str) -> None
     torch.testing.assert_close(steps, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_weights_can_be_listened_to_in_both_forms() -> None:
+def test_weights_can_be_listened_to_in_both_forms_and_drawn(tmp_path: Any) -> None:
     model, ids = decoder("llama"), torch.randint(0, 128, (2, 9))
     with torch.no_grad():
         before = model(ids).logits
@@ -363,6 +367,7 @@ def test_weights_can_be_listened_to_in_both_forms() -> None:
             model(ids[:, 8:], state=state)
     torch.testing.assert_close(whole.sum(-1), torch.ones(2, 4, 9))
     torch.testing.assert_close(taps["blocks.0.mixer.weights"], whole[:, :, 8:], atol=1e-5, rtol=1e-4)
+    assert attention_picture(model, [1, 2, 3, 4], tmp_path / "maps.png").stat().st_size > 1000
 
 
 def test_half_precision_is_near() -> None:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from anyformer.compress import int8, nf4
 from anyformer.contract.check import check, decodes
 from anyformer.contract.hyper import alternatives, declared, differ, edited, fingerprint, options
+from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Failed, close, draw, expect, goal, outputs, run, same
 from anyformer.contract.subjects import Subject
 from anyformer.contract.training import in_full
 from anyformer.core.flow import Taps
 from anyformer.edge.export import export
-from anyformer.parts import Attention
 from anyformer.train import lora
 
 TINY = 1e-6  # below it a float that is added to others is as good as 0
@@ -33,7 +33,7 @@ def taps_change_nothing(subject: Subject) -> float:
     model = subject.model
     before = run(model, batch)
     every = [name for name, _ in model.named_modules() if name]
-    inner = [f"{name}.weights" for name, module in model.named_modules() if isinstance(module, Attention)]
+    inner = [f"{name}.weights" for name, module in model.named_modules() if isinstance(module, SOFTMAX)]
     with Taps(model, *every, *inner) as taps, torch.no_grad():
         after = outputs(model(**batch.inputs))
     for name in inner:

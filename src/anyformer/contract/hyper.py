@@ -28,6 +28,7 @@ NO_NUMBER = {
     ("Attention", "kernel"): "how attention is computed; that all kernels agree is item 9",
     ("GlobalAttention", "kernel"): "as that of Attention",
     ("BlockSparse", "kernel"): "as that of Attention",
+    ("LatentAttention", "kernel"): "as that of Attention",
     ("BlockSparse", "planned"): "which blocks texts of 1024 tokens and more draw: tests/parts/test_blocksparse.py",
     ("Mamba", "chunk"): "how the recurrence is computed; that it does not matter is item 10",
     ("Mamba2", "chunk"): "as that of Mamba",

@@ -20,27 +20,29 @@ from anyformer.contract.subjects import Subject
 from anyformer.core import pages
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
-from anyformer.parts import Attention, SoftCap
+from anyformer.parts import Attention, LatentAttention, SoftCap
 from anyformer.parts import kernels as kernel_module
 from anyformer.parts.kernels import attend
 from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, Packed, View, Window
 from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
 
+SOFTMAX = (Attention, LatentAttention)  # what `parts.kernels` computes
+
 
 def attends(subject: Subject) -> str | None:
     """For checks of attention."""
-    return None if subject.holds(Attention) else "it has no attention"
+    return None if any(map(subject.holds, SOFTMAX)) else "it has no attention"
 
 
-def changed(recipe: Recipe, part: type[Part], **options: Any) -> Recipe:
-    """The recipe with these options in every part of that class that has them."""
+def changed(recipe: Recipe, part: type[Part] | tuple[type[Part], ...], **options: Any) -> Recipe:
+    """The recipe with these options in every part of that class, or those, that has them."""
     owners = {path: v.part for path, v in recipe.walk() if isinstance(v, Recipe) and issubclass(v.part, part)}
     taken = [(path, name) for path, kind in owners.items() for name in options if name in signature(kind)]
     return recipe.but({f"{path}.{name}": options[name] for path, name in taken})
 
 
-def like(subject: Subject, part: type[Part], **options: Any) -> Any:
-    """A model with the subject's weights, but these options in every part of that class."""
+def like(subject: Subject, part: type[Part] | tuple[type[Part], ...], **options: Any) -> Any:
+    """A model with the subject's weights, but these options in every part of that class, or those."""
     model = pages.empty(changed(subject.recipe, part, **options))
     model.load_state_dict(subject.model.state_dict(keep_vars=True), assign=True)
     return model.eval()
@@ -51,11 +53,11 @@ def kernels_agree_in_the_model(subject: Subject) -> float:
     """The model gives the same with every kernel, padding and an empty row included, and so do its gradients."""
     batch = empty_row(draw(subject, random.Random(20), [9, 6, 6], "left"))
     worst = 0.0
-    plain = like(subject, Attention, kernel="reference")
+    plain = like(subject, SOFTMAX, kernel="reference")
     expected, slopes = run(plain, batch), gradients(plain, batch)
     expect(all(g.isfinite().all() for g in slopes.values()), "a gradient is not finite")
     for kernel in able(subject, ("sdpa", "chunked") if subject.path else ("auto", "sdpa", "chunked", "blockwise")):
-        other = like(subject, Attention, kernel=kernel)
+        other = like(subject, SOFTMAX, kernel=kernel)
         scale = max(1.0, *(float(v.abs().max()) for v in expected.values()))
         worst = max(worst, same(run(other, batch), expected, kernel, atol=ATOL * scale))
         worst = max(worst, slopes_agree(gradients(other, batch), slopes, kernel))
@@ -308,10 +310,10 @@ def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
     """Token by token through a state, every kernel gives what the plain formula gives for the whole text."""
     batch = draw(subject, rng, [rng.randint(2, 8)] * 2)
     name = "decoder_input_ids" if subject.has_source else "input_ids"
-    plain = like(subject, Attention, kernel="reference")
+    plain = like(subject, SOFTMAX, kernel="reference")
     expected, worst = run(plain, batch)["logits"], 0.0
     for kernel in able(subject, ("auto", "reference", "sdpa", "chunked", "blockwise")):
-        model = like(subject, Attention, kernel=kernel)
+        model = like(subject, SOFTMAX, kernel=kernel)
         state, ids = model.start(2), batch.inputs[name]
         for t in range(ids.shape[1]):
             given = {name: ids[:, t : t + 1]} | (

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.check import check
-from anyformer.contract.kernels import attends, changed, like
+from anyformer.contract.kernels import SOFTMAX, attends, changed, like
 from anyformer.contract.probe import close, draw, expect, run, same, slopes_agree
 from anyformer.contract.subjects import Subject
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
 from anyformer.hub.maps import RotaryOrder
-from anyformer.parts import Attention, Learned, Rotary
+from anyformer.parts import Attention, LatentAttention, Learned, Rotary
 from anyformer.parts.masks import Window
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
 from anyformer.parts.recurrence import decayed, delta
@@ -30,8 +30,8 @@ from anyformer.parts.ssm import scan
 def a_wide_window_is_no_window(subject: Subject) -> float:
     """A window as wide as the text is full attention."""
     batch = draw(subject, random.Random(22), [9, 5], "left")
-    other = like(subject, Attention, mask=Window(9 if subject.reads_text else 400, 400))
-    full = like(subject, Attention, mask=None)
+    other = like(subject, SOFTMAX, mask=Window(9 if subject.reads_text else 400, 400))
+    full = like(subject, SOFTMAX, mask=None)
     return same(run(other, batch), run(full, batch), "window >= length")
 
 
@@ -80,6 +80,13 @@ def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
                 for prefix, count in ((f"{path}.{letter}.", heads), (f"{path}.norm.{letter}.", 1)):
                     for name in (n for n in weights if n.startswith(prefix)):
                         weights[name] = RotaryOrder(count).write([weights[name]])[0]
+        if isinstance(module, LatentAttention) and isinstance(module.positions, Rotary):
+            for letter, heads in (("q", module.heads), ("kv_down", 1)):  # what is turned are the last rows of a head
+                for name in (n for n in weights if n.startswith(f"{path}.{letter}.")):
+                    rows = weights[name].unflatten(0, (heads, -1))  # (H, N + P, D) or (1, R + P, D)
+                    plain, turned = rows[:, : -module.rope_dim], rows[:, -module.rope_dim :]
+                    turned = RotaryOrder(heads).write([turned.flatten(0, 1)])[0].unflatten(0, (heads, -1))
+                    weights[name] = torch.cat((plain, turned), 1).flatten(0, 1)
     other = recipe.build().eval()
     other.load_state_dict(weights)
     batch = draw(subject, random.Random(25), [9, 5], "left")

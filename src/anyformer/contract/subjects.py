@@ -34,6 +34,7 @@ from anyformer.parts import (
     Fourier,
     GatedDelta,
     GatedMLP,
+    LatentAttention,
     LayerScale,
     LinearAttention,
     Mamba,
@@ -194,6 +195,10 @@ def compositions() -> list[Subject]:
     gpt, bert = pages.recipe("llama", "tiny", depth=5), pages.recipe("bert", "tiny", depth=5, task="masked")
     named["llama, another mixer in each block"] = gpt.but({f"blocks.{i}.mixer": m for i, m in mixed.items()})
     named["bert, another mixer in each block"] = bert.but({f"blocks.{i}.mixer": m for i, m in both.items()})
+    latent = {1: LatentAttention.of(heads=4, kv_rank=12, nope_dim=6, mask=Window(4))}
+    latent[2] = LatentAttention.of(heads=2, kv_rank=20, q_rank=10, rope_dim=4, value_dim=24, bias=True)
+    three = pages.recipe("llama", "tiny", depth=3)
+    named["llama, attention over latents"] = three.but({f"blocks.{i}.mixer": m for i, m in latent.items()})
     router, expert = TopK.of(experts=4, top=2, capacity=3, factor=1.0, z=0.01), GatedMLP.of(hidden=20)
     places = pages.recipe("llama", "tiny").but({"blocks.*.ffn": MoE.of(router=router, expert=expert, shared=expert)})
     choice = MoE.of(router=ExpertChoice.of(experts=3, factor=1.5, z=0.01), expert=MLP.of(hidden=20))

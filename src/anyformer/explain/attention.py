@@ -18,7 +18,7 @@ from anyformer.core.part import Mixer
 from anyformer.core.skeletons import EncoderDecoder
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
-from anyformer.parts import Attention
+from anyformer.parts import Attention, LatentAttention
 
 LAYERS = 4  # shown where none is named, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be told apart
@@ -78,7 +78,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
     """The attention modules to listen to: by kind (their path with `*` for the layer), their paths."""
     kinds: dict[str, dict[int, str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | LatentAttention):
             number = re.search(r"\d+", name)
             kinds.setdefault(re.sub(r"\d+", "*", name), {})[int(number[0]) if number else 0] = name
     if not kinds:
