@@ -170,7 +170,7 @@ def test_any_pieces_are_the_whole_in_both_forms(name: str, monkeypatch: pytest.M
         taken.append(plainly(mixer, count, keys))
         return taken[-1]
 
-    rules: list[Callable[..., bool]] = [noted, lambda *_: True, lambda *_: False]
+    rules: list[Callable[[LatentAttention, int, int], bool]] = [noted, lambda m, t, s: True, lambda m, t, s: False]
     for rule in rules:
         monkeypatch.setattr(LatentAttention, "absorbs", rule)
         for _ in range(6):
