@@ -84,12 +84,7 @@ def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @fault("cached at window boundaries", on="llama/window")
 def window_is_short(patch: pytest.MonkeyPatch) -> None:
-    init = Sliding.__init__
-    patch.setattr(
-        Sliding,
-        "__init__",
-        lambda self, batch, heads, width, room, like, left: init(self, batch, heads, width, room, like, left - 1),
-    )
+    around(patch, Sliding, "__init__", lambda plain, *args: plain(*args[:6], args[6] - 1, *args[7:]))
 
 
 @fault("a state refuses what it cannot do", on="gpt/tiny")

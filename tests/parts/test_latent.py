@@ -151,10 +151,10 @@ def compare(config: Any, theirs: nn.Module, angles: Any) -> None:
     out, inner = torch.randn_like(found), dict(theirs.named_parameters())
     mine = dict(ours.named_parameters())
     wanted = torch.autograd.grad((expected * out).sum(), [x, *(inner[named[n]] for n in mine)])
-    for name, a, b in zip(
-        ["x", *mine], torch.autograd.grad((found * out).sum(), [x, *mine.values()]), wanted, strict=True
-    ):
-        torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+    slopes = torch.autograd.grad((found * out).sum(), [x, *mine.values()])
+    torch.testing.assert_close(
+        dict(zip(["x", *mine], slopes, strict=True)), dict(zip(["x", *mine], wanted, strict=True))
+    )
     with torch.no_grad():
         torch.testing.assert_close(step_by_step(ours.eval(), x[:1], [1] * 11)[0], expected[:11])
 
