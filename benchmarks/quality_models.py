@@ -33,6 +33,7 @@ from anyformer.parts import (
     Fourier,
     GatedDelta,
     GatedMLP,
+    LatentAttention,
     LayerNorm,
     LayerScale,
     Learned,
@@ -109,6 +110,14 @@ def attention(positions: Recipe | None = ROTARY, **options: Any) -> Recipe:
 
 
 FULL, SINES = attention(), Sinusoidal.of()
+
+
+def first(width: int) -> Recipe:
+    """A convolution of each channel before the first block: what stands beside a byte, for mixers that know no places.
+    With sines, in this many steps, not even full attention becomes better than the frequencies of pairs of bytes."""
+    return ConvPositions.of(width=width, groups=DIM)
+
+
 NARROW = Window(63)
 BASE = Variant((FULL,))
 
@@ -133,24 +142,27 @@ def memory(part: Any, **options: Any) -> Recipe:
     return part.of(heads=HEADS, segment=128, memory=128, bias=False, **options)
 
 
-def lsh() -> Recipe:
+def lsh(after: int = 0) -> Recipe:
     """Hashed attention: chunks of 64, 2 rounds of 16 buckets."""
-    return LSHAttention.of(heads=HEADS, size=64, rounds=2, buckets=16, seed=0)
+    return LSHAttention.of(heads=HEADS, size=64, after=after, rounds=2, buckets=16, seed=0)
 
 
 MIXERS: dict[str, Variant] = {
     "full": BASE,
+    "full, convolution first": Variant((plain(),), entry=first(4)),
     "GQA, 2 of 4 heads": Variant((attention(kv_heads=2),)),
     "MQA, 1 of 4 heads": Variant((attention(kv_heads=1),)),
+    "latent (MLA), rank 64": Variant((LatentAttention.of(heads=HEADS, kv_rank=64),)),
+    "latent (MLA), rank 32": Variant((LatentAttention.of(heads=HEADS, kv_rank=32),)),
     "window 64": Variant((attention(mask=NARROW),)),
     "window 64 and first 4": Variant((attention(mask=NARROW | Prefix(4)),)),
     "window 16 and every 16th": Variant((attention(mask=Window(15) | Strided(16)),)),
     "dilated 8 x 16": Variant((attention(mask=Dilated(8, 16)),)),
     "window 64, last layer full": Variant((attention(mask=NARROW), FULL)),
-    "linear, elu": Variant((LinearAttention.of(heads=HEADS, bias=False),), SINES),
-    "linear, square": Variant((LinearAttention.of(heads=HEADS, bias=False, feature="square"),), SINES),
-    "FAVOR+": Variant((Favor.of(heads=HEADS, bias=False),), SINES),
-    "LSH, 2 rounds": Variant((lsh(),), SINES),
+    "linear, elu": Variant((LinearAttention.of(heads=HEADS, bias=False),), entry=first(4)),
+    "linear, square": Variant((LinearAttention.of(heads=HEADS, bias=False, feature="square"),), entry=first(4)),
+    "FAVOR+": Variant((Favor.of(heads=HEADS, bias=False),), entry=first(4)),
+    "LSH, 2 rounds": Variant((lsh(),), entry=first(4)),
     "learned temperature": Variant((attention(scores=[Temperature.of(learned=True)]),)),
     "learned span": Variant((attention(scores=[Span.of(far=CONTEXT)]),)),
     "forgetting gates": Variant((plain(Forget.of()),)),
@@ -201,18 +213,17 @@ FEEDS = {
     "GeGLU": replace(BASE, ffn=gated("gelu")),
     "ReGLU": replace(BASE, ffn=gated("relu")),
 }
-BOTH = replace(Variant((plain(),), SINES), encoder=True)
+BOTH = Variant((plain(),), entry=first(5), encoder=True)
 ENCODERS = {
     "full": BOTH,
+    "full, rotary": replace(BOTH, mixers=(FULL,), entry=None),
     "window 64 + 64": replace(BOTH, mixers=(plain(mask=Window(64, 64)),)),
     "linear, elu": replace(BOTH, mixers=(LinearAttention.of(heads=HEADS, bias=False),)),
     "FAVOR+": replace(BOTH, mixers=(Favor.of(heads=HEADS, bias=False),)),
     "Linformer, rank 32": replace(BOTH, mixers=(Linformer.of(length=CONTEXT, rank=32, heads=HEADS, bias=False),)),
     "Nystrom, 64 landmarks": replace(BOTH, mixers=(Nystrom.of(heads=HEADS, landmarks=64, bias=False),)),
     "BigBird, blocks of 32": replace(BOTH, mixers=(BlockSparse.of(heads=HEADS, size=32, random=2, bias=False),)),
-    "LSH, 2 rounds": replace(
-        BOTH, mixers=(LSHAttention.of(heads=HEADS, size=64, after=1, rounds=2, buckets=16, seed=0),)
-    ),
+    "LSH, 2 rounds": replace(BOTH, mixers=(lsh(after=1),)),
     "ProbSparse": replace(BOTH, mixers=(ProbSparse.of(heads=HEADS, bias=False, seed=0),)),
     "auto-correlation": replace(BOTH, mixers=(AutoCorrelation.of(bias=False),)),
     "Fourier": replace(BOTH, mixers=(Fourier.of(),)),
@@ -228,9 +239,11 @@ def model(v: Variant, hidden: int, dim: int = DIM, depth: int = DEPTH, vocab: in
     mixers = [v.mixers[i % len(v.mixers)] for i in range(depth)]
     blocks = [Block.of(mixer=m, norm=v.norm, ffn=v.ffn(hidden), **v.block) for m in mixers]
     last = None if v.block.get("wiring") == "post" else v.norm
-    embed, head = Tokens.of(vocab=vocab or BYTES + v.encoder, positions=v.places), Logits.of(vocab=vocab or BYTES)
+    scale = dim**0.5 if v.places == SINES else 1.0  # as Vaswani et al. do: sines are large beside fresh embeddings
+    embed = Tokens.of(vocab=vocab or BYTES + v.encoder, positions=v.places, scale=scale)
+    head = Logits.of(vocab=vocab or BYTES)
     if v.encoder:
-        return Encoder.of(dim, embed, blocks, norm=last, heads={"tokens": head})
+        return Encoder.of(dim, embed, blocks, norm=last, heads={"tokens": head}, entry=v.entry)
     return CausalLM.of(dim, embed, blocks, norm=last, head=head, bias=v.bias, entry=v.entry)
 
 

@@ -23,7 +23,7 @@ from anyformer.data import sources, text
 from anyformer.train import Settings, fit, objectives
 from benchmarks.quality_models import BYTES, CONTEXT, GROUPS, MASK, Variant, fitted, scaling
 
-STEPS, BATCH, LR, WARMUP = 400, 4, 3e-3, 40
+STEPS, BATCH, LR, WARMUP = 800, 2, 3e-3, 80
 HELD_OUT = 32_768  # bytes that are evaluated
 LENGTHS = (1, 2, 4, 8)  # times CONTEXT
 HIDDEN = 0.15  # the share of bytes that an encoder has to say
