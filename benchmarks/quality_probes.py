@@ -10,7 +10,8 @@ parity      bits: is the number of ones up to here odd?
 
 A model trains on new examples until 99.5 % of the answers at the full size are right, or `STEPS` are over. Each batch
 has a size drawn anew, from `FROM` to the full one: with the full size alone, full attention stays at guessing a tenth
-of the pairs of `recall` for thousands of steps. B batch, T time.
+of the pairs of `recall` for thousands of steps. Where the first of two learning rates does not get there, the better
+one counts: full attention learns `recall` with the lower one, `copying` with the higher one. B batch, T time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from anyformer.core.init import initialise
 from benchmarks.quality_models import MIXERS, Variant, model, parameters
 
 DIM, DEPTH, VOCAB = 64, 2, 96
-BATCH, STEPS, EVERY, LR, WARMUP, GOAL = 32, 1500, 100, 1e-3, 50, 0.995
+BATCH, STEPS, EVERY, WARMUP, GOAL = 32, 1500, 100, 50, 0.995
+RATES = (1e-3, 3e-3)  # learning rates; the second where the first did not reach the goal
 SYMBOLS = 64  # ids below are symbols; above: SEPARATOR, MARKER, and keys of `recall`
 SEPARATOR, MARKER, IGNORE = 64, 65, -100
 Task = Callable[[torch.Generator, int], tuple[Tensor, Tensor]]  # of a size: ids and labels, (B, T) each
@@ -102,34 +104,44 @@ TASKS: dict[str, Task] = {
     "copying": copying, "recall": recall, "induction": induction, "needle": needle, "parity": parity,
 }  # fmt: skip
 FROM = {"copying": 4, "recall": 2, "induction": 64, "needle": 32, "parity": 4}
-FULL = {"copying": 40, "recall": 16, "induction": 96, "needle": 256, "parity": 32}
-LONGER = {"copying": 80, "recall": 24, "induction": 192, "needle": 512, "parity": 64}
+FULL = {"copying": 40, "recall": 16, "induction": 96, "needle": 128, "parity": 32}
+LONGER = {"copying": 80, "recall": 24, "induction": 192, "needle": 256, "parity": 64}
 LONG = {
-    "copying": "80 symbols", "recall": "24 pairs", "induction": "twice the length", "needle": "512 tokens",
+    "copying": "80 symbols", "recall": "24 pairs", "induction": "twice the length", "needle": "256 tokens",
     "parity": "64 bits",
 }  # fmt: skip
-SETUP = {"steps": STEPS, "batch": BATCH, "lr": LR, "dim": DIM, "depth": DEPTH, "sizes": [FROM, FULL]}
+SETUP = {"steps": STEPS, "batch": BATCH, "rates": list(RATES), "dim": DIM, "depth": DEPTH, "sizes": [FROM, FULL]}
 NAMES = (
-    "full", "MQA, 1 of 4 heads", "window 64", "linear, elu", "linear, square", "FAVOR+", "convolution 16", "Mamba",
-    "Mamba-2", "delta", "gated delta", "gated delta, last layer full",
+    "full", "window 64", "linear, elu", "FAVOR+", "convolution 16", "Mamba-2", "delta", "gated delta",
+    "gated delta, last layer full",
 )  # fmt: skip
 
 
 def one(task: str, name: str, seed: int) -> dict[str, Any]:
     """Trains and measures one mixer on one task: the share of right answers, and the steps that it took."""
-    began = time.perf_counter()
+    began, tried = time.perf_counter(), []
+    for rate in RATES:
+        tried.append(trained(task, name, seed, rate))
+        if tried[-1]["right"] >= GOAL:
+            break
+    best = max(tried, key=lambda found: found["right"])
+    return {**best, "seed": seed, "setup": SETUP, "seconds": time.perf_counter() - began}
+
+
+def trained(task: str, name: str, seed: int, rate: float) -> dict[str, Any]:
+    """With one learning rate."""
     v = MIXERS[name]
     v = replace(v, mixers=(*v.mixers[:1], v.mixers[-1]))  # two layers: what is first, and what is last
     recipe = model(v, _hidden(v), DIM, DEPTH, VOCAB)
     net = recipe.build()
     initialise(net, seed=seed)
     random, make = torch.Generator().manual_seed(seed), TASKS[task]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     right, step = 0.0, 0
     while step < STEPS and right < GOAL:
         for _ in range(EVERY):
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS * 0.9)
+                group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS * 0.9)
             size = int(torch.randint(FROM[task], FULL[task] + 1, (), generator=random))
             ids, labels = make(random, size)
             loss = F.cross_entropy(net(ids).logits.flatten(0, 1), labels.flatten())
@@ -139,9 +151,9 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
             optimizer.zero_grad()
             step += 1
         right = accuracy(net, make, FULL[task])
+    size = sum(p.numel() for p in net.parameters())
     return {
-        "right": right, "steps": step, "longer": accuracy(net, make, LONGER[task]), "seed": seed, "setup": SETUP,
-        "parameters": sum(p.numel() for p in net.parameters()), "seconds": time.perf_counter() - began,
+        "right": right, "steps": step, "rate": rate, "longer": accuracy(net, make, LONGER[task]), "parameters": size,
     }  # fmt: skip
 
 

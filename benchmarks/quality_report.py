@@ -10,7 +10,7 @@ from benchmarks.attention_report import HEADER, PATH
 from benchmarks.quality import NEAR, SEEDS, Found, results
 from benchmarks.quality_claims import CLAIMS, Evidence
 from benchmarks.quality_models import BYTES, CONTEXT, DEPTH, DIM, GROUPS, HEADS, wanted
-from benchmarks.quality_probes import LONG, NAMES, STEPS, TASKS
+from benchmarks.quality_probes import LONG, NAMES, RATES, STEPS, TASKS
 from benchmarks.quality_text import BATCH, HELD_OUT, HIDDEN, LENGTHS, LR
 from benchmarks.quality_text import STEPS as UPDATES
 from benchmarks.report import Section, row
@@ -72,12 +72,18 @@ def describe(group: str) -> str:
         if encoder
         else "At a longer text the same bytes are evaluated, with more before them, without more training."
     )
+    alone = (
+        ""
+        if all(v.entry is None for v in GROUPS[group].values())
+        else " Rows that know no places by themselves stand behind a convolution of each channel over a few bytes "
+        "(ConvPositions), and so does full attention beside them."
+    )
     return (
         f"{wanted(encoder):,} parameters within 2 % (the feed-forward is fitted), {DEPTH} layers, {DIM} wide, {HEADS} "
         f"heads, {BYTES} bytes as tokens; {UPDATES} steps of {BATCH} x {CONTEXT} bytes of pydoc, AdamW at {LR:g} with "
         f"a cosine; the last {HELD_OUT:,} bytes that were held out. {task} `(a-b)`: lowest and highest of the seeds; "
         f"rows within {NEAR} of the first one have up to {len(SEEDS)}. The models are small and see little text: what "
-        "is compared is how fast they learn."
+        f"is compared is how fast they learn.{alone}"
     )
 
 
@@ -104,8 +110,9 @@ def probes(found: All) -> Section:
         table.append(row(name, *cells))
     text = (
         f"Right answers, of a model of two layers trained for up to {STEPS:,} steps (in brackets: when 99.5 % were "
-        f"right); after the arrow, of the same model on longer examples ({', '.join(LONG.values())}). What the "
-        "tasks are: benchmarks/quality_probes.py."
+        f"right), with the better of the learning rates {RATES[0]:g} and {RATES[1]:g}; after the arrow, "
+        f"of the same model on longer examples ({', '.join(LONG.values())}). What the tasks are: "
+        "benchmarks/quality_probes.py."
     )
     return Section("Probes", text, table)
 
