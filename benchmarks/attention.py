@@ -21,7 +21,7 @@ from benchmarks.contest import ROOT, Died, Missing, Worker, turns
 
 RESULTS = ROOT / "benchmarks" / "results"
 LENGTHS = tuple(2**n for n in range(8, 16))
-SECONDS, BYTES = 8.0, 8 << 30  # beyond either, longer texts are left out
+SECONDS, BYTES = 8.0, 8 << 30  # what would take more than either is left out
 ROUNDS, PATIENCE = 3, 1.0  # turns of each, and the seconds of a pass from which there is only one
 CHECKED = 1024  # the length at which a peer's numbers are compared with ours
 FROM = 2048  # exponents are fitted from this length on
@@ -93,7 +93,7 @@ def family(name: str, lengths: list[int], busy: float) -> dict[str, Found]:
         for key, point in points(running, length).items():
             say(key, length, point)
             found[key]["points"][str(length)] = point
-            found[key]["stopped"] = why_stop(point, length)
+            found[key]["stopped"] = why_stop(found[key]["points"], length)
     for worker in workers.values():
         worker.close()
     return found
@@ -127,13 +127,21 @@ def points(workers: dict[str, Worker], length: int) -> dict[str, Found]:
     return made
 
 
-def why_stop(point: Found, length: int) -> str:
-    """Why no longer text is measured; "" to go on."""
-    if "over" in point:
-        return f"{point['over']} at {length:,}"
-    if point["both"][0] > SECONDS:
-        return f"more than {SECONDS:.0f} s at {length:,}"
-    return f"more than {BYTES >> 30} GiB at {length:,}" if point["both_bytes"] > BYTES else ""
+def why_stop(points: dict[str, Found], length: int) -> str:
+    """Why no text of twice this length is measured, by how the last doubling grew; "" to go on."""
+    now, before = points[str(length)], points.get(str(length // 2))
+    if "over" in now:
+        return f"{now['over']} at {length:,}"
+
+    def expected(value: float, half: float) -> float:
+        return value * min(4.0, max(1.0, value / half))  # nothing here grows faster than its square
+
+    took, used = now["both"][0], now["both_bytes"]
+    if took > SECONDS or (before and expected(took, before["both"][0]) > SECONDS):
+        return f"more than {SECONDS:.0f} s beyond {length:,}"
+    if used > BYTES or (before and expected(used, max(1, before["both_bytes"])) > BYTES):
+        return f"more than {BYTES >> 30} GiB beyond {length:,}"
+    return ""
 
 
 def say(name: str, length: int, point: Found) -> None:

@@ -3,6 +3,8 @@
 `PEERS[name]` says which of our mixers it is beside. Its `make` takes that mixer and a length, and returns a function
 from x (B, T, D) to (B, T, D), a module where it has parameters of its own. A layer that has no projections of its own,
 only the kernel between them, gets ours.
+
+Not here: memorizing-transformers-pytorch requires faiss-gpu, which no index has for this Python.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import attention_peers_sparse as sparse
+from benchmarks.attention_adapters import Between, Called, Layer, copied, joined
 from benchmarks.attention_mixers import DIM, HEADS
 
-Layer = Callable[[Tensor], Tensor]
 PROJECTIONS = {
     "q.weight": "to_q.weight",
     "k.weight": "to_k.weight",
@@ -33,45 +36,6 @@ class Peer:
     ours: str
     make: Callable[[Any, int], Layer]
     package: str
-
-
-class Called(nn.Module):
-    """A module whose forward pass is called in its own way."""
-
-    def __init__(self, module: nn.Module, call: Callable[[Any, Tensor], Tensor]):
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.call(self.module, x)
-
-
-class Between(nn.Module):
-    """Our projections, and between them their kernel, (B, H, T, K) three times -> (B, H, T, K)."""
-
-    def __init__(self, ours: Any, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]):
-        super().__init__()
-        self.q, self.k, self.v, self.o, self.kernel = ours.q, ours.k, ours.v, ours.o, kernel
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        return self.o(self.kernel(q, k, v).transpose(1, 2).flatten(2))
-
-
-def copied(theirs: nn.Module, names: dict[str, Tensor]) -> None:
-    """Fills the parameters of those names; none may be left over."""
-    left = dict(theirs.named_parameters())
-    with torch.no_grad():
-        for name, value in names.items():
-            left.pop(name).copy_(value)
-    if left:
-        raise ValueError(f"{type(theirs).__name__}: {', '.join(left)} got no value")
-
-
-def joined(ours: Any, names: dict[str, str]) -> dict[str, Tensor]:
-    """Our parameters under their names."""
-    mine = dict(ours.named_parameters())
-    return {theirs: mine[our] for our, theirs in names.items()}
 
 
 def gpt2(ours: Any, length: int) -> Layer:
@@ -107,26 +71,6 @@ def local(ours: Any, length: int) -> Layer:
         window_size=255, causal=True, look_backward=1, exact_windowsize=True, use_rotary_pos_emb=False, autopad=True
     )
     return Between(ours, kernel)
-
-
-def longformer(ours: Any, length: int) -> Layer:
-    from transformers import LongformerConfig
-    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
-
-    config = LongformerConfig(
-        hidden_size=DIM, num_attention_heads=HEADS, attention_window=[256], attention_probs_dropout_prob=0.0
-    )
-    theirs = LongformerSelfAttention(config, 0)
-    names = {f"{a}.{kind}": f"{b}.{kind}" for a, b in (("q", "query"), ("k", "key"), ("v", "value"))
-             for kind in ("weight", "bias")}  # fmt: skip
-    unused = {n: p for n, p in theirs.named_parameters() if "_global" in n}  # of tokens with global attention
-    copied(theirs, joined(ours, names) | unused)
-
-    def call(m: Any, x: Tensor) -> Tensor:
-        none = torch.zeros(x.shape[:2], dtype=torch.bool)
-        return ours.o(m(x, torch.zeros(x.shape[:2]), none, none, False)[0])
-
-    return Called(theirs, call)
 
 
 def performer_kernel(ours: Any, length: int, causal: bool) -> Layer:
@@ -253,7 +197,20 @@ PEERS: dict[str, Peer] = {
     "transformers GPT-2, sdpa": Peer("full, sdpa", gpt2, "transformers"),
     "torch MultiheadAttention": Peer("full, sdpa, both ways", torch_mha, "torch"),
     "local-attention": Peer("window 256", local, "local-attention"),
-    "transformers Longformer": Peer("window 128 + 128, both ways", longformer, "transformers"),
+    "transformers Longformer": Peer("window 128 + 128, both ways", sparse.longformer, "transformers"),
+    "transformers Longformer, 16 global": Peer(
+        "window 128 + 128 and 16 global, both ways", sparse.longformer, "transformers"
+    ),
+    "transformers Reformer, local": Peer("local, chunks of 128", sparse.hf_local, "transformers"),
+    "transformers BigBird": Peer("BigBird's blocks of 64, both ways", sparse.big_bird, "transformers"),
+    "reformer-pytorch": Peer("LSH, 4 rounds, both ways", sparse.reformer, "reformer-pytorch"),
+    "transformers Reformer": Peer("LSH, 4 rounds, both ways", sparse.hf_lsh, "transformers"),
+    "transformers Informer": Peer("ProbSparse, all keys, both ways", sparse.informer, "transformers"),
+    "transformers Autoformer": Peer("auto-correlation, both ways", sparse.autoformer, "transformers"),
+    "transformers XLNet, by segment": Peer("Transformer-XL, 256 + 256", sparse.xlnet, "transformers"),
+    "compressive-transformer-pytorch": Peer(
+        "compressive, 256 + 256 + 64 of 4", sparse.compressive, "compressive-transformer-pytorch"
+    ),
     "performer-pytorch, linear": Peer(
         "linear, elu", functools.partial(performer_kernel, causal=True), "performer-pytorch"
     ),

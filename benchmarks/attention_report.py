@@ -178,7 +178,7 @@ def notes(cost: dict[str, Found]) -> list[str]:
 def _axes(title: str, across: str) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -190,7 +190,7 @@ def _axes(title: str, across: str) -> Any:
 
 
 def _save(axes: Any, name: str) -> None:
-    axes.legend(fontsize=7, ncols=2, frameon=False)
+    axes.figure.legend(loc="outside right upper", fontsize=6, frameon=False)
     axes.figure.savefig(PATH.parent / name, dpi=90)
 
 
@@ -199,15 +199,15 @@ def plot(cost: dict[str, Found], way: str, title: str, name: str) -> None:
     axes = _axes(title, "length, tokens")
     for i, mixer in enumerate(mine(cost)):
         values = medians(cost[mixer], way)
-        axes.plot(
-            list(values), list(values.values()), ("-", "--", ":")[i // 10 % 3], color=f"C{i % 10}", label=mixer, lw=1.4
-        )
+        line = ("-", "--", ":", "-.")[i // 10 % 4]
+        axes.plot(list(values), list(values.values()), line, color=f"C{i % 10}", label=mixer, lw=1.4)
     _save(axes, name)
 
 
 def plot_decoding(decode: dict[str, Found]) -> None:
     """Tokens a second by context."""
     axes = _axes("tokens a second", "context, tokens")
-    for mixer in (m for m in DECODING if m in decode):
-        axes.plot(CONTEXTS, [decode[mixer]["points"][str(c)]["rate"] for c in CONTEXTS], "o-", label=mixer, lw=1.4)
+    for i, mixer in enumerate(m for m in DECODING if m in decode):
+        rates = [decode[mixer]["points"][str(c)]["rate"] for c in CONTEXTS]
+        axes.plot(CONTEXTS, rates, ("o-", "s--")[i // 10 % 2], color=f"C{i % 10}", label=mixer, lw=1.4)
     _save(axes, "attention-decoding.png")

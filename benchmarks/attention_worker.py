@@ -21,7 +21,7 @@ from benchmarks.machine import resident
 
 ROOM = 10 << 30  # bytes that a pass may take; more is refused by the system
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-LEAST, MOST = 0.3, 5  # seconds to repeat short passes for, and passes at most
+LEAST, MOST = 0.15, 5  # seconds to repeat short passes for, and passes at most
 Answer = dict[str, Any]
 
 
@@ -57,7 +57,6 @@ class Contestant:
         """The layer for that length, the same weights for everybody."""
         import torch
 
-        from anyformer.core.flow import Flow
         from anyformer.core.init import initialise
 
         if length == self.length:
@@ -65,14 +64,14 @@ class Contestant:
         self.layer = self.ours = None
         mixer = self.entry.recipe(length).build(DIM)
         initialise(mixer, seed=0)
-        mixer.eval()
-        self.ours = lambda x: mixer(x, Flow(torch.arange(length), causal=self.entry.causal))
+        mixer.train(self.entry.training)
+        self.ours = lambda x: mixer(x, self.entry.flow(length))
         if self.peer is None:
             self.layer, self.parameters = self.ours, list(mixer.parameters())
         else:
             made = self.peer.make(mixer, length)
             self.layer, self.parameters = made, list(made.parameters())  # type: ignore[attr-defined]
-            made.eval()  # type: ignore[attr-defined]
+            made.train(self.entry.training)  # type: ignore[attr-defined]
         self.x = torch.randn(1, length, DIM, generator=torch.Generator().manual_seed(0))  # (B, T, D)
         self.slope = torch.randn(1, length, DIM, generator=torch.Generator().manual_seed(1))
         for p in self.parameters:  # gradients are there before, as in training

@@ -20,9 +20,27 @@ text at a time) on the processor named there, forward and backward; bits are of 
 another machine run the commands again.
 """
 FULL, LONG = "full, sdpa", 16384
-CHEAP = ("window 256", "linear, elu", "FAVOR+", "Mamba", "Mamba-2", "gated delta", "convolution 4")
+CHEAP = (
+    "window 256",
+    "local, chunks of 128",
+    "Transformer-XL, 256 + 256",
+    "compressive, 256 + 256 + 64 of 4",
+    "kNN memory of 2,048",
+    "linear, elu",
+    "FAVOR+",
+    "Mamba",
+    "Mamba-2",
+    "delta",
+    "gated delta",
+    "convolution 4",
+)
 BOTH = (
     "window 128 + 128, both ways",
+    "window 128 + 128 and 16 global, both ways",
+    "BigBird's blocks of 64, both ways",
+    "LSH, 4 rounds, both ways",
+    "ProbSparse, both ways",
+    "auto-correlation, both ways",
     "linear, elu, both ways",
     "Linformer, rank 256",
     "Nystrom, 64 landmarks",
@@ -34,6 +52,7 @@ ALIKE = {
     "FAVOR+": "FAVOR+",
     "Mamba": "Mamba",
     "Mamba-2": "Mamba-2",
+    "delta": "delta",
     "gated delta": "gated delta",
     "convolution 4": "convolution 16",
 }  # fmt: skip  (of the cost tables, and what stands for it in the quality tables)

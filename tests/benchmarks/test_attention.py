@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from anyformer import parts
+from anyformer.core.part import Mixer
+from anyformer.core.recipe import Recipe
+from anyformer.parts import Attention, LSHAttention
 from benchmarks import attention, attention_report, choose, quality_claims, quality_models, quality_probes
-from benchmarks.attention_mixers import ENTRIES
+from benchmarks.attention_mixers import DECODING, DIM, ENTRIES
 from benchmarks.attention_peers import PEERS
+from benchmarks.attention_worker import Contestant
 
+NO_MIXING = {"Chunked", "Router", "TopK", "ExpertChoice", "ConvPositions"}  # a base, the routers of experts, positions
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -29,10 +38,23 @@ def test_what_is_not_linear_is_called_missed(power: float, said: str) -> None:
 
 def test_longer_texts_are_left_out_beyond_the_limits() -> None:
     small = {"forward": [0.1], "both": [0.2], "forward_bytes": 1, "both_bytes": 2}
-    assert attention.why_stop(small, 512) == ""
-    assert "s at 512" in attention.why_stop(small | {"both": [attention.SECONDS + 1]}, 512)
-    assert "GiB at 512" in attention.why_stop(small | {"both_bytes": attention.BYTES + 1}, 512)
-    assert attention.why_stop({"over": "more than 10 GiB"}, 1024) == "more than 10 GiB at 1,024"
+
+    def why(now: dict[str, Any]) -> str:
+        return attention.why_stop({"512": small, "1024": now}, 1024)
+
+    assert why(small) == ""
+    assert why(small | {"both": [0.4]}) == ""
+    assert "s beyond 1,024" in why(small | {"both": [attention.SECONDS + 1]})
+    assert "GiB beyond 1,024" in why(small | {"both_bytes": attention.BYTES + 1})
+    assert why({"over": "more than 10 GiB"}) == "more than 10 GiB at 1,024"
+
+
+@pytest.mark.parametrize(("share", "power", "goes"), [(0.6, 1, False), (0.4, 1, True), (0.4, 2, False), (0.2, 2, True)])
+def test_what_would_take_too_long_is_not_begun(share: float, power: int, goes: bool) -> None:
+    points = {str(n): {"both": [share * attention.SECONDS * (n / 1024) ** power], "both_bytes": n} for n in (512, 1024)}
+    assert (attention.why_stop(points, 1024) == "") is goes
+    points = {str(n): {"both": [0.1], "both_bytes": share * attention.BYTES * (n / 1024) ** power} for n in (512, 1024)}
+    assert (attention.why_stop(points, 1024) == "") is goes
 
 
 def test_a_peer_is_behind_at_the_lengths_at_which_it_is() -> None:
@@ -55,11 +77,45 @@ def test_every_peer_stands_beside_one_of_ours() -> None:
     assert {peer.ours for peer in PEERS.values()} <= set(ENTRIES)
 
 
+def mixers(recipe: Recipe) -> Iterator[type]:
+    """The kinds of parts in a recipe."""
+    yield recipe.part
+    for value in recipe.options.values():
+        for inner in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(inner, Recipe):
+                yield from mixers(inner)
+
+
+def test_every_mixer_is_measured() -> None:
+    """A mixer of `parts` that is new has to be given a line."""
+    measured = {part for entry in ENTRIES.values() for part in mixers(entry.recipe(1024))}
+    every = {
+        value
+        for module in pkgutil.iter_modules(parts.__path__)
+        for value in vars(importlib.import_module(f"anyformer.parts.{module.name}")).values()
+        if isinstance(value, type) and issubclass(value, Mixer) and value is not Mixer
+    }
+    assert Attention in every and LSHAttention in every
+    assert {part.__name__ for part in every - measured} == NO_MIXING
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_mixer_runs_forward_and_backward(name: str) -> None:
+    contestant = Contestant(name)
+    contestant.pass_(256, True)()
+    slopes = [p.grad for p in contestant.parameters]
+    assert all(bool(s.isfinite().all()) for s in slopes) and any(bool(s.any()) for s in slopes)
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_every_decoder_has_a_state(name: str) -> None:
+    mixer = DECODING[name].build(DIM)
+    assert mixer.start(1, 8, next(mixer.parameters())) is not None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_does_the_same(name: str) -> None:
-    from benchmarks.attention_worker import Contestant
-
     for module in (PEERS[name].package.replace("-", "_"), "torch"):
         pytest.importorskip(module, reason=f"needs pip install {PEERS[name].package}")
     most = 1e-3 if "nystrom" in name else 1e-5  # its heads share one first guess of the inverse
