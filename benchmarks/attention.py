@@ -90,6 +90,8 @@ def family(name: str, lengths: list[int], busy: float) -> dict[str, Found]:
             found[key]["stopped"] = f"was not measured: {' '.join(str(error).split())[-200:]}"
     for length in lengths:
         running = {key: worker for key, worker in workers.items() if not found[key]["stopped"]}
+        if not running:
+            break
         for key, point in points(running, length).items():
             say(key, length, point)
             found[key]["points"][str(length)] = point
