@@ -95,6 +95,8 @@ class ProbSparse(Mixer):
         lengths = [time] if there.whole else count[:, 0].tolist()
         key = torch.stack([self._drawn(n, most) for n in lengths]).to(q.device).expand(len(q), most)  # (B, U)
         score = q @ _at(k, key[:, None].expand(-1, k.shape[1], -1)).mT  # (B, H, T, U)
+        if there.whole:
+            return score.amax(-1) - score.sum(-1) / time
         mine = (torch.arange(most, device=q.device) < many)[:, None, None]  # (B, 1, 1, U)
         highest = score.masked_fill(~mine, float("-inf")).amax(-1)
         measured = highest - (score * mine).sum(-1) / count[..., None].clamp(min=1)
