@@ -142,7 +142,7 @@ class CompressiveMemory(SegmentRecurrence):
         """f, (B, n, c, D) -> (B, n, D)."""
         if self.conv is None:
             return x.mean(2) if self.way == "mean" else x.amax(2)
-        return self.conv(x.flatten(0, 1).mT)[..., 0].unflatten(0, x.shape[:2])
+        return self.conv(x.flatten(1, 2).mT).mT  # its stride is its width: each slot has its own c tokens
 
     def _sources(self, call: Pass, chunk: Chunk) -> list[Source]:
         """Slots, then what the recurrence looks at."""

@@ -177,7 +177,7 @@ def _chunked(
 ) -> Tensor:
     """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x
     S)."""
-    out, keys_of, values_of = [], _reader(k), _reader(v)
+    out, keys_of, values_of = [], reader(k), reader(v)
     for start, rows in zip(range(0, view.count, CHUNK), q.split(CHUNK, 2), strict=True):
         part = view.rows(start, min(start + CHUNK, view.count))
         low = part.key - view.key
@@ -194,10 +194,10 @@ def _chunked(
     return torch.cat(out, 2)
 
 
-def _reader(t: Tensor) -> Callable[[int, int], Tensor]:
+def reader(t: Tensor) -> Callable[[int, int], Tensor]:
     """t[:, :, low:high] for many ranges. The gradient of each slice would be a tensor as long as the text, all of them
     together its square: where there are gradients, pieces of the text are joined instead."""
-    if not (torch.is_grad_enabled() and t.requires_grad):
+    if not (torch.is_grad_enabled() and t.requires_grad) or isinstance(t.shape[2], torch.SymInt):
         return lambda low, high: t[:, :, low:high]
     pieces = t.split(CHUNK, 2)
 

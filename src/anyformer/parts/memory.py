@@ -19,6 +19,7 @@ from anyformer.core.flow import Flow, Slot
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts.lowrank import width
+from anyformer.parts.kernels import reader
 from anyformer.parts.masks import Causal, View
 from anyformer.parts.recurrence import Recurrent
 from anyformer.parts.scores import Bias, Call, changed
@@ -163,10 +164,21 @@ class Pass:
     shown: Tensor | None = None
     more: Any = None
 
-    def source(self, chunk: Chunk, columns: slice, pair: tuple[Tensor, Tensor], where: slice, seen: Tensor) -> Source:
-        """The keys `columns`, which are `where` in `pair`."""
+    def __post_init__(self) -> None:
+        self.queries = reader(self.asked)
+        self.readers = {name: tuple(map(reader, getattr(self, name))) for name in ("own", "held")}
+
+    def source(self, chunk: Chunk, columns: slice, pair: str, where: slice, seen: Tensor) -> Source:
+        """The keys `columns`, which are `where` in `pair`: "own" or "held"."""
         bias = None if self.bias is None else self.bias(self.at.view(chunk, columns))
-        return Source(pair[0][:, :, where], pair[1][:, :, where], seen, bias, columns)
+        k, v = (read(where.start, where.stop) for read in self.readers[pair])
+        return Source(k, v, seen, bias, columns)
+
+
+def together(sources: list[Source], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of all sources, (B, H, n, K) each, and which of them are seen, (B, 1, C, n)."""
+    k, v = (torch.cat([getattr(s, name) for s in sources], 2) for name in ("k", "v"))
+    return k, v, torch.cat([s.seen.expand(rows, -1, -1) for s in sources], 2)[:, None]
 
 
 def weigh(q: Tensor, sources: list[Source], scale: float, cap: float | None, more: Tensor | None = None) -> Tensor:
@@ -315,8 +327,9 @@ class SegmentRecurrence(Mixer):
             held = torch.cat((k, held[0]), 2), torch.cat((v, held[1]), 2)  # (B, H, S, K) each
         at = flow.once(("places", past), lambda: places(flow, T, past, x.device))
         stack = None if flow.bias is None else functools.partial(stack_bias, flow.bias)
-        start = min(at.key, at.first - self.farthest)  # from where on score parts may be asked
-        whole = View(Causal(), at.first, T, start, at.first + T - start, device=x.device)
+        many = T if isinstance(T, torch.SymInt) else min(T, self.segment)  # queries of a chunk
+        keys = self.farthest + many  # no part is asked for a larger distance than that from the last query
+        whole = View(Causal(), at.first, T, at.first + T - keys, keys, device=x.device)
         asked, bias, cap = changed(self.scores or (), Call(x, q, self.sharpness, whole, flow), stack)
         listens = flow.taps is not None and flow.taps.wants(self, "weights")
         shown = q.new_zeros(*q.shape[:3], at.past + T) if listens else None
@@ -336,23 +349,28 @@ class SegmentRecurrence(Mixer):
         at, first = call.at, call.at.first
         seen = at.seen(chunk, chunk.held, self.memory)  # (1 or B, C, n)
         if not call.learns:
-            return [call.source(chunk, chunk.held, call.held, chunk.held, seen)]
+            return [call.source(chunk, chunk.held, "held", chunk.held, seen)]
         mine = slice(chunk.own.start + at.past, chunk.own.stop + at.past)
         here = (at.keys(chunk.held) >= chunk.base[..., None]) & (at.keys(chunk.held) >= first)
         live = at.seen(chunk, mine, self.memory) & (at.keys(mine) >= chunk.base[..., None])
         return [
-            call.source(chunk, chunk.held, call.held, chunk.held, seen & ~here),
-            call.source(chunk, mine, call.own, chunk.own, live),
+            call.source(chunk, chunk.held, "held", chunk.held, seen & ~here),
+            call.source(chunk, mine, "own", chunk.own, live),
         ]
 
     def _read(self, call: Pass, chunk: Chunk) -> Tensor:
         """What the queries of a chunk read, (B, H, C, K)."""
-        sources = self._sources(call, chunk)
-        w = weigh(call.asked[:, :, chunk.rows], sources, self.sharpness, call.cap)  # (B, H, C, n)
+        sources, asked = self._sources(call, chunk), call.queries(chunk.rows.start, chunk.rows.stop)
+        fused = call.bias is None and call.cap is None
+        if not fused or call.shown is not None:
+            w = weigh(asked, sources, self.sharpness, call.cap)  # (B, H, C, n)
         if call.shown is not None:
             show(call.shown, chunk, sources, w)
-        w = F.dropout(w, self.dropout, self.training)
-        return w @ torch.cat([s.v for s in sources], 2)
+        if not fused:
+            return F.dropout(w, self.dropout, self.training) @ torch.cat([s.v for s in sources], 2)
+        k, v, seen = together(sources, len(asked))
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(asked, k, v, seen, dropout, scale=self.sharpness)
 
     def _end(self, call: Pass) -> None:
         """Keeps for the next call what it may see."""

@@ -223,9 +223,11 @@ class NearestMemory(SegmentRecurrence):
     def _read(self, call: Pass, chunk: Chunk) -> Tensor:
         sources = self._sources(call, chunk)
         k, v, there = self._found(call, chunk)  # (B, H, C, R, K), the same, (B, H, C, R)
-        scores = (k @ call.q[:, :, chunk.rows, :, None])[..., 0] * self.sharpness  # (B, H, C, R)
+        asked = call.queries(chunk.rows.start, chunk.rows.stop)
+        plain = asked if call.q is call.asked else call.q[:, :, chunk.rows]
+        scores = (k @ plain[..., None])[..., 0] * self.sharpness  # (B, H, C, R)
         scores = scores.masked_fill(~there, torch.finfo(scores.dtype).min)
-        asked, R = call.asked[:, :, chunk.rows], scores.shape[3]
+        R = scores.shape[3]
         if self.gate is None:
             both = weigh(asked, sources, self.sharpness, call.cap, scores)
             far, near = both[..., :R], both[..., R:]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.parts.embeddings import Sinusoidal
+from anyformer.parts.kernels import reader
 from anyformer.parts.masks import View
 from anyformer.parts.scores import Bias, Call, Score
 
@@ -57,10 +58,13 @@ class Relative(Score):
         waves = made() if whole.open() else call.flow.once(key, made)  # (N, D): all layers have the same
         r = self.r(waves).unflatten(-1, q.shape[1:2] + q.shape[3:]).permute(1, 2, 0)  # (H, K, N)
 
+        queries = reader(q)
+
         def positions(view: View) -> Tensor:
             far, near = distances(view, causal)
             start = view.query - whole.query
-            return shifted(q[:, :, start : start + view.count] @ r[..., most - far : most - near + 1], view.keys)
+            asked = queries(start, start + view.count)
+            return shifted(asked @ r[..., most - far : most - near + 1], view.keys)
 
         return positions
 
