@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow, Slot
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
-from anyformer.parts.lowrank import width
 from anyformer.parts.kernels import reader
+from anyformer.parts.lowrank import width
 from anyformer.parts.masks import Causal, View
 from anyformer.parts.recurrence import Recurrent
 from anyformer.parts.scores import Bias, Call, changed

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, check_option, drop
 from anyformer.parts.lowrank import width
+from anyformer.parts.masks import CHUNK
 from anyformer.parts.rows import Rows, rows
 
 
@@ -94,9 +95,11 @@ class ProbSparse(Mixer):
         most = min(self.factor * math.ceil(math.log1p(time)), time) if few else time
         lengths = [time] if there.whole else count[:, 0].tolist()
         key = torch.stack([self._drawn(n, most) for n in lengths]).to(q.device).expand(len(q), most)  # (B, U)
-        score = q @ _at(k, key[:, None].expand(-1, k.shape[1], -1)).mT  # (B, H, T, U)
-        if there.whole:
-            return score.amax(-1) - score.sum(-1) / time
+        drawn = _at(k, key[:, None].expand(-1, k.shape[1], -1)).mT  # (B, H, K, U)
+        if there.whole:  # some queries at a time: their scores stay in the processor's cache
+            pieces = (part @ drawn for part in q.split(CHUNK, 2))  # (B, H, C, U) each
+            return torch.cat([s.amax(-1) - s.sum(-1) / time for s in pieces], 2)
+        score = q @ drawn  # (B, H, T, U)
         mine = (torch.arange(most, device=q.device) < many)[:, None, None]  # (B, 1, 1, U)
         highest = score.masked_fill(~mine, float("-inf")).amax(-1)
         measured = highest - (score * mine).sum(-1) / count[..., None].clamp(min=1)
