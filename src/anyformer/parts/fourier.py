@@ -16,7 +16,7 @@ class Fourier(Mixer):
     """y = Re(F_time F_width x), a discrete Fourier transform along both axes and no parameters (FNet: Lee-Thorp et al.,
     2021; arXiv:2105.03824).
 
-    Without padding by FFT, T log T; of half of the times, since those of a real input mirror each other:
+    Without padding by FFT, T log T; of half of the widths, since those of a real input mirror each other:
     F[t, d] = conj F[-t, -d]. A padded row is transformed at its own length, so its result is what it is alone;
     that takes a matrix of T x T for each row. (Others transform the padding too.) In half precision it works in
     float32.
@@ -50,11 +50,11 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        half = torch.fft.fft(torch.fft.rfft(x, dim=1), dim=2).real  # (B, T / 2 + 1, D)
-        y, rest = torch.empty_like(x), half[:, 1 : (x.shape[1] + 1) // 2].flip(1)  # the other times, backwards
-        y[:, : half.shape[1]] = half
-        y[:, half.shape[1] :, :1] = rest[..., :1]  # width 0 mirrors itself
-        y[:, half.shape[1] :, 1:] = rest[..., 1:].flip(2)
+        half = torch.fft.rfft2(x, dim=(1, 2)).real.contiguous()  # (B, T, D / 2 + 1)
+        y, count, rest = torch.empty_like(x), half.shape[2], half[..., 1 : (x.shape[2] + 1) // 2]
+        y[..., :count] = half
+        y[:, :1, count:] = rest[:, :1].flip(2)  # time 0 mirrors itself
+        y[:, 1:, count:] = rest[:, 1:].flip(1, 2)
         return y
 
     @staticmethod
