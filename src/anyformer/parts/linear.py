@@ -97,9 +97,9 @@ class LinearAttention(Mixer):
             real = keep[:, None].to(wide)  # (B, 1, T): padding adds nothing
             weight = real if weight is None else weight * real
         # a key counts by what stands beside its features: v, and a column of ones that sums the weights
-        ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
         v = v if weight is None else v * weight[..., None]
         if flow.causal:
+            ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
             v = torch.cat((v, ones), -1)  # (B, H, T, K + 1)
             S = q.new_zeros(*q.shape[:2], self.count, v.shape[-1]) if slot is None else slot.held[0]
             y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
@@ -107,8 +107,9 @@ class LinearAttention(Mixer):
                 slot.put(x.shape[1], S, top)
             y, total = y[..., :-1], y[..., -1:]
         else:
-            y, total = q @ (k.mT @ v), q @ (k.mT @ ones)  # (B, H, T, K), (B, H, T, 1)
-        y = y / torch.where(total > 0, total, 1.0)
+            sums = k.sum(2)[..., None] if weight is None else k.mT @ weight[..., None]  # (B, H, M, 1)
+            y, total = q @ (k.mT @ v), q @ sums  # (B, H, T, K), (B, H, T, 1)
+        y = y * torch.where(total > 0, total, 1.0).reciprocal()  # a quotient's backward pass is longer
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
