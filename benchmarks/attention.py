@@ -21,8 +21,8 @@ from benchmarks.contest import ROOT, Died, Missing, Worker, turns
 
 RESULTS = ROOT / "benchmarks" / "results"
 LENGTHS = tuple(2**n for n in range(8, 16))
-SECONDS, BYTES = 8.0, 8 << 30  # what would take more than either is left out
-ROUNDS, PATIENCE = 3, 1.0  # turns of each, and the seconds of a pass from which there is only one
+SECONDS, BYTES = 6.0, 8 << 30  # what would take more than either is left out
+ROUNDS, PATIENCE = 3, 0.5  # turns of each, and the seconds of a pass from which there is only one
 CHECKED = 1024  # the length at which a peer's numbers are compared with ours
 FROM = 2048  # exponents are fitted from this length on
 CONTEXTS = (256, 1024, 4096, 16384)

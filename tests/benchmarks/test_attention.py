@@ -51,7 +51,9 @@ def test_longer_texts_are_left_out_beyond_the_limits() -> None:
 
 @pytest.mark.parametrize(("share", "power", "goes"), [(0.6, 1, False), (0.4, 1, True), (0.4, 2, False), (0.2, 2, True)])
 def test_what_would_take_too_long_is_not_begun(share: float, power: int, goes: bool) -> None:
-    points = {str(n): {"both": [share * attention.SECONDS * (n / 1024) ** power], "both_bytes": n} for n in (512, 1024)}
+    points: dict[str, Any] = {
+        str(n): {"both": [share * attention.SECONDS * (n / 1024) ** power], "both_bytes": n} for n in (512, 1024)
+    }
     assert (attention.why_stop(points, 1024) == "") is goes
     points = {str(n): {"both": [0.1], "both_bytes": share * attention.BYTES * (n / 1024) ** power} for n in (512, 1024)}
     assert (attention.why_stop(points, 1024) == "") is goes
