@@ -25,6 +25,7 @@ from anyformer.parts import (
     Fourier,
     GatedDelta,
     Global,
+    LatentAttention,
     LinearAttention,
     Linformer,
     LocalAttention,
@@ -102,6 +103,7 @@ COMPRESSIVE = CompressiveMemory.of(
     heads=HEADS, segment=256, memory=256, compressed=64, rate=4, bias=False, out_bias=True
 )
 NEAREST = NearestMemory.of(heads=HEADS, segment=256, memory=256, top=32, capacity=2048)
+LATENT = LatentAttention.of(heads=HEADS, kv_rank=128)
 ENTRIES: dict[str, Entry] = {
     "full, sdpa": Entry(full("sdpa"), time="quadratic"),
     "full, sdpa, both ways": Entry(full("sdpa"), causal=False, time="quadratic"),
@@ -111,6 +113,7 @@ ENTRIES: dict[str, Entry] = {
     "full, forgetting gates": Entry(full("auto", scores=[Forget.of()]), time="quadratic", memory="quadratic"),
     "full, soft cap 50": Entry(full("auto", scores=[SoftCap.of(50.0)]), time="quadratic", memory="quadratic"),
     "full, 16 memory tokens": Entry(one(MemoryTokens.of(16, [Attention.of(heads=HEADS)])), time="quadratic"),
+    "latent (MLA), rank 128": Entry(one(LATENT), time="quadratic"),
     "GQA, 2 of 8 heads": Entry(full("sdpa", kv_heads=2), time="quadratic"),
     "window 256": Entry(masked(Window(255))),
     "window 128 + 128, both ways": Entry(masked(Window(128, 128)), causal=False),
@@ -159,6 +162,7 @@ DECODING: dict[str, Recipe] = {
     "MQA (1 key/value head)": Attention.of(heads=HEADS, kv_heads=1),
     "full, ALiBi": Attention.of(heads=HEADS, scores=[Alibi.of()]),
     "full, forgetting gates": Attention.of(heads=HEADS, scores=[Forget.of()]),
+    "latent (MLA), rank 128": LATENT,
     "window 256": Attention.of(heads=HEADS, mask=Window(255)),
     "local, chunks of 128": LocalAttention.of(heads=HEADS, size=128),
     "Transformer-XL, 256 + 256": RECURRENT,
