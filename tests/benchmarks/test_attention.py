@@ -106,7 +106,8 @@ def test_every_mixer_runs_forward_and_backward(name: str) -> None:
     contestant = Contestant(name)
     contestant.pass_(256, True)()
     slopes = [p.grad for p in contestant.parameters]
-    assert all(bool(s.isfinite().all()) for s in slopes) and any(bool(s.any()) for s in slopes)
+    assert all(bool(s.isfinite().all()) for s in slopes)
+    assert any(bool(s.any()) for s in slopes) or name == "Fourier"  # which has no parameters
 
 
 @pytest.mark.parametrize("name", DECODING)
