@@ -113,9 +113,9 @@ FULL, SINES = attention(), Sinusoidal.of()
 
 
 def first(width: int) -> Recipe:
-    """A convolution of each channel before the first block: what stands beside a byte, for mixers that know no places.
+    """A convolution of few channels before the first block: what stands beside a byte, for mixers that know no places.
     With sines, in this many steps, not even full attention becomes better than the frequencies of pairs of bytes."""
-    return ConvPositions.of(width=width, groups=DIM)
+    return ConvPositions.of(width=width, groups=64)
 
 
 NARROW = Window(63)

@@ -75,7 +75,7 @@ def describe(group: str) -> str:
     alone = (
         ""
         if all(v.entry is None for v in GROUPS[group].values())
-        else " Rows that know no places by themselves stand behind a convolution of each channel over a few bytes "
+        else " Rows that know no places by themselves stand behind a convolution over a few bytes "
         "(ConvPositions), and so does full attention beside them."
     )
     return (
