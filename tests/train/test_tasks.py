@@ -249,7 +249,7 @@ def test_padding_gets_masks_and_is_not_counted():
 @pytest.mark.parametrize(
     ("model", "task", "default"),
     [("gpt", None, "causal"), ("bert", None, "masked"), ("t5", None, "span"), ("bart", None, "denoise"),
-     ("vit", None, "images"),
+     ("vit", None, "images"), ("reformer", None, "causal"), ("longformer", None, "masked"),
      ("t5", "denoise", "denoise"), ("bert", "tag", "tag")],
 )  # fmt: skip
 def test_the_skeleton_chooses(model, task, default):
@@ -264,6 +264,17 @@ def test_the_skeleton_chooses(model, task, default):
 def test_a_task_that_does_not_fit_is_refused(model, task, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         train(model, task=task, out=tmp_path / "x", **SMALL)
+
+
+@pytest.mark.parametrize(("model", "columns", "kind"), [("reformer", ["text"], "write"),
+                                                        ("longformer", ["text", "label"], "classify")])  # fmt: skip
+def test_a_kind_of_a_skeleton_is_tuned_as_the_skeleton(model, columns, kind):
+    assert kinds.tuned("auto", model, af.build(model, "tiny"), columns)[0] == kind
+
+
+def test_a_decoder_without_a_state_for_the_whole_sample_writes_it_all_the_same(folder, tmp_path):
+    done = train("reformer", data=folder / "book.txt", out=tmp_path / "x", steps=2, **SMALL)  # hashes 24 tokens
+    assert done.sample.startswith("The ") and len(done.model.tokenizer.encode(done.sample)) > 24
 
 
 def test_mistakes_in_rows_are_named(tmp_path):

@@ -43,7 +43,7 @@ class Reformer:
     lsh: tuple[int, int, int] = (64, 1, 0)
     rounds: int = 1
     buckets: tuple[int, ...] = (64, 128)
-    seed: int | None = None
+    hash_seed: int | None = None  # None: new hashes in each pass of training
     chunk: int | None = None  # tokens that the MLP takes at a time; None: all
     eps: float = 1e-12
     dropout: float = 0.0
@@ -73,10 +73,10 @@ def reformer(c: Reformer) -> Recipe:
     if c.task == "lm" and (c.local[2] or c.lsh[2]):
         raise ValueError(f"reformer: a decoder sees no chunk after its own; got local={c.local}, lsh={c.lsh}")
     if c.axial is not None and c.axial[0] * c.axial[1] < c.context:
-        raise ValueError(f"reformer: axial={c.axial} has fewer places than the context of {c.context}")
+        raise ValueError(f"reformer: axial={c.axial} has {c.axial[0]} x {c.axial[1]} places, context is {c.context}")
     norm, fill = LayerNorm.of(eps=c.eps), c.lsh[0] if "lsh" in c.layers else None
     local = LocalAttention.of(c.heads, c.head_dim, *c.local, fill, dropout=c.local_dropout)
-    lsh = LSHAttention.of(c.heads, c.head_dim, *c.lsh, c.rounds, c.buckets, c.seed, dropout=c.lsh_dropout)
+    lsh = LSHAttention.of(c.heads, c.head_dim, *c.lsh, c.rounds, c.buckets, c.hash_seed, dropout=c.lsh_dropout)
     ffn, blocks = ChunkedMLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout, chunk=c.chunk), []
     for kind in c.layers:
         check_option("reformer", "layers", kind, ("local", "lsh"))
@@ -134,7 +134,7 @@ HUBS = (
             *keys(feed_forward_size="hidden", max_position_embeddings="context", num_hashes="rounds"),
             *keys(local_attention_probs_dropout_prob="local_dropout", hidden_dropout_prob="dropout"), _chunks("local"),
             *keys(lsh_attention_probs_dropout_prob="lsh_dropout", layer_norm_eps="eps"), _chunks("lsh"),
-            key("hash_seed", "seed", default=None), key("hidden_act", "act", ACTS, default="relu"),
+            key("hash_seed", "hash_seed", default=None), key("hidden_act", "act", ACTS, default="relu"),
             Lens(("attn_layers", "num_hidden_layers"), ("layers",),
                  lambda c: {"layers": tuple(c.get("attn_layers", ("local", "lsh") * 3))},
                  lambda c: {"attn_layers": list(c.layers), "num_hidden_layers": len(c.layers)}),

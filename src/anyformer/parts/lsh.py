@@ -340,7 +340,7 @@ class LSHAttention(Chunked):
             raise ValueError(
                 f"LSHAttention decodes step by step up to size={self.size} tokens, and {length} are asked for: longer "
                 "texts are sorted anew with each token, which changes what was said before; generate without a cache: "
-                "cache=False"
+                "cache=False, --cache false"
             )
 
     def start(self, batch: int, length: int, like: Tensor) -> KeysValues:

@@ -243,7 +243,12 @@ def _sample(model: Any, prompt: str, seed: int) -> str:
 
     most = model.context or 2 * SAMPLE
     ids = model.tokenizer.encode(prompt)[-(most // 2 or 1) :]
-    new = generate(model, ids, max_new_tokens=min(SAMPLE, most - len(ids)), temperature=0.8, top_p=0.95, seed=seed)
+    count, cache = min(SAMPLE, most - len(ids)), True
+    try:
+        model.start(1, len(ids) + count)
+    except ValueError:  # no state holds a text of this length (LSHAttention)
+        cache = False
+    new = generate(model, ids, max_new_tokens=count, temperature=0.8, top_p=0.95, seed=seed, cache=cache)
     return model.tokenizer.decode(ids + new)
 
 

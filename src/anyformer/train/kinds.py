@@ -51,17 +51,23 @@ AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # wha
 SENTINELS = 100
 
 
+def _fits(tasks: dict[tuple[type, str], tuple[str, ...]], skeleton: type, takes: str) -> tuple[str, ...]:
+    """The tasks of a skeleton, or of the one that it is a kind of (Reformer's, Longformer's)."""
+    return next((tasks[kind, takes] for kind in skeleton.__mro__ if (kind, takes) in tasks), ())
+
+
 def choose(task: str | None, name: str, recipe: Recipe, default: str | None = None) -> str:
     """The task that is asked for, or the default one.
 
     Raises:
         ValueError: for a task that this model cannot be trained on.
     """
-    fits = FITS.get((recipe.part, recipe["embed"].part.takes), ())
+    fits = _fits(FITS, recipe.part, recipe["embed"].part.takes)
     task = task or default or next(iter(fits), None)
     if task not in fits:
         raise ValueError(
-            f"{name} ({recipe.part.__name__}) cannot be trained on the task {task!r}; it can on "
+            f"{name} ({recipe.part.__name__}) cannot be trained on {f'the task {task!r}' if task else 'text or rows'}; "
+            "it can on "
             f"{', '.join(fits) or 'none of the tasks'}. With your own batches: "
             "anyformer.train.fit(model, batches, objective, settings, out)"
         )
@@ -81,7 +87,7 @@ def tuned(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     told = {kind: next((c for c in options if has.issuperset(c)), ()) for kind, options in COLUMNS.items()}
     first = max(told.values(), key=len)  # text and label say more than text
     found = [kind for kind, options in told.items() if options and (kind == task or options == first)]
-    fits = TUNED.get((type(model), model.takes)) or FITS.get((type(model), model.takes), ())
+    fits = _fits(FITS | TUNED, type(model), model.takes)
     chosen = next((kind for kind in found if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
         known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
