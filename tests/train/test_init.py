@@ -1,13 +1,17 @@
 """First weights by name, and muP's coordinate check: activations keep their size as the width grows."""
 
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 
 import anyformer as af
+from anyformer.core import pages
 from anyformer.core.init import initialise
 from anyformer.core.mup import Transfer
+from anyformer.core.skeletons import CausalLM
 from anyformer.train import Settings, objectives, optim, statistics
 
 torch.set_num_threads(1)
@@ -118,3 +122,17 @@ def test_coordinate_check(name, heads):
     without = [change(name, width, False, heads)["logits"] for width in WIDTHS]
     assert max(with_mup) / min(with_mup) < 2, with_mup
     assert without[-1] / without[0] > 3, without
+
+
+@pytest.mark.parametrize("page", [p for p in pages.names() if issubclass(pages.recipe(p).part, CausalLM)])
+def test_a_decoder_begins_without_an_opinion(page):
+    """With large tokens in a tied head it would be sure that the token just read comes again, and learn no way out."""
+    model = af.build(page, "mini", vocab=256, seed=0)
+    ids = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(0))
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() < math.log(256) + 0.3
+
+
+def test_no_hyperparameter_hides_behind_an_option_of_build():
+    taken = set(inspect.signature(af.build).parameters) - {"changes"}
+    assert not [(p.name, f.name) for p in pages.pages() for f in fields(p.config) if f.name in taken]

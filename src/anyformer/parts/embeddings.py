@@ -97,7 +97,9 @@ class Tokens(Part):
         self.norm, self.dropout = built(norm, dim), dropout
 
     def reset_parameters(self) -> None:
-        if self.scale != 1.0:  # so that scaled tokens are as large as sines; the common rule would drown them
+        # scaled tokens as large as the sines that are added, which would drown them by the common rule. Where nothing
+        # is added it holds: with larger tokens a tied head is sure that the one just read comes again, and stays so
+        if self.scale != 1.0 and self.positions is not None:
             nn.init.normal_(self.tokens.weight, std=1 / self.scale)
 
     def length(self, ids: Tensor) -> int:
