@@ -1,6 +1,7 @@
 """What a user gets wrong is answered with one clear line, the nearest name and exit code 2; help tells the rest."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,13 @@ def test_files_that_are_no_model(cli, tmp_path):
     for name, said in (("bad.gguf", "bad.gguf"), ("folder", "no weights"), ("text.txt", "no .gguf")):
         code, _, err = cli("inspect", tmp_path / name)
         assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_a_run_instead_of_its_checkpoint_is_told_where_that_is(cli, tmp_path, decoder):
+    for step in ("step-000001", "step-000002"):
+        shutil.copytree(decoder, tmp_path / "run" / step)
+    code, _, err = cli("generate", tmp_path / "run", "The ")
+    assert code == 2 and "no weights" in err and str(tmp_path / "run" / "step-000002") in err
 
 
 def test_debug_shows_the_traceback(cli, tmp_path):

@@ -59,7 +59,7 @@ def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = F
 
 def _head(facts: Any) -> str:
     context = "any length" if facts.context is None else f"up to {facts.context:,}"
-    page = facts.page or "none that has a page; see the recipe"
+    page = facts.page or "its own recipe, below"
     rows = [("architecture", page), ("skeleton", facts.skeleton), ("tokens", context)]
     if facts.ledger is not None:
         rows += [("file", f"{facts.ledger['path']} ({facts.ledger['format']})"), ("ledger", facts.summary)]

@@ -234,7 +234,9 @@ def open_weights(folder: str | os.PathLike, allow_pickle: bool = False) -> Tenso
     if has[PICKLE]:
         warnings.warn(f"{folder}: reading {PICKLE}, a pickle, with weights_only=True as asked", stacklevel=2)
         return Pickled(inside(folder, PICKLE))
-    raise FileNotFoundError(f"{folder}: no weights; looked for {SINGLE}, {INDEX}, {PICKLE}")
+    inner = sorted(p.parent for name in (SINGLE, INDEX) for p in Path(folder).glob(f"*/{name}"))
+    hint = f"; a folder in it has some: {inner[-1]}" if inner else ""  # a run, whose last checkpoint is meant
+    raise FileNotFoundError(f"{folder}: no weights; looked for {SINGLE}, {INDEX}, {PICKLE}{hint}")
 
 
 def write_safetensors(

@@ -134,7 +134,10 @@ class Tokenizer:
         Errors: ValueError without a template, for messages without a role, and from the template.
         """
         if self.template is None:
-            raise ValueError(f"this tokenizer has no chat template (looked for {TEMPLATE}, chat_template in {CONFIG})")
+            raise ValueError(
+                f"this tokenizer has no chat template (looked for {TEMPLATE}, chat_template in {CONFIG}): the model "
+                "was not made for conversations; `generate` goes on with a text"
+            )
         if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
             raise ValueError(f"messages: expected dicts with 'role' and 'content', got {short(messages)}")
         variables = {"messages": messages, "add_generation_prompt": add_generation_prompt}
