@@ -157,8 +157,13 @@ def say(name: str, length: int, point: Found) -> None:
 
 
 def exponent(values: dict[int, float]) -> float | None:
-    """The slope of log value by log length, by least squares from `FROM` on; None with fewer than three points."""
-    pairs = [(math.log(n), math.log(v)) for n, v in values.items() if n >= FROM and v > 0]
+    """The slope of log value by log length, by least squares from `FROM` on, of at least the three longest lengths.
+    None with fewer than three."""
+    lengths = sorted(values)
+    chosen = [n for n in lengths if n >= FROM]
+    pairs = [
+        (math.log(n), math.log(values[n])) for n in (chosen if len(chosen) >= 3 else lengths[-3:]) if values[n] > 0
+    ]
     return statistics.linear_regression(*zip(*pairs, strict=True)).slope if len(pairs) >= 3 else None
 
 
@@ -176,8 +181,8 @@ def decoding(name: str, busy: float) -> Found:
 
 def medians(found: Found, way: str) -> dict[int, float]:
     """Seconds by length (`way` forward or both), or bytes (forward_bytes, both_bytes)."""
-    values: Iterable[tuple[str, Any]] = ((n, p.get(way)) for n, p in found["points"].items())
-    return {int(n): statistics.median(v) if isinstance(v, list) else float(v) for n, v in values if v is not None}
+    values: Iterable[tuple[int, Any]] = sorted((int(n), p[way]) for n, p in found["points"].items() if way in p)
+    return {n: statistics.median(v) if isinstance(v, list) else float(v) for n, v in values}
 
 
 if __name__ == "__main__":

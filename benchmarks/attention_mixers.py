@@ -47,7 +47,7 @@ from anyformer.parts.blocksparse import BlockSparse
 from anyformer.parts.globals import GlobalAttention
 
 DIM, HEADS, GLOBALS = 512, 8, 16  # of Longformer: the first tokens are global
-BOUNDS = {"linear": (0.0, 1.15), "T log T": (0.0, 1.25), "quadratic": (1.7, 2.3)}  # what an exponent may be
+BOUNDS = {"linear": (0.0, 1.15), "T log T": (0.0, 1.25), "quadratic": (1.6, 2.4)}  # what an exponent may be
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,12 @@ ENTRIES: dict[str, Entry] = {
     "gated delta": Entry(one(GatedDelta.of(heads=HEADS))),
     "convolution 4": Entry(one(Convolution.of())),
     "convolution 256, both ways": Entry(one(Convolution.of(width=256)), causal=False, time="T log T"),
+}
+FAMILIES = {  # a plot each: where they begin
+    "softmax over all keys": "full, sdpa",
+    "over some keys": "window 256",
+    "segments with memory": "Transformer-XL, 256 + 256",
+    "kernels, low rank, recurrences, transforms": "linear, elu",
 }
 DECODING: dict[str, Recipe] = {
     "full (8 key/value heads)": Attention.of(heads=HEADS),

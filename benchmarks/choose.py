@@ -120,7 +120,7 @@ def lengths(t: Tables) -> list[str]:
     starts = {name: crossing(t, name) for name in CHEAP if name in t.cost}
     never = [name for name, start in starts.items() if start is None]
     first = min((s for s in starts.values() if s), default=None)
-    if first is not None:
+    if first is not None and first > LENGTHS[0]:
         lines.append(f"**Below {first:,} tokens take full attention**: no other mixer of a decoder was faster.")
     for name, start in sorted(starts.items(), key=lambda item: item[1] or 1 << 62):
         there, base = t.seconds(name, LONG), t.seconds(FULL, LONG)

@@ -111,10 +111,7 @@ LONG = {
     "parity": "64 bits",
 }  # fmt: skip
 SETUP = {"steps": STEPS, "batch": BATCH, "rates": list(RATES), "dim": DIM, "depth": DEPTH, "sizes": [FROM, FULL]}
-NAMES = (
-    "full", "window 64", "linear, elu", "FAVOR+", "convolution 16", "Mamba-2", "delta", "gated delta",
-    "gated delta, last layer full",
-)  # fmt: skip
+NAMES = ("full", "window 64", "linear, elu", "convolution 16", "Mamba-2", "delta", "gated delta")
 
 
 def one(task: str, name: str, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyformer.parts.fused import RootMeanSquare, rms_norm
+from anyformer.parts.fused import EluPlusOne, RootMeanSquare, elu_plus_one, rms_norm
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.1])
@@ -26,3 +26,10 @@ def test_without_gradients_and_strided_inputs_the_numbers_are_the_same():
     x, weight = torch.randn(2, 3, 5, 8).transpose(1, 2), torch.randn(8)
     with_grad = rms_norm(x.clone().requires_grad_(), weight, 1e-6)
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), with_grad.detach())
+
+
+def test_elu_plus_one_and_its_gradient():
+    x = torch.tensor([-40.0, -3.0, -0.1, 0.1, 2.0, 50.0], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(EluPlusOne.apply(x)[1:], F.elu(x)[1:] + 1)
+    assert EluPlusOne.apply(x)[0] > 0 and torch.autograd.gradcheck(EluPlusOne.apply, x)
+    torch.testing.assert_close(elu_plus_one(x.detach()), elu_plus_one(x).detach())

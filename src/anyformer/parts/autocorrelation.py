@@ -22,7 +22,7 @@ class AutoCorrelation(Mixer):
     R(d) = mean over channels, heads included, of sum_t q[t + d] k[t]        a text goes round: t + d is taken modulo T
     the A = factor * ln T delays of the largest R, rounded down:      y[t] = sum_d softmax(R)_d v[t + d]
     ```
-    All R come from one Fourier transform, the mean taken before its inverse: O(T log T), and O(A T) for the sum.
+    All R come from one Fourier transform, the mean taken before its inverse, and so does the sum: O(T log T).
 
     Padding is not counted, and each row has delays of its own. In transformers a row of a batch depends on the others:
     training takes the delays of their mean, evaluation hands some rows' delays to others. There is at least one delay;
@@ -52,12 +52,21 @@ class AutoCorrelation(Mixer):
         most = max(1, min(int(self.factor * math.log(x.shape[1])), x.shape[1]))
         top, delay = likeness.topk(most, 1)  # (B, A) each
         top = top.masked_fill(torch.arange(most, device=x.device) >= delays, float("-inf"))  # a short row has fewer
-        share, y = top.softmax(1).to(v.dtype), torch.zeros_like(v)
-        place, row = torch.arange(x.shape[1], device=x.device), torch.arange(len(x), device=x.device)[:, None]
-        for i in range(most):
-            later = v[row, (place + delay[:, i, None]) % there.count.clamp(min=1)]  # (B, T, D)
-            y = y + share[:, i, None, None] * later
+        y = self.delayed(v, top.softmax(1), delay, there)  # (B, T, D)
         return self.o(there.unpacked(y[:, None])[:, 0])
+
+    def delayed(self, v: Tensor, share: Tensor, delay: Tensor, there: Rows) -> Tensor:
+        """sum_i share_i v[t + delay_i], going round at the length of the row: (B, T, D), (B, A) twice -> (B, T, D).
+
+        By transforms that do not go round: in a row of n tokens, whose v ends in zeros, v[t + d] and v[t + d - n] add
+        up to what does. The gradient is one transform, too, where that of A copies of the text would be A.
+        """
+        wide, time = torch.promote_types(v.dtype, torch.float32), v.shape[1]
+        weight = share.new_zeros(len(v), 2 * time, dtype=wide)
+        for lag in (delay, (delay - there.count) % (2 * time)):
+            weight = weight.scatter_add(1, lag, share.to(wide))
+        a, b = torch.fft.rfft(v.to(wide), 2 * time, dim=1), torch.fft.rfft(weight, dim=1)
+        return torch.fft.irfft(a * b.conj()[..., None], 2 * time, dim=1)[:, :time].to(v.dtype)
 
     def likeness(self, q: Tensor, k: Tensor, there: Rows) -> Tensor:
         """R at the delays 0 … T - 1, the least number where the row has fewer tokens, (B, T, D) twice -> (B, T).

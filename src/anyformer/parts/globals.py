@@ -26,7 +26,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.recipe import Recipe
 from anyformer.core.skeletons import Encoder, Output
 from anyformer.parts.attention import Attention
-from anyformer.parts.kernels import attend, weights
+from anyformer.parts.kernels import attend, reader, weights
 from anyformer.parts.masks import CHUNK, Full, Mask, Packed, View, view
 
 
@@ -186,12 +186,13 @@ def _chunked(
 ) -> Tensor:
     """Chunks of queries against the global keys and those in reach: O(T (w + N)). (B, H, T, K)."""
     front = None if few is None else (few.of(k), few.of(v))  # (B, H, N, K) each
-    out = []
+    out, queries_of, keys_of, values_of = [], reader(q), reader(k), reader(v)
     for rows, columns, mask in pieces:
-        keys, values = k[:, :, columns], v[:, :, columns]
+        keys, values = keys_of(columns.start, columns.stop), values_of(columns.start, columns.stop)
         if front is not None:
             keys, values = torch.cat((front[0], keys), 2), torch.cat((front[1], values), 2)
-        out.append(torch.nn.functional.scaled_dot_product_attention(q[:, :, rows], keys, values, mask, dropout))
+        asked = queries_of(rows.start, rows.stop)
+        out.append(torch.nn.functional.scaled_dot_product_attention(asked, keys, values, mask, dropout))
     return torch.cat(out, 2)
 
 

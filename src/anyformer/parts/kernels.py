@@ -161,7 +161,10 @@ def _sdpa(
             over = bias.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, S)
         y = F.scaled_dot_product_attention(folded, k, v, over, dropout, scale=scale)
         return y.flatten(1, 2)[:, :, None]
-    k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
+    if groups == 1:  # one key for all heads need not be copied
+        k, v = (t.expand(-1, heads, -1, -1) for t in (k, v))
+    else:
+        k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
 
 

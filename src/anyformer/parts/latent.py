@@ -157,10 +157,7 @@ class LatentAttention(Mixer):
     def _absorbed(self, q: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, R + P), and what is held as the key and the value of all heads."""
         nope, rope = q.split([self.nope_dim, self.rope_dim], -1)
-        q = torch.cat((nope @ self._ups()[0], rope), -1)
-        # one query: the kernel lets heads stand where queries do; more of them: it would copy the key for each head
-        shared = held if q.shape[2] == 1 else held.expand(-1, self.heads, -1, -1)
-        return q, shared, shared
+        return torch.cat((nope @ self._ups()[0], rope), -1), held, held
 
     def _plain(self, q: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head, as wide as the widest: fused kernels want one width."""

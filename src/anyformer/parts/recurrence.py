@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 
 CHUNK = 64
+PIECE = 2048  # tokens whose chunks are side by side: what is made of them should stay in the processor's cache
 
 
 def decayed(
@@ -39,6 +40,13 @@ def decayed(
     if not isinstance(time, torch.SymInt) and time == 1:
         state = (state if fade is None else fade.exp()[..., None] * state) + k.mT @ v
         return q @ state, state
+    if not isinstance(time, torch.SymInt) and time > PIECE:
+        fades = [None] * -(-time // PIECE) if fade is None else fade.split(PIECE, -1)
+        rows = []
+        for q, k, v, fade in zip(*(t.split(PIECE, -2) for t in (q, k, v)), fades, strict=True):
+            y, state = decayed(q, k, v, fade, state, chunk)
+            rows.append(y)
+        return torch.cat(rows, -2), state
     q, k, v = (cut(t, chunk, -2) for t in (q, k, v))  # (…, n, L, K), the same, (…, n, L, V)
     pairs = q @ k.mT  # (…, n, L, L)
     if fade is None:
