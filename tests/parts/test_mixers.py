@@ -11,7 +11,19 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.core.recipe import Recipe
-from anyformer.parts import Convolution, Fourier, GatedDelta, Linformer, Mamba, Mamba2, Nystrom
+from anyformer.parts import (
+    Convolution,
+    Favor,
+    Fourier,
+    GatedDelta,
+    LinearAttention,
+    Linformer,
+    Mamba,
+    Mamba2,
+    Nystrom,
+    linear,
+    recurrence,
+)
 from tests.parts.mixing import made, padded_is_alone, run, slopes_are_right, step_by_step
 
 DECODES: dict[str, Recipe] = {
@@ -137,9 +149,22 @@ def test_what_cannot_decode_says_so(name: str) -> None:
         decoder.start(1)
 
 
-def test_the_delta_rule_in_an_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="GatedDelta sees only what came before"):
-        run(made(DECODES["delta"]), text(1, 5), causal=False)
+@pytest.mark.parametrize("name", ["delta", "mamba", "mamba 2"])
+def test_a_recurrence_in_an_encoder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="sees only what came before"):
+        run(made(DECODES[name]), text(1, 5), causal=False)
+
+
+@pytest.mark.parametrize("recipe", [DECODES["mamba 2"], LinearAttention.of(heads=3), Favor.of(heads=3)], ids=repr)
+def test_a_long_text_in_pieces_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, x = made(recipe), text(2, 23)
+    keep = torch.ones(2, 23, dtype=torch.bool)
+    keep[0, :8], keep[1, 20:] = False, False
+    whole = run(mixer, x, keep=keep)
+    for module in (recurrence, linear):
+        monkeypatch.setattr(module, "PIECE", 5)
+    torch.testing.assert_close(run(mixer, x, keep=keep), whole)
+    slopes_are_right(mixer, x, True, keep)
 
 
 def test_a_longer_text_than_linformer_was_built_for_is_refused() -> None:

@@ -52,6 +52,8 @@ class AutoCorrelation(Mixer):
         most = max(1, min(int(self.factor * math.log(x.shape[1])), x.shape[1]))
         top, delay = likeness.topk(most, 1)  # (B, A) each
         top = top.masked_fill(torch.arange(most, device=x.device) >= delays, float("-inf"))  # a short row has fewer
+        # a weight of e^-40 is nothing beside 1, and its gradient, of 1e-38 and less, would slow every product down
+        top = top.masked_fill(top < top[:, :1] - 40, float("-inf"))
         y = self.delayed(v, top.softmax(1), delay, there)  # (B, T, D)
         return self.o(there.unpacked(y[:, None])[:, 0])
 

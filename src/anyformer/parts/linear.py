@@ -5,6 +5,7 @@ B batch, T time, D width, H heads, K head width, M features of a head.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, check_option
 from anyformer.parts.fused import elu_plus_one
-from anyformer.parts.recurrence import CHUNK, Recurrent, decayed
+from anyformer.parts.recurrence import CHUNK, PIECE, Recurrent, decayed
 
 NEVER = float("-inf")  # the size of what has not been seen
 
@@ -91,32 +92,61 @@ class LinearAttention(Mixer):
         q, k, v = (
             p(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2).to(wide) for p in (self.q, self.k, self.v)
         )  # (B, H, T, K) each
-        (q, _), (k, size) = self.features(q), self.features(k)  # (B, H, T, M) each; the size of a query cancels
-        top = q.new_full((*q.shape[:2], 1), NEVER) if slot is None else slot.held[1]  # (B, H, 1)
-        weight, fade, top = (None, None, top) if size is None else weighed(size, keep, top, flow.causal)
-        if keep is not None:
-            real = keep[:, None].to(wide)  # (B, 1, T): padding adds nothing
-            weight = real if weight is None else weight * real
-        # a key counts by what stands beside its features: v, and a column of ones that sums the weights
-        v = v if weight is None else v * weight[..., None]
         if flow.causal:
-            ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
-            v = torch.cat((v, ones), -1)  # (B, H, T, K + 1)
-            S = q.new_zeros(*q.shape[:2], self.count, v.shape[-1]) if slot is None else slot.held[0]
-            y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
+            S, top = self.start(len(x), 0, q).held if slot is None else slot.held
+            whole = isinstance(q.shape[2], torch.SymInt) or q.shape[2] <= PIECE
+            pieces = [(q, k, v)] if whole else zip(*(t.split(PIECE, 2) for t in (q, k, v)), strict=True)
+            keeps = itertools.repeat(keep) if whole or keep is None else iter(keep.split(PIECE, 1))
+            rows = []
+            for q_p, k_p, v_p in pieces:  # features are larger than the text, and should stay in the processor's cache
+                y, S, top = self._recurrence(q_p, k_p, v_p, next(keeps), S, top)
+                rows.append(y)
+            y = torch.cat(rows, 2)
             if slot is not None:
                 slot.put(x.shape[1], S, top)
-            y, total = y[..., :-1], y[..., -1:]
         else:
-            sums = k.sum(2)[..., None] if weight is None else k.mT @ weight[..., None]  # (B, H, M, 1)
-            y, total = q @ (k.mT @ v), q @ sums  # (B, H, T, K), (B, H, T, 1)
-        y = y * torch.where(total > 0, total, 1.0).reciprocal()  # a quotient's backward pass is longer
+            y = self._sums(q, k, v, keep)
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
+
+    def _recurrence(
+        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, S: Tensor, top: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What tokens read from each other and from the state before them, and the state after them."""
+        (q, _), (k, size) = self.features(q), self.features(k)  # (B, H, T, M) each; the size of a query cancels
+        weight, fade, top = (None, None, top) if size is None else weighed(size, keep, top, True)
+        weight = counted(weight, keep, q.dtype)
+        # a key counts by what stands beside its features: v, and a column of ones that sums the weights
+        ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
+        v = torch.cat((v if weight is None else v * weight[..., None], ones), -1)  # (B, H, T, K + 1)
+        y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
+        return quotient(y[..., :-1], y[..., -1:]), S, top
+
+    def _sums(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        """What tokens read from all others, (B, H, T, K)."""
+        (q, _), (k, size) = self.features(q), self.features(k)
+        weight = None if size is None else weighed(size, keep, q.new_full((*q.shape[:2], 1), NEVER), False)[0]
+        weight = counted(weight, keep, q.dtype)
+        v = v if weight is None else v * weight[..., None]
+        sums = k.sum(2)[..., None] if weight is None else k.mT @ weight[..., None]  # (B, H, M, 1)
+        return quotient(q @ (k.mT @ v), q @ sums)
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)
         S = like.new_zeros(batch, self.heads, self.count, self.head_dim + 1, dtype=wide)
         return Recurrent(S, S.new_full((batch, self.heads, 1), NEVER))
+
+
+def counted(weight: Tensor | None, keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The weights of keys, (B, H, T) or (B, 1, T), with 0 for padding; None where all are 1."""
+    if keep is None:
+        return weight
+    real = keep[:, None].to(dtype)
+    return real if weight is None else weight * real
+
+
+def quotient(y: Tensor, total: Tensor) -> Tensor:
+    """y / total, 0 where total is: as a product, since a quotient's backward pass is longer."""
+    return y * torch.where(total > 0, total, 1.0).reciprocal()
 
 
 def weighed(size: Tensor, keep: Tensor | None, top: Tensor, causal: bool) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -43,8 +43,8 @@ def decayed(
     if not isinstance(time, torch.SymInt) and time > PIECE:
         fades = [None] * -(-time // PIECE) if fade is None else fade.split(PIECE, -1)
         rows = []
-        for q, k, v, fade in zip(*(t.split(PIECE, -2) for t in (q, k, v)), fades, strict=True):
-            y, state = decayed(q, k, v, fade, state, chunk)
+        for q_p, k_p, v_p, fade_p in zip(*(t.split(PIECE, -2) for t in (q, k, v)), fades, strict=True):
+            y, state = decayed(q_p, k_p, v_p, fade_p, state, chunk)
             rows.append(y)
         return torch.cat(rows, -2), state
     q, k, v = (cut(t, chunk, -2) for t in (q, k, v))  # (…, n, L, K), the same, (…, n, L, V)
