@@ -93,7 +93,7 @@ class LinearAttention(Mixer):
             p(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2).to(wide) for p in (self.q, self.k, self.v)
         )  # (B, H, T, K) each
         if flow.causal:
-            S, top = self.start(len(x), 0, q).held if slot is None else slot.held
+            S, top = self.start(x.shape[0], 0, q).held if slot is None else slot.held
             whole = isinstance(q.shape[2], torch.SymInt) or q.shape[2] <= PIECE
             pieces = [(q, k, v)] if whole else zip(*(t.split(PIECE, 2) for t in (q, k, v)), strict=True)
             keeps = itertools.repeat(keep) if whole or keep is None else iter(keep.split(PIECE, 1))
