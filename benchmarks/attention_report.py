@@ -74,6 +74,10 @@ def times(title: str, way: str, cost: dict[str, Found]) -> Section:
         f"{BOUNDS['linear'][1]} for what is said to be linear, from {BOUNDS['quadratic'][0]} to "
         f"{BOUNDS['quadratic'][1]} for what is quadratic (the projections are linear, so it stays below 2)."
     )
+    text += (
+        " From 16,384 tokens on, a tensor as wide as the stream is larger than 32 MB, and the C library fetches each "
+        "such one from the system anew: a step that everybody takes there."
+    )
     picture = "\n\n![time by length](attention-time.png)" if way == "both" else ""
     return Section(title, text + picture, table, notes=notes(cost) if way == "both" else [])
 
@@ -168,7 +172,11 @@ def grown(values: dict[int, float], said: str) -> tuple[str, str, str]:
 
 def notes(cost: dict[str, Found]) -> list[str]:
     """Where a mixer stopped, and whether the machine was quiet."""
-    said = [f"{name}: {cost[name]['stopped']}, so no longer text." for name in mine(cost) if cost[name]["stopped"]]
+    ends: dict[str, list[str]] = {}
+    for name in mine(cost):
+        if cost[name]["stopped"]:
+            ends.setdefault(cost[name]["stopped"], []).append(name)
+    said = [f"no longer text, {why}: {'; '.join(names)}." for why, names in ends.items()]
     said += [
         f"{name} {cost[name]['stopped']}." for name in PEERS if "not measured" in cost.get(name, {}).get("stopped", "")
     ]
