@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import check_option
@@ -142,7 +143,8 @@ class CompressiveMemory(SegmentRecurrence):
         """f, (B, n, c, D) -> (B, n, D)."""
         if self.conv is None:
             return x.mean(2) if self.way == "mean" else x.amax(2)
-        return self.conv(x.flatten(1, 2).mT).mT  # its stride is its width: each slot has its own c tokens
+        weight = self.conv.weight.mT.flatten(1)  # (D, c D): its stride is its width, so it is one product
+        return F.linear(x.flatten(2), weight, self.conv.bias)
 
     def _sources(self, call: Pass, chunk: Chunk) -> list[Source]:
         """Slots, then what the recurrence looks at."""
