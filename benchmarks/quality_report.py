@@ -47,20 +47,19 @@ def text(group: str, found: All) -> Section:
     first = next(iter(rows))
     base = found.get((group, first), [])
     lengths = [f"{n} x" for n in LENGTHS[1:]]
-    table = [row("", "bits a byte", "against the first", *lengths, "seeds", "parameters", "training, s")]
+    table = [row("", "bits a byte", "against the first", *lengths, "seeds", "parameters")]
     for name in rows:
         runs = found.get((group, name), [])
         if not runs:
-            table.append(row(name, "not run yet", *[""] * (len(lengths) + 4)))
+            table.append(row(name, "not run yet", *[""] * (len(lengths) + 3)))
             continue
         away = f"{_mean(runs, '1') - _mean(base, '1'):+.3f}" if base and name != first else ""
         further = [_figure([r["bits"][str(n)] for r in runs]) for n in LENGTHS[1:]]
-        seconds = f"{statistics.median(r['seconds'] for r in runs):.0f}"
         size = f"{runs[0]['parameters']:,}"
-        table.append(row(name, _figure([r["bits"]["1"] for r in runs]), away, *further, str(len(runs)), size, seconds))
+        table.append(row(name, _figure([r["bits"]["1"] for r in runs]), away, *further, str(len(runs)), size))
         for way in rows[name].scalings:
             scaled = [_figure([r["scaled"][way][str(n)] for r in runs]) for n in LENGTHS[1:]]
-            table.append(row(f"{name}, {way} scaling, not trained with", "", "", *scaled, str(len(runs)), "", ""))
+            table.append(row(f"{name}, {way} scaling, not trained with", "", "", *scaled, str(len(runs)), ""))
     return Section(TITLES[group], describe(group), table)
 
 
@@ -83,7 +82,7 @@ def describe(group: str) -> str:
         f"heads, {BYTES} bytes as tokens; {UPDATES} steps of {BATCH} x {CONTEXT} bytes of pydoc, AdamW at {LR:g} with "
         f"a cosine; the last {HELD_OUT:,} bytes that were held out. {task} `(a-b)`: lowest and highest of the seeds; "
         f"rows within {NEAR} of the first one have up to {len(SEEDS)}. The models are small and see little text: what "
-        f"is compared is how fast they learn.{alone}"
+        f"is compared is how fast they learn, and what looks nearby by design is ahead of what has to learn it.{alone}"
     )
 
 
