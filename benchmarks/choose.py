@@ -159,7 +159,11 @@ def quality(t: Tables) -> list[str]:
     base = t.bits("mixers", "full")
     if base is None:
         return []
-    lines = [f"Full attention: {base:.3f} bits a byte at equal parameters and equal text."]
+    lines = [f"Full attention: {base:.3f} bits a byte at equal parameters and equal text, after few steps."]
+    if (behind := t.bits("mixers", "full, convolution first")) is not None:
+        lines.append(
+            f"`linear` and `FAVOR+` stand behind a convolution over 4 bytes; full attention there: {behind:.3f}."
+        )
     for cost, name in ALIKE.items():
         found, seconds = t.bits("mixers", name), t.seconds(cost, LONG)
         if found is not None:
