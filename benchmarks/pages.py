@@ -202,11 +202,11 @@ def _lines() -> Iterator[str]:
             yield row("a guess", "", f"{runs[0][1]['guess']:.3f}", "", "How often each byte is. Nothing is looked at.")
         for shown, found in runs:
             yield row(f"`{shown.name}`", *_figures(found), shown.shows)
-    yield from ("\n## Memory\n", row("page", "one state", "an empty one each segment", "gain"), "|---|---|---|---|")
-    for shown, found in _found(ALL):
-        if shown.segment:
-            with_, without = found["segments, carried"], found["segments, alone"]
-            yield row(f"`{shown.name}`", f"{with_:.3f}", f"{without:.3f}", f"{without - with_:.3f}")
+    if memories := [(shown, found) for shown, found in _found(ALL) if shown.segment]:
+        yield from ("\n## Memory\n", row("page", "one state", "an empty one each segment", "gain"), "|---|---|---|---|")
+    for shown, found in memories:
+        with_, without = found["segments, carried"], found["segments, alone"]
+        yield row(f"`{shown.name}`", f"{with_:.3f}", f"{without:.3f}", f"{without - with_:.3f}")
     yield ""
 
 
