@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.batches import Numbered
@@ -151,8 +151,9 @@ def test_windows_of_an_epoch_lie_side_by_side_and_their_cuts_move():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.floats(0.05, 10), min_size=1, max_size=5), SEED)
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=5), SEED)
 def test_shares_are_those_of_the_weights(weights, seed):
+    assume(min(weights) >= sum(weights) / 1000)  # less is refused
     share = shares(tuple(weights))
     assert share.sum() == BLOCK and np.abs(share / BLOCK - np.array(weights) / sum(weights)).max() < 1 / BLOCK
     mixture = Mixture(tuple(Items(10, listed) for _ in weights), tuple(weights), seed)
