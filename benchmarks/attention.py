@@ -18,6 +18,7 @@ from benchmarks import machine
 from benchmarks.attention_mixers import DECODING, ENTRIES
 from benchmarks.attention_peers import PEERS
 from benchmarks.contest import ROOT, Died, Missing, Worker, turns
+from benchmarks.report import replace
 
 RESULTS = ROOT / "benchmarks" / "results"
 LENGTHS = tuple(2**n for n in range(8, 16))
@@ -58,9 +59,7 @@ def keep(kind: str, found: dict[str, Found]) -> None:
     everything = {**(json.loads(path.read_text()) if path.exists() else {}), **found}
     known = {*ENTRIES, *PEERS, *DECODING}
     everything = {name: value for name, value in everything.items() if name in known}
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
-    aside.replace(path)
+    replace(path, json.dumps(everything, indent=1, sort_keys=True) + "\n")
 
 
 def results(kind: str) -> dict[str, Found]:

@@ -10,6 +10,7 @@ from benchmarks.attention_mixers import ENTRIES
 from benchmarks.contest import ROOT
 from benchmarks.quality import results as quality_results
 from benchmarks.quality_claims import Evidence, Lacking
+from benchmarks.report import replace
 
 PATH = ROOT / "docs" / "choose-an-attention.md"
 HEADER = """# Choose an attention
@@ -93,9 +94,7 @@ def write() -> None:
     for title, part in parts.items():
         if lines := part(tables):
             text += f"\n## {title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
-    aside = PATH.with_suffix(".new")
-    aside.write_text(text)
-    aside.replace(PATH)
+    replace(PATH, text)
     print(f"written: {PATH.relative_to(ROOT)}")
 
 

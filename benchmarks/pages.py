@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import ROOT
-from benchmarks.report import row
+from benchmarks.report import fill, replace, row
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "pages", ROOT / "docs" / "long-context.md"
 BEGIN, END = "<!-- pages: written by `python -m benchmarks.pages` -->", "<!-- end -->"
@@ -106,9 +106,7 @@ def main() -> None:
             print(f"{shown.command}", flush=True)
             found = one(shown)
             RESULTS.mkdir(parents=True, exist_ok=True)
-            aside = file(shown).with_suffix(".new")
-            aside.write_text(json.dumps(found, indent=1) + "\n")
-            aside.replace(file(shown))
+            replace(file(shown), json.dumps(found, indent=1) + "\n")
             print(f"  {found['bits']:.3f} bits a byte, {found['seconds']:.0f} s of CPU", flush=True)
     write()
 
@@ -181,11 +179,7 @@ def segments(model: Any, length: int, carried: bool) -> float:
 
 def write() -> None:
     """The commands and tables into the docs, between their marks."""
-    text = DOCS.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin and end, f"{DOCS} has no marks"
-    DOCS.write_text(f"{before}{begin}\n{chr(10).join(_lines())}\n{end}{after}")
+    assert fill(DOCS, BEGIN, END, "\n".join(_lines())), f"{DOCS} has no marks"
 
 
 def _lines() -> Iterator[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import ROOT
+from benchmarks.report import replace
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 NEAR = 0.03  # bits a byte: closer rows are run with all seeds
@@ -95,9 +96,7 @@ def one(run: Run) -> str:
         said = f"{found['bits']['1']:.3f} bits a byte"
     path = file(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps({**found, "group": group, "name": name}, indent=1) + "\n")
-    aside.replace(path)
+    replace(path, json.dumps({**found, "group": group, "name": name}, indent=1) + "\n")
     return f"{said}, {found['seconds']:.0f} s"
 
 

@@ -89,17 +89,12 @@ def write(path: Path, sections: list[Section], machine: str, header: str = HEADE
     for section in sections:
         kept[section.title] = section.markdown(machine).removeprefix("## ")
     path.parent.mkdir(exist_ok=True)
-    _replace(path, header + "".join(f"\n## {part.strip()}\n" for part in kept.values()))
+    replace(path, header + "".join(f"\n## {part.strip()}\n" for part in kept.values()))
 
 
 def summarise(readme: Path, report: Path) -> bool:
     """Writes the claims of all sections of the report into the README, between its marks, one line for each figure of
     ours. False: it has no marks."""
-    text = readme.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        return False
     found: dict[tuple[str, str], list[str]] = {}
     inside = False
     for line in report.read_text().splitlines():
@@ -109,11 +104,20 @@ def summarise(readme: Path, report: Path) -> bool:
             found.setdefault((what, ours), []).append(f"{peer} **{ratio.split()[0]}**")
     rows = [row(*key, "; ".join(peers)) for key, peers in found.items()]
     table = "\n".join(_ruled([README, *rows])) if rows else ""
-    _replace(readme, f"{before}{begin}\n{table}\n{end}{after}")
+    return fill(readme, BEGIN, END, table)
+
+
+def fill(path: Path, begin: str, end: str, middle: str) -> bool:
+    """Puts a text between two marks. False: they are not there, and nothing is written."""
+    before, first, rest = path.read_text().partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        return False
+    replace(path, f"{before}{begin}\n{middle}\n{end}{after}")
     return True
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Writes aside and renames: an interrupted run leaves the old file."""
     aside = path.with_suffix(".new")
     aside.write_text(text)
