@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
@@ -15,7 +14,7 @@ from anyformer.core.part import Mixer, built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.parts.kernels import KERNELS, attend, weights
 from anyformer.parts.masks import FAR, Full, Mask, View, check_sees, resolved, view
-from anyformer.parts.scores import Bias, Call, changed, made
+from anyformer.parts.scores import Bias, Call, changed, made, stack_bias
 
 
 class Attention(Mixer):
@@ -103,7 +102,7 @@ class Attention(Mixer):
             q, k, v = self._self(x, q, flow)
             key = (self.mask, flow.state and k.shape[2])  # layers of one kind share the mask and the bias
             seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
-            bias = None if flow.bias is None else flow.once(("bias", key), lambda: self._bias(flow, seen))
+            bias = None if flow.bias is None else flow.once(("bias", key), lambda: stack_bias(flow.bias, seen))
         q, cap = q.transpose(1, 2), None  # (B, H, T, K)
         if self.scores is not None:
             q, bias, cap = self._changed(x, q, seen, key, flow)
@@ -147,19 +146,13 @@ class Attention(Mixer):
     ) -> tuple[Tensor, Tensor | Bias | None, float | None]:
         """Queries, bias and cap by the score parts. Of a long text the bias stays a function, made piece by piece."""
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        stack = None if self.cross or flow.bias is None else lambda view: self._bias(flow, view)
+        stack = None if self.cross or flow.bias is None else lambda view: stack_bias(flow.bias, view)
         q, bias, cap = changed(self.scores, Call(x, q, scale, seen, flow), stack)
         if bias is None or seen.long() or seen.heavy():
             return q, bias, cap
         if self._shared is None:
             return q, bias(seen), cap
         return q, flow.once((self._shared, key), lambda: bias(seen)), cap  # layers of one kind have the same
-
-    def _bias(self, flow: Flow, seen: View) -> Tensor:
-        """The stack's relative bias between the queries and keys of this call, (1, H, T, S)."""
-        key = torch.arange(seen.key, seen.key + seen.keys, device=seen.device)
-        query = torch.arange(seen.query, seen.query + seen.count, device=seen.device)
-        return flow.bias(query, key)  # type: ignore[misc]
 
     def start(self, batch: int, length: int, like: Tensor) -> KeysValues:
         if self.cross:

@@ -160,7 +160,7 @@ def _few(seen: Marked) -> Few | None:
     return Few(index, torch.arange(most, device=index.device) < counts[:, None])
 
 
-def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, slice, Tensor]]:
+def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, Tensor]]:
     """`CHUNK` queries each, the keys in their reach, and who sees whom among the global tokens and these keys."""
     found = []
     for start in range(0, seen.count, CHUNK):
@@ -177,21 +177,20 @@ def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, slice, Tensor]]:
                     seen.mine.ids[:, None, rows, None] == seen.mine.ids.gather(1, few.index)[:, None, None]
                 )
             mask = torch.cat((front, mask), -1)
-        found.append((rows, columns, mask))
+        found.append((columns, mask))
     return found
 
 
 def _chunked(
-    q: Tensor, k: Tensor, v: Tensor, pieces: list[tuple[slice, slice, Tensor]], few: Few | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, pieces: list[tuple[slice, Tensor]], few: Few | None, dropout: float
 ) -> Tensor:
     """Chunks of queries against the global keys and those in reach: O(T (w + N)). (B, H, T, K)."""
     front = None if few is None else (few.of(k), few.of(v))  # (B, H, N, K) each
-    out, queries_of, keys_of, values_of = [], reader(q), reader(k), reader(v)
-    for rows, columns, mask in pieces:
+    out, keys_of, values_of = [], reader(k), reader(v)
+    for asked, (columns, mask) in zip(q.split(CHUNK, 2), pieces, strict=True):
         keys, values = keys_of(columns.start, columns.stop), values_of(columns.start, columns.stop)
         if front is not None:
             keys, values = torch.cat((front[0], keys), 2), torch.cat((front[1], values), 2)
-        asked = queries_of(rows.start, rows.stop)
         out.append(torch.nn.functional.scaled_dot_product_attention(asked, keys, values, mask, dropout))
     return torch.cat(out, 2)
 

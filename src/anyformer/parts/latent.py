@@ -18,9 +18,9 @@ from anyformer.core.recipe import Recipe
 from anyformer.parts.attention import KeysValues, kept
 from anyformer.parts.kernels import KERNELS, attend, weights
 from anyformer.parts.masks import Mask, check_sees, resolved, view
-from anyformer.parts.memory import stack_bias
 from anyformer.parts.norms import RMSNorm
 from anyformer.parts.positions import Rotary
+from anyformer.parts.scores import stack_bias
 
 NORM, ROTARY = RMSNorm.of(), Rotary.of()
 

@@ -22,7 +22,7 @@ from anyformer.parts.kernels import reader
 from anyformer.parts.lowrank import width
 from anyformer.parts.masks import Causal, View
 from anyformer.parts.recurrence import Recurrent
-from anyformer.parts.scores import Bias, Call, changed
+from anyformer.parts.scores import Bias, Call, changed, stack_bias
 from anyformer.parts.scores import made as made_scores
 
 
@@ -199,14 +199,6 @@ def show(shown: Tensor, chunk: Chunk, sources: list[Source], w: Tensor) -> None:
     for source, part in zip(sources, w.detach().split([s.k.shape[2] for s in sources], 3), strict=True):
         if source.columns is not None:
             shown[:, :, chunk.rows, source.columns] += part
-
-
-def stack_bias(bias: Any, view: View) -> Tensor:
-    """The relative bias that a stack owns, (1, H, C, n)."""
-    key, query = (
-        torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count))
-    )
-    return bias(query, key)
 
 
 def plainly(part: nn.Module, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from anyformer.core.flow import Flow
@@ -96,3 +97,11 @@ def changed(scores: Iterable[Score], call: Call, bias: Bias | None) -> tuple[Ten
         return sum(rest, first).to(q.dtype)
 
     return q, total if biases else None, cap
+
+
+def stack_bias(bias: Any, view: View) -> Tensor:
+    """The relative bias that a stack owns between the queries and keys of a view, (1, H, T, S)."""
+    key, query = (
+        torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count))
+    )
+    return bias(query, key)
