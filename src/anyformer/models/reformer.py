@@ -72,10 +72,8 @@ def reformer(c: Reformer) -> Recipe:
     check_option("reformer", "task", c.task, ("lm", "masked", "none"))
     if c.task == "lm" and (c.local[2] or c.lsh[2]):
         raise ValueError(f"reformer: a decoder sees no chunk after its own; got local={c.local}, lsh={c.lsh}")
-    if c.axial is not None and c.axial[0] * c.axial[1] < c.context:
-        raise ValueError(
-            f"reformer: axial={c.axial} are {c.axial[0] * c.axial[1]} places, fewer than the context of {c.context}"
-        )
+    if c.axial is not None and (held := c.axial[0] * c.axial[1]) < c.context:
+        raise ValueError(f"reformer: axial={c.axial} are {held} places, fewer than the context of {c.context}")
     norm, fill = LayerNorm.of(eps=c.eps), c.lsh[0] if "lsh" in c.layers else None
     local = LocalAttention.of(c.heads, c.head_dim, *c.local, fill, dropout=c.local_dropout)
     lsh = LSHAttention.of(c.heads, c.head_dim, *c.lsh, c.rounds, c.buckets, c.hash_seed, dropout=c.lsh_dropout)
