@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
+from anyformer.parts.mamba_kernels import scanned, selective_scan
 from anyformer.parts.recurrence import Recurrent, convolved
 from anyformer.parts.selective import scan_in_blocks
 
@@ -39,6 +40,8 @@ class Mamba(Mixer):
         bias: of `into` and `out`. `conv_bias`: of the convolution.
         norm: of what the token selects, before it is used: the step's R numbers, B and C (Jamba), or None.
         chunk: tokens that are scanned one after the other, off the CPU; the number does not change the result.
+
+    On CUDA it takes the kernel of mamba-ssm where that is installed (`parts/mamba_kernels.py`).
 
     Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
     """
@@ -101,7 +104,12 @@ class Mamba(Mixer):
         h = u.new_zeros(u.shape[0], self.hidden, self.state, dtype=wide) if slot is None else slot.held[1]
         A = -self.A_log.to(wide).exp()  # (E, N)
         begins = None if flow.documents is None else flow.positions == 0  # (B, T)
-        y, h = scan(u.to(wide), step.to(wide), A, B.to(wide), C.to(wide), h, self.chunk, begins)  # (B, T, E), (B, E, N)
+        u_wide, step, B, C = (t.to(wide) for t in (u, step, B, C))
+        begin = begins is None and (slot is None or (slot.length == 0 and not torch.is_grad_enabled()))
+        if begin and (kernel := selective_scan(u_wide)) is not None:
+            y, h = scanned(kernel, u_wide, step, A, B, C)  # (B, T, E), (B, E, N)
+        else:
+            y, h = scan(u_wide, step, A, B, C, h, self.chunk, begins)
         if slot is not None:
             slot.put(x.shape[1], past, h)
         return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, Part
+from anyformer.parts.mamba_kernels import chunk_scan, chunked
 from anyformer.parts.recurrence import CHUNK, Recurrent, convolved, decayed
 
 
@@ -26,6 +27,7 @@ class Mamba2(Mixer):
     ```
     which is linear attention with q = C, k = B, v = step u and a decay: the same function works it in chunks
     (`anyformer.parts.recurrence.decayed`). The heads of a group share B and C. The norm is RMSNorm over a group.
+    On CUDA it takes the kernel of mamba-ssm where that is installed (`parts/mamba_kernels.py`).
 
     Args:
         heads: G R. hidden: E, a multiple of the heads; 2 x width by default.
@@ -100,7 +102,10 @@ class Mamba2(Mixer):
         step = step.clamp(self.shortest, self.longest)
         A, skip = (t.to(wide).unflatten(0, (self.groups, -1))[..., None] for t in (-self.A_log.exp(), self.skip))
         S = self._empty(u) if slot is None else slot.held[1]  # (B, G, R, N, P)
-        y, S = decayed(q, k, step * u, step[..., 0] * A, S, self.chunk)  # (B, G, R, T, P)
+        if (kernel := chunk_scan(u)) is not None:
+            y, S = chunked(kernel, q, k, u, step, A, S)  # (B, G, R, T, P)
+        else:
+            y, S = decayed(q, k, step * u, step[..., 0] * A, S, self.chunk)
         if slot is not None:
             slot.put(x.shape[1], past, S)
         y = (y + skip[..., None] * u).movedim(3, 1).flatten(2)  # (B, T, E)
