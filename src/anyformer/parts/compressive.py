@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
-from anyformer.parts.kernels import weights
+from anyformer.parts.kernels import reader, weights
 from anyformer.parts.masks import Causal, View
 from anyformer.parts.memory import Chunk, Pass, SegmentRecurrence, Source, Tail
 
@@ -28,17 +28,27 @@ class Slots:
     """The summaries that a call may read, in the order of the text.
 
     Args:
-        last: (1 or B, N) index of the last token of each; -1 = there is none.
-        k, v: (B, H, N, K), without gradient to the compressor.
+        last: (B, N) index of the last token of each; -1 = there is none.
+        first: which slot of its text the first one is, or None where rows differ.
+        pair: keys and values, (B, H, N, K), without gradient to the compressor.
         taught: the same with a gradient to the compressor alone, or None where nothing is learned.
         error: (B, T) of the reconstruction, for each query, as far as it has been made.
     """
 
     last: Tensor
-    k: Tensor
-    v: Tensor
+    first: int | None
+    pair: tuple[Tensor, Tensor]
     taught: tuple[Tensor, Tensor] | None
     error: list[Tensor]
+
+    def __post_init__(self) -> None:
+        self.readers = {name: tuple(map(reader, getattr(self, name) or ())) for name in ("pair", "taught")}
+
+    def near(self, near: Tensor | slice, name: str = "pair") -> list[Tensor]:
+        """Some of them: keys and values, (B, H, n, K)."""
+        if isinstance(near, slice):
+            return [read(near.start, near.stop) for read in self.readers[name]]
+        return [chosen(t, near) for t in getattr(self, name)]
 
 
 class CompressiveMemory(SegmentRecurrence):
@@ -111,10 +121,35 @@ class CompressiveMemory(SegmentRecurrence):
 
     def _slots(self, call: Pass) -> Slots:
         """The summaries of earlier calls, and of what this one completes."""
-        at, T, c, B = call.at, call.x.shape[1], self.rate, call.x.shape[0]
+        last, inputs = self._completed(call)  # (B, n), (B, n, c, D)
+        new, taught = self._summary(inputs), None  # (B, n, D)
+        k, v = self._pair(new.detach())  # (B, H, n, K) each
+        if call.learns and self.training and self.conv is not None:
+            taught = self._heads("k", new, frozen), self._heads("v", new, frozen)
+        first = (call.at.first + call.x.shape[1]) // self.rate - last.shape[1] if orderly(call) else None
+        if call.slot is not None:
+            old_k, old_v, old = call.slot.held[3:]
+            last, order = torch.cat((old, last), 1).sort(dim=1, stable=True)
+            first = None if first is None else first - old.shape[1]
+            k, v = (chosen(torch.cat(pair, 2), order) for pair in ((old_k, k), (old_v, v)))
+            if taught is not None:
+                pairs = zip((old_k, old_v), taught, strict=True)
+                a, b = (chosen(torch.cat(pair, 2), order) for pair in pairs)
+                taught = a, b
+        return Slots(last, first, (k, v), taught, [])
+
+    def _completed(self, call: Pass) -> tuple[Tensor, Tensor]:
+        """Slots that this call completes: index of the last token of each, (B, n), -1 = there is none, and their
+        inputs, (B, n, c, D)."""
+        at, c, (B, T, _) = call.at, self.rate, call.x.shape
         x = (
             call.x.detach() if call.slot is None else torch.cat((call.slot.held[2], call.x.detach()), 1)
         )  # (B, E + T, D)
+        begin = at.first + T - x.shape[1]  # index of x[:, 0]
+        if orderly(call):
+            first, stop = at.first // c, (at.first + T) // c
+            last = torch.arange(first + 1, stop + 1, device=x.device) * c - 1
+            return last.expand(B, -1), x[:, first * c - begin : stop * c - begin].unflatten(1, (stop - first, c))
         index = torch.arange(at.first, at.first + T, device=x.device)
         full = (index - at.begin + 1) % c == 0  # (1 or B, T)
         if (keep := call.flow.keep_now(T)) is not None:
@@ -122,22 +157,8 @@ class CompressiveMemory(SegmentRecurrence):
         last = torch.where(full, index, -1).expand(B, -1).sort(1).values  # (B, T): those that there are, at the end
         if not isinstance(T, torch.SymInt):
             last = last[:, max(0, T - T // c - 1) :]  # (B, n): there can be no more
-        place = last - (at.first + T - x.shape[1])  # in x
-        window = (place[..., None] + torch.arange(1 - c, 1, device=x.device)).clamp(min=0)  # (B, n, c)
-        new = self._summary(x[torch.arange(B, device=x.device)[:, None, None], window])  # (B, n, D)
-        k, v = self._pair(new.detach())  # (B, H, n, K) each
-        taught = None
-        if call.learns and self.training and self.conv is not None:
-            taught = self._heads("k", new, frozen), self._heads("v", new, frozen)
-        if call.slot is not None:
-            old_k, old_v, old = call.slot.held[3:]
-            last, order = torch.cat((old, last), 1).sort(dim=1, stable=True)
-            k, v = (chosen(torch.cat(pair, 2), order) for pair in ((old_k, k), (old_v, v)))
-            if taught is not None:
-                pairs = zip((old_k, old_v), taught, strict=True)
-                a, b = (chosen(torch.cat(pair, 2), order) for pair in pairs)
-                taught = a, b
-        return Slots(last, k, v, taught, [])
+        window = (last[..., None] - begin + torch.arange(1 - c, 1, device=x.device)).clamp(min=0)  # (B, n, c)
+        return last, x[torch.arange(B, device=x.device)[:, None, None], window]
 
     def _summary(self, x: Tensor) -> Tensor:
         """f, (B, n, c, D) -> (B, n, D)."""
@@ -149,8 +170,9 @@ class CompressiveMemory(SegmentRecurrence):
     def _sources(self, call: Pass, chunk: Chunk) -> list[Source]:
         """Slots, then what the recurrence looks at."""
         slots: Slots = call.more
-        near = self._near(slots, chunk)  # (B, n)
-        last = slots.last.gather(1, near)[:, None]  # (B, 1, n)
+        near = self._near(call, chunk)
+        last = slots.last[:1, near] if isinstance(near, slice) else slots.last.gather(1, near)  # (1 or B, n)
+        last = last[:, None]  # (1 or B, 1, n)
         newest = chunk.base[..., None] - self.memory  # (1 or B, C, 1)
         there = (last >= 0) & (last >= chunk.begin[..., None])
         seen = there & (last < newest) & (last >= newest - self.rate * self.compressed)  # (B, C, n)
@@ -159,19 +181,24 @@ class CompressiveMemory(SegmentRecurrence):
         if slots.taught is not None:
             old = there & (last >= newest) & (last < newest + self.segment)
             self._compare(call, chunk, near, old)
-        k, v = chosen(slots.k, near), chosen(slots.v, near)
-        return [Source(k, v, seen, bias, None), *super()._sources(call, chunk)]
+        return [Source(*slots.near(near), seen, bias, None), *super()._sources(call, chunk)]
 
-    def _near(self, slots: Slots, chunk: Chunk) -> Tensor:
-        """Which slots these queries may need: those that end in a stretch of the text, (B, n)."""
-        many = slots.last.shape[1]
+    def _near(self, call: Pass, chunk: Chunk) -> Tensor | slice:
+        """Which slots these queries may need: those that end in a stretch of the text, (B, n); a slice where that is
+        the same for all rows."""
+        slots: Slots = call.more
+        many, c = slots.last.shape[1], self.rate
         if isinstance(many, torch.SymInt):
             return torch.arange(many, device=slots.last.device).expand_as(slots.last)
-        oldest = chunk.base.amin() - self.memory - self.rate * self.compressed
-        stretch = chunk.rows.stop - chunk.rows.start + 2 * self.segment + self.rate * self.compressed
-        most = min(many, stretch // self.rate + 1)
+        most = min(many, (chunk.rows.stop - chunk.rows.start + 2 * self.segment) // c + self.compressed + 1)
+        if slots.first is not None:
+            index = call.at.first + chunk.rows.start
+            oldest = index - index % self.segment - self.memory - c * self.compressed
+            start = min(max(0, oldest // c - slots.first), many - most)
+            return slice(start, start + most)
+        oldest = chunk.base.amin() - self.memory - c * self.compressed
         start = (slots.last < oldest.clamp(min=0)).sum(1, keepdim=True).clamp(max=many - most)  # past those of nothing
-        return start + torch.arange(most, device=start.device)
+        return start + torch.arange(most, device=slots.last.device)
 
     def _bias(self, call: Pass, chunk: Chunk, back: Tensor) -> Tensor:
         """What the score parts add for a slot that is the `back`-th before memory: a distance of one more each.
@@ -187,17 +214,18 @@ class CompressiveMemory(SegmentRecurrence):
         every = call.bias(view)  # (B or 1, H, C, count + farthest - nearest)
         offset = (chunk.index - chunk.base)[..., None]  # (1 or B, C, 1)
         column = chunk.index[:, None] - start - (offset + self.memory + back)  # (B, C, n)
-        column = column.clamp(0, every.shape[-1] - 1)[:, None].expand(-1, every.shape[1], -1, -1)
-        return every.expand(column.shape[0], -1, -1, -1).gather(3, column)
+        rows, heads = every.shape[0] if column.shape[0] == 1 else column.shape[0], every.shape[1]
+        column = column.clamp(0, every.shape[-1] - 1)[:, None].expand(rows, heads, -1, -1)
+        return every.expand(rows, -1, -1, -1).gather(3, column)
 
-    def _compare(self, call: Pass, chunk: Chunk, near: Tensor, old: Tensor) -> None:
+    def _compare(self, call: Pass, chunk: Chunk, near: Tensor | slice, old: Tensor) -> None:
         """The error of what these queries read from slots instead of from the tokens that they stand for."""
         slots, at, columns = call.more, call.at, chunk.held
         key, oldest = at.keys(columns), chunk.base[..., None] - self.memory  # (n,), (1 or B, C, 1)
         tokens = (key >= oldest) & (key < oldest + self.segment) & (key >= chunk.begin[..., None])
         q = call.q[:, :, chunk.rows].detach()
         held = [t[:, :, columns].detach() for t in call.held]
-        new = [chosen(t, near) for t in slots.taught]
+        new = slots.near(near, "taught")
         wanted = weights(q, held[0], tokens[:, None], scale=self.scale) @ held[1]  # (B, H, C, K)
         found = weights(q, new[0], old[:, None], scale=self.scale) @ new[1]
         slots.error.append((found - wanted).square().mean((1, 3)))
@@ -214,13 +242,18 @@ class CompressiveMemory(SegmentRecurrence):
             most = self.compressed + (self.memory + self.segment) // self.rate
             kept = slice(max(0, slots.last.shape[1] - most), None)
             past = x[:, max(0, x.shape[1] - self.rate + 1) :]
-            k, v = (t[:, :, kept].detach() for t in (slots.k, slots.v))
+            k, v = (t[:, :, kept].detach() for t in slots.pair)
             call.slot.put(T, *self._recent(call), past, k, v, slots.last[:, kept])
 
     def start(self, batch: int, length: int, like: Tensor) -> Tail:
         empty = like.new_zeros(batch, self.heads, 0, self.head_dim)
         none = torch.zeros(batch, 0, dtype=torch.long, device=like.device)
         return Tail(empty, empty, like.new_zeros(batch, 0, self.q.in_features), empty, empty, none)
+
+
+def orderly(call: Pass) -> bool:
+    """Do all rows hold one text each that began with the first token?"""
+    return call.at.straight and call.flow.documents is None and not isinstance(call.x.shape[1], torch.SymInt)
 
 
 def chosen(t: Tensor, index: Tensor) -> Tensor:
