@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+PIECE = 512  # tokens at a time
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. Shapes: (..., D), (D,) -> (..., D)."""
@@ -50,9 +52,9 @@ class RootMeanSquare(torch.autograd.Function):
 def elu_plus_one(x: Tensor) -> Tensor:
     """x + 1 above 0, exp(x) below: never negative. Any shape. F.elu(x) + 1 is 0 from -17 on, and its gradient does not
     compile."""
-    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-        return EluPlusOne.apply(x)
-    return x.clamp(max=0).exp() + x.relu()
+    if torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in x.shape):
+        return x.clamp(max=0).exp() + x.relu()
+    return EluPlusOne.apply(x)
 
 
 class EluPlusOne(torch.autograd.Function):
@@ -60,7 +62,10 @@ class EluPlusOne(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = x.clamp(max=0).exp_().add_(x.relu())
+        y = torch.empty_like(x)
+        pieces = (torch.atleast_2d(t).split(PIECE, -2) for t in (x, y))
+        for x_p, y_p in zip(*pieces, strict=True):  # what is between stays in the processor's cache
+            torch.clamp(x_p, max=0, out=y_p).exp_().add_(x_p.relu())
         ctx.save_for_backward(y)
         return y
 

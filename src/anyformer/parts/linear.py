@@ -128,7 +128,8 @@ class LinearAttention(Mixer):
         weight = counted(weight, keep, q.dtype)
         v = v if weight is None else v * weight[..., None]
         sums = k.sum(2)[..., None] if weight is None else k.mT @ weight[..., None]  # (B, H, M, 1)
-        return quotient(q @ (k.mT @ v), q @ sums)
+        y = q @ torch.cat((k.mT @ v, sums), -1)  # (B, H, T, K + 1)
+        return quotient(y[..., :-1], y[..., -1:])
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)
