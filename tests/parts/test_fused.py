@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyformer.parts.fused import EluPlusOne, RootMeanSquare, elu_plus_one, rms_norm
+from anyformer.parts.fused import (
+    PIECE,
+    SHORT,
+    WIDE_PIECE,
+    EluPlusOne,
+    RootMeanSquare,
+    depthwise,
+    elu_plus_one,
+    rms_norm,
+)
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.1])
@@ -33,3 +42,22 @@ def test_elu_plus_one_and_its_gradient():
     torch.testing.assert_close(EluPlusOne.apply(x)[1:], F.elu(x)[1:] + 1)
     assert EluPlusOne.apply(x)[0] > 0 and torch.autograd.gradcheck(EluPlusOne.apply, x)
     torch.testing.assert_close(elu_plus_one(x.detach()), elu_plus_one(x).detach())
+
+
+def test_elu_plus_one_in_pieces():
+    x = torch.randn(2, 3, PIECE + 5, 2)
+    for text in (x, x.transpose(1, 3), x[..., :1].expand_as(x)):
+        torch.testing.assert_close(elu_plus_one(text), F.elu(text) + 1)
+
+
+@pytest.mark.parametrize("time", [1, WIDE_PIECE - 1, WIDE_PIECE, 2 * WIDE_PIECE + 1])
+@pytest.mark.parametrize("width", [1, 4, SHORT, SHORT + 1])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_depthwise_is_the_convolution(time, width, has_bias):
+    shapes = ((2, time + width - 1, 6), (6, 1, width), (6,))
+    inputs, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    given = (inputs, weight, bias) if has_bias else (inputs, weight, None)
+    ours, theirs = depthwise(*given), F.conv1d(inputs.mT, *given[1:], groups=6).mT
+    torch.testing.assert_close(ours, theirs)
+    leaves, slope = [t for t in given if t is not None], torch.randn_like(ours)
+    torch.testing.assert_close(torch.autograd.grad(ours, leaves, slope), torch.autograd.grad(theirs, leaves, slope))

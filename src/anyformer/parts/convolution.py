@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer
+from anyformer.parts.fused import depthwise
 from anyformer.parts.recurrence import Recurrent
 
 SHORT = 64  # tokens up to which a kernel is applied directly; beyond, by FFT
@@ -51,8 +52,8 @@ class Convolution(Mixer):
             inputs = torch.cat((slot.held[0], u), 1)
             slot.put(x.shape[1], inputs[:, inputs.shape[1] - before :])
         direct = flow.causal or self.width <= SHORT or isinstance(x.shape[1], torch.SymInt)
-        y = self.conv(inputs.mT) if direct else self._by_fft(inputs.mT)  # (B, D, T)
-        return self.out(y.mT * F.silu(gate))
+        y = depthwise(inputs, self.conv.weight, self.conv.bias) if direct else self._by_fft(inputs.mT).mT  # (B, T, D)
+        return self.out(y * F.silu(gate))
 
     def _by_fft(self, inputs: Tensor) -> Tensor:
         """(B, D, W - 1 + T) -> (B, D, T)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
+from anyformer.parts.fused import depthwise
 
 CHUNK = 64
 PIECE = 2048  # tokens whose chunks are side by side: what is made of them should stay in the processor's cache
@@ -147,7 +148,7 @@ def convolved(conv: nn.Conv1d, u: Tensor, past: Tensor, flow: Flow) -> tuple[Ten
     inputs, width = torch.cat((past, u), 1), conv.kernel_size[0]  # (B, W - 1 + T, E)
     rest = inputs[:, inputs.shape[1] - past.shape[1] :]
     if flow.documents is None:
-        return conv(inputs.mT).mT, rest
+        return depthwise(inputs, conv.weight, conv.bias), rest
     back = torch.arange(width - 1, -1, -1, device=u.device)  # (W,): how far each weight looks back
     near = flow.positions[..., None] >= back  # (B, T, W)
     y = (inputs.unfold(1, width, 1) * near[:, :, None] * conv.weight[:, 0]).sum(-1)  # (B, T, E)
