@@ -138,15 +138,15 @@ class Nystrom(Mixer):
         self.needs_both_ways(flow)
         keep = flow.keep_now(x.shape[1])
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        q = q * self.head_dim**-0.5  # (B, H, T, K)
         real = torch.ones_like(x[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
         means, used = self._means(flow.positions, real, q.dtype)  # (B, 1, M, T), (B, 1, 1, M)
-        qm, km = means @ q, means @ k  # (B, H, M, K) each
+        sharpness = self.head_dim**-0.5
+        qm, km = means @ q * sharpness, means @ k  # (B, H, M, K) each
         between = _softmax(qm @ km.mT, used) * used.mT  # (B, H, M, M); landmarks of nothing have no weight at all
         inverse = pseudo_inverse(between, self.steps)
         seen = None if keep is None else keep[:, None, None]  # (B, 1, 1, T)
         of = F.scaled_dot_product_attention(qm, k, v, seen, scale=1.0)  # (B, H, M, K)
-        y = F.scaled_dot_product_attention(q, km, inverse @ of, self._some(x, keep, used), scale=1.0)  # (B, H, T, K)
+        y = F.scaled_dot_product_attention(q, km, inverse @ of, self._some(x, keep, used), scale=sharpness)
         return self.o(y.transpose(1, 2).flatten(2))
 
     def _some(self, x: Tensor, keep: Tensor | None, used: Tensor) -> Tensor | None:
