@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.parts import BlockWindow, Causal, Dilated, Global, Prefix, Random, Strided, Window
+from anyformer.core.flow import State
+from anyformer.parts import Attention, BlockWindow, Causal, Dilated, Global, Prefix, Random, Strided, Window
 from anyformer.parts.kernels import attend
 from anyformer.parts.masks import Mask, View
+from tests.parts.mixing import flow, made, run
 
 LONGFORMER = Window(2, 2) | Global(1)
 BIGBIRD = BlockWindow(4) | Global(4) | Random(4, 2)
@@ -72,3 +74,13 @@ def test_a_mask_of_too_many_pairs_is_never_made(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(View, "tensor", tensor)
     torch.testing.assert_close(attend(q, k, v, view), expected, atol=1e-6, rtol=1e-5)
     assert made and max(made) < 200_000  # tiles alone
+
+
+def test_a_window_gives_back_the_room_of_a_long_prompt() -> None:
+    mixer, x = made(Attention.of(heads=2, mask=Window(3)), dtype=torch.float32), torch.randn(1, 60, 12)
+    with torch.no_grad():
+        state = State(torch.nn.ModuleList([mixer]), 1)
+        rows = [mixer(x[:, :50], flow(50, state=state))]
+        rows += [mixer(x[:, at : at + 1], flow(1, first=at, state=state)) for at in range(50, 60)]
+        torch.testing.assert_close(torch.cat(rows, 1), run(mixer, x))
+    assert state.bytes() <= (2 * 3 + 2) * 2 * 12 * 4  # tokens, keys and values, width, float32

@@ -242,10 +242,10 @@ class Sliding(KeysValues):
         seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
         oldest = seen if self.marked is None else min(seen, self.marked)
         excess = max(0, oldest - self.left - self.dropped)
-        if excess > self.left:  # moving is a copy: do it once for many tokens
-            kept = self.memory[:, :, :, excess : self.length].clone()
+        if excess > self.left:  # moving is a copy: do it once for many tokens; and a long prompt's room is given back
             self.length, self.dropped = self.length - excess, self.dropped + excess
-            self.memory[:, :, :, : self.length] = kept
+            self.memory = self.memory[:, :, :, excess:]
+            self.memory = self._grown(max(2 * self.left + 2, self.length + new[0].shape[2]))
         return super().append(*new)
 
     def returns_to(self, length: int) -> bool:
