@@ -31,18 +31,18 @@ def build(name: str) -> tuple[Answer, Callable[[Answer], Answer]]:
     @torch.no_grad()
     def serve(request: Answer) -> Answer:
         context = request["context"]
-        state = model.start(1, context)
+        state = model.start(1, context + STEPS)
         ids = torch.randint(VOCAB, (1, context), generator=torch.Generator().manual_seed(0))  # (B, T)
         for piece in ids.split(PIECE, 1):
             out = model(piece, state=state, last=True)
-        held, took = state.bytes(), []
+        took = []
         for _ in range(STEPS):
             token = out.logits[:, -1:].argmax(-1)  # (B, 1)
             start = time.perf_counter()
             out = model(token, state=state, last=True)
             took.append(time.perf_counter() - start)
         took.sort()
-        return {"rate": 1 / took[len(took) // 2], "bytes": held}
+        return {"rate": 1 / took[len(took) // 2], "bytes": state.bytes()}
 
     serve({"context": 8})
     return {}, serve
