@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.quality import Found
 
-SPREAD = 0.05  # bits a byte: the deviation of seeds, as long as no row has several
+SPREAD = 0.05  # bits a byte: the deviation of seeds, as long as no row of a group has several
 Said = tuple[str, bool | None]  # what was measured, and whether the claim held; None = the noise is larger
 
 
@@ -18,10 +18,11 @@ class Lacking(Exception):
 
 
 class Evidence:
-    """What was found, by name."""
+    """What was found, by name; and of which rows (group and name) somebody asked."""
 
     def __init__(self, found: dict[tuple[str, str], list[Found]]):
         self.found = found
+        self.asked: set[tuple[str, str]] = set()
 
     def bits(self, group: str, name: str, times: int = 1, way: str = "") -> float:
         """The mean bits a byte at `times` the trained length; infinite where the model cannot."""
@@ -33,19 +34,21 @@ class Evidence:
         """The mean share of right answers of a probe."""
         return statistics.mean(r[key] for r in self._runs(f"probe: {task}", name))
 
-    def spread(self) -> float:
-        """How far seeds of the same row lie from their mean: the pooled standard deviation, in bits a byte."""
-        rows = [[r["bits"]["1"] for r in runs] for runs in self.found.values() if len(runs) > 1 and "bits" in runs[0]]
+    def spread(self, group: str) -> float:
+        """How far seeds of the same row of a group lie from their mean: the pooled standard deviation, in bits."""
+        found = [runs for key, runs in self.found.items() if key[0] == group and len(runs) > 1]
+        rows = [[r["bits"]["1"] for r in runs] for runs in found]
         free = sum(len(values) - 1 for values in rows)
         return math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in rows) / free) if free else SPREAD
 
     def noise(self, group: str, one: str, other: str) -> float:
         """Two standard errors of the difference between two rows."""
-        return 2 * self.spread() * math.sqrt(sum(1 / len(self._runs(group, name)) for name in (one, other)))
+        return 2 * self.spread(group) * math.sqrt(sum(1 / len(self._runs(group, name)) for name in (one, other)))
 
     def _runs(self, group: str, name: str) -> list[Found]:
         if (group, name) not in self.found:
             raise Lacking(name)
+        self.asked.add((group, name))
         return self.found[group, name]
 
 
@@ -139,6 +142,17 @@ def best(e: Evidence) -> Said:
     winner = min(others, key=lambda n: others[n])
     said = f"full: {full:.3f} bits; the best other, {winner}: {others[winner]:.3f}"
     return said, full <= others[winner] + e.noise("mixers", "full", winner)
+
+
+def undecided(found: dict[tuple[str, str], list[Found]]) -> set[tuple[str, str]]:
+    """The rows of claims that the noise hides."""
+    rows: set[tuple[str, str]] = set()
+    for claim in CLAIMS:
+        evidence = Evidence(found)
+        said = claim.check(evidence)
+        if said is not None and said[1] is None:
+            rows |= evidence.asked
+    return rows
 
 
 CLAIMS = (

@@ -81,8 +81,9 @@ def describe(group: str) -> str:
         f"{wanted(encoder):,} parameters within 2 % (the feed-forward is fitted), {DEPTH} layers, {DIM} wide, {HEADS} "
         f"heads, {BYTES} bytes as tokens; {UPDATES} steps of {BATCH} x {CONTEXT} bytes of pydoc, AdamW at {LR:g} with "
         f"a cosine; the last {HELD_OUT:,} bytes that were held out. {task} `(a-b)`: lowest and highest of the seeds; "
-        f"rows within {NEAR} of the first one have up to {len(SEEDS)}. The models are small and see little text: what "
-        f"is compared is how fast they learn, and what looks nearby by design is ahead of what has to learn it.{alone}"
+        f"rows within {NEAR} of the first one, and of claims that the noise hides, have {len(SEEDS)}. The models are "
+        "small and see little text: what is compared is how fast they learn, and what looks nearby by design is ahead "
+        f"of what has to learn it.{alone}"
     )
 
 
@@ -128,11 +129,12 @@ def claims(found: All) -> Section:
     for claim in CLAIMS:
         said = claim.check(evidence)
         table.append(row(claim.text, *("not run yet", "") if said is None else (said[0], _held(said[1]))))
+    spreads = ", ".join(f"{evidence.spread(group):.3f} ({group})" for group in GROUPS)
     text = (
         "What papers and textbooks say, and whether these small models, trained this briefly, show it. `bits`: a "
         f"byte of held-out text at the trained length of {CONTEXT}, lower is better. Seeds of the same row lie "
-        f"{evidence.spread():.3f} bits from their mean (a standard deviation); a difference of less than two standard "
-        'errors is within the noise, and "as good as" means not worse by more than that.'
+        f"{spreads} bits from their mean (standard deviations). A difference of less than two standard errors is "
+        'within the noise, and "as good as" means not worse by more than that.'
     )
     return Section("Textbook claims", text, table)
 

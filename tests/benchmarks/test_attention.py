@@ -164,7 +164,7 @@ def test_a_difference_smaller_than_the_spread_of_seeds_is_not_judged() -> None:
 
     found = {("norms", "a"): runs(2.0, 2.1), ("norms", "b"): runs(2.1, 2.2), ("norms", "c"): runs(3.0)}
     evidence = quality_claims.Evidence(found)
-    assert evidence.spread() == pytest.approx(0.005**0.5)
+    assert evidence.spread("norms") == pytest.approx(0.005**0.5)
     assert evidence.noise("norms", "a", "c") == pytest.approx(2 * 0.005**0.5 * 1.5**0.5)
     assert [quality_claims.below("norms", x, y)(evidence)[1] for x, y in ("ab", "ac", "ca")] == [None, True, False]
     assert [quality_claims.near("norms", x, y)(evidence)[1] for x, y in ("ba", "ca", "ac")] == [True, False, True]
