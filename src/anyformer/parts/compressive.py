@@ -44,11 +44,13 @@ class Slots:
     def __post_init__(self) -> None:
         self.readers = {name: tuple(map(reader, getattr(self, name) or ())) for name in ("pair", "taught")}
 
-    def near(self, near: Tensor | slice, name: str = "pair") -> list[Tensor]:
+    def near(self, near: Tensor | slice, name: str = "pair") -> tuple[Tensor, Tensor]:
         """Some of them: keys and values, (B, H, n, K)."""
         if isinstance(near, slice):
-            return [read(near.start, near.stop) for read in self.readers[name]]
-        return [chosen(t, near) for t in getattr(self, name)]
+            k, v = (read(near.start, near.stop) for read in self.readers[name])
+        else:
+            k, v = (chosen(t, near) for t in getattr(self, name))
+        return k, v
 
 
 class CompressiveMemory(SegmentRecurrence):
@@ -181,7 +183,8 @@ class CompressiveMemory(SegmentRecurrence):
         if slots.taught is not None:
             old = there & (last >= newest) & (last < newest + self.segment)
             self._compare(call, chunk, near, old)
-        return [Source(*slots.near(near), seen, bias, None), *super()._sources(call, chunk)]
+        k, v = slots.near(near)
+        return [Source(k, v, seen, bias, None), *super()._sources(call, chunk)]
 
     def _near(self, call: Pass, chunk: Chunk) -> Tensor | slice:
         """Which slots these queries may need: those that end in a stretch of the text, (B, n); a slice where that is

@@ -5,7 +5,6 @@ B batch, T time, D width, H heads, K head width, M features of a head.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, check_option
 from anyformer.parts.fused import elu_plus_one
-from anyformer.parts.recurrence import CHUNK, PIECE, Recurrent, decayed
+from anyformer.parts.recurrence import CHUNK, Recurrent, decayed, pieces
 
 NEVER = float("-inf")  # the size of what has not been seen
 
@@ -94,12 +93,9 @@ class LinearAttention(Mixer):
         )  # (B, H, T, K) each
         if flow.causal:
             S, top = self.start(x.shape[0], 0, q).held if slot is None else slot.held
-            whole = isinstance(q.shape[2], torch.SymInt) or q.shape[2] <= PIECE
-            pieces = [(q, k, v)] if whole else zip(*(t.split(PIECE, 2) for t in (q, k, v)), strict=True)
-            keeps = itertools.repeat(keep) if whole or keep is None else iter(keep.split(PIECE, 1))
-            rows = []
-            for q_p, k_p, v_p in pieces:  # features are larger than the text, and should stay in the processor's cache
-                y, S, top = self._recurrence(q_p, k_p, v_p, next(keeps), S, top)
+            rows = []  # features are larger than the text, and should stay in the processor's cache
+            for q_p, k_p, v_p, keep_p in pieces(q.shape[2], (q, 2), (k, 2), (v, 2), (keep, 1)):
+                y, S, top = self._recurrence(q_p, k_p, v_p, keep_p, S, top)
                 rows.append(y)
             y = torch.cat(rows, 2)
             if slot is not None:

@@ -6,6 +6,10 @@ delta rule.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,9 +46,8 @@ def decayed(
         state = (state if fade is None else fade.exp()[..., None] * state) + k.mT @ v
         return q @ state, state
     if not isinstance(time, torch.SymInt) and time > PIECE:
-        fades = [None] * -(-time // PIECE) if fade is None else fade.split(PIECE, -1)
         rows = []
-        for q_p, k_p, v_p, fade_p in zip(*(t.split(PIECE, -2) for t in (q, k, v)), fades, strict=True):
+        for q_p, k_p, v_p, fade_p in pieces(time, (q, -2), (k, -2), (v, -2), (fade, -1)):
             y, state = decayed(q_p, k_p, v_p, fade_p, state, chunk)
             rows.append(y)
         return torch.cat(rows, -2), state
@@ -101,6 +104,15 @@ def delta(
         rows.append(q_c @ state + pairs_c @ u)
         state = fall_c * state + k_c.mT @ u
     return torch.cat(rows, -2)[..., :time, :], state
+
+
+def pieces(time: int | torch.SymInt, *texts: tuple[Tensor | None, int]) -> Iterator[tuple[Any, ...]]:
+    """Texts of the same length, each with its axis of time, `PIECE` tokens at a time; None stays None."""
+    whole = isinstance(time, torch.SymInt) or time <= PIECE
+    return zip(
+        *(itertools.repeat(t) if t is None else [t] if whole else t.split(PIECE, axis) for t, axis in texts),
+        strict=False,
+    )
 
 
 def cut(t: Tensor, chunk: int, axis: int) -> Tensor:
