@@ -21,7 +21,6 @@ from anyformer.parts import (
     Mamba,
     Mamba2,
     Nystrom,
-    linear,
     recurrence,
 )
 from tests.parts.mixing import made, padded_is_alone, run, slopes_are_right, step_by_step
@@ -161,8 +160,7 @@ def test_a_long_text_in_pieces_is_the_same(recipe: Recipe, monkeypatch: pytest.M
     keep = torch.ones(2, 23, dtype=torch.bool)
     keep[0, :8], keep[1, 20:] = False, False
     whole = run(mixer, x, keep=keep)
-    for module in (recurrence, linear):
-        monkeypatch.setattr(module, "PIECE", 5)
+    monkeypatch.setattr(recurrence, "PIECE", 5)
     torch.testing.assert_close(run(mixer, x, keep=keep), whole)
     slopes_are_right(mixer, x, True, keep)
 
