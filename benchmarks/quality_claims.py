@@ -103,10 +103,8 @@ def repaired(way: str) -> Callable[[Evidence], Said]:
 
     def judge(e: Evidence) -> Said:
         plain, scaled = e.bits("positions", "rotary", 4), e.bits("positions", "rotary", 4, way)
-        return (
-            f"at 4 x: {scaled:.3f} bits with it, {plain:.3f} without",
-            scaled < plain - 0.01,
-        )  # of the same models, so that seeds do not matter
+        said = f"at 4 x: {scaled:.3f} bits with it, {plain:.3f} without"
+        return said, scaled < plain - 0.01  # of the same models: seeds do not matter
 
     return judge
 

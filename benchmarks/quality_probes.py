@@ -108,15 +108,8 @@ LONG = {
 }  # fmt: skip
 SETUP = {"steps": STEPS, "batch": BATCH, "rates": list(RATES), "dim": DIM, "depth": DEPTH}
 NAMES = (
-    "full",
-    "full, convolution first",
-    "window 64",
-    "linear, elu",
-    "convolution 16",
-    "Mamba-2",
-    "delta",
-    "gated delta",
-)
+    "full", "full, convolution first", "window 64", "linear, elu", "convolution 16", "Mamba-2", "delta", "gated delta",
+)  # fmt: skip
 
 
 def setup(task: str) -> dict[str, Any]:
