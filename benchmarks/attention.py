@@ -23,7 +23,7 @@ from benchmarks.report import replace
 RESULTS = ROOT / "benchmarks" / "results"
 LENGTHS = tuple(2**n for n in range(8, 16))
 SECONDS, BYTES = 6.0, 8 << 30  # what would take more than either is left out
-ROUNDS, PATIENCE = 3, 0.5  # turns of each, and the seconds of a pass from which there is only one
+ROUNDS, PATIENCE = 3, SECONDS  # turns of each, and the seconds of a pass from which there is only one
 CHECKED = 1024  # the length at which a peer's numbers are compared with ours
 FROM = 2048  # exponents are fitted from this length on
 CONTEXTS = (256, 1024, 4096, 16384)

@@ -154,7 +154,10 @@ def test_a_recurrence_in_an_encoder_is_refused(name: str) -> None:
         run(made(DECODES[name]), text(1, 5), causal=False)
 
 
-@pytest.mark.parametrize("recipe", [DECODES["mamba 2"], LinearAttention.of(heads=3), Favor.of(heads=3)], ids=repr)
+PIECEWISE = [DECODES["mamba 2"], DECODES["gated delta"], LinearAttention.of(heads=3), Favor.of(heads=3)]
+
+
+@pytest.mark.parametrize("recipe", PIECEWISE, ids=repr)
 def test_a_long_text_in_pieces_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = made(recipe), text(2, 23)
     keep = torch.ones(2, 23, dtype=torch.bool)

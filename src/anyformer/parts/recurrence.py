@@ -82,6 +82,13 @@ def delta(
         state = fade.exp()[..., None] * state
         state = state + k.mT @ (beta[..., None] * (v - k @ state))
         return q @ state, state
+    if not isinstance(time, torch.SymInt) and time > PIECE:
+        rows = []
+        texts = (q, -2), (k, -2), (v, -2), (beta, -1), (fade, -1)
+        for q_p, k_p, v_p, beta_p, fade_p in pieces(time, *texts):
+            y, state = delta(q_p, k_p, v_p, beta_p, fade_p, state, chunk)
+            rows.append(y)
+        return torch.cat(rows, -2), state
     if isinstance(time, torch.SymInt):  # torch.export: no loop may depend on the length, so the text is one chunk
         q, k, v, beta, fade = (t.unsqueeze(axis) for t, axis in ((q, -3), (k, -3), (v, -3), (beta, -2), (fade, -2)))
     else:
@@ -96,14 +103,14 @@ def delta(
     new, old = solved.split([v.shape[-1], k.shape[-1]], -1)  # U = new - old S_before
     pairs, end = q @ k.mT * share, level[..., -1:, :]  # (…, n, L, L), (…, n, 1, 1)
     q, k, fall = q * level.exp(), k * (end - level).exp(), end.exp()
-    rows = []  # unbound, not indexed: the gradient of an index is as large as all chunks
+    read = []  # unbound, not indexed: the gradient of an index is as large as all chunks
     for q_c, k_c, pairs_c, new_c, old_c, fall_c in zip(
         *(t.unbind(-3) for t in (q, k, pairs, new, old, fall)), strict=True
     ):
         u = new_c - old_c @ state  # (…, L, V)
-        rows.append(q_c @ state + pairs_c @ u)
+        read.append(q_c @ state + pairs_c @ u)
         state = fall_c * state + k_c.mT @ u
-    return torch.cat(rows, -2)[..., :time, :], state
+    return torch.cat(read, -2)[..., :time, :], state
 
 
 def pieces(time: int | torch.SymInt, *texts: tuple[Tensor | None, int]) -> Iterator[tuple[Any, ...]]:
