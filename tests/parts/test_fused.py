@@ -56,8 +56,8 @@ def test_elu_plus_one_in_pieces():
 def test_depthwise_is_the_convolution(time, width, has_bias):
     shapes = ((2, time + width - 1, 6), (6, 1, width), (6,))
     inputs, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
-    given = (inputs, weight, bias) if has_bias else (inputs, weight, None)
-    ours, theirs = depthwise(*given), F.conv1d(inputs.mT, *given[1:], groups=6).mT
+    given = (inputs, weight, bias if has_bias else None)
+    ours, theirs = depthwise(*given), F.conv1d(inputs.mT, weight, given[2], groups=6).mT
     torch.testing.assert_close(ours, theirs)
     leaves, slope = [t for t in given if t is not None], torch.randn_like(ours)
     torch.testing.assert_close(torch.autograd.grad(ours, leaves, slope), torch.autograd.grad(theirs, leaves, slope))
