@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, check_option
 from anyformer.parts.fused import elu_plus_one
-from anyformer.parts.recurrence import CHUNK, Recurrent, decayed, pieces
+from anyformer.parts.recurrence import CHUNK, Recurrent, decayed, piecewise
 
 NEVER = float("-inf")  # the size of what has not been seen
 
@@ -92,22 +92,20 @@ class LinearAttention(Mixer):
             p(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2).to(wide) for p in (self.q, self.k, self.v)
         )  # (B, H, T, K) each
         if flow.causal:
-            S, top = self.start(x.shape[0], 0, q).held if slot is None else slot.held
-            rows = []  # features are larger than the text, and should stay in the processor's cache
-            for q_p, k_p, v_p, keep_p in pieces(q.shape[2], (q, 2), (k, 2), (v, 2), (keep, 1)):
-                y, S, top = self._recurrence(q_p, k_p, v_p, keep_p, S, top)
-                rows.append(y)
-            y = torch.cat(rows, 2)
+            held = self.start(x.shape[0], 0, q).held if slot is None else slot.held
+            # features are larger than the text, and should stay in the processor's cache
+            y, held = piecewise(self._recurrence, q.shape[2], held, (q, 2), (k, 2), (v, 2), (keep, 1))
             if slot is not None:
-                slot.put(x.shape[1], S, top)
+                slot.put(x.shape[1], *held)
         else:
             y = self._sums(q, k, v, keep)
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
 
     def _recurrence(
-        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, S: Tensor, top: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, held: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """What tokens read from each other and from the state before them, and the state after them."""
+        S, top = held
         (q, _), (k, size) = self.features(q), self.features(k)  # (B, H, T, M) each; the size of a query cancels
         weight, fade, top = (None, None, top) if size is None else weighed(size, keep, top, True)
         weight = counted(weight, keep, q.dtype)
@@ -115,7 +113,7 @@ class LinearAttention(Mixer):
         ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
         v = torch.cat((v if weight is None else v * weight[..., None], ones), -1)  # (B, H, T, K + 1)
         y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
-        return quotient(y[..., :-1], y[..., -1:]), S, top
+        return quotient(y[..., :-1], y[..., -1:]), (S, top)
 
     def _sums(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
         """What tokens read from all others, (B, H, T, K)."""

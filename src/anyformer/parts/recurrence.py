@@ -6,8 +6,9 @@ delta rule.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,11 +47,8 @@ def decayed(
         state = (state if fade is None else fade.exp()[..., None] * state) + k.mT @ v
         return q @ state, state
     if not isinstance(time, torch.SymInt) and time > PIECE:
-        rows = []
-        for q_p, k_p, v_p, fade_p in pieces(time, (q, -2), (k, -2), (v, -2), (fade, -1)):
-            y, state = decayed(q_p, k_p, v_p, fade_p, state, chunk)
-            rows.append(y)
-        return torch.cat(rows, -2), state
+        step = functools.partial(decayed, chunk=chunk)
+        return piecewise(step, time, state, (q, -2), (k, -2), (v, -2), (fade, -1))
     q, k, v = (cut(t, chunk, -2) for t in (q, k, v))  # (…, n, L, K), the same, (…, n, L, V)
     pairs = q @ k.mT  # (…, n, L, L)
     if fade is None:
@@ -83,12 +81,8 @@ def delta(
         state = state + k.mT @ (beta[..., None] * (v - k @ state))
         return q @ state, state
     if not isinstance(time, torch.SymInt) and time > PIECE:
-        rows = []
-        texts = (q, -2), (k, -2), (v, -2), (beta, -1), (fade, -1)
-        for q_p, k_p, v_p, beta_p, fade_p in pieces(time, *texts):
-            y, state = delta(q_p, k_p, v_p, beta_p, fade_p, state, chunk)
-            rows.append(y)
-        return torch.cat(rows, -2), state
+        step = functools.partial(delta, chunk=chunk)
+        return piecewise(step, time, state, (q, -2), (k, -2), (v, -2), (beta, -1), (fade, -1))
     if isinstance(time, torch.SymInt):  # torch.export: no loop may depend on the length, so the text is one chunk
         q, k, v, beta, fade = (t.unsqueeze(axis) for t, axis in ((q, -3), (k, -3), (v, -3), (beta, -2), (fade, -2)))
     else:
@@ -103,23 +97,37 @@ def delta(
     new, old = solved.split([v.shape[-1], k.shape[-1]], -1)  # U = new - old S_before
     pairs, end = q @ k.mT * share, level[..., -1:, :]  # (…, n, L, L), (…, n, 1, 1)
     q, k, fall = q * level.exp(), k * (end - level).exp(), end.exp()
-    read = []  # unbound, not indexed: the gradient of an index is as large as all chunks
+    rows = []  # unbound, not indexed: the gradient of an index is as large as all chunks
     for q_c, k_c, pairs_c, new_c, old_c, fall_c in zip(
         *(t.unbind(-3) for t in (q, k, pairs, new, old, fall)), strict=True
     ):
         u = new_c - old_c @ state  # (…, L, V)
-        read.append(q_c @ state + pairs_c @ u)
+        rows.append(q_c @ state + pairs_c @ u)
         state = fall_c * state + k_c.mT @ u
-    return torch.cat(read, -2)[..., :time, :], state
+    return torch.cat(rows, -2)[..., :time, :], state
 
 
-def pieces(time: int | torch.SymInt, *texts: tuple[Tensor | None, int]) -> Iterator[tuple[Any, ...]]:
-    """Texts of the same length, each with its axis of time, `PIECE` tokens at a time; None stays None."""
+def piecewise(
+    step: Callable[..., tuple[Tensor, Any]],
+    time: int | torch.SymInt,
+    state: Any,
+    *texts: tuple[Tensor | None, int],
+) -> tuple[Tensor, Any]:
+    """`y, state = step(*texts, state)` over texts of the same length, `PIECE` tokens at a time.
+
+    Args:
+        texts: each with its axis of time; None stays None.
+
+    Returns:
+        y of all pieces, (…, T, V), and the last state.
+    """
     whole = isinstance(time, torch.SymInt) or time <= PIECE
-    return zip(
-        *(itertools.repeat(t) if t is None else [t] if whole else t.split(PIECE, axis) for t, axis in texts),
-        strict=False,
-    )
+    cuts = (itertools.repeat(t) if t is None else [t] if whole else t.split(PIECE, axis) for t, axis in texts)
+    rows = []
+    for some in zip(*cuts, strict=False):
+        y, state = step(*some, state)
+        rows.append(y)
+    return torch.cat(rows, -2), state
 
 
 def cut(t: Tensor, chunk: int, axis: int) -> Tensor:
