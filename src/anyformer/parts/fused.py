@@ -19,6 +19,11 @@ WIDE_PIECE = 64  # and of all channels
 SHORT = 32  # the longest kernel that is applied tap by tap
 
 
+def traced(x: Tensor) -> bool:
+    """Is a program being made of what is done, by a compiler or by torch.export? Then the plain formula is for it."""
+    return torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in x.shape)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. Shapes: (..., D), (D,) -> (..., D)."""
     by_hand = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -56,7 +61,7 @@ class RootMeanSquare(torch.autograd.Function):
 def elu_plus_one(x: Tensor) -> Tensor:
     """x + 1 above 0, exp(x) below: never negative. Any shape. F.elu(x) + 1 is 0 from -17 on, and its gradient does not
     compile."""
-    if torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in x.shape):
+    if traced(x):
         return x.clamp(max=0).exp() + x.relu()
     return EluPlusOne.apply(x)
 
@@ -89,8 +94,7 @@ def depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Shapes: inputs (B, W - 1 + T, E), weight (E, 1, W), bias (E,) -> (B, T, E).
     """
     known = inputs.dtype in (torch.float32, torch.float64) and weight.dtype == inputs.dtype
-    fixed = not torch.compiler.is_compiling() and not any(isinstance(size, torch.SymInt) for size in inputs.shape)
-    if known and fixed and inputs.device.type == "cpu" and weight.shape[2] <= SHORT:
+    if known and inputs.device.type == "cpu" and weight.shape[2] <= SHORT and not traced(inputs):
         return Depthwise.apply(inputs, weight, bias)
     return F.conv1d(inputs.mT, weight, bias, groups=weight.shape[0]).mT
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.parts.fused import traced
+
 PACKAGE = "mamba_ssm"
 CHUNK = 128  # tokens of a chunk of Mamba-2's kernel; it does not change the result
 Kernel = Callable[..., Any]
@@ -39,9 +41,7 @@ def chunk_scan(like: Tensor) -> Kernel | None:
 
 def fits(like: Tensor, time: int | torch.SymInt) -> bool:
     """More than one token, in float32, on CUDA, not under a compiler."""
-    if isinstance(time, torch.SymInt) or torch.compiler.is_compiling():
-        return False
-    return like.is_cuda and like.dtype == torch.float32 and time > 1
+    return like.is_cuda and like.dtype == torch.float32 and not traced(like) and time > 1
 
 
 @functools.cache
