@@ -128,11 +128,15 @@ def file(run: Run) -> Path:
 
 def known(run: Run) -> bool:
     """Is there a result of this run, of the size that runs have now?"""
+    return file(run).exists() and json.loads(file(run).read_text())["setup"] == setup(run[0])
+
+
+def setup(group: str) -> Found:
+    """The size that runs of a group have now."""
     from benchmarks import quality_probes, quality_text
 
-    probe = run[0].startswith("probe: ")
-    setup = quality_probes.setup(run[0].removeprefix("probe: ")) if probe else quality_text.SETUP
-    return file(run).exists() and json.loads(file(run).read_text())["setup"] == setup
+    probe = group.startswith("probe: ")
+    return quality_probes.setup(group.removeprefix("probe: ")) if probe else quality_text.SETUP
 
 
 def results() -> dict[tuple[str, str], list[Found]]:
@@ -140,7 +144,7 @@ def results() -> dict[tuple[str, str], list[Found]]:
     found: dict[tuple[str, str], list[Found]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         one = json.loads(path.read_text())
-        if known((one["group"], one["name"], one["seed"])):
+        if one["setup"] == setup(one["group"]):
             found.setdefault((one["group"], one["name"]), []).append(one)
     return found
 
