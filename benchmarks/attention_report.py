@@ -75,8 +75,9 @@ def times(title: str, way: str, cost: dict[str, Found]) -> Section:
         f"{BOUNDS['quadratic'][1]} for what is quadratic (the projections are linear, so it stays below 2)."
     )
     text += (
-        " From 16,384 tokens on, a tensor as wide as the stream is larger than 32 MB, and the C library fetches each "
-        "such one from the system anew: a step that everybody takes there."
+        " Memory that was used once is kept for the next pass, for everybody: by itself glibc fetches each tensor of "
+        "more than 32 MB from the system anew, which at 32,768 tokens can take as long as the work. A program of yours "
+        "runs like this with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 in its environment."
     )
     picture = "\n\n![time by length](attention-time.png)" if way == "both" else ""
     return Section(title, text + picture, table, notes=notes(cost) if way == "both" else [])
