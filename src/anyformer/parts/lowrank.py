@@ -137,41 +137,53 @@ class Nystrom(Mixer):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_both_ways(flow)
         keep = flow.keep_now(x.shape[1])
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        real = torch.ones_like(x[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
-        means, used = self._means(flow.positions, real, q.dtype)  # (B, 1, M, T), (B, 1, 1, M)
+        q, k, v = (part(x) for part in (self.q, self.k, self.v))  # (B, T, H K) each
+        if keep is None and not isinstance(x.shape[1], torch.SymInt):
+            qm, km, used = self._side_by_side(q, k)  # (B, M, H K) each, (B, 1, 1, M) or None
+        else:
+            qm, km, used = self._anywhere(q, k, flow.positions, keep)
+        q, k, v, qm, km = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v, qm, km))
         sharpness = self.head_dim**-0.5
-        qm, km = means @ q * sharpness, means @ k  # (B, H, M, K) each
-        between = _softmax(qm @ km.mT, used) * used.mT  # (B, H, M, M); landmarks of nothing have no weight at all
-        inverse = pseudo_inverse(between, self.steps)
+        qm = qm * sharpness  # (B, H, M, K)
+        inverse = pseudo_inverse(_softmax(qm @ km.mT, used), self.steps)  # (B, H, M, M)
         seen = None if keep is None else keep[:, None, None]  # (B, 1, 1, T)
         of = F.scaled_dot_product_attention(qm, k, v, seen, scale=1.0)  # (B, H, M, K)
-        y = F.scaled_dot_product_attention(q, km, inverse @ of, self._some(x, keep, used), scale=sharpness)
+        y = F.scaled_dot_product_attention(q, km, inverse @ of, used, scale=sharpness)
         return self.o(y.transpose(1, 2).flatten(2))
 
-    def _some(self, x: Tensor, keep: Tensor | None, used: Tensor) -> Tensor | None:
-        """`used`, or None where it is sure that every landmark is: a kernel without a mask is faster."""
-        T, M = x.shape[1], self.landmarks
-        if keep is not None or isinstance(T, torch.SymInt):
-            return used
-        each = -(-T // M)
-        return None if M * each - T < each else used
+    def _side_by_side(self, *pair: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Landmarks of texts without padding, (B, T, D) -> (B, M, D) each, and which there are, where not all are:
+        a kernel without a mask is faster."""
+        T, M = pair[0].shape[1], self.landmarks
+        each = -(-T // M)  # L
+        before = M * each - T  # tokens that the first landmarks lack
+        if not before:
+            q, k = (t.unflatten(1, (M, each)).mean(2) for t in pair)
+            return q, k, None
+        last = torch.arange(1, M + 1, device=pair[0].device) * each
+        size = (last - before).clamp(0, each)[:, None]  # (M, 1)
+        q, k = (F.pad(t, (0, 0, before, 0)).unflatten(1, (M, each)).sum(2) / size.clamp(min=1) for t in pair)
+        return q, k, None if before < each else (size > 0).mT[None, None]
 
-    def _means(self, places: Tensor, real: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The matrix that makes landmarks of tokens, (B, 1, M, T), and which landmarks there are, (B, 1, 1, M)."""
+    def _anywhere(self, q: Tensor, k: Tensor, places: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Landmarks where rows have padding, or a length that is open: by a matrix that makes them of tokens."""
+        real = torch.ones_like(q[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
         count = real.sum(1, keepdim=True)  # (B, 1)
         each = torch.div(count + self.landmarks - 1, self.landmarks, rounding_mode="floor").clamp(min=1)  # L
         first = self.landmarks * each - count  # the first landmarks are of fewer tokens, or none
         index = torch.div(places + first, each, rounding_mode="floor")  # (B, T)
         mine = (index[:, None] == torch.arange(self.landmarks, device=index.device)[:, None]) & real[:, None]
         size = mine.sum(-1, keepdim=True)  # (B, M, 1)
-        return (mine / size.clamp(min=1)).to(dtype)[:, None], (size > 0).mT[:, None]
+        means = (mine / size.clamp(min=1)).to(q.dtype)  # (B, M, T)
+        return means @ q, means @ k, (size > 0).mT[:, None]
 
 
-def _softmax(scores: Tensor, seen: Tensor) -> Tensor:
-    """Softmax over what is seen; 0 for the rest."""
-    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) * seen
+def _softmax(scores: Tensor, used: Tensor | None) -> Tensor:
+    """Softmax between landmarks, (B, H, M, M); 0 for those of nothing, rows and columns."""
+    if used is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill(~used, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) * used * used.mT
 
 
 def pseudo_inverse(a: Tensor, steps: int) -> Tensor:
@@ -181,10 +193,12 @@ def pseudo_inverse(a: Tensor, steps: int) -> Tensor:
     """
     size = a.abs().sum(-2).amax(-1) * a.abs().sum(-1).amax(-1)  # (…,)
     z, one = a.mT / size.clamp(min=torch.finfo(a.dtype).tiny)[..., None, None], torch.eye(a.shape[-1]).to(a)
-    for _ in range(steps):
+    a, z, (seven, fifteen, thirteen) = a.flatten(0, -3), z.flatten(0, -3), (n * one for n in (7, 15, 13))
+    for _ in range(steps):  # a product and what is added to it in one call: the matrices are small
         az = a @ z
-        z = z @ (13 * one - az @ (15 * one - az @ (7 * one - az))) / 4
-    return z
+        inner = torch.baddbmm(thirteen, az, torch.baddbmm(fifteen, az, seven - az, alpha=-1), alpha=-1)
+        z = torch.baddbmm(z, z, inner, beta=0, alpha=0.25)
+    return z.unflatten(0, size.shape)
 
 
 def width(owner: str, dim: int, heads: int, head_dim: int | None) -> int:
