@@ -119,7 +119,8 @@ def beside(cost: dict[str, Found]) -> Section:
     text = (
         "How many times as long the peer takes with the same weights, ours = 1, each in its own process, in turns; the "
         "memory is compared at the longest length that both did. Numbers differ by: the largest difference of the "
-        f"outputs at {CHECKED:,} tokens, as a share of the largest output. Aim: ahead at every length. `—`: beyond "
+        f"outputs at {CHECKED:,} tokens, as a share of the largest output. Aim: ahead at every length. Level: 1 is "
+        "within the quartiles of the turns. `—`: beyond "
         f"{SECONDS:.0f} s or {BYTES >> 30} GiB, for one of the two. No package with the same mathematics was found for "
         f"{', '.join(n for n in mine(cost) if not any(p.ours == n for p in PEERS.values()))}."
     )
@@ -133,11 +134,11 @@ def turns_ratio(peer: list[float], ours: list[float]) -> tuple[float, float, flo
 
 
 def verdict(r: dict[int, tuple[float, float, float]]) -> str:
-    """Ahead at every length, or where not."""
-    lost = [f"{n:,}" for n, (middle, _, _) in r.items() if middle < 1]
-    if not r:
-        return "not measured"
-    return f"**behind** at {', '.join(lost)}" if lost else "ahead at every length"
+    """Ahead at every length, or where not. Level: 1 is within the quartiles of the turns."""
+    behind = [f"{n:,}" for n, (_, _, high) in r.items() if high < 1]
+    level = [f"{n:,}" for n, (_, low, high) in r.items() if low <= 1 <= high]
+    said = [f"**behind** at {', '.join(behind)}"] * bool(behind) + [f"level at {', '.join(level)}"] * bool(level)
+    return "; ".join(said) or ("ahead at every length" if r else "not measured")
 
 
 def decoding(decode: dict[str, Found]) -> Section:

@@ -22,7 +22,7 @@ from benchmarks.machine import resident
 
 ROOM = 10 << 30  # bytes that a pass may take; more is refused by the system
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of glibc's mallopt
-LEAST, MOST = 0.15, 5  # seconds to repeat short passes for, and passes at most
+LEAST, MOST = 0.2, 15  # seconds to repeat short passes for, and passes at most
 Answer = dict[str, Any]
 
 

@@ -59,10 +59,14 @@ def test_what_would_take_too_long_is_not_begun(share: float, power: int, goes: b
     assert (attention.why_stop(points, 1024) == "") is goes
 
 
-def test_a_peer_is_behind_at_the_lengths_at_which_it_is() -> None:
-    slow, fast = (2.0, 1.9, 2.1), (0.9, 0.8, 1.0)
+def test_a_mixer_is_behind_or_level_at_the_lengths_at_which_it_is() -> None:
+    slow, fast, even = (2.0, 1.9, 2.1), (0.9, 0.8, 0.95), (0.98, 0.95, 1.01)
     assert attention_report.verdict({1024: slow, 2048: slow}) == "ahead at every length"
     assert attention_report.verdict({1024: slow, 2048: fast}) == "**behind** at 2,048"
+    assert (
+        attention_report.verdict({1024: even, 2048: fast, 4096: even}) == "**behind** at 2,048; level at 1,024, 4,096"
+    )
+    assert attention_report.verdict({}) == "not measured"
 
 
 def test_the_crossing_is_where_a_mixer_stays_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from anyformer.parts.fused import (
@@ -10,8 +11,10 @@ from anyformer.parts.fused import (
     WIDE_PIECE,
     EluPlusOne,
     RootMeanSquare,
+    apart,
     depthwise,
     elu_plus_one,
+    relative_exp,
     rms_norm,
 )
 
@@ -61,3 +64,44 @@ def test_depthwise_is_the_convolution(time, width, has_bias):
     torch.testing.assert_close(ours, theirs)
     leaves, slope = [t for t in given if t is not None], torch.randn_like(ours)
     torch.testing.assert_close(torch.autograd.grad(ours, leaves, slope), torch.autograd.grad(theirs, leaves, slope))
+
+
+def test_exp_relative_to_the_maximum_has_the_right_value_and_gradient():
+    x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: relative_exp(x, 1e-4), x)
+    y, top = relative_exp(x * 1e3, 0.5)
+    torch.testing.assert_close(top[..., 0], 1e3 * x.amax(-1))
+    torch.testing.assert_close(y, (1e3 * x - top).exp() + 0.5)
+
+
+class Doubled(nn.Linear):
+    """Not a plain linear map, though its class is made of one."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def watched(*sizes):
+    """A linear map with a hook: also not a plain one."""
+    part = nn.Linear(*sizes)
+    part.register_forward_hook(lambda part, given, y: 2 * y)
+    return part
+
+
+@pytest.mark.parametrize("make", [nn.Linear, Doubled, watched])
+@pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16])
+def test_a_map_of_what_is_own_and_of_what_is_held(make, wide):
+    part, x = make(5, 4), torch.randn(2, 3, 5, requires_grad=True)
+    slopes = torch.randn(2, 2, 3, 4).unbind()
+    leaves = [x, *part.parameters()]
+    with torch.autocast("cpu", wide, enabled=wide != torch.float32):
+        ours, theirs = apart(part, x), (part(x), part(x.detach()))
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(ours, theirs, strict=True))
+    found, wanted = (
+        torch.autograd.grad(sum((y * s).sum() for y, s in zip(pair, slopes, strict=True)), leaves)
+        for pair in (ours, theirs)
+    )
+    tolerance = 1e-5 if wide == torch.float32 else 0.05  # sums are rounded in another order
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    part.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(apart(part, x)[0].sum(), x), torch.autograd.grad(part(x).sum(), x))

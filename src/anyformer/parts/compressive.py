@@ -125,9 +125,9 @@ class CompressiveMemory(SegmentRecurrence):
         """The summaries of earlier calls, and of what this one completes."""
         last, inputs = self._completed(call)  # (B, n), (B, n, c, D)
         new, taught = self._summary(inputs), None  # (B, n, D)
-        k, v = self._pair(new.detach())  # (B, H, n, K) each
+        k, v = (self._heads(name, part(new.detach())) for name, part in (("k", self.k), ("v", self.v)))  # (B, H, n, K)
         if call.learns and self.training and self.conv is not None:
-            taught = self._heads("k", new, frozen), self._heads("v", new, frozen)
+            taught = self._heads("k", frozen(self.k, new), frozen), self._heads("v", frozen(self.v, new), frozen)
         first = (call.at.first + call.x.shape[1]) // self.rate - last.shape[1] if orderly(call) else None
         if call.slot is not None:
             old_k, old_v, old = call.slot.held[3:]

@@ -1,5 +1,5 @@
-"""RMSNorm, elu + 1 and short convolutions with their gradients written by hand: the same numbers in fewer passes over
-memory.
+"""RMSNorm, elu + 1, short convolutions and maps of what is held with their gradients written by hand: the same numbers
+in fewer passes over memory.
 
 In eager training, autograd would keep and re-read every intermediate: forward and backward are 1.5 times faster by hand
 (figures in docs/log.md). Without gradients, and under a compiler, the plain formula is used.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -85,6 +85,33 @@ class EluPlusOne(torch.autograd.Function):
         return y.clamp(max=1).mul_(grad)
 
 
+def relative_exp(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """exp(x - m) + eps and m, the maximum of each row. Shape: (..., M) -> (..., M), (..., 1)."""
+    if traced(x):
+        top = x.max(-1, keepdim=True).values
+        return (x - top).exp() + eps, top
+    return RelativeExp.apply(x, eps)
+
+
+class RelativeExp(torch.autograd.Function):
+    """`relative_exp`. Backward: d = grad * exp(x - m), and grad_m - sum d more where the maximum is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        top, place = x.max(-1, keepdim=True)
+        y = (x - top).exp_().add_(eps)
+        ctx.save_for_backward(y, place)
+        ctx.eps = eps
+        return y, top
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_top: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        y, place = ctx.saved_tensors
+        of_x = (y - ctx.eps).mul_(grad)
+        return of_x.scatter_add_(-1, place, grad_top - of_x.sum(-1, keepdim=True)), None
+
+
 def depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A kernel for each channel: y_t = sum_w inputs_{t+w} weight_w + bias.
 
@@ -130,3 +157,31 @@ class Depthwise(torch.autograd.Function):
                 of_inputs[:, where].addcmul_(piece, tap)
                 of_taps[w] += (piece * inputs[:, where]).sum((0, 1))
         return of_inputs, of_taps.T[:, None], grad.sum((0, 1)) if ctx.has_bias else None
+
+
+def apart(part: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`part(x)` twice: with its gradient to x, and without. The parameters take gradients from both.
+
+    A plain linear map is applied once, and once backward. Shapes: (..., D) -> two of (..., E).
+    """
+    watched = part._forward_hooks or part._forward_pre_hooks  # e.g. split over processes
+    if type(part) is not nn.Linear or watched or traced(x):
+        return part(x), part(x.detach())
+    held = part(x.detach())
+    return Through.apply(held, x, part.weight), held
+
+
+class Through(torch.autograd.Function):
+    """y = W x + b that was made of x without its gradient, as if with it. Backward: W^T grad for x."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.dtype = x.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return grad, (grad @ weight.to(grad.dtype)).to(ctx.dtype), None

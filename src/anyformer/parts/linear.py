@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Mixer, check_option
-from anyformer.parts.fused import elu_plus_one
+from anyformer.parts.fused import elu_plus_one, relative_exp
 from anyformer.parts.recurrence import CHUNK, Recurrent, decayed, piecewise
 
 NEVER = float("-inf")  # the size of what has not been seen
@@ -227,8 +227,8 @@ class Favor(LinearAttention):
         seen = x @ self.projection.to(x.dtype).T  # (B, H, T, M)
         if self.feature == "relu":
             return F.relu(seen) + self.eps, None
-        top = seen.max(-1, keepdim=True).values  # (B, H, T, 1)
-        return (seen - top).exp() + self.eps, (top - x.square().sum(-1, keepdim=True) / 2)[..., 0]
+        features, top = relative_exp(seen, self.eps)  # (B, H, T, M), (B, H, T, 1)
+        return features, (top - x.square().sum(-1, keepdim=True) / 2)[..., 0]
 
 
 def redraw(module: nn.Module) -> None:

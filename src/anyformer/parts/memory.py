@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow, Slot
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
+from anyformer.parts.fused import apart
 from anyformer.parts.kernels import reader
 from anyformer.parts.lowrank import width
 from anyformer.parts.masks import Causal, View
@@ -230,8 +231,8 @@ class SegmentRecurrence(Mixer):
     give, one after the other, and its gradient is that of the paper's loop: training needs nothing but rows that are
     longer than a segment. Layer by layer the memory reaches M tokens further back.
 
-    The projections of memory take gradients (their input is what is held); W_k and W_v are therefore applied twice
-    while learning. Calls with `state=` carry the memory on over the end of a row, in training too; they hold keys and
+    The projections of memory take gradients (their input is what is held): W_k and W_v learn from what is read of
+    memory too. Calls with `state=` carry the memory on over the end of a row, in training too; they hold keys and
     values, so W_k and W_v learn nothing from what earlier calls left.
 
     Args:
@@ -310,9 +311,9 @@ class SegmentRecurrence(Mixer):
     def _call(self, x: Tensor, flow: Flow) -> Pass:
         """Queries, keys and values of this call, and what is left of earlier ones."""
         slot, learns, T, past = flow.slot(self), torch.is_grad_enabled(), x.shape[1], 0
-        q = self._heads("q", x)  # (B, H, T, K)
-        own = self._pair(x)
-        held = self._pair(x.detach()) if learns else own
+        q = self._heads("q", self.q(x))  # (B, H, T, K)
+        k, v = (apart(part, x) if learns else (part(x),) for part in (self.k, self.v))  # with gradient to x, without
+        own, held = ((self._heads("k", k[i]), self._heads("v", v[i])) for i in (0, -1))
         if slot is not None:
             k, v = slot.recent(self.reach)  # (B, H, P, K) each
             past = k.shape[2]
@@ -327,14 +328,10 @@ class SegmentRecurrence(Mixer):
         shown = q.new_zeros(*q.shape[:3], at.past + T) if listens else None
         return Pass(x, flow, slot, learns, at, q, asked, own, held, bias, cap, shown)
 
-    def _heads(self, name: str, x: Tensor, through: Callable[[nn.Module, Tensor], Tensor] = plainly) -> Tensor:
-        """q, k or v of every head, (B, n, D) -> (B, H, n, K)."""
-        y = through(getattr(self, name), x).unflatten(-1, (self.heads, self.head_dim))  # (B, n, H, K)
+    def _heads(self, name: str, y: Tensor, through: Callable[[nn.Module, Tensor], Tensor] = plainly) -> Tensor:
+        """q, k or v of every head, (B, n, H K) -> (B, H, n, K)."""
+        y = y.unflatten(-1, (self.heads, self.head_dim))  # (B, n, H, K)
         return (y if self.norm is None or name == "v" else through(self.norm[name], y)).transpose(1, 2)
-
-    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of what is held, (B, n, D) -> two of (B, H, n, K)."""
-        return self._heads("k", x), self._heads("v", x)
 
     def _sources(self, call: Pass, chunk: Chunk) -> list[Source]:
         """What the queries of a chunk look at: what is held, then while learning what is their own."""
