@@ -128,17 +128,18 @@ class CompressiveMemory(SegmentRecurrence):
         k, v = (self._heads(name, part(new.detach())) for name, part in (("k", self.k), ("v", self.v)))  # (B, H, n, K)
         if call.learns and self.training and self.conv is not None:
             taught = self._heads("k", frozen(self.k, new), frozen), self._heads("v", frozen(self.v, new), frozen)
-        first = (call.at.first + call.x.shape[1]) // self.rate - last.shape[1] if orderly(call) else None
         if call.slot is not None:
             old_k, old_v, old = call.slot.held[3:]
-            last, order = torch.cat((old, last), 1).sort(dim=1, stable=True)
-            first = None if first is None else first - old.shape[1]
-            k, v = (chosen(torch.cat(pair, 2), order) for pair in ((old_k, k), (old_v, v)))
-            if taught is not None:
-                pairs = zip((old_k, old_v), taught, strict=True)
-                a, b = (chosen(torch.cat(pair, 2), order) for pair in pairs)
-                taught = a, b
-        return Slots(last, first, (k, v), taught, [])
+            last, k, v = torch.cat((old, last), 1), torch.cat((old_k, k), 2), torch.cat((old_v, v), 2)
+            taught = taught and (torch.cat((old_k, taught[0]), 2), torch.cat((old_v, taught[1]), 2))
+        if orderly(call):
+            first = (call.at.first + call.x.shape[1]) // self.rate - last.shape[1]
+            return Slots(last, first, (k, v), taught, [])
+        if call.slot is not None:  # a text that began late has slots of nothing in front
+            last, order = last.sort(dim=1, stable=True)
+            k, v = chosen(k, order), chosen(v, order)
+            taught = taught and (chosen(taught[0], order), chosen(taught[1], order))
+        return Slots(last, None, (k, v), taught, [])
 
     def _completed(self, call: Pass) -> tuple[Tensor, Tensor]:
         """Slots that this call completes: index of the last token of each, (B, n), -1 = there is none, and their

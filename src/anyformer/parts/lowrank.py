@@ -91,7 +91,7 @@ class Linformer(Mixer):
     def _summary(self, t: Tensor, table: Tensor, places: Tensor, keep: Tensor | None) -> Tensor:
         """(B, T, G K) -> (B, H, R, K)."""
         t = t if keep is None else t * keep[..., None]
-        mixed = table[places].mT @ t  # (B, R, G K)
+        mixed = F.embedding(places, table).mT @ t  # (B, R, G K); table[places] has a slower gradient
         heads = mixed.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)  # (B, G, R, K)
         return heads.repeat_interleave(self.heads // self.kv_heads, 1)
 
@@ -141,7 +141,7 @@ class Nystrom(Mixer):
         if keep is None and not isinstance(x.shape[1], torch.SymInt):
             qm, km, used = self._side_by_side(q, k)  # (B, M, H K) each, (B, 1, 1, M) or None
         else:
-            qm, km, used = self._anywhere(q, k, flow.positions, keep)
+            qm, km, used = self._anywhere(q, k, keep)
         q, k, v, qm, km = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v, qm, km))
         sharpness = self.head_dim**-0.5
         qm = qm * sharpness  # (B, H, M, K)
@@ -165,16 +165,16 @@ class Nystrom(Mixer):
         q, k = (F.pad(t, (0, 0, before, 0)).unflatten(1, (M, each)).sum(2) / size.clamp(min=1) for t in pair)
         return q, k, None if before < each else (size > 0).mT[None, None]
 
-    def _anywhere(self, q: Tensor, k: Tensor, places: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _anywhere(self, q: Tensor, k: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Landmarks where rows have padding, or a length that is open: by a matrix that makes them of tokens."""
         real = torch.ones_like(q[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
         count = real.sum(1, keepdim=True)  # (B, 1)
         each = torch.div(count + self.landmarks - 1, self.landmarks, rounding_mode="floor").clamp(min=1)  # L
         first = self.landmarks * each - count  # the first landmarks are of fewer tokens, or none
-        index = torch.div(places + first, each, rounding_mode="floor")  # (B, T)
+        index = torch.div(real.cumsum(1) - 1 + first, each, rounding_mode="floor")  # (B, T)
         mine = (index[:, None] == torch.arange(self.landmarks, device=index.device)[:, None]) & real[:, None]
         size = mine.sum(-1, keepdim=True)  # (B, M, 1)
-        means = (mine / size.clamp(min=1)).to(q.dtype)  # (B, M, T)
+        means = mine.to(q.dtype) / size.clamp(min=1)  # (B, M, T)
         return means @ q, means @ k, (size > 0).mT[:, None]
 
 
