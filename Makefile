@@ -14,8 +14,9 @@ help:
 	@echo "make test      run the tests (make test-all: the slow ones too); ARGS='-k name' goes to pytest"
 	@echo "make lint      ruff and mypy              make format   let ruff rewrite what it can"
 	@echo "make bench     side by side with other libraries, writes docs/benchmarks.md"
-	@echo "make bench-attention   what each mixer costs (20 minutes); make bench-quality   how good each part is (an hour,"
-	@echo "               goes on where it was stopped); they write docs/attention.md and docs/choose-an-attention.md"
+	@echo "make bench-attention   what each mixer costs (an hour)"
+	@echo "make bench-quality     how good each part is: rows on text take an hour, probes another, more seeds of rows that"
+	@echo "                       are near 45 minutes; goes on where it was stopped. Both write docs/attention.md"
 
 demo: .venv/.user
 	$(BIN)/anyformer demo

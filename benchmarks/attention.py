@@ -1,13 +1,14 @@
 """What each mixer costs: `python -m benchmarks.attention [cost] [decode]` measures and writes docs/attention.md.
 
-A mixer and the peers that do the same are measured together, in turns, each in a process of its own
-(`benchmarks.attention_worker`). What was found is kept in benchmarks/results/, so `--only NAME` measures some mixers
-again and leaves the others as they were.
+A mixer and the peers that do the same are measured together, in turns, each in two processes of its own, for time and
+for memory (`benchmarks.attention_worker`). What was found is kept in benchmarks/results/, so `--only NAME` measures
+some mixers again and leaves the others as they were.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -76,39 +77,39 @@ def family(name: str, lengths: list[int], busy: float) -> dict[str, Found]:
     """
     rivals = {name: name, **{peer: f"peer: {peer}" for peer, p in PEERS.items() if p.ours == name}}
     found: dict[str, Found] = {}
-    workers: dict[str, Worker] = {}
+    workers: dict[str, dict[str, Worker]] = {}
     for key, asked in rivals.items():
         found[key] = {"points": {}, "stopped": "", "busy": round(busy, 2), "machine": machine.facts()}
         try:
-            workers[key] = Worker("attention_worker", asked)
+            workers[key] = {what: Worker("attention_worker", f"{what} of {asked}") for what in ("time", "memory")}
             if key != name:
-                found[key]["error"] = workers[key].ask(what="error", length=CHECKED, backward=False)["error"]
+                found[key]["error"] = workers[key]["time"].ask(error=CHECKED)["error"]
         except (Missing, Died) as error:
             if key == name:
                 raise
             found[key]["stopped"] = f"was not measured: {' '.join(str(error).split())[-200:]}"
     for length in lengths:
-        running = {key: worker for key, worker in workers.items() if not found[key]["stopped"]}
+        running = {key: pair for key, pair in workers.items() if not found[key]["stopped"]}
         if not running:
             break
         for key, point in points(running, length).items():
             say(key, length, point)
             found[key]["points"][str(length)] = point
             found[key]["stopped"] = why_stop(found[key]["points"], length)
-    for worker in workers.values():
+    for worker in itertools.chain.from_iterable(pair.values() for pair in workers.values()):
         worker.close()
     return found
 
 
-def points(workers: dict[str, Worker], length: int) -> dict[str, Found]:
-    """One length: memory first, which is also what warms up, then time, in turns."""
+def points(workers: dict[str, dict[str, Worker]], length: int) -> dict[str, Found]:
+    """One length: memory first, then time, in turns."""
     made: dict[str, Found] = {key: {} for key in workers}
 
     def ask(key: str, what: str, way: str) -> Found:
         if "over" in made[key]:
             return made[key]
         try:
-            answer = workers[key].ask(what=what, length=length, backward=way == "both")
+            answer = workers[key][what].ask(length=length, backward=way == "both")
         except Died as error:
             answer = {"over": f"its process ended ({' '.join(str(error).split())[-80:]})"}
         made[key] |= {"over": answer["over"]} if "over" in answer else {}

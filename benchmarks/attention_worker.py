@@ -1,9 +1,9 @@
-"""The process of one mixer or one peer: what it takes at a length, in seconds and in bytes. B batch, T time, D width.
+"""The process of one mixer or one peer: what it takes at a length, in seconds or in bytes. B batch, T time, D width.
 
 Memory is the highest resident memory (VmHWM) of a pass, less what was there before it. So that memory which was freed
-does not count, the C library is told to hand back every block of more than 128 kB while memory is measured. While time
-is measured it is told to keep all that it has, for everybody: by itself it would fetch each tensor of more than 32 MB
-from the system anew, and the page faults of that would stand among the figures of the longest texts alone.
+does not count, the C library of a process that measures memory hands back every block of more than 128 kB. That of a
+process that measures time keeps all that it has: by itself it would fetch each tensor of more than 32 MB from the
+system anew, and the page faults of that would stand among the figures of the longest texts alone.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ from benchmarks.machine import resident
 
 ROOM = 10 << 30  # bytes that a pass may take; more is refused by the system
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of glibc's mallopt
+ALLOCATOR = {
+    "memory": {TRIM_THRESHOLD: 1 << 17, MMAP_THRESHOLD: 1 << 17},
+    "time": {TRIM_THRESHOLD: (1 << 31) - 1, MMAP_MAX: 0},
+}
 LEAST, MOST = 0.2, 15  # seconds to repeat short passes for, and passes at most
 Answer = dict[str, Any]
 
 
 def build(name: str) -> tuple[Answer, Callable[[Answer], Answer]]:
-    """`name`: a mixer of ours, or "peer: " and a peer's name."""
+    """`name`: "time of " or "memory of ", then a mixer of ours, or "peer: " and a peer's name."""
     import torch
 
+    what, name = name.split(" of ", 1)
+    for option, value in ALLOCATOR[what].items():
+        ctypes.CDLL(None).mallopt(option, value)
     torch.set_num_threads(THREADS)
-    contestant = Contestant(name)
+    contestant = Contestant(name, {"memory": peak, "time": seconds}[what])
     contestant.pass_(256, True)()  # code is loaded, threads are started
     _bounded()
     return {}, contestant.serve
@@ -44,14 +51,38 @@ def _bounded() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (now + ROOM, now + ROOM))
 
 
+def seconds(work: Callable[[], None]) -> Answer:
+    """The median of a few passes, after one that fetches memory from the system."""
+    work()
+    took: list[float] = []
+    while not took or (sum(took) < LEAST and len(took) < MOST):
+        start = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(took)}
+
+
+def peak(work: Callable[[], None]) -> Answer:
+    """Bytes of one pass on top of what was there."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = resident()["VmRSS"]
+    start = time.perf_counter()
+    work()
+    took = time.perf_counter() - start
+    return {"bytes": max(0, resident()["VmHWM"] - before), "seconds": took}
+
+
 class Contestant:
     """Makes the layer for a length, once, and measures it."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, measure: Callable[[Callable[[], None]], Answer] = seconds):
         from benchmarks.attention_peers import PEERS
 
         self.peer = PEERS[name.removeprefix("peer: ")] if name.startswith("peer: ") else None
         self.entry = ENTRIES[name if self.peer is None else self.peer.ours]
+        self.measure = measure
         self.length, self.layer, self.ours = 0, None, None  # type: tuple[int, Any, Any]
 
     def ready(self, length: int) -> None:
@@ -96,12 +127,11 @@ class Contestant:
         return both if backward else forward
 
     def serve(self, request: Answer) -> Answer:
-        """Answers {"what": "time" | "memory" | "error", "length", "backward"}."""
+        """Answers {"length", "backward"}, or {"error": length}."""
         try:
-            if request["what"] == "error":
-                return self.error(request["length"])
-            work = self.pass_(request["length"], request["backward"])
-            return peak(work) if request["what"] == "memory" else seconds(work)
+            if "error" in request:
+                return self.error(request["error"])
+            return self.measure(self.pass_(request["length"], request["backward"]))
         except (RuntimeError, MemoryError) as error:
             if "memory" in str(error) or isinstance(error, MemoryError):
                 return {"over": f"more than {ROOM >> 30} GiB"}
@@ -115,33 +145,3 @@ class Contestant:
         with torch.no_grad():
             a, b = self.ours(self.x), self.layer(self.x)
         return {"error": float((a - b).abs().max() / a.abs().max())}
-
-
-def seconds(work: Callable[[], None]) -> Answer:
-    """The median of a few passes, after one that fetches memory from the system; what is freed is kept meanwhile."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_MAX, 0)
-    libc.mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
-    work()
-    took: list[float] = []
-    while not took or (sum(took) < LEAST and len(took) < MOST):
-        start = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(took)}
-
-
-def peak(work: Callable[[], None]) -> Answer:
-    """Bytes of one pass on top of what was there."""
-    libc = ctypes.CDLL(None)
-    gc.collect()
-    libc.mallopt(MMAP_MAX, 1 << 16)  # the C library's own number
-    libc.mallopt(MMAP_THRESHOLD, 1 << 17)
-    libc.mallopt(TRIM_THRESHOLD, 1 << 17)
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    before = resident()["VmRSS"]
-    start = time.perf_counter()
-    work()
-    took = time.perf_counter() - start
-    return {"bytes": max(0, resident()["VmHWM"] - before), "seconds": took}

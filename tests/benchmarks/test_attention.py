@@ -18,6 +18,7 @@ from benchmarks import attention, attention_report, choose, quality_claims, qual
 from benchmarks.attention_mixers import DECODING, DIM, ENTRIES
 from benchmarks.attention_peers import PEERS
 from benchmarks.attention_worker import Contestant
+from benchmarks.contest import Worker
 
 NO_MIXING = {"Chunked", "Router", "TopK", "ExpertChoice", "ConvPositions"}  # a base, the routers of experts, positions
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
@@ -67,6 +68,14 @@ def test_a_mixer_is_behind_or_level_at_the_lengths_at_which_it_is() -> None:
         attention_report.verdict({1024: even, 2048: fast, 4096: even}) == "**behind** at 2,048; level at 1,024, 4,096"
     )
     assert attention_report.verdict({}) == "not measured"
+
+
+def test_what_a_longer_text_left_behind_does_not_count_as_memory() -> None:
+    memory = Worker("attention_worker", "memory of local, chunks of 128")
+    before, long, after = (memory.ask(length=n, backward=True)["bytes"] for n in (512, 4096, 512))
+    memory.close()
+    assert long > 4 * before
+    assert after == pytest.approx(before, rel=0.25)
 
 
 def test_the_crossing_is_where_a_mixer_stays_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,8 +312,9 @@ class SegmentRecurrence(Mixer):
         """Queries, keys and values of this call, and what is left of earlier ones."""
         slot, learns, T, past = flow.slot(self), torch.is_grad_enabled(), x.shape[1], 0
         q = self._heads("q", self.q(x))  # (B, H, T, K)
-        k, v = (apart(part, x) if learns else (part(x),) for part in (self.k, self.v))  # with gradient to x, without
-        own, held = ((self._heads("k", k[i]), self._heads("v", v[i])) for i in (0, -1))
+        made = (apart(part, x) if learns else (part(x),) for part in (self.k, self.v))
+        pairs = [(self._heads("k", k), self._heads("v", v)) for k, v in zip(*made, strict=True)]
+        own, held = pairs[0], pairs[-1]  # while learning the second is without gradient to x
         if slot is not None:
             k, v = slot.recent(self.reach)  # (B, H, P, K) each
             past = k.shape[2]
