@@ -1,5 +1,5 @@
-"""RMSNorm, elu + 1, short convolutions and maps of what is held with their gradients written by hand: the same numbers
-in fewer passes over memory.
+"""RMSNorm, elu + 1, exp relative to the maximum, short convolutions and maps of what is held with their gradients
+written by hand: the same numbers in fewer passes over memory.
 
 In eager training, autograd would keep and re-read every intermediate: forward and backward are 1.5 times faster by hand
 (figures in docs/log.md). Without gradients, and under a compiler, the plain formula is used.
