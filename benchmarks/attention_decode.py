@@ -18,7 +18,7 @@ def build(name: str) -> tuple[Answer, Callable[[Answer], Answer]]:
     import torch
 
     from anyformer.core.init import initialise
-    from anyformer.core.skeletons import CausalLM
+    from anyformer.skeletons.base import CausalLM
     from anyformer.parts import MLP, Block, Logits, RMSNorm, Tokens
 
     torch.set_num_threads(THREADS)

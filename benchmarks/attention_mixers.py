@@ -43,8 +43,8 @@ from anyformer.parts import (
     Strided,
     Window,
 )  # fmt: skip
-from anyformer.parts.blocksparse import BlockSparse
-from anyformer.parts.globals import GlobalAttention
+from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.attention.global_tokens import GlobalAttention
 
 DIM, HEADS, GLOBALS = 512, 8, 16  # of Longformer: the first tokens are global
 BOUNDS = {"linear": (0.0, 1.15), "T log T": (0.0, 1.25), "quadratic": (1.7, 2.3)}  # what an exponent may be

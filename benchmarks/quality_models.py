@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM, Encoder
+from anyformer.skeletons.base import CausalLM, Encoder
 from anyformer.parts import (
     MLP,
     Alibi,
@@ -61,7 +61,7 @@ from anyformer.parts import (
     Window,
     deepnorm,
 )  # fmt: skip
-from anyformer.parts.blocksparse import BlockSparse
+from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
 
 DIM, DEPTH, HEADS, CONTEXT, BYTES = 128, 2, 4, 512, 256

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import anyformer as af
-from anyformer.core.skeletons import Output
+from anyformer.skeletons.base import Output
 from anyformer.data.order import shuffled
 from anyformer.train import Settings, objectives, optim
 from anyformer.train.schedule import rate

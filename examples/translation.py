@@ -17,7 +17,7 @@ import anyformer as af
 from anyformer.data import parallel
 from anyformer.data.descriptions import descriptions
 from anyformer.generate import generate
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import objectives
 from anyformer.train.loop import Settings, fit
 

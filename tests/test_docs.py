@@ -11,8 +11,8 @@ import torch
 from anyformer import parts
 from anyformer.core.part import Mixer
 from anyformer.core.recipe import Recipe
-from anyformer.parts.blocksparse import BlockSparse
-from anyformer.parts.globals import GlobalAttention
+from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.attention.global_tokens import GlobalAttention
 from tests.parts.mixing import made, run, step_by_step
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import anyformer as af
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

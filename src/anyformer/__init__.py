@@ -16,7 +16,7 @@ from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.pages import build, names, page, pages, recipe
 from anyformer.core.part import Mixer, Part
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM, Encoder, EncoderDecoder, Output, Stack
+from anyformer.skeletons.base import CausalLM, Encoder, EncoderDecoder, Output, Stack
 
 __version__ = "0.1.0"
 __all__ = [

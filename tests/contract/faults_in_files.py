@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 import anyformer as af
-from anyformer.hub.config import ACTS, Lens
-from anyformer.hub.maps import Link, Split
-from anyformer.hub.rope import NAMES, rope
+from anyformer.hub.tables.config import ACTS, Lens
+from anyformer.hub.tables.weights import Link, Split
+from anyformer.hub.tables.rope import NAMES, rope
 from anyformer.parts import MLP, First, LayerNorm
 from anyformer.parts.positions import Dynamic
 from tests.contract.planting import around, fault, module
@@ -137,7 +137,7 @@ def old_type_is_told(patch: pytest.MonkeyPatch) -> None:
 def a_line_is_lost(patch: pytest.MonkeyPatch) -> None:
     around(
         patch,
-        module("anyformer.hub.config"),
+        module("anyformer.hub.tables.config"),
         "read",
         lambda plain, *a: (lambda hyper, lines: (hyper, lines[:-1]))(*plain(*a)),
     )
@@ -164,7 +164,7 @@ def unknown_keys_are_dropped(patch: pytest.MonkeyPatch) -> None:
         known = {name for entry in entries for name in entry.names}
         return plain(entries, {k: v for k, v in config.items() if k in known}, *rest)
 
-    around(patch, module("anyformer.hub.config"), "read", read)
+    around(patch, module("anyformer.hub.tables.config"), "read", read)
 
 
 def with_rope(patch: pytest.MonkeyPatch, entry: Lens) -> None:

@@ -16,11 +16,11 @@ from anyformer.compress.nf4 import Nf4
 from anyformer.contract import training
 from anyformer.core.flow import Flow, State, Taps
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
+from anyformer.skeletons.base import CausalLM
 from anyformer.generate.options import Options
 from anyformer.parts import MLP, ExpertChoice, MoE, Rotary, TopK, Window
-from anyformer.parts.attention import KeysValues, Sliding
-from anyformer.parts.masks import Causal, Full
+from anyformer.parts.attention.attention import KeysValues, Sliding
+from anyformer.parts.attention.masks import Causal, Full
 from anyformer.parts.positions import Linear
 from anyformer.train.lora import DoraLinear, LoraLinear
 from anyformer.train.objectives import counted
@@ -32,7 +32,7 @@ from tests.contract.planting import around, fault, module
 @fault("batch is solo", on="gpt/tiny")
 def padding_is_seen(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), keep=None)  # noqa: E731
-    around(patch, module("anyformer.parts.attention"), "view", change)
+    around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
 @fault("padding has no content", on="gpt/tiny")
@@ -52,19 +52,19 @@ def nothing_is_not_a_number(patch: pytest.MonkeyPatch) -> None:
         y = plain(q, k, v, mask, *rest, **options)
         return y if mask is None else y.masked_fill(~mask.any(-1, keepdim=True), float("nan"))
 
-    around(patch, module("anyformer.parts.kernels"), "_sdpa", sdpa)
+    around(patch, module("anyformer.parts.attention.kernels"), "_sdpa", sdpa)
 
 
 @fault("an encoder sees both ways", on="bert/tiny")
 def an_encoder_looks_back(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Causal())  # noqa: E731
-    around(patch, module("anyformer.parts.attention"), "view", change)
+    around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
 @fault("the future changes nothing", "no gradient from the future", on="gpt/tiny")
 def the_future_is_seen(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Full())  # noqa: E731
-    around(patch, module("anyformer.parts.attention"), "view", change)
+    around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
 @fault("cached is uncached", on="gpt/tiny")
@@ -115,7 +115,7 @@ def gaps_are_accepted(patch: pytest.MonkeyPatch) -> None:
 def fused_is_off(patch: pytest.MonkeyPatch) -> None:
     around(
         patch,
-        module("anyformer.parts.kernels"),
+        module("anyformer.parts.attention.kernels"),
         "_sdpa",
         lambda plain, *args, **options: plain(*args, **options) * 1.001,
     )
@@ -123,7 +123,7 @@ def fused_is_off(patch: pytest.MonkeyPatch) -> None:
 
 @fault("flex agrees", "flex agrees compiled", on="")
 def flex_is_off(patch: pytest.MonkeyPatch) -> None:
-    around(patch, module("anyformer.parts.kernels"), "_flex", lambda plain, *args: plain(*args) * 1.01)
+    around(patch, module("anyformer.parts.attention.kernels"), "_flex", lambda plain, *args: plain(*args) * 1.01)
 
 
 @fault("masks know their reach", on="")
@@ -139,7 +139,7 @@ def window_without_itself(patch: pytest.MonkeyPatch) -> None:
 @fault("chunk size does not matter", on="mamba/tiny")
 def chunks_count(patch: pytest.MonkeyPatch) -> None:
     scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * (1.0 + args[6] / 100), h))(*plain(*args))  # noqa: E731
-    around(patch, module("anyformer.parts.ssm"), "scan", scan)
+    around(patch, module("anyformer.parts.recurrent.mamba"), "scan", scan)
 
 
 @fault("scan is the recurrence", "scan is a convolution", on="")
@@ -151,7 +151,7 @@ def scan_is_off(patch: pytest.MonkeyPatch) -> None:
 @fault("matrix recurrences are step by step", on="")
 def chunks_forget(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: plain(*args) * 1.001  # noqa: E731
-    around(patch, module("anyformer.parts.recurrence"), "chained", change)
+    around(patch, module("anyformer.parts.recurrent.chunked"), "chained", change)
 
 
 @fault("grouped heads are repeated heads", on="llama/tiny")
@@ -159,7 +159,7 @@ def groups_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     def attend(plain: Any, q: Any, k: Any, *rest: Any) -> Any:
         return plain(q, k if k.shape[1] == q.shape[1] else k.roll(1, 1), *rest)
 
-    around(patch, module("anyformer.parts.attention"), "attend", attend)
+    around(patch, module("anyformer.parts.attention.attention"), "attend", attend)
 
 
 @fault("pairs of rotary are an order of rows", on="llama/tiny")
@@ -332,12 +332,12 @@ def all_places(patch: pytest.MonkeyPatch) -> None:
 
 @fault("tampered directories are refused", on="gpt/tiny")
 def overlap_is_accepted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("anyformer.hub.files._check_cover", lambda *args: None)
+    patch.setattr("anyformer.hub.formats.safetensors._check_cover", lambda *args: None)
 
 
 @fault("pickles are refused", on="gpt/tiny")
 def pickles_are_run(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("anyformer.hub.files.torch.load", lambda path, **options: pickle.loads(path.read_bytes()))
+    patch.setattr("anyformer.hub.formats.safetensors.torch.load", lambda path, **options: pickle.loads(path.read_bytes()))
 
 
 @fault("bad recipes are refused", on="vit, grouped heads")
@@ -356,9 +356,9 @@ def any_part_will_do(patch: pytest.MonkeyPatch) -> None:
 @fault("packed is separate", "no gradient between documents", on="gpt/tiny")
 def documents_are_seen(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), mine=None, theirs=None)  # noqa: E731
-    around(patch, module("anyformer.parts.attention"), "view", change)
+    around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
 @fault("documents are kept apart or refused", on="bert/tag")
 def documents_in_pieces(patch: pytest.MonkeyPatch) -> None:
-    around(patch, module("anyformer.core.skeletons"), "places", lambda plain, ids: plain(ids.sort(1).values))
+    around(patch, module("anyformer.skeletons.base"), "places", lambda plain, ids: plain(ids.sort(1).values))

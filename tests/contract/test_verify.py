@@ -12,8 +12,8 @@ import torch
 import anyformer as af
 from anyformer.contract import CHECKS, Report, compositions, verify
 from anyformer.contract.report import Row
-from anyformer.hub.files import open_weights, write_safetensors
-from anyformer.parts.attention import KeysValues
+from anyformer.hub.formats.safetensors import open_weights, write_safetensors
+from anyformer.parts.attention.attention import KeysValues
 
 
 @pytest.fixture(autouse=True)

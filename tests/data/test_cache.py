@@ -13,7 +13,7 @@ import pytest
 
 from anyformer.data import cache, files, sources, text
 from anyformer.data.cache import tokens
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 BYTES = Tokenizer.bytes_level()
 TEXTS = [(0, "one é\n"), (0, "goes on"), (1, "two"), (2, "日本")]
@@ -131,7 +131,7 @@ def test_a_text_that_ends_in_an_error_leaves_nothing(tmp_path):
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
     code = (
-        "import os, signal; from anyformer.data.cache import tokens; from anyformer.hub.tokenizer import Tokenizer\n"
+        "import os, signal; from anyformer.data.cache import tokens; from anyformer.hub.text.tokenizer import Tokenizer\n"
         "def dies():\n    yield 0, 'x' * 3_000_000\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"tokens(dies, 'key', Tokenizer.bytes_level(), {str(tmp_path)!r})"
     )
@@ -147,7 +147,7 @@ def path():
 
 def test_two_processes_at_once_tokenise_once(tmp_path):
     code = (
-        "import time; from anyformer.data.cache import tokens; from anyformer.hub.tokenizer import Tokenizer\n"
+        "import time; from anyformer.data.cache import tokens; from anyformer.hub.text.tokenizer import Tokenizer\n"
         "def texts():\n    print('tokenises'); time.sleep(0.5); yield 0, 'a text'\n"
         f"print(tokens(texts, 'key', Tokenizer.bytes_level(), {str(tmp_path)!r}).ids.tolist())"
     )
@@ -189,7 +189,7 @@ def test_a_place_that_cannot_be_written_says_what_to_do(tmp_path):
 def test_a_full_disk_leaves_nothing_and_says_what_to_do(tmp_path):
     code = (
         "import resource, signal\nfrom anyformer.data.cache import tokens\n"
-        "from anyformer.hub.tokenizer import Tokenizer\n"
+        "from anyformer.hub.text.tokenizer import Tokenizer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"tokens(lambda: [(0, 'x' * 5000)], 'key', Tokenizer.bytes_level(), {str(tmp_path)!r})"
     )
@@ -208,7 +208,7 @@ def test_a_file_larger_than_what_may_be_held_is_tokenised_and_read(tmp_path):
             out.write(line * 1000)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     code = (
-        "from anyformer.data import corpus, order; from anyformer.hub.tokenizer import Tokenizer\n"
+        "from anyformer.data import corpus, order; from anyformer.hub.text.tokenizer import Tokenizer\n"
         "import torch\nfrom anyformer.data import cache; cache.TOGETHER = 2 << 18\n"
         "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024\n"
         "tokenizer = Tokenizer.bytes_level(); before = peak()\n"

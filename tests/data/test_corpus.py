@@ -16,7 +16,7 @@ from anyformer.data import baseline, corpus, files, text
 from anyformer.data.baseline import bigram_bits_per_byte
 from anyformer.data.corpus import Corpus
 from anyformer.data.order import Global
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import tasks, train
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from anyformer.data import files, text
 from anyformer.data.baseline import PRIOR, bigram_bits_per_byte
 from anyformer.data.batches import Numbered
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 # ------------------------------------------------------------------------------------------- reading
 

@@ -15,7 +15,7 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.data import records, text
 from anyformer.data.vocabulary import Kind, make, train_tokenizer
-from anyformer.hub.tokenizer import Tokenizer, _letters
+from anyformer.hub.text.tokenizer import Tokenizer, _letters
 
 torch.set_num_threads(1)
 ENGLISH = text.read()[:100_000] + string.printable

@@ -10,7 +10,7 @@ from anyformer.core import pages
 from anyformer.core.flow import Taps
 from anyformer.explain import attention_picture
 from anyformer.explain.labels import label
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import Attention, Mamba
 
 plt = pytest.importorskip("matplotlib.pyplot")

@@ -8,7 +8,7 @@ from anyformer.compress import nf4
 from anyformer.compress.int8 import quantise
 from anyformer.edge import export as module
 from anyformer.edge.export import export, inputs
-from anyformer.parts import ssm
+from anyformer.parts.recurrent import mamba as ssm
 from anyformer.train import lora
 
 from .models import model

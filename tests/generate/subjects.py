@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import anyformer as af
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.core.skeletons import EncoderDecoder
+from anyformer.skeletons.base import EncoderDecoder
 from anyformer.generate import generate
 from anyformer.generate.beam import search
 from anyformer.generate.options import Options

@@ -8,9 +8,9 @@ import torch
 
 import anyformer as af
 from anyformer.generate import embed
-from anyformer.hub.guard import FileRefused
+from anyformer.hub.formats.guard import FileRefused
 from anyformer.hub.pooling import Pooling, meaning, read_pooling
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 TEXTS = ["a cat", "the other cat sleeps", "x", "naïve 🙂", "the other cat sleeps"]

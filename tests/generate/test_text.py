@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from anyformer.generate import chat, generate, stream
 from anyformer.generate.writing import Writer
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 from .subjects import model, reading
 

@@ -1,4 +1,4 @@
-"""`anyformer.hub.files` and `guard`: what is read, what is refused, and at what cost."""
+"""`anyformer.hub.formats.safetensors` and `guard`: what is read, what is refused, and at what cost."""
 
 import json
 import os
@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from anyformer.hub import files, guard
-from anyformer.hub.files import SafeTensors, Sharded, open_weights, write_safetensors
-from anyformer.hub.guard import FileRefused, inside, parse_json, read_json
+from anyformer.hub.formats import safetensors as files
+from anyformer.hub.formats import guard
+from anyformer.hub.formats.safetensors import SafeTensors, Sharded, open_weights, write_safetensors
+from anyformer.hub.formats.guard import FileRefused, inside, parse_json, read_json
 
 torch.set_num_threads(1)
 SLACK = 300_000  # bytes: interpreter objects, error messages

@@ -10,7 +10,7 @@ import torch
 
 import anyformer as af
 from anyformer.contract.subjects import redrawn
-from anyformer.hub.maps import links
+from anyformer.hub.tables.weights import links
 
 gguf = pytest.importorskip("gguf", reason="needs pip install 'anyformer[gguf]'")
 
@@ -45,7 +45,7 @@ def written(path: Path) -> Any:
 
 
 def test_a_gguf_file_is_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anyformer.hub.gguf_tokenizer.tokenizer_from_gguf", lambda metadata, path: None)
+    monkeypatch.setattr("anyformer.hub.text.gguf_tokenizer.tokenizer_from_gguf", lambda metadata, path: None)
     model = written(tmp_path / "gemma.gguf")
     again = af.load(tmp_path / "gemma.gguf")
     assert again.recipe == model.recipe

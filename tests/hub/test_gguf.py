@@ -1,4 +1,4 @@
-"""`anyformer.hub.gguf` and `dequant`: equal to the reference, bounded, and fast on a real file."""
+"""`anyformer.hub.formats.gguf` and `dequant`: equal to the reference, bounded, and fast on a real file."""
 
 import struct
 import subprocess
@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.data import sources
-from anyformer.hub import dequant
-from anyformer.hub.dequant import STORED, dequantize
-from anyformer.hub.gguf import GGUF
-from anyformer.hub.guard import FileRefused
+from anyformer.hub.formats import dequant
+from anyformer.hub.formats.dequant import STORED, dequantize
+from anyformer.hub.formats.gguf import GGUF
+from anyformer.hub.formats.guard import FileRefused
 
 torch.set_num_threads(1)
 SLACK = 300_000  # bytes: interpreter objects, error messages
@@ -366,7 +366,7 @@ def test_smollm2_equals_the_reference_and_loads_fast():
 MEMORY = """
 import resource, sys, torch
 sys.path.insert(0, sys.argv[2])
-from anyformer.hub.gguf import GGUF
+from anyformer.hub.formats.gguf import GGUF
 torch.set_num_threads(1)
 file = GGUF(sys.argv[1])
 begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""`anyformer.hub.gguf_tokenizer`: the ids of the oracle for every way to cut text, and refusals by key."""
+"""`anyformer.hub.text.gguf_tokenizer`: the ids of the oracle for every way to cut text, and refusals by key."""
 
 import re
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from anyformer.hub.gguf_tokenizer import PRE, tokenizer_from_gguf
-from anyformer.hub.guard import FileRefused
+from anyformer.hub.text.gguf_tokenizer import PRE, tokenizer_from_gguf
+from anyformer.hub.formats.guard import FileRefused
 from tests.hub.texts import TEXTS, byte_level, sentencepiece, streamed
 
 torch.set_num_threads(1)

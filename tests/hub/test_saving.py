@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyformer.hub import files, guard
-from anyformer.hub.files import TensorFile, open_weights, write_safetensors
-from anyformer.hub.guard import atomic_write
+from anyformer.hub.formats import safetensors as files
+from anyformer.hub.formats import guard
+from anyformer.hub.formats.safetensors import TensorFile, open_weights, write_safetensors
+from anyformer.hub.formats.guard import atomic_write
 
 torch.set_num_threads(1)
 
@@ -70,7 +71,7 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, limit):
 
 KILLED = """
 import os, random, signal, sys, time, torch
-from anyformer.hub.files import write_safetensors, open_weights
+from anyformer.hub.formats.safetensors import write_safetensors, open_weights
 torch.set_num_threads(1)
 folder, limit, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 random.seed(rounds)

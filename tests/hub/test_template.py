@@ -1,4 +1,4 @@
-"""`anyformer.hub.template`: what chat templates may do, and that nothing else happens, nor for long."""
+"""`anyformer.hub.text.template`: what chat templates may do, and that nothing else happens, nor for long."""
 
 import gc
 import sys
@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from anyformer.hub import template
-from anyformer.hub.guard import FileRefused
-from anyformer.hub.template import render
+from anyformer.hub.text import template
+from anyformer.hub.formats.guard import FileRefused
+from anyformer.hub.text.template import render
 from tests.hub.texts import CHAT, CHATML
 
 

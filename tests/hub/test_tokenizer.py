@@ -1,4 +1,4 @@
-"""`anyformer.hub.tokenizer` and `gguf_tokenizer`: the ids of the oracle, streams that are exact."""
+"""`anyformer.hub.text.tokenizer` and `gguf_tokenizer`: the ids of the oracle, streams that are exact."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers
 
 from anyformer.data import sources
-from anyformer.hub.gguf import GGUF
-from anyformer.hub.gguf_tokenizer import tokenizer_from_gguf
-from anyformer.hub.guard import FileRefused
-from anyformer.hub.tokenizer import END, Tokenizer
+from anyformer.hub.formats.gguf import GGUF
+from anyformer.hub.text.gguf_tokenizer import tokenizer_from_gguf
+from anyformer.hub.formats.guard import FileRefused
+from anyformer.hub.text.tokenizer import END, Tokenizer
 from tests.hub.texts import CHAT, CHATML, ODD, TEXTS, oracle, sentencepiece, streamed
 
 torch.set_num_threads(1)

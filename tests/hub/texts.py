@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from anyformer.data import sources
-from anyformer.hub.gguf import GGUF
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.formats.gguf import GGUF
+from anyformer.hub.text.tokenizer import Tokenizer
 
 ODD = [
     "",

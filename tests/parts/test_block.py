@@ -26,7 +26,7 @@ from anyformer.parts import (
     Window,
     deepnorm,
 )
-from anyformer.parts.masks import Mask
+from anyformer.parts.attention.masks import Mask
 from tests.parts.mixing import flow, made
 
 BLOCK = Block.of(mixer=Attention.of(heads=3), ffn=MLP.of(hidden=20), norm=LayerNorm.of())

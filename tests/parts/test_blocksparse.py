@@ -16,7 +16,7 @@ from torch import Tensor
 import anyformer as af
 from anyformer.core.flow import Flow
 from anyformer.parts import Attention
-from anyformer.parts.blocksparse import BlockSparse, drawn
+from anyformer.parts.attention.block_sparse import BlockSparse, drawn
 
 
 def flow(keep: Tensor, padded: bool) -> Flow:

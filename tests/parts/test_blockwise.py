@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from anyformer.parts import Causal, Full, Global, Window
-from anyformer.parts import blockwise as module
-from anyformer.parts.kernels import attend
-from anyformer.parts.masks import Mask, View
+from anyformer.parts.attention import blockwise as module
+from anyformer.parts.attention.kernels import attend
+from anyformer.parts.attention.masks import Mask, View
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,8 @@ def test_without_the_rescale_it_is_wrong() -> None:
 
 MEASURE = """
 import sys, torch
-from anyformer.parts.kernels import attend
-from anyformer.parts.masks import Causal, View
+from anyformer.parts.attention.kernels import attend
+from anyformer.parts.attention.masks import Causal, View
 torch.set_num_threads(1)
 def run(n):
     q, k, v = (torch.randn(1, 1, n, 8).requires_grad_() for _ in range(3))

@@ -12,11 +12,11 @@ from anyformer.contract import packing
 from anyformer.contract.subjects import Subject
 from anyformer.core.documents import lengths, places
 from anyformer.parts import Attention, Rotary, Window
-from anyformer.parts.masks import CHUNK, Causal, View
-from anyformer.parts.patterns import BlockWindow, Global, Prefix, Strided
+from anyformer.parts.attention.masks import CHUNK, Causal, View
+from anyformer.parts.attention.sparse_masks import BlockWindow, Global, Prefix, Strided
 from anyformer.parts.positions import Dynamic, LongRope
-from anyformer.parts.recurrence import convolved
-from anyformer.parts.ssm import scan, scan_open
+from anyformer.parts.recurrent.chunked import convolved
+from anyformer.parts.recurrent.mamba import scan, scan_open
 
 torch.set_num_threads(1)
 
@@ -80,9 +80,9 @@ def test_open_scan_begins_again_too():
 def test_the_contract_finds_a_mamba_that_looks_back(fault, monkeypatch):
     if fault == "convolution":
         blind = lambda conv, u, past, flow: convolved(conv, u, past, replace(flow, documents=None))  # noqa: E731
-        monkeypatch.setattr("anyformer.parts.ssm.convolved", blind)
+        monkeypatch.setattr("anyformer.parts.recurrent.mamba.convolved", blind)
     else:
-        monkeypatch.setattr("anyformer.parts.ssm.scan", lambda *a: scan(*a[:-1]))
+        monkeypatch.setattr("anyformer.parts.recurrent.mamba.scan", lambda *a: scan(*a[:-1]))
     with pytest.raises(AssertionError):
         packing.no_gradient_between_documents(subject(af.recipe("mamba", "tiny")), random.Random(0))
 

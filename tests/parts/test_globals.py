@@ -15,8 +15,8 @@ from torch import Tensor
 import anyformer as af
 from anyformer.core.flow import Flow
 from anyformer.parts import MLP, Attention, Dilated, MoE, TopK, Window
-from anyformer.parts.globals import GlobalAttention
-from anyformer.parts.masks import Mask
+from anyformer.parts.attention.global_tokens import GlobalAttention
+from anyformer.parts.attention.masks import Mask
 
 
 def flow(T: int, wide: Tensor | None = None, keep: Tensor | None = None, documents: Tensor | None = None) -> Flow:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anyformer.parts import Favor, LinearAttention
-from anyformer.parts.linear import FEATURES, orthogonal, redraw
+from anyformer.parts.approximate.linear import FEATURES, orthogonal, redraw
 from tests.parts.mixing import made, run, slopes_are_right, step_by_step
 
 MIXERS = {f: LinearAttention.of(heads=3, feature=f, chunk=4) for f in FEATURES} | {

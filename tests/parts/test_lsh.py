@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.recipe import Recipe
-from anyformer.parts.lsh import LocalAttention, LSHAttention
+from anyformer.parts.approximate.lsh import LocalAttention, LSHAttention
 from anyformer.parts.rows import rows
 from tests.parts.mixing import flow, made, padding_is_not_read, run, slopes_are_right, step_by_step
 

@@ -35,8 +35,8 @@ def packaged() -> None:
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Kernels that any device may take, made of our recurrences; which were called."""
-    from anyformer.parts.recurrence import decayed
-    from anyformer.parts.ssm import scan
+    from anyformer.parts.recurrent.chunked import decayed
+    from anyformer.parts.recurrent.mamba import scan
 
     calls: list[str] = []
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import anyformer as af
 from anyformer.contract.subjects import redrawn
 from anyformer.parts import NearestMemory
-from anyformer.parts.nearest import Memory, load_memory, memories, nearest, save_memory
+from anyformer.parts.memory.nearest import Memory, load_memory, memories, nearest, save_memory
 
 
 def full(capacity: int | None = None, rows: int = 2, items: int = 40, recent: int = 4) -> Memory:

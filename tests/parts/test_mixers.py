@@ -86,7 +86,7 @@ def test_an_encoder_sees_both_ways(name: str) -> None:
 def test_a_long_kernel_by_fft_is_the_same_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = made(Convolution.of(width=9, bias=False)), text(2, 31)
     direct = run(mixer, x, causal=False)
-    monkeypatch.setattr("anyformer.parts.convolution.SHORT", 0)
+    monkeypatch.setattr("anyformer.parts.recurrent.convolution.SHORT", 0)
     torch.testing.assert_close(run(mixer, x, causal=False), direct)
 
 
@@ -99,7 +99,7 @@ def test_fourier_is_the_definition() -> None:
 
 def test_the_delta_rule_reads_back_what_was_written_last() -> None:
     """With orthogonal keys, full writing and no fading, what is read at a key is its last value: not the sum."""
-    from anyformer.parts.recurrence import delta
+    from anyformer.parts.recurrent.chunked import delta
 
     keys = torch.eye(3, dtype=torch.float64)[[0, 1, 0, 2, 1]][None]
     values = torch.randn(1, 5, 4, dtype=torch.float64)
@@ -110,8 +110,8 @@ def test_the_delta_rule_reads_back_what_was_written_last() -> None:
 
 def test_gated_delta_is_transformers() -> None:
     theirs = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next", reason="needs transformers")
-    from anyformer.parts.delta import unit
-    from anyformer.parts.recurrence import delta
+    from anyformer.parts.recurrent.delta import unit
+    from anyformer.parts.recurrent.chunked import delta
 
     q, k, v = torch.randn(3, 2, 19, 3, 4).unbind()  # (B, T, H, K)
     fade, beta = -torch.rand(2, 19, 3), torch.rand(2, 19, 3)

@@ -8,8 +8,8 @@ import torch
 import anyformer as af
 from anyformer.core.flow import State
 from anyformer.parts import Attention, BlockWindow, Causal, Dilated, Global, Prefix, Random, Strided, Window
-from anyformer.parts.kernels import attend
-from anyformer.parts.masks import Mask, View
+from anyformer.parts.attention.kernels import attend
+from anyformer.parts.attention.masks import Mask, View
 from tests.parts.mixing import flow, made, run
 
 LONGFORMER = Window(2, 2) | Global(1)
@@ -63,7 +63,7 @@ def test_a_mask_of_too_many_pairs_is_never_made(monkeypatch: pytest.MonkeyPatch)
     q, k, v = (torch.randn(1, 2, 600, 4) for _ in range(3))
     view = View(LONGFORMER, 0, 600, 0, 600)
     expected = attend(q, k, v, view)
-    monkeypatch.setattr("anyformer.parts.masks.PAIRS", 100_000)
+    monkeypatch.setattr("anyformer.parts.attention.masks.PAIRS", 100_000)
     made: list[int] = []
     plain = View.tensor
 

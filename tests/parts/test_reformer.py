@@ -107,7 +107,7 @@ def test_the_parts_fit_other_pages() -> None:
 
 
 def test_files_that_say_what_the_page_cannot_do() -> None:
-    from anyformer.hub import config as tables
+    from anyformer.hub.tables import config as tables
 
     page = af.page("reformer")
     (hub,) = page.module.HUBS

@@ -11,7 +11,7 @@ from torch import Tensor
 import anyformer as af
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Attention, Relative, Window, relative
-from anyformer.parts.masks import Causal, Full, View
+from anyformer.parts.attention.masks import Causal, Full, View
 from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
 
 RECIPE = Attention.of(heads=3, kv_heads=1, scores=[Relative.of()])
@@ -60,8 +60,8 @@ def test_is_xlnets(causal: bool) -> None:
     hidden = torch.ones(T, M + T).triu(M + 1)[:, :, None, None].expand(-1, -1, B, H) if causal else None
     turn = lambda t: t.transpose(0, 1)  # noqa: E731
     expected = layer.rel_attn_core(turn(q), turn(k), turn(v), r, attn_mask=hidden)  # (T, B, H, K)
-    from anyformer.parts.kernels import attend
-    from anyformer.parts.scores import Call, changed
+    from anyformer.parts.attention.kernels import attend
+    from anyformer.parts.attention.scores import Call, changed
 
     view = View(Causal() if causal else Full(), 0, T, -M, M + T)
     call = Call(torch.empty(B, T, D), q.transpose(1, 2), K**-0.5, view, flow(T, causal))
@@ -96,7 +96,7 @@ def test_token_by_token_padding_and_gradient(recipe: Recipe) -> None:
 
 def test_long_texts_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = made(RECIPE), torch.randn(1, 300, 12, dtype=torch.float64)
-    monkeypatch.setattr("anyformer.parts.masks.CHUNK", 1000)
+    monkeypatch.setattr("anyformer.parts.attention.masks.CHUNK", 1000)
     whole = run(mixer, x)
     monkeypatch.undo()
     pieces: list[int] = []

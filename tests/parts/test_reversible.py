@@ -15,7 +15,7 @@ from torch.profiler import profile
 from anyformer.core.flow import Flow, Taps
 from anyformer.core.recipe import Recipe
 from anyformer.parts import MLP, Attention, LayerNorm, Learned, Logits, MoE, TopK
-from anyformer.parts.lsh import LSHAttention
+from anyformer.parts.approximate.lsh import LSHAttention
 from anyformer.parts.reversible import (
     ChunkedMLP,
     Reversible,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyformer.parts import selective
-from anyformer.parts.ssm import side_by_side
+from anyformer.parts.recurrent import mamba_cpu as selective
+from anyformer.parts.recurrent.mamba import side_by_side
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 

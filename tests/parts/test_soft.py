@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import anyformer as af
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Alibi, Attention, Decay, Distances, Forget, Relative, SoftCap, Span, Temperature, Window
-from anyformer.parts import kernels as kernel_module
-from anyformer.parts.soft import slopes
+from anyformer.parts.attention import kernels as kernel_module
+from anyformer.parts.attention.score_parts import slopes
 from tests.parts.mixing import flow, made, padded_is_alone, run, slopes_are_right, step_by_step
 
 PLAIN = Attention.of(heads=3, kv_heads=1)
@@ -186,7 +186,7 @@ def test_a_fixed_bias_is_made_once_for_all_layers_and_a_long_one_in_pieces(monke
         model(ids[:, :100])
         assert sizes.pop() == 100 * 100
         assert len(sizes) == 3 * 3 and max(sizes) == 128 * 256  # layers and pieces; a piece has the keys up to it
-        monkeypatch.setattr("anyformer.parts.masks.CHUNK", 1000)
+        monkeypatch.setattr("anyformer.parts.attention.masks.CHUNK", 1000)
         torch.testing.assert_close(found, model(ids).logits, atol=1e-5, rtol=1e-4)
 
 
@@ -261,7 +261,7 @@ def test_cap_is_gemma_2s() -> None:
     module = torch.nn.Module()
     module.num_key_value_groups = 1  # type: ignore[assignment]
     expected, _ = theirs.eager_attention_forward(module, 9 * q, k, v, None, scaling=0.5, softcap=3.0)
-    from anyformer.parts.masks import Full, View
+    from anyformer.parts.attention.masks import Full, View
 
     found = kernel_module.attend(9 * q, k, v, View(Full(), 0, 9, 0, 9), scale=0.5, cap=3.0)
     torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-5, rtol=1e-5)

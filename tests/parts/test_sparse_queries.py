@@ -11,8 +11,8 @@ from torch import Tensor
 import anyformer as af
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Attention
-from anyformer.parts.autocorrelation import AutoCorrelation
-from anyformer.parts.probsparse import ProbSparse
+from anyformer.parts.approximate.autocorrelation import AutoCorrelation
+from anyformer.parts.approximate.probsparse import ProbSparse
 from anyformer.parts.rows import rows
 from tests.parts.mixing import flow, made, padding_is_not_read, run, slopes_are_right
 

@@ -12,7 +12,7 @@ import torch
 import anyformer as af
 from anyformer.cli import main
 from anyformer.data import text
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import kinds
 from tests.train.launched import ENVIRONMENT
 

@@ -12,7 +12,7 @@ import yaml
 import anyformer as af
 from anyformer.data import text
 from anyformer.data.store import stored
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import adapters, examples, lora, rows, start
 from anyformer.train import finetune as typed
 from anyformer.train.objectives import IGNORE

@@ -10,8 +10,8 @@ import torch
 import anyformer as af
 from anyformer.core import pages
 from anyformer.core.init import initialise
-from anyformer.core.mup import Transfer
-from anyformer.core.skeletons import CausalLM
+from anyformer.train.mup import Transfer
+from anyformer.skeletons.base import CausalLM
 from anyformer.train import Settings, objectives, optim, statistics
 
 torch.set_num_threads(1)

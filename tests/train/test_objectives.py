@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.core.skeletons import Encoder, Output
+from anyformer.skeletons.base import Encoder, Output
 from anyformer.train import Settings, fit, objectives, optim
 
 

@@ -16,7 +16,7 @@ import torch
 import anyformer as af
 from anyformer.data import text
 from anyformer.data.order import Global
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import kinds, tasks, train
 from anyformer.train import rows as rows_
 from anyformer.train.material import material

@@ -12,7 +12,7 @@ import yaml
 import anyformer as af
 from anyformer.core.recipe import Recipe
 from anyformer.data import text
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import command, train
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import anyformer as af
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import adapters, checkpoint, kinds, lora
 from anyformer.train import finetune as typed
 from tests.train import tuning_worker

@@ -22,7 +22,7 @@ def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bo
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
     """
-    from anyformer.core.skeletons import EncoderDecoder
+    from anyformer.skeletons.base import EncoderDecoder
     from anyformer.generate import generate as write
     from anyformer.generate import stream
 

@@ -19,7 +19,7 @@ from torch import nn
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import select
-from anyformer.parts.attention import Attention
+from anyformer.parts.attention.attention import Attention
 
 
 @torch.no_grad()

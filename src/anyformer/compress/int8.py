@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import rewrite, select
-from anyformer.hub.files import open_weights, write_safetensors
-from anyformer.hub.guard import atomic_write, inside, read_json
+from anyformer.hub.formats.safetensors import open_weights, write_safetensors
+from anyformer.hub.formats.guard import atomic_write, inside, read_json
 from anyformer.parts.embeddings import Table
 
 KIND = "anyformer-int8"  # model_type of what `save` writes
@@ -168,7 +168,7 @@ def load(folder: str | os.PathLike) -> Any:
     Raises:
         ValueError: naming what is missing, left over, or of another shape or type.
     """
-    from anyformer.hub.tokenizer import Tokenizer
+    from anyformer.hub.text.tokenizer import Tokenizer
 
     config = read_json(inside(folder, "config.json"))
     if not isinstance(config, dict) or config.get("model_type") != KIND:

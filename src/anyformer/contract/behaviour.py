@@ -12,10 +12,10 @@ from anyformer.contract.check import check, decodes, pads
 from anyformer.contract.probe import Batch, close, draw, expect, run
 from anyformer.contract.subjects import Subject
 from anyformer.core.flow import State
-from anyformer.parts.attention import Sliding
-from anyformer.parts.masks import FAR, Mask
+from anyformer.parts.attention.attention import Sliding
+from anyformer.parts.attention.masks import FAR, Mask
 from anyformer.parts.positions import Scaling
-from anyformer.parts.recurrence import Recurrent
+from anyformer.parts.recurrent.chunked import Recurrent
 
 LONGEST = 24  # tokens of a random text
 

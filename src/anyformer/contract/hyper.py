@@ -20,8 +20,8 @@ from anyformer.contract.subjects import Subject, apart, compositions, redrawn, s
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, Value
 from anyformer.parts.ffn import ACTIVATIONS
-from anyformer.parts.kernels import KERNELS
-from anyformer.parts.linear import FEATURES
+from anyformer.parts.attention.kernels import KERNELS
+from anyformer.parts.approximate.linear import FEATURES
 
 # Options whose value must not change any number, with what they change instead and where that is checked.
 NO_NUMBER = {

@@ -21,10 +21,10 @@ from anyformer.core import pages
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
 from anyformer.parts import Attention, LatentAttention, SoftCap
-from anyformer.parts import kernels as kernel_module
-from anyformer.parts.kernels import attend
-from anyformer.parts.masks import And, Causal, Full, Mask, Not, Or, Packed, View, Window
-from anyformer.parts.patterns import BlockWindow, Dilated, Global, Prefix, Random, Strided
+from anyformer.parts.attention import kernels as kernel_module
+from anyformer.parts.attention.kernels import attend
+from anyformer.parts.attention.masks import And, Causal, Full, Mask, Not, Or, Packed, View, Window
+from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
 
 SOFTMAX = (Attention, LatentAttention)  # what `parts.kernels` computes
 

@@ -18,12 +18,12 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
-from anyformer.hub.maps import RotaryOrder
+from anyformer.hub.tables.weights import RotaryOrder
 from anyformer.parts import Attention, LatentAttention, Learned, Rotary
-from anyformer.parts.masks import Window
+from anyformer.parts.attention.masks import Window
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
-from anyformer.parts.recurrence import decayed, delta
-from anyformer.parts.ssm import scan
+from anyformer.parts.recurrent.chunked import decayed, delta
+from anyformer.parts.recurrent.mamba import scan
 
 
 @check(10, "model", needs=attends)

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import STD, Subject, weights, words
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import Blocks
-from anyformer.hub.files import open_weights
-from anyformer.hub.maps import Hub, links
+from anyformer.skeletons.base import Blocks
+from anyformer.hub.formats.safetensors import open_weights
+from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
-from anyformer.parts.blocksparse import BlockSparse
+from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.reversible import Reversible
 
 # Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,

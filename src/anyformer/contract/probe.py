@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
-from anyformer.core.skeletons import Output
+from anyformer.skeletons.base import Output
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
 scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # are the weights real?

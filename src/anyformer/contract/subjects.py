@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, Value
-from anyformer.core.skeletons import EncoderDecoder
-from anyformer.hub import config as tables
+from anyformer.skeletons.base import EncoderDecoder
+from anyformer.hub.tables import config as tables
 from anyformer.hub.load import NATIVE
-from anyformer.hub.maps import Hub
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import (
     MLP,
     AdditivePool,

@@ -17,7 +17,7 @@ from anyformer.core.init import initialise
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, Value
 from anyformer.core.recompute import recompute
-from anyformer.core.skeletons import Output
+from anyformer.skeletons.base import Output
 from anyformer.train.objectives import IGNORE, classification, counted
 
 STEPS, RATE = 60, 1e-2  # of the check that a batch can be learned by heart

@@ -20,7 +20,7 @@ from anyformer.data.mixing import Mixture, shares
 from anyformer.data.order import Epochs, Rows
 from anyformer.data.records import Source, find, fingerprint, texts
 from anyformer.data.text import Windows, cut
-from anyformer.hub.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write
 
 Order = Literal["drawn", "epochs", "packed"]
 TOKENIZER_CHARACTERS = 50_000_000  # a tokenizer is made from no more of a text than this: it would not change much

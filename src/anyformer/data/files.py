@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from anyformer.hub.guard import open_regular
+from anyformer.hub.formats.guard import open_regular
 
 READ = 1 << 20  # bytes that are read at once
 PIECE = (

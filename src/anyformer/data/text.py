@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anyformer.data import cache, files, order, records
 from anyformer.data.batches import Batch
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 
 HELD_OUT = 0.1  # the share of a text, its end, that is never trained on
 HELD_OUT_BYTES = 1_000_000  # a large text holds out no more than this: measuring should stay a matter of seconds

@@ -19,7 +19,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Core
 
 from anyformer.data import corpus, records
-from anyformer.hub.tokenizer import END, Tokenizer
+from anyformer.hub.text.tokenizer import END, Tokenizer
 
 Kind = Literal["bpe", "chars", "wordpiece", "unigram"]
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anyformer.core.flow import Taps
 from anyformer.core.part import Mixer
-from anyformer.core.skeletons import EncoderDecoder
+from anyformer.skeletons.base import EncoderDecoder
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from anyformer.core import pages
-from anyformer.core.skeletons import EncoderDecoder
+from anyformer.skeletons.base import EncoderDecoder
 from anyformer.explain.tree import parameters_by_part, tree
 
 MANY = 1024  # tokens at which memory is told where a model has no longest text

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from anyformer.core.skeletons import EncoderDecoder
+from anyformer.skeletons.base import EncoderDecoder
 from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options

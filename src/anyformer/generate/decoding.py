@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anyformer.core.flow import State
-from anyformer.core.skeletons import EncoderDecoder
+from anyformer.skeletons.base import EncoderDecoder
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import check_room, end_ids
 from anyformer.generate.sampling import Sampler

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.skeletons import EncoderDecoder
+from anyformer.skeletons.base import EncoderDecoder
 
 
 class Prompts:
@@ -101,7 +101,7 @@ def tokenizer_of(model: Any, why: str) -> Any:
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(
             f"{why} need a tokenizer, and this model has none: give token ids, or set one: "
-            "model.tokenizer = anyformer.hub.tokenizer.Tokenizer.load(folder)"
+            "model.tokenizer = anyformer.hub.text.tokenizer.Tokenizer.load(folder)"
         )
     return model.tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyformer.hub.config import Line
+from anyformer.hub.tables.config import Line
 
 
 @dataclass(frozen=True)

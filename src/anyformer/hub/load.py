@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, nearest
-from anyformer.hub import config as tables
-from anyformer.hub.files import TensorFile, open_weights
-from anyformer.hub.gguf import GGUF
-from anyformer.hub.guard import inside, read_json
+from anyformer.hub.tables import config as tables
+from anyformer.hub.formats.safetensors import TensorFile, open_weights
+from anyformer.hub.formats.gguf import GGUF
+from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.ledger import Ledger, TensorLine
-from anyformer.hub.maps import Hub, Link, links
+from anyformer.hub.tables.weights import Hub, Link, links
 from anyformer.hub.pooling import read_pooling
 
 NATIVE = "anyformer"  # model_type of models that nobody published
@@ -87,10 +87,10 @@ def load(
 
 
 def _finish(model: Any, path: Path, metadata: Mapping[str, Any]) -> Any:
-    from anyformer.hub.tokenizer import Tokenizer
+    from anyformer.hub.text.tokenizer import Tokenizer
 
     if path.is_file():
-        from anyformer.hub.gguf_tokenizer import tokenizer_from_gguf
+        from anyformer.hub.text.gguf_tokenizer import tokenizer_from_gguf
 
         model.tokenizer = tokenizer_from_gguf(metadata, str(path))
     elif Tokenizer.exists(path):

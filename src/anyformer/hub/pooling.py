@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.hub.guard import FileRefused, atomic_write, inside, read_json, refuse
+from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_json, refuse
 
 MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
 STEPS = ("Transformer", "Pooling", "Normalize")

@@ -14,10 +14,10 @@ target ── token + place ── LayerNorm ──┬─ attention, causal ─(
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import EncoderDecoder, Stack
-from anyformer.hub.config import key, keys, must
-from anyformer.hub.fairseq_maps import seq2seq_config, seq2seq_rows
-from anyformer.hub.maps import Hub, row
+from anyformer.skeletons.base import EncoderDecoder, Stack
+from anyformer.hub.tables.config import key, keys, must
+from anyformer.hub.tables.bart import seq2seq_config, seq2seq_rows
+from anyformer.hub.tables.weights import Hub, row
 from anyformer.parts import MLP, Attention, Block, Entry, LayerNorm, Learned, Logits, Tokens
 
 

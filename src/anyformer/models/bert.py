@@ -14,10 +14,10 @@ ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import Encoder
-from anyformer.hub.bert_maps import bert_rows, prediction_rows
-from anyformer.hub.config import ACTS, CLASSES, COMMON, key, keys, must
-from anyformer.hub.maps import Hub, row
+from anyformer.skeletons.base import Encoder
+from anyformer.hub.tables.bert import bert_rows, prediction_rows
+from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, key, keys, must
+from anyformer.hub.tables.weights import Hub, row
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 
 

@@ -14,8 +14,8 @@ x ──┬─ attention over all three ─(+)─ LayerNorm ─┬─ MLP ─(+)
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.maps import Hub
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, CompressiveMemory, LayerNorm, Logits, Relative, Tokens
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
-from anyformer.hub.maps import Hub, row, under
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Attention, Block, GatedMLP, Logits, Mamba, MoE, RMSNorm, Tokens, TopK
 
 

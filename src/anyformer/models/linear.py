@@ -15,8 +15,8 @@ decoding      S += f(k) v^T,  z += f(k),  y = S^T f(q) / z.f(q)              S i
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.maps import Hub
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, LayerNorm, Learned, LinearAttention, Logits, Tokens
 
 
@@ -26,7 +26,7 @@ class LinearTransformer:
     depth: int = 8
     heads: int = 8
     hidden: int = 2048
-    feature: str = "elu"  # see anyformer.parts.linear.FEATURES
+    feature: str = "elu"  # see anyformer.parts.approximate.linear.FEATURES
     act: str = "gelu"
     vocab: int = 256
     context: int = 4096

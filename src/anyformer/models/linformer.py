@@ -14,8 +14,8 @@ attention:  q (T, K) ───────────────────�
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import Encoder
-from anyformer.hub.maps import Hub
+from anyformer.skeletons.base import Encoder
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, LayerNorm, Learned, Logits, Tokens
 from anyformer.parts import Linformer as Mixer
 

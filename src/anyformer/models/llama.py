@@ -12,11 +12,11 @@ ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import Lens, Same, key, keys, quiet
-from anyformer.hub.gguf_maps import decoder_config, decoder_rows
-from anyformer.hub.llama_maps import llama_config, llama_rows
-from anyformer.hub.maps import Hub, RotaryOrder
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.config import Lens, Same, key, keys, quiet
+from anyformer.hub.tables.gguf import decoder_config, decoder_rows
+from anyformer.hub.tables.llama import llama_config, llama_rows
+from anyformer.hub.tables.weights import Hub, RotaryOrder
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.bert_maps import bert_rows
-from anyformer.hub.config import ACTS, CLASSES, COMMON_BUT_PAD, ONE_VALUE, Lens, key, keys, must, quiet
-from anyformer.hub.maps import Hub, row, under
+from anyformer.hub.tables.bert import bert_rows
+from anyformer.hub.tables.config import ACTS, CLASSES, COMMON_BUT_PAD, ONE_VALUE, Lens, key, keys, must, quiet
+from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens, Window
-from anyformer.parts.globals import GlobalAttention, GlobalEncoder
+from anyformer.parts.attention.global_tokens import GlobalAttention, GlobalEncoder
 
 
 @dataclass(frozen=True)

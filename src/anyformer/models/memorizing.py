@@ -17,8 +17,8 @@ T5's relative bias, one table for all layers, is added to the scores of what is 
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.maps import Hub
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import (
     MLP,
     Block,

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.config import Lens, keys, must
-from anyformer.hub.gguf_maps import decoder_config, decoder_rows
-from anyformer.hub.llama_maps import llama_config, llama_rows
-from anyformer.hub.maps import Hub
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.config import Lens, keys, must
+from anyformer.hub.tables.gguf import decoder_config, decoder_rows
+from anyformer.hub.tables.llama import llama_config, llama_rows
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
-from anyformer.hub.maps import Hub, Thin, row, under
+from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.weights import Hub, Thin, row, under
 from anyformer.parts import Axial, LayerNorm, Learned, LocalAttention, Logits, LSHAttention
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, ReversibleEncoder, ReversibleLM, TwoStreams
 

@@ -16,9 +16,9 @@ counts padding in both and in the capacity, which it starts anew in each call of
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import EncoderDecoder, Stack
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
-from anyformer.hub.maps import Hub, row, under
+from anyformer.skeletons.base import EncoderDecoder, Stack
+from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
+from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Logits, MoE, RelativeBias, RMSNorm, Tokens, TopK
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import EncoderDecoder, Stack
-from anyformer.hub.config import ACTS, COMMON, NO_CLASSES, Lens, Same, key, keys, must, quiet
-from anyformer.hub.maps import Hub, row, under
+from anyformer.skeletons.base import EncoderDecoder, Stack
+from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, Same, key, keys, must, quiet
+from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, GatedMLP, Logits, RelativeBias, RMSNorm, Tokens
 
 

@@ -19,8 +19,8 @@ share them between layers.
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM
-from anyformer.hub.maps import Hub
+from anyformer.skeletons.base import CausalLM
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, LayerNorm, Logits, Relative, SegmentRecurrence, Tokens
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import Encoder
-from anyformer.hub.config import ACTS, CLASSES, COMMON, ONE_VALUE, Lens, key, keys, quiet
-from anyformer.hub.maps import Hub, Resample, row, under
+from anyformer.skeletons.base import Encoder
+from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, ONE_VALUE, Lens, key, keys, quiet
+from anyformer.hub.tables.weights import Hub, Resample, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Patches, Pooler
 
 

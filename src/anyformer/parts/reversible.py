@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part, call, drop
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import Blocks, CausalLM, Encoder
+from anyformer.skeletons.base import Blocks, CausalLM, Encoder
 from anyformer.parts.embeddings import Tokens
 from anyformer.parts.ffn import MLP
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anyformer.core.skeletons import Output
+from anyformer.skeletons.base import Output
 from anyformer.data.batches import Batch
 from anyformer.train import precision as half
 from anyformer.train.figures import figures

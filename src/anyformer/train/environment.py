@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from anyformer.hub.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write
 
 FILE = "environment.json"
 PACKAGES = ("anyformer", "torch", "numpy", "safetensors", "tokenizers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from anyformer.core.skeletons import Output
+from anyformer.skeletons.base import Output
 
 
 def figures(output: Output) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from typing import Any
 from tokenizers import AddedToken, processors
 
 from anyformer.core.recipe import Recipe
-from anyformer.core.skeletons import CausalLM, Encoder, EncoderDecoder
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.skeletons.base import CausalLM, Encoder, EncoderDecoder
+from anyformer.hub.text.tokenizer import Tokenizer
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),

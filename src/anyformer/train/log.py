@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anyformer.hub.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write
 
 COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "held_out")
 

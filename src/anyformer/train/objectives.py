@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anyformer.core.skeletons import Output
+from anyformer.skeletons.base import Output
 from anyformer.hub.pooling import MODES, pooled
 
 IGNORE = -100

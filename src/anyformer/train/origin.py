@@ -10,14 +10,14 @@ from typing import Any
 
 from anyformer.core import pages
 from anyformer.core.init import SCHEMES, initialise
-from anyformer.core.mup import Transfer
+from anyformer.train.mup import Transfer
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe, nearest
 from anyformer.data import vocabulary
 from anyformer.data.vocabulary import lines
 from anyformer.hub import load
-from anyformer.hub.guard import read_json
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.formats.guard import read_json
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import kinds
 
 SIZE, VOCAB = "mini", 1024

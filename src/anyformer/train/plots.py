@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anyformer.hub.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write
 from anyformer.train.log import COLUMNS, read_log
 
 PANELS = {"loss": "loss", "held_out": "held out", "lr": "learning rate", "grad_norm": "gradient norm"}

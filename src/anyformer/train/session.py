@@ -16,7 +16,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.data.batches import Batches
 from anyformer.data.order import Global
 from anyformer.data.prefetch import Prefetch
-from anyformer.hub.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write
 from anyformer.train.checkpoint import Run
 from anyformer.train.distributed import world
 from anyformer.train.loop import Done, Loop

@@ -16,7 +16,7 @@ from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import select
 from anyformer.data import sources
 from anyformer.hub import load
-from anyformer.hub.tokenizer import Tokenizer
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import Classifier, First
 from anyformer.train import lora
 

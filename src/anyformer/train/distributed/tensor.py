@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.rewrite import replace, select
-from anyformer.core.skeletons import Blocks
+from anyformer.skeletons.base import Blocks
 from anyformer.parts import MLP, Attention, GatedMLP
 from anyformer.parts.positions import RelativeBias
 

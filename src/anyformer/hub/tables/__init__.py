@@ -1,0 +1,1 @@
+"""Tables between published names and ours, read in both directions: weights, config keys, rope, families."""

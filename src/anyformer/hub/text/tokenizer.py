@@ -1,0 +1,324 @@
+"""Text to token ids and back: one class for every model, thin over `tokenizers`.
+
+The files are those of Hugging Face, in and out: `tokenizer.json` (vocabulary, rules),
+`tokenizer_config.json` (which tokens are bos, eos, pad …), `special_tokens_map.json` (the same, older),
+`chat_template.jinja` (else `chat_template` in the config). Truncation and padding that a `tokenizer.json`
+may switch on are switched off: text is never cut silently, and `batch` pads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Core
+from torch import Tensor
+
+from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_bytes, read_json, refuse, short
+from anyformer.hub.text.template import MAX_TEMPLATE, render
+
+MAX_BYTES = 200_000_000  # of tokenizer.json; the largest published ones have 35 MB
+MAX_CONFIG = 20_000_000
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+END = "<|endoftext|>"
+CORE, CONFIG, SPECIAL, TEMPLATE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` (`core`), the roles of its special tokens, and a chat template.
+
+    `roles` names tokens (`{"bos_token": "<s>", …}`; one that the vocabulary lacks has no id); they count as
+    special. `config` is what else the `tokenizer_config.json` held: `save` writes it back. `eos_ids` is a
+    set to which a loader may add (the generation config of a model can name several).
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        roles: dict[str, str] | None = None,
+        template: str | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        core.no_truncation()
+        core.no_padding()
+        self.core, self.roles, self.template = core, dict(roles or {}), template
+        self.config = dict(config or {"tokenizer_class": "PreTrainedTokenizerFast"})
+        special = {token.content for token in core.get_added_tokens_decoder().values()}
+        missing = [t for t in self.roles.values() if t not in special and core.token_to_id(t) is not None]
+        core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
+        end = self.role_id("eos_token")
+        self.eos_ids: set[int] = set() if end is None else {end}
+
+    def role_id(self, role: str) -> int | None:
+        """The id of the token that has a role (`bos_token`, `mask_token` …), or None."""
+        return self.core.token_to_id(self.roles[role]) if role in self.roles else None
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, special and added ones included (a model may have more rows than that)."""
+        return self.core.get_vocab_size()
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins a text, or None."""
+        return self.role_id("bos_token")
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills a batch: the pad token, else an end token, else 0 (the mask hides it in any case)."""
+        pad = self.role_id("pad_token")
+        return pad if pad is not None else min(self.eos_ids, default=0)
+
+    # ------------------------------------------------------------------------------------ text and ids
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of `text`; with `special`, the tokens that the model expects around it (bos, [CLS] …) too.
+
+        Special tokens written out in `text` become those tokens in either case. Errors: ValueError for what is
+        no text.
+        """
+        return self._encode([text], special)[0]
+
+    def _encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        try:
+            return [e.ids for e in self.core.encode_batch(list(texts), add_special_tokens=special)]
+        except TypeError:
+            raise ValueError(f"text: expected a str that UTF-8 can write, got {short(texts)}") from None
+
+    def decode(self, ids: Iterable[int] | Tensor, skip_special: bool = True) -> str:
+        """The text of `ids`.
+
+        An id that no token has decodes to nothing: models may have more rows than their vocabulary has
+        tokens.
+        """
+        return self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def batch(
+        self, texts: Sequence[str], padding: Literal["left", "right"] = "right", special: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Several texts as `input_ids` and `attention_mask` (1 = text), each (B, T) long, padded to the longest."""
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts: expected a list of at least one text, got {short(texts)}")
+        if padding not in ("left", "right"):
+            raise ValueError(f"padding: expected 'left' or 'right', got {padding!r}")
+        rows = self._encode(texts, special)
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad_id)  # (B, T)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)  # (B, T)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if padding == "left" else slice(len(row))
+            ids[i, place] = torch.tensor(row, dtype=torch.long)
+            mask[i, place] = 1
+        return ids, mask
+
+    def stream(self, skip_special: bool = True) -> Stream:
+        """A decoder that takes ids one by one."""
+        return Stream(self, skip_special)
+
+    # -------------------------------------------------------------------------------------------- chat
+
+    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation, `[{"role": "user", "content": "…"}, …]`, in the model's own format.
+
+        Errors: ValueError without a template, for messages without a role, and from the template.
+        """
+        if self.template is None:
+            raise ValueError(
+                f"this tokenizer has no chat template (looked for {TEMPLATE}, chat_template in {CONFIG}): the model "
+                "was not made for conversations; `generate` goes on with a text"
+            )
+        if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+            raise ValueError(f"messages: expected dicts with 'role' and 'content', got {short(messages)}")
+        variables = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        return render(self.template, {**self.roles, "tools": None, "documents": None, **variables})
+
+    def chat_ids(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        """The ids of a conversation. The template writes bos itself, so nothing is added around it."""
+        return self.encode(self.chat(messages, add_generation_prompt), special=False)
+
+    # ------------------------------------------------------------------------------------------- files
+
+    def ids(self) -> dict[str, Any]:
+        """The special ids as a `config.json` names them; those that there are."""
+        eos = sorted(self.eos_ids)
+        named = {"bos": self.bos_id, "eos": eos if len(eos) > 1 else next(iter(eos), None)}
+        return {f"{k}_token_id": v for k, v in {**named, "pad": self.role_id("pad_token")}.items() if v is not None}
+
+    @staticmethod
+    def exists(folder: str | os.PathLike) -> bool:
+        """Whether the folder has a tokenizer for `load`."""
+        return os.path.lexists(Path(folder) / CORE)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder. Errors: FileNotFoundError, FileRefused."""
+        if not cls.exists(folder):
+            others = [n for n in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+                      if os.path.lexists(Path(folder) / n)]  # fmt: skip
+            hint = f"; {', '.join(others)} alone is not enough, convert it with `transformers`" if others else ""
+            raise FileNotFoundError(f"{folder}: no tokenizer; looked for {CORE} (with {CONFIG}, {SPECIAL}){hint}")
+        path = inside(folder, CORE)
+        special, config = _optional_json(folder, SPECIAL), _optional_json(folder, CONFIG)
+        roles = {**_roles(special, Path(folder) / SPECIAL), **_roles(config, Path(folder) / CONFIG)}
+        template = _template(folder, config.pop("chat_template", None))
+        return cls(_core(read_bytes(path, MAX_BYTES), path), roles, template, config)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and the template."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / CORE, self.core.to_str(pretty=True).encode())
+        for name, content in ((CONFIG, {**self.config, **self.roles}), (SPECIAL, self.roles)):
+            atomic_write(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        if self.template is not None:
+            atomic_write(folder / TEMPLATE, self.template.encode())
+        else:
+            (folder / TEMPLATE).unlink(missing_ok=True)
+
+    # --------------------------------------------------------------------------------------- new ones
+
+    @classmethod
+    def bytes_level(cls) -> Tokenizer:
+        """One token for each byte (id = byte) and `<|endoftext|>` (id 256), which is bos, eos and pad."""
+        core = Core(models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.add_special_tokens([AddedToken(END, normalized=False, special=True)])
+        return cls._byte_level(core)
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab: int, special: Sequence[str] = ()) -> Tokenizer:
+        """Byte-level BPE of at most `vocab` tokens: `<|endoftext|>` (id 0), `special` ones, 256 bytes, and merges.
+
+        Words are cut as GPT-2 does, numbers into digits. The same texts give the same tokenizer.
+        """
+        if vocab < (least := 257 + len(special)):
+            raise ValueError(
+                f"vocab: expected at least {least} (256 bytes and {', '.join((END, *special))}), got {vocab}"
+            )
+        core = Core(models.BPE())
+        core.pre_tokenizer = _splits()
+        core.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=vocab, special_tokens=[END, *special], initial_alphabet=_letters(), show_progress=False
+            ),
+        )
+        return cls._byte_level(core)
+
+    @classmethod
+    def _byte_level(cls, core: Core) -> Tokenizer:
+        core.decoder = decoders.ByteLevel()
+        return cls(core, {"bos_token": END, "eos_token": END, "pad_token": END})
+
+
+class Stream:
+    """Decodes ids as they come: what `put` and `end` return, joined, is `decode` of all of them.
+
+    Text is held back while it could still change: a character whose bytes are not all there, and, for
+    tokenizers with byte tokens (`<0xE4>`), a run of these. Each step decodes only the ids held back and
+    those of the last text given out, which are there so that the decoder does not take the middle of a text
+    for its beginning.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool):
+        self._tokenizer, self._skip = tokenizer, skip_special
+        added = tokenizer.core.get_added_tokens_decoder()
+        self._hidden = {i for i, token in added.items() if token.special and skip_special}
+        self._before: list[int] = []
+        self._held: list[int] = []
+
+    def put(self, token: int) -> str:
+        """The text that is certain now that `token` has come: often empty, or of more than this token."""
+        if token in self._hidden:
+            return ""
+        self._held.append(token)
+        text = self._text()
+        letters = self._tokenizer.core.id_to_token(token) or ""
+        if not text or text.endswith("\ufffd") or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", letters):
+            return ""
+        self._before, self._held = self._held, []
+        return text
+
+    def end(self) -> str:
+        """What was held back."""
+        text = self._text()
+        self._before, self._held = [], []
+        return text
+
+    def _text(self) -> str:
+        """The text of the ids held back."""
+        shown = self._tokenizer.decode(self._before, self._skip)
+        return self._tokenizer.decode(self._before + self._held, self._skip)[len(shown) :]
+
+
+def _letters() -> list[str]:
+    """The letters in which byte-level BPE writes the 256 bytes: itself where it prints, else one from 256 on."""
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+def _splits() -> pre_tokenizers.PreTokenizer:
+    """GPT-2's words, with single digits."""
+    parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    return pre_tokenizers.Sequence(parts)
+
+
+def _core(data: bytes, path: Path) -> Core:
+    try:
+        return Core.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the Rust side raises plain exceptions, and panics as BaseException
+        raise FileRefused(f"{path}: not a tokenizer: {short(str(error))}") from None
+
+
+def _optional_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
+    """The object in a JSON file of `folder`, empty when there is none."""
+    if not os.path.lexists(Path(folder) / name):
+        return {}
+    path = inside(folder, name)
+    content = read_json(path, MAX_CONFIG)
+    if not isinstance(content, dict):
+        raise refuse(path, "content", "a JSON object", content)
+    return content
+
+
+def _roles(config: dict[str, Any], path: Path) -> dict[str, str]:
+    """Take the roles out of a config; a token is given as text, or as an object with its `content`."""
+    roles = {}
+    for role in ROLES:
+        token = config.pop(role, None)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(token, str):
+            raise refuse(path, role, "a token", token)
+        if token is not None:
+            roles[role] = token
+    return roles
+
+
+def _template(folder: str | os.PathLike, value: Any) -> str | None:
+    """The chat template: the file, else what the config holds (a text, or named ones of which one is `default`)."""
+    path = Path(folder) / TEMPLATE
+    if os.path.lexists(path):
+        try:
+            return read_bytes(inside(folder, TEMPLATE), 4 * MAX_TEMPLATE).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FileRefused(f"{path}: not UTF-8 at byte {error.start}") from None
+    if isinstance(value, list):
+        named = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
+        value = named[0].get("template") if named else None
+    if value is not None and not isinstance(value, str):
+        raise refuse(Path(folder) / CONFIG, "chat_template", "a text", value)
+    return value

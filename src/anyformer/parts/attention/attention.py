@@ -1,0 +1,258 @@
+"""Attention, the one part: what varies is handed in.
+
+B batch, T queries, S keys, D width, H heads, G key/value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Mixer, built, check_option
+from anyformer.core.recipe import Recipe
+from anyformer.parts.attention.kernels import KERNELS, attend, weights
+from anyformer.parts.attention.masks import FAR, Full, Mask, View, check_sees, resolved, view
+from anyformer.parts.attention.scores import Bias, Call, changed, made, stack_bias
+
+
+class Attention(Mixer):
+    """Scaled dot-product attention with heads (Vaswani et al., 2017; arXiv:1706.03762):
+    softmax(cap(scale * q k^T) + bias) v.
+
+    ```
+    heads = 4, kv_heads = 4      kv_heads = 2 (grouped)       kv_heads = 1 (multi-query)
+    q  1  2  3  4                q  1  2  3  4                q  1  2  3  4
+       |  |  |  |                   \\ /    \\ /                   \\  \\ /  /
+    kv 1  2  3  4                kv  1      2                 kv      1
+    ```
+
+    Args:
+        heads: H. `kv_heads`: G, a divisor of H; H by default (Ainslie et al., 2023; arXiv:2305.13245).
+        head_dim: K; width / heads by default.
+        bias: of the projections q, k, v; `out_bias`: of o, the same by default.
+        norm: of each head's q and k, before the positions: `RMSNorm.of()` for QK-norm (Henry et al., 2020;
+            arXiv:2010.04245), or None.
+        positions: `Rotary.of(...)`, or None. What a stack owns (T5's relative bias) comes by the flow.
+        mask: whom a token may see, e.g. `Window(255)`; in a decoder the future stays hidden whatever it says.
+        cross: keys and values come from the encoder's memory.
+        scale: of the scores; K^-1/2 by default.
+        scores: what changes the scores, e.g. `[Alibi.of()]`: see `anyformer.parts.attention.scores`.
+        dropout: of the weights, in training.
+        kernel: see `anyformer.parts.attention.kernels`; all give the same numbers.
+
+    Taps: `weights` (B, H, T, S). Listening never changes the output.
+    Shape: (B, T, D) -> same.
+    """
+
+    packs = True
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool | None = None,
+        norm: Recipe | None = None,
+        positions: Recipe | None = None,
+        mask: Mask | None = None,
+        cross: bool = False,
+        scale: float | None = None,
+        scores: Any = (),
+        dropout: float = 0.0,
+        kernel: str = "auto",
+    ):
+        super().__init__()
+        check_option("Attention", "kernel", kernel, KERNELS)
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        if heads < 1 or self.kv_heads < 1:
+            raise ValueError(f"Attention: heads and kv_heads are at least 1; got heads={heads}, kv_heads={kv_heads}")
+        if head_dim is None and dim % heads:
+            raise ValueError(f"Attention: a width of {dim} does not divide into {heads} heads; give head_dim")
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"Attention: head_dim is the width of a head, at least 1; got {head_dim}")
+        if heads % self.kv_heads:
+            raise ValueError(f"Attention: kv_heads={self.kv_heads} does not divide heads={heads}")
+        if mask is not None:
+            check_sees(mask)
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.q = nn.Linear(dim, heads * self.head_dim, bias)
+        self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
+        self.v = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
+        self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
+        self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
+        self.positions = built(positions, self.head_dim)
+        self.mask, self.cross, self.scale, self.dropout, self.kernel = mask, cross, scale, dropout, kernel
+        found = made(scores, dim, heads, self.head_dim, cross)
+        self.scores: Any = nn.ModuleList(found) if found else None
+        self._shared = (repr(scores), heads) if all(s.fixed for s in found) else None
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        T = x.shape[1]
+        q = self._normed("q", self._split(self.q(x), self.heads))  # (B, T, H, K)
+        if self.cross:
+            k, v = self._memory(flow)
+            key: Any = "cross"
+            bias: Tensor | Bias | None = None
+            seen, mask = flow.once(key, lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device)))
+        else:
+            q, k, v = self._self(x, q, flow)
+            key = (self.mask, flow.state and k.shape[2])  # layers of one kind share the mask and the bias
+            seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
+            bias = None if flow.bias is None else flow.once(("bias", key), lambda: stack_bias(flow.bias, seen))
+        q, cap = q.transpose(1, 2), None  # (B, H, T, K)
+        if self.scores is not None:
+            q, bias, cap = self._changed(x, q, seen, key, flow)
+        if flow.taps is not None and flow.taps.wants(self, "weights"):
+            whole = bias(seen) if callable(bias) else bias
+            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), whole, self.scale, cap))
+        y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel, cap)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+    def _normed(self, name: str, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm[name](x)
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.head_dim))  # (B, T, heads, K)
+
+    def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of everything seen so far, (B, G, S, K), and the queries with their positions."""
+        k, v = (self._split(p(x), self.kv_heads) for p in (self.k, self.v))  # (B, T, G, K) each
+        k = self._normed("k", k)
+        if self.positions is not None:
+            q, k = self.positions(q, flow), self.positions(k, flow)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, G, T, K)
+        slot = flow.slot(self)
+        return (q, k, v) if slot is None else (q, *slot.append(k, v))
+
+    def _memory(self, flow: Flow) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's memory, (B, G, S, K); made once, then kept in the state."""
+        if flow.memory is None:
+            raise ValueError(
+                "Attention with cross=True needs an encoder's memory; use it in the decoder of an EncoderDecoder"
+            )
+        slot = flow.slot(self)
+        if slot is not None and slot.length:
+            return slot.k, slot.v
+        k, v = (self._split(p(flow.memory), self.kv_heads) for p in (self.k, self.v))
+        k, v = self._normed("k", k).transpose(1, 2), v.transpose(1, 2)  # (B, G, S, K) each
+        return (k, v) if slot is None else slot.append(k, v)
+
+    def _changed(
+        self, x: Tensor, q: Tensor, seen: View, key: Any, flow: Flow
+    ) -> tuple[Tensor, Tensor | Bias | None, float | None]:
+        """Queries, bias and cap by the score parts. Of a long text the bias stays a function, made piece by piece."""
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        stack = None if self.cross or flow.bias is None else lambda view: stack_bias(flow.bias, view)
+        q, bias, cap = changed(self.scores, Call(x, q, scale, seen, flow), stack)
+        if bias is None or seen.long() or seen.heavy():
+            return q, bias, cap
+        if self._shared is None:
+            return q, bias(seen), cap
+        return q, flow.once((self._shared, key), lambda: bias(seen)), cap  # layers of one kind have the same
+
+    def start(self, batch: int, length: int, like: Tensor) -> KeysValues:
+        if self.cross:
+            return Frozen(batch, self.kv_heads, self.head_dim, 0, like)
+        return kept(self.mask, batch, self.kv_heads, self.head_dim, length, like)
+
+
+def kept(
+    mask: Mask | None, batch: int, heads: int, head_dim: int, length: int, like: Tensor, kinds: int = 2
+) -> KeysValues:
+    """Empty state for what queries under that mask will look at."""
+    left = FAR if mask is None else mask.reach()[0]
+    if left < FAR:
+        return Sliding(batch, heads, head_dim, min(length, 2 * left + 2), like, left, kinds)
+    return KeysValues(batch, heads, head_dim, length, like, kinds)
+
+
+class KeysValues:
+    """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K).
+
+    `kinds` is 1 where one tensor is keys and values at once (`LatentAttention`).
+    """
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, kinds: int = 2):
+        self.memory = like.new_empty(kinds, batch, heads, room, head_dim)
+        self.length = 0
+
+    @property
+    def k(self) -> Tensor:
+        return self.memory[0, :, :, : self.length]
+
+    @property
+    def v(self) -> Tensor:
+        return self.memory[1, :, :, : self.length]
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Adds (B, G, T, K) of each kind, keys and values, and returns everything."""
+        start, end = self.length, self.length + new[0].shape[2]
+        if end > self.memory.shape[3]:
+            self.memory = self._grown(max(end, 2 * self.memory.shape[3]))
+        for kind, some in enumerate(new):
+            self.memory[kind, :, :, start:end] = some
+        self.length = end
+        return tuple(self.memory[kind, :, :, :end] for kind in range(len(new)))
+
+    def _grown(self, room: int) -> Tensor:
+        memory = self.memory
+        grown = memory.new_empty(*memory.shape[:3], room, memory.shape[4])
+        grown[:, :, :, : self.length] = memory[:, :, :, : self.length]
+        return grown
+
+    def reorder(self, index: Tensor) -> None:
+        self.memory = self.memory[:, index]
+
+    def returns_to(self, length: int) -> bool:
+        return True
+
+    def trim(self, length: int) -> None:
+        self.length = length
+
+    def mark(self) -> None:
+        pass
+
+    def bytes(self) -> int:
+        return self.memory.nbytes
+
+
+class Frozen(KeysValues):
+    """Keys and values of the encoder's memory: made once, not touched by the length of the target."""
+
+    def trim(self, length: int) -> None:
+        pass
+
+
+class Sliding(KeysValues):
+    """Keys and values of a window: what no later query can reach is dropped, so memory stays bounded.
+
+    `dropped` tokens are gone from the front; the rest is kept as in `KeysValues`.
+    """
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, left: int, kinds: int = 2):
+        super().__init__(batch, heads, head_dim, room, like, kinds)
+        self.left, self.dropped = left, 0
+        self.marked: int | None = None
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
+        oldest = seen if self.marked is None else min(seen, self.marked)
+        excess = max(0, oldest - self.left - self.dropped)
+        if excess > self.left:  # moving is a copy: do it once for many tokens; and a long prompt's room is given back
+            self.length, self.dropped = self.length - excess, self.dropped + excess
+            self.memory = self.memory[:, :, :, excess:]
+            self.memory = self._grown(max(2 * self.left + 2, self.length + new[0].shape[2]))
+        return super().append(*new)
+
+    def returns_to(self, length: int) -> bool:
+        return not self.dropped or length - self.left >= self.dropped
+
+    def trim(self, length: int) -> None:
+        self.length, self.marked = length - self.dropped, None
+
+    def mark(self) -> None:
+        self.marked = self.dropped + self.length

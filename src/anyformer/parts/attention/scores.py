@@ -1,0 +1,107 @@
+"""What changes the scores of attention before its softmax: softmax(cap(scale q k^T) + bias) v.
+
+B batch, T queries, S keys, D width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part
+from anyformer.core.recipe import Recipe
+from anyformer.parts.attention.masks import View
+
+Bias = Callable[[View], Tensor]  # what is added to the scores of some queries and keys, (1 or B, H, T, S)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of attention, as its score parts see it."""
+
+    x: Tensor  # (B, T, D) what the queries are made of
+    q: Tensor  # (B, H, T, K) the queries, before any part has changed them
+    scale: float  # of the scores
+    view: View  # all queries and keys of this call
+    flow: Flow
+
+
+class Score(Part):
+    """Base of the parts that `Attention(scores=[…])` takes. Each does one or two of three things:
+
+    ```
+    q ── query ──┐
+    k ───────────┴─ scale q k^T ── cap ──(+)── softmax ── · v
+                                 bias ────┘
+    ```
+    Several ones: all queries are changed in the order of the list, there is one cap at most, biases add up.
+
+    Attributes:
+        across: does it fit attention to another text (`cross=True`)? What goes by distances does not.
+        fixed: is its bias the same in all layers that have the same recipe? Then it is made once.
+        cap: c of c tanh(s / c), or None.
+    """
+
+    given = ("dim", "heads", "head_dim")
+    across: ClassVar[bool] = False
+    fixed: bool = False
+    cap: float | None = None
+
+    def query(self, q: Tensor) -> Tensor:
+        """(B, H, T, K) -> same."""
+        return q
+
+    def bias(self, call: Call) -> Bias | None:
+        """What is added, as a function of which queries and keys: asked for some at a time where texts are long."""
+        return None
+
+
+def made(recipes: Any, dim: int, heads: int, head_dim: int, cross: bool) -> list[Score]:
+    """The parts of a list of recipes.
+
+    Raises:
+        ValueError: for what is no list of score parts, more than one cap, or one that does not fit cross-attention.
+    """
+    if isinstance(recipes, Recipe) or not isinstance(recipes, Iterable):
+        raise ValueError(f"Attention: scores is a list of recipes; write scores=[{recipes!r}]")
+    for recipe in recipes:
+        if not isinstance(recipe, Recipe) or not issubclass(recipe.part, Score):
+            known = ", ".join(sorted(name for name, part in Part.kinds.items() if issubclass(part, Score)))
+            raise ValueError(f"Attention: scores takes {known.replace('Score, ', '')}; got {recipe!r}")
+        if cross and not recipe.part.across:
+            raise ValueError(
+                f"{recipe.part.__name__} goes by distances inside one text, and attention with cross=True looks at "
+                "another one; leave it out of that branch's scores"
+            )
+    parts = [recipe.build(dim, heads, head_dim) for recipe in recipes]
+    if sum(part.cap is not None for part in parts) > 1:
+        raise ValueError("Attention: scores can be capped once; leave one SoftCap in the list")
+    return parts
+
+
+def changed(scores: Iterable[Score], call: Call, bias: Bias | None) -> tuple[Tensor, Bias | None, float | None]:
+    """The queries, the sum of all biases with that of the stack, the cap."""
+    q, cap, biases = call.q, None, [] if bias is None else [bias]
+    for score in scores:
+        q, cap = score.query(q), cap if score.cap is None else score.cap
+        own = score.bias(call)
+        biases += [] if own is None else [own]
+
+    def total(view: View) -> Tensor:
+        first, *rest = (b(view) for b in biases)
+        return sum(rest, first).to(q.dtype)
+
+    return q, total if biases else None, cap
+
+
+def stack_bias(bias: Any, view: View) -> Tensor:
+    """The relative bias that a stack owns between the queries and keys of a view, (1, H, T, S)."""
+    key, query = (
+        torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count))
+    )
+    return bias(query, key)

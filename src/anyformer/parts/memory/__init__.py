@@ -1,0 +1,1 @@
+"""Mixers that read a memory of earlier segments: recurrent, compressed, searched, learned."""

@@ -1,0 +1,1 @@
+"""Skeletons: how streams connect. One file each."""
