@@ -18,8 +18,8 @@ def build(name: str) -> tuple[Answer, Callable[[Answer], Answer]]:
     import torch
 
     from anyformer.core.init import initialise
-    from anyformer.skeletons.base import CausalLM
     from anyformer.parts import MLP, Block, Logits, RMSNorm, Tokens
+    from anyformer.skeletons.decoder import CausalLM
 
     torch.set_num_threads(THREADS)
     norm = RMSNorm.of()

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM, Encoder
 from anyformer.parts import (
     MLP,
     Alibi,
@@ -63,6 +62,8 @@ from anyformer.parts import (
 )  # fmt: skip
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
+from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.encoder import Encoder
 
 DIM, DEPTH, HEADS, CONTEXT, BYTES = 128, 2, 4, 512, 256
 MASK = BYTES  # what a hidden byte is replaced by

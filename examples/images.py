@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import anyformer as af
-from anyformer.skeletons.base import Output
 from anyformer.data.order import shuffled
+from anyformer.skeletons.base import Output
 from anyformer.train import Settings, objectives, optim
 from anyformer.train.schedule import rate
 

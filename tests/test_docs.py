@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyformer import parts
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.attention.global_tokens import GlobalAttention

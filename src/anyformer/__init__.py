@@ -12,11 +12,18 @@ model = af.load("path/to/model")                                      # Hugging 
 import importlib
 
 from anyformer import parts
-from anyformer.core.flow import Flow, State, Taps
+from anyformer.core.flow import Flow
+from anyformer.core.mixer import Mixer
 from anyformer.core.pages import build, names, page, pages, recipe
-from anyformer.core.part import Mixer, Part
+from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM, Encoder, EncoderDecoder, Output, Stack
+from anyformer.core.state import State
+from anyformer.core.taps import Taps
+from anyformer.skeletons.base import Output
+from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.encoder import Encoder
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.stack import Stack
 
 __version__ = "0.1.0"
 __all__ = [

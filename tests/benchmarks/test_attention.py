@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anyformer import parts
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Attention, LSHAttention
 from benchmarks import attention, attention_report, choose, quality_claims, quality_models, quality_probes

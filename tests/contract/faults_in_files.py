@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.hub.tables.config import ACTS, Lens
-from anyformer.hub.tables.weights import Link, Split
 from anyformer.hub.tables.rope import NAMES, rope
+from anyformer.hub.tables.weights import Link, Split
 from anyformer.parts import MLP, First, LayerNorm
 from anyformer.parts.positions import Dynamic
 from tests.contract.planting import around, fault, module

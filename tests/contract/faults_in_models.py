@@ -14,14 +14,16 @@ import torch
 from anyformer.compress.int8 import Int8Linear
 from anyformer.compress.nf4 import Nf4
 from anyformer.contract import training
-from anyformer.core.flow import Flow, State, Taps
+from anyformer.core.flow import Flow
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
+from anyformer.core.state import State
+from anyformer.core.taps import Taps
 from anyformer.generate.options import Options
 from anyformer.parts import MLP, ExpertChoice, MoE, Rotary, TopK, Window
-from anyformer.parts.attention.attention import KeysValues, Sliding
+from anyformer.parts.attention.cache import KeysValues, Sliding
 from anyformer.parts.attention.masks import Causal, Full
 from anyformer.parts.positions import Linear
+from anyformer.skeletons.decoder import CausalLM
 from anyformer.train.lora import DoraLinear, LoraLinear
 from anyformer.train.objectives import counted
 from tests.contract.planting import around, fault, module
@@ -337,7 +339,9 @@ def overlap_is_accepted(patch: pytest.MonkeyPatch) -> None:
 
 @fault("pickles are refused", on="gpt/tiny")
 def pickles_are_run(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("anyformer.hub.formats.safetensors.torch.load", lambda path, **options: pickle.loads(path.read_bytes()))
+    patch.setattr(
+        "anyformer.hub.formats.safetensors.torch.load", lambda path, **options: pickle.loads(path.read_bytes())
+    )
 
 
 @fault("bad recipes are refused", on="vit, grouped heads")

@@ -13,7 +13,7 @@ import anyformer as af
 from anyformer.contract import CHECKS, Report, compositions, verify
 from anyformer.contract.report import Row
 from anyformer.hub.formats.safetensors import open_weights, write_safetensors
-from anyformer.parts.attention.attention import KeysValues
+from anyformer.parts.attention.cache import KeysValues
 
 
 @pytest.fixture(autouse=True)

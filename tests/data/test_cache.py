@@ -131,7 +131,8 @@ def test_a_text_that_ends_in_an_error_leaves_nothing(tmp_path):
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
     code = (
-        "import os, signal; from anyformer.data.cache import tokens; from anyformer.hub.text.tokenizer import Tokenizer\n"
+        "import os, signal\nfrom anyformer.data.cache import tokens\n"
+        "from anyformer.hub.text.tokenizer import Tokenizer\n"
         "def dies():\n    yield 0, 'x' * 3_000_000\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"tokens(dies, 'key', Tokenizer.bytes_level(), {str(tmp_path)!r})"
     )

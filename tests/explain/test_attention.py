@@ -7,7 +7,7 @@ import torch
 
 import anyformer as af
 from anyformer.core import pages
-from anyformer.core.flow import Taps
+from anyformer.core.taps import Taps
 from anyformer.explain import attention_picture
 from anyformer.explain.labels import label
 from anyformer.hub.text.tokenizer import Tokenizer

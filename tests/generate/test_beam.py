@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.skeletons.base import EncoderDecoder
 from anyformer.generate import generate
 from anyformer.generate.beam import search
 from anyformer.generate.options import Options
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 from .subjects import model, names, reading
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from anyformer.hub.formats import safetensors as files
 from anyformer.hub.formats import guard
-from anyformer.hub.formats.safetensors import SafeTensors, Sharded, open_weights, write_safetensors
+from anyformer.hub.formats import safetensors as files
 from anyformer.hub.formats.guard import FileRefused, inside, parse_json, read_json
+from anyformer.hub.formats.safetensors import SafeTensors, Sharded, open_weights, write_safetensors
 
 torch.set_num_threads(1)
 SLACK = 300_000  # bytes: interpreter objects, error messages

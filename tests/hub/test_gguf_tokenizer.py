@@ -7,8 +7,8 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from anyformer.hub.text.gguf_tokenizer import PRE, tokenizer_from_gguf
 from anyformer.hub.formats.guard import FileRefused
+from anyformer.hub.text.gguf_tokenizer import PRE, tokenizer_from_gguf
 from tests.hub.texts import TEXTS, byte_level, sentencepiece, streamed
 
 torch.set_num_threads(1)

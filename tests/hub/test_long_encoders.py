@@ -14,8 +14,8 @@ import anyformer as af
 from anyformer.contract.oracle import Oracle, meet
 from anyformer.contract.probe import close, draw
 from anyformer.contract.subjects import Subject, hubs
-from anyformer.hub.tables import config as tables
 from anyformer.hub.formats.safetensors import open_weights
+from anyformer.hub.tables import config as tables
 from anyformer.hub.text.tokenizer import Tokenizer
 
 MODERNBERT = {  # answerdotai/ModernBERT-base, 2024: the keys of its day

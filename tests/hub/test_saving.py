@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyformer.hub.formats import safetensors as files
 from anyformer.hub.formats import guard
-from anyformer.hub.formats.safetensors import TensorFile, open_weights, write_safetensors
+from anyformer.hub.formats import safetensors as files
 from anyformer.hub.formats.guard import atomic_write
+from anyformer.hub.formats.safetensors import TensorFile, open_weights, write_safetensors
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from anyformer.hub.text import template
 from anyformer.hub.formats.guard import FileRefused
+from anyformer.hub.text import template
 from anyformer.hub.text.template import render
 from tests.hub.texts import CHAT, CHATML
 

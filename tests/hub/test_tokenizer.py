@@ -13,8 +13,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from anyformer.data import sources
 from anyformer.hub.formats.gguf import GGUF
-from anyformer.hub.text.gguf_tokenizer import tokenizer_from_gguf
 from anyformer.hub.formats.guard import FileRefused
+from anyformer.hub.text.gguf_tokenizer import tokenizer_from_gguf
 from anyformer.hub.text.tokenizer import END, Tokenizer
 from tests.hub.texts import CHAT, CHATML, ODD, TEXTS, oracle, sentencepiece, streamed
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anyformer.core.flow import Flow, State
+from anyformer.core.flow import Flow
 from anyformer.core.init import initialise
+from anyformer.core.mixer import start_state
 from anyformer.core.recipe import Recipe
 
 
@@ -36,7 +37,7 @@ def run(mixer: nn.Module, x: Tensor, causal: bool = True, keep: Tensor | None = 
 def step_by_step(mixer: nn.Module, x: Tensor, pieces: list[int]) -> Tensor:
     """(B, T, D) through a state, in pieces of these lengths."""
     holder = nn.ModuleList([mixer])
-    state, at, rows = State(holder, len(x)), 0, []
+    state, at, rows = start_state([holder], len(x)), 0, []
     for piece in pieces:
         rows.append(mixer(x[:, at : at + piece], flow(piece, first=at, state=state)))
         at += piece

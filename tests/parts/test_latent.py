@@ -15,9 +15,9 @@ import anyformer as af
 from anyformer.compress import int8
 from anyformer.contract import packing
 from anyformer.contract.subjects import Subject
-from anyformer.core.flow import State
 from anyformer.core.init import initialise
 from anyformer.core.recipe import Recipe
+from anyformer.core.state import State
 from anyformer.explain.attention import attention_picture
 from anyformer.parts import Attention, LatentAttention, RelativeBias, RMSNorm, Rotary, Window
 from anyformer.train import lora

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from anyformer.core.flow import Flow
-from anyformer.parts import Mamba, Mamba2, mamba_kernels
+from anyformer.parts import Mamba, Mamba2
+from anyformer.parts.recurrent import mamba_cuda
 from tests.parts.mixing import flow, step_by_step
 
 INSTALL = "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-deps --no-build-isolation mamba-ssm"
@@ -56,8 +57,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return y.transpose(1, 2), last.mT
 
     names = {"selective_scan_fn": selective, "mamba_chunk_scan_combined": chunks}
-    monkeypatch.setattr(mamba_kernels, "found", lambda module, name: names[name])
-    monkeypatch.setattr(mamba_kernels, "fits", lambda like, time: time > 1)
+    monkeypatch.setattr(mamba_cuda, "found", lambda module, name: names[name])
+    monkeypatch.setattr(mamba_cuda, "fits", lambda like, time: time > 1)
     return calls
 
 
@@ -74,7 +75,7 @@ def test_the_fused_path_gives_the_same(kind: str, taken: list[str], monkeypatch:
     fused = mixer(x, flow(30))
     assert taken == [kind]
     fast = torch.autograd.grad(fused.square().sum(), (x, *mixer.parameters()))
-    monkeypatch.setattr(mamba_kernels, "fits", lambda like, time: False)
+    monkeypatch.setattr(mamba_cuda, "fits", lambda like, time: False)
     plain = mixer(x, flow(30))
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fast, torch.autograd.grad(plain.square().sum(), (x, *mixer.parameters())))
@@ -98,16 +99,16 @@ def test_what_a_kernel_cannot_do_is_plain(taken: list[str]) -> None:
 
 
 def test_a_package_that_does_not_work_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mamba_kernels, "PACKAGE", "json")  # is there, and has no such module
-    mamba_kernels.found.cache_clear()
+    monkeypatch.setattr(mamba_cuda, "PACKAGE", "json")  # is there, and has no such module
+    mamba_cuda.found.cache_clear()
     with pytest.warns(UserWarning, match="ops.x.f cannot be used .*built for this torch"):
-        assert mamba_kernels.found("ops.x", "f") is None
-    monkeypatch.setattr(mamba_kernels, "PACKAGE", "no_such_package")
-    mamba_kernels.found.cache_clear()
+        assert mamba_cuda.found("ops.x", "f") is None
+    monkeypatch.setattr(mamba_cuda, "PACKAGE", "no_such_package")
+    mamba_cuda.found.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert mamba_kernels.found("ops.x", "f") is None
-    mamba_kernels.found.cache_clear()
+        assert mamba_cuda.found("ops.x", "f") is None
+    mamba_cuda.found.cache_clear()
 
 
 INTERPRETED = """
@@ -119,7 +120,8 @@ tuner.Autotuner.__init__ = lambda self, fn, names, configs, *a, **k: first(self,
 torch.cuda.device = lambda *_: contextlib.nullcontext()
 torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=4)
 from mamba_ssm.ops import selective_scan_interface as interface
-from anyformer.parts import Mamba, Mamba2, mamba_kernels
+from anyformer.parts import Mamba, Mamba2
+from anyformer.parts.recurrent import mamba_cuda
 from tests.parts.mixing import flow, step_by_step
 
 interface.selective_scan_fn = interface.selective_scan_ref
@@ -127,7 +129,7 @@ torch.manual_seed(0)
 for mixer in (Mamba(12, hidden=20, state=6), Mamba2(12, heads=4, hidden=64, state=16, groups=2)):
     x, found = torch.randn(2, 150, 12, requires_grad=True), []
     for fused in (True, False):
-        mamba_kernels.fits = lambda like, time: fused and time > 1
+        mamba_cuda.fits = lambda like, time: fused and time > 1
         y = mixer(x, flow(150))
         with torch.no_grad():
             pieces = step_by_step(mixer, x, [100, 1, 49])
@@ -152,6 +154,6 @@ def test_the_kernels_on_a_gpu(kind: str, packaged: None, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     mixer, x = MIXERS[kind]().cuda(), torch.randn(2, 300, 12, device="cuda", requires_grad=True)
     fused = mixer(x, Flow(torch.arange(300, device="cuda"), causal=True))
-    monkeypatch.setattr(mamba_kernels, "fits", lambda like, time: False)
+    monkeypatch.setattr(mamba_cuda, "fits", lambda like, time: False)
     plain = mixer(x, Flow(torch.arange(300, device="cuda"), causal=True))
     torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-4)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import anyformer as af
-from anyformer.core.flow import Flow, State, Taps
+from anyformer.core.flow import Flow
+from anyformer.core.mixer import start_state
 from anyformer.core.recipe import Recipe
+from anyformer.core.taps import Taps
 from anyformer.parts import (
     Attention,
     CompressiveMemory,
@@ -165,7 +167,7 @@ def test_a_state_is_the_whole(recipe: Recipe) -> None:
 def test_a_state_returns_and_its_rows_change_places(recipe: Recipe) -> None:
     mixer, x = made(recipe), text(3, 20)
     holder = nn.ModuleList([mixer])
-    state, order = State(holder, 3), torch.tensor([2, 0, 2])
+    state, order = start_state([holder], 3), torch.tensor([2, 0, 2])
     with torch.no_grad():
         mixer(x[:, :9], flow(9, state=state))
         state.length = 9
@@ -181,7 +183,7 @@ def test_a_state_returns_and_its_rows_change_places(recipe: Recipe) -> None:
 @every
 def test_a_state_stays_small(recipe: Recipe) -> None:
     mixer, x = made(recipe), text(1, 1)
-    state, sizes = State(nn.ModuleList([mixer]), 1), []
+    state, sizes = start_state([mixer], 1), []
     with torch.no_grad():
         for t in range(96):
             mixer(x, flow(1, first=t, state=state))
@@ -213,7 +215,7 @@ def test_learning_through_a_state_is_learning_from_a_long_row(recipe: Recipe) ->
     mixer, x = made(recipe).train(), text(2, 24)
     whole, goal = flow(24), torch.randn(2, 24, 12, dtype=torch.float64)
     totals = [(mixer(x, whole) * goal).sum() + sum(24 * v for v in whole.aux.values())]
-    state, total = State(nn.ModuleList([mixer]), 2), torch.zeros(())
+    state, total = start_state([mixer], 2), torch.zeros(())
     for at in range(0, 24, 12):
         call = flow(12, first=at, state=state)
         total = total + (mixer(x[:, at : at + 12], call) * goal[:, at : at + 12]).sum()

@@ -21,8 +21,8 @@ from anyformer.parts import (
     Mamba,
     Mamba2,
     Nystrom,
-    recurrence,
 )
+from anyformer.parts.recurrent import chunked
 from tests.parts.mixing import made, padded_is_alone, run, slopes_are_right, step_by_step
 
 DECODES: dict[str, Recipe] = {
@@ -110,8 +110,8 @@ def test_the_delta_rule_reads_back_what_was_written_last() -> None:
 
 def test_gated_delta_is_transformers() -> None:
     theirs = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next", reason="needs transformers")
-    from anyformer.parts.recurrent.delta import unit
     from anyformer.parts.recurrent.chunked import delta
+    from anyformer.parts.recurrent.delta import unit
 
     q, k, v = torch.randn(3, 2, 19, 3, 4).unbind()  # (B, T, H, K)
     fade, beta = -torch.rand(2, 19, 3), torch.rand(2, 19, 3)
@@ -163,7 +163,7 @@ def test_a_long_text_in_pieces_is_the_same(recipe: Recipe, monkeypatch: pytest.M
     keep = torch.ones(2, 23, dtype=torch.bool)
     keep[0, :8], keep[1, 20:] = False, False
     whole = run(mixer, x, keep=keep)
-    monkeypatch.setattr(recurrence, "PIECE", 5)
+    monkeypatch.setattr(chunked, "PIECE", 5)
     torch.testing.assert_close(run(mixer, x, keep=keep), whole)
     slopes_are_right(mixer, x, True, keep)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import anyformer as af
-from anyformer.core.flow import Flow, Taps
+from anyformer.core.flow import Flow
+from anyformer.core.taps import Taps
 from anyformer.parts import MLP, ExpertChoice, GatedMLP, MoE, TopK
 from anyformer.parts.moe import load_balance, router_z
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.core.flow import State
+from anyformer.core.mixer import start_state
 from anyformer.parts import Attention, BlockWindow, Causal, Dilated, Global, Prefix, Random, Strided, Window
 from anyformer.parts.attention.kernels import attend
 from anyformer.parts.attention.masks import Mask, View
@@ -79,7 +79,7 @@ def test_a_mask_of_too_many_pairs_is_never_made(monkeypatch: pytest.MonkeyPatch)
 def test_a_window_gives_back_the_room_of_a_long_prompt() -> None:
     mixer, x = made(Attention.of(heads=2, mask=Window(3)), dtype=torch.float32), torch.randn(1, 60, 12)
     with torch.no_grad():
-        state = State(torch.nn.ModuleList([mixer]), 1)
+        state = start_state([mixer], 1)
         rows = [mixer(x[:, :50], flow(50, state=state))]
         rows += [mixer(x[:, at : at + 1], flow(1, first=at, state=state)) for at in range(50, 60)]
         torch.testing.assert_close(torch.cat(rows, 1), run(mixer, x))

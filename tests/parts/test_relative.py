@@ -10,7 +10,8 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.core.recipe import Recipe
-from anyformer.parts import Attention, Relative, Window, relative
+from anyformer.parts import Attention, Relative, Window
+from anyformer.parts.attention import relative
 from anyformer.parts.attention.masks import Causal, Full, View
 from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
 

@@ -12,18 +12,13 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from anyformer.core.flow import Flow, Taps
+from anyformer.core.flow import Flow
 from anyformer.core.recipe import Recipe
+from anyformer.core.taps import Taps
 from anyformer.parts import MLP, Attention, LayerNorm, Learned, Logits, MoE, TopK
 from anyformer.parts.approximate.lsh import LSHAttention
-from anyformer.parts.reversible import (
-    ChunkedMLP,
-    Reversible,
-    ReversibleBlock,
-    ReversibleEncoder,
-    ReversibleLM,
-    TwoStreams,
-)
+from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
+from anyformer.skeletons.reversible import Reversible, ReversibleEncoder, ReversibleLM
 from tests.parts.mixing import made, run
 
 LSH = LSHAttention.of(heads=2, size=4, rounds=2, buckets=4)

@@ -268,10 +268,10 @@ def test_cap_is_gemma_2s() -> None:
 
 
 def test_a_window_keeps_the_gates_of_its_keys_alone() -> None:
-    from anyformer.core.flow import State
+    from anyformer.core.mixer import start_state
 
     mixer = made(soft("forget", mask=Window(3)))
-    state = State(torch.nn.ModuleList([mixer]), 1)
+    state = start_state([mixer], 1)
     for i in range(40):
         mixer(torch.randn(1, 1, 12, dtype=torch.float64), flow(1, first=i, state=state))
     assert state.slots[mixer.scores[0]].bytes() <= 3 * 8 * 8  # heads, float64, keys

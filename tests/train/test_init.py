@@ -10,9 +10,9 @@ import torch
 import anyformer as af
 from anyformer.core import pages
 from anyformer.core.init import initialise
-from anyformer.train.mup import Transfer
-from anyformer.skeletons.base import CausalLM
+from anyformer.skeletons.decoder import CausalLM
 from anyformer.train import Settings, objectives, optim, statistics
+from anyformer.train.mup import Transfer
 
 torch.set_num_threads(1)
 WIDTHS = (32, 128, 512)

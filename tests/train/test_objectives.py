@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.skeletons.base import Encoder, Output
+from anyformer.skeletons.base import Output
+from anyformer.skeletons.encoder import Encoder
 from anyformer.train import Settings, fit, objectives, optim
 
 

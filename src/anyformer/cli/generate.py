@@ -22,9 +22,9 @@ def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bo
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
     """
-    from anyformer.skeletons.base import EncoderDecoder
     from anyformer.generate import generate as write
     from anyformer.generate import stream
+    from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
     loaded = models.load(model)
     before = [""] * len(prompt) if isinstance(loaded, EncoderDecoder) else prompt

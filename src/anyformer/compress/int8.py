@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import rewrite, select
-from anyformer.hub.formats.safetensors import open_weights, write_safetensors
 from anyformer.hub.formats.guard import atomic_write, inside, read_json
+from anyformer.hub.formats.safetensors import open_weights, write_safetensors
 from anyformer.parts.embeddings import Table
 
 KIND = "anyformer-int8"  # model_type of what `save` writes

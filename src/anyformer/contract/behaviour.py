@@ -11,8 +11,8 @@ from torch import Tensor
 from anyformer.contract.check import check, decodes, pads
 from anyformer.contract.probe import Batch, close, draw, expect, run
 from anyformer.contract.subjects import Subject
-from anyformer.core.flow import State
-from anyformer.parts.attention.attention import Sliding
+from anyformer.core.state import State
+from anyformer.parts.attention.cache import Sliding
 from anyformer.parts.attention.masks import FAR, Mask
 from anyformer.parts.positions import Scaling
 from anyformer.parts.recurrent.chunked import Recurrent

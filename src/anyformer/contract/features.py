@@ -19,7 +19,7 @@ from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Failed, close, draw, expect, goal, outputs, run, same
 from anyformer.contract.subjects import Subject
 from anyformer.contract.training import in_full
-from anyformer.core.flow import Taps
+from anyformer.core.taps import Taps
 from anyformer.edge.export import export
 from anyformer.train import lora
 

@@ -19,9 +19,9 @@ from anyformer.contract.probe import Batch, draw, expect, outputs
 from anyformer.contract.subjects import Subject, apart, compositions, redrawn, subjects
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, Value
-from anyformer.parts.ffn import ACTIVATIONS
-from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.approximate.linear import FEATURES
+from anyformer.parts.attention.kernels import KERNELS
+from anyformer.parts.ffn import ACTIVATIONS
 
 # Options whose value must not change any number, with what they change instead and where that is checked.
 NO_NUMBER = {

@@ -18,10 +18,10 @@ from anyformer.contract.oracle import oracle, rewritten
 from anyformer.contract.probe import expect
 from anyformer.contract.subjects import Subject
 from anyformer.core import pages
-from anyformer.hub.tables import config as tables
 from anyformer.hub import load
-from anyformer.hub.tables.config import ACTS
 from anyformer.hub.formats.safetensors import open_weights
+from anyformer.hub.tables import config as tables
+from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Rotary
 

@@ -29,11 +29,11 @@ from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agr
 from anyformer.contract.subjects import Subject, apart, hubs, of_page, subjects, unsaid
 from anyformer.core import pages
 from anyformer.hub import load, save
-from anyformer.hub.tables.config import ACTS
 from anyformer.hub.formats.safetensors import open_weights
+from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub
-from anyformer.parts.ffn import ACTIVATIONS
 from anyformer.parts.attention.masks import FAR, Mask
+from anyformer.parts.ffn import ACTIVATIONS
 
 LONG = 96  # tokens, where a model accepts any number: beyond the trained length of every stretched page
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import STD, Subject, weights, words
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Blocks
 from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
-from anyformer.parts.reversible import Reversible
+from anyformer.skeletons.reversible import Reversible
+from anyformer.skeletons.stack import Blocks
 
 # Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
 # without padding, which is what ours promises (contract, item 6).

@@ -16,7 +16,7 @@ from anyformer.contract.check import check
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, close, draw, expect, outputs, slopes_agree
 from anyformer.contract.subjects import Subject
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 
 MOST = 40  # tokens of a row
 

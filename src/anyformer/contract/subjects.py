@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, Value
-from anyformer.skeletons.base import EncoderDecoder
-from anyformer.hub.tables import config as tables
 from anyformer.hub.load import NATIVE
+from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import (
     MLP,
@@ -55,6 +54,7 @@ from anyformer.parts import (
     deepnorm,
 )
 from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 STD = 0.25
 

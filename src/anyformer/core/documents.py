@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
-from anyformer.core.part import Mixer
+from torch import Tensor
 
 
 def places(document_ids: Tensor) -> Tensor:
@@ -37,23 +35,3 @@ def lengths(places: Tensor) -> Tensor:
     """The length of the document that each token is of, from `places`, (B, T)."""
     number = (places == 0).cumsum(1) - 1
     return torch.zeros_like(places).scatter_add_(1, number, torch.ones_like(places)).gather(1, number)
-
-
-def check_packed(
-    model: nn.Module, document_ids: Tensor, inputs: Tensor, mask: Tensor | None, positions: Tensor | None, state: object
-) -> None:
-    """Raises ValueError, naming what it is, unless this model can keep these documents apart."""
-    if document_ids.shape != inputs.shape:
-        raise ValueError(
-            f"document_ids must be (batch, tokens) = {tuple(inputs.shape)}, got {tuple(document_ids.shape)}"
-        )
-    others = {"attention_mask": mask, "position_ids": positions, "state": state}
-    for name in (n for n, value in others.items() if value is not None):
-        raise ValueError(
-            f"document_ids and {name} cannot be given together: the ids say what is padding (-1), places begin again "
-            "in each document, and decoding continues one text a row"
-        )
-    for part in (m for m in model.modules() if isinstance(m, Mixer) and not m.packs):
-        raise ValueError(
-            f"{type(part).__name__} cannot keep packed documents apart; give one document a row, with attention_mask"
-        )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anyformer.core.recipe import Recipe, signature
 
 if TYPE_CHECKING:
-    from anyformer.core.flow import Flow, Slot
+    pass
 
 
 class Part(nn.Module):
@@ -48,37 +48,6 @@ class Part(nn.Module):
 
     def reset_parameters(self) -> None:
         """First weights, where the common rule of `core.init` does not fit. Called after it."""
-
-
-class Mixer(Part):
-    """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`.
-
-    Attributes:
-        packs: does it keep packed documents (`flow.documents`) apart? One that does not say so is refused them.
-    """
-
-    packs: ClassVar[bool] = False
-
-    def start(self, batch: int, length: int, like: Tensor) -> Slot:
-        """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the
-        type of `like`."""
-        raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
-
-    def needs_both_ways(self, flow: Flow) -> None:
-        """Raises ValueError in a decoder: for mixers that cannot keep the future out."""
-        if flow.causal:
-            raise ValueError(
-                f"{type(self).__name__} mixes every token with all others, the future included: it fits an Encoder; in "
-                "a decoder take a causal mixer (Attention, LinearAttention, Mamba …)"
-            )
-
-    def needs_causal(self, flow: Flow) -> None:
-        """Raises ValueError in an encoder: for mixers that run from the first token to the last one."""
-        if not flow.causal:
-            raise ValueError(
-                f"{type(self).__name__} sees only what came before: it fits a decoder; in an Encoder take a mixer that "
-                "sees both ways (Attention, LinearAttention, Linformer …)"
-            )
 
 
 def drop(part: Any, x: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from anyformer.core.recipe import nearest
-from anyformer.skeletons.base import EncoderDecoder, Output
 from anyformer.hub.formats.guard import atomic_write
+from anyformer.skeletons.base import Output
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 TRACED = (2, 9, 7)  # batch, time, source time: the example
 CHECKED = ((1, 1, 1), (3, 17, 5), (2, 40, 23))  # what the written file is compared on
@@ -52,8 +53,8 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
 
     Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. What bounds them:
     the context of the model; images are whole patches, at least 2 in each direction; Mamba reads up to
-    `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed. Attention over a window computes all pairs in the exported
-    program (the eager model's choice of kernel depends on the length, which is open here).
+    `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed. Attention over a window computes all pairs in
+    the exported program (the eager model's choice of kernel depends on the length, which is open here).
 
     Args:
         model: in evaluation mode while it is traced; it is not changed.

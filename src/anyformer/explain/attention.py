@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.flow import Taps
-from anyformer.core.part import Mixer
-from anyformer.skeletons.base import EncoderDecoder
+from anyformer.core.mixer import Mixer
+from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 LAYERS = 4  # shown where none is named, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be told apart

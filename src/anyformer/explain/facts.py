@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from anyformer.core import pages
-from anyformer.skeletons.base import EncoderDecoder
 from anyformer.explain.tree import parameters_by_part, tree
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 MANY = 1024  # tokens at which memory is told where a model has no longest text
 

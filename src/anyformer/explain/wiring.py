@@ -13,8 +13,8 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe, signature
 from anyformer.explain.draw import PAPER, plotting
-from anyformer.parts.block import Block
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
+from anyformer.parts.block import Block
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
 SUM = 0.09  # radius of the sign (+)

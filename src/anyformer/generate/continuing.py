@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from anyformer.skeletons.base import EncoderDecoder
 from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.writing import Writer
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 def generate(

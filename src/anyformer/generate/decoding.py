@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.flow import State
-from anyformer.skeletons.base import EncoderDecoder
+from anyformer.core.state import State
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import check_room, end_ids
 from anyformer.generate.sampling import Sampler
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 class Decoding:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anyformer.skeletons.base import EncoderDecoder
 from anyformer.generate.decoding import evaluating, padded
 from anyformer.generate.prompts import tokenizer_of
 from anyformer.hub.pooling import Pooling, meaning, pooled
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.skeletons.base import EncoderDecoder
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 class Prompts:

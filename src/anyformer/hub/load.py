@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe, nearest
-from anyformer.hub.tables import config as tables
-from anyformer.hub.formats.safetensors import TensorFile, open_weights
 from anyformer.hub.formats.gguf import GGUF
 from anyformer.hub.formats.guard import inside, read_json
+from anyformer.hub.formats.safetensors import TensorFile, open_weights
 from anyformer.hub.ledger import Ledger, TensorLine
-from anyformer.hub.tables.weights import Hub, Link, links
 from anyformer.hub.pooling import read_pooling
+from anyformer.hub.tables import config as tables
+from anyformer.hub.tables.weights import Hub, Link, links
 
 NATIVE = "anyformer"  # model_type of models that nobody published
 

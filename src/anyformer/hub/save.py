@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from anyformer.core import pages
-from anyformer.hub.tables import config as tables
-from anyformer.hub.formats.safetensors import write_safetensors
 from anyformer.hub.formats.guard import atomic_write, read_json
+from anyformer.hub.formats.safetensors import write_safetensors
 from anyformer.hub.load import NATIVE
-from anyformer.hub.tables.weights import Hub, links
 from anyformer.hub.pooling import write_pooling
+from anyformer.hub.tables import config as tables
+from anyformer.hub.tables.weights import Hub, links
 
 
 def save(

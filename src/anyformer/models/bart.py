@@ -14,11 +14,12 @@ target ── token + place ── LayerNorm ──┬─ attention, causal ─(
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import EncoderDecoder, Stack
-from anyformer.hub.tables.config import key, keys, must
 from anyformer.hub.tables.bart import seq2seq_config, seq2seq_rows
+from anyformer.hub.tables.config import key, keys, must
 from anyformer.hub.tables.weights import Hub, row
 from anyformer.parts import MLP, Attention, Block, Entry, LayerNorm, Learned, Logits, Tokens
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.stack import Stack
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Encoder
 from anyformer.hub.tables.bert import bert_rows, prediction_rows
 from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, key, keys, must
 from anyformer.hub.tables.weights import Hub, row
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
+from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from anyformer.core.part import check_option, drop
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Encoder
 from anyformer.hub.tables.bert import bert_rows, prediction_rows
 from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, key, keys, must
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.heads import Through, Unread
+from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ x ──┬─ attention over all three ─(+)─ LayerNorm ─┬─ MLP ─(+)
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, CompressiveMemory, LayerNorm, Logits, Relative, Tokens
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

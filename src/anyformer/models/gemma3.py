@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
 from anyformer.hub.tables.gguf import PlusOne, decoder_config, decoder_rows
-from anyformer.hub.tables.weights import Hub, flat, row, under
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
+from anyformer.hub.tables.weights import Hub, flat, row, under
 from anyformer.parts import Attention, Block, GatedMLP, Logits, OneRMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Linear, Scaling
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ Its files hold q, k and v in one matrix, and every matrix transposed.
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, Split, Transpose, row, under
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Tokens
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ decoding      S += f(k) v^T,  z += f(k),  y = S^T f(q) / z.f(q)              S i
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, LayerNorm, Learned, LinearAttention, Logits, Tokens
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ attention:  q (T, K) ───────────────────�
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Encoder
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, LayerNorm, Learned, Logits, Tokens
 from anyformer.parts import Linformer as Mixer
+from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.config import Lens, Same, key, keys, quiet
 from anyformer.hub.tables.gguf import decoder_config, decoder_rows
 from anyformer.hub.tables.llama import llama_config, llama_rows
 from anyformer.hub.tables.weights import Hub, RotaryOrder
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from anyformer.hub.tables.bert import bert_rows
 from anyformer.hub.tables.config import ACTS, CLASSES, COMMON_BUT_PAD, ONE_VALUE, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens, Window
-from anyformer.parts.attention.global_tokens import GlobalAttention, GlobalEncoder
+from anyformer.parts.attention.global_tokens import GlobalAttention
+from anyformer.skeletons.encoder import GlobalEncoder
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba as Mixer
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

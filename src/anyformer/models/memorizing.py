@@ -17,7 +17,6 @@ T5's relative bias, one table for all layers, is added to the scores of what is 
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import (
     MLP,
@@ -29,6 +28,7 @@ from anyformer.parts import (
     SegmentRecurrence,
     Tokens,
 )
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ logits, pools all layers before the product, which lets one layer's imbalance hi
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.config import Lens, key, keys, quiet
 from anyformer.hub.tables.llama import llama_config, llama_rows
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Attention, Block, GatedMLP, Logits, MoE, RMSNorm, Rotary, Tokens, TopK, Window
 from anyformer.parts.positions import Linear, Scaling
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from anyformer.core.flow import Flow
 from anyformer.core.part import drop
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Encoder
 from anyformer.hub.tables.config import ACTS, CLASSES, COMMON_BUT_PAD, NO_PAD, key, keys, quiet
-from anyformer.hub.tables.weights import Hub, Split, row, under
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
+from anyformer.hub.tables.weights import Hub, Split, row, under
 from anyformer.parts import Attention, Block, Classifier, GatedMLP, LayerNorm, Logits, Rotary, Tokens, Window
 from anyformer.parts.heads import Dense, First, Mean, Through
+from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)

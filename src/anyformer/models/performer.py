@@ -14,9 +14,9 @@ f(x) = exp(W x - |x|^2 / 2), x = q or k, / K^1/4           W: features x K, rand
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, Favor, LayerNorm, Learned, Logits, Tokens
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.config import Lens, keys, must
 from anyformer.hub.tables.gguf import decoder_config, decoder_rows
 from anyformer.hub.tables.llama import llama_config, llama_rows
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
 from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

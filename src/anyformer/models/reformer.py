@@ -25,7 +25,8 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, Thin, row, under
 from anyformer.parts import Axial, LayerNorm, Learned, LocalAttention, Logits, LSHAttention
-from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, ReversibleEncoder, ReversibleLM, TwoStreams
+from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
+from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ counts padding in both and in the capacity, which it starts anew in each call of
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import EncoderDecoder, Stack
 from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Logits, MoE, RelativeBias, RMSNorm, Tokens, TopK
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.stack import Stack
 
 
 @dataclass(frozen=True)

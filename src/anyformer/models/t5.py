@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import EncoderDecoder, Stack
 from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, Same, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, GatedMLP, Logits, RelativeBias, RMSNorm, Tokens
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.stack import Stack
 
 
 @dataclass(frozen=True)

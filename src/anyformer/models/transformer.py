@@ -21,11 +21,12 @@ vocabulary of 37,000: 63.1 and 214.2 million. `opus-en-de` is the published file
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import EncoderDecoder, Stack
-from anyformer.hub.tables.config import alike, key, must, quiet
 from anyformer.hub.tables.bart import seq2seq_config, seq2seq_rows
+from anyformer.hub.tables.config import alike, key, must, quiet
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Logits, Sinusoidal, Tokens
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.stack import Stack
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ share them between layers.
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import MLP, Block, LayerNorm, Logits, Relative, SegmentRecurrence, Tokens
+from anyformer.skeletons.decoder import CausalLM
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Encoder
 from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, ONE_VALUE, Lens, key, keys, quiet
 from anyformer.hub.tables.weights import Hub, Resample, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Patches, Pooler
+from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,36 @@
 """The parts that every page is made of. `from anyformer.parts import Attention, Block, ...`"""
 
-from anyformer.parts.attention.attention import Attention
 from anyformer.parts.approximate.autocorrelation import AutoCorrelation
-from anyformer.parts.block import Block, deepnorm
-from anyformer.parts.memory.compressive import CompressiveMemory
-from anyformer.parts.recurrent.convolution import Convolution, ConvPositions
-from anyformer.parts.recurrent.delta import GatedDelta
-from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
-from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.approximate.fourier import Fourier
-from anyformer.parts.grid import Axial, Rotary2D, Sines2D
-from anyformer.parts.heads import Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Through
-from anyformer.parts.attention.latent import LatentAttention
 from anyformer.parts.approximate.linear import Favor, LinearAttention
 from anyformer.parts.approximate.low_rank import Linformer, Nystrom
 from anyformer.parts.approximate.lsh import LocalAttention, LSHAttention
+from anyformer.parts.approximate.probsparse import ProbSparse
+from anyformer.parts.attention.attention import Attention
+from anyformer.parts.attention.latent import LatentAttention
 from anyformer.parts.attention.masks import Causal, Full, Window
+from anyformer.parts.attention.relative import Relative
+from anyformer.parts.attention.score_parts import Alibi, Decay, Distances, Forget, SoftCap, Span, Temperature
+from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
+from anyformer.parts.block import Block, deepnorm
+from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
+from anyformer.parts.ffn import MLP, GatedMLP
+from anyformer.parts.grid import Axial, Rotary2D, Sines2D
+from anyformer.parts.heads import Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Through
+from anyformer.parts.memory.compressive import CompressiveMemory
+from anyformer.parts.memory.nearest import NearestMemory
 from anyformer.parts.memory.segments import SegmentRecurrence
 from anyformer.parts.memory.tokens import MemoryTokens
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
-from anyformer.parts.memory.nearest import NearestMemory
 from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, Times
-from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.positions import RelativeBias, Rotary
-from anyformer.parts.approximate.probsparse import ProbSparse
-from anyformer.parts.attention.relative import Relative
-from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, ReversibleEncoder, ReversibleLM, TwoStreams
-from anyformer.parts.attention.score_parts import Alibi, Decay, Distances, Forget, SoftCap, Span, Temperature
+from anyformer.parts.recurrent.convolution import Convolution, ConvPositions
+from anyformer.parts.recurrent.delta import GatedDelta
 from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
+from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
+from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 
 __all__ = [
     "MLP", "AdditivePool", "Alibi", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, Part, built
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import Part, built
 from anyformer.core.recipe import Recipe
 
 

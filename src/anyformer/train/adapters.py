@@ -30,10 +30,10 @@ from anyformer.compress.nf4 import Nf4
 from anyformer.core import pages
 from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import holding, replace
-from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_json, refuse
-from anyformer.hub.tables.weights import Link, Split, Transpose, links
+from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.hub.save import hub_for
+from anyformer.hub.tables.weights import Link, Split, Transpose, links
 from anyformer.train import lora
 from anyformer.train.lora import DoraLinear, LoraLinear
 from anyformer.train.world import World

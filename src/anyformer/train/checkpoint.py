@@ -33,8 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anyformer.hub import load
-from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.hub.formats.guard import atomic_write, read_json
+from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.train import adapters
 from anyformer.train.world import World
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anyformer.skeletons.base import Output
 from anyformer.data.batches import Batch
+from anyformer.skeletons.base import Output
 from anyformer.train import precision as half
 from anyformer.train.figures import figures
 from anyformer.train.objectives import with_auxiliary

@@ -22,8 +22,10 @@ from typing import Any
 from tokenizers import AddedToken, processors
 
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import CausalLM, Encoder, EncoderDecoder
 from anyformer.hub.text.tokenizer import Tokenizer
+from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.encoder import Encoder
+from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),

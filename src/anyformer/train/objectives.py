@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anyformer.skeletons.base import Output
 from anyformer.hub.pooling import MODES, pooled
+from anyformer.skeletons.base import Output
 
 IGNORE = -100
 

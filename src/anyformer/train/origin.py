@@ -10,7 +10,6 @@ from typing import Any
 
 from anyformer.core import pages
 from anyformer.core.init import SCHEMES, initialise
-from anyformer.train.mup import Transfer
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe, nearest
 from anyformer.data import vocabulary
@@ -19,6 +18,7 @@ from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import kinds
+from anyformer.train.mup import Transfer
 
 SIZE, VOCAB = "mini", 1024
 HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> what pages with several heads call it

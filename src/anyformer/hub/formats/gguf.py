@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from anyformer.hub.formats.dequant import STORED, Stored, dequantize
-from anyformer.hub.formats.safetensors import Entry, TensorFile
 from anyformer.hub.formats.guard import map_file, refuse, short
+from anyformer.hub.formats.safetensors import Entry, TensorFile
 
 MAX_STRINGS = 2_000_000  # in one file; a vocabulary of 262 k with its merges has 0.8 M
 MAX_ROWS = 200_000  # tensors and keys

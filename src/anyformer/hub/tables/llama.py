@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys
-from anyformer.hub.tables.weights import row, under
 from anyformer.hub.tables.rope import rope
+from anyformer.hub.tables.weights import row, under
 
 GATED = under("mlp", "ffn", *(row(f"{n}_proj", n) for n in ("gate", "up", "down")))
 

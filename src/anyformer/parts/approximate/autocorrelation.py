@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 from anyformer.parts.rows import Rows, rows
 
 

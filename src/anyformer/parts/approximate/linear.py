@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, check_option
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import check_option
 from anyformer.parts.fused import elu_plus_one, relative_exp
 from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, decayed, piecewise
 

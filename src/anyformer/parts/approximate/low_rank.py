@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
+from anyformer.parts.attention.heads import width
 
 
 class Linformer(Mixer):
@@ -199,12 +200,3 @@ def pseudo_inverse(a: Tensor, steps: int) -> Tensor:
         inner = torch.baddbmm(thirteen, az, torch.baddbmm(fifteen, az, seven - az, alpha=-1), alpha=-1)
         z = torch.baddbmm(z, z, inner, beta=0, alpha=0.25)
     return z.unflatten(0, size.shape)
-
-
-def width(owner: str, dim: int, heads: int, head_dim: int | None) -> int:
-    """The width of a head."""
-    if head_dim is None and dim % heads:
-        raise ValueError(f"{owner}: a width of {dim} does not divide into {heads} heads; give head_dim")
-    if head_dim is not None and head_dim < 1:
-        raise ValueError(f"{owner}: head_dim is at least 1; got {head_dim}")
-    return dim // heads if head_dim is None else head_dim

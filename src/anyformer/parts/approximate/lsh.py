@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, drop
-from anyformer.parts.attention.attention import KeysValues, Sliding
-from anyformer.parts.approximate.low_rank import width
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import drop
+from anyformer.parts.attention.cache import KeysValues, Sliding
+from anyformer.parts.attention.heads import width
 from anyformer.parts.rows import FAR, Rows, divided, rows
 
 HIDDEN, ITSELF = -1e9, -1e5  # scores of what may not be seen, and of a token itself: seen only where nothing else is

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, check_option, drop
-from anyformer.parts.approximate.low_rank import width
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import check_option, drop
+from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.masks import CHUNK
 from anyformer.parts.rows import Rows, rows
 

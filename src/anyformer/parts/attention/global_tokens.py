@@ -17,14 +17,11 @@ B batch, T time (queries and keys), D width, H heads, K head width, N global tok
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Encoder, Output
 from anyformer.parts.attention.attention import Attention
 from anyformer.parts.attention.kernels import attend, reader, weights
 from anyformer.parts.attention.masks import CHUNK, Full, Mask, Packed, View, view
@@ -193,33 +190,3 @@ def _chunked(
             keys, values = torch.cat((front[0], keys), 2), torch.cat((front[1], values), 2)
         out.append(torch.nn.functional.scaled_dot_product_attention(asked, keys, values, mask, dropout))
     return torch.cat(out, 2)
-
-
-class GlobalEncoder(Encoder):
-    """An `Encoder` with global tokens. With `first`, a text's first token is one where the caller names none."""
-
-    def __init__(
-        self, dim: int, embed: Recipe, blocks: Any, pool: Recipe | None = None,
-        heads: dict[str, Recipe] | None = None, context: int | None = None, first: bool = False,
-    ):  # fmt: skip
-        super().__init__(dim, embed, blocks, None, pool, heads, context)
-        self.first = first
-
-    def forward(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None, document_ids: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
-    ) -> Output:  # fmt: skip
-        """As of `Encoder`; `global_attention_mask` (B, T): 1 or True = a global token."""
-        flow = self.about(input_ids, attention_mask, token_type_ids, position_ids, document_ids)
-        flow.wide = self._wide(input_ids, global_attention_mask, flow)
-        return self.read(input_ids, flow)
-
-    def _wide(self, ids: Tensor, mask: Tensor | None, flow: Flow) -> Tensor | None:
-        if mask is None:
-            wide = (flow.positions == 0).expand(ids.shape) if self.first else None
-        elif mask.shape == ids.shape:
-            wide = mask.bool()
-        else:
-            raise ValueError(f"global_attention_mask must be {tuple(ids.shape)}, got {tuple(mask.shape)}")
-        return wide if wide is None or flow.keep is None else wide & flow.keep

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, built, check_option
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
-from anyformer.parts.attention.attention import KeysValues, kept
+from anyformer.parts.attention.cache import KeysValues, kept
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Mask, check_sees, resolved, view
+from anyformer.parts.attention.scores import stack_bias
 from anyformer.parts.norms import RMSNorm
 from anyformer.parts.positions import Rotary
-from anyformer.parts.attention.scores import stack_bias
 
 NORM, ROTARY = RMSNorm.of(), Rotary.of()
 

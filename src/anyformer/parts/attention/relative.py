@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.parts.embeddings import Sinusoidal
 from anyformer.parts.attention.kernels import reader
 from anyformer.parts.attention.masks import View
 from anyformer.parts.attention.scores import Bias, Call, Score
+from anyformer.parts.embeddings import Sinusoidal
 
 
 class Relative(Score):

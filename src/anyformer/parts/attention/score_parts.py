@@ -6,7 +6,8 @@ SoftCap       c tanh(s / c)                  Span        log of a ramp that ends
 Decay         - rate_h f(|i - j|)            Distances   a learned number for each head and distance
                                              Forget      sum of log f_t between key and query, f_t from the token t
 ```
-`Attention.of(heads=8, scores=[Temperature.of(0.5), Alibi.of()])`: see `anyformer.parts.attention.scores` for how they combine.
+`Attention.of(heads=8, scores=[Temperature.of(0.5), Alibi.of()])`; `anyformer.parts.attention.scores` says how they
+combine.
 B batch, T queries, S keys, H heads, K head width, N distances.
 """
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, check_option
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import check_option
 from anyformer.parts.attention.masks import View
 from anyformer.parts.attention.scores import Bias, Call, Score
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.flow import Flow, State
+from anyformer.core.flow import Flow
 from anyformer.core.recipe import Recipe
-from anyformer.parts.attention.attention import Sliding
+from anyformer.core.state import State
+from anyformer.parts.attention.cache import Sliding
 from anyformer.parts.attention.masks import FAR
 from anyformer.parts.memory.segments import Chunk, Pass, Places, SegmentRecurrence, show, weigh
 

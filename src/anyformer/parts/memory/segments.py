@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.flow import Flow, Slot
-from anyformer.core.part import Mixer
+from anyformer.core.flow import Flow
+from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
-from anyformer.parts.fused import apart
+from anyformer.core.state import Slot
+from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import reader
-from anyformer.parts.approximate.low_rank import width
 from anyformer.parts.attention.masks import Causal, View
-from anyformer.parts.recurrent.chunked import Recurrent
 from anyformer.parts.attention.scores import Bias, Call, changed, stack_bias
 from anyformer.parts.attention.scores import made as made_scores
+from anyformer.parts.fused import apart
+from anyformer.parts.recurrent.chunked import Recurrent
 
 
 @dataclass(frozen=True)

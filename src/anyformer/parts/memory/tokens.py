@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 
 
 class MemoryTokens(Mixer):

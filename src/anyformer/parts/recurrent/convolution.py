@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 from anyformer.parts.fused import depthwise
 from anyformer.parts.recurrent.chunked import Recurrent
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer
-from anyformer.parts.approximate.low_rank import width
+from anyformer.core.mixer import Mixer
+from anyformer.parts.attention.heads import width
 from anyformer.parts.norms import RMSNorm
 from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, delta
 

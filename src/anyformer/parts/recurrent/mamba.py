@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer
+from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
-from anyformer.parts.recurrent.mamba_cuda import scanned, selective_scan
 from anyformer.parts.recurrent.chunked import Recurrent, convolved
 from anyformer.parts.recurrent.mamba_cpu import scan_in_blocks
+from anyformer.parts.recurrent.mamba_cuda import scanned, selective_scan
 
 CHUNK = 32
 OPEN = 4000 * CHUNK  # the longest text of an exported model, in tokens

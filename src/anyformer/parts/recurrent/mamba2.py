@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Mixer, Part
-from anyformer.parts.recurrent.mamba_cuda import chunk_scan, chunked
+from anyformer.core.mixer import Mixer
+from anyformer.core.part import Part
 from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, decayed
+from anyformer.parts.recurrent.mamba_cuda import chunk_scan, chunked
 
 
 class Mamba2(Mixer):

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.rewrite import replace, select
-from anyformer.skeletons.base import Blocks
 from anyformer.parts import MLP, Attention, GatedMLP
 from anyformer.parts.positions import RelativeBias
+from anyformer.skeletons.stack import Blocks
 
 PLANS: dict[type[nn.Module], tuple[tuple[str, ...], str]] = {  # cut by outputs, and by inputs
     Attention: (("q", "k", "v"), "o"),

@@ -1,0 +1,50 @@
+"""Mixer: a part that mixes over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part
+from anyformer.core.state import Slot, State
+
+
+class Mixer(Part):
+    """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`.
+
+    Attributes:
+        packs: does it keep packed documents (`flow.documents`) apart? One that does not say so is refused them.
+    """
+
+    packs: ClassVar[bool] = False
+
+    def start(self, batch: int, length: int, like: Tensor) -> Slot:
+        """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the
+        type of `like`."""
+        raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
+
+    def needs_both_ways(self, flow: Flow) -> None:
+        """Raises ValueError in a decoder: for mixers that cannot keep the future out."""
+        if flow.causal:
+            raise ValueError(
+                f"{type(self).__name__} mixes every token with all others, the future included: it fits an Encoder; in "
+                "a decoder take a causal mixer (Attention, LinearAttention, Mamba …)"
+            )
+
+    def needs_causal(self, flow: Flow) -> None:
+        """Raises ValueError in an encoder: for mixers that run from the first token to the last one."""
+        if not flow.causal:
+            raise ValueError(
+                f"{type(self).__name__} sees only what came before: it fits a decoder; in an Encoder take a mixer that "
+                "sees both ways (Attention, LinearAttention, Linformer …)"
+            )
+
+
+def start_state(modules: Iterable[nn.Module], batch: int, length: int = 0) -> State:
+    """An empty decoding state for all mixers in these modules; `length` is a hint of how long rows will become."""
+    inside = [m for module in modules for m in module.modules()]
+    like = next(p for m in inside for p in m.parameters())
+    return State(batch, {m: m.start(batch, length, like) for m in inside if isinstance(m, Mixer)})

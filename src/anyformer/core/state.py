@@ -1,0 +1,104 @@
+"""Decoding state of a model, outside its modules. B batch, S tokens so far, D width."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Slot(Protocol):
+    """The decoding state of one mixer."""
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row `index[i]` was: beam search, or a batch that loses rows."""
+
+    def returns_to(self, length: int) -> bool:
+        """Is what the first `length` tokens left still known?"""
+
+    def trim(self, length: int) -> None:
+        """Forgets everything after the first `length` tokens."""
+
+    def mark(self) -> None:
+        """Promises that `trim` to the present length will be possible later."""
+
+    def bytes(self) -> int:
+        """Memory held, in bytes."""
+
+
+class State:
+    """Decoding state of a whole model, outside its modules: one slot a mixer, made by the mixer.
+
+    `state = model.start(batch)`, then every `model(ids, state=state)` continues where the last call ended. Rows
+    share one
+    length; a row that is shorter is padded on the left and says so in its attention mask.
+    """
+
+    def __init__(self, batch: int, slots: dict[nn.Module, Slot]):
+        self.batch, self.length = batch, 0
+        self.keep: Tensor | None = None  # (B, length) False = padding
+        self.memory: Tensor | None = None  # (B, S, D) what an encoder made
+        self.memory_keep: Tensor | None = None  # (B, S)
+        self.ahead: dict[nn.Module, int] = {}  # what a mixer read before the text that is no token of it (MemoryTokens)
+        self.slots = slots
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row `index[i]` was; `index` may be shorter or longer than the batch."""
+        self.batch = len(index)
+        for name in ("keep", "memory", "memory_keep"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[index])
+        for slot in self.slots.values():
+            slot.reorder(index)
+
+    def mark(self) -> None:
+        """Call before tokens that may be taken back. A recurrent or sliding state can return only to a mark."""
+        for slot in self.slots.values():
+            slot.mark()
+
+    def trim(self, length: int) -> None:
+        """Takes back everything after the first `length` tokens (speculation).
+
+        Raises:
+            ValueError: if a slot no longer knows what it needs; nothing has changed then.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot trim to {length} tokens: the state holds {self.length}")
+        for mixer, slot in self.slots.items():
+            if not slot.returns_to(length + self.ahead.get(mixer, 0)):
+                raise ValueError(
+                    f"{type(mixer).__name__} cannot return from {self.length} to {length} tokens: "
+                    "it keeps only what it needs to go on; call state.mark() before tokens that may be taken back"
+                )
+        for mixer, slot in self.slots.items():
+            slot.trim(length + self.ahead.get(mixer, 0))
+        self.keep = None if self.keep is None else self.keep[:, :length]
+        self.length = length
+
+    def bytes(self) -> int:
+        """Memory held by all slots, in bytes."""
+        memory = 0 if self.memory is None else self.memory.nbytes
+        return memory + sum(slot.bytes() for slot in self.slots.values())
+
+    def advance(self, keep: Tensor | None, batch: int, count: int) -> Tensor | None:
+        """Adds `count` tokens with their padding to what has been seen; returns `keep` over everything, (B, S) or
+        None."""
+        if batch != self.batch:
+            raise ValueError(f"the state was started for a batch of {self.batch}, the input has {batch} rows")
+        if keep is not None or self.keep is not None:
+            device = keep.device if keep is not None else self.keep.device  # type: ignore[union-attr]
+            past = (
+                self.keep if self.keep is not None else torch.ones(batch, self.length, dtype=torch.bool, device=device)
+            )
+            now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
+            if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
+                now = now[:, self.length :]
+            if count > 1 and bool((now[:, :-1] & ~now[:, 1:]).any()):
+                raise ValueError(
+                    "with a state, padding stands on the left only: windows, relative positions and recurrent states "
+                    "count a gap as text; pad shorter rows on the left"
+                )
+            self.keep = torch.cat((past, now), 1)
+        self.length += count
+        return self.keep

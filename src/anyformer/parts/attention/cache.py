@@ -1,0 +1,105 @@
+"""Layer caches: keys and values of the tokens so far. B batch, G key/value heads, T new tokens, K head width."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from anyformer.parts.attention.masks import FAR, Mask
+
+
+def kept(
+    mask: Mask | None, batch: int, heads: int, head_dim: int, length: int, like: Tensor, kinds: int = 2
+) -> KeysValues:
+    """Empty state for what queries under that mask will look at."""
+    left = FAR if mask is None else mask.reach()[0]
+    if left < FAR:
+        return Sliding(batch, heads, head_dim, min(length, 2 * left + 2), like, left, kinds)
+    return KeysValues(batch, heads, head_dim, length, like, kinds)
+
+
+class KeysValues:
+    """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K).
+
+    `kinds` is 1 where one tensor is keys and values at once (`LatentAttention`).
+    """
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, kinds: int = 2):
+        self.memory = like.new_empty(kinds, batch, heads, room, head_dim)
+        self.length = 0
+
+    @property
+    def k(self) -> Tensor:
+        return self.memory[0, :, :, : self.length]
+
+    @property
+    def v(self) -> Tensor:
+        return self.memory[1, :, :, : self.length]
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Adds (B, G, T, K) of each kind, keys and values, and returns everything."""
+        start, end = self.length, self.length + new[0].shape[2]
+        if end > self.memory.shape[3]:
+            self.memory = self._grown(max(end, 2 * self.memory.shape[3]))
+        for kind, some in enumerate(new):
+            self.memory[kind, :, :, start:end] = some
+        self.length = end
+        return tuple(self.memory[kind, :, :, :end] for kind in range(len(new)))
+
+    def _grown(self, room: int) -> Tensor:
+        memory = self.memory
+        grown = memory.new_empty(*memory.shape[:3], room, memory.shape[4])
+        grown[:, :, :, : self.length] = memory[:, :, :, : self.length]
+        return grown
+
+    def reorder(self, index: Tensor) -> None:
+        self.memory = self.memory[:, index]
+
+    def returns_to(self, length: int) -> bool:
+        return True
+
+    def trim(self, length: int) -> None:
+        self.length = length
+
+    def mark(self) -> None:
+        pass
+
+    def bytes(self) -> int:
+        return self.memory.nbytes
+
+
+class Frozen(KeysValues):
+    """Keys and values of the encoder's memory: made once, not touched by the length of the target."""
+
+    def trim(self, length: int) -> None:
+        pass
+
+
+class Sliding(KeysValues):
+    """Keys and values of a window: what no later query can reach is dropped, so memory stays bounded.
+
+    `dropped` tokens are gone from the front; the rest is kept as in `KeysValues`.
+    """
+
+    def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, left: int, kinds: int = 2):
+        super().__init__(batch, heads, head_dim, room, like, kinds)
+        self.left, self.dropped = left, 0
+        self.marked: int | None = None
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
+        oldest = seen if self.marked is None else min(seen, self.marked)
+        excess = max(0, oldest - self.left - self.dropped)
+        if excess > self.left:  # moving is a copy: do it once for many tokens; and a long prompt's room is given back
+            self.length, self.dropped = self.length - excess, self.dropped + excess
+            self.memory = self.memory[:, :, :, excess:]
+            self.memory = self._grown(max(2 * self.left + 2, self.length + new[0].shape[2]))
+        return super().append(*new)
+
+    def returns_to(self, length: int) -> bool:
+        return not self.dropped or length - self.left >= self.dropped
+
+    def trim(self, length: int) -> None:
+        self.length, self.marked = length - self.dropped, None
+
+    def mark(self) -> None:
+        self.marked = self.dropped + self.length

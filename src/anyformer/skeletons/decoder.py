@@ -1,0 +1,72 @@
+"""Decoders. B batch, T time, D width, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.state import State
+from anyformer.skeletons.base import Output, Skeleton, _embed
+from anyformer.skeletons.stack import Blocks
+
+
+class CausalLM(Skeleton, Blocks):
+    """A decoder: tokens, blocks that see only the past, a head.
+
+    ```
+    input_ids (B, T) -> embed -> block x N -> norm -> head -> logits (B, T, V)
+    ```
+
+    Args:
+        dim: width of the stream.
+        embed: front-end, e.g. `Tokens.of(vocab=...)`.
+        blocks: one recipe a layer.
+        norm: after the last block, or None.
+        head: `Logits.of(...)`.
+        bias: relative position bias that all blocks share, or None.
+        context: the longest input that is accepted, in tokens; None = any.
+        entry: between the front-end and the blocks, or None.
+    """
+
+    generates = True
+
+    def __init__(
+        self,
+        dim: int,
+        embed: Recipe,
+        blocks: Any,
+        norm: Recipe | None,
+        head: Recipe,
+        bias: Recipe | None = None,
+        context: int | None = None,
+        entry: Recipe | None = None,
+    ):
+        super().__init__(dim, blocks, norm, bias, entry=entry)
+        self.embed, self.head = embed.build(dim), head.build(dim)
+        self.context = context
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        state: State | None = None,
+        last: bool = False,
+        document_ids: Tensor | None = None,
+    ) -> Output:
+        """Token ids (B, T) to an Output with logits (B, T, V).
+
+        Args:
+            attention_mask: (B, T), 1 or True = a real token; padding may stand on either side.
+            position_ids: (T,) or (B, T); by default tokens are counted without the padding.
+            state: from `start`; this call continues where the last one ended.
+            last: logits of the last place only, (B, 1, V): what decoding needs of a long prompt.
+            document_ids: (B, T) where a row holds several texts: 0, 1, 2 … for each one's tokens, -1 at padding. No
+                text sees another one, and each begins at place 0. Instead of attention_mask.
+        """
+        flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state, document_ids)
+        flow.causal = True
+        x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
+        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux, keep=flow.keep, figures=flow.figures)
