@@ -1,4 +1,4 @@
-"""Images: as a row gives them, as bytes that are kept, as pixels that a model reads. C channels."""
+"""Images of rows: as a row gives them, as bytes that are kept, as pixels of a size. C channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anyformer.data.tables import module
+from anyformer.media.picture import coloured, picture
 
 
 def below(root: Path, name: str | os.PathLike) -> Path:
@@ -25,8 +25,8 @@ def below(root: Path, name: str | os.PathLike) -> Path:
 
 
 def content(image: Any) -> bytes:
-    """An image of a row as the bytes of a file: {"bytes": …} as Parquet files of `datasets` hold it, bytes, a PIL
-    image, or an array (height, width) or (height, width, C) of 0 … 255.
+    """An image of a row as the bytes of a file, so that none of its meaning is lost: bytes stay as they are; what else
+    `media.picture` reads becomes a PNG.
 
     Raises:
         ValueError: for anything else.
@@ -34,30 +34,22 @@ def content(image: Any) -> bytes:
     image = image.get("bytes") if isinstance(image, dict) else image
     if isinstance(image, bytes):
         return image
-    if isinstance(image, list | np.ndarray):
-        image = module("PIL.Image", "images", "pillow").fromarray(np.asarray(image, np.uint8))
-    if not hasattr(image, "save"):
-        raise ValueError(
-            f"'image' is a {type(image).__name__}; expected a file name, the bytes of a file, {{'bytes': …}}, a PIL "
-            "image, or an array of 0 to 255"
-        )
+    if isinstance(image, str | os.PathLike):  # a row's names are for `below`
+        raise ValueError(f"'image' is the name {os.fspath(image)!r}, and here its content is wanted")
+    upright = picture(image)
     out = io.BytesIO()
-    image.save(out, "png")  # no pixel changes
+    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # no pixel of these changes in a PNG
+        upright = coloured(upright, 3)
+    upright.save(out, "png")
     return out.getvalue()
 
 
 def pixels(data: bytes | Path, side: int, channels: int) -> np.ndarray:
-    """An image in a model's size and colours, (C, side, side) uint8; resized (bicubic) where it has another size.
+    """An image in a size and in grey or RGB, (C, side, side) uint8; resized (bicubic) where it has another size.
 
     Raises:
         ValueError: if it cannot be read.
     """
-    pil = module("PIL.Image", "images", "pillow")
-    try:
-        with pil.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, pil.DecompressionBombError) as error:
-        name = "an image of a row" if isinstance(data, bytes) else str(data)
-        raise ValueError(f"{name} cannot be read as an image: {error}. Leave it out or make it again") from None
+    image = coloured(picture(data), channels)
     found = np.asarray(image if image.size == (side, side) else image.resize((side, side)))
     return np.ascontiguousarray(found[None] if found.ndim == 2 else found.transpose(2, 0, 1))

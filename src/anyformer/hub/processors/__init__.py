@@ -1,0 +1,80 @@
+"""Processors: how a file says that a picture becomes numbers, read and written strictly.
+
+preprocessor_config.json     the steps of one processor
+processor_config.json        a dictionary for each medium; for pictures {"image_processor": {the steps}, …}
+
+Every key is used, known to change nothing (with the reason), or refused by name; so is an unknown type. A mean and a
+standard deviation are never made up: where a file does not say them, it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from anyformer.hub.config import Line, read
+from anyformer.hub.guard import atomic_write, inside, read_json, short
+from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
+from anyformer.hub.processors.images import ImageProcessor, trained
+from anyformer.hub.processors.keys import CLASS, entries, kind_of
+
+__all__ = ["ImageProcessor", "Origin", "Processor", "read_processor", "trained", "write_processor"]
+AROUND = {"processor_class": CLASS}  # what processor_config.json may hold beside the steps
+QUICK = "kind; resized by Pillow, and the numbers of torchvision's resizing differ from Pillow's a little"
+
+
+def read_processor(folder: Path, kind: str | None = None) -> ImageProcessor | None:
+    """The processor that a folder's files say; None without files.
+
+    Args:
+        kind: the type that is meant where old files do not say one.
+
+    Raises:
+        ValueError: naming file and key, for keys that nobody reads, an unknown type, values that cannot be, or two
+            files that say different things.
+    """
+    found = []
+    for name in (ALONE, TOGETHER):
+        if os.path.lexists(folder / name):
+            whole = read_json(inside(folder, name))
+            try:
+                found += _of(name, whole, kind)
+            except ValueError as error:
+                raise ValueError(f"{folder / name}: {error}") from None
+    if len(found) == 2 and found[0] != found[1]:
+        raise ValueError(f"{folder}: {ALONE} says {found[0]}, and {TOGETHER} says {found[1]}; one of them must go")
+    return found[0] if found else None
+
+
+def write_processor(folder: Path, processor: Processor | None) -> None:
+    """Writes what `read_processor` reads, in the file and in the words that it came in where they still say it."""
+    if processor is None:
+        return
+    origin, said = processor.origin, processor.words()
+    whole = {**origin.around, processor.slot: said} if origin.file == TOGETHER else said
+    atomic_write(folder / origin.file, (json.dumps(dict(sorted(whole.items())), indent=2) + "\n").encode())
+
+
+def _of(name: str, whole: Any, kind: str | None) -> list[ImageProcessor]:
+    """The processor in the content of a file; none in a processor_config.json without one."""
+    if not isinstance(whole, dict):
+        raise ValueError(f"a dictionary is expected, got {type(whole).__name__}")
+    around: dict[str, Any] = {}
+    said: Any = whole
+    if name == TOGETHER:
+        around = {k: v for k, v in whole.items() if k != ImageProcessor.slot}
+        said = whole.get(ImageProcessor.slot)
+        if unknown := [k for k in around if k not in AROUND]:
+            raise ValueError(f"keys that nobody reads: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
+        if said is None:
+            return []
+        if not isinstance(said, dict):
+            raise ValueError(f"{ImageProcessor.slot} must be a dictionary, got {type(said).__name__}")
+    kind = kind_of(said, kind)
+    made, lines = read(entries(kind), said, ImageProcessor, {})
+    lines = [replace(line, detail=QUICK) if str(line.value).endswith("Fast") else line for line in lines]
+    lines += [Line(key, value, "ignored", AROUND[key]) for key, value in around.items()]
+    return [replace(made, origin=Origin(name, around, said, tuple(lines)))]

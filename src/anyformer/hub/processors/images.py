@@ -1,0 +1,139 @@
+"""Pictures to pixel values: the steps, and the numbers that come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyformer.core.recipe import nearest
+from anyformer.hub.config import write
+from anyformer.hub.guard import short
+from anyformer.hub.processors.base import Origin, Processor
+from anyformer.hub.processors.keys import KINDS, entries, known
+from anyformer.media import steps
+from anyformer.media.picture import coloured, picture
+
+
+@dataclass(frozen=True)
+class ImageProcessor(Processor):
+    """Pictures to `pixel_values`: RGB, resize, crop, scale, normalise.
+
+    Args:
+        kind: the type of the file, see `KINDS`.
+        convert_rgb: every picture gets three channels; else as many as `image_mean` has, or as the picture has.
+        size: (height, width); an int: the shorter edge, in the picture's proportions; None: no resizing.
+        resample: Pillow's number of the filter.
+        crop_size: (height, width) of the middle that is kept, black around it where there is too little; None: all.
+        rescale_factor: of the bytes 0 … 255; None: none.
+        image_mean, image_std: what is taken away from each channel then, and by what it is divided; None: nothing.
+        origin: the file that said it.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+
+    takes = ("pixel_values",)
+    slot = "image_processor"
+
+    kind: str = "ViTImageProcessor"
+    convert_rgb: bool = False
+    size: tuple[int, int] | int | None = None
+    resample: int = 2
+    crop_size: tuple[int, int] | None = None
+    rescale_factor: float | None = 1 / 255
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+    origin: Origin = field(default=Origin(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no image processor {self.kind!r}{nearest(self.kind, list(KINDS))}; {known()}")
+        if isinstance(self.resample, bool) or self.resample not in range(len(steps.FILTERS)):
+            raise ValueError(f"resample is {short(self.resample)}; expected a number of Pillow's filters, 0 to 5")
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("image_mean and image_std belong together; one of them is missing")
+        if self.image_mean is not None and self.image_std is not None:
+            if len(self.image_mean) != len(self.image_std) or len(self.image_mean) not in (1, 3):
+                count = f"{len(self.image_mean)} and {len(self.image_std)}"
+                raise ValueError(f"image_mean and image_std have {count} numbers; expected one a channel: 1 or 3 each")
+            if self.convert_rgb and len(self.image_mean) == 1:
+                raise ValueError("image_mean has one number, and do_convert_rgb makes three channels")
+
+    def __call__(self, media: Any) -> dict[str, Tensor]:
+        """Pictures to {"pixel_values": (B, C, height, width)}, float32.
+
+        Args:
+            media: one picture or a list of them, each anything that `media.picture` reads; an array of four axes is
+                several.
+
+        Raises:
+            ValueError: for what is no picture, and for pictures that end in different sizes.
+        """
+        several = isinstance(media, list | tuple) or getattr(media, "ndim", 0) == 4
+        arrays = [self.values(one) for one in (media if several else [media])]
+        if not arrays:
+            raise ValueError("there are no pictures: the list is empty")
+        if len({a.shape for a in arrays}) > 1:
+            shapes = ", ".join(sorted({str(a.shape) for a in arrays})[:4])
+            raise ValueError(
+                f"the pictures end in different shapes: {shapes}; give them one by one, or a processor with crop_size "
+                "or with a size of height and width"
+            )
+        return {"pixel_values": torch.from_numpy(np.stack(arrays))}
+
+    def pixels(self, given: Any) -> np.ndarray:
+        """What the model sees of a picture, as a picture: (C, height, width) uint8."""
+        image = picture(given)
+        channels = self.channels or (1 if image.mode in ("1", "L", "LA", "La") else 3)
+        image = coloured(image, channels)
+        if self.size is not None:
+            image = steps.resize(image, self.size, self.resample)
+        found = np.asarray(image).reshape(image.height, image.width, channels)
+        if self.crop_size is not None:
+            found = steps.crop(found, self.crop_size)
+        return np.ascontiguousarray(found.transpose(2, 0, 1))
+
+    def values(self, given: Any) -> np.ndarray:
+        """A picture as (C, height, width) float32."""
+        found = self.pixels(given)
+        return np.stack([row[channel] for row, channel in zip(self._tables[len(found)], found, strict=True)])
+
+    @property
+    def channels(self) -> int | None:
+        """How many there are; None where the picture decides."""
+        return 3 if self.convert_rgb else None if self.image_mean is None else len(self.image_mean)
+
+    @cached_property
+    def _tables(self) -> dict[int, np.ndarray]:
+        counts = (1, 3) if self.channels is None else (self.channels,)
+        return {c: steps.table(self.rescale_factor, self.image_mean, self.image_std, c) for c in counts}
+
+    def words(self) -> dict[str, Any]:
+        return write(entries(self.kind), self, {"origin": self.origin}, self.origin.words)
+
+    def __str__(self) -> str:
+        said = ["RGB"] if self.channels == 3 else ["grey"] if self.channels == 1 else []
+        if self.size is not None:
+            wanted = f"shorter edge to {self.size}" if isinstance(self.size, int) else _across(self.size)
+            said.append(f"resize {wanted} ({steps.FILTERS[self.resample]})")
+        said += [] if self.crop_size is None else [f"middle {_across(self.crop_size)}"]
+        said += [] if self.rescale_factor is None else [f"times {self.rescale_factor:.6g}"]
+        if self.image_mean is not None and self.image_std is not None:
+            mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.image_mean, self.image_std))
+            said.append(f"minus ({mean}), over ({std})")
+        return "; ".join(said)
+
+
+def trained(kind: str, height: int, width: int, channels: int) -> ImageProcessor:
+    """The processor of a model that learns from nothing: its own size, bytes to -1 … 1."""
+    half = (0.5,) * channels
+    return ImageProcessor(kind, size=(height, width), resample=3, image_mean=half, image_std=half)
+
+
+def _across(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,137 @@
+"""Pictures by their meaning: whatever holds one becomes a Pillow image of 8 bits that stands upright.
+
+| given                                  | becomes                                                                  |
+|----------------------------------------|--------------------------------------------------------------------------|
+| a file, its bytes, a Pillow image      | its first frame, turned as its EXIF orientation says                     |
+| 16 bits of grey (PNG, TIFF)            | 8 bits: 0 … 65535 becomes 0 … 255                                        |
+| an array of uint8, bool                | as it is; True is white                                                  |
+| an array of uint16                     | 0 … 65535 becomes 0 … 255                                                |
+| an array of other whole numbers        | 0 … 255; others are refused                                              |
+| an array of floats, a float TIFF       | 0 … 1 becomes 0 … 255; whole numbers of 0 … 255 stay; others are refused |
+
+Nothing is clipped. Arrays are (height, width), (height, width, C) or (C, height, width), C one of 1 (grey), 3 (RGB) and
+4 (RGB and alpha); where both readings are possible the array is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+WIDE = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits
+CHANNELS = (1, 3, 4)
+
+
+def pillow(name: str = "PIL.Image") -> Any:
+    """A module of Pillow; ImportError in a line where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError("images needs `pip install pillow`") from None
+
+
+def picture(given: Any) -> Any:
+    """What holds a picture as a Pillow image: 8 bits, upright, its colours and its alpha as they were.
+
+    Args:
+        given: a path, the bytes of a file, a Pillow image, an array, nested lists, a tensor of torch, or {"bytes": …}
+            as `datasets` has it.
+
+    Raises:
+        ValueError: for what is no picture, is damaged, or has numbers whose meaning is not known.
+    """
+    given = given.get("bytes") if isinstance(given, dict) else given
+    pil = pillow()
+    if isinstance(given, pil.Image):
+        return _plain(given)
+    if isinstance(given, bytes | str | os.PathLike):
+        name = "a picture" if isinstance(given, bytes) else os.fspath(given)
+        try:
+            with pil.open(io.BytesIO(given) if isinstance(given, bytes) else given) as opened:
+                return _plain(opened)
+        except FileNotFoundError:
+            raise ValueError(f"there is no picture {name!r}") from None
+        except (OSError, SyntaxError, pil.DecompressionBombError) as error:
+            raise ValueError(f"{name} cannot be read as an image: {error}. Leave it out or make it again") from None
+        except ValueError as error:  # of Pillow, or ours: the file is named
+            raise ValueError(f"{name}: {error}") from None
+    if hasattr(given, "detach"):
+        given = given.detach().cpu().numpy()
+    if isinstance(given, list | np.ndarray):
+        return pil.fromarray(_last(_bytes(np.asarray(given))))
+    raise ValueError(
+        f"'image' is a {type(given).__name__}; expected a file name, the bytes of a file, {{'bytes': …}}, a PIL image, "
+        "or an array of 0 to 255"
+    )
+
+
+def coloured(image: Any, channels: int) -> Any:
+    """A picture in grey (1 channel) or RGB (3); what is transparent is put on white."""
+    if image.mode == "La":  # Pillow makes nothing else of it
+        image = image.convert("LA")
+    if {"A", "a"} & {*image.getbands()} or image.info.get("transparency") is not None:
+        pil = pillow()
+        image = image.convert("RGBA")
+        image = pil.alpha_composite(pil.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _plain(image: Any) -> Any:
+    """A Pillow image of 8 bits, upright."""
+    upright = pillow("PIL.ImageOps").exif_transpose(image)
+    if upright.mode in WIDE or (upright.mode == "I" and image.format == "PNG"):  # older Pillow says I of 16 bits
+        return pillow().fromarray(_bytes(np.asarray(upright).astype(np.uint16)))
+    if upright.mode in ("I", "F"):
+        return pillow().fromarray(_bytes(np.asarray(upright)))
+    upright.load()
+    return upright
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The numbers of an array as 0 … 255, uint8.
+
+    Raises:
+        ValueError: if they do not say what is white.
+    """
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise ValueError(f"an image is an array of numbers; got {array.dtype} of shape {array.shape}")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        return np.rint(array / 257).astype(np.uint8)
+    low, high = float(array.min()), float(array.max())
+    whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())  # NaN is no whole number
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    if whole and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    raise ValueError(
+        f"an image of {array.dtype} goes from {low:g} to {high:g}, and nobody says what is white; give uint8 of 0 to "
+        "255 (height x width x C), uint16 of 0 to 65535, or floats of 0 to 1"
+    )
+
+
+def _last(array: np.ndarray) -> np.ndarray:
+    """(height, width) or (height, width, C) of what may have its channels first."""
+    if array.ndim == 3:
+        first, last = array.shape[0] in CHANNELS, array.shape[2] in CHANNELS
+        if first and last:
+            raise ValueError(
+                f"an image of shape {array.shape} may be (height, width, C) or (C, height, width); give a PIL image"
+            )
+        array = array.transpose(1, 2, 0) if first else array
+        if first or last:
+            return np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array)
+    if array.ndim == 2:
+        return np.ascontiguousarray(array)
+    raise ValueError(
+        f"an image of shape {array.shape}; expected (height, width), (height, width, C) or (C, height, width) of 0 to "
+        "255, C one of 1, 3, 4"
+    )
