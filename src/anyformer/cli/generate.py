@@ -24,10 +24,9 @@ def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bo
     """
     from anyformer.generate import generate as write
     from anyformer.generate import stream
-    from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
     loaded = models.load(model)
-    before = [""] * len(prompt) if isinstance(loaded, EncoderDecoder) else prompt
+    before = [""] * len(prompt) if loaded.reads_source else prompt
     search = any(options[name] != value for name, value in NO_SEARCH.items())  # knows its text only at the end
     if json or len(prompt) > 1 or search:
         texts = write(loaded, prompt, **options)

@@ -51,7 +51,7 @@ def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
         ("decoder_input_ids", batch.keep),
     ):
         if name in inputs and keep is not None:
-            inputs[name] = torch.where(keep, inputs[name], (inputs[name] + 1) % subject.model.embed.vocab)
+            inputs[name] = torch.where(keep, inputs[name], (inputs[name] + 1) % subject.model.vocab)
     other = Batch(inputs, batch.keep, batch.source)
     a, b = run(subject.model, batch), run(subject.model, other)
     return max(
@@ -82,7 +82,7 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
     batch, cut = draw(subject, rng, [count, count], source=[5, 5]), rng.randint(1, count - 1)
     name = "decoder_input_ids" if subject.has_source else "input_ids"
     ids = batch.inputs[name].clone()
-    ids[:, cut:] = (ids[:, cut:] + 1 + rng.randrange(9)) % subject.model.embed.vocab
+    ids[:, cut:] = (ids[:, cut:] + 1 + rng.randrange(9)) % subject.model.vocab
     before, after = run(subject.model, batch)["logits"], run(subject.model, batch.with_(**{name: ids}))["logits"]
     return close(after[:, :cut], before[:, :cut], f"logits before token {cut}")
 
@@ -214,7 +214,7 @@ def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
             steps.feed(rng.randint(1, steps.total - steps.at))
         steps.back(mark)
         ids = steps.batch.inputs[steps.name].clone()
-        ids[:, mark:] = (ids[:, mark:] + 1 + rng.randrange(9)) % subject.model.embed.vocab
+        ids[:, mark:] = (ids[:, mark:] + 1 + rng.randrange(9)) % subject.model.vocab
         steps.batch = steps.batch.with_(**{steps.name: ids})
     steps.feed(steps.total - steps.at)
     return steps.worst

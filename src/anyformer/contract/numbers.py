@@ -128,10 +128,10 @@ def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
     """One token, the longest text, past the trained length, around a window; for images other sizes."""
     side, rng, worst = oracle(subject, hub), random.Random(4), 0.0
     if not subject.reads_text:
-        embed = side.ours.embed
-        for rows, columns in ((1, 1), (embed.grid + 1, embed.grid), (embed.grid * 2, embed.grid * 2)):
-            pixels = torch.randn(2, embed.channels, rows * embed.patch, columns * embed.patch)
-            worst = max(worst, compare(side, Batch({"pixel_values": pixels}), f"{rows} x {columns} patches"))
+        noise = torch.Generator().manual_seed(4)
+        for size in side.ours.entrances()[0].front.sizes():
+            example = side.ours.example(2, {"": size}, noise)
+            worst = max(worst, compare(side, Batch(example), f"an input of the size {size}"))
         return worst
     edges = [w for mask in subject.values(Mask) for d in mask.reach() if d < FAR for w in (d, d + 1, d + 2)]
     limit = LONG if subject.limit is None else subject.limit

@@ -5,7 +5,6 @@ B batch, T time, D width, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -113,35 +112,25 @@ def draw(
     """
     lengths = list(lengths)
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
-    embed = subject.model.embed
-    if not subject.reads_text:
-        pixels = torch.randn(len(lengths), embed.channels, *[embed.grid * embed.patch] * 2, generator=noise)
-        return Batch({"pixel_values": pixels})
-    keep = None if side == "none" else masks(rng, lengths, side)
-
-    def ids(mask: Tensor | None, count: list[int]) -> Tensor:
-        shape = (len(count), count[0]) if mask is None else mask.shape
-        return torch.randint(0, embed.vocab, shape, generator=noise)
-
-    inputs = {"input_ids": ids(keep, lengths)}
-    if subject.has_source:
-        sources = list(source) or lengths[::-1]
-        over = None if side == "none" else masks(rng, sources, side)
-        inputs = {"decoder_input_ids": inputs["input_ids"], "input_ids": ids(over, sources)}
-        if keep is not None and over is not None:
-            inputs |= {"attention_mask": over.long(), "decoder_attention_mask": keep.long()}
-        return Batch(inputs, keep, over)
-    if getattr(embed, "types", None) is not None:
-        inputs["token_type_ids"] = torch.randint(
-            0, embed.types.num_embeddings, inputs["input_ids"].shape, generator=noise
-        )
-    if "global_attention_mask" in inspect.signature(subject.model.forward).parameters:
+    model, keeps = subject.model, dict[str, Tensor | None]()
+    inputs: dict[str, Tensor] = {}
+    for entrance in model.entrances():
+        if entrance.mask is None:
+            found = model.example(len(lengths), {}, noise)
+            inputs |= {name: value for name, value in found.items() if name in entrance.inputs()}
+            continue
+        own = (list(source) or lengths[::-1]) if subject.has_source and entrance.prefix != model.target else lengths
+        keep = keeps[entrance.prefix] = None if side == "none" else masks(rng, own, side)
+        found = entrance.front.example(len(own), (own[0] if keep is None else max(own),), noise)
+        inputs |= {entrance.prefix + name: value for name, value in found.items()}
+        if keep is not None:
+            inputs[entrance.mask] = keep.long()
+    keep = keeps.get(model.target)
+    if "global_attention_mask" in model.inputs():
         wide = torch.rand(inputs["input_ids"].shape, generator=noise) < WIDE
         wide[0, -1 if keep is None else int(keep[0].nonzero().max())] = True  # so that one there is
         inputs["global_attention_mask"] = wide.long()
-    if keep is not None:
-        inputs["attention_mask"] = keep.long()
-    return Batch(inputs, keep)
+    return Batch(inputs, keep, keeps.get("") if subject.has_source else None)
 
 
 def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:

@@ -108,12 +108,12 @@ class Subject:
     @property
     def reads_text(self) -> bool:
         """Is its input token ids, so that there is padding?"""
-        return self.model.takes == "input_ids"
+        return self.model.reads_text
 
     @property
     def has_source(self) -> bool:
         """Does it read a source beside its target?"""
-        return issubclass(self.recipe.part, EncoderDecoder)
+        return self.model.reads_source
 
     def holds(self, kind: type[Recipe] | type[Value] | type) -> bool:
         """Does the recipe hold a part or a value of this class?"""

@@ -1,65 +1,126 @@
 """The flow of one forward pass: everything that its parts share.
 
-B batch, T queries now, S keys so far, H heads, K head width, D width.
+B batch, T queries now, S keys so far, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from anyformer.core.documents import lengths
-from anyformer.core.state import State
+from anyformer.core.state import Memory, State
 from anyformer.core.taps import Taps
 
 V = TypeVar("V")
+C = TypeVar("C", bound="Companion")
+
+
+class Companion:
+    """Base of values that travel beside the stream, each by its type: `flow.put(Cells(4, 5))`, `flow.get(Cells, …)`.
+
+    Attributes:
+        left_by: the part that leaves such a value, for the error when it is missing.
+        per_position: it belongs to the positions of the stream, and ends where the sequence changes its length.
+    """
+
+    left_by: ClassVar[str] = "another part"
+    per_position: ClassVar[bool] = False
 
 
 @dataclass
 class Flow:
-    """What one forward pass shares. Every mixer is `forward(x, flow)`; no argument is threaded through three levels."""
+    """The values that one forward pass shares. Every mixer is `forward(x, flow)`; nothing is threaded through levels.
 
-    positions: Tensor  # (T,) or (B, T): place of each query in its own sequence, padding not counted
+    A skeleton makes it (`Skeleton.begin`). What one part leaves for others is a `Companion`, never a field more.
+    """
+
+    positions: Tensor  # (T,) or (B, T): position of each query in its own sequence, padding not counted
     first: int = 0  # index of the first query among all tokens seen; 0 without state
     causal: bool = False
-    keep: Tensor | None = None  # (B, S) over all tokens seen, True = real
+    keep: Tensor | None = None  # (B, S) padding mask over all tokens seen, True = real
     documents: Tensor | None = None  # (B, T) of which document each token is, where several share a row; -1 = padding
-    memory: Tensor | None = None  # (B, S', D) for cross-attention
-    memory_keep: Tensor | None = None  # (B, S')
-    types: Tensor | None = None  # (B, T) segment of each token
-    wide: Tensor | None = None  # (B, T) True = sees all of its text and is seen by all of it, whatever the mask
+    memory: Memory | None = None  # of an encoder, for cross-attention
     state: State | None = None
     taps: Taps | None = None
-    bias: nn.Module | None = None  # relative bias that a stack owns: bias(queries, keys) -> (H, T, S)
-    unembed: Callable[[Tensor], Tensor] | None = None  # hidden -> logits by the token table, for tied heads
-    grid: tuple[int, int] | None = None  # rows and columns of an image's patches, which follow the class token
-    pooled: Tensor | None = None  # (B, D) made by the skeleton's `pool`
-    again: bool = False  # inside a module whose activations are made again in backward: nothing else is to be saved
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses, by name
-    figures: dict[str, list[Tensor]] = field(default_factory=dict)  # what parts report while training, by name
-    _made: dict[Any, Any] = field(default_factory=dict)
+    figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics that parts report in training, by name
+    companions: dict[type[Companion], Companion] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)  # of `once`
+
+    def put(self, value: Companion) -> None:
+        """Leaves a value for the parts that come later; it replaces one of the same type."""
+        self.companions[type(value)] = value
+
+    def find(self, kind: type[C]) -> C | None:
+        """The value of that type, or None if no part left one."""
+        return self.companions.get(kind)  # type: ignore[return-value]
+
+    def get(self, kind: type[C], reader: str) -> C:
+        """The value of that type, for the part called `reader`.
+
+        Raises:
+            ValueError: if no part left one, with the name of the part that would have.
+        """
+        value = self.find(kind)
+        if value is None:
+            raise ValueError(
+                f"{reader} reads {kind.__name__}, which {kind.left_by} leaves for it, and nothing in this model did; "
+                f"build the model with {kind.left_by}, or without {reader}"
+            )
+        return value
 
     def once(self, key: Any, make: Callable[[], V]) -> V:
         """`make()`, but once in this forward pass: tables and masks that all layers share."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+    def inside(
+        self, positions: Tensor, keep: Tensor | None, first: int | None = None, documents: Tensor | None = None
+    ) -> Flow:
+        """The flow of another sequence inside this pass: more, fewer or other positions than before.
+
+        This flow does not change, so that a recomputed block finds it as it was. What layers share (`once`) and the
+        companions that belong to positions stay behind; losses, metrics, memory, state and taps are the same.
+        """
+        others = {kind: value for kind, value in self.companions.items() if not kind.per_position}
+        first = self.first if first is None else first
+        return replace(
+            self, positions=positions, keep=keep, first=first, documents=documents, companions=others, shared={}
+        )
+
+    def apart(self, *more: Companion) -> Flow:
+        """The flow of a pass whose losses and metrics are collected apart, for `take`; with `more` companions."""
+        companions = {**self.companions, **{type(value): value for value in more}}
+        return replace(self, aux={}, figures={}, companions=companions, shared={})
 
     def length(self) -> Tensor:
-        """The number of places that a text takes: (1,), a row each (B, 1), or with documents a token each (B, T, 1)."""
+        """The number of positions of a text: (1,), a row each (B, 1), or with documents a token each (B, T, 1)."""
         if self.documents is None:
             return self.positions.amax(-1, keepdim=True) + 1
         return lengths(self.positions)[..., None]
 
     def slot(self, mixer: nn.Module) -> Any:
-        """The decoding state of that mixer, or None."""
-        return None if self.state is None else self.state.slots[mixer]
+        """The decoding state of that mixer, or None.
+
+        Raises:
+            ValueError: if the state is of another model.
+        """
+        if self.state is None:
+            return None
+        if mixer not in self.state.slots:
+            raise ValueError(
+                f"the state holds nothing for this {type(mixer).__name__}: it was started by another model, or before "
+                "its parts were exchanged; start a new one with model.start(batch)"
+            )
+        return self.state.slots[mixer]
 
     def keep_now(self, count: int) -> Tensor | None:
-        """Padding of the `count` tokens of this call alone, (B, T) or None."""
+        """Padding mask of the `count` tokens of this call alone, (B, T) or None."""
         return None if self.keep is None else self.keep[:, self.keep.shape[1] - count :]
 
     def clear(self, x: Tensor) -> Tensor:
@@ -72,11 +133,11 @@ class Flow:
         self.aux[name] = self.aux[name] + value if name in self.aux else value
 
     def report(self, name: str, value: Tensor) -> None:
-        """Adds figures that somebody who trains wants to see, one tensor a layer: the usage of experts."""
+        """Adds a metric for whoever trains, one tensor a layer: the usage of experts."""
         self.figures.setdefault(name, []).append(value.detach())
 
     def take(self, other: Flow) -> None:
-        """Takes over the losses and figures of another pass that belongs to this one: an encoder's, a block's."""
+        """Takes over the losses and metrics of another pass that belongs to this one: an encoder's, a block's."""
         for name, value in other.aux.items():
             self.add_aux(name, value)
         for name, values in other.figures.items():

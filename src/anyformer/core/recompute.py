@@ -10,16 +10,23 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Companion, Flow
 from anyformer.core.rewrite import select
+
+
+@dataclass(frozen=True)
+class Recomputed(Companion):
+    """The mark of a pass inside a recomputed module: parts add no recomputation of their own."""
+
+    left_by: ClassVar[str] = "core.recompute"
 
 
 def recompute(model: nn.Module, *patterns: str) -> list[str]:
@@ -50,7 +57,7 @@ def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     def run(*args: Any, **options: Any) -> Any:
         # Tables of its own: made again in backward, it would not find what it shares with another module, and would
         # report its losses twice.
-        own = None if flow is None else replace(flow, _made={}, aux={}, figures={}, again=True)
+        own = None if flow is None else flow.apart(Recomputed())
         return forward(*(own if a is flow else a for a in args), **options), own
 
     found, own = checkpoint(run, *args, use_reentrant=False, **options)
@@ -63,8 +70,8 @@ def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
 def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     """Inside, operations that would keep `tensor` for backward keep `make` instead, and call it there.
 
-    `make` must give the same bits, from tensors that are kept anyway: an activation from what went into it. Not for
-    what is made again as a whole (`Flow.again`): there it would keep what was to be forgotten.
+    `make` must give the same bits and depend only on tensors that are saved anyway. Not inside a recomputed module (a
+    flow with `Recomputed`): there it would keep what was to be forgotten.
     """
     if is_traceable_wrapper_subclass(tensor):  # DTensor: its memory is somewhere inside
         yield

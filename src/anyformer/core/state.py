@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,6 +28,18 @@ class Slot(Protocol):
         """Memory held, in bytes."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The output of an encoder, which cross-attention reads, with its own padding."""
+
+    stream: Tensor  # (B, S, D)
+    keep: Tensor | None = None  # (B, S) padding mask, True = real; None = all
+
+    def rows(self, index: Tensor) -> Memory:
+        """The memory of the rows `index`, in that order."""
+        return Memory(self.stream[index], None if self.keep is None else self.keep[index])
+
+
 class State:
     """Decoding state of a whole model, outside its modules: one slot a mixer, made by the mixer.
 
@@ -38,17 +51,15 @@ class State:
     def __init__(self, batch: int, slots: dict[nn.Module, Slot]):
         self.batch, self.length = batch, 0
         self.keep: Tensor | None = None  # (B, length) False = padding
-        self.memory: Tensor | None = None  # (B, S, D) what an encoder made
-        self.memory_keep: Tensor | None = None  # (B, S)
-        self.ahead: dict[nn.Module, int] = {}  # what a mixer read before the text that is no token of it (MemoryTokens)
+        self.memory: Memory | None = None  # of an encoder, read once
+        self.prefix: dict[nn.Module, int] = {}  # extra positions in front of the text in a mixer's cache (MemoryTokens)
         self.slots = slots
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was; `index` may be shorter or longer than the batch."""
         self.batch = len(index)
-        for name in ("keep", "memory", "memory_keep"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value[index])
+        self.keep = None if self.keep is None else self.keep[index]
+        self.memory = None if self.memory is None else self.memory.rows(index)
         for slot in self.slots.values():
             slot.reorder(index)
 
@@ -66,19 +77,19 @@ class State:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot trim to {length} tokens: the state holds {self.length}")
         for mixer, slot in self.slots.items():
-            if not slot.returns_to(length + self.ahead.get(mixer, 0)):
+            if not slot.returns_to(length + self.prefix.get(mixer, 0)):
                 raise ValueError(
                     f"{type(mixer).__name__} cannot return from {self.length} to {length} tokens: "
                     "it keeps only what it needs to go on; call state.mark() before tokens that may be taken back"
                 )
         for mixer, slot in self.slots.items():
-            slot.trim(length + self.ahead.get(mixer, 0))
+            slot.trim(length + self.prefix.get(mixer, 0))
         self.keep = None if self.keep is None else self.keep[:, :length]
         self.length = length
 
     def bytes(self) -> int:
         """Memory held by all slots, in bytes."""
-        memory = 0 if self.memory is None else self.memory.nbytes
+        memory = 0 if self.memory is None else self.memory.stream.nbytes
         return memory + sum(slot.bytes() for slot in self.slots.values())
 
     def advance(self, keep: Tensor | None, batch: int, count: int) -> Tensor | None:
@@ -94,7 +105,8 @@ class State:
             now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
             if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
                 now = now[:, self.length :]
-            if count > 1 and bool((now[:, :-1] & ~now[:, 1:]).any()):
+            along = torch.cat((past[:, -1:], now), 1)
+            if along.shape[1] > 1 and bool((along[:, :-1] & ~along[:, 1:]).any()):
                 raise ValueError(
                     "with a state, padding stands on the left only: windows, relative positions and recurrent states "
                     "count a gap as text; pad shorter rows on the left"

@@ -23,7 +23,6 @@ from torch.export import Dim, ExportedProgram
 from anyformer.core.recipe import nearest
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.skeletons.base import Output
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 TRACED = (2, 9, 7)  # batch, time, source time: the example
 CHECKED = ((1, 1, 1), (3, 17, 5), (2, 40, 23))  # what the written file is compared on
@@ -108,31 +107,31 @@ def inputs(
         source: tokens of the source; columns of patches of an image (at least 2).
         padding: also attention masks, with padding on the left in one row and on the right in another.
     """
-    made = _every(model, batch, time, source)
-    left_out = {"token_type_ids"} | (set() if padding else {"attention_mask", "decoder_attention_mask"})
-    return {name: tensor for name, tensor in made.items() if name not in left_out}
+    made, reads = _every(model, batch, time, source), model.inputs()
+    masks = {entrance.mask for entrance in model.entrances()} if padding else set()
+    return {name: tensor for name, tensor in made.items() if reads[name].required or name in masks}
 
 
 def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
     """Random values for every input that the model knows."""
-    embed, device = model.embed, next(model.parameters()).device
-    random = torch.Generator().manual_seed(time)
-    if model.takes == "pixel_values":
-        size = max(2, time) * embed.patch, max(2, source) * embed.patch
-        pixels = torch.randn(batch, embed.channels, *size, generator=random)  # (B, C, height, width)
-        return {"pixel_values": pixels.to(next(model.parameters()))}
-    pairs = {"": source, "decoder_": time} if isinstance(model, EncoderDecoder) else {"": time}
+    noise, like = torch.Generator().manual_seed(time), next(model.parameters())
     made: dict[str, Tensor] = {}
-    for prefix, length in pairs.items():
-        length = min(length, model.context or length)
-        made[f"{prefix}input_ids"] = torch.randint(embed.vocab, (batch, length), generator=random)
-        keep = torch.ones(batch, length, dtype=torch.long)
-        keep[0, : length // 3] = 0
-        keep[-1, length - length // 4 :] = 0
-        made[f"{prefix}attention_mask"] = keep
-        if getattr(embed, "types", None) is not None:
-            made["token_type_ids"] = torch.randint(embed.types.num_embeddings, (batch, length), generator=random)
-    return {name: tensor.to(device) for name, tensor in made.items()}
+    for entrance in model.entrances():
+        front, reads = entrance.front, entrance.inputs()
+        first, second = (source, time) if model.reads_source and entrance.prefix != model.target else (time, source)
+        if entrance.mask is None:
+            first, second = max(2, first), max(2, second)
+        else:
+            first = min(first, model.context or first)
+        found = {entrance.prefix + n: t for n, t in front.example(batch, (first, second), noise).items()}
+        if entrance.mask is not None:
+            length = front.units(front.example(batch, (first, second), noise))
+            keep = torch.ones(batch, length, dtype=torch.long)
+            keep[0, : length // 3] = 0
+            keep[-1, length - length // 4 :] = 0
+            found[entrance.mask] = keep
+        made |= {name: t.to(like.device if reads[name].ids else like) for name, t in found.items()}
+    return made
 
 
 def _check(model: Any, example: Mapping[str, Tensor]) -> None:
@@ -140,7 +139,8 @@ def _check(model: Any, example: Mapping[str, Tensor]) -> None:
     for name, tensor in example.items():
         if name not in known:
             raise ValueError(f"{name!r} cannot be an input{nearest(name, list(known))}; there is {', '.join(known)}")
-        if 1 in tensor.shape[:1] + tensor.shape[2 if tensor.ndim == 4 else 1 :]:
+        read = model.inputs()[name]
+        if 1 in [n for n, axis in zip(tensor.shape, ("batch", *read.axes), strict=False) if axis not in read.fixed]:
             shape = tuple(tensor.shape)
             raise ValueError(
                 f"the example's {name!r} is {shape}: torch.export would close an axis of size 1; use 2 or more"
@@ -154,10 +154,14 @@ def _named(output: Output) -> dict[str, Tensor]:
 
 
 def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
-    """The program, every axis open but the channels of an image."""
+    """The program, every axis open but those that the model fixes (the channels of an image)."""
+    reads: Any = model.inputs()  # type: ignore[operator]
     axes = {
-        name: {i: Dim.AUTO if t.ndim == 4 and i == 1 else Dim.DYNAMIC for i in range(t.ndim)}
-        for name, t in example.items()
+        name: {
+            i: Dim.AUTO if axis in reads[name].fixed else Dim.DYNAMIC
+            for i, axis in enumerate(("batch", *reads[name].axes))
+        }
+        for name in example
     }
     try:
         return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)

@@ -18,7 +18,6 @@ from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 LAYERS = 4  # shown where none is named, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be told apart
@@ -64,11 +63,9 @@ def attention_picture(
     title = f"{_name(model)}: {_which(maps, layer, head)}"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if model.takes == "pixel_values":
-        pixels = arguments["pixel_values"]
-        rows, columns = (n // model.embed.patch for n in pixels.shape[2:])
-        seen = [(name, weights[0, 1:].view(rows, columns)) for kind in maps.values() for name, weights in kind]
-        draw_image(pixels[0], seen, f"{title}\nwhat the class token sees", path)
+    if (cells := model.entrances()[0].front.cells(arguments)) is not None:
+        seen = [(name, weights[0, -cells[0] * cells[1] :].view(cells)) for kind in maps.values() for name, weights in kind]
+        draw_image(arguments[model.takes][0], seen, f"{title}\nwhat the class token sees", path)
     else:
         draw_maps({k: [_panel(k, m, axes) for m in kind] for k, kind in maps.items()}, title, path)
     return path
@@ -102,16 +99,18 @@ def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
 
 def _inputs(model: Any, inputs: Any, answer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What the model is called with; the labels of the `source` and the `target`, and the `first` row that is drawn."""
-    if model.takes == "pixel_values":
-        if not isinstance(inputs, Tensor) or inputs.ndim != 4 or len(inputs) != 1:
-            raise ValueError(f"this model reads pixel_values of shape (1, C, height, width), got {_shown(inputs)}")
-        return {"pixel_values": inputs}, {}
+    if not model.reads_text:
+        read = model.inputs()[model.takes]
+        if not isinstance(inputs, Tensor) or inputs.ndim != 1 + len(read.axes) or len(inputs) != 1:
+            shape = f"(1, {', '.join(read.axes)})"
+            raise ValueError(f"this model reads {model.takes} of shape {shape}, got {_shown(inputs)}")
+        return {model.takes: inputs}, {}
     if answer is not None and not model.generates:
         raise ValueError("this model reads both ways and does not answer; leave answer out")
     ids = _ids(model, inputs, special=True)
     more = [] if answer is None else _ids(model, answer, special=False)
     device = next(model.parameters()).device
-    if isinstance(model, EncoderDecoder):
+    if model.reads_source:
         if answer is None:
             raise ValueError("an encoder-decoder looks at the source while it writes; give answer=, the target")
         target = [model.begin_id, *more]

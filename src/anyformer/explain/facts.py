@@ -11,7 +11,6 @@ from torch import nn
 
 from anyformer.core import pages
 from anyformer.explain.tree import parameters_by_part, tree
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 MANY = 1024  # tokens at which memory is told where a model has no longest text
 
@@ -95,7 +94,7 @@ def state_facts(model: Any) -> StateFacts | None:
         none, one, two, full = (empty.start(1, n).bytes() for n in (0, 1, 2, tokens))
     except ValueError:  # one of its mixers keeps no state, or not one for so many
         return None
-    if isinstance(empty, EncoderDecoder):
+    if empty.reads_source:
         source = _reading(empty, 2) - _reading(empty, 1)
         return StateFacts(none, two - one, source, tokens, full + source * tokens)
     state = empty.start(1, 2)
@@ -115,7 +114,7 @@ def _tokenizer(tokenizer: Any, model: Any) -> dict[str, Any]:
     special = {role: f"{token} ({tokenizer.role_id(role)})" for role, token in tokenizer.roles.items()}
     return {
         "tokens": tokenizer.vocab_size,
-        "rows": getattr(model.embed, "vocab", None),  # of the model's table; more rows than tokens are padding
+        "rows": model.vocab,  # of the model's table; more rows than tokens are padding
         "special": special,
         "ends": sorted(tokenizer.eos_ids),
         "chat template": 0 if tokenizer.template is None else len(tokenizer.template),  # characters

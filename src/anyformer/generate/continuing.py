@@ -12,7 +12,6 @@ from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.writing import Writer
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 def generate(
@@ -158,7 +157,7 @@ def chat(
 
 
 def _writer(model: Any, prompt: list[int], options: Options) -> Writer:
-    before = None if isinstance(model, EncoderDecoder) else prompt[-1]
+    before = None if model.reads_source else prompt[-1]
     return Writer(tokenizer_of(model, "stop strings and streams"), before, options.stops)
 
 

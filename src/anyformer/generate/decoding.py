@@ -20,7 +20,6 @@ from anyformer.core.state import State
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import check_room, end_ids
 from anyformer.generate.sampling import Sampler
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 class Decoding:
@@ -43,18 +42,16 @@ class Decoding:
         self.rows = list(range(len(prompts))) if options.max_new_tokens else []
         like = next(model.parameters())
         ids, mask = padded(prompts, like.device)
-        self.source: dict[str, Any] = {}  # what an encoder reads
-        self.ids, self.mask = ids, mask  # (B, T) all tokens so far; (B, T) or None
-        if isinstance(model, EncoderDecoder):
-            self.source = {"input_ids": ids, "attention_mask": mask}
-            self.ids, self.mask = ids.new_full((len(prompts), 1), model.begin_id), None
+        # the inputs of an encoder; (B, T) all tokens so far; (B, T) padding mask or None
+        self.source, self.ids, self.mask = model.opening(ids, mask)
+        if model.reads_source:
             prompts = self.ids.tolist()
         self.new: Tensor | None = None  # (B, 1) tokens that the state has not seen; None = all
         self.state: State | None = None
         if options.cache and self.rows:
             with torch.inference_mode():
                 self.state = model.start(len(prompts), self.ids.shape[1] + options.max_new_tokens)
-        self.sampler = Sampler(options, prompts, model.embed.vocab, like.device)
+        self.sampler = Sampler(options, prompts, model.vocab, like.device)
         self.count = 0
 
     @torch.inference_mode()
@@ -113,10 +110,8 @@ class Decoding:
         """Scores of the next token, (B, V)."""
         first = self.new is None or self.state is None
         ids, mask = (self.ids, self.mask) if first else (self.new, None)
-        if self.source:
-            given = {**(self.source if first else {}), "decoder_input_ids": ids}
-        else:
-            given = {"input_ids": ids, "attention_mask": mask}
+        prefix = self.model.target
+        given = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask, **(self.source if first else {})}
         with evaluating(self.model):
             return self.model(**given, state=self.state, last=True).logits[:, -1]
 

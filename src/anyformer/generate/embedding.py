@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from anyformer.generate.decoding import evaluating, padded
 from anyformer.generate.prompts import tokenizer_of
 from anyformer.hub.pooling import Pooling, meaning, pooled
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 @torch.inference_mode()
@@ -41,7 +40,7 @@ def embed(model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | N
         raise ValueError(f"texts must be a list of at least one text, got {texts!r:.80}")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch must be a whole number, 1 or more; got {batch!r}")
-    if model.takes != "input_ids":
+    if not model.reads_text:
         raise ValueError(f"embed reads text, and this model reads {model.takes}")
     how = meaning((model.origin or {}).get("pooling", {}))
     rows = _encoded(tokenizer_of(model, "texts"), texts, min(filter(None, (how.tokens, model.context)), default=None))
@@ -79,6 +78,6 @@ def _encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[li
 def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:
     """(B, D)"""
     ids, keep = padded(rows, next(model.parameters()).device)  # (B, T)
-    hidden = model.encode(ids, keep) if isinstance(model, EncoderDecoder) else model(ids, keep).hidden  # (B, T, D)
+    hidden = model.encode(ids, keep)  # (B, T, D)
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
     return pooled(hidden, keep, how.mode)

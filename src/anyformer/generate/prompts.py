@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 
 class Prompts:
@@ -65,7 +64,7 @@ def check_ids(model: Any, row: list[int], which: str = "") -> None:
         raise ValueError(
             f"prompt{which} is empty, there is nothing to continue; give at least one token, e.g. one that begins texts"
         )
-    vocab = model.embed.vocab
+    vocab = model.vocab
     for token in row:
         if not 0 <= token < vocab:
             raise ValueError(f"prompt{which}: token id {token} is outside the vocabulary: ids go from 0 to {vocab - 1}")
@@ -76,9 +75,7 @@ def check_room(model: Any, rows: list[list[int]], max_new_tokens: int) -> None:
     context = model.context
     if context is None:
         return
-    apart = isinstance(
-        model, EncoderDecoder
-    )  # the prompt is read by the encoder, the answer stands alone behind one token
+    apart = model.reads_source  # the prompt is read by the encoder, the answer stands alone behind one token
     for i, row in enumerate(rows):
         which = "the prompt" if len(rows) == 1 else f"prompt {i}"
         if len(row) > context:

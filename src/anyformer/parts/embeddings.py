@@ -1,13 +1,15 @@
 """Front-ends: what enters the stream. B batch, T time, D width, C channels."""
 
 from abc import abstractmethod
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Companion, Flow
+from anyformer.core.front import FrontEnd, Input, Inputs
 from anyformer.core.part import Part, built, call, check_option, drop
 from anyformer.core.recipe import Recipe
 
@@ -62,7 +64,7 @@ class Table(nn.Embedding):
         return F.linear(x, self.weight)
 
 
-class Tokens(Part):
+class Tokens(FrontEnd):
     """Token ids to vectors: x = norm(scale * tokens[id] + positions[place] + types[segment]).
 
     Args:
@@ -77,7 +79,7 @@ class Tokens(Part):
     Shape: (B, T) -> (B, T, D).
     """
 
-    takes = "input_ids"
+    main, mask = "input_ids", "attention_mask"
 
     def __init__(
         self,
@@ -102,17 +104,45 @@ class Tokens(Part):
         if self.scale != 1.0 and self.positions is not None:
             nn.init.normal_(self.tokens.weight, std=1 / self.scale)
 
-    def length(self, ids: Tensor) -> int:
-        """How many places the input takes."""
-        return ids.shape[1]
+    def inputs(self) -> dict[str, Input]:
+        time = Input(("time",), ("time",), ids=True)
+        return {"input_ids": time} | ({"token_type_ids": replace(time, required=False)} if self.types else {})
 
-    def forward(self, ids: Tensor, flow: Flow) -> Tensor:
-        x = self.tokens(ids)  # (B, T, D)
+    def length(self, given: Inputs) -> int:
+        shape = given["input_ids"].shape
+        for name, value in given.items():
+            if value.ndim != 2 or (name != self.mask and value.shape != shape):
+                expected = "(batch, tokens)" if len(shape) != 2 else tuple(shape)
+                raise ValueError(f"{name} must be {expected}, got {tuple(value.shape)}")
+        return shape[1]
+
+    def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
+        tables = self._tables().items()
+        return {name: torch.randint(0, n, (rows, size[0]), generator=noise) for name, (_, n) in tables}
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        return [(16,)]
+
+    def check_ids(self, given: Inputs) -> None:
+        for name, (what, count) in self._tables().items():
+            ids = given.get(name, torch.zeros(0))
+            bad = ids[(ids < 0) | (ids >= count)]
+            if len(bad):
+                raise ValueError(
+                    f"{what} id {int(bad[0])} in {name} is outside the vocabulary: ids go from 0 to {count - 1}"
+                )
+
+    def _tables(self) -> dict[str, tuple[str, int]]:
+        """The rows of the table that each input looks up, by the input's name."""
+        tables = {"input_ids": ("token", self.vocab or 0)}
+        return tables | ({"token_type_ids": ("segment", self.types.num_embeddings)} if self.types else {})
+
+    def forward(self, given: Inputs, flow: Flow) -> Tensor:
+        x = self.tokens(given["input_ids"])  # (B, T, D)
         x = x if self.scale == 1.0 else x * self.scale
         if self.types is not None:
-            x = x + (self.types.weight[0] if flow.types is None else self.types(flow.types))
-        elif flow.types is not None:
-            raise ValueError("token_type_ids were given, but this model has no segments (types=0)")
+            types = given.get("token_type_ids")
+            x = x + (self.types.weight[0] if types is None else self.types(types))
         if self.positions is not None:
             x = x + self.positions(flow.positions).to(x.dtype)
         return drop(self, call(self.norm, x))
@@ -151,7 +181,17 @@ class Grid(Part):
         """(rows * columns, D), row by row."""
 
 
-class Patches(Part):
+@dataclass(frozen=True)
+class Cells(Companion):
+    """Rows and columns of the stream's grid, which stands behind its class token."""
+
+    left_by: ClassVar[str] = "Patches"
+    per_position: ClassVar[bool] = True
+    rows: int
+    columns: int
+
+
+class Patches(FrontEnd):
     """An image as a row of patches behind a class token (Dosovitskiy et al., 2020; arXiv:2010.11929).
 
     ```
@@ -171,8 +211,7 @@ class Patches(Part):
     Shape: (B, C, height, width) -> (B, 1 + height / patch * width / patch, D).
     """
 
-    takes = "pixel_values"
-    unembed = None
+    main = "pixel_values"
 
     def __init__(
         self,
@@ -205,29 +244,41 @@ class Patches(Part):
         if isinstance(self.positions, nn.Parameter):
             nn.init.normal_(self.positions, std=0.02)
 
-    def length(self, pixels: Tensor) -> int:
-        """How many places the input takes.
+    def inputs(self) -> dict[str, Input]:
+        return {"pixel_values": Input(("channels", "height", "width"), fixed=("channels",))}
 
-        Raises:
-            ValueError: if the pixels do not have the expected channels, or are no whole number of patches.
-        """
+    def length(self, given: Inputs) -> int:
+        rows, columns = self.cells(given)
+        return 1 + rows * columns
+
+    def cells(self, given: Inputs) -> tuple[int, int]:
+        pixels = given["pixel_values"]
         if pixels.ndim != 4 or pixels.shape[1] != self.channels:
             raise ValueError(f"pixel_values must be (batch, {self.channels}, height, width), got {tuple(pixels.shape)}")
         if pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
             raise ValueError(
                 f"pixel_values of {tuple(pixels.shape[2:])} pixels are no whole number of patches of {self.patch}"
             )
-        return 1 + (pixels.shape[2] // self.patch) * (pixels.shape[3] // self.patch)
+        return pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
 
-    def forward(self, pixels: Tensor, flow: Flow) -> Tensor:
-        x = self.project(pixels)  # (B, D, rows, columns)
-        flow.grid = (x.shape[2], x.shape[3])
+    def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
+        height, width = (n * self.patch for n in size[:2])
+        return {"pixel_values": torch.randn(rows, self.channels, height, width, generator=noise)}
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        n = self.grid
+        return [(n, n), (1, 1), (n + 1, n), (2 * n, 2 * n)]
+
+    def forward(self, given: Inputs, flow: Flow) -> Tensor:
+        x = self.project(given["pixel_values"])  # (B, D, rows, columns)
+        grid = x.shape[2], x.shape[3]
+        flow.put(Cells(*grid))
         cells = x.flatten(2).mT  # (B, rows * columns, D)
         if isinstance(self.positions, Grid):
-            cells = cells + self.positions(*flow.grid, x.device).to(x.dtype)
+            cells = cells + self.positions(*grid, x.device).to(x.dtype)
         x = torch.cat((self.cls.expand(x.shape[0], -1, -1), cells), 1)  # (B, 1 + rows * columns, D)
         if isinstance(self.positions, nn.Parameter):
-            x = x + resample_grid(self.positions, *flow.grid)
+            x = x + resample_grid(self.positions, *grid)
         return drop(self, x)
 
 

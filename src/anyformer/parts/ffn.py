@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part, check_option, drop
-from anyformer.core.recompute import remade
+from anyformer.core.recompute import Recomputed, remade
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -55,7 +55,7 @@ class GatedMLP(Part):
             hidden = self.act(self.gate(x)).mul_(self.up(x))  # in place: nobody needs it again
             return self.down(drop(self, hidden))
         gate, up = self.gate(x), self.up(x)  # (B, T, F) each
-        if flow.again or torch.compiler.is_compiling() or (self.training and self.dropout):
+        if flow.find(Recomputed) or torch.compiler.is_compiling() or (self.training and self.dropout):
             return self.down(drop(self, self.act(gate) * up))
         # Two of the four tensors that backward reads are made from the other two: cheap, and half of the memory.
         g, u = gate.detach(), up.detach()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part
-from anyformer.parts.embeddings import Grid, Sinusoidal
+from anyformer.parts.embeddings import Cells, Grid, Sinusoidal
 from anyformer.parts.positions import Rotary
 
 
@@ -90,10 +90,9 @@ class Rotary2D(Rotary):
             )
 
     def angles(self, flow: Flow) -> tuple[Tensor, float]:
-        if flow.grid is None:
-            raise ValueError("Rotary2D goes by rows and columns of an image, behind Patches; for a text take Rotary")
+        columns = flow.get(Cells, "Rotary2D (for a text take Rotary)").columns
         patch = (flow.positions - 1).clamp(min=0)  # the class token comes first
         steps = torch.arange(0, self.width, 4, device=patch.device, dtype=torch.float32)
         frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/4,)
-        places = torch.stack((patch // flow.grid[1], patch % flow.grid[1]), -1)  # (T, 2)
+        places = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
         return (places[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (T, 1, K/2)

@@ -1,12 +1,32 @@
 """Heads: what is read off the stream. B batch, T time, D width, V vocabulary."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Companion, Flow
 from anyformer.core.part import Part, drop
 from anyformer.core.recipe import Recipe
 from anyformer.parts.ffn import activation
+
+
+@dataclass(frozen=True)
+class Unembedding(Companion):
+    """The token table of a front-end, read the other way: `table(x)`, (B, T, D) -> (B, T, V)."""
+
+    left_by: ClassVar[str] = "a front-end with a token table (Tokens)"
+    table: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pooled(Companion):
+    """The vector of each row, (B, D), by the skeleton's pool."""
+
+    left_by: ClassVar[str] = "the pool of a skeleton (pool=First.of(), Mean.of() …)"
+    vector: Tensor
 
 
 class Logits(Part):
@@ -38,8 +58,7 @@ class Logits(Part):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = x if self.scale == 1.0 else x * self.scale
-        assert flow.unembed is not None, "the skeleton offers its token table"
-        logits = flow.unembed(x) if self.proj is None else self.proj(x)
+        logits = flow.get(Unembedding, "Logits with tied=True").table(x) if self.proj is None else self.proj(x)
         logits = logits if self.bias is None else logits + self.bias
         return logits if self.offset is None else logits + self.offset
 
@@ -113,11 +132,7 @@ class Classifier(Part):
         self.proj, self.dropout, self.each = nn.Linear(dim, classes, bias), dropout, each
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        source = x if self.each else flow.pooled
-        if source is None:
-            raise ValueError(
-                "Classifier reads the pooled vector; give the skeleton pool=First.of() or Pooler.of(), or each=True"
-            )
+        source = x if self.each else flow.get(Pooled, "Classifier (each=False)").vector
         return self.proj(drop(self, source))
 
 

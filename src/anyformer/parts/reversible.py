@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.flow import Flow
+from anyformer.core.front import Inputs
 from anyformer.core.part import Part, drop
 from anyformer.core.recipe import Recipe
 from anyformer.parts.embeddings import Tokens
@@ -22,8 +23,8 @@ class TwoStreams(Tokens):
     def __init__(self, dim: int, vocab: int, positions: Recipe | None = None, dropout: float = 0.0):
         super().__init__(half("TwoStreams", dim), vocab, positions, dropout=dropout)
 
-    def forward(self, ids: Tensor, flow: Flow) -> Tensor:
-        x = super().forward(ids, flow)  # (B, T, D)
+    def forward(self, given: Inputs, flow: Flow) -> Tensor:
+        x = super().forward(given, flow)  # (B, T, D)
         return torch.cat((x, x), -1)
 
 

@@ -1,10 +1,12 @@
-"""How streams connect: `Encoder`, `CausalLM`, `EncoderDecoder`, each a front-end, blocks and heads.
+"""What all skeletons share: inputs by name, the flow of a pass, state, and the verbs of a model.
 
-B batch, T time, S source time, D width, V vocabulary, C channels.
+B batch, T time, S source time, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,9 +15,12 @@ from torch import Tensor, nn
 
 from anyformer.core.documents import places
 from anyformer.core.flow import Flow
+from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
 from anyformer.core.mixer import Mixer, start_state
+from anyformer.core.recipe import nearest
 from anyformer.core.state import State
 from anyformer.core.taps import Taps
+from anyformer.parts.heads import Unembedding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,20 +28,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Output:
-    """What a skeleton returns. `logits` is the first head's output; `heads` holds all of them by name."""
+    """The tensors that a skeleton returns. `logits` is the first head's output; `heads` holds all of them by name.
 
-    hidden: Tensor  # (B, T, D) after the last norm
+    `across` names the outputs whose entries belong to several rows at once, e.g. the similarities of a batch.
+    """
+
+    hidden: Tensor | None = None  # (B, T, D) after the last norm
     logits: Tensor | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
     pooled: Tensor | None = None  # (B, D)
-    memory: Tensor | None = None  # (B, S, D) what the encoder made
+    memory: Tensor | None = None  # (B, S, D) of an encoder
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses
-    keep: Tensor | None = None  # (B, T) which places of `hidden` are real; None = all
-    figures: dict[str, list[Tensor]] = field(default_factory=dict)  # what parts report in training, one tensor a layer
+    keep: Tensor | None = None  # (B, T) which positions of `hidden` are real; None = all
+    figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics of parts in training, one tensor a layer
+    across: frozenset[str] = frozenset()
 
 
 class Skeleton:
-    """What every complete model has beside its modules: its own width, and where it came from.
+    """Base of complete models: their own width, their inputs by name, and where they came from.
 
     Attributes:
         recipe: the expression that this model is.
@@ -44,62 +53,140 @@ class Skeleton:
         origin: what a file said beside the weights (config keys that change nothing here, generation defaults), kept
             for `save`.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
+        processor: an `anyformer.hub.processors` processor of pictures, or None.
         ledger: how each tensor and config key of the file was used, where the model was loaded.
     """
 
     closed: ClassVar[bool] = True
     generates: ClassVar[bool] = False  # can continue a text: has `start` and a vocabulary head
-    takes: str = "input_ids"  # its main input: input_ids or pixel_values
+    target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None
     origin: dict[str, Any] | None = None
     tokenizer: Any = None
+    processor: Any = None
     ledger: Any = None
     taps: Taps | None = None
     context: int | None = None
 
+    @abstractmethod
+    def entrances(self) -> tuple[Entrance, ...]:
+        """The front-ends with the prefixes of their inputs' names, the main one first."""
+
+    def inputs(self) -> dict[str, Input]:
+        """The tensors that the model reads, by name: their axes, what padding counts, which may be left out."""
+        return {name: read for entrance in self.entrances() for name, read in entrance.inputs().items()}
+
+    @property
+    def takes(self) -> str:
+        """The name of the main input."""
+        return self.entrances()[0].front.main
+
+    @property
+    def reads_source(self) -> bool:
+        """Is there a source beside the text that it writes?"""
+        return bool(self.target)
+
+    @property
+    def reads_text(self) -> bool:
+        """Is the main input token ids?"""
+        return self.entrances()[0].front.vocab is not None
+
+    @property
+    def vocab(self) -> int | None:
+        """The number of token ids that it reads or writes; None without text."""
+        return next((e.front.vocab for e in reversed(self.entrances()) if e.front.vocab is not None), None)
+
+    def example(self, rows: int, sizes: Mapping[str, tuple[int, ...]], noise: torch.Generator) -> dict[str, Tensor]:
+        """Random inputs that the model accepts, without padding masks.
+
+        Args:
+            sizes: by prefix of the entrance: tokens, or rows and columns of patches; the usual size by default.
+        """
+        made = {}
+        for entrance in self.entrances():
+            size = sizes.get(entrance.prefix) or entrance.front.sizes()[0]
+            found = entrance.front.example(rows, size, noise)
+            made.update({entrance.prefix + name: value for name, value in found.items()})
+        return made
+
+    def check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """The inputs of a call that are not None.
+
+        Raises:
+            ValueError: for one that no part reads, with the nearest names.
+        """
+        given = {name: value for name, value in inputs.items() if value is not None}
+        known = self.inputs()
+        for name in given:
+            if name not in known:
+                reads = "; ".join(f"{n} {read}" for n, read in known.items())
+                raise ValueError(f"no part of this model reads {name!r}{nearest(name, list(known))}; it reads {reads}")
+        return given
+
     def begin(
         self,
-        embed: Any,
-        inputs: Tensor,
-        mask: Tensor | None,
-        positions: Tensor | None,
-        state: State | None,
+        entrance: Entrance,
+        inputs: Inputs,
+        positions: Tensor | None = None,
+        state: State | None = None,
         documents: Tensor | None = None,
-    ) -> Flow:
-        """The flow of one pass over `inputs`: checks the length, joins the padding, places the tokens."""
-        batch, count = inputs.shape[0], embed.length(inputs)
-        first = 0 if state is None else state.length
+        causal: bool = False,
+    ) -> tuple[dict[str, Tensor], Flow]:
+        """The inputs of one entrance and the flow of the pass over them: checks names, lengths, padding, positions."""
+        front, given = entrance.front, entrance.given(inputs)
+        main = next(iter(given.values()))
+        batch, count, first = main.shape[0], front.length(given), 0 if state is None else state.length
         if self.context is not None and first + count > self.context:
             raise ValueError(
                 f"{first + count} tokens do not fit the context of {self.context}; give fewer tokens, "
                 f"or build with a longer one: recipe.but(context={first + count})"
             )
+        mask = given.get(front.mask) if front.mask else None
         if documents is not None:
             assert isinstance(self, nn.Module)
-            check_packed(self, documents, inputs, mask, positions, state)
-            apart, real = places(documents), documents >= 0
-            return Flow(apart, keep=real, documents=documents, taps=self.taps, unembed=embed.unembed)
-        keep = None if mask is None else mask.bool()
-        if keep is not None and keep.shape not in ((batch, count), (batch, first + count)):
-            raise ValueError(
-                f"the attention mask must be (batch, tokens) = ({batch}, {count}), got {tuple(keep.shape)}"
-            )
-        if state is not None:
-            keep = state.advance(keep, batch, count)
-        if positions is None:
-            if keep is None:
-                positions = torch.arange(first, first + count, device=inputs.device)  # (T,)
-            else:
-                positions = (keep.long().cumsum(1) - 1).clamp(min=0)[:, first:]  # (B, T)
-        return Flow(positions, first=first, keep=keep, state=state, taps=self.taps, unembed=embed.unembed)
+            check_packed(self, documents, main, mask, positions, state)
+            flow = Flow(places(documents), causal=causal, keep=documents >= 0, documents=documents, taps=self.taps)
+        else:
+            keep = None if mask is None else self._keep(entrance, mask, given, batch, first)
+            if state is not None:
+                keep = state.advance(keep, batch, count)
+            if positions is None:
+                positions = front.locate(keep, first, count, main.device)
+            flow = Flow(positions, first=first, causal=causal, keep=keep, state=state, taps=self.taps)
+        if front.unembed is not None:
+            flow.put(Unembedding(front.unembed))
+        return given, flow
+
+    def _keep(self, entrance: Entrance, mask: Tensor, given: Inputs, batch: int, first: int) -> Tensor:
+        """The padding mask of the positions, checked."""
+        units = entrance.front.units(given)
+        if mask.shape not in ((batch, units), (batch, first + units)):
+            raise ValueError(f"{entrance.mask} must be (batch, tokens) = ({batch}, {units}), got {tuple(mask.shape)}")
+        keep = mask.bool()
+        check_gaps(self, keep, str(entrance.mask))
+        return entrance.front.keep(keep, given)
 
     def start(self, batch: int, length: int = 0) -> State:
         """Empty decoding state for `batch` rows; `length` is a hint of how long they will become."""
         if not self.generates:
             raise ValueError(f"{type(self).__name__} sees both directions and does not decode step by step")
+        return start_state(self.decoding(), batch, length)
+
+    def decoding(self) -> Iterable[nn.Module]:
+        """The modules that decode step by step: all but front-ends and the models inside this one."""
         assert isinstance(self, nn.Module)
-        return start_state([self], batch, length)
+        return [m for m in self.children() if not isinstance(m, Skeleton | FrontEnd)]
+
+    def opening(self, ids: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        """The source inputs of a prompt (B, T), and the ids and the mask of the text that decoding extends."""
+        return {}, ids, mask
+
+    def encode(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Tensor | None
+    ) -> Tensor:
+        """Hidden states (B, T, D) of the main input: of an encoder-decoder, its memory."""
+        return self(input_ids=input_ids, attention_mask=attention_mask, **inputs).hidden  # type: ignore[operator]
 
     def generate(self, *args: Any, **options: Any) -> Any:
         """Continues text or token ids: `anyformer.generate.generate(self, ...)`."""
@@ -114,17 +201,29 @@ class Skeleton:
         return save(self, folder, overwrite=overwrite)
 
 
-def _embed(embed: Any, inputs: Tensor, flow: Flow) -> Tensor:
-    """The front-end, with an error that names the id when one is outside the vocabulary."""
+def embed_inputs(front: FrontEnd, given: Inputs, flow: Flow) -> Tensor:
+    """The stream (B, T, D) behind a front-end; an id outside its tables is an error that names it."""
     try:
-        return embed(inputs, flow)
+        return front(given, flow)
     except IndexError:
-        bad = inputs[(inputs < 0) | (inputs >= getattr(embed, "vocab", 0))]
-        if not hasattr(embed, "vocab") or not len(bad):
-            raise
+        front.check_ids(given)
+        raise
+
+
+def check_gaps(model: Any, keep: Tensor, name: str) -> None:
+    """Raises ValueError for padding in the middle of a text, if a part of the model would count it as text."""
+    if torch.compiler.is_compiling() or isinstance(keep.shape[1], torch.SymInt):
+        return
+    counting = next((m for m in model.modules() if not getattr(m, "skips_gaps", True)), None)
+    if counting is None:
+        return
+    ends = keep[:, :-1] & ~keep[:, 1:]
+    later = keep.flip(1).cummax(1).values.flip(1)[:, 1:]  # (B, T - 1) is there a real token here or later?
+    if keep.shape[1] > 1 and bool((ends & later).any()):
         raise ValueError(
-            f"token id {int(bad[0])} is outside the vocabulary: ids go from 0 to {embed.vocab - 1}"
-        ) from None
+            f"{name} has padding in the middle of a text, and {type(counting).__name__} counts positions or goes from "
+            "token to token: it would read the gap as text; put padding on the left or on the right"
+        )
 
 
 def check_packed(

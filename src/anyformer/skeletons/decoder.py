@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from anyformer.core.front import Entrance
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import State
-from anyformer.skeletons.base import Output, Skeleton, _embed
+from anyformer.skeletons.base import Output, Skeleton, embed_inputs
 from anyformer.skeletons.stack import Blocks
 
 
@@ -47,14 +48,18 @@ class CausalLM(Skeleton, Blocks):
         self.embed, self.head = embed.build(dim), head.build(dim)
         self.context = context
 
+    def entrances(self) -> tuple[Entrance, ...]:
+        return (Entrance(self.embed),)
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         state: State | None = None,
         last: bool = False,
         document_ids: Tensor | None = None,
+        **inputs: Tensor | None,
     ) -> Output:
         """Token ids (B, T) to an Output with logits (B, T, V).
 
@@ -65,8 +70,10 @@ class CausalLM(Skeleton, Blocks):
             last: logits of the last place only, (B, 1, V): what decoding needs of a long prompt.
             document_ids: (B, T) where a row holds several texts: 0, 1, 2 … for each one's tokens, -1 at padding. No
                 text sees another one, and each begins at place 0. Instead of attention_mask.
+            inputs: what else the front-end reads, by name (`model.inputs()`).
         """
-        flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state, document_ids)
-        flow.causal = True
-        x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux, keep=flow.keep, figures=flow.figures)
+        named = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
+        given, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)
+        x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, T, D)
+        logits = self.head(x[:, -1:] if last else x, flow)
+        return Output(x, logits, aux=flow.aux, keep=flow.keep_now(x.shape[1]), figures=flow.figures)

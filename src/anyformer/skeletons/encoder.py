@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
+from anyformer.core.front import MASK, Entrance, Input
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
-from anyformer.skeletons.base import Output, Skeleton, _embed
+from anyformer.parts.attention.global_tokens import GlobalTokens
+from anyformer.parts.heads import Pooled
+from anyformer.skeletons.base import Output, Skeleton, embed_inputs
 from anyformer.skeletons.stack import Blocks
 
 
@@ -48,7 +52,10 @@ class Encoder(Skeleton, Blocks):
         super().__init__(dim, blocks, norm, bias, entry=entry)
         self.embed, self.pool = embed.build(dim), built(pool, dim)
         self.heads = nn.ModuleDict({name: head.build(dim) for name, head in (heads or {}).items()})
-        self.context, self.takes = context, self.embed.takes
+        self.context = context
+
+    def entrances(self) -> tuple[Entrance, ...]:
+        return (Entrance(self.embed),)
 
     def forward(
         self,
@@ -56,43 +63,41 @@ class Encoder(Skeleton, Blocks):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
         document_ids: Tensor | None = None,
+        **inputs: Tensor | None,
     ) -> Output:
-        """Token ids (B, T) or pixels (B, C, height, width) to an Output.
+        """Token ids (B, T), pixels (B, C, height, width), or whatever the front-end reads, to an Output.
 
         Args:
             attention_mask: (B, T), 1 or True = a real token; padding may stand on either side.
             token_type_ids: (B, T) segments; all 0 by default.
             position_ids: (T,) or (B, T); by default tokens are counted without the padding.
             document_ids: (B, T) as of `CausalLM`; for models that do not make one vector of a row.
+            inputs: what else the front-end reads, by name (`model.inputs()`): `pixel_values` of a picture.
         """
-        inputs = pixel_values if self.takes == "pixel_values" else input_ids
-        if inputs is None:
-            raise ValueError(f"this model reads {self.takes}; call model({self.takes}=...)")
-        return self.read(inputs, self.about(inputs, attention_mask, token_type_ids, position_ids, document_ids))
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return self.read(*self.enter({**texts, **inputs}, position_ids, document_ids))
 
-    def about(
-        self, inputs: Tensor, mask: Tensor | None, types: Tensor | None, places: Tensor | None, documents: Tensor | None
-    ) -> Flow:
-        """What the parts are told beside the inputs, checked; the arguments are those of `forward`."""
+    def enter(
+        self, inputs: Mapping[str, Tensor | None], positions: Tensor | None, documents: Tensor | None
+    ) -> tuple[dict[str, Tensor], Flow]:
+        """The checked inputs of the front-end, and the flow of the pass."""
         if documents is not None and self.pool is not None:
             raise ValueError(
                 f"{type(self.pool).__name__} makes one vector of a row, and with document_ids a row holds several "
                 "texts; build the model without pool, or give one text a row"
             )
-        flow = self.begin(self.embed, inputs, mask, places, None, documents)
-        flow.types = types
-        return flow
+        return self.begin(Entrance(self.embed), self.check_inputs(inputs), positions, documents=documents)
 
-    def read(self, inputs: Tensor, flow: Flow) -> Output:
+    def read(self, given: dict[str, Tensor], flow: Flow) -> Output:
         """From the front-end to the heads."""
-        x = self.run(_embed(self.embed, inputs, flow), flow)  # (B, T, D)
-        flow.pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
+        x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, T, D)
+        pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
+        if pooled is not None:
+            flow.put(Pooled(pooled))
         heads = {name: head(x, flow) for name, head in self.heads.items()}
-        return Output(
-            x, next(iter(heads.values()), None), heads, flow.pooled, aux=flow.aux, keep=flow.keep, figures=flow.figures
-        )
+        first = next(iter(heads.values()), None)
+        return Output(x, first, heads, pooled, aux=flow.aux, keep=flow.keep, figures=flow.figures)
 
 
 class GlobalEncoder(Encoder):
@@ -105,21 +110,27 @@ class GlobalEncoder(Encoder):
         super().__init__(dim, embed, blocks, None, pool, heads, context)
         self.first = first
 
+    def inputs(self) -> dict[str, Input]:
+        return {**super().inputs(), "global_attention_mask": MASK}
+
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None, document_ids: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, document_ids: Tensor | None = None,
+        global_attention_mask: Tensor | None = None, **inputs: Tensor | None,
     ) -> Output:  # fmt: skip
         """As of `Encoder`; `global_attention_mask` (B, T): 1 or True = a global token."""
-        flow = self.about(input_ids, attention_mask, token_type_ids, position_ids, document_ids)
-        flow.wide = self._wide(input_ids, global_attention_mask, flow)
-        return self.read(input_ids, flow)
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        given, flow = self.enter({**texts, **inputs}, position_ids, document_ids)
+        mask = self._mask(next(iter(given.values())), global_attention_mask, flow)
+        if mask is not None:
+            flow.put(GlobalTokens(mask))
+        return self.read(given, flow)
 
-    def _wide(self, ids: Tensor, mask: Tensor | None, flow: Flow) -> Tensor | None:
+    def _mask(self, ids: Tensor, mask: Tensor | None, flow: Flow) -> Tensor | None:
         if mask is None:
-            wide = (flow.positions == 0).expand(ids.shape) if self.first else None
+            mask = (flow.positions == 0).expand(ids.shape) if self.first else None
         elif mask.shape == ids.shape:
-            wide = mask.bool()
+            mask = mask.bool()
         else:
             raise ValueError(f"global_attention_mask must be {tuple(ids.shape)}, got {tuple(mask.shape)}")
-        return wide if wide is None or flow.keep is None else wide & flow.keep
+        return mask if mask is None or flow.keep is None else mask & flow.keep

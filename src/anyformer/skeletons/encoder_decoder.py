@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
+from anyformer.core.front import Entrance, Inputs
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
-from anyformer.core.state import State
-from anyformer.skeletons.base import Output, Skeleton, _embed
+from anyformer.core.state import Memory, State
+from anyformer.skeletons.base import Output, Skeleton, embed_inputs
 
 
 class EncoderDecoder(Skeleton, Part):
@@ -30,6 +34,7 @@ class EncoderDecoder(Skeleton, Part):
     """
 
     generates = True
+    target = "decoder_"
 
     def __init__(
         self,
@@ -45,6 +50,15 @@ class EncoderDecoder(Skeleton, Part):
         self.embed, self.encoder, self.decoder = embed.build(dim), encoder.build(dim), decoder.build(dim)
         self.head, self.begin_id, self.context = head.build(dim), begin_id, context
 
+    def entrances(self) -> tuple[Entrance, ...]:
+        return Entrance(self.embed), Entrance(self.embed, self.target)
+
+    def decoding(self) -> Iterable[nn.Module]:
+        return [self.decoder]
+
+    def opening(self, ids: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        return {"input_ids": ids, "attention_mask": mask}, ids.new_full((len(ids), 1), self.begin_id), None
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -53,45 +67,56 @@ class EncoderDecoder(Skeleton, Part):
         decoder_attention_mask: Tensor | None = None,
         state: State | None = None,
         last: bool = False,
+        **inputs: Tensor | None,
     ) -> Output:
         """Source ids (B, S) and target ids (B, T) to an Output with logits (B, T, V) and the encoder's memory.
 
         With `state`, the source is read in the first call and may be left out later.
         With `last`, there are logits of the last place of the target only, (B, 1, V).
         """
+        source, target = self.entrances()
+        named = self.check_inputs(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "decoder_input_ids": decoder_input_ids,
+                "decoder_attention_mask": decoder_attention_mask,
+                **inputs,
+            }
+        )
         if decoder_input_ids is None:
             raise ValueError(
                 "an encoder-decoder needs decoder_input_ids: the target so far, beginning with the id begin_id"
             )
-        memory, keep, read = self._memory(input_ids, attention_mask, state)
-        flow = self.begin(self.embed, decoder_input_ids, decoder_attention_mask, None, state)
-        flow.causal, flow.memory, flow.memory_keep = True, memory, keep
+        memory, read = self._memory(source, named, state)
+        given, flow = self.begin(target, named, None, state, causal=True)
+        flow.memory = memory
         if read is not None:
             flow.take(read)
-        x = self.decoder(_embed(self.embed, decoder_input_ids, flow), flow)  # (B, T, D)
+        x, flow = self.decoder.run(embed_inputs(target.front, given, flow), flow)  # (B, T, D)
         logits = self.head(x[:, -1:] if last else x, flow)
-        return Output(x, logits, memory=memory, aux=flow.aux, keep=flow.keep, figures=flow.figures)
+        keep = flow.keep_now(x.shape[1])
+        return Output(x, logits, memory=memory.stream, aux=flow.aux, keep=keep, figures=flow.figures)
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Source ids (B, S) to memory (B, S, D)."""
-        return self._read(input_ids, attention_mask)[0]
+    def encode(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Tensor | None
+    ) -> Tensor:
+        """The encoder's memory (B, S, D) of the source inputs."""
+        named = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
+        return self._read(self.entrances()[0], named)[0].stream
 
-    def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Flow]:
-        """The memory, and the flow of the pass that made it."""
-        flow = self.begin(self.embed, input_ids, attention_mask, None, None)
-        return self.encoder(_embed(self.embed, input_ids, flow), flow), flow
+    def _read(self, source: Entrance, named: Inputs) -> tuple[Memory, Flow]:
+        """The memory of a source, and the flow behind the encoder."""
+        given, flow = self.begin(source, named)
+        x, flow = self.encoder.run(embed_inputs(source.front, given, flow), flow)
+        return Memory(x, flow.keep), flow
 
-    def _memory(
-        self, input_ids: Tensor | None, mask: Tensor | None, state: State | None
-    ) -> tuple[Tensor, Tensor | None, Flow | None]:
+    def _memory(self, source: Entrance, named: Inputs, state: State | None) -> tuple[Memory, Flow | None]:
         if state is not None and state.memory is not None:
-            if input_ids is not None:
-                raise ValueError("the state has read its source already; leave input_ids out, or start a new state")
-            return state.memory, state.memory_keep, None
-        if input_ids is None:
-            raise ValueError("an encoder-decoder needs input_ids, the source")
-        memory, flow = self._read(input_ids, mask)
-        keep = None if mask is None else mask.bool()
+            if main := next((name for name in source.inputs() if name in named), None):
+                raise ValueError(f"the state has read its source already; leave {main} out, or start a new state")
+            return state.memory, None
+        memory, flow = self._read(source, named)
         if state is not None:
-            state.memory, state.memory_keep = memory, keep
-        return memory, keep, flow
+            state.memory = memory
+        return memory, flow

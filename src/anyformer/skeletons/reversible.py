@@ -33,7 +33,7 @@ class Reversible(Blocks):
     somebody listens to a block: taps, hooks, FSDP.
     """
 
-    def run(self, x: Tensor, flow: Flow) -> Tensor:
+    def run(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
         x = flow.clear(x)
         if self._plainly(flow):
             for block in self.blocks:
@@ -44,7 +44,7 @@ class Reversible(Blocks):
             x, *aux = _Reversing.apply(list(self.blocks), inner, names, x, *weights)
             inner.aux = dict(zip(names, aux, strict=True))
             flow.take(inner)
-        return drop(self, call(self.norm, x))
+        return drop(self, call(self.norm, x)), flow
 
     def _plainly(self, flow: Flow) -> bool:
         if not torch.is_grad_enabled() or flow.state is not None or flow.taps is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
+from anyformer.parts.attention.scores import StackBias
 
 
 class Blocks(Part):
@@ -36,19 +37,37 @@ class Blocks(Part):
         self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
         self.entry = built(entry, dim)
 
-    def run(self, x: Tensor, flow: Flow) -> Tensor:
-        """(B, T, D) through all blocks and the norm."""
-        flow.bias = self.bias
+    def run(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
+        """(B, T, D) through all blocks and the norm, and the flow behind them."""
+        if self.bias is not None:
+            flow.put(StackBias(self.bias))
         x = flow.clear(x)
         if self.entry is not None:
             x = flow.clear(self.entry(x, flow))  # positions and norms write at padding, too
         for block in self.blocks:
-            x = block(x, flow)
-        return drop(self, call(self.norm, x))
+            x, flow = block(x, flow), behind(block, flow)
+        return drop(self, call(self.norm, x)), flow
 
 
 class Stack(Blocks):
     """Blocks in a row as a part of its own: one side of an encoder-decoder. Shape: (B, T, D) -> same."""
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.run(x, flow)
+        return self.run(x, flow)[0]
+
+
+def behind(block: nn.Module, flow: Flow) -> Flow:
+    """The flow of the sequence that a block returns: its own `behind(flow)` where it changes the length, else `flow`.
+
+    Such a method is pure, and stands outside the block's forward pass: a recomputed block would see a flow that was
+    changed in place already shortened.
+    """
+    method = getattr(block, "behind", None)
+    if method is None:
+        return flow
+    if flow.state is not None or flow.documents is not None:
+        raise ValueError(
+            f"{type(block).__name__} changes the number of positions: it decodes no text step by step and keeps no "
+            "packed documents apart; use it in an encoder, one text a row"
+        )
+    return method(flow)

@@ -55,7 +55,7 @@ class Encoder:
         t, m = self.model.tokenizer, self.model
         said: list[Any] = [self.task, self.columns, self.names]
         if self.task != "images":
-            said += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.embed.vocab]
+            said += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             said += [getattr(m, "begin_id", None)]
         return repr(said)
 
@@ -80,9 +80,9 @@ class Encoder:
 
     def _known(self, example: Example | None) -> None:
         ids = () if example is None else example.get("input_ids", ())
-        if len(ids) and max(ids) >= self.model.embed.vocab:
+        if len(ids) and max(ids) >= self.model.vocab:
             raise ValueError(
-                f"token id {max(ids)} is outside the model's vocabulary of {self.model.embed.vocab}: the tokenizer is "
+                f"token id {max(ids)} is outside the model's vocabulary of {self.model.vocab}: the tokenizer is "
                 "another model's"
             )
 

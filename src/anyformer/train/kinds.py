@@ -64,7 +64,7 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
     Raises:
         ValueError: for a task that this model cannot be trained on.
     """
-    fits = _fits(FITS, recipe.part, recipe["embed"].part.takes)
+    fits = _fits(FITS, recipe.part, recipe["embed"].part.main)
     task = task or default or next(iter(fits), None)
     if task not in fits:
         raise ValueError(

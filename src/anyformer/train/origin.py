@@ -66,9 +66,9 @@ class Origin:
             made = _tokenizer(tokenizer or "bpe", VOCAB if vocab is None else vocab, text)
             made = kinds.equip(made, self.task) if tokenizer in (None, "bpe", "bytes") else made
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
-        if made.vocab_size > model.embed.vocab:
+        if made.vocab_size > model.vocab:
             raise ValueError(
-                f"the tokenizer has {made.vocab_size} tokens, the model knows {model.embed.vocab}; use the model's own"
+                f"the tokenizer has {made.vocab_size} tokens, the model knows {model.vocab}; use the model's own"
             )
         model.tokenizer = made
         return model

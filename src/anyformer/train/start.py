@@ -44,7 +44,7 @@ def base(name: str, tokenizer: str | None = None) -> Any:
         model = load(sources.get(name) if known else name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{nearest(name, list(sources.SOURCES))}") from None
-    if model.takes != "input_ids":
+    if not model.reads_text:
         if tokenizer is not None:
             raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
         return model
@@ -52,9 +52,9 @@ def base(name: str, tokenizer: str | None = None) -> Any:
         model.tokenizer = Tokenizer.load(tokenizer)
     if model.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, and examples are text; give tokenizer, a folder that holds one")
-    if model.tokenizer.vocab_size > model.embed.vocab:
+    if model.tokenizer.vocab_size > model.vocab:
         raise ValueError(
-            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model knows {model.embed.vocab}; they do not "
+            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model knows {model.vocab}; they do not "
             "belong together"
         )
     return model

@@ -15,8 +15,8 @@ from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.cache import Frozen, KeysValues, kept
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
-from anyformer.parts.attention.masks import Full, Mask, View, check_sees, resolved, view
-from anyformer.parts.attention.scores import Bias, Call, changed, made, stack_bias
+from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees, resolved, view
+from anyformer.parts.attention.scores import Bias, Call, StackBias, changed, made
 
 
 class Attention(Mixer):
@@ -78,6 +78,11 @@ class Attention(Mixer):
             raise ValueError(f"Attention: head_dim is the width of a head, at least 1; got {head_dim}")
         if heads % self.kv_heads:
             raise ValueError(f"Attention: kv_heads={self.kv_heads} does not divide heads={heads}")
+        if cross and not (mask is None and positions is None):
+            raise ValueError(
+                "Attention: with cross=True all of the encoder's memory is seen, and its positions are not the "
+                "target's; leave mask and positions out of that branch"
+            )
         if mask is not None:
             check_sees(mask)
         self.head_dim = dim // heads if head_dim is None else head_dim
@@ -99,12 +104,14 @@ class Attention(Mixer):
             k, v = self._memory(flow)
             key: Any = "cross"
             bias: Tensor | Bias | None = None
-            seen, mask = flow.once(key, lambda: resolved(View(Full(), 0, T, 0, k.shape[2], flow.memory_keep, x.device)))
+            theirs = None if flow.memory is None else flow.memory.keep
+            seen, mask = flow.once(key, lambda: resolved(View(Full(), 0, T, 0, k.shape[2], theirs, x.device)))
         else:
             q, k, v = self._self(x, q, flow)
             key = (self.mask, flow.state and k.shape[2])  # layers of one kind share the mask and the bias
             seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
-            bias = None if flow.bias is None else flow.once(("bias", key), lambda: stack_bias(flow.bias, seen))
+            stack = flow.find(StackBias)
+            bias = None if stack is None else flow.once(("bias", key), lambda: stack(seen))
         q, cap = q.transpose(1, 2), None  # (B, H, T, K)
         if self.scores is not None:
             q, bias, cap = self._changed(x, q, seen, key, flow)
@@ -113,6 +120,11 @@ class Attention(Mixer):
             flow.taps.put(self, "weights", weights(q, k, seen.tensor(), whole, self.scale, cap))
         y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel, cap)
         return self.o(y.transpose(1, 2).flatten(2))
+
+    @property
+    def skips_gaps(self) -> bool:
+        """Is padding in the middle of a text no part of it? Not where distances are counted."""
+        return isinstance(self.mask, Full | Causal | None) and self.scores is None
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm[name](x)
@@ -139,7 +151,7 @@ class Attention(Mixer):
         slot = flow.slot(self)
         if slot is not None and slot.length:
             return slot.k, slot.v
-        k, v = (self._split(p(flow.memory), self.kv_heads) for p in (self.k, self.v))
+        k, v = (self._split(p(flow.memory.stream), self.kv_heads) for p in (self.k, self.v))
         k, v = self._normed("k", k).transpose(1, 2), v.transpose(1, 2)  # (B, G, S, K) each
         return (k, v) if slot is None else slot.append(k, v)
 
@@ -148,7 +160,7 @@ class Attention(Mixer):
     ) -> tuple[Tensor, Tensor | Bias | None, float | None]:
         """Queries, bias and cap by the score parts. Of a long text the bias stays a function, made piece by piece."""
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        stack = None if self.cross or flow.bias is None else lambda view: stack_bias(flow.bias, view)
+        stack = None if self.cross else flow.find(StackBias)
         q, bias, cap = changed(self.scores, Call(x, q, scale, seen, flow), stack)
         if bias is None or seen.long() or seen.heavy():
             return q, bias, cap

@@ -4,7 +4,7 @@
         keys 0 1 2 3 4 5 6 7          ■  window, by q k v     □  a global token, by q k v
 query 0      ◆ ◆ ◆ ◆ ◆ ◆ ◆ ◆          ◆  by projections of their own, wide.q wide.k wide.v
       1      □ ■ ■ · · · · ·
-      2      □ ■ ■ ■ · · · ·          the window is `mask`; tokens 0 and 5 are global: flow.wide
+      2      □ ■ ■ ■ · · · ·          the window is `mask`; tokens 0 and 5 are global
       3      □ · ■ ■ ■ □ · ·
       4      □ · · ■ ■ □ · ·
       5      ◆ ◆ ◆ ◆ ◆ ◆ ◆ ◆
@@ -17,14 +17,24 @@ B batch, T time (queries and keys), D width, H heads, K head width, N global tok
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Companion, Flow
 from anyformer.parts.attention.attention import Attention
 from anyformer.parts.attention.kernels import attend, reader, weights
 from anyformer.parts.attention.masks import CHUNK, Full, Mask, Packed, View, view
+
+
+@dataclass(frozen=True)
+class GlobalTokens(Companion):
+    """The tokens (B, T), True = global, that attend to all of their text and are attended by all of it."""
+
+    left_by: ClassVar[str] = "GlobalEncoder"
+    per_position: ClassVar[bool] = True
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ class Few:
 
 
 class GlobalAttention(Attention):
-    """Attention within a mask, beside `flow.wide` (B, T), the global tokens (Beltagy et al., 2020; arXiv:2004.05150).
+    """Attention within a mask, beside global tokens, `GlobalTokens` in the flow (Beltagy et al., 2020;
+    arXiv:2004.05150).
 
     An ordinary token sees what its mask shows and all global tokens, in one softmax, by q, k and v. A global token
     sees all of its text, by q, k and v of its own, `wide.q` …; without global tokens these are not used.
@@ -121,7 +132,8 @@ class GlobalAttention(Attention):
         return self._split(x, self.heads).transpose(1, 2)  # (B, H, T, K)
 
     def _seen(self, flow: Flow, count: int, device: torch.device) -> Marked:
-        return Marked(**vars(view(flow, self.mask, count, count, device)), wide=flow.wide)
+        tokens = flow.find(GlobalTokens)
+        return Marked(**vars(view(flow, self.mask, count, count, device)), wide=None if tokens is None else tokens.mask)
 
     def _with_global(self, x: Tensor, y: Tensor, seen: Marked, few: Few, dropout: float) -> Tensor:
         """(B, H, T, K) with what the global tokens see in place of what was there."""

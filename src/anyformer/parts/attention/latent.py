@@ -19,7 +19,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.cache import KeysValues, kept
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Mask, check_sees, resolved, view
-from anyformer.parts.attention.scores import stack_bias
+from anyformer.parts.attention.scores import StackBias
 from anyformer.parts.norms import RMSNorm
 from anyformer.parts.positions import Rotary
 
@@ -130,7 +130,8 @@ class LatentAttention(Mixer):
         S = held.shape[2]
         key: Any = (self.mask, flow.state and S)  # layers of one kind share the mask and the bias
         seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, S, x.device)))
-        bias = None if flow.bias is None else flow.once(("bias", key), lambda: stack_bias(flow.bias, seen))
+        stack = flow.find(StackBias)
+        bias = None if stack is None else flow.once(("bias", key), lambda: stack(seen))
         absorbed = slot is not None and self.absorbs(T, S)
         q, k, v = self._absorbed(q, held) if absorbed else self._plain(q, held)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale

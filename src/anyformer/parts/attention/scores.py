@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Companion, Flow
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.masks import View
@@ -99,9 +99,16 @@ def changed(scores: Iterable[Score], call: Call, bias: Bias | None) -> tuple[Ten
     return q, total if biases else None, cap
 
 
-def stack_bias(bias: Any, view: View) -> Tensor:
-    """The relative bias that a stack owns between the queries and keys of a view, (1, H, T, S)."""
-    key, query = (
-        torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count))
-    )
-    return bias(query, key)
+@dataclass(frozen=True)
+class StackBias(Companion):
+    """The relative bias that a stack owns and all its layers add to their scores (T5)."""
+
+    left_by: ClassVar[str] = "a stack with bias=RelativeBias.of()"
+    module: nn.Module
+
+    def __call__(self, view: View) -> Tensor:
+        """The bias between the queries and keys of a view, (1, H, T, S)."""
+        key, query = (
+            torch.arange(a, a + n, device=view.device) for a, n in ((view.key, view.keys), (view.query, view.count))
+        )
+        return self.module(query, key)

@@ -162,6 +162,6 @@ def _drawn(count: int, seed: int, blocks: int) -> Tensor:
     """(blocks, blocks) who is connected with whom."""
     graph = torch.zeros(blocks, blocks, dtype=torch.bool)
     for block in range(1, blocks):
-        noise = torch.Generator().manual_seed(hash((seed, block)) % (1 << 63))  # of whole numbers: always the same
+        noise = torch.Generator().manual_seed((seed * 1_000_003 + block) % (1 << 63))
         graph[block, torch.randperm(block, generator=noise)[:count]] = True
     return graph | graph.T

@@ -6,7 +6,6 @@ width, L tokens of a segment, M tokens of memory.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from anyformer.core.state import Slot
 from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import reader
 from anyformer.parts.attention.masks import Causal, View
-from anyformer.parts.attention.scores import Bias, Call, changed, stack_bias
+from anyformer.parts.attention.scores import Bias, Call, StackBias, changed
 from anyformer.parts.attention.scores import made as made_scores
 from anyformer.parts.fused import apart
 from anyformer.parts.recurrent.chunked import Recurrent
@@ -321,7 +320,7 @@ class SegmentRecurrence(Mixer):
             past = k.shape[2]
             held = torch.cat((k, held[0]), 2), torch.cat((v, held[1]), 2)  # (B, H, S, K) each
         at = flow.once(("places", past), lambda: places(flow, T, past, x.device))
-        stack = None if flow.bias is None else functools.partial(stack_bias, flow.bias)
+        stack = flow.find(StackBias)
         many = T if isinstance(T, torch.SymInt) else min(T, self.segment)  # queries of a chunk
         keys = self.farthest + many  # no part is asked for a larger distance than that from the last query
         whole = View(Causal(), at.first, T, at.first + T - keys, keys, device=x.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,9 +55,7 @@ class MemoryTokens(Mixer):
                     "in the first call"
                 )
             keep = None if keep is None else picked(ahead(keep, m), inserted(slot.at, m, keep.shape[1]))
-            return self._through(
-                x, replace(flow, positions=flow.positions + m, first=flow.first + m, keep=keep, _made={})
-            )
+            return self._through(x, flow.inside(flow.positions + m, keep, flow.first + m))
         places = torch.arange(m, device=x.device).expand(*flow.positions.shape[:-1], m)
         places = torch.cat((places, flow.positions + m), -1)  # (m + T,) or (B, m + T)
         x = torch.cat((self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)  # (B, m + T, D)
@@ -71,8 +68,8 @@ class MemoryTokens(Mixer):
         if slot is not None:
             slot.at = at
             for mixer in (p for p in self.modules() if isinstance(p, Mixer) and p is not self):
-                flow.state.ahead[mixer] = flow.state.ahead.get(mixer, 0) + m  # type: ignore[union-attr]
-        x = self._through(x, replace(flow, positions=places, keep=keep, _made={}))
+                flow.state.prefix[mixer] = flow.state.prefix.get(mixer, 0) + m  # type: ignore[union-attr]
+        x = self._through(x, flow.inside(places, keep))
         if keep is None:
             return x[:, m:]
         text = torch.arange(T, device=x.device)

@@ -1,0 +1,154 @@
+"""Front-ends: parts that declare what they read. B batch, T positions of the stream, D width."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from anyformer.core.flow import Flow
+from anyformer.core.part import Part
+
+Inputs = Mapping[str, Tensor]  # the tensors of one call, by name
+
+
+@dataclass(frozen=True)
+class Input:
+    """The declaration of one tensor that a model reads.
+
+    Args:
+        axes: the name of each axis behind the batch, e.g. ("channels", "height", "width").
+        counted: those axes that the padding mask counts: rows of a batch may differ there, and are padded.
+        fixed: those axes whose size the model decides; all others are open.
+        required: a call without it is an error.
+        ids: whole numbers; otherwise numbers in the type of the weights.
+    """
+
+    axes: tuple[str, ...]
+    counted: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    required: bool = True
+    ids: bool = False
+
+    def counts(self) -> tuple[int, ...]:
+        """The indices of the counted axes in the tensor, whose axis 0 is the batch."""
+        return tuple(1 + self.axes.index(name) for name in self.counted)
+
+    def __str__(self) -> str:
+        return f"(batch, {', '.join(self.axes)})"
+
+
+MASK = Input(("time",), ("time",), required=False, ids=True)  # a padding mask: 1 or True = real
+
+
+class FrontEnd(Part):
+    """Base of what enters the stream: `forward(given, flow)`, (B, T, D).
+
+    Checks, batching, padding, export, explanation and the contract ask a front-end for its declaration, and no model
+    for its kind.
+
+    Attributes:
+        main: the name of its main input.
+        mask: the name of its padding mask, or None if its input has no padding.
+        vocab: the number of ids, where it reads ids.
+        unembed: scores of all ids by the same table, for tied heads; None where there is no table.
+    """
+
+    main: ClassVar[str]
+    mask: ClassVar[str | None] = None
+    vocab: int | None = None
+    unembed: Any = None
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Input]:
+        """The tensors that it reads, by name, the main one first."""
+
+    @abstractmethod
+    def length(self, given: Inputs) -> int:
+        """The number of positions that the input takes.
+
+        Raises:
+            ValueError: if a tensor has the wrong shape, with its name.
+        """
+
+    @abstractmethod
+    def forward(self, given: Inputs, flow: Flow) -> Tensor:
+        """(B, T, D)"""
+
+    @abstractmethod
+    def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
+        """Random inputs that it accepts.
+
+        Args:
+            size: as of `sizes`; numbers more than it needs are left out.
+        """
+
+    @abstractmethod
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Sizes of inputs worth comparing, the usual one first: the number of tokens, rows and columns of patches."""
+
+    def units(self, given: Inputs) -> int:
+        """The number of units that the padding mask counts: by default the positions themselves."""
+        return self.length(given)
+
+    def keep(self, mask: Tensor, given: Inputs) -> Tensor:
+        """The padding mask of the positions, (B, T), from the mask of the input, (B, units); by default itself."""
+        return mask
+
+    def locate(self, keep: Tensor | None, first: int, count: int, device: torch.device) -> Tensor:
+        """Where the positions stand, (T,) or (B, T): counted without the padding.
+
+        Args:
+            keep: (B, first + count) padding mask of all tokens seen, or None.
+            first: tokens seen before this call.
+        """
+        if keep is None:
+            return torch.arange(first, first + count, device=device)
+        return (keep.long().cumsum(1) - 1).clamp(min=0)[:, first:]
+
+    def cells(self, given: Inputs) -> tuple[int, int] | None:
+        """Rows and columns of a picture's positions, which end the stream's; None where there is no grid."""
+        return None
+
+    def check_ids(self, given: Inputs) -> None:
+        """Raises ValueError for an id that no table of this front-end holds; called when a look-up has failed."""
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """A front-end of a model, and the prefix of its inputs' names: `decoder_` for the target of an encoder-decoder."""
+
+    front: FrontEnd
+    prefix: str = ""
+
+    @property
+    def mask(self) -> str | None:
+        """The name of its padding mask, or None."""
+        return None if self.front.mask is None else self.prefix + self.front.mask
+
+    def inputs(self) -> dict[str, Input]:
+        """The tensors that it reads, its mask included, by name."""
+        found = {self.prefix + name: read for name, read in self.front.inputs().items()}
+        return found if self.mask is None else {**found, self.mask: MASK}
+
+    def given(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Its own tensors among those of a call, under the names of the front-end.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        given = {}
+        for name, read in self.front.inputs().items():
+            value = inputs.get(self.prefix + name)
+            if value is not None:
+                given[name] = value
+            elif read.required:
+                name = self.prefix + name
+                raise ValueError(f"this model reads {name} of shape {read}; call model({name}=…)")
+        if self.front.mask is not None and (mask := inputs.get(self.prefix + self.front.mask)) is not None:
+            given[self.front.mask] = mask
+        return given
