@@ -76,7 +76,7 @@ CASES = {
 POOLS = {"cls": First.of(), "mean": Mean.of()}
 
 
-class Layer(Block):
+class Layer(Block, also="Layer"):
     """Pre-norm, with dropout at the end of attention alone, and in the first layer (`opens`) no norm before it."""
 
     def __init__(self, dim: int, mixer: Recipe, norm: Recipe, ffn: Recipe, dropout: float = 0.0, opens: bool = False):
