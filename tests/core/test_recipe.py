@@ -6,6 +6,8 @@ import inspect
 import json
 import math
 import pickle
+import re
+import types
 import typing
 from typing import Any
 
@@ -15,19 +17,23 @@ from anyformer.core import pages
 from anyformer.core.check import Frozen, fit, kinds_of
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, Value, signature
-from anyformer.skeletons import Encoder
 from anyformer.parts import (
     MLP,
+    Alibi,
     Attention,
     Block,
     Classifier,
     LayerNorm,
     LayerScale,
+    Mean,
     RMSNorm,
+    Rotary,
     Times,
     Tokens,
+    TopK,
     Window,
 )
+from anyformer.skeletons import Encoder
 
 pages.pages()
 PARTS = sorted(Part.kinds)
@@ -64,15 +70,16 @@ def test_each_option_of_each_part_refuses_values_of_another_type(name):
     needed = {n: _some(kinds.get(n)) for n, default in known.items() if default is inspect.Parameter.empty}
     for option in known:
         for value in wrong(kinds.get(option, Any)):
-            with pytest.raises(ValueError, match=rf"{part.__name__}\.{option}: expected .*, got "):
+            with pytest.raises(ValueError, match=rf"{part.__name__}\.{option}(\.0)?: expected .*, got "):
                 Recipe(part, {**needed, option: value})
 
 
 def _some(kind: Any) -> Any:
     """A value that fits, where a part needs one."""
-    plain = (1, 1.0, True, "a", [1], [Attention.of()], {"a": LayerNorm.of()}, Tokens.of(4))
+    plain = (1, 1.0, True, "a", [1], [Attention.of()], [Alibi.of()], {"a": LayerNorm.of()})
+    needy = (Tokens.of(4), Classifier.of(2), TopK.of(2))
     parts = [recipe for recipe in map(_open, Part.kinds.values()) if recipe is not None]
-    return next(v for v in (*plain, *parts, Window(1), None) if not _refused(v, kind))
+    return next(v for v in (*plain, *needy, *parts, Window(1), None) if not _refused(v, kind))
 
 
 def _open(part: type[Part]) -> Recipe | None:
@@ -146,7 +153,7 @@ def test_a_recipe_is_what_it_was_after_json_pickle_and_copy(name):
 def test_each_option_of_each_part_is_stored(name):
     part = Part.kinds[name]
     kinds = kinds_of(part.__init__)
-    recipe = Recipe(part, {option: _some(kinds.get(option, Any)) for option in signature(part)})
+    recipe: Recipe = Recipe(part, {option: _some(kinds.get(option, Any)) for option in signature(part)})
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
@@ -226,3 +233,42 @@ def test_recipes_are_made_fast():
     for _ in range(1000):
         Block.of(mixer=Attention.of(heads=4, mask=Window(3)), norm=norm, ffn=MLP.of(hidden=8))
     assert time.process_time() - begin < 1.0  # 0.03 s when this was written
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one kind."""
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
+SLOTS: list[tuple[type, str, Any]] = [
+    (part, option, kind)
+    for part in (Part.kinds[name] for name in PARTS)
+    for option, kind in kinds_of(part.__init__).items()
+    if any(typing.get_origin(k) is Recipe for k in _choices(kind))
+]
+
+
+@pytest.mark.parametrize(("part", "option", "kind"), SLOTS, ids=[f"{p.__name__}.{o}" for p, o, _ in SLOTS])
+def test_each_slot_takes_parts_of_its_kind_only(part, option, kind):
+    takes = tuple(typing.get_args(k)[0] for k in _choices(kind) if typing.get_origin(k) is Recipe)
+    known = {n: default for n, default in signature(part).items() if default is not inspect.Parameter.empty}
+    needed = {n: _some(kinds_of(part.__init__)[n]) for n in signature(part) if n not in known}
+    for other in (LayerNorm.of(), MLP.of(), Attention.of(), Classifier.of(2), LayerScale.of(), Mean.of(), Rotary.of()):
+        if issubclass(other.part, takes):
+            assert Recipe(part, {**needed, option: other}).options[option] == other
+        else:
+            with pytest.raises(
+                ValueError, match=rf"{part.__name__}\.{option}: expected a recipe of a .*, got {re.escape(repr(other))}"
+            ):
+                Recipe(part, {**needed, option: other})
+
+
+def test_most_options_that_take_a_recipe_are_slots():
+    rewritten = ("anyformer.skeletons", "anyformer.parts.embeddings", "anyformer.parts.reversible")
+    open_ = [
+        f"{name}.{option}"
+        for name in PARTS
+        for option, kind in kinds_of(Part.kinds[name].__init__).items()
+        if Recipe in _choices(kind) and not Part.kinds[name].__module__.startswith(rewritten)
+    ]
+    assert not open_, f"these take a recipe of any part; say which: {open_}"

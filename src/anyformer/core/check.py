@@ -53,7 +53,9 @@ def fit(value: Any, kind: Any, where: str) -> Any:
     fitted = _reader(kind)(value)
     if fitted is UNFIT:
         step, part, found = _culprit(value, kind)
-        raise ValueError(f"{where}{step}: expected {describe(part)}, got {shown(found)}")
+        single = not isinstance(found, list | tuple) and _reader(part)([found]) is not UNFIT
+        hint = f"; write [{shown(found)}]" if single else ""
+        raise ValueError(f"{where}{step}: expected {describe(part)}, got {shown(found)}{hint}")
     return fitted
 
 
