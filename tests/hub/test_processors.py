@@ -4,6 +4,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,16 @@ from PIL import Image
 from anyformer.hub.processors import ImageProcessor, read_processor, trained, write_processor
 
 CONFIGS = Path(__file__).parents[3] / "shared/data/configs"
-VIT = {
+VIT: dict[str, Any] = {
     "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 17, "width": 23}, "resample": 2,
     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.5, 0.25, 0.2],
 }  # fmt: skip
-CLIP = {
+CLIP: dict[str, Any] = {
     **VIT, "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "size": {"shortest_edge": 20},
     "resample": 3, "do_center_crop": True, "crop_size": {"height": 19, "width": 18},
 }  # fmt: skip
-FILES = {
+FILES: dict[str, dict[str, Any]] = {
     "vit": VIT, "clip": CLIP, "clip, crop larger": {**CLIP, "crop_size": {"height": 25, "width": 32}},
     "clip, odd": {**CLIP, "size": {"shortest_edge": 7}, "crop_size": {"height": 8, "width": 5}},
     **{f"vit, filter {i}": {**VIT, "resample": i} for i in range(6)},
@@ -77,7 +78,7 @@ def reference(said: dict, image: Image.Image, **changes) -> np.ndarray:
     return out[0]
 
 
-def made(said: dict, folder: Path, name: str = "preprocessor_config.json") -> ImageProcessor:
+def made(said: Any, folder: Path, name: str = "preprocessor_config.json") -> ImageProcessor:
     (folder / name).write_text(json.dumps(said))
     found = read_processor(folder)
     assert found is not None
@@ -129,7 +130,7 @@ def test_one_channel(tmp_path):
 # ------------------------------------------------------------------------------------------------ files
 
 
-OLD = {
+OLD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a number is square in ViT's": ({**VIT, "size": 12}, {"size": (12, 12)}),
     "a number is the shorter edge in CLIP's": (
         {**CLIP, "size": 12, "crop_size": 10}, {"size": 12, "crop_size": (10, 10)},
@@ -168,7 +169,7 @@ OLD = {
 @pytest.mark.parametrize("name", [*OLD, *FILES])
 @pytest.mark.parametrize("together", [False, True])
 def test_files_come_back_as_they_were(name, together, tmp_path):
-    said, meant = OLD.get(name, (FILES.get(name), {}))
+    said, meant = OLD[name] if name in OLD else (FILES[name], {})
     file = "processor_config.json" if together else "preprocessor_config.json"
     whole = {"image_processor": said, "processor_class": "CLIPProcessor"} if together else said
     processor = made(whole, tmp_path, file)
@@ -195,7 +196,7 @@ def test_one_that_was_made_opens_in_transformers(tmp_path):
         assert read_processor(tmp_path) == processor
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"crop_pct": 0.9}, "crop_pct=0.9"),
     "unknown type": ({"image_processor_type": "BeitImageProcessor"}, "BeitImageProcessor.*known are ViT"),
     "no type": ({"image_processor_type": None}, "lacks 'image_processor_type'"),

@@ -221,7 +221,7 @@ def test_no_token_and_no_expert_are_harmless() -> None:
         (TopK.of(experts=2, factor=0.0), "factor"),
         (TopK.of(experts=2, jitter=1.0), "jitter"),
         (ExpertChoice.of(experts=2, factor=-1.0), "factor"),
-        (MLP.of(hidden=3), "must be TopK.of"),
+        (MLP.of(hidden=3), "MoE.router: expected a recipe of a Router, got MLP.of"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(router: Any, says: str) -> None:

@@ -125,11 +125,11 @@ def test_a_page_takes_it_by_one_line_and_keeps_it(tmp_path: object) -> None:
 def test_what_makes_no_sense_is_named() -> None:
     with pytest.raises(ValueError, match="far is the largest distance"):
         RECIPE.but({"scores.0.far": 0}).build(12)
-    with pytest.raises(ValueError, match=r"write scores=\[Relative.of\(\)\]"):
+    with pytest.raises(ValueError, match=r"scores: expected a list.*; write \[Relative.of\(\)\]"):
         RECIPE.but(scores=Relative.of()).build(12)
     with pytest.raises(ValueError, match="another one; leave it out"):
         RECIPE.but(cross=True).build(12)
-    with pytest.raises(ValueError, match=r"scores takes .*Relative.*; got Attention"):
+    with pytest.raises(ValueError, match=r"scores\.0: expected a recipe of a Score, got Attention"):
         RECIPE.but(scores=[RECIPE]).build(12)
-    with pytest.raises(ValueError, match=r"built from dim, heads, head_dim.*belongs into Attention.of\(scores"):
+    with pytest.raises(ValueError, match=r"positions: expected a recipe of a Rotary or None, got Relative.of"):
         RECIPE.but(positions=Relative.of()).build(12)

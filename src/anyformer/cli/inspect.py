@@ -19,7 +19,7 @@ def inspect(
     tree: bool = False,
     json: bool = False,
 ) -> None:
-    """Prints parameters, memory, recipe, tokenizer and the ledger of a model or an architecture.
+    """Prints parameters, memory, recipe, tokenizer, processor and the ledger of a model or an architecture.
 
     Args:
         model: a directory, a .gguf file, a hub id, real weights by name, or an architecture (no weights are made).
@@ -50,6 +50,8 @@ def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = F
     sections = [_head(facts), _parameters(facts), _memory(facts)]
     if facts.tokenizer is not None:
         sections.append("tokenizer\n" + show.table((k, _text(v)) for k, v in facts.tokenizer.items()))
+    if facts.processor is not None:
+        sections.append("a picture\n" + show.table((step,) for step in facts.processor.split("; ")))
     if facts.ledger is not None:
         sections.append(_ledger(facts, tensors, keys))
     if tree:

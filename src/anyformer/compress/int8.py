@@ -168,6 +168,7 @@ def load(folder: str | os.PathLike) -> Any:
     Raises:
         ValueError: naming what is missing, left over, or of another shape or type.
     """
+    from anyformer.hub.processors import read_processor
     from anyformer.hub.text.tokenizer import Tokenizer
 
     config = read_json(inside(folder, "config.json"))
@@ -184,6 +185,7 @@ def load(folder: str | os.PathLike) -> Any:
             raise ValueError(f"{folder}: {name!r} is {given} {file.shape(name)}, expected {like.dtype} {shape}")
     model.load_state_dict({name: file.get(name) for name in ours}, assign=True)
     model.tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+    model.processor = read_processor(folder)
     return model.eval()
 
 

@@ -54,7 +54,6 @@ from anyformer.parts import (
     deepnorm,
 )
 from anyformer.parts.ffn import ACTIVATIONS
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
 STD = 0.25
 

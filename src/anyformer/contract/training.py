@@ -13,6 +13,7 @@ from anyformer.contract.check import check
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, close, draw, expect, goal, slopes_agree
 from anyformer.contract.subjects import Subject
+from anyformer.core import pages
 from anyformer.core.init import initialise
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, Value
@@ -188,7 +189,8 @@ def recipe_is_its_own_description(subject: Subject) -> float:
     expect(again == recipe and hash(again) == hash(recipe), "JSON changes the recipe")
     expect(again.to_json() == recipe.to_json(), "JSON of JSON differs")
     expect(pickle.loads(pickle.dumps(recipe)) == recipe, "pickling changes the recipe")
-    printed = eval(repr(recipe), {"__builtins__": {}}, {**Part.kinds, **Value.kinds})
+    modules = {page.name: page.module for page in pages.pages()}
+    printed = eval(repr(recipe), {"__builtins__": {}}, {**Part.kinds, **Value.kinds, **modules})
     expect(printed == recipe, f"what is printed is another recipe: {printed!r}")
     with torch.device("meta"):
         one, two = recipe.build(), again.build()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.recipe import Recipe, signature
-
-if TYPE_CHECKING:
-    pass
+from anyformer.core.recipe import Recipe, signature, stored_name
+from anyformer.core.value import register
 
 
 class Part(nn.Module):
@@ -25,11 +23,10 @@ class Part(nn.Module):
     given: ClassVar[tuple[str, ...]] = ("dim",)  # the first arguments: what the place where it stands says
     recipe: Recipe | None = None  # set by Recipe.build
 
-    def __init_subclass__(cls) -> None:
-        other = Part.kinds.get(cls.__name__)
-        if other is not None and other.__module__ != cls.__module__:
-            raise TypeError(f"two parts are called {cls.__name__}: in {other.__module__} and in {cls.__module__}")
-        Part.kinds[cls.__name__] = cls
+    def __init_subclass__(cls, also: str = "") -> None:
+        """Enters the part under its stored name, and under `also`, an older one that files may hold."""
+        for name in filter(None, (stored_name(cls), also)):
+            register(cls, Part.kinds, name)
 
     @classmethod
     def of(cls, *args: Any, **options: Any) -> Recipe:

@@ -11,11 +11,16 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from anyformer.core.check import Frozen, fit, kinds_of, shown
+from anyformer.core.value import Value
 
 if TYPE_CHECKING:
     from anyformer.core.part import Part
 
+P = TypeVar("P", covariant=True)  # the class of the part, or of all parts that a slot takes
+PAGES = "anyformer.models"  # the package whose modules may each define a part of the same name
 MAX_PARTS = 100_000  # a recipe read from a file may not describe more parts than this
 
 
@@ -25,23 +30,18 @@ def nearest(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> st
     return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
-class Value:
-    """Base of small frozen dataclasses that a recipe may hold as an option: masks, rotary scalings.
-
-    They are plain values: equal when their fields are, printed as the call that makes them, stored by class name.
-    """
-
-    kinds: ClassVar[dict[str, type[Value]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        Value.kinds[cls.__name__] = cls
+def stored_name(part: type) -> str:
+    """The name of a part in a stored recipe: `Attention`, or `modernbert.Layer` where a page defines it."""
+    package, _, page = part.__module__.rpartition(".")
+    return f"{page}.{part.__name__}" if package == PAGES else part.__name__
 
 
-class Recipe:
+class Recipe(Generic[P]):
     """A part and its options, width still open.
 
-    Options are checked when written. Every option is held, defaults included, so that a stored recipe keeps its meaning
-    when a default changes; only what differs from the defaults is printed.
+    Options are held against the annotations of the part's constructor when they are written: `Recipe[Norm]` takes norms
+    only. Every option is held, defaults included, so that a stored recipe keeps its meaning when a default changes;
+    only what differs from the defaults is printed.
     """
 
     __slots__ = ("options", "part")
@@ -54,13 +54,27 @@ class Recipe:
                 raise ValueError(
                     f"{part.__name__} has no option {name!r}; it takes {takes}{nearest(name, list(known))}"
                 )
-        full = {}
+        full, kinds = {}, _kinds(part)  # type: ignore[arg-type]  # a class is hashable
         for name, default in known.items():
-            if name not in options and default is inspect.Parameter.empty:
+            if name in options:
+                where = f"{part.__name__}.{name}"
+                full[name] = _frozen(fit(options[name], kinds[name], where), where)
+            elif default is inspect.Parameter.empty:
                 raise ValueError(f"{part.__name__} needs the option {name!r}")
-            full[name] = _frozen(options.get(name, default), f"{part.__name__}.{name}")
+            else:
+                full[name] = default
         object.__setattr__(self, "part", part)
         object.__setattr__(self, "options", full)
+
+    @classmethod
+    def fits(cls, value: Any, slot: tuple[Any, ...]) -> bool:
+        """Is it a recipe whose part is of one of the classes that the slot takes?"""
+        return isinstance(value, Recipe) and all(issubclass(value.part, k) for k in slot)
+
+    @classmethod
+    def wanted(cls, slot: tuple[Any, ...]) -> str:
+        """What a slot takes, for an error message."""
+        return " ".join(["a recipe", *(f"of a {k.__name__}" for k in slot if isinstance(k, type))])
 
     def build(self, dim: int | None = None, *more: int) -> Any:
         """Makes the module. `dim` is the width of the stream; a skeleton brings its own and ignores it. `more` is what
@@ -94,7 +108,10 @@ class Recipe:
         """
         new: Any = self
         for path, value in {**(changes or {}), **options}.items():
-            new, count = _replace(new, path.split("."), _frozen(value, path))
+            try:
+                new, count = _replace(new, path.split("."), value)
+            except ValueError as error:
+                raise ValueError(f"at {path!r}: {error}") from None
             if not count:
                 paths = [p for p, _ in self.walk()]
                 raise ValueError(f"no option matches the path {path!r}{nearest(path, paths)}")
@@ -133,14 +150,14 @@ class Recipe:
         return isinstance(other, Recipe) and self.part is other.part and self.options == other.options
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash((self.part, *self.options.values()))
 
     def __repr__(self) -> str:
         known = signature(self.part)
         shown = [
             f"{k}={_show(v)}" for k, v in self.options.items() if known[k] is inspect.Parameter.empty or v != known[k]
         ]
-        return f"{self.part.__name__}.of({', '.join(shown)})"
+        return f"{stored_name(self.part)}.of({', '.join(shown)})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and strings; runs of equal parts are stored once with a count."""
@@ -153,7 +170,7 @@ class Recipe:
         Raises:
             ValueError: for an unknown part, option or value, or more than `MAX_PARTS` parts.
         """
-        recipe = _from_json(data, [0])
+        recipe = _from_json(data, [0], "")
         if not isinstance(recipe, Recipe):
             raise ValueError(f"expected a recipe, a dictionary with the key 'part', and got {type(recipe).__name__}")
         return recipe
@@ -163,7 +180,20 @@ class Recipe:
 def _parameters(part: Any) -> dict[str, Any]:
     first = 1 if part.closed else 1 + len(part.given)  # self, and for an open part its width
     parameters = list(inspect.signature(part.__init__).parameters.values())[first:]
-    return {p.name: _frozen(p.default, p.name) for p in parameters}
+    kinds, empty = _kinds(part), inspect.Parameter.empty
+    return {
+        p.name: empty
+        if p.default is empty
+        else _frozen(fit(p.default, kinds[p.name], f"{part.__name__}.{p.name}"), p.name)
+        for p in parameters
+    }
+
+
+@functools.cache
+def _kinds(part: Any) -> dict[str, Any]:
+    """The annotations of a part's options; one without takes anything that can be stored."""
+    kinds = kinds_of(part.__init__)
+    return {name: kinds.get(name, Any) for name in inspect.signature(part.__init__).parameters}
 
 
 def signature(part: type[Part]) -> dict[str, Any]:
@@ -176,16 +206,10 @@ def _frozen(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_frozen(v, where) for v in value)
     if isinstance(value, Mapping):
-        return {str(k): _frozen(v, where) for k, v in value.items()}
-    if (
-        value is inspect.Parameter.empty
-        or value is None
-        or isinstance(value, bool | int | float | str | Recipe | Value)
-    ):
+        return Frozen({str(k): _frozen(v, where) for k, v in value.items()})
+    if value is None or isinstance(value, bool | int | float | str | Recipe | Value):
         return value
-    raise ValueError(
-        f"{where} takes recipes, values, numbers, strings, lists and dictionaries; got {type(value).__name__}"
-    )
+    raise ValueError(f"{where} takes recipes, values, numbers, strings, lists and dictionaries; got {shown(value)}")
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
@@ -274,7 +298,7 @@ def _show(value: Any) -> str:
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Recipe):
-        return {"part": value.part.__name__, **{k: _to_json(v) for k, v in value.options.items()}}
+        return {"part": stored_name(value.part), **{k: _to_json(v) for k, v in value.options.items()}}
     if isinstance(value, Value):
         return {"value": type(value).__name__, **{k: _to_json(v) for k, v in _children(value)}}
     if isinstance(value, tuple):
@@ -297,38 +321,39 @@ def _count(made: list[int], more: int) -> None:
         raise ValueError(f"the recipe has more than {MAX_PARTS} nodes; refused")
 
 
-def _from_json(data: Any, made: list[int]) -> Any:
+def _from_json(data: Any, made: list[int], where: str) -> Any:
     _count(made, 1)
     if isinstance(data, list):
-        items: list[Any] = []
-        for entry in data:
-            if isinstance(entry, dict) and set(entry) == {"repeat", "of"}:
-                count = entry["repeat"]
-                if not isinstance(count, int) or not 0 < count <= MAX_PARTS:
-                    raise ValueError(f"'repeat' must be a count up to {MAX_PARTS}, got {count!r}")
-                before = made[0]
-                item = _from_json(entry["of"], made)
-                _count(made, (made[0] - before) * (count - 1))  # before the list is made: repeats in repeats multiply
-                items += [item] * count
-            else:
-                items.append(_from_json(entry, made))
-        return tuple(items)
+        return _items(data, made, where)
     if not isinstance(data, dict):
         return data
-    if set(data) == {"dict"}:
-        return {k: _from_json(v, made) for k, v in data["dict"].items()}
-    if "part" in data:
-        return Recipe(find_part(data["part"]), {k: _from_json(v, made) for k, v in data.items() if k != "part"})
-    kind = Value.kinds.get(str(data.get("value")))
-    if kind is None:
-        raise ValueError(
-            f"no value is called {data.get('value')!r}{nearest(str(data.get('value')), list(Value.kinds))}"
-        )
-    fields = {k: _from_json(v, made) for k, v in data.items() if k != "value"}
-    unknown = set(fields) - {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}")
-    return kind(**fields)
+    if set(data) == {"dict"} and isinstance(data["dict"], dict):
+        return {k: _from_json(v, made, f"{where}.{k}") for k, v in data["dict"].items()}
+    what = "part" if "part" in data else "value"
+    kind = find(data.get(what), what)
+    fields = {k: _from_json(v, made, f"{where}.{k}") for k, v in data.items() if k != what}
+    try:
+        return Recipe(kind, fields) if what == "part" else kind(**fields)
+    except (ValueError, TypeError) as error:  # TypeError: fields that a value lacks or does not have
+        raise ValueError(f"at {where[1:]!r}: {error}" if where.count(".") else str(error)) from None
+
+
+def _items(data: list[Any], made: list[int], where: str) -> tuple[Any, ...]:
+    """The entries of a list, runs written out."""
+    items: list[Any] = []
+    for entry in data:
+        here = f"{where}.{len(items)}"
+        if isinstance(entry, dict) and set(entry) == {"repeat", "of"}:
+            count = entry["repeat"]
+            if type(count) is not int or not 0 < count <= MAX_PARTS:
+                raise ValueError(f"at {here[1:]!r}: 'repeat' must be a count up to {MAX_PARTS}, got {shown(count)}")
+            before = made[0]
+            item = _from_json(entry["of"], made, here)
+            _count(made, (made[0] - before) * (count - 1))  # before the list is made: repeats in repeats multiply
+            items += [item] * count
+        else:
+            items.append(_from_json(entry, made, here))
+    return tuple(items)
 
 
 find_extra: list[
@@ -336,17 +361,20 @@ find_extra: list[
 ] = []  # called before a part is given up as unknown: pages may define parts of their own
 
 
-def find_part(name: str) -> type[Part]:
-    """The part class of that name.
+def find(name: Any, what: str = "part") -> Any:
+    """The class of a part, or of a value, of that name.
 
     Raises:
         ValueError: with the nearest names, if no part or page defines it.
     """
     from anyformer.core.part import Part
 
-    if name not in Part.kinds:
+    kinds: dict[str, Any] = Part.kinds if what == "part" else Value.kinds
+    if not isinstance(name, str):
+        raise ValueError(f"a stored {what} has its name under the key {what!r}, a text; got {shown(name)}")
+    if name not in kinds:
         for load in find_extra:
             load()
-    if name not in Part.kinds:
-        raise ValueError(f"no part is called {name!r}{nearest(str(name), list(Part.kinds))}")
-    return Part.kinds[name]
+    if name not in kinds:
+        raise ValueError(f"no {what} is called {name!r}{nearest(name, list(kinds))}")
+    return kinds[name]

@@ -64,7 +64,9 @@ def attention_picture(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if (cells := model.entrances()[0].front.cells(arguments)) is not None:
-        seen = [(name, weights[0, -cells[0] * cells[1] :].view(cells)) for kind in maps.values() for name, weights in kind]
+        seen = [
+            (name, weights[0, -cells[0] * cells[1] :].view(cells)) for kind in maps.values() for name, weights in kind
+        ]
         draw_image(arguments[model.takes][0], seen, f"{title}\nwhat the class token sees", path)
     else:
         draw_maps({k: [_panel(k, m, axes) for m in kind] for k, kind in maps.items()}, title, path)

@@ -49,6 +49,7 @@ class Facts:
     recipe: str
     tree: list[tuple[str, str]]  # module path, what stands there
     tokenizer: dict[str, Any] | None
+    processor: str | None  # what becomes of a picture
     ledger: dict[str, Any] | None
     summary: str | None  # of the ledger
 
@@ -78,6 +79,7 @@ def inspect(model: Any) -> Facts:
         recipe=repr(model.recipe),
         tree=tree(model),
         tokenizer=None if model.tokenizer is None else _tokenizer(model.tokenizer, model),
+        processor=None if model.processor is None else str(model.processor),
         ledger=None if model.ledger is None else model.ledger.to_json(),
         summary=None if model.ledger is None else model.ledger.summary(),
     )

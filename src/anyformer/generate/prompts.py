@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 
-
 class Prompts:
     """The prompts of one call.
 

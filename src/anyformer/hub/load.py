@@ -20,6 +20,7 @@ from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import TensorFile, open_weights
 from anyformer.hub.ledger import Ledger, TensorLine
 from anyformer.hub.pooling import read_pooling
+from anyformer.hub.processors import read_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, Link, links
 
@@ -68,7 +69,7 @@ def load(
         if config.get("model_type") == NATIVE:
             model = _native(path, config, file, fresh, dtype, device)
             model.origin.update(extras)
-            return _finish(model, path, {})
+            return _finish(model, path, {}, None)
         page, hub = _page_for(str(config.get("model_type")), "hf")
     fixed = _implied(hub, config)
     hyper, lines = tables.read(hub.config, config, page.config, {k: v for k, v in fixed.items() if k not in changes})
@@ -83,10 +84,10 @@ def load(
         "config": dict(config) if hub.format == "hf" else {},
         **extras,
     }
-    return _finish(model, path, file.metadata if hub.format == "gguf" else {})
+    return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor)
 
 
-def _finish(model: Any, path: Path, metadata: Mapping[str, Any]) -> Any:
+def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str | None) -> Any:
     from anyformer.hub.text.tokenizer import Tokenizer
 
     if path.is_file():
@@ -95,6 +96,8 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any]) -> Any:
         model.tokenizer = tokenizer_from_gguf(metadata, str(path))
     elif Tokenizer.exists(path):
         model.tokenizer = Tokenizer.load(path)
+    if path.is_dir() and model.takes == "pixel_values":
+        model.processor = read_processor(path, processor)
     return model.eval()
 
 

@@ -15,6 +15,7 @@ from anyformer.hub.formats.guard import atomic_write, read_json
 from anyformer.hub.formats.safetensors import write_safetensors
 from anyformer.hub.load import NATIVE
 from anyformer.hub.pooling import write_pooling
+from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, links
 
@@ -26,7 +27,7 @@ def save(
     overwrite: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Writes config.json, the weights as safetensors, and the tokenizer if there is one.
+    """Writes config.json, the weights as safetensors, and the tokenizer and the processor if there are any.
 
     A model that a page describes is written as its published files are, and opens in `transformers`; any other one
     (`recipe.but(...)`) with its recipe and our names. Each file is written aside and renamed when complete; the weights
@@ -55,6 +56,7 @@ def save(
     write_safetensors(folder, tensors, max_shard_bytes)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
+    write_processor(folder, model.processor)
     if generation := (model.origin or {}).get("generation"):
         atomic_write(folder / "generation_config.json", _json(generation))
     write_pooling(folder, (model.origin or {}).get("pooling", {}))

@@ -66,7 +66,7 @@ CASES = {
 }
 
 
-class DropNorm(LayerNorm):
+class DropNorm(LayerNorm, also="DropNorm"):
     """A norm with dropout before it. Shape: (..., D)."""
 
     def __init__(self, dim: int, eps: float, dropout: float):

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import FeedForward, Norm
 from anyformer.hub.tables.config import ACTS, CLASSES, COMMON_BUT_PAD, NO_PAD, key, keys, quiet
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
 from anyformer.hub.tables.weights import Hub, Split, row, under
@@ -76,10 +78,18 @@ CASES = {
 POOLS = {"cls": First.of(), "mean": Mean.of()}
 
 
-class Layer(Block):
+class Layer(Block, also="Layer"):
     """Pre-norm, with dropout at the end of attention alone, and in the first layer (`opens`) no norm before it."""
 
-    def __init__(self, dim: int, mixer: Recipe, norm: Recipe, ffn: Recipe, dropout: float = 0.0, opens: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        mixer: Recipe[Mixer],
+        norm: Recipe[Norm],
+        ffn: Recipe[FeedForward],
+        dropout: float = 0.0,
+        opens: bool = False,
+    ):
         super().__init__(dim, mixer, norm, ffn, dropout=dropout)
         if opens:
             self.norm["mixer"] = nn.Identity()

@@ -105,6 +105,7 @@ HUBS = (
         "vit",
         architectures={"ViTForImageClassification": {"task": "classify"}, "ViTModel": {"task": "none"}},
         base="vit.",
+        processor="ViTImageProcessor",
         bare=("ViTModel",),
         weights=_weights,
         config=(

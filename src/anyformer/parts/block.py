@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part, built, check_option, drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import FeedForward, Norm, Scale
 
 
 class Block(Part):
@@ -44,13 +46,13 @@ class Block(Part):
     def __init__(
         self,
         dim: int,
-        mixer: Recipe | None,
-        norm: Recipe,
-        ffn: Recipe | None = None,
-        cross: Recipe | None = None,
+        mixer: Recipe[Mixer] | None,
+        norm: Recipe[Norm],
+        ffn: Recipe[FeedForward] | None = None,
+        cross: Recipe[Mixer] | None = None,
         wiring: str = "pre",
         dropout: float = 0.0,
-        scale: Recipe | None = None,
+        scale: Recipe[Scale] | None = None,
         stream: float = 1.0,
         gain: float = 1.0,
     ):

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part, check_option, drop
+from anyformer.core.part import check_option, drop
 from anyformer.core.recompute import Recomputed, remade
+from anyformer.core.slots import FeedForward
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -26,7 +27,7 @@ def activation(owner: str, name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-class MLP(Part):
+class MLP(FeedForward):
     """y = down(act(up(x))) (Vaswani et al., 2017; arXiv:1706.03762). `hidden` is 4 x width by default. Shape: (B, T,
     D) -> same."""
 
@@ -40,7 +41,7 @@ class MLP(Part):
         return self.down(drop(self, self.act(self.up(x))))  # (B, T, F) inside
 
 
-class GatedMLP(Part):
+class GatedMLP(FeedForward):
     """y = down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu (Shazeer, 2020; arXiv:2002.05202). Shape:
     (B, T, D) -> same."""
 

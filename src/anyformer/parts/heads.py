@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Companion, Flow
-from anyformer.core.part import Part, drop
+from anyformer.core.part import drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Head, Norm, Pool
 from anyformer.parts.ffn import activation
 
 
@@ -29,7 +30,7 @@ class Pooled(Companion):
     vector: Tensor
 
 
-class Logits(Part):
+class Logits(Head):
     """A score for each token of the vocabulary: logits = W (scale * x) + b + offset.
 
     Args:
@@ -74,7 +75,7 @@ class MaskedLM(Logits):
         self,
         dim: int,
         vocab: int,
-        norm: Recipe,
+        norm: Recipe[Norm],
         act: str = "gelu",
         tied: bool = True,
         bias: bool = True,
@@ -87,7 +88,7 @@ class MaskedLM(Logits):
         return super().forward(self.norm(self.act(self.dense(x))), flow)
 
 
-class First(Part):
+class First(Pool):
     """The sequence's vector is its first real token's (ViT's class token). Shape: (B, T, D) -> (B, D)."""
 
     def __init__(self, dim: int):
@@ -100,7 +101,7 @@ class First(Part):
         return x[torch.arange(x.shape[0], device=x.device), first]
 
 
-class Mean(Part):
+class Mean(Pool):
     """The sequence's vector is the mean of its real tokens'; 0 where there are none. Shape: (B, T, D) -> (B, D)."""
 
     def __init__(self, dim: int):
@@ -123,7 +124,7 @@ class Pooler(First):
         return self.act(self.dense(drop(self, super().forward(x, flow))))
 
 
-class Classifier(Part):
+class Classifier(Head):
     """A score for each class, of the pooled vector or (`each`) of every token. Shape: (B, T, D) -> (B, classes) or
     (B, T, classes)."""
 
@@ -136,10 +137,10 @@ class Classifier(Part):
         return self.proj(drop(self, source))
 
 
-class Dense(Part):
+class Dense(Head, Pool):
     """norm(act(dense(x))): what ModernBERT's heads read. Shape: (..., D) -> same."""
 
-    def __init__(self, dim: int, norm: Recipe, act: str = "gelu", bias: bool = False):
+    def __init__(self, dim: int, norm: Recipe[Norm], act: str = "gelu", bias: bool = False):
         super().__init__()
         self.dense, self.norm, self.act = nn.Linear(dim, dim, bias), norm.build(dim), activation("Dense", act)
 
@@ -147,10 +148,10 @@ class Dense(Part):
         return self.norm(self.act(self.dense(x)))
 
 
-class Through(Part):
+class Through(Head, Pool):
     """A head or a pool in two steps: then(first(x)). Shape: that of `then`, behind that of `first`."""
 
-    def __init__(self, dim: int, first: Recipe, then: Recipe):
+    def __init__(self, dim: int, first: Recipe[Head] | Recipe[Pool], then: Recipe[Head] | Recipe[Pool]):
         super().__init__()
         self.first, self.then = first.build(dim), then.build(dim)
 
@@ -158,7 +159,7 @@ class Through(Part):
         return self.then(self.first(x, flow), flow)
 
 
-class Unread(Part):
+class Unread(Head, Pool):
     """A dense layer that files hold and their reference code never reads: kept, written back, not trained; x passes.
 
     Shape: any -> same.

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
-from anyformer.core.part import Part, built
+from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import FeedForward
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -246,7 +247,7 @@ class ExpertChoice(Router):
         return p * sent, sent
 
 
-class MoE(Part):
+class MoE(FeedForward):
     """y = sum over experts of weight * expert(x), of the few that the router picks for each token, + shared(x).
 
     `MoE.of(router=TopK.of(experts=8, top=2), expert=GatedMLP.of(hidden=512))` in a block's `ffn`. Experts are ordinary
@@ -265,10 +266,10 @@ class MoE(Part):
     Shape: (B, T, D) -> same.
     """
 
-    def __init__(self, dim: int, router: Recipe, expert: Recipe, shared: Recipe | None = None):
+    def __init__(
+        self, dim: int, router: Recipe[Router], expert: Recipe[FeedForward], shared: Recipe[FeedForward] | None = None
+    ):
         super().__init__()
-        if not issubclass(router.part, Router):
-            raise ValueError(f"MoE.router must be TopK.of(...) or ExpertChoice.of(...); got {router}")
         self.router = router.build(dim)
         self.experts = nn.ModuleList(expert.build(dim) for _ in range(self.router.experts))
         self.shared = built(shared, dim)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.part import Part
+from anyformer.core.slots import Norm, Scale
 from anyformer.parts.fused import rms_norm
 
 
-class LayerNorm(Part):
+class LayerNorm(Norm):
     """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al., 2016; arXiv:1607.06450).
     Shape: (..., D)."""
 
@@ -26,7 +26,7 @@ class LayerNorm(Part):
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
-class OneRMSNorm(Part):
+class OneRMSNorm(Norm):
     """y = x / sqrt(mean(x^2) + eps) * (1 + weight), in float32 at least (Gemma). Shape: (..., D)."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
@@ -41,7 +41,7 @@ class OneRMSNorm(Part):
         return rms_norm(x.to(wide), 1 + self.weight.to(wide), self.eps).to(x.dtype)
 
 
-class ScaleNorm(Part):
+class ScaleNorm(Norm):
     """y = g x / max(|x|, eps): one learned length instead of a weight for each channel (Nguyen and Salazar, 2019;
     arXiv:1910.05895). g is sqrt(D) at first, so that y is as long as after RMSNorm. Shape: (..., D)."""
 
@@ -60,7 +60,7 @@ class ScaleNorm(Part):
         return self.weight * (wide / length).to(x.dtype)
 
 
-class LayerScale(Part):
+class LayerScale(Scale):
     """y = weight * x with a small weight at first: what ends a residual branch, so that a deep model starts as almost
     nothing but its stream (Touvron et al., 2021; arXiv:2103.17239): `Block.of(…, scale=LayerScale.of())`. With
     start=0 it is ReZero (Bachlechner et al., 2020; arXiv:2003.04887), whose weight is one number. Shape: (..., D)."""
@@ -78,7 +78,7 @@ class LayerScale(Part):
         return x * self.weight
 
 
-class Times(Part):
+class Times(Scale):
     """y = factor * x, fixed: residual multipliers (Granite, MiniCPM). Shape: (..., D)."""
 
     def __init__(self, dim: int, factor: float):
@@ -89,7 +89,7 @@ class Times(Part):
         return x * self.factor
 
 
-class RMSNorm(Part):
+class RMSNorm(Norm):
     """y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019; arXiv:1910.07467). Shape: (..., D).
 
     In half precision the mean is taken in float32, as the published models were trained.

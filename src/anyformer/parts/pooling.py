@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part
+from anyformer.core.slots import Pool
 
 
-class AdditivePool(Part):
+class AdditivePool(Pool):
     """Additive attention with a learned query, as a pool: what counts in a text is learned (Bahdanau et al., 2014,
     arXiv:1409.0473, score states so; Yang et al., 2016, "Hierarchical attention networks", pool by it).
 

@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.flow import Flow
 from anyformer.core.front import Inputs
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part, drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import FeedForward, Norm
 from anyformer.parts.embeddings import Tokens
 from anyformer.parts.ffn import MLP
 
@@ -46,7 +48,9 @@ class ReversibleBlock(Part):
     Shape: both streams side by side, (B, T, 2 D) -> same.
     """
 
-    def __init__(self, dim: int, mixer: Recipe, ffn: Recipe, norm: Recipe, dropout: float = 0.0):
+    def __init__(
+        self, dim: int, mixer: Recipe[Mixer], ffn: Recipe[FeedForward], norm: Recipe[Norm], dropout: float = 0.0
+    ):
         super().__init__()
         dim = half("ReversibleBlock", dim)
         self.mixer, self.ffn, self.dropout = mixer.build(dim), ffn.build(dim), dropout

@@ -53,7 +53,7 @@ class Skeleton:
         origin: what a file said beside the weights (config keys that change nothing here, generation defaults), kept
             for `save`.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
-        processor: an `anyformer.hub.processors` processor of pictures, or None.
+        processor: an `anyformer.hub.processors.Processor`, which makes inputs of pictures, or None.
         ledger: how each tensor and config key of the file was used, where the model was loaded.
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anyformer.core.front import Entrance
+from anyformer.core.front import Entrance, FrontEnd
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import State
 from anyformer.skeletons.base import Output, Skeleton, embed_inputs
@@ -36,7 +36,7 @@ class CausalLM(Skeleton, Blocks):
     def __init__(
         self,
         dim: int,
-        embed: Recipe,
+        embed: Recipe[FrontEnd],
         blocks: Any,
         norm: Recipe | None,
         head: Recipe,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.front import MASK, Entrance, Input
+from anyformer.core.front import MASK, Entrance, FrontEnd, Input
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.global_tokens import GlobalTokens
@@ -40,7 +40,7 @@ class Encoder(Skeleton, Blocks):
     def __init__(
         self,
         dim: int,
-        embed: Recipe,
+        embed: Recipe[FrontEnd],
         blocks: Any,
         norm: Recipe | None = None,
         pool: Recipe | None = None,
@@ -104,7 +104,7 @@ class GlobalEncoder(Encoder):
     """An `Encoder` with global tokens. With `first`, a text's first token is one where the caller names none."""
 
     def __init__(
-        self, dim: int, embed: Recipe, blocks: Any, pool: Recipe | None = None,
+        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, pool: Recipe | None = None,
         heads: dict[str, Recipe] | None = None, context: int | None = None, first: bool = False,
     ):  # fmt: skip
         super().__init__(dim, embed, blocks, None, pool, heads, context)

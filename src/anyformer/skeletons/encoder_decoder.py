@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.front import Entrance, Inputs
+from anyformer.core.front import Entrance, FrontEnd, Inputs
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import Memory, State
@@ -39,7 +39,7 @@ class EncoderDecoder(Skeleton, Part):
     def __init__(
         self,
         dim: int,
-        embed: Recipe,
+        embed: Recipe[FrontEnd],
         encoder: Recipe,
         decoder: Recipe,
         head: Recipe,

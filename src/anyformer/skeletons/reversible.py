@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
+from anyformer.core.front import FrontEnd
 from anyformer.core.part import call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.skeletons.decoder import CausalLM
@@ -139,7 +140,7 @@ class ReversibleLM(Reversible, CausalLM):
     def __init__(
         self,
         dim: int,
-        embed: Recipe,
+        embed: Recipe[FrontEnd],
         blocks: Any,
         norm: Recipe | None,
         head: Recipe,
@@ -162,7 +163,7 @@ class ReversibleEncoder(Reversible, Encoder):
     def __init__(
         self,
         dim: int,
-        embed: Recipe,
+        embed: Recipe[FrontEnd],
         blocks: Any,
         norm: Recipe | None = None,
         pool: Recipe | None = None,

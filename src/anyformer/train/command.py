@@ -17,6 +17,7 @@ from anyformer.train.material import material
 from anyformer.train.origin import first_weights, origin
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
+from anyformer.train.start import see
 from anyformer.train.tasks import Task
 
 LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
@@ -197,6 +198,7 @@ def train(
             lm = source.model(tokenizer, vocab, taught.words(), seed, taught.classes)
         else:
             lm = load(now.run.checkpoint)
+            lm = see(lm) if source.task == "images" else lm
         lm, factors = first_weights(source, lm, given, new=now.run.checkpoint is None)
         settings = replace(settings, rates={**factors, **settings.rates})
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

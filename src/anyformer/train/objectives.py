@@ -153,6 +153,7 @@ class Contrastive:
     def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
         if labels.ndim != 1 or len(labels) % 2 or not torch.equal(labels[::2], labels[1::2]):
             raise ValueError(f"labels must be (rows,), a pair's number at both of its rows, got {labels.tolist()}")
+        assert output.hidden is not None, "a model with one stream"
         vectors = F.normalize(pooled(output.hidden, output.keep, self.pooling), dim=-1)  # (2P, D)
         every, numbers, first = gathered(vectors, labels)
         loss = self._find(vectors[::2], every[1::2], labels[::2], numbers[::2], first // 2)

@@ -19,6 +19,7 @@ from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import kinds
 from anyformer.train.mup import Transfer
+from anyformer.train.start import see
 
 SIZE, VOCAB = "mini", 1024
 HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> what pages with several heads call it
@@ -57,7 +58,7 @@ class Origin:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
         if self.task == "images":
-            return self.given if self.make is None else self.make(0, seed, classes)
+            return see(self.given if self.make is None else self.make(0, seed, classes))
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for the bpe that is made; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
@@ -163,5 +164,5 @@ def first_weights(source: Origin, lm: Any, given: dict[str, Any], new: bool) -> 
     if not new:
         return lm, change.rates
     made = change.build(seed)
-    made.tokenizer = lm.tokenizer
+    made.tokenizer, made.processor = lm.tokenizer, lm.processor
     return made, change.rates

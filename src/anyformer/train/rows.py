@@ -178,11 +178,7 @@ class Part:
             return example
         named = example.get("path")
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
-        embed = self.model.embed
-        return {
-            "pixel_values": pictures.pixels(data, embed.grid * embed.patch, embed.channels),
-            "labels": example["labels"],
-        }
+        return {"pixel_values": self.model.processor.values(data), "labels": example["labels"]}
 
     def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
         """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""

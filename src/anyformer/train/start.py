@@ -16,6 +16,7 @@ from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import select
 from anyformer.data import sources
 from anyformer.hub import load
+from anyformer.hub.processors import ImageProcessor, trained
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import Classifier, First
 from anyformer.train import lora
@@ -88,7 +89,7 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
     kept = {} if found is None else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
     labels = {"id2label": words, "label2id": {name: i for i, name in enumerate(names)}}
     model.origin = {**(given.origin or {}), "config": {**kept, **labels} if kept else {}}
-    model.tokenizer = given.tokenizer
+    model.tokenizer, model.processor = given.tokenizer, given.processor
     same = before.get("id2label") == words
     mine = model.state_dict()
     known = {
@@ -97,6 +98,16 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
     }  # fmt: skip
     model.load_state_dict(known, strict=False)
     return model, [n for n, _ in model.named_parameters() if n not in known]
+
+
+def see(model: Any) -> Any:
+    """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
+    if model.processor is None:
+        side = model.embed.grid * model.embed.patch
+        hubs = () if model.page is None else pages.page(model.page).module.HUBS
+        kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)
+        model.processor = trained(kind, side, side, model.embed.channels)
+    return model
 
 
 def _published(model: Any, ending: str) -> tuple[Any, str] | None:

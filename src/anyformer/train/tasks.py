@@ -98,8 +98,8 @@ def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
     batch: Batch = {}
     for name in examples[0]:
         values = [np.asarray(example[name]) for example in examples]
-        if values[0].dtype == np.uint8:  # an image: 0 … 255 to -1 … 1
-            batch[name] = torch.from_numpy(np.stack(values)).float() / 127.5 - 1  # (B, C, height, width)
+        if values[0].ndim == 3:  # an image
+            batch[name] = torch.from_numpy(np.stack(values))  # (B, C, height, width)
             continue
         if values[0].ndim == 0:
             batch[name] = torch.tensor([int(v) for v in values])  # (B,)

@@ -244,6 +244,7 @@ def _ready(
 ) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and in words what learns."""
     fresh: list[str] = []
+    lm = start.see(lm) if kind == "images" else lm
     if names:
         lm, fresh = start.classifier(lm, kind, names, given["seed"])
     torch.manual_seed(given["seed"])

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anyformer.hub.config import Line, read
-from anyformer.hub.guard import atomic_write, inside, read_json, short
+from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.images import ImageProcessor, trained
 from anyformer.hub.processors.keys import CLASS, entries, kind_of
+from anyformer.hub.tables.config import Line, read
 
 __all__ = ["ImageProcessor", "Origin", "Processor", "read_processor", "trained", "write_processor"]
 AROUND = {"processor_class": CLASS}  # what processor_config.json may hold beside the steps

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from anyformer.hub.config import Line
+from anyformer.hub.tables.config import Line
 
 ALONE, TOGETHER = "preprocessor_config.json", "processor_config.json"
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from anyformer.core.recipe import nearest
-from anyformer.hub.config import write
-from anyformer.hub.guard import short
+from anyformer.hub.formats.guard import short
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import KINDS, entries, known
+from anyformer.hub.tables.config import write
 from anyformer.media import steps
 from anyformer.media.picture import coloured, picture
 

@@ -1,4 +1,4 @@
-"""The keys of image processors: one table for each type, read in both directions, see `hub.config`."""
+"""The keys of image processors: one table for each type, read in both directions, see `hub.tables.config`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import nearest
-from anyformer.hub.config import Lens, quiet
-from anyformer.hub.guard import short
+from anyformer.hub.formats.guard import short
+from anyformer.hub.tables.config import Lens, quiet
 
 WIDEST = 1 << 14  # pixels of an edge
 CLASS = "says which class of transformers joins it with a tokenizer"

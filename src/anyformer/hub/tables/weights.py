@@ -243,6 +243,7 @@ class Hub:
         tails: older last words of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf" or "gguf".
+        processor: the type of image processor that its files mean where they say none, see `hub.processors`.
     """
 
     name: str
@@ -254,6 +255,7 @@ class Hub:
     tails: Mapping[str, str] = field(default_factory=dict)
     ignore: Mapping[str, str] = field(default_factory=dict)
     format: str = "hf"
+    processor: str | None = None
 
     def ignored(self, name: str) -> str | None:
         """Why a tensor of theirs carries nothing, or None."""

@@ -5,6 +5,7 @@ B batch, T queries, S keys, D width, H heads, G key/value heads, K head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,10 +14,12 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.parts.attention.cache import Frozen, KeysValues, kept
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees, resolved, view
-from anyformer.parts.attention.scores import Bias, Call, StackBias, changed, made
+from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed, made
+from anyformer.parts.positions import Rotary
 
 
 class Attention(Mixer):
@@ -58,12 +61,12 @@ class Attention(Mixer):
         head_dim: int | None = None,
         bias: bool = True,
         out_bias: bool | None = None,
-        norm: Recipe | None = None,
-        positions: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
+        positions: Recipe[Rotary] | None = None,
         mask: Mask | None = None,
         cross: bool = False,
         scale: float | None = None,
-        scores: Any = (),
+        scores: Sequence[Recipe[Score]] = (),
         dropout: float = 0.0,
         kernel: str = "auto",
     ):

@@ -16,6 +16,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.parts.attention.cache import KeysValues, kept
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Mask, check_sees, resolved, view
@@ -74,8 +75,8 @@ class LatentAttention(Mixer):
         rope_dim: int | None = None,
         value_dim: int | None = None,
         bias: bool = False,
-        norm: Recipe | None = NORM,
-        positions: Recipe | None = ROTARY,
+        norm: Recipe[Norm] | None = NORM,
+        positions: Recipe[Rotary] | None = ROTARY,
         mask: Mask | None = None,
         scale: float | None = None,
         dropout: float = 0.0,

@@ -5,9 +5,9 @@ B batch, T queries, S keys, D width, H heads, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,18 +61,13 @@ class Score(Part):
         return None
 
 
-def made(recipes: Any, dim: int, heads: int, head_dim: int, cross: bool) -> list[Score]:
+def made(recipes: Sequence[Recipe[Score]], dim: int, heads: int, head_dim: int, cross: bool) -> list[Score]:
     """The parts of a list of recipes.
 
     Raises:
-        ValueError: for what is no list of score parts, more than one cap, or one that does not fit cross-attention.
+        ValueError: for more than one cap, or one that does not fit cross-attention.
     """
-    if isinstance(recipes, Recipe) or not isinstance(recipes, Iterable):
-        raise ValueError(f"Attention: scores is a list of recipes; write scores=[{recipes!r}]")
     for recipe in recipes:
-        if not isinstance(recipe, Recipe) or not issubclass(recipe.part, Score):
-            known = ", ".join(sorted(name for name, part in Part.kinds.items() if issubclass(part, Score)))
-            raise ValueError(f"Attention: scores takes {known.replace('Score, ', '')}; got {recipe!r}")
         if cross and not recipe.part.across:
             raise ValueError(
                 f"{recipe.part.__name__} goes by distances inside one text, and attention with cross=True looks at "

@@ -6,8 +6,8 @@ of memory, N slots of compressed memory, c tokens of a slot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.parts.attention.kernels import reader, weights
 from anyformer.parts.attention.masks import Causal, View
+from anyformer.parts.attention.scores import Score
 from anyformer.parts.memory.segments import Chunk, Pass, SegmentRecurrence, Source, Tail
 
 WAYS = ("conv", "mean", "max")
@@ -93,9 +95,9 @@ class CompressiveMemory(SegmentRecurrence):
         way: str = "conv",
         bias: bool = True,
         out_bias: bool | None = None,
-        norm: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
         scale: float | None = None,
-        scores: Any = (),
+        scores: Sequence[Recipe[Score]] = (),
         dropout: float = 0.0,
     ):
         super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scale, scores, dropout)

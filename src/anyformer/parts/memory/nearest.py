@@ -6,6 +6,7 @@ brings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.core.state import State
 from anyformer.parts.attention.cache import Sliding
 from anyformer.parts.attention.masks import FAR
+from anyformer.parts.attention.scores import Score
 from anyformer.parts.memory.segments import Chunk, Pass, Places, SegmentRecurrence, show, weigh
 
 
@@ -200,9 +203,9 @@ class NearestMemory(SegmentRecurrence):
         gate: bool = True,
         bias: bool = True,
         out_bias: bool | None = None,
-        norm: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
         scale: float | None = None,
-        scores: Any = (),
+        scores: Sequence[Recipe[Score]] = (),
         dropout: float = 0.0,
     ):
         super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scale, scores, dropout)

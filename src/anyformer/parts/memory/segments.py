@@ -6,7 +6,7 @@ width, L tokens of a segment, M tokens of memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.core.state import Slot
 from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import reader
 from anyformer.parts.attention.masks import Causal, View
-from anyformer.parts.attention.scores import Bias, Call, StackBias, changed
+from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed
 from anyformer.parts.attention.scores import made as made_scores
 from anyformer.parts.fused import apart
 from anyformer.parts.recurrent.chunked import Recurrent
@@ -259,9 +260,9 @@ class SegmentRecurrence(Mixer):
         memory: int = 128,
         bias: bool = True,
         out_bias: bool | None = None,
-        norm: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
         scale: float | None = None,
-        scores: Any = (),
+        scores: Sequence[Recipe[Score]] = (),
         dropout: float = 0.0,
     ):
         super().__init__()

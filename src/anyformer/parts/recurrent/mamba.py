@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.parts.recurrent.chunked import Recurrent, convolved
 from anyformer.parts.recurrent.mamba_cpu import scan_in_blocks
 from anyformer.parts.recurrent.mamba_cuda import scanned, selective_scan
@@ -57,7 +58,7 @@ class Mamba(Mixer):
         conv_kernel: int = 4,
         bias: bool = False,
         conv_bias: bool = True,
-        norm: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
         chunk: int = CHUNK,
     ):
         super().__init__()

@@ -1,0 +1,48 @@
+"""Values: small frozen dataclasses that a recipe may hold as an option (masks, rotary scalings)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+from anyformer.core.check import fit, kinds_of
+
+
+class _Checked(type):
+    """Makes a dataclass hold what it is given against the annotations of its fields."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"{cls.__name__} is a kind of values and none itself")
+        kinds = _fields(cls)
+        given = zip(kinds, args, strict=False)  # too many arguments are the constructor's error
+        fitted = [fit(value, kinds[name], f"{cls.__name__}.{name}") for name, value in given]
+        named = {k: fit(v, kinds[k], f"{cls.__name__}.{k}") if k in kinds else v for k, v in options.items()}
+        return super().__call__(*fitted, *args[len(fitted) :], **named)
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, Any]:
+    return kinds_of(cls)
+
+
+class Value(metaclass=_Checked):
+    """Base of small frozen dataclasses that a recipe may hold as an option: masks, rotary scalings.
+
+    They are plain values: equal when their fields are, printed as the call that makes them, stored by class name. Their
+    fields are held against their annotations.
+    """
+
+    kinds: ClassVar[dict[str, type[Value]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        register(cls, Value.kinds, cls.__name__)
+
+
+def register(cls: type, kinds: dict[str, Any], name: str) -> None:
+    """Enters a class under the name by which stored recipes find it; a second class of that name is refused."""
+    other = kinds.get(name)
+    if other is not None and other.__module__ != cls.__module__:
+        raise TypeError(f"two classes are called {name}: in {other.__module__} and in {cls.__module__}")
+    kinds[name] = cls
