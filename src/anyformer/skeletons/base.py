@@ -49,7 +49,7 @@ class Skeleton:
     """
 
     closed: ClassVar[bool] = True
-    generates: ClassVar[bool] = False  # can continue a text: has `start` and a vocabulary head
+    generates: bool = False  # can continue a text: has `start` and a vocabulary head
     takes: str = "input_ids"  # its main input: input_ids or pixel_values
     page: str | None = None
     config: Any = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import State
 from anyformer.skeletons.base import Output, Skeleton, _embed
@@ -24,7 +25,7 @@ class CausalLM(Skeleton, Blocks):
         embed: front-end, e.g. `Tokens.of(vocab=...)`.
         blocks: one recipe a layer.
         norm: after the last block, or None.
-        head: `Logits.of(...)`.
+        head: `Logits.of(...)`; None = hidden states alone, which continue no text.
         bias: relative position bias that all blocks share, or None.
         context: the longest input that is accepted, in tokens; None = any.
         entry: between the front-end and the blocks, or None.
@@ -38,14 +39,14 @@ class CausalLM(Skeleton, Blocks):
         embed: Recipe,
         blocks: Any,
         norm: Recipe | None,
-        head: Recipe,
+        head: Recipe | None,
         bias: Recipe | None = None,
         context: int | None = None,
         entry: Recipe | None = None,
     ):
         super().__init__(dim, blocks, norm, bias, entry=entry)
-        self.embed, self.head = embed.build(dim), head.build(dim)
-        self.context = context
+        self.embed, self.head = embed.build(dim), built(head, dim)
+        self.context, self.generates = context, head is not None
 
     def forward(
         self,
@@ -69,4 +70,5 @@ class CausalLM(Skeleton, Blocks):
         flow = self.begin(self.embed, input_ids, attention_mask, position_ids, state, document_ids)
         flow.causal = True
         x = self.run(_embed(self.embed, input_ids, flow), flow)  # (B, T, D)
-        return Output(x, self.head(x[:, -1:] if last else x, flow), aux=flow.aux, keep=flow.keep, figures=flow.figures)
+        logits = None if self.head is None else self.head(x[:, -1:] if last else x, flow)
+        return Output(x, logits, aux=flow.aux, keep=flow.keep, figures=flow.figures)
