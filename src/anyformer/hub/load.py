@@ -65,8 +65,8 @@ def load(
         file: TensorFile = open_gguf(path)
         page, hub, config = _gguf_config(file)
     else:
-        config = _json(path, "config.json")
         file = open_weights(path, allow_pickle)
+        config = _json(path, "config.json")
         if config.get("model_type") == NATIVE:
             model = _native(path, config, file, fresh, dtype, device)
             return _finish(model, path, {}, None, ignore)
