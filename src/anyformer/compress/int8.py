@@ -185,7 +185,7 @@ def load(folder: str | os.PathLike) -> Any:
             raise ValueError(f"{folder}: {name!r} is {given} {file.shape(name)}, expected {like.dtype} {shape}")
     model.load_state_dict({name: file.get(name) for name in ours}, assign=True)
     model.tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
-    model.processor = read_processor(folder)
+    model.processor = read_processor(Path(folder))
     return model.eval()
 
 

@@ -87,7 +87,7 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
     return close(after[:, :cut], before[:, :cut], f"logits before token {cut}")
 
 
-@check(7, "model", needs=lambda s: None if not s.decodes and s.values(Mask) == [] else "it does not see everything")
+@check(7, "model", needs=lambda s: None if not s.causal and s.values(Mask) == [] else "it does not see everything")
 def an_encoder_sees_both_ways(subject: Subject) -> float:
     """Without a mask, what the model says at every place depends on what enters at every other place."""
     batch = draw(subject, random.Random(7), [6])

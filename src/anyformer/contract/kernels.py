@@ -34,10 +34,14 @@ def attends(subject: Subject) -> str | None:
     return None if any(map(subject.holds, SOFTMAX)) else "it has no attention"
 
 
+OF_ONE_TEXT = ("mask", "positions")  # options that attention to another text refuses
+
+
 def changed(recipe: Recipe, part: type[Part] | tuple[type[Part], ...], **options: Any) -> Recipe:
     """The recipe with these options in every part of that class, or those, that has them."""
-    owners = {path: v.part for path, v in recipe.walk() if isinstance(v, Recipe) and issubclass(v.part, part)}
-    taken = [(path, name) for path, kind in owners.items() for name in options if name in signature(kind)]
+    owners = {path: v for path, v in recipe.walk() if isinstance(v, Recipe) and issubclass(v.part, part)}
+    taken = [(path, name) for path, v in owners.items() for name in options if name in signature(v.part)]
+    taken = [(path, n) for path, n in taken if n not in OF_ONE_TEXT or not owners[path].options.get("cross")]
     return recipe.but({f"{path}.{name}": options[name] for path, name in taken})
 
 

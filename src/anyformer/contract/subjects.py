@@ -102,6 +102,11 @@ class Subject:
     @property
     def decodes(self) -> bool:
         """Does it continue a text token by token?"""
+        return self.model.generates
+
+    @property
+    def causal(self) -> bool:
+        """Does a token see those before it only, in the stack that is read last?"""
         return self.recipe.part.generates
 
     @property

@@ -49,6 +49,20 @@ def recompute(model: nn.Module, *patterns: str) -> list[str]:
     return list(found)
 
 
+@contextlib.contextmanager
+def recomputing(model: nn.Module, *patterns: str) -> Iterator[None]:
+    """`recompute`, inside."""
+    before = {id(m) for m in model.modules() if "forward" in vars(m)}
+    modules = [model.get_submodule(path) for path in recompute(model, *patterns)]
+    made = {m: m.forward for m in modules if id(m) not in before}
+    try:
+        yield
+    finally:
+        for module, forward in made.items():
+            if vars(module).get("forward") is forward:  # nobody put another one there
+                del module.forward
+
+
 def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     flow = next((a for a in args if isinstance(a, Flow)), None)
     if not torch.is_grad_enabled() or (flow is not None and flow.state is not None):

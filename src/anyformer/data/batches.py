@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 Batch = dict[str, Tensor]  # the model's inputs by name, and `labels`
 Batches = Callable[[int], Batch]  # number -> batch, the same one whenever it is asked
 
 
+def checksum(batch: Batch) -> int:
+    """Equal for equal batches (CRC-32)."""
+    found = 0
+    for name in sorted(batch):
+        value = batch[name].detach().cpu().contiguous().reshape(-1)
+        found = zlib.crc32(value.view(torch.uint8).numpy().tobytes(), zlib.crc32(name.encode(), found))
+    return found
+
+
 class Numbered:
     """An iterable of batches as batches by number; it is begun again when it ends.
 
     A list, a DataLoader, anything that can be iterated more than once and gives the same batches each time. A run that
-    resumes goes through those that it has used. What shuffles anew in each round is better written as a function of
-    the number.
+    resumes goes through those that it has used, and is refused if they are others: what shuffles anew in each round is
+    better written as a function of the number.
     """
 
     def __init__(self, batches: Iterable[Batch]):
         self.batches, self.next = batches, 0
         self.current: Iterator[Batch] = iter(batches)
+        self.first: Batch = {}
+        self.last: Batch = {}
 
     def __call__(self, number: int) -> Batch:
         """Batch number `number`, counted through all rounds.
@@ -38,9 +51,30 @@ class Numbered:
         self.next += 1
         for _ in range(2):
             for batch in self.current:
+                self.first, self.last = self.first or batch, batch
                 return batch
             self.current = iter(self.batches)
-        raise ValueError(
+        raise self._ended()
+
+    def sums(self) -> list[int]:
+        """Checksums of the first batch and of the last one that was asked for."""
+        return [checksum(batch) for batch in (self.first, self.last)]
+
+    def go_on(self, number: int, sums: list[int]) -> None:
+        """Goes through the batches before `number`, those that a run has used.
+
+        Raises:
+            ValueError: if they are not what the run had, by the checksums that it wrote.
+        """
+        self(number - 1)
+        if self.sums() != sums:
+            raise ValueError(
+                "the batches come in another order than when the run began (a DataLoader that shuffles?), so it cannot "
+                "go on where it was. Give a function from the number to the batch, or a list; or begin again"
+            )
+
+    def _ended(self) -> ValueError:
+        return ValueError(
             f"the batches ended after {self.next - 1}; give a list or a DataLoader, which can be begun again, "
             "or a function from the number to the batch"
         )

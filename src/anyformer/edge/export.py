@@ -9,9 +9,11 @@ The file is read back and compared with the model on other sizes before it appea
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -153,18 +155,35 @@ def _named(output: Output) -> dict[str, Tensor]:
     return {n: t for n, t in (single | {f"heads.{n}": t for n, t in output.heads.items()}).items() if t is not None}
 
 
+@contextlib.contextmanager
+def _named_inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """Inside, `forward` has these arguments by name: torch.export gives open axes to no input behind `**inputs`."""
+    plain = model.forward
+
+    def forward(**inputs: Tensor) -> Any:
+        return plain(**inputs)
+
+    written = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(written)  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
 def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
     """The program, every axis open but those that the model fixes (the channels of an image)."""
     reads: Any = model.inputs()  # type: ignore[operator]
-    axes = {
+    axes: dict[str, Any] = {
         name: {
-            i: Dim.AUTO if axis in reads[name].fixed else Dim.DYNAMIC
-            for i, axis in enumerate(("batch", *reads[name].axes))
+            i: Dim.AUTO if a in reads[name].fixed else Dim.DYNAMIC for i, a in enumerate(("batch", *reads[name].axes))
         }
         for name in example
     }
     try:
-        return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)
+        with _named_inputs(model, tuple(example)):
+            return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)
     except Exception as error:  # whatever a part did that cannot be traced; the kinds of errors are not documented
         raise ValueError(f"{model.recipe.part.__name__} cannot be exported with open sizes: {error}") from error  # type: ignore
 

@@ -29,6 +29,8 @@ class Ledger:
     format: str
     tensors: list[TensorLine] = field(default_factory=list)
     config: list[Line] = field(default_factory=list)
+    files: dict[str, list[Line]] = field(default_factory=dict)  # of the files beside it, by name
+    notes: list[str] = field(default_factory=list)  # what else was done
 
     def count(self, status: str) -> int:
         """How many tensors have that status."""

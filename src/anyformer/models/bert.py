@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.bert import bert_rows, prediction_rows
-from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, key, keys, must
+from anyformer.hub.tables.config import ACTS, CLASSES, key, keys, must
 from anyformer.hub.tables.weights import Hub, row
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 from anyformer.skeletons.encoder import Encoder
@@ -107,7 +107,7 @@ HUBS = (
             key("attention_probs_dropout_prob", "attention_dropout", default=0.1),
             key("classifier_dropout", "classifier_dropout", default=None),
             must("is_decoder", False), must("add_cross_attention", False), must("tie_word_embeddings", True),
-            must("position_embedding_type", "absolute"), *COMMON,
+            must("position_embedding_type", "absolute"),
         ),
     ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 from anyformer.core.part import check_option, drop
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.bert import bert_rows, prediction_rows
-from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, key, keys, must
+from anyformer.hub.tables.config import ACTS, CLASSES, key, keys, must
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 from anyformer.parts.attention.block_sparse import BlockSparse
@@ -127,7 +127,7 @@ HUBS = (
             *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
             *keys(intermediate_size="hidden", max_position_embeddings="context", type_vocab_size="types"),
             *keys(attention_type="attention", block_size="block", num_random_blocks="random", use_bias="bias"),
-            *keys(rescale_embeddings="scaled", layer_norm_eps="eps", hidden_dropout_prob="dropout"), CLASSES, *COMMON,
+            *keys(rescale_embeddings="scaled", layer_norm_eps="eps", hidden_dropout_prob="dropout"), CLASSES,
             *keys(attention_probs_dropout_prob="attention_dropout"), must("add_cross_attention", False),
             key("hidden_act", "act", ACTS), key("classifier_dropout", "classifier_dropout", default=None),
             must("is_decoder", False), must("tie_word_embeddings", True), must("position_embedding_type", "absolute"),

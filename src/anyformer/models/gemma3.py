@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import ACTS, Lens, key, keys, must, quiet
 from anyformer.hub.tables.gguf import PlusOne, decoder_config, decoder_rows
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
 from anyformer.hub.tables.weights import Hub, flat, row, under
@@ -47,6 +47,7 @@ class Gemma3:
     bias: bool = False
     tied: bool = True
     attention_dropout: float = 0.0
+    task: str = "lm"  # or none: hidden states alone
 
 
 _tiny = Gemma3(32, 2, 4, 2, 12, 48, vocab=128, context=64, theta=1e5, local_theta=1e3, window=7, every=2, query_scale=9)
@@ -58,6 +59,7 @@ SIZES = {
 }
 PARAMETERS = {"270m": 268_098_176, "1b": 999_885_952}
 CASES = {
+    "bare": {"task": "none"},
     "bias": {"bias": True, "tied": False, "act": "silu"},
     "odd": {"dim": 33, "heads": 3, "kv_heads": 1, "head_dim": 10, "vocab": 101, "depth": 5, "every": 3},
     "everything": {"every": 1, "scaling": Linear(8.0)},
@@ -74,7 +76,8 @@ def gemma3(c: Gemma3) -> Recipe:
     near = far.but(positions=Rotary.of(theta=c.local_theta), mask=Window(c.window - 1))
     wide = Block.of(mixer=far, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="sandwich")
     blocks = [wide if (i + 1) % c.every == 0 else wide.but(mixer=near) for i in range(c.depth)]
-    embed, head = Tokens.of(vocab=c.vocab, scale=c.dim**0.5), Logits.of(vocab=c.vocab, tied=c.tied)
+    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5)
+    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
     return CausalLM.of(c.dim, embed, blocks, norm=norm, head=head, context=c.context)
 
 
@@ -85,7 +88,7 @@ def _weights(c: Gemma3) -> list:
     return [
         row("model.embed_tokens", "embed.tokens"),
         row("model.norm", "norm"),
-        row("lm_head", "head.proj", tied="embed.tokens"),
+        *([row("lm_head", "head.proj", tied="embed.tokens")] if c.task == "lm" else []),
         under("model.layers.{i}", "blocks.{i}", *(row(theirs, f"norm.{n}") for theirs, n in norms.items())),
         under("model.layers.{i}.self_attn", "blocks.{i}.mixer", *inner),
         under("model.layers.{i}.mlp", "blocks.{i}.ffn", *(row(f"{n}_proj", n) for n in ("gate", "up", "down"))),
@@ -107,7 +110,9 @@ def _get_width(config: Mapping[str, Any]) -> dict[str, Any]:
 _PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 HUBS = (
     Hub(
-        "gemma3_text", architectures={"Gemma3ForCausalLM": {}}, weights=_weights, config=(
+        "gemma3_text", architectures={
+            "Gemma3ForCausalLM": {"task": "lm"}, "Gemma3TextModel": {"task": "none"},
+        }, base="model.", bare=("Gemma3TextModel",), weights=_weights, config=(
             *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
             *keys(num_key_value_heads="kv_heads", intermediate_size="hidden", max_position_embeddings="context"),
             *keys(rms_norm_eps="eps", sliding_window="window", query_pre_attn_scalar="query_scale"),
@@ -119,7 +124,6 @@ HUBS = (
             key("tie_word_embeddings", "tied", default=True), must("use_bidirectional_attention", False),
             key("attention_dropout", "attention_dropout", default=0.0), must("final_logit_softcapping", None),
             must("attn_logit_softcapping", None), quiet("cache_implementation", why="how decoding keeps its state"),
-            NO_CLASSES, *COMMON,
         )),
     Hub("gemma3", format="gguf", weights=_gguf,
         config=(*decoder_config("gemma3"), key("gemma3.attention.sliding_window", "window"))),

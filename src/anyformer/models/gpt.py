@@ -12,7 +12,7 @@ Its files hold q, k and v in one matrix, and every matrix transposed.
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
+from anyformer.hub.tables.config import ACTS, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, Split, Transpose, row, under
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Tokens
 from anyformer.skeletons.decoder import CausalLM
@@ -32,6 +32,7 @@ class GPT:
     dropout: float = 0.0  # after each branch
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0
+    task: str = "lm"  # or none: hidden states alone
 
 
 SIZES = {
@@ -45,6 +46,7 @@ SIZES = {
 PARAMETERS = {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200}
 CASES = {
     "untied": {"tied": False},
+    "bare": {"task": "none"},
     "odd": {"dim": 30, "heads": 3, "hidden": 50, "vocab": 101, "depth": 3},
 }
 
@@ -54,7 +56,7 @@ def gpt(c: GPT) -> Recipe:
     mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
     block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
     embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.embed_dropout)
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
     return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)
 
 
@@ -70,21 +72,23 @@ def _weights(c: GPT) -> list:
             row("mlp.c_fc", "ffn.up", Transpose()),
             row("mlp.c_proj", "ffn.down", Transpose()),
         ),
-        row("lm_head", "head.proj", tied="embed.tokens"),
+        *([row("lm_head", "head.proj", tied="embed.tokens")] if c.task == "lm" else []),
     ]  # fmt: skip
 
 
 HUBS = (
     Hub(
         "gpt2",
-        architectures={"GPT2LMHeadModel": {}},
+        architectures={"GPT2LMHeadModel": {"task": "lm"}, "GPT2Model": {"task": "none"}},
         base="transformer.",
+        bare=("GPT2Model",),
         ignore={f"transformer.h.{{i}}.attn.{name}": "the causal mask" for name in ("bias", "masked_bias")},
         weights=_weights,
         config=(
             *keys(n_embd="dim", n_layer="depth", n_head="heads", vocab_size="vocab", layer_norm_epsilon="eps"),
             key("n_inner", "hidden", default=None), key("n_positions", "context", also=("n_ctx",)),
-            key("activation_function", "act", ACTS), key("tie_word_embeddings", "tied", default=True),
+            key("activation_function", "act", ACTS, default="gelu_new"),
+            key("tie_word_embeddings", "tied", default=True),
             key("resid_pdrop", "dropout", default=0.1), key("embd_pdrop", "embed_dropout", default=0.1),
             key("attn_pdrop", "attention_dropout", default=0.1),
             must("scale_attn_weights", True), must("scale_attn_by_inverse_layer_idx", False),
@@ -92,7 +96,6 @@ HUBS = (
             quiet("reorder_and_upcast_attn", why="a trick against overflow in half precision"),
             quiet(*(f"summary_{n}" for n in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
                   why="a head that this file does not have"),
-            NO_CLASSES, *COMMON,
         ),
     ),
 )  # fmt: skip

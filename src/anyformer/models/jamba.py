@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Attention, Block, GatedMLP, Logits, Mamba, MoE, RMSNorm, Tokens, TopK
 from anyformer.skeletons.decoder import CausalLM
@@ -130,7 +130,6 @@ HUBS = (
             quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),
             quiet("use_mamba_kernels", "use_mambapy", "use_associative_scan", why="how it is computed"),
             quiet("num_logits_to_keep", why="for how many places logits are made; here all, or the last in decoding"),
-            NO_CLASSES, *COMMON,
         ),
     ),
 )  # fmt: skip

@@ -40,6 +40,7 @@ class Llama:
     ffn_bias: bool = False
     tied: bool = False
     attention_dropout: float = 0.0
+    task: str = "lm"  # or none: hidden states alone
 
 
 _llama3 = Llama(kv_heads=8, hidden=14336, vocab=128256, context=8192, theta=500000.0)
@@ -74,6 +75,7 @@ CASES = {
     "yarn, DeepSeek": {"head_dim": 16, "scaling": YaRN(4.0, 512, 16.0, 2.0, None, 0.7, 0.3, False)},
     "longrope": {"scaling": LongRope((1.0, 1.1, 1.3, 2.0), (1.5, 2.0, 4.0, 8.0), 8, 1.2)},
     "llama3": {"scaling": Llama3(8.0, 1.0, 4.0, 16)},
+    "bare": {"task": "none"},
 }
 
 
@@ -84,7 +86,7 @@ def llama(c: Llama) -> Recipe:
         positions=Rotary.of(theta=c.theta, scaling=c.scaling),
     )  # fmt: skip
     block = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act, bias=c.ffn_bias), norm=norm)
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
     context = None if isinstance(c.scaling, Dynamic) else c.context  # dynamic scaling is made to go beyond
     return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=context)
 
@@ -92,9 +94,11 @@ def llama(c: Llama) -> Recipe:
 HUBS = (
     Hub(
         "llama",
-        architectures={"LlamaForCausalLM": {}},
+        architectures={"LlamaForCausalLM": {"task": "lm"}, "LlamaModel": {"task": "none"}},
+        base="model.",
+        bare=("LlamaModel",),
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
-        weights=lambda c: llama_rows(),
+        weights=lambda c: llama_rows(c.task),
         config=(*llama_config(), key("num_key_value_heads", "kv_heads", default=Same("heads")),
                 key("head_dim", "head_dim", default=None), key("attention_bias", "bias", default=False),
                 key("mlp_bias", "ffn_bias", default=False),
@@ -102,8 +106,10 @@ HUBS = (
     ),
     Hub(
         "mistral",
-        architectures={"MistralForCausalLM": {}},
-        weights=lambda c: llama_rows(),
+        architectures={"MistralForCausalLM": {"task": "lm"}, "MistralModel": {"task": "none"}},
+        base="model.",
+        bare=("MistralModel",),
+        weights=lambda c: llama_rows(c.task),
         config=(*llama_config(), *keys(num_key_value_heads="kv_heads"), key("head_dim", "head_dim", default=None),
                 # null = none, and absent = 4096
                 Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window", 4096)},

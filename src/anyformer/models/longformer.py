@@ -18,7 +18,7 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.bert import bert_rows
-from anyformer.hub.tables.config import ACTS, CLASSES, COMMON_BUT_PAD, ONE_VALUE, Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import ACTS, CLASSES, ONE_VALUE, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens, Window
 from anyformer.parts.attention.global_tokens import GlobalAttention
@@ -117,7 +117,7 @@ HUBS = (
             Lens(("attention_window",), ("window",), _get_window, _put_window), key("hidden_act", "act", ACTS),
             key("pad_token_id", "pad", default=1), key("layer_norm_eps", "eps", default=1e-12), CLASSES,
             key("hidden_dropout_prob", "dropout", default=0.1), must("tie_word_embeddings", True),
-            key("attention_probs_dropout_prob", "attention_dropout", default=0.1), *COMMON_BUT_PAD,
+            key("attention_probs_dropout_prob", "attention_dropout", default=0.1),
             Lens(("attention_dilation",), (), _no_gaps, lambda c: {}, ONE_VALUE),
             quiet("onnx_export", "attention_mode", "ignore_attention_mask", why="how, not what"),
         ),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba as Mixer
@@ -118,7 +118,9 @@ HUBS = (
             quiet("rescale_prenorm_residual",
                   *(f"time_step_{n}" for n in ("floor", "init_scheme", "max", "min", "scale")),
                   why="first weights, before training"),
-            quiet("use_mambapy", "use_associative_scan", why="how it is computed"), NO_CLASSES, *COMMON,
+            must("rms_norm", True), must("ssm_cfg", {}),
+            quiet("fused_add_norm", "pad_vocab_size_multiple", why="how the first code computed it; the sizes say it"),
+            quiet("use_mambapy", "use_associative_scan", why="how it is computed"),
         ),
     ),
 )  # fmt: skip

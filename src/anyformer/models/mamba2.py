@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba2 as Mixer
@@ -127,7 +127,7 @@ HUBS = (
             quiet("rescale_prenorm_residual", "time_step_rank", *(f"time_step_{n}" for n in ("floor", "max", "min")),
                   why="first weights, before training"),
             must("norm_before_gate", False), must("rms_norm", True),
-            quiet("chunk_size", why="how it is computed"), NO_CLASSES, *COMMON,
+            quiet("chunk_size", why="how it is computed"),
         ),
     ),
 )  # fmt: skip

@@ -44,6 +44,7 @@ class Mixtral:
     window: int | None = None  # tokens that one sees, itself included
     tied: bool = False
     attention_dropout: float = 0.0
+    task: str = "lm"  # or none: hidden states alone
 
 
 _tiny = Mixtral(dim=32, depth=2, heads=4, kv_heads=2, hidden=24, experts=4, vocab=128, context=64)
@@ -59,6 +60,7 @@ CASES = {
     "all experts": {"top": 3, "experts": 3, "dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101},
     "window": {"window": 7, "experts": 5, "top": 3},
     "linear": {"scaling": Linear(4.0), "head_dim": 6},
+    "bare": {"task": "none"},
 }
 
 
@@ -73,19 +75,21 @@ def mixtral(c: Mixtral) -> Recipe:
     )
     ffn = MoE.of(router=router, expert=GatedMLP.of(hidden=c.hidden, act=c.act))
     block = Block.of(mixer=mixer, ffn=ffn, norm=norm)
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
     return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=c.context)
 
 
 def _weights(c: Mixtral) -> list:
     experts = under("experts.{e}", "experts.{e}", row("w1", "gate"), row("w3", "up"), row("w2", "down"))
-    return llama_rows(under("block_sparse_moe", "ffn", row("gate", "router.proj"), experts))
+    return llama_rows(c.task, under("block_sparse_moe", "ffn", row("gate", "router.proj"), experts))
 
 
 HUBS = (
     Hub(
         "mixtral",
-        architectures={"MixtralForCausalLM": {}},
+        architectures={"MixtralForCausalLM": {"task": "lm"}, "MixtralModel": {"task": "none"}},
+        base="model.",
+        bare=("MixtralModel",),
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
         weights=_weights,
         config=(

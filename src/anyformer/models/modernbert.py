@@ -21,7 +21,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.part import drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import FeedForward, Norm
-from anyformer.hub.tables.config import ACTS, CLASSES, COMMON_BUT_PAD, NO_PAD, key, keys, quiet
+from anyformer.hub.tables.config import ACTS, CLASSES, NO_PAD, key, keys, quiet
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
 from anyformer.hub.tables.weights import Hub, Split, row, under
 from anyformer.parts import Attention, Block, Classifier, GatedMLP, LayerNorm, Logits, Rotary, Tokens, Window
@@ -145,7 +145,7 @@ HUBS = (
             *keys(intermediate_size="hidden", max_position_embeddings="context", norm_eps="eps", norm_bias="norm_bias"),
             *keys(local_attention="window", attention_bias="bias", mlp_bias="mlp_bias", decoder_bias="vocab_bias"),
             *keys(classifier_bias="dense_bias", embedding_dropout="dropout", attention_dropout="attention_dropout"),
-            *keys(mlp_dropout="mlp_dropout", classifier_dropout="classifier_dropout"), CLASSES, *COMMON_BUT_PAD, NO_PAD,
+            *keys(mlp_dropout="mlp_dropout", classifier_dropout="classifier_dropout"), CLASSES, NO_PAD,
             key("classifier_pooling", "pool", {pool: pool for pool in POOLS}), key("hidden_activation", "act", ACTS),
             key("classifier_activation", "head_act", ACTS), key("tie_word_embeddings", "tied", default=True),
             layer_kinds(("global_attn_every_n_layers",), 3, first=True),

@@ -45,6 +45,7 @@ class Qwen2:
     window_from: int = 28
     tied: bool = False
     attention_dropout: float = 0.0
+    task: str = "lm"  # or none: hidden states alone
 
 
 _tiny = Qwen2(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64, theta=10000.0, window_from=1)
@@ -61,6 +62,7 @@ CASES = {
     "wide heads": {"dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101},
     "upper layers see a window": {"depth": 3, "window": 7},
     "every layer sees a window": {"window": 5, "window_from": 0},
+    "bare": {"task": "none"},
     "linear": {"scaling": Linear(4.0)},
     "dynamic": {"scaling": Dynamic(2.0, 64)},
     "yarn": {"scaling": YaRN(4.0, 16)},
@@ -77,7 +79,7 @@ def qwen2(c: Qwen2) -> Recipe:
     wide = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm)
     near = wide.but(mixer=mixer.but(mask=window))
     blocks = [wide if i < c.window_from else near for i in range(c.depth)]
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
     context = None if isinstance(c.scaling, Dynamic) else c.context  # dynamic scaling is made to go beyond
     return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=context)
 
@@ -110,8 +112,10 @@ _WINDOW = Lens(
 HUBS = (
     Hub(
         "qwen2",
-        architectures={"Qwen2ForCausalLM": {}},
-        weights=lambda c: llama_rows(),
+        architectures={"Qwen2ForCausalLM": {"task": "lm"}, "Qwen2Model": {"task": "none"}},
+        base="model.",
+        bare=("Qwen2Model",),
+        weights=lambda c: llama_rows(c.task),
         config=(
             *llama_config(), *keys(num_key_value_heads="kv_heads"), _WINDOW, must("use_mrope", False),
             Lens(("head_dim",), ("head_dim",), lambda c: {"head_dim": c.get("head_dim")},  # null is no value there

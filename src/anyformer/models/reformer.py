@@ -17,12 +17,12 @@ transformers then takes the number from the first text that it meets. With `hash
 random there; here they are random in training, and always the same ones in evaluation.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import ACTS, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, Thin, row, under
 from anyformer.parts import Axial, LayerNorm, Learned, LocalAttention, Logits, LSHAttention
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
@@ -146,11 +146,10 @@ HUBS = (
                  lambda c: dict(zip(GRID, (True, c.axial[:2], c.axial[2:]) if c.axial else (False,), strict=False))),
             Lens((FFN,), ("chunk",), lambda c: {"chunk": c.get(FFN) or None}, lambda c: {FFN: c.chunk or 0}),
             Lens(("is_decoder",), (), _direction, lambda c: {"is_decoder": c.task == "lm"}, "goes with the class"),
-            must("tie_word_embeddings", False), NO_CLASSES,
+            must("tie_word_embeddings", False),
             quiet("axial_norm_std", "chunk_size_lm_head", "attention_probs_dropout_prob", "classifier_dropout",
                   "intermediate_size", "num_chunks_before", "num_chunks_after", "sinusoidal_pos_embds", "output_past",
                   why="memory, first weights, or nobody reads it"),
-            *(replace(e, names=tuple(n for n in e.names if n != FFN)) for e in COMMON),
         ),
     ),
 )  # fmt: skip

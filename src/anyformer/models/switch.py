@@ -16,7 +16,7 @@ counts padding in both and in the capacity, which it starts anew in each call of
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, key, keys, must, quiet
+from anyformer.hub.tables.config import ACTS, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Logits, MoE, RelativeBias, RMSNorm, Tokens, TopK
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -143,7 +143,6 @@ HUBS = (
             quiet("router_ignore_padding_tokens", why="it says what ours always does; transformers never does"),
             quiet("encoder_sparse_step", "decoder_sparse_step", why="computed from the numbers of blocks"),
             quiet("add_router_probs", "n_positions", "output_past", why="asks for outputs, not for other numbers"),
-            NO_CLASSES, *COMMON,
         ),
     ),
 )  # fmt: skip

@@ -85,6 +85,7 @@ def _put_begin(c: Transformer) -> dict[str, int]:
 HUBS = (
     Hub(
         "marian",
+        types=("bart",),  # before 2020-11
         architectures={"MarianMTModel": {}},
         ignore={f"model.{side}.embed_positions": "the sines" for side in ("encoder", "decoder")},
         weights=lambda c: seq2seq_rows(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, CLASSES, COMMON, ONE_VALUE, Lens, key, keys, quiet
+from anyformer.hub.tables.config import ACTS, CLASSES, ONE_VALUE, Lens, key, keys, quiet
 from anyformer.hub.tables.weights import Hub, Resample, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Patches, Pooler
 from anyformer.skeletons.encoder import Encoder
@@ -117,7 +117,7 @@ HUBS = (
             key("attention_probs_dropout_prob", "attention_dropout", default=0.0), CLASSES,
             key("pooler_act", "pool_act", ACTS, default="tanh"),
             Lens(("pooler_output_size",), (), _pooled, lambda c: {"pooler_output_size": c.dim}, ONE_VALUE),
-            quiet("encoder_stride", why="for masked image modelling, a head that this file does not have"), *COMMON,
+            quiet("encoder_stride", why="for masked image modelling, a head that this file does not have"),
         ),
     ),
 )  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
@@ -109,14 +110,21 @@ class Router(Mixer):
         """(B, T, D) -> (B, T, E), float32."""
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # the weights are float32 then
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                logits = self.proj(x.float())
+                logits = self._product(x)
         else:
-            logits = self.proj(x).float()
+            logits = self._product(x)
         if self.training and self.z:
             flow.add_aux("router_z", self.z * router_z(logits, flow.keep_now(x.shape[1])))
         return logits
+
+    def _product(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, E), float32: rounded before it, near logits would be ties, and ties other experts."""
+        short = {n: p for n, p in self.proj.named_parameters() if p.is_floating_point() and p.itemsize < 4}
+        if not short:
+            return self.proj(x.to(torch.promote_types(x.dtype, torch.float32))).float()
+        return functional_call(self.proj, {n: p.float() for n, p in short.items()}, (x.float(),))
 
 
 def _real(x: Tensor, flow: Flow) -> Tensor:

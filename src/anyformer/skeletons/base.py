@@ -58,7 +58,7 @@ class Skeleton:
     """
 
     closed: ClassVar[bool] = True
-    generates: ClassVar[bool] = False  # can continue a text: has `start` and a vocabulary head
+    generates: bool = False  # can continue a text: has `start` and a vocabulary head
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from anyformer.core.front import Entrance, FrontEnd
+from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import State
 from anyformer.skeletons.base import Output, Skeleton, embed_inputs
@@ -25,7 +26,7 @@ class CausalLM(Skeleton, Blocks):
         embed: front-end, e.g. `Tokens.of(vocab=...)`.
         blocks: one recipe a layer.
         norm: after the last block, or None.
-        head: `Logits.of(...)`.
+        head: `Logits.of(...)`; None = hidden states alone, which continue no text.
         bias: relative position bias that all blocks share, or None.
         context: the longest input that is accepted, in tokens; None = any.
         entry: between the front-end and the blocks, or None.
@@ -39,14 +40,14 @@ class CausalLM(Skeleton, Blocks):
         embed: Recipe[FrontEnd],
         blocks: Any,
         norm: Recipe | None,
-        head: Recipe,
+        head: Recipe | None,
         bias: Recipe | None = None,
         context: int | None = None,
         entry: Recipe | None = None,
     ):
         super().__init__(dim, blocks, norm, bias, entry=entry)
-        self.embed, self.head = embed.build(dim), head.build(dim)
-        self.context = context
+        self.embed, self.head = embed.build(dim), built(head, dim)
+        self.context, self.generates = context, head is not None
 
     def entrances(self) -> tuple[Entrance, ...]:
         return (Entrance(self.embed),)
@@ -75,5 +76,5 @@ class CausalLM(Skeleton, Blocks):
         named = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
         given, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)
         x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, T, D)
-        logits = self.head(x[:, -1:] if last else x, flow)
+        logits = None if self.head is None else self.head(x[:, -1:] if last else x, flow)
         return Output(x, logits, aux=flow.aux, keep=flow.keep_now(x.shape[1]), figures=flow.figures)

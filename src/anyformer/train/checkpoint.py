@@ -3,7 +3,8 @@
 ```
 runs/NAME/  log.csv  log.jsonl
             step-000100/    config.json  model.safetensors  tokenizer.json …     a model like any other, for af.load
-                            training.safetensors     moments of the optimiser, states of the random generators
+                            training.safetensors     moments of the optimiser, states of the random generators, and
+                                                     weights in float32, where the model's file is in half precision
                             (with adapters: adapter_config.json  adapter_model.safetensors, for peft)
                             training.json            step, settings, facts about the data, the best evaluation
                             ema/                     with `ema`: a model directory too, with the mean of the weights
@@ -35,7 +36,7 @@ from torch import Tensor
 from anyformer.hub import load
 from anyformer.hub.formats.guard import atomic_write, read_json
 from anyformer.hub.formats.safetensors import SafeTensors
-from anyformer.train import adapters
+from anyformer.train import adapters, lora, masters
 from anyformer.train.world import World
 
 TENSORS, FACTS = "training.safetensors", "training.json"
@@ -127,25 +128,32 @@ class Run:
         keep: int,
         best: int | None,
         ema: dict[str, Tensor] | None = None,
+        types: dict[str, torch.dtype] | None = None,
     ) -> None:
         """Writes `step-…`, then removes all but the newest `keep` and the one of the step `best`.
 
         Args:
             weights: the model's state dict, whole; the model itself may hold a part of each tensor.
             ema: the same with the running mean of the weights, for the folder `ema`.
+            types: those in which model directories hold the weights, see `train.masters`; what adapters' files hold
+                stays as it is.
 
         Raises:
             OSError: if it cannot be written (a full disk); the older checkpoints are still there.
         """
         target = self.folder / f"step-{step:06d}"
         work = self.folder / f".{target.name}.tmp"
+        types = {} if types is None or lora.adapters(model) else types
+        for kind, whole in (("master", weights), ("mean", ema or {})):
+            tensors = {**tensors, **{f"{kind}.{n}": t for n, t in whole.items() if n in types}}
         try:
-            adapters.save_model(model, work, weights)
+            adapters.save_model(model, work, masters.stored(weights, types))
             if ema is not None:
-                adapters.save_model(model, work / "ema", ema)
+                adapters.save_model(model, work / "ema", masters.stored(ema, types))
                 _sync(work / "ema")
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
             atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
+            shutil.copymode(work / FACTS, work / TENSORS)  # safetensors' own would be for the owner alone
             _sync(work / TENSORS)
             _sync(work)
             os.rename(work, target)
@@ -179,13 +187,15 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def restore_weights(model: Any, checkpoint: Path, world: World | None = None) -> None:
+def restore_weights(
+    model: Any, checkpoint: Path, world: World | None = None, exact: dict[str, Tensor] | None = None
+) -> None:
     """Copies the weights of a checkpoint into a model of the same shapes, which `world` may hold in parts; of one with
-    adapters, what learns."""
+    adapters, what learns. `exact` are weights that the model's file holds rounded."""
     world = world or World()
     if adapters.restore(model, checkpoint, world):
         return
-    saved = world.split(load(checkpoint).state_dict(), model.state_dict())
+    saved = world.split({**load(checkpoint).state_dict(), **(exact or {})}, model.state_dict())
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:

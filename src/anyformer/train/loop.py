@@ -13,8 +13,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,14 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.recompute import recompute
+from anyformer.core.recompute import recomputing
 from anyformer.data.batches import Batch, Batches, Numbered
-from anyformer.train import checkpoint, environment, optim, precision, statistics
+from anyformer.train import checkpoint, environment, inputs, masters, optim, precision, statistics
 from anyformer.train.criterion import Loss, Objective
 from anyformer.train.ema import Average
+from anyformer.train.interrupts import Interrupts
 from anyformer.train.log import Log, Silent, Watch
 from anyformer.train.objectives import counted, real_tokens
-from anyformer.train.schedule import rate
+from anyformer.train.schedule import ENDING, rate
 from anyformer.train.settings import FREE, Settings
 from anyformer.train.world import World
 
@@ -113,10 +112,23 @@ class Loop:
         for p in model.parameters():
             if p.data_ptr() % 64:  # a view into a file; sums over unaligned memory may round differently
                 p.data = p.data.clone()
-        recompute(model, *settings.recompute)
+        self.undo = contextlib.ExitStack()  # what the run changes in the model beside its weights, until it ends
+        try:
+            self._prepare(model, run)
+        except BaseException:
+            self.undo.close()
+            raise
+
+    def _prepare(self, model: Any, run: checkpoint.Run) -> None:
+        """The model, its optimiser and everything else at the first step, or as the checkpoint has it."""
+        settings = self.settings
+        self.types = masters.widen(model, settings.precision)
+        if self.world.size == 1:  # else it may be in parts
+            self.undo.callback(masters.narrow, model, self.types)
+        self.undo.enter_context(recomputing(model, *settings.recompute))
         if run.checkpoint is not None:
             checkpoint.restore_weights(model, run.checkpoint)
-        self.criterion = Loss(model, objective, settings.precision)
+        self.criterion = Loss(model, self.objective, settings.precision)
         self.part = self.world.prepare(self.criterion)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
@@ -138,13 +150,15 @@ class Loop:
         if self.world.main:
             environment.write(run.folder)
         self.log = Log(run.folder, self.step) if self.world.main else Silent()
+        if said := masters.told(model, self.types):
+            self.watch.say(said)
 
     def run(self) -> Done:
         """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
         never after."""
         s, early = self.settings, False
         self.model.train()
-        with Interrupts() as interrupts, self.log:
+        with self.undo, Interrupts() as interrupts, self.log:
             while True:
                 last = self.step >= s.steps or self.world.any(interrupts.came)
                 measured = self.measure is not None and _due(self.step, s.eval_every)
@@ -168,7 +182,7 @@ class Loop:
     def stale(self) -> int:
         """Evaluations since the best one."""
         every = self.settings.eval_every
-        return (self.step - self.best["step"]) // every if self.best and every else 0
+        return (self.step - (self.best["step"] if self.best else 0)) // every if every else 0
 
     def advance(self) -> None:
         """One step: gradients over `accumulate` batches, clipped; one update. A step whose loss or gradient is not
@@ -176,15 +190,18 @@ class Loop:
         s = self.settings
         self.world.reseed(s.seed, self.step, own=False)
         batches = [self.batches(self.step * s.accumulate + i) for i in range(s.accumulate)]
-        if self.step in (0, self.saved):
+        if first := self.step in (0, self.saved):
             for batch in batches:
-                _check(batch)
+                inputs.check(batch, self.objective)
                 self.world.alike(batch)
         batches = [self.world.share(batch) for batch in batches]
         kinds = getattr(self.objective, "counted", counted)  # one number, or one for each kind of label
         counts = torch.stack([kinds(batch["labels"]) for batch in batches]).sum(0)
         real = sum(real_tokens(batch) for batch in batches)
-        total = self.world.total(torch.cat((counts.flatten(), torch.tensor([real])))).clamp(min=1)
+        total = self.world.total(torch.cat((counts.flatten(), torch.tensor([real]))))
+        if not int(total[:-1].sum()):
+            inputs.nothing_counts(self.step, first, self.watch)
+        total = total.clamp(min=1)
         self.count = int(total[0]) if len(total) == 2 else total[:-1].to(self.device), int(total[-1])
         loss = torch.zeros((), device=self.device)
         self.world.reseed(s.seed, self.step, own=True)
@@ -286,9 +303,11 @@ class Loop:
         self.held_out = self.world.once(lambda: measured)  # all decide the same, whatever their last bits
         self.model.train()
         checkpoint.restore_random(states)
-        if self.best is None or self.held_out < self.best["held_out"]:
+        if not math.isfinite(self.held_out):
+            self.watch.say(f"step {self.step}: the measure is {self.held_out}, which is never the best one")
+        elif self.best is None or self.held_out < self.best["held_out"]:
             self.best = {"step": self.step, "held_out": self.held_out}
-        self.log.add([{"step": self.step, "held_out": self.held_out}])
+        self.log.add([{"step": self.step, "held_out": _or_none(self.held_out)}])
         self.watch.evaluated(self.step, self.held_out)
 
     def averaged(self) -> contextlib.AbstractContextManager[Any]:
@@ -304,12 +323,14 @@ class Loop:
         settings = dataclasses.asdict(self.settings)
         facts = {"settings": settings, "facts": self.facts, "best": self.best, "torch": torch.__version__}
         facts["scale"] = self.scale.state() if self.scale else None
+        facts["batches"] = self.batches.sums() if isinstance(self.batches, Numbered) else None
         best = self.best["step"] if self.best else None
         keep, ema = self.settings.keep_last, None
         if self.average:
             with self.average.swapped():
                 ema = {name: value.clone() for name, value in self.world.whole(self.model.state_dict()).items()}
-        self.world.once(lambda: self.folder.save(self.step, self.model, weights, tensors, facts, keep, best, ema))
+        what = (self.step, self.model, weights, tensors, facts, keep, best, ema, self.types)
+        self.world.once(lambda: self.folder.save(*what))
         self.saved = self.step
 
     def _restore(self, folder: Path) -> None:
@@ -323,41 +344,27 @@ class Loop:
             raise ValueError(
                 f"cannot go on from {folder}: {told}. A command repeats a run's options with --config …/config.yaml"
             )
+        kept = {kind: _under(tensors, kind) for kind in ("optimizer", "random", "world", "master", "mean")}
+        if isinstance(self.batches, Numbered) and said.get("batches"):
+            self.batches.go_on(said["step"] * self.settings.accumulate, said["batches"])
+        was, now, schedule = said["settings"]["steps"], self.settings.steps, self.settings.schedule
+        if was != now and schedule in ENDING:
+            self.watch.say(
+                f"steps was {was} and is now {now}: the learning rate is that of a run of {now} ({schedule})"
+            )
         if self.average:
-            checkpoint.restore_weights(self.model, folder / "ema", self.world)
+            checkpoint.restore_weights(self.model, folder / "ema", self.world, kept["mean"])
             self.average.take()
-            checkpoint.restore_weights(self.model, folder, self.world)
+        if self.average or kept["master"]:
+            checkpoint.restore_weights(self.model, folder, self.world, kept["master"])
         if self.scale:
             self.scale.restore(said["scale"])
-        kept = {kind: _under(tensors, kind) for kind in ("optimizer", "random", "world")}
         moments = self.world.split(kept["optimizer"], dict(self.model.named_parameters()))
         optim.restore_moments(self.optimizer, self.model, moments)
         checkpoint.restore_random(kept["random"])
         self.world.restore(kept["world"], optim.moments(self.optimizer, self.model))
         self.step, self.best = said["step"], said["best"]
         self.saved = self.step if folder.parent.resolve() == self.folder.folder.resolve() else -1
-
-
-class Interrupts:
-    """SIGINT and SIGTERM become a flag, so that a step and a save are finished first; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.came = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():  # only there does Python deliver signals
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.came = True
-        self.__exit__()
 
 
 def _under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -370,21 +377,3 @@ def _due(step: int, every: int) -> bool:
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _check(batch: Batch) -> None:
-    """Two mistakes that train without complaint, and one that does not."""
-    if "labels" not in batch:
-        raise ValueError(
-            f"a batch needs labels, and has {', '.join(batch)}; for a causal model: objectives.next_tokens(input_ids)"
-        )
-    for name, value in batch.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(f"the batch's {name} hold NaN or infinity before the first step: clean the data")
-    labels, ids = batch["labels"], batch.get("decoder_input_ids", batch.get("input_ids"))
-    seen = labels != -100
-    if ids is not None and ids.shape == labels.shape and bool(seen.any()) and torch.equal(ids[seen], labels[seen]):
-        raise ValueError(
-            "the labels are the inputs themselves: a model would learn to copy. A label stands where it is to be read; "
-            "for a causal model it is the next token: objectives.next_tokens(input_ids, attention_mask)"
-        )

@@ -50,17 +50,19 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, alpha / rank
         tensor = base.weight.codes if isinstance(base.weight, Nf4) else base.weight
-        like = tensor.new_empty(0, dtype=base.weight.dtype)
+        wide = torch.promote_types(base.weight.dtype, torch.float32)  # what learns is float32, whatever W is
+        like = tensor.new_empty(0, dtype=wide)
         self.lora_a = nn.Parameter(like.new_empty(rank, base.in_features).normal_(std=base.in_features**-0.5))
         self.lora_b = nn.Parameter(like.new_zeros(base.out_features, rank))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias) + self.added(x)
+        y = linear(x, self.weight, self.bias)  # (..., O)
+        return (y + self.added(x)).to(y.dtype)
 
     def added(self, x: Tensor) -> Tensor:
-        """scale B A x, (..., O)."""
-        small = F.linear(self.dropout(x), self.lora_a)  # (..., R)
+        """scale B A x, (..., O), in the adapter's type."""
+        small = F.linear(self.dropout(x).to(self.lora_a.dtype), self.lora_a)  # (..., R)
         return F.linear(small, self.lora_b) * self.scale
 
     @torch.no_grad()
@@ -74,7 +76,7 @@ class LoraLinear(nn.Module):
         """One matrix of the same function, rounded once."""
         whole = self.whole()  # (O, I)
         plain = nn.Linear(whole.shape[1], whole.shape[0], self.bias is not None, device="meta")
-        plain.weight = nn.Parameter(whole.to(self.lora_a.dtype))
+        plain.weight = nn.Parameter(whole.to(self.weight.dtype))
         plain.bias = self.bias  # type: ignore[assignment]
         return plain
 
@@ -96,7 +98,8 @@ class DoraLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         factor = self.lora_m / self.lengths(super().whole()).to(self.lora_m.dtype)  # (O,)
-        y = (linear(x, self.weight, None) + self.added(x)) * factor  # (..., O)
+        y = linear(x, self.weight, None)  # (..., O)
+        y = ((y + self.added(x)) * factor).to(y.dtype)
         return y if self.bias is None else y + self.bias
 
     @torch.no_grad()

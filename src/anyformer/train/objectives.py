@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from anyformer.hub.pooling import MODES, pooled
@@ -150,9 +151,14 @@ class Contrastive:
         """The number of pairs that count."""
         return counted(labels[::2])
 
-    def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+    def check(self, labels: Tensor) -> None:
+        """Raises ValueError for labels that number no pairs."""
         if labels.ndim != 1 or len(labels) % 2 or not torch.equal(labels[::2], labels[1::2]):
             raise ValueError(f"labels must be (rows,), a pair's number at both of its rows, got {labels.tolist()}")
+
+    def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+        if not isinstance(labels, FakeTensor):  # those of a prediction have no content
+            self.check(labels)
         assert output.hidden is not None, "a model with one stream"
         vectors = F.normalize(pooled(output.hidden, output.keep, self.pooling), dim=-1)  # (2P, D)
         every, numbers, first = gathered(vectors, labels)
@@ -216,7 +222,9 @@ def _cross_entropy(
     if logits is None or logits.shape[:-1] != labels.shape:
         got = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
         raise ValueError(f"labels of shape {tuple(labels.shape)} need one row of logits each, and the model gave {got}")
-    x, y = logits.flatten(0, -2), labels.flatten()
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be whole numbers, the class or token of each place; got {labels.dtype}")
+    x, y = logits.flatten(0, -2), labels.flatten().long()
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     try:
         total = F.cross_entropy(x, y, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)

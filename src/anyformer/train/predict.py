@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anyformer.core.recompute import recompute
+from anyformer.core.recompute import recompute, recomputing
 from anyformer.data.batches import Batch
-from anyformer.train import checkpoint, optim, precision
+from anyformer.train import checkpoint, masters, optim, precision
+from anyformer.train.objectives import Contrastive
 from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
 
@@ -85,6 +86,7 @@ def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
 
 def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Prediction:
     recompute(model, *settings.recompute)
+    masters.widen(model, settings.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     live = Live()
     for tensor in (*model.parameters(), *model.buffers()):
@@ -188,8 +190,17 @@ def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
     Gradients and the optimiser's state are thrown away and the random generators put back: the run is the same with and
     without it. `Prediction.peak` counts what lives; this sees what the process takes for it, as well.
     """
-    recompute(model, *settings.recompute)
     states, training = checkpoint.random_states(), model.training
+    with contextlib.ExitStack() as undo:
+        undo.callback(masters.narrow, model, masters.widen(model, settings.precision))
+        undo.enter_context(recomputing(model, *settings.recompute))
+        done = _rehearsed(model, batch, objective, settings)
+    model.train(training)
+    checkpoint.restore_random(states)
+    return done
+
+
+def _rehearsed(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Rehearsal:
     trained = [p for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device
     optimizer = optim.make(model, settings)
@@ -209,10 +220,7 @@ def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - began
-    most = _most(device) if known else None
-    model.train(training)
-    checkpoint.restore_random(states)
-    return Rehearsal(seconds, most)
+    return Rehearsal(seconds, _most(device) if known else None)
 
 
 def _begin(device: torch.device) -> bool:
@@ -247,11 +255,16 @@ def advice(
         changes["recompute ['blocks.*']"] = batch, dataclasses.replace(settings, recompute=("**.blocks.*",))
     if settings.precision == "fp32":
         changes["precision bf16"] = batch, dataclasses.replace(settings, precision="bf16")
+    pairs = isinstance(getattr(objective, "func", objective), Contrastive)
+    each = 2 if pairs else 1  # rows of one of what `batch` counts
     for part in (2, 4, 8, 16):
-        if rows >= part:
+        if count := rows // each // part:
+            fewer = {name: value[: count * each] for name, value in batch.items()}
             more = dataclasses.replace(settings, accumulate=settings.accumulate * part)
-            fewer = {name: value[: rows // part] for name, value in batch.items()}
-            changes[f"batch {rows // part} and accumulate {more.accumulate}"] = fewer, more
+            if pairs:  # accumulated batches do not see each other
+                changes[f"batch {count}, with fewer wrong answers"] = fewer, settings
+            else:
+                changes[f"batch {count} and accumulate {more.accumulate}"] = fewer, more
     found = {name: predict(model, b, objective, s).peak for name, (b, s) in changes.items()}
     fits = [name for name, peak in found.items() if peak <= room]
     list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in found.items())

@@ -33,6 +33,7 @@ def constant(done: float, final: float, step: int, warmup: int) -> float:
     return 1.0
 
 
+ENDING = ("cosine", "linear", "wsd")  # those that depend on the number of steps
 SCHEDULES: dict[str, Shape] = {f.__name__: f for f in (cosine, linear, wsd, inverse_sqrt, constant)}
 
 

@@ -61,8 +61,8 @@ class Session:
             batches: Batches = Global(task.rows, given["batch"])
             if given["workers"]:
                 batches = stack.enter_context(Prefetch(batches, given["workers"]))
-            self.world.once(self._write_config)
             loop = watched(screen, given, model, batches, objective, settings, self.run, measure, facts, self.world)
+            self.world.once(self._write_config)  # not before: a run that is refused leaves everything as it was
             done = loop.run()
         self.world.once(lambda: ended(screen, loop))
         return loop, done

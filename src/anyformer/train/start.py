@@ -19,7 +19,7 @@ from anyformer.hub import load
 from anyformer.hub.processors import ImageProcessor, trained
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import Classifier, First
-from anyformer.train import lora
+from anyformer.train import lora, masters
 
 INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
 HEAD = "classes"  # the name of a head of classes
@@ -91,6 +91,9 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
     model.origin = {**(given.origin or {}), "config": {**kept, **labels} if kept else {}}
     model.tokenizer, model.processor = given.tokenizer, given.processor
     same = before.get("id2label") == words
+    types = {n: t.dtype for n, t in given.state_dict().items()}
+    like = next(given.parameters()).dtype
+    masters.narrow(model, {n: types.get(n, like) for n, t in model.state_dict().items() if t.is_floating_point()})
     mine = model.state_dict()
     known = {
         n: t for n, t in given.state_dict().items()

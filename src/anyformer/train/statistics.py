@@ -63,8 +63,8 @@ def rounded(sizes: dict[str, float]) -> dict[str, float | None]:
 class Spikes:
     """Knows what losses and gradient norms were usual, and says when one is not.
 
-    A spike is more than six standard deviations and a half above the mean of the last 50 steps. What was usual is not
-    kept in checkpoints: it decides what is said, never what is learned.
+    A spike is above the mean of the last 50 steps by more than six standard deviations, and by more than half of it.
+    What was usual is not kept in checkpoints: it decides what is said, never what is learned.
     """
 
     def __init__(self, length: int = 50, least: int = 20):

@@ -48,9 +48,11 @@ def watched(
     """
     foresee(screen, model, batches(0), objective, settings, given["memory"])
     screen.energy = Energy() if given["energy"] else None
-    watch = watching(screen, run.folder, given, *(given[k] and processes.main for k in ("tensorboard", "wandb")))
     facts = {**facts, "label_smoothing": given["label_smoothing"]}
-    return Loop(model, batches, objective, settings, run, measure, facts, watch, processes)
+    loop = Loop(model, batches, objective, settings, run, measure, facts, screen, processes)
+    reports = (given[k] and processes.main for k in ("tensorboard", "wandb"))
+    loop.watch = watching(screen, run.folder, given, *reports)  # writes: not for a run that is refused
+    return loop
 
 
 def ended(screen: Screen, loop: Loop) -> None:

@@ -203,6 +203,11 @@ class GGUF(TensorFile):
         self.entries = {name: self.entries[name] for *_, name, _ in spans}  # in the order of the file's table
 
 
+def open_gguf(path: Path) -> TensorFile:
+    """A GGUF file."""
+    return GGUF(path)
+
+
 def _read(data: mmap.mmap, start: int, size: int, stored: Stored, shape: tuple[int, ...]) -> Tensor:
     """One tensor from its bytes in the map."""
     if size == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyformer.hub.tables.config import ACTS, COMMON, NO_CLASSES, Lens, alike, key, keys, must, quiet
+from anyformer.hub.tables.config import ACTS, Lens, alike, key, keys, must, quiet
 from anyformer.hub.tables.weights import row, under
 
 
@@ -57,5 +57,4 @@ def seq2seq_config() -> tuple[Lens, ...]:
         quiet(*_TEXTS, *_FORCED, why="habits of generation; options of `generate` here"),
         quiet("classif_dropout", "classifier_dropout", "_num_labels", why="for a head that this file does not have"),
         quiet("output_past", why="asks for outputs or memory, not for other numbers"),
-        NO_CLASSES, *COMMON,
     )  # fmt: skip

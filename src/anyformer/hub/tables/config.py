@@ -11,11 +11,12 @@ Lens(names, fields, get, put)                      everything else
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import nearest
+from anyformer.hub.tables.marks import explain
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
 
@@ -131,22 +132,8 @@ def quiet(*names: str, why: str) -> Lens:
     return Lens(names, (), lambda config: {}, lambda hyper: {}, why)
 
 
-_FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "_model_name_or_path", "_commit_hash")
-_OUTPUTS = ("use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward")
-_IDS = (*(f"{role}_token_id" for role in ("bos", "eos", "sep", "cls", "unk", "mask")), "tokenizer_class")
-_HABITS = ("problem_type", "finetuning_task", "task_specific_params", "gradient_checkpointing", "pruned_heads")
-_FOR_TEXT = "for the tokenizer and generation"
-COMMON_BUT_PAD = (  # for models in which the id of padding is more than a word for the tokenizer
-    quiet(*_FILE, why="says which file this is"),
-    quiet("dtype", "torch_dtype", why="the tensors say it themselves"),
-    quiet(*_OUTPUTS, why="asks for outputs or memory, not for other numbers"),
-    quiet("initializer_range", "initializer_factor", why="first weights, before training"),
-    quiet(*_IDS, why=_FOR_TEXT),
-    quiet(*_HABITS, why="habits around the model"),
-)
-COMMON = (*COMMON_BUT_PAD, quiet("pad_token_id", why=_FOR_TEXT))
 # where the id that an absent key means lies outside a small vocabulary, we write that there is none
-NO_PAD = Lens(("pad_token_id",), (), lambda config: {}, lambda hyper: {"pad_token_id": None}, _FOR_TEXT)
+NO_PAD = Lens(("pad_token_id",), (), lambda config: {}, lambda hyper: {"pad_token_id": None}, "for the tokenizer")
 
 
 def _labels(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +146,6 @@ def _write_labels(hyper: Any) -> dict[str, Any]:
 
 
 CLASSES = Lens(("id2label", "label2id", "num_labels"), ("classes",), _labels, _write_labels)
-NO_CLASSES = quiet("id2label", "label2id", "num_labels", why="this model has no classes")
 
 
 @dataclass(frozen=True)
@@ -173,17 +159,24 @@ class Line:
 
 
 def read(
-    entries: tuple[Lens, ...], config: Mapping[str, Any], cls: type, fixed: Mapping[str, Any]
+    entries: tuple[Lens, ...],
+    config: Mapping[str, Any],
+    cls: type,
+    fixed: Mapping[str, Any],
+    ignore: Collection[str] = (),
 ) -> tuple[Any, list[Line]]:
     """Their config as our hyperparameters, and what became of each key.
 
     Args:
         cls: the dataclass of hyperparameters. fixed: hyperparameters that the kind of file implies.
+        ignore: keys that are read as if they were not there.
 
     Raises:
         ValueError: naming the key, if one is unknown, missing, or has a value that the page cannot do.
     """
-    found, lines, seen = dict(fixed), [], set()
+    lines = [Line(name, config[name], "ignored", "as asked") for name in ignore if name in config]
+    config = {name: value for name, value in config.items() if name not in ignore}
+    found, seen = dict(fixed), set()
     for entry in entries:
         values = entry.get(config)
         found.update({k: v for k, v in values.items() if k not in fixed})
@@ -192,9 +185,14 @@ def read(
             if name in config:
                 status = "used" if entry.fields else "fixed" if entry.why == ONE_VALUE else "ignored"
                 lines.append(Line(name, config[name], status, ", ".join(entry.fields) or entry.why))
-    if unknown := [k for k in config if k not in seen]:
+    why = {name: explain(name, config) for name in config if name not in seen}
+    lines += [Line(name, config[name], "ignored", reason) for name, reason in why.items() if reason]
+    if unknown := [name for name, reason in why.items() if not reason]:
         names = ", ".join(f"{k}={config[k]!r}" for k in unknown)
-        raise ValueError(f"config keys that nobody reads: {names}{nearest(unknown[0], sorted(seen))}")
+        raise ValueError(
+            f"config keys that nobody reads: {names}{nearest(unknown[0], sorted(seen))}. If they change no number: "
+            f"load(..., ignore={tuple(unknown)!r}), or --ignore {' '.join(unknown)}"
+        )
     fields = {f.name for f in dataclasses.fields(cls)}
     if strange := sorted(found.keys() - fields):
         raise ValueError(f"the map sets {strange}, which {cls.__name__} does not have; it has {sorted(fields)}")
@@ -214,11 +212,20 @@ def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origi
             raise ValueError(f"{f.name}={value!r} cannot be written in this format, which knows only {default!r}")
         if f.name in fixed and value != fixed[f.name]:
             raise ValueError(f"{f.name}={value!r} does not go with {fixed[f.name]!r}")
-    out: dict[str, Any] = {}
+    claimed = {name for entry in entries for name in entry.names}
+    out = {name: value for name, value in origin.items() if name not in claimed}
     for entry in entries:
         kept = {name: origin[name] for name in entry.names if name in origin}
         out.update(kept if origin and _says(entry, origin, hyper) else entry.put(hyper))
-    return out
+    return {name: value for name, value in out.items() if name in claimed or _still(name, out)}
+
+
+def _still(name: str, config: Mapping[str, Any]) -> bool:
+    """Does a key that was kept still change nothing? A second name does not, once the first one has another value."""
+    try:
+        return explain(name, config) is not None
+    except ValueError:
+        return False
 
 
 def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:

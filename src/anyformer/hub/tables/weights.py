@@ -152,6 +152,7 @@ class Link:
     ops: tuple[Op, ...]
     also: tuple[str, ...] = ()
     tied: bool = False  # no tensor of its own: may be absent, must be equal to `ours` when present
+    twin: str | None = None  # our path that plays its part in a model where the two are tied
 
     def read(self, tensor: Tensor, shapes: list[Shape]) -> list[Tensor]:
         """Their tensor as ours.
@@ -203,7 +204,9 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
                 raise ValueError(
                     f"{fill['theirs']!r} maps to {r.ours}, but the model has only {[n for n in names if n]}"
                 )
-            made.append(Link(fill["theirs"], tuple(n for n in names if n), r.ops, fill["also"]))  # type: ignore[arg-type]
+            twin = r.tied + tail if r.tied is not None and r.tied + tail in known else None
+            ours = tuple(n for n in names if n)
+            made.append(Link(fill["theirs"], ours, r.ops, fill["also"], twin=twin))  # type: ignore[arg-type]
         for tail in (".weight", ""):
             if not hits and r.tied is not None and r.tied + tail in known:
                 made.append(Link(r.theirs + tail, (r.tied + tail,), r.ops, tuple(a + tail for a in r.also), True))
@@ -236,8 +239,8 @@ class Hub:
         config: entries (see `anyformer.hub.tables.config`), each hyperparameter in one of them.
         weights: the rows for given hyperparameters.
         architectures: the names in `architectures` of config.json, each with the hyperparameters that it implies;
-            the first
-            is taken where a file names none.
+            the first is taken where a file names none.
+        types: other values of `model_type` under which files of these architectures come, too.
         base: the prefix of names that some files leave out; `bare`: the architectures whose files are written
             without it.
         tails: older last words of names, accepted when reading: {"gamma": "weight"}.
@@ -250,6 +253,7 @@ class Hub:
     config: tuple[Any, ...]
     weights: Callable[[Any], list[Any]]
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
     base: str = ""
     bare: tuple[str, ...] = ()
     tails: Mapping[str, str] = field(default_factory=dict)

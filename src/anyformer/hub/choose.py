@@ -1,0 +1,103 @@
+"""The page and the map that know a config.json: by its `model_type`, else by the class it names, else by its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anyformer.core import pages
+from anyformer.core.recipe import nearest
+from anyformer.hub.tables import config as tables
+from anyformer.hub.tables.weights import Hub
+
+Known = tuple[pages.Page, Hub]
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """The class that a config names first, or None.
+
+    Raises:
+        ValueError: if `architectures` holds something else than names.
+    """
+    named = config.get("architectures") or []
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise ValueError(f"config key 'architectures' is {named!r}; it must be a list of class names")
+    return named[0] if named else None
+
+
+def by_name(name: str, form: str) -> Known:
+    """The page and the map of files of that `model_type` (form "hf") or GGUF architecture ("gguf").
+
+    Raises:
+        ValueError: with the nearest names, if there is none.
+    """
+    known = {hub.name: (page, hub) for page, hub in _every(form)}
+    if name not in known:
+        what = "model_type" if form == "hf" else "architecture"
+        raise ValueError(
+            f"no page knows the {what} {name!r}{nearest(name, list(known))}; known are {', '.join(sorted(known))}. "
+            "docs/adding-an-architecture.md shows how to add one"
+        )
+    return known[name]
+
+
+def by_config(config: Mapping[str, Any]) -> Known:
+    """The page and the map for a config.json.
+
+    Raises:
+        ValueError: naming the `model_type`, if nobody knows it; without one, if not exactly one page can read the keys.
+    """
+    kind, named = config.get("model_type"), architecture(config)
+    holds = [known for known in _every("hf") if named in known[1].architectures]
+    for known in holds:
+        if kind in (known[1].name, *known[1].types):
+            return known
+    if kind is not None:
+        return by_name(str(kind), "hf")
+    if len(holds) == 1:
+        return holds[0]
+    if named is not None:
+        names = sorted(name for _, hub in _every("hf") for name in hub.architectures)
+        raise ValueError(
+            f"the config has no 'model_type', and no page knows its class {named!r}{nearest(named, names)}"
+        )
+    reads = [known for known in _every("hf") if _reads(known, config)]
+    if len(reads) != 1:
+        able = f"several pages can read its keys: {', '.join(hub.name for _, hub in reads)}" if reads else ""
+        raise ValueError(
+            f"the config has no 'model_type' and names no class, and {able or 'no page can read its keys'}; "
+            "write the right 'model_type' into it"
+        )
+    return reads[0]
+
+
+def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The hyperparameters that the named class implies; without one, those of the first that the map knows.
+
+    Raises:
+        ValueError: naming the class, if the map does not know it.
+    """
+    named = architecture(config) or next(iter(hub.architectures), None)
+    if named is None:
+        return {}
+    if named not in hub.architectures:
+        known = list(hub.architectures)
+        raise ValueError(
+            f"the file holds a {named!r}{nearest(named, known)}; of {hub.name!r} anyformer knows {', '.join(known)}"
+        )
+    return hub.architectures[named]
+
+
+def _every(form: str) -> list[Known]:
+    return [(page, hub) for page in pages.pages() for hub in page.module.HUBS if hub.format == form]
+
+
+def _reads(known: Known, config: Mapping[str, Any]) -> bool:
+    """Can this page read all of these keys?"""
+    page, hub = known
+    try:
+        tables.read(hub.config, config, page.config, implied(hub, config))
+    except (ValueError, TypeError):
+        return False
+    return True

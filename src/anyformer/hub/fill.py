@@ -1,0 +1,225 @@
+"""From the tensors of a file to the model: each goes where the map says, is known to carry nothing, or is refused."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core import pages
+from anyformer.core.init import initialise
+from anyformer.hub.formats.safetensors import TensorFile
+from anyformer.hub.ledger import Ledger, TensorLine
+from anyformer.hub.tables.weights import Hub, Link
+
+Others = Callable[[], Mapping[str, tuple[str, Collection[str]]]]
+
+
+@dataclass
+class Filling:
+    """One model that is filled from one file.
+
+    Args:
+        dtype: of the weights; None = as stored, and one type for all (see `one_type`).
+        fresh: patterns of our paths that the file may lack.
+        others: what the map says of the file's other classes: name of the class -> how to ask for it, and its tensors.
+        untied: our paths that the model holds since the caller asked for two weights where the file has one.
+    """
+
+    model: nn.Module
+    hub: Hub
+    file: TensorFile
+    ledger: Ledger
+    dtype: torch.dtype | None = None
+    device: str | torch.device = "cpu"
+    fresh: tuple[str, ...] = ()
+    others: Others = dict
+    untied: Callable[[], Collection[str]] = tuple
+    _drawn: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, table: list[Link]) -> None:
+        """Moves tensor after tensor into the model, and writes down what became of each.
+
+        Raises:
+            ValueError: naming the tensor, if one is missing, left over, of another shape or kind, or contradictory.
+        """
+        stored = canonical(self.hub, self.file.names(), {n for k in table for n in (k.theirs, *k.also)})
+        shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
+        self.dtype = self.dtype or one_type(self.file, stored.values(), self.ledger)
+        missing: list[Link] = []
+        for link in sorted(table, key=lambda k: k.tied):  # what is tied is compared with what is there by then
+            name = self._stored(link, stored)
+            if name is None and not link.tied:  # the one copy may be under another name of what is tied
+                twins = [k for k in table if k.tied and k.ours == link.ours]
+                link, name = next(((k, n) for k in twins if (n := self._stored(k, stored))), (link, None))
+                link = Link(link.theirs, link.ours, link.ops, link.also, False, link.twin)
+            if name is None:
+                if not link.tied and not self._fresh(link, shapes):
+                    missing.append(link)
+                continue
+            tensors = link.read(self.file.get(name), [shapes[o] for o in link.ours])
+            if link.tied:
+                _same(name, tensors[0], link.ours[0], self.model)
+            else:
+                for ours, tensor in zip(link.ours, tensors, strict=True):
+                    self._put(ours, tensor, name)
+            done = ("derived", f"equal to {link.ours[0]}") if link.tied else ("used", ", ".join(link.ours))
+            self._line(name, *done)
+        missing = [link for link in missing if not self._copied(link)]
+        self._pass_over(stored)
+        if missing or stored:
+            raise ValueError(_refusal(missing, list(stored.values()), self.others()))
+
+    def _stored(self, link: Link, stored: dict[str, str]) -> str | None:
+        """The name in the file of what the link reads, taken out of `stored`."""
+        found = [n for n in (link.theirs, *link.also) if n in stored]
+        if len(found) > 1:
+            raise ValueError(
+                f"the file holds {found[0]!r} and, under its older name, {found[1]!r}; one of them must go"
+            )
+        return stored.pop(found[0]) if found else None
+
+    def _pass_over(self, stored: dict[str, str]) -> None:
+        """Takes what carries nothing, and heads that were not asked for, out of `stored`."""
+        for name in [n for n in stored if self.hub.ignored(n)]:
+            self._line(stored.pop(name), "ignored", self.hub.ignored(name) or "")
+        for owner, (how, names) in self.others().items() if stored else ():
+            for name in [n for n in stored if n in names]:
+                self._line(stored.pop(name), "ignored", f"of a {owner}, which was not asked for; {how} reads it")
+
+    def _fresh(self, link: Link, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Gives first weights, as the parts draw them, to what may be missing."""
+        if not all(any(fnmatch.fnmatchcase(o, p) for p in self.fresh) for o in link.ours):
+            return False
+        if not self._drawn:
+            self._drawn = first_weights(self.model)
+        for name in link.ours:
+            self._put(name, self._drawn[name], name)
+            line = TensorLine(name, shapes[name], str(self._drawn[name].dtype)[6:], "fresh", "first weights, as asked")
+            self.ledger.tensors.append(line)
+        return True
+
+    def _copied(self, link: Link) -> bool:
+        """Fills a weight that the caller asked to be apart from the one that it is tied to in the file."""
+        if link.twin is None or link.ours[0] not in self.untied():
+            return False
+        tensor = self.model.state_dict()[link.twin].clone()
+        self._put(link.ours[0], tensor, link.theirs)
+        line = TensorLine(link.ours[0], tuple(tensor.shape), str(tensor.dtype)[6:], "fresh", f"a copy of {link.twin}")
+        self.ledger.tensors.append(line)
+        return True
+
+    def _line(self, name: str, status: str, detail: str) -> None:
+        dtype = str(self.file.dtype(name))[6:]
+        self.ledger.tensors.append(TensorLine(name, self.file.shape(name), dtype, status, detail))
+
+    def _put(self, path: str, tensor: Tensor, name: str) -> None:
+        """Makes the tensor the model's parameter or buffer at that path, without a copy where none is needed."""
+        owner, _, last = path.rpartition(".")
+        module = self.model.get_submodule(owner)
+        held = getattr(module, last)
+        plain = tensor.is_floating_point() and tensor.element_size() > 1
+        if held.is_floating_point() and not plain:
+            raise ValueError(
+                f"tensor {name!r} is {str(tensor.dtype)[6:]}, and {path!r} needs floating point of 16 bits or more: "
+                "quantised weights are read from GGUF only"
+            )
+        if self.dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(self.dtype)
+        tensor = tensor.contiguous().to(self.device)
+        setattr(module, last, tensor if last in module._buffers else nn.Parameter(tensor))  # a buffer is never trained
+
+
+def canonical(hub: Hub, names: Iterable[str], expected: set[str]) -> dict[str, str]:
+    """The names of a file as the table spells them -> as the file does: prefixes left out and older endings are put
+    right."""
+    names = list(names)
+    bare = bool(hub.base) and not any(n.startswith(hub.base) for n in names)
+    out: dict[str, str] = {}
+    for name in names:
+        stem, _, tail = name.rpartition(".")
+        full = f"{stem}.{hub.tails[tail]}" if tail in hub.tails else name
+        if bare and (hub.base + full in expected or hub.ignored(hub.base + full)):
+            full = hub.base + full
+        if full in out:
+            raise ValueError(f"the file holds {out[full]!r} and {name!r}, which are two names of one tensor")
+        out[full] = name
+    return out
+
+
+def one_type(file: TensorFile, names: Iterable[str], ledger: Ledger) -> torch.dtype | None:
+    """The one type for weights that a file stores in several: that of its config, else the one with the most numbers in
+    it; None where the file has one. What happens is a line of the ledger."""
+    sizes: dict[torch.dtype, int] = {}
+    for name in names:
+        if (dtype := file.dtype(name)).is_floating_point:
+            sizes[dtype] = sizes.get(dtype, 0) + torch.Size(file.shape(name)).numel()
+    if len(sizes) < 2:
+        return None
+    said = next((line.value for line in ledger.config if line.key in ("dtype", "torch_dtype")), None)
+    named = getattr(torch, str(said).removeprefix("torch."), None)
+    chosen = named if named in sizes else max(sizes, key=lambda d: sizes[d])
+    assert isinstance(chosen, torch.dtype)
+    stored = ", ".join(str(d)[6:] for d in sizes)
+    ledger.notes.append(f"stored as {stored}; all became {str(chosen)[6:]} (load(..., dtype=) takes another)")
+    return chosen
+
+
+def first_weights(model: Any) -> dict[str, Tensor]:
+    """What the parts of this model draw when it is built anew."""
+    made = model.recipe.build()
+    initialise(made)
+    return made.state_dict()
+
+
+def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:
+    """A second stored copy of a tied weight must be the first one."""
+    held = model.get_parameter(ours)
+    if held.is_meta:
+        return  # the first one is missing, and is named as that
+    if not torch.equal(tensor.to(held.dtype).to(held.device), held):
+        raise ValueError(
+            f"tensor {name!r} differs from {ours!r}, and the config says that they are one (tied) weight; "
+            "load(..., tied=False) keeps both"
+        )
+
+
+def _refusal(missing: list[Link], left: list[str], others: Mapping[str, tuple[str, Collection[str]]]) -> str:
+    """Why nothing was loaded: what is missing and left over, with the nearest name on the other side."""
+    parts = []
+    if missing:
+        names = [f"{link.theirs} (our {', '.join(link.ours)})" for link in missing]
+        near = difflib.get_close_matches(missing[0].theirs, left, 1, 0.6)
+        hint = f"; the file has {near[0]!r}" if near else ""
+        parts.append(f"{len(names)} tensors are missing in the file: {'; '.join(names[:5])}{hint}")
+        lacking = {link.theirs for link in missing}
+        able = [f"{how} (a {owner})" for owner, (how, known) in others.items() if not lacking.intersection(known)]
+        if able:
+            parts.append(f"Without them it can be read by {' or '.join(able)}")
+    if left:
+        parts.append(f"{len(left)} tensors of the file have no place in the model: {', '.join(left[:5])}")
+    return ". ".join(parts) + ". Nothing was loaded"
+
+
+def class_tables(
+    page: pages.Page, hub: Hub, hyper: Any, links: Callable[[Any], list[Link]]
+) -> Mapping[str, tuple[str, Collection[str]]]:
+    """For each class of the map: the option of `load` that asks for it, and the names of its tensors."""
+    import dataclasses
+
+    found = {}
+    for owner, fixed in hub.architectures.items():
+        if all(getattr(hyper, k) == v for k, v in fixed.items()):
+            continue
+        try:
+            table = links(dataclasses.replace(hyper, **fixed))
+        except ValueError:  # hyperparameters that do not go with this class
+            continue
+        how = "load(..., " + ", ".join(f"{k}={v!r}" for k, v in fixed.items()) + ")"
+        found[owner] = (how, {n for link in table for n in (link.theirs, *link.also)})
+    return found

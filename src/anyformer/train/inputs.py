@@ -1,0 +1,55 @@
+"""The checks of a batch before the first step."""
+
+from __future__ import annotations
+
+import torch
+
+from anyformer.data.batches import Batch
+from anyformer.train.criterion import Objective
+from anyformer.train.log import Watch
+from anyformer.train.objectives import IGNORE, classification, masked_lm
+
+
+def nothing_counts(step: int, first: bool, watch: Watch) -> None:
+    """A step in which every label is -100.
+
+    Raises:
+        ValueError: at the first step. Later it is said.
+    """
+    what = f"step {step + 1}: no label counts, all are {IGNORE}"
+    if first:
+        raise ValueError(f"{what}, so there is nothing to learn: was all that is taught cut off?")
+    watch.say(f"{what}; nothing is learned from it")
+
+
+def check(batch: Batch, objective: Objective) -> None:
+    """Raises ValueError for mistakes that would train without complaint, or fail without a word that helps."""
+    if "labels" not in batch:
+        raise ValueError(
+            f"a batch needs labels, and has {', '.join(batch)}; for a causal model: objectives.next_tokens(input_ids)"
+        )
+    for name, value in batch.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"the batch's {name} must be a tensor, got {kind}; torch.as_tensor makes one")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"the batch's {name} hold NaN or infinity before the first step: clean the data")
+    if own := getattr(objective, "check", None):
+        own(batch["labels"])
+    if _copies(batch, getattr(objective, "func", objective)):
+        raise ValueError(
+            "the labels are the inputs themselves: a model would learn to copy. A label stands where it is to be read; "
+            "for a causal model it is the next token: objectives.next_tokens(input_ids, attention_mask)"
+        )
+
+
+def _copies(batch: Batch, objective: Objective) -> bool:
+    """Are the labels the tokens at their own places? Of a text like "aaaa" they are, and are the next tokens, too."""
+    labels, ids = batch["labels"], batch.get("decoder_input_ids", batch.get("input_ids"))
+    if ids is None or ids.shape != labels.shape or objective is classification:  # a class is no token
+        return False
+    seen, ids = labels != IGNORE, ids.to(labels.dtype)
+    if not bool(seen.any()) or (objective is masked_lm and not bool(seen.all())):  # hidden tokens may stand there
+        return False
+    next_ = torch.equal(ids[:, 1:][seen[:, :-1]], labels[:, :-1][seen[:, :-1]])
+    return torch.equal(ids[seen], labels[seen]) and not next_
