@@ -21,6 +21,9 @@ class Mixer(Part):
 
     packs: ClassVar[bool] = False
 
+    def skips_gaps(self) -> bool:
+        return False
+
     def start(self, batch: int, length: int, like: Tensor) -> Slot:
         """Empty decoding state for `batch` sequences of up to `length` tokens (a hint), on the device and in the
         type of `like`."""

@@ -43,6 +43,10 @@ class Part(nn.Module):
             raise ValueError(f"{cls.__name__}: {twice[0]!r} is given by place and by name")
         return Recipe(cls, {**given, **options})
 
+    def skips_gaps(self) -> bool:
+        """Is padding in the middle of a text no part of it? Not where distances count, or token follows on token."""
+        return True
+
     def reset_parameters(self) -> None:
         """First weights, where the common rule of `core.init` does not fit. Called after it."""
 

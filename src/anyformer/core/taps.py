@@ -19,9 +19,11 @@ class Taps:
     taps["blocks.3.mixer.weights"]                       # (B, H, T, S)
     ```
     A name is a module's path (its output), or a module's path and an inner name that the module offers: `weights` of
-    attention. `*` matches one step of a path. A pattern that matches nothing is an error, at once for modules, and
-    when the
-    block ends for inner names.
+    attention. `*` matches one step of a path. The elements of an output with several tensors are recorded with their
+    number or name: `blocks.3.0`, `blocks.3.1`.
+
+    A pattern that records nothing is an error: at once for lists of modules, which have no output, and when the block
+    ends for all others.
     """
 
     def __init__(self, model: nn.Module, *patterns: str):
@@ -30,13 +32,17 @@ class Taps:
         self.found: dict[str, Tensor] = {}
         self._inner = [p for p in patterns if not any(_fits(n, p) for n in self.names.values())]
         self._hooks: list[Any] = []
+        for pattern in patterns:
+            hits = [m for m, n in self.names.items() if _fits(n, pattern)]
+            if hits and all(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in hits):
+                raise ValueError(f"{pattern!r} is a list of modules and has no output; write {pattern}.*")
 
     def wants(self, module: nn.Module, inner: str) -> bool:
         """Does anybody listen to this inner value?"""
         return any(_fits(f"{self.names[module]}.{inner}", p) for p in self._inner)
 
     def put(self, module: nn.Module, inner: str, value: Tensor) -> None:
-        """A module offers an inner value."""
+        """Records an inner value that a module offers."""
         self.found[f"{self.names[module]}.{inner}"] = value
 
     def __getitem__(self, name: str) -> Tensor:
@@ -49,12 +55,14 @@ class Taps:
         return list(self.found.items())
 
     def __enter__(self) -> Taps:
-        if getattr(self.model, "taps", None) is not None:
+        models = [m for m in self.names if hasattr(type(m), "taps")]  # the model, and models inside it
+        if any(m.taps is not None for m in models):
             raise ValueError("this model is being listened to already; nest the patterns in one Taps")
         for module, name in self.names.items():
             if any(_fits(name, p) for p in self.patterns):
                 self._hooks.append(module.register_forward_hook(self._recorder(name)))
-        self.model.taps = self  # type: ignore[assignment]
+        for m in models:
+            m.taps = self  # type: ignore[assignment]
         return self
 
     def __exit__(
@@ -62,22 +70,40 @@ class Taps:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
-        self.model.taps = None  # type: ignore[assignment]
-        missing = [p for p in self._inner if not any(_fits(n, p) for n in self.found)]
-        if missing and kind is None:
-            raise ValueError(
-                f"nothing in the model answers to {missing[0]!r}; module paths are listed by `anyformer inspect`"
-            )
+        for module in self.names:
+            if hasattr(type(module), "taps"):
+                module.taps = None  # type: ignore[assignment]
+        if kind is not None:
+            return
+        for pattern in self.patterns:
+            if not any(_records(name, pattern) for name in self.found):
+                known = pattern not in self._inner
+                raise ValueError(
+                    f"{pattern!r} recorded nothing: "
+                    + ("its module did not run, or returns no tensor" if known else "no module offers such a value")
+                    + "; module paths are listed by `anyformer inspect`"
+                )
 
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            several = dict(enumerate(output)) if isinstance(output, tuple) else {}
+            several = output if isinstance(output, dict) else several
+            tensors = {f"{name}.{key}": value for key, value in several.items() if isinstance(value, Tensor)}
             if isinstance(output, Tensor):
-                self.found[name] = output
+                tensors = {name: output}
+            elif len(tensors) == 1:  # of a stack, which returns its flow as well
+                tensors = {name: next(iter(tensors.values()))}
+            self.found.update(tensors)
 
         return record
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """`*` stands for exactly one step of a path."""
+    """Does the path fit the pattern? `*` stands for exactly one step."""
     steps, wanted = name.split("."), pattern.split(".")
     return len(steps) == len(wanted) and all(fnmatch.fnmatchcase(s, w) for s, w in zip(steps, wanted, strict=True))
+
+
+def _records(name: str, pattern: str) -> bool:
+    """Is this recorded value of the pattern, or an element of one?"""
+    return _fits(name, pattern) or _fits(name.rpartition(".")[0], pattern)

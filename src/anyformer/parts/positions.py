@@ -222,6 +222,9 @@ class RelativeBias(Part):
     Shape: places of queries (T,) and keys (S,) -> (1, H, T, S).
     """
 
+    def skips_gaps(self) -> bool:
+        return False
+
     def __init__(self, dim: int, heads: int, buckets: int = 32, far: int = 128, causal: bool = False):
         super().__init__()
         exact = buckets // 2 if causal else buckets // 4

@@ -17,6 +17,7 @@ from anyformer.core.documents import places
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
 from anyformer.core.mixer import Mixer, start_state
+from anyformer.core.part import Part
 from anyformer.core.recipe import nearest
 from anyformer.core.state import State
 from anyformer.core.taps import Taps
@@ -214,7 +215,7 @@ def check_gaps(model: Any, keep: Tensor, name: str) -> None:
     """Raises ValueError for padding in the middle of a text, if a part of the model would count it as text."""
     if torch.compiler.is_compiling() or isinstance(keep.shape[1], torch.SymInt):
         return
-    counting = next((m for m in model.modules() if not getattr(m, "skips_gaps", True)), None)
+    counting = next((m for m in model.modules() if isinstance(m, Part) and not m.skips_gaps()), None)
     if counting is None:
         return
     ends = keep[:, :-1] & ~keep[:, 1:]

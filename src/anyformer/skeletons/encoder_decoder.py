@@ -93,7 +93,7 @@ class EncoderDecoder(Skeleton, Part):
         flow.memory = memory
         if read is not None:
             flow.take(read)
-        x, flow = self.decoder.run(embed_inputs(target.front, given, flow), flow)  # (B, T, D)
+        x, flow = self.decoder(embed_inputs(target.front, given, flow), flow)  # (B, T, D)
         logits = self.head(x[:, -1:] if last else x, flow)
         keep = flow.keep_now(x.shape[1])
         return Output(x, logits, memory=memory.stream, aux=flow.aux, keep=keep, figures=flow.figures)
@@ -108,7 +108,7 @@ class EncoderDecoder(Skeleton, Part):
     def _read(self, source: Entrance, named: Inputs) -> tuple[Memory, Flow]:
         """The memory of a source, and the flow behind the encoder."""
         given, flow = self.begin(source, named)
-        x, flow = self.encoder.run(embed_inputs(source.front, given, flow), flow)
+        x, flow = self.encoder(embed_inputs(source.front, given, flow), flow)
         return Memory(x, flow.keep), flow
 
     def _memory(self, source: Entrance, named: Inputs, state: State | None) -> tuple[Memory, Flow | None]:

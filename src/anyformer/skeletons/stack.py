@@ -50,10 +50,13 @@ class Blocks(Part):
 
 
 class Stack(Blocks):
-    """Blocks in a row as a part of its own: one side of an encoder-decoder. Shape: (B, T, D) -> same."""
+    """Blocks in a row as a part of its own: one side of an encoder-decoder.
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.run(x, flow)[0]
+    Shape: (B, T, D) -> same, with the flow behind the last block.
+    """
+
+    def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
+        return self.run(x, flow)
 
 
 def behind(block: nn.Module, flow: Flow) -> Flow:

@@ -124,9 +124,7 @@ class Attention(Mixer):
         y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel, cap)
         return self.o(y.transpose(1, 2).flatten(2))
 
-    @property
     def skips_gaps(self) -> bool:
-        """Is padding in the middle of a text no part of it? Not where distances are counted."""
         return isinstance(self.mask, Full | Causal | None) and self.scores is None
 
     def _normed(self, name: str, x: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class BlockSparse(Attention):
 
     packs = False
 
+    def skips_gaps(self) -> bool:
+        return False
+
     def __init__(
         self,
         dim: int,

@@ -39,6 +39,10 @@ class Mask(Value):
         """The largest distance at which a key may be seen to the left and to the right; `FAR` where there is no
         limit."""
 
+    def by_distance(self) -> bool:
+        """Does it depend on the distance of query and key alone? Then padding in front of a text changes nothing."""
+        return True
+
     def misses(self, queries: range, keys: range) -> bool:
         """Is it sure, without looking at the pairs, that none of these queries sees any of these keys?"""
         left, right = self.reach()
@@ -113,10 +117,13 @@ class Window(Mask):
 
 @dataclass(frozen=True)
 class And(Mask):
-    """What both allow."""
+    """The pairs that both allow."""
 
     a: Mask
     b: Mask
+
+    def by_distance(self) -> bool:
+        return self.a.by_distance() and self.b.by_distance()
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return self.a.allowed(query, key) & self.b.allowed(query, key)
@@ -134,10 +141,13 @@ class And(Mask):
 
 @dataclass(frozen=True)
 class Or(Mask):
-    """What either allows."""
+    """The pairs that either allows."""
 
     a: Mask
     b: Mask
+
+    def by_distance(self) -> bool:
+        return self.a.by_distance() and self.b.by_distance()
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return self.a.allowed(query, key) | self.b.allowed(query, key)
@@ -155,9 +165,12 @@ class Or(Mask):
 
 @dataclass(frozen=True)
 class Not(Mask):
-    """What the other forbids."""
+    """The pairs that the other forbids."""
 
     a: Mask
+
+    def by_distance(self) -> bool:
+        return self.a.by_distance()
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return ~self.a.allowed(query, key)
@@ -305,7 +318,17 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
     end = flow.first + count
     keep = None if flow.keep is None else flow.keep[:, end - keys : end]
     packed = None if flow.documents is None else Packed(flow.documents, flow.positions)
-    return View(whole, flow.first, count, end - keys, keys, keep, device, packed, packed)
+    mine, theirs = packed, packed
+    if packed is None and flow.keep is not None and not whole.by_distance():  # rows differ in where their text begins
+        padding = flow.keep
+        texts = flow.once("texts", lambda: counted(padding))
+        mine, theirs = texts.cut(flow.first, end), texts.cut(end - keys, end)
+    return View(whole, flow.first, count, end - keys, keys, keep, device, mine, theirs)
+
+
+def counted(keep: Tensor) -> Packed:
+    """The tokens of padded rows (B, S), each row one document whose positions do not count the padding."""
+    return Packed(torch.zeros_like(keep, dtype=torch.long), (keep.long().cumsum(1) - 1).clamp(min=0))
 
 
 def resolved(seen: View) -> tuple[View, Tensor | None]:

@@ -77,6 +77,9 @@ class Global(Mask):
     def __post_init__(self) -> None:
         _at_least("Global", 1, tokens=self.tokens)
 
+    def by_distance(self) -> bool:
+        return False
+
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return (query < self.tokens) | (key < self.tokens)
 
@@ -96,6 +99,9 @@ class Prefix(Mask):
 
     def __post_init__(self) -> None:
         _at_least("Prefix", 0, tokens=self.tokens)
+
+    def by_distance(self) -> bool:
+        return False
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return (key < self.tokens).expand(torch.broadcast_shapes(query.shape, key.shape))
@@ -119,6 +125,9 @@ class BlockWindow(Mask):
         _at_least("BlockWindow", 1, size=self.size)
         _at_least("BlockWindow", 0, left=self.left, right=self.right)
 
+    def by_distance(self) -> bool:
+        return False
+
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         ahead = key // self.size - query // self.size
         return (ahead >= -self.left) & (ahead <= self.right)
@@ -138,6 +147,9 @@ class Random(Mask):
 
     def __post_init__(self) -> None:
         _at_least("Random", 1, size=self.size, count=self.count)
+
+    def by_distance(self) -> bool:
+        return False
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         if not query.numel() or not key.numel():
