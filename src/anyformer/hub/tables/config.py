@@ -32,6 +32,7 @@ ONE_VALUE = "has the one value that this page can do"
 ACTS = {
     "gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "relu2": "relu2", "silu": "silu", "swish": "silu",
     "tanh": "tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
 }  # fmt: skip
 
 
