@@ -1,0 +1,50 @@
+"""The class of a text or a picture. B items of a batch, N items, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from anyformer.generate.decoding import evaluating
+from anyformer.generate.embedding import inputs_of
+
+
+@torch.inference_mode()
+def classify(model: Any, items: Sequence[Any], batch: int = 32) -> list[dict[str, float]]:
+    """How likely each class is for each item, by a model with a head of classes; the likeliest first.
+
+    Args:
+        items: texts, or for a model of pictures whatever `media.picture` reads, such as paths.
+        batch: items that go through the model at once.
+
+    Raises:
+        ValueError: without items, for a model without such a head, tokenizer or processor, or an item that is none.
+    """
+    names = classes_of(model)
+    found: list[dict[str, float]] = []
+    with evaluating(model):
+        for at in range(0, len(items), batch):
+            logits = model(**inputs_of(model, items[at : at + batch])).logits  # (B, C)
+            for row in logits.float().softmax(-1):
+                ranked = sorted(zip(names, row.tolist(), strict=True), key=lambda pair: -pair[1])
+                found.append(dict(ranked))
+    return found
+
+
+def classes_of(model: Any) -> list[str]:
+    """The names of a model's classes, as its files say them, else LABEL_0, LABEL_1 ….
+
+    Raises:
+        ValueError: if it has no head of classes for a whole item.
+    """
+    heads: Any = getattr(model, "heads", {})
+    head = heads["classes"] if "classes" in heads else None
+    if head is None or getattr(head, "each", False):
+        raise ValueError(
+            f"{type(model).__name__} has no head of classes for a whole item; `anyformer finetune` on rows with a label "
+            "makes one"
+        )
+    said = (model.origin or {}).get("config", {}).get("id2label") or {}
+    return [str(said.get(str(i), f"LABEL_{i}")) for i in range(head.proj.out_features)]
