@@ -6,9 +6,9 @@
 
 Tux Paint's stamps (GPL-2) and Noto's emoji with their Unicode names (OFL-1.1), fetched by apt once, never committed. A
 caption is to learn from or to measure on, never both. Each picture to learn from comes in several versions: moved,
-larger or smaller, mirrored. Measured are 208 captions with one picture each: how often the right one of 208 is the first (R@1)
-or among the first five (R@5), both ways; beside chance, and beside a linear map (ridge) from histograms of colours to
-TF-IDF of words, the best of several strengths by a tenth of what is learned from. N pictures, W words, E width.
+larger or smaller, mirrored. Measured are 208 captions with one picture each: how often the right one of 208 is the
+first (R@1) or among the first five (R@5), both ways; beside chance, and beside a linear map (ridge) from histograms of
+colours to TF-IDF of words, its strength chosen on a tenth of what is learned from. N pictures, W words, E width.
 """
 
 from __future__ import annotations

@@ -22,29 +22,25 @@ def classify(model: Any, items: Sequence[Any], batch: int = 32) -> list[dict[str
     Raises:
         ValueError: without items, for a model without such a head, tokenizer or processor, or an item that is none.
     """
-    names = classes_of(model)
+    head = model.heads["classes"] if "classes" in getattr(model, "heads", ()) else None
+    if head is None or getattr(head, "each", False):
+        raise ValueError(
+            f"{type(model).__name__} has no head of classes for a whole item; `anyformer finetune` on rows with a "
+            "label makes one"
+        )
     found: list[dict[str, float]] = []
     with evaluating(model):
-        for at in range(0, len(items), batch):
-            logits = model(**inputs_of(model, items[at : at + batch])).logits  # (B, C)
-            for row in logits.float().softmax(-1):
-                ranked = sorted(zip(names, row.tolist(), strict=True), key=lambda pair: -pair[1])
-                found.append(dict(ranked))
+        for inputs, _ in inputs_of(model, items, batch):
+            shares = model(**inputs).heads["classes"].float().softmax(-1)  # (B, C)
+            found += [_ranked(names_of(model, shares.shape[-1]), row) for row in shares.tolist()]
     return found
 
 
-def classes_of(model: Any) -> list[str]:
-    """The names of a model's classes, as its files say them, else LABEL_0, LABEL_1 ….
-
-    Raises:
-        ValueError: if it has no head of classes for a whole item.
-    """
-    heads: Any = getattr(model, "heads", {})
-    head = heads["classes"] if "classes" in heads else None
-    if head is None or getattr(head, "each", False):
-        raise ValueError(
-            f"{type(model).__name__} has no head of classes for a whole item; `anyformer finetune` on rows with a label "
-            "makes one"
-        )
+def names_of(model: Any, count: int) -> list[str]:
+    """The names of a model's classes, as its files say them, else LABEL_0, LABEL_1 …."""
     said = (model.origin or {}).get("config", {}).get("id2label") or {}
-    return [str(said.get(str(i), f"LABEL_{i}")) for i in range(head.proj.out_features)]
+    return [str(said.get(str(i), f"LABEL_{i}")) for i in range(count)]
+
+
+def _ranked(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+    return dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))

@@ -119,7 +119,6 @@ class Router(Mixer):
             flow.add_aux("router_z", self.z * router_z(logits, flow.keep_now(x.shape[1])))
         return logits
 
-
     def _product(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, E), float32: rounded before it, near logits would be ties, and ties other experts."""
         short = {n: p for n, p in self.proj.named_parameters() if p.is_floating_point() and p.itemsize < 4}

@@ -15,16 +15,17 @@ from anyformer.train.objectives import IGNORE, counted, gathered
 
 @dataclass(frozen=True)
 class Matching:
-    """CLIP's loss (Radford et al., 2021; arXiv:2103.00020): of all texts find the picture's, of all pictures the text's.
+    """CLIP's loss (Radford et al., 2021; arXiv:2103.00020): of all texts find the picture's, and the other way round.
 
     ```
-    s_ij = scale * image_i . text_j        loss = -(sum_i log softmax_j(s_ij)[i] + sum_j log softmax_i(s_ij)[j]) / 2 count
+    s_ij = scale * image_i . text_j
+    loss = -(sum_i log softmax_j(s_ij)[i] + sum_j log softmax_i(s_ij)[j]) / (2 count)
     ```
     Labels (B,) are numbers of the texts: rows of one number are no wrong answers for each other, a row of -100 only
     serves as a wrong answer. With labels that all differ it is the loss of the published code.
 
-    The wrong answers are the rows of one *batch*, on all processes, which exchange their vectors with gradients: how many
-    processes there are changes nothing. Accumulated batches would not see each other, so they are refused.
+    The wrong answers are the rows of one *batch*, on all processes, which exchange their vectors with gradients: how
+    many processes there are changes nothing. Accumulated batches would not see each other, so they are refused.
     """
 
     across: ClassVar[bool] = True  # a step's rows must be one batch
