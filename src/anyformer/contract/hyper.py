@@ -17,7 +17,7 @@ from anyformer.contract.numbers import LONG
 from anyformer.contract.oracle import available, build
 from anyformer.contract.probe import Batch, draw, expect, outputs
 from anyformer.contract.subjects import Subject, apart, compositions, redrawn, subjects
-from anyformer.core import pages
+from anyformer.core import hyper, pages
 from anyformer.core.recipe import Recipe, Value
 from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
@@ -49,20 +49,24 @@ WORDS = {
 
 
 def recorder(config: Any) -> tuple[Any, set[str]]:
-    """The same hyperparameters, and the set that collects the names of those that are read."""
+    """The same hyperparameters, and the set that collects the dotted names of those that are read."""
     seen: set[str] = set()
-    names = {f.name for f in dataclasses.fields(config)}
+    return _recorder(config, seen, ""), seen
+
+
+def _recorder(config: Any, seen: set[str], where: str) -> Any:
+    held = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    inner = {n: v for n, v in held.items() if dataclasses.is_dataclass(v) and not isinstance(v, Value)}
 
     class Recorder(type(config)):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
-            if name in names:
-                seen.add(name)
+            if name in held and name not in inner:
+                seen.add(where + name)
             return super().__getattribute__(name)
 
     proxy = object.__new__(Recorder)
-    proxy.__dict__.update({name: getattr(config, name) for name in names})
-    seen.clear()
-    return proxy, seen
+    proxy.__dict__.update(held | {n: _recorder(v, seen, f"{where}{n}.") for n, v in inner.items()})
+    return proxy
 
 
 @check(4, "page")
@@ -74,7 +78,7 @@ def every_hyperparameter_is_read(name: str) -> float:
         proxy, seen = recorder(subject.config)
         expect(page.recipe(proxy) == subject.recipe, f"{subject}: the recipe depends on more than the hyperparameters")
         read |= seen
-    unread = {f.name for f in dataclasses.fields(page.config)} - read
+    unread = hyper.kinds(page.config).keys() - read
     expect(not unread, f"nobody reads {sorted(unread)}")
     return 0.0
 
@@ -84,11 +88,13 @@ def every_hyperparameter_changes_the_recipe(name: str) -> float:
     """For each hyperparameter there is a case in which another value gives another recipe."""
     page, drawn = pages.page(name), [s.config for s in subjects(name)]
     idle = []
-    for field in dataclasses.fields(page.config):
-        values: list[Any] = list(dict.fromkeys(getattr(c, field.name) for c in (*drawn, *page.sizes.values())))
-        others = dict.fromkeys([*values, *(o for v in values for o in alternatives(field.name, v, str(field.type)))])
-        if not any(changes(page, config, field.name, other) for config in drawn for other in others):
-            idle.append(field.name)
+    sizes = [hyper.leaves(c) for c in (*drawn, *page.sizes.values())]
+    for leaf, kind in hyper.kinds(page.config).items():
+        values: list[Any] = list(dict.fromkeys(leaves[leaf] for leaves in sizes if leaf in leaves))
+        word = leaf.rpartition(".")[2]
+        others = dict.fromkeys([*values, *(o for v in values for o in alternatives(word, v, str(kind)))])
+        if not any(changes(page, config, leaf, other) for config in drawn for other in others):
+            idle.append(leaf)
     expect(not idle, f"no value of {idle} changes the recipe: drop it, or add a case to CASES in which it does")
     return 0.0
 
@@ -96,7 +102,7 @@ def every_hyperparameter_changes_the_recipe(name: str) -> float:
 def changes(page: pages.Page, config: Any, name: str, value: Any) -> bool:
     """Does this value of a hyperparameter give another recipe?"""
     try:
-        return page.recipe(dataclasses.replace(config, **{name: value})) != page.recipe(config)
+        return page.recipe(hyper.changed(config, {name: value})) != page.recipe(config)
     except (ValueError, TypeError, KeyError):  # a value that the page refuses
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import tempfile
@@ -27,9 +26,10 @@ from anyformer.contract.oracle import (
 )
 from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agree
 from anyformer.contract.subjects import Subject, apart, hubs, of_page, subjects, unsaid
-from anyformer.core import pages
+from anyformer.core import hyper, pages
 from anyformer.hub import load, save
 from anyformer.hub.formats.safetensors import open_weights
+from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts.attention.masks import FAR, Mask
@@ -59,9 +59,9 @@ def files_say_every_case(name: str) -> float:
     if apart(name):
         return 0.0
     page, drawn = pages.page(name), [s for s in subjects(name) if not s.light]
-    said = {f for hub in of_page(drawn[0]) for lens in hub.config for f in lens.fields}
+    said = {f for hub in of_page(drawn[0]) for f in tables.said(hub.config)}
     said |= {f for hub in of_page(drawn[0]) for fixed in hub.architectures.values() for f in fixed}
-    unmapped = [f.name for f in dataclasses.fields(page.config) if f.name not in said]
+    unmapped = sorted(hyper.kinds(page.config).keys() - said)
     expect(not unmapped, f"{unmapped}: in no table of HUBS; no file can say another value, so add them to `config=`")
     for subject in drawn:
         why = "; ".join(f"{hub}: {reason}" for hub, reason in unsaid(subject).items())
@@ -162,9 +162,10 @@ def parity_of_random_hyperparameters(name: str, rng: random.Random) -> float:
 def chance(name: str, rng: random.Random) -> Subject | None:
     """A subject with random hyperparameters that go together, or None if a few draws gave none."""
     page, known = pages.page(name), [s.config for s in subjects(name)]
-    pools = {f.name: list(dict.fromkeys(getattr(c, f.name) for c in known)) for f in dataclasses.fields(page.config)}
+    drawn = [hyper.leaves(config) for config in known]
+    pools = {name: list(dict.fromkeys(leaves[name] for leaves in drawn if name in leaves)) for name in drawn[0]}
     for _ in range(5):
-        config = page.config(**{field: rng.choice(pool) for field, pool in pools.items()})
+        config = page.at("tiny", **{name: rng.choice(pool) for name, pool in pools.items()})
         try:
             subject = Subject(f"{name}/{config}", page.recipe(config), name, config)
             run(subject.model, draw(subject, rng, [3, 3]))

@@ -6,7 +6,6 @@ hide everything. A checkpoint keeps its own.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core import pages
+from anyformer.core.hyper import changed, leaves
 from anyformer.core.recipe import Recipe, Value
 from anyformer.hub.load import NATIVE
 from anyformer.hub.tables import config as tables
@@ -165,14 +165,13 @@ def subjects(name: str) -> list[Subject]:
     tiny = page.at("tiny")
     drawn = {"tiny": tiny} | {case: page.at("tiny", **changes) for case, changes in page.module.CASES.items()}
     found = [Subject(f"{name}/{case}", page.recipe(config), name, config) for case, config in drawn.items()]
-    for field in dataclasses.fields(tiny):
-        value = getattr(tiny, field.name)
+    for leaf, value in leaves(tiny).items():
         others = (
             [not value] if isinstance(value, bool) else [a for a in ACTIVATIONS if value in ACTIVATIONS and a != value]
         )
         for other in others:
-            config = dataclasses.replace(tiny, **{field.name: other})
-            label = f"{name}/{field.name}={other}"
+            config = changed(tiny, {leaf: other})
+            label = f"{name}/{leaf}={other}"
             found.append(Subject(label, page.recipe(config), name, config, light=True))
     return found
 

@@ -9,9 +9,9 @@ published files in the form of `transformers`, `ORACLE` says in a sentence what 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from anyformer.core.hyper import changed
 from anyformer.core.init import initialise
-from anyformer.core.recipe import Recipe, find_extra, nearest
+from anyformer.core.recipe import Recipe, find_extra
+from anyformer.core.value import nearest
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -52,22 +54,17 @@ class Page:
         return getattr(self.module, self.name)(config)
 
     def at(self, size: str, **changes: Any) -> Any:
-        """The hyperparameters of a size, some of them changed.
+        """The hyperparameters of a size, some of them changed; those of a part of the model by dotted names:
+        `at("tiny", **{"text.dim": 32})`.
 
         Raises:
-            ValueError: for an unknown size or hyperparameter, with the nearest names.
+            ValueError: for an unknown size or hyperparameter, with the nearest names, or a value of another type.
         """
         if size not in self.sizes:
             raise ValueError(
                 f"{self.name} has no size {size!r}{nearest(size, list(self.sizes))}; it has {', '.join(self.sizes)}"
             )
-        known = [f.name for f in dataclasses.fields(self.config)]
-        for name in changes:
-            if name not in known:
-                raise ValueError(
-                    f"{self.name} has no hyperparameter {name!r}; it has {', '.join(known)}{nearest(name, known)}"
-                )
-        return dataclasses.replace(self.sizes[size], **changes)
+        return changed(self.sizes[size], changes, self.name)
 
 
 def names() -> list[str]:
@@ -98,13 +95,22 @@ def recipe(name: str, size: str = "tiny", **changes: Any) -> Recipe:
     return found.recipe(found.at(size, **changes))
 
 
-def build(what: str | Recipe, size: str = "tiny", *, seed: int | None = None, **changes: Any) -> Any:
+def build(
+    what: str | Recipe,
+    size: str = "tiny",
+    *,
+    seed: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **hyper: Any,
+) -> Any:
     """A model with fresh weights: `build("llama", "tiny", kv_heads=1)`, or `build(recipe)`.
 
     Args:
         what: the name of a page, or a recipe.
-        size: one of the page's sizes. `changes`: hyperparameters that differ from it.
+        size: one of the page's sizes.
         seed: of the first weights.
+        changes: hyperparameters that differ from that size, by name: `{"text.dim": 32}`; one whose name has no dot
+            can be given as an option of its own.
 
     Raises:
         ValueError: for an unknown page, size or hyperparameter, with the nearest names.
@@ -114,7 +120,7 @@ def build(what: str | Recipe, size: str = "tiny", *, seed: int | None = None, **
     if isinstance(what, Recipe):
         model = what.build()
     else:
-        config = page(what).at(size, **changes)
+        config = page(what).at(size, **{**(changes or {}), **hyper})
         model = page(what).recipe(config).build()
         model.page, model.config = what, config
     if next(model.parameters()).device.type != "meta":

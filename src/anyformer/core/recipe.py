@@ -7,14 +7,13 @@ edited by path, and is built when the width is known: `Attention.of(heads=8).bui
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyformer.core.check import Frozen, fit, kinds_of, shown
-from anyformer.core.value import Value
+from anyformer.core.value import Value, nearest
 
 if TYPE_CHECKING:
     from anyformer.core.part import Part
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
 P = TypeVar("P", covariant=True)  # the class of the part, or of all parts that a slot takes
 PAGES = "anyformer.models"  # the package whose modules may each define a part of the same name
 MAX_PARTS = 100_000  # a recipe read from a file may not describe more parts than this
-
-
-def nearest(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> str:
-    """' (did you mean a, b?)' for the error message of a mistyped name, or an empty string."""
-    found = difflib.get_close_matches(name, known, count, 0.5)
-    return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
 def stored_name(part: type) -> str:

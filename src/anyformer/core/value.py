@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 from typing import Any, ClassVar
 
 from anyformer.core.check import fit, kinds_of
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> str:
+    """' (did you mean a, b?)' for the error message of a mistyped name, or an empty string."""
+    found = difflib.get_close_matches(name, known, count, 0.5)
+    return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
 class _Checked(type):

@@ -131,7 +131,7 @@ def _several(name: str, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str | None, ignore: tuple[str, ...]) -> Any:
-    """With what stands beside the weights: the tokenizer, rules of generation, how texts become vectors."""
+    """With what stands beside the weights: tokenizer, processor, rules of generation, how texts become vectors."""
     from anyformer.hub.text.tokenizer import Tokenizer
 
     if path.is_dir():
@@ -146,7 +146,9 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
     elif Tokenizer.exists(path):
         model.tokenizer = Tokenizer.load(path)
     if path.is_dir() and model.takes == "pixel_values":
-        model.processor = read_processor(path, processor)
+        model.processor = read_processor(path, processor, ignore)
+        if model.processor is not None:
+            model.ledger.files[model.processor.origin.file] = list(model.processor.origin.lines)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from anyformer.core.slots import FeedForward
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * (1.702 * x).sigmoid(),  # Hendrycks and Gimpel, 2016; arXiv:1606.08415, section 2
     "relu": F.relu,
     "relu2": lambda x: x.relu().square(),  # squared ReLU (So et al., 2021; arXiv:2109.08668)
     "silu": F.silu,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyformer.core import pages
+from anyformer.core import hyper, pages
 from anyformer.core.init import SCHEMES, initialise
 from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe, nearest
@@ -93,11 +92,11 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
             wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
-            known = {f.name for f in dataclasses.fields(page.config)}
+            known = hyper.kinds(page.config)
             return page.at(size, **{n: v for n, v in wanted.items() if n in known} | changes | others)
 
         def make(vocab: int, seed: int, classes: int) -> Any:
-            return pages.build(page.name, size, seed=seed, **dataclasses.asdict(sized(vocab, classes, {})))
+            return pages.build(page.name, size, seed=seed, changes=hyper.leaves(sized(vocab, classes, {})))
 
         return Origin(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
     if isinstance(model, str) and not Path(model).expanduser().exists():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ AROUND = {"processor_class": CLASS}  # what processor_config.json may hold besid
 QUICK = "kind; resized by Pillow, and the numbers of torchvision's resizing differ from Pillow's a little"
 
 
-def read_processor(folder: Path, kind: str | None = None) -> ImageProcessor | None:
+def read_processor(folder: Path, kind: str | None = None, ignore: Collection[str] = ()) -> ImageProcessor | None:
     """The processor that a folder's files say; None without files.
 
     Args:
         kind: the type that is meant where old files do not say one.
+        ignore: keys that are read as if they were not there.
 
     Raises:
         ValueError: naming file and key, for keys that nobody reads, an unknown type, values that cannot be, or two
@@ -41,7 +43,7 @@ def read_processor(folder: Path, kind: str | None = None) -> ImageProcessor | No
         if os.path.lexists(folder / name):
             whole = read_json(inside(folder, name))
             try:
-                found += _of(name, whole, kind)
+                found += _of(name, whole, kind, ignore)
             except ValueError as error:
                 raise ValueError(f"{folder / name}: {error}") from None
     if len(found) == 2 and found[0] != found[1]:
@@ -58,7 +60,7 @@ def write_processor(folder: Path, processor: Processor | None) -> None:
     atomic_write(folder / origin.file, (json.dumps(dict(sorted(whole.items())), indent=2) + "\n").encode())
 
 
-def _of(name: str, whole: Any, kind: str | None) -> list[ImageProcessor]:
+def _of(name: str, whole: Any, kind: str | None, ignore: Collection[str]) -> list[ImageProcessor]:
     """The processor in the content of a file; none in a processor_config.json without one."""
     if not isinstance(whole, dict):
         raise ValueError(f"a dictionary is expected, got {type(whole).__name__}")
@@ -67,14 +69,14 @@ def _of(name: str, whole: Any, kind: str | None) -> list[ImageProcessor]:
     if name == TOGETHER:
         around = {k: v for k, v in whole.items() if k != ImageProcessor.slot}
         said = whole.get(ImageProcessor.slot)
-        if unknown := [k for k in around if k not in AROUND]:
+        if unknown := [k for k in around if k not in AROUND and k not in ignore]:
             raise ValueError(f"keys that nobody reads: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
         if said is None:
             return []
         if not isinstance(said, dict):
             raise ValueError(f"{ImageProcessor.slot} must be a dictionary, got {type(said).__name__}")
     kind = kind_of(said, kind)
-    made, lines = read(entries(kind), said, ImageProcessor, {})
+    made, lines = read(entries(kind), said, ImageProcessor, {}, ignore)
     lines = [replace(line, detail=QUICK) if str(line.value).endswith("Fast") else line for line in lines]
-    lines += [Line(key, value, "ignored", AROUND[key]) for key, value in around.items()]
+    lines += [Line(key, value, "ignored", AROUND.get(key, "as asked")) for key, value in around.items()]
     return [replace(made, origin=Origin(name, around, said, tuple(lines)))]

@@ -5,25 +5,34 @@ key("hidden_act", "act", ACTS)                     a choice: other values are re
 alike("heads", "encoder_heads", "decoder_heads")   two of theirs, one of ours
 must("mlp_bias", False)                            another value is refused, by name
 quiet("initializer_range", why="…")                changes nothing here; kept and written back
+within("text_config", "text", Text, …)             a table of their own for what stands one level down
 Lens(names, fields, get, put)                      everything else
+
+Values are held against the annotations of our hyperparameters, with what published files allow themselves: 1 for 1.0,
+12.0 for 12, "1e-5" (as YAML reads it) for 1e-5.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from anyformer.core.recipe import nearest
+from anyformer.core.check import kinds_of, shown
+from anyformer.core.hyper import checked
+from anyformer.core.value import nearest
 from anyformer.hub.tables.marks import explain
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
 
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 ONE_VALUE = "has the one value that this page can do"
 ACTS = {
     "gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "relu2": "relu2", "silu": "silu", "swish": "silu",
     "tanh": "tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
 }  # fmt: skip
 
 
@@ -42,6 +51,7 @@ class Lens:
         names: their keys that it owns. fields: our hyperparameters that it sets.
         get: their config to our values, {field: value}. put: our hyperparameters to their values, {key: value}.
         why: for keys that set nothing, the reason.
+        plain: the value of the first name that is there is the hyperparameter as it stands.
     """
 
     names: tuple[str, ...]
@@ -49,6 +59,66 @@ class Lens:
     get: Callable[[Mapping[str, Any]], dict[str, Any]]
     put: Callable[[Any], dict[str, Any]]
     why: str = ""
+    plain: bool = False
+
+    def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Our values; whatever goes wrong with theirs is a ValueError that names them."""
+        try:
+            return self.get(config)
+        except KeyError as error:
+            raise ValueError(f"the config lacks {where + str(error.args[0])!r}") from None
+        except ValueError as error:
+            raise ValueError(f"{where[:-1]}: {error}" if where else str(error)) from None
+        except (TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+            said = ", ".join(f"{where}{n}={shown(config[n])}" for n in self.names if n in config)
+            raise ValueError(f"config key {said}: not what this page expects ({error})") from None
+
+    def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
+        """The lines of the ledger for the keys that are there."""
+        status = "used" if self.fields else "fixed" if self.why == ONE_VALUE else "ignored"
+        detail = ", ".join(self.fields) or self.why
+        return [Line(where + name, config[name], status, detail) for name in self.names if name in config]
+
+    def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        """Their keys; in the words of `origin`, a config that was read, where that says the same."""
+        kept = {name: origin[name] for name in self.names if name in origin}
+        return kept if origin and _says(self, origin, hyper) else self.put(hyper)
+
+
+@dataclass(frozen=True)
+class Within(Lens):
+    """The entry for a part of the model whose config stands one level down: a table of its own, as strict."""
+
+    cls: Any = None
+    entries: tuple[Lens, ...] = ()
+
+    def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        inner, _ = read(self.entries, self._inner(config, where), self.cls, {}, where=f"{where}{self.names[0]}.")
+        return {self.fields[0]: inner}
+
+    def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
+        _, found = read(self.entries, self._inner(config, where), self.cls, {}, where=f"{where}{self.names[0]}.")
+        return [dataclasses.replace(line, detail=self._dotted(line)) for line in found]
+
+    def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        name, inner = self.names[0], getattr(hyper, self.fields[0])
+        return {name: write(self.entries, inner, {}, origin.get(name) or {})}
+
+    def _inner(self, config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        name = self.names[0]
+        if name not in config:
+            raise ValueError(f"the config lacks {where + name!r}")
+        if not isinstance(config[name], Mapping):
+            raise ValueError(f"config key {where + name!r}: expected a dictionary, got {shown(config[name])}")
+        return config[name]
+
+    def _dotted(self, line: Line) -> str:
+        return f"{self.fields[0]}.{line.detail}" if line.status == "used" else line.detail
+
+
+def within(theirs: str, ours: str, cls: type, *entries: Lens) -> Lens:
+    """Their dictionary `theirs` is our nested hyperparameters `ours`, of the dataclass `cls`, by a table of its own."""
+    return Within((theirs,), (ours,), dict, dict, cls=cls, entries=entries)
 
 
 def key(
@@ -87,7 +157,7 @@ def key(
                 )
         return {theirs: value}
 
-    return Lens((theirs, *also), (ours,), get, put)
+    return Lens((theirs, *also), (ours,), get, put, plain=choice is None)
 
 
 def keys(**names: str) -> tuple[Lens, ...]:
@@ -112,7 +182,7 @@ def alike(ours: str, first: str, second: str, absent: bool = False) -> Lens:
             raise ValueError(f"config keys {said} differ, and this page has one value for both")
         return {ours: said[first]}
 
-    return Lens(theirs, (ours,), get, lambda hyper: dict.fromkeys(theirs, getattr(hyper, ours)))
+    return Lens(theirs, (ours,), get, lambda hyper: dict.fromkeys(theirs, getattr(hyper, ours)), plain=True)
 
 
 def must(theirs: str, value: Any, absent: bool = True) -> Lens:
@@ -164,39 +234,92 @@ def read(
     cls: type,
     fixed: Mapping[str, Any],
     ignore: Collection[str] = (),
+    where: str = "",
 ) -> tuple[Any, list[Line]]:
     """Their config as our hyperparameters, and what became of each key.
 
     Args:
         cls: the dataclass of hyperparameters. fixed: hyperparameters that the kind of file implies.
-        ignore: keys that are read as if they were not there.
+        ignore: keys that are read as if they were not there; of a nested config by dotted names.
+        where: the path of a nested config, `text_config.`, for errors and the ledger.
 
     Raises:
-        ValueError: naming the key, if one is unknown, missing, or has a value that the page cannot do.
+        ValueError: naming the key, if one is unknown, missing, or has a value of another type, of absurd size, or that
+            the page cannot do.
     """
-    lines = [Line(name, config[name], "ignored", "as asked") for name in ignore if name in config]
-    config = {name: value for name, value in config.items() if name not in ignore}
-    found, seen = dict(fixed), set()
+    kinds, found = kinds_of(cls), dict(fixed)
+    seen = {name for entry in entries for name in entry.names}
+    if strange := sorted({f for entry in entries for f in entry.fields} - kinds.keys()):
+        raise ValueError(f"the map sets {strange}, which {cls.__name__} does not have; it has {sorted(kinds)}")
+    config, lines = _without(config, ignore, where)
+    for entry in entries:  # before any of them computes with another one's value
+        _check_words(entry, config, cls, where)
     for entry in entries:
-        values = entry.get(config)
+        values = _fitted(entry, config, cls, where)
         found.update({k: v for k, v in values.items() if k not in fixed})
-        for name in entry.names:
-            seen.add(name)
-            if name in config:
-                status = "used" if entry.fields else "fixed" if entry.why == ONE_VALUE else "ignored"
-                lines.append(Line(name, config[name], status, ", ".join(entry.fields) or entry.why))
-    why = {name: explain(name, config) for name in config if name not in seen}
-    lines += [Line(name, config[name], "ignored", reason) for name, reason in why.items() if reason]
+    lines += [line for entry in entries for line in entry.lines(config, where)]
+    try:
+        why = {name: explain(name, config) for name in config if name not in seen}
+    except ValueError as error:
+        raise ValueError(f"{where[:-1]}: {error}" if where else str(error)) from None
+    lines += [Line(where + name, config[name], "ignored", reason) for name, reason in why.items() if reason]
     if unknown := [name for name, reason in why.items() if not reason]:
-        names = ", ".join(f"{k}={config[k]!r}" for k in unknown)
+        names = ", ".join(f"{where}{k}={shown(config[k])}" for k in unknown)
+        dotted = tuple(where + k for k in unknown)
         raise ValueError(
             f"config keys that nobody reads: {names}{nearest(unknown[0], sorted(seen))}. If they change no number: "
-            f"load(..., ignore={tuple(unknown)!r}), or --ignore {' '.join(unknown)}"
+            f"load(..., ignore={dotted!r}), or --ignore {' '.join(dotted)}"
         )
-    fields = {f.name for f in dataclasses.fields(cls)}
-    if strange := sorted(found.keys() - fields):
-        raise ValueError(f"the map sets {strange}, which {cls.__name__} does not have; it has {sorted(fields)}")
     return cls(**{k: found[v.name] if isinstance(v, Same) else v for k, v in found.items()}), lines
+
+
+def _without(config: Mapping[str, Any], ignore: Collection[str], where: str) -> tuple[dict[str, Any], list[Line]]:
+    """The config without these keys, and a line of the ledger for each."""
+    kept, lines = dict(config), []
+    for name in ignore:
+        first, _, rest = name.partition(".")
+        if name in config:
+            lines.append(Line(where + name, kept.pop(name), "ignored", "as asked"))
+        elif rest and isinstance(kept.get(first), Mapping):
+            kept[first], more = _without(kept[first], (rest,), f"{where}{first}.")
+            lines += more
+    return kept, lines
+
+
+def _check_words(entry: Lens, config: Mapping[str, Any], cls: type, where: str) -> None:
+    """Raises ValueError for a value of a plain key that is of another type, and for an absurd size in any key."""
+    kinds = [kinds_of(cls)[f] for f in entry.fields]
+    sizes = bool(kinds) and all(int in (k, *get_args(k)) and float not in get_args(k) for k in kinds)
+    for name in entry.names:
+        if sizes and config.get(name) is not None:
+            value = _loose(config[name], kinds[0])
+            if entry.plain or type(value) is int:
+                kind, usual = kinds[0] if entry.plain else int, _usual(cls, entry.fields[0])
+                checked(value, kind, f"config key {where + name!r}", usual)
+
+
+def _fitted(entry: Lens, config: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
+    """Our values of one entry, as their annotations have them."""
+    said = " / ".join(repr(where + n) for n in entry.names if n in config) or repr(where + entry.names[0])
+    values, kinds = entry.values(config, where), kinds_of(cls)
+    for name, value in values.items():
+        if not isinstance(value, Same):
+            values[name] = checked(_loose(value, kinds[name]), kinds[name], f"config key {said}", _usual(cls, name))
+    return values
+
+
+def _usual(cls: type, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(cls) if f.name == name)
+
+
+def _loose(value: Any, kind: Any) -> Any:
+    """A number as published files may spell it: 12.0 for 12, and "1e-5" for 1e-5."""
+    kinds = (kind, *get_args(kind))
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
+    if isinstance(value, str) and float in kinds and str not in kinds and NUMBER.fullmatch(value):
+        return float(value)
+    return value
 
 
 def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,8 +338,7 @@ def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origi
     claimed = {name for entry in entries for name in entry.names}
     out = {name: value for name, value in origin.items() if name not in claimed}
     for entry in entries:
-        kept = {name: origin[name] for name in entry.names if name in origin}
-        out.update(kept if origin and _says(entry, origin, hyper) else entry.put(hyper))
+        out.update(entry.words(hyper, origin))
     return {name: value for name, value in out.items() if name in claimed or _still(name, out)}
 
 
@@ -232,5 +354,14 @@ def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
     """Do these words of theirs still mean our hyperparameters?"""
     if not entry.fields:
         return True
-    values = entry.get(origin)
+    values = _fitted(entry, origin, type(hyper), "")
     return all(getattr(hyper, k) == (getattr(hyper, v.name) if isinstance(v, Same) else v) for k, v in values.items())
+
+
+def said(entries: tuple[Lens, ...]) -> set[str]:
+    """The dotted names of all hyperparameters that a table can say."""
+    out = set()
+    for entry in entries:
+        inner = said(entry.entries) if isinstance(entry, Within) else set()
+        out |= {f"{entry.fields[0]}.{name}" for name in inner} or set(entry.fields)
+    return out

@@ -1,0 +1,87 @@
+"""Pictures with captions in English, for models of both: Tux Paint's stamps, and emoji with their Unicode names.
+
+| source | pictures | captions             | package                            | licence |
+|--------|----------|----------------------|------------------------------------|---------|
+| stamps | 785      | "A great blue heron." | tuxpaint-stamps-default (161 MB)   | GPL-2   |
+| emoji  | 1,390    | "cat face"           | fonts-noto-color-emoji (10 MB)     | OFL-1.1 |
+
+Both are fetched by apt on first use and kept in the cache. Stamps that are drawings (SVG) are left out.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyformer.data import debian
+from anyformer.media.picture import coloured, picture, pillow
+
+SIZE = 109  # of the bitmaps in the font
+SYMBOLS = ("So", "Sm", "Po", "Sk")  # general categories of what the font draws in colours
+STAMPS = "usr/share/tuxpaint/stamps"
+FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture (Pillow, RGB on white), what it shows, and the kind that its source counts it to."""
+
+    image: Any
+    text: str
+    kind: str
+
+
+def captions() -> list[Captioned]:
+    """All stamps and emoji, in the order of their names.
+
+    Raises:
+        OSError: where they are not in the cache and cannot be fetched. ImportError: without Pillow.
+    """
+    return stamps() + emoji()
+
+
+def stamps() -> list[Captioned]:
+    """Tux Paint's stamps that are bitmaps, with the first line of their description; the kind is the folder."""
+    wanted = rf"{STAMPS}/.*[.](png|txt)"
+    root = debian.fetch("tuxpaint-stamps-default", wanted, 161, "GPL-2") / STAMPS
+    found = []
+    for file in sorted(root.rglob("*.txt")):
+        bitmap, text = file.with_suffix(".png"), file.read_text("utf-8", "replace").partition("\n")[0].strip()
+        if bitmap.exists() and text:
+            found.append(Captioned(coloured(picture(bitmap), 3), text, bitmap.relative_to(root).parts[0]))
+    return found
+
+
+def emoji() -> list[Captioned]:
+    """Noto's colour bitmaps of single characters, each with its name in lower case; the kind is "emoji"."""
+    path = debian.fetch("fonts-noto-color-emoji", FONT, 10, "OFL-1.1") / FONT
+    return [Captioned(image, unicodedata.name(char).lower(), "emoji") for char, image in _drawn(path)]
+
+
+def _drawn(path: Path) -> list[tuple[str, Any]]:
+    pil, draw = pillow(), pillow("PIL.ImageDraw")
+    font = pillow("PIL.ImageFont").truetype(str(path), SIZE)
+    found = []
+    for char in map(chr, range(0x80, 0x1FC00)):
+        if unicodedata.category(char) in SYMBOLS and font.getmask(char, mode="RGBA").getbbox():
+            canvas = pil.new("RGBA", font.getbbox(char)[2:], (255, 255, 255, 0))
+            draw.Draw(canvas).text((0, 0), char, font=font, embedded_color=True)
+            found.append((char, coloured(canvas, 3)))
+    return found
+
+
+def split(pairs: list[Captioned], share: float = 0.1) -> tuple[list[Captioned], list[Captioned]]:
+    """To learn from, and to measure on: captions are dealt by a hash of their words, so that no caption is in both and
+    more data deals none anew. Of what is measured on, one picture a caption."""
+    learn, measure, seen = [], [], set()
+    for pair in pairs:
+        words = " ".join("".join(c if c.isalnum() else " " for c in pair.text.lower()).split())
+        if zlib.crc32(words.encode()) % 1000 >= share * 1000:
+            learn.append(pair)
+        elif words not in seen:
+            seen.add(words)
+            measure.append(pair)
+    return learn, measure

@@ -1,0 +1,52 @@
+"""What two towers learn: which picture belongs to which text. B rows of a batch, N rows of all processes, E width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyformer.skeletons.base import Output
+from anyformer.train.objectives import IGNORE, counted, gathered
+
+
+@dataclass(frozen=True)
+class Matching:
+    """CLIP's loss (Radford et al., 2021; arXiv:2103.00020): of all texts find the picture's, and the other way round.
+
+    ```
+    s_ij = scale * image_i . text_j
+    loss = -(sum_i log softmax_j(s_ij)[i] + sum_j log softmax_i(s_ij)[j]) / (2 count)
+    ```
+    Labels (B,) are numbers of the texts: rows of one number are no wrong answers for each other, a row of -100 only
+    serves as a wrong answer. With labels that all differ it is the loss of the published code.
+
+    The wrong answers are the rows of one *batch*, on all processes, which exchange their vectors with gradients: how
+    many processes there are changes nothing. Accumulated batches would not see each other, so they are refused.
+    """
+
+    across: ClassVar[bool] = True  # a step's rows must be one batch
+
+    def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+        image, text, scale = (output.heads[name] for name in ("image", "text", "scale"))
+        both, numbers, first = gathered(torch.cat((image, text), -1), labels)  # (N, 2 E)
+        images, texts = both.chunk(2, -1)
+        found = _find(scale * image @ texts.mT, labels, numbers, first)
+        return (found + _find(scale * text @ images.mT, labels, numbers, first)) / (2 * count)
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """The number of rows that count."""
+        return counted(labels)
+
+
+def _find(scores: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
+    """The sum over rows; row i belongs with column `first` + i. (B, N), (B,), (N,) -> a number."""
+    rows = torch.arange(len(labels), device=labels.device)
+    alike = (labels[:, None] == numbers) & (numbers != IGNORE)  # (B, N)
+    alike[rows, rows + first] = False
+    target = (rows + first).masked_fill(labels == IGNORE, IGNORE)
+    scores = scores.float().masked_fill(alike, float("-inf"))
+    return F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
