@@ -44,7 +44,7 @@ from anyformer.parts import (
     Window,
 )  # fmt: skip
 from anyformer.parts.attention.block_sparse import BlockSparse
-from anyformer.parts.attention.global_tokens import GlobalAttention
+from anyformer.parts.attention.global_tokens import GlobalAttention, GlobalTokens
 
 DIM, HEADS, GLOBALS = 512, 8, 16  # of Longformer: the first tokens are global
 BOUNDS = {"linear": (0.0, 1.15), "T log T": (0.0, 1.25), "quadratic": (1.7, 2.3)}  # what an exponent may be
@@ -69,7 +69,9 @@ class Entry:
     def flow(self, length: int) -> Flow:
         """What a pass over one text shares; the first tokens are global, for the mixer that asks which ones are."""
         places = torch.arange(length)
-        return Flow(places, causal=self.causal, wide=(places < GLOBALS)[None])
+        flow = Flow(places, causal=self.causal)
+        flow.put(GlobalTokens((places < GLOBALS)[None]))
+        return flow
 
 
 def full(kernel: str, **options: object) -> Callable[[int], Recipe]:

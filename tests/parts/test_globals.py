@@ -15,13 +15,16 @@ from torch import Tensor
 import anyformer as af
 from anyformer.core.flow import Flow
 from anyformer.parts import MLP, Attention, Dilated, MoE, TopK, Window
-from anyformer.parts.attention.global_tokens import GlobalAttention
+from anyformer.parts.attention.global_tokens import GlobalAttention, GlobalTokens
 from anyformer.parts.attention.masks import Mask
 
 
 def flow(T: int, wide: Tensor | None = None, keep: Tensor | None = None, documents: Tensor | None = None) -> Flow:
     places = torch.arange(T) if documents is None else af.core.documents.places(documents)
-    return Flow(places, keep=keep, documents=documents, wide=wide)
+    made = Flow(places, keep=keep, documents=documents)
+    if wide is not None:
+        made.put(GlobalTokens(wide))
+    return made
 
 
 def definition(part: GlobalAttention, x: Tensor, mask: Mask | None, flow: Flow) -> Tensor:
@@ -36,7 +39,8 @@ def definition(part: GlobalAttention, x: Tensor, mask: Mask | None, flow: Flow) 
         text &= flow.documents[:, None] == flow.documents[:, :, None]
         place = flow.positions
     shown = text if mask is None else text & mask.allowed(place[:, :, None], place[:, None])
-    wide = torch.zeros(B, T, dtype=torch.bool) if flow.wide is None else flow.wide
+    tokens = flow.find(GlobalTokens)
+    wide = torch.zeros(B, T, dtype=torch.bool) if tokens is None else tokens.mask
     shown = shown | (text & wide[:, None])  # (B, T, T)
 
     def by(q: Any, k: Any, v: Any, seen: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.state import State
 from anyformer.explain.attention import attention_picture
 from anyformer.parts import Attention, LatentAttention, RelativeBias, RMSNorm, Rotary, Window
+from anyformer.parts.attention.scores import StackBias
 from anyformer.train import lora
 from tests.parts.mixing import flow, made, padded_is_alone, run, slopes_are_right, step_by_step
 
@@ -153,7 +154,8 @@ def test_without_norms_it_is_attention_with_products_of_matrices(kv_rank: int, c
     full, x, bias = as_attention(mixer), text(2, 9), made(RelativeBias.of(heads=3, buckets=8, far=9))
     torch.testing.assert_close(run(mixer, x, causal), run(full, x, causal))
     shifted, theirs = flow(9, causal), flow(9, causal)
-    shifted.bias = theirs.bias = bias
+    shifted.put(StackBias(bias))
+    theirs.put(StackBias(bias))
     torch.testing.assert_close(mixer(x, shifted), full(x, theirs))
     assert not torch.allclose(mixer(x, shifted), run(mixer, x, causal))
 

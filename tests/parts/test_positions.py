@@ -27,6 +27,7 @@ from anyformer.parts import (
     Sines2D,
     Sinusoidal,
 )  # fmt: skip
+from anyformer.parts.embeddings import Cells
 from anyformer.parts.positions import Linear, YaRN
 from tests.parts.mixing import flow, made, run, slopes_are_right, step_by_step
 
@@ -120,9 +121,15 @@ def test_images(scheme: dict[str, Any]) -> None:
             assert not torch.allclose(net(pixel_values=moved).logits, logits, atol=1e-3)
 
 
+def on_grid(rows: int, columns: int) -> Flow:
+    flow = Flow(torch.arange(1 + rows * columns))
+    flow.put(Cells(rows, columns))
+    return flow
+
+
 def test_rotary_2d_tells_rows_from_columns_and_goes_by_distances_alone() -> None:
     rotary, q, k = Rotary2D.of().build(8), torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    cells = Flow(torch.arange(1 + 4 * 5), grid=(4, 5))
+    cells = on_grid(4, 5)
     turned = [rotary(t.expand(1, 21, 1, 8), cells)[0, 1:, 0].view(4, 5, 8) for t in (q, k)]
     score = torch.einsum("abk,cdk->abcd", *turned)  # query at (a, b), key at (c, d)
     torch.testing.assert_close(score[1:, :, 1:], score[:-1, :, :-1])
@@ -142,9 +149,7 @@ def test_rotary_2d_is_qwens() -> None:
     cos, sin = code.Qwen2VLVisionRotaryEmbedding(config)(x, cells)
     expected, _ = code.apply_rotary_pos_emb_vision(x[0], x[0], cos, sin)
     padded = torch.cat((torch.zeros(1, 1, 2, 12), x), 1)  # the class token
-    found = Rotary2D.of(theta=config.rope_parameters["rope_theta"]).build(12)(
-        padded, Flow(torch.arange(13), grid=(3, 4))
-    )
+    found = Rotary2D.of(theta=config.rope_parameters["rope_theta"]).build(12)(padded, on_grid(3, 4))
     torch.testing.assert_close(found[0, 1:], expected)
 
 

@@ -254,6 +254,7 @@ def test_every_kind_of_label_counts_over_the_whole_step(name, tmp_path):
         def forward(self, *args, **options):
             output = super().forward(*args, **options)
             if name == "mixed":
+                assert output.hidden is not None
                 output.aux["z"] = output.hidden[output.keep].square().mean()
             return output
 
