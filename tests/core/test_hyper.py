@@ -13,7 +13,8 @@ from anyformer.contract.hyper import recorder
 from anyformer.core import pages
 from anyformer.core.hyper import MOST, changed, kinds, leaves
 from anyformer.hub.tables import config as tables
-from anyformer.hub.tables.config import Same, key, keys, must, within
+from anyformer.hub.tables.config import Same, key, keys, must, square
+from anyformer.hub.tables.nested import beside, within
 from anyformer.models.llama import Llama
 from anyformer.models.vit import ViT
 from anyformer.parts.positions import Linear, Scaling
@@ -173,3 +174,48 @@ WRONG = {
 def test_a_value_of_another_type_or_absurd_size_is_refused_by_its_key(name, value):
     with pytest.raises(ValueError, match=rf"config key '{name}'(\.\d)?: expected .*, got "):
         tables.read(TEXT, {**FILE["text_config"], name: value}, Text, {})  # type: ignore[dict-item]
+
+
+# ------------------------------------------------------------------------------- several names, the same level, squares
+
+
+def test_two_names_of_a_nested_config_must_say_the_same():
+    table = (within("text_config", "text", Text, *TEXT, also=("text_config_dict",)), key("size", "size"))
+    words = FILE["text_config"]
+    both = {**FILE, "text_config_dict": dict(words)}
+    for file in (both, {**FILE, "text_config_dict": None}, {"size": 4, "text_config_dict": words}):
+        hyper, lines = tables.read(table, file, Outer, {})
+        assert hyper.text == tables.read(TEXT, words, Text, {})[0] and tables.write(table, hyper, {}, file) == file
+        wanted = {f"{name}.{k}" for name in file if isinstance(file[name], dict) for k in words}
+        assert {line.key for line in lines} >= wanted
+    changed_ = replace(hyper, text=replace(hyper.text, dim=24))
+    assert {d["hidden_size"] for d in tables.write(table, changed_, {}, both).values() if isinstance(d, dict)} == {24}
+    with pytest.raises(ValueError, match="'text_config' and 'text_config_dict' describe two models"):
+        tables.read(table, {**FILE, "text_config_dict": {**words, "heads": 1}}, Outer, {})
+
+
+def test_a_part_whose_keys_stand_beside_the_others():
+    table = (beside("text", Text, *TEXT), key("size", "size"))
+    file = {**FILE["text_config"], "size": 3}
+    hyper, lines = tables.read(table, file, Outer, {})
+    assert hyper.text == tables.read(TEXT, FILE["text_config"], Text, {})[0] and hyper.size == 3
+    assert tables.write(table, hyper, {}, file) == file and {line.key for line in lines} == set(file)
+    assert next(line.detail for line in lines if line.key == "hidden_size") == "text.dim"
+    assert "text.dim" in tables.said(table)
+    with pytest.raises(ValueError, match=r"'hidden_size'.*'wide'"):
+        tables.read(table, {**file, "hidden_size": "wide"}, Outer, {})
+
+
+@pytest.mark.parametrize("value", [12, [12, 12], (12, 12), 12.0])
+def test_a_square_is_one_length(value):
+    table = (square("image_size", "size"),)
+
+    @dataclass(frozen=True)
+    class One:
+        size: int = 4
+
+    hyper, _ = tables.read(table, {"image_size": value}, One, {})
+    assert hyper == One(12) and tables.write(table, hyper, {}, {"image_size": value}) == {"image_size": value}
+    for bad in ([8, 16], [12], [[1], [1]], "12", [True, True], None):
+        with pytest.raises(ValueError, match="'image_size'"):
+            tables.read(table, {"image_size": bad}, One, {})

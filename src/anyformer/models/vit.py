@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, CLASSES, ONE_VALUE, Lens, key, keys, quiet
+from anyformer.hub.tables.config import ACTS, CLASSES, ONE_VALUE, Lens, key, keys, quiet, square
 from anyformer.hub.tables.weights import Hub, Resample, row, under
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Patches, Pooler
 from anyformer.skeletons.encoder import Encoder
@@ -110,7 +110,7 @@ HUBS = (
         weights=_weights,
         config=(
             *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads"),
-            *keys(intermediate_size="hidden", image_size="image", patch_size="patch"),
+            *keys(intermediate_size="hidden"), square("image_size", "image"), square("patch_size", "patch"),
             key("num_channels", "channels", default=3),
             key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
             key("qkv_bias", "bias", default=True), key("hidden_dropout_prob", "dropout", default=0.0),

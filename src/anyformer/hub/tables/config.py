@@ -5,7 +5,8 @@ key("hidden_act", "act", ACTS)                     a choice: other values are re
 alike("heads", "encoder_heads", "decoder_heads")   two of theirs, one of ours
 must("mlp_bias", False)                            another value is refused, by name
 quiet("initializer_range", why="…")                changes nothing here; kept and written back
-within("text_config", "text", Text, …)             a table of their own for what stands one level down
+square("image_size", "image")                      a length, or a list of two equal ones
+within(…), beside(…)                               a table for a part of the model, see `hub.tables.nested`
 Lens(names, fields, get, put)                      everything else
 
 Values are held against the annotations of our hyperparameters, with what published files allow themselves: 1 for 1.0,
@@ -79,46 +80,30 @@ class Lens:
         detail = ", ".join(self.fields) or self.why
         return [Line(where + name, config[name], status, detail) for name in self.names if name in config]
 
+    def said(self) -> set[str]:
+        """The dotted names of the hyperparameters that it can say."""
+        return set(self.fields)
+
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         """Their keys; in the words of `origin`, a config that was read, where that says the same."""
         kept = {name: origin[name] for name in self.names if name in origin}
         return kept if origin and _says(self, origin, hyper) else self.put(hyper)
 
 
-@dataclass(frozen=True)
-class Within(Lens):
-    """The entry for a part of the model whose config stands one level down: a table of its own, as strict."""
+def square(theirs: str, ours: str, default: Any = MISSING) -> Lens:
+    """Their key is a length in pixels, or a list of height and width, which must be equal."""
 
-    cls: Any = None
-    entries: tuple[Lens, ...] = ()
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        value = config[theirs] if default is MISSING else config.get(theirs, default)
+        if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        if isinstance(value, list | tuple):
+            raise ValueError(
+                f"config key {theirs!r} is {shown(value)}; this page can do squares only, such as [16, 16]"
+            )
+        return {ours: value}
 
-    def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        inner, _ = read(self.entries, self._inner(config, where), self.cls, {}, where=f"{where}{self.names[0]}.")
-        return {self.fields[0]: inner}
-
-    def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
-        _, found = read(self.entries, self._inner(config, where), self.cls, {}, where=f"{where}{self.names[0]}.")
-        return [dataclasses.replace(line, detail=self._dotted(line)) for line in found]
-
-    def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
-        name, inner = self.names[0], getattr(hyper, self.fields[0])
-        return {name: write(self.entries, inner, {}, origin.get(name) or {})}
-
-    def _inner(self, config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        name = self.names[0]
-        if name not in config:
-            raise ValueError(f"the config lacks {where + name!r}")
-        if not isinstance(config[name], Mapping):
-            raise ValueError(f"config key {where + name!r}: expected a dictionary, got {shown(config[name])}")
-        return config[name]
-
-    def _dotted(self, line: Line) -> str:
-        return f"{self.fields[0]}.{line.detail}" if line.status == "used" else line.detail
-
-
-def within(theirs: str, ours: str, cls: type, *entries: Lens) -> Lens:
-    """Their dictionary `theirs` is our nested hyperparameters `ours`, of the dataclass `cls`, by a table of its own."""
-    return Within((theirs,), (ours,), dict, dict, cls=cls, entries=entries)
+    return Lens((theirs,), (ours,), get, lambda hyper: {theirs: getattr(hyper, ours)})
 
 
 def key(
@@ -360,8 +345,4 @@ def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
 
 def said(entries: tuple[Lens, ...]) -> set[str]:
     """The dotted names of all hyperparameters that a table can say."""
-    out = set()
-    for entry in entries:
-        inner = said(entry.entries) if isinstance(entry, Within) else set()
-        out |= {f"{entry.fields[0]}.{name}" for name in inner} or set(entry.fields)
-    return out
+    return {name for entry in entries for name in entry.said()}

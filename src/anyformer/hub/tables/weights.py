@@ -67,6 +67,19 @@ class Thin(Op):
 
 
 @dataclass(frozen=True)
+class Bare(Op):
+    """Their tensor lacks leading axes of size 1."""
+
+    axes: int
+
+    def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+        return [t[(None,) * self.axes] for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t.reshape(t.shape[self.axes :]) for t in tensors]
+
+
+@dataclass(frozen=True)
 class RotaryOrder(Op):
     """GGUF files of LLaMA order the rows of q and k for rotary pairs (2i, 2i + 1); we pair i with i + K/2."""
 

@@ -1,0 +1,97 @@
+"""Entries for a part of the model that has hyperparameters, and a table, of its own.
+
+within("text_config", "text", Text, …)   its config stands one level down
+beside("text", Text, …)                  its keys stand among those of the model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anyformer.core.check import shown
+from anyformer.hub.tables.config import Lens, Line, read, said, write
+
+
+@dataclass(frozen=True)
+class Within(Lens):
+    """The entry for a part of the model whose config stands one level down: a table of its own, as strict.
+
+    Of several names each that is there must say the same.
+    """
+
+    cls: Any = None
+    entries: tuple[Lens, ...] = ()
+
+    def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        said = {name: self._read(inner, path)[0] for name, inner, path in self._inner(config, where)}
+        first, *others = said
+        for name in others:
+            if said[name] != said[first]:
+                raise ValueError(
+                    f"config keys {where + first!r} and {where + name!r} describe two models: {said[first]} and "
+                    f"{said[name]}; one of them must go"
+                )
+        return {self.fields[0]: said[first]}
+
+    def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
+        found = [line for _, inner, path in self._inner(config, where) for line in self._read(inner, path)[1]]
+        return [dataclasses.replace(line, detail=self._dotted(line)) for line in found]
+
+    def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        inner = getattr(hyper, self.fields[0])
+        if inner is None:
+            raise ValueError(f"{self.fields[0]} is None, and {self.names[0]!r} of this format says one")
+        empty = {name: None for name in self.names if name in origin and origin[name] is None}
+        names = [name for name in self.names if origin.get(name) is not None] or self.names[:1]
+        return empty | {name: write(self.entries, inner, {}, origin.get(name) or {}) for name in names}
+
+    def said(self) -> set[str]:
+        return {f"{self.fields[0]}.{name}" for name in said(self.entries)}
+
+    def _read(self, inner: Mapping[str, Any], path: str) -> tuple[Any, list[Line]]:
+        return read(self.entries, inner, self.cls, {}, where=path)
+
+    def _inner(self, config: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any], str]]:
+        """Each name that is there, with its dictionary and its path."""
+        there = [name for name in self.names if config.get(name) is not None]
+        if not there:
+            raise ValueError(f"the config lacks {where + self.names[0]!r}")
+        for name in there:
+            if not isinstance(config[name], Mapping):
+                raise ValueError(f"config key {where + name!r}: expected a dictionary, got {shown(config[name])}")
+        return [(name, config[name], f"{where}{name}.") for name in there]
+
+    def _dotted(self, line: Line) -> str:
+        return f"{self.fields[0]}.{line.detail}" if line.status == "used" else line.detail
+
+
+@dataclass(frozen=True)
+class Beside(Within):
+    """The entry for a part of the model whose keys stand among those of the model itself."""
+
+    def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        inner = getattr(hyper, self.fields[0])
+        if inner is None:
+            raise ValueError(f"{self.fields[0]} is None, and this format says one")
+        return write(self.entries, inner, {}, {name: origin[name] for name in self.names if name in origin})
+
+    def _inner(self, config: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any], str]]:
+        return [("", {name: config[name] for name in self.names if name in config}, where)]
+
+
+def within(theirs: str, ours: str, cls: type, *entries: Lens, also: tuple[str, ...] = ()) -> Lens:
+    """Their dictionary `theirs` is our nested hyperparameters `ours`, of the dataclass `cls`, by a table of its own.
+
+    Args:
+        also: other names of the dictionary, which must say the same where both are there.
+    """
+    return Within((theirs, *also), (ours,), dict, dict, cls=cls, entries=entries)
+
+
+def beside(ours: str, cls: type, *entries: Lens) -> Lens:
+    """Keys of their own level are our nested hyperparameters `ours`, of the dataclass `cls`."""
+    names = tuple(name for entry in entries for name in entry.names)
+    return Beside(names, (ours,), dict, dict, cls=cls, entries=entries)
