@@ -31,6 +31,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy $(CHECKED)
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix $(CHECKED)

@@ -10,25 +10,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import statistics
-from collections.abc import Iterable
-from typing import Any
 
-from benchmarks import machine
+from benchmarks import attention_report, machine
 from benchmarks.attention_mixers import DECODING, ENTRIES
 from benchmarks.attention_peers import PEERS
-from benchmarks.contest import ROOT, Died, Missing, Worker, turns
+from benchmarks.attention_results import (
+    BYTES,
+    CHECKED,
+    CONTEXTS,
+    LENGTHS,
+    PATIENCE,
+    RESULTS,
+    ROUNDS,
+    SECONDS,
+    Found,
+)
+from benchmarks.contest import Died, Missing, Worker, turns
 from benchmarks.report import replace
-
-RESULTS = ROOT / "benchmarks" / "results"
-LENGTHS = tuple(2**n for n in range(8, 16))
-SECONDS, BYTES = 6.0, 8 << 30  # what would take more than either is left out
-ROUNDS, PATIENCE = 3, SECONDS  # turns of each, and the seconds of a pass from which there is only one
-CHECKED = 1024  # the length at which a peer's numbers are compared with ours
-FROM = 2048  # exponents are fitted from this length on
-CONTEXTS = (256, 1024, 4096, 16384)
-Found = dict[str, Any]
 
 
 def main() -> None:
@@ -48,8 +47,6 @@ def main() -> None:
             keep("attention-cost", family(name, [n for n in LENGTHS if n <= given.longest], busy))
     if "decode" in what:
         keep("attention-decode", {name: decoding(name, busy) for name in DECODING if given.only in name})
-    from benchmarks import attention_report
-
     attention_report.write()
 
 
@@ -61,12 +58,6 @@ def keep(kind: str, found: dict[str, Found]) -> None:
     known = {*ENTRIES, *PEERS, *DECODING}
     everything = {name: value for name, value in everything.items() if name in known}
     replace(path, json.dumps(everything, indent=1, sort_keys=True) + "\n")
-
-
-def results(kind: str) -> dict[str, Found]:
-    """What was found so far; nothing if nothing was measured."""
-    path = RESULTS / f"{kind}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def family(name: str, lengths: list[int], busy: float) -> dict[str, Found]:
@@ -156,17 +147,6 @@ def say(name: str, length: int, point: Found) -> None:
     print(f"  {name}, {length:,}: {forward:.1f} ms, with backward {both:.1f} ms and {megabytes:.0f} MB", flush=True)
 
 
-def exponent(values: dict[int, float]) -> float | None:
-    """The slope of log value by log length, by least squares from `FROM` on, of at least the three longest lengths.
-    None with fewer than three."""
-    lengths = sorted(values)
-    chosen = [n for n in lengths if n >= FROM]
-    pairs = [
-        (math.log(n), math.log(values[n])) for n in (chosen if len(chosen) >= 3 else lengths[-3:]) if values[n] > 0
-    ]
-    return statistics.linear_regression(*zip(*pairs, strict=True)).slope if len(pairs) >= 3 else None
-
-
 def decoding(name: str, busy: float) -> Found:
     """Tokens a second and bytes of state of a decoder of this mixer, as its context grows."""
     worker = Worker("attention_decode", name)
@@ -177,12 +157,6 @@ def decoding(name: str, busy: float) -> Found:
         print(f"  {name}, {context:,}: {answer['rate']:.0f} tokens/s, {answer['bytes'] / 1e6:.2f} MB", flush=True)
     worker.close()
     return found
-
-
-def medians(found: Found, way: str) -> dict[int, float]:
-    """Seconds by length (`way` forward or both), or bytes (forward_bytes, both_bytes)."""
-    values: Iterable[tuple[int, Any]] = sorted((int(n), p[way]) for n, p in found["points"].items() if way in p)
-    return {n: statistics.median(v) if isinstance(v, list) else float(v) for n, v in values}
 
 
 if __name__ == "__main__":

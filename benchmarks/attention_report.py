@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from benchmarks import machine, report
-from benchmarks.attention import (
+from benchmarks import choose, machine, report
+from benchmarks.attention_decode import DEPTH, STEPS
+from benchmarks.attention_mixers import BOUNDS, DECODING, DIM, ENTRIES, FAMILIES, HEADS
+from benchmarks.attention_peers import PEERS
+from benchmarks.attention_results import (
     BYTES,
     CHECKED,
     CONTEXTS,
@@ -18,9 +21,6 @@ from benchmarks.attention import (
     medians,
     results,
 )  # fmt: skip
-from benchmarks.attention_decode import DEPTH, STEPS
-from benchmarks.attention_mixers import BOUNDS, DECODING, DIM, ENTRIES, FAMILIES, HEADS
-from benchmarks.attention_peers import PEERS
 from benchmarks.contest import ROOT, ratio
 from benchmarks.report import Section, row
 
@@ -37,8 +37,6 @@ QUIET = 0.2
 
 def write() -> None:
     """All sections for which there are results, and the guide."""
-    from benchmarks import choose
-
     cost, decode = results("attention-cost"), results("attention-decode")
     sections: list[Section] = []
     if cost:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from benchmarks.attention import CONTEXTS, LENGTHS, exponent, medians, results
 from benchmarks.attention_mixers import ENTRIES
+from benchmarks.attention_results import CONTEXTS, LENGTHS, exponent, medians, results
 from benchmarks.contest import ROOT
-from benchmarks.quality import results as quality_results
 from benchmarks.quality_claims import Evidence, Lacking
+from benchmarks.quality_results import results as quality_results
 from benchmarks.report import replace
 
 PATH = ROOT / "docs" / "choose-an-attention.md"

@@ -12,19 +12,10 @@ import argparse
 import concurrent.futures
 import json
 import multiprocessing
-import statistics
 import time
-from pathlib import Path
-from typing import Any
 
-from benchmarks.contest import ROOT
+from benchmarks.quality_results import NEAR, SEEDS, Found, Run, bits, file, results, setup
 from benchmarks.report import replace
-
-RESULTS = ROOT / "benchmarks" / "results" / "quality"
-NEAR = 0.1  # bits a byte: closer rows are run with all seeds; two seeds of full attention differ by 0.09
-SEEDS = (0, 1, 2)
-Run = tuple[str, str, int]  # group, name, seed
-Found = dict[str, Any]
 
 
 def main() -> None:
@@ -119,40 +110,9 @@ def twin(run: Run) -> Found | None:
     return None
 
 
-def file(run: Run) -> Path:
-    """Where a run's result lies."""
-    group, name, seed = run
-    plain = "".join(c if c.isalnum() else "-" for c in f"{group} {name}")
-    return RESULTS / f"{plain}-seed{seed}.json"
-
-
 def known(run: Run) -> bool:
     """Is there a result of this run, of the size that runs have now?"""
     return file(run).exists() and json.loads(file(run).read_text())["setup"] == setup(run[0])
-
-
-def setup(group: str) -> Found:
-    """The size that runs of a group have now."""
-    from benchmarks import quality_probes, quality_text
-
-    probe = group.startswith("probe: ")
-    return quality_probes.setup(group.removeprefix("probe: ")) if probe else quality_text.SETUP
-
-
-def results() -> dict[tuple[str, str], list[Found]]:
-    """What was found, by group and name; a list of seeds."""
-    found: dict[tuple[str, str], list[Found]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        one = json.loads(path.read_text())
-        if one["setup"] == setup(one["group"]):
-            found.setdefault((one["group"], one["name"]), []).append(one)
-    return found
-
-
-def bits(found: dict[tuple[str, str], list[Found]], group: str, name: str, times: int = 1) -> float:
-    """The mean over seeds of the bits a byte at `times` the trained length; infinite where there are none."""
-    values = [f["bits"][str(times)] for f in found.get((group, name), [])]
-    return statistics.mean(values) if values and None not in values else float("inf")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.quality import Found
+from benchmarks.quality_results import Found
 
 SPREAD = 0.05  # bits a byte: the deviation of seeds, as long as no row of a group has several
 Said = tuple[str, bool | None]  # what was measured, and whether the claim held; None = the noise is larger

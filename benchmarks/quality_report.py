@@ -7,10 +7,10 @@ from typing import Any
 
 from benchmarks import machine, report
 from benchmarks.attention_report import HEADER, PATH
-from benchmarks.quality import NEAR, SEEDS, Found, results
 from benchmarks.quality_claims import CLAIMS, Evidence
 from benchmarks.quality_models import BYTES, CONTEXT, DEPTH, DIM, GROUPS, HEADS, wanted
 from benchmarks.quality_probes import LONG, NAMES, RATES, STEPS, TASKS
+from benchmarks.quality_results import NEAR, SEEDS, Found, results
 from benchmarks.quality_text import BATCH, HELD_OUT, HIDDEN, LENGTHS, LR
 from benchmarks.quality_text import STEPS as UPDATES
 from benchmarks.report import Section, row

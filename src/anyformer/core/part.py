@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyformer.core.recipe import Recipe, signature, stored_name
+from anyformer.core.recipe import PARTS, Recipe, signature, stored_name
 from anyformer.core.value import register
 
 
@@ -18,7 +18,7 @@ class Part(nn.Module):
     rule (`core.init`) does not fit, in `reset_parameters`.
     """
 
-    kinds: ClassVar[dict[str, type[Part]]] = {}
+    kinds: ClassVar[dict[str, type[Part]]] = PARTS
     closed: ClassVar[bool] = False  # a skeleton brings its own width: it is an option among the others
     given: ClassVar[tuple[str, ...]] = ("dim",)  # the first arguments: what the place where it stands says
     recipe: Recipe | None = None  # set by Recipe.build

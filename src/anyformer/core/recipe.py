@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", covariant=True)  # the class of the part, or of all parts that a slot takes
 PAGES = "anyformer.models"  # the package whose modules may each define a part of the same name
+PARTS: dict[str, type[Part]] = {}  # all parts by their stored names
 MAX_PARTS = 100_000  # a recipe read from a file may not describe more parts than this
 
 
@@ -360,9 +361,7 @@ def find(name: Any, what: str = "part") -> Any:
     Raises:
         ValueError: with the nearest names, if no part or page defines it.
     """
-    from anyformer.core.part import Part
-
-    kinds: dict[str, Any] = Part.kinds if what == "part" else Value.kinds
+    kinds: dict[str, Any] = PARTS if what == "part" else Value.kinds
     if not isinstance(name, str):
         raise ValueError(f"a stored {what} has its name under the key {what!r}, a text; got {shown(name)}")
     if name not in kinds:

@@ -24,8 +24,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from anyformer.data.labels import IGNORE, shift_right
 from anyformer.data.sources import cache
-from anyformer.train.objectives import IGNORE, shift_right
 
 PACKAGE, MEGABYTES, LICENCE = "debian-handbook", 35, "GPL-2+ or CC-BY-SA-3.0"
 PAGES = "./usr/share/doc/debian-handbook/html"

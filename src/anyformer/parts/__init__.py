@@ -30,7 +30,6 @@ from anyformer.parts.recurrent.delta import GatedDelta
 from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
-from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 
 __all__ = [
     "MLP", "AdditivePool", "Alibi", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
@@ -39,7 +38,7 @@ __all__ = [
     "Global", "LSHAttention", "LayerNorm", "LayerScale", "LatentAttention", "Learned", "LinearAttention",
     "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "MemoryTokens", "MoE",
     "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "RMSNorm", "Random",
-    "Relative", "RelativeBias", "ReversibleBlock", "ReversibleEncoder", "ReversibleLM", "Rotary", "Rotary2D",
+    "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D",
     "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature",
     "Through", "Times", "Tokens", "TopK", "TwoStreams", "Window", "deepnorm",
 ]  # fmt: skip

@@ -20,39 +20,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from anyformer.data.labels import IGNORE
 from anyformer.hub.pooling import MODES, pooled
 from anyformer.skeletons.base import Output
-
-IGNORE = -100
 
 
 def counted(labels: Tensor) -> Tensor:
     """How many labels count: a whole number, in a tensor of no dimensions."""
     return (labels != IGNORE).sum()
-
-
-def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
-    """Labels for a causal model: the token after each place; -100 at the last place, at padding and before it, and at
-    the last token of a packed document.
-
-    Shapes: (B, T), (B, T), (B, T) -> (B, T).
-    """
-    labels = F.pad(input_ids[:, 1:], (0, 1), value=IGNORE)  # (B, T)
-    if attention_mask is not None:
-        both = attention_mask.bool() & F.pad(attention_mask[:, 1:], (0, 1)).bool()
-        labels = labels.masked_fill(~both, IGNORE)
-    if document_ids is not None:
-        same = (document_ids == F.pad(document_ids[:, 1:], (0, 1), value=-1)) & (document_ids >= 0)
-        labels = labels.masked_fill(~same, IGNORE)
-    return labels
-
-
-def shift_right(labels: Tensor, begin_id: int, pad_id: int = 0) -> Tensor:
-    """What a decoder reads while it is taught `labels`: `begin_id`, then each label one place later.
-
-    Labels of -100 become `pad_id`: what stands there is read by nothing that counts. Shape: (B, T) -> (B, T).
-    """
-    return F.pad(labels[:, :-1], (1, 0), value=begin_id).masked_fill(F.pad(labels[:, :-1], (1, 0)) == IGNORE, pad_id)
 
 
 def causal_lm(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
