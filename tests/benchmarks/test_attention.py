@@ -14,7 +14,15 @@ from anyformer import parts
 from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Attention, LSHAttention
-from benchmarks import attention, attention_report, choose, quality_claims, quality_models, quality_probes
+from benchmarks import (
+    attention,
+    attention_report,
+    attention_results,
+    choose,
+    quality_claims,
+    quality_models,
+    quality_probes,
+)
 from benchmarks.attention_mixers import DECODING, DIM, ENTRIES
 from benchmarks.attention_peers import PEERS
 from benchmarks.attention_worker import Contestant
@@ -26,9 +34,9 @@ LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
 def test_exponents_are_found_where_the_growth_has_settled(power: float) -> None:
-    assert attention.exponent({n: 5.0 + 1e-9 * n**power for n in LENGTHS if n < 2048}) is None
+    assert attention_results.exponent({n: 5.0 + 1e-9 * n**power for n in LENGTHS if n < 2048}) is None
     early = {256: 100.0, 1024: 100.0}  # what does not grow yet does not count
-    found = attention.exponent(early | {n: 1e-9 * n**power for n in LENGTHS if n >= 2048})
+    found = attention_results.exponent(early | {n: 1e-9 * n**power for n in LENGTHS if n >= 2048})
     assert found == pytest.approx(power)
 
 
@@ -106,8 +114,8 @@ def test_every_mixer_is_measured() -> None:
     measured = {part for entry in ENTRIES.values() for part in mixers(entry.recipe(1024))}
     every = {
         value
-        for module in pkgutil.iter_modules(parts.__path__)
-        for value in vars(importlib.import_module(f"anyformer.parts.{module.name}")).values()
+        for module in pkgutil.walk_packages(parts.__path__, "anyformer.parts.")
+        for value in vars(importlib.import_module(module.name)).values()
         if isinstance(value, type) and issubclass(value, Mixer) and value is not Mixer
     }
     assert Attention in every and LSHAttention in every

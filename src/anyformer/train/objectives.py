@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from anyformer.data.labels import IGNORE
+from anyformer.data.labels import next_tokens as next_tokens  # a part of this module's interface
+from anyformer.data.labels import shift_right as shift_right
 from anyformer.hub.pooling import MODES, pooled
 from anyformer.skeletons.base import Output
 
