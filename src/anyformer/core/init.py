@@ -30,11 +30,11 @@ def initialise(
         scheme: depth: what ends a residual branch is smaller by sqrt(2 x layers) (GPT-2). normal: nothing is smaller.
             xavier: std is sqrt(2 / (inputs + outputs)) for matrices (Glorot and Bengio, 2010). mup: depth, times
             `factors`.
-        factors: of the std, by path of the matrix; `core.mup` makes them.
+        factors: of the std, by path of the matrix; `train.mup` makes them.
     """
     check_option("initialise", "scheme", scheme, SCHEMES)
     if (factors is not None) != (scheme == "mup"):
-        raise ValueError("scheme='mup' needs factors, and no other scheme reads them; core.mup.Transfer has them")
+        raise ValueError("scheme='mup' needs factors, and no other scheme reads them; train.mup.Transfer has them")
     if seed is not None:
         torch.manual_seed(seed)
     depth = max(1, sum(1 for name, _ in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]))
@@ -51,3 +51,6 @@ def initialise(
     for module in model.modules():  # after the common rule, so that a part has the last word
         if isinstance(module, Part | nn.Conv1d):
             module.reset_parameters()
+    for module in model.modules():
+        if isinstance(module, Part):
+            module.adjust_parameters()

@@ -47,6 +47,9 @@ class Part(nn.Module):
         """Is padding in the middle of a text no part of it? Not where distances count, or token follows on token."""
         return True
 
+    def adjust_parameters(self) -> None:
+        """Factors on first weights, after all parts have drawn theirs. Only `initialise` calls it, once."""
+
     def reset_parameters(self) -> None:
         """First weights, where the common rule of `core.init` does not fit. Called after it."""
 

@@ -72,8 +72,7 @@ class Block(Part):
             self.scale = nn.ModuleDict({name: scale.build(dim) for name in self.branches})
         self.wiring, self.dropout, self.stream, self.gain = wiring, dropout, stream, gain
 
-    def reset_parameters(self) -> None:
-        """`gain` on weights that have just been drawn."""
+    def adjust_parameters(self) -> None:
         for name in self.branches if self.gain != 1.0 else ():
             for path, module in getattr(self, name).named_modules():
                 if isinstance(module, nn.Linear) and path not in ("q", "k"):

@@ -27,6 +27,21 @@ from torch import nn
 from anyformer.core import pages
 from anyformer.core.init import initialise
 from anyformer.core.recipe import Recipe
+from anyformer.parts import (
+    Attention,
+    LatentAttention,
+    Linformer,
+    LocalAttention,
+    LSHAttention,
+    Nystrom,
+    ProbSparse,
+    SegmentRecurrence,
+)
+
+# The mixers whose scores are divided by the root of the width of a head.
+SOFTMAX = (
+    Attention, LatentAttention, SegmentRecurrence, Linformer, Nystrom, LSHAttention, LocalAttention, ProbSparse,
+)  # fmt: skip
 
 
 class Transfer:
@@ -58,8 +73,8 @@ class Transfer:
                 if a != 1:
                     self.factors[path] = 1 / a if b == 1 else 1 / math.sqrt(a)
                     self.rates[f"{path}.weight"] = 1 / a
-            elif hasattr(module, "head_dim") and hasattr(module, "scale") and module.head_dim != other.head_dim:
-                if "scale" not in module.recipe.options:
+            elif isinstance(module, SOFTMAX) and module.head_dim != other.head_dim:
+                if "scale" not in module.recipe.options:  # type: ignore[union-attr]
                     name = type(module).__name__
                     raise ValueError(f"muP changes the scale of attention, and {name} at {path!r} has no such option")
                 scale = other.scale if other.scale is not None else other.head_dim**-0.5
