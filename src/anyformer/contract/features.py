@@ -35,8 +35,7 @@ def taps_change_nothing(subject: Subject) -> float:
     """Listening to every module, and to attention's weights, leaves every output as it was, bit for bit."""
     batch = draw(subject, random.Random(40), [7, 4], "left")
     model = subject.model
-    before = run(model, batch)
-    every = [name for name, _ in model.named_modules() if name]
+    before, every = run(model, batch), speaking(model, batch)
     inner = [f"{name}.weights" for name, module in model.named_modules() if isinstance(module, SOFTMAX)]
     with Taps(model, *every, *inner) as taps, torch.no_grad():
         after = outputs(model(**batch.inputs))
@@ -45,6 +44,23 @@ def taps_change_nothing(subject: Subject) -> float:
         expect(bool(((sums - 1).abs().lt(1e-5) | sums.eq(0)).all()), f"{name}: a row sums to neither 1 nor 0")
     same(after, before, "with taps", 0.0, 0.0)
     return same(run(model, batch), before, "after taps", 0.0, 0.0)
+
+
+def speaking(model: nn.Module, batch: Batch) -> list[str]:
+    """The paths of the modules that run on a batch and return tensors: which is what taps can record."""
+    found: dict[str, None] = {}
+
+    def note(path: str, output: Any) -> None:
+        values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+        if path and any(isinstance(v, Tensor) for v in values):
+            found[path] = None
+
+    paths = [(path, module) for path, module in model.named_modules()]
+    hooks = [m.register_forward_hook(lambda m, inputs, output, path=p: note(path, output)) for p, m in paths]
+    run(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return list(found)
 
 
 @check(13, "model")
