@@ -19,9 +19,10 @@ from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
-from anyformer.hub.pooling import read_pooling
+from anyformer.hub.pooling import account, read_pooling
 from anyformer.hub.processors import read_processor
 from anyformer.hub.tables import config as tables
+from anyformer.hub.tables import generation
 from anyformer.hub.tables.weights import Hub, Link, links
 
 NATIVE = "anyformer"  # model_type of models that nobody published
@@ -136,15 +137,21 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
 
     if path.is_dir():
         if (path / "generation_config.json").exists():
-            model.origin["generation"] = _json(path, "generation_config.json")
+            said = _json(path, "generation_config.json")
+            model.ledger.files["generation_config.json"] = generation.account("generation_config.json", said, ignore)
+            model.origin["generation"] = {k: v for k, v in said.items() if k not in ignore}
+        elif unmet := generation.unmet(model.origin["config"]):
+            model.ledger.notes.append(f"`generate` is refused: it cannot do {', '.join(unmet)} of config.json")
         if pooling := read_pooling(path):
+            model.ledger.files.update(account(pooling, ignore))
             model.origin["pooling"] = pooling
     if path.is_file():
         from anyformer.hub.text.gguf_tokenizer import tokenizer_from_gguf
 
         model.tokenizer = tokenizer_from_gguf(metadata, str(path))
     elif Tokenizer.exists(path):
-        model.tokenizer = Tokenizer.load(path)
+        model.tokenizer = Tokenizer.load(path, ignore)
+        model.ledger.files.update(model.tokenizer.ledger)
     if path.is_dir() and model.takes == "pixel_values":
         model.processor = read_processor(path, processor, ignore)
         if model.processor is not None:
