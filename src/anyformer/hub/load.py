@@ -3,7 +3,6 @@ ledger."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from anyformer.core import pages
+from anyformer.core.hyper import changed
 from anyformer.core.recipe import Recipe
 from anyformer.hub import choose
 from anyformer.hub.fill import Filling, class_tables
@@ -121,7 +121,7 @@ def _read(
     """The hyperparameters with the caller's changes, the lines of the ledger, and the hyperparameters without them."""
     fixed = choose.implied(hub, config)
     stored, lines = tables.read(hub.config, config, page.config, fixed, ignore)
-    return dataclasses.replace(stored, **_checked(page, changes)), lines, stored
+    return changed(stored, changes, page.name), lines, stored
 
 
 def _several(name: str, values: Iterable[str]) -> tuple[str, ...]:
@@ -206,11 +206,6 @@ def _gguf_config(file: TensorFile) -> tuple[pages.Page, Hub, dict[str, Any]]:
 def _short(value: Any) -> Any:
     """GGUF stores float32: 9.99999974e-06 was written as 1e-05."""
     return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def _checked(page: pages.Page, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    page.at("tiny", **changes)  # raises for a hyperparameter that does not exist
-    return changes
 
 
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
