@@ -12,8 +12,7 @@ import torch
 
 from anyformer.core import pages
 from anyformer.core.hyper import changed
-from anyformer.core.recipe import Recipe
-from anyformer.hub import choose
+from anyformer.hub import choose, shape
 from anyformer.hub.fill import Filling, class_tables
 from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
@@ -73,14 +72,16 @@ def load(
             return _finish(model, path, {}, None, ignore)
         page, hub = choose.by_config(config)
     hyper, lines, stored = _read(page, hub, config, ignore, changes)
-    model = pages.empty(page.recipe(hyper))
+    model = shape.empty(page, hub, hyper, file)
     ledger = Ledger(str(path), hub.format, config=lines)
 
     def table(hyper: Any) -> list[Link]:
-        return links(hub.weights(hyper), pages.empty(page.recipe(hyper)).state_dict())
+        return links(hub.weights(hyper), shape.empty(page, hub, hyper, file).state_dict())
 
     others = functools.cache(lambda: class_tables(page, hub, hyper, table))
-    untied = functools.cache(lambda: model.state_dict().keys() - pages.empty(page.recipe(stored)).state_dict().keys())
+    untied = functools.cache(
+        lambda: model.state_dict().keys() - shape.empty(page, hub, stored, file).state_dict().keys()
+    )
     filling = Filling(model, hub, file, ledger, dtype, device, fresh, others, untied)
     filling.run(links(hub.weights(hyper), model.state_dict()))
     model.page, model.config, model.ledger = page.name, hyper, ledger
@@ -104,12 +105,12 @@ def outline(source: str | Path, *, ignore: Iterable[str] = (), **changes: Any) -
     folder, name = (path, "config.json") if path.is_dir() else (path.parent, path.name)
     config = _json(folder, name)
     if config.get("model_type") == NATIVE:
-        model = pages.empty(Recipe.from_json(config.get("recipe")))
+        model: Any = shape.stored(config.get("recipe"), path)
         model.ledger, model.origin = Ledger(str(path), NATIVE), {"hub": NATIVE, "format": "hf", "config": config}
         return model
     page, hub = choose.by_config(config)
     hyper, lines, _ = _read(page, hub, config, ignore, changes)
-    model = pages.empty(page.recipe(hyper))
+    model = shape.empty(page, hub, hyper)
     model.page, model.config, model.ledger = page.name, hyper, Ledger(str(path), hub.format, config=lines)
     model.origin = {"hub": hub.name, "format": hub.format, "config": dict(config)}
     return model
@@ -210,10 +211,7 @@ def _short(value: Any) -> Any:
 
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
     """A model of ours that no page describes: its recipe is in config.json, its tensors have our names."""
-    try:
-        model = pages.empty(Recipe.from_json(config.get("recipe")))
-    except (AttributeError, TypeError, ArithmeticError, RuntimeError) as error:  # options of the wrong kind or size
-        raise ValueError(f"{path / 'config.json'}: its recipe cannot be built: {error}") from error
+    model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
     ledger = Ledger(str(path), NATIVE)
     same = [Link(name, (name,), ()) for name in model.state_dict()]
     Filling(model, Hub(NATIVE, (), lambda c: []), file, ledger, dtype, device, tuple(fresh)).run(same)
