@@ -1,11 +1,80 @@
-"""For all tests."""
+"""For all tests: where they put what they make, which worker runs which, and a table of what was left out."""
 
+from __future__ import annotations
+
+import json
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+WIDTH = 180  # of a line in the table
+LEFT_OUT = ": left out: "  # between what a test of the contract would have checked and the reason
+omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
+
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_token_cache(tmp_path_factory):
+def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise does not stay in the user's cache; processes that tests start inherit it."""
     os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs a whole file, and so makes its fixtures once; the contract is grouped by page."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Notes what the contract says nothing about, of the pages that are run."""
+    run = [i for i in session.items if "test_contract[" in i.nodeid]
+    groups = {mark.args[0] for i in run if (mark := i.get_closest_marker("xdist_group")) is not None}
+    if groups:
+        from anyformer.contract.check import omissions
+
+        omitted.update(row for row in omissions() if {row[1], row[1].partition("/")[0]} & groups)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["omitted"] = json.dumps(sorted(omitted))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    omitted.update(tuple(row) for row in json.loads(getattr(node, "workeroutput", {}).get("omitted", "[]")))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One table: what was left out and why, the cases that were skipped and those that were never made."""
+    skipped = [reason(report) for report in terminalreporter.stats.get("skipped", ())]
+    lines = [*table("skipped", skipped), *table("no case", [(check, why) for check, _, why in omitted])]
+    if lines:
+        terminalreporter.section("left out, and why")
+    for line in lines:
+        terminalreporter.write_line(line)
+
+
+def reason(report: Any) -> tuple[str, str]:
+    """What a skipped test would have checked, and why it was skipped."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    check, _, why = text.removeprefix("Skipped: ").rpartition(LEFT_OUT)
+    return check or report.nodeid.partition("::")[0], why
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> Iterator[str]:
+    """A line for each reason, the most frequent first: how often, the reason, and what was to be checked."""
+    checks: dict[str, list[str]] = {}
+    for check, why in rows:
+        checks.setdefault(why, []).append(check)
+    for why, found in sorted(checks.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(dict.fromkeys(sorted(found)))
+        yield shortened(f"{title} {len(found):5}  {why}: {names}")
+
+
+def shortened(line: str) -> str:
+    """A line of the table, cut at its width."""
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

@@ -9,26 +9,63 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.contract import Check, cases
+from anyformer.contract import Check, cases, forget
+from anyformer.contract.check import LeftOut
+
+# (check, subject or page): the known fault that makes a case fail until it is mended.
+FIRST = "the library draws first weights by one rule; this page's publishers had another"
+KNOWN: dict[tuple[str, str], str] = {
+    ("first weights have the oracles sizes", page): FIRST
+    for page in ("jamba", "mamba", "mamba2", "modernbert", "reformer", "switch", "t5", "transformer")
+}
 
 
 def label(check: Check, case: tuple[Any, ...]) -> str:
     return "-".join([str(check.item), str(check), *(getattr(c, "name", str(c)) for c in case)])
 
 
-@pytest.mark.parametrize(
-    ("check", "case"),
-    [
-        pytest.param(check, case, id=label(check, case), marks=[pytest.mark.slow] if check.slow else [])
-        for check, case in cases()
-    ],
-)
+def group(check: Check, case: tuple[Any, ...]) -> str:
+    """The cases that one worker runs, so that each model and each oracle is made once: a page's, a composition's."""
+    if not case:
+        return check.name
+    return case[0] if isinstance(case[0], str) else case[0].page or case[0].name
+
+
+def marked(check: Check, case: tuple[Any, ...]) -> Any:
+    marks = [pytest.mark.xdist_group(group(check, case))]
+    if check.waits(case):
+        marks.append(pytest.mark.slow)
+    names = [group(check, case), *(getattr(c, "name", "") for c in case[:1])]
+    if why := next((KNOWN[check.name, name] for name in names if (check.name, name) in KNOWN), None):
+        marks.append(pytest.mark.xfail(reason=why, strict=True))
+    return pytest.param(check, case, id=label(check, case), marks=marks)
+
+
+@pytest.fixture(autouse=True)
+def _little_memory(request: pytest.FixtureRequest, _last: list[str] = []) -> None:  # noqa: B006  (it is what remembers)
+    """What was made for the last page is given back when the next one begins."""
+    now = group(request.getfixturevalue("check"), request.getfixturevalue("case"))
+    if _last != [now]:
+        forget()
+        _last[:] = [now]
+
+
+@pytest.mark.parametrize(("check", "case"), [marked(check, case) for check, case in cases()])
 def test_contract(check: Check, case: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if not check.examples:
-        check.run(*case)
-        return
+    try:
+        if check.examples:
+            examples(check, case)
+        else:
+            check.run(*case)
+    except LeftOut as why:
+        pytest.skip(f"{check.name}: left out: {why}")
+
+
+def examples(check: Check, case: tuple[Any, ...]) -> None:
+    """A property on random examples; left out if none of them had anything to check."""
+    checked, reasons = [], []
 
     @settings(
         max_examples=check.examples,
@@ -39,6 +76,13 @@ def test_contract(check: Check, case: tuple[Any, ...]) -> None:
     )
     @given(rng=st.randoms(use_true_random=False))
     def holds(rng: Any) -> None:
-        check.run(*case, rng=rng)
+        try:
+            check.run(*case, rng=rng)
+        except LeftOut as why:
+            reasons.append(why)
+        else:
+            checked.append(rng)
 
     holds()
+    if not checked:
+        raise reasons[-1]

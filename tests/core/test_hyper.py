@@ -44,7 +44,10 @@ TEXT = (
     must("model_type", "pair_text"),
 )  # fmt: skip
 TABLE = (within("text_config", "text", Text, *TEXT), key("size", "size"))
-FILE = {"text_config": {"hidden_size": 16, "heads": 4, "widths": [3, 4], "model_type": "pair_text"}, "size": 5}
+FILE: dict[str, Any] = {
+    "text_config": {"hidden_size": 16, "heads": 4, "widths": [3, 4], "model_type": "pair_text"},
+    "size": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def test_a_nested_config_is_read_and_written():
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_nested_config_is_named_with_its_path(text, message):
-    file: dict[str, Any] = {**FILE, "text_config": {**FILE["text_config"], **text} if isinstance(text, dict) else text}  # type: ignore[dict-item]
+    file: dict[str, Any] = {**FILE, "text_config": {**FILE["text_config"], **text} if isinstance(text, dict) else text}
     with pytest.raises(ValueError, match=message):
         tables.read(TABLE, file if text is not None else {"size": 5}, Outer, {})
 
@@ -156,7 +159,7 @@ SPELLINGS = [("rate", 1, 1.0), ("rate", "1e-5", 1e-5), ("heads", 4.0, 4), ("widt
 
 @pytest.mark.parametrize(("name", "theirs", "ours"), SPELLINGS[:3])
 def test_spellings_of_published_files_are_read_and_kept(name, theirs, ours):
-    file = {**FILE["text_config"], name: theirs}  # type: ignore[dict-item]
+    file = {**FILE["text_config"], name: theirs}
     hyper, _ = tables.read(TEXT, file, Text, {})
     value = getattr(hyper, name)
     assert value == ours and type(value) is type(ours)
@@ -173,7 +176,7 @@ WRONG = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_value_of_another_type_or_absurd_size_is_refused_by_its_key(name, value):
     with pytest.raises(ValueError, match=rf"config key '{name}'(\.\d)?: expected .*, got "):
-        tables.read(TEXT, {**FILE["text_config"], name: value}, Text, {})  # type: ignore[dict-item]
+        tables.read(TEXT, {**FILE["text_config"], name: value}, Text, {})
 
 
 # ------------------------------------------------------------------------------- several names, the same level, squares

@@ -194,7 +194,8 @@ def test_a_second_value_or_part_of_a_name_is_refused():
 
 
 def test_two_pages_may_define_a_part_of_the_same_name(monkeypatch):
-    monkeypatch.setattr(Part, "kinds", dict(Part.kinds))
+    for name in ("one.Layer", "two.Layer"):
+        monkeypatch.setitem(Part.kinds, name, None)
     for page in ("one", "two"):
         exec("class Layer(Block): pass", {"Block": Block, "__name__": f"anyformer.models.{page}"})
     recipes: list[Recipe] = [

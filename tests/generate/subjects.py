@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import anyformer as af
+from anyformer.core import pages
 from anyformer.hub.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
@@ -17,9 +18,10 @@ torch.set_num_threads(1)
 def names() -> list[str]:
     """page:case of everything that generates, and "hybrid"."""
     cases = [(p, case, p.module.CASES.get(case, {})) for p in af.pages() for case in ("", *p.module.CASES)]
-    return [f"{p.name}:{case}" for p, case, changes in cases if p.recipe(p.at("tiny", **changes)).part.generates] + [
-        "hybrid:"
+    able = [
+        f"{p.name}:{case}" for p, case, changes in cases if pages.empty(p.recipe(p.at("tiny", **changes))).generates
     ]
+    return [*able, "hybrid:"]
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch
 import anyformer as af
 from anyformer.generate import embed
 from anyformer.hub.formats.guard import FileRefused
-from anyformer.hub.pooling import Pooling, meaning, read_pooling
+from anyformer.hub.pooling import PROMPTS, Pooling, meaning, read_pooling
 from anyformer.hub.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
@@ -125,12 +125,42 @@ def test_what_the_files_mean():
         ),
         (lambda f: f["1_Pooling/config.json"].update(pooling_mode_mean_sqrt_len_tokens=True), "mean_sqrt_len"),
         (lambda f: f["sentence_bert_config.json"].update(max_seq_length=0), "max_seq_length"),
-        (lambda f: f["sentence_bert_config.json"].update(do_lower_case=True), "do_lower_case"),
+        (lambda f: f.update({PROMPTS: {"prompts": {"query": 3}}}), "prompts"),
+        (lambda f: f.update({PROMPTS: {"prompts": {}, "default_prompt_name": "query"}}), "default_prompt_name"),
     ):
         given = files(tokens=8)
         spoilt(given)
         with pytest.raises(FileRefused, match=words):
             meaning(given)
+
+
+def test_prompts_and_small_letters_of_the_files_count():
+    m = reader()
+    plain = {text: embed(m, [text]) for text in ("query: Fox", "Fox", "fox")}
+    said = {PROMPTS: {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}}
+    m.origin = {"pooling": files() | said}
+    assert torch.equal(embed(m, ["Fox"]), plain["query: Fox"])
+    assert torch.equal(embed(m, ["Fox"], prompt="document"), plain["Fox"])
+    assert torch.equal(embed(m, ["Fox"], prompt=""), plain["Fox"])
+    with pytest.raises(ValueError, match="no prompt 'quary'.*query"):
+        embed(m, ["Fox"], prompt="quary")
+    given = files()
+    given["sentence_bert_config.json"] = {"do_lower_case": True}
+    m.origin = {"pooling": given}
+    assert torch.equal(embed(m, ["Fox"]), plain["fox"])
+
+
+def test_the_longest_text_of_the_tokenizer_counts_where_no_other_file_says_one():
+    m = reader()
+    m.tokenizer.config["model_max_length"] = 10
+    with pytest.warns(UserWarning, match="longer than 10 tokens"):
+        embed(m, ["x" * 30])
+    m.origin = {"pooling": files(tokens=20)}
+    with pytest.warns(UserWarning, match="longer than 20 tokens"):
+        embed(m, ["x" * 30])
+    for none in (10**30, None, "x", True):
+        m.tokenizer.config["model_max_length"] = none
+        assert m.tokenizer.longest is None
 
 
 @pytest.mark.parametrize("path", ["../1_Pooling", "/etc", "a/b", "", None, 3])

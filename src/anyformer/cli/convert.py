@@ -31,7 +31,7 @@ def convert(source: str, dest: str | Path, *, dtype: Dtype | None = None, overwr
     import torch
 
     from anyformer import hub
-    from anyformer.hub.load import NATIVE
+    from anyformer.hub.save import own_format_because
 
     path = models.find(source)
     model = hub.load(path, dtype=None if dtype is None else getattr(torch, dtype))
@@ -39,8 +39,8 @@ def convert(source: str, dest: str | Path, *, dtype: Dtype | None = None, overwr
     kind = hub.save(model, dest, overwrite=overwrite)
     for file in sorted(Path(dest).iterdir()):
         print(f"wrote {file}  {show.size(file.stat().st_size)}")
-    own = kind == NATIVE  # no published format can say this model
-    print(f"model_type {kind}: opens in {'anyformer' if own else 'anyformer and transformers'}")
+    why = own_format_because(model)
+    print(f"model_type {kind}: opens in {f'anyformer alone: {why}' if why else 'anyformer and transformers'}")
     return kind
 
 

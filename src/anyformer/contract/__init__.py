@@ -19,17 +19,32 @@ from anyformer.contract import (  # noqa: F401  (each module enters its checks)
     doors,
     experts,
     features,
+    first,
     form,
     hyper,
     kernels,
     ledger,
     limits,
+    long,
     numbers,
     packing,
     training,
 )
-from anyformer.contract.check import CHECKS, Check, cases
+from anyformer.contract.check import CHECKS, Check, LeftOut, cases
+from anyformer.contract.oracle import forget
 from anyformer.contract.report import Report, verify
 from anyformer.contract.subjects import Subject, checkpoint, compositions, subjects
 
-__all__ = ["CHECKS", "Check", "Report", "Subject", "cases", "checkpoint", "compositions", "subjects", "verify"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "LeftOut",
+    "Report",
+    "Subject",
+    "cases",
+    "checkpoint",
+    "compositions",
+    "forget",
+    "subjects",
+    "verify",
+]

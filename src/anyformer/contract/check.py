@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from anyformer.contract.subjects import Subject, compositions, hubs, subjects
+from anyformer.contract.subjects import Subject, apart, compositions, hubs, subjects
 from anyformer.core import pages
 
 CHECKS: list[Check] = []
@@ -26,7 +26,8 @@ class Check:
         needs: why it says nothing about a subject, or None.
         light: is run on automatic variations of one hyperparameter, too.
         checkpoint: is run on a user's checkpoint, too.
-        slow: takes more than ten seconds.
+        slow: a case takes more than ten seconds.
+        later: whose cases `make test` leaves to `make test-all`: other subjects prove the same, or nearly.
         oracle: needs `transformers`.
     """
 
@@ -39,6 +40,7 @@ class Check:
     light: bool = False
     checkpoint: bool = False
     slow: bool = False
+    later: Callable[[Subject], bool] = lambda subject: False
     oracle: bool = False
 
     def __str__(self) -> str:
@@ -57,11 +59,52 @@ class Check:
                 if self.needs(subject) is None and (self.light or not subject.light):
                     yield from ([(subject, hub) for hub in hubs(subject)] if self.over == "files" else [(subject,)])
 
+    def waits(self, case: tuple[Any, ...]) -> bool:
+        """Is this case left to `make test-all`?"""
+        return self.slow or (self.over in ("model", "files") and self.later(case[0]))
+
+    def omitted(self, page: str | None) -> Iterator[tuple[str, str]]:
+        """(subject, why) for every subject of a page, or every composition, about which the check says nothing."""
+        if self.over not in ("model", "files"):
+            return
+        for subject in compositions() if page is None else subjects(page):
+            if subject.light and not self.light:
+                continue  # a variation of one hyperparameter: for the numbers alone, which is no omission
+            if why := self.needs(subject):
+                yield subject.name, why
+            elif self.over == "files" and not hubs(subject):
+                yield subject.name, no_file(subject)
+
     def once(self, case: tuple[Any, ...], most: int = 100) -> float:
-        """Runs the check on one case, a property on `most` random examples at most, without hypothesis."""
+        """Runs the check on one case, a property on `most` random examples at most, without hypothesis.
+
+        Raises:
+            LeftOut: if it found nothing to check, in no example.
+        """
         if not self.examples:
             return self.run(*case)
-        return max(self.run(*case, rng=random.Random(i)) for i in range(min(most, self.examples)))
+        found, why = [], ""
+        for i in range(min(most, self.examples)):
+            try:
+                found.append(self.run(*case, rng=random.Random(i)))
+            except LeftOut as reason:
+                why = str(reason)
+        if not found:
+            raise LeftOut(why)
+        return max(found)
+
+
+class LeftOut(Exception):
+    """A check found nothing to check in a case; the message says why."""
+
+
+def no_file(subject: Subject) -> str:
+    """The reason why nothing of `transformers` is beside a subject."""
+    if subject.page is None:
+        return "a composition: transformers has no such model"
+    if apart(subject.page):
+        return "transformers does not know the page; its ORACLE says what is compared instead"
+    return "no file of theirs can say these hyperparameters"
 
 
 def check(
@@ -73,15 +116,15 @@ def check(
     light: bool = False,
     checkpoint: bool = False,
     slow: bool = False,
+    later: Callable[[Subject], bool] = lambda subject: False,
     oracle: bool = False,
 ) -> Callable[[Callable[..., float]], Callable[..., float]]:
     """Enters a function into the contract; its name is the name of the check."""
 
     def enter(function: Callable[..., float]) -> Callable[..., float]:
         name = function.__name__.replace("_", " ")
-        CHECKS.append(
-            Check(item, name, function, over, examples, needs, light, checkpoint, slow, oracle or over == "files")
-        )
+        theirs = oracle or over == "files"
+        CHECKS.append(Check(item, name, function, over, examples, needs, light, checkpoint, slow, later, theirs))
         return function
 
     return enter
@@ -90,6 +133,17 @@ def check(
 def cases() -> list[tuple[Check, tuple[Any, ...]]]:
     """Every check with every case: all pages, the compositions, the parts."""
     return [(c, case) for page in (*pages.names(), None) for c in CHECKS for case in c.cases(page)]
+
+
+def omissions() -> list[tuple[str, str, str]]:
+    """(check, subject, why) for everything that no case of the contract covers."""
+    every = (*pages.names(), None)
+    return [(c.name, subject, why) for page in every for c in CHECKS for subject, why in c.omitted(page)]
+
+
+def varied(subject: Subject) -> bool:
+    """Is it a variation of one hyperparameter? Parity and the round trip prove it in `make test`."""
+    return subject.light
 
 
 def decodes(subject: Subject) -> str | None:

@@ -114,7 +114,7 @@ def experts_that_choose_are_refused_in_a_decoder() -> float:
 
 def dense(subject: Subject) -> list[str]:
     """The paths of feed-forward parts that are no mixtures."""
-    blocks = [(path, m.ffn) for path, m in subject.model.named_modules() if isinstance(m, Block)]
+    blocks = [(path, m.ffn) for path, m in subject.outline.named_modules() if isinstance(m, Block)]
     return [f"{path}.ffn" for path, ffn in blocks if ffn is not None and not isinstance(ffn, MoE)]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.compress import int8, nf4
-from anyformer.contract.check import check, decodes
-from anyformer.contract.hyper import alternatives, declared, differ, edited, fingerprint, options
+from anyformer.contract.check import LeftOut, check, decodes
+from anyformer.contract.hyper import alternatives, declared, differ, edited, fingerprint, key_of, options
 from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
-from anyformer.contract.probe import Failed, close, draw, expect, goal, outputs, run, same
-from anyformer.contract.subjects import Subject
+from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, outputs, run, same
+from anyformer.contract.subjects import Subject, first_of, whole
 from anyformer.contract.training import in_full
+from anyformer.core.recipe import Recipe
 from anyformer.core.taps import Taps
-from anyformer.edge.export import export
+from anyformer.edge.export import export, inputs
+from anyformer.skeletons import Skeleton
 from anyformer.train import lora
 
 TINY = 1e-6  # below it a float that is added to others is as good as 0
@@ -31,8 +35,7 @@ def taps_change_nothing(subject: Subject) -> float:
     """Listening to every module, and to attention's weights, leaves every output as it was, bit for bit."""
     batch = draw(subject, random.Random(40), [7, 4], "left")
     model = subject.model
-    before = run(model, batch)
-    every = [name for name, _ in model.named_modules() if name]
+    before, every = run(model, batch), speaking(model, batch)
     inner = [f"{name}.weights" for name, module in model.named_modules() if isinstance(module, SOFTMAX)]
     with Taps(model, *every, *inner) as taps, torch.no_grad():
         after = outputs(model(**batch.inputs))
@@ -41,6 +44,23 @@ def taps_change_nothing(subject: Subject) -> float:
         expect(bool(((sums - 1).abs().lt(1e-5) | sums.eq(0)).all()), f"{name}: a row sums to neither 1 nor 0")
     same(after, before, "with taps", 0.0, 0.0)
     return same(run(model, batch), before, "after taps", 0.0, 0.0)
+
+
+def speaking(model: nn.Module, batch: Batch) -> list[str]:
+    """The paths of the modules that run on a batch and return tensors: which is what taps can record."""
+    found: dict[str, None] = {}
+
+    def note(path: str, output: Any) -> None:
+        values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+        if path and any(isinstance(v, Tensor) for v in values):
+            found[path] = None
+
+    paths = [(path, module) for path, module in model.named_modules()]
+    hooks = [m.register_forward_hook(lambda m, inputs, output, path=p: note(path, output)) for p, m in paths]
+    run(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return list(found)
 
 
 @check(13, "model")
@@ -142,13 +162,23 @@ def inside_its_error(subject: Subject, quantise: Any, kind: type[nn.Module]) -> 
     return worst[0]
 
 
-@check(13, "model", needs=in_full)
+@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton))
 def export_runs_and_matches(subject: Subject) -> float:
     """As one program for any batch and length, it runs without anyformer and gives the model's numbers."""
     with tempfile.TemporaryDirectory() as folder:
-        found = export(subject.model, Path(folder) / "model.pt2")
+        path = Path(folder) / "model.pt2"
+        try:
+            found = export(subject.model, path)
+        except ValueError as error:
+            raise Failed(f"refused by `export`: {error}") from error
         expect(found.bytes > 0 and len(found.checked) > 1, "the program was not compared on other sizes")
-        return found.difference
+        program = torch.export.load(path).module()
+        batch = Batch(inputs(subject.model, batch=3, time=11, source=6))
+        expected = run(subject.model, batch)
+        scale = max(1.0, *(float(v.abs().max()) for v in expected.values()))
+        with torch.no_grad():
+            again = program(**batch.inputs)
+        return max(close(again[n], expected[n], f"the program's {n}", atol=1e-5 * scale) for n in again)
 
 
 @check(16, "model", needs=lambda s: decodes(s) or in_full(s))
@@ -199,14 +229,13 @@ def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
 
 @check(16, "model", needs=in_full)
 def zero_is_no_default(subject: Subject) -> float:
-    """0 for any option is refused by a ValueError, or means 0: never the default."""
-    usual = fingerprint(subject, subject.recipe)
-    for path, owner, option, value in options(subject.recipe):
-        kinds = declared(owner, option)
-        if value == 0 or not (value is None or type(value) in (int, float)) or not ("int" in kinds or "float" in kinds):
+    """0 for any option is refused by a ValueError, or means 0: never the default. An option is tried in the first
+    subject that holds it."""
+    usual, earlier, tried = fingerprint(subject, subject.recipe), tried_before(subject), 0
+    for path, owner, option, value in numeric(subject.recipe):
+        if key_of(owner, option) in earlier:
             continue
-        if isinstance(value, float) and value < TINY:
-            continue  # 0 and 1e-12 are one number where they are added
+        tried, kinds = tried + 1, declared(owner, option)
         try:
             zero = subject.recipe.but({path: 0})
             with warnings.catch_warnings(action="ignore"):
@@ -228,7 +257,28 @@ def zero_is_no_default(subject: Subject) -> float:
         )
         if counts and found is not None and expected is not None:
             expect(differ(found, expected), f"{path}=0 does what {None if 'None' in kinds else value} does")
+    if not tried:
+        raise LeftOut("every option of its parts is proved on an earlier page")
     return 0.0
+
+
+def numeric(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
+    """(path, owner, option, value) of the options that are numbers and not 0 yet."""
+    for path, owner, option, value in options(recipe):
+        kinds = declared(owner, option)
+        number = value is None or type(value) in (int, float)
+        if number and value != 0 and ("int" in kinds or "float" in kinds):
+            if isinstance(value, float) and value < TINY:
+                continue  # 0 and 1e-12 are one number where they are added
+            yield path, owner, option, value
+
+
+@functools.cache
+def tried_before(subject: Subject) -> frozenset[tuple[str, str]]:
+    """The options that subjects before this one have tried."""
+    every = whole()
+    earlier = every[: every.index(subject)] if subject in every else []
+    return frozenset(key_of(owner, option) for s in earlier for _, owner, option, _ in numeric(s.recipe))
 
 
 @check(16, "model", examples=3, needs=decodes, checkpoint=True)

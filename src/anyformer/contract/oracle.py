@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anyformer.contract import subjects
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import STD, Subject, weights, words
 from anyformer.core.recipe import Recipe
@@ -44,6 +45,9 @@ DEVIATIONS = {
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
 }
+
+
+SCRATCH = "anyformer-contract-"  # how the folders begin that this file makes
 
 
 def available() -> bool:
@@ -162,6 +166,15 @@ def oracle(subject: Subject, hub: Hub | None) -> Oracle:
     return _made[key]
 
 
+def forget() -> None:
+    """Gives back what was made for checks: models, oracles and their folders."""
+    for side in _made.values():
+        if side.folder.name.startswith(SCRATCH):
+            shutil.rmtree(side.folder, ignore_errors=True)
+    _made.clear()
+    subjects.forget()
+
+
 def meet(subject: Subject, hub: Hub | None) -> Oracle:
     """Theirs for a subject, made now."""
     import transformers
@@ -268,7 +281,7 @@ def _published(path: Path) -> Any:
 
 def scratch() -> Path:
     """A folder that is gone when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="anyformer-contract-"))
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

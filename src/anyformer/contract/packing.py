@@ -27,9 +27,9 @@ def packs(subject: Subject) -> str | None:
         return "an image is one document"
     if subject.has_source:
         return "sources and targets are not packed: one pair a row"
-    for part in (m for m in subject.model.modules() if isinstance(m, Mixer) and not m.packs):
+    for part in (m for m in subject.outline.modules() if isinstance(m, Mixer) and not m.packs):
         return f"{type(part).__name__} cannot keep packed documents apart"
-    return "it makes one vector of a row" if getattr(subject.model, "pool", None) is not None else None
+    return "it makes one vector of a row" if getattr(subject.outline, "pool", None) is not None else None
 
 
 def packed(subject: Subject, rng: random.Random) -> tuple[Batch, list[list[slice]]]:

@@ -89,6 +89,11 @@ class Subject:
         return _model(self)
 
     @property
+    def outline(self) -> Any:
+        """The model without memory: what its modules are, before any number is asked for."""
+        return _outline(self)
+
+    @property
     def published(self) -> str | None:
         """The `model_type` of a checkpoint that others know, None for one in our own format, or for no checkpoint."""
         kind = (self.model.origin or {}).get("hub")
@@ -97,12 +102,12 @@ class Subject:
     @property
     def limit(self) -> int | None:
         """The longest text that it accepts, in tokens; None = any."""
-        return self.model.context
+        return self.outline.context
 
     @property
     def decodes(self) -> bool:
         """Does it continue a text token by token?"""
-        return self.model.generates
+        return self.outline.generates
 
     @property
     def causal(self) -> bool:
@@ -112,7 +117,7 @@ class Subject:
     @property
     def reads_text(self) -> bool:
         """Is its input token ids, so that there is padding?"""
-        return self.model.reads_text
+        return self.outline.reads_text
 
     @property
     def has_source(self) -> bool:
@@ -139,6 +144,17 @@ def _model(subject: Subject) -> Any:
     model = subject.recipe.build()
     model.page, model.config = subject.page, subject.config
     return redrawn(model).eval()
+
+
+@functools.cache
+def _outline(subject: Subject) -> Any:
+    return subject.model if subject.path is not None else pages.empty(subject.recipe)
+
+
+def forget() -> None:
+    """Gives back the memory of every model that was made for a check."""
+    _model.cache_clear()
+    _outline.cache_clear()
 
 
 @torch.no_grad()
@@ -234,6 +250,30 @@ def scored() -> dict[str, Recipe]:
         "bert, convolution, ALiBi, DeepNorm, pooled": bert,
         "vit, sines and rotary on the grid": vit,
     }
+
+
+def apart_from_tiny(subject: Subject) -> bool:
+    """Is it another case of a page than `tiny`?"""
+    return subject.page is not None and not subject.name.endswith("/tiny")
+
+
+def whole() -> list[Subject]:
+    """`tiny` of each page, then the compositions: over these run the checks that cost seconds."""
+    return [*(subjects(name)[0] for name in pages.names()), *compositions()]
+
+
+@functools.cache
+def first_of(kind: type) -> frozenset[str]:
+    """The names of the subjects, of `whole`, that hold a part of this kind in a skeleton for the first time."""
+    seen: set[tuple[type, type]] = set()
+    found = []
+    for subject in whole():
+        parts = [v.part for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
+        pairs = {(subject.recipe.part, part) for part in (*parts, subject.recipe.part) if issubclass(part, kind)}
+        if pairs - seen:
+            found.append(subject.name)
+        seen |= pairs
+    return frozenset(found)
 
 
 def checkpoint(path: str) -> Subject:

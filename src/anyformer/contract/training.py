@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.contract.check import check
+from anyformer.contract.check import check, varied
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, close, draw, expect, goal, slopes_agree
-from anyformer.contract.subjects import Subject
+from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, redrawn
 from anyformer.core import pages
 from anyformer.core.init import initialise
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, Value
 from anyformer.core.recompute import recompute
 from anyformer.skeletons.base import Output
 from anyformer.train.objectives import IGNORE, classification, counted
 
-STEPS, RATE = 60, 1e-2  # of the check that a batch can be learned by heart
-LEARNED = 0.5  # the share of the first loss that may be left
+STEPS, RATE = 40, 2e-2  # of the check that a batch can be learned by heart
+LEARNED = 0.2  # the share of the first loss that may be left: T5 keeps 0.13, all others less than 0.01
 
 
 def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
@@ -96,9 +97,9 @@ def every_parameter_gets_a_gradient(subject: Subject) -> float:
     return 0.0
 
 
-@check(11, "model")
+@check(11, "model", later=apart_from_tiny)
 def learns_a_batch_by_heart(subject: Subject) -> float:
-    """From first weights, a few steps of AdamW halve the loss on one padded batch."""
+    """From first weights, 40 steps of AdamW leave a fifth of the loss on one padded batch at most."""
     model = fresh(subject.model).train()
     initialise(model, seed=0)
     batch = draw(subject, random.Random(31), [7, 4, 6], "left")
@@ -128,9 +129,9 @@ def recomputing_changes_nothing(subject: Subject) -> float:
 
 
 def compiled(subject: Subject, backend: str) -> float:
-    """The largest difference that torch.compile makes to loss and gradients."""
+    """The largest difference that torch.compile makes to loss and gradients, with one block of each kind."""
     batch = draw(subject, random.Random(33), [9, 5], "left")
-    model = fresh(subject.model).train()
+    model = redrawn(shallow(subject.recipe).build()).train()
     labels = labels_for(model, batch)
     expected = learn(model, batch, labels)
     torch._dynamo.reset()
@@ -141,12 +142,21 @@ def compiled(subject: Subject, backend: str) -> float:
         torch._dynamo.reset()
 
 
+def shallow(recipe: Recipe) -> Recipe:
+    """The recipe with every block once: equal ones are traced alike."""
+    stacks = {path.rpartition(".")[0] for path, _ in recipe.walk() if path.rpartition(".")[0].endswith("blocks")}
+    for path in stacks:
+        blocks = [value for at, value in recipe.walk() if at.rpartition(".")[0] == path]
+        recipe = recipe.but({path: tuple(dict.fromkeys(blocks))})
+    return recipe
+
+
 def in_full(subject: Subject) -> str | None:
     """For checks that cost seconds: `tiny` of each page, and the compositions."""
     return None if subject.name.endswith("/tiny") or subject.page is None else "drawn for `tiny` only: it costs seconds"
 
 
-@check(11, "model", needs=in_full)
+@check(11, "model", needs=in_full, later=lambda s: s.name not in first_of(Mixer))
 def compiling_changes_nothing(subject: Subject) -> float:
     """Traced by torch.compile, forward and backward, and run operation by operation: the same loss and gradients."""
     return compiled(subject, "aot_eager")
@@ -179,7 +189,7 @@ def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
     return agree((losses, sums), whole, "accumulated")
 
 
-@check(12, "model", light=True, checkpoint=True)
+@check(12, "model", light=True, later=varied, checkpoint=True)
 def recipe_is_its_own_description(subject: Subject) -> float:
     """To JSON and back, printed and evaluated, pickled: the same recipe, which builds the same modules."""
     import pickle

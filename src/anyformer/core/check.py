@@ -59,9 +59,14 @@ def fit(value: Any, kind: Any, where: str) -> Any:
     return fitted
 
 
-def kinds_of(owner: Any) -> dict[str, Any]:
+def kinds_of(owner: Any) -> Mapping[str, Any]:
     """The annotations of a function's parameters or of a dataclass's fields; Any for a name that does not exist while
     the program runs."""
+    return _kinds_of(owner)
+
+
+@functools.cache
+def _kinds_of(owner: Any) -> Mapping[str, Any]:
     if not isinstance(owner, type):
         return _evaluated(owner.__annotations__, owner.__globals__)
     names, found = {f.name for f in dataclasses.fields(owner)}, {}

@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyformer.core.check import Frozen, fit, kinds_of, shown
@@ -21,7 +23,30 @@ if TYPE_CHECKING:
 P = TypeVar("P", covariant=True)  # the class of the part, or of all parts that a slot takes
 PAGES = "anyformer.models"  # the package whose modules may each define a part of the same name
 PARTS: dict[str, type[Part]] = {}  # all parts by their stored names
-MAX_PARTS = 100_000  # a recipe read from a file may not describe more parts than this
+MAX_PARTS = 100_000  # a list in a recipe, or a recipe read from a file, may not hold more parts than this
+_left: ContextVar[list[int] | None] = ContextVar("left", default=None)
+
+
+@contextmanager
+def at_most(parts: int) -> Iterator[None]:
+    """Inside, no more recipes can be written and no more parts built than so many: for what a file describes.
+
+    Raises:
+        ValueError: where one more would be made.
+    """
+    token = _left.set([parts, parts])
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def _spend() -> None:
+    left = _left.get()
+    if left is not None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError(f"more than {left[1]:,} parts, which is more than the weights beside it can fill")
 
 
 def stored_name(part: type) -> str:
@@ -41,6 +66,7 @@ class Recipe(Generic[P]):
     __slots__ = ("options", "part")
 
     def __init__(self, part: type[Part], options: Mapping[str, Any]):
+        _spend()
         known = signature(part)
         for name in options:
             if name not in known:
@@ -51,7 +77,9 @@ class Recipe(Generic[P]):
         full, kinds = {}, _kinds(part)  # type: ignore[arg-type]  # a class is hashable
         for name, default in known.items():
             if name in options:
-                where = f"{part.__name__}.{name}"
+                where, value = f"{part.__name__}.{name}", options[name]
+                if isinstance(value, list | tuple) and len(value) > MAX_PARTS:
+                    raise ValueError(f"{where}: expected a list of at most {MAX_PARTS:,}, got {len(value):,} entries")
                 full[name] = _frozen(fit(options[name], kinds[name], where), where)
             elif default is inspect.Parameter.empty:
                 raise ValueError(f"{part.__name__} needs the option {name!r}")
@@ -73,6 +101,7 @@ class Recipe(Generic[P]):
     def build(self, dim: int | None = None, *more: int) -> Any:
         """Makes the module. `dim` is the width of the stream; a skeleton brings its own and ignores it. `more` is what
         some parts are told beside it (`Part.given`): those of attention the number and the width of the heads."""
+        _spend()
         name, given = self.part.__name__, self.part.given
         if self.part.closed:
             module = self.part(**self.options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 from typing import Any, ClassVar
 
 from anyformer.core.check import fit, kinds_of
@@ -22,16 +21,11 @@ class _Checked(type):
     def __call__(cls, *args: Any, **options: Any) -> Any:
         if not dataclasses.is_dataclass(cls):
             raise TypeError(f"{cls.__name__} is a kind of values and none itself")
-        kinds = _fields(cls)
+        kinds = kinds_of(cls)
         given = zip(kinds, args, strict=False)  # too many arguments are the constructor's error
         fitted = [fit(value, kinds[name], f"{cls.__name__}.{name}") for name, value in given]
         named = {k: fit(v, kinds[k], f"{cls.__name__}.{k}") if k in kinds else v for k, v in options.items()}
         return super().__call__(*fitted, *args[len(fitted) :], **named)
-
-
-@functools.cache
-def _fields(cls: type) -> dict[str, Any]:
-    return kinds_of(cls)
 
 
 class Value(metaclass=_Checked):

@@ -91,7 +91,7 @@ def search(model: Any, prompts: list[list[int]], options: Options) -> list[Hypot
     every = [Beams(options, run.ends) for _ in prompts]
     beams, width = every if run.rows else [], (1 + len(run.ends)) * options.num_beams
     for count in range(1, options.max_new_tokens + 1):
-        scores = run.scores().float().log_softmax(-1)  # (P L, V)
+        scores = run.ruled(run.scores().float().log_softmax(-1), count - 1)  # (P L, V)
         sums = torch.tensor([[h.score for h in b.live] for b in beams], device=scores.device)  # (P, L)
         totals = (sums[..., None] + scores.unflatten(0, sums.shape)).flatten(1)  # (P, L V)
         best, places = totals.topk(min(width, totals.shape[1]))  # (P, N), best first

@@ -19,6 +19,7 @@ from torch import Tensor
 from anyformer.core.state import State
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import check_room, end_ids
+from anyformer.generate.rules import Rules, begin_of, grown
 from anyformer.generate.sampling import Sampler
 
 
@@ -30,7 +31,7 @@ class Decoding:
 
     Args:
         prompts: token ids of each row. A decoder continues them; an encoder-decoder reads them as the source, and
-            continues its `begin_id`.
+            continues the token that its files put in front of a target.
 
     Attributes:
         rows: the numbers of the rows that are not done, in the order of the batch.
@@ -45,12 +46,15 @@ class Decoding:
         # the inputs of an encoder; (B, T) all tokens so far; (B, T) padding mask or None
         self.source, self.ids, self.mask = model.opening(ids, mask)
         if model.reads_source:
+            self.ids = torch.full_like(self.ids, begin_of(model))
             prompts = self.ids.tolist()
         self.new: Tensor | None = None  # (B, 1) tokens that the state has not seen; None = all
         self.state: State | None = None
         if options.cache and self.rows:
             with torch.inference_mode():
                 self.state = model.start(len(prompts), self.ids.shape[1] + options.max_new_tokens)
+        self.rules = Rules(model, self.ends, options.max_new_tokens)
+        self.written = prompts  # all tokens of each row so far, without padding
         self.sampler = Sampler(options, prompts, model.vocab, like.device)
         self.count = 0
 
@@ -61,7 +65,7 @@ class Decoding:
         Raises:
             ValueError: if the model's scores are not finite.
         """
-        tokens = self.sampler.choose(self.scores())  # (B,)
+        tokens = self.sampler.choose(self.ruled(self.scores()))  # (B,)
         chosen = list(zip(self.rows, tokens.tolist(), strict=True))
         if any(token < 0 for _, token in chosen):
             raise ValueError(
@@ -91,6 +95,7 @@ class Decoding:
             return
         index = torch.tensor(rows, device=self.ids.device)
         self.sampler.keep(rows)
+        self.written = [self.written[i] for i in rows]
         self.ids = self.ids[index]
         self.mask, self.new = (None if t is None else t[index] for t in (self.mask, self.new))
         self.source = {name: None if t is None else t[index] for name, t in self.source.items()}
@@ -100,11 +105,17 @@ class Decoding:
     def append(self, tokens: Tensor) -> None:
         """The next token of each row, (B, 1)."""
         self.new = tokens  # (B, 1)
+        if self.rules.any:
+            self.written = grown(self.written, tokens[:, 0])
         if self.state is None:
             self.ids = torch.cat((self.ids, tokens), 1)
             self.mask = (
                 None if self.mask is None else torch.cat((self.mask, torch.ones_like(tokens, dtype=torch.bool)), 1)
             )
+
+    def ruled(self, scores: Tensor, count: int | None = None) -> Tensor:
+        """Scores (B, V), or log-probabilities, under the rules of the model's files; `count` new tokens are there."""
+        return self.rules.apply(scores, self.written, self.count if count is None else count)
 
     def scores(self) -> Tensor:
         """Scores of the next token, (B, V)."""

@@ -16,7 +16,9 @@ from anyformer.hub.pooling import Pooling, meaning, pooled
 
 
 @torch.inference_mode()
-def embed(model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | None = None) -> Tensor:
+def embed(
+    model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | None = None, prompt: str | None = None
+) -> Tensor:
     """Sentence vectors as sentence-transformers makes them: similar texts have a high cosine similarity.
 
     The last hidden states are pooled as the model's files say (`modules.json`; without it: the mean over real tokens,
@@ -26,6 +28,8 @@ def embed(model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | N
         texts: one or more.
         batch: texts that go through the model at once; the longest first, so that little is padded.
         normalize: to length 1; None = as the model's files say.
+        prompt: the name of what the files put in front of each text ("query", "document" …); None = their default, ""
+            = nothing.
 
     Returns:
         (N, D), in float32 at least, on the model's device, in the order of the texts.
@@ -43,7 +47,10 @@ def embed(model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | N
     if not model.reads_text:
         raise ValueError(f"embed reads text, and this model reads {model.takes}")
     how = meaning((model.origin or {}).get("pooling", {}))
-    rows = _encoded(tokenizer_of(model, "texts"), texts, min(filter(None, (how.tokens, model.context)), default=None))
+    tokenizer, before = tokenizer_of(model, "texts"), how.before(prompt)
+    texts = [before + text for text in texts]
+    limits = filter(None, (how.tokens or tokenizer.longest, model.context))
+    rows = _encoded(tokenizer, [t.lower() for t in texts] if how.lower else texts, min(limits, default=None))
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     with evaluating(model):
         parts = [_pooled(model, [rows[i] for i in order[at : at + batch]], how) for at in range(0, len(order), batch)]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.hub.tables.generation import check_rule
+
 
 class Prompts:
     """The prompts of one call.
@@ -103,11 +105,16 @@ def tokenizer_of(model: Any, why: str) -> Any:
 
 
 def end_ids(model: Any) -> set[int]:
-    """The tokens that end a text: those of the tokenizer, the generation config and the config together."""
+    """The tokens that end a text: those of the tokenizer, the generation config and the config together.
+
+    Raises:
+        ValueError: naming the key, if a file holds something else than token ids.
+    """
     found = set() if model.tokenizer is None else set(model.tokenizer.eos_ids)
     origin = model.origin or {}
-    for said in (origin.get("generation", {}), origin.get("config", {})):
-        ids = said.get("eos_token_id")
+    for file in ("generation", "config"):
+        ids = origin.get(file, {}).get("eos_token_id")
+        check_rule(file, "eos_token_id", ids)
         found.update([] if ids is None else ids if isinstance(ids, list) else [ids])
     return found
 

@@ -9,7 +9,8 @@ class Writer:
     """The text of one row. What `put` and `end` return, joined, is the text; nothing that was given out changes later.
 
     Held back are characters whose bytes are not all there, and what could be the beginning of a stop string: a stop
-    string is found across tokens, and no part of it is given out.
+    string is found across tokens, and no part of it is given out. Special tokens are not text; but those that a stop
+    string names are looked for in it.
 
     Args:
         before: the last token of the prompt that is continued, or None. Some tokenizers drop the space in front of a
@@ -19,6 +20,10 @@ class Writer:
 
     def __init__(self, tokenizer: Any, before: int | None, stops: tuple[str, ...]):
         self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
+        added = tokenizer.core.get_added_tokens_decoder()
+        named = {i: token.content for i, token in added.items() if token.special}
+        self._marks = {i: text for i, text in named.items() if any(text in stop for stop in stops)}
+        self._hidden: list[tuple[int, int]] = []  # where these stand in the text, which does not show them
         self._stream = tokenizer.stream()
         if before is not None and (not self._known(before) or not self._stream.put(before)):
             self._stream = tokenizer.stream()  # nothing is known to end there
@@ -29,7 +34,10 @@ class Writer:
 
     def put(self, token: int) -> str:
         """The text that is certain now; often empty. `stopped` says whether it ends here."""
-        text = self._take(self._stream.put(token)) if self._known(token) else ""
+        mark = self._marks.get(token, "")
+        if mark:
+            self._hidden.append((self._length, self._length + len(mark)))
+        text = self._take(mark or self._stream.put(token)) if self._known(token) else ""
         self._lengths.append(self._length)
         return text
 
@@ -38,7 +46,7 @@ class Writer:
         if self.stopped:
             return ""
         text = self._take(self._stream.end())
-        return text if self.stopped else text + self._held
+        return text if self.stopped else text + self._shown(self._held, self._length)
 
     def tokens(self) -> int:
         """How many tokens make the text: with a stop string those that end before it begins."""
@@ -60,7 +68,15 @@ class Writer:
         if found:
             _, at = min(found)
             self.stopped, self._stop = True, self._length - len(held) + at
-            return held[:at]
+            return self._shown(held[:at], self._stop)
         cut = next((i for i in range(len(held)) if any(stop.startswith(held[i:]) for stop in self.stops)), len(held))
         self._held = held[cut:]
-        return held[:cut]
+        return self._shown(held[:cut], self._length - len(self._held))
+
+    def _shown(self, text: str, end: int) -> str:
+        """A text that ends at that place, without the special tokens in it."""
+        first = end - len(text)
+        for begin, stop in reversed(self._hidden):
+            if stop > first and begin < end:
+                text = text[: max(begin - first, 0)] + text[stop - first :]
+        return text

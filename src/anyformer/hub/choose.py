@@ -84,7 +84,8 @@ def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
     if named not in hub.architectures:
         known = list(hub.architectures)
         raise ValueError(
-            f"the file holds a {named!r}{nearest(named, known)}; of {hub.name!r} anyformer knows {', '.join(known)}"
+            f"the file holds a {named!r}{nearest(named, known)}, as its 'architectures' say; of {hub.name!r} anyformer "
+            f"knows {', '.join(known)}"
         )
     return hub.architectures[named]
 

@@ -1,10 +1,16 @@
-"""The ledger: what became of every tensor and every config key of a file."""
+"""The ledger: what became of every tensor and every key of a model's files.
+
+One mechanism for the files beside config.json: a table of `Keys` says what each key of such a file is for, and
+`account` holds a file against it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyformer.core.recipe import nearest
 from anyformer.hub.tables.config import Line
 
 
@@ -21,9 +27,56 @@ class TensorLine:
     detail: str  # our names, or the reason
 
 
+@dataclass(frozen=True)
+class Keys:
+    """What a kind of file may say.
+
+    Args:
+        used: key -> what it sets here.
+        ignored: reason -> keys that change nothing here.
+        only: key -> the values with which it changes nothing; another one is refused.
+        refused: keys that are refused whatever they say, with the reason.
+    """
+
+    used: Mapping[str, str]
+    ignored: Mapping[str, Collection[str]] = field(default_factory=dict)
+    only: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def account(self, where: object, content: Mapping[str, Any], ignore: Collection[str] = ()) -> list[Line]:
+        """The lines of a file, one for each key. `ignore`: keys that are passed over, as the caller asks.
+
+        Raises:
+            ValueError: naming file and key, if one is unknown or has a value that would change what comes out.
+        """
+        why = {key: reason for reason, keys in self.ignored.items() for key in keys}
+        lines = []
+        for key, value in content.items():
+            if key in ignore:
+                lines.append(Line(key, value, "ignored", "as asked"))
+            elif key in self.used:
+                lines.append(Line(key, value, "used", self.used[key]))
+            elif value is None or value in self.only.get(key, ()):
+                lines.append(Line(key, value, "ignored", "changes nothing with this value"))
+            elif key in why:
+                lines.append(Line(key, value, "ignored", why[key]))
+            elif key in self.refused or key in self.only:
+                reason = self.refused.get(key) or f"only {' or '.join(map(repr, self.only[key]))} is known here"
+                raise ValueError(f"{where}: key {key!r} is {value!r:.80}: {reason}. {passing(key)}")
+            else:
+                known = [*self.used, *why, *self.only]
+                raise ValueError(f"{where}: key {key!r} is not known{nearest(key, known)}. {passing(key)}")
+        return lines
+
+
+def passing(key: str) -> str:
+    """How a caller passes over a key, for an error message."""
+    return f"If it changes nothing: load(..., ignore=[{key!r}]), or --ignore {key}"
+
+
 @dataclass
 class Ledger:
-    """What became of everything in a file; kept as `model.ledger`."""
+    """What became of everything in a model's files; kept as `model.ledger`."""
 
     path: str
     format: str
@@ -37,12 +90,11 @@ class Ledger:
         return sum(line.status == status for line in self.tensors)
 
     def summary(self) -> str:
-        """One line: all tensors and keys by status."""
+        """One line: all tensors and keys by status, and the notes."""
         tensors = ", ".join(f"{self.count(s)} {s}" for s in ("used", "derived", "ignored", "fresh") if self.count(s))
-        keys = ", ".join(
-            f"{n} {s}" for s in ("used", "fixed", "ignored") if (n := sum(k.status == s for k in self.config))
-        )
-        return f"{len(self.tensors)} tensors: {tensors or 'none'}; {len(self.config)} config keys: {keys or 'none'}"
+        parts = [f"{len(self.tensors)} tensors: {tensors or 'none'}", _counted("config keys", self.config)]
+        parts += [_counted(f"keys of {name}", lines) for name, lines in self.files.items()]
+        return "; ".join([*parts, *self.notes])
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists."""
@@ -51,4 +103,12 @@ class Ledger:
             "format": self.format,
             "tensors": [vars(line) for line in self.tensors],
             "config": [vars(line) for line in self.config],
+            "files": {name: [vars(line) for line in lines] for name, lines in self.files.items()},
+            "notes": list(self.notes),
         }
+
+
+def _counted(what: str, lines: list[Line]) -> str:
+    statuses = ("used", "fixed", "ignored", "refused")
+    keys = ", ".join(f"{n} {s}" for s in statuses if (n := sum(k.status == s for k in lines)))
+    return f"{len(lines)} {what}: {keys or 'none'}"

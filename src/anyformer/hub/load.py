@@ -3,7 +3,6 @@ ledger."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,16 +11,17 @@ from typing import Any
 import torch
 
 from anyformer.core import pages
-from anyformer.core.recipe import Recipe
-from anyformer.hub import choose
+from anyformer.core.hyper import changed
+from anyformer.hub import choose, shape
 from anyformer.hub.fill import Filling, class_tables
 from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
-from anyformer.hub.pooling import read_pooling
+from anyformer.hub.pooling import account, read_pooling
 from anyformer.hub.processors import read_processor
 from anyformer.hub.tables import config as tables
+from anyformer.hub.tables import generation
 from anyformer.hub.tables.weights import Hub, Link, links
 
 NATIVE = "anyformer"  # model_type of models that nobody published
@@ -72,14 +72,16 @@ def load(
             return _finish(model, path, {}, None, ignore)
         page, hub = choose.by_config(config)
     hyper, lines, stored = _read(page, hub, config, ignore, changes)
-    model = pages.empty(page.recipe(hyper))
+    model = shape.empty(page, hub, hyper, file)
     ledger = Ledger(str(path), hub.format, config=lines)
 
     def table(hyper: Any) -> list[Link]:
-        return links(hub.weights(hyper), pages.empty(page.recipe(hyper)).state_dict())
+        return links(hub.weights(hyper), shape.empty(page, hub, hyper, file).state_dict())
 
     others = functools.cache(lambda: class_tables(page, hub, hyper, table))
-    untied = functools.cache(lambda: model.state_dict().keys() - pages.empty(page.recipe(stored)).state_dict().keys())
+    untied = functools.cache(
+        lambda: model.state_dict().keys() - shape.empty(page, hub, stored, file).state_dict().keys()
+    )
     filling = Filling(model, hub, file, ledger, dtype, device, fresh, others, untied)
     filling.run(links(hub.weights(hyper), model.state_dict()))
     model.page, model.config, model.ledger = page.name, hyper, ledger
@@ -103,12 +105,12 @@ def outline(source: str | Path, *, ignore: Iterable[str] = (), **changes: Any) -
     folder, name = (path, "config.json") if path.is_dir() else (path.parent, path.name)
     config = _json(folder, name)
     if config.get("model_type") == NATIVE:
-        model = pages.empty(Recipe.from_json(config.get("recipe")))
+        model: Any = shape.stored(config.get("recipe"), path)
         model.ledger, model.origin = Ledger(str(path), NATIVE), {"hub": NATIVE, "format": "hf", "config": config}
         return model
     page, hub = choose.by_config(config)
     hyper, lines, _ = _read(page, hub, config, ignore, changes)
-    model = pages.empty(page.recipe(hyper))
+    model = shape.empty(page, hub, hyper)
     model.page, model.config, model.ledger = page.name, hyper, Ledger(str(path), hub.format, config=lines)
     model.origin = {"hub": hub.name, "format": hub.format, "config": dict(config)}
     return model
@@ -120,7 +122,7 @@ def _read(
     """The hyperparameters with the caller's changes, the lines of the ledger, and the hyperparameters without them."""
     fixed = choose.implied(hub, config)
     stored, lines = tables.read(hub.config, config, page.config, fixed, ignore)
-    return dataclasses.replace(stored, **_checked(page, changes)), lines, stored
+    return changed(stored, changes, page.name), lines, stored
 
 
 def _several(name: str, values: Iterable[str]) -> tuple[str, ...]:
@@ -136,15 +138,21 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
 
     if path.is_dir():
         if (path / "generation_config.json").exists():
-            model.origin["generation"] = _json(path, "generation_config.json")
+            said = _json(path, "generation_config.json")
+            model.ledger.files["generation_config.json"] = generation.account("generation_config.json", said, ignore)
+            model.origin["generation"] = {k: v for k, v in said.items() if k not in ignore}
+        elif unmet := generation.unmet(model.origin["config"]):
+            model.ledger.notes.append(f"`generate` is refused: it cannot do {', '.join(unmet)} of config.json")
         if pooling := read_pooling(path):
+            model.ledger.files.update(account(pooling, ignore))
             model.origin["pooling"] = pooling
     if path.is_file():
         from anyformer.hub.text.gguf_tokenizer import tokenizer_from_gguf
 
         model.tokenizer = tokenizer_from_gguf(metadata, str(path))
     elif Tokenizer.exists(path):
-        model.tokenizer = Tokenizer.load(path)
+        model.tokenizer = Tokenizer.load(path, ignore)
+        model.ledger.files.update(model.tokenizer.ledger)
     if path.is_dir() and model.takes == "pixel_values":
         model.processor = read_processor(path, processor, ignore)
         if model.processor is not None:
@@ -201,17 +209,9 @@ def _short(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _checked(page: pages.Page, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    page.at("tiny", **changes)  # raises for a hyperparameter that does not exist
-    return changes
-
-
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
     """A model of ours that no page describes: its recipe is in config.json, its tensors have our names."""
-    try:
-        model = pages.empty(Recipe.from_json(config.get("recipe")))
-    except (AttributeError, TypeError, ArithmeticError, RuntimeError) as error:  # options of the wrong kind or size
-        raise ValueError(f"{path / 'config.json'}: its recipe cannot be built: {error}") from error
+    model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
     ledger = Ledger(str(path), NATIVE)
     same = [Link(name, (name,), ()) for name in model.state_dict()]
     Filling(model, Hub(NATIVE, (), lambda c: []), file, ledger, dtype, device, tuple(fresh)).run(same)

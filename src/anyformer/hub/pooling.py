@@ -2,7 +2,8 @@
 
 modules.json                 the steps: Transformer, Pooling, perhaps Normalize
 1_Pooling/config.json        how the tokens' vectors become one
-sentence_bert_config.json    the longest text, in tokens
+sentence_bert_config.json    the longest text, in tokens; whether texts are written small first
+config_sentence_transformers.json    what is put in front of a text, by name
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_json, refuse
+from anyformer.core.recipe import nearest
+from anyformer.hub.formats.guard import atomic_write, inside, read_json, refuse
+from anyformer.hub.ledger import Keys
+from anyformer.hub.tables.config import Line
 
-MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
+MODULES, LENGTH, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 STEPS = ("Transformer", "Pooling", "Normalize")
 MODES = ("cls", "max", "mean", "lasttoken")
 FLAGS = {  # older files have a switch for each mode
@@ -30,6 +35,31 @@ FLAGS = {  # older files have a switch for each mode
 }
 
 
+POOLING_KEYS = Keys(
+    used={"pooling_mode": "how a text's vector is made", **dict.fromkeys(FLAGS, "how a text's vector is made")},
+    ignored={"the model says it": ("word_embedding_dimension", "embedding_dimension")},
+    only={
+        "include_prompt": (True,), "pooling_mode_mean_sqrt_len_tokens": (False,),
+        "pooling_mode_weightedmean_tokens": (False,),
+    },
+)  # fmt: skip
+LENGTH_KEYS = Keys(
+    used={"max_seq_length": "longer texts are cut", "do_lower_case": "texts are written small first"},
+    ignored={
+        "how files are found": ("model_args", "config_args", "tokenizer_args", "cache_dir", "tokenizer_name_or_path")
+    },
+)
+PROMPT_KEYS = Keys(
+    used={"prompts": "what `embed(prompt=)` can put in front", "default_prompt_name": "what `embed` puts in front"},
+    ignored={
+        "says which file this is": ("__version__", "model_type"),
+        "how vectors are compared, which is the caller's": ("similarity_fn_name",),
+        "vectors keep their width": ("truncate_dim",),
+    },
+)
+MODULE_KEYS = Keys(used={}, ignored={"which step, and where its files are": ("idx", "name", "path", "type")})
+
+
 @dataclass(frozen=True)
 class Pooling:
     """How a text's vector is made.
@@ -38,11 +68,32 @@ class Pooling:
         mode: "mean" of all real tokens, "max" of them in each dimension, "cls" the first, "lasttoken" the last.
         normalize: to length 1.
         tokens: longer texts are cut; None = the model's context.
+        lower: write texts small first.
+        prompts: what can be put in front of a text, by name; `prompt` is what is put there if nobody asks, or None.
     """
 
     mode: str = "mean"
     normalize: bool = False
     tokens: int | None = None
+    lower: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+
+    def before(self, asked: str | None) -> str:
+        """The text in front of each, by the name that a caller asks for; None = the default of the files.
+
+        Raises:
+            ValueError: with the names that there are, if there is no such prompt.
+        """
+        name = self.prompt if asked is None else asked
+        if not name:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "none"
+            raise ValueError(
+                f"this model's files have no prompt {name!r}{nearest(name, list(self.prompts))}; they have {known}"
+            )
+        return self.prompts[name]
 
 
 def pooled(hidden: Tensor, keep: Tensor | None, mode: str) -> Tensor:
@@ -69,26 +120,36 @@ def read_pooling(folder: Path) -> dict[str, Any]:
     Raises:
         FileRefused: for files that are no such thing.
     """
-    if not os.path.lexists(folder / MODULES):
-        return {}
-    modules = read_json(inside(folder, MODULES))
+    files = {n: read_json(inside(folder, n)) for n in (MODULES, LENGTH, PROMPTS) if os.path.lexists(folder / n)}
+    modules = files.get(MODULES, [])
     if not isinstance(modules, list) or not all(
         isinstance(m, dict) and isinstance(m.get("type"), str) for m in modules
     ):
         raise refuse(folder / MODULES, "content", "a list of modules with their type", modules)
-    files: dict[str, Any] = {MODULES: modules}
     for module in modules:
+        path = module.get("path")
         if module["type"].endswith(".Pooling"):
-            path = module.get("path")
             if not isinstance(path, str) or not re.fullmatch(r"\w+", path) or (folder / path).is_symlink():
                 raise refuse(folder / MODULES, "path", "a plain folder name", path)
             files[f"{path}/config.json"] = read_json(inside(folder / path, "config.json"))
-    if os.path.lexists(folder / LENGTH):
-        files[LENGTH] = read_json(inside(folder, LENGTH))
     for name, content in files.items():
         if name != MODULES and not isinstance(content, dict):
             raise refuse(folder / name, "content", "a JSON object", content)
     return files
+
+
+def account(files: Mapping[str, Any], ignore: Collection[str]) -> dict[str, list[Line]]:
+    """The lines of the ledger for each file.
+
+    Raises:
+        ValueError: naming file and key, if one is unknown.
+    """
+    lines = {}
+    for name, content in files.items():
+        keys = {MODULES: MODULE_KEYS, LENGTH: LENGTH_KEYS, PROMPTS: PROMPT_KEYS}.get(name, POOLING_KEYS)
+        each = content if isinstance(content, list) else [content]
+        lines[name] = [line for one in each for line in keys.account(name, one, ignore)]
+    return lines
 
 
 def write_pooling(folder: Path, files: dict[str, Any]) -> None:
@@ -104,8 +165,17 @@ def meaning(files: dict[str, Any]) -> Pooling:
     Raises:
         FileRefused: naming the step or mode that is not known here: its vectors would be others.
     """
-    if not files:
-        return Pooling()
+    length, said = files.get(LENGTH, {}), files.get(PROMPTS, {})
+    tokens, lower = length.get("max_seq_length"), bool(length.get("do_lower_case"))
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise refuse(LENGTH, "max_seq_length", "a whole number above 0", tokens)
+    prompts, prompt = said.get("prompts") or {}, said.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise refuse(PROMPTS, "prompts", "texts by name", prompts)
+    if prompt is not None and prompt not in prompts:
+        raise refuse(PROMPTS, "default_prompt_name", f"one of {', '.join(prompts) or 'no prompts'}", prompt)
+    if MODULES not in files:
+        return Pooling(tokens=tokens, lower=lower, prompts=prompts, prompt=prompt)
     steps = [module["type"].rsplit(".", 1)[-1] for module in files[MODULES]]
     if steps not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise refuse(MODULES, "modules", f"{STEPS[0]}, {STEPS[1]} and perhaps {STEPS[2]}", ", ".join(steps))
@@ -115,10 +185,4 @@ def meaning(files: dict[str, Any]) -> Pooling:
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
     if mode not in MODES:
         raise refuse(name, "pooling_mode", f"one of {', '.join(MODES)}", mode)
-    length = files.get(LENGTH, {})
-    tokens = length.get("max_seq_length")
-    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
-        raise refuse(LENGTH, "max_seq_length", "a whole number above 0", tokens)
-    if length.get("do_lower_case"):
-        raise FileRefused(f"{LENGTH}: do_lower_case is true; only a tokenizer that does it itself is known here")
-    return Pooling(mode, steps[-1] == "Normalize", tokens)
+    return Pooling(mode, steps[-1] == "Normalize", tokens, lower, prompts, prompt)

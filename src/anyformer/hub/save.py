@@ -3,7 +3,9 @@ directory."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,9 @@ def save(
     for path, module in model.named_modules():
         if hint := getattr(module, "unsaved", None):
             raise ValueError(f"{path} is a {type(module).__name__}, which model files cannot say; {hint}")
+    why = own_format_because(model)
+    if why and model.page is not None and pages.page(model.page).module.HUBS:
+        warnings.warn(f"written in anyformer's own format, which transformers does not open: {why}", stacklevel=2)
     config, tensors = _words(model, model.state_dict() if weights is None else weights)
     _check_other(folder, config, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,18 +93,46 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
 def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:
     """The map that can say this model, the name of its architecture, and its config; None if only our own format
     can."""
-    if model.page is None or pages.page(model.page).recipe(model.config) != model.recipe:
-        return None
-    origin = model.origin or {}
-    hubs = [h for h in pages.page(model.page).module.HUBS if h.format == "hf"]
+    found = _said(model)
+    return None if isinstance(found, str) else found
+
+
+def own_format_because(model: Any) -> str | None:
+    """Why a model is written in anyformer's own format; None if it is written as its published files are."""
+    found = _said(model)
+    return found if isinstance(found, str) else None
+
+
+def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
+    """As `hub_for`, or the reason why no published format can say this model."""
+    if model.page is None:
+        return "no page describes it"
+    page = pages.page(model.page)
+    if page.recipe(model.config) != model.recipe:
+        return f"its recipe is another one than that of {model.page}"
+    origin, why = model.origin or {}, list[str]()
+    hubs = [h for h in page.module.HUBS if h.format == "hf"]
     for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # as it came, if it still can
         words = origin.get("config", {}) if hub.name == origin.get("hub") else {}
         for architecture, fixed in hub.architectures.items():
             try:
-                return hub, architecture, tables.write(hub.config, model.config, fixed, words)
-            except ValueError:
-                continue
-    return None
+                config = tables.write(hub.config, model.config, fixed, words)
+                _check_back(hub, page, {**config, "architectures": [architecture]}, fixed, model)
+                return hub, architecture, config
+            except ValueError as error:
+                why.append(f"{hub.name}, {architecture}: {error}")
+    return "; ".join(why) or f"nobody published {model.page} in a format that is known here"
+
+
+def _check_back(hub: Hub, page: pages.Page, config: dict[str, Any], fixed: Mapping[str, Any], model: Any) -> None:
+    """Raises ValueError, naming the hyperparameter, if the words of a config are not read as what they were made of."""
+    back, _ = tables.read(hub.config, config, page.config, fixed)
+    if page.recipe(back) == model.recipe:
+        return  # where hyperparameters differ, one stands for what the other says (None for dim / heads)
+    for f in dataclasses.fields(back):
+        ours, again = getattr(model.config, f.name), getattr(back, f.name)
+        if ours is not None and ours != again:
+            raise ValueError(f"{f.name}={ours!r} would be read as {again!r}")
 
 
 def _check_other(folder: Path, config: dict[str, Any], overwrite: bool) -> None:

@@ -12,9 +12,7 @@ sees    · · · · ·  ■   · · ·          ·  the last `window` tokens, lo
 ```
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import ACTS, Lens, key, keys, must, quiet
@@ -102,11 +100,6 @@ def _gguf(c: Gemma3) -> list:
     return [replace(r, ops=(PlusOne(),)) if "norm" in r.ours[0] else r for r in flat([decoder_rows(), outer])]
 
 
-def _get_width(config: Mapping[str, Any]) -> dict[str, Any]:
-    width = config.get("head_dim", 256)
-    return {"head_dim": None if width * config["num_attention_heads"] == config["hidden_size"] else width}
-
-
 _PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 HUBS = (
     Hub(
@@ -117,7 +110,7 @@ HUBS = (
             *keys(num_key_value_heads="kv_heads", intermediate_size="hidden", max_position_embeddings="context"),
             *keys(rms_norm_eps="eps", sliding_window="window", query_pre_attn_scalar="query_scale"),
             key("hidden_activation", "act", ACTS), key("attention_bias", "bias", default=False),
-            Lens(("head_dim",), ("head_dim",), _get_width,
+            Lens(("head_dim",), ("head_dim",), lambda c: {"head_dim": c.get("head_dim", 256)},
                  lambda c: {"head_dim": c.head_dim or c.dim // c.heads}),
             layer_kinds(_PATTERN, 6, first=False),
             two_ropes(("rope_theta", 1e6), ("rope_local_base_freq", 1e4), stretches=True),

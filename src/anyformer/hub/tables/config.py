@@ -69,10 +69,16 @@ class Lens:
         except KeyError as error:
             raise ValueError(f"the config lacks {where + str(error.args[0])!r}") from None
         except ValueError as error:
+            if not any(name in str(error) for name in self.names):
+                raise ValueError(f"{self.words_of(config, where)}{error}") from None
             raise ValueError(f"{where[:-1]}: {error}" if where else str(error)) from None
         except (TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-            said = ", ".join(f"{where}{n}={shown(config[n])}" for n in self.names if n in config)
-            raise ValueError(f"config key {said}: not what this page expects ({error})") from None
+            raise ValueError(f"{self.words_of(config, where)}not what this page expects ({error})") from None
+
+    def words_of(self, config: Mapping[str, Any], where: str) -> str:
+        """The keys that are there and their values, as an error message begins."""
+        found = " / ".join(f"{where + n!r} = {shown(config[n])}" for n in self.names if n in config)
+        return f"config key {found}: " if found else ""
 
     def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
         """The lines of the ledger for the keys that are there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_GENERATION = "for `generate`; the lines for generation in the ledger say what becomes of it"
+_GENERATION = "for `generate`: its rules hold there without a generation_config.json, its habits are options"
 _TEXT = "for the tokenizer and generation"
 _POOLER = "BERT's first pooler of classes, which no published code builds"
 _OTHERS = "left over from another family; no layer of this page reads it"

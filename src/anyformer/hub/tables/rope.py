@@ -95,6 +95,8 @@ def layer_kinds(older: tuple[str, ...], usual: int, first: bool) -> Lens:
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
         depth, said = config["num_hidden_layers"], config.get("layer_types")
         every = next((config[n] for n in older if config.get(n)), usual)
+        if said is not None and len(said) != depth:
+            raise ValueError(f"config key 'layer_types' names {len(said)} layers, and num_hidden_layers is {depth}")
         if said not in (None, kinds(every, depth)):
             places = [i for i, kind in enumerate(said) if kind == KINDS[0] and (i or not first)]
             every = (places[0] if places else depth) + (not first)

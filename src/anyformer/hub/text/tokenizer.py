@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +21,19 @@ from tokenizers import Tokenizer as Core
 from torch import Tensor
 
 from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_bytes, read_json, refuse, short
+from anyformer.hub.tables.config import Line
+from anyformer.hub.text.keys import CONFIG_KEYS, ROLES, SPECIAL_KEYS, account, add_tokens, follow
 from anyformer.hub.text.template import MAX_TEMPLATE, render
 
 MAX_BYTES = 200_000_000  # of tokenizer.json; the largest published ones have 35 MB
 MAX_CONFIG = 20_000_000
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 END = "<|endoftext|>"
-CORE, CONFIG, SPECIAL, TEMPLATE = (
+CORE, CONFIG, SPECIAL, TEMPLATE, ADDED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "added_tokens.json",
 )
 
 
@@ -54,6 +56,8 @@ class Tokenizer:
         core.no_padding()
         self.core, self.roles, self.template = core, dict(roles or {}), template
         self.config = dict(config or {"tokenizer_class": "PreTrainedTokenizerFast"})
+        self.special: dict[str, Any] = {}  # what else the special_tokens_map.json held
+        self.ledger: dict[str, list[Line]] = {}  # what became of the keys of the files
         special = {token.content for token in core.get_added_tokens_decoder().values()}
         missing = [t for t in self.roles.values() if t not in special and core.token_to_id(t) is not None]
         core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
@@ -68,6 +72,15 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of tokens, special and added ones included (a model may have more rows than that)."""
         return self.core.get_vocab_size()
+
+    @property
+    def longest(self) -> int | None:
+        """The longest text in tokens, `model_max_length` of its file; None where it says none, or a number so large
+        that it means none."""
+        said = self.config.get("model_max_length")
+        if not isinstance(said, int | float) or isinstance(said, bool) or not 0 < said < 1e9:
+            return None
+        return int(said)
 
     @property
     def bos_id(self) -> int | None:
@@ -161,8 +174,13 @@ class Tokenizer:
         return os.path.lexists(Path(folder) / CORE)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Tokenizer:
-        """The tokenizer of a Hugging Face folder. Errors: FileNotFoundError, FileRefused."""
+    def load(cls, folder: str | os.PathLike, ignore: Collection[str] = ()) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder.
+
+        Tokens and rules that stand only in `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json`
+        count, too. `ignore`: keys of these that are passed over. Errors: FileNotFoundError, FileRefused, and ValueError
+        naming a key that is not known.
+        """
         if not cls.exists(folder):
             others = [n for n in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
                       if os.path.lexists(Path(folder) / n)]  # fmt: skip
@@ -170,16 +188,27 @@ class Tokenizer:
             raise FileNotFoundError(f"{folder}: no tokenizer; looked for {CORE} (with {CONFIG}, {SPECIAL}){hint}")
         path = inside(folder, CORE)
         special, config = _optional_json(folder, SPECIAL), _optional_json(folder, CONFIG)
+        found = ((SPECIAL, SPECIAL_KEYS, special), (CONFIG, CONFIG_KEYS, config))
+        ledger = {name: account(name, keys, file, ignore) for name, keys, file in found if file}
+        special, config = ({k: v for k, v in file.items() if k not in ignore} for file in (special, config))
+        core = _core(read_bytes(path, MAX_BYTES), path)
         roles = {**_roles(special, Path(folder) / SPECIAL), **_roles(config, Path(folder) / CONFIG)}
-        template = _template(folder, config.pop("chat_template", None))
-        return cls(_core(read_bytes(path, MAX_BYTES), path), roles, template, config)
+        add_tokens(core, Path(folder) / CONFIG, [special, config], _optional_json(folder, ADDED))
+        named = config.get("chat_template")
+        template = _template(folder, named)
+        if not isinstance(named, list):
+            config.pop("chat_template", None)  # several named ones are kept, of which one is read
+        made = cls(core, roles, template, config)
+        follow(core, config)
+        made.special, made.ledger = special, ledger
+        return made
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and the template."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / CORE, self.core.to_str(pretty=True).encode())
-        for name, content in ((CONFIG, {**self.config, **self.roles}), (SPECIAL, self.roles)):
+        for name, content in ((CONFIG, {**self.config, **self.roles}), (SPECIAL, {**self.special, **self.roles})):
             atomic_write(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
         if self.template is not None:
             atomic_write(folder / TEMPLATE, self.template.encode())

@@ -18,6 +18,8 @@ from anyformer.parts.attention.cache import KeysValues, Sliding
 from anyformer.parts.attention.heads import width
 from anyformer.parts.rows import FAR, Rows, divided, rows
 
+DRAWN = 2**24  # random numbers of one part, which are made while it is built
+
 HIDDEN, ITSELF = -1e9, -1e5  # scores of what may not be seen, and of a token itself: seen only where nothing else is
 
 
@@ -249,6 +251,11 @@ class LSHAttention(Chunked):
         self.qk, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(2))
         self.rotations: Tensor
         shape = (heads, self.head_dim, rounds, sum(self.factors) // 2)
+        if math.prod(shape) > DRAWN:
+            raise ValueError(
+                f"LSHAttention: {heads} heads of width {self.head_dim}, {rounds} rounds and {buckets} buckets need "
+                f"{math.prod(shape):,} random numbers; at most {DRAWN:,} are drawn"
+            )
         noise = torch.Generator().manual_seed(0 if seed is None else seed)
         self.register_buffer("rotations", torch.randn(shape, generator=noise, device="cpu"), persistent=False)
 

@@ -1,0 +1,51 @@
+"""Item 19: first weights have the oracle's sizes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.check import check
+from anyformer.contract.oracle import as_theirs, build, oracle
+from anyformer.contract.probe import expect
+from anyformer.contract.subjects import Subject, apart_from_tiny
+from anyformer.core.init import initialise
+from anyformer.hub.tables.weights import Hub
+
+SIGMAS = 6.0  # of the sampling error of a standard deviation, 1 / sqrt(2 n)
+FEW = 32  # values: of fewer, chance decides the size
+
+
+@check(19, "files", later=apart_from_tiny)
+def first_weights_have_the_oracles_sizes(subject: Subject, hub: Hub) -> float:
+    """Every tensor of a new model is as wide as the oracle's first one, within the sampling error; a constant is the
+    same constant."""
+    side, schemes = oracle(subject, hub), ("depth", "normal")
+    torch.manual_seed(0)
+    theirs, made = dict(build(subject, hub).state_dict()), {}
+    for scheme in schemes:  # with and without GPT-2's rule for the ends of branches, which ours takes everywhere
+        model = subject.recipe.build()
+        initialise(model, seed=0, scheme=scheme)
+        made[scheme] = as_theirs(side, hub, dict(model.state_dict()))
+    off = {s: {n: w for n, v in made[s].items() if n in theirs and (w := differs(v, theirs[n]))} for s in schemes}
+    wrong = {name: why for name, why in off["depth"].items() if name in off["normal"]}
+    expect(bool(made["depth"].keys() & theirs.keys()), "no tensor has a name of theirs")
+    expect(not wrong, "; ".join(f"{name}: {why}" for name, why in wrong.items()))
+    return 0.0
+
+
+def differs(found: Tensor, expected: Tensor) -> str:
+    """How two first weights differ in size; "" if they do not."""
+    count = found.numel()
+    a, b = (float(t.float().std(correction=0)) for t in (found, expected))
+    if b < 1e-9:
+        same = a < 1e-9 and math.isclose(float(found.float().mean()), float(expected.float().mean()), abs_tol=1e-6)
+        return (
+            "" if same else f"mean {found.float().mean():.3g}, std {a:.3g}, expected all {expected.float().mean():.3g}"
+        )
+    if count < FEW:
+        return ""
+    off = abs(math.log(a / b)) if a > 0 else math.inf
+    return "" if off <= SIGMAS / math.sqrt(count) else f"std {a:.4f}, expected {b:.4f}"

@@ -1,0 +1,98 @@
+"""Item 20: texts and states far beyond `tiny`'s context, past every window, chunk and block."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from anyformer.contract.check import LeftOut, check, decodes, pads
+from anyformer.contract.numbers import compare
+from anyformer.contract.oracle import meet
+from anyformer.contract.probe import ATOL, close, draw
+from anyformer.contract.subjects import Subject, apart_from_tiny
+from anyformer.core import hyper, pages
+from anyformer.hub.tables.weights import Hub
+from anyformer.parts.positions import Scaling
+
+ROOM = 1152  # tokens: the context that `tiny` is given
+LENGTHS = (257, 1100)
+PIECES = (257, 1, 1, 1, 700, 130)  # how a text of the longest length enters a state; the rest token by token
+
+
+def stretched(subject: Subject) -> Subject:
+    """The same with room for long texts.
+
+    Raises:
+        LeftOut: if no hyperparameter gives it that room.
+    """
+    if subject.limit is None or subject.limit >= max(LENGTHS):
+        return subject
+    for change in changes(subject):
+        try:
+            other = change()
+            if other.limit is None or other.limit >= max(LENGTHS):
+                return other
+        except ValueError:  # its parts do not fit each other: axes of positions that are too short
+            continue
+    raise LeftOut("no single hyperparameter gives it a longer context")
+
+
+def changes(subject: Subject) -> Iterator[Any]:
+    """Ways to lengthen the context: the hyperparameter of that name, or one whose value is near the limit; without a
+    page, every option `context` of the recipe."""
+    name = f"{subject.name}, {ROOM} tokens"
+    if subject.page is None:
+        paths = {path: ROOM for path, value in subject.recipe.walk() if path.endswith("context") and value is not None}
+        yield lambda: Subject(name, subject.recipe.but(paths))
+        return
+    page, limit = pages.page(subject.page), subject.limit or 0
+    held = hyper.leaves(subject.config)
+    near = [n for n, v in held.items() if type(v) is int and limit <= v <= limit + 4]
+    for field in sorted(near, key=lambda n: not n.endswith("context")):
+        config = hyper.changed(subject.config, {field: held[field] - limit + ROOM})
+        yield lambda config=config: Subject(name, page.recipe(config), subject.page, config)
+
+
+@check(20, "files", later=apart_from_tiny, needs=pads)
+def parity_of_long_texts(subject: Subject, hub: Hub) -> float:
+    """Texts of 257 and 1,100 tokens: outputs and hidden states are the oracle's."""
+    longer = stretched(subject)
+    side, rng = meet(longer, hub), random.Random(50)
+    return max(compare(side, draw(longer, rng, [n], source=[300]), f"{n} tokens") for n in LENGTHS)
+
+
+def steady(subject: Subject) -> str | None:
+    """For checks of long states."""
+    if any(s.by_length for s in subject.values(Scaling)):
+        return "its turns depend on the length: what a state holds of a shorter text is another thing"
+    return decodes(subject)
+
+
+@check(20, "model", later=apart_from_tiny, needs=steady)
+def long_texts_cached_are_uncached(subject: Subject) -> float:
+    """1,100 tokens through a state, in pieces and token by token, padded on the left: the logits of the whole text."""
+    longer = stretched(subject)
+    count = max(LENGTHS)
+    batch = draw(longer, random.Random(51), [count, count - 69], "left", source=[300, 257])
+    name = "decoder_input_ids" if longer.has_source else "input_ids"
+    mask = "decoder_attention_mask" if longer.has_source else "attention_mask"
+    state, at, worst = longer.model.start(2), 0, 0.0
+    with torch.no_grad():
+        expected = longer.model(**batch.inputs).logits
+        atol = ATOL * max(1.0, float(expected.abs().max()))
+        while at < count:
+            number = sum(at >= sum(PIECES[: i + 1]) for i in range(len(PIECES)))
+            end = at + (PIECES[number] if number < len(PIECES) else 1)
+            given = dict(batch.inputs) | {n: batch.inputs[n][:, at:end] for n in (name, mask)}
+            if longer.has_source and at:
+                given = {n: v for n, v in given.items() if n in (name, mask)}
+            found = longer.model(**given, state=state).logits
+            for i in range(2):
+                keep = batch.keep[i, at:end]  # type: ignore[index]
+                what = f"tokens {at} to {end} of {count}, row {i}"
+                worst = max(worst, close(found[i][keep], expected[i, at:end][keep], what, atol=atol))
+            at = end
+    return worst

@@ -1,0 +1,98 @@
+"""Rules that a model's files set for every text: tokens that are never written, first and last ones, repetitions.
+
+B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from anyformer.hub.tables.generation import RULES, check_rule, unmet
+
+OUT = float("-inf")
+
+
+def said(model: Any) -> dict[str, Any]:
+    """What the model's files say about generation: generation_config.json, and without it the older config.json."""
+    origin = model.origin or {}
+    return origin["generation"] if "generation" in origin else origin.get("config", {})
+
+
+class Rules:
+    """The rules of one call of `generate`.
+
+    Args:
+        ends: the tokens that end a text.
+        last: how many new tokens there may be.
+
+    Raises:
+        ValueError: naming the key, if the files ask for what cannot be done, or what makes no sense.
+    """
+
+    def __init__(self, model: Any, ends: set[int], last: int):
+        words = said(model)
+        for key, value in unmet(words).items():
+            raise ValueError(
+                f"the model's files set {key}={value!r:.80}, which generate cannot do; "
+                f"load(..., ignore=[{key!r}]) goes without it"
+            )
+        found = {key: words[key] for key in RULES if words.get(key) is not None}
+        for key, value in found.items():
+            check_rule("generation", key, value)
+        self.ends, self.last = sorted(ends), last
+        bad = [row for row in found.get("bad_words_ids", []) if row not in ([e] for e in ends)]
+        self.never = sorted({*found.get("suppress_tokens", []), *(row[0] for row in bad if len(row) == 1)})
+        self.phrases = [row for row in bad if len(row) > 1]
+        self.not_first = found.get("begin_suppress_tokens", [])
+        self.first, forced = found.get("forced_bos_token_id"), found.get("forced_eos_token_id", [])
+        self.final = forced if isinstance(forced, list) else [forced]
+        self.once, self.least = found.get("no_repeat_ngram_size") or 0, found.get("min_length") or 0
+        self.least_new = found.get("min_new_tokens") or 0
+        self.any = any(
+            (self.never, self.phrases, self.not_first, self.final, self.once, self.least, self.least_new)
+        ) or (self.first is not None)
+
+    def apply(self, scores: Tensor, rows: list[list[int]], count: int) -> Tensor:
+        """Scores (B, V) of the next token with what may not come at minus infinity.
+
+        Args:
+            rows: all tokens of each row so far, those in front of the text included. count: how many of them are new.
+        """
+        if not self.any:
+            return scores
+        scores, vocab = scores.clone(), scores.shape[1]
+        scores[:, [t for t in self.never if t < vocab]] = OUT
+        if count == int(self.first is not None and bool(rows) and len(rows[0]) == count + 1):
+            scores[:, [t for t in self.not_first if t < vocab]] = OUT
+        for score, row in zip(scores, rows, strict=True):
+            banned = [p[-1] for p in self.phrases if row[len(row) - len(p) + 1 :] == p[:-1] and len(row) >= len(p) - 1]
+            banned += _repeats(row, self.once) if self.once else []
+            banned += self.ends if len(row) < self.least or count < self.least_new else []
+            score[[t for t in banned if t < vocab]] = OUT
+            forced = [self.first] if self.first is not None and len(row) == 1 else []
+            forced = self.final if self.final and count == self.last - 1 else forced
+            if forced:
+                score.fill_(OUT)
+                score[forced] = 0.0
+        return scores
+
+
+def _repeats(row: list[int], size: int) -> list[int]:
+    """The tokens that would end a row of `size` tokens that was there before."""
+    if len(row) < size:
+        return []
+    end = row[len(row) - size + 1 :]
+    return [row[i + size - 1] for i in range(len(row) - size + 1) if row[i : i + size - 1] == end]
+
+
+def begin_of(model: Any) -> int:
+    """The token in front of a target, as the files say it."""
+    found = said(model).get("decoder_start_token_id")
+    return model.begin_id if found is None else int(found)
+
+
+def grown(rows: list[list[int]], tokens: Tensor) -> list[list[int]]:
+    """The rows with one more token each; tokens (B,)."""
+    return [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]

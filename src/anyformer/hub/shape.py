@@ -1,0 +1,134 @@
+"""The shape of a model that a config describes: built on the meta device, within bounds, with errors that name the key.
+
+A config is a claim, too ("a billion layers"). It is held against the weights beside it before time is spent on it: each
+part of a model has a tensor or two of its own, so a file of 30 tensors describes no model of a million parts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from anyformer.core import pages
+from anyformer.core.check import shown
+from anyformer.core.hyper import changed, leaves
+from anyformer.core.recipe import Recipe, at_most
+from anyformer.hub.formats.safetensors import TensorFile
+from anyformer.hub.tables.config import Lens
+from anyformer.hub.tables.nested import Beside, Within
+from anyformer.hub.tables.weights import Hub
+
+ALONE = 10_000  # parts of a model that is described without weights: 1,000 layers
+SEARCH = 0.5  # seconds in which the key at fault is looked for
+FAULTS = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError)
+
+
+def parts(file: TensorFile | None) -> int:
+    """How many parts the model in a file can have: some for each tensor, and more where experts share one."""
+    if file is None:
+        return ALONE
+    size = sum(file.dtype(name).itemsize * math.prod(file.shape(name)) for name in file.names())
+    return 200 + 8 * len(file.names()) + size // 256
+
+
+def empty(page: pages.Page, hub: Hub, hyper: Any, file: TensorFile | None = None) -> Any:
+    """The model of these hyperparameters on the meta device.
+
+    Args:
+        file: the weights that it is for.
+
+    Raises:
+        ValueError: naming the config keys at fault, if there is no such model or it has more parts than the file can
+            hold.
+    """
+    try:
+        return _built(page, hyper, parts(file))
+    except FAULTS as error:
+        where = ", ".join(_culprits(page, hub, hyper, parts(file)))
+        what = str(error) if isinstance(error, ValueError) else f"there is no such model ({error})"
+        raise ValueError(f"{where}: {what}" if where else what) from error
+
+
+def stored(data: Any, source: object, file: TensorFile | None = None) -> Any:
+    """The model of a recipe that stands in config.json, on the meta device.
+
+    Raises:
+        ValueError: naming the file, if there is no such model or it has more parts than the file can hold.
+    """
+    try:
+        with at_most(parts(file)):
+            return pages.empty(Recipe.from_json(data))
+    except FAULTS as error:
+        raise ValueError(f"{source}: its recipe cannot be built: {error}") from error
+
+
+def _built(page: pages.Page, hyper: Any, count: int) -> Any:
+    _check_depths(page, hyper, count)
+    with at_most(count):
+        return pages.empty(page.recipe(hyper))
+
+
+def _check_depths(page: pages.Page, hyper: Any, count: int) -> None:
+    """Raises ValueError for a number of layers beyond `count`, before a list of so many is made.
+
+    Which of the large numbers are numbers of layers, a recipe with one more of each says.
+    """
+    tiny = leaves(page.at("tiny"))
+    large = {n: tiny[n] for n, v in leaves(hyper).items() if _size(v) > count and type(tiny.get(n)) is int}
+    try:
+        small = changed(hyper, large)
+        plain = _length(page.recipe(small))
+    except FAULTS:
+        return  # it is not these alone: what is wrong shows when the model is built
+    for name, value in large.items():
+        try:
+            more = _length(page.recipe(changed(small, {name: value + 1})))
+        except FAULTS:
+            continue
+        if more != plain:
+            raise ValueError(f"{name}: at most {count:,} layers go with the weights beside it")
+
+
+def _length(recipe: Recipe) -> int:
+    return sum(len(value) for _, value in recipe.walk() if isinstance(value, tuple))
+
+
+def _culprits(page: pages.Page, hub: Hub, hyper: Any, count: int) -> list[str]:
+    """The hyperparameters that alone keep the model from being built, with their keys: with the value that another
+    model of the page has it is built."""
+    keys, found = _keys(hub.config), {}
+    known = [leaves(c) for c in (page.at("tiny"), *(page.at("tiny", **case) for case in page.module.CASES.values()))]
+    end = time.perf_counter() + SEARCH
+    for name, value in sorted(leaves(hyper).items(), key=lambda leaf: -_size(leaf[1])):  # absurd sizes first
+        for other in dict.fromkeys(usual[name] for usual in known if usual.get(name, value) != value):
+            if name not in found and time.perf_counter() < end and _heals(page, hyper, name, other, count):
+                found[name] = f"config key {keys[name]!r} ({name}={shown(value)})" if name in keys else name
+    return list(found.values())
+
+
+def _size(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _heals(page: pages.Page, hyper: Any, name: str, value: Any, count: int) -> bool:
+    """Can the model be built with another value of one hyperparameter?"""
+    try:
+        _built(page, changed(hyper, {name: value}), count)
+    except FAULTS:
+        return False
+    return True
+
+
+def _keys(entries: tuple[Lens, ...]) -> Mapping[str, str]:
+    """The dotted name of each hyperparameter and the dotted key that says it."""
+    out: dict[str, str] = {}
+    for entry in entries:
+        if isinstance(entry, Within):
+            inner = _keys(entry.entries)
+            level = "" if isinstance(entry, Beside) else f"{entry.names[0]}."
+            out.update({f"{entry.fields[0]}.{k}": f"{level}{v}" for k, v in inner.items()})
+        else:
+            out.update(dict.fromkeys(entry.fields, " / ".join(entry.names)))
+    return out

@@ -1,0 +1,105 @@
+"""What generation_config.json may say, and what becomes of it.
+
+Rules hold for every text that `generate` makes, greedy, drawn or searched. Habits (temperature, beams …) are options of
+`generate`, which the caller chooses. What can be neither is refused by `generate`, not by `load`: the model is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from anyformer.hub.ledger import Keys, passing
+from anyformer.hub.tables.config import Line
+
+RULES = {
+    "eos_token_id": "a token that ends a text",
+    "decoder_start_token_id": "the token in front of a target",
+    "bad_words_ids": "rows of tokens that are never written",
+    "suppress_tokens": "tokens that are never written",
+    "begin_suppress_tokens": "tokens that never come first",
+    "forced_bos_token_id": "the first token of a target",
+    "forced_eos_token_id": "the last token, where max_new_tokens is reached",
+    "no_repeat_ngram_size": "rows of so many tokens are written once",
+    "min_length": "no text ends before so many tokens, the prompt counted",
+    "min_new_tokens": "no text ends before so many new tokens",
+}
+_OPTIONS = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
+    "num_beams", "length_penalty", "early_stopping", "num_return_sequences", "max_length", "max_new_tokens",
+    "repetition_penalty", "max_time",
+)  # fmt: skip
+_MARKS = (
+    "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id", "use_cache", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "_commit_hash",
+    "force_bos_token_to_be_generated", "trust_remote_code", "generation_kwargs", "prefix",
+)  # fmt: skip
+_SPEED = (
+    "cache_implementation", "cache_config", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "low_memory",
+    "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "compile_config", "disable_compile",
+    "prefill_chunk_size", "return_legacy_cache", "remove_invalid_values", "use_model_defaults", "chat_format",
+)  # fmt: skip
+_SPEECH = (
+    "alignment_heads", "is_multilingual", "lang_to_id", "task_to_id", "language", "task", "no_timestamps_token_id",
+    "return_timestamps", "max_initial_timestamp_index", "prev_sot_token_id", "median_filter_width",
+)  # fmt: skip
+OFF: dict[str, Collection[Any]] = {  # what `generate` cannot do, and the values that ask for nothing
+    "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1.0,), "sequence_bias": ({}, []),
+    "exponential_decay_length_penalty": (), "forced_decoder_ids": ([],), "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "guidance_scale": (1.0,), "dola_layers": (),
+    "constraints": (), "force_words_ids": (), "watermarking_config": (), "stop_strings": ([],), "stop_words_ids": ([],),
+    "renormalize_logits": (False,), "token_healing": (False,),
+}  # fmt: skip
+KEYS = Keys(
+    used=RULES,
+    ignored={
+        "a habit: an option of `generate`, which the caller chooses": _OPTIONS,
+        "says which file this is, asks for outputs, or is for the tokenizer": _MARKS,
+        "how it is computed, not what": _SPEED,
+        "for speech, which no page here reads": _SPEECH,
+    },
+)
+
+
+def account(where: object, said: Mapping[str, Any], ignore: Collection[str] = ()) -> list[Line]:
+    """The lines of a generation config, "refused" for what `generate` will not go without.
+
+    Raises:
+        ValueError: naming the key, if it is unknown or a rule has a value that makes no sense.
+    """
+    beyond = {key: value for key, value in said.items() if key in unmet(said) and key not in ignore}
+    off = {key: value for key, value in said.items() if key in OFF and key not in beyond and key not in ignore}
+    lines = KEYS.account(where, {k: v for k, v in said.items() if k not in {**beyond, **off}}, ignore)
+    lines += [Line(key, value, "ignored", "asks for nothing") for key, value in off.items()]
+    lines += [Line(key, value, "refused", f"`generate` cannot do it. {passing(key)}") for key, value in beyond.items()]
+    for key in RULES:
+        if key in said and key not in ignore:
+            check_rule(where, key, said[key])
+    return lines
+
+
+def unmet(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that ask for what `generate` cannot do."""
+    return {key: said[key] for key, off in OFF.items() if said.get(key) is not None and said[key] not in off}
+
+
+def check_rule(where: object, key: str, value: Any) -> None:
+    """Raises ValueError, naming the key, if the value of a rule makes no sense."""
+
+    def token(x: Any) -> bool:
+        return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+
+    def tokens(x: Any) -> bool:
+        return isinstance(x, list) and all(map(token, x))
+
+    if key in ("eos_token_id", "forced_eos_token_id"):
+        good, what = token(value) or tokens(value), "a token id or a list of them"
+    elif key in ("suppress_tokens", "begin_suppress_tokens"):
+        good, what = tokens(value), "a list of token ids"
+    elif key == "bad_words_ids":
+        good, what = isinstance(value, list) and all(tokens(row) and row for row in value), "rows of token ids"
+    else:
+        good, what = token(value), "a whole number"
+    if value is not None and not good:
+        raise ValueError(f"{where}: key {key!r} is {value!r:.80}; it must be {what}, or null")
