@@ -42,7 +42,7 @@ from anyformer.parts.embeddings import Cells
 
 
 class Halving(Part):
-    """The mean of each two neighbours, padding on the right: a part that changes the length. (B, T, D) -> (B, T/2, D)"""
+    """The mean of each two neighbours, padding on the right: a part that changes the length. Shape: (B, T / 2, D)."""
 
     def __init__(self, dim: int):
         super().__init__()

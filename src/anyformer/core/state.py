@@ -105,8 +105,10 @@ class State:
             now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
             if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
                 now = now[:, self.length :]
-            along = torch.cat((past[:, -1:], now), 1)
-            if along.shape[1] > 1 and bool((along[:, :-1] & ~along[:, 1:]).any()):
+            inside = (now[:, :-1] & ~now[:, 1:]).any(1)  # (B,)
+            if self.length:  # a row that has ended, all of it padding from here on, is no gap
+                inside = inside | (past.any(1) & now.any(1) & ~(past[:, -1] & now[:, 0]))
+            if bool(inside.any()):
                 raise ValueError(
                     "with a state, padding stands on the left only: windows, relative positions and recurrent states "
                     "count a gap as text; pad shorter rows on the left"
