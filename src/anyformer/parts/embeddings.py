@@ -12,9 +12,10 @@ from anyformer.core.flow import Companion, Flow
 from anyformer.core.front import FrontEnd, Input, Inputs
 from anyformer.core.part import Part, built, call, check_option, drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm, Positions
 
 
-class Learned(Part):
+class Learned(Positions):
     """A learned vector for each place, up to `context` of them. Shape: places (T,) or (B, T) -> (..., D).
 
     Args:
@@ -35,7 +36,7 @@ class Learned(Part):
         return F.embedding(positions + self.offset if self.offset else positions, self.weight)
 
 
-class Sinusoidal(Part):
+class Sinusoidal(Positions):
     """A fixed vector for each place p (Vaswani et al., 2017; arXiv:1706.03762): sin(p w_i), then cos(p w_i), with
     w_i = theta^(-2i/D).
 
@@ -85,9 +86,9 @@ class Tokens(FrontEnd):
         self,
         dim: int,
         vocab: int,
-        positions: Recipe | None = None,
+        positions: Recipe[Positions] | None = None,
         types: int = 0,
-        norm: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
         dropout: float = 0.0,
         scale: float = 1.0,
     ):
@@ -163,7 +164,13 @@ class Entry(Part):
     Shape: (B, T, D) -> same.
     """
 
-    def __init__(self, dim: int, positions: Recipe | None = None, norm: Recipe | None = None, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        positions: Recipe[Positions] | None = None,
+        norm: Recipe[Norm] | None = None,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.positions, self.norm, self.dropout = built(positions, dim), built(norm, dim), dropout
 
@@ -221,7 +228,7 @@ class Patches(FrontEnd):
         channels: int = 3,
         bias: bool = True,
         dropout: float = 0.0,
-        positions: Recipe | str | None = "learned",
+        positions: Recipe[Grid] | str | None = "learned",
     ):
         super().__init__()
         if patch < 1 or image % patch:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.part import Part
+from anyformer.core.slots import Positions
 from anyformer.parts.embeddings import Cells, Grid, Sinusoidal
 from anyformer.parts.positions import Rotary
 
 
-class Axial(Part):
+class Axial(Positions):
     """A learned vector for each place of a text, made of one for its row and one for its column, when the text is
     folded into rows (Kitaev et al., 2020; arXiv:2001.04451): R + C vectors instead of R C.
 

@@ -14,7 +14,7 @@ from anyformer.core.front import Inputs
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part, drop
 from anyformer.core.recipe import Recipe
-from anyformer.core.slots import FeedForward, Norm
+from anyformer.core.slots import FeedForward, Norm, Positions
 from anyformer.parts.embeddings import Tokens
 from anyformer.parts.ffn import MLP
 
@@ -22,7 +22,7 @@ from anyformer.parts.ffn import MLP
 class TwoStreams(Tokens):
     """Token ids to two equal streams side by side: `Tokens` of half the width, twice. Shape: (B, T) -> (B, T, 2 D)."""
 
-    def __init__(self, dim: int, vocab: int, positions: Recipe | None = None, dropout: float = 0.0):
+    def __init__(self, dim: int, vocab: int, positions: Recipe[Positions] | None = None, dropout: float = 0.0):
         super().__init__(half("TwoStreams", dim), vocab, positions, dropout=dropout)
 
     def forward(self, given: Inputs, flow: Flow) -> Tensor:

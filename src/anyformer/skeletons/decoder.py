@@ -7,9 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from anyformer.core.front import Entrance, FrontEnd
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Head, Norm
 from anyformer.core.state import State
+from anyformer.parts.embeddings import Entry
+from anyformer.parts.positions import RelativeBias
 from anyformer.skeletons.base import Output, Skeleton, embed_inputs
 from anyformer.skeletons.stack import Blocks
 
@@ -39,11 +43,11 @@ class CausalLM(Skeleton, Blocks):
         dim: int,
         embed: Recipe[FrontEnd],
         blocks: Any,
-        norm: Recipe | None,
-        head: Recipe | None,
-        bias: Recipe | None = None,
+        norm: Recipe[Norm] | None,
+        head: Recipe[Head] | None,
+        bias: Recipe[RelativeBias] | None = None,
         context: int | None = None,
-        entry: Recipe | None = None,
+        entry: Recipe[Entry] | Recipe[Mixer] | None = None,
     ):
         super().__init__(dim, blocks, norm, bias, entry=entry)
         self.embed, self.head = embed.build(dim), built(head, dim)

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.front import MASK, Entrance, FrontEnd, Input
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Head, Norm, Pool
 from anyformer.parts.attention.global_tokens import GlobalTokens
+from anyformer.parts.embeddings import Entry
 from anyformer.parts.heads import Pooled
+from anyformer.parts.positions import RelativeBias
 from anyformer.skeletons.base import Output, Skeleton, embed_inputs
 from anyformer.skeletons.stack import Blocks
 
@@ -42,12 +46,12 @@ class Encoder(Skeleton, Blocks):
         dim: int,
         embed: Recipe[FrontEnd],
         blocks: Any,
-        norm: Recipe | None = None,
-        pool: Recipe | None = None,
-        heads: dict[str, Recipe] | None = None,
+        norm: Recipe[Norm] | None = None,
+        pool: Recipe[Pool] | None = None,
+        heads: dict[str, Recipe[Head]] | None = None,
         context: int | None = None,
-        bias: Recipe | None = None,
-        entry: Recipe | None = None,
+        bias: Recipe[RelativeBias] | None = None,
+        entry: Recipe[Entry] | Recipe[Mixer] | None = None,
     ):
         super().__init__(dim, blocks, norm, bias, entry=entry)
         self.embed, self.pool = embed.build(dim), built(pool, dim)
@@ -104,8 +108,8 @@ class GlobalEncoder(Encoder):
     """An `Encoder` with global tokens. With `first`, a text's first token is one where the caller names none."""
 
     def __init__(
-        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, pool: Recipe | None = None,
-        heads: dict[str, Recipe] | None = None, context: int | None = None, first: bool = False,
+        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, pool: Recipe[Pool] | None = None,
+        heads: dict[str, Recipe[Head]] | None = None, context: int | None = None, first: bool = False,
     ):  # fmt: skip
         super().__init__(dim, embed, blocks, None, pool, heads, context)
         self.first = first

@@ -11,8 +11,10 @@ from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Inputs
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Head
 from anyformer.core.state import Memory, State
 from anyformer.skeletons.base import Output, Skeleton, embed_inputs
+from anyformer.skeletons.stack import Stack
 
 
 class EncoderDecoder(Skeleton, Part):
@@ -40,9 +42,9 @@ class EncoderDecoder(Skeleton, Part):
         self,
         dim: int,
         embed: Recipe[FrontEnd],
-        encoder: Recipe,
-        decoder: Recipe,
-        head: Recipe,
+        encoder: Recipe[Stack],
+        decoder: Recipe[Stack],
+        head: Recipe[Head],
         begin_id: int = 0,
         context: int | None = None,
     ):

@@ -17,6 +17,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.front import FrontEnd
 from anyformer.core.part import call, drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Head, Norm, Pool
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.stack import Blocks
@@ -142,8 +143,8 @@ class ReversibleLM(Reversible, CausalLM):
         dim: int,
         embed: Recipe[FrontEnd],
         blocks: Any,
-        norm: Recipe | None,
-        head: Recipe,
+        norm: Recipe[Norm] | None,
+        head: Recipe[Head],
         dropout: float = 0.0,
         context: int | None = None,
     ):
@@ -165,9 +166,9 @@ class ReversibleEncoder(Reversible, Encoder):
         dim: int,
         embed: Recipe[FrontEnd],
         blocks: Any,
-        norm: Recipe | None = None,
-        pool: Recipe | None = None,
-        heads: dict[str, Recipe] | None = None,
+        norm: Recipe[Norm] | None = None,
+        pool: Recipe[Pool] | None = None,
+        heads: dict[str, Recipe[Head]] | None = None,
         dropout: float = 0.0,
         context: int | None = None,
     ):

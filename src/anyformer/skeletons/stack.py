@@ -7,9 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
+from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
 from anyformer.parts.attention.scores import StackBias
+from anyformer.parts.embeddings import Entry
+from anyformer.parts.positions import RelativeBias
 
 
 class Blocks(Part):
@@ -27,10 +31,10 @@ class Blocks(Part):
         self,
         dim: int,
         blocks: Any,
-        norm: Recipe | None = None,
-        bias: Recipe | None = None,
+        norm: Recipe[Norm] | None = None,
+        bias: Recipe[RelativeBias] | None = None,
         dropout: float = 0.0,
-        entry: Recipe | None = None,
+        entry: Recipe[Entry] | Recipe[Mixer] | None = None,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
