@@ -142,7 +142,7 @@ def test_prompts_and_small_letters_of_the_files_count():
     assert torch.equal(embed(m, ["Fox"]), plain["query: Fox"])
     assert torch.equal(embed(m, ["Fox"], prompt="document"), plain["Fox"])
     assert torch.equal(embed(m, ["Fox"], prompt=""), plain["Fox"])
-    with pytest.raises(ValueError, match="no prompt 'quary'.*query"):
+    with pytest.raises(ValueError, match=r"no prompt 'quary'.*query"):
         embed(m, ["Fox"], prompt="quary")
     given = files()
     given["sentence_bert_config.json"] = {"do_lower_case": True}
