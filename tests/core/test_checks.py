@@ -29,8 +29,8 @@ MASKS = {
     "texts are numbered": (torch.tensor([[1, 1, 2, 2, 2, 0]]), "give document_ids"),
     "NaN": (torch.where(HIDDEN == 1, float("nan"), 1.0), "holds nan"),
     "weights": (1 - HIDDEN / 2, "holds 0.5"),
-    "four dimensions": (SEEN[None, None], "must be (batch, tokens) = (1, 6), got (1, 1, 1, 6)"),
-    "another length": (SEEN[:, :5], "must be (batch, tokens) = (1, 6), got (1, 5)"),
+    "four dimensions": (SEEN[None, None], "must be (1, 6), got (1, 1, 1, 6)"),
+    "another length": (SEEN[:, :5], "(1, 6), got (1, 5)"),
 }
 
 
