@@ -64,7 +64,7 @@ def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[i
     """The ids of each text; of one that is too long the end is cut, but the tokens that close every text stay."""
     tokenizer, rows, lengths = tokenizer_of(model, "texts"), [], []
     for i, text in enumerate(texts):
-        found = reading(tokenizer, text, ends=model.reads_source)
+        found = reading(tokenizer, text)
         if not found.ids:
             raise ValueError(f"text {i} has no tokens, so it has no vector: {text!r:.40}")
         if limit is not None and len(found.ids) > limit:
