@@ -45,9 +45,10 @@ def parameters(page: pages.Page, size: str) -> int:
 def text(found: dict[str, list[dict[str, Any]]]) -> str:
     """The listing for a terminal."""
     lines = ["architectures (anyformer inspect NAME --size SIZE)"]
+    width = max(len(page["name"]) for page in found["architectures"])
     for page in found["architectures"]:
         sizes = "  ".join(f"{name} {_short(count)}" for name, count in page["sizes"].items())
-        lines += [f"  {page['name']:<8} {page['summary']}", f"           {sizes}"]
+        lines += [f"  {page['name']:<{width}} {page['summary']}", f"  {'':<{width}} {sizes}"]
     rows = [(w["name"], f"{w['download'] / 1e6:.0f} MB", w["what"], w["licence"]) for w in found["weights"]]
     return "\n".join([*lines, "", "real weights by name (fetched on first use)", show.table(rows, right=(1,))])
 
@@ -55,7 +56,7 @@ def text(found: dict[str, list[dict[str, Any]]]) -> str:
 def _short(count: int) -> str:
     """124439808 -> 124M"""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= scale:
+        if count >= 0.9995 * scale:  # 999.9 M is 1 B
             return f"{count / scale:.3g}{unit}"
     return str(count)
 

@@ -66,6 +66,8 @@ class Parser(ArgumentParser):
                 self.add_argument(name, nargs="+", type=str, help=text)
             elif default is inspect.Parameter.empty:
                 self.add_argument(name, type=_plain(kind), help=text)
+            elif {bool, str} <= {*get_args(kind)}:  # `--resume` alone says true
+                self.add_argument(f"--{name}", type=_plain(kind), nargs="?", const="true", default=default, help=text)
             elif _many(kind):
                 self.add_argument(f"--{name}", nargs="*", type=str, default=default, help=text)
             else:

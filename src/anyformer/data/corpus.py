@@ -24,6 +24,7 @@ from anyformer.hub.formats.guard import atomic_write
 
 Order = Literal["drawn", "epochs", "packed"]
 TOKENIZER_CHARACTERS = 50_000_000  # a tokenizer is made from no more of a text than this: it would not change much
+SAMPLE = 20_000  # characters of which it is known whether a tokenizer loses any
 GAP = b"\0"  # what stands between two documents where bytes are counted; for a model it is the end token
 
 
@@ -148,6 +149,15 @@ def beginning(pieces: Iterable[str], characters: int) -> Iterator[str]:
         characters -= len(piece)
         if characters <= 0:
             return
+
+
+def comes_back(tokenizer: Any, data: list[Text]) -> bool:
+    """Does the beginning of what is held out of each source come back from its ids as it was?"""
+    for text in data:
+        for piece in beginning((t for _, t in text.part(held_out=True)), SAMPLE):
+            if tokenizer.decode(tokenizer.encode(piece, special=False), skip_special=False) != piece:
+                return False
+    return True
 
 
 def bigram(data: list[Text]) -> float:

@@ -19,6 +19,7 @@ import glob
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ KINDS = {
     ".jpg": "images", ".jpeg": "images", ".webp": "images", ".bmp": "images", ".gif": "images",
 }  # fmt: skip
 HUB = "hub:"
+HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,25 @@ class Columns:
                 raise _missing(name, taken if self.fields else row, where, hint)
         for name in self.need or self.fields or taken:
             value = taken[name]
+            if half(value):
+                raise ValueError(
+                    f"{where}: {name!r} has half a surrogate pair (a letter that was cut in two), which UTF-8 cannot "
+                    "write; repair it, or leave the row out"
+                )
             for item in value if isinstance(value, list) else (value,):
                 if item is None and (name in self.need or name in self.fields):
                     raise ValueError(f"{where}: {name!r} has no value (null); fill it in, or leave the row out")
                 if isinstance(item, float) and not math.isfinite(item):
-                    raise ValueError(f"{where}: {name!r} is {item}; put a number there, or leave the row out")
+                    raise ValueError(f"{where}: {name!r} is {item}; put a value there, or leave the row out")
         return taken
+
+
+def half(value: Any) -> bool:
+    """Is there half a surrogate pair in this text, or in a text inside?"""
+    if isinstance(value, str):
+        return not value.isascii() and HALF.search(value) is not None
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(half(item) for item in inside)
 
 
 def _missing(name: str, row: Row, where: str, hint: str) -> ValueError:

@@ -26,7 +26,7 @@ import numpy as np
 from anyformer.data import cache
 
 Example = dict[str, np.ndarray]  # by name: (T,), or () where each example has one number
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ _ONE = 'One object a line is read, e.g. {"text": "…"}; an array becomes that w
 
 
 def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a table with a line of names; .tsv has tabs. All is text, but for a `label` that reads as a number."""
+    """Rows of a table with a line of names; .tsv has tabs. All is text; a `label` that is a whole number as
+    one writes it is that number."""
     csv.field_size_limit(FIELD)
     reader = csv.reader(files.lines(path), delimiter="\t" if files.suffix(path) == ".tsv" else ",", strict=True)
     try:
@@ -53,18 +55,18 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             if cells:
                 row: dict[str, Any] = dict(zip(names, cells, strict=True))
                 if "label" in row:
-                    row["label"] = _number(row["label"])
+                    row["label"] = _class(row["label"])
                 yield row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
 
 
-def _number(cell: str) -> int | float | str | None:
-    """A whole number, a number, or the name of a class; nothing for an empty cell."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(cell)
-    return cell or None
+def _class(cell: str) -> int | float | str | None:
+    """The name of a class: "007", "1_0" and "7.0" as they stand, 7 as a number; nothing for an empty cell, NaN for what
+    a table writes where nothing is known."""
+    if re.fullmatch(r"0|-?[1-9]\d{0,17}", cell, re.ASCII):
+        return int(cell)
+    return math.nan if cell.lower() == "nan" else cell or None
 
 
 def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

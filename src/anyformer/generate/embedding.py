@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from anyformer.generate.decoding import evaluating, padded
 from anyformer.generate.prompts import tokenizer_of
 from anyformer.hub.pooling import Pooling, meaning, pooled
+from anyformer.hub.text.reading import reading
 
 
 @torch.inference_mode()
@@ -50,7 +51,7 @@ def embed(
     tokenizer, before = tokenizer_of(model, "texts"), how.before(prompt)
     texts = [before + text for text in texts]
     limits = filter(None, (how.tokens or tokenizer.longest, model.context))
-    rows = _encoded(tokenizer, [t.lower() for t in texts] if how.lower else texts, min(limits, default=None))
+    rows = _encoded(model, [t.lower() for t in texts] if how.lower else texts, min(limits, default=None))
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     with evaluating(model):
         parts = [_pooled(model, [rows[i] for i in order[at : at + batch]], how) for at in range(0, len(order), batch)]
@@ -59,20 +60,16 @@ def embed(
     return F.normalize(vectors, dim=-1) if (how.normalize if normalize is None else normalize) else vectors
 
 
-def _encoded(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[list[int]]:
+def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[int]]:
     """The ids of each text; of one that is too long the end is cut, but the tokens that close every text stay."""
-    rows, lengths = [], []
+    tokenizer, rows, lengths = tokenizer_of(model, "texts"), [], []
     for i, text in enumerate(texts):
-        found = tokenizer.core.encode(text)
-        ids: list[int] = found.ids
-        if not ids:
+        found = reading(tokenizer, text)
+        if not found.ids:
             raise ValueError(f"text {i} has no tokens, so it has no vector: {text!r:.40}")
-        if limit is not None and len(ids) > limit:
-            mask = found.special_tokens_mask
-            closing = next((n for n, special in enumerate(reversed(mask)) if not special), 0)
-            lengths.append(len(ids))
-            ids = ids[: limit - closing] + ids[len(ids) - closing :]
-        rows.append(ids)
+        if limit is not None and len(found.ids) > limit:
+            lengths.append(len(found.ids))
+        rows.append(found.ids if limit is None else found.cut(limit))
     if lengths:
         warnings.warn(
             f"{len(lengths)} of {len(texts)} texts are longer than {limit} tokens (the longest has {max(lengths)}): "

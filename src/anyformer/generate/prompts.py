@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anyformer.hub.tables.generation import check_rule
+from anyformer.hub.text.reading import reading
 
 
 class Prompts:
@@ -36,7 +37,8 @@ class Prompts:
         if not items:
             raise ValueError("prompts is an empty list; give at least one prompt")
         tokenizer = tokenizer_of(model, "text prompts") if self.text else None
-        self.rows = [_ids(item, i, tokenizer) for i, item in enumerate(items)]
+        source = model.reads_source  # read as in training: with what closes a source
+        self.rows = [_ids(item, i, tokenizer, source) for i, item in enumerate(items)]
         for i, row in enumerate(self.rows):
             check_ids(model, row, "" if len(self.rows) == 1 else f" {i}")
 
@@ -132,11 +134,11 @@ def _is_one(value: Any) -> bool:
     )
 
 
-def _ids(item: Any, i: int, tokenizer: Any) -> list[int]:
+def _ids(item: Any, i: int, tokenizer: Any, source: bool) -> list[int]:
     if tokenizer is not None:
         if not isinstance(item, str):
             raise ValueError(f"prompts mix text and others: prompt {i} is {type(item).__name__}")
-        return tokenizer.encode(item)
+        return reading(tokenizer, item, ends=True).ids if source else tokenizer.encode(item)
     if isinstance(item, Tensor):
         if item.ndim != 1 or item.is_floating_point() or item.dtype == torch.bool:
             raise ValueError(

@@ -85,6 +85,10 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
         config = {**config, "model_type": hub.name, "architectures": [architecture]}
         said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (not origin.get("config"))
         config.update(dict.fromkeys(said, str(next(iter(ours.values())).dtype)[6:]))  # what is stored, not what was
+    names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
+    if names and (found is None or len(config.get("id2label", ())) == len(names)):
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        config["label2id"] = {name: i for i, name in enumerate(names)}
     if model.tokenizer is not None and not origin.get("config"):
         config.update({name: ids for name, ids in model.tokenizer.ids().items() if config.get(name) is None})
     return dict(sorted(config.items())), tensors

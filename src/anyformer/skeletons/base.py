@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from anyformer.core import checks
 from anyformer.core.documents import places
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
@@ -154,6 +155,8 @@ class Skeleton:
                 keep = state.advance(keep, batch, count)
             if positions is None:
                 positions = front.locate(keep, first, count, main.device)
+            else:
+                positions = checks.position_ids(positions, batch, count, None if keep is None else keep[:, -count:])
             flow = Flow(positions, first=first, causal=causal, keep=keep, state=state, taps=self.taps)
         if front.unembed is not None:
             flow.put(Unembedding(front.unembed))
@@ -162,9 +165,7 @@ class Skeleton:
     def _keep(self, entrance: Entrance, mask: Tensor, given: Inputs, batch: int, first: int) -> Tensor:
         """The padding mask of the positions, checked."""
         units = entrance.front.units(given)
-        if mask.shape not in ((batch, units), (batch, first + units)):
-            raise ValueError(f"{entrance.mask} must be (batch, tokens) = ({batch}, {units}), got {tuple(mask.shape)}")
-        keep = mask.bool()
+        keep = checks.attention_mask(mask, batch, (units, first + units), str(entrance.mask))
         check_gaps(self, keep, str(entrance.mask))
         return entrance.front.keep(keep, given)
 

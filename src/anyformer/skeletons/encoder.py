@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anyformer.core import checks
 from anyformer.core.flow import Flow
 from anyformer.core.front import MASK, Entrance, FrontEnd, Input
 from anyformer.core.mixer import Mixer
@@ -134,7 +135,7 @@ class GlobalEncoder(Encoder):
         if mask is None:
             mask = (flow.positions == 0).expand(ids.shape) if self.first else None
         elif mask.shape == ids.shape:
-            mask = mask.bool()
+            mask = checks.flags("global_attention_mask", mask)
         else:
             raise ValueError(f"global_attention_mask must be {tuple(ids.shape)}, got {tuple(mask.shape)}")
         return mask if mask is None or flow.keep is None else mask & flow.keep

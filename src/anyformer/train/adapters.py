@@ -23,49 +23,42 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyformer import hub
 from anyformer.compress.nf4 import Nf4
 from anyformer.core import pages
 from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import holding, replace
-from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_json, refuse
+from anyformer.hub.formats.guard import FileRefused, atomic_write, inside
 from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.hub.save import hub_for
 from anyformer.hub.tables.weights import Link, Split, Transpose, links
 from anyformer.train import lora
+from anyformer.train.adapter_config import CONFIG, WEIGHTS, account, alpha_of, compare, read_config
 from anyformer.train.lora import DoraLinear, LoraLinear
 from anyformer.train.world import World
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
 LEARNED = "learned.safetensors"  # of a checkpoint: the same by our paths, bit for bit
 PREFIX = "base_model.model."
-PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!weight$)(\w+))?(?:\.weight)?")
+WHOLE = re.compile(r"\.modules_to_save\.(\w+)(?=\.)")  # some files name the adapter in the middle of a name
 TASKS = {  # ends of the names of published architectures
     "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS",
     "TokenClassification": "TOKEN_CLS", "ConditionalGeneration": "SEQ_2_SEQ_LM",
 }  # fmt: skip
-READ = {
-    "peft_type", "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "lora_dropout",
-    "init_lora_weights",
-}  # fmt: skip
-QUIET = {  # what the tensors say themselves, or what only matters while PEFT makes an adapter
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
-    "megatron_config", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size", "revision",
-    "runtime_config", "target_modules", "task_type",
-}  # fmt: skip
-PLAIN_STARTS = (True, False, "gaussian", None)  # other first weights change the base model, too
 
 
 @dataclass(frozen=True)
 class Words:
-    """How published files speak of a model: `table` its tensors; `base` what they leave out; `task` as PEFT says it."""
+    """How published files speak of a model: `table` its tensors; `base` what they leave out; `task` as PEFT says it;
+    `tied` other names of these tensors, which are modules of their own in PEFT."""
 
     table: list[Link]
     base: str
     task: str | None
+    tied: tuple[Link, ...] = ()
 
     def name(self, link: Link) -> str:
         """Their name, as their modules have it."""
@@ -88,9 +81,11 @@ def words(model: Any) -> Words:
     if found is None:
         return Words([Link(name, (name,), ()) for name in ours], "", None)
     hub, architecture, _ = found
-    table = [link for link in links(hub.weights(model.config), ours) if not link.tied]
+    table = links(hub.weights(model.config), ours)
     task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
-    return Words(table, hub.base if architecture in hub.bare else "", task)
+    tied = tuple(link for link in table if link.tied)
+    table = [link for link in table if not link.tied]
+    return Words(table, hub.base if architecture in hub.bare else "", task, tied)
 
 
 def write(model: Any, folder: str | Path, base: str = "") -> list[str]:
@@ -214,16 +209,16 @@ def _learned_beside(model: Any, said: Words, tensors: dict[str, Tensor]) -> list
     ours = model.state_dict()
     beside = {n for n, p in model.named_parameters() if p.requires_grad and n.rpartition(".")[2] not in lora.OWN}
     modules: list[str] = []
-    for link in said.table:
+    for link in (*said.table, *said.tied):  # one weight here, several modules there, which all get it
         if not beside.intersection(link.ours):
             continue
         module, _, last = said.name(link).rpartition(".")
         if last not in ("weight", "bias") or f"{PREFIX}{module}.lora_A.weight" in tensors:
             raise ValueError(f"{link.ours[0]} learns beside the adapters, and PEFT's files can hold whole modules only")
         modules += [] if module in modules else [module]
-    for link in said.table:
+    for link in (*said.table, *said.tied):
         if said.name(link).rpartition(".")[0] in modules:
-            tensors[PREFIX + said.name(link)] = link.write([ours[o] for o in link.ours])
+            tensors[PREFIX + said.name(link)] = link.write([ours[o].clone() for o in link.ours])
     return modules
 
 
@@ -244,18 +239,27 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
     folder = Path(folder)
     if lora.adapters(model):
         raise ValueError("the model has adapters already; lora.merge(model) first")
-    config, file = _config(folder), SafeTensors(inside(folder, WEIGHTS))
+    if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
+        raise FileRefused(
+            f"{folder}: the adapters are a pickle ({PICKLE}), which can carry code; convert it to {WEIGHTS}"
+        )
+    config, file = read_config(folder), SafeTensors(inside(folder, WEIGHTS))
     said, stacked = words(model), _ranks(file)
-    places, beside = said.matrices(), {}
+    places, beside, named = said.matrices(), {}, set[str]()
     parts: dict[str, dict[str, Tensor]] = {}
     for name in file.names():
         if not name.startswith(PREFIX):
             raise FileRefused(f"{folder / WEIGHTS}: tensor {name!r} does not begin with {PREFIX!r}")
         found = PART.fullmatch(short := name.removeprefix(PREFIX))
+        named |= {found[3]} if found and found[3] else set(WHOLE.findall(short))
         if found:
             parts.setdefault(found[1], {})[found[2]] = file.get(name)
-        else:
-            beside[short] = file.get(name)
+        elif ".original_module." not in short:  # what the base has
+            beside[WHOLE.sub("", short)] = file.get(name)
+    if len(named) > 1:
+        raise FileRefused(
+            f"{folder / WEIGHTS} holds several adapters, {', '.join(sorted(named))}; one file is one adapter"
+        )
     made: dict[str, LoraLinear] = {}
     for name, tensors in parts.items():
         if name not in places:
@@ -264,57 +268,24 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
             )
         paths = [o.removesuffix(".weight") for o in places[name].ours]
         layers = [model.get_submodule(path) for path in paths]
-        each = _apart(f"{folder}: {name}", layers, tensors, config, _alpha(config, name), stacked.get(name))
+        each = _apart(f"{folder}: {name}", layers, tensors, config, alpha_of(config, name), stacked.get(name))
         made |= {path: adapter for path, adapter in zip(paths, each, strict=True) if adapter is not None}
-    whole = _whole_modules(model, said, beside, folder)
+    modules = {said.name(link).rpartition(".")[0] for link in (*said.table, *said.tied)}
+    compare(f"{folder}", config, places, modules, parts, beside)
+    whole = _whole_modules(model, said, dict(beside), folder)
     for path, adapter in made.items():
         replace(model, path, adapter)
     model.requires_grad_(False)
     for adapter in made.values():
         for parameter in lora.own(adapter).values():
             parameter.requires_grad_(True)
-    named = dict(model.named_parameters())
+    held = dict(model.named_parameters())
     for path, tensor in whole.items():
-        named[path].copy_(tensor)
-        named[path].requires_grad_(True)
+        held[path].copy_(tensor)
+        held[path].requires_grad_(True)
+    if model.ledger is not None:
+        model.ledger.files[CONFIG] = account(config)
     return lora.adapters(model)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, every key of which is known to mean nothing more than is done here."""
-    path = inside(folder, CONFIG)
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise refuse(path, "content", "a JSON object", config)
-    if config.get("peft_type") != "LORA":
-        raise refuse(path, "peft_type", "LORA", config.get("peft_type"))
-    for key, value in config.items():
-        if key not in READ | QUIET and value not in (None, False, "none", [], {}):
-            raise refuse(path, key, "nothing: it is not known here, and may change the function", value)
-    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
-        raise refuse(path, "init_lora_weights", "true, false or gaussian: others change the base model, too", start)
-    for key in ("lora_alpha", "lora_dropout"):
-        if not isinstance(config.setdefault(key, 0), int | float):
-            raise refuse(path, key, "a number", config[key])
-    for key in ("alpha_pattern", "rank_pattern"):
-        patterns = config.get(key) or {}
-        if not isinstance(patterns, dict) or not all(isinstance(v, int | float) for v in patterns.values()):
-            raise refuse(path, key, "names with numbers", patterns)
-        config[key] = {_name(path, key, pattern): value for pattern, value in patterns.items()}
-    return config
-
-
-def _name(path: Path, key: str, pattern: str) -> str:
-    """A pattern of PEFT's is a regular expression; those that are names are read, as files are not programs."""
-    name = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
-    if not re.fullmatch(r"[\w.]+", name):
-        raise refuse(path, key, "names of modules", pattern)
-    return name
-
-
-def _alpha(config: dict[str, Any], name: str) -> float:
-    found = [v for n, v in config["alpha_pattern"].items() if name == n or name.endswith(f".{n}")]
-    return float(found[0] if found else config["lora_alpha"])
 
 
 def _ranks(file: SafeTensors) -> dict[str, list[int]]:
@@ -372,9 +343,25 @@ def _columns(parts: tuple[Tensor, ...], stacked: Any, i: int) -> slice:
     return own if min(stacked) >= 0 and ends[-1] == rank and not outside.any() else slice(0, rank)
 
 
-def _whole_modules(model: nn.Module, said: Words, beside: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """What learned in full, by our paths."""
+def _whole_modules(model: Any, said: Words, beside: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """What learned in full, by our paths.
+
+    Raises:
+        ValueError: naming the module, if it has no place, or PEFT has made two weights of one that is tied here.
+    """
     table, ours = {said.name(link): link for link in said.table}, dict(model.named_parameters())
+    names = {o: name for name, link in table.items() for o in link.ours}
+    tied = {said.name(link): names[link.ours[0]] for link in said.tied if link.ours[0] in names}
+    for other, main in tied.items():
+        both = [beside[name] for name in (main, other) if name in beside]
+        if len(both) == 1 or (len(both) == 2 and not torch.equal(*both)):
+            raise ValueError(
+                f"{folder}: {main!r} and {other!r} are one weight in this model, and the adapter learned one of them "
+                "apart from the other; load the model with tied=False, which makes two of them"
+            )
+        if other in beside:
+            beside.setdefault(main, beside[other])
+            del beside[other]
     found: dict[str, Tensor] = {}
     for name, tensor in beside.items():
         if name not in table:

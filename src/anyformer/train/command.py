@@ -16,7 +16,7 @@ from anyformer.train.loop import Done
 from anyformer.train.material import material
 from anyformer.train.origin import first_weights, origin
 from anyformer.train.session import Session, context_of, session
-from anyformer.train.settings import Settings
+from anyformer.train.settings import Settings, warmup_of
 from anyformer.train.start import see
 from anyformer.train.tasks import Task
 
@@ -35,8 +35,9 @@ class Result:
         bits_per_byte: of the held-out text, by the model. `bigram_bits_per_byte`: by a table of byte pairs.
         sample: text that the model wrote.
         model: the trained model itself.
-        task: what it learned. Of tasks other than causal: `held_out` is the loss in nats a label, or the share of
-            labels that are wrong; `baseline` the same of a guess that looks at nothing.
+        task: what it learned. Where bits per byte are not measured (tasks other than causal, a tokenizer that loses a
+            part of the text), `held_out` is the loss in nats a label, or the share of labels that are wrong; `baseline`
+            the same of a guess that looks at nothing.
     """
 
     checkpoint: Path
@@ -67,7 +68,7 @@ def train(
     workers: int = 0,
     accumulate: int = 1,
     lr: float = 1.5e-3,
-    warmup: int = 100,
+    warmup: int | None = None,
     final_lr: float = 0.1,
     schedule: str = "cosine",
     optimizer: str = "adamw",
@@ -129,7 +130,7 @@ def train(
         workers: threads that make batches ahead of time; the numbers are the same.
         accumulate: batches that make one step.
         lr: the highest learning rate.
-        warmup: steps until it is reached; the schedule leads down from there.
+        warmup: steps until it is reached, a tenth of all (at most 100) by default; the schedule leads down from there.
         final_lr: where the schedule ends, as a share of lr.
         schedule: cosine, linear, wsd, inverse_sqrt or constant.
         optimizer: adamw, or muon: Muon for the matrices inside the model, AdamW for all else.
@@ -184,9 +185,8 @@ def train(
     """
     given = dict(locals())
     given |= {"rates": rates or {}, "recompute": list(recompute or [])}
-    settings = Settings(
-        **{f.name: given[f.name] for f in fields_of(Settings)} | {"recompute": tuple(given["recompute"])}
-    )
+    own = {"recompute": tuple(given["recompute"]), "warmup": warmup_of(warmup, steps, None)}
+    settings = Settings(**{f.name: given[f.name] for f in fields_of(Settings)} | own)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
     if not prompt:
@@ -200,7 +200,8 @@ def train(
             lm = load(now.run.checkpoint)
             lm = see(lm) if source.task == "images" else lm
         lm, factors = first_weights(source, lm, given, new=now.run.checkpoint is None)
-        settings = replace(settings, rates={**factors, **settings.rates})
+        given |= {"task": source.task, "warmup": warmup_of(warmup, steps, now.run.checkpoint)}  # for config.yaml, too
+        settings = replace(settings, rates={**factors, **settings.rates}, warmup=given["warmup"])
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if source.task != "images":
             given["context"] = context_of(lm, context, LONGEST, 1, _HINT.format(context))
@@ -215,7 +216,7 @@ def train(
             writer = load(done.checkpoint / "ema").to(next(lm.parameters()).device) if ema else lm  # what was measured
             sample = now.world.once(lambda: _sample(writer, prompt, seed))
         _conclude(now, done, goal, baseline, sample)
-    bits, others = ((done.held_out, baseline), (None, None))[:: 1 if source.task == "causal" else -1]
+    bits, others = ((done.held_out, baseline), (None, None))[:: 1 if goal.guess is not None else -1]
     return Result(
         done.checkpoint, done.step, done.stopped, done.loss, bits[0], bits[1], sample, lm, source.task, others[0],
         others[1],
@@ -232,7 +233,7 @@ def whole(model: Any, done: Done, now: Session) -> Any:
 
 def _introduce(now: Session, model: Any, task: Task, baseline: float) -> None:
     count = sum(p.numel() for p in model.parameters())
-    guess = "a bigram" if task.name == "causal" else "a guess that looks at nothing"
+    guess = "a guess that looks at nothing" if task.guess is None else "a bigram"
     now.screen.say(
         f"{model.page or 'recipe'}, {task.name}: {count / 1e6:.2f} M parameters; {task.told}, for which {guess} is at "
         f"{baseline:.3f} {task.unit}"
@@ -258,5 +259,5 @@ def _conclude(now: Session, done: Done, task: Task, baseline: float, sample: str
     now.conclude(done)
     if not done.stopped:
         now.screen.say(f"\n{sample}\n" if sample else "")
-        guess = "bigram" if task.name == "causal" else "guess"
+        guess = "guess" if task.guess is None else "bigram"
         now.screen.say(f"held-out: {done.held_out:.3f} {task.unit} ({guess}: {baseline:.3f})\nmodel: {done.checkpoint}")

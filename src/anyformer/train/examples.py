@@ -27,6 +27,7 @@ import numpy as np
 from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
+from anyformer.hub.text.reading import reading
 from anyformer.train.kinds import role
 from anyformer.train.objectives import IGNORE
 
@@ -111,7 +112,9 @@ def _written(e: Encoder, row: Row) -> list[Example]:
 
 
 def _pair(e: Encoder, row: Row) -> list[Example]:
-    source, target = (whole(e.model.tokenizer, str(row[name]), e.limit, ends=True) for name in e.columns)
+    asked, said = (str(row[name]) for name in e.columns)
+    source = whole(e.model.tokenizer, asked, e.limit, ends=True, closed=True)
+    target = whole(e.model.tokenizer, said, e.limit, ends=True)
     return [taught(np.array(source), np.array(target), e.model.begin_id)]
 
 
@@ -161,24 +164,17 @@ _ENCODERS: dict[str, Callable[[Encoder, Row], list[Example]]] = {
 }  # fmt: skip
 
 
-def whole(tokenizer: Any, text: str, limit: int, ends: bool = False) -> list[int]:
-    """The ids of a text as the tokenizer's own model reads it; of one that is too long the end is cut, but the tokens
-    that close every text stay.
+def whole(tokenizer: Any, text: str, limit: int, ends: bool = False, closed: bool | None = None) -> list[int]:
+    """The ids of a text as its model reads it (`hub.text.reading`), cut at `limit`.
 
-    A tokenizer that puts nothing around a text, but has a role for it, gets its [CLS] and [SEP], or, if the text
-    `ends`, its end token.
+    Args:
+        ends: it is a source or a target. closed: the tokens that close every text stay when it is cut; by default if it
+            does not end: a target that is cut must not teach to stop there.
     """
-    found = tokenizer.core.encode(text)
-    ids, closing = list(found.ids), 0
-    if not ids:
+    found = reading(tokenizer, text, ends)
+    if not found.ids:
         raise ValueError(f"the text {text!r:.60} has no tokens")
-    if not any(found.special_tokens_mask):
-        cls, sep = tokenizer.role_id("cls_token"), tokenizer.role_id("sep_token")
-        end = [tokenizer.role_id("eos_token")] if ends and tokenizer.eos_ids else []
-        return [*ids[: limit - len(end)], *end] if end or cls is None or sep is None else [cls, *ids[: limit - 2], sep]
-    while closing < len(ids) and found.special_tokens_mask[-1 - closing]:
-        closing += 1
-    return ids if len(ids) <= limit else ids[: limit - closing] + ids[len(ids) - closing :]
+    return found.cut(limit, not ends if closed is None else closed)
 
 
 def written(tokenizer: Any, row: Row, which: str, limit: int) -> tuple[list[int], list[int]]:
@@ -215,6 +211,8 @@ def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, 
     ]  # fmt: skip
     spans = []
     for i, message in enumerate(messages):
+        if isinstance(message, dict) and message.get("content") is None and not message.get("tool_calls"):
+            raise ValueError(f"message {i + 1}, of {message.get('role')!r}, has no content (null); put a text there")
         if isinstance(message, dict) and message.get("role") == "assistant":
             before = tokenizer.chat(messages[:i]) if i else ""
             after = tokenizer.chat(messages[: i + 1], add_generation_prompt=False)

@@ -25,7 +25,9 @@ class Texts:
 
     def task(self, model: Any) -> tasks.Task:
         """The task for a model."""
-        given, bigram = self.given, corpora.bigram(self.texts)
+        given = self.given
+        # a tokenizer that loses letters has less to say than the bytes that it would be measured by
+        bigram = corpora.bigram(self.texts) if corpora.comes_back(model.tokenizer, self.texts) else None
         corpus = corpora.Corpus.of(model.tokenizer, self.texts, given["cache"])
         return tasks.on_text(self.kind, model, corpus, given["rows"], given["context"], given["seed"], bigram)
 
@@ -56,6 +58,8 @@ class Tables:
         encoder = Encoder(self.kind, self.columns, model, self.names, given["context"] or 0)
         task = rows.on_rows(encoder, self.tables, rows.tenth, given["seed"], given["cache"])
         rows.check_head(model, task, self.names)
+        if self.names:  # what the numbers of the head mean is kept with the model
+            model.origin = {**(model.origin or {}), "classes": list(self.names)}
         return task
 
 

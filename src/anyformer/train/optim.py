@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.recipe import nearest
+from anyformer.train.lora import LoraLinear
 from anyformer.train.settings import Settings
 
-MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
 class Optimizer:
@@ -77,24 +78,30 @@ def _only(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) 
 
 def hidden(model: nn.Module) -> set[Tensor]:
     """The trainable weights of linear maps, but for heads: what Muon is for."""
-    found: set[Tensor] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module.weight.requires_grad and not {"head", "heads"} & {*name.split(".")}:
-            found.add(module.weight)
-    return found
+    return {
+        p for name, m in model.named_modules() if not {"head", "heads"} & {*name.split(".")}
+        for p in _matrices(m) if p.requires_grad and not isinstance(m, CONVOLUTIONS)
+    }  # fmt: skip
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The matrices of a linear map, of a convolution, or of the adapter beside one."""
+    own = [module.lora_a, module.lora_b] if isinstance(module, LoraLinear) else []
+    weight = [module.weight] if isinstance(module, (nn.Linear, LoraLinear, *CONVOLUTIONS)) else []
+    return [p for p in (*own, *weight) if isinstance(p, nn.Parameter)]  # a matrix in 4 bits is none
 
 
 def groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict[str, Any]]:
     """The trainable parameters, by what decays and by factor of the learning rate.
 
-    The rule: the `weight` of a linear map or a convolution decays. Nothing else does: no bias, no norm, no table that
-    is looked up (tokens, places, segments, relative bias; a tied head is such a table), nothing that a part holds by
-    itself (Mamba's A).
+    The rule: the `weight` of a linear map or a convolution decays, and the two thin matrices of an adapter. Nothing
+    else does: no bias, no norm, no table that is looked up (tokens, places, segments, relative
+    bias; a tied head is such a table), nothing that a part holds by itself (Mamba's A).
 
     Args:
         rates: factors by path pattern; the last one that matches counts.
     """
-    decay = {id(m.weight) for m in model.modules() if isinstance(m, MATRICES)}
+    decay = {id(p) for m in model.modules() for p in _matrices(m)}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("no parameter of the model is trainable (requires_grad is False everywhere)")

@@ -10,8 +10,9 @@ from typing import Any
 from anyformer.core import hyper, pages
 from anyformer.core.init import SCHEMES, initialise
 from anyformer.core.part import check_option
-from anyformer.core.recipe import Recipe, nearest
+from anyformer.core.recipe import Recipe
 from anyformer.data import vocabulary
+from anyformer.data.models import find
 from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
@@ -78,8 +79,8 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
     """Understands what `train` was given; see its `model`, `size`, `changes` and `task`.
 
     Raises:
-        ValueError: for an architecture, size, hyperparameter or path that does not exist, with the nearest names, and
-            for a task that it cannot be trained on.
+        ValueError: for a size or hyperparameter that does not exist, with the nearest names, and for a task that it
+            cannot be trained on. FileNotFoundError: for a model that does not exist.
     """
     changes = dict(changes or {})
     if isinstance(model, str) and model in pages.names():
@@ -99,16 +100,11 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
             return pages.build(page.name, size, seed=seed, changes=hyper.leaves(sized(vocab, classes, {})))
 
         return Origin(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
-    if isinstance(model, str) and not Path(model).expanduser().exists():
-        known = pages.names()
-        raise ValueError(
-            f"no architecture, recipe file or model directory {model!r}{nearest(model, known)}; "
-            f"architectures: {', '.join(known)}"
-        )
+    place = find(model) if isinstance(model, str) else Path()
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
     if isinstance(model, str) and not model.endswith(".json"):
-        given = load(model, **changes)
+        given = load(place, **changes)
         task = kinds.choose(task, model, given.recipe)
         return Origin(Path(model).stem, {"model": model, "size": "", "changes": changes}, task, given=given)
     recipe = Recipe.from_json(read_json(Path(model).expanduser())) if isinstance(model, str) else model

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from anyformer.train.examples import Encoder
 from anyformer.train.tasks import WRONG, Task, collate
 
 EVERY = 10  # one row of so many is held out
+LOOKED = 10_000  # examples that are looked at to know which classes are held out
 CHUNK = 1 << 16  # lengths that are looked at at once
 Cut = Callable[[str, int], tuple["Places", "Places"]]
 
@@ -94,32 +97,51 @@ def read(data: Any, fields: dict[str, str] | None) -> list[Table]:
 
 
 def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of all classes in the last of these columns, sorted, numbers as numbers.
+    """The names of all classes in the last of these columns, sorted, numbers as numbers. A class is its text: 1 and "1"
+    are one, "7" and "007" two.
 
     Raises:
         ValueError: if there is one only.
     """
-    found: set[Any] = set()
+    found: set[str] = set()
     for table in tables:
         for row in table.rows(columns[-1:]):
             label = row[columns[-1]]
-            found.update(label if isinstance(label, list) else [label])
+            found.update(map(str, label if isinstance(label, list) else [label]))
     if len(found) < 2:
-        said = ", ".join(repr(str(label)) for label in found)
+        said = ", ".join(map(repr, found))
         raise ValueError(
             f"the rows have one class only: every one has the label {said}; there is nothing to tell apart"
         )
-    return tuple(str(c) for c in sorted(found, key=lambda c: (isinstance(c, str), c)))
+    return tuple(sorted(found, key=_place))
+
+
+def _place(name: str) -> tuple[bool, float, str]:
+    """Where a class stands: numbers first, by their size."""
+    number = re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", name, re.ASCII | re.IGNORECASE)
+    return number is None, float(name) if number else 0.0, name
+
+
+def listed(names: Sequence[str]) -> str:
+    """How many classes there are, and which, for a reader; and a word about labels that are scores."""
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    scores = all(not _place(name)[0] for name in names) and any(float(name) % 1 for name in names)
+    more = "; each number is a class of its own: there is no regression here" if scores else ""
+    return f"{len(names)} classes: {shown}{more}"
 
 
 def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
     """All text of the rows that `tenth` does not hold out, for a tokenizer."""
+    told = [name for name in columns if name not in ("label", "labels", "image")]
     for table in tables:
-        for number, row in enumerate(table.rows(columns)):
-            if number % EVERY:
-                for name in columns:
-                    if name not in ("label", "labels", "image"):
-                        yield " ".join(map(str, row[name])) if isinstance(row[name], list) else str(row[name])
+        every = iter(table.rows(columns))
+        for number in itertools.count():
+            block = list(itertools.islice(every, EVERY))
+            if not block:
+                break
+            del block[int(_drawn(np.array(number), np.array(len(block))))]
+            for value in (row[name] for row in block for name in told):
+                yield " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclass(frozen=True)
@@ -131,10 +153,29 @@ class Places:
 
 
 def tenth(name: str, count: int) -> tuple[Places, Places]:
-    """All but every tenth one to learn from, and those to hold out: of sorted classes, some of each."""
+    """All but one of each ten in a row to learn from, and those to hold out: of sorted classes, some of each; as the
+    one is drawn, of classes that take turns, too."""
     _two(name, count)
-    out = -(-count // EVERY)
-    return Places(count - out, lambda i: i + i // (EVERY - 1) + 1), Places(out, lambda i: i * EVERY)
+
+    def out(block: np.ndarray) -> np.ndarray:
+        return block * EVERY + _drawn(block, np.minimum(EVERY, count - block * EVERY))
+
+    def learn(i: np.ndarray) -> np.ndarray:
+        block = i // (EVERY - 1)
+        place = i + block
+        return place + (place >= out(block))
+
+    held_out = -(-count // EVERY)
+    return Places(count - held_out, learn), Places(held_out, out)
+
+
+def _drawn(block: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Which one of a block of so many is held out: the same in every run (SplitMix64 of the block's number)."""
+    with np.errstate(over="ignore"):
+        x = (block.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) % size.astype(np.uint64)).astype(np.int64)
 
 
 def share(part: float, seed: int) -> Cut:
@@ -245,7 +286,8 @@ def on_rows(
             parts[len(parts[0]) >= len(learn)].append(Part(store, Places(count, lambda i: i), encoder.model, pair))
     pad = encoder.model.tokenizer.pad_id if encoder.task != "images" else 0
     mixed = tuple(table.weight for table in learn)
-    digest = hashlib.sha256(repr(keys).encode() + encoder.told().encode()).hexdigest()[:16]
+    rule = "drawn of ten" if held_out is tenth else ""  # older runs held out others
+    digest = hashlib.sha256(repr(keys).encode() + encoder.told().encode() + rule.encode()).hexdigest()[:16]
     facts = {"task": encoder.task, "examples": digest, "shares": shares(mixed).tolist(), "classes": list(encoder.names)}
     facts["held_out"] = [part.places.size for part in parts[1]]
 
@@ -256,6 +298,9 @@ def on_rows(
     sizes = [sum(part.places.size for part in half) for half in parts]
     objective, loss, unit = _objective(encoder)
     told = f"{sizes[0]:,} examples, {sizes[1]:,} held out"
+    if encoder.names:
+        told += f"; {listed(encoder.names)}"
+        notes += _missing(encoder.names, parts[1])
     rows = Taught(tuple(parts[0]), mixed, seed, pad)
     return Task(encoder.task, rows, measured, objective, loss, unit, told, facts, tuple(notes), size=sizes[0])
 
@@ -284,6 +329,21 @@ def _notes(store: Store, encoder: Encoder) -> list[str]:
     if dropped:
         notes.append(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
     return notes
+
+
+def _missing(names: Sequence[str], held_out: Sequence[Part]) -> list[str]:
+    """A note about classes that nothing held out has."""
+    left, looked = set(range(len(names))), 0
+    for part in held_out:
+        for place in part.places.of(np.arange(min(part.places.size, LOOKED - looked))).tolist():
+            left.difference_update(np.atleast_1d(part.store[place]["labels"]).tolist())
+            looked += 1
+            if not left:
+                return []
+    if looked == LOOKED:
+        return []
+    said = ", ".join(names[i] for i in sorted(left)[:8])
+    return [f"no held-out example has the label {said}{', …' if len(left) > 8 else ''}: it is not measured"]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from anyformer.hub.formats.guard import atomic_write
 from anyformer.train.checkpoint import Run
 from anyformer.train.distributed import world
 from anyformer.train.loop import Done, Loop
+from anyformer.train.schedule import ENDING
 from anyformer.train.settings import Settings
 from anyformer.train.show import Screen
 from anyformer.train.tasks import Task
@@ -52,6 +53,7 @@ class Session:
         given, screen = self.given, self.screen
         for note in task.notes:
             screen.say(note)
+        screen.say(told_rate(settings))
         screen.say(f"{'resumes ' + str(self.run.checkpoint) if self.run.checkpoint else 'writes'} to {self.run.folder}")
         screen.unit = task.unit
         measure = functools.partial(task.measure, batch=given["batch"])
@@ -88,6 +90,17 @@ class Session:
         given = {**given, "out": str(folder), "betas": list(given["betas"]), "resume": False}
         given["data"] = given["data"] if isinstance(given["data"], dict) else str(given["data"])
         atomic_write(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
+
+
+def told_rate(s: Settings) -> str:
+    """How the learning rate moves, in a line; and that a warm-up as long as the run never ends."""
+    if s.warmup >= s.steps > 1:
+        return (
+            f"learning rate: the warmup of {s.warmup} steps is not over when the {s.steps} steps are, so the rate ends "
+            f"at {s.lr * s.steps / s.warmup:.2g}; a shorter warmup would let it reach {s.lr:g}"
+        )
+    ends = f", then {s.schedule}" + (f" to {s.lr * s.final_lr:.2g}" if s.schedule in ENDING else "")
+    return f"learning rate: {s.lr:g} after {s.warmup} steps of warmup{ends}"
 
 
 @contextlib.contextmanager

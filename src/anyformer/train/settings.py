@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from anyformer.core.part import check_option
+from anyformer.hub.formats.guard import read_json
 from anyformer.train.precision import PRECISIONS
 from anyformer.train.schedule import SCHEDULES
 
@@ -67,16 +69,21 @@ class Settings:
     statistics_every: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "accumulate": 1, "log_every": 1, "keep_last": 1}.items():
+        whole = dict.fromkeys(("steps", "accumulate", "log_every", "keep_last"), 1)
+        whole |= dict.fromkeys(("warmup", "seed", "save_every", "eval_every", "patience", "statistics_every"), 0)
+        for name, least in {**whole, "final_lr": 0, "weight_decay": 0}.items():
             _at_least(name, getattr(self, name), least)
-        whole = ("warmup", "seed", "save_every", "eval_every", "patience", "statistics_every")
-        for name in (*whole, "final_lr", "weight_decay"):
-            _at_least(name, getattr(self, name), 0)
+        for name in whole:
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         for name, value in {"lr": self.lr, "clip": self.clip, **self.rates}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        if not math.isfinite(self.lr):
-            raise ValueError(f"lr must be a finite number, got {self.lr}")
+        for name in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
+        if self.final_lr > 1:
+            raise ValueError(f"final_lr is a share of lr, at most 1, got {self.final_lr}")
         for name, value in {"ema": self.ema, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
@@ -86,6 +93,14 @@ class Settings:
             raise ValueError(f"patience={self.patience} counts evaluations, and eval_every=0 makes none before the end")
         if self.compile and self.statistics_every:
             raise ValueError("statistics_every listens to every part, which compile=True melts into one; choose one")
+
+
+def warmup_of(given: int | None, steps: int, checkpoint: Path | None) -> int:
+    """The steps of warm-up: those that are `given`; else what a run that goes on began with; else a tenth of all, at
+    most 100."""
+    if given is None and checkpoint is not None:
+        return int(read_json(checkpoint / "training.json")["settings"]["warmup"])
+    return min(100, steps // 10) if given is None else given
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import nn
 
 from anyformer.compress import nf4
 from anyformer.core import pages
-from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import select
-from anyformer.data import sources
+from anyformer.data.models import find
 from anyformer.hub import load
 from anyformer.hub.processors import ImageProcessor, trained
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -35,16 +33,7 @@ def base(name: str, tokenizer: str | None = None) -> Any:
         FileNotFoundError: if there is none. ValueError: for an architecture without weights, a model without a
             tokenizer, or a tokenizer that knows more tokens than the model.
     """
-    if name in pages.names():
-        raise ValueError(
-            f"{name!r} is an architecture, without weights; fine-tuning starts from a model: a folder, a hub id, or "
-            f"one of {', '.join(sources.SOURCES)}"
-        )
-    try:
-        known = name in sources.SOURCES and not Path(name).exists()
-        model = load(sources.get(name) if known else name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}{nearest(name, list(sources.SOURCES))}") from None
+    model = load(find(name))
     if not model.reads_text:
         if tokenizer is not None:
             raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
@@ -88,7 +77,7 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
     before = (given.origin or {}).get("config", {})
     kept = {} if found is None else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
     labels = {"id2label": words, "label2id": {name: i for i, name in enumerate(names)}}
-    model.origin = {**(given.origin or {}), "config": {**kept, **labels} if kept else {}}
+    model.origin = {**(given.origin or {}), "config": {**kept, **labels} if kept else {}, "classes": list(names)}
     model.tokenizer, model.processor = given.tokenizer, given.processor
     same = before.get("id2label") == words
     types = {n: t.dtype for n, t in given.state_dict().items()}

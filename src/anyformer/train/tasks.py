@@ -101,13 +101,15 @@ def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
         if values[0].ndim == 3:  # an image
             batch[name] = torch.from_numpy(np.stack(values))  # (B, C, height, width)
             continue
+        kind = torch.float32 if values[0].dtype.kind == "f" else torch.long
         if values[0].ndim == 0:
-            batch[name] = torch.tensor([int(v) for v in values])  # (B,)
+            batch[name] = torch.tensor([v.item() for v in values], dtype=kind)  # (B,)
             continue
         lengths, width = [len(v) for v in values], max(map(len, values))
-        batch[name] = torch.full((len(values), width), fill.get(name, pad))  # (B, T)
+        inner = values[0].shape[1:]
+        batch[name] = torch.full((len(values), width, *inner), fill.get(name, pad), dtype=kind)  # (B, T, …)
         for row, value in zip(batch[name], values, strict=True):
-            row[: len(value)] = torch.from_numpy(value.astype(np.int64))
+            row[: len(value)] = torch.as_tensor(value.astype(np.float32 if kind.is_floating_point else np.int64))
         if name.endswith("input_ids") and min(lengths) < width:
             mask = name.replace("input_ids", "attention_mask")
             batch[mask] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
@@ -117,11 +119,12 @@ def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
 # ------------------------------------------------------------------------------------------------ text
 
 
-def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, seed: int, bigram: float) -> Task:
+def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, seed: int, bigram: float | None) -> Task:
     """A task on text, from its token cache.
 
     Args:
-        order: of windows, see `Corpus.rows`. bigram: bits that bigrams need for a held-out byte.
+        order: of windows, see `Corpus.rows`. bigram: bits that bigrams need for a held-out byte; None for a tokenizer
+            that loses a part of the text, which is measured by its own tokens.
 
     Raises:
         ValueError: for a text that is too short, an order that the task does not have, or a tokenizer without the
@@ -141,6 +144,10 @@ def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, s
 
     loss, divisor = objectives.causal_lm, math.log(2) * corpus.held_out_bytes
     rows = corpus.rows(order, context, seed)
+    if bigram is None:
+        note = "the tokenizer loses a part of the text (case, spaces, letters that it has not), so bits per byte would "
+        note += "count less than the text: nats a token are measured, which compare models of one tokenizer only"
+        return Task(kind, rows, held_out, loss, loss, "nats a token", told, facts, (note,))
     return Task(kind, rows, held_out, loss, loss, "bits per byte", told, facts, divisor=divisor, guess=bigram)
 
 

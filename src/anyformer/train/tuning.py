@@ -15,7 +15,7 @@ from anyformer.train import adapters, checkpoint, kinds, lora, rows, start
 from anyformer.train.examples import Encoder
 from anyformer.train.loop import Done
 from anyformer.train.session import Session, context_of, session
-from anyformer.train.settings import Settings
+from anyformer.train.settings import Settings, warmup_of
 from anyformer.train.tasks import Task
 
 LONGEST = 512  # tokens of an example, where nothing is said and the model could read more
@@ -184,7 +184,8 @@ def finetune(
         lm, told = _ready(lm, kind, names, given, options)
         encoder = Encoder(kind, columns, lm, names, given["context"] or 0)
         goal = rows.on_rows(encoder, tables, measured, seed, cache)
-        settings = _settings(given, goal.size)
+        settings = _settings(given, goal.size, now.run.checkpoint)
+        given |= {"lr": settings.lr, "warmup": settings.warmup}  # as resolved, for config.yaml
         learned, parameters = _numbers(lm)
         now.screen.say(
             f"{model}, {kind}: {learned:,} of {parameters:,} numbers learn ({told}); {goal.told}, "
@@ -256,14 +257,14 @@ def _ready(
     return lm.to(given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")), told
 
 
-def _settings(given: dict[str, Any], count: int) -> Settings:
+def _settings(given: dict[str, Any], count: int, checkpoint: Path | None) -> Settings:
     epochs = 3.0 if given["epochs"] is None else given["epochs"]
     steps = given["steps"]
     steps = max(1, math.ceil(epochs * count / (given["batch"] * given["accumulate"]))) if steps is None else steps
     own = {
         "steps": steps,
         "lr": RATES[given["method"]] if given["lr"] is None else given["lr"],
-        "warmup": min(100, steps // 10) if given["warmup"] is None else given["warmup"],
+        "warmup": warmup_of(given["warmup"], steps, checkpoint),
         "recompute": tuple(given["recompute"]),
     }
     return Settings(**{f.name: given[f.name] for f in fields_of(Settings)} | own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from anyformer.parts.attention.masks import FAR, Mask
@@ -26,6 +27,7 @@ class KeysValues:
     def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, kinds: int = 2):
         self.memory = like.new_empty(kinds, batch, heads, room, head_dim)
         self.length = 0
+        self.watched = False  # a pass with gradients may have kept what is here: nothing is written into it
 
     @property
     def k(self) -> Tensor:
@@ -38,6 +40,11 @@ class KeysValues:
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Adds (B, G, T, K) of each kind, keys and values, and returns everything."""
         start, end = self.length, self.length + new[0].shape[2]
+        if self.watched or torch.is_grad_enabled():
+            fresh = torch.stack(new).to(self.memory.dtype)
+            self.memory, self.length = torch.cat((self.memory[:, :, :, :start], fresh), 3), end
+            self.watched = torch.is_grad_enabled()
+            return self.memory.unbind()
         if end > self.memory.shape[3]:
             self.memory = self._grown(max(end, 2 * self.memory.shape[3]))
         for kind, some in enumerate(new):

@@ -89,7 +89,10 @@ class Memory(Sliding):
         gone = max(0, min(count, self.length - self.least))
         kept = self.memory[:, :, :, gone : self.length].clone()
         self.length, self.dropped = self.length - gone, self.dropped + gone
-        self.memory[:, :, :, : self.length] = kept
+        if self.watched:
+            self.memory = kept
+        else:
+            self.memory[:, :, :, : self.length] = kept
         self._made.clear()
 
     def tensors(self, keep: Tensor | None) -> dict[str, Tensor]:

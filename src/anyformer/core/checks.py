@@ -1,0 +1,91 @@
+"""The meaning of what a model is called with, checked once a call: masks and places have several conventions.
+
+Nothing is looked at while a program is made of the model (compile, export) or only its shapes are run, and a mask of
+`bool` means what it says. B batch, T tokens of this call, S tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+def attention_mask(mask: Tensor, batch: int, lengths: Sequence[int], name: str = "attention_mask") -> Tensor:
+    """The padding mask as `bool`, True = a real token.
+
+    Args:
+        mask: (B, T) of True and False, or of 1 and 0. `lengths`: what T may be. `name`: of the input, for errors.
+
+    Raises:
+        ValueError: for another shape; for masks that are added to scores (0 and -inf), that number the texts of a row
+            (1 1 2 2), or hold NaN, saying what to give instead.
+    """
+    if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] not in lengths:
+        raise ValueError(f"{name} must be (batch, tokens) = ({batch}, {lengths[0]}), got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool or not _readable(mask):
+        return mask.bool()
+    if bool(((mask == 0) | (mask == 1)).all()) and not (mask.is_floating_point() and not bool(mask.any())):
+        return mask.bool()
+    what = f"{name} says 1 = a real token, 0 = padding"
+    if bool((mask < 0).any()) or (mask.is_floating_point() and not bool(mask.any())):
+        raise ValueError(f"{what}; this one is to be added to scores (0 = seen, below = hidden): give mask == 0")
+    if bool((mask > 1).any()) and not mask.is_floating_point():
+        raise ValueError(
+            f"{what}; this one counts to {int(mask.max())}: to keep several texts of a row apart give document_ids, 0 "
+            "for the first text, 1 for the second …, -1 at padding, in place of attention_mask"
+        )
+    return flags(name, mask)
+
+
+def flags(name: str, mask: Tensor) -> Tensor:
+    """A mask of 1 and 0, or True and False, as `bool`.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    if mask.dtype != torch.bool and _readable(mask):
+        odd = mask[(mask != 0) & (mask != 1)]
+        if len(odd):
+            raise ValueError(f"{name} must hold 1 and 0 (or True and False) alone; this one holds {odd[0].item()}")
+    return mask.bool()
+
+
+def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None = None) -> Tensor:
+    """The places of the tokens of this call, (T,) or (B, T).
+
+    Args:
+        keep: (B, T) True = a real token; places of padding may be any.
+
+    Raises:
+        ValueError: for another shape or type; for places that go back, as those of several texts in a row do.
+    """
+    if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
+        raise ValueError(f"position_ids must be whole numbers, got {positions.dtype}")
+    if tuple(positions.shape) not in ((count,), (1, count), (batch, count)):
+        raise ValueError(
+            f"position_ids must be (tokens,) = ({count},) or (batch, tokens) = ({batch}, {count}), got "
+            f"{tuple(positions.shape)}"
+        )
+    if not _readable(positions) or count < 2:
+        return positions
+    rows = positions.expand(batch, count)  # (B, T)
+    real = torch.ones_like(rows, dtype=torch.bool) if keep is None else keep
+    highest = rows.masked_fill(~real, -1).cummax(1).values  # (B, T) of the real tokens up to each one
+    back = real[:, 1:] & (rows[:, 1:] < highest[:, :-1])
+    if bool(back.any()):
+        row, place = (int(i) for i in back.nonzero()[0])
+        raise ValueError(
+            f"position_ids go back in row {row}, from {int(highest[row, place])} to {int(rows[row, place + 1])}: the "
+            "texts of a row are kept apart by document_ids (0 for the first, 1 for the second …), which place the "
+            "tokens, too; leave position_ids out"
+        )
+    return positions
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Has it content, and is nobody making a program of the model?"""
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return not (traced or tensor.is_meta or isinstance(tensor, FakeTensor))

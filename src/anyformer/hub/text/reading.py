@@ -1,0 +1,45 @@
+"""One text as a model reads it: the same ids in training, in generation and for vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The ids of a text with the tokens around it; the last `closing` of them close every text."""
+
+    ids: list[int]
+    closing: int
+
+    def cut(self, limit: int, closed: bool = True) -> list[int]:
+        """At most `limit` ids: the end of the text is cut; what closes it stays, if it is to be `closed`."""
+        if len(self.ids) <= limit:
+            return self.ids
+        kept = min(self.closing, limit) if closed else 0
+        return self.ids[: limit - kept] + self.ids[len(self.ids) - kept :]
+
+
+def reading(tokenizer: Any, text: str, ends: bool = False) -> Reading:
+    """A text as the tokenizer's own model reads it.
+
+    A tokenizer that puts nothing around a text, but has a role for it, gets its [CLS] and [SEP], or, if the text
+    `ends` (a source or a target), its end token.
+
+    Raises:
+        ValueError: for what is no text that UTF-8 can write.
+    """
+    try:
+        found = tokenizer.core.encode(text)
+    except TypeError:
+        raise ValueError(f"text: expected a str that UTF-8 can write, got {text!r:.60}") from None
+    ids, special, closing = list(found.ids), found.special_tokens_mask, 0
+    if any(special):
+        while closing < len(ids) and special[-1 - closing]:
+            closing += 1
+        return Reading(ids, closing)
+    if ends and tokenizer.role_id("eos_token") is not None:
+        return Reading([*ids, tokenizer.role_id("eos_token")] if ids else [], 1)
+    cls, sep = tokenizer.role_id("cls_token"), tokenizer.role_id("sep_token")
+    return Reading(ids, 0) if cls is None or sep is None or not ids else Reading([cls, *ids, sep], 1)

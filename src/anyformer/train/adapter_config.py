@@ -1,0 +1,130 @@
+"""What adapter_config.json says: read, held against the tensors, and written into the ledger."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from anyformer.hub.formats.guard import inside, read_json, refuse
+from anyformer.hub.tables.config import Line
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+READ = {
+    "peft_type", "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "lora_dropout",
+    "init_lora_weights", "target_modules", "modules_to_save",
+}  # fmt: skip
+QUIET = {  # what the tensors say themselves, or what only matters while PEFT makes an adapter
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "task_type",
+}  # fmt: skip
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)  # other first weights change the base model, too
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, every key of which is known to mean nothing more than is done here."""
+    path = inside(folder, CONFIG)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise refuse(path, "content", "a JSON object", config)
+    if config.get("peft_type") != "LORA":
+        raise refuse(path, "peft_type", "LORA", config.get("peft_type"))
+    for key, value in config.items():
+        if key not in READ | QUIET and value not in (None, False, "none", [], {}):
+            raise refuse(path, key, "nothing: it is not known here, and may change the function", value)
+    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise refuse(
+            path,
+            "init_lora_weights",
+            "true, false, gaussian, eva or orthogonal: others change the base model, too",
+            start,
+        )
+    for key in ("lora_alpha", "lora_dropout"):
+        if not isinstance(config.setdefault(key, 0), int | float):
+            raise refuse(path, key, "a number", config[key])
+    for key in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict) or not all(isinstance(v, int | float) for v in patterns.values()):
+            raise refuse(path, key, "names with numbers", patterns)
+        config[key] = {_name(path, key, pattern): value for pattern, value in patterns.items()}
+    return config
+
+
+def _name(path: Path, key: str, pattern: str) -> str:
+    """A pattern of PEFT's is a regular expression; those that are names are read, as files are not programs."""
+    name = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
+    if not re.fullmatch(r"[\w.]+", name):
+        raise refuse(path, key, "names of modules", pattern)
+    return name
+
+
+def alpha_of(config: dict[str, Any], name: str) -> float:
+    found = [v for n, v in config["alpha_pattern"].items() if name == n or name.endswith(f".{n}")]
+    return float(found[0] if found else config["lora_alpha"])
+
+
+def compare(
+    where: str,
+    config: dict[str, Any],
+    places: Collection[str],
+    modules: Collection[str],
+    parts: Collection[str],
+    beside: Collection[str],
+) -> None:
+    """Holds what the config says is adapted or saved whole against what the file has.
+
+    Args:
+        places: the published names of the matrices that an adapter can stand at. modules: of all modules.
+        parts: the names of what is adapted in the file. beside: of the tensors of what is there whole.
+
+    Raises:
+        ValueError: naming the module, if all tensors of one are lost.
+
+    Warns:
+        UserWarning: naming the modules, if a target is there in some layers only.
+    """
+    layers, skipped = config.get("layers_to_transform"), config.get("exclude_modules")
+    layers = [layers] if isinstance(layers, int) else layers
+
+    def asked(name: str, target: str) -> bool:
+        numbers = [int(n) for n in re.findall(r"\.(\d+)\.", name)]
+        here = not layers or not numbers or numbers[0] in layers
+        out = isinstance(skipped, list) and any(_is(name, s) for s in skipped)
+        return _is(name, target) and here and not out
+
+    targets = config.get("target_modules")
+    for target in targets if isinstance(targets, list) and not isinstance(skipped, str) else []:
+        wanted = [name for name in places if asked(name, target)]
+        lost = [name for name in wanted if name not in parts]
+        if lost and len(lost) == len(wanted):
+            raise ValueError(
+                f"{where}: {CONFIG} adapts {target!r}, and {WEIGHTS} has no tensor of it; the file lost some"
+            )
+        if lost:
+            warnings.warn(
+                f"{where}: {target!r} is not adapted in {', '.join(lost[:5])}: {WEIGHTS} has none", stacklevel=3
+            )
+    for target in config.get("modules_to_save") or []:
+        wanted = [name for name in modules if _is(name, target)]
+        if wanted and not any(_is(name.rpartition(".")[0], target) or f".{target}." in f".{name}" for name in beside):
+            raise ValueError(
+                f"{where}: {CONFIG} saves {target!r} whole, and {WEIGHTS} has no tensor of it; the file lost some"
+            )
+
+
+def _is(name: str, target: str) -> bool:
+    """Does a module's name end in the target?"""
+    return name == target or name.endswith(f".{target}")
+
+
+def account(config: Mapping[str, Any]) -> list[Line]:
+    """What became of the keys of adapter_config.json."""
+    why = "the tensors say it themselves, or it only matters while an adapter is made"
+    return [
+        Line(key, value, *(("used", "how the adapter is read") if key in READ else ("ignored", why)))
+        for key, value in config.items()
+    ]
