@@ -1,10 +1,13 @@
 """Feed-forward parts: what happens at each place of the sequence alone. B batch, T time, D width, F hidden width."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import check_option, drop
@@ -22,10 +25,72 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# The slope of an activation times what comes from above, (from above, x) -> same, in one pass.
+SLOPES: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
+    ACTIVATIONS["gelu"]: torch.ops.aten.gelu_backward,
+    ACTIVATIONS["gelu_tanh"]: partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    ACTIVATIONS["silu"]: torch.ops.aten.silu_backward,
+}
+
+
 def activation(owner: str, name: str) -> Callable[[Tensor], Tensor]:
     """The function of that name; an unknown name is an error, never a default."""
     check_option(owner, "act", name, tuple(ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+class Gated:
+    """The product act(gate) * up, of which backward keeps `gate` and `up` alone.
+
+    What backward makes again of them for the matrix behind it, act(gate), serves its own slopes, too.
+    """
+
+    def __init__(self, act: Callable[[Tensor], Tensor]):
+        self.act, self.opened = act, list[Tensor]()
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        if is_traceable_wrapper_subclass(gate):  # DTensor
+            return self.act(gate) * up
+        return GatedProduct.apply(gate, up, self)
+
+    def again(self, gate: Tensor, up: Tensor) -> Callable[[], Tensor]:
+        """A function that makes the product again, for `remade`."""
+        gate, up = gate.detach(), up.detach()
+
+        def make() -> Tensor:
+            self.opened[:] = [self.act(gate)]
+            return self.opened[0] * up
+
+        return make
+
+
+class GatedProduct(torch.autograd.Function):
+    """act(gate) * up. Backward: grad * act(gate) for up, grad * up * act'(gate) for gate."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, of: Gated) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.of = of
+        return of.act(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        act = ctx.of.act
+        if torch.is_grad_enabled():  # somebody wants the slopes of the slopes
+            with torch.enable_grad():
+                opened = act(gate)
+                (slope,) = torch.autograd.grad(opened, gate, grad * up, create_graph=True)
+            return slope, grad * opened, None
+        opened = ctx.of.opened.pop() if ctx.of.opened else act(gate)
+        of_up = grad * opened
+        into = torch.mul(grad, up, out=opened)  # no memory of its own
+        if act in SLOPES:
+            return SLOPES[act](into, gate), of_up, None
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(act(gate), gate, into)
+        return slope, of_up, None
 
 
 class MLP(FeedForward):
@@ -60,9 +125,7 @@ class GatedMLP(FeedForward):
         if flow.find(Recomputed) or torch.compiler.is_compiling() or (self.training and self.dropout):
             return self.down(drop(self, self.act(gate) * up))
         # Two of the four tensors that backward reads are made from the other two: cheap, and half of the memory.
-        g, u = gate.detach(), up.detach()
-        opened = self.act(gate)
-        with remade(opened, lambda: self.act(g)):
-            hidden = opened * up
-        with remade(hidden, lambda: self.act(g) * u):
+        product = Gated(self.act)
+        hidden = product(gate, up)
+        with remade(hidden, product.again(gate, up)):
             return self.down(hidden)
