@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,9 @@ from anyformer.hub.tables import config as tables
 from anyformer.hub.tables import generation
 from anyformer.hub.tables.weights import Hub, Link, links
 
+if TYPE_CHECKING:
+    from anyformer.skeletons.base import Skeleton
+
 NATIVE = "anyformer"  # model_type of models that nobody published
 
 
@@ -36,7 +39,7 @@ def load(
     ignore: Iterable[str] = (),
     allow_pickle: bool = False,
     **changes: Any,
-) -> Any:
+) -> Skeleton:
     """A published model, ready to use: `load("folder")`, `load("file.gguf")`, `load("owner/name")`.
 
     Strict: every tensor, every config key and every key of the files beside them is used or known to carry nothing, or

@@ -25,7 +25,15 @@ from anyformer.core.taps import Taps
 from anyformer.parts.heads import Unembedding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import ParamSpec, TypeVar
+
+    from anyformer.core.recipe import Recipe
+    from anyformer.generate.continuing import generate as generate_
+
+    O = ParamSpec("O")
+    T = TypeVar("T")
 
 
 @dataclass
@@ -46,14 +54,14 @@ class Output:
     across: frozenset[str] = frozenset()
 
 
-class Skeleton:
+class Skeleton(nn.Module):
     """Base of complete models: their own width, their inputs by name, and where they came from.
 
     Attributes:
         recipe: the expression that this model is.
         page, config: the page and its hyperparameters, where the model came from one.
-        origin: what a file said beside the weights (config keys that change nothing here, generation defaults), kept
-            for `save`.
+        origin: a dictionary of what a file said beside the weights (config keys that change nothing here, generation
+            defaults), kept for `save`; or None.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
         processor: an `anyformer.hub.processors.Processor`, which makes inputs of pictures, or None.
         ledger: how each tensor and config key of the file was used, where the model was loaded.
@@ -64,12 +72,28 @@ class Skeleton:
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None
-    origin: dict[str, Any] | None = None
+    origin: Any = None
     tokenizer: Any = None
     processor: Any = None
     ledger: Any = None
     taps: Taps | None = None
     context: int | None = None
+
+    if TYPE_CHECKING:  # a type checker sees the signatures of the constructor and of `anyformer.generate.generate`
+
+        @classmethod
+        def of(cls: Callable[O, T], *args: O.args, **options: O.kwargs) -> Recipe[T]: ...
+
+        def __getattr__(self, name: str) -> Any: ...  # parts by their names
+
+        generate = generate_
+    else:
+
+        def generate(self, *args, **options):
+            """Continues text or token ids: `anyformer.generate.generate(self, ...)`."""
+            from anyformer.generate import generate
+
+            return generate(self, *args, **options)
 
     @abstractmethod
     def entrances(self) -> tuple[Entrance, ...]:
@@ -189,12 +213,6 @@ class Skeleton:
     ) -> Tensor:
         """Hidden states (B, T, D) of the main input: of an encoder-decoder, its memory."""
         return self(input_ids=input_ids, attention_mask=attention_mask, **inputs).hidden  # type: ignore[operator]
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        """Continues text or token ids: `anyformer.generate.generate(self, ...)`."""
-        from anyformer.generate import generate
-
-        return generate(self, *args, **options)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> str:
         """Writes a Hugging Face directory: `anyformer.hub.save(self, folder)`."""
