@@ -153,4 +153,4 @@ def decodes(subject: Subject) -> str | None:
 
 def pads(subject: Subject) -> str | None:
     """For checks of padding."""
-    return None if subject.reads_text else "an image has no padding"
+    return None if any(e.mask for e in subject.model.entrances()) else "an image has no padding"

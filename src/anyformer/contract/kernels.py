@@ -98,7 +98,8 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
             keep = next(turn)
             return output.masked_fill(~keep[..., None], float("nan"))
 
-        model.embed.register_forward_hook(poison)
+        for front in {entrance.front for entrance in model.entrances() if entrance.mask}:
+            front.register_forward_hook(poison)
         dirty = run(model, batch)
         for name in clean:
             for i in range(len(batch)):

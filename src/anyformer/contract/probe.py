@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
-from anyformer.skeletons.base import Output
+from anyformer.skeletons.base import Output, Skeleton
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
 scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # are the weights real?
@@ -60,11 +60,15 @@ class Batch:
         inputs: the keyword arguments.
         keep: (B, T) True = real, over the tokens that `logits` is about; None = all.
         source: (B, S) the same for the source of an encoder-decoder.
+        across: the outputs whose entries belong to several rows.
+        full: the paths of models inside whose inputs have no padding.
     """
 
     inputs: dict[str, Tensor]
     keep: Tensor | None = None
     source: Tensor | None = None
+    across: frozenset[str] = frozenset()
+    full: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -76,14 +80,15 @@ class Batch:
             if name in ("attention_mask", "decoder_attention_mask"):
                 continue
             keep = self.source if self.source is not None and name == "input_ids" else self.keep
-            alone[name] = value[i][None] if keep is None else value[i][keep[i]][None]
-        return Batch(alone)
+            padded = keep is not None and value.shape == keep.shape
+            alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
+        return Batch(alone, across=self.across)
 
     def rows(self, index: list[int]) -> Batch:
         """Some rows, in this order."""
         picked = {name: value[index] for name, value in self.inputs.items()}
         keep, source = (None if k is None else k[index] for k in (self.keep, self.source))
-        return Batch(picked, keep, source)
+        return replace(self, inputs=picked, keep=keep, source=source)
 
     def with_(self, **inputs: Tensor) -> Batch:
         """The same with other inputs."""
@@ -93,10 +98,16 @@ class Batch:
         """The same from a caller who names no global tokens."""
         return replace(self, inputs={n: v for n, v in self.inputs.items() if n != "global_attention_mask"})
 
+    def has_rows(self, name: str) -> bool:
+        """Is the output `name` a tensor of rows, each made of its own input alone?"""
+        return not name.startswith("aux.") and name not in self.across
+
     def real(self, name: str, value: Tensor, i: int) -> Tensor:
-        """Row `i` of the output `name`, at real places only; an auxiliary loss has no rows."""
-        if name.startswith("aux."):
+        """Row `i` of the output `name`, at real places only; what has no rows, whole."""
+        if not self.has_rows(name):
             return value
+        if name.startswith(self.full):
+            return value[i]
         keep = self.source if name == "memory" else self.keep
         return value[i] if keep is None or value.ndim < 3 else value[i][keep[i]]
 
@@ -130,7 +141,13 @@ def draw(
         wide = torch.rand(inputs["input_ids"].shape, generator=noise) < WIDE
         wide[0, -1 if keep is None else int(keep[0].nonzero().max())] = True  # so that one there is
         inputs["global_attention_mask"] = wide.long()
-    return Batch(inputs, keep, keeps.get("") if subject.has_source else None)
+    full = tuple(f"{path}." for path, inner in model.named_modules() if path and reads_whole(inner))
+    return Batch(model.complete(inputs), keep, keeps.get("") if subject.has_source else None, model.across, full)
+
+
+def reads_whole(model: Any) -> bool:
+    """Is it a model whose inputs have no padding?"""
+    return isinstance(model, Skeleton) and not any(entrance.mask for entrance in model.entrances())
 
 
 def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:

@@ -133,7 +133,7 @@ def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
             keep[-1, length - length // 4 :] = 0
             found[entrance.mask] = keep
         made |= {name: t.to(like.device if reads[name].ids else like) for name, t in found.items()}
-    return made
+    return model.complete(made)
 
 
 def _check(model: Any, example: Mapping[str, Tensor]) -> None:

@@ -69,6 +69,7 @@ class Skeleton(nn.Module):
 
     closed: ClassVar[bool] = True
     generates: bool = False  # can continue a text: has `start` and a vocabulary head
+    across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None
@@ -134,7 +135,11 @@ class Skeleton(nn.Module):
             size = sizes.get(entrance.prefix) or entrance.front.sizes()[0]
             found = entrance.front.example(rows, size, noise)
             made.update({entrance.prefix + name: value for name, value in found.items()})
-        return made
+        return self.complete(made)
+
+    def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Made-up inputs with what the model needs in each row, such as an end token."""
+        return inputs
 
     def check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The inputs of a call that are not None.

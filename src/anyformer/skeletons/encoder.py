@@ -62,6 +62,9 @@ class Encoder(Skeleton, Blocks):
     def entrances(self) -> tuple[Entrance, ...]:
         return (Entrance(self.embed),)
 
+    def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs if self.pool is None else self.pool.complete(inputs)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
