@@ -114,7 +114,8 @@ CASES = {
     "odd": {
         "image.dim": 30, "image.heads": 3, "image.hidden": 50, "image.image": 15, "image.patch": 5, "image.channels": 1,
         "image.act": "gelu", "image.eps": 1e-3, "text.dim": 36, "text.depth": 1, "text.heads": 3, "text.hidden": 20,
-        "text.vocab": 99, "text.context": 40, "text.end": 7, "text.act": "gelu_tanh", "text.eps": 1e-4, "width": 9,
+        "text.vocab": 99, "text.context": 40, "text.end": 7, "text.act": "gelu_tanh", "text.eps": 1e-4, "width": 16,
+        "scale": 3.5,
     },
     "largest": {"text.end": None, "image.depth": 1, "scale": 3.0},
 }  # fmt: skip
