@@ -140,7 +140,7 @@ def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
         value = tensors[name]
         if value.ndim == 0:
             longer = value.repeat(2)
-        elif value.shape[0] == 1:  # ViT's positions: the axis that counts is the second
+        elif value.ndim > 1 and value.shape[0] == 1:  # ViT's positions: the axis that counts is the second
             value = value.transpose(0, 1)
             longer = torch.cat((value, value[:1])).transpose(0, 1)
         else:

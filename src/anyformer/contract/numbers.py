@@ -129,7 +129,7 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
 def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
     """One token, the longest text, past the trained length, around a window; for images other sizes."""
     side, rng, worst = oracle(subject, hub), random.Random(4), 0.0
-    if not subject.reads_text:
+    if pads(subject):
         noise = torch.Generator().manual_seed(4)
         for size in side.ours.entrances()[0].front.sizes():
             example = side.ours.example(2, {"": size}, noise)

@@ -33,6 +33,9 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         out = model(**batch.inputs)
     found: dict[str, Tensor] = {}
     for name, value in scores(out).items():
+        if value.shape[-1] == 1:  # a number, no class
+            found[name] = torch.randn(value.shape, generator=noise)
+            continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
         if batch.keep is not None and labels.ndim == 2:
             labels = labels.masked_fill(~batch.keep, IGNORE)
@@ -64,7 +67,7 @@ def loss_of(model: Any, batch: Batch, labels: dict[str, Tensor], count: dict[str
     out, total = model(**batch.inputs), torch.zeros(())
     for name, wanted in labels.items():
         if wanted.is_floating_point():
-            error = (getattr(out, name) - wanted).square()
+            error = ((scores(out)[name] if name in scores(out) else getattr(out, name)) - wanted).square()
             if batch.keep is not None and error.ndim == 3:
                 error = error.masked_fill(~batch.keep[..., None], 0.0)
             total = total + error.sum() / count[name]

@@ -177,7 +177,7 @@ def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
     reads: Any = model.inputs()  # type: ignore[operator]
     axes: dict[str, Any] = {
         name: {
-            i: Dim.AUTO if a in reads[name].fixed else Dim.DYNAMIC for i, a in enumerate(("batch", *reads[name].axes))
+            i: Dim.STATIC if a in reads[name].fixed else Dim.DYNAMIC for i, a in enumerate(("batch", *reads[name].axes))
         }
         for name in example
     }

@@ -30,15 +30,16 @@ from anyformer.parts.recurrent.delta import GatedDelta
 from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
+from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
     "MLP", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
     "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated",
-    "Distances", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP",
-    "Global", "LSHAttention", "LayerNorm", "LayerScale", "LatentAttention", "Learned", "LinearAttention",
+    "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta",
+    "GatedMLP", "Global", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention",
     "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "MemoryTokens", "MoE",
     "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "Project", "RMSNorm",
-    "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D",
-    "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature",
-    "Through", "Times", "Tokens", "TopK", "TwoStreams", "Window", "deepnorm",
+    "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence",
+    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK",
+    "Trajectory", "TwoStreams", "Window", "deepnorm",
 ]  # fmt: skip

@@ -141,6 +141,11 @@ class Skeleton(nn.Module):
         """Made-up inputs with what the model needs in each row, such as an end token."""
         return inputs
 
+    @property
+    def decodes(self) -> bool:
+        """Can it go on from a state, step after step? What writes text can."""
+        return self.generates
+
     def check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The inputs of a call that are not None.
 
@@ -192,15 +197,17 @@ class Skeleton(nn.Module):
         return given, flow
 
     def _keep(self, entrance: Entrance, mask: Tensor, given: Inputs, batch: int, first: int) -> Tensor:
-        """The padding mask of the positions, checked."""
-        units = entrance.front.units(given)
-        keep = checks.attention_mask(mask, batch, (units, first + units), str(entrance.mask))
+        """The padding mask of the positions, checked: of those of this call, or of all that were seen."""
+        front = entrance.front
+        units = front.units(given)
+        seen = first * units // front.length(given) if first and units else 0
+        keep = checks.attention_mask(mask, batch, (units, seen + units), str(entrance.mask))
         check_gaps(self, keep, str(entrance.mask))
-        return entrance.front.keep(keep, given)
+        return front.keep(keep, given)
 
     def start(self, batch: int, length: int = 0) -> State:
         """Empty decoding state for `batch` rows; `length` is a hint of how long they will become."""
-        if not self.generates:
+        if not self.decodes:
             raise ValueError(f"{type(self).__name__} sees both directions and does not decode step by step")
         return start_state(self.decoding(), batch, length)
 
