@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -74,12 +75,12 @@ class Entry:
         return flow
 
 
-def full(kernel: str, **options: object) -> Callable[[int], Recipe]:
+def full(kernel: str, **options: Any) -> Callable[[int], Recipe]:
     """Softmax attention by a kernel."""
     return lambda length: Attention.of(heads=HEADS, kernel=kernel, **options)
 
 
-def linear(**options: object) -> Callable[[int], Recipe]:
+def linear(**options: Any) -> Callable[[int], Recipe]:
     """Linear attention."""
     return lambda length: LinearAttention.of(heads=HEADS, **options)
 
@@ -94,7 +95,7 @@ def lsh(length: int) -> Recipe:
     return LSHAttention.of(heads=HEADS, size=64, rounds=4, buckets=length // 64, seed=0)
 
 
-def masked(mask: object) -> Callable[[int], Recipe]:
+def masked(mask: Any) -> Callable[[int], Recipe]:
     """Softmax attention under a mask; the kernel is chosen by the rule of `parts.kernels`."""
     return lambda length: Attention.of(heads=HEADS, mask=mask)
 

@@ -76,7 +76,7 @@ def train(options: dict[str, Any], seed: int) -> dict[str, float]:
     learn, held_out = (
         torch.frombuffer(bytearray(t.encode()), dtype=torch.uint8).numpy() for t in text.split(sources.text("pydoc"))
     )
-    model, processes, counts = af.build("gpt", "tiny", seed=seed, **SHAPE), world(**options), list[int]()
+    model, processes, counts = af.build("gpt", "tiny", seed=seed, changes=SHAPE), world(**options), list[int]()
     update = processes.stepped
 
     def stepped(step: int, last: bool) -> None:

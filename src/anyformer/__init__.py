@@ -10,6 +10,7 @@ model = af.load("path/to/model")                                      # Hugging 
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from anyformer import parts
 from anyformer.core.flow import Flow
@@ -24,6 +25,10 @@ from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.stack import Stack
+
+if TYPE_CHECKING:  # imported when first used, see `__getattr__`
+    from anyformer import generate
+    from anyformer.hub import load, save
 
 __version__ = "0.1.0"
 __all__ = [

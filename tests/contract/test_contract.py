@@ -16,7 +16,7 @@ from anyformer.contract.check import LeftOut
 FIRST = "the library draws first weights by one rule; this page's publishers had another"
 KNOWN: dict[tuple[str, str], str] = {
     ("first weights have the oracles sizes", page): FIRST
-    for page in ("jamba", "mamba", "mamba2", "modernbert", "reformer", "switch", "t5", "transformer")
+    for page in ("clip", "jamba", "mamba", "mamba2", "modernbert", "reformer", "switch", "t5", "transformer")
 }
 
 

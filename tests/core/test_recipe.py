@@ -118,7 +118,7 @@ def test_a_mistake_is_named_with_its_path():
     ):
         llama.but({"blocks.1.mixer": Attention})
     with pytest.raises(ValueError, match=r"Encoder\.heads\.classes: expected a recipe.*, got 3"):
-        Encoder.of(8, Tokens.of(4), [], heads={"classes": 3})
+        Encoder.of(8, Tokens.of(4), [], heads={"classes": 3})  # type: ignore[dict-item]
     stored = llama.to_json()
     stored["blocks"][0]["of"]["mixer"]["positions"]["theta"] = None
     with pytest.raises(ValueError, match=r"at 'blocks\.0\.mixer\.positions': Rotary\.theta: expected a finite number"):

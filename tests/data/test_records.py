@@ -215,7 +215,7 @@ def test_refused(name, content, kind, said, tmp_path):
 def test_numbers_must_be_numbers_where_they_are_asked_for(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": 1.0, "noise": float("nan")}])
     assert len(list(records.records(source, need=("text", "label")))) == 1  # the column with NaN is not asked for
-    with pytest.raises(ValueError, match=r"row 1: 'noise' is nan; put a number there"):
+    with pytest.raises(ValueError, match=r"row 1: 'noise' is nan; put a value there"):
         list(records.records(source))
     for cell in ("nan", "inf", ""):
         (tmp_path / "a.csv").write_text(f"text,label\nx,1\ny,{cell}\n")

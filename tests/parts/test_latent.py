@@ -304,7 +304,7 @@ def test_first_weights_and_the_papers_sizes() -> None:
     assert (mixer.kv_rank, mixer.nope_dim, mixer.rope_dim, mixer.value_dim) == (64, 16, 8, 16)
     initialise(mixer, seed=0)
     assert 0.015 < float(mixer.kv.weight.detach().std()) < 0.025
-    assert torch.equal(mixer.norm["kv"].weight, torch.ones(64))
+    assert mixer.norm is not None and torch.equal(mixer.norm.get_parameter("kv.weight"), torch.ones(64))
     v2 = LatentAttention(5120, heads=128, kv_rank=512, q_rank=1536, nope_dim=128, rope_dim=64).to("meta")
     ranks = 5120 * 1536 + 1536 + 1536 * 128 * 192 + 5120 * (512 + 64) + 512 + 512 * 128 * 256
     assert sum(p.numel() for p in v2.parameters()) == ranks + 128 * 128 * 5120
@@ -333,5 +333,5 @@ def test_what_makes_no_sense_is_named(recipe: Recipe, message: str) -> None:
 
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(ValueError, match=r"no option 'kv_dim'.*did you mean"):
-        LatentAttention.of(kv_dim=3)
+        LatentAttention.of(kv_dim=3)  # type: ignore[call-arg]
     assert Recipe.from_json(SMALL.to_json()) == SMALL.but(norm=RMSNorm.of())

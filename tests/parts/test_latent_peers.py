@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def compare(config: Any, theirs: nn.Module, angles: Any) -> None:
         scaling = YaRN(4.0, 8, mscale=rope["mscale"], mscale_all=rope["mscale_all_dim"])
     ours: Any = LatentAttention.of(
         heads=3, kv_rank=config.kv_lora_rank, q_rank=config.q_lora_rank, nope_dim=4, rope_dim=8,
-        value_dim=config.v_head_dim, bias=config.attention_bias, scale=theirs.scaling,
+        value_dim=config.v_head_dim, bias=config.attention_bias, scale=cast(float, theirs.scaling),
         positions=Rotary.of(theta=100.0, scaling=scaling, pairs="adjacent" if config.rope_interleave else "half"),
     ).build(12)  # fmt: skip
     with torch.no_grad():

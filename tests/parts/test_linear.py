@@ -140,7 +140,8 @@ def test_what_makes_no_sense_is_named() -> None:
         LinearAttention.of(feature="gauss").build(8)
     with pytest.raises(ValueError, match="width of 12 does not divide into 5 heads"):
         LinearAttention.of(heads=5).build(12)
-    for wrong in ({"chunk": 0}, {"heads": 0}, {"head_dim": 0}):
+    some: list[dict[str, Any]] = [{"chunk": 0}, {"heads": 0}, {"head_dim": 0}]
+    for wrong in some:
         with pytest.raises(ValueError, match="at least 1"):
             LinearAttention.of(**wrong).build(8)
     for bad in ({"features": 0}, {"eps": -1.0}):

@@ -254,7 +254,7 @@ def test_exact_limits() -> None:
     beside(NearestMemory.of(heads=3, segment=4, memory=2, top=99, gate=False), full)
     beside(NearestMemory.of(heads=3, segment=1, memory=2, top=99, capacity=5, gate=False), full.but(mask=Window(7)))
     longer = SegmentRecurrence.of(heads=3, segment=4, memory=8, scores=RELATIVE)
-    slots = {"heads": 3, "segment": 4, "memory": 5, "compressed": 3, "rate": 1, "scores": RELATIVE}
+    slots: dict[str, Any] = {"heads": 3, "segment": 4, "memory": 5, "compressed": 3, "rate": 1, "scores": RELATIVE}
     beside(CompressiveMemory.of(**slots, way="mean"), longer)
     beside(CompressiveMemory.of(**slots, way="max"), longer)
 

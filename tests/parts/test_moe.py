@@ -162,6 +162,7 @@ def test_losses_are_reported_once_with_recomputing() -> None:
     model = af.build("mixtral", "tiny", seed=0).train()
     ids = torch.randint(0, 128, (2, 9))
     plain = model(ids)
+    module: Any
     for module in model.modules():
         if hasattr(module, "recompute"):
             module.recompute = True

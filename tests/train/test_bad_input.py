@@ -119,7 +119,7 @@ LIST = {
         (["finetune", "--model", "gpt/", "--data", "texts.jsonl", "--epochs", "2"], "and steps=2 contradict each"),
     ],
     "NaN in data": [
-        ([*CLASSIFY, "--data", "nan-label.jsonl"], "nan-label.jsonl, row 8: 'label' is nan; put a number there"),
+        ([*CLASSIFY, "--data", "nan-label.jsonl"], "nan-label.jsonl, row 8: 'label' is nan; put a value there"),
         ([*CLASSIFY, "--data", "nan-text.jsonl"], "nan-text.jsonl, row 8: 'text' is nan"),
         ([*TRAIN, "--data", "nan-text.jsonl"], "nan-text.jsonl, row 8: 'text' is nan"),
         ([*TRAIN, "--data", "null.jsonl"], "null.jsonl, row 8: 'text' has no value"),

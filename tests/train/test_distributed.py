@@ -169,7 +169,8 @@ def test_sigterm_saves_once_and_the_death_of_one_ends_the_other(tmp_path):
     began = time.monotonic()
     _, error = both[0].communicate(timeout=60)
     assert both[0].returncode == 1 and "Error" in error and time.monotonic() - began < 60
-    af.load(checkpoint.latest(tmp_path))
+    left = checkpoint.latest(tmp_path)
+    assert left is not None and af.load(left) is not None
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])

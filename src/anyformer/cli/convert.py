@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,15 @@ EXAMPLE = "anyformer convert smollm2 runs/smollm2 --dtype bfloat16"
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
-def convert(source: str, dest: str | Path, *, dtype: Dtype | None = None, overwrite: bool = False) -> str:
+def convert(
+    source: str,
+    dest: str | Path,
+    *,
+    dtype: Dtype | None = None,
+    overwrite: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> str:
     """Loads a model and saves it as a Hugging Face directory; says what was written.
 
     Args:
@@ -21,6 +30,8 @@ def convert(source: str, dest: str | Path, *, dtype: Dtype | None = None, overwr
         dest: the directory to write.
         dtype: of the written weights; as in the source by default (GGUF: float32).
         overwrite: also replace another model that stands there.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
 
     Returns:
         The model_type that was written.
@@ -34,7 +45,9 @@ def convert(source: str, dest: str | Path, *, dtype: Dtype | None = None, overwr
     from anyformer.hub.save import own_format_because
 
     path = models.find(source)
-    model = hub.load(path, dtype=None if dtype is None else getattr(torch, dtype))
+    wanted = None if dtype is None else getattr(torch, dtype)
+    changes: dict[str, Any] = {} if task is None else {"task": task}
+    model = hub.load(path, dtype=wanted, ignore=ignore, **changes)
     print(f"read {path}: {model.ledger.summary()}")
     kind = hub.save(model, dest, overwrite=overwrite)
     for file in sorted(Path(dest).iterdir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ from anyformer.cli.options import Parser, pick
 EXAMPLE = 'anyformer embed minilm "A cat sleeps." "Stocks fell." --query "Where is the kitten?"'
 
 
-def embed(model: str, text: list[str], *, query: str | None = None, out: str | None = None, batch: int = 32) -> None:
+def embed(
+    model: str,
+    text: list[str],
+    *,
+    query: str | None = None,
+    out: str | None = None,
+    batch: int = 32,
+    prompt: str | None = None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
     """Prints one vector a text as JSON; with a query, the texts by their likeness to it.
 
     Args:
@@ -20,6 +31,9 @@ def embed(model: str, text: list[str], *, query: str | None = None, out: str | N
         query: rank the texts by cosine similarity to this one instead.
         out: write the vectors to this .npy file (texts x width, float32) instead of printing them.
         batch: texts that are embedded at once.
+        prompt: the name of what the model's files put in front of the texts; their default if left out.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
     """
     import numpy as np
 
@@ -27,8 +41,8 @@ def embed(model: str, text: list[str], *, query: str | None = None, out: str | N
 
     if out is not None and Path(out).suffix != ".npy":
         raise ValueError(f"--out {out}: the vectors are written as NumPy does; give a name that ends in .npy")
-    loaded = models.load(model)
-    found = vectors(loaded, text, batch=batch)  # (N, D)
+    loaded = models.load(model, task=task, ignore=ignore)
+    found = vectors(loaded, text, batch=batch, prompt=prompt)  # (N, D)
     if out is not None:
         np.save(out, found.float().cpu().numpy())
         print(f"wrote {out}: {found.shape[0]} x {found.shape[1]}, float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models, show
@@ -12,7 +13,15 @@ OURS = ("model", "prompts")  # what `anyformer.generate.generate` takes and the 
 NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
 
-def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bool = False) -> None:
+def generate(
+    model: str,
+    prompt: list[str],
+    options: dict[str, Any],
+    *,
+    json: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
     """Prints each prompt and how the model continues it, or what an encoder-decoder makes of it; a single one appears
     as it is written.
 
@@ -21,11 +30,13 @@ def generate(model: str, prompt: list[str], options: dict[str, Any], *, json: bo
         prompt: one text or several, each in quotes.
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate import generate as write
     from anyformer.generate import stream
 
-    loaded = models.load(model)
+    loaded = models.load(model, task=task, ignore=ignore)
     before = [""] * len(prompt) if loaded.reads_source else prompt
     search = any(options[name] != value for name, value in NO_SEARCH.items())  # knows its text only at the end
     if json or len(prompt) > 1 or search:
@@ -52,4 +63,4 @@ def run(args: Any) -> None:
     """Does it."""
     from anyformer.generate import generate as writing
 
-    generate(args.model, args.prompt, pick(args, writing, OURS), json=args.json)
+    generate(args.model, args.prompt, pick(args, writing, OURS), json=args.json, task=args.task, ignore=args.ignore)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models, show
@@ -18,20 +19,25 @@ def inspect(
     keys: bool = False,
     tree: bool = False,
     json: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> None:
     """Prints parameters, memory, recipe, tokenizer, processor and the ledger of a model or an architecture.
 
     Args:
-        model: a directory, a .gguf file, a hub id, real weights by name, or an architecture (no weights are made).
+        model: a directory, a .gguf file, a hub id, real weights by name, an architecture, or a config.json alone (no
+            weights are made of these two).
         size: of an architecture, e.g. 7b; tiny by default.
         tensors: list every tensor of the file: used, derived or ignored, and why.
         keys: list every config key of the file, likewise.
         tree: list all module paths.
         json: everything, as JSON.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.explain.facts import inspect as look
 
-    facts = look(models.shape(model, size))
+    facts = look(models.shape(model, size, task, ignore))
     print(show.dump(facts.to_json()) if json else report(facts, tensors, keys, tree))
 
 
@@ -85,10 +91,13 @@ def _memory(facts: Any) -> str:
 
 def _ledger(facts: Any, tensors: bool, keys: bool) -> str:
     parts = []
-    for name, wanted, lines in (("tensors", tensors, facts.ledger["tensors"]), ("keys", keys, facts.ledger["config"])):
+    tables = [("tensors of the file", "tensors", tensors, facts.ledger["tensors"])]
+    tables.append(("keys of config.json", "keys", keys, facts.ledger["config"]))
+    tables += [(f"keys of {name}", "keys", keys, lines) for name, lines in facts.ledger["files"].items()]
+    for name, option, wanted, lines in tables:
         shown = lines if wanted else [line for line in lines if line["status"] not in ("used", "fixed")]
         if shown:
-            title = f"{name} of the file" + ("" if wanted else f" that are not simply used (--{name}: all)")
+            title = name + ("" if wanted else f" that are not simply used (--{option}: all)")
             parts.append(f"{title}\n" + show.table(_row(line) for line in shown))
     return "\n\n".join(parts) or "every tensor and key of the file is used (--tensors, --keys: all)"
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from anyformer.core import pages
 from anyformer.data.models import find
 
 
-def load(name: str, text: bool = True) -> Any:
+def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
     """The model of that name, ready to use; says on stderr what was loaded.
 
     Args:
-        text: it must have a tokenizer.
+        text: it must have a tokenizer. task, ignore: as of `anyformer.load`.
     """
     import anyformer as af
 
     start = time.perf_counter()
-    model = af.load(find(name))
+    model = af.load(find(name), ignore=ignore, **({} if task is None else {"task": task}))
     if text and model.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, and this verb reads text; put its tokenizer.json into the folder")
     count = sum(p.numel() for p in model.parameters())
@@ -28,8 +30,8 @@ def load(name: str, text: bool = True) -> Any:
     return model
 
 
-def shape(name: str, size: str | None) -> Any:
-    """The model of that name; of an architecture only its shapes, on the meta device.
+def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
+    """The model of that name; of an architecture, or of a config.json alone, only its shapes, on the meta device.
 
     Raises:
         ValueError: for a size of what is no architecture. Others as `find`.
@@ -42,4 +44,8 @@ def shape(name: str, size: str | None) -> Any:
         return model
     if size is not None:
         raise ValueError(f"--size goes with an architecture ({', '.join(pages.names())}), and {name!r} is none")
-    return load(name, text=False)
+    if name.endswith(".json") and Path(name).expanduser().is_file():
+        from anyformer.hub.load import outline
+
+        return outline(name, ignore=ignore, **({} if task is None else {"task": task}))
+    return load(name, False, task, ignore)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import json
 import operator
 import re
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import docstring_parser
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from anyformer.core.recipe import nearest
@@ -77,7 +79,24 @@ class Parser(ArgumentParser):
         """As argparse; `--max-new-tokens` is `--max_new_tokens`."""
         given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
-        return super().parse_args([_underscored(a) for a in given[:end]] + given[end:], **rest)
+        return super().parse_args(self._gathered([_underscored(a) for a in given[:end]]) + given[end:], **rest)
+
+    def _gathered(self, given: list[str]) -> list[str]:
+        """`--changes.text.dim 32 --changes.depth 6` as one `--changes {…}`: of several names with dots in them the
+        parser would drop some."""
+        known = {option for action in self._actions for option in action.option_strings}
+        held: dict[str, dict[str, Any]] = {}
+        left, words = [], iter(given)
+        for word in words:
+            option, equals, value = word.partition("=")
+            name, _, rest = option.partition(".")
+            if rest and name in known and option not in known:
+                held.setdefault(name, {})[rest] = _value(value if equals else next(words, ""))
+            else:
+                left.append(word)
+        if not any("." in rest for entries in held.values() for rest in entries):
+            return given
+        return left + [word for name, entries in held.items() for word in (name, json.dumps(entries))]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line: what is wrong, the nearest name, where to read on."""
@@ -97,6 +116,12 @@ class Parser(ArgumentParser):
 def pick(args: Any, function: Callable[..., Any], skip: Sequence[str] = ()) -> dict[str, Any]:
     """What the command line gave for the parameters of `function`, by name."""
     return {name: args[name] for name in inspect.signature(function).parameters if name not in skip}
+
+
+def _value(text: str) -> Any:
+    """A value as YAML has it, and 1e-5 a number, which it is not in YAML."""
+    found = yaml.safe_load(text)
+    return float(found) if isinstance(found, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", found) else found
 
 
 def label(kind: Any) -> str:

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.check import LeftOut, check, decodes, pads
-from anyformer.contract.probe import Batch, close, draw, expect, run
+from anyformer.contract.probe import (
+    Batch,
+    changed_from,
+    close,
+    content,
+    draw,
+    expect,
+    gradients,
+    run,
+    several,
+    slopes_agree,
+)
 from anyformer.contract.subjects import Subject
 from anyformer.core.state import State
 from anyformer.parts.attention.cache import Sliding
@@ -34,7 +45,7 @@ def batch_is_solo(subject: Subject, rng: random.Random) -> float:
     worst = 0.0
     for place, i in enumerate(order):
         alone = run(subject.model, batch.row(i))
-        for name in (n for n in alone if not n.startswith("aux.")):  # an auxiliary loss is of the whole batch
+        for name in filter(batch.has_rows, alone):
             found = batch.rows(order).real(name, together[name], place)
             worst = max(worst, close(found, alone[name][0], f"{name}, row {i}"))
     return worst
@@ -42,23 +53,24 @@ def batch_is_solo(subject: Subject, rng: random.Random) -> float:
 
 @check(6, "model", examples=4, needs=pads, checkpoint=True)
 def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
-    """Other tokens at padded places, and more of them, change nothing, gradients included."""
+    """Other tokens at padded places, NaN where numbers stand there, change nothing, gradients included."""
     sizes = lengths(subject, rng, 2)
     batch = draw(subject, rng, sizes, rng.choice(("left", "right")))
     inputs = dict(batch.inputs)
-    for name, keep in (
-        ("input_ids", batch.keep if batch.source is None else batch.source),
-        ("decoder_input_ids", batch.keep),
-    ):
-        if name in inputs and keep is not None:
-            inputs[name] = torch.where(keep, inputs[name], (inputs[name] + 1) % subject.model.vocab)
-    other = Batch(inputs, batch.keep, batch.source)
+    for name, new in content(subject, batch, rng).items():
+        source = batch.source is not None and not name.startswith(subject.model.target)
+        keep = batch.source if source else batch.keep
+        assert keep is not None
+        new = torch.full_like(new, float("nan")) if new.is_floating_point() else new
+        inputs[name] = torch.where(keep.view(*keep.shape, *[1] * (new.ndim - 2)), inputs[name], new)
+    other = batch.with_(**inputs)
     a, b = run(subject.model, batch), run(subject.model, other)
-    return max(
+    worst = max(
         close(batch.real(name, b[name], i), batch.real(name, a[name], i), f"other padding: {name}", 0.0, 0.0)
         for name in a
         for i in range(len(batch))
     )
+    return max(worst, slopes_agree(gradients(subject.model, other), gradients(subject.model, batch), "other padding"))
 
 
 @check(6, "model", examples=3, needs=pads, checkpoint=True)
@@ -72,7 +84,8 @@ def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> 
             empty.inputs[name][-1] = 0
     together = run(subject.model, empty)
     expect(all(v.isfinite().all() for v in together.values()), "an empty row makes something that is not finite")
-    return max(close(together[n][:2], alone[n], f"beside an empty row: {n}") for n in alone)
+    names = filter(batch.has_rows, alone)
+    return max(close(together[n][:2], alone[n], f"beside an empty row: {n}") for n in names)
 
 
 @check(7, "model", examples=6, needs=decodes, checkpoint=True)
@@ -80,11 +93,10 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
     """With other tokens from some place on, every logit before that place stays as it was."""
     count = rng.randint(2, min(LONGEST, subject.limit or LONGEST))
     batch, cut = draw(subject, rng, [count, count], source=[5, 5]), rng.randint(1, count - 1)
-    name = "decoder_input_ids" if subject.has_source else "input_ids"
-    ids = batch.inputs[name].clone()
-    ids[:, cut:] = (ids[:, cut:] + 1 + rng.randrange(9)) % subject.model.vocab
-    before, after = run(subject.model, batch)["logits"], run(subject.model, batch.with_(**{name: ids}))["logits"]
-    return close(after[:, :cut], before[:, :cut], f"logits before token {cut}")
+    other = changed_from(batch, content(subject, batch, rng, subject.model.target), cut)
+    before, after = run(subject.model, batch), run(subject.model, other)
+    each = {name: before[name].shape[1] // count for name in ("hidden", "logits")}
+    return max(close(after[n][:, : cut * k], before[n][:, : cut * k], f"{n} before {cut}") for n, k in each.items())
 
 
 @check(7, "model", needs=lambda s: None if not s.causal and s.values(Mask) == [] else "it does not see everything")
@@ -116,9 +128,10 @@ def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
     finally:
         hook.remove()
     (gradient,) = torch.autograd.grad(logits[:, at].square().sum(), entered[-1])  # (1, T, D)
-    late = float(gradient[:, at + 1 :].abs().max())
+    end = (at + 1) * several(subject.model)
+    late = float(gradient[:, end:].abs().max())
     expect(late == 0.0, f"the logits of token {at} depend on later ones: gradient {late:.2e}")
-    expect(bool((gradient[:, : at + 1].abs().amax(-1) > 0).any()), f"the logits of token {at} depend on nothing")
+    expect(bool((gradient[:, :end].abs().amax(-1) > 0).any()), f"the logits of token {at} depend on nothing")
     return 0.0
 
 
@@ -128,22 +141,22 @@ class Decoding:
     def __init__(self, subject: Subject, batch: Batch):
         self.subject, self.model, self.batch = subject, subject.model, batch
         self.state: State = self.model.start(len(batch))
-        self.at, self.worst = 0, 0.0
-        self.name = "decoder_input_ids" if subject.has_source else "input_ids"
-        self.mask = "decoder_attention_mask" if subject.has_source else "attention_mask"
+        self.at, self.worst, self.each = 0, 0.0, several(self.model)
+        entrance = next(e for e in self.model.entrances() if e.prefix == self.model.target)
+        self.mask = entrance.mask
+        self.names = [name for name in entrance.inputs() if name != self.mask and name in batch.inputs]
 
     @property
     def total(self) -> int:
-        return self.batch.inputs[self.name].shape[1]
+        return self.batch.inputs[self.names[0]].shape[1]
 
     def piece(self, start: int, end: int, whole_mask: bool = False) -> dict[str, Tensor]:
         """The inputs of one call: the source with the first piece only."""
-        given = dict(self.batch.inputs)
-        given[self.name] = given[self.name][:, start:end]
-        if self.mask in given:
-            given[self.mask] = given[self.mask][:, 0 if whole_mask else start : end]
-        if self.subject.has_source and start:
-            given = {n: v for n, v in given.items() if n not in ("input_ids", "attention_mask")}
+        given = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
+        given = {} if self.subject.has_source and start else given
+        given |= {name: self.batch.inputs[name][:, start:end] for name in self.names}
+        if self.mask in self.batch.inputs:
+            given[self.mask] = self.batch.inputs[self.mask][:, 0 if whole_mask else start : end]
         return given
 
     def feed(self, count: int, whole_mask: bool = False) -> None:
@@ -157,7 +170,8 @@ class Decoding:
             what = f"tokens {self.at} to {end} of row {i}"
             self.worst = max(self.worst, close(found[i][keep], expected[i][keep], what))
         self.at = end
-        expect(self.state.length == end, f"the state says {self.state.length} tokens, it has seen {end}")
+        seen = end * self.each
+        expect(self.state.length == seen, f"the state says {self.state.length} places, it has seen {seen}")
 
     def reorder(self, index: list[int]) -> None:
         """Rows change places, as in a beam search."""
@@ -166,7 +180,7 @@ class Decoding:
 
     def back(self, to: int) -> None:
         """Takes tokens back."""
-        self.state.trim(to)
+        self.state.trim(to * self.each)
         self.at = to
 
 
@@ -213,9 +227,7 @@ def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
         while steps.at < steps.total and rng.random() < 0.8:
             steps.feed(rng.randint(1, steps.total - steps.at))
         steps.back(mark)
-        ids = steps.batch.inputs[steps.name].clone()
-        ids[:, mark:] = (ids[:, mark:] + 1 + rng.randrange(9)) % subject.model.vocab
-        steps.batch = steps.batch.with_(**{steps.name: ids})
+        steps.batch = changed_from(steps.batch, content(subject, steps.batch, rng, subject.model.target), mark)
     steps.feed(steps.total - steps.at)
     return steps.worst
 
@@ -256,12 +268,12 @@ def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> f
     """Another batch size, a return beyond its length or memory: errors that leave it as it was."""
     steps = decoding(subject, rng, count=6)
     steps.feed(4)
-    for wrong in (-1, 5):
+    for wrong in (-1, 4 * steps.each + 1):
         refuses(lambda n=wrong: steps.state.trim(n), "cannot trim")
     other = {n: v[:1] for n, v in steps.piece(4, 5).items()}
     refuses(lambda: subject.model(**other, state=steps.state), "batch")
     if any(isinstance(slot, Recurrent) for slot in steps.state.slots.values()):
-        refuses(lambda: steps.state.trim(3), "mark()")
+        refuses(lambda: steps.state.trim(3 * steps.each), "mark()")
     steps.feed(2)
     return steps.worst
 
@@ -306,17 +318,18 @@ def padding_inside_a_state_is_right_or_refused(subject: Subject) -> float:
     """Right padding before more tokens: either what the row alone gives, or an error; never another result."""
     batch = draw(subject, random.Random(9), [6, 3], "right", source=[4, 4])
     steps = Decoding(subject, batch)
-    more = draw(subject, random.Random(10), [2, 2], "none", source=[4, 4]).inputs[steps.name]
+    drawn = draw(subject, random.Random(10), [2, 2], "none", source=[4, 4]).inputs
+    more = {name: drawn[name] for name in steps.names}
     try:
         with torch.no_grad():
             subject.model(**steps.piece(0, 6), state=steps.state)
-            found = subject.model(**{steps.name: more}, state=steps.state).logits
+            found = subject.model(**more, state=steps.state).logits
     except ValueError as error:
         expect("padding" in str(error), f"the refusal does not speak of padding: {error}")
         return 0.0
     worst = 0.0
     for i in range(2):
         row = batch.row(i)
-        whole = row.with_(**{steps.name: torch.cat((row.inputs[steps.name], more[i : i + 1]), 1)})
+        whole = row.with_(**{n: torch.cat((row.inputs[n], v[i : i + 1]), 1) for n, v in more.items()})
         worst = max(worst, close(found[i], run(subject.model, whole)["logits"][0, -2:], f"row {i} after its padding"))
     return worst

@@ -151,6 +151,11 @@ def decodes(subject: Subject) -> str | None:
     return None if subject.decodes else "sees both directions: no token is before another one"
 
 
+def writes(subject: Subject) -> str | None:
+    """For checks of generation."""
+    return None if subject.writes else "it writes no text"
+
+
 def pads(subject: Subject) -> str | None:
     """For checks of padding."""
-    return None if subject.reads_text else "an image has no padding"
+    return None if any(e.mask for e in subject.outline.entrances()) else "an image has no padding"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.compress import int8, nf4
-from anyformer.contract.check import LeftOut, check, decodes
+from anyformer.contract.check import LeftOut, check, decodes, writes
 from anyformer.contract.hyper import alternatives, declared, differ, edited, fingerprint, key_of, options
 from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
@@ -181,7 +181,7 @@ def export_runs_and_matches(subject: Subject) -> float:
         return max(close(again[n], expected[n], f"the program's {n}", atol=1e-5 * scale) for n in again)
 
 
-@check(16, "model", needs=lambda s: decodes(s) or in_full(s))
+@check(16, "model", needs=lambda s: writes(s) or in_full(s))
 def generation_honours_nothing(subject: Subject) -> float:
     """Temperature 0 is greedy, seed 0 is a seed, no new tokens are none; what makes no sense is refused by name."""
     prompts = [[5, 6, 7], [8, 9]]

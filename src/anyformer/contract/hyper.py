@@ -18,7 +18,7 @@ from anyformer.contract.check import LeftOut, check
 from anyformer.contract.numbers import LONG
 from anyformer.contract.oracle import available, build
 from anyformer.contract.probe import Batch, draw, expect, outputs
-from anyformer.contract.subjects import Subject, apart, compositions, redrawn, subjects
+from anyformer.contract.subjects import Subject, apart, compositions, redrawn, subjects, weights
 from anyformer.core import hyper, pages
 from anyformer.core.recipe import Recipe, Value
 from anyformer.parts.approximate.linear import FEATURES
@@ -38,6 +38,7 @@ NO_NUMBER = {
     ("Favor", "chunk"): "as that of Mamba",
     ("GatedDelta", "chunk"): "as that of Mamba",
     ("Block", "gain"): "first weights; tests/parts/test_block.py",
+    ("DualTower", "scale"): "first weights; tests/models/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
@@ -232,14 +233,14 @@ Print = tuple[dict[str, tuple[int, ...]], list[Any]]
 
 @functools.lru_cache(maxsize=20_000)
 def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
-    """Shapes of all parameters, and what the model makes of a few inputs; None if it cannot be built."""
+    """Shapes of all that is stored, and what the model makes of a few inputs; None if it cannot be built."""
     try:
         torch.manual_seed(0)
         with warnings.catch_warnings(action="ignore"):  # torch warns of matrices of size 0, which are meant here
             model = redrawn(recipe.build())
     except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError):
         return None
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     rng = random.Random(7)
     long = draw(subject, rng, [min(subject.limit or LONG, LONG)])
     padded = draw(subject, rng, [9, 5], "left")
@@ -305,7 +306,7 @@ def counts_are_the_oracles(name: str) -> float:
         expect(available() and bool(hubs(subject)), f"no oracle for {size}")
         with torch.device("meta"):
             theirs = build(subject, hubs(subject)[0])
-        ours, there = total(pages.empty(subject.recipe)), total(theirs)
+        ours, there = (sum(t.numel() for t in weights(m)) for m in (pages.empty(subject.recipe), theirs))
         expect(ours == there, f"{size} has {ours:,} parameters here, {there:,} in transformers")
     return 0.0
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.contract.behaviour import Decoding
 from anyformer.contract.check import check, decodes, pads
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import ATOL, Batch, close, draw, expect, gradients, run, same, slopes_agree
@@ -92,13 +93,14 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
     for side in ("left",) if subject.path else ("left", "right"):  # a checkpoint is large
         batch, model = draw(subject, rng, [8, 5, 1], side), fresh(subject.model)
         clean, slopes = run(model, batch), gradients(model, batch)
-        keeps = [batch.keep] if batch.source is None else [batch.source, batch.keep]
+        keeps = [batch.places] if batch.source is None else [batch.source, batch.places]
 
         def poison(module: Any, inputs: Any, output: Tensor, turn: Any = itertools.cycle(keeps)) -> Tensor:
             keep = next(turn)
             return output.masked_fill(~keep[..., None], float("nan"))
 
-        model.embed.register_forward_hook(poison)
+        for front in {entrance.front for entrance in model.entrances() if entrance.mask}:
+            front.register_forward_hook(poison)
         dirty = run(model, batch)
         for name in clean:
             for i in range(len(batch)):
@@ -313,17 +315,13 @@ def true_share(mask: Mask, queries: int, keys: int) -> float:
 def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
     """Token by token through a state, every kernel gives what the plain formula gives for the whole text."""
     batch = draw(subject, rng, [rng.randint(2, 8)] * 2)
-    name = "decoder_input_ids" if subject.has_source else "input_ids"
     plain = like(subject, SOFTMAX, kernel="reference")
     expected, worst = run(plain, batch)["logits"], 0.0
     for kernel in able(subject, ("auto", "reference", "sdpa", "chunked", "blockwise")):
         model = like(subject, SOFTMAX, kernel=kernel)
-        state, ids = model.start(2), batch.inputs[name]
-        for t in range(ids.shape[1]):
-            given = {name: ids[:, t : t + 1]} | (
-                {"input_ids": batch.inputs["input_ids"]} if subject.has_source and not t else {}
-            )
+        state, pieces = model.start(2), Decoding(subject, batch)
+        for t in range(pieces.total):
             with torch.no_grad():
-                found = model(**given, state=state).logits[:, 0]
+                found = model(**pieces.piece(t, t + 1), state=state).logits[:, 0]
             worst = max(worst, close(found, expected[:, t], f"{kernel}, token {t}"))
     return worst

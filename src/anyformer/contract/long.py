@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from anyformer.contract.behaviour import Decoding
 from anyformer.contract.check import LeftOut, check, decodes, pads
 from anyformer.contract.numbers import compare
 from anyformer.contract.oracle import meet
@@ -77,19 +78,14 @@ def long_texts_cached_are_uncached(subject: Subject) -> float:
     longer = stretched(subject)
     count = max(LENGTHS)
     batch = draw(longer, random.Random(51), [count, count - 69], "left", source=[300, 257])
-    name = "decoder_input_ids" if longer.has_source else "input_ids"
-    mask = "decoder_attention_mask" if longer.has_source else "attention_mask"
-    state, at, worst = longer.model.start(2), 0, 0.0
+    steps, at, worst = Decoding(longer, batch), 0, 0.0
     with torch.no_grad():
         expected = longer.model(**batch.inputs).logits
         atol = ATOL * max(1.0, float(expected.abs().max()))
         while at < count:
             number = sum(at >= sum(PIECES[: i + 1]) for i in range(len(PIECES)))
             end = at + (PIECES[number] if number < len(PIECES) else 1)
-            given = dict(batch.inputs) | {n: batch.inputs[n][:, at:end] for n in (name, mask)}
-            if longer.has_source and at:
-                given = {n: v for n, v in given.items() if n in (name, mask)}
-            found = longer.model(**given, state=state).logits
+            found = longer.model(**steps.piece(at, end), state=steps.state).logits
             for i in range(2):
                 keep = batch.keep[i, at:end]  # type: ignore[index]
                 what = f"tokens {at} to {end} of {count}, row {i}"

@@ -115,6 +115,8 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
     for i in range(len(batch)):
         alone = side.run(batch.row(i))
         for name, value in theirs.items():
+            if not batch.has_rows(name):
+                continue
             found = batch.real(over(name), ours[pairs[name]], i)
             worst = max(worst, close(found, alone[name][0], f"padding {where}, {name}, row {i} against it alone"))
             if deviates(subject, lengths, where, value) is None:
@@ -127,12 +129,13 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
 def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
     """One token, the longest text, past the trained length, around a window; for images other sizes."""
     side, rng, worst = oracle(subject, hub), random.Random(4), 0.0
-    if not subject.reads_text:
+    if pads(subject):
         noise = torch.Generator().manual_seed(4)
         for size in side.ours.entrances()[0].front.sizes():
             example = side.ours.example(2, {"": size}, noise)
             worst = max(worst, compare(side, Batch(example), f"an input of the size {size}"))
-        return worst
+        if pads(subject):
+            return worst
     edges = [w for mask in subject.values(Mask) for d in mask.reach() if d < FAR for w in (d, d + 1, d + 2)]
     limit = LONG if subject.limit is None else subject.limit
     for length in sorted({1, 2, *edges, min(limit, LONG)}):

@@ -14,6 +14,7 @@ import inspect
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from anyformer.contract import subjects
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import STD, Subject, weights, words
+from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables.weights import Hub, links
@@ -78,7 +80,7 @@ class Oracle:
             restore(self.theirs.config.attention_type)  # a short text has switched it to full attention, for good
         takes = inspect.signature(self.theirs.forward).parameters
         inputs = dict(batch.inputs)
-        offset = getattr(getattr(self.ours.embed, "positions", None), "offset", 0)
+        offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
         if "position_ids" in takes and (batch.keep is not None or offset):  # places count real tokens, by the mask
             keep = torch.ones_like(inputs["input_ids"]) if batch.keep is None else batch.keep.long()
             inputs["position_ids"] = (keep.cumsum(1) - 1).clamp(min=0) + offset
@@ -92,13 +94,25 @@ class Oracle:
         """Their output under our names."""
         logits = [v for k, v in out.items() if k.endswith("logits")]
         heads = [f"heads.{name}" for name in getattr(self.ours, "heads", {})] or ["logits"] * bool(logits)
-        found = dict(zip(heads, logits, strict=True))
+        found = dict(zip(heads, logits, strict=True)) if logits else {}
         renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
         found |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
         for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
             stack = name.removesuffix("hidden_states").replace("_", ".")
             found |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
+        for theirs, name in self.outputs().items():
+            value = out
+            for key in theirs.split("."):
+                value = value[key]
+            several = isinstance(value, tuple)
+            found |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
         return found
+
+    def outputs(self) -> Mapping[str, str]:
+        """The names of theirs that the map of their files translates."""
+        kind = (self.ours.origin or {}).get("hub")
+        known = () if self.ours.page is None else pages.page(self.ours.page).module.HUBS
+        return next((hub.outputs for hub in known if hub.name == kind), {})
 
 
 def trace(model: Any, batch: Batch) -> dict[str, Tensor]:

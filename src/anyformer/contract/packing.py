@@ -24,7 +24,7 @@ MOST = 40  # tokens of a row
 def packs(subject: Subject) -> str | None:
     """For checks of packed documents."""
     if not subject.reads_text:
-        return "an image is one document"
+        return "it reads no text: a row is one picture, or one episode"
     if subject.has_source:
         return "sources and targets are not packed: one pair a row"
     for part in (m for m in subject.outline.modules() if isinstance(m, Mixer) and not m.packs):

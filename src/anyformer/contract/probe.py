@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
-from anyformer.skeletons.base import Output
+from anyformer.skeletons.base import Output, Skeleton
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
 scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # are the weights real?
@@ -60,11 +60,19 @@ class Batch:
         inputs: the keyword arguments.
         keep: (B, T) True = real, over the tokens that `logits` is about; None = all.
         source: (B, S) the same for the source of an encoder-decoder.
+        across: the outputs whose entries belong to several rows.
+        full: the paths of models inside whose inputs have no padding.
+        places: (B, P) the same over the positions of the stream, where a unit of the input has several.
+        counted: the inputs whose axis 1 the padding mask counts.
     """
 
     inputs: dict[str, Tensor]
     keep: Tensor | None = None
     source: Tensor | None = None
+    across: frozenset[str] = frozenset()
+    full: tuple[str, ...] = ()
+    places: Tensor | None = None
+    counted: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -76,14 +84,15 @@ class Batch:
             if name in ("attention_mask", "decoder_attention_mask"):
                 continue
             keep = self.source if self.source is not None and name == "input_ids" else self.keep
-            alone[name] = value[i][None] if keep is None else value[i][keep[i]][None]
-        return Batch(alone)
+            padded = keep is not None and name in self.counted
+            alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
+        return Batch(alone, across=self.across, counted=self.counted)
 
     def rows(self, index: list[int]) -> Batch:
         """Some rows, in this order."""
         picked = {name: value[index] for name, value in self.inputs.items()}
-        keep, source = (None if k is None else k[index] for k in (self.keep, self.source))
-        return Batch(picked, keep, source)
+        keep, source, places = (None if k is None else k[index] for k in (self.keep, self.source, self.places))
+        return replace(self, inputs=picked, keep=keep, source=source, places=places)
 
     def with_(self, **inputs: Tensor) -> Batch:
         """The same with other inputs."""
@@ -93,11 +102,19 @@ class Batch:
         """The same from a caller who names no global tokens."""
         return replace(self, inputs={n: v for n, v in self.inputs.items() if n != "global_attention_mask"})
 
+    def has_rows(self, name: str) -> bool:
+        """Is the output `name` a tensor of rows, each made of its own input alone?"""
+        return not name.startswith("aux.") and name not in self.across
+
     def real(self, name: str, value: Tensor, i: int) -> Tensor:
-        """Row `i` of the output `name`, at real places only; an auxiliary loss has no rows."""
-        if name.startswith("aux."):
+        """Row `i` of the output `name`, at real places only; what has no rows, whole."""
+        if not self.has_rows(name):
             return value
+        if name.startswith(self.full):
+            return value[i]
         keep = self.source if name == "memory" else self.keep
+        if name != "memory" and self.places is not None and value.shape[1:2] == self.places.shape[1:]:
+            keep = self.places
         return value[i] if keep is None or value.ndim < 3 else value[i][keep[i]]
 
 
@@ -114,6 +131,7 @@ def draw(
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
     model, keeps = subject.model, dict[str, Tensor | None]()
     inputs: dict[str, Tensor] = {}
+    places = None
     for entrance in model.entrances():
         if entrance.mask is None:
             found = model.example(len(lengths), {}, noise)
@@ -125,12 +143,50 @@ def draw(
         inputs |= {entrance.prefix + name: value for name, value in found.items()}
         if keep is not None:
             inputs[entrance.mask] = keep.long()
+            places = entrance.front.keep(keep, found) if entrance.prefix == model.target else places
     keep = keeps.get(model.target)
     if "global_attention_mask" in model.inputs():
         wide = torch.rand(inputs["input_ids"].shape, generator=noise) < WIDE
         wide[0, -1 if keep is None else int(keep[0].nonzero().max())] = True  # so that one there is
         inputs["global_attention_mask"] = wide.long()
-    return Batch(inputs, keep, keeps.get("") if subject.has_source else None)
+    full = tuple(f"{path}." for path, inner in model.named_modules() if path and reads_whole(inner))
+    source_keep = keeps.get("") if subject.has_source else None
+    counted = frozenset(name for name, read in model.inputs().items() if read.counted)
+    return Batch(model.complete(inputs), keep, source_keep, model.across, full, places, counted)
+
+
+def reads_whole(model: Any) -> bool:
+    """Is it a model whose inputs have no padding?"""
+    return isinstance(model, Skeleton) and not any(entrance.mask for entrance in model.entrances())
+
+
+def content(subject: Subject, batch: Batch, rng: random.Random, prefix: str | None = None) -> dict[str, Tensor]:
+    """Inputs of the same sizes with other content, of those that a padding mask counts.
+
+    Args:
+        prefix: of one entrance alone.
+    """
+    noise, found = torch.Generator().manual_seed(rng.randrange(1 << 30)), dict[str, Tensor]()
+    for entrance in subject.model.entrances():
+        if entrance.mask is not None and prefix in (None, entrance.prefix):
+            count = batch.inputs[entrance.prefix + entrance.front.main].shape[1]
+            made = {entrance.prefix + n: v for n, v in entrance.front.example(len(batch), (count,), noise).items()}
+            found |= {name: value for name, value in made.items() if name in batch.inputs}
+    return found
+
+
+def changed_from(batch: Batch, other: dict[str, Tensor], at: int) -> Batch:
+    """The batch with this other content from unit `at` on."""
+    return batch.with_(**{n: torch.cat((batch.inputs[n][:, :at], v[:, at:]), 1) for n, v in other.items()})
+
+
+def several(model: Any) -> int:
+    """Positions of the stream for each unit of what decoding extends: one for a token, three for a step."""
+    front = next((e.front for e in model.entrances() if e.prefix == model.target and e.mask), None)
+    if front is None:
+        return 1
+    one = front.example(1, (1,), torch.Generator())
+    return front.length(one) // front.units(one)
 
 
 def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:

@@ -106,7 +106,12 @@ class Subject:
 
     @property
     def decodes(self) -> bool:
-        """Does it continue a text token by token?"""
+        """Does it go on from a state, unit by unit: tokens of a text, steps of an episode?"""
+        return self.outline.decodes
+
+    @property
+    def writes(self) -> bool:
+        """Does it continue a text?"""
         return self.outline.generates
 
     @property
@@ -116,7 +121,7 @@ class Subject:
 
     @property
     def reads_text(self) -> bool:
-        """Is its input token ids, so that there is padding?"""
+        """Is its input token ids?"""
         return self.outline.reads_text
 
     @property

@@ -33,6 +33,9 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         out = model(**batch.inputs)
     found: dict[str, Tensor] = {}
     for name, value in scores(out).items():
+        if value.shape[-1] == 1:  # a number, no class
+            found[name] = torch.randn(value.shape, generator=noise)
+            continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
         if batch.keep is not None and labels.ndim == 2:
             labels = labels.masked_fill(~batch.keep, IGNORE)
@@ -46,7 +49,8 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
 
 def scores(out: Output) -> dict[str, Tensor]:
     """The outputs that are scores of classes or tokens."""
-    return out.heads or ({} if out.logits is None else {"logits": out.logits})
+    heads = {name: value for name, value in out.heads.items() if f"heads.{name}" not in out.across}
+    return heads or ({} if out.logits is None else {"logits": out.logits})
 
 
 def counts(labels: dict[str, Tensor], batch: Batch) -> dict[str, float]:
@@ -63,12 +67,13 @@ def loss_of(model: Any, batch: Batch, labels: dict[str, Tensor], count: dict[str
     out, total = model(**batch.inputs), torch.zeros(())
     for name, wanted in labels.items():
         if wanted.is_floating_point():
-            error = (getattr(out, name) - wanted).square()
+            error = ((scores(out)[name] if name in scores(out) else getattr(out, name)) - wanted).square()
             if batch.keep is not None and error.ndim == 3:
                 error = error.masked_fill(~batch.keep[..., None], 0.0)
             total = total + error.sum() / count[name]
         else:
-            total = total + classification(Output(out.hidden, scores(out)[name]), wanted, count[name])
+            logits = scores(out).get(name, out.logits)
+            total = total + classification(Output(out.hidden, logits), wanted, count[name])
     return total
 
 
@@ -103,7 +108,8 @@ def learns_a_batch_by_heart(subject: Subject) -> float:
     model = fresh(subject.model).train()
     initialise(model, seed=0)
     batch = draw(subject, random.Random(31), [7, 4, 6], "left")
-    labels = labels_for(model, batch)
+    matching = {"logits": torch.arange(len(batch))}  # of towers: each row belongs to the other one's of its number
+    labels = matching if "logits" in model.across else labels_for(model, batch)
     count = counts(labels, batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     losses = []

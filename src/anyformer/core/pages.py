@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -24,6 +24,10 @@ from anyformer.core.init import initialise
 from anyformer.core.recipe import Recipe, find_extra
 from anyformer.core.value import nearest
 
+if TYPE_CHECKING:
+    from anyformer.skeletons.base import Skeleton
+
+M = TypeVar("M")
 MODELS = Path(__file__).parent.parent / "models"
 
 
@@ -95,6 +99,21 @@ def recipe(name: str, size: str = "tiny", **changes: Any) -> Recipe:
     return found.recipe(found.at(size, **changes))
 
 
+@overload
+def build(what: Recipe[M], size: str = ..., *, seed: int | None = ...) -> M: ...
+
+
+@overload
+def build(
+    what: str,
+    size: str = ...,
+    *,
+    seed: int | None = ...,
+    changes: Any = ...,  # a Mapping; Any, so that `**sizes` of a dict[str, int] goes through
+    **hyper: Any,
+) -> Skeleton: ...
+
+
 def build(
     what: str | Recipe,
     size: str = "tiny",
@@ -117,6 +136,7 @@ def build(
     """
     if seed is not None:
         torch.manual_seed(seed)  # some parts draw while they are made
+    model: Any
     if isinstance(what, Recipe):
         model = what.build()
     else:

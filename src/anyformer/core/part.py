@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.recipe import PARTS, Recipe, signature, stored_name
 from anyformer.core.value import register
+
+O = ParamSpec("O")  # the options of a part: its constructor's arguments behind the width
+T = TypeVar("T")
 
 
 class Part(nn.Module):
@@ -29,19 +33,20 @@ class Part(nn.Module):
             register(cls, Part.kinds, name)
 
     @classmethod
-    def of(cls, *args: Any, **options: Any) -> Recipe:
-        """This part as a recipe: options now, width later.
+    def of(cls: Callable[Concatenate[int, O], T], *args: O.args, **options: O.kwargs) -> Recipe[T]:
+        """This part as a recipe: options now, width later. A type checker sees the constructor's own signature.
 
         Raises:
             ValueError: for an option that the part does not have, or a missing one.
         """
-        names = list(signature(cls))
+        part: Any = cls
+        names = list(signature(part))
         if len(args) > len(names):
-            raise ValueError(f"{cls.__name__} takes {len(names)} options ({', '.join(names)}), got {len(args)}")
+            raise ValueError(f"{part.__name__} takes {len(names)} options ({', '.join(names)}), got {len(args)}")
         given = dict(zip(names, args, strict=False))
         if twice := sorted(set(given) & set(options)):
-            raise ValueError(f"{cls.__name__}: {twice[0]!r} is given by place and by name")
-        return Recipe(cls, {**given, **options})
+            raise ValueError(f"{part.__name__}: {twice[0]!r} is given by place and by name")
+        return Recipe(part, {**given, **options})
 
     def skips_gaps(self) -> bool:
         """Is padding in the middle of a text no part of it? Not where distances count, or token follows on token."""

@@ -98,13 +98,14 @@ class Recipe(Generic[P]):
         """What a slot takes, for an error message."""
         return " ".join(["a recipe", *(f"of a {k.__name__}" for k in slot if isinstance(k, type))])
 
-    def build(self, dim: int | None = None, *more: int) -> Any:
+    def build(self, dim: int | None = None, *more: int) -> P:
         """Makes the module. `dim` is the width of the stream; a skeleton brings its own and ignores it. `more` is what
         some parts are told beside it (`Part.given`): those of attention the number and the width of the heads."""
         _spend()
+        part: Any = self.part
         name, given = self.part.__name__, self.part.given
         if self.part.closed:
-            module = self.part(**self.options)
+            module = part(**self.options)
         elif dim is None:
             raise ValueError(f"{name} needs a width: recipe.build({', '.join(given)})")
         elif len(more) != len(given) - 1:
@@ -115,11 +116,11 @@ class Recipe(Generic[P]):
         elif dim < 1:
             raise ValueError(f"{name} needs a width of at least 1, got {dim}")
         else:
-            module = self.part(dim, *more, **self.options)
+            module = part(dim, *more, **self.options)
         module.recipe = self
         return module
 
-    def but(self, changes: Mapping[str, Any] | None = None, **options: Any) -> Recipe:
+    def but(self, changes: Mapping[str, Any] | None = None, **options: Any) -> Recipe[P]:
         """The same recipe with some options replaced.
 
         `changes` maps paths to new values: `{"blocks.*.mixer.kv_heads": 2}`. A step of a path is an option's name,

@@ -2,6 +2,8 @@
 refused when it is written. Beside these there are `Mixer` (`core.mixer`), and bases with code of their own: `Score`,
 `Router`, `Rotary`."""
 
+from torch import Tensor
+
 from anyformer.core.part import Part
 
 
@@ -23,6 +25,10 @@ class Positions(Part):
 
 class Pool(Part):
     """Makes one vector of a sequence: `forward(x, flow)`. Shape: (B, T, D) -> (B, D)."""
+
+    def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Made-up inputs of a model with what this pool needs in each row."""
+        return inputs
 
 
 class Head(Part):

@@ -133,7 +133,7 @@ def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
             keep[-1, length - length // 4 :] = 0
             found[entrance.mask] = keep
         made |= {name: t.to(like.device if reads[name].ids else like) for name, t in found.items()}
-    return made
+    return model.complete(made)
 
 
 def _check(model: Any, example: Mapping[str, Tensor]) -> None:
@@ -177,7 +177,7 @@ def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
     reads: Any = model.inputs()  # type: ignore[operator]
     axes: dict[str, Any] = {
         name: {
-            i: Dim.AUTO if a in reads[name].fixed else Dim.DYNAMIC for i, a in enumerate(("batch", *reads[name].axes))
+            i: Dim.STATIC if a in reads[name].fixed else Dim.DYNAMIC for i, a in enumerate(("batch", *reads[name].axes))
         }
         for name in example
     }

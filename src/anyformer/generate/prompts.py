@@ -82,7 +82,10 @@ def check_room(model: Any, rows: list[list[int]], max_new_tokens: int) -> None:
     for i, row in enumerate(rows):
         which = "the prompt" if len(rows) == 1 else f"prompt {i}"
         if len(row) > context:
-            raise ValueError(f"{which} has {len(row)} tokens, and the context of this model is {context}; shorten it")
+            raise ValueError(
+                f"{which} has {len(row)} tokens, and the context of this model is {context}; shorten it, "
+                f"or read the model with a longer one: load(..., context={len(row) + max_new_tokens})"
+            )
         start = 1 if apart else len(row)
         if start + max_new_tokens > context:
             raise ValueError(

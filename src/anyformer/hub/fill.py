@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,7 @@ from anyformer.hub.formats.safetensors import TensorFile
 from anyformer.hub.ledger import Ledger, TensorLine
 from anyformer.hub.tables.weights import Hub, Link
 
-Others = Callable[[], Mapping[str, tuple[str, Collection[str]]]]
+Classes = Mapping[str, tuple[str, list[Link]]]
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Filling:
     Args:
         dtype: of the weights; None = as stored, and one type for all (see `one_type`).
         fresh: patterns of our paths that the file may lack.
-        others: what the map says of the file's other classes: name of the class -> how to ask for it, and its tensors.
+        others: the other classes of the map: name -> how to ask for it, and its tensors.
         untied: our paths that the model holds since the caller asked for two weights where the file has one.
     """
 
@@ -38,7 +40,7 @@ class Filling:
     dtype: torch.dtype | None = None
     device: str | torch.device = "cpu"
     fresh: tuple[str, ...] = ()
-    others: Others = dict
+    others: Callable[[], Classes] = dict
     untied: Callable[[], Collection[str]] = tuple
     _drawn: dict[str, Tensor] = field(default_factory=dict)
 
@@ -48,7 +50,8 @@ class Filling:
         Raises:
             ValueError: naming the tensor, if one is missing, left over, of another shape or kind, or contradictory.
         """
-        stored = canonical(self.hub, self.file.names(), {n for k in table for n in (k.theirs, *k.also)})
+        stored = canonical(self.hub, self.file.names(), names_of(table), functools.cache(self._elsewhere))
+        present = set(stored)
         shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
         self.dtype = self.dtype or one_type(self.file, stored.values(), self.ledger)
         missing: list[Link] = []
@@ -73,7 +76,11 @@ class Filling:
         missing = [link for link in missing if not self._copied(link)]
         self._pass_over(stored)
         if missing or stored:
-            raise ValueError(_refusal(missing, list(stored.values()), self.others()))
+            raise ValueError(_refusal(missing, list(stored.values()), able(self.others(), present)))
+
+    def _elsewhere(self) -> set[str]:
+        """The names of all tensors of the map's other classes."""
+        return set().union(*(names_of(table) for _, table in self.others().values()))
 
     def _stored(self, link: Link, stored: dict[str, str]) -> str | None:
         """The name in the file of what the link reads, taken out of `stored`."""
@@ -88,7 +95,8 @@ class Filling:
         """Takes what carries nothing, and heads that were not asked for, out of `stored`."""
         for name in [n for n in stored if self.hub.ignored(n)]:
             self._line(stored.pop(name), "ignored", self.hub.ignored(name) or "")
-        for owner, (how, names) in self.others().items() if stored else ():
+        for owner, (how, table) in self.others().items() if stored else ():
+            names = names_of(table)
             for name in [n for n in stored if n in names]:
                 self._line(stored.pop(name), "ignored", f"of a {owner}, which was not asked for; {how} reads it")
 
@@ -135,16 +143,22 @@ class Filling:
         setattr(module, last, tensor if last in module._buffers else nn.Parameter(tensor))  # a buffer is never trained
 
 
-def canonical(hub: Hub, names: Iterable[str], expected: set[str]) -> dict[str, str]:
+def names_of(table: Iterable[Link]) -> set[str]:
+    """Their names in a table, older ones included."""
+    return {name for link in table for name in (link.theirs, *link.also)}
+
+
+def canonical(hub: Hub, names: Iterable[str], expected: set[str], elsewhere: Callable[[], set[str]]) -> dict[str, str]:
     """The names of a file as the table spells them -> as the file does: prefixes left out and older endings are put
-    right."""
+    right. `elsewhere`: names that other classes of the map have."""
     names = list(names)
     bare = bool(hub.base) and not any(n.startswith(hub.base) for n in names)
     out: dict[str, str] = {}
     for name in names:
         stem, _, tail = name.rpartition(".")
         full = f"{stem}.{hub.tails[tail]}" if tail in hub.tails else name
-        if bare and (hub.base + full in expected or hub.ignored(hub.base + full)):
+        based = hub.base + full
+        if bare and (based in expected or hub.ignored(based) or (full not in expected and based in elsewhere())):
             full = hub.base + full
         if full in out:
             raise ValueError(f"the file holds {out[full]!r} and {name!r}, which are two names of one tensor")
@@ -189,29 +203,33 @@ def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:
         )
 
 
-def _refusal(missing: list[Link], left: list[str], others: Mapping[str, tuple[str, Collection[str]]]) -> str:
-    """Why nothing was loaded: what is missing and left over, with the nearest name on the other side."""
+def able(classes: Classes, present: Collection[str]) -> list[str]:
+    """How to ask for the classes of which all tensors are there."""
+    return [
+        f"{how} (a {owner})"
+        for owner, (how, table) in classes.items()
+        if all(link.tied or not {link.theirs, *link.also}.isdisjoint(present) for link in table)
+    ]
+
+
+def _refusal(missing: list[Link], left: list[str], instead: list[str]) -> str:
+    """Why nothing was loaded: what is missing and left over, with the nearest name on the other side; what could be
+    read instead."""
     parts = []
     if missing:
         names = [f"{link.theirs} (our {', '.join(link.ours)})" for link in missing]
         near = difflib.get_close_matches(missing[0].theirs, left, 1, 0.6)
         hint = f"; the file has {near[0]!r}" if near else ""
         parts.append(f"{len(names)} tensors are missing in the file: {'; '.join(names[:5])}{hint}")
-        lacking = {link.theirs for link in missing}
-        able = [f"{how} (a {owner})" for owner, (how, known) in others.items() if not lacking.intersection(known)]
-        if able:
-            parts.append(f"Without them it can be read by {' or '.join(able)}")
+        if instead:
+            parts.append(f"Without them it can be read by {' or '.join(instead)}")
     if left:
         parts.append(f"{len(left)} tensors of the file have no place in the model: {', '.join(left[:5])}")
     return ". ".join(parts) + ". Nothing was loaded"
 
 
-def class_tables(
-    page: pages.Page, hub: Hub, hyper: Any, links: Callable[[Any], list[Link]]
-) -> Mapping[str, tuple[str, Collection[str]]]:
-    """For each class of the map: the option of `load` that asks for it, and the names of its tensors."""
-    import dataclasses
-
+def class_tables(page: pages.Page, hub: Hub, hyper: Any, links: Callable[[Any], list[Link]]) -> Classes:
+    """For each class of the map: the option of `load` that asks for it, and its tensors."""
     found = {}
     for owner, fixed in hub.architectures.items():
         if all(getattr(hyper, k) == v for k, v in fixed.items()):
@@ -221,5 +239,5 @@ def class_tables(
         except ValueError:  # hyperparameters that do not go with this class
             continue
         how = "load(..., " + ", ".join(f"{k}={v!r}" for k, v in fixed.items()) + ")"
-        found[owner] = (how, {n for link in table for n in (link.theirs, *link.also)})
+        found[owner] = (how, table)
     return found

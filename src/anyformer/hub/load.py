@@ -6,8 +6,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from anyformer.core import pages
@@ -24,6 +25,9 @@ from anyformer.hub.tables import config as tables
 from anyformer.hub.tables import generation
 from anyformer.hub.tables.weights import Hub, Link, links
 
+if TYPE_CHECKING:
+    from anyformer.skeletons.base import Skeleton
+
 NATIVE = "anyformer"  # model_type of models that nobody published
 
 
@@ -36,7 +40,7 @@ def load(
     ignore: Iterable[str] = (),
     allow_pickle: bool = False,
     **changes: Any,
-) -> Any:
+) -> Skeleton:
     """A published model, ready to use: `load("folder")`, `load("file.gguf")`, `load("owner/name")`.
 
     Strict: every tensor, every config key and every key of the files beside them is used or known to carry nothing, or
@@ -199,13 +203,25 @@ def _gguf_config(file: TensorFile) -> tuple[pages.Page, Hub, dict[str, Any]]:
     """The page, the map and the architecture's own metadata; a head that is not stored is the token table."""
     name = str(file.metadata.get("general.architecture"))
     page, hub = choose.by_name(name, "gguf")
-    config = {k: _short(v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    config = {k: _plain(k, v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
     config.setdefault(f"{name}.vocab_size", len(file.metadata.get("tokenizer.ggml.tokens", ())) or None)
     return page, hub, {**config, "tied": "output.weight" not in file.names()}
 
 
-def _short(value: Any) -> Any:
-    """GGUF stores float32: 9.99999974e-06 was written as 1e-05."""
+def _plain(key: str, value: Any) -> Any:
+    """A number of a GGUF file. It stores float32: 9.99999974e-06 was written as 1e-05. Some writers store one number a
+    layer, which is one number if all are equal.
+
+    Raises:
+        ValueError: naming the key, if they are not.
+    """
+    if isinstance(value, np.ndarray):
+        each = sorted(set(value.tolist()))
+        if len(each) != 1:
+            raise ValueError(
+                f"metadata {key!r} is {value.tolist()!r:.100}, one number a layer; here all layers are alike"
+            )
+        value = each[0]
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 

@@ -12,8 +12,9 @@ Its files hold q, k and v in one matrix, and every matrix transposed.
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, key, keys, must, quiet
-from anyformer.hub.tables.weights import Hub, Split, Transpose, row, under
+from anyformer.hub.tables.config import key, keys
+from anyformer.hub.tables.gpt2 import layer_config, layer_rows, stored_masks
+from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Tokens
 from anyformer.skeletons.decoder import CausalLM
 
@@ -62,18 +63,10 @@ def gpt(c: GPT) -> Recipe:
 
 def _weights(c: GPT) -> list:
     return [
-        under("transformer", "", row("wte", "embed.tokens"), row("wpe", "embed.positions"), row("ln_f", "norm")),
-        under(
-            "transformer.h.{i}", "blocks.{i}",
-            row("ln_1", "norm.mixer"),
-            row("attn.c_attn", ("mixer.q", "mixer.k", "mixer.v"), Transpose(), Split()),
-            row("attn.c_proj", "mixer.o", Transpose()),
-            row("ln_2", "norm.ffn"),
-            row("mlp.c_fc", "ffn.up", Transpose()),
-            row("mlp.c_proj", "ffn.down", Transpose()),
-        ),
+        under("transformer", "", row("wte", "embed.tokens"), row("wpe", "embed.positions")),
+        *layer_rows("transformer"),
         *([row("lm_head", "head.proj", tied="embed.tokens")] if c.task == "lm" else []),
-    ]  # fmt: skip
+    ]
 
 
 HUBS = (
@@ -82,20 +75,13 @@ HUBS = (
         architectures={"GPT2LMHeadModel": {"task": "lm"}, "GPT2Model": {"task": "none"}},
         base="transformer.",
         bare=("GPT2Model",),
-        ignore={f"transformer.h.{{i}}.attn.{name}": "the causal mask" for name in ("bias", "masked_bias")},
+        ignore=stored_masks("transformer"),
         weights=_weights,
         config=(
-            *keys(n_embd="dim", n_layer="depth", n_head="heads", vocab_size="vocab", layer_norm_epsilon="eps"),
-            key("n_inner", "hidden", default=None), key("n_positions", "context", also=("n_ctx",)),
-            key("activation_function", "act", ACTS, default="gelu_new"),
+            *keys(n_embd="dim", vocab_size="vocab"),
+            key("n_positions", "context", also=("n_ctx",)),
             key("tie_word_embeddings", "tied", default=True),
-            key("resid_pdrop", "dropout", default=0.1), key("embd_pdrop", "embed_dropout", default=0.1),
-            key("attn_pdrop", "attention_dropout", default=0.1),
-            must("scale_attn_weights", True), must("scale_attn_by_inverse_layer_idx", False),
-            must("add_cross_attention", False),
-            quiet("reorder_and_upcast_attn", why="a trick against overflow in half precision"),
-            quiet(*(f"summary_{n}" for n in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
-                  why="a head that this file does not have"),
+            *layer_config("gelu_new"),
         ),
     ),
-)  # fmt: skip
+)

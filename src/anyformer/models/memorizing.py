@@ -15,6 +15,7 @@ T5's relative bias, one table for all layers, is added to the scores of what is 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.weights import Hub
@@ -90,7 +91,8 @@ def memorizing(c: Memorizing) -> Recipe:
     if not 0 <= c.place < c.depth:
         raise ValueError(f"memorizing: place is the number of a layer, 0 to {c.depth - 1}; got {c.place}")
     norm = RMSNorm.of(eps=c.eps)
-    shared = {"heads": c.heads, "head_dim": c.head_dim, "segment": c.segment, "memory": c.memory, "bias": False}
+    shared: dict[str, Any] = {"heads": c.heads, "head_dim": c.head_dim, "segment": c.segment, "memory": c.memory}
+    shared["bias"] = False
     near = Block.of(
         mixer=SegmentRecurrence.of(**shared), ffn=MLP.of(hidden=c.hidden, act=c.act, bias=False), norm=norm,
         dropout=c.dropout,

@@ -20,7 +20,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import drop
 from anyformer.core.recipe import Recipe
-from anyformer.core.slots import FeedForward, Norm
+from anyformer.core.slots import FeedForward, Head, Norm
 from anyformer.hub.tables.config import ACTS, CLASSES, NO_PAD, key, keys, quiet
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
 from anyformer.hub.tables.weights import Hub, Split, row, under
@@ -108,7 +108,7 @@ def modernbert(c: ModernBert) -> Recipe:
     blocks = [wide.but(mixer=near) if i % c.every else wide.but(opens=not i) for i in range(c.depth)]
     dense = Dense.of(norm=norm, act=c.head_act, bias=c.dense_bias)
     classes = Classifier.of(classes=c.classes, dropout=c.classifier_dropout, each=c.task == "tag")
-    heads = {
+    heads: dict[str, dict[str, Recipe[Head]]] = {
         "masked": {"mlm": Through.of(first=dense, then=Logits.of(vocab=c.vocab, tied=c.tied, bias=c.vocab_bias))},
         "classify": {"classes": classes}, "tag": {"classes": Through.of(first=dense, then=classes)}, "none": {},
     }  # fmt: skip

@@ -84,7 +84,7 @@ def reformer(c: Reformer) -> Recipe:
         blocks.append(ReversibleBlock.of(lsh if kind == "lsh" else local, ffn, norm, dropout=c.dropout))
     places = Learned.of(context=c.context) if c.axial is None else Axial.of(shape=c.axial[:2], widths=c.axial[2:])
     embed, head = TwoStreams.of(vocab=c.vocab, positions=places, dropout=c.dropout), Logits.of(vocab=c.vocab, bias=True)
-    same = {"norm": norm, "dropout": c.dropout, "context": c.context}
+    same: dict[str, Any] = {"norm": norm, "dropout": c.dropout, "context": c.context}
     if c.task == "lm":
         return ReversibleLM.of(2 * c.dim, embed, blocks, head=head, **same)
     return ReversibleEncoder.of(2 * c.dim, embed, blocks, heads={"tokens": head} if c.task == "masked" else {}, **same)

@@ -77,8 +77,14 @@ def switch(c: Switch) -> Recipe:
 
     def stack(block: Recipe, depth: int, sparse: int, bias: Recipe) -> Recipe:
         places = _sparse(depth, sparse)
-        losses = {"balance": c.balance / len(places), "z": c.z / len(places)}  # their sum is the mean over layers
-        router = TopK.of(experts=c.experts, capacity=c.capacity, jitter=c.jitter, bias=c.router_bias, **losses)
+        router = TopK.of(
+            experts=c.experts,
+            capacity=c.capacity,
+            jitter=c.jitter,
+            bias=c.router_bias,
+            balance=c.balance / len(places),  # the sum of these is the mean over layers
+            z=c.z / len(places),
+        )
         many = block.but(ffn=MoE.of(router=router, expert=mlp))
         blocks = [many if i in places else block for i in range(depth)]
         return Stack.of(blocks, norm=norm, bias=bias, dropout=c.dropout)

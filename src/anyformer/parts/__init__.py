@@ -16,7 +16,7 @@ from anyformer.parts.block import Block, deepnorm
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.grid import Axial, Rotary2D, Sines2D
-from anyformer.parts.heads import Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Through
+from anyformer.parts.heads import At, Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Project, Through
 from anyformer.parts.memory.compressive import CompressiveMemory
 from anyformer.parts.memory.nearest import NearestMemory
 from anyformer.parts.memory.segments import SegmentRecurrence
@@ -30,15 +30,16 @@ from anyformer.parts.recurrent.delta import GatedDelta
 from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
+from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
-    "MLP", "AdditivePool", "Alibi", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
+    "MLP", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
     "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated",
-    "Distances", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP",
-    "Global", "LSHAttention", "LayerNorm", "LayerScale", "LatentAttention", "Learned", "LinearAttention",
+    "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta",
+    "GatedMLP", "Global", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention",
     "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "MemoryTokens", "MoE",
-    "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "RMSNorm", "Random",
-    "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D",
-    "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature",
-    "Through", "Times", "Tokens", "TopK", "TwoStreams", "Window", "deepnorm",
+    "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "Project", "RMSNorm",
+    "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence",
+    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK",
+    "Trajectory", "TwoStreams", "Window", "deepnorm",
 ]  # fmt: skip

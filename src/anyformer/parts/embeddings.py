@@ -65,6 +65,15 @@ class Table(nn.Embedding):
         return F.linear(x, self.weight)
 
 
+@dataclass(frozen=True)
+class TokenIds(Companion):
+    """The ids that the stream was made of, (B, T)."""
+
+    left_by: ClassVar[str] = "Tokens"
+    per_position: ClassVar[bool] = True
+    ids: Tensor
+
+
 class Tokens(FrontEnd):
     """Token ids to vectors: x = norm(scale * tokens[id] + positions[place] + types[segment]).
 
@@ -140,6 +149,7 @@ class Tokens(FrontEnd):
 
     def forward(self, given: Inputs, flow: Flow) -> Tensor:
         x = self.tokens(given["input_ids"])  # (B, T, D)
+        flow.put(TokenIds(given["input_ids"]))
         x = x if self.scale == 1.0 else x * self.scale
         if self.types is not None:
             types = given.get("token_type_ids")

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.core.flow import Companion, Flow
-from anyformer.core.part import drop
+from anyformer.core.part import built, call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head, Norm, Pool
+from anyformer.parts.embeddings import TokenIds
 from anyformer.parts.ffn import activation
 
 
@@ -89,16 +91,62 @@ class MaskedLM(Logits):
 
 
 class First(Pool):
-    """The sequence's vector is its first real token's (ViT's class token). Shape: (B, T, D) -> (B, D)."""
+    """The sequence's vector is its first real token's (ViT's class token).
 
-    def __init__(self, dim: int):
+    Args:
+        norm: over that vector alone (CLIP), or None.
+
+    Shape: (B, T, D) -> (B, D).
+    """
+
+    def __init__(self, dim: int, norm: Recipe[Norm] | None = None):
         super().__init__()
+        self.norm = built(norm, dim)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         if flow.keep is None:
-            return x[:, 0]
+            return call(self.norm, x[:, 0])
         first = flow.keep.int().argmax(1)  # (B,): padding may stand on the left
-        return x[torch.arange(x.shape[0], device=x.device), first]
+        return call(self.norm, x[torch.arange(x.shape[0], device=x.device), first])
+
+
+class At(Pool):
+    """The sequence's vector is that of its end token: the first one, where there are several (CLIP).
+
+    Args:
+        end: the id of that token; None: the token with the largest id, as CLIP's first files mean it.
+
+    Raises:
+        ValueError: for a row without it, whose vector would be another token's.
+
+    Shape: (B, T, D) -> (B, D).
+    """
+
+    def __init__(self, dim: int, end: int | None = None):
+        super().__init__()
+        self.end = end
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        ids, keep = flow.get(TokenIds, "At").ids, flow.keep_now(x.shape[1])
+        found = ids + 1 if self.end is None else (ids == self.end).int()  # (B, T)
+        found = found if keep is None else found * keep
+        if not torch.compiler.is_compiling() and not isinstance(ids, FakeTensor) and not ids.is_meta:
+            read = True if keep is None else keep.any(1)  # of a row without tokens nothing is asked
+            for row in ((found.amax(1) == 0) & read).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"row {row} of input_ids has no end token, {self.end}, and its vector is the text's; the tokenizer "
+                    "puts it there, and a text that is cut must keep it"
+                )
+        return x[torch.arange(x.shape[0], device=x.device), found.argmax(1)]
+
+    def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids = inputs["input_ids"].clone()
+        keep = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        ids[~keep] = int(self.end == 0)  # padding is no end, and not the largest id
+        if self.end is not None:
+            last = keep.shape[1] - 1 - keep.flip(1).int().argmax(1)
+            ids[torch.arange(len(ids)), last] = self.end
+        return {**inputs, "input_ids": ids}
 
 
 class Mean(Pool):
@@ -135,6 +183,20 @@ class Classifier(Head):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         source = x if self.each else flow.get(Pooled, "Classifier (each=False)").vector
         return self.proj(drop(self, source))
+
+
+class Project(Head):
+    """The pooled vector in another width, without bias: where two towers meet (CLIP).
+
+    Shape: (B, T, D) -> (B, width).
+    """
+
+    def __init__(self, dim: int, width: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, width, bias=False)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.proj(flow.get(Pooled, "Project").vector)
 
 
 class Dense(Head, Pool):

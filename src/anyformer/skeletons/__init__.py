@@ -1,13 +1,15 @@
 """Skeletons: how streams connect. One file each."""
 
+from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder, GlobalEncoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Blocks", "CausalLM", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output", "ReversibleEncoder", "ReversibleLM",
-    "Skeleton", "Stack",
+    "Actor", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output",
+    "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
 ]  # fmt: skip

@@ -25,7 +25,15 @@ from anyformer.core.taps import Taps
 from anyformer.parts.heads import Unembedding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import ParamSpec, TypeVar
+
+    from anyformer.core.recipe import Recipe
+    from anyformer.generate.continuing import generate as generate_
+
+    O = ParamSpec("O")
+    T = TypeVar("T")
 
 
 @dataclass
@@ -46,14 +54,14 @@ class Output:
     across: frozenset[str] = frozenset()
 
 
-class Skeleton:
+class Skeleton(nn.Module):
     """Base of complete models: their own width, their inputs by name, and where they came from.
 
     Attributes:
         recipe: the expression that this model is.
         page, config: the page and its hyperparameters, where the model came from one.
-        origin: what a file said beside the weights (config keys that change nothing here, generation defaults), kept
-            for `save`.
+        origin: a dictionary of what a file said beside the weights (config keys that change nothing here, generation
+            defaults), kept for `save`; or None.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
         processor: an `anyformer.hub.processors.Processor`, which makes inputs of pictures, or None.
         ledger: how each tensor and config key of the file was used, where the model was loaded.
@@ -61,15 +69,32 @@ class Skeleton:
 
     closed: ClassVar[bool] = True
     generates: bool = False  # can continue a text: has `start` and a vocabulary head
+    across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None
-    origin: dict[str, Any] | None = None
+    origin: Any = None
     tokenizer: Any = None
     processor: Any = None
     ledger: Any = None
     taps: Taps | None = None
     context: int | None = None
+
+    if TYPE_CHECKING:  # a type checker sees the signatures of the constructor and of `anyformer.generate.generate`
+
+        @classmethod
+        def of(cls: Callable[O, T], *args: O.args, **options: O.kwargs) -> Recipe[T]: ...
+
+        def __getattr__(self, name: str) -> Any: ...  # parts by their names
+
+        generate = generate_
+    else:
+
+        def generate(self, *args, **options):
+            """Continues text or token ids: `anyformer.generate.generate(self, ...)`."""
+            from anyformer.generate import generate
+
+            return generate(self, *args, **options)
 
     @abstractmethod
     def entrances(self) -> tuple[Entrance, ...]:
@@ -110,7 +135,16 @@ class Skeleton:
             size = sizes.get(entrance.prefix) or entrance.front.sizes()[0]
             found = entrance.front.example(rows, size, noise)
             made.update({entrance.prefix + name: value for name, value in found.items()})
-        return made
+        return self.complete(made)
+
+    def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Made-up inputs with what the model needs in each row, such as an end token."""
+        return inputs
+
+    @property
+    def decodes(self) -> bool:
+        """Can it go on from a state, step after step? What writes text can."""
+        return self.generates
 
     def check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The inputs of a call that are not None.
@@ -142,7 +176,7 @@ class Skeleton:
         if self.context is not None and first + count > self.context:
             raise ValueError(
                 f"{first + count} tokens do not fit the context of {self.context}; give fewer tokens, "
-                f"or build with a longer one: recipe.but(context={first + count})"
+                f"or build with a longer one: recipe.but(context={first + count}), or load(..., context={first + count})"
             )
         mask = given.get(front.mask) if front.mask else None
         if documents is not None:
@@ -163,15 +197,17 @@ class Skeleton:
         return given, flow
 
     def _keep(self, entrance: Entrance, mask: Tensor, given: Inputs, batch: int, first: int) -> Tensor:
-        """The padding mask of the positions, checked."""
-        units = entrance.front.units(given)
-        keep = checks.attention_mask(mask, batch, (units, first + units), str(entrance.mask))
+        """The padding mask of the positions, checked: of those of this call, or of all that were seen."""
+        front = entrance.front
+        units = front.units(given)
+        seen = first * units // front.length(given) if first and units else 0
+        keep = checks.attention_mask(mask, batch, (units, seen + units), str(entrance.mask))
         check_gaps(self, keep, str(entrance.mask))
-        return entrance.front.keep(keep, given)
+        return front.keep(keep, given)
 
     def start(self, batch: int, length: int = 0) -> State:
         """Empty decoding state for `batch` rows; `length` is a hint of how long they will become."""
-        if not self.generates:
+        if not self.decodes:
             raise ValueError(f"{type(self).__name__} sees both directions and does not decode step by step")
         return start_state(self.decoding(), batch, length)
 
@@ -189,12 +225,6 @@ class Skeleton:
     ) -> Tensor:
         """Hidden states (B, T, D) of the main input: of an encoder-decoder, its memory."""
         return self(input_ids=input_ids, attention_mask=attention_mask, **inputs).hidden  # type: ignore[operator]
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        """Continues text or token ids: `anyformer.generate.generate(self, ...)`."""
-        from anyformer.generate import generate
-
-        return generate(self, *args, **options)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> str:
         """Writes a Hugging Face directory: `anyformer.hub.save(self, folder)`."""

@@ -49,7 +49,7 @@ class Encoder(Skeleton, Blocks):
         blocks: Any,
         norm: Recipe[Norm] | None = None,
         pool: Recipe[Pool] | None = None,
-        heads: dict[str, Recipe[Head]] | None = None,
+        heads: Mapping[str, Recipe[Head]] | None = None,
         context: int | None = None,
         bias: Recipe[RelativeBias] | None = None,
         entry: Recipe[Entry] | Recipe[Mixer] | None = None,
@@ -61,6 +61,9 @@ class Encoder(Skeleton, Blocks):
 
     def entrances(self) -> tuple[Entrance, ...]:
         return (Entrance(self.embed),)
+
+    def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs if self.pool is None else self.pool.complete(inputs)
 
     def forward(
         self,
@@ -110,7 +113,7 @@ class GlobalEncoder(Encoder):
 
     def __init__(
         self, dim: int, embed: Recipe[FrontEnd], blocks: Any, pool: Recipe[Pool] | None = None,
-        heads: dict[str, Recipe[Head]] | None = None, context: int | None = None, first: bool = False,
+        heads: Mapping[str, Recipe[Head]] | None = None, context: int | None = None, first: bool = False,
     ):  # fmt: skip
         super().__init__(dim, embed, blocks, None, pool, heads, context)
         self.first = first

@@ -5,7 +5,7 @@ B batch, T time, D width of one stream (models count 2 D: both side by side).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -168,7 +168,7 @@ class ReversibleEncoder(Reversible, Encoder):
         blocks: Any,
         norm: Recipe[Norm] | None = None,
         pool: Recipe[Pool] | None = None,
-        heads: dict[str, Recipe[Head]] | None = None,
+        heads: Mapping[str, Recipe[Head]] | None = None,
         dropout: float = 0.0,
         context: int | None = None,
     ):

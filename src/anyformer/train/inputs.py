@@ -22,6 +22,16 @@ def nothing_counts(step: int, first: bool, watch: Watch) -> None:
     watch.say(f"{what}; nothing is learned from it")
 
 
+def across(objective: Objective, accumulate: int) -> None:
+    """Raises ValueError for accumulated batches where the rows of a step must see each other."""
+    if accumulate > 1 and getattr(objective, "across", False):
+        raise ValueError(
+            f"accumulate={accumulate}: {type(objective).__name__} compares every row of a batch with every other one, "
+            f"and rows of other batches would be left out of the wrong answers. Make the batch {accumulate} times as "
+            "large; recompute=['**.blocks.*'] makes room for it, and so do more processes"
+        )
+
+
 def check(batch: Batch, objective: Objective) -> None:
     """Raises ValueError for mistakes that would train without complaint, or fail without a word that helps."""
     if "labels" not in batch:

@@ -105,7 +105,9 @@ class Loop:
     ):
         if settings.patience and measure is None:
             raise ValueError(f"patience={settings.patience} counts evaluations; give measure")
+        inputs.across(objective, settings.accumulate)
         self.model, self.objective, self.settings, self.folder, self.measure = model, objective, settings, run, measure
+        self.bounds = [part.bound for part in model.modules() if hasattr(part, "bound")]
         self.world = world or World()
         self.batches: Batches = batches if callable(batches) else Numbered(batches)
         self.facts, self.watch = json.loads(json.dumps(facts)), watch
@@ -240,6 +242,8 @@ class Loop:
                 self.watch.say(f"step {row['step']}: a spike: {unusual}; {self._grown(batches)}")
             self.optimizer.rate(row["lr"])
             self.optimizer.step()
+            for bound in self.bounds:
+                bound()
         elif self.scale:
             self.watch.say(
                 f"step {row['step']}: overflow in fp16, no weight was changed; the scale of the loss is now "

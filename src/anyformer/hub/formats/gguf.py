@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import struct
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from anyformer.hub.formats.dequant import STORED, Stored, dequantize
-from anyformer.hub.formats.guard import map_file, refuse, short
+from anyformer.hub.formats.guard import inside, map_file, refuse, short
 from anyformer.hub.formats.safetensors import Entry, TensorFile
 
 MAX_STRINGS = 2_000_000  # in one file; a vocabulary of 262 k with its merges has 0.8 M
@@ -36,6 +37,7 @@ MAX_ROWS = 200_000  # tensors and keys
 MAX_KEY = 65_535  # bytes of a key, from the specification
 MAX_NAME = 255  # bytes of a tensor name; 63 in the specification, not in all files
 MAX_DIMS = 4
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 NUMBERS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
@@ -203,9 +205,43 @@ class GGUF(TensorFile):
         self.entries = {name: self.entries[name] for *_, name, _ in spans}  # in the order of the file's table
 
 
+class Parts(TensorFile):
+    """The files of a model that was split (`name-00001-of-00003.gguf` …), as one.
+
+    The metadata of the model stand in the first one. Errors: FileRefused; FileNotFoundError naming the part that is
+    missing.
+    """
+
+    def __init__(self, first: GGUF, count: int):
+        self.path, self.metadata, self.entries = first.path, {}, {}
+        found = PART.fullmatch(first.path.name)
+        if found is None or int(found[3]) != count:
+            expected = f"name-00001-of-{count:05d}.gguf, as `split.count` says"
+            raise refuse(first.path, "name of a part", expected, first.path.name)
+        for i in range(1, count + 1):
+            name = f"{found[1]}-{i:05d}-of-{found[3]}.gguf"
+            if not (first.path.parent / name).exists():
+                raise FileNotFoundError(f"{first.path}: it is part {int(found[2])} of {count}, and {name} is missing")
+            part = GGUF(inside(first.path.parent, name))
+            if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (i - 1, count):
+                told = f"{part.metadata.get('split.no')} of {part.metadata.get('split.count')}"
+                raise refuse(part.path, "split.no of split.count", f"{i - 1} of {count}", told)
+            if twice := sorted(self.entries.keys() & part.entries.keys()):
+                raise refuse(part.path, f"tensor {short(twice[0])}", "in one part", "in two")
+            self.metadata = {**part.metadata, **self.metadata}
+            self.entries |= part.entries
+        wanted = self.metadata.get("split.tensors.count", len(self.entries))
+        if wanted != len(self.entries):
+            raise refuse(first.path, "split.tensors.count", len(self.entries), wanted)
+
+
 def open_gguf(path: Path) -> TensorFile:
-    """A GGUF file."""
-    return GGUF(path)
+    """A GGUF file; of a model that was split, all its parts, whichever is named."""
+    file = GGUF(path)
+    count = file.metadata.get("split.count", 1)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
+        raise refuse(path, "split.count", "a whole number", count)
+    return file if count <= 1 else Parts(file, count)
 
 
 def _read(data: mmap.mmap, start: int, size: int, stored: Stored, shape: tuple[int, ...]) -> Tensor:

@@ -46,6 +46,7 @@ MAX_HEADER = 100_000_000  # bytes of safetensors header; also the limit of the f
 MAX_DIMS = 32
 
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+PICKLES = "pytorch_model.bin.index.json"  # pickles in several files
 SHARD = re.compile(r"model(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.safetensors")  # names that are given here
 
 DTYPES = {
@@ -172,12 +173,12 @@ def _view(
 
 
 class Sharded(TensorFile):
-    """The `.safetensors` files that the index of `folder` names, as one.
+    """The files that the index of `folder` names, as one; `.safetensors`, or with `kind=Pickled` pickles.
 
     Strict both ways: a tensor that the index names is in the shard it says, and no shard holds another one.
     """
 
-    def __init__(self, folder: str | os.PathLike, index: str = INDEX):
+    def __init__(self, folder: str | os.PathLike, index: str = INDEX, kind: Callable[[Path], TensorFile] = SafeTensors):
         self.path = inside(folder, index)
         content = read_json(self.path)
         place = content.get("weight_map") if isinstance(content, dict) else None
@@ -187,7 +188,7 @@ class Sharded(TensorFile):
         told: dict[str, set[str]] = {}
         for tensor, file in place.items():
             told.setdefault(file, set()).add(tensor)
-        shards = {file: SafeTensors(inside(folder, file, self.path)) for file in sorted(told)}
+        shards = {file: kind(inside(folder, file, self.path)) for file in sorted(told)}
         for file, shard in shards.items():
             missing, extra = told[file] - shard.entries.keys(), shard.entries.keys() - told[file]
             if missing or extra:
@@ -215,25 +216,26 @@ class Pickled(TensorFile):
 
 
 def open_weights(folder: str | os.PathLike, allow_pickle: bool = False) -> TensorFile:
-    """The weights in a Hugging Face folder: `model.safetensors`, else its index, else (if allowed) a pickle.
+    """The weights in a Hugging Face folder: `model.safetensors`, else its index, else (if allowed) a pickle or several.
 
     In that order, which is also theirs. A pickle is a program: it is refused unless `allow_pickle`, and
     then read with `weights_only=True` and a warning. Errors: FileRefused; FileNotFoundError naming what was
     looked for.
     """
-    has = {name: os.path.lexists(Path(folder) / name) for name in (SINGLE, INDEX, PICKLE)}
+    has = {name: os.path.lexists(Path(folder) / name) for name in (SINGLE, INDEX, PICKLE, PICKLES)}
     if has[SINGLE]:
         return SafeTensors(inside(folder, SINGLE))
     if has[INDEX]:
         return Sharded(folder)
-    if has[PICKLE] and not allow_pickle:
+    pickled = next((name for name in (PICKLE, PICKLES) if has[name]), None)
+    if pickled and not allow_pickle:
         raise FileRefused(
-            f"{folder}: the weights are a pickle ({PICKLE}), which can carry code. Ask for it with "
+            f"{folder}: the weights are a pickle ({pickled}), which can carry code. Ask for it with "
             "allow_pickle=True if you trust its maker, or convert it to safetensors"
         )
-    if has[PICKLE]:
-        warnings.warn(f"{folder}: reading {PICKLE}, a pickle, with weights_only=True as asked", stacklevel=2)
-        return Pickled(inside(folder, PICKLE))
+    if pickled:
+        warnings.warn(f"{folder}: reading {pickled}, a pickle, with weights_only=True as asked", stacklevel=2)
+        return Pickled(inside(folder, PICKLE)) if has[PICKLE] else Sharded(folder, PICKLES, Pickled)
     inner = sorted(p.parent for name in (SINGLE, INDEX) for p in Path(folder).glob(f"*/{name}"))
     hint = f"; a folder in it has some: {inner[-1]}" if inner else ""  # a run, whose last checkpoint is meant
     raise FileNotFoundError(f"{folder}: no weights; looked for {SINGLE}, {INDEX}, {PICKLE}{hint}")

@@ -259,6 +259,8 @@ class Hub:
         tails: older last words of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf" or "gguf".
+        outputs: names of theirs, dotted in nested outputs, that do not say themselves which of ours they are:
+            {"image_embeds": "heads.image"}; lists of hidden states are those of the blocks there.
         processor: the type of image processor that its files mean where they say none, see `hub.processors`.
     """
 
@@ -272,6 +274,7 @@ class Hub:
     tails: Mapping[str, str] = field(default_factory=dict)
     ignore: Mapping[str, str] = field(default_factory=dict)
     format: str = "hf"
+    outputs: Mapping[str, str] = field(default_factory=dict)
     processor: str | None = None
 
     def ignored(self, name: str) -> str | None:

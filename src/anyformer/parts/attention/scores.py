@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Concatenate
 
 import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Companion, Flow
-from anyformer.core.part import Part
+from anyformer.core.part import O, Part, T
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.masks import View
 
@@ -48,6 +48,11 @@ class Score(Part):
     """
 
     given = ("dim", "heads", "head_dim")
+    if TYPE_CHECKING:
+
+        @classmethod
+        def of(cls: Callable[Concatenate[int, int, int, O], T], *args: O.args, **options: O.kwargs) -> Recipe[T]: ...
+
     across: ClassVar[bool] = False
     fixed: bool = False
     cap: float | None = None

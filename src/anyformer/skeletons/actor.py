@@ -1,0 +1,75 @@
+"""Decoders of trajectories. B batch, T steps, P places of a step, D width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from anyformer.core.front import Entrance, FrontEnd
+from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Head
+from anyformer.core.state import State
+from anyformer.skeletons.base import Output, embed_inputs
+from anyformer.skeletons.decoder import CausalLM
+
+
+class Actor(CausalLM):
+    """A decoder whose front-end makes several places of each step, and whose heads say something of each step.
+
+    ```
+    states, actions, returns_to_go, timesteps (B, T, …) -> embed -> block x N -> norm -> hidden (B, P T, D)
+                                                                     hidden -> head -> (B, T, …), for each head
+    ```
+    It goes on from a state as a decoder of text does, step after step, but it writes no text.
+
+    Args:
+        dim: width of the stream.
+        embed: front-end, e.g. `Trajectory.of(state=4, action=2)`.
+        blocks: one recipe a layer.
+        norm: after the last block, or None.
+        heads: name to recipe; the first one's output is `logits`.
+    """
+
+    @property
+    def decodes(self) -> bool:
+        return True
+
+    def __init__(
+        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, norm: Recipe | None, heads: dict[str, Recipe[Head]]
+    ):
+        super().__init__(dim, embed, blocks, norm, head=None)
+        self.heads = nn.ModuleDict({name: head.build(dim) for name, head in heads.items()})
+
+    def forward(  # type: ignore[override]
+        self,
+        states: Tensor | None = None,
+        actions: Tensor | None = None,
+        returns_to_go: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: State | None = None,
+        last: bool = False,
+        **inputs: Tensor | None,
+    ) -> Output:
+        """Steps of episodes to an Output with one tensor (B, T, …) a head.
+
+        Args:
+            states: (B, T, S). `actions`: (B, T, A); that of a step is not seen by what is said of this action.
+            returns_to_go: (B, T, 1), the rewards that are still asked for, in the scale of training.
+            timesteps: (B, T), the number of each step in its episode, from 0.
+            attention_mask: (B, T), 1 or True = a real step; padding may stand on either side.
+            state: from `start`; this call continues where the last one ended.
+            last: heads at the last step only, (B, 1, …).
+            inputs: what else the front-end reads, by name (`model.inputs()`).
+        """
+        named = {"states": states, "actions": actions, "returns_to_go": returns_to_go, "timesteps": timesteps}
+        entrance = Entrance(self.embed)
+        given, flow = self.begin(
+            entrance, self.check_inputs({**named, "attention_mask": attention_mask, **inputs}), state=state, causal=True
+        )
+        x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, P T, D)
+        each = self.embed.length(given) // self.embed.units(given)
+        heads = {name: head(x[:, -each:] if last else x, flow) for name, head in self.heads.items()}
+        first, keep = next(iter(heads.values()), None), flow.keep_now(x.shape[1])
+        return Output(x, first, heads, aux=flow.aux, keep=keep, figures=flow.figures)
