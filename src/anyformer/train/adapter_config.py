@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from anyformer.core.check import fit
 from anyformer.hub.formats.guard import inside, read_json, refuse
 from anyformer.hub.tables.config import Line
 
@@ -21,6 +22,12 @@ QUIET = {  # what the tensors say themselves, or what only matters while PEFT ma
     "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
     "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
     "runtime_config", "task_type",
+}  # fmt: skip
+KINDS: dict[str, Any] = {  # of the keys that something is computed with
+    "r": int | None, "lora_alpha": float, "lora_dropout": float, "use_rslora": bool | None, "use_dora": bool | None,
+    "alpha_pattern": dict[str, float] | None, "rank_pattern": dict[str, float] | None,
+    "target_modules": list[str] | str | None, "modules_to_save": list[str] | None,
+    "exclude_modules": list[str] | str | None, "layers_to_transform": list[int] | int | None,
 }  # fmt: skip
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)  # other first weights change the base model, too
 
@@ -43,13 +50,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             "true, false, gaussian, eva or orthogonal: others change the base model, too",
             start,
         )
-    for key in ("lora_alpha", "lora_dropout"):
-        if not isinstance(config.setdefault(key, 0), int | float):
-            raise refuse(path, key, "a number", config[key])
+    config = {"lora_alpha": 0, "lora_dropout": 0, **config}
+    for key in KINDS.keys() & config:
+        fit(config[key], KINDS[key], f"{path}: {key}")
     for key in ("alpha_pattern", "rank_pattern"):
         patterns = config.get(key) or {}
-        if not isinstance(patterns, dict) or not all(isinstance(v, int | float) for v in patterns.values()):
-            raise refuse(path, key, "names with numbers", patterns)
         config[key] = {_name(path, key, pattern): value for pattern, value in patterns.items()}
     return config
 
