@@ -176,7 +176,7 @@ class Skeleton(nn.Module):
         if self.context is not None and first + count > self.context:
             raise ValueError(
                 f"{first + count} tokens do not fit the context of {self.context}; give fewer tokens, "
-                f"or build with a longer one: recipe.but(context={first + count}), or load(..., context={first + count})"
+                f"or build with a longer one: recipe.but(context={first + count}), load(..., context={first + count})"
             )
         mask = given.get(front.mask) if front.mask else None
         if documents is not None:
