@@ -182,6 +182,9 @@ class Not(Mask):
         return f"~{self.a!r}"
 
 
+CAUSAL, FULL = Causal(), Full()  # what every pass asks for
+
+
 @dataclass(frozen=True)
 class Packed:
     """Of which document tokens are, and at which place in it: (B, n) each."""
@@ -239,13 +242,13 @@ class View:
 
     def plainly_causal(self) -> bool:
         """A lower triangle and nothing else: what fused kernels know without a tensor."""
-        plain = self.mask == Causal() and self.keep is None and self.mine is None
+        plain = self.mask == CAUSAL and self.keep is None and self.mine is None
         return plain and bool(self.count == self.keys and self.query == self.key)
 
     def everything(self) -> bool:
         """Every query sees every key: no mask is needed."""
         left, right = self.mask.reach()
-        plain = isinstance(self.mask, Full | Causal | Window) or self.mask == Causal() & Window(left)
+        plain = isinstance(self.mask, Full | Causal | Window) or self.mask == CAUSAL & Window(left)
         if self.keep is not None or self.mine is not None or not plain:
             return False
         if self.open():
@@ -310,9 +313,9 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
 
     The last of the `keys` keys is the newest token; older ones may have been dropped by a sliding state.
     """
-    whole: Mask = Causal() if flow.causal else Full()
+    whole: Mask = CAUSAL if flow.causal else FULL
     if mask is not None:
-        whole = Causal() & mask if flow.causal else mask
+        whole = CAUSAL & mask if flow.causal else mask
         if not torch.compiler.is_compiling():
             check_sees(whole)
     end = flow.first + count
