@@ -47,6 +47,15 @@ def test_the_python_of_the_parts_runs_and_prints_what_it_says(capsys: pytest.Cap
     assert "Linformer mixes every token" in said
 
 
+def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    section = (DOCS / "adding-an-architecture.md").read_text().split("## 5. Another kind of input")[1]
+    names: dict[str, object] = {}
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", section, re.S)), "docs/adding", "exec"), names)
+    assert capsys.readouterr().out.split() == ["3", "True"]
+    shorter = names["behind"](None, names["flow"])  # type: ignore[operator]
+    assert shorter.positions.tolist() == [0, 1] and shorter.find(names["Frames"]) is None
+
+
 @pytest.mark.parametrize(("name", "decoder", "encoder", "packs", "state"), TABLE)
 def test_the_table_of_mixers_is_true(name: str, decoder: str, encoder: str, packs: str, state: str) -> None:
     recipe = SMALL.get(name) or getattr(parts, name).of(heads=2)
