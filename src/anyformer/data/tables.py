@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,11 +61,11 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _class(cell: str) -> int | float | str | None:
-    """The name of a class: "007", "1_0" and "7.0" as they stand, 7 as a number; nothing for an empty cell, NaN for what
-    a table writes where nothing is known."""
+    """The name of a class: "007", "1_0" and "7.0" as they stand, 7 as a number; nothing for an empty cell, NaN and
+    infinity for what tables write where nothing is known."""
     if re.fullmatch(r"0|-?[1-9]\d{0,17}", cell, re.ASCII):
         return int(cell)
-    return math.nan if cell.lower() == "nan" else cell or None
+    return float(cell) if cell.lower() in ("nan", "inf", "-inf") else cell or None
 
 
 def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
