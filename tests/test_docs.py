@@ -49,8 +49,9 @@ def test_the_python_of_the_parts_runs_and_prints_what_it_says(capsys: pytest.Cap
 
 def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixture[str]) -> None:
     section = (DOCS / "adding-an-architecture.md").read_text().split("## 5. Another kind of input")[1]
-    names: dict[str, object] = {}
-    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", section, re.S)), "docs/adding", "exec"), names)
+    names: dict[str, object] = {"__name__": __name__}
+    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.S))
+    exec(compile(code, "docs/adding-an-architecture.md", "exec", dont_inherit=True), names)
     assert capsys.readouterr().out.split() == ["3", "True"]
     shorter = names["behind"](None, names["flow"])  # type: ignore[operator]
     assert shorter.positions.tolist() == [0, 1] and shorter.find(names["Frames"]) is None
