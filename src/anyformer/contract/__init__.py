@@ -30,6 +30,7 @@ from anyformer.contract import (  # noqa: F401  (each module enters its checks)
     losses,
     numbers,
     packing,
+    precision,
     roles,
     training,
 )

@@ -272,7 +272,7 @@ def mended(part: Any) -> None:
             part.register_forward_hook(cut)
         case "AxialPositionEmbeddings":  # in training it takes texts of one length only, and drops whole channels
             part.eval().learns = False
-            part.train = lambda mode=True: setattr(part, "learns", mode) or part
+            part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
 
 
