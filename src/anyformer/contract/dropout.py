@@ -128,7 +128,8 @@ def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
         ) -> Tensor:
             y = plain(x, p, training)
             if training and p:
-                calls.append((p, x.shape[0], int(x.count_nonzero()), int(y.count_nonzero())))
+                size = x.shape[0] if x.ndim > 2 else rows  # two axes: tokens of all rows, at an expert
+                calls.append((p, size, int(x.count_nonzero()), int(y.count_nonzero())))
             return y
 
         def inside(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, p: float = 0.0, *rest: Any, calls: Any = calls,
