@@ -14,9 +14,19 @@ from anyformer.contract.check import LeftOut
 
 # (check, subject or page): the known fault that makes a case fail until it is mended.
 FIRST = "the library draws first weights by one rule; this page's publishers had another"
+PADDED = "it reads padding where it stands in a block: it was written for `entry`, which is cleared"
+FILL = "its option fill acts in an encoder alone"
+FIRST_OF = ("clip", "jamba", "mamba", "mamba2", "modernbert", "reformer", "switch", "t5", "transformer")
+ROLES = ("a decoder", "an encoder", "the encoder of a decoder", "a decoder that reads a source")
 KNOWN: dict[tuple[str, str], str] = {
-    ("first weights have the oracles sizes", page): FIRST
-    for page in ("clip", "jamba", "mamba", "mamba2", "modernbert", "reformer", "switch", "t5", "transformer")
+    **{("first weights have the oracles sizes", page): FIRST for page in FIRST_OF},
+    ("dropout stands where theirs does", "t5/encoder"): "Encoder has no dropout after its last norm, as T5's stack has",
+    **{("padded in its role it is as alone", f"ConvPositions in {role}"): PADDED for role in ROLES},
+    **{
+        ("every option acts in its role or is refused", f"LocalAttention in {role}"): FILL
+        for role in ROLES
+        if role != "an encoder"
+    },
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.contract import CHECKS, Check, compositions, forget, oracle
+from anyformer.contract import CHECKS, Check, compositions, forget, oracle, roles
 from anyformer.contract.probe import Failed
 from anyformer.contract.subjects import hubs, subjects
 from tests.contract import faults_in_files, faults_in_models  # noqa: F401  (they fill FAULTS)
@@ -24,6 +24,8 @@ def the_case(check: Check, on: str) -> tuple[Any, ...]:
         return ()
     if check.over == "page":
         return (on.split("/")[0],)
+    if check.over in ("role", "option"):
+        return (next(s for s in roles.with_options() if s.name == on),)
     page = on.split("/")[0]
     subject = next(s for s in (subjects(page) if page in af.names() else compositions()) if s.name == on)
     return (subject, hubs(subject)[0]) if check.over == "files" else (subject,)

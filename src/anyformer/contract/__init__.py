@@ -17,6 +17,7 @@ experts.py       7, 10, 11, 13: mixtures of experts
 from anyformer.contract import (  # noqa: F401  (each module enters its checks)
     behaviour,
     doors,
+    dropout,
     experts,
     features,
     first,
@@ -26,8 +27,11 @@ from anyformer.contract import (  # noqa: F401  (each module enters its checks)
     ledger,
     limits,
     long,
+    losses,
     numbers,
     packing,
+    precision,
+    roles,
     training,
 )
 from anyformer.contract.check import CHECKS, Check, LeftOut, cases

@@ -21,7 +21,8 @@ class Check:
         item: its number in the contract.
         name: what the table calls it.
         run: takes a case, and `rng` if it is a property; returns the largest difference; raises when broken.
-        over: what a case is: "page" (a name), "model" (a Subject), "files" (a Subject and a hub), "parts" (nothing).
+        over: what a case is: "page" (a name), "model" (a Subject), "files" (a Subject and a hub), "parts" (nothing),
+            "role" and "option" (a Subject made of one mask or mixer in one role).
         examples: of a property, how many are drawn; 0 = no property.
         needs: why it says nothing about a subject, or None.
         light: is run on automatic variations of one hyperparameter, too.
@@ -51,6 +52,11 @@ class Check:
         if self.over == "parts":
             if page is None:
                 yield ()
+        elif self.over in ("role", "option"):
+            if page is None:
+                from anyformer.contract import roles
+
+                yield from ((s,) for s in (roles.in_roles() if self.over == "role" else roles.with_options()))
         elif self.over == "page":
             if page is not None:
                 yield (page,)
@@ -61,7 +67,7 @@ class Check:
 
     def waits(self, case: tuple[Any, ...]) -> bool:
         """Is this case left to `make test-all`?"""
-        return self.slow or (self.over in ("model", "files") and self.later(case[0]))
+        return self.slow or (self.over not in ("parts", "page") and self.later(case[0]))
 
     def omitted(self, page: str | None) -> Iterator[tuple[str, str]]:
         """(subject, why) for every subject of a page, or every composition, about which the check says nothing."""

@@ -270,8 +270,10 @@ def mended(part: Any) -> None:
             part.register_forward_hook(lambda head, inputs, logits: logits + head.bias)
         case "ReformerModel":  # its hidden states go on over the padding that it adds
             part.register_forward_hook(cut)
-        case "AxialPositionEmbeddings":  # in training it takes texts of one length only
-            part.eval().train = lambda mode=True: part
+        case "AxialPositionEmbeddings":  # in training it takes texts of one length only, and drops whole channels
+            part.eval().learns = False
+            part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
+            part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
 
 
 def cut(model: nn.Module, inputs: Any, out: Any) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from anyformer.core.check import fit, kinds_of, shown
 from anyformer.core.value import Value, nearest
@@ -17,7 +17,7 @@ MOST = 2**24  # the largest size that a hyperparameter can be: 16 million tokens
 
 def nested(kind: Any) -> Any:
     """The dataclass of hyperparameters that an annotation names, or None; a `Value` is one leaf."""
-    choices = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     found = (k for k in choices if isinstance(k, type) and dataclasses.is_dataclass(k))
     return next((k for k in found if not issubclass(k, Value)), None)
 

@@ -29,11 +29,7 @@ _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 @contextmanager
 def at_most(parts: int) -> Iterator[None]:
-    """Inside, no more recipes can be written and no more parts built than so many: for what a file describes.
-
-    Raises:
-        ValueError: where one more would be made.
-    """
+    """Inside, one recipe written or one part built beyond so many is a ValueError: for what a file describes."""
     token = _left.set([parts, parts])
     try:
         yield
@@ -42,8 +38,7 @@ def at_most(parts: int) -> Iterator[None]:
 
 
 def _spend() -> None:
-    left = _left.get()
-    if left is not None:
+    if (left := _left.get()) is not None:
         left[0] -= 1
         if left[0] < 0:
             raise ValueError(f"more than {left[1]:,} parts, which is more than the weights beside it can fill")
@@ -380,9 +375,8 @@ def _items(data: list[Any], made: list[int], where: str) -> tuple[Any, ...]:
     return tuple(items)
 
 
-find_extra: list[
-    Callable[[], None]
-] = []  # called before a part is given up as unknown: pages may define parts of their own
+# run before an unknown name becomes an error: pages may define parts and values of their own
+find_extra: list[Callable[[], None]] = []
 
 
 def find(name: Any, what: str = "part") -> Any:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anyformer.core import pages
@@ -84,7 +86,7 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
             tensors = {k.removeprefix(hub.base): v for k, v in tensors.items()}
         config = {**config, "model_type": hub.name, "architectures": [architecture]}
         said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (not origin.get("config"))
-        config.update(dict.fromkeys(said, str(next(iter(ours.values())).dtype)[6:]))  # what is stored, not what was
+        config.update(dict.fromkeys(said, str(stored_type(ours))[6:]))  # what is stored, not what was
     names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
     if names and (found is None or len(config.get("id2label", ())) == len(names)):
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -92,6 +94,14 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
     if model.tokenizer is not None and not origin.get("config"):
         config.update({name: ids for name, ids in model.tokenizer.ids().items() if config.get(name) is None})
     return dict(sorted(config.items())), tensors
+
+
+def stored_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating type that most values have: what a config says of a file, whatever a buffer or a norm has."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        counts[tensor.dtype] += tensor.numel() if tensor.is_floating_point() else 0
+    return counts.most_common(1)[0][0]
 
 
 def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:

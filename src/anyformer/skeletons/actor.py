@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anyformer.core.front import Entrance, FrontEnd
 from anyformer.core.recipe import Recipe
-from anyformer.core.slots import Head
+from anyformer.core.slots import Head, Norm
 from anyformer.core.state import State
 from anyformer.skeletons.base import Output, embed_inputs
 from anyformer.skeletons.decoder import CausalLM
@@ -36,7 +36,7 @@ class Actor(CausalLM):
         return True
 
     def __init__(
-        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, norm: Recipe | None, heads: dict[str, Recipe[Head]]
+        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, norm: Recipe[Norm] | None, heads: dict[str, Recipe[Head]]
     ):
         super().__init__(dim, embed, blocks, norm, head=None)
         self.heads = nn.ModuleDict({name: head.build(dim) for name, head in heads.items()})

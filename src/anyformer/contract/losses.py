@@ -1,0 +1,85 @@
+"""Item 19: the loss that a page is trained by is the oracle's."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.contract.check import LeftOut, check
+from anyformer.contract.oracle import Oracle, oracle
+from anyformer.contract.probe import Batch, close, draw, expect
+from anyformer.contract.subjects import Subject
+from anyformer.data.labels import next_tokens, shift_right
+from anyformer.hub.tables.weights import Hub
+from anyformer.parts.positions import Scaling
+from anyformer.train import objectives
+from anyformer.train.objectives import IGNORE, counted
+
+HIDDEN = 0.3  # of the tokens have a label, where tokens are hidden
+
+
+@check(19, "files")
+def loss_is_the_oracles(subject: Subject, hub: Hub) -> float:
+    """The objective that a model of this kind learns gives the loss that theirs gives for the same labels."""
+    side, rng = oracle(subject, hub), random.Random(55)
+    if "labels" not in inspect.signature(side.theirs.forward).parameters:
+        raise LeftOut("its class in transformers has no loss")
+    differs = not subject.decodes or any(s.by_length for s in subject.values(Scaling))  # see DEVIATIONS
+    batch = draw(subject, rng, [9, 6, 9], "none" if differs else "right", source=[7, 7, 5])
+    noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    ours, labels, inputs = own_loss(side, batch, noise)
+    with torch.no_grad():
+        expected = side.theirs(**inputs, **labels).loss
+    expect(expected is not None, "theirs gives no loss")
+    return close(ours, expected, "loss")
+
+
+def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+    """Our loss of a batch with random labels; these, and the inputs, as theirs takes them."""
+    model, inputs = side.ours, dict(batch.inputs)
+    if "decoder_input_ids" in inputs:
+        keep = inputs.pop("decoder_attention_mask").bool()
+        labels = inputs.pop("decoder_input_ids").masked_fill(~keep, IGNORE)
+        pad = getattr(side.theirs.config, "pad_token_id", None) or 0
+        target = shift_right(labels, model.begin_id, pad)
+        with torch.no_grad():
+            out = model(**inputs, decoder_input_ids=target)
+        return objectives.seq2seq(out, labels, counted(labels)), {"labels": labels}, inputs
+    with torch.no_grad():
+        out = model(**batch.inputs)
+    if model.generates:
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        labels = next_tokens(ids, mask)
+        theirs = ids if mask is None else ids.masked_fill(mask == 0, IGNORE)
+        return objectives.causal_lm(out, labels, counted(labels)), {"labels": theirs}, inputs
+    return encoder_loss(out, batch, inputs, noise)
+
+
+def encoder_loss(
+    out: Any, batch: Batch, inputs: dict[str, Any], noise: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+    """The same of heads on what an encoder makes: hidden tokens, the next sentence, classes."""
+    labels: dict[str, Tensor] = {}
+    for name, scores in out.heads.items():
+        drawn = torch.randint(0, scores.shape[-1], scores.shape[:-1], generator=noise)
+        if drawn.ndim == 2:
+            hidden = torch.rand(drawn.shape, generator=noise) < HIDDEN
+            hidden[0, 0] = True
+            drawn = drawn.masked_fill(~hidden if batch.keep is None else ~hidden | ~batch.keep, IGNORE)
+        labels[name] = drawn
+    if not labels:
+        raise LeftOut("it has no head that could learn")
+    if set(labels) == {"mlm", "nsp"}:
+        both = objectives.MaskedAndNextSentence()
+        joined = torch.cat((labels["nsp"][:, None], labels["mlm"]), 1)
+        theirs = {"labels": labels["mlm"], "next_sentence_label": labels["nsp"]}
+        return both(out, joined, both.counted(joined)), theirs, inputs
+    (name, drawn), *more = labels.items()
+    if more:
+        raise LeftOut(f"no objective learns its heads {', '.join(labels)} at once")
+    objective = objectives.masked_lm if name == "mlm" else objectives.classification
+    return objective(out, drawn, counted(drawn)), {"labels": drawn}, inputs

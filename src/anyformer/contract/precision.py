@@ -1,0 +1,117 @@
+"""Item 18: half precision stays close to float32, and files of several types say which one they are of."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.contract.check import LeftOut, check
+from anyformer.contract.oracle import fresh
+from anyformer.contract.probe import Batch, draw, expect, run
+from anyformer.contract.subjects import Subject, apart_from_tiny
+from anyformer.core.part import Part
+from anyformer.hub import save
+from anyformer.hub.load import NATIVE
+from anyformer.parts import ExpertChoice
+
+HALF = torch.bfloat16
+EPS = 2.0**-8  # half the distance of two numbers of bfloat16 near 1
+ROUNDINGS = 3  # of a norm: what enters the product, the product, the shift, what leaves
+WIDE = 4.0  # times the error of a float32 model whose every module's output is rounded
+
+
+def rounded(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """What float32 gives when the output of every module is rounded to bfloat16: the error that cannot be avoided."""
+
+    def round_it(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return output.to(HALF).float() if isinstance(output, Tensor) and output.dtype == torch.float32 else output
+
+    hooks = [m.register_forward_hook(round_it) for m in model.modules() if m is not model]
+    try:
+        return run(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def in_half(batch: Batch) -> Batch:
+    """The same with pictures and other numbers in bfloat16."""
+    return batch.with_(**{n: v.to(HALF) for n, v in batch.inputs.items() if v.is_floating_point()})
+
+
+def both(subject: Subject) -> tuple[Any, Any]:
+    """The model in bfloat16, and the same weights in float32."""
+    half = fresh(subject.model).to(HALF)
+    return half, fresh(half).float()
+
+
+@check(18, "model", later=apart_from_tiny)
+def norms_in_half_precision_are_as_in_float32(subject: Subject) -> float:
+    """Given the same, a norm in bfloat16 gives what float32 gives, but for a few roundings."""
+    half, whole = both(subject)
+    pairs, worst, hooks = dict(whole.named_modules()), [0.0], []
+    paths = [path for path, module in half.named_modules() if "norm" in type(module).__name__.lower()
+             and isinstance(module, Part) and not list(module.children())]  # fmt: skip
+    if not paths:
+        raise LeftOut("it has no norm")
+
+    def compare(path: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            wide = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+            with torch.no_grad():
+                expected = pairs[path](*wide)
+            size = expected.abs().amax(-1, keepdim=True).clamp(min=1e-3)
+            off = float(((output.float() - expected).abs() / size).max())
+            expect(off <= ROUNDINGS * EPS, f"{path}: off by {off / EPS:.1f} roundings of bfloat16")
+            worst[0] = max(worst[0], off)
+
+        return hook
+
+    hooks = [half.get_submodule(path).register_forward_hook(compare(path)) for path in paths]
+    try:
+        run(half, in_half(draw(subject, random.Random(56), [9, 5], "left")))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return worst[0]
+
+
+@check(18, "model", later=apart_from_tiny)
+def half_precision_stays_close_to_float32(subject: Subject) -> float:
+    """In bfloat16, outputs are of that type, finite, and off by a few times what rounding each step costs."""
+    if subject.holds(ExpertChoice):
+        raise LeftOut("which tokens an expert chooses may turn with a rounding")
+    half, whole = both(subject)
+    batch = draw(subject, random.Random(57), [9, 9])
+    found = run(half, in_half(batch))
+    expected, least, worst = run(whole, batch), rounded(whole, batch), 0.0
+    for name in (n for n in expected if not n.startswith("aux.")):
+        expect(found[name].dtype == HALF, f"{name} is {found[name].dtype}")
+        expect(bool(found[name].isfinite().all()), f"{name} is not finite")
+        size = float(expected[name].square().mean().sqrt())
+        off = float((found[name].float() - expected[name]).square().mean().sqrt()) / size
+        least_off = float((least[name] - expected[name]).square().mean().sqrt()) / size
+        expect(off <= WIDE * (least_off + EPS), f"{name}: off by {off:.3f}, rounding alone by {least_off:.3f}")
+        worst = max(worst, off)
+    return worst
+
+
+@check(18, "model", later=apart_from_tiny)
+def one_stored_tensor_does_not_decide_the_type(subject: Subject) -> float:
+    """A file whose first tensor has another type than the others says the type of the others."""
+    model = fresh(subject.model).to(HALF)
+    state = model.state_dict()
+    first = next(iter(state))
+    with tempfile.TemporaryDirectory() as folder:
+        if save(model, folder, weights=state | {first: state[first].float()}) == NATIVE:
+            raise LeftOut("its files do not say their type")
+        told = json.loads((Path(folder) / "config.json").read_text())
+        names = {told[k] for k in ("dtype", "torch_dtype") if k in told}
+        expect(names == {"bfloat16"}, f"the config says {names}: {first} alone is float32")
+    return 0.0
