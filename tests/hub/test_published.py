@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import anyformer as af
+from anyformer.hub import generation, marks
 from anyformer.hub.load import outline
-from anyformer.hub.tables import generation, marks
 from anyformer.hub.text import keys
 
 CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"

@@ -13,6 +13,9 @@ from anyformer.core import pages
 CHECKS: list[Check] = []
 
 
+ROLES: dict[str, Callable[[], list[Subject]]] = {}  # the subjects of "role" and "option"; `roles` fills it
+
+
 @dataclass(frozen=True)
 class Check:
     """One sentence of the contract.
@@ -54,9 +57,7 @@ class Check:
                 yield ()
         elif self.over in ("role", "option"):
             if page is None:
-                from anyformer.contract import roles
-
-                yield from ((s,) for s in (roles.in_roles() if self.over == "role" else roles.with_options()))
+                yield from ((subject,) for subject in ROLES[self.over]())
         elif self.over == "page":
             if page is not None:
                 yield (page,)

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyformer.parts as public
 from anyformer.contract.behaviour import Decoding
-from anyformer.contract.check import LeftOut, check
+from anyformer.contract.check import ROLES, LeftOut, check
 from anyformer.contract.hyper import (
     NO_NUMBER,
     alternatives,
@@ -166,6 +166,9 @@ def with_options() -> list[Subject]:
                 Subject(f"{name} in the place of cross-attention", home.but({CROSS[1]: mixer.but(cross=True)}))
             )
     return found
+
+
+ROLES.update(role=in_roles, option=with_options)
 
 
 @check(21, "option", later=lambda s: not s.name.startswith("Attention "))

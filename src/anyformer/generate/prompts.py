@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.hub.tables.generation import check_rule
+from anyformer.hub.generation import check_rule
 from anyformer.hub.text.reading import reading
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anyformer.hub.tables.generation import RULES, check_rule, unmet
+from anyformer.hub.generation import RULES, check_rule, unmet
 
 OUT = float("-inf")
 

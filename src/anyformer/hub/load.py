@@ -13,7 +13,7 @@ import torch
 
 from anyformer.core import pages
 from anyformer.core.hyper import changed
-from anyformer.hub import choose, shape
+from anyformer.hub import choose, generation, shape
 from anyformer.hub.fill import Filling, class_tables
 from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
@@ -22,7 +22,6 @@ from anyformer.hub.ledger import Ledger
 from anyformer.hub.pooling import account, read_pooling
 from anyformer.hub.processors import read_processor
 from anyformer.hub.tables import config as tables
-from anyformer.hub.tables import generation
 from anyformer.hub.tables.weights import Hub, Link, links
 
 if TYPE_CHECKING:
