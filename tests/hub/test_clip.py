@@ -258,15 +258,7 @@ def place(tmp_path):
 def test_rows_of_image_and_text_are_learned_and_opened_elsewhere(place, capsys):
     transformers = pytest.importorskip("transformers")
     changes = {"image.image": 8, "image.depth": 1, "image.channels": 3, "text.depth": 1, "text.end": 0}
-    given: dict[str, Any] = {
-        "changes": changes,
-        "steps": 100,
-        "batch": 16,
-        "lr": 5e-3,
-        "warmup": 10,
-        "vocab": 300,
-        "quiet": True,
-    }
+    given: dict[str, Any] = {"changes": changes, "steps": 100, "batch": 16, "lr": 5e-3, "warmup": 10, "vocab": 300}
     result: Any = train("clip", "tiny", task="match", data=place / "rows.jsonl", out=place / "run", quiet=True, **given)
     assert result.task == "match" and result.held_out < 0.5 * result.baseline
     model = af.load(result.checkpoint)
