@@ -1,4 +1,4 @@
-"""turn texts into vectors, or rank them by likeness to a query."""
+"""turn texts or pictures into vectors, or rank them by likeness to a query."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def embed(
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
-    """Prints one vector a text as JSON; with a query, the texts by their likeness to it.
+    """Prints one vector an item as JSON; with a query, the items by their likeness to it.
 
     Args:
         model: a directory, a .gguf file, a hub id, or real weights by name.
-        text: the texts.
-        query: rank the texts by cosine similarity to this one instead.
-        out: write the vectors to this .npy file (texts x width, float32) instead of printing them.
-        batch: texts that are embedded at once.
+        text: the texts; for a model of pictures their files. A model of both (CLIP) takes names of files that are there
+            for pictures, all else for texts.
+        query: rank the items by cosine similarity to this one instead: a text, or the file of a picture.
+        out: write the vectors to this .npy file (items x width, float32) instead of printing them.
+        batch: items that are embedded at once.
         prompt: the name of what the model's files put in front of the texts; their default if left out.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
@@ -41,16 +42,29 @@ def embed(
 
     if out is not None and Path(out).suffix != ".npy":
         raise ValueError(f"--out {out}: the vectors are written as NumPy does; give a name that ends in .npy")
-    loaded = models.load(model, task=task, ignore=ignore)
-    found = vectors(loaded, text, batch=batch, prompt=prompt)  # (N, D)
+    loaded = models.load(model, text=False, task=task, ignore=ignore)
+    found = vectors(loaded, items_of(loaded, text), batch=batch, prompt=prompt)  # (N, D)
     if out is not None:
         np.save(out, found.float().cpu().numpy())
         print(f"wrote {out}: {found.shape[0]} x {found.shape[1]}, float32")
     if query is not None:
-        scores = ranked(vectors(loaded, [query]), found, text)
+        scores = ranked(vectors(loaded, items_of(loaded, [query])), found, text)
         print(show.table((f"{score:+.3f}", line) for score, line in scores))
     elif out is None:
         print(show.dump([{"text": t, "vector": v} for t, v in zip(text, found.tolist(), strict=True)]))
+
+
+def items_of(model: Any, words: Sequence[str]) -> list[Any]:
+    """What words of a command line are for a model: texts, or for one that sees the files of pictures.
+
+    Raises:
+        ValueError: for a model that reads text and has no tokenizer.
+    """
+    if "pixel_values" not in model.inputs():
+        if model.tokenizer is None:
+            raise ValueError("the model has no tokenizer, and texts were given; put its tokenizer.json into the folder")
+        return list(words)
+    return [Path(word) if model.vocab is None or Path(word).is_file() else word for word in words]
 
 
 def ranked(query: Any, vectors: Any, texts: list[str]) -> list[tuple[float, str]]:

@@ -38,7 +38,7 @@ NO_NUMBER = {
     ("Favor", "chunk"): "as that of Mamba",
     ("GatedDelta", "chunk"): "as that of Mamba",
     ("Block", "gain"): "first weights; tests/parts/test_block.py",
-    ("DualTower", "scale"): "first weights; tests/models/test_clip.py",
+    ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }

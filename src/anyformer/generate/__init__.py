@@ -1,4 +1,4 @@
-"""Text and token ids out of models, and sentence vectors: `generate`, `stream`, `chat`, `embed`.
+"""Text and token ids out of models, and vectors and classes of texts and pictures.
 
 options.py       what a caller may ask for, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
@@ -8,9 +8,11 @@ beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 embedding.py     `embed`
+classifying.py   `classify`
 """
 
+from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.embedding import embed
 
-__all__ = ["chat", "embed", "generate", "stream"]
+__all__ = ["chat", "classify", "embed", "generate", "stream"]

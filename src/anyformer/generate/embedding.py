@@ -1,4 +1,4 @@
-"""One vector for a text. B texts of a batch, T tokens, D width, N texts."""
+"""One vector for a text or a picture. B items of a batch, T tokens, D width, N items."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ from anyformer.generate.decoding import evaluating, padded
 from anyformer.generate.prompts import tokenizer_of
 from anyformer.hub.pooling import Pooling, meaning, pooled
 from anyformer.hub.text.reading import reading
+from anyformer.parts import Project
+from anyformer.skeletons.dual_tower import DualTower
 
 
 @torch.inference_mode()
 def embed(
-    model: Any, texts: Sequence[str], batch: int = 32, normalize: bool | None = None, prompt: str | None = None
+    model: Any, items: Sequence[Any], batch: int = 32, normalize: bool | None = None, prompt: str | None = None
 ) -> Tensor:
-    """Sentence vectors as sentence-transformers makes them: similar texts have a high cosine similarity.
+    """Vectors of texts as sentence-transformers makes them, or of pictures: what is alike has a high cosine similarity.
 
-    The last hidden states are pooled as the model's files say (`modules.json`; without it: the mean over real tokens,
-    no normalisation). A text's vector does not depend on the others. Of an encoder-decoder, the encoder is used.
+    Of a text the last hidden states are pooled as the model's files say (`modules.json`; without it: the mean over
+    real tokens, no normalisation); of an encoder-decoder, the encoder is used. A picture's vector is the pooled one.
+    Where two towers meet (CLIP), both kinds have vectors of one space, of length 1. No vector depends on other items.
 
     Args:
-        texts: one or more.
-        batch: texts that go through the model at once; the longest first, so that little is padded.
+        items: texts; or pictures, whatever `media.picture` reads. A model of both takes a str for a text, and a
+            pathlib.Path for the file of a picture.
+        batch: items that go through the model at once; the longest texts first, so that little is padded.
         normalize: to length 1; None = as the model's files say.
         prompt: the name of what the files put in front of each text ("query", "document" …); None = their default, ""
             = nothing.
 
     Returns:
-        (N, D), in float32 at least, on the model's device, in the order of the texts.
+        (N, D), in float32 at least, on the model's device, in the order of the items.
 
     Warns:
         UserWarning: if texts are longer than the model's limit and are cut, with how many and what the limit is.
 
     Raises:
-        ValueError: without texts or a tokenizer, for a text without tokens, or a model that does not read text.
+        ValueError: without items, a tokenizer or a processor, for a text without tokens, or what is no picture.
     """
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"texts must be a list of at least one text, got {texts!r:.80}")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch must be a whole number, 1 or more; got {batch!r}")
-    if not model.reads_text:
-        raise ValueError(f"embed reads text, and this model reads {model.takes}")
+    check(items, batch)
+    if pictured(model, items):
+        with evaluating(model):
+            parts = [_seen(model, items[at : at + batch]) for at in range(0, len(items), batch)]
+        return F.normalize(torch.cat(parts), dim=-1) if normalize else torch.cat(parts)
+    texts = list(items)
     how = meaning((model.origin or {}).get("pooling", {}))
     tokenizer, before = tokenizer_of(model, "texts"), how.before(prompt)
     texts = [before + text for text in texts]
@@ -79,9 +83,63 @@ def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[i
     return rows
 
 
+def check(items: Sequence[Any], batch: int) -> None:
+    """Raises ValueError unless there are items and a size of batches."""
+    if isinstance(items, str | bytes) or not len(items):
+        raise ValueError(f"items must be a list of at least one text or picture, got {items!r:.80}")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch must be a whole number, 1 or more; got {batch!r}")
+
+
+def pictured(model: Any, items: Sequence[Any]) -> bool:
+    """Are the items pictures for this model?
+
+    Raises:
+        ValueError: for texts and pictures at once, or a model that reads neither.
+    """
+    sees, reads = "pixel_values" in model.inputs(), model.vocab is not None
+    texts = sum(isinstance(item, str) for item in items)
+    if sees and not reads:
+        return True
+    if not reads or (not sees and texts < len(items)):
+        what = "text" if reads else ", ".join(model.inputs())
+        raise ValueError(f"this model reads {what}, and got {type(items[0]).__name__}: {items[0]!r:.60}")
+    if 0 < texts < len(items):
+        raise ValueError(f"{texts} of {len(items)} items are texts, the others pictures; give one kind at a time")
+    return not texts
+
+
+def inputs_of(model: Any, items: Sequence[Any]) -> dict[str, Tensor]:
+    """Texts or pictures as inputs of the model, on its device."""
+    like = next(model.parameters())
+    if pictured(model, items):
+        if model.processor is None:
+            raise ValueError(
+                "the model has no processor, so nobody knows what it sees of a picture; put its "
+                "preprocessor_config.json into its folder, or set model.processor (anyformer.hub.processors)"
+            )
+        return {name: value.to(like) for name, value in model.processor(list(items)).items()}
+    ids, keep = padded(_encoded(model, items, model.context), like.device)
+    return {"input_ids": ids} if keep is None else {"input_ids": ids, "attention_mask": keep}
+
+
+def _seen(model: Any, items: Sequence[Any]) -> Tensor:
+    """The vectors of some pictures, (B, D)."""
+    inputs = inputs_of(model, items)
+    if isinstance(model, DualTower):
+        return model.vectors(model.tower("pixel_values"), **inputs).float()
+    out = model(**inputs)
+    ends = [head for head in model.heads.values() if isinstance(head, Project)]
+    found = out.logits if ends else out.pooled
+    return (out.hidden.mean(1) if found is None else found).float()
+
+
 def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:
     """(B, D)"""
     ids, keep = padded(rows, next(model.parameters()).device)  # (B, T)
+    if isinstance(model, DualTower):
+        masks = {} if keep is None else {"attention_mask": keep}
+        return model.vectors(model.tower("input_ids"), input_ids=ids, **masks).float()
     hidden = model.encode(ids, keep)  # (B, T, D)
     hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
     return pooled(hidden, keep, how.mode)

@@ -83,6 +83,10 @@ class DualTower(Skeleton, Part):
                 out.figures.setdefault(figure, []).extend(values)
         return out
 
+    def tower(self, reads: str) -> str:
+        """The name of the tower that reads an input."""
+        return next(name for name, model in zip(self.towers, self.models(), strict=True) if reads in model.inputs())
+
     def vectors(self, tower: str, **inputs: Tensor) -> Tensor:
         """The vectors of one medium, (B, E), of length 1."""
         return self._vector(self._run(tower, inputs))

@@ -12,6 +12,7 @@ import torch
 from anyformer.core.recipe import Recipe
 from anyformer.data.corpus import Order
 from anyformer.hub import load
+from anyformer.train.kinds import PICTURED
 from anyformer.train.loop import Done
 from anyformer.train.material import material
 from anyformer.train.origin import first_weights, origin
@@ -116,8 +117,9 @@ def train(
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         changes: hyperparameters that differ from that size, e.g. --changes.depth 6; of a recipe: paths in it.
-        task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag or images; by default
-            the first one that fits the model. The last four read rows (see `train.kinds`), every tenth is held out.
+        task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images or match
+            (CLIP); by default the first one that fits the model. The last five read rows (see `train.kinds`), every
+            tenth is held out.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         fields: the column that holds the text, where it has another name: --fields.text content.
@@ -198,7 +200,7 @@ def train(
             lm = source.model(tokenizer, vocab, taught.words(), seed, taught.classes)
         else:
             lm = load(now.run.checkpoint)
-            lm = see(lm) if source.task == "images" else lm
+            lm = see(lm) if source.task in PICTURED else lm
         lm, factors = first_weights(source, lm, given, new=now.run.checkpoint is None)
         given |= {"task": source.task, "warmup": warmup_of(warmup, steps, now.run.checkpoint)}  # for config.yaml, too
         settings = replace(settings, rates={**factors, **settings.rates}, warmup=given["warmup"])

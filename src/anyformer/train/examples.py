@@ -9,6 +9,7 @@
 | tag      | Encoder           | `words`, `labels`, as many                   | the label of each word               |
 | embed    | Encoder           | `anchor`, `positive`, which belong together  | to find the second text among all    |
 | images   | Encoder of images | `image`, `label`                             | the label                            |
+| match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
@@ -129,8 +130,7 @@ def _classified(e: Encoder, row: Row) -> list[Example]:
 
 
 def _embedded(e: Encoder, row: Row) -> list[Example]:
-    # two pairs of one anchor are no wrong answers for each other: its number is a hash, of 31 bits
-    number = np.array(zlib.crc32(str(row["anchor"]).encode("utf-8", "replace")) >> 1)
+    number = _number(str(row["anchor"]))  # two pairs of one anchor are no wrong answers for each other
     texts = (whole(e.model.tokenizer, str(row[name]), e.limit) for name in e.columns)
     return [{"input_ids": np.array(ids), "labels": number} for ids in texts]
 
@@ -152,15 +152,30 @@ def _tagged(e: Encoder, row: Row) -> list[Example]:
 
 def _pictured(e: Encoder, row: Row) -> list[Example]:
     """The image as its file holds it, or the name of that file: it is decoded when a batch needs it."""
-    label, image = np.array(e.place(row["label"])), row["image"]
+    return [{**_kept(e, row["image"]), "labels": np.array(e.place(row["label"]))}]
+
+
+def _kept(e: Encoder, image: Any) -> Example:
     if isinstance(image, str | os.PathLike):
-        return [{"path": np.frombuffer(os.fsencode(pictures.below(e.root, image)), np.uint8), "labels": label}]
-    return [{"bytes": np.frombuffer(pictures.content(image), np.uint8), "labels": label}]
+        return {"path": np.frombuffer(os.fsencode(pictures.below(e.root, image)), np.uint8)}
+    return {"bytes": np.frombuffer(pictures.content(image), np.uint8)}
+
+
+def _matched(e: Encoder, row: Row) -> list[Example]:
+    """The image, the ids of the text, and its number: rows of one text are no wrong answers for each other."""
+    text = str(row["text"])
+    ids = np.array(whole(e.model.tokenizer, text, e.limit))
+    return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
+
+
+def _number(text: str) -> np.ndarray:
+    """Equal for equal texts: a hash, of 31 bits."""
+    return np.array(zlib.crc32(text.encode("utf-8", "replace")) >> 1)
 
 
 _ENCODERS: dict[str, Callable[[Encoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured,
+    "images": _pictured, "match": _matched,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@
 | classify | Encoder           | name the class of a text                          | rows with `text` and `label`      |
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder of images | name the class of an image                        | rows with `image` and `label`     |
+| match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -21,9 +22,11 @@ from typing import Any
 
 from tokenizers import AddedToken, processors
 
+from anyformer.core.front import FrontEnd
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
@@ -32,6 +35,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
+    (DualTower, "pixel_values"): ("match",),
 }
 TUNED = {(CausalLM, "input_ids"): ("write",), (Encoder, "input_ids"): ("classify", "tag", "embed")}  # else as FITS
 COLUMNS = {  # of the tasks that are learned from rows; the first that fit
@@ -40,8 +44,10 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "embed": (("anchor", "positive"),),
     "tag": (("words", "labels"),),
     "images": (("image", "label"),),
+    "match": (("image", "text"),),
     "classify": (("text", "label"),),
 }
+PICTURED = ("images", "match")  # tasks whose rows have an image
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
@@ -64,7 +70,8 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
     Raises:
         ValueError: for a task that this model cannot be trained on.
     """
-    fits = _fits(FITS, recipe.part, recipe["embed"].part.main)
+    fronts = (part.part for path, part in recipe.walk() if path.rpartition(".")[2] == "embed")
+    fits = _fits(FITS, recipe.part, next(front.main for front in fronts if issubclass(front, FrontEnd)))
     task = task or default or next(iter(fits), None)
     if task not in fits:
         raise ValueError(

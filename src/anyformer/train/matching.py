@@ -41,12 +41,22 @@ class Matching:
         """The number of rows that count."""
         return counted(labels)
 
+    def guess(self, labels: Tensor) -> float:
+        """The sum of the losses of a guess that takes every allowed answer for as likely."""
+        allowed = (_alike(labels, labels, 0).logical_not()).sum(1)  # (B,)
+        return float(allowed[labels != IGNORE].log().sum())
+
 
 def _find(scores: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
     """The sum over rows; row i belongs with column `first` + i. (B, N), (B,), (N,) -> a number."""
-    rows = torch.arange(len(labels), device=labels.device)
-    alike = (labels[:, None] == numbers) & (numbers != IGNORE)  # (B, N)
-    alike[rows, rows + first] = False
-    target = (rows + first).masked_fill(labels == IGNORE, IGNORE)
-    scores = scores.float().masked_fill(alike, float("-inf"))
+    target = (torch.arange(len(labels), device=labels.device) + first).masked_fill(labels == IGNORE, IGNORE)
+    scores = scores.float().masked_fill(_alike(labels, numbers, first), float("-inf"))
     return F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
+
+
+def _alike(labels: Tensor, numbers: Tensor, first: int) -> Tensor:
+    """Which columns are as right as a row's own one, and so no wrong answers, (B, N)."""
+    rows = torch.arange(len(labels), device=labels.device)
+    alike = (labels[:, None] == numbers) & (numbers != IGNORE)
+    alike[rows, rows + first] = False
+    return alike

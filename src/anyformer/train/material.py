@@ -41,7 +41,7 @@ class Tables:
         self.kind, self.given, self.tables = kind, given, rows.read(given["data"], given["fields"])
         options, has = kinds.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in options if has.issuperset(c)), options[0])
-        self.names = () if kind == "seq2seq" else rows.classes(self.tables, self.columns)
+        self.names = () if kind in ("seq2seq", "match") else rows.classes(self.tables, self.columns)
 
     @property
     def classes(self) -> int:

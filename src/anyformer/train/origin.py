@@ -72,7 +72,7 @@ class Origin:
                 f"the tokenizer has {made.vocab_size} tokens, the model knows {model.vocab}; use the model's own"
             )
         model.tokenizer = made
-        return model
+        return see(model) if self.task in kinds.PICTURED else model
 
 
 def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None, task: str | None = None) -> Origin:
@@ -94,7 +94,8 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
             wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
             known = hyper.kinds(page.config)
-            return page.at(size, **{n: v for n, v in wanted.items() if n in known} | changes | others)
+            wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
+            return page.at(size, **wanted | changes | others)
 
         def make(vocab: int, seed: int, classes: int) -> Any:
             return pages.build(page.name, size, seed=seed, changes=hyper.leaves(sized(vocab, classes, {})))

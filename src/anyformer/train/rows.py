@@ -25,6 +25,8 @@ from anyformer.data.store import Example, Store, stored
 from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.examples import Encoder
+from anyformer.train.kinds import PICTURED
+from anyformer.train.matching import Matching
 from anyformer.train.tasks import WRONG, Task, collate
 
 EVERY = 10  # one row of so many is held out
@@ -85,7 +87,7 @@ class Table:
         def examples() -> Iterator[Example | None]:
             return encoder.all(self.rows(encoder.columns), self.source.name)
 
-        images = encoder.task == "images"  # where they lie is a part of what is stored
+        images = encoder.task in PICTURED  # where they lie is a part of what is stored
         return stored(examples, f"{key} {root if images else ''} {encoder.told()}", cache)
 
 
@@ -215,16 +217,17 @@ class Part:
         return [self._ready(self.store[i]) for i in each.tolist()]
 
     def _ready(self, example: Example) -> Example:
-        if "input_ids" in example:
+        rest = {name: value for name, value in example.items() if name not in ("path", "bytes")}
+        if len(rest) == len(example):
             return example
         named = example.get("path")
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
-        return {"pixel_values": self.model.processor.values(data), "labels": example["labels"]}
+        return {"pixel_values": self.model.processor.values(data), **rest}
 
     def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
         """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""
         items = np.arange(self.places.size)
-        if "input_ids" in self.store.fields and not self.pair:
+        if "input_ids" in self.store.fields and not self.pair and not self.model.across:
             items = np.argsort(-self.store.fields["input_ids"].lengths(self.places.of(items)), kind="stable")
         for first in range(0, len(items), batch):
             yield collate(self.examples(items[first : first + batch]), pad)
@@ -311,6 +314,8 @@ def _objective(encoder: Encoder) -> tuple[Any, Any, str]:
         said = (encoder.model.origin or {}).get("pooling", {})
         pairs = objectives.Contrastive(pooling=meaning(said).mode)
         return pairs, pairs, "nats a pair"
+    if encoder.task == "match":
+        return Matching(), Matching(), "nats a row"
     if encoder.task in ("write", "seq2seq"):
         tokens = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
         return tokens, tokens, "nats a token"

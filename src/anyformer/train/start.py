@@ -34,7 +34,7 @@ def base(name: str, tokenizer: str | None = None) -> Any:
             tokenizer, or a tokenizer that knows more tokens than the model.
     """
     model = load(find(name))
-    if not model.reads_text:
+    if model.vocab is None:
         if tokenizer is not None:
             raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
         return model
@@ -95,10 +95,11 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
 def see(model: Any) -> Any:
     """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
     if model.processor is None:
-        side = model.embed.grid * model.embed.patch
+        front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
+        side = front.grid * front.patch
         hubs = () if model.page is None else pages.page(model.page).module.HUBS
         kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)
-        model.processor = trained(kind, side, side, model.embed.channels)
+        model.processor = trained(kind, side, side, front.channels)
     return model
 
 

@@ -61,7 +61,7 @@ def finetune(
     model: str = "",
     data: str | Path | dict[str, float] = "",
     method: Literal["full", "lora", "dora", "qlora"] = "lora",
-    task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images"] = "auto",
+    task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match"] = "auto",
     fields: dict[str, str] | None = None,
     out: str | Path | None = None,
     targets: list[str] | None = None,
@@ -245,7 +245,7 @@ def _ready(
 ) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and in words what learns."""
     fresh: list[str] = []
-    lm = start.see(lm) if kind == "images" else lm
+    lm = start.see(lm) if kind in kinds.PICTURED else lm
     if names:
         lm, fresh = start.classifier(lm, kind, names, given["seed"])
     torch.manual_seed(given["seed"])

@@ -11,8 +11,8 @@ from anyformer.hub.tables.weights import Bare, Resample, row, under
 
 def _end(config: Mapping[str, Any]) -> dict[str, Any]:
     """2 stands in files that were written before the right id was: there the largest id is meant."""
-    end = config.get("eos_token_id", 49407)
-    return {"end": None if end == 2 else end}
+    end = config.get("eos_token_id")
+    return {"end": 49407 if end is None else None if end == 2 else end}
 
 
 def _write_end(c: Any) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""name the class of pictures or texts; with two towers (CLIP), among any labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anyformer.cli import models, show
+from anyformer.cli.embed import items_of
+from anyformer.cli.options import Parser, pick
+
+EXAMPLE = 'anyformer classify runs/captions cat.png --labels "a cat" "a dog"'
+
+
+def classify(
+    model: str,
+    item: list[str],
+    *,
+    labels: list[str] | None = None,
+    template: str = "{}",
+    top: int = 5,
+    batch: int = 32,
+    json: bool = False,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Prints the likeliest classes of each item with their shares.
+
+    Args:
+        model: a directory, a hub id, or real weights by name.
+        item: files of pictures, or texts for a model of text.
+        labels: the classes to choose from, for a model of two towers; several words, or one with commas.
+        template: around each label, e.g. "a photo of a {}.".
+        top: classes that are printed.
+        batch: items at once.
+        json: all classes, as JSON.
+        ignore: keys of the files that are read as if they were not there.
+    """
+    from anyformer.generate import classify as classes
+
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    if labels is not None and len(labels) == 1:
+        labels = [label.strip() for label in labels[0].split(",")]
+    loaded = models.load(model, text=False, ignore=ignore)
+    found = classes(loaded, items_of(loaded, item), labels, template, batch)
+    if json:
+        print(show.dump([{"item": name, "classes": shares} for name, shares in zip(item, found, strict=True)]))
+        return
+    for name, shares in zip(item, found, strict=True):
+        print(name)
+        print(show.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(classify)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    classify(**pick(args, classify))
