@@ -122,4 +122,4 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("data", "measure"))
     parser.add_argument("paths", type=Path, nargs="+")
     given = parser.parse_args()
-    {"data": data, "measure": measure}[given.what](*given.paths)
+    (data if given.what == "data" else measure)(*given.paths)

@@ -1,5 +1,7 @@
 """Gradients through a decoding state: the same, however a text is cut into pieces."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -69,7 +71,7 @@ def test_without_gradients_nothing_is_copied():
     """Keys and values are written into memory that is there: decoding costs what it did."""
     model = af.build("llama", "tiny", seed=0).eval()
     state = model.start(1, 12)
-    slot = next(iter(state.slots.values()))
+    slot: Any = next(iter(state.slots.values()))
     with torch.no_grad():
         model(torch.tensor([[5, 6, 7]]), state=state)
         place = slot.memory.data_ptr()

@@ -77,7 +77,7 @@ class Shuffling:
         yield from (tokens(int(i)) for i in torch.randperm(6))
 
 
-KINDS = {"a list": [tokens(i) for i in range(6)], "shuffled": Shuffling()}
+KINDS: dict[str, Any] = {"a list": [tokens(i) for i in range(6)], "shuffled": Shuffling()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,8 @@ def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence
     import anyformer as af
 
     start = time.perf_counter()
-    model = af.load(find(name), ignore=ignore, **({} if task is None else {"task": task}))
+    chosen: dict[str, Any] = {} if task is None else {"task": task}
+    model = af.load(find(name), ignore=ignore, **chosen)
     if text and model.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, and this verb reads text; put its tokenizer.json into the folder")
     count = sum(p.numel() for p in model.parameters())

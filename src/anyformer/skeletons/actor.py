@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +37,12 @@ class Actor(CausalLM):
         return True
 
     def __init__(
-        self, dim: int, embed: Recipe[FrontEnd], blocks: Any, norm: Recipe[Norm] | None, heads: dict[str, Recipe[Head]]
+        self,
+        dim: int,
+        embed: Recipe[FrontEnd],
+        blocks: Any,
+        norm: Recipe[Norm] | None,
+        heads: Mapping[str, Recipe[Head]],
     ):
         super().__init__(dim, embed, blocks, norm, head=None)
         self.heads = nn.ModuleDict({name: head.build(dim) for name, head in heads.items()})
