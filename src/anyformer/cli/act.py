@@ -14,8 +14,8 @@ EXAMPLE = "anyformer act runs/cartpole --env CartPole-v1 --target 50 200 --episo
 def act(
     model: str,
     *,
-    env: str,
-    target: list[float] | None = None,
+    env: str = "",
+    target: list[str] | None = None,
     episodes: int = 10,
     seed: int = 0,
     temperature: float = 1.0,
@@ -34,8 +34,10 @@ def act(
     """
     from anyformer.generate import rollout
 
+    if not env:
+        raise ValueError("--env names the environment, e.g. --env CartPole-v1")
+    wanted = [number(text) for text in target] if target else [None]
     loaded = models.load(model, text=False)
-    wanted: list[float | None] = list(target) if target else [None]
     found = [rollout(loaded, env, one, episodes, seed, temperature) for one in wanted]
     if json:
         told = ((some[0].asked, [e.reached for e in some], [e.cut for e in some]) for some in found)
@@ -52,6 +54,14 @@ def act(
     if cut := sum(e.cut for some in found for e in some):
         longest = loaded.processor.longest
         print(f"{cut} episodes were ended after {longest} steps: no episode of training was longer")
+
+
+def number(text: str) -> float | None:
+    """A return that is asked for."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--target takes numbers, got {text!r}") from None
 
 
 def options(parser: Parser) -> None:
