@@ -22,6 +22,7 @@ from anyformer.core.state import State
 from anyformer.core.taps import Taps
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.stack import Stack
@@ -32,8 +33,8 @@ if TYPE_CHECKING:  # imported when first used, see `__getattr__`
 
 __version__ = "0.1.0"
 __all__ = [
-    "CausalLM", "Encoder", "EncoderDecoder", "Flow", "Mixer", "Output", "Part", "Recipe", "Stack", "State", "Taps",
-    "build", "generate", "load", "names", "page", "pages", "parts", "recipe", "save",
+    "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "Flow", "Mixer", "Output", "Part", "Recipe", "Stack", "State",
+    "Taps", "build", "generate", "load", "names", "page", "pages", "parts", "recipe", "save",
 ]  # fmt: skip
 
 

@@ -103,4 +103,4 @@ def test_inspect_shows_the_steps(place, capsys):
     (place / "vit" / FILE).write_text(json.dumps(OWN))
     assert main(["inspect", str(place / "vit")]) == 0
     out = capsys.readouterr().out
-    assert "a picture" in out and "shorter edge to 9 (bilinear)" in out and "minus (0.2, 0.3, 0.4)" in out
+    assert "processor" in out and "shorter edge to 9 (bilinear)" in out and "minus (0.2, 0.3, 0.4)" in out

@@ -20,8 +20,8 @@ from types import ModuleType
 from anyformer.core.recipe import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "inspect", "draw", "diff", "verify",
-         "convert", "ls", "demo")  # fmt: skip
+VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "act", "inspect", "draw", "diff",
+         "verify", "convert", "ls", "demo")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

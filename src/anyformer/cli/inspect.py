@@ -57,7 +57,7 @@ def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = F
     if facts.tokenizer is not None:
         sections.append("tokenizer\n" + show.table((k, _text(v)) for k, v in facts.tokenizer.items()))
     if facts.processor is not None:
-        sections.append("a picture\n" + show.table((step,) for step in facts.processor.split("; ")))
+        sections.append("processor\n" + show.table((step,) for step in facts.processor.split("; ")))
     if facts.ledger is not None:
         sections.append(_ledger(facts, tensors, keys))
     if tree:

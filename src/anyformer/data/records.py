@@ -31,7 +31,7 @@ from anyformer.data import files, sources, tables
 Row = dict[str, Any]
 NAMES = (  # what our own readers ask for
     "text", "label", "source", "target", "image", "messages", "prompt", "response", "anchor", "positive", "words",
-    "labels",
+    "labels", "states", "actions", "rewards",
 )  # fmt: skip
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".png": "images",

@@ -2,7 +2,7 @@
 
 ```
 ~/.cache/anyformer/tokens/KEY/        KEY: SHA-256 of the rows, of what encodes them, and of the format
-    input_ids.bin       int32         of all examples, one after another (or uint8: bytes)
+    input_ids.bin       int32         of all examples, one after another (or uint8: bytes; float32: numbers)
     input_ids.ends.bin  int64 (N,)    where those of each example end
     labels.bin …                      the same for each name
     index.json                        sizes and checksums
@@ -99,6 +99,8 @@ def _write(examples: Iterable[Example | None], folder: Path) -> None:
             if example.keys() != index.keys():
                 raise ValueError(f"an example has {', '.join(example)}; those before it {', '.join(index)}")
             for name, value in example.items():
+                if _dtype(value) != index[name]["dtype"]:
+                    raise ValueError(f"{name} are {_dtype(value)}, and those before it {index[name]['dtype']}")
                 index[name]["values"] += np.size(value)
                 files[name][0].write(np.asarray(value, index[name]["dtype"]))
                 if not index[name]["single"]:
@@ -120,7 +122,8 @@ def _new(stack: contextlib.ExitStack, folder: Path, name: str) -> cache.Summed:
 
 
 def _dtype(value: Any) -> str:
-    return "uint8" if np.asarray(value).dtype == np.uint8 else "int32"
+    kind = np.asarray(value).dtype
+    return "uint8" if kind == np.uint8 else "float32" if kind.kind == "f" else "int32"
 
 
 def opened(folder: Path) -> Store:

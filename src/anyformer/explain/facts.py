@@ -49,7 +49,7 @@ class Facts:
     recipe: str
     tree: list[tuple[str, str]]  # module path, what stands there
     tokenizer: dict[str, Any] | None
-    processor: str | None  # what becomes of a picture
+    processor: str | None  # what becomes of a picture, or of the steps of an episode
     ledger: dict[str, Any] | None
     summary: str | None  # of the ledger
 

@@ -8,11 +8,13 @@ beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 embedding.py     `embed`
+acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 """
 
+from anyformer.generate.acting import rollout
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.embedding import embed
 
-__all__ = ["chat", "classify", "embed", "generate", "stream"]
+__all__ = ["chat", "classify", "embed", "generate", "rollout", "stream"]

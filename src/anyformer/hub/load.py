@@ -156,8 +156,8 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
     elif Tokenizer.exists(path):
         model.tokenizer = Tokenizer.load(path, ignore)
         model.ledger.files.update(model.tokenizer.ledger)
-    if path.is_dir() and model.takes == "pixel_values":
-        model.processor = read_processor(path, processor, ignore)
+    if path.is_dir():
+        model.processor = read_processor(path, processor, ignore, model.takes)
         if model.processor is not None:
             model.ledger.files[model.processor.origin.file] = list(model.processor.origin.lines)
     return model.eval()

@@ -21,7 +21,6 @@ from anyformer.train.settings import Settings, warmup_of
 from anyformer.train.start import see
 from anyformer.train.tasks import Task
 
-LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
 SAMPLE = 150  # tokens that are written at the end
 
 
@@ -117,16 +116,16 @@ def train(
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         changes: hyperparameters that differ from that size, e.g. --changes.depth 6; of a recipe: paths in it.
-        task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images or match
-            (CLIP); by default the first one that fits the model. The last five read rows (see `train.kinds`), every
-            tenth is held out.
+        task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
+            act or clone; by default the first one that fits the model. Those from seq2seq on read rows (see
+            `train.kinds`), every tenth is held out.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         fields: the column that holds the text, where it has another name: --fields.text content.
         out: the folder of the run; by default a new one, runs/MODEL-1, runs/MODEL-2, …
         steps: updates of the weights.
         batch: windows in a batch.
-        context: tokens in a window; by default what the model can read, at most 256.
+        context: tokens in a window; by default what the model can read, at most 256. Of act and clone steps; 20.
         rows: drawn: windows from anywhere, again and again; epochs: each window once in an epoch; packed: whole
             documents, each once in an epoch, that do not see each other.
         workers: threads that make batches ahead of time; the numbers are the same.
@@ -195,6 +194,8 @@ def train(
         raise ValueError("prompt is empty: the sample at the end needs text to continue")
     source = origin(model, size, changes, task)
     taught = material(source.task, given)
+    if taught.implied and isinstance(model, str) and source.make is not None:
+        source = origin(model, size, {**taught.implied, **(changes or {})}, task)
     with session(given, source.name) as now:
         if now.run.checkpoint is None:
             lm = source.model(tokenizer, vocab, taught.words(), seed, taught.classes)
@@ -205,8 +206,8 @@ def train(
         given |= {"task": source.task, "warmup": warmup_of(warmup, steps, now.run.checkpoint)}  # for config.yaml, too
         settings = replace(settings, rates={**factors, **settings.rates}, warmup=given["warmup"])
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if source.task != "images":
-            given["context"] = context_of(lm, context, LONGEST, 1, _HINT.format(context))
+        if taught.longest:
+            given["context"] = context_of(lm, context, taught.longest, 1, _HINT.format(context))
         goal = taught.task(lm)
         baseline = goal.baseline(batch)
         _introduce(now, lm, goal, baseline)

@@ -11,6 +11,8 @@
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder of images | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
+| act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
+| clone    | Actor             | the same without returns                          | rows that are episodes            |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -25,6 +27,7 @@ from tokenizers import AddedToken, processors
 from anyformer.core.front import FrontEnd
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
+from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
@@ -36,7 +39,9 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Encoder, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
+    (Actor, "states"): ("act", "clone"),
 }
+WITHOUT_TEXT = ("images", "act", "clone")
 TUNED = {(CausalLM, "input_ids"): ("write",), (Encoder, "input_ids"): ("classify", "tag", "embed")}  # else as FITS
 COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "write": (("messages",), ("prompt", "response"), ("source", "target"), ("text",)),
@@ -115,7 +120,7 @@ def equip(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task not in ("causal", "images"):
+    if task != "causal" and task not in WITHOUT_TEXT:
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from anyformer.data import corpus as corpora
 from anyformer.train import kinds, rows, tasks
+from anyformer.train.deciding import Decisions
 from anyformer.train.examples import Encoder
+
+LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
 
 
 class Texts:
     """Text, see `data.corpus`. `given` are the options of `train`, which says what is raised."""
 
-    classes = 0
+    classes, longest = 0, LONGEST
+    implied: ClassVar[dict[str, Any]] = {}  # hyperparameters that the data decide
 
     def __init__(self, kind: str, given: dict[str, Any]):
         self.kind, self.given = kind, given
@@ -35,6 +39,8 @@ class Texts:
 class Tables:
     """Rows, see `train.rows`; every tenth one is held out."""
 
+    implied: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, kind: str, given: dict[str, Any]):
         if given["rows"] == "packed":
             raise ValueError(f"rows=packed is for text, and {kind} reads each row once in an epoch; leave rows out")
@@ -42,6 +48,11 @@ class Tables:
         options, has = kinds.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in options if has.issuperset(c)), options[0])
         self.names = () if kind in ("seq2seq", "match") else rows.classes(self.tables, self.columns)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an example, where nothing is said and the model could read more; 0 where there are none."""
+        return 0 if self.kind == "images" else LONGEST
 
     @property
     def classes(self) -> int:
@@ -63,10 +74,12 @@ class Tables:
         return task
 
 
-def material(kind: str, given: dict[str, Any]) -> Texts | Tables:
+def material(kind: str, given: dict[str, Any]) -> Texts | Tables | Decisions:
     """What `train` was given, for a task.
 
     Raises:
         FileNotFoundError, ValueError: for what is not there, or does not fit.
     """
+    if kind in ("act", "clone"):
+        return Decisions(kind, given)
     return (Tables if kind in kinds.COLUMNS else Texts)(kind, given)

@@ -93,6 +93,18 @@ def classification(output: Output, labels: Tensor, count: Tensor | float, label_
     return _cross_entropy(output.logits, labels, count, label_smoothing)
 
 
+def regression(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+    """sum (number - label)^2 / count, for each number of an answer that has several. Labels of -100 are not counted.
+
+    Shapes: logits (B, T, A), labels (B, T, A) -> a number.
+    """
+    if output.logits is None or output.logits.shape != labels.shape:
+        got = "no numbers" if output.logits is None else f"{tuple(output.logits.shape)}"
+        raise ValueError(f"labels of shape {tuple(labels.shape)} need one number each, and the model gave {got}")
+    x, seen = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32)), labels != IGNORE
+    return (x - labels).masked_fill(~seen, 0.0).square().sum() / count
+
+
 @dataclass(frozen=True)
 class Contrastive:
     """InfoNCE for sentence vectors: of all second texts, find the one that goes with the first (van den Oord et al.,

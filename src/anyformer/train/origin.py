@@ -57,8 +57,9 @@ class Origin:
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if self.task == "images":
-            return see(self.given if self.make is None else self.make(0, seed, classes))
+        if self.task in kinds.WITHOUT_TEXT:
+            model = self.given if self.make is None else self.make(0, seed, classes)
+            return see(model) if self.task == "images" else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for the bpe that is made; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:

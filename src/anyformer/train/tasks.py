@@ -85,6 +85,8 @@ class Task:
         learned = torch.cat([self._said(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)])
         wanted = torch.cat([self._said(b["labels"]).flatten() for b in self.held_out(batch)])
         learned, wanted = learned[learned != IGNORE], wanted[wanted != IGNORE]
+        if wanted.is_floating_point():
+            return float((wanted - learned.mean()).square().mean())
         counts = torch.bincount(learned, minlength=int(max(learned.max(), wanted.max())) + 1).double()
         if self.loss is None:
             return float((wanted != counts.argmax()).double().mean())

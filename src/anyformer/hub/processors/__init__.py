@@ -19,18 +19,25 @@ from typing import Any
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.images import ImageProcessor, trained
-from anyformer.hub.processors.keys import CLASS, entries, kind_of
-from anyformer.hub.tables.config import Line, read
+from anyformer.hub.processors.keys import CLASS
+from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
+from anyformer.hub.tables.config import Line
 
-__all__ = ["ImageProcessor", "Origin", "Processor", "read_processor", "trained", "write_processor"]
+__all__ = [
+    "ImageProcessor", "Origin", "Processor", "Steps", "TrajectoryProcessor", "read_processor", "trained",
+    "write_processor",
+]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # what processor_config.json may hold beside the steps
-QUICK = "kind; resized by Pillow, and the numbers of torchvision's resizing differ from Pillow's a little"
+MAKES: dict[str, type[Processor]] = {p.takes[0]: p for p in (ImageProcessor, TrajectoryProcessor)}  # by main input
 
 
-def read_processor(folder: Path, kind: str | None = None, ignore: Collection[str] = ()) -> ImageProcessor | None:
-    """The processor that a folder's files say; None without files.
+def read_processor(
+    folder: Path, kind: str | None = None, ignore: Collection[str] = (), takes: str = "pixel_values"
+) -> Processor | None:
+    """The processor that a folder's files say; None without files, or for a main input that no processor makes.
 
     Args:
+        takes: the model's main input.
         kind: the type that is meant where old files do not say one.
         ignore: keys that are read as if they were not there.
 
@@ -38,12 +45,14 @@ def read_processor(folder: Path, kind: str | None = None, ignore: Collection[str
         ValueError: naming file and key, for keys that nobody reads, an unknown type, values that cannot be, or two
             files that say different things.
     """
-    found = []
+    found: list[Processor] = []
+    if takes not in MAKES:
+        return None
     for name in (ALONE, TOGETHER):
         if os.path.lexists(folder / name):
             whole = read_json(inside(folder, name))
             try:
-                found += _of(name, whole, kind, ignore)
+                found += _of(MAKES[takes], name, whole, kind, ignore)
             except ValueError as error:
                 raise ValueError(f"{folder / name}: {error}") from None
     if len(found) == 2 and found[0] != found[1]:
@@ -60,23 +69,21 @@ def write_processor(folder: Path, processor: Processor | None) -> None:
     atomic_write(folder / origin.file, (json.dumps(dict(sorted(whole.items())), indent=2) + "\n").encode())
 
 
-def _of(name: str, whole: Any, kind: str | None, ignore: Collection[str]) -> list[ImageProcessor]:
+def _of(made: type[Processor], name: str, whole: Any, kind: str | None, ignore: Collection[str]) -> list[Processor]:
     """The processor in the content of a file; none in a processor_config.json without one."""
     if not isinstance(whole, dict):
         raise ValueError(f"a dictionary is expected, got {type(whole).__name__}")
     around: dict[str, Any] = {}
     said: Any = whole
     if name == TOGETHER:
-        around = {k: v for k, v in whole.items() if k != ImageProcessor.slot}
-        said = whole.get(ImageProcessor.slot)
+        around = {k: v for k, v in whole.items() if k != made.slot}
+        said = whole.get(made.slot)
         if unknown := [k for k in around if k not in AROUND and k not in ignore]:
             raise ValueError(f"keys that nobody reads: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
         if said is None:
             return []
         if not isinstance(said, dict):
-            raise ValueError(f"{ImageProcessor.slot} must be a dictionary, got {type(said).__name__}")
-    kind = kind_of(said, kind)
-    made, lines = read(entries(kind), said, ImageProcessor, {}, ignore)
-    lines = [replace(line, detail=QUICK) if str(line.value).endswith("Fast") else line for line in lines]
+            raise ValueError(f"{made.slot} must be a dictionary, got {type(said).__name__}")
+    found, lines = made.read(said, kind, ignore)
     lines += [Line(key, value, "ignored", AROUND.get(key, "as asked")) for key, value in around.items()]
-    return [replace(made, origin=Origin(name, around, said, tuple(lines)))]
+    return [replace(found, origin=Origin(name, around, said, tuple(lines)))]  # type: ignore[type-var]

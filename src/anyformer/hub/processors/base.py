@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,6 +42,16 @@ class Processor(ABC):
     @abstractmethod
     def __call__(self, media: Any) -> dict[str, Tensor]:
         """One or several of the medium to the model's inputs by name."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]) -> tuple[Processor, list[Line]]:
+        """The processor that these steps say, and what became of each key.
+
+        Args:
+            kind: the type that is meant where old files do not say one.
+            ignore: keys that are read as if they were not there.
+        """
 
     @abstractmethod
     def words(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from anyformer.core.recipe import nearest
 from anyformer.hub.formats.guard import short
 from anyformer.hub.processors.base import Origin, Processor
-from anyformer.hub.processors.keys import KINDS, entries, known
-from anyformer.hub.tables.config import write
+from anyformer.hub.processors.keys import KINDS, entries, kind_of, known
+from anyformer.hub.tables.config import Line, read, write
 from anyformer.media import steps
 from anyformer.media.picture import coloured, picture
+
+QUICK = "kind; resized by Pillow, and the numbers of torchvision's resizing differ from Pillow's a little"
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,13 @@ class ImageProcessor(Processor):
     def _tables(self) -> dict[int, np.ndarray]:
         counts = (1, 3) if self.channels is None else (self.channels,)
         return {c: steps.table(self.rescale_factor, self.image_mean, self.image_std, c) for c in counts}
+
+    @classmethod
+    def read(
+        cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]
+    ) -> tuple[ImageProcessor, list[Line]]:
+        made, lines = read(entries(kind_of(said, kind)), said, cls, {}, ignore)
+        return made, [replace(line, detail=QUICK) if str(line.value).endswith("Fast") else line for line in lines]
 
     def words(self) -> dict[str, Any]:
         return write(entries(self.kind), self, {"origin": self.origin}, self.origin.words)

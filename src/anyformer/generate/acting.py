@@ -1,0 +1,188 @@
+"""Acting: a model of trajectories in an environment, for a return that is asked for. B episodes, T steps so far.
+
+    rollout(model, "CartPole-v1", target=200, episodes=10, seed=0)
+
+An environment is what gymnasium calls one (`pip install 'anyformer[act]'`), or anything with its `reset` and `step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyformer.core.recipe import nearest
+from anyformer.hub.processors import Steps, TrajectoryProcessor
+
+
+@dataclass
+class Episode:
+    """What happened in one episode.
+
+    Attributes:
+        states, actions, rewards: of each step.
+        asked: the return that was asked for, or None. `cut`: it was ended here, after the longest episode of training.
+    """
+
+    asked: float | None
+    states: list[np.ndarray] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def reached(self) -> float:
+        """The sum of its rewards."""
+        return float(sum(self.rewards))
+
+    def steps(self, window: int, empty: Any) -> Steps:
+        """The last steps as the model reads them; the last one has no action yet, and gets the `empty` one.
+
+        What is asked for at a step is the target without the rewards before it: so does `data.episodes` count, where
+        the target is what was reached.
+        """
+        before = np.cumsum([0.0, *self.rewards])  # (T,)
+        to_go = np.zeros_like(before) if self.asked is None else self.asked - before
+        first = max(0, len(self.states) - window)
+        actions = np.array([*self.actions[first:], empty])
+        return Steps(np.array(self.states[first:]), actions, to_go[first:], first)
+
+
+@torch.no_grad()
+def rollout(
+    model: Any,
+    env: str | Callable[[], Any],
+    target: float | None = None,
+    episodes: int = 10,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> list[Episode]:
+    """Episodes that a model acts, all side by side; each is the same whatever the number of others is.
+
+    At every step the model reads the last steps, as many as it saw in training, with the return that is still asked
+    for: the target without the rewards so far. Where steps have left this window, what a decoding state holds of the
+    others would still know of them; so the window is read anew each time, as in training.
+
+    Args:
+        model: a model of trajectories with its processor (`anyformer train --task act`, or clone).
+        env: the name of an environment of gymnasium, or what makes one.
+        target: the return that is asked for; by default the best one of training. None for a model without returns.
+        episodes: how many. `seed`: of the first one's start and choices; the next one has the next number.
+        temperature: of choices: 1 draws them as the model says, 0 takes the likeliest. Numbers are not drawn.
+
+    Raises:
+        ValueError: for a model that cannot act, an environment that does not fit it, or does not exist.
+        ImportError: where gymnasium is wanted and not there.
+    """
+    processor = checked(model)
+    if temperature < 0 or episodes < 1:
+        raise ValueError(f"temperature={temperature} must be at least 0, episodes={episodes} at least 1")
+    if processor.return_scale is None and target is not None:
+        raise ValueError(f"the model was taught without returns, so none can be asked for; got target={target}")
+    if processor.return_scale is not None and target is None:
+        target = processor.best_return
+    was, make = model.training, named(env) if isinstance(env, str) else env
+    envs = [make() for _ in range(episodes)]
+    try:
+        fits(envs[0], processor)
+        acts = [Acting(one, Episode(target), processor, temperature, seed + i) for i, one in enumerate(envs)]
+        alive, device = acts, next(model.eval().parameters()).device
+        while alive:
+            given = processor([act.steps() for act in alive])
+            said = model(**{n: t.to(device) for n, t in given.items()}, last=True).logits[:, -1].cpu()  # (B, A)
+            alive = [act for act, answer in zip(alive, said, strict=True) if act.goes_on(answer)]
+    finally:
+        model.train(was)
+        for one in envs:
+            one.close()
+    return [act.episode for act in acts]
+
+
+class Acting:
+    """One episode that goes on: its environment, what happened in it, and the draws of its own."""
+
+    def __init__(self, env: Any, episode: Episode, processor: TrajectoryProcessor, temperature: float, seed: int):
+        self.env, self.episode, self.processor, self.temperature = env, episode, processor, temperature
+        self.noise = torch.Generator().manual_seed(seed)
+        self._see(env.reset(seed=seed)[0])
+
+    def steps(self) -> Steps:
+        """The window that the model reads now."""
+        empty = 0 if self.processor.choices else np.zeros(self.processor.actions)
+        return self.episode.steps(self.processor.window, empty)
+
+    def goes_on(self, said: Tensor) -> bool:
+        """Takes the action that the model says, (A,). Is there another step?"""
+        if not bool(said.isfinite().all()):
+            raise ValueError("the model says an action that is not finite; look at its weights and at the states")
+        episode = self.episode
+        action: Any = said.numpy()
+        if self.processor.choices and self.temperature:
+            odds = (said.double() / self.temperature).softmax(-1)
+            action = int(torch.multinomial(odds, 1, generator=self.noise))
+        elif self.processor.choices:
+            action = int(said.argmax())
+        found, reward, terminated, truncated, _ = self.env.step(action)
+        episode.actions.append(action)
+        episode.rewards.append(float(reward))
+        ends = terminated or truncated
+        episode.cut = not ends and len(episode.rewards) == self.processor.longest
+        if ends or episode.cut:
+            return False
+        self._see(found)
+        return True
+
+    def _see(self, found: Any) -> None:
+        state = np.asarray(found, dtype=np.float64)
+        self.processor.normal(state.reshape(1, -1) if state.ndim == 1 else state)
+        self.episode.states.append(state)
+
+
+def checked(model: Any) -> TrajectoryProcessor:
+    """The processor of a model that can act.
+
+    Raises:
+        ValueError: if it cannot, or nothing is known of the states it was taught on.
+    """
+    if model.takes != "states":
+        raise ValueError(f"the model reads {model.takes} and takes no actions; `anyformer train --task act` makes one")
+    if model.processor is None:
+        raise ValueError(
+            "the model has no processor: means of states and the scale of returns are no part of published files. Set "
+            "model.processor = anyformer.hub.processors.TrajectoryProcessor(…) with those that it was trained with"
+        )
+    return model.processor
+
+
+def named(name: str) -> Callable[[], Any]:
+    """What makes an environment of gymnasium.
+
+    Raises:
+        ImportError: without gymnasium. ValueError: for a name that it does not know, with the nearest ones.
+    """
+    try:
+        import gymnasium
+    except ImportError:
+        raise ImportError(f"the environment {name!r} is one of gymnasium: pip install 'anyformer[act]'") from None
+    try:
+        spec = gymnasium.spec(name)
+        gymnasium.make(spec).close()
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"no environment {name!r}{nearest(name, list(gymnasium.registry))}: {str(error).splitlines()[0]}"
+        ) from None
+    return lambda: gymnasium.make(spec)
+
+
+def fits(env: Any, processor: TrajectoryProcessor) -> None:
+    """Raises ValueError for an environment with other actions than the model's."""
+    space = getattr(env, "action_space", None)
+    there = getattr(space, "n", None) if processor.choices else getattr(space, "shape", None)
+    ours = processor.actions if processor.choices else (processor.actions,)
+    if space is not None and there != ours:
+        kind = "choices" if processor.choices else "numbers"
+        raise ValueError(f"the environment takes actions of {space}, and the model says {processor.actions} {kind}")
