@@ -17,7 +17,8 @@ def texts(cls: type, path: str = "") -> list[str]:
     for name, kind in get_type_hints(cls).items():
         kinds = (kind, *get_args(kind))
         found += [path + name] if str in kinds else []
-        found += [text for k in kinds if dataclasses.is_dataclass(k) for text in texts(k, f"{path}{name}.")]
+        nested = [k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)]
+        found += [text for k in nested for text in texts(k, f"{path}{name}.")]
     return found
 
 
