@@ -30,12 +30,39 @@ from tests.contract.planting import around, fault, module
 # ------------------------------------------------------------------------------------------------ pages
 
 
-@fault("page is short", on="gpt", says="277 lines|lines, at most")
-def long_page(patch: pytest.MonkeyPatch, tmp: Path = Path(tempfile.gettempdir())) -> None:
+def rewritten(patch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """The page of GPT is read as another text."""
     page = af.page("gpt").module
-    longer = tmp / f"gpt-{os.getpid()}.py"
-    longer.write_text(Path(page.__file__).read_text() + "CASES = CASES\n" * 200)
-    patch.setattr(page, "__file__", str(longer))
+    text = Path(page.__file__).read_text()
+    assert old in text
+    other = Path(tempfile.gettempdir()) / f"gpt-{os.getpid()}.py"
+    other.write_text(text.replace(old, new, 1))
+    patch.setattr(page, "__file__", str(other))
+
+
+@fault("page is short", on="gpt", says="lines are read, at most 80")
+def long_page(patch: pytest.MonkeyPatch) -> None:
+    rewritten(patch, "    norm = LayerNorm", "    norm = None\n" * 60 + "    norm = LayerNorm")
+
+
+@fault("page is short", on="gpt", says="CASES stand above the function gpt")
+def table_amid_the_wiring(patch: pytest.MonkeyPatch) -> None:
+    rewritten(patch, "def gpt(", "CASES = {}\n\n\ndef gpt(")
+
+
+@fault("page is plain", on="gpt", says=r"GPT\(…\) is given hyperparameters without their names")
+def numbers_without_names(patch: pytest.MonkeyPatch) -> None:
+    rewritten(patch, "GPT(dim=32, ", "GPT(32, ")
+
+
+@fault("page is plain", on="gpt", says="a lambda over several lines")
+def lambda_over_lines(patch: pytest.MonkeyPatch) -> None:
+    rewritten(patch, "HUBS = (", "LATER = lambda c: (\n    c.dim\n)\nHUBS = (")
+
+
+@fault("page is plain", on="gpt", says="a `fmt:` comment")
+def formatter_switched_off(patch: pytest.MonkeyPatch) -> None:
+    rewritten(patch, "HUBS = (", "HUBS = (  # fmt: skip")
 
 
 @fault("page explains itself", on="gpt", says="has no arXiv number")

@@ -65,7 +65,12 @@ def an_encoder_looks_back(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
-@fault("the future changes nothing", "no gradient from the future", on="gpt/tiny", says="(hidden|logits) (before|of) (token )?[0-9]")
+@fault(
+    "the future changes nothing",
+    "no gradient from the future",
+    on="gpt/tiny",
+    says="(hidden|logits) (before|of) (token )?[0-9]",
+)
 def the_future_is_seen(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Full())  # noqa: E731
     around(patch, module("anyformer.parts.attention.attention"), "view", change)

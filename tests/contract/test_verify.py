@@ -12,6 +12,7 @@ import torch
 import anyformer as af
 from anyformer.contract import CHECKS, Report, compositions, verify
 from anyformer.contract.report import Row
+from anyformer.contract.subjects import redrawn
 from anyformer.hub.formats.safetensors import open_weights, write_safetensors
 from anyformer.parts.attention.cache import KeysValues
 
@@ -96,6 +97,15 @@ def test_progress_table_and_json_say_the_same(tmp_path: Path) -> None:
     assert lines[0].startswith(report.subject)
     assert all(any(row.check in line and row.result in line for line in lines) for row in report.rows)
     assert all(row.detail for row in report.rows if row.result == "left out"), "something was left out without a reason"
+
+
+def test_drawn_variances_are_positive() -> None:
+    norm = redrawn(torch.nn.BatchNorm1d(64))
+    assert (
+        bool((norm.running_var > 0).all())
+        and bool((norm.running_mean < 0).any())
+        and int(norm.num_batches_tracked) == 0
+    )
 
 
 def test_an_empty_report_is_not_a_good_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import json
@@ -16,18 +17,54 @@ from anyformer.contract.subjects import apart
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 
-LINES = 120
+LINES = 80
+TABLES = ("SIZES", "PARAMETERS", "CASES", "ORACLE", "HUBS")
 OUTSIDE = ("transformers", "gguf")  # what the package must not need
 
 
 @check(0, "page")
 def page_is_short(name: str) -> float:
-    """A page is at most 120 lines of code: blank lines, comments and the docstring are not counted."""
+    """What is read of a page, from its docstring to the last function or class above SIZES, is at most 80 lines of code
+    (blank lines, comments and the docstring are not counted). What is looked up stands below, as long as it is."""
     module = pages.page(name).module
-    code = Path(module.__file__).read_text().replace(module.__doc__ or "", "")
-    lines = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    expect(len(lines) <= LINES, f"{len(lines)} lines, at most {LINES} are allowed")
+    text = Path(module.__file__).read_text()
+    first, *statements = ast.parse(text).body
+    wiring = next(s for s in statements if isinstance(s, ast.FunctionDef) and s.name == name)
+    tables = [(target, s.lineno) for s in statements for target in _targets(s) if target in TABLES]
+    above = [target for target, line in tables if line < wiring.lineno]
+    expect(not above, f"{', '.join(above)} stand above the function {name}; tables stand below")
+    sizes = dict(tables)["SIZES"]
+    wires = [s for s in statements if s.lineno < sizes and isinstance(s, ast.FunctionDef | ast.ClassDef)]
+    read = text.splitlines()[first.end_lineno : wires[-1].end_lineno]
+    lines = [line for line in read if line.strip() and not line.lstrip().startswith("#")]
+    expect(len(lines) <= LINES, f"{len(lines)} lines are read, at most {LINES} are allowed")
     return 0.0
+
+
+@check(0, "page")
+def page_is_plain(name: str) -> float:
+    """Hyperparameters are given by name; no lambda goes over several lines; the formatter is switched off nowhere."""
+    module = pages.page(name).module
+    text = Path(module.__file__).read_text()
+    expect("fmt: " not in text, "a `fmt:` comment: let ruff format the page; one entry a line follows from commas")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Lambda):
+            expect(node.lineno == node.end_lineno, f"line {node.lineno}: a lambda over several lines; name a function")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            made = getattr(module, node.func.id, None)
+            hyper = dataclasses.is_dataclass(made) and made.__module__ == module.__name__
+            expect(not hyper, f"line {node.lineno}: {node.func.id}(…) is given hyperparameters without their names")
+    return 0.0
+
+
+def _targets(statement: ast.stmt) -> list[str]:
+    """The names to which a statement assigns."""
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @check(0, "page")

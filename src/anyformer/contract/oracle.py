@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from anyformer.contract import subjects
 from anyformer.contract.probe import Batch, Failed, outputs
-from anyformer.contract.subjects import STD, Subject, weights, words
+from anyformer.contract.subjects import Subject, redrawn, words
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.hub.formats.safetensors import open_weights
@@ -203,10 +203,7 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
     assert hub is not None
     folder = scratch()
     theirs = build(subject, hub)
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in weights(theirs):
-            tensor.normal_(0.0, STD, generator=noise)
+    redrawn(theirs)
     theirs.tie_weights()
     theirs.save_pretrained(folder)
     ours = load(folder)

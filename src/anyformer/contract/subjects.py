@@ -164,10 +164,13 @@ def forget() -> None:
 
 @torch.no_grad()
 def redrawn(model: nn.Module, seed: int = 0) -> Any:
-    """The same model, all that its files hold from N(0, STD)."""
+    """The same model, all that its files hold from N(0, STD); a buffer that is positive, as a variance is, stays so."""
     noise = torch.Generator().manual_seed(seed)
     for tensor in weights(model):
+        positive = not isinstance(tensor, nn.Parameter) and bool((tensor > 0).all())
         tensor.normal_(0.0, STD, generator=noise)
+        if positive:
+            tensor.abs_().add_(0.5)
     return model
 
 

@@ -40,6 +40,19 @@ class Bart:
     begin_id: int = 2
 
 
+def bart(c: Bart) -> Recipe:
+    norm = LayerNorm.of()
+    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
+    ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
+    block = Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout)
+    both = block.but(cross=mixer.but(cross=True))
+    entry = Entry.of(positions=Learned.of(context=c.context, offset=2), norm=norm, dropout=c.dropout)
+    encoder, decoder = Stack.of([block] * c.depth, entry=entry), Stack.of([both] * c.decoder_depth, entry=entry)
+    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5 if c.scaled else 1.0)
+    head = Logits.of(vocab=c.vocab, tied=True, offset=c.offset)
+    return EncoderDecoder.of(c.dim, embed, encoder, decoder, head, begin_id=c.begin_id, context=c.context)
+
+
 SIZES = {
     "tiny": Bart(dim=32, depth=2, decoder_depth=3, heads=4, hidden=48, vocab=128, context=64),
     "mini": Bart(dim=192, depth=4, decoder_depth=4, heads=4, hidden=768, vocab=1024, context=256),
@@ -55,19 +68,6 @@ CASES = {
 }
 
 
-def bart(c: Bart) -> Recipe:
-    norm = LayerNorm.of()
-    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
-    ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
-    block = Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout)
-    both = block.but(cross=mixer.but(cross=True))
-    entry = Entry.of(positions=Learned.of(context=c.context, offset=2), norm=norm, dropout=c.dropout)
-    encoder, decoder = Stack.of([block] * c.depth, entry=entry), Stack.of([both] * c.decoder_depth, entry=entry)
-    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5 if c.scaled else 1.0)
-    head = Logits.of(vocab=c.vocab, tied=True, offset=c.offset)
-    return EncoderDecoder.of(c.dim, embed, encoder, decoder, head, begin_id=c.begin_id, context=c.context)
-
-
 HUBS = (
     Hub(
         "bart",
@@ -77,9 +77,12 @@ HUBS = (
         ignore={f"model.{side}.version": "a mark of fairseq" for side in ("encoder", "decoder")},
         weights=lambda c: seq2seq_rows(row("embed_positions", "positions"), row("layernorm_embedding", "norm")),
         config=(
-            *seq2seq_config(), *keys(vocab_size="vocab"), key("decoder_start_token_id", "begin_id", default=2),
+            *seq2seq_config(),
+            *keys(vocab_size="vocab"),
+            key("decoder_start_token_id", "begin_id", default=2),
             must("static_position_embeddings", False),
-            must("normalize_embedding", True), must("extra_pos_embeddings", 2),
+            must("normalize_embedding", True),
+            must("extra_pos_embeddings", 2),
         ),
     ),
-)  # fmt: skip
+)

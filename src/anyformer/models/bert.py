@@ -14,9 +14,9 @@ ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import bert_rows, prediction_rows
-from anyformer.hub.tables.config import ACTS, CLASSES, key, keys, must
+from anyformer.hub.tables.bert import bert_config, bert_rows, prediction_rows
 from anyformer.hub.tables.weights import Hub, row
+from anyformer.models._tasks import Top, choose
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 from anyformer.skeletons.encoder import Encoder
 
@@ -35,8 +35,29 @@ class Bert:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     classifier_dropout: float | None = None  # as `dropout`
-    task: str = "pretraining"  # which heads, see HEADS
+    task: str = "pretraining"  # pretraining, masked, classify, tag (a class for each token), none
     classes: int = 2
+
+
+def bert(c: Bert) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
+    embed = Tokens.of(
+        vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, norm=norm, dropout=c.dropout
+    )
+    last = c.dropout if c.classifier_dropout is None else c.classifier_dropout
+    mlm, nsp = MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act), Classifier.of(classes=2)
+    classes = Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag")
+    tasks = {
+        "pretraining": Top({"mlm": mlm, "nsp": nsp}, Pooler.of()),
+        "masked": Top({"mlm": mlm}),
+        "classify": Top({"classes": classes}, Pooler.of()),
+        "tag": Top({"classes": classes}),
+        "none": Top({}, Pooler.of()),
+    }
+    top = choose("bert", "task", c.task, tasks)
+    return Encoder.of(c.dim, embed, [block] * c.depth, pool=top.pool, heads=top.heads, context=c.context)
 
 
 SIZES = {
@@ -53,28 +74,6 @@ CASES = {
     "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3},
     "none": {"task": "none", "types": 1, "vocab": 101},
 }
-HEADS = {  # masked tokens, next sentence; classes of the whole text or of each token; hidden and pooled alone
-    "pretraining": ("mlm", "nsp"), "masked": ("mlm",), "classify": ("classes",), "tag": ("classes",), "none": (),
-}  # fmt: skip
-
-
-def bert(c: Bert) -> Recipe:
-    norm = LayerNorm.of(eps=c.eps)
-    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
-    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
-    embed = Tokens.of(
-        vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, norm=norm, dropout=c.dropout
-    )
-    last = c.dropout if c.classifier_dropout is None else c.classifier_dropout
-    heads = {
-        "mlm": MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act),
-        "nsp": Classifier.of(classes=2),
-        "classes": Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag"),
-    }
-    pool = None if c.task in ("masked", "tag") else Pooler.of()
-    return Encoder.of(
-        c.dim, embed, [block] * c.depth, pool=pool, heads={h: heads[h] for h in HEADS[c.task]}, context=c.context
-    )
 
 
 def _weights(c: Bert) -> list:
@@ -83,15 +82,17 @@ def _weights(c: Bert) -> list:
         row("bert.pooler.dense", "pool.dense"),
         prediction_rows("heads.mlm"),
         row("classifier", "heads.classes.proj"),
-    ]  # fmt: skip
+    ]
 
 
 HUBS = (
     Hub(
         "bert",
         architectures={
-            "BertForPreTraining": {"task": "pretraining"}, "BertForMaskedLM": {"task": "masked"},
-            "BertForSequenceClassification": {"task": "classify"}, "BertForTokenClassification": {"task": "tag"},
+            "BertForPreTraining": {"task": "pretraining"},
+            "BertForMaskedLM": {"task": "masked"},
+            "BertForSequenceClassification": {"task": "classify"},
+            "BertForTokenClassification": {"task": "tag"},
             "BertModel": {"task": "none"},
         },
         base="bert.",
@@ -99,15 +100,6 @@ HUBS = (
         tails={"gamma": "weight", "beta": "bias"},
         ignore={"bert.embeddings.position_ids": "0, 1, 2, …"},
         weights=_weights,
-        config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads"),
-            *keys(intermediate_size="hidden", vocab_size="vocab", max_position_embeddings="context"),
-            *keys(type_vocab_size="types"), key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
-            key("hidden_dropout_prob", "dropout", default=0.1), CLASSES,
-            key("attention_probs_dropout_prob", "attention_dropout", default=0.1),
-            key("classifier_dropout", "classifier_dropout", default=None),
-            must("is_decoder", False), must("add_cross_attention", False), must("tie_word_embeddings", True),
-            must("position_embedding_type", "absolute"),
-        ),
+        config=bert_config(),
     ),
-)  # fmt: skip
+)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from anyformer.core.part import check_option, drop
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import bert_rows, prediction_rows
-from anyformer.hub.tables.config import ACTS, CLASSES, key, keys, must
+from anyformer.hub.tables.bert import bert_config, bert_rows, prediction_rows
+from anyformer.hub.tables.config import keys
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._tasks import Top, choose
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.heads import Through, Unread
@@ -49,6 +50,49 @@ class BigBird:
     classes: int = 2
 
 
+class DropNorm(LayerNorm, also="DropNorm"):
+    """A norm with dropout before it. Shape: (..., D)."""
+
+    def __init__(self, dim: int, eps: float, dropout: float):
+        super().__init__(dim, eps)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(drop(self, x))
+
+
+def bigbird(c: BigBird) -> Recipe:
+    check_option("bigbird", "attention", c.attention, ("block_sparse", "original_full"))
+    norm = LayerNorm.of(eps=c.eps)
+    full = Attention.of(heads=c.heads, bias=c.bias, out_bias=True, dropout=c.attention_dropout)
+    near = BlockSparse.of(
+        heads=c.heads, size=c.block, random=c.random, planned=c.context, bias=c.bias, dropout=c.attention_dropout
+    )
+    mixers = [full if c.attention == "original_full" else near.but(seed=i) for i in range(c.depth)]
+    ffn = MLP.of(hidden=c.hidden, act=c.act)
+    blocks = [Block.of(mixer=m, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout) for m in mixers]
+    embed = Tokens.of(
+        vocab=c.vocab,
+        positions=Learned.of(context=c.context),
+        types=c.types,
+        scale=c.dim**0.5 if c.scaled else 1.0,
+        norm=DropNorm.of(eps=c.eps, dropout=c.dropout),
+    )
+    last = c.dropout if c.classifier_dropout is None else c.classifier_dropout
+    mlm, nsp = MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act), Classifier.of(classes=2)
+    classes = Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag")
+    unread = Unread.of()  # the pooler of files with a head for tokens
+    tasks = {
+        "pretraining": Top({"mlm": mlm, "nsp": nsp}, Pooler.of()),
+        "masked": Top({"mlm": Through.of(unread, mlm)}),
+        "classify": Top({"classes": classes}, Through.of(unread, Pooler.of(act=c.act, dropout=last))),
+        "tag": Top({"classes": Through.of(unread, classes)}),
+        "none": Top({}, Pooler.of()),
+    }
+    top = choose("bigbird", "task", c.task, tasks)
+    return Encoder.of(c.dim, embed, blocks, pool=top.pool, heads=top.heads, context=c.context)
+
+
 _tiny = BigBird(dim=32, depth=2, heads=4, hidden=64, vocab=128, context=64, block=1, random=1)
 SIZES = {
     "tiny": _tiny,
@@ -66,41 +110,6 @@ CASES = {
 }
 
 
-class DropNorm(LayerNorm, also="DropNorm"):
-    """A norm with dropout before it. Shape: (..., D)."""
-
-    def __init__(self, dim: int, eps: float, dropout: float):
-        super().__init__(dim, eps)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(drop(self, x))
-
-
-def bigbird(c: BigBird) -> Recipe:
-    check_option("bigbird", "attention", c.attention, ("block_sparse", "original_full"))
-    norm, last = LayerNorm.of(eps=c.eps), c.dropout if c.classifier_dropout is None else c.classifier_dropout
-    full = Attention.of(heads=c.heads, bias=c.bias, out_bias=True, dropout=c.attention_dropout)
-    near = BlockSparse.of(
-        heads=c.heads, size=c.block, random=c.random, planned=c.context, bias=c.bias, dropout=c.attention_dropout
-    )
-    mixers = [full if c.attention == "original_full" else near.but(seed=i) for i in range(c.depth)]
-    ffn = MLP.of(hidden=c.hidden, act=c.act)
-    blocks = [Block.of(mixer=m, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout) for m in mixers]
-    embed = Tokens.of(
-        vocab=c.vocab, positions=Learned.of(context=c.context), types=c.types, scale=c.dim**0.5 if c.scaled else 1.0,
-        norm=DropNorm.of(eps=c.eps, dropout=c.dropout),
-    )  # fmt: skip
-    mlm, beside = MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act), Unread.of()
-    classes = Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag")
-    heads: dict[str, dict[str, Recipe]] = {
-        "pretraining": {"mlm": mlm, "nsp": Classifier.of(classes=2)}, "masked": {"mlm": Through.of(beside, mlm)},
-        "classify": {"classes": classes}, "tag": {"classes": Through.of(beside, classes)}, "none": {},
-    }  # fmt: skip
-    pools = {"masked": None, "tag": None, "classify": Through.of(beside, Pooler.of(act=c.act, dropout=last))}
-    return Encoder.of(c.dim, embed, blocks, None, pools.get(c.task, Pooler.of()), heads[c.task], c.context)
-
-
 def _weights(c: BigBird) -> list:
     mlm = "heads.mlm.then" if c.task == "masked" else "heads.mlm"
     unread = {"masked": "heads.mlm.first", "classify": "pool.first", "tag": "heads.classes.first"}
@@ -109,28 +118,30 @@ def _weights(c: BigBird) -> list:
         classes = under("classifier", "", row("dense", "pool.then.dense"), row("out_proj", "heads.classes.proj"))
     return [
         bert_rows("bert"),
-        row("bert.pooler", unread.get(c.task, "pool.dense")), classes,
+        row("bert.pooler", unread.get(c.task, "pool.dense")),
+        classes,
         prediction_rows(mlm),
-    ]  # fmt: skip
+    ]
 
 
 HUBS = (
     Hub(
-        "big_bird", base="bert.", bare=("BigBirdModel",), weights=_weights,
+        "big_bird",
+        base="bert.",
+        bare=("BigBirdModel",),
+        weights=_weights,
         architectures={
-            "BigBirdForPreTraining": {"task": "pretraining"}, "BigBirdForMaskedLM": {"task": "masked"},
+            "BigBirdForPreTraining": {"task": "pretraining"},
+            "BigBirdForMaskedLM": {"task": "masked"},
             "BigBirdForSequenceClassification": {"task": "classify"},
-            "BigBirdForTokenClassification": {"task": "tag"}, "BigBirdModel": {"task": "none"},
+            "BigBirdForTokenClassification": {"task": "tag"},
+            "BigBirdModel": {"task": "none"},
         },
         ignore={"bert.embeddings.position_ids": "0, 1, 2, …"},
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
-            *keys(intermediate_size="hidden", max_position_embeddings="context", type_vocab_size="types"),
-            *keys(attention_type="attention", block_size="block", num_random_blocks="random", use_bias="bias"),
-            *keys(rescale_embeddings="scaled", layer_norm_eps="eps", hidden_dropout_prob="dropout"), CLASSES,
-            *keys(attention_probs_dropout_prob="attention_dropout"), must("add_cross_attention", False),
-            key("hidden_act", "act", ACTS), key("classifier_dropout", "classifier_dropout", default=None),
-            must("is_decoder", False), must("tie_word_embeddings", True), must("position_embedding_type", "absolute"),
+            *bert_config(),
+            *keys(attention_type="attention", block_size="block", num_random_blocks="random"),
+            *keys(use_bias="bias", rescale_embeddings="scaled"),
         ),
     ),
-)  # fmt: skip
+)

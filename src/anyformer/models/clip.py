@@ -94,31 +94,50 @@ def blocks(c: Tower, mask: Mask | None = None) -> list[Recipe]:
 
 SIZES = {
     "tiny": CLIP(
-        Image(dim=32, depth=2, heads=4, hidden=64, image=16, patch=4),
-        Text(dim=24, depth=2, heads=2, hidden=48, vocab=128, context=32, end=5), width=20,
+        image=Image(dim=32, depth=2, heads=4, hidden=64, image=16, patch=4),
+        text=Text(dim=24, depth=2, heads=2, hidden=48, vocab=128, context=32, end=5),
+        width=20,
     ),
     "mini": CLIP(
-        Image(dim=128, depth=4, heads=4, hidden=512, image=32, patch=8),
-        Text(dim=128, depth=4, heads=4, hidden=512, vocab=512, context=32, end=0), width=128,
+        image=Image(dim=128, depth=4, heads=4, hidden=512, image=32, patch=8),
+        text=Text(dim=128, depth=4, heads=4, hidden=512, vocab=512, context=32, end=0),
+        width=128,
     ),
     "b32": CLIP(),
     "b16": CLIP(image=Image(patch=16)),
     "l14": CLIP(
-        Image(dim=1024, depth=24, heads=16, hidden=4096, patch=14), Text(dim=768, heads=12, hidden=3072), width=768
+        image=Image(dim=1024, depth=24, heads=16, hidden=4096, patch=14),
+        text=Text(dim=768, heads=12, hidden=3072),
+        width=768,
     ),
-}  # fmt: skip
+}
 PARAMETERS = {"b32": 151_277_313, "b16": 149_620_737, "l14": 427_616_513}
 CASES = {
     "image": {"text": None},
     "text": {"image": None},
     "odd": {
-        "image.dim": 30, "image.heads": 3, "image.hidden": 50, "image.image": 15, "image.patch": 5, "image.channels": 1,
-        "image.act": "gelu", "image.eps": 1e-3, "text.dim": 36, "text.depth": 1, "text.heads": 3, "text.hidden": 20,
-        "text.vocab": 99, "text.context": 40, "text.end": 7, "text.act": "gelu_tanh", "text.eps": 1e-4, "width": 16,
+        "image.dim": 30,
+        "image.heads": 3,
+        "image.hidden": 50,
+        "image.image": 15,
+        "image.patch": 5,
+        "image.channels": 1,
+        "image.act": "gelu",
+        "image.eps": 1e-3,
+        "text.dim": 36,
+        "text.depth": 1,
+        "text.heads": 3,
+        "text.hidden": 20,
+        "text.vocab": 99,
+        "text.context": 40,
+        "text.end": 7,
+        "text.act": "gelu_tanh",
+        "text.eps": 1e-4,
+        "width": 16,
         "scale": 3.5,
     },
     "largest": {"text.end": None, "image.depth": 1, "scale": 3.0},
-}  # fmt: skip
+}
 
 
 def _weights(c: CLIP) -> list:
@@ -135,8 +154,11 @@ HUBS = (
         weights=_weights,
         ignore=tables.PLACES,
         outputs={
-            "logits_per_image": "logits", "image_embeds": "heads.image", "text_embeds": "heads.text",
-            "vision_model_output.hidden_states": "towers.image", "text_model_output.hidden_states": "towers.text",
+            "logits_per_image": "logits",
+            "image_embeds": "heads.image",
+            "text_embeds": "heads.text",
+            "vision_model_output.hidden_states": "towers.image",
+            "text_model_output.hidden_states": "towers.text",
         },
         processor="CLIPImageProcessor",
         config=(
@@ -147,13 +169,20 @@ HUBS = (
         ),
     ),
     Hub(
-        "clip_vision_model", architectures={"CLIPVisionModelWithProjection": {"text": None}}, weights=_weights,
-        ignore=tables.PLACES, outputs={"image_embeds": "heads.image"}, processor="CLIPImageProcessor",
+        "clip_vision_model",
+        architectures={"CLIPVisionModelWithProjection": {"text": None}},
+        weights=_weights,
+        ignore=tables.PLACES,
+        outputs={"image_embeds": "heads.image"},
+        processor="CLIPImageProcessor",
         config=(beside("image", Image, *tables.IMAGE), WIDTH),
     ),
     Hub(
-        "clip_text_model", architectures={"CLIPTextModelWithProjection": {"image": None}}, weights=_weights,
-        ignore=tables.PLACES, outputs={"text_embeds": "heads.text"},
+        "clip_text_model",
+        architectures={"CLIPTextModelWithProjection": {"image": None}},
+        weights=_weights,
+        ignore=tables.PLACES,
+        outputs={"text_embeds": "heads.text"},
         config=(beside("text", Text, *tables.TEXT), WIDTH),
     ),
-)  # fmt: skip
+)

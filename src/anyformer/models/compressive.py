@@ -39,6 +39,32 @@ class Compressive:
     attention_dropout: float = 0.0
 
 
+def compressive(c: Compressive) -> Recipe:
+    mixer = CompressiveMemory.of(
+        heads=c.heads,
+        head_dim=c.head_dim,
+        segment=c.segment,
+        memory=c.memory,
+        compressed=c.compressed,
+        rate=c.rate,
+        way=c.way,
+        bias=False,
+        scores=[Relative.of()],
+        dropout=c.attention_dropout,
+    )
+    block = Block.of(
+        mixer=mixer,
+        ffn=MLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout),
+        norm=LayerNorm.of(eps=c.eps),
+        wiring="post",
+        dropout=c.dropout,
+    )
+    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5, dropout=c.dropout)
+    return CausalLM.of(
+        c.dim, embed, [block] * c.depth, norm=None, head=Logits.of(vocab=c.vocab, tied=c.tied, bias=True)
+    )
+
+
 SIZES = {
     "tiny": Compressive(dim=32, depth=2, heads=4, hidden=48, vocab=128, segment=4, memory=4, compressed=3, rate=2),
     "mini": Compressive(
@@ -58,18 +84,3 @@ ORACLE = (
     "(tests/parts/test_memory.py, tests/parts/test_memory_peers.py)"
 )
 HUBS: tuple[Hub, ...] = ()
-
-
-def compressive(c: Compressive) -> Recipe:
-    mixer = CompressiveMemory.of(
-        heads=c.heads, head_dim=c.head_dim, segment=c.segment, memory=c.memory, compressed=c.compressed, rate=c.rate,
-        way=c.way, bias=False, scores=[Relative.of()], dropout=c.attention_dropout,
-    )  # fmt: skip
-    block = Block.of(
-        mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout), norm=LayerNorm.of(eps=c.eps),
-        wiring="post", dropout=c.dropout,
-    )  # fmt: skip
-    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5, dropout=c.dropout)
-    return CausalLM.of(
-        c.dim, embed, [block] * c.depth, norm=None, head=Logits.of(vocab=c.vocab, tied=c.tied, bias=True)
-    )

@@ -40,19 +40,6 @@ class DecisionTransformer:
     attention_dropout: float = 0.0
 
 
-SIZES = {
-    "tiny": DecisionTransformer(dim=32, depth=2, heads=4, state=3, action=2, steps=50, places=6),
-    "mini": DecisionTransformer(dim=48, depth=2, heads=2, state=4, action=2, places=1),
-    "hopper": DecisionTransformer(state=11, action=3, steps=1000),
-    "halfcheetah": DecisionTransformer(state=17, action=6, steps=1000),
-}
-PARAMETERS = {"hopper": 858_639, "halfcheetah": 860_952}
-CASES = {
-    "choices": {"tanh": False, "places": 1},
-    "odd": {"dim": 30, "heads": 3, "hidden": 50, "state": 1, "action": 5, "depth": 3, "unread": 2},
-}
-
-
 def decision_transformer(c: DecisionTransformer) -> Recipe:
     norm = LayerNorm.of(eps=c.eps)
     mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
@@ -66,6 +53,19 @@ def decision_transformer(c: DecisionTransformer) -> Recipe:
         "returns": EachStep.of(size=1, place="action"),
     }
     return Actor.of(c.dim, embed, [block] * c.depth, norm=norm, heads=heads)
+
+
+SIZES = {
+    "tiny": DecisionTransformer(dim=32, depth=2, heads=4, state=3, action=2, steps=50, places=6),
+    "mini": DecisionTransformer(dim=48, depth=2, heads=2, state=4, action=2, places=1),
+    "hopper": DecisionTransformer(state=11, action=3, steps=1000),
+    "halfcheetah": DecisionTransformer(state=17, action=6, steps=1000),
+}
+PARAMETERS = {"hopper": 858_639, "halfcheetah": 860_952}
+CASES = {
+    "choices": {"tanh": False, "places": 1},
+    "odd": {"dim": 30, "heads": 3, "hidden": 50, "state": 1, "action": 5, "depth": 3, "unread": 2},
+}
 
 
 def _weights(c: DecisionTransformer) -> list:

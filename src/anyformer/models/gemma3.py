@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import ACTS, Lens, key, keys, must, quiet
 from anyformer.hub.tables.gguf import PlusOne, decoder_config, decoder_rows
+from anyformer.hub.tables.llama import ATTENTION, STACK, llama_rows
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
 from anyformer.hub.tables.weights import Hub, flat, row, under
+from anyformer.models._tasks import choose
 from anyformer.parts import Attention, Block, GatedMLP, Logits, OneRMSNorm, Rotary, Tokens, Window
-from anyformer.parts.positions import Linear, Scaling
+from anyformer.parts.positions import Linear, Scaling, longest
 from anyformer.skeletons.decoder import CausalLM
 
 
@@ -48,7 +50,29 @@ class Gemma3:
     task: str = "lm"  # or none: hidden states alone
 
 
-_tiny = Gemma3(32, 2, 4, 2, 12, 48, vocab=128, context=64, theta=1e5, local_theta=1e3, window=7, every=2, query_scale=9)
+def gemma3(c: Gemma3) -> Recipe:
+    norm = OneRMSNorm.of(eps=c.eps)
+    far = Attention.of(
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        bias=c.bias,
+        norm=norm,
+        scale=c.query_scale**-0.5,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+        dropout=c.attention_dropout,
+    )
+    near = far.but(positions=Rotary.of(theta=c.local_theta), mask=Window(c.window - 1))
+    wide = Block.of(mixer=far, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="sandwich")
+    blocks = [wide if (i + 1) % c.every == 0 else wide.but(mixer=near) for i in range(c.depth)]
+    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5)
+    head = choose("gemma3", "task", c.task, {"lm": Logits.of(vocab=c.vocab, tied=c.tied), "none": None})
+    context = longest(c.context, c.scaling)
+    return CausalLM.of(c.dim, embed, blocks, norm=norm, head=head, context=context)
+
+
+_short = Gemma3(dim=32, depth=2, kv_heads=2, head_dim=12, hidden=48, vocab=128, context=64, window=7, every=2)
+_tiny = replace(_short, theta=1e5, local_theta=1e3, query_scale=9)
 SIZES = {
     "tiny": _tiny,
     "mini": replace(_tiny, dim=192, depth=4, head_dim=48, hidden=512, vocab=1024, context=256, window=64),
@@ -65,37 +89,24 @@ CASES = {
 }
 
 
-def gemma3(c: Gemma3) -> Recipe:
-    norm = OneRMSNorm.of(eps=c.eps)
-    far = Attention.of(
-        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=c.bias, norm=norm, scale=c.query_scale**-0.5,
-        positions=Rotary.of(theta=c.theta, scaling=c.scaling), dropout=c.attention_dropout,
-    )  # fmt: skip
-    near = far.but(positions=Rotary.of(theta=c.local_theta), mask=Window(c.window - 1))
-    wide = Block.of(mixer=far, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="sandwich")
-    blocks = [wide if (i + 1) % c.every == 0 else wide.but(mixer=near) for i in range(c.depth)]
-    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5)
-    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
-    return CausalLM.of(c.dim, embed, blocks, norm=norm, head=head, context=c.context)
-
-
 def _weights(c: Gemma3) -> list:
-    norms = {"input_layernorm": "mixer", "post_attention_layernorm": "mixer_out", "pre_feedforward_layernorm": "ffn",
-             "post_feedforward_layernorm": "ffn_out"}  # fmt: skip
-    inner = (*(row(f"{n}_proj", n) for n in "qkvo"), row("q_norm", "norm.q"), row("k_norm", "norm.k"))
-    return [
-        row("model.embed_tokens", "embed.tokens"),
-        row("model.norm", "norm"),
-        *([row("lm_head", "head.proj", tied="embed.tokens")] if c.task == "lm" else []),
-        under("model.layers.{i}", "blocks.{i}", *(row(theirs, f"norm.{n}") for theirs, n in norms.items())),
-        under("model.layers.{i}.self_attn", "blocks.{i}.mixer", *inner),
-        under("model.layers.{i}.mlp", "blocks.{i}.ffn", *(row(f"{n}_proj", n) for n in ("gate", "up", "down"))),
-    ]
+    norms = {
+        "input_layernorm": "norm.mixer",
+        "post_attention_layernorm": "norm.mixer_out",
+        "pre_feedforward_layernorm": "norm.ffn",
+        "post_feedforward_layernorm": "norm.ffn_out",
+    }
+    attention = [*ATTENTION, row("q_norm", "norm.q"), row("k_norm", "norm.k")]
+    return llama_rows(c.task, norms=norms, attention=attention)
 
 
 def _gguf(c: Gemma3) -> list:
-    names = {"post_attention_norm": "norm.mixer_out", "post_ffw_norm": "norm.ffn_out", "attn_q_norm": "mixer.norm.q",
-             "attn_k_norm": "mixer.norm.k"}  # fmt: skip
+    names = {
+        "post_attention_norm": "norm.mixer_out",
+        "post_ffw_norm": "norm.ffn_out",
+        "attn_q_norm": "mixer.norm.q",
+        "attn_k_norm": "mixer.norm.k",
+    }
     outer = under("blk.{i}", "blocks.{i}", *(row(theirs, ours) for theirs, ours in names.items()))
     return [replace(r, ops=(PlusOne(),)) if "norm" in r.ours[0] else r for r in flat([decoder_rows(), outer])]
 
@@ -103,21 +114,39 @@ def _gguf(c: Gemma3) -> list:
 _PATTERN = ("sliding_window_pattern", "_sliding_window_pattern")
 HUBS = (
     Hub(
-        "gemma3_text", architectures={
-            "Gemma3ForCausalLM": {"task": "lm"}, "Gemma3TextModel": {"task": "none"},
-        }, base="model.", bare=("Gemma3TextModel",), weights=_weights, config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
-            *keys(num_key_value_heads="kv_heads", intermediate_size="hidden", max_position_embeddings="context"),
-            *keys(rms_norm_eps="eps", sliding_window="window", query_pre_attn_scalar="query_scale"),
-            key("hidden_activation", "act", ACTS), key("attention_bias", "bias", default=False),
-            Lens(("head_dim",), ("head_dim",), lambda c: {"head_dim": c.get("head_dim", 256)},
-                 lambda c: {"head_dim": c.head_dim or c.dim // c.heads}),
+        "gemma3_text",
+        architectures={
+            "Gemma3ForCausalLM": {"task": "lm"},
+            "Gemma3TextModel": {"task": "none"},
+        },
+        base="model.",
+        bare=("Gemma3TextModel",),
+        weights=_weights,
+        config=(
+            *STACK,
+            *keys(num_key_value_heads="kv_heads", max_position_embeddings="context"),
+            *keys(sliding_window="window", query_pre_attn_scalar="query_scale"),
+            key("hidden_activation", "act", ACTS),
+            key("attention_bias", "bias", default=False),
+            Lens(
+                ("head_dim",),
+                ("head_dim",),
+                lambda c: {"head_dim": c.get("head_dim", 256)},
+                lambda c: {"head_dim": c.head_dim or c.dim // c.heads},
+            ),
             layer_kinds(_PATTERN, 6, first=False),
             two_ropes(("rope_theta", 1e6), ("rope_local_base_freq", 1e4), stretches=True),
-            key("tie_word_embeddings", "tied", default=True), must("use_bidirectional_attention", False),
-            key("attention_dropout", "attention_dropout", default=0.0), must("final_logit_softcapping", None),
-            must("attn_logit_softcapping", None), quiet("cache_implementation", why="how decoding keeps its state"),
-        )),
-    Hub("gemma3", format="gguf", weights=_gguf,
-        config=(*decoder_config("gemma3"), key("gemma3.attention.sliding_window", "window"))),
-)  # fmt: skip
+            key("tie_word_embeddings", "tied", default=True),
+            must("use_bidirectional_attention", False),
+            must("final_logit_softcapping", None),
+            must("attn_logit_softcapping", None),
+            quiet("cache_implementation", why="how decoding keeps its state"),
+        ),
+    ),
+    Hub(
+        "gemma3",
+        format="gguf",
+        weights=_gguf,
+        config=(*decoder_config("gemma3"), key("gemma3.attention.sliding_window", "window")),
+    ),
+)

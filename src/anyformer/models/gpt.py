@@ -15,6 +15,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import key, keys
 from anyformer.hub.tables.gpt2 import layer_config, layer_rows, stored_masks
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._tasks import choose
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Tokens
 from anyformer.skeletons.decoder import CausalLM
 
@@ -36,6 +37,15 @@ class GPT:
     task: str = "lm"  # or none: hidden states alone
 
 
+def gpt(c: GPT) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
+    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.embed_dropout)
+    head = choose("gpt", "task", c.task, {"lm": Logits.of(vocab=c.vocab, tied=c.tied), "none": None})
+    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)
+
+
 SIZES = {
     "tiny": GPT(dim=32, depth=2, heads=4, vocab=128, context=64),
     "mini": GPT(dim=192, depth=4, heads=4, vocab=1024, context=256),
@@ -50,15 +60,6 @@ CASES = {
     "bare": {"task": "none"},
     "odd": {"dim": 30, "heads": 3, "hidden": 50, "vocab": 101, "depth": 3},
 }
-
-
-def gpt(c: GPT) -> Recipe:
-    norm = LayerNorm.of(eps=c.eps)
-    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
-    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
-    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.embed_dropout)
-    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
-    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)
 
 
 def _weights(c: GPT) -> list:

@@ -11,13 +11,12 @@ x ─ norm ─ MLP    MoE    MLP    MoE    MLP        MoE    MLP    MoE   ─(+)
 ```
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, key, keys, must, quiet
+from anyformer.hub.tables.config import key, must, quiet
+from anyformer.hub.tables.llama import ATTENTION, GATED_MLP, STACK
+from anyformer.hub.tables.mamba import MAMBA, mixer_rows, step_rank
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import Attention, Block, GatedMLP, Logits, Mamba, MoE, RMSNorm, Tokens, TopK
 from anyformer.skeletons.decoder import CausalLM
@@ -50,9 +49,34 @@ class Jamba:
     attention_dropout: float = 0.0
 
 
+def jamba(c: Jamba) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    mamba = Mamba.of(
+        hidden=c.expand * c.dim,
+        state=c.state,
+        rank=c.rank,
+        conv_kernel=c.conv_kernel,
+        bias=c.bias,
+        conv_bias=c.conv_bias,
+        norm=norm,
+    )
+    attention = Attention.of(heads=c.heads, kv_heads=c.kv_heads, bias=False, dropout=c.attention_dropout)
+    mlp = GatedMLP.of(hidden=c.hidden)
+    sparse = [i % c.experts_every == c.experts_from and c.experts > 1 for i in range(c.depth)]
+    balance = c.balance / max(1, sum(sparse))
+    moe = MoE.of(router=TopK.of(experts=c.experts, top=c.top, balance=balance), expert=mlp)
+    mixers = [attention if i % c.attention_every == c.attention_from else mamba for i in range(c.depth)]
+    blocks = [Block.of(mixer=m, ffn=moe if s else mlp, norm=norm) for m, s in zip(mixers, sparse, strict=True)]
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=c.context)
+
+
+_small = Jamba(dim=32, depth=3, heads=4, kv_heads=2, hidden=24, vocab=128, context=64, experts=4)
 SIZES = {
-    "tiny": Jamba(32, 3, 4, 2, 24, 128, 64, attention_every=3, attention_from=1, experts_from=0, experts=4, state=4),
-    "mini": Jamba(192, 4, 6, 2, 512, 1024, 512, attention_every=4, attention_from=2, experts=4),
+    "tiny": replace(_small, attention_every=3, attention_from=1, experts_from=0, state=4),
+    "mini": replace(
+        _small, dim=192, depth=4, heads=6, hidden=512, vocab=1024, context=512, attention_every=4, attention_from=2
+    ),
     "v0.1": Jamba(),
     "1.5-large": Jamba(dim=8192, depth=72, heads=64, hidden=24576),
 }
@@ -65,46 +89,23 @@ CASES = {
 }
 
 
-def jamba(c: Jamba) -> Recipe:
-    norm = RMSNorm.of(eps=c.eps)
-    mamba = Mamba.of(
-        hidden=c.expand * c.dim, state=c.state, rank=c.rank, conv_kernel=c.conv_kernel, bias=c.bias,
-        conv_bias=c.conv_bias, norm=norm,
-    )  # fmt: skip
-    attention = Attention.of(heads=c.heads, kv_heads=c.kv_heads, bias=False, dropout=c.attention_dropout)
-    mlp = GatedMLP.of(hidden=c.hidden)
-    sparse = [i % c.experts_every == c.experts_from and c.experts > 1 for i in range(c.depth)]
-    balance = c.balance / max(1, sum(sparse))
-    moe = MoE.of(router=TopK.of(experts=c.experts, top=c.top, balance=balance), expert=mlp)
-    mixers = [attention if i % c.attention_every == c.attention_from else mamba for i in range(c.depth)]
-    blocks = [Block.of(mixer=m, ffn=moe if s else mlp, norm=norm) for m, s in zip(mixers, sparse, strict=True)]
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
-    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=c.context)
-
-
 def _weights(c: Jamba) -> list:
-    mamba = {"in_proj": "into", "conv1d": "conv", "x_proj": "select", "dt_proj": "step", "A_log": "A_log", "D": "skip",
-             "out_proj": "out", "dt_layernorm": "norm.step", "b_layernorm": "norm.B",
-             "c_layernorm": "norm.C"}  # fmt: skip
-    gated = [row(f"{n}_proj", n) for n in ("gate", "up", "down")]
+    norms = {"dt_layernorm": "norm.step", "b_layernorm": "norm.B", "c_layernorm": "norm.C"}
+    experts = under("experts.{e}", "experts.{e}", *GATED_MLP)
     return [
         row("model.embed_tokens", "embed.tokens"),
         row("model.final_layernorm", "norm"),
         row("lm_head", "head.proj", tied="embed.tokens"),
         under(
-            "model.layers.{i}", "blocks.{i}",
-            row("input_layernorm", "norm.mixer"), row("pre_ff_layernorm", "norm.ffn"),
-            under("mamba", "mixer", *(row(theirs, ours) for theirs, ours in mamba.items())),
-            under("self_attn", "mixer", *(row(f"{n}_proj", n) for n in "qkvo")),
-            under("feed_forward", "ffn", *gated, row("router", "router.proj"),
-                  under("experts.{e}", "experts.{e}", *gated)),
+            "model.layers.{i}",
+            "blocks.{i}",
+            row("input_layernorm", "norm.mixer"),
+            row("pre_ff_layernorm", "norm.ffn"),
+            under("mamba", "mixer", *mixer_rows({**MAMBA, **norms})),
+            under("self_attn", "mixer", *ATTENTION),
+            under("feed_forward", "ffn", *GATED_MLP, row("router", "router.proj"), experts),
         ),
-    ]  # fmt: skip
-
-
-def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
-    rank = config.get("mamba_dt_rank", "auto")
-    return {"rank": None if rank in ("auto", math.ceil(config.get("hidden_size", 0) / 16)) else rank}
+    ]
 
 
 HUBS = (
@@ -113,23 +114,27 @@ HUBS = (
         architectures={"JambaForCausalLM": {}},
         weights=_weights,
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
-            *keys(intermediate_size="hidden", rms_norm_eps="eps"), must("hidden_act", "silu"),
-            key("num_key_value_heads", "kv_heads", default=8), key("tie_word_embeddings", "tied", default=False),
+            *STACK,
+            must("hidden_act", "silu"),
+            key("num_key_value_heads", "kv_heads", default=8),
+            key("tie_word_embeddings", "tied", default=False),
             key("max_position_embeddings", "context", default=262144),
             key("attn_layer_period", "attention_every", default=8),
             key("attn_layer_offset", "attention_from", default=4),
             key("expert_layer_period", "experts_every", default=2),
             key("expert_layer_offset", "experts_from", default=1),
-            key("num_experts", "experts", default=16), key("num_experts_per_tok", "top", default=2),
-            key("router_aux_loss_coef", "balance", default=0.001), key("mamba_d_state", "state", default=16),
-            key("mamba_expand", "expand", default=2), key("mamba_d_conv", "conv_kernel", default=4),
-            key("mamba_conv_bias", "conv_bias", default=True), key("mamba_proj_bias", "bias", default=False),
-            Lens(("mamba_dt_rank",), ("rank",), _rank, lambda c: {"mamba_dt_rank": c.rank or math.ceil(c.dim / 16)}),
-            key("attention_dropout", "attention_dropout", default=0.0),
+            key("num_experts", "experts", default=16),
+            key("num_experts_per_tok", "top", default=2),
+            key("router_aux_loss_coef", "balance", default=0.001),
+            key("mamba_d_state", "state", default=16),
+            key("mamba_expand", "expand", default=2),
+            key("mamba_d_conv", "conv_kernel", default=4),
+            key("mamba_conv_bias", "conv_bias", default=True),
+            key("mamba_proj_bias", "bias", default=False),
+            step_rank("mamba_dt_rank"),
             quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),
             quiet("use_mamba_kernels", "use_mambapy", "use_associative_scan", why="how it is computed"),
             quiet("num_logits_to_keep", why="for how many places logits are made; here all, or the last in decoding"),
         ),
     ),
-)  # fmt: skip
+)

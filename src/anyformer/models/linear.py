@@ -35,6 +35,15 @@ class LinearTransformer:
     dropout: float = 0.0
 
 
+def linear(c: LinearTransformer) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = LinearAttention.of(heads=c.heads, feature=c.feature)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
+    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.dropout)
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)
+
+
 SIZES = {
     "tiny": LinearTransformer(dim=32, depth=2, heads=4, hidden=48, vocab=128, context=64),
     "mini": LinearTransformer(dim=192, depth=4, hidden=768, vocab=1024, context=1024, tied=True),
@@ -52,12 +61,3 @@ ORACLE = (
     "f(q).f(k), written out over all pairs (tests/parts/test_linear.py)"
 )
 HUBS: tuple[Hub, ...] = ()
-
-
-def linear(c: LinearTransformer) -> Recipe:
-    norm = LayerNorm.of(eps=c.eps)
-    mixer = LinearAttention.of(heads=c.heads, feature=c.feature)
-    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
-    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.dropout)
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
-    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)

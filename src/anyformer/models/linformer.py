@@ -37,6 +37,25 @@ class Linformer:
     dropout: float = 0.0
 
 
+def linformer(c: Linformer) -> Recipe:
+    mixer = Mixer.of(
+        length=c.context,
+        rank=c.rank,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        shared=c.shared,
+        bias=False,
+        out_bias=True,
+    )
+    block = Block.of(
+        mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=LayerNorm.of(eps=c.eps), dropout=c.dropout
+    )
+    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.dropout)
+    head = Logits.of(vocab=c.vocab, bias=True)
+    return Encoder.of(c.dim, embed, [block] * c.depth, heads={"tokens": head}, context=c.context)
+
+
 SIZES = {
     "tiny": Linformer(dim=32, depth=2, heads=4, rank=7, hidden=48, vocab=128, context=64),
     "mini": Linformer(dim=192, depth=4, heads=4, rank=64, hidden=768, vocab=1024, context=256),
@@ -52,16 +71,3 @@ ORACLE = (
     "weights (tests/parts/test_peers.py)"
 )
 HUBS: tuple[Hub, ...] = ()
-
-
-def linformer(c: Linformer) -> Recipe:
-    mixer = Mixer.of(
-        length=c.context, rank=c.rank, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, shared=c.shared,
-        bias=False, out_bias=True,
-    )  # fmt: skip
-    block = Block.of(
-        mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=LayerNorm.of(eps=c.eps), dropout=c.dropout
-    )
-    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.dropout)
-    head = Logits.of(vocab=c.vocab, bias=True)
-    return Encoder.of(c.dim, embed, [block] * c.depth, heads={"tokens": head}, context=c.context)

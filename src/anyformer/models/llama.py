@@ -12,12 +12,13 @@ ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, Same, key, keys, quiet
+from anyformer.hub.tables.config import Same, key, keys, quiet
 from anyformer.hub.tables.gguf import decoder_config, decoder_rows
-from anyformer.hub.tables.llama import llama_config, llama_rows
+from anyformer.hub.tables.llama import llama_config, llama_rows, window_config
 from anyformer.hub.tables.weights import Hub, RotaryOrder
+from anyformer.models._tasks import choose
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
-from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
+from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN, longest
 from anyformer.skeletons.decoder import CausalLM
 
 
@@ -43,8 +44,27 @@ class Llama:
     task: str = "lm"  # or none: hidden states alone
 
 
+def llama(c: Llama) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    window = None if c.window is None else Window(c.window - 1)
+    mixer = Attention.of(
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        bias=c.bias,
+        mask=window,
+        dropout=c.attention_dropout,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+    )
+    block = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act, bias=c.ffn_bias), norm=norm)
+    head = choose("llama", "task", c.task, {"lm": Logits.of(vocab=c.vocab, tied=c.tied), "none": None})
+    context = longest(c.context, c.scaling)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=context)
+
+
 _llama3 = Llama(kv_heads=8, hidden=14336, vocab=128256, context=8192, theta=500000.0)
-_llama31 = replace(_llama3, context=131072, scaling=Llama3(8.0, 1.0, 4.0, 8192))
+_far = Llama3(factor=8.0, low=1.0, high=4.0, trained=8192)
+_llama31 = replace(_llama3, context=131072, scaling=_far)
 _tiny = Llama(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64)
 SIZES = {
     "tiny": _tiny,
@@ -55,16 +75,23 @@ SIZES = {
     "3-8b": _llama3,
     "3.1-8b": _llama31,
     "3.1-70b": replace(_llama31, dim=8192, depth=80, heads=64, hidden=28672),
-    "3.2-1b": replace(_llama31, dim=2048, depth=16, hidden=8192, tied=True, scaling=Llama3(32.0, 1.0, 4.0, 8192)),
+    "3.2-1b": replace(_llama31, dim=2048, depth=16, hidden=8192, tied=True, scaling=replace(_far, factor=32.0)),
     "mistral-7b": Llama(kv_heads=8, hidden=14336, context=32768, window=4096),
     "smollm2-135m": Llama(
         dim=576, depth=30, heads=9, kv_heads=3, hidden=1536, vocab=49152, context=8192, theta=100000.0, tied=True
     ),
 }
 PARAMETERS = {
-    "7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192, "3-8b": 8_030_261_248, "3.1-8b": 8_030_261_248,
-    "3.1-70b": 70_553_706_496, "3.2-1b": 1_235_814_400, "mistral-7b": 7_241_732_096, "smollm2-135m": 134_515_008,
-}  # fmt: skip
+    "7b": 6_738_415_616,
+    "13b": 13_015_864_320,
+    "70b": 68_976_648_192,
+    "3-8b": 8_030_261_248,
+    "3.1-8b": 8_030_261_248,
+    "3.1-70b": 70_553_706_496,
+    "3.2-1b": 1_235_814_400,
+    "mistral-7b": 7_241_732_096,
+    "smollm2-135m": 134_515_008,
+}
 CASES = {
     "tied": {"tied": True, "act": "gelu_tanh"},
     "wide heads": {"dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101, "bias": True, "ffn_bias": True},
@@ -72,23 +99,16 @@ CASES = {
     "linear": {"scaling": Linear(4.0)},
     "dynamic": {"scaling": Dynamic(2.0, 64)},
     "yarn": {"scaling": YaRN(4.0, 16)},
-    "yarn, DeepSeek": {"head_dim": 16, "scaling": YaRN(4.0, 512, 16.0, 2.0, None, 0.7, 0.3, False)},
-    "longrope": {"scaling": LongRope((1.0, 1.1, 1.3, 2.0), (1.5, 2.0, 4.0, 8.0), 8, 1.2)},
-    "llama3": {"scaling": Llama3(8.0, 1.0, 4.0, 16)},
+    "yarn, DeepSeek": {
+        "head_dim": 16,
+        "scaling": YaRN(
+            factor=4.0, trained=512, fast=16.0, slow=2.0, attention=None, mscale=0.7, mscale_all=0.3, truncate=False
+        ),
+    },
+    "longrope": {"scaling": LongRope(short=(1.0, 1.1, 1.3, 2.0), long=(1.5, 2.0, 4.0, 8.0), trained=8, attention=1.2)},
+    "llama3": {"scaling": Llama3(factor=8.0, low=1.0, high=4.0, trained=16)},
     "bare": {"task": "none"},
 }
-
-
-def llama(c: Llama) -> Recipe:
-    norm, window = RMSNorm.of(eps=c.eps), None if c.window is None else Window(c.window - 1)
-    mixer = Attention.of(
-        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=c.bias, mask=window, dropout=c.attention_dropout,
-        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
-    )  # fmt: skip
-    block = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act, bias=c.ffn_bias), norm=norm)
-    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
-    context = None if isinstance(c.scaling, Dynamic) else c.context  # dynamic scaling is made to go beyond
-    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=context)
 
 
 HUBS = (
@@ -99,10 +119,14 @@ HUBS = (
         bare=("LlamaModel",),
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
         weights=lambda c: llama_rows(c.task),
-        config=(*llama_config(), key("num_key_value_heads", "kv_heads", default=Same("heads")),
-                key("head_dim", "head_dim", default=None), key("attention_bias", "bias", default=False),
-                key("mlp_bias", "ffn_bias", default=False),
-                quiet("pretraining_tp", why="splits the same sums over devices")),
+        config=(
+            *llama_config(),
+            key("num_key_value_heads", "kv_heads", default=Same("heads")),
+            key("head_dim", "head_dim", default=None),
+            key("attention_bias", "bias", default=False),
+            key("mlp_bias", "ffn_bias", default=False),
+            quiet("pretraining_tp", why="splits the same sums over devices"),
+        ),
     ),
     Hub(
         "mistral",
@@ -110,10 +134,12 @@ HUBS = (
         base="model.",
         bare=("MistralModel",),
         weights=lambda c: llama_rows(c.task),
-        config=(*llama_config(), *keys(num_key_value_heads="kv_heads"), key("head_dim", "head_dim", default=None),
-                # null = none, and absent = 4096
-                Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window", 4096)},
-                     lambda c: {"sliding_window": c.window})),
+        config=(
+            *llama_config(),
+            *keys(num_key_value_heads="kv_heads"),
+            key("head_dim", "head_dim", default=None),
+            window_config(4096),
+        ),
     ),
     Hub(
         "llama",
@@ -121,4 +147,4 @@ HUBS = (
         weights=lambda c: decoder_rows(q=RotaryOrder(c.heads), k=RotaryOrder(c.kv_heads)),
         config=decoder_config("llama"),
     ),
-)  # fmt: skip
+)

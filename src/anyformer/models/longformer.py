@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import bert_rows
-from anyformer.hub.tables.config import ACTS, CLASSES, ONE_VALUE, Lens, key, keys, must, quiet
+from anyformer.hub.tables.bert import bert_rows, text_config
+from anyformer.hub.tables.config import ONE_VALUE, Lens, key, quiet
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._tasks import Top, choose
 from anyformer.parts import MLP, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens, Window
 from anyformer.parts.attention.global_tokens import GlobalAttention
 from anyformer.skeletons.encoder import GlobalEncoder
@@ -44,6 +45,28 @@ class Longformer:
     classes: int = 2
 
 
+def longformer(c: Longformer) -> Recipe:
+    windows = c.window if isinstance(c.window, tuple) else (c.window,) * c.depth
+    if len(windows) != c.depth or any(w % 2 or w < 2 for w in windows):
+        raise ValueError(f"window is an even number, or one for each of {c.depth} layers; got {c.window}")
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = GlobalAttention.of(heads=c.heads, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
+    blocks = [block.but({"mixer.mask": Window(w // 2, w // 2)}) for w in windows]
+    context = c.places - c.pad - 1
+    places = Learned.of(context=context, offset=c.pad + 1)
+    embed = Tokens.of(vocab=c.vocab, positions=places, types=c.types, norm=norm, dropout=c.dropout)
+    classes = Classifier.of(classes=c.classes, dropout=c.dropout, each=c.task == "tag")
+    tasks = {
+        "masked": Top({"mlm": MaskedLM.of(vocab=c.vocab, norm=norm)}),
+        "classify": Top({"classes": classes}, Pooler.of(dropout=c.dropout)),
+        "tag": Top({"classes": classes}),
+        "none": Top({}, Pooler.of()),
+    }
+    top, first = choose("longformer", "task", c.task, tasks), c.task == "classify"
+    return GlobalEncoder.of(c.dim, embed, blocks, pool=top.pool, heads=top.heads, context=context, first=first)
+
+
 SIZES = {
     "tiny": Longformer(dim=32, depth=2, heads=4, hidden=64, vocab=128, places=66, window=6),
     "mini": Longformer(dim=192, depth=4, heads=4, hidden=768, vocab=1024, places=1026, window=64),
@@ -58,32 +81,18 @@ CASES = {
 }
 
 
-def longformer(c: Longformer) -> Recipe:
-    norm, windows = LayerNorm.of(eps=c.eps), c.window if isinstance(c.window, tuple) else (c.window,) * c.depth
-    if len(windows) != c.depth or any(w % 2 or w < 2 for w in windows):
-        raise ValueError(f"window is an even number, or one for each of {c.depth} layers; got {c.window}")
-    mixer = GlobalAttention.of(heads=c.heads, dropout=c.attention_dropout)
-    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, wiring="post", dropout=c.dropout)
-    blocks = [block.but({"mixer.mask": Window(w // 2, w // 2)}) for w in windows]
-    context = c.places - c.pad - 1
-    places = Learned.of(context=context, offset=c.pad + 1)
-    embed = Tokens.of(vocab=c.vocab, positions=places, types=c.types, norm=norm, dropout=c.dropout)
-    classes = {"classes": Classifier.of(classes=c.classes, dropout=c.dropout, each=c.task == "tag")}
-    heads = {"masked": {"mlm": MaskedLM.of(vocab=c.vocab, norm=norm)}, "none": {}}.get(c.task, classes)
-    pool = {"classify": Pooler.of(dropout=c.dropout), "none": Pooler.of()}.get(c.task)
-    return GlobalEncoder.of(c.dim, embed, blocks, pool, heads, context, first=c.task == "classify")
-
-
 def _weights(c: Longformer) -> list:
     return [
         bert_rows("longformer", *(row(f"{n}_global", f"wide.{n[0]}") for n in ("query", "key", "value"))),
         under("lm_head", "heads.mlm", row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
         row("lm_head.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
         row("lm_head.decoder.bias", (), tied="heads.mlm.bias"),
-        *([row("classifier", "heads.classes.proj"), row("longformer.pooler.dense", "pool.dense")]
-          if c.task != "classify" else
-          [under("classifier", "", row("dense", "pool.dense"), row("out_proj", "heads.classes.proj"))]),
-    ]  # fmt: skip
+        *(
+            [row("classifier", "heads.classes.proj"), row("longformer.pooler.dense", "pool.dense")]
+            if c.task != "classify"
+            else [under("classifier", "", row("dense", "pool.dense"), row("out_proj", "heads.classes.proj"))]
+        ),
+    ]
 
 
 def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,21 +114,24 @@ def _no_gaps(config: Mapping[str, Any]) -> dict[str, Any]:
 
 HUBS = (
     Hub(
-        "longformer", base="longformer.", bare=("LongformerModel",), weights=_weights,
+        "longformer",
+        base="longformer.",
+        bare=("LongformerModel",),
+        weights=_weights,
         architectures={
-            "LongformerForMaskedLM": {"task": "masked"}, "LongformerForSequenceClassification": {"task": "classify"},
-            "LongformerForTokenClassification": {"task": "tag"}, "LongformerModel": {"task": "none"},
+            "LongformerForMaskedLM": {"task": "masked"},
+            "LongformerForSequenceClassification": {"task": "classify"},
+            "LongformerForTokenClassification": {"task": "tag"},
+            "LongformerModel": {"task": "none"},
         },
         ignore={"longformer.embeddings.position_ids": "0, 1, 2, …"},
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
-            *keys(intermediate_size="hidden", max_position_embeddings="places", type_vocab_size="types"),
-            Lens(("attention_window",), ("window",), _get_window, _put_window), key("hidden_act", "act", ACTS),
-            key("pad_token_id", "pad", default=1), key("layer_norm_eps", "eps", default=1e-12), CLASSES,
-            key("hidden_dropout_prob", "dropout", default=0.1), must("tie_word_embeddings", True),
-            key("attention_probs_dropout_prob", "attention_dropout", default=0.1),
+            *text_config(),
+            key("max_position_embeddings", "places"),
+            key("pad_token_id", "pad", default=1),
+            Lens(("attention_window",), ("window",), _get_window, _put_window),
             Lens(("attention_dilation",), (), _no_gaps, lambda c: {}, ONE_VALUE),
             quiet("onnx_export", "attention_mode", "ignore_attention_mask", why="how, not what"),
         ),
     ),
-)  # fmt: skip
+)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, key, keys, must, quiet
-from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.hub.tables.config import Lens, key, must, quiet
+from anyformer.hub.tables.mamba import MAMBA2, mamba_config, mamba_rows
+from anyformer.hub.tables.weights import Hub
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba2 as Mixer
 from anyformer.skeletons.decoder import CausalLM
@@ -41,6 +42,25 @@ class Mamba2:
     tied: bool = False
 
 
+def mamba2(c: Mamba2) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    mixer = Mixer.of(
+        heads=c.heads,
+        hidden=c.expand * c.dim,
+        state=c.state,
+        groups=c.groups,
+        conv_kernel=c.conv_kernel,
+        bias=c.bias,
+        conv_bias=c.conv_bias,
+        eps=c.eps,
+        shortest=c.shortest,
+        longest=c.longest,
+    )
+    block = Block.of(mixer=mixer, norm=norm)
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head)
+
+
 def _small(dim: int, depth: int) -> Mamba2:
     return Mamba2(dim=dim, depth=depth, heads=dim // 32, groups=1, vocab=50288, tied=True)
 
@@ -48,11 +68,11 @@ def _small(dim: int, depth: int) -> Mamba2:
 SIZES = {
     "tiny": Mamba2(dim=32, depth=2, heads=4, state=5, groups=2, vocab=128),
     "mini": Mamba2(dim=192, depth=4, heads=6, state=32, groups=1, vocab=1024, tied=True),
-    "130m": _small(768, 24),
-    "370m": _small(1024, 48),
-    "780m": _small(1536, 48),
-    "1.3b": _small(2048, 48),
-    "2.7b": _small(2560, 64),
+    "130m": _small(dim=768, depth=24),
+    "370m": _small(dim=1024, depth=48),
+    "780m": _small(dim=1536, depth=48),
+    "1.3b": _small(dim=2048, depth=48),
+    "2.7b": _small(dim=2560, depth=64),
     "codestral-7b": Mamba2(),
 }
 PARAMETERS = {
@@ -71,30 +91,7 @@ CASES = {
 }
 
 
-def mamba2(c: Mamba2) -> Recipe:
-    norm = RMSNorm.of(eps=c.eps)
-    mixer = Mixer.of(
-        heads=c.heads, hidden=c.expand * c.dim, state=c.state, groups=c.groups, conv_kernel=c.conv_kernel, bias=c.bias,
-        conv_bias=c.conv_bias, eps=c.eps, shortest=c.shortest, longest=c.longest,
-    )  # fmt: skip
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
-    return CausalLM.of(
-        c.dim, Tokens.of(vocab=c.vocab), [Block.of(mixer=mixer, norm=norm)] * c.depth, norm=norm, head=head
-    )
-
-
-def _weights(c: Mamba2) -> list:
-    names = {"in_proj": "into", "conv1d": "conv", "dt_bias": "step", "A_log": "A_log", "D": "skip", "norm": "norm"}
-    mixer = under("mixer", "mixer", *(row(a, b) for a, b in names.items()), row("out_proj", "out"))
-    return [
-        row("backbone.embeddings", "embed.tokens", also="backbone.embedding"),
-        row("backbone.norm_f", "norm"),
-        row("lm_head", "head.proj", tied="embed.tokens"),
-        under("backbone.layers.{i}", "blocks.{i}", row("norm", "norm.mixer"), mixer),
-    ]
-
-
-def _width(config: Mapping[str, Any]) -> dict[str, Any]:
+def _get_heads(config: Mapping[str, Any]) -> dict[str, Any]:
     heads, width = config.get("num_heads", 128), config.get("head_dim", 64)
     expand, dim = config.get("expand", 2), config["hidden_size"]
     if heads * width != expand * dim:
@@ -104,30 +101,35 @@ def _width(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": heads, "expand": expand}
 
 
-def _limits(config: Mapping[str, Any]) -> dict[str, Any]:
+def _put_heads(c: Mamba2) -> dict[str, Any]:
+    return {"num_heads": c.heads, "head_dim": c.expand * c.dim // c.heads, "expand": c.expand}
+
+
+def _get_limits(config: Mapping[str, Any]) -> dict[str, Any]:
     low, high = config.get("time_step_limit") or (0.0, float("inf"))
     endless = high in (float("inf"), {"__float__": "Infinity"}, "inf")
     return {"shortest": low, "longest": None if endless else high}
+
+
+def _put_limits(c: Mamba2) -> dict[str, Any]:
+    if (c.shortest, c.longest) == (0.0, None):
+        return {}
+    return {"time_step_limit": [c.shortest, float("inf") if c.longest is None else c.longest]}
 
 
 HUBS = (
     Hub(
         "mamba2",
         architectures={"Mamba2ForCausalLM": {}},
-        weights=_weights,
+        weights=lambda c: mamba_rows(MAMBA2),
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", state_size="state", conv_kernel="conv_kernel"),
-            *keys(vocab_size="vocab", layer_norm_epsilon="eps", use_bias="bias", use_conv_bias="conv_bias"),
-            *keys(n_groups="groups"), key("tie_word_embeddings", "tied", default=False), must("hidden_act", "silu"),
-            Lens(("num_heads", "head_dim", "expand"), ("heads", "expand"), _width, lambda c: {
-                 "num_heads": c.heads, "head_dim": c.expand * c.dim // c.heads, "expand": c.expand}),
-            Lens(("time_step_limit",), ("shortest", "longest"), _limits, lambda c: {} if (c.shortest, c.longest) == (
-                 0.0, None) else {"time_step_limit": [c.shortest, float("inf") if c.longest is None else c.longest]}),
-            quiet("residual_in_fp32", why="for half precision; here the stream has the type of the weights"),
-            quiet("rescale_prenorm_residual", "time_step_rank", *(f"time_step_{n}" for n in ("floor", "max", "min")),
-                  why="first weights, before training"),
-            must("norm_before_gate", False), must("rms_norm", True),
+            *mamba_config(tied=False),
+            key("n_groups", "groups"),
+            Lens(("num_heads", "head_dim", "expand"), ("heads", "expand"), _get_heads, _put_heads),
+            Lens(("time_step_limit",), ("shortest", "longest"), _get_limits, _put_limits),
+            must("norm_before_gate", False),
+            quiet("time_step_rank", why="first weights, before training"),
             quiet("chunk_size", why="how it is computed"),
         ),
     ),
-)  # fmt: skip
+)

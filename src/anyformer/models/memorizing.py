@@ -54,6 +54,25 @@ class Memorizing:
     dropout: float = 0.0
 
 
+def memorizing(c: Memorizing) -> Recipe:
+    if not 0 <= c.place < c.depth:
+        raise ValueError(f"memorizing: place is the number of a layer, 0 to {c.depth - 1}; got {c.place}")
+    norm = RMSNorm.of(eps=c.eps)
+    shared: dict[str, Any] = {"heads": c.heads, "head_dim": c.head_dim, "segment": c.segment, "memory": c.memory}
+    shared["bias"] = False
+    near = Block.of(
+        mixer=SegmentRecurrence.of(**shared),
+        ffn=MLP.of(hidden=c.hidden, act=c.act, bias=False),
+        norm=norm,
+        dropout=c.dropout,
+    )
+    old = near.but(mixer=NearestMemory.of(**shared, top=c.top, capacity=c.capacity, gate=c.gate, norm=norm))
+    blocks = [old if i == c.place else near for i in range(c.depth)]
+    bias = RelativeBias.of(heads=c.heads, buckets=c.buckets, far=c.far, causal=True)
+    head = Logits.of(vocab=c.vocab, tied=c.tied)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab, dropout=c.dropout), blocks, norm=norm, head=head, bias=bias)
+
+
 SIZES = {
     "tiny": Memorizing(
         dim=32,
@@ -85,20 +104,3 @@ ORACLE = (
     "(tests/parts/test_memory_peers.py)"
 )
 HUBS: tuple[Hub, ...] = ()
-
-
-def memorizing(c: Memorizing) -> Recipe:
-    if not 0 <= c.place < c.depth:
-        raise ValueError(f"memorizing: place is the number of a layer, 0 to {c.depth - 1}; got {c.place}")
-    norm = RMSNorm.of(eps=c.eps)
-    shared: dict[str, Any] = {"heads": c.heads, "head_dim": c.head_dim, "segment": c.segment, "memory": c.memory}
-    shared["bias"] = False
-    near = Block.of(
-        mixer=SegmentRecurrence.of(**shared), ffn=MLP.of(hidden=c.hidden, act=c.act, bias=False), norm=norm,
-        dropout=c.dropout,
-    )  # fmt: skip
-    old = near.but(mixer=NearestMemory.of(**shared, top=c.top, capacity=c.capacity, gate=c.gate, norm=norm))
-    blocks = [old if i == c.place else near for i in range(c.depth)]
-    bias = RelativeBias.of(heads=c.heads, buckets=c.buckets, far=c.far, causal=True)
-    head = Logits.of(vocab=c.vocab, tied=c.tied)
-    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab, dropout=c.dropout), blocks, norm=norm, head=head, bias=bias)

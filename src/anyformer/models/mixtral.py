@@ -15,11 +15,12 @@ logits, pools all layers before the product, which lets one layer's imbalance hi
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, key, keys, quiet
-from anyformer.hub.tables.llama import llama_config, llama_rows
+from anyformer.hub.tables.config import key, keys, quiet
+from anyformer.hub.tables.llama import llama_config, llama_rows, window_config
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._tasks import choose
 from anyformer.parts import Attention, Block, GatedMLP, Logits, MoE, RMSNorm, Rotary, Tokens, TopK, Window
-from anyformer.parts.positions import Linear, Scaling
+from anyformer.parts.positions import Linear, Scaling, longest
 from anyformer.skeletons.decoder import CausalLM
 
 
@@ -47,6 +48,28 @@ class Mixtral:
     task: str = "lm"  # or none: hidden states alone
 
 
+def mixtral(c: Mixtral) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    window = None if c.window is None else Window(c.window - 1)
+    mixer = Attention.of(
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        bias=False,
+        mask=window,
+        dropout=c.attention_dropout,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+    )
+    router = TopK.of(
+        experts=c.experts, top=c.top, renormalise=True, balance=c.balance / max(1, c.depth), jitter=c.jitter
+    )
+    ffn = MoE.of(router=router, expert=GatedMLP.of(hidden=c.hidden, act=c.act))
+    block = Block.of(mixer=mixer, ffn=ffn, norm=norm)
+    head = choose("mixtral", "task", c.task, {"lm": Logits.of(vocab=c.vocab, tied=c.tied), "none": None})
+    context = longest(c.context, c.scaling)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=context)
+
+
 _tiny = Mixtral(dim=32, depth=2, heads=4, kv_heads=2, hidden=24, experts=4, vocab=128, context=64)
 SIZES = {
     "tiny": _tiny,
@@ -64,24 +87,9 @@ CASES = {
 }
 
 
-def mixtral(c: Mixtral) -> Recipe:
-    norm, window = RMSNorm.of(eps=c.eps), None if c.window is None else Window(c.window - 1)
-    mixer = Attention.of(
-        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=False, mask=window, dropout=c.attention_dropout,
-        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
-    )  # fmt: skip
-    router = TopK.of(
-        experts=c.experts, top=c.top, renormalise=True, balance=c.balance / max(1, c.depth), jitter=c.jitter
-    )
-    ffn = MoE.of(router=router, expert=GatedMLP.of(hidden=c.hidden, act=c.act))
-    block = Block.of(mixer=mixer, ffn=ffn, norm=norm)
-    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
-    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), [block] * c.depth, norm=norm, head=head, context=c.context)
-
-
 def _weights(c: Mixtral) -> list:
     experts = under("experts.{e}", "experts.{e}", row("w1", "gate"), row("w3", "up"), row("w2", "down"))
-    return llama_rows(c.task, under("block_sparse_moe", "ffn", row("gate", "router.proj"), experts))
+    return llama_rows(c.task, ffn=under("block_sparse_moe", "ffn", row("gate", "router.proj"), experts))
 
 
 HUBS = (
@@ -93,12 +101,14 @@ HUBS = (
         ignore={"model.layers.{i}.self_attn.rotary_emb.inv_freq": "computed from rope_theta"},
         weights=_weights,
         config=(
-            *llama_config(theta=1000000.0), *keys(num_local_experts="experts", num_experts_per_tok="top"),
-            key("num_key_value_heads", "kv_heads", default=8), key("head_dim", "head_dim", default=None),
-            key("router_aux_loss_coef", "balance", default=0.001), key("router_jitter_noise", "jitter", default=0.0),
-            Lens(("sliding_window",), ("window",), lambda c: {"window": c.get("sliding_window")},
-                 lambda c: {"sliding_window": c.window}),
+            *llama_config(theta=1000000.0),
+            *keys(num_local_experts="experts", num_experts_per_tok="top"),
+            key("num_key_value_heads", "kv_heads", default=8),
+            key("head_dim", "head_dim", default=None),
+            key("router_aux_loss_coef", "balance", default=0.001),
+            key("router_jitter_noise", "jitter", default=0.0),
+            window_config(None),
             quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),
         ),
     ),
-)  # fmt: skip
+)

@@ -20,10 +20,11 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import drop
 from anyformer.core.recipe import Recipe
-from anyformer.core.slots import FeedForward, Head, Norm
+from anyformer.core.slots import FeedForward, Norm
 from anyformer.hub.tables.config import ACTS, CLASSES, NO_PAD, key, keys, quiet
 from anyformer.hub.tables.rope import layer_kinds, two_ropes
 from anyformer.hub.tables.weights import Hub, Split, row, under
+from anyformer.models._tasks import Top, choose
 from anyformer.parts import Attention, Block, Classifier, GatedMLP, LayerNorm, Logits, Rotary, Tokens, Window
 from anyformer.parts.heads import Dense, First, Mean, Through
 from anyformer.skeletons.encoder import Encoder
@@ -59,22 +60,6 @@ class ModernBert:
     head_act: str = "gelu"
 
 
-_tiny = ModernBert(32, 3, 4, 48, vocab=128, context=64, theta=1e4, local_theta=1e3, window=8, every=2)
-SIZES = {
-    "tiny": _tiny,
-    "mini": replace(_tiny, dim=192, depth=4, hidden=320, vocab=1024, context=512, window=64, every=3),
-    "base": ModernBert(),
-    "large": ModernBert(dim=1024, depth=28, heads=16, hidden=2624),
-}
-PARAMETERS = {"base": 149_655_232, "large": 395_881_664}
-CASES = {
-    "biases": {"bias": True, "mlp_bias": True, "norm_bias": True, "dense_bias": True, "head_act": "relu"},
-    "untied": {"tied": False, "vocab_bias": False, "window": 5, "depth": 5, "every": 3},
-    "classify": {"task": "classify", "classes": 5, "head_act": "silu"},
-    "mean": {"task": "classify", "pool": "mean", "dense_bias": True, "norm_bias": True},
-    "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3, "every": 1},
-    "none": {"task": "none", "vocab": 101, "eps": 1e-3, "act": "silu"},
-}  # fmt: skip
 POOLS = {"cls": First.of(), "mean": Mean.of()}
 
 
@@ -108,13 +93,37 @@ def modernbert(c: ModernBert) -> Recipe:
     blocks = [wide.but(mixer=near) if i % c.every else wide.but(opens=not i) for i in range(c.depth)]
     dense = Dense.of(norm=norm, act=c.head_act, bias=c.dense_bias)
     classes = Classifier.of(classes=c.classes, dropout=c.classifier_dropout, each=c.task == "tag")
-    heads: dict[str, dict[str, Recipe[Head]]] = {
-        "masked": {"mlm": Through.of(first=dense, then=Logits.of(vocab=c.vocab, tied=c.tied, bias=c.vocab_bias))},
-        "classify": {"classes": classes}, "tag": {"classes": Through.of(first=dense, then=classes)}, "none": {},
-    }  # fmt: skip
-    pool = Through.of(first=POOLS[c.pool], then=dense) if c.task == "classify" else None
+    tokens = Logits.of(vocab=c.vocab, tied=c.tied, bias=c.vocab_bias)
+    first = choose("modernbert", "pool", c.pool, POOLS)
+    tasks = {
+        "masked": Top({"mlm": Through.of(first=dense, then=tokens)}),
+        "classify": Top({"classes": classes}, Through.of(first=first, then=dense)),
+        "tag": Top({"classes": Through.of(first=dense, then=classes)}),
+        "none": Top({}),
+    }
+    top = choose("modernbert", "task", c.task, tasks)
     embed = Tokens.of(vocab=c.vocab, norm=norm, dropout=c.dropout)
-    return Encoder.of(c.dim, embed, blocks, norm, pool, heads[c.task], c.context)
+    return Encoder.of(c.dim, embed, blocks, norm=norm, pool=top.pool, heads=top.heads, context=c.context)
+
+
+_tiny = ModernBert(
+    dim=32, depth=3, heads=4, hidden=48, vocab=128, context=64, theta=1e4, local_theta=1e3, window=8, every=2
+)
+SIZES = {
+    "tiny": _tiny,
+    "mini": replace(_tiny, dim=192, depth=4, hidden=320, vocab=1024, context=512, window=64, every=3),
+    "base": ModernBert(),
+    "large": ModernBert(dim=1024, depth=28, heads=16, hidden=2624),
+}
+PARAMETERS = {"base": 149_655_232, "large": 395_881_664}
+CASES = {
+    "biases": {"bias": True, "mlp_bias": True, "norm_bias": True, "dense_bias": True, "head_act": "relu"},
+    "untied": {"tied": False, "vocab_bias": False, "window": 5, "depth": 5, "every": 3},
+    "classify": {"task": "classify", "classes": 5, "head_act": "silu"},
+    "mean": {"task": "classify", "pool": "mean", "dense_bias": True, "norm_bias": True},
+    "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3, "every": 1},
+    "none": {"task": "none", "vocab": 101, "eps": 1e-3, "act": "silu"},
+}
 
 
 def _weights(c: ModernBert) -> list:
@@ -123,31 +132,47 @@ def _weights(c: ModernBert) -> list:
     return [
         under("model.embeddings", "embed", row("tok_embeddings", "tokens"), row("norm", "norm")),
         under(
-            "model.layers.{i}", "blocks.{i}", row("attn_norm", "norm.mixer"), row("mlp_norm", "norm.ffn"),
-            row("attn.Wqkv", ("mixer.q", "mixer.k", "mixer.v"), Split()), row("attn.Wo", "mixer.o"),
-            row("mlp.Wi", ("ffn.gate", "ffn.up"), Split()), row("mlp.Wo", "ffn.down"),
+            "model.layers.{i}",
+            "blocks.{i}",
+            row("attn_norm", "norm.mixer"),
+            row("mlp_norm", "norm.ffn"),
+            row("attn.Wqkv", ("mixer.q", "mixer.k", "mixer.v"), Split()),
+            row("attn.Wo", "mixer.o"),
+            row("mlp.Wi", ("ffn.gate", "ffn.up"), Split()),
+            row("mlp.Wo", "ffn.down"),
         ),
-        row("model.final_norm", "norm"), under("head", read, row("dense", "dense"), row("norm", "norm")),
+        row("model.final_norm", "norm"),
+        under("head", read, row("dense", "dense"), row("norm", "norm")),
         row("decoder.weight", "heads.mlm.then.proj.weight", tied="embed.tokens.weight"),
-        row("decoder.bias", "heads.mlm.then.bias"), row("classifier", classes),
-    ]  # fmt: skip
+        row("decoder.bias", "heads.mlm.then.bias"),
+        row("classifier", classes),
+    ]
 
 
 HUBS = (
     Hub(
-        "modernbert", base="model.", bare=("ModernBertModel",), weights=_weights,
+        "modernbert",
+        base="model.",
+        bare=("ModernBertModel",),
+        weights=_weights,
         architectures={
-            "ModernBertForMaskedLM": {"task": "masked"}, "ModernBertForSequenceClassification": {"task": "classify"},
-            "ModernBertForTokenClassification": {"task": "tag"}, "ModernBertModel": {"task": "none"},
+            "ModernBertForMaskedLM": {"task": "masked"},
+            "ModernBertForSequenceClassification": {"task": "classify"},
+            "ModernBertForTokenClassification": {"task": "tag"},
+            "ModernBertModel": {"task": "none"},
         },
         config=(
             *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", vocab_size="vocab"),
             *keys(intermediate_size="hidden", max_position_embeddings="context", norm_eps="eps", norm_bias="norm_bias"),
             *keys(local_attention="window", attention_bias="bias", mlp_bias="mlp_bias", decoder_bias="vocab_bias"),
             *keys(classifier_bias="dense_bias", embedding_dropout="dropout", attention_dropout="attention_dropout"),
-            *keys(mlp_dropout="mlp_dropout", classifier_dropout="classifier_dropout"), CLASSES, NO_PAD,
-            key("classifier_pooling", "pool", {pool: pool for pool in POOLS}), key("hidden_activation", "act", ACTS),
-            key("classifier_activation", "head_act", ACTS), key("tie_word_embeddings", "tied", default=True),
+            *keys(mlp_dropout="mlp_dropout", classifier_dropout="classifier_dropout"),
+            CLASSES,
+            NO_PAD,
+            key("classifier_pooling", "pool", {pool: pool for pool in POOLS}),
+            key("hidden_activation", "act", ACTS),
+            key("classifier_activation", "head_act", ACTS),
+            key("tie_word_embeddings", "tied", default=True),
             layer_kinds(("global_attn_every_n_layers",), 3, first=True),
             two_ropes(("global_rope_theta", 160000.0), ("local_rope_theta", 10000.0), stretches=False),
             quiet("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", why="how, not what"),
@@ -156,4 +181,4 @@ HUBS = (
             quiet("initializer_cutoff_factor", why="first weights, before training"),
         ),
     ),
-)  # fmt: skip
+)

@@ -38,6 +38,17 @@ class Performer:
     dropout: float = 0.0
 
 
+def performer(c: Performer) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = Favor.of(
+        heads=c.heads, head_dim=c.head_dim, features=c.features, feature=c.feature, eps=c.feature_eps, bias=c.bias
+    )
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
+    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.dropout)
+    head = Logits.of(vocab=c.vocab, tied=c.tied, bias=not c.tied)
+    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)
+
+
 SIZES = {
     "tiny": Performer(dim=32, depth=2, heads=4, hidden=48, vocab=128, context=64),
     "mini": Performer(dim=192, depth=4, hidden=768, vocab=1024, context=1024, tied=True),
@@ -54,14 +65,3 @@ ORACLE = (
     "same weights and random features (tests/parts/test_peers.py)"
 )
 HUBS: tuple[Hub, ...] = ()
-
-
-def performer(c: Performer) -> Recipe:
-    norm = LayerNorm.of(eps=c.eps)
-    mixer = Favor.of(
-        heads=c.heads, head_dim=c.head_dim, features=c.features, feature=c.feature, eps=c.feature_eps, bias=c.bias
-    )
-    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
-    embed = Tokens.of(vocab=c.vocab, positions=Learned.of(context=c.context), dropout=c.dropout)
-    head = Logits.of(vocab=c.vocab, tied=c.tied, bias=not c.tied)
-    return CausalLM.of(c.dim, embed, [block] * c.depth, norm=norm, head=head, context=c.context)

@@ -22,8 +22,9 @@ from anyformer.hub.tables.config import Lens, keys, must
 from anyformer.hub.tables.gguf import decoder_config, decoder_rows
 from anyformer.hub.tables.llama import llama_config, llama_rows
 from anyformer.hub.tables.weights import Hub
+from anyformer.models._tasks import choose
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
-from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN
+from anyformer.parts.positions import Dynamic, Linear, Scaling, YaRN, longest
 from anyformer.skeletons.decoder import CausalLM
 
 
@@ -48,6 +49,26 @@ class Qwen2:
     task: str = "lm"  # or none: hidden states alone
 
 
+def qwen2(c: Qwen2) -> Recipe:
+    norm = RMSNorm.of(eps=c.eps)
+    window = None if c.window is None else Window(c.window - 1)
+    mixer = Attention.of(
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        bias=True,
+        out_bias=False,
+        dropout=c.attention_dropout,
+        positions=Rotary.of(theta=c.theta, scaling=c.scaling),
+    )
+    wide = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm)
+    near = wide.but(mixer=mixer.but(mask=window))
+    blocks = [wide if i < c.window_from else near for i in range(c.depth)]
+    head = choose("qwen2", "task", c.task, {"lm": Logits.of(vocab=c.vocab, tied=c.tied), "none": None})
+    context = longest(c.context, c.scaling)
+    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=context)
+
+
 _tiny = Qwen2(dim=32, depth=2, heads=4, kv_heads=2, hidden=48, vocab=128, context=64, theta=10000.0, window_from=1)
 SIZES = {
     "tiny": _tiny,
@@ -66,22 +87,13 @@ CASES = {
     "linear": {"scaling": Linear(4.0)},
     "dynamic": {"scaling": Dynamic(2.0, 64)},
     "yarn": {"scaling": YaRN(4.0, 16)},
-    "yarn, every parameter": {"head_dim": 16, "scaling": YaRN(4.0, 512, 16.0, 2.0, None, 0.7, 0.3, False)},
+    "yarn, every parameter": {
+        "head_dim": 16,
+        "scaling": YaRN(
+            factor=4.0, trained=512, fast=16.0, slow=2.0, attention=None, mscale=0.7, mscale_all=0.3, truncate=False
+        ),
+    },
 }
-
-
-def qwen2(c: Qwen2) -> Recipe:
-    norm, window = RMSNorm.of(eps=c.eps), None if c.window is None else Window(c.window - 1)
-    mixer = Attention.of(
-        heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, bias=True, out_bias=False,
-        dropout=c.attention_dropout, positions=Rotary.of(theta=c.theta, scaling=c.scaling),
-    )  # fmt: skip
-    wide = Block.of(mixer=mixer, ffn=GatedMLP.of(hidden=c.hidden, act=c.act), norm=norm)
-    near = wide.but(mixer=mixer.but(mask=window))
-    blocks = [wide if i < c.window_from else near for i in range(c.depth)]
-    head = Logits.of(vocab=c.vocab, tied=c.tied) if c.task == "lm" else None
-    context = None if isinstance(c.scaling, Dynamic) else c.context  # dynamic scaling is made to go beyond
-    return CausalLM.of(c.dim, Tokens.of(vocab=c.vocab), blocks, norm=norm, head=head, context=context)
 
 
 def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,11 +116,15 @@ def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"window": window, "window_from": first}
 
 
-_WINDOW = Lens(
-    ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), ("window", "window_from"),
-    _get_window, lambda c: {"use_sliding_window": c.window is not None, "sliding_window": c.window,
-                           "max_window_layers": c.window_from},
-)  # fmt: skip
+def _put_window(c: Qwen2) -> dict[str, Any]:
+    return {
+        "use_sliding_window": c.window is not None,
+        "sliding_window": c.window,
+        "max_window_layers": c.window_from,
+    }
+
+
+_WINDOW = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 HUBS = (
     Hub(
         "qwen2",
@@ -117,10 +133,17 @@ HUBS = (
         bare=("Qwen2Model",),
         weights=lambda c: llama_rows(c.task),
         config=(
-            *llama_config(), *keys(num_key_value_heads="kv_heads"), _WINDOW, must("use_mrope", False),
-            Lens(("head_dim",), ("head_dim",), lambda c: {"head_dim": c.get("head_dim")},  # null is no value there
-                 lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim}),
+            *llama_config(),
+            *keys(num_key_value_heads="kv_heads"),
+            Lens(_WINDOW, ("window", "window_from"), _get_window, _put_window),
+            must("use_mrope", False),
+            Lens(
+                ("head_dim",),
+                ("head_dim",),
+                lambda c: {"head_dim": c.get("head_dim")},  # null is no value there
+                lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim},
+            ),
         ),
     ),
     Hub("qwen2", format="gguf", weights=lambda c: decoder_rows(), config=decoder_config("qwen2")),
-)  # fmt: skip
+)

@@ -17,6 +17,7 @@ transformers then takes the number from the first text that it meets. With `hash
 random there; here they are random in training, and always the same ones in evaluation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import ACTS, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, Thin, row, under
+from anyformer.models._tasks import choose
 from anyformer.parts import Axial, LayerNorm, Learned, LocalAttention, Logits, LSHAttention
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
@@ -53,103 +55,217 @@ class Reformer:
     task: str = "lm"  # "masked" and "none" see both ways
 
 
-_tiny = Reformer(32, ("local", "lsh"), 4, 8, 48, "relu", 128, 96, (8, 12, 8, 24), (24, 1, 0), (24, 1, 0), 1, (6,), 3)
-_grid, _layers = (128, 512, 256, 768), ("local", "local", "lsh", "local") * 3
-SIZES = {
-    "tiny": _tiny, "crime-and-punishment": Reformer(),
-    "mini": Reformer(192, ("local", "lsh") * 2, 4, 48, 768, "relu", 1024, 256, (16, 16, 64, 128), buckets=(8,)),
-    "enwik8": Reformer(1024, _layers, 8, 128, 4096, "relu", 258, 65536, _grid, (128, 1, 0), (256, 1, 0), 4, (512,)),
-}  # fmt: skip
-PARAMETERS = {"crime-and-punishment": 2_748_224, "enwik8": 149_182_722}
-CASES = {
-    "masked": {"task": "masked", "axial": None, "context": 128, "local": (20, 1, 1), "lsh": (40, 1, 1), "rounds": 3,
-               "buckets": (4, 2), "chunk": 1},
-    "hidden": {"task": "none", "layers": ("lsh",), "lsh": (24, 0, 0), "dim": 30, "axial": (8, 12, 9, 21), "heads": 3},
-    "local": {"layers": ("local",) * 3, "vocab": 101, "local": (24, 0, 0), "eps": 0.1, "axial": None},
-}  # fmt: skip
-
-
 def reformer(c: Reformer) -> Recipe:
     check_option("reformer", "task", c.task, ("lm", "masked", "none"))
     if c.task == "lm" and (c.local[2] or c.lsh[2]):
         raise ValueError(f"reformer: a decoder sees no chunk after its own; got local={c.local}, lsh={c.lsh}")
     if c.axial is not None and (held := c.axial[0] * c.axial[1]) < c.context:
         raise ValueError(f"reformer: axial={c.axial} are {held} places, fewer than the context of {c.context}")
-    norm, fill = LayerNorm.of(eps=c.eps), c.lsh[0] if "lsh" in c.layers else None
-    local = LocalAttention.of(c.heads, c.head_dim, *c.local, fill, dropout=c.local_dropout)
-    lsh = LSHAttention.of(c.heads, c.head_dim, *c.lsh, c.rounds, c.buckets, c.hash_seed, dropout=c.lsh_dropout)
-    ffn, blocks = ChunkedMLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout, chunk=c.chunk), []
-    for kind in c.layers:
-        check_option("reformer", "layers", kind, ("local", "lsh"))
-        blocks.append(ReversibleBlock.of(lsh if kind == "lsh" else local, ffn, norm, dropout=c.dropout))
+    size, before, after = c.local
+    local = LocalAttention.of(
+        heads=c.heads, head_dim=c.head_dim, size=size, before=before, after=after, dropout=c.local_dropout
+    )
+    size, before, after = c.lsh
+    lsh = LSHAttention.of(
+        heads=c.heads, head_dim=c.head_dim, size=size, before=before, after=after, dropout=c.lsh_dropout
+    )
+    mixers = {
+        "local": local.but(fill=c.lsh[0] if "lsh" in c.layers else None),
+        "lsh": lsh.but(rounds=c.rounds, buckets=c.buckets, seed=c.hash_seed),
+    }
+    norm = LayerNorm.of(eps=c.eps)
+    ffn = ChunkedMLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout, chunk=c.chunk)
+    kinds = [choose("reformer", "layers", kind, mixers) for kind in c.layers]
+    blocks = [ReversibleBlock.of(mixer=mixer, ffn=ffn, norm=norm, dropout=c.dropout) for mixer in kinds]
     places = Learned.of(context=c.context) if c.axial is None else Axial.of(shape=c.axial[:2], widths=c.axial[2:])
-    embed, head = TwoStreams.of(vocab=c.vocab, positions=places, dropout=c.dropout), Logits.of(vocab=c.vocab, bias=True)
+    embed = TwoStreams.of(vocab=c.vocab, positions=places, dropout=c.dropout)
+    head = Logits.of(vocab=c.vocab, bias=True)
     same: dict[str, Any] = {"norm": norm, "dropout": c.dropout, "context": c.context}
     if c.task == "lm":
         return ReversibleLM.of(2 * c.dim, embed, blocks, head=head, **same)
-    return ReversibleEncoder.of(2 * c.dim, embed, blocks, heads={"tokens": head} if c.task == "masked" else {}, **same)
+    heads = {"tokens": head} if c.task == "masked" else {}
+    return ReversibleEncoder.of(2 * c.dim, embed, blocks, heads=heads, **same)
+
+
+_tiny = Reformer(
+    dim=32,
+    layers=("local", "lsh"),
+    heads=4,
+    head_dim=8,
+    hidden=48,
+    vocab=128,
+    context=96,
+    axial=(8, 12, 8, 24),
+    local=(24, 1, 0),
+    lsh=(24, 1, 0),
+    buckets=(6,),
+    hash_seed=3,
+)
+_mini = Reformer(
+    dim=192,
+    layers=("local", "lsh") * 2,
+    heads=4,
+    head_dim=48,
+    hidden=768,
+    vocab=1024,
+    context=256,
+    axial=(16, 16, 64, 128),
+    buckets=(8,),
+)
+_enwik8 = Reformer(
+    dim=1024,
+    layers=("local", "local", "lsh", "local") * 3,
+    heads=8,
+    head_dim=128,
+    hidden=4096,
+    vocab=258,
+    context=65536,
+    axial=(128, 512, 256, 768),
+    local=(128, 1, 0),
+    lsh=(256, 1, 0),
+    rounds=4,
+    buckets=(512,),
+)
+SIZES = {"tiny": _tiny, "crime-and-punishment": Reformer(), "mini": _mini, "enwik8": _enwik8}
+PARAMETERS = {"crime-and-punishment": 2_748_224, "enwik8": 149_182_722}
+CASES = {
+    "masked": {
+        "task": "masked",
+        "axial": None,
+        "context": 128,
+        "local": (20, 1, 1),
+        "lsh": (40, 1, 1),
+        "rounds": 3,
+        "buckets": (4, 2),
+        "chunk": 1,
+    },
+    "hidden": {"task": "none", "layers": ("lsh",), "lsh": (24, 0, 0), "dim": 30, "axial": (8, 12, 9, 21), "heads": 3},
+    "local": {"layers": ("local",) * 3, "vocab": 101, "local": (24, 0, 0), "eps": 0.1, "axial": None},
+}
 
 
 def _weights(c: Reformer) -> list:
     head, inner = "head" if c.task == "lm" else "heads.tokens", "attention.self_attention"
     return [
-        row("reformer.embeddings.word_embeddings", "embed.tokens"), row("reformer.encoder.layer_norm", "norm"),
-        under("reformer.embeddings.position_embeddings", "embed.positions", row("embedding", ""),
-              row("weights.0", "rows", Thin(1)), row("weights.1", "columns", Thin(0))),
-        under("reformer.encoder.layers.{i}", "blocks.{i}",
-              row("attention.layer_norm", "norm.mixer"), row("feed_forward.layer_norm", "norm.ffn"),
-              row(f"{inner}.query_key", "mixer.qk"), row(f"{inner}.query", "mixer.q"), row(f"{inner}.key", "mixer.k"),
-              row(f"{inner}.value", "mixer.v"), row("attention.output.dense", "mixer.o"),
-              row("feed_forward.dense.dense", "ffn.up"), row("feed_forward.output.dense", "ffn.down")),
-        row("lm_head.decoder", f"{head}.proj"), row("lm_head.bias", f"{head}.bias"),
+        row("reformer.embeddings.word_embeddings", "embed.tokens"),
+        row("reformer.encoder.layer_norm", "norm"),
+        under(
+            "reformer.embeddings.position_embeddings",
+            "embed.positions",
+            row("embedding", ""),
+            row("weights.0", "rows", Thin(1)),
+            row("weights.1", "columns", Thin(0)),
+        ),
+        under(
+            "reformer.encoder.layers.{i}",
+            "blocks.{i}",
+            row("attention.layer_norm", "norm.mixer"),
+            row("feed_forward.layer_norm", "norm.ffn"),
+            row(f"{inner}.query_key", "mixer.qk"),
+            row(f"{inner}.query", "mixer.q"),
+            row(f"{inner}.key", "mixer.k"),
+            row(f"{inner}.value", "mixer.v"),
+            row("attention.output.dense", "mixer.o"),
+            row("feed_forward.dense.dense", "ffn.up"),
+            row("feed_forward.output.dense", "ffn.down"),
+        ),
+        row("lm_head.decoder", f"{head}.proj"),
+        row("lm_head.bias", f"{head}.bias"),
         row("lm_head.decoder.bias", (), tied=f"{head}.bias"),
-    ]  # fmt: skip
+    ]
 
 
 def _chunks(kind: str) -> Lens:
+    """The entry for the chunks of one kind of attention: their length, and how many are seen before and after."""
     names = tuple(f"{kind}_{n}" for n in ("attn_chunk_length", "num_chunks_before", "num_chunks_after"))
-    get = lambda c: {kind: (c.get(names[0], 64), c.get(names[1], 1), c.get(names[2], 0))}  # noqa: E731
-    return Lens(names, (kind,), get, lambda c: dict(zip(names, getattr(c, kind), strict=True)))
+
+    def get(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {kind: tuple(config.get(name, usual) for name, usual in zip(names, (64, 1, 0), strict=True))}
+
+    def put(c: Reformer) -> dict[str, Any]:
+        return dict(zip(names, getattr(c, kind), strict=True))
+
+    return Lens(names, (kind,), get, put)
 
 
-def _buckets(c: Any) -> dict[str, Any]:
-    if (found := c.get("num_buckets")) is None:
+def _get_buckets(config: Mapping[str, Any]) -> dict[str, Any]:
+    if (found := config.get("num_buckets")) is None:
         raise ValueError("config key 'num_buckets' is null: write how many, about 2 x tokens / lsh_attn_chunk_length")
     return {"buckets": (found,) if isinstance(found, int) else tuple(found)}
 
 
-def _direction(c: Any) -> dict[str, Any]:
-    if bool(c.get("is_decoder")) == ("LMHead" in str(c.get("architectures") or "LMHead")):
+def _put_buckets(c: Reformer) -> dict[str, Any]:
+    return {"num_buckets": list(c.buckets) if len(c.buckets) > 1 else c.buckets[0]}
+
+
+def _get_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"layers": tuple(config.get("attn_layers", ("local", "lsh") * 3))}
+
+
+def _put_layers(c: Reformer) -> dict[str, Any]:
+    return {"attn_layers": list(c.layers), "num_hidden_layers": len(c.layers)}
+
+
+GRID = ("axial_pos_embds", "axial_pos_shape", "axial_pos_embds_dim")
+
+
+def _get_grid(config: Mapping[str, Any]) -> dict[str, Any]:
+    there, shape, widths = GRID
+    if not config.get(there, True):
+        return {"axial": None}
+    return {"axial": (*config.get(shape, (64, 64)), *config.get(widths, (64, 192)))}
+
+
+def _put_grid(c: Reformer) -> dict[str, Any]:
+    there, shape, widths = GRID
+    return {there: True, shape: c.axial[:2], widths: c.axial[2:]} if c.axial else {there: False}
+
+
+def _get_chunk(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"chunk": config.get("chunk_size_feed_forward") or None}
+
+
+def _put_chunk(c: Reformer) -> dict[str, Any]:
+    return {"chunk_size_feed_forward": c.chunk or 0}
+
+
+def _direction(config: Mapping[str, Any]) -> dict[str, Any]:
+    found, names = config.get("is_decoder"), config.get("architectures")
+    if bool(found) == ("LMHead" in str(names or "LMHead")):
         return {}
-    raise ValueError(f"config key 'is_decoder' is {c.get('is_decoder')!r}, which is not for {c.get('architectures')}")
+    raise ValueError(f"config key 'is_decoder' is {found!r}, which is not for {names}")
 
 
-FFN, GRID = "chunk_size_feed_forward", ("axial_pos_embds", "axial_pos_shape", "axial_pos_embds_dim")
 HUBS = (
     Hub(
         "reformer",
-        base="reformer.", bare=("ReformerModel",), weights=_weights, architectures={"ReformerModelWithLMHead": {
-            "task": "lm"}, "ReformerForMaskedLM": {"task": "masked"}, "ReformerModel": {"task": "none"}},
+        architectures={
+            "ReformerModelWithLMHead": {"task": "lm"},
+            "ReformerForMaskedLM": {"task": "masked"},
+            "ReformerModel": {"task": "none"},
+        },
+        base="reformer.",
+        bare=("ReformerModel",),
+        weights=_weights,
         config=(
             *keys(hidden_size="dim", num_attention_heads="heads", attention_head_size="head_dim", vocab_size="vocab"),
             *keys(feed_forward_size="hidden", max_position_embeddings="context", num_hashes="rounds"),
-            *keys(local_attention_probs_dropout_prob="local_dropout", hidden_dropout_prob="dropout"), _chunks("local"),
-            *keys(lsh_attention_probs_dropout_prob="lsh_dropout", layer_norm_eps="eps"), _chunks("lsh"),
-            key("hash_seed", "hash_seed", default=None), key("hidden_act", "act", ACTS, default="relu"),
-            Lens(("attn_layers", "num_hidden_layers"), ("layers",),
-                 lambda c: {"layers": tuple(c.get("attn_layers", ("local", "lsh") * 3))},
-                 lambda c: {"attn_layers": list(c.layers), "num_hidden_layers": len(c.layers)}),
-            Lens(("num_buckets",), ("buckets",), _buckets,
-                 lambda c: {"num_buckets": list(c.buckets) if len(c.buckets) > 1 else c.buckets[0]}),
-            Lens(GRID, ("axial",), lambda c: {"axial": (
-                 *c.get(GRID[1], (64, 64)), *c.get(GRID[2], (64, 192))) if c.get(GRID[0], True) else None},
-                 lambda c: dict(zip(GRID, (True, c.axial[:2], c.axial[2:]) if c.axial else (False,), strict=False))),
-            Lens((FFN,), ("chunk",), lambda c: {"chunk": c.get(FFN) or None}, lambda c: {FFN: c.chunk or 0}),
+            *keys(hidden_dropout_prob="dropout", local_attention_probs_dropout_prob="local_dropout"),
+            *keys(lsh_attention_probs_dropout_prob="lsh_dropout", layer_norm_eps="eps"),
+            key("hash_seed", "hash_seed", default=None),
+            key("hidden_act", "act", ACTS, default="relu"),
+            _chunks("local"),
+            _chunks("lsh"),
+            Lens(("attn_layers", "num_hidden_layers"), ("layers",), _get_layers, _put_layers),
+            Lens(("num_buckets",), ("buckets",), _get_buckets, _put_buckets),
+            Lens(GRID, ("axial",), _get_grid, _put_grid),
+            Lens(("chunk_size_feed_forward",), ("chunk",), _get_chunk, _put_chunk),
             Lens(("is_decoder",), (), _direction, lambda c: {"is_decoder": c.task == "lm"}, "goes with the class"),
             must("tie_word_embeddings", False),
-            quiet("axial_norm_std", "chunk_size_lm_head", "attention_probs_dropout_prob", "classifier_dropout",
-                  "intermediate_size", "num_chunks_before", "num_chunks_after", "sinusoidal_pos_embds", "output_past",
-                  why="memory, first weights, or nobody reads it"),
+            quiet("axial_norm_std", why="first weights"),
+            quiet("chunk_size_lm_head", "output_past", why="memory, or what is given out"),
+            quiet("attention_probs_dropout_prob", "classifier_dropout", "intermediate_size", why="nobody reads it"),
+            quiet("num_chunks_before", "num_chunks_after", "sinusoidal_pos_embds", why="nobody reads it"),
         ),
     ),
-)  # fmt: skip
+)

@@ -13,10 +13,11 @@ Losses: for each stack the mean over its sparse layers of `balance` E sum f P an
 counts padding in both and in the capacity, which it starts anew in each call of a decoder with a cache; ours does not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import ACTS, key, keys, must, quiet
+from anyformer.hub.tables.t5 import CONFIG, NO_BIAS, mlp_rows, stack_rows
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.parts import MLP, Attention, Block, Logits, MoE, RelativeBias, RMSNorm, Tokens, TopK
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -48,27 +49,6 @@ class Switch:
     begin_id: int = 0
 
 
-SIZES = {
-    "tiny": Switch(
-        dim=32, depth=2, decoder_depth=3, sparse=1, decoder_sparse=1, heads=4, head_dim=6, hidden=24, experts=3,
-        vocab=128, buckets=8, far=20,
-    ),
-    "mini": Switch(192, 4, 4, sparse=2, decoder_sparse=2, heads=4, head_dim=48, hidden=384, vocab=1024),
-    **{f"base-{n}": Switch(experts=n) for n in (8, 16, 32, 64, 128, 256)},
-    "large-128": Switch(1024, 24, 24, sparse=12, decoder_sparse=12, heads=16, hidden=4096, experts=128),
-}  # fmt: skip
-PARAMETERS = {
-    "base-8": 619_339_008, "base-16": 1_072_397_568, "base-32": 1_978_514_688, "base-64": 3_790_748_928,
-    "base-128": 7_415_217_408, "base-256": 14_664_154_368, "large-128": 26_309_291_008,
-}  # fmt: skip
-CASES = {
-    "few places": {"capacity": 2, "router_bias": True, "experts": 2},
-    "every block": {"sparse": 2, "decoder_sparse": 3, "act": "gelu"},
-    "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "vocab": 101, "buckets": 32, "far": 99, "capacity": 5,
-            "experts": 2},
-}  # fmt: skip
-
-
 def switch(c: Switch) -> Recipe:
     norm = RMSNorm.of(eps=c.eps)
     mixer = Attention.of(heads=c.heads, head_dim=c.head_dim, bias=False, scale=1.0, dropout=c.dropout)
@@ -94,61 +74,94 @@ def switch(c: Switch) -> Recipe:
     both = block.but(cross=mixer.but(cross=True))
     decoder = stack(both, c.decoder_depth, c.decoder_sparse, bias.but(causal=True))
     head = Logits.of(vocab=c.vocab, tied=True, scale=c.dim**-0.5)
-    return EncoderDecoder.of(
-        c.dim, Tokens.of(vocab=c.vocab, dropout=c.dropout), encoder, decoder, head, begin_id=c.begin_id
-    )
+    embed = Tokens.of(vocab=c.vocab, dropout=c.dropout)
+    return EncoderDecoder.of(c.dim, embed, encoder, decoder, head, begin_id=c.begin_id)
 
 
 def _sparse(depth: int, count: int) -> list[int]:
     """Which blocks have experts: one in each `depth // count`, the second of them."""
     if not 1 <= count <= depth:
-        raise ValueError(f"of {depth} blocks, sparse (decoder_sparse) have experts: at least 1, got {count}; "
-                         "without any it is t5")  # fmt: skip
+        raise ValueError(
+            f"of {depth} blocks, sparse (decoder_sparse) have experts: at least 1, got {count}; without any it is t5"
+        )
     step = depth // count
     return [i for i in range(depth) if i % step == min(1, step - 1)]
 
 
+_small = Switch(dim=32, heads=4, head_dim=6, hidden=24, experts=3, vocab=128, buckets=8, far=20)
+SIZES = {
+    "tiny": replace(_small, depth=2, decoder_depth=3, sparse=1, decoder_sparse=1),
+    "mini": Switch(
+        dim=192, depth=4, decoder_depth=4, sparse=2, decoder_sparse=2, heads=4, head_dim=48, hidden=384, vocab=1024
+    ),
+    **{f"base-{n}": Switch(experts=n) for n in (8, 16, 32, 64, 128, 256)},
+    "large-128": Switch(
+        dim=1024, depth=24, decoder_depth=24, sparse=12, decoder_sparse=12, heads=16, hidden=4096, experts=128
+    ),
+}
+PARAMETERS = {
+    "base-8": 619_339_008,
+    "base-16": 1_072_397_568,
+    "base-32": 1_978_514_688,
+    "base-64": 3_790_748_928,
+    "base-128": 7_415_217_408,
+    "base-256": 14_664_154_368,
+    "large-128": 26_309_291_008,
+}
+CASES = {
+    "few places": {"capacity": 2, "router_bias": True, "experts": 2},
+    "every block": {"sparse": 2, "decoder_sparse": 3, "act": "gelu"},
+    "odd": {
+        "dim": 30,
+        "heads": 3,
+        "head_dim": 8,
+        "act": "silu",
+        "vocab": 101,
+        "buckets": 32,
+        "far": 99,
+        "capacity": 5,
+        "experts": 2,
+    },
+}
+
+
 def _weights(c: Switch) -> list:
-    rows = [row("shared", "embed.tokens"), row("lm_head", (), tied="embed.tokens")]
-    for name, branches in (("encoder", ("mixer", "ffn")), ("decoder", ("mixer", "cross", "ffn"))):
-        heads = [row(n, n) for n in ("q", "k", "v", "o")]
-        mlp = [row("wi", "up"), row("wo", "down")]
-        ffn = [*mlp, row("router.classifier", "router.proj"), *under("experts.expert_{e}", "experts.{e}", *mlp)]
-        theirs = {"mixer": ("SelfAttention", heads), "cross": ("EncDecAttention", heads), "ffn": ("mlp", ffn)}
-        block = []
-        for j, ours in enumerate(branches):
-            block += [row(f"layer.{j}.layer_norm", f"norm.{ours}")]
-            block += under(f"layer.{j}.{theirs[ours][0]}", ours, *theirs[ours][1])
-        rows += [
-            row(f"{name}.final_layer_norm", f"{name}.norm"),
-            row(f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias", f"{name}.bias.table"),
-            row(f"{name}.embed_tokens", (), tied="embed.tokens"),
-            *under(f"{name}.block.{{i}}", f"{name}.blocks.{{i}}", *block),
-        ]
-    return rows
+    mlp = mlp_rows(gated=False)
+    experts = under("experts.expert_{e}", "experts.{e}", *mlp)
+    ffn = [*mlp, row("router.classifier", "router.proj"), *experts]
+    return [
+        row("shared", "embed.tokens"),
+        row("lm_head", (), tied="embed.tokens"),
+        stack_rows("encoder", "encoder", "mlp", ffn),
+        stack_rows("decoder", "decoder", "mlp", ffn),
+    ]
 
 
 HUBS = (
     Hub(
         "switch_transformers",
         architectures={"SwitchTransformersForConditionalGeneration": {}},
-        ignore={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": "cross-attention has no bias"},
+        ignore=NO_BIAS,
         weights=_weights,
         config=(
-            *keys(d_model="dim", num_layers="depth", num_heads="heads", d_kv="head_dim", d_ff="hidden"),
-            *keys(vocab_size="vocab", relative_attention_num_buckets="buckets", layer_norm_epsilon="eps"),
+            *CONFIG,
             *keys(num_sparse_encoder_layers="sparse", num_sparse_decoder_layers="decoder_sparse"),
             *keys(num_decoder_layers="decoder_depth", num_experts="experts", expert_capacity="capacity"),
-            key("router_bias", "router_bias", default=False), key("router_jitter_noise", "jitter", default=0.01),
-            key("router_aux_loss_coef", "balance", default=0.001), key("router_z_loss_coef", "z", default=0.001),
-            key("dropout_rate", "dropout", default=0.1), key("decoder_start_token_id", "begin_id", default=0),
-            key("relative_attention_max_distance", "far", default=128), key("dense_act_fn", "act", ACTS, "relu"),
-            must("tie_word_embeddings", True), must("router_dtype", "float32"), must("router_type", "tokens_masked"),
-            must("is_gated_act", False), must("feed_forward_proj", "relu"), must("add_cross_attention", False),
-            must("is_encoder_decoder", True), must("is_decoder", False),
+            key("router_bias", "router_bias", default=False),
+            key("router_jitter_noise", "jitter", default=0.01),
+            key("router_aux_loss_coef", "balance", default=0.001),
+            key("router_z_loss_coef", "z", default=0.001),
+            key("dense_act_fn", "act", ACTS, "relu"),
+            must("tie_word_embeddings", True),
+            must("router_dtype", "float32"),
+            must("router_type", "tokens_masked"),
+            must("is_gated_act", False),
+            must("feed_forward_proj", "relu"),
+            must("add_cross_attention", False),
+            must("is_encoder_decoder", True),
             quiet("router_ignore_padding_tokens", why="it says what ours always does; transformers never does"),
             quiet("encoder_sparse_step", "decoder_sparse_step", why="computed from the numbers of blocks"),
-            quiet("add_router_probs", "n_positions", "output_past", why="asks for outputs, not for other numbers"),
+            quiet("add_router_probs", why="asks for outputs, not for other numbers"),
         ),
     ),
-)  # fmt: skip
+)

@@ -15,9 +15,10 @@ target ── token ──┬─ RMSNorm ─ attention + bias, causal ─(+)─�
 from dataclasses import dataclass, replace
 from typing import Any
 
+from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, key
-from anyformer.hub.tables.t5 import CONFIG, FFN, NO_BIAS, get_ffn, get_head, put_ffn, side
+from anyformer.hub.tables.config import Same, key, quiet
+from anyformer.hub.tables.t5 import CONFIG, NO_BIAS, ffn_config, head_config, mlp_rows, stack_rows
 from anyformer.hub.tables.weights import Hub, row
 from anyformer.parts import MLP, Attention, Block, GatedMLP, Logits, RelativeBias, RMSNorm, Tokens
 from anyformer.skeletons.encoder import Encoder
@@ -46,32 +47,8 @@ class T5:
     task: str = "seq2seq"  # or encode: the encoder alone
 
 
-_11 = T5(depth=8, decoder_depth=8, heads=6, hidden=1024, act="gelu_tanh", gated=True, tied=False, scaled=False)
-_base: dict[str, Any] = {"dim": 768, "depth": 12, "decoder_depth": 12, "heads": 12}
-_large: dict[str, Any] = {"dim": 1024, "depth": 24, "decoder_depth": 24, "heads": 16}
-SIZES = {
-    "tiny": T5(dim=32, depth=2, decoder_depth=3, heads=4, head_dim=6, hidden=48, vocab=128, buckets=8, far=20),
-    "mini": T5(dim=192, depth=4, decoder_depth=4, heads=4, head_dim=48, hidden=768, vocab=1024),
-    "small": T5(),
-    "base": replace(T5(), **_base, hidden=3072),
-    "large": replace(T5(), **_large, hidden=4096),
-    "3b": replace(T5(), **(_large | {"heads": 32}), head_dim=128, hidden=16384),
-    "1.1-small": _11,
-    "1.1-base": replace(_11, **_base, hidden=2048),
-    "1.1-large": replace(_11, **_large, hidden=2816),
-}
-PARAMETERS = {
-    "small": 60_506_624, "base": 222_903_552, "large": 737_668_096, "3b": 2_851_598_336,
-    "1.1-small": 76_961_152, "1.1-base": 247_577_856, "1.1-large": 783_150_080,
-}  # fmt: skip
-CASES = {
-    "encoder": {"task": "encode"},
-    "1.1": {"act": "gelu_tanh", "gated": True, "scaled": False},
-    "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "gated": True, "vocab": 101, "buckets": 32, "far": 99},
-}
-
-
 def t5(c: T5) -> Recipe:
+    check_option("t5", "task", c.task, ("seq2seq", "encode"))
     norm = RMSNorm.of(eps=c.eps)
     mixer = Attention.of(heads=c.heads, head_dim=c.head_dim, bias=False, scale=1.0, dropout=c.dropout)
     ffn = (GatedMLP if c.gated else MLP).of(hidden=c.hidden, act=c.act, bias=False, dropout=c.dropout)
@@ -87,31 +64,61 @@ def t5(c: T5) -> Recipe:
     return EncoderDecoder.of(c.dim, embed, encoder, decoder, head, begin_id=c.begin_id)
 
 
+_11 = T5(depth=8, decoder_depth=8, heads=6, hidden=1024, act="gelu_tanh", gated=True, tied=False, scaled=False)
+_base: dict[str, Any] = {"dim": 768, "depth": 12, "decoder_depth": 12, "heads": 12}
+_large: dict[str, Any] = {"dim": 1024, "depth": 24, "decoder_depth": 24, "heads": 16}
+SIZES = {
+    "tiny": T5(dim=32, depth=2, decoder_depth=3, heads=4, head_dim=6, hidden=48, vocab=128, buckets=8, far=20),
+    "mini": T5(dim=192, depth=4, decoder_depth=4, heads=4, head_dim=48, hidden=768, vocab=1024),
+    "small": T5(),
+    "base": replace(T5(), **_base, hidden=3072),
+    "large": replace(T5(), **_large, hidden=4096),
+    "3b": replace(T5(), **(_large | {"heads": 32}), head_dim=128, hidden=16384),
+    "1.1-small": _11,
+    "1.1-base": replace(_11, **_base, hidden=2048),
+    "1.1-large": replace(_11, **_large, hidden=2816),
+}
+PARAMETERS = {
+    "small": 60_506_624,
+    "base": 222_903_552,
+    "large": 737_668_096,
+    "3b": 2_851_598_336,
+    "1.1-small": 76_961_152,
+    "1.1-base": 247_577_856,
+    "1.1-large": 783_150_080,
+}
+CASES = {
+    "encoder": {"task": "encode"},
+    "1.1": {"act": "gelu_tanh", "gated": True, "scaled": False},
+    "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "gated": True, "vocab": 101, "buckets": 32, "far": 99},
+}
+
+
 def _weights(c: T5) -> list:
-    encoder = {"mixer": "SelfAttention", "ffn": "DenseReluDense"}
-    decoder = {"mixer": "SelfAttention", "cross": "EncDecAttention", "ffn": "DenseReluDense"}
-    table, head = row("shared", "embed.tokens"), row("lm_head", "head.proj", tied="embed.tokens")
+    table, ffn = row("shared", "embed.tokens"), mlp_rows(c.gated)
     if c.task == "encode":
-        return [table, side("encoder", "", encoder, c.gated)]
-    return [table, side("encoder", "encoder", encoder, c.gated), side("decoder", "decoder", decoder, c.gated), head]
+        return [table, stack_rows("encoder", "", "DenseReluDense", ffn)]
+    return [
+        table,
+        stack_rows("encoder", "encoder", "DenseReluDense", ffn),
+        stack_rows("decoder", "decoder", "DenseReluDense", ffn),
+        row("lm_head", "head.proj", tied="embed.tokens"),
+    ]
 
 
+_BOTH = (
+    *CONFIG,
+    key("num_decoder_layers", "decoder_depth", default=Same("depth")),
+    quiet("is_encoder_decoder", why="goes with the class"),
+    quiet("classifier_dropout", why="for what this file does not have"),
+)
 HUBS = (
     Hub(
         "t5",
         architectures={"T5ForConditionalGeneration": {"task": "seq2seq"}, "T5EncoderModel": {"task": "encode"}},
         ignore=NO_BIAS,
         weights=_weights,
-        config=(
-            *CONFIG,
-            Lens(FFN, ("act", "gated"), get_ffn("relu"), put_ffn),
-            Lens(
-                ("tie_word_embeddings", "scale_decoder_outputs"),
-                ("tied", "scaled"),
-                get_head,
-                lambda c: {"tie_word_embeddings": c.tied, "scale_decoder_outputs": c.scaled},
-            ),
-        ),
+        config=(*_BOTH, ffn_config("relu"), head_config()),
     ),
     Hub(
         "mt5",
@@ -121,10 +128,6 @@ HUBS = (
         },
         ignore=NO_BIAS,
         weights=_weights,
-        config=(
-            *CONFIG,
-            Lens(FFN, ("act", "gated"), get_ffn("gated-gelu"), put_ffn),
-            key("tie_word_embeddings", "tied", default=True),
-        ),
+        config=(*_BOTH, ffn_config("gated-gelu"), key("tie_word_embeddings", "tied", default=True)),
     ),
 )

@@ -46,6 +46,20 @@ class Transformer:
     begin_id: int = 0
 
 
+def transformer(c: Transformer) -> Recipe:
+    norm = LayerNorm.of()
+    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
+    ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
+    block = Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout)
+    both = block.but(cross=mixer.but(cross=True))
+    embed = Tokens.of(
+        vocab=c.vocab, positions=Sinusoidal.of(), scale=c.dim**0.5 if c.scaled else 1.0, dropout=c.dropout
+    )
+    head = Logits.of(vocab=c.vocab, tied=True, offset=True)
+    encoder, decoder = Stack.of([block] * c.depth), Stack.of([both] * c.decoder_depth)
+    return EncoderDecoder.of(c.dim, embed, encoder, decoder, head, begin_id=c.begin_id, context=c.context)
+
+
 SIZES = {
     "tiny": Transformer(dim=32, depth=2, decoder_depth=3, heads=4, hidden=48, vocab=128, context=64, begin_id=5),
     "mini": Transformer(dim=192, depth=4, decoder_depth=4, heads=4, hidden=768, vocab=1024, context=256),
@@ -59,20 +73,6 @@ CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},
     "small": {"depth": 1, "decoder_depth": 1, "heads": 1, "act": "silu", "scaled": False},
 }
-
-
-def transformer(c: Transformer) -> Recipe:
-    norm = LayerNorm.of()
-    mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
-    ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
-    block = Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout)
-    both = block.but(cross=mixer.but(cross=True))
-    embed = Tokens.of(
-        vocab=c.vocab, positions=Sinusoidal.of(), scale=c.dim**0.5 if c.scaled else 1.0, dropout=c.dropout
-    )
-    head = Logits.of(vocab=c.vocab, tied=True, offset=True)
-    encoder, decoder = Stack.of([block] * c.depth), Stack.of([both] * c.decoder_depth)
-    return EncoderDecoder.of(c.dim, embed, encoder, decoder, head, begin_id=c.begin_id, context=c.context)
 
 
 _begin = key("decoder_start_token_id", "begin_id", default=58100)
@@ -90,10 +90,12 @@ HUBS = (
         ignore={f"model.{side}.embed_positions": "the sines" for side in ("encoder", "decoder")},
         weights=lambda c: seq2seq_rows(),
         config=(
-            *seq2seq_config(), replace(_begin, put=_put_begin),
+            *seq2seq_config(),
+            replace(_begin, put=_put_begin),
             alike("vocab", "vocab_size", "decoder_vocab_size", absent=True),
-            must("share_encoder_decoder_embeddings", True), must("normalize_embedding", False),
+            must("share_encoder_decoder_embeddings", True),
+            must("normalize_embedding", False),
             quiet("static_position_embeddings", "extra_pos_embeddings", why="places are sines, without a table"),
         ),
     ),
-)  # fmt: skip
+)

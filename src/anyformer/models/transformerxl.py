@@ -42,6 +42,29 @@ class TransformerXL:
     attention_dropout: float = 0.0
 
 
+def transformerxl(c: TransformerXL) -> Recipe:
+    mixer = SegmentRecurrence.of(
+        heads=c.heads,
+        head_dim=c.head_dim,
+        segment=c.segment,
+        memory=c.memory,
+        bias=False,
+        scores=[Relative.of(far=c.far)],
+        dropout=c.attention_dropout,
+    )
+    block = Block.of(
+        mixer=mixer,
+        ffn=MLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout),
+        norm=LayerNorm.of(eps=c.eps),
+        wiring="post",
+        dropout=c.dropout,
+    )
+    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5, dropout=c.dropout)
+    return CausalLM.of(
+        c.dim, embed, [block] * c.depth, norm=None, head=Logits.of(vocab=c.vocab, tied=c.tied, bias=True)
+    )
+
+
 SIZES = {
     "tiny": TransformerXL(dim=32, depth=2, heads=4, hidden=48, vocab=128, segment=4, memory=5),
     "mini": TransformerXL(dim=192, depth=4, heads=4, hidden=768, vocab=1024, segment=64, memory=64),
@@ -59,18 +82,3 @@ ORACLE = (
     "(tests/parts/test_memory.py)"
 )
 HUBS: tuple[Hub, ...] = ()
-
-
-def transformerxl(c: TransformerXL) -> Recipe:
-    mixer = SegmentRecurrence.of(
-        heads=c.heads, head_dim=c.head_dim, segment=c.segment, memory=c.memory, bias=False,
-        scores=[Relative.of(far=c.far)], dropout=c.attention_dropout,
-    )  # fmt: skip
-    block = Block.of(
-        mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout), norm=LayerNorm.of(eps=c.eps),
-        wiring="post", dropout=c.dropout,
-    )  # fmt: skip
-    embed = Tokens.of(vocab=c.vocab, scale=c.dim**0.5, dropout=c.dropout)
-    return CausalLM.of(
-        c.dim, embed, [block] * c.depth, norm=None, head=Logits.of(vocab=c.vocab, tied=c.tied, bias=True)
-    )

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import ACTS, CLASSES, ONE_VALUE, Lens, key, keys, quiet, square
+from anyformer.hub.tables.bert import ATTENTION, encoder_config
+from anyformer.hub.tables.config import ACTS, ONE_VALUE, Lens, key, quiet, square
 from anyformer.hub.tables.weights import Hub, Resample, row, under
+from anyformer.models._tasks import Top, choose
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Patches, Pooler
 from anyformer.skeletons.encoder import Encoder
 
@@ -36,6 +38,19 @@ class ViT:
     task: str = "classify"  # classify; none: hidden and pooled
     classes: int = 1000
     pool_act: str = "tanh"
+
+
+def vit(c: ViT) -> Recipe:
+    norm = LayerNorm.of(eps=c.eps)
+    mixer = Attention.of(heads=c.heads, bias=c.bias, out_bias=True, dropout=c.attention_dropout)
+    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
+    embed = Patches.of(image=c.image, patch=c.patch, channels=c.channels, dropout=c.dropout)
+    tasks = {
+        "classify": Top({"classes": Classifier.of(classes=c.classes)}, First.of()),
+        "none": Top({}, Pooler.of(act=c.pool_act)),
+    }
+    top = choose("vit", "task", c.task, tasks)
+    return Encoder.of(c.dim, embed, [block] * c.depth, norm=norm, pool=top.pool, heads=top.heads)
 
 
 SIZES = {
@@ -61,35 +76,29 @@ CASES = {
 }
 
 
-def vit(c: ViT) -> Recipe:
-    norm = LayerNorm.of(eps=c.eps)
-    mixer = Attention.of(heads=c.heads, bias=c.bias, out_bias=True, dropout=c.attention_dropout)
-    block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, act=c.act), norm=norm, dropout=c.dropout)
-    embed = Patches.of(image=c.image, patch=c.patch, channels=c.channels, dropout=c.dropout)
-    if c.task == "none":
-        return Encoder.of(c.dim, embed, [block] * c.depth, norm=norm, pool=Pooler.of(act=c.pool_act))
-    heads = {"classes": Classifier.of(classes=c.classes)}
-    return Encoder.of(c.dim, embed, [block] * c.depth, norm=norm, pool=First.of(), heads=heads)
-
-
 def _weights(c: ViT) -> list:
     return [
         under(
-            "vit.embeddings", "embed",
-            row("cls_token", "cls"), row("patch_embeddings.projection", "project"),
+            "vit.embeddings",
+            "embed",
+            row("cls_token", "cls"),
+            row("patch_embeddings.projection", "project"),
             row("position_embeddings", "positions", Resample()),
         ),
         under(
-            "vit.encoder.layer.{i}", "blocks.{i}",
-            row("layernorm_before", "norm.mixer"), row("layernorm_after", "norm.ffn"),
-            under("attention.attention", "mixer", row("query", "q"), row("key", "k"), row("value", "v")),
+            "vit.encoder.layer.{i}",
+            "blocks.{i}",
+            row("layernorm_before", "norm.mixer"),
+            row("layernorm_after", "norm.ffn"),
+            under("attention.attention", "mixer", *ATTENTION),
             row("attention.output.dense", "mixer.o"),
-            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"),
+            row("intermediate.dense", "ffn.up"),
+            row("output.dense", "ffn.down"),
         ),
         row("vit.layernorm", "norm"),
         row("vit.pooler.dense", "pool.dense"),
         row("classifier", "heads.classes.proj"),
-    ]  # fmt: skip
+    ]
 
 
 def _pooled(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,15 +118,14 @@ HUBS = (
         bare=("ViTModel",),
         weights=_weights,
         config=(
-            *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads"),
-            *keys(intermediate_size="hidden"), square("image_size", "image"), square("patch_size", "patch"),
+            *encoder_config(dropout=0.0),
+            square("image_size", "image"),
+            square("patch_size", "patch"),
             key("num_channels", "channels", default=3),
-            key("hidden_act", "act", ACTS), key("layer_norm_eps", "eps", default=1e-12),
-            key("qkv_bias", "bias", default=True), key("hidden_dropout_prob", "dropout", default=0.0),
-            key("attention_probs_dropout_prob", "attention_dropout", default=0.0), CLASSES,
+            key("qkv_bias", "bias", default=True),
             key("pooler_act", "pool_act", ACTS, default="tanh"),
             Lens(("pooler_output_size",), (), _pooled, lambda c: {"pooler_output_size": c.dim}, ONE_VALUE),
             quiet("encoder_stride", why="for masked image modelling, a head that this file does not have"),
         ),
     ),
-)  # fmt: skip
+)

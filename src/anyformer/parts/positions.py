@@ -57,6 +57,11 @@ class Dynamic(Scaling):
         return 1.0 / base ** (torch.arange(0, width, 2, device=frequencies.device) / width), 1.0
 
 
+def longest(context: int, scaling: Scaling | None) -> int | None:
+    """The longest text for a model of so many trained places: None, any, with `Dynamic`, which is made to go beyond."""
+    return None if isinstance(scaling, Dynamic) else context
+
+
 @dataclass(frozen=True)
 class YaRN(Scaling):
     """Fast frequencies stay, slow ones are divided by `factor`, between them a ramp (Peng et al., 2023;

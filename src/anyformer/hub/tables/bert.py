@@ -1,27 +1,37 @@
-"""Files of BERT and of what grew out of it name tensors alike; pages take their rows from here."""
+"""Files of BERT and of what grew out of it name tensors and settings alike; pages take their maps from here."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from anyformer.hub.tables.config import ACTS, CLASSES, Lens, key, keys, must
 from anyformer.hub.tables.weights import row, under
+
+ATTENTION = [row("query", "q"), row("key", "k"), row("value", "v")]
 
 
 def bert_rows(name: str, *inner: Any) -> list[Any]:
     """Rows of the front-end and the layers below the prefix `name`; `inner` are more of a layer's attention."""
     return [
         under(
-            f"{name}.embeddings", "embed",
-            row("word_embeddings", "tokens"), row("position_embeddings", "positions"),
-            row("token_type_embeddings", "types"), row("LayerNorm", "norm"),
+            f"{name}.embeddings",
+            "embed",
+            row("word_embeddings", "tokens"),
+            row("position_embeddings", "positions"),
+            row("token_type_embeddings", "types"),
+            row("LayerNorm", "norm"),
         ),
         under(
-            f"{name}.encoder.layer.{{i}}", "blocks.{i}",
-            under("attention.self", "mixer", row("query", "q"), row("key", "k"), row("value", "v"), *inner),
-            row("attention.output.dense", "mixer.o"), row("attention.output.LayerNorm", "norm.mixer"),
-            row("intermediate.dense", "ffn.up"), row("output.dense", "ffn.down"), row("output.LayerNorm", "norm.ffn"),
+            f"{name}.encoder.layer.{{i}}",
+            "blocks.{i}",
+            under("attention.self", "mixer", *ATTENTION, *inner),
+            row("attention.output.dense", "mixer.o"),
+            row("attention.output.LayerNorm", "norm.mixer"),
+            row("intermediate.dense", "ffn.up"),
+            row("output.dense", "ffn.down"),
+            row("output.LayerNorm", "norm.ffn"),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def prediction_rows(mlm: str) -> list[Any]:
@@ -33,3 +43,36 @@ def prediction_rows(mlm: str) -> list[Any]:
         row("cls.predictions.decoder.weight", f"{mlm}.proj.weight", tied="embed.tokens.weight"),
         row("cls.seq_relationship", "heads.nsp.proj"),
     ]
+
+
+def encoder_config(dropout: float) -> tuple[Lens, ...]:
+    """Entries for the hyperparameters that encoders of texts and of images have; `dropout` where a file says none."""
+    return (
+        *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
+        key("hidden_act", "act", ACTS),
+        key("layer_norm_eps", "eps", default=1e-12),
+        key("hidden_dropout_prob", "dropout", default=dropout),
+        key("attention_probs_dropout_prob", "attention_dropout", default=dropout),
+        CLASSES,
+    )
+
+
+def text_config() -> tuple[Lens, ...]:
+    """Entries for the hyperparameters that encoders of texts have."""
+    return (
+        *encoder_config(dropout=0.1),
+        *keys(vocab_size="vocab", type_vocab_size="types"),
+        must("tie_word_embeddings", True),
+    )
+
+
+def bert_config() -> tuple[Lens, ...]:
+    """Entries for those of BERT, which counts places from 0 and has dropout of its own before the classes."""
+    return (
+        *text_config(),
+        key("max_position_embeddings", "context"),
+        key("classifier_dropout", "classifier_dropout", default=None),
+        must("is_decoder", False),
+        must("add_cross_attention", False),
+        must("position_embedding_type", "absolute"),
+    )
