@@ -5,6 +5,7 @@ import torch
 
 import anyformer as af
 from anyformer.core import checks
+from anyformer.train import Settings, objectives, predict
 
 PAGES = {"llama": {}, "bert": {}, "t5": {"decoder_input_ids": torch.tensor([[0, 5, 6]])}}
 IDS = torch.randint(3, 90, (1, 6), generator=torch.Generator().manual_seed(0))
@@ -81,3 +82,11 @@ def test_global_tokens_are_ones_and_zeros():
 def test_nothing_is_looked_at_where_there_is_nothing():
     mask, places = SEEN.to("meta"), torch.arange(6, device="meta")
     assert checks.attention_mask(mask, 1, (6,)).is_meta and checks.position_ids(places, 1, 6).is_meta
+
+
+@pytest.mark.parametrize("named", [{"attention_mask": SEEN}, {"document_ids": torch.tensor([[0, 0, 1, 1, -1, -1]])}])
+def test_shapes_alone_are_predicted(named):
+    """Checks do not look into tensors without content, so the memory of a run is known before it."""
+    model = af.build("llama", "tiny", seed=0)
+    batch = {"input_ids": IDS, "labels": IDS.roll(-1, 1), **named}
+    assert predict.predict(model, batch, objectives.causal_lm, Settings(1)).peak > 0

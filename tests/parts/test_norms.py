@@ -74,3 +74,15 @@ def test_qk_norm_makes_scores_independent_of_the_length_of_queries() -> None:
     with torch.no_grad():
         mixer.q.weight.mul_(100)
     torch.testing.assert_close(run(mixer, x), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_under_autocast_a_norm_of_float32_is_in_float32_forwards_and_backwards(kind):
+    norm, found = RMSNorm(16), []
+    for cast in (False, True):
+        x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.autocast("cpu", kind, enabled=cast):
+            y = norm(x)
+        y.square().sum().backward()
+        found.append((y, x.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

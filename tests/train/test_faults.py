@@ -344,8 +344,9 @@ def test_one_resolver_serves_every_verb(tmp_path, monkeypatch):
     assert models.find(str(tmp_path / "mine")) == tmp_path / "mine" == models.find("smollm2")
     assert origin.origin("smollm2", None, None).given is not None
     for ask in (models.find, start.base, lambda name: origin.origin(name, None, None)):
-        with pytest.raises(FileNotFoundError, match="did you mean smollm2"):
-            ask("smolm2")
+        for wrong, right in (("smolm2", "smollm2"), ("gtp", "gpt")):
+            with pytest.raises(FileNotFoundError, match=f"no model '{wrong}' .did you mean {right}"):
+                ask(wrong)
     with pytest.raises(ValueError, match="an architecture, without weights"):
         start.base("gpt")
 
@@ -353,14 +354,16 @@ def test_one_resolver_serves_every_verb(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ memory, patches
 
 
-def test_memory_of_a_contrastive_loss_is_predicted_and_advised_in_pairs():
+def test_memory_of_a_contrastive_loss_is_predicted_and_advised_in_pairs(tmp_path):
     model = af.build("bert", "tiny", seed=0)
     batch = {"input_ids": torch.randint(3, 90, (8, 6)), "labels": torch.arange(4).repeat_interleave(2)}
     said, problem = predict.advice(model, batch, objectives.Contrastive(), Settings(1), 1)
     assert said.peak > said.weights > 0
     assert "batch 2, with fewer wrong answers" in problem and "accumulate" not in problem
     with pytest.raises(ValueError, match="a pair's number at both of its rows"):
-        fit(model, lambda n: {**batch, "labels": torch.arange(8)}, objectives.Contrastive(), Settings(1), "unused")
+        fit(
+            model, lambda n: {**batch, "labels": torch.arange(8)}, objectives.Contrastive(), Settings(1), tmp_path / "a"
+        )
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -193,7 +193,6 @@ def test_quiet_prints_nothing(book, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"model": "gtp"}, r"model directory 'gtp' \(did you mean gpt"),
         ({"size": "small-ish"}, r"gpt has no size 'small-ish' \(did you mean small"),
         ({"changes": {"deph": 3}}, r"no hyperparameter 'deph'.*did you mean depth"),
         ({"changes": {"vocab": 300}}, "give vocab instead"),

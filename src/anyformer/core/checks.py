@@ -25,7 +25,7 @@ def attention_mask(mask: Tensor, batch: int, lengths: Sequence[int], name: str =
     """
     if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] not in lengths:
         raise ValueError(f"{name} must be (batch, tokens) = ({batch}, {lengths[0]}), got {tuple(mask.shape)}")
-    if mask.dtype == torch.bool or not _readable(mask):
+    if mask.dtype == torch.bool or not readable(mask):
         return mask.bool()
     if bool(((mask == 0) | (mask == 1)).all()) and not (mask.is_floating_point() and not bool(mask.any())):
         return mask.bool()
@@ -46,7 +46,7 @@ def flags(name: str, mask: Tensor) -> Tensor:
     Raises:
         ValueError: if it holds anything else.
     """
-    if mask.dtype != torch.bool and _readable(mask):
+    if mask.dtype != torch.bool and readable(mask):
         odd = mask[(mask != 0) & (mask != 1)]
         if len(odd):
             raise ValueError(f"{name} must hold 1 and 0 (or True and False) alone; this one holds {odd[0].item()}")
@@ -69,7 +69,7 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
             f"position_ids must be (tokens,) = ({count},) or (batch, tokens) = ({batch}, {count}), got "
             f"{tuple(positions.shape)}"
         )
-    if not _readable(positions) or count < 2:
+    if not readable(positions) or count < 2:
         return positions
     rows = positions.expand(batch, count)  # (B, T)
     real = torch.ones_like(rows, dtype=torch.bool) if keep is None else keep
@@ -85,7 +85,7 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
     return positions
 
 
-def _readable(tensor: Tensor) -> bool:
+def readable(tensor: Tensor) -> bool:
     """Has it content, and is nobody making a program of the model?"""
     traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
     return not (traced or tensor.is_meta or isinstance(tensor, FakeTensor))

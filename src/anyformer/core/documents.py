@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anyformer.core.checks import readable
+
 
 def places(document_ids: Tensor) -> Tensor:
     """The place of each token in its own document: 0 where one begins (and where a run of padding does), (B, T).
@@ -17,7 +19,7 @@ def places(document_ids: Tensor) -> Tensor:
     """
     before = torch.cat((torch.full_like(document_ids[:, :1], -2), document_ids[:, :-1]), 1)  # (B, T)
     begins = document_ids != before
-    if not torch.compiler.is_compiling():
+    if readable(document_ids):
         again = (document_ids >= 0) & (document_ids <= before.cummax(1).values)
         wrong = (begins & again) | (document_ids < -1)
         if bool(wrong.any()):

@@ -7,6 +7,7 @@ In eager training, autograd would keep and re-read every intermediate: forward a
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -33,8 +34,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _factor(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps), (..., 1)."""
-    return torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps)
+    """1 / sqrt(mean(x^2) + eps), (..., 1); under autocast, too, in the type of x: it would round the sum of squares."""
+    cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if cast else contextlib.nullcontext():
+        return torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps)
 
 
 class RootMeanSquare(torch.autograd.Function):

@@ -244,7 +244,7 @@ def embed_inputs(front: FrontEnd, given: Inputs, flow: Flow) -> Tensor:
 
 def check_gaps(model: Any, keep: Tensor, name: str) -> None:
     """Raises ValueError for padding in the middle of a text, if a part of the model would count it as text."""
-    if torch.compiler.is_compiling() or isinstance(keep.shape[1], torch.SymInt):
+    if not checks.readable(keep) or isinstance(keep.shape[1], torch.SymInt):
         return
     counting = next((m for m in model.modules() if isinstance(m, Part) and not m.skips_gaps()), None)
     if counting is None:
