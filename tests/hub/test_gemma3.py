@@ -36,7 +36,8 @@ def written(path: Path) -> Any:
     state = model.state_dict()
     for link in links(page.module.HUBS[1].weights(c), state):
         if not link.tied:
-            writer.add_tensor(link.theirs, link.write([state[o] for o in link.ours]).numpy())
+            for name, tensor in link.write(state).items():
+                writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

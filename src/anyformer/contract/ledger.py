@@ -120,7 +120,8 @@ def earlier(subject: Subject, hub: Hub) -> list[Subject]:
 
 def theirs(subject: Subject, hub: Hub) -> list[str]:
     """The names of all tensors in their file of a subject."""
-    return [k.theirs for k in links(hub.weights(subject.config), subject.outline.state_dict()) if not k.tied]
+    table = links(hub.weights(subject.config), subject.outline.state_dict())
+    return [name for link in table if not link.tied for name in link.theirs]
 
 
 @check(3, "files")
@@ -167,18 +168,18 @@ def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
     short, tried = not any(name.startswith(hub.base) for name in tensors), 0
     for link in links(hub.weights(model.config), model.state_dict()):
         if link.tied:
-            copy = link.write([model.state_dict()[o] for o in link.ours])
-            bare = link.theirs.removeprefix(hub.base) if short else link.theirs
+            [(name, copy)] = link.write(model.state_dict()).items()
+            bare = name.removeprefix(hub.base) if short else name
             with written(config, tensors | {bare: copy}) as folder:
                 load(folder)
             refused(config, tensors | {bare: copy + 1.0}, bare)
             tried += 1
-        for old in link.also:
-            if link.theirs in tensors:
-                value = tensors[link.theirs]
-                with written(config, {k: v for k, v in tensors.items() if k != link.theirs} | {old: value}) as folder:
+        for older in link.also:
+            if tensors.keys() >= set(link.theirs):
+                aged = {o: tensors[name] for o, name in zip(older, link.theirs, strict=True)}
+                with written(config, {k: v for k, v in tensors.items() if k not in link.theirs} | aged) as folder:
                     load(folder)
-                refused(config, tensors | {old: value}, old, link.theirs)
+                refused(config, tensors | aged, older[0], link.theirs[0])
                 tried += 1
     for old_tail, tail in hub.tails.items():
         renamed = {n: n[: -len(tail)] + old_tail for n in tensors if n.endswith(f"Norm.{tail}")}

@@ -315,11 +315,9 @@ def as_theirs(side: Oracle, hub: Hub, tensors: dict[str, Tensor]) -> dict[str, T
     found = hub_for(side.ours)
     if found is None:
         raise Failed("no map says this model")
-    made = {
-        k.theirs: k.write([tensors[o] for o in k.ours])
-        for k in links(hub.weights(side.ours.config), tensors)
-        if not k.tied
-    }
+    made: dict[str, Tensor] = {}
+    for link in links(hub.weights(side.ours.config), tensors):
+        made |= {} if link.tied else link.write(tensors)
     return {k.removeprefix(hub.base) if found[1] in hub.bare else k: v for k, v in made.items()}
 
 

@@ -1,4 +1,5 @@
-"""The page and the map that know a config.json: by its `model_type`, else by the class it names, else by its keys."""
+"""The page and the map that know a config.json: by its `model_type`, else by the class it names, else by its keys; a
+config of diffusers by its `_class_name`."""
 
 from __future__ import annotations
 
@@ -11,32 +12,39 @@ from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 
 Known = tuple[pages.Page, Hub]
+WHAT = {"hf": "model_type", "gguf": "architecture", "diffusers": "_class_name"}  # how the files of a format say theirs
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
-    """The class that a config names first, or None.
+    """The class that a config names, of several the first, or None.
 
     Raises:
         ValueError: if `architectures` holds something else than names.
     """
-    named = config.get("architectures") or []
+    named = config.get("architectures") or config.get("_class_name") or []
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
         raise ValueError(f"config key 'architectures' is {named!r}; it must be a list of class names")
     return named[0] if named else None
 
 
+def of_diffusers(config: Mapping[str, Any]) -> bool:
+    """Is it a config.json as diffusers writes it?"""
+    return "_class_name" in config and "model_type" not in config
+
+
 def by_name(name: str, form: str) -> Known:
-    """The page and the map of files of that `model_type` (form "hf") or GGUF architecture ("gguf").
+    """The page and the map of files of that `model_type` (form "hf"), GGUF architecture ("gguf"), or class of
+    diffusers ("diffusers").
 
     Raises:
         ValueError: with the nearest names, if there is none.
     """
-    known = {hub.name: (page, hub) for page, hub in _every(form)}
+    known = {name: (page, hub) for page, hub in _every(form) for name in _called(hub)}
     if name not in known:
-        what = "model_type" if form == "hf" else "architecture"
+        listed = ", ".join(sorted(known)) or "none"
         raise ValueError(
-            f"no page knows the {what} {name!r}{nearest(name, list(known))}; known are {', '.join(sorted(known))}. "
+            f"no page knows the {WHAT[form]} {name!r}{nearest(name, list(known))}; known are {listed}. "
             "docs/adding-an-architecture.md shows how to add one"
         )
     return known[name]
@@ -49,6 +57,8 @@ def by_config(config: Mapping[str, Any]) -> Known:
         ValueError: naming the `model_type`, if nobody knows it; without one, if not exactly one page can read the keys.
     """
     kind, named = config.get("model_type"), architecture(config)
+    if of_diffusers(config):
+        return by_name(str(named), "diffusers")
     holds = [known for known in _every("hf") if named in known[1].architectures]
     for known in holds:
         if kind in (known[1].name, *known[1].types):
@@ -88,6 +98,11 @@ def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
             f"knows {', '.join(known)}"
         )
     return hub.architectures[named]
+
+
+def _called(hub: Hub) -> tuple[str, ...]:
+    """The names by which files of a map are found: those of diffusers by their classes."""
+    return tuple(hub.architectures) if hub.format == "diffusers" else (hub.name,)
 
 
 def _every(form: str) -> list[Known]:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from anyformer.core import pages
 from anyformer.core.init import initialise
 from anyformer.hub.formats.safetensors import TensorFile
 from anyformer.hub.ledger import Ledger, TensorLine
-from anyformer.hub.tables.weights import Hub, Link
+from anyformer.hub.tables.weights import COUNTER, RUNNING, Hub, Link
 
 Classes = Mapping[str, tuple[str, list[Link]]]
 
@@ -43,6 +43,8 @@ class Filling:
     others: Callable[[], Classes] = dict
     untied: Callable[[], Collection[str]] = tuple
     _drawn: dict[str, Tensor] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)  # of the table -> the older ones that the file has
+    _counters: dict[str, int] = field(default_factory=dict)  # name of a counter that nothing reads -> its value
 
     def run(self, table: list[Link]) -> None:
         """Moves tensor after tensor into the model, and writes down what became of each.
@@ -50,49 +52,65 @@ class Filling:
         Raises:
             ValueError: naming the tensor, if one is missing, left over, of another shape or kind, or contradictory.
         """
-        stored = canonical(self.hub, self.file.names(), names_of(table), functools.cache(self._elsewhere))
+        counters = {n.removesuffix(RUNNING) + COUNTER for n in names_of(table) if n.endswith(RUNNING)}
+        expected = names_of(table) | counters
+        stored = canonical(self.hub, self.file.names(), expected, functools.cache(self._elsewhere))
         present = set(stored)
         shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
         self.dtype = self.dtype or one_type(self.file, stored.values(), self.ledger)
-        missing: list[Link] = []
+        missing: dict[str, Link] = {}
         for link in sorted(table, key=lambda k: k.tied):  # what is tied is compared with what is there by then
-            name = self._stored(link, stored)
-            if name is None and not link.tied:  # the one copy may be under another name of what is tied
+            names = self._stored(link, stored)
+            if not names and not link.tied:  # the one copy may be under another name of what is tied
                 twins = [k for k in table if k.tied and k.ours == link.ours]
-                link, name = next(((k, n) for k in twins if (n := self._stored(k, stored))), (link, None))
-                link = Link(link.theirs, link.ours, link.ops, link.also, False, link.twin)
-            if name is None:
+                link, names = next(((k, n) for k in twins if (n := self._stored(k, stored))), (link, []))
+                link = dataclasses.replace(link, tied=False)
+            if not names:
                 if not link.tied and not self._fresh(link, shapes):
-                    missing.append(link)
+                    missing |= {n: link for n in link.theirs if not stored.pop(n, None)}
                 continue
-            tensors = link.read(self.file.get(name), [shapes[o] for o in link.ours])
+            tensors = link.read([self.file.get(name) for name in names], [shapes[o] for o in link.ours])
             if link.tied:
-                _same(name, tensors[0], link.ours[0], self.model)
+                _same(names[0], tensors[0], link.ours[0], self.model)
             else:
                 for ours, tensor in zip(link.ours, tensors, strict=True):
-                    self._put(ours, tensor, name)
+                    self._put(ours, tensor, ", ".join(names))
             done = ("derived", f"equal to {link.ours[0]}") if link.tied else ("used", ", ".join(link.ours))
-            self._line(name, *done)
-        missing = [link for link in missing if not self._copied(link)]
-        self._pass_over(stored)
+            for name in names:
+                self._line(name, *done)
+        missing = {name: link for name, link in missing.items() if not self._copied(link)}
+        self._pass_over(stored, counters)
         if missing or stored:
             raise ValueError(_refusal(missing, list(stored.values()), able(self.others(), present)))
+
+    @property
+    def habits(self) -> dict[str, Any]:
+        """What `save` writes as the file had it, by the names of the table: older names, counters."""
+        return {k: v for k, v in {"names": self._names, "counters": self._counters}.items() if v}
 
     def _elsewhere(self) -> set[str]:
         """The names of all tensors of the map's other classes."""
         return set().union(*(names_of(table) for _, table in self.others().values()))
 
-    def _stored(self, link: Link, stored: dict[str, str]) -> str | None:
-        """The name in the file of what the link reads, taken out of `stored`."""
-        found = [n for n in (link.theirs, *link.also) if n in stored]
+    def _stored(self, link: Link, stored: dict[str, str]) -> list[str]:
+        """The names in the file of what the link reads, taken out of `stored`; none, where not all are there."""
+        found = [names for names in (link.theirs, *link.also) if stored.keys() >= set(names)]
         if len(found) > 1:
             raise ValueError(
-                f"the file holds {found[0]!r} and, under its older name, {found[1]!r}; one of them must go"
+                f"the file holds {found[0][0]!r} and, under its older name, {found[1][0]!r}; one of them must go"
             )
-        return stored.pop(found[0]) if found else None
+        for names in found:
+            self._names |= {n: old for n, old in zip(link.theirs, names, strict=True) if n != old}
+        return [stored.pop(name) for names in found for name in names]
 
-    def _pass_over(self, stored: dict[str, str]) -> None:
+    def _pass_over(self, stored: dict[str, str], counters: Collection[str]) -> None:
         """Takes what carries nothing, and heads that were not asked for, out of `stored`."""
+        for name in [n for n in stored if n in counters]:
+            counter = self.file.get(stored[name])
+            if counter.shape or counter.dtype != torch.int64:
+                raise ValueError(f"tensor {stored[name]!r} counts batches, and is no whole number of 64 bits")
+            self._counters[name] = int(counter)
+            self._line(stored.pop(name), "ignored", "counts the batches of a training; kept, and read by nothing")
         for name in [n for n in stored if self.hub.ignored(n)]:
             self._line(stored.pop(name), "ignored", self.hub.ignored(name) or "")
         for owner, (how, table) in self.others().items() if stored else ():
@@ -117,7 +135,7 @@ class Filling:
         if link.twin is None or link.ours[0] not in self.untied():
             return False
         tensor = self.model.state_dict()[link.twin].clone()
-        self._put(link.ours[0], tensor, link.theirs)
+        self._put(link.ours[0], tensor, link.theirs[0])
         line = TensorLine(link.ours[0], tuple(tensor.shape), str(tensor.dtype)[6:], "fresh", f"a copy of {link.twin}")
         self.ledger.tensors.append(line)
         return True
@@ -145,7 +163,7 @@ class Filling:
 
 def names_of(table: Iterable[Link]) -> set[str]:
     """Their names in a table, older ones included."""
-    return {name for link in table for name in (link.theirs, *link.also)}
+    return {name for link in table for names in (link.theirs, *link.also) for name in names}
 
 
 def canonical(hub: Hub, names: Iterable[str], expected: set[str], elsewhere: Callable[[], set[str]]) -> dict[str, str]:
@@ -203,22 +221,22 @@ def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:
         )
 
 
-def able(classes: Classes, present: Collection[str]) -> list[str]:
+def able(classes: Classes, present: Set[str]) -> list[str]:
     """How to ask for the classes of which all tensors are there."""
     return [
         f"{how} (a {owner})"
         for owner, (how, table) in classes.items()
-        if all(link.tied or not {link.theirs, *link.also}.isdisjoint(present) for link in table)
+        if all(link.tied or any(present >= set(names) for names in (link.theirs, *link.also)) for link in table)
     ]
 
 
-def _refusal(missing: list[Link], left: list[str], instead: list[str]) -> str:
+def _refusal(missing: Mapping[str, Link], left: list[str], instead: list[str]) -> str:
     """Why nothing was loaded: what is missing and left over, with the nearest name on the other side; what could be
     read instead."""
     parts = []
     if missing:
-        names = [f"{link.theirs} (our {', '.join(link.ours)})" for link in missing]
-        near = difflib.get_close_matches(missing[0].theirs, left, 1, 0.6)
+        names = [f"{name} (our {', '.join(link.ours)})" for name, link in missing.items()]
+        near = difflib.get_close_matches(next(iter(missing)), left, 1, 0.6)
         hint = f"; the file has {near[0]!r}" if near else ""
         parts.append(f"{len(names)} tensors are missing in the file: {'; '.join(names[:5])}{hint}")
         if instead:

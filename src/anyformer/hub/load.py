@@ -17,7 +17,7 @@ from anyformer.hub import choose, generation, shape
 from anyformer.hub.fill import Filling, class_tables
 from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
-from anyformer.hub.formats.safetensors import TensorFile, open_weights
+from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
 from anyformer.hub.pooling import account, read_pooling
 from anyformer.hub.processors import read_processor
@@ -68,8 +68,8 @@ def load(
         file: TensorFile = open_gguf(path)
         page, hub, config = _gguf_config(file)
     else:
-        file = open_weights(path, allow_pickle)
         config = _json(path, "config.json")
+        file = open_weights(path, allow_pickle, DIFFUSERS if choose.of_diffusers(config) else MODEL)
         if config.get("model_type") == NATIVE:
             model = _native(path, config, file, fresh, dtype, device)
             return _finish(model, path, {}, None, ignore)
@@ -88,8 +88,8 @@ def load(
     filling = Filling(model, hub, file, ledger, dtype, device, fresh, others, untied)
     filling.run(links(hub.weights(hyper), model.state_dict()))
     model.page, model.config, model.ledger = page.name, hyper, ledger
-    kept = {k: v for k, v in config.items() if k not in ignore} if hub.format == "hf" else {}
-    model.origin = {"hub": hub.name, "format": hub.format, "config": kept}
+    kept = {k: v for k, v in config.items() if k not in ignore} if hub.format != "gguf" else {}
+    model.origin = {"hub": hub.name, "format": hub.format, "config": kept, **filling.habits}
     return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor, ignore)
 
 
@@ -228,7 +228,7 @@ def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterabl
     """A model of ours that no page describes: its recipe is in config.json, its tensors have our names."""
     model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
     ledger = Ledger(str(path), NATIVE)
-    same = [Link(name, (name,), ()) for name in model.state_dict()]
+    same = [Link((name,), (name,)) for name in model.state_dict()]
     Filling(model, Hub(NATIVE, (), lambda c: []), file, ledger, dtype, device, tuple(fresh)).run(same)
     model.ledger, model.origin = ledger, {"hub": NATIVE, "format": "hf", "config": config}
     return model

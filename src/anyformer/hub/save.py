@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from anyformer.core import pages
+from anyformer.hub.choose import of_diffusers
 from anyformer.hub.formats.guard import atomic_write, read_json
-from anyformer.hub.formats.safetensors import write_safetensors
+from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, write_safetensors
 from anyformer.hub.load import NATIVE
 from anyformer.hub.pooling import write_pooling
 from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
-from anyformer.hub.tables.weights import Hub, links
+from anyformer.hub.tables.weights import COUNTER, RUNNING, Hub, links
+
+VERSION = "0.35.0"  # of diffusers, whose layout and words are written
 
 
 def save(
@@ -43,7 +46,7 @@ def save(
         weights: written in place of the model's own, under the same names: whole tensors, where it holds parts.
 
     Returns:
-        The format: a `model_type`, "anyformer" for our own.
+        The format: a `model_type`, "anyformer" for our own; a `_class_name` of diffusers.
 
     Raises:
         ValueError: if the folder holds a model with another config, and not `overwrite`; for a model with adapters or
@@ -60,7 +63,7 @@ def save(
     config, tensors = _words(model, model.state_dict() if weights is None else weights)
     _check_other(folder, config, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder, tensors, max_shard_bytes)
+    write_safetensors(folder, tensors, max_shard_bytes, DIFFUSERS if of_diffusers(config) else MODEL)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
     write_processor(folder, model.processor)
@@ -68,24 +71,29 @@ def save(
         atomic_write(folder / "generation_config.json", _json(generation))
     write_pooling(folder, (model.origin or {}).get("pooling", {}))
     atomic_write(folder / "config.json", _json(config))
-    return config["model_type"]
+    return config["_class_name"] if of_diffusers(config) else config["model_type"]
 
 
 def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors as they go to disk."""
     origin = model.origin or {}
     found = hub_for(model)
+    tensors: dict[str, Tensor] = {}
     if found is None:
         tensors = dict(ours)
         config: dict[str, Any] = {"model_type": NATIVE, "recipe": model.recipe.to_json()}
     else:
         hub, architecture, config = found
-        table = [link for link in links(hub.weights(model.config), ours) if not link.tied]
-        tensors = {link.theirs: link.write([ours[o] for o in link.ours]) for link in table}
+        for link in links(hub.weights(model.config), ours):
+            tensors |= {} if link.tied else link.write(ours)
+        if (hub.name, hub.format) == (origin.get("hub"), origin.get("format")):
+            tensors = as_it_came(tensors, origin)
         if architecture in hub.bare:
             tensors = {k.removeprefix(hub.base): v for k, v in tensors.items()}
-        config = {**config, "model_type": hub.name, "architectures": [architecture]}
-        said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (not origin.get("config"))
+        config |= _names(hub, architecture, origin.get("config", {}))
+        said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (
+            hub.format == "hf" and not origin.get("config")
+        )
         config.update(dict.fromkeys(said, str(stored_type(ours))[6:]))  # what is stored, not what was
     names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
     if names and (found is None or len(config.get("id2label", ())) == len(names)):
@@ -94,6 +102,20 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
     if model.tokenizer is not None and not origin.get("config"):
         config.update({name: ids for name, ids in model.tokenizer.ids().items() if config.get(name) is None})
     return dict(sorted(config.items())), tensors
+
+
+def _names(hub: Hub, architecture: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of itself: by this a reader of the format finds the class."""
+    if hub.format == "diffusers":
+        return {"_class_name": architecture, "_diffusers_version": before.get("_diffusers_version", VERSION)}
+    return {"model_type": hub.name, "architectures": [architecture]}
+
+
+def as_it_came(tensors: dict[str, Tensor], origin: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors under the older names that the file had for them, and with its counters of batches."""
+    names, counters = origin.get("names", {}), origin.get("counters", {})
+    counted = {n: torch.tensor(v) for n, v in counters.items() if n.removesuffix(COUNTER) + RUNNING in tensors}
+    return {names.get(name, name): tensor for name, tensor in (tensors | counted).items()}
 
 
 def stored_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -125,13 +147,13 @@ def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
     if page.recipe(model.config) != model.recipe:
         return f"its recipe is another one than that of {model.page}"
     origin, why = model.origin or {}, list[str]()
-    hubs = [h for h in page.module.HUBS if h.format == "hf"]
+    hubs = [h for h in page.module.HUBS if h.format != "gguf"]
     for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # as it came, if it still can
         words = origin.get("config", {}) if hub.name == origin.get("hub") else {}
         for architecture, fixed in hub.architectures.items():
             try:
                 config = tables.write(hub.config, model.config, fixed, words)
-                _check_back(hub, page, {**config, "architectures": [architecture]}, fixed, model)
+                _check_back(hub, page, config | _names(hub, architecture, {}), fixed, model)
                 return hub, architecture, config
             except ValueError as error:
                 why.append(f"{hub.name}, {architecture}: {error}")

@@ -23,7 +23,7 @@ from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.models._tasks import Top, choose
 from anyformer.parts import MLP, Attention, Block, Classifier, LayerNorm, Learned, MaskedLM, Pooler, Tokens
 from anyformer.parts.attention.block_sparse import BlockSparse
-from anyformer.parts.heads import Through, Unread
+from anyformer.parts.heads import Kept, Through
 from anyformer.skeletons.encoder import Encoder
 
 
@@ -81,7 +81,7 @@ def bigbird(c: BigBird) -> Recipe:
     last = c.dropout if c.classifier_dropout is None else c.classifier_dropout
     mlm, nsp = MaskedLM.of(vocab=c.vocab, norm=norm, act=c.act), Classifier.of(classes=2)
     classes = Classifier.of(classes=c.classes, dropout=last, each=c.task == "tag")
-    unread = Unread.of()  # the pooler of files with a head for tokens
+    unread = Kept.of()  # the pooler of files with a head for tokens
     tasks = {
         "pretraining": Top({"mlm": mlm, "nsp": nsp}, Pooler.of()),
         "masked": Top({"mlm": Through.of(unread, mlm)}),

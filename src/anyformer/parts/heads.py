@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.core.flow import Companion, Flow
-from anyformer.core.part import built, call, drop
+from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head, Norm, Pool
 from anyformer.parts.embeddings import TokenIds
@@ -221,16 +221,39 @@ class Through(Head, Pool):
         return self.then(self.first(x, flow), flow)
 
 
-class Unread(Head, Pool):
-    """A dense layer that files hold and their reference code never reads: kept, written back, not trained; x passes.
+class Kept(Head, Pool, Norm, also="Unread"):
+    """A part that files hold and their reference code never reads: kept, written back, not trained; x passes.
+
+    Its tensors have the paths that they would have if the part itself stood here.
+
+    Args:
+        held: the part, of any kind; None: a dense layer.
 
     Shape: any -> same.
     """
 
-    def __init__(self, dim: int):
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(dim, dim))
-        self.register_buffer("bias", torch.zeros(dim))
+    weight: Tensor
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+    def __init__(self, dim: int, held: Recipe[Part] | None = None):
+        super().__init__()
+        self.dense = held is None
+        if held is None:
+            self.register_buffer("weight", torch.zeros(dim, dim))
+            self.register_buffer("bias", torch.zeros(dim))
+            return
+        part = held.build(dim)
+        for module in part.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())  # no optimizer sees it
+        for name, child in part.named_children():
+            self.add_module(name, child)
+        for name, buffer in part.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name not in part._non_persistent_buffers_set)
+
+    def reset_parameters(self) -> None:
+        if self.dense:  # as the common rule draws a layer
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x

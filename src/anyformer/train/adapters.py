@@ -61,8 +61,8 @@ class Words:
     tied: tuple[Link, ...] = ()
 
     def name(self, link: Link) -> str:
-        """Their name, as their modules have it."""
-        return link.theirs.removeprefix(self.base)
+        """Their name, as their modules have it; the first, where they store several tensors."""
+        return link.theirs[0].removeprefix(self.base)
 
     def matrices(self) -> dict[str, Link]:
         """Their modules by name, those that an adapter can stand at."""
@@ -70,7 +70,7 @@ class Words:
         return {
             self.name(link).removesuffix(".weight"): link
             for link in self.table
-            if link.theirs.endswith(".weight") and all(isinstance(op, known) for op in link.ops)
+            if link.theirs[0].endswith(".weight") and all(isinstance(op, known) for op in link.ops)
         }
 
 
@@ -79,7 +79,7 @@ def words(model: Any) -> Words:
     ours = list(pages.empty(model.recipe).state_dict())
     found = hub_for(model)
     if found is None:
-        return Words([Link(name, (name,), ()) for name in ours], "", None)
+        return Words([Link((name,), (name,)) for name in ours], "", None)
     hub, architecture, _ = found
     table = links(hub.weights(model.config), ours)
     task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
@@ -213,12 +213,12 @@ def _learned_beside(model: Any, said: Words, tensors: dict[str, Tensor]) -> list
         if not beside.intersection(link.ours):
             continue
         module, _, last = said.name(link).rpartition(".")
-        if last not in ("weight", "bias") or f"{PREFIX}{module}.lora_A.weight" in tensors:
+        if last not in ("weight", "bias") or len(link.theirs) > 1 or f"{PREFIX}{module}.lora_A.weight" in tensors:
             raise ValueError(f"{link.ours[0]} learns beside the adapters, and PEFT's files can hold whole modules only")
         modules += [] if module in modules else [module]
     for link in (*said.table, *said.tied):
         if said.name(link).rpartition(".")[0] in modules:
-            tensors[PREFIX + said.name(link)] = link.write([ours[o].clone() for o in link.ours])
+            tensors[PREFIX + said.name(link)] = link.write(ours)[link.theirs[0]].clone()
     return modules
 
 
@@ -349,7 +349,8 @@ def _whole_modules(model: Any, said: Words, beside: dict[str, Tensor], folder: P
     Raises:
         ValueError: naming the module, if it has no place, or PEFT has made two weights of one that is tied here.
     """
-    table, ours = {said.name(link): link for link in said.table}, dict(model.named_parameters())
+    table = {said.name(link): link for link in said.table if len(link.theirs) == 1}
+    ours = dict(model.named_parameters())
     names = {o: name for name, link in table.items() for o in link.ours}
     tied = {said.name(link): names[link.ours[0]] for link in said.tied if link.ours[0] in names}
     for other, main in tied.items():
@@ -369,5 +370,5 @@ def _whole_modules(model: Any, said: Words, beside: dict[str, Tensor], folder: P
         if any(o not in ours for o in table[name].ours):
             raise ValueError(f"{folder}: {name!r} is held in 4 bits in this model; load it without")
         shapes = [tuple(ours[o].shape) for o in table[name].ours]
-        found |= dict(zip(table[name].ours, table[name].read(tensor, shapes), strict=True))
+        found |= dict(zip(table[name].ours, table[name].read([tensor], shapes), strict=True))
     return found

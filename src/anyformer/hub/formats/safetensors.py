@@ -45,9 +45,10 @@ from anyformer.hub.formats.guard import (
 MAX_HEADER = 100_000_000  # bytes of safetensors header; also the limit of the format's own implementation
 MAX_DIMS = 32
 
-SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+MODEL, DIFFUSERS = "model", "diffusion_pytorch_model"  # what the files' names begin with, in transformers and there
+SINGLE, INDEX, PICKLE = ".safetensors", ".safetensors.index.json", "pytorch_model.bin"
 PICKLES = "pytorch_model.bin.index.json"  # pickles in several files
-SHARD = re.compile(r"model(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.safetensors")  # names that are given here
+SHARD = re.compile(rf"({MODEL}|{DIFFUSERS})(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.safetensors")  # names given here
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
@@ -178,7 +179,9 @@ class Sharded(TensorFile):
     Strict both ways: a tensor that the index names is in the shard it says, and no shard holds another one.
     """
 
-    def __init__(self, folder: str | os.PathLike, index: str = INDEX, kind: Callable[[Path], TensorFile] = SafeTensors):
+    def __init__(
+        self, folder: str | os.PathLike, index: str = MODEL + INDEX, kind: Callable[[Path], TensorFile] = SafeTensors
+    ):
         self.path = inside(folder, index)
         content = read_json(self.path)
         place = content.get("weight_map") if isinstance(content, dict) else None
@@ -215,19 +218,21 @@ class Pickled(TensorFile):
         }
 
 
-def open_weights(folder: str | os.PathLike, allow_pickle: bool = False) -> TensorFile:
+def open_weights(folder: str | os.PathLike, allow_pickle: bool = False, stem: str = MODEL) -> TensorFile:
     """The weights in a Hugging Face folder: `model.safetensors`, else its index, else (if allowed) a pickle or several.
 
-    In that order, which is also theirs. A pickle is a program: it is refused unless `allow_pickle`, and
-    then read with `weights_only=True` and a warning. Errors: FileRefused; FileNotFoundError naming what was
-    looked for.
+    In that order, which is also theirs. A pickle is a program: it is refused unless `allow_pickle`, and then read with
+    `weights_only=True` and a warning. `stem`: what the names begin with; `DIFFUSERS` for a folder of diffusers.
+    Errors: FileRefused; FileNotFoundError naming what was looked for.
     """
-    has = {name: os.path.lexists(Path(folder) / name) for name in (SINGLE, INDEX, PICKLE, PICKLES)}
-    if has[SINGLE]:
-        return SafeTensors(inside(folder, SINGLE))
-    if has[INDEX]:
-        return Sharded(folder)
-    pickled = next((name for name in (PICKLE, PICKLES) if has[name]), None)
+    single, index = stem + SINGLE, stem + INDEX
+    pickle, pickles = (PICKLE, PICKLES) if stem == MODEL else (f"{stem}.bin", f"{stem}.bin.index.json")
+    has = {name: os.path.lexists(Path(folder) / name) for name in (single, index, pickle, pickles)}
+    if has[single]:
+        return SafeTensors(inside(folder, single))
+    if has[index]:
+        return Sharded(folder, index)
+    pickled = next((name for name in (pickle, pickles) if has[name]), None)
     if pickled and not allow_pickle:
         raise FileRefused(
             f"{folder}: the weights are a pickle ({pickled}), which can carry code. Ask for it with "
@@ -235,16 +240,17 @@ def open_weights(folder: str | os.PathLike, allow_pickle: bool = False) -> Tenso
         )
     if pickled:
         warnings.warn(f"{folder}: reading {pickled}, a pickle, with weights_only=True as asked", stacklevel=2)
-        return Pickled(inside(folder, PICKLE)) if has[PICKLE] else Sharded(folder, PICKLES, Pickled)
-    inner = sorted(p.parent for name in (SINGLE, INDEX) for p in Path(folder).glob(f"*/{name}"))
+        return Pickled(inside(folder, pickle)) if has[pickle] else Sharded(folder, pickles, Pickled)
+    inner = sorted(p.parent for name in (single, index) for p in Path(folder).glob(f"*/{name}"))
     hint = f"; a folder in it has some: {inner[-1]}" if inner else ""  # a run, whose last checkpoint is meant
-    raise FileNotFoundError(f"{folder}: no weights; looked for {SINGLE}, {INDEX}, {PICKLE}{hint}")
+    raise FileNotFoundError(f"{folder}: no weights; looked for {single}, {index}, {pickle}{hint}")
 
 
 def write_safetensors(
-    folder: str | os.PathLike, tensors: Mapping[str, Tensor], max_shard_bytes: int = 5_000_000_000
+    folder: str | os.PathLike, tensors: Mapping[str, Tensor], max_shard_bytes: int = 5_000_000_000, stem: str = MODEL
 ) -> list[Path]:
-    """Write named tensors as `model.safetensors`, or as shards of at most `max_shard_bytes` and their index.
+    """Write named tensors as `model.safetensors`, or as shards of at most `max_shard_bytes` and their index; `stem` is
+    another beginning of the names.
 
     The Hugging Face layout, with the metadata that `transformers` asks for. The switch from the weights
     that were in `folder` to the new ones is the rename of one file: shards do not overwrite older shards
@@ -254,8 +260,9 @@ def write_safetensors(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    clear_stale(folder, "model-*.safetensors")
-    before = [p for p in folder.iterdir() if p.name in (SINGLE, INDEX) or SHARD.fullmatch(p.name)]
+    single, index = stem + SINGLE, stem + INDEX
+    clear_stale(folder, f"{stem}-*.safetensors")
+    before = [p for p in folder.iterdir() if p.name in (single, index) or SHARD.fullmatch(p.name)]
     groups: list[dict[str, Tensor]] = [{}]
     room = max_shard_bytes
     for name, tensor in tensors.items():
@@ -265,19 +272,19 @@ def write_safetensors(
         groups[-1][name] = tensor
         room -= tensor.nbytes
     if len(groups) == 1:
-        written = [folder / SINGLE]
+        written = [folder / single]
         atomic_write(written[0], partial(_write_file, tensors=groups[0]))
     else:
         tag = f"-{secrets.token_hex(4)}" if any(SHARD.fullmatch(p.name) for p in before) else ""
-        written = [folder / f"model{tag}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+        written = [folder / f"{stem}{tag}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
         place = {}
         for path, group in zip(written, groups, strict=True):
             atomic_write(path, partial(_write_file, tensors=group))
             place.update(dict.fromkeys(group, path.name))
-        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": place}
-        written.append(folder / INDEX)
-        atomic_write(written[-1], (json.dumps(index, indent=2) + "\n").encode())
-    for old in sorted(set(before) - set(written), key=lambda p: p.name != SINGLE):  # the one read first goes first
+        content = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": place}
+        written.append(folder / index)
+        atomic_write(written[-1], (json.dumps(content, indent=2) + "\n").encode())
+    for old in sorted(set(before) - set(written), key=lambda p: p.name != single):  # the one read first goes first
         old.unlink()
     return written
 

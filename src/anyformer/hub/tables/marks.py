@@ -17,6 +17,7 @@ ANY = {  # whatever their value
     "says which file this is": (
         "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path",
         "_model_name_or_path", "_commit_hash", "unsloth_version", "unsloth_fixed", "is_llama_config", "license",
+        "_class_name", "_diffusers_version",
     ),
     "the tensors say it themselves": ("dtype", "torch_dtype"),
     "asks for outputs or memory, not for other numbers": (

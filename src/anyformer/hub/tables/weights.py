@@ -2,6 +2,7 @@
 
     row("model.embed_tokens", "embed.tokens")                       a module: its weight and bias come together
     row("attn.c_attn", ("mixer.q", "mixer.k", "mixer.v"), Transpose(), Split())
+    row(("conv.weight_g", "conv.weight_v"), "conv.weight", WeightNorm(0))   ops for several of theirs: tables/several.py
     under("model.layers.{i}", "blocks.{i}", row(...), ...)          {i} is any index
 
 A table never says how many layers there are: the names of the model do.
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
+Names = tuple[str, ...]
+RUNNING, COUNTER = ".running_mean", ".num_batches_tracked"
+TAILS = (".weight", ".bias", RUNNING, ".running_var", COUNTER)  # what comes with a module
 
 
 class Op:
@@ -110,27 +114,39 @@ class Resample(Op):
 class Row:
     """One line of the table. See `row`."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    theirs: Names
+    ours: Names
     ops: tuple[Op, ...] = ()
-    also: tuple[str, ...] = ()
+    also: tuple[Names, ...] = ()
     tied: str | None = None
 
 
 def row(
-    theirs: str, ours: str | tuple[str, ...], *ops: Op, also: str | tuple[str, ...] = (), tied: str | None = None
+    theirs: str | Names,
+    ours: str | Names,
+    *ops: Op,
+    also: str | tuple[str | Names, ...] = (),
+    tied: str | None = None,
 ) -> Row:
     """Their module (or single parameter) is ours.
 
     Args:
-        theirs, ours: paths; with several of ours, an op must divide the tensor.
+        theirs, ours: paths; with several on a side, an op must divide or join the tensors.
         ops: in the order of reading.
-        also: older names of theirs, accepted when reading.
+        also: older names of theirs, accepted when reading; of several of theirs, so many names each. A file that has
+            them is written back with them.
         tied: our path that plays this part when the model has no `ours` (or `ours` is empty); a stored copy must be
             equal to it.
     """
-    also = (also,) if isinstance(also, str) else also
-    return Row(theirs, (ours,) if isinstance(ours, str) else ours, ops, also, tied)
+    older = tuple(_several(names) for names in _several(also))
+    made = Row(_several(theirs), _several(ours), ops, older, tied)
+    if any(len(names) != len(made.theirs) for names in older):
+        raise ValueError(f"the row of {theirs!r} has older names {also!r}; each must be {len(made.theirs)} names")
+    return made
+
+
+def _several(names: Any) -> tuple[Any, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def under(theirs: str, ours: str, *rows: Row | list[Row]) -> list[Row]:
@@ -141,10 +157,10 @@ def under(theirs: str, ours: str, *rows: Row | list[Row]) -> list[Row]:
 
     return [
         Row(
-            join(theirs, r.theirs),
+            tuple(join(theirs, t) for t in r.theirs),
             tuple(join(ours, o) for o in r.ours),
             r.ops,
-            tuple(join(theirs, a) for a in r.also),
+            tuple(tuple(join(theirs, a) for a in names) for names in r.also),
             r.tied,
         )
         for r in flat(rows)
@@ -156,39 +172,51 @@ def flat(rows: Iterable[Row | list[Row]]) -> list[Row]:
     return [r for x in rows for r in (flat(x) if isinstance(x, list) else [x])]
 
 
+class Differs(ValueError):
+    """An op's objection to one of several tensors, by its place among them."""
+
+    def __init__(self, place: int, why: str):
+        super().__init__(why)
+        self.place = place
+
+
 @dataclass(frozen=True)
 class Link:
     """A row with all names filled in: these tensors of theirs become those of ours."""
 
-    theirs: str
-    ours: tuple[str, ...]
-    ops: tuple[Op, ...]
-    also: tuple[str, ...] = ()
+    theirs: Names
+    ours: Names
+    ops: tuple[Op, ...] = ()
+    also: tuple[Names, ...] = ()
     tied: bool = False  # no tensor of its own: may be absent, must be equal to `ours` when present
     twin: str | None = None  # our path that plays its part in a model where the two are tied
 
-    def read(self, tensor: Tensor, shapes: list[Shape]) -> list[Tensor]:
-        """Their tensor as ours.
+    def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+        """Their tensors as ours.
 
         Raises:
             ValueError: naming both sides, if a shape differs.
         """
-        tensors = [tensor]
+        came, named = [tuple(t.shape) for t in tensors], ", ".join(map(repr, self.theirs))
         try:
             for op in self.ops:
                 tensors = op.read(tensors, shapes)
+        except Differs as error:
+            beside = f" (beside {self.theirs[0]!r})" if error.place else ""
+            raise ValueError(f"tensor {self.theirs[error.place]!r}{beside}: {error}") from None
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"tensor {self.theirs!r} of shape {tuple(tensor.shape)}: {error}") from None
+            raise ValueError(f"tensor {named} of shape {', '.join(map(str, came))}: {error}") from None
         for name, t, shape in zip(self.ours, tensors, shapes, strict=True):
             if tuple(t.shape) != shape:
-                raise ValueError(f"tensor {self.theirs!r} has shape {tuple(t.shape)}, and {name!r} needs {shape}")
+                raise ValueError(f"tensor {named} has shape {tuple(t.shape)}, and {name!r} needs {shape}")
         return tensors
 
-    def write(self, tensors: list[Tensor]) -> Tensor:
-        """Our tensors as theirs."""
+    def write(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors by name, of all of ours by name."""
+        tensors = [ours[name] for name in self.ours]
         for op in reversed(self.ops):
             tensors = op.write(tensors)
-        return tensors[0].contiguous()
+        return {name: t.contiguous() for name, t in zip(self.theirs, tensors, strict=True)}
 
 
 def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
@@ -209,31 +237,29 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
                 hits.setdefault((tuple(at.items()), m["tail"]), [None] * len(r.ours))[place] = name
                 del left[name]
         for (at, tail), names in hits.items():
-            fill = {
-                "theirs": r.theirs.format(**dict(at)) + tail,
-                "also": tuple(a.format(**dict(at)) + tail for a in r.also),
-            }
+            theirs, *also = (tuple(n.format(**dict(at)) + tail for n in names) for names in (r.theirs, *r.also))
             if None in names:
                 raise ValueError(
-                    f"{fill['theirs']!r} maps to {r.ours}, but the model has only {[n for n in names if n]}"
+                    f"{', '.join(theirs)!r} maps to {r.ours}, but the model has only {[n for n in names if n]}"
                 )
             twin = r.tied + tail if r.tied is not None and r.tied + tail in known else None
-            ours = tuple(n for n in names if n)
-            made.append(Link(fill["theirs"], ours, r.ops, fill["also"], twin=twin))  # type: ignore[arg-type]
+            made.append(Link(theirs, tuple(n for n in names if n), r.ops, tuple(also), twin=twin))
         for tail in (".weight", ""):
             if not hits and r.tied is not None and r.tied + tail in known:
-                made.append(Link(r.theirs + tail, (r.tied + tail,), r.ops, tuple(a + tail for a in r.also), True))
+                theirs, *also = (tuple(n + tail for n in names) for names in (r.theirs, *r.also))
+                made.append(Link(theirs, (r.tied + tail,), r.ops, tuple(also), True))
     if left:
         raise ValueError(f"{len(left)} tensors of the model have no row in the map, the first is {next(iter(left))!r}")
-    twice = [name for name, count in _counts(link.theirs for link in made).items() if count > 1]
+    twice = [name for name, count in _counts(name for link in made for name in link.theirs).items() if count > 1]
     if twice:
         raise ValueError(f"two rows of the map write {twice[0]!r}")
     return made
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """A path with {i} as a regular expression; the tail is '.weight', '.bias' or nothing."""
-    return re.compile("^" + re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(path)) + r"(?P<tail>\.weight|\.bias|)$")
+    """A path with {i} as a regular expression; the tail is one of `TAILS` or nothing."""
+    tails = "|".join(map(re.escape, (*TAILS, "")))
+    return re.compile("^" + re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(path)) + f"(?P<tail>{tails})$")
 
 
 def _counts(items: Iterable[str]) -> dict[str, int]:
@@ -248,17 +274,18 @@ class Hub:
     """How one family of files speaks of a page's models.
 
     Args:
-        name: `model_type` in config.json, or `general.architecture` in a GGUF file.
+        name: `model_type` in config.json, or `general.architecture` in a GGUF file; files of diffusers have none, and
+            are found by their class.
         config: entries (see `anyformer.hub.tables.config`), each hyperparameter in one of them.
         weights: the rows for given hyperparameters.
-        architectures: the names in `architectures` of config.json, each with the hyperparameters that it implies;
-            the first is taken where a file names none.
+        architectures: the names in `architectures` of config.json, or in `_class_name` of diffusers, each with the
+            hyperparameters that it implies; the first is taken where a file names none.
         types: other values of `model_type` under which files of these architectures come, too.
         base: the prefix of names that some files leave out; `bare`: the architectures whose files are written
             without it.
         tails: older last words of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
-        format: "hf" or "gguf".
+        format: "hf", "gguf" or "diffusers" (hf: a directory of transformers).
         outputs: names of theirs, dotted in nested outputs, that do not say themselves which of ours they are:
             {"image_embeds": "heads.image"}; lists of hidden states are those of the blocks there.
         processor: the type of image processor that its files mean where they say none, see `hub.processors`.
