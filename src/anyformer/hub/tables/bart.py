@@ -18,12 +18,14 @@ def sides(*front: Any) -> list[Any]:
     layers = {"encoder": [*mixer, *ffn], "decoder": [*mixer, *cross, *ffn]}
     return [
         under(
-            f"model.{side}", side,
-            row("embed_tokens", (), tied="embed.tokens"), under("", "entry", *front),
+            f"model.{side}",
+            side,
+            row("embed_tokens", (), tied="embed.tokens"),
+            under("", "entry", *front),
             under("layers.{i}", "blocks.{i}", *rows),
         )
         for side, rows in layers.items()
-    ]  # fmt: skip
+    ]
 
 
 def seq2seq_rows(*front: Any) -> list[Any]:
@@ -47,14 +49,22 @@ def seq2seq_config() -> tuple[Lens, ...]:
         key("encoder_layers", "depth", also=("num_hidden_layers",)),
         alike("heads", "encoder_attention_heads", "decoder_attention_heads"),
         alike("hidden", "encoder_ffn_dim", "decoder_ffn_dim"),
-        key("activation_function", "act", ACTS, default="gelu"), key("scale_embedding", "scaled", default=False),
-        key("dropout", "dropout", default=0.1), key("attention_dropout", "attention_dropout", default=0.0),
+        key("activation_function", "act", ACTS, default="gelu"),
+        key("scale_embedding", "scaled", default=False),
+        key("dropout", "dropout", default=0.1),
+        key("attention_dropout", "attention_dropout", default=0.0),
         key("activation_dropout", "hidden_dropout", default=0.0),
-        must("encoder_layerdrop", 0.0), must("decoder_layerdrop", 0.0), must("tie_word_embeddings", True),
-        must("is_encoder_decoder", True), must("is_decoder", False), must("add_cross_attention", False),
-        must("add_bias_logits", False), must("add_final_layer_norm", False), must("normalize_before", False),
+        must("encoder_layerdrop", 0.0),
+        must("decoder_layerdrop", 0.0),
+        must("tie_word_embeddings", True),
+        must("is_encoder_decoder", True),
+        must("is_decoder", False),
+        must("add_cross_attention", False),
+        must("add_bias_logits", False),
+        must("add_final_layer_norm", False),
+        must("normalize_before", False),
         quiet("init_std", "total_flos", why="first weights and their training"),
         quiet(*_TEXTS, *_FORCED, why="habits of generation; options of `generate` here"),
         quiet("classif_dropout", "classifier_dropout", "_num_labels", why="for a head that this file does not have"),
         quiet("output_past", why="asks for outputs or memory, not for other numbers"),
-    )  # fmt: skip
+    )

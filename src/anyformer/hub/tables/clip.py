@@ -62,11 +62,13 @@ PLACES = {
 
 def _blocks(theirs: str, ours: str) -> list:
     return under(
-        f"{theirs}.encoder.layers.{{i}}", f"{ours}blocks.{{i}}",
-        row("layer_norm1", "norm.mixer"), row("layer_norm2", "norm.ffn"),
+        f"{theirs}.encoder.layers.{{i}}",
+        f"{ours}blocks.{{i}}",
+        row("layer_norm1", "norm.mixer"),
+        row("layer_norm2", "norm.ffn"),
         under("self_attn", "mixer", row("q_proj", "q"), row("k_proj", "k"), row("v_proj", "v"), row("out_proj", "o")),
         under("mlp", "ffn", row("fc1", "up"), row("fc2", "down")),
-    )  # fmt: skip
+    )
 
 
 def image(ours: str = "") -> list:

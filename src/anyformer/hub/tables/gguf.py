@@ -33,13 +33,19 @@ def decoder_rows(q: Op | None = None, k: Op | None = None) -> list[Any]:
         row("output_norm", "norm"),
         row("output", "head.proj", tied="embed.tokens"),
         under(
-            "blk.{i}", "blocks.{i}",
-            row("attn_norm", "norm.mixer"), row("ffn_norm", "norm.ffn"),
-            projection("attn_q", "mixer.q", q), projection("attn_k", "mixer.k", k),
-            row("attn_v", "mixer.v"), row("attn_output", "mixer.o"),
-            row("ffn_gate", "ffn.gate"), row("ffn_up", "ffn.up"), row("ffn_down", "ffn.down"),
+            "blk.{i}",
+            "blocks.{i}",
+            row("attn_norm", "norm.mixer"),
+            row("ffn_norm", "norm.ffn"),
+            projection("attn_q", "mixer.q", q),
+            projection("attn_k", "mixer.k", k),
+            row("attn_v", "mixer.v"),
+            row("attn_output", "mixer.o"),
+            row("ffn_gate", "ffn.gate"),
+            row("ffn_up", "ffn.up"),
+            row("ffn_down", "ffn.down"),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def decoder_config(name: str) -> tuple[Lens, ...]:

@@ -12,7 +12,8 @@ def layer_rows(name: str) -> list[Any]:
     """Rows of the layers and of the last norm below the prefix `name`; matrices are stored transposed."""
     return [
         under(
-            f"{name}.h.{{i}}", "blocks.{i}",
+            f"{name}.h.{{i}}",
+            "blocks.{i}",
             row("ln_1", "norm.mixer"),
             row("attn.c_attn", ("mixer.q", "mixer.k", "mixer.v"), Transpose(), Split()),
             row("attn.c_proj", "mixer.o", Transpose()),
@@ -21,7 +22,7 @@ def layer_rows(name: str) -> list[Any]:
             row("mlp.c_proj", "ffn.down", Transpose()),
         ),
         row(f"{name}.ln_f", "norm"),
-    ]  # fmt: skip
+    ]
 
 
 def layer_config(act: str) -> tuple[Any, ...]:
@@ -30,14 +31,18 @@ def layer_config(act: str) -> tuple[Any, ...]:
         *keys(n_layer="depth", n_head="heads", layer_norm_epsilon="eps"),
         key("n_inner", "hidden", default=None),
         key("activation_function", "act", ACTS, default=act),
-        key("resid_pdrop", "dropout", default=0.1), key("embd_pdrop", "embed_dropout", default=0.1),
+        key("resid_pdrop", "dropout", default=0.1),
+        key("embd_pdrop", "embed_dropout", default=0.1),
         key("attn_pdrop", "attention_dropout", default=0.1),
-        must("scale_attn_weights", True), must("scale_attn_by_inverse_layer_idx", False),
+        must("scale_attn_weights", True),
+        must("scale_attn_by_inverse_layer_idx", False),
         must("add_cross_attention", False),
         quiet("reorder_and_upcast_attn", why="a trick against overflow in half precision"),
-        quiet(*(f"summary_{n}" for n in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
-              why="a head that this file does not have"),
-    )  # fmt: skip
+        quiet(
+            *(f"summary_{n}" for n in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
+            why="a head that this file does not have",
+        ),
+    )
 
 
 def stored_masks(name: str) -> dict[str, str]:
