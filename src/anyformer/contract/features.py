@@ -19,7 +19,7 @@ from anyformer.contract.hyper import alternatives, declared, differ, edited, fin
 from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, outputs, run, same
-from anyformer.contract.subjects import Subject, first_of, whole
+from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, whole
 from anyformer.contract.training import in_full
 from anyformer.core.recipe import Recipe
 from anyformer.core.taps import Taps
@@ -63,7 +63,7 @@ def speaking(model: nn.Module, batch: Batch) -> list[str]:
     return list(found)
 
 
-@check(13, "model")
+@check(13, "model", later=apart_from_tiny)
 def a_copy_is_independent(subject: Subject) -> float:
     """A deep copy gives the same, and changing it leaves the first as it was."""
     batch = draw(subject, random.Random(41), [5, 5])
@@ -75,19 +75,19 @@ def a_copy_is_independent(subject: Subject) -> float:
     return max(worst, same(run(subject.model, batch), before, "after the copy changed", 0.0, 0.0))
 
 
-@check(13, "model")
+@check(13, "model", later=apart_from_tiny)
 def lora_merges_to_the_same_function(subject: Subject) -> float:
     """New adapters change nothing; they alone get gradients; merged they are plain matrices of the same function."""
     return adapted_and_merged(subject, fresh(subject.model), dora=False)
 
 
-@check(13, "model")
+@check(13, "model", later=apart_from_tiny)
 def dora_merges_to_the_same_function(subject: Subject) -> float:
     """The same for adapters that learn the length of each row apart."""
     return adapted_and_merged(subject, fresh(subject.model), dora=True)
 
 
-@check(13, "model")
+@check(13, "model", later=apart_from_tiny)
 def adapters_on_4_bits_merge_to_the_same_function(subject: Subject) -> float:
     """The same on matrices in 4 bits; what comes out are full matrices at the paths of before."""
     model = fresh(subject.model)
@@ -123,13 +123,13 @@ def run_with(model: nn.Module, change: Any, batch: Any) -> dict[str, Tensor]:
     return run(model, batch)
 
 
-@check(13, "model")
+@check(13, "model", later=apart_from_tiny)
 def int8_stays_inside_its_error(subject: Subject) -> float:
     """In 8 bits, the output of every linear layer is within the stated bound of what the same input gave before."""
     return inside_its_error(subject, int8.quantise, int8.Int8Linear)
 
 
-@check(13, "model")
+@check(13, "model", later=apart_from_tiny)
 def four_bits_stay_inside_their_error(subject: Subject) -> float:
     """The same in 4 bits."""
     return inside_its_error(subject, nf4.quantise, nf4.Nf4Linear)

@@ -123,7 +123,7 @@ def learns_a_batch_by_heart(subject: Subject) -> float:
     return 0.0
 
 
-@check(11, "model")
+@check(11, "model", later=apart_from_tiny)
 def recomputing_changes_nothing(subject: Subject) -> float:
     """Activation checkpointing gives the same loss and gradients."""
     batch = draw(subject, random.Random(32), [9, 5], "left")
@@ -174,7 +174,7 @@ def compiling_to_machine_code_changes_nothing(subject: Subject) -> float:
     return compiled(subject, "inductor")
 
 
-@check(11, "model", examples=3)
+@check(11, "model", examples=3, later=apart_from_tiny)
 def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
     """Small batches with random padding, one after the other, are one big batch of the same rows; its gradients."""
     side = rng.choice(("left", "right"))
@@ -216,7 +216,7 @@ def recipe_is_its_own_description(subject: Subject) -> float:
     return 0.0
 
 
-@check(12, "model")
+@check(12, "model", later=apart_from_tiny)
 def first_weights_depend_on_the_seed_alone(subject: Subject) -> float:
     """The same seed gives the same first weights, another one others; all are finite."""
     made = []
