@@ -12,7 +12,7 @@ import anyformer as af
 from anyformer.contract import CHECKS, Check, compositions, forget, oracle, roles
 from anyformer.contract.probe import Failed
 from anyformer.contract.subjects import hubs, subjects
-from tests.contract import faults_in_files, faults_in_models  # noqa: F401  (they fill FAULTS)
+from tests.contract import faults_in_files, faults_in_models, faults_in_use  # noqa: F401  (they fill FAULTS)
 from tests.contract.planting import FAULTS, Fault
 
 BY_NAME = {check.name: check for check in CHECKS}
