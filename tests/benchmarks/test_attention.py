@@ -28,7 +28,7 @@ from benchmarks.attention_peers import PEERS
 from benchmarks.attention_worker import Contestant
 from benchmarks.contest import Worker
 
-NO_MIXING = {"Chunked", "Router", "TopK", "ExpertChoice", "ConvPositions"}  # a base, the routers of experts, positions
+NO_MIXING = {"Chunked", "ConvPositions"}  # a base, positions
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 
 

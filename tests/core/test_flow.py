@@ -21,6 +21,7 @@ from anyformer.parts import (
     Causal,
     Dilated,
     ExpertChoice,
+    Forget,
     Fourier,
     Global,
     LayerNorm,
@@ -34,6 +35,7 @@ from anyformer.parts import (
     Random,
     Rotary,
     Strided,
+    TopK,
     Window,
     deepnorm,
 )
@@ -299,3 +301,11 @@ def test_random_masks_do_not_depend_on_the_interpreter() -> None:
     drawn = int(torch.randperm(5, generator=noise)[0])
     seen = Random(1, 1, seed=7).allowed(torch.tensor([[5]]), torch.arange(6)[None])
     assert bool(seen[0, drawn])
+
+
+@pytest.mark.parametrize(
+    "part", [TopK.of(experts=2), ExpertChoice.of(experts=2), Forget.of()], ids=lambda r: r.part.__name__
+)
+def test_what_works_over_time_is_no_mixer_by_that(part: Any) -> None:
+    with pytest.raises(ValueError, match=r"Block.mixer: expected a recipe of a Mixer or None"):
+        Block.of(mixer=part, norm=LayerNorm.of())

@@ -16,7 +16,7 @@ from anyformer.contract.check import check
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, close, draw, expect, outputs, slopes_agree
 from anyformer.contract.subjects import Subject
-from anyformer.core.mixer import Mixer
+from anyformer.core.mixer import OverTime
 
 MOST = 40  # tokens of a row
 
@@ -27,7 +27,7 @@ def packs(subject: Subject) -> str | None:
         return "it reads no text: a row is one picture, or one episode"
     if subject.has_source:
         return "sources and targets are not packed: one pair a row"
-    for part in (m for m in subject.outline.modules() if isinstance(m, Mixer) and not m.packs):
+    for part in (m for m in subject.outline.modules() if isinstance(m, OverTime) and not m.packs):
         return f"{type(part).__name__} cannot keep packed documents apart"
     return "it makes one vector of a row" if getattr(subject.outline, "pool", None) is not None else None
 

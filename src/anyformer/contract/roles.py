@@ -29,7 +29,6 @@ from anyformer.core.recipe import Recipe, signature
 from anyformer.parts import Attention
 from anyformer.parts.attention.masks import Causal, Full, Mask, Window
 from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
-from anyformer.parts.moe import Router
 
 SAMPLES = (
     Full(),
@@ -61,7 +60,7 @@ def mixers() -> dict[str, Recipe]:
     """A small recipe of every public mixer: the first that any subject holds, or one with few heads."""
     every = [*(s for name in pages.names() for s in subjects(name) if not s.light), *compositions()]
     held = {v.part: v for s in reversed(every) for _, v in s.recipe.walk() if isinstance(v, Recipe)}
-    slot = [kind for kind in kinds(Mixer) if kind.given == ("dim",) and not issubclass(kind, Router)]
+    slot = [kind for kind in kinds(Mixer) if kind.given == ("dim",)]
     return {kind.__name__: example(kind, held.get(kind)) for kind in slot}
 
 

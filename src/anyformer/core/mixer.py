@@ -1,4 +1,4 @@
-"""Mixer: a part that mixes over time."""
+"""Parts that work over time, and their decoding state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from anyformer.core.part import Part
 from anyformer.core.state import Slot, State
 
 
-class Mixer(Part):
-    """A part that mixes over time: `forward(x, flow)`. One that can decode step by step overrides `start`.
+class OverTime(Part):
+    """Base of parts in which the positions of a sequence act on each other: mixers, routers of experts, forgetting.
+
+    One that can decode step by step overrides `start`.
 
     Attributes:
         packs: does it keep packed documents (`flow.documents`) apart? One that does not say so is refused them.
@@ -46,8 +48,12 @@ class Mixer(Part):
             )
 
 
+class Mixer(OverTime):
+    """A part that mixes over time: `forward(x, flow)`, the `mixer` of a block."""
+
+
 def start_state(modules: Iterable[nn.Module], batch: int, length: int = 0) -> State:
     """An empty decoding state for all mixers in these modules; `length` is a hint of how long rows will become."""
     inside = [m for module in modules for m in module.modules()]
     like = next(p for m in inside for p in m.parameters())
-    return State(batch, {m: m.start(batch, length, like) for m in inside if isinstance(m, Mixer)})
+    return State(batch, {m: m.start(batch, length, like) for m in inside if isinstance(m, OverTime)})

@@ -9,7 +9,6 @@ import torch
 
 from anyformer.generate.decoding import evaluating
 from anyformer.generate.embedding import check, embed, inputs_of
-from anyformer.skeletons.dual_tower import DualTower
 
 
 @torch.inference_mode()
@@ -31,7 +30,7 @@ def classify(
             without {}, a model without classes, tokenizer or processor, or an item that is none.
     """
     check(items, batch)
-    if isinstance(model, DualTower):
+    if model.alike:
         return _alike(model, items, labels, template, batch)
     if labels is not None:
         raise ValueError(
@@ -52,7 +51,7 @@ def classify(
 
 
 def _alike(
-    model: DualTower, items: Sequence[Any], labels: Sequence[str] | None, template: str, batch: int
+    model: Any, items: Sequence[Any], labels: Sequence[str] | None, template: str, batch: int
 ) -> list[dict[str, float]]:
     if labels is None or isinstance(labels, str) or len(labels) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"labels must be a list of at least two different classes in words, got {labels!r:.80}")

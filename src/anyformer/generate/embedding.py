@@ -15,7 +15,6 @@ from anyformer.generate.prompts import tokenizer_of
 from anyformer.hub.pooling import Pooling, meaning, pooled
 from anyformer.hub.text.reading import reading
 from anyformer.parts import Project
-from anyformer.skeletons.dual_tower import DualTower
 
 
 @torch.inference_mode()
@@ -126,7 +125,7 @@ def inputs_of(model: Any, items: Sequence[Any]) -> dict[str, Tensor]:
 def _seen(model: Any, items: Sequence[Any]) -> Tensor:
     """The vectors of some pictures, (B, D)."""
     inputs = inputs_of(model, items)
-    if isinstance(model, DualTower):
+    if model.alike:
         return model.vectors(model.tower("pixel_values"), **inputs).float()
     out = model(**inputs)
     ends = [head for head in model.heads.values() if isinstance(head, Project)]
@@ -137,7 +136,7 @@ def _seen(model: Any, items: Sequence[Any]) -> Tensor:
 def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:
     """(B, D)"""
     ids, keep = padded(rows, next(model.parameters()).device)  # (B, T)
-    if isinstance(model, DualTower):
+    if model.alike:
         masks = {} if keep is None else {"attention_mask": keep}
         return model.vectors(model.tower("input_ids"), input_ids=ids, **masks).float()
     hidden = model.encode(ids, keep)  # (B, T, D)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from anyformer.core.flow import Flow
-from anyformer.core.mixer import Mixer
+from anyformer.core.mixer import OverTime
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import FeedForward
@@ -90,7 +90,7 @@ class Sent:
         return self.memory.nbytes
 
 
-class Router(Mixer):
+class Router(OverTime):
     """What every router has: logits = proj(x), in float32 whatever the model's type; in training with noise on x.
 
     Called as `router(x, flow)`, it returns `weights` (B, T, E), what each expert's answer counts, and `sent` (B, T, E)

@@ -17,7 +17,7 @@ from anyformer.core import checks
 from anyformer.core.documents import places
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
-from anyformer.core.mixer import Mixer, start_state
+from anyformer.core.mixer import OverTime, start_state
 from anyformer.core.part import Part
 from anyformer.core.recipe import nearest
 from anyformer.core.state import State
@@ -70,6 +70,7 @@ class Skeleton(nn.Module):
     closed: ClassVar[bool] = True
     generates: bool = False  # can continue a text: has `start` and a vocabulary head
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
+    alike: ClassVar[bool] = False  # has towers, whose vectors are compared: `vectors` and `scale`
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None
@@ -272,7 +273,7 @@ def check_packed(
             f"document_ids and {name} cannot be given together: the ids say what is padding (-1), places begin again "
             "in each document, and decoding continues one text a row"
         )
-    for part in (m for m in model.modules() if isinstance(m, Mixer) and not m.packs):
+    for part in (m for m in model.modules() if isinstance(m, OverTime) and not m.packs):
         raise ValueError(
             f"{type(part).__name__} cannot keep packed documents apart; give one document a row, with attention_mask"
         )

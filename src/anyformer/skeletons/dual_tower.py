@@ -33,6 +33,7 @@ class DualTower(Skeleton, Part):
         scale: at first, as a logarithm; in training it stays below log 100.
     """
 
+    alike = True
     across = frozenset({"logits", "heads.scale"})
 
     def __init__(self, towers: dict[str, Recipe], scale: float = 2.6592):

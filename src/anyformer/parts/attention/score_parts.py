@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.mixer import Mixer
+from anyformer.core.mixer import OverTime
 from anyformer.core.part import check_option
 from anyformer.parts.attention.masks import View
 from anyformer.parts.attention.scores import Bias, Call, Score
@@ -227,7 +227,7 @@ class Distances(ByDistance):
         return self.table[:, ahead.clamp(-self.far, self.far) + self.far]
 
 
-class Forget(Score, Mixer):
+class Forget(Score, OverTime):
     """The Forgetting Transformer's gates (Lin et al., 2025; arXiv:2503.02130): what a query i sees of a key j has faded
     by every token in between.
 

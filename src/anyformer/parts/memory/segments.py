@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.mixer import Mixer
+from anyformer.core.mixer import Mixer, OverTime
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
 from anyformer.core.state import Slot
@@ -278,7 +278,7 @@ class SegmentRecurrence(Mixer):
         self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
         found = made_scores(scores, dim, heads, self.head_dim, False)
-        for part in (s for s in found if isinstance(s, Mixer)):
+        for part in (s for s in found if isinstance(s, OverTime)):
             raise ValueError(
                 f"{name}: {type(part).__name__} goes by what stands between two tokens, and memory holds keys and "
                 "values alone; take scores that go by distance (Relative, Alibi, Decay …)"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
-from anyformer.core.mixer import Mixer
+from anyformer.core.mixer import Mixer, OverTime
 
 
 class MemoryTokens(Mixer):
@@ -67,7 +67,7 @@ class MemoryTokens(Mixer):
             places = picked(places.expand_as(order), order)
         if slot is not None:
             slot.at = at
-            for mixer in (p for p in self.modules() if isinstance(p, Mixer) and p is not self):
+            for mixer in (p for p in self.modules() if isinstance(p, OverTime) and p is not self):
                 flow.state.prefix[mixer] = flow.state.prefix.get(mixer, 0) + m  # type: ignore[union-attr]
         x = self._through(x, flow.inside(places, keep))
         if keep is None:
