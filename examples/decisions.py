@@ -1,6 +1,6 @@
 """Does a model that is asked for a return reach it? CartPole and Acrobot, from episodes of mixed quality, in minutes.
 
-    python examples/decisions.py --out runs/decisions        # prints the table, and writes it as table.md
+    python examples/decisions.py --out runs/decisions --into docs/decisions.md    # prints the table, writes it there
 
 For each environment, controllers written here (a line of code each) act with a share of their actions taken blindly,
 another share in each episode: from hopeless to good. Their episodes, seeded, are what is learned from. Then, with as
@@ -33,6 +33,7 @@ import torch
 from anyformer.generate import rollout
 from anyformer.train import train
 
+BEGIN, END = "<!-- table -->", "<!-- end -->"
 Controller = Callable[[np.ndarray], int]
 
 
@@ -88,7 +89,8 @@ def learned(task: str, data: Path, seed: int, args: argparse.Namespace) -> Any:
     out = args.out / f"{data.stem}-{task}-{seed}"
     return train(
         "decision_transformer", changes={"dim": args.dim}, task=task, data=data, out=out, steps=args.steps,
-        batch=args.batch, context=args.context, lr=2e-3, seed=seed, eval_every=0, save_every=0, quiet=True, cache=str(args.out / "cache"),
+        batch=args.batch, context=args.context, lr=2e-3, seed=seed, eval_every=0, save_every=0, quiet=True,
+        cache=str(args.out / "cache"),
     ).model  # fmt: skip
 
 
@@ -128,6 +130,7 @@ def told(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/decisions"))
+    parser.add_argument("--into", type=Path, help=f"a text whose table, between {BEGIN} and {END}, is written anew")
     parser.add_argument("--environments", nargs="+", default=list(ENVIRONMENTS))
     sizes = {"collected": 400, "steps": 500, "batch": 32, "context": 10, "dim": 48, "seeds": 5, "episodes": 15}
     for name, value in {**sizes, "processes": 2}.items():
@@ -137,8 +140,10 @@ def main() -> None:
     table = ["| environment | | reached |", "|---|---|---|"]
     for name in args.environments:
         table += measured(name, args)
-    (args.out / "table.md").write_text("\n".join(table) + "\n", "utf-8")
     print("\n".join(table))
+    if args.into is not None:
+        before, _, rest = args.into.read_text("utf-8").partition(BEGIN)
+        args.into.write_text("\n".join((before + BEGIN, *table, END)) + rest.partition(END)[2], "utf-8")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ WRONG = {
     "half a choice": ({"actions": [0.5, 1.0, 0.0]}, "no choices from 0 on"),
     "a choice below 0": ({"actions": [0, -1, 0]}, "no choices from 0 on"),
     "the mark": ({"actions": [[-100.0], [1.0], [1.0]]}, "marks what is not learned"),
-    "another width": ({"states": [[1, 2, 3]] * 3}, "its steps are states of 3 numbers with choices, and those of the first"),
-    "another kind": ({"actions": [[0.5, 1]] * 3}, "states of 2 numbers with actions of 2 numbers, and those of the first"),
+    "another width": ({"states": [[1, 2, 3]] * 3}, "are states of 3 numbers with choices, and those of the first"),
+    "another kind": ({"actions": [[0.5, 1]] * 3}, "with actions of 2 numbers, and those of the first"),
 }  # fmt: skip
 
 

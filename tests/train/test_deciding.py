@@ -104,9 +104,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     data = file(tmp_path / "a.jsonl")
     whole = learned(tmp_path, data, steps=6, out=tmp_path / "whole")
     learned(tmp_path, data, steps=6, out=tmp_path / "parts", save_every=4)
-    parts = learned(
-        tmp_path, data, steps=6, out=tmp_path / "parts", save_every=4, resume=str(tmp_path / "parts/step-000004")
-    )
+    goes_on = {"out": tmp_path / "more", "resume": str(tmp_path / "parts" / "step-000004")}
+    parts = learned(tmp_path, data, steps=6, **goes_on)
     one, two = whole.model.state_dict(), parts.model.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -165,7 +164,7 @@ def test_what_cannot_act_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="temperature=-1"):
         rollout(model, Lamps, 3.0, temperature=-1)
     gymnasium = pytest.importorskip("gymnasium")
-    with pytest.raises(ValueError, match="no environment 'CartPool-v1' .*did you mean CartPole-v1"):
+    with pytest.raises(ValueError, match=r"no environment 'CartPool-v1' .*did you mean CartPole-v1"):
         rollout(model, "CartPool-v1")
     with pytest.raises(ValueError, match=r"takes actions of Discrete\(3\), and the model says 2 choices"):
         rollout(model, lambda: gymnasium.make("MountainCar-v0"))
