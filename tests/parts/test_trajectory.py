@@ -16,8 +16,8 @@ def model() -> Any:
     return af.build("decision_transformer", "tiny", seed=0)
 
 
-def steps(model: Any, count: int = 4, **others: Tensor | None) -> dict[str, Tensor]:
-    made = model.example(2, {"": (count,)}, torch.Generator().manual_seed(0))
+def steps(model: Any, **others: Tensor | None) -> dict[str, Tensor]:
+    made = model.example(2, {"": (4,)}, torch.Generator().manual_seed(0))
     return {name: value for name, value in {**made, **others}.items() if value is not None}
 
 
