@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,27 @@ def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.split() == ["3", "True"]
     shorter = names["behind"](None, names["flow"])  # type: ignore[operator]
     assert shorter.positions.tolist() == [0, 1] and shorter.find(names["Frames"]) is None
+
+
+def test_the_commands_about_decisions_run(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium")
+    root, text = DOCS.parent, (DOCS / "decisions.md").read_text()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "decisions.md").write_text(text)
+    example, *commands = re.findall(r"```sh\n(.*?)```", text, re.S)[0].strip().splitlines()
+    small = ["--collected", "24", "--steps", "2", "--seeds", "1", "--episodes", "1", "--processes", "1"]
+    said = [
+        subprocess.run(
+            [sys.executable, *line], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=600
+        ).stdout
+        for line in (
+            [root / example.split()[1], *example.split()[2:], *small],
+            *(f"-m {c}".replace(" 500", " 2").replace("000500", "000002").split() for c in commands),
+        )
+    ]
+    table = (tmp_path / "docs" / "decisions.md").read_text().split("<!-- table -->\n")[1].split("<!-- end -->")[0]
+    assert table in said[0] and len(table.splitlines()) == 2 + 2 * 8
+    assert re.findall(r"^ +(50|200) ", said[2], re.M) == ["50", "200"]
 
 
 @pytest.mark.parametrize(("name", "decoder", "encoder", "packs", "state"), TABLE)
