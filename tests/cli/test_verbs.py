@@ -180,18 +180,18 @@ def test_verify_prints_the_table_and_its_exit_code_says_whether_all_passed(cli, 
 
     asked = []
 
-    def short(subject, *, slow, progress):  # two checks of the real ones: all of them take a minute
+    def short(subject, *, slow, progress, task, ignore):  # two checks of the real ones: all of them take a minute
         asked.append((subject, slow))
         chosen = [c for c in contract.CHECKS if c.checkpoint][:2]
         with monkeypatch.context() as patch:
             patch.setattr("anyformer.contract.report.CHECKS", chosen)
-            return contract.report.verify(subject, slow=slow, progress=progress)
+            return contract.report.verify(subject, slow=slow, progress=progress, task=task, ignore=ignore)
 
     monkeypatch.setattr(contract, "verify", short)
     code, out, err = cli("verify", encoder, "--json")
     found = json.loads(out)
     assert asked == [(str(encoder), False)]
-    assert code == 0 and found["ok"] and len(found["rows"]) == 2, err
+    assert code == 0 and found["ok"] and len(found["rows"]) == 3, err
     weights = encoder / "model.safetensors"
     kept = weights.read_bytes()
     try:

@@ -11,9 +11,10 @@ import torch
 
 import anyformer as af
 from anyformer.contract import CHECKS, Report, compositions, verify
-from anyformer.contract.report import Row
+from anyformer.contract.report import OWN, Row
 from anyformer.contract.subjects import redrawn
 from anyformer.hub.formats.safetensors import open_weights, write_safetensors
+from anyformer.parts import RMSNorm
 from anyformer.parts.attention.cache import KeysValues
 
 
@@ -35,7 +36,56 @@ def saved(folder: Path, page: str = "llama", **changes: Any) -> str:
 def test_a_model_of_ones_own_passes(tmp_path: Path, page: str) -> None:
     report = verify(saved(tmp_path / "model", page))
     assert report.ok, str(report)
-    assert {row.check for row in report.rows} == {c.name for c in CHECKS if c.checkpoint}
+    assert {row.check for row in report.rows} == {c.name for c in CHECKS if c.checkpoint} | {OWN.name}
+    assert result(report, "parity").result == "pass"
+
+
+@pytest.fixture
+def own_type_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyformer.contract.report.CHECKS", [])
+
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one type", "norms in float32"])
+@pytest.mark.parametrize("name", TYPES)
+def test_what_load_gives_is_looked_at_in_its_own_type(
+    tmp_path: Path, own_type_alone: None, name: str, mixed: bool
+) -> None:
+    folder = tmp_path / "model"
+    model = redrawn(af.build("llama", "tiny", seed=0)).to(TYPES[name])
+    weights = {n: t.float() if mixed and "norm" in n else t for n, t in model.state_dict().items()}
+    af.hub.save(model, folder, weights=weights)
+    assert next(af.load(folder).parameters()).dtype == TYPES[name]
+    row = result(verify(str(folder)), OWN.name)
+    assert row.result == "pass", row.detail
+    assert (row.difference == 0) is (name == "float32")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_what_goes_wrong_in_half_precision_alone_fails(
+    tmp_path: Path, own_type_alone: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, forward = saved_as(tmp_path / "model", TYPES[name]), RMSNorm.forward
+    monkeypatch.setattr(
+        RMSNorm, "forward", lambda self, x: forward(self, x) * (1.0 if x.dtype == torch.float32 else 1.5)
+    )
+    row = result(verify(path), OWN.name)
+    assert row.result == "FAIL" and "rounding alone by" in row.detail
+
+
+def saved_as(folder: Path, dtype: torch.dtype) -> str:
+    redrawn(af.build("llama", "tiny", seed=0)).to(dtype).save(folder)
+    return str(folder)
+
+
+def test_another_class_of_the_files_is_compared_with_that_class(tmp_path: Path) -> None:
+    folder = Path(saved(tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "angle": 3}))
+    report = verify(str(folder), task="none", ignore=["angle"])
+    assert report.ok, str(report)
     assert result(report, "parity").result == "pass"
 
 

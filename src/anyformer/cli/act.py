@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models, show
@@ -20,6 +21,8 @@ def act(
     seed: int = 0,
     temperature: float = 1.0,
     json: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> None:
     """Prints, for each return that is asked for, what the episodes reached.
 
@@ -31,13 +34,15 @@ def act(
         seed: of the first episode; the next one has the next number.
         temperature: 1 draws actions as the model says, 0 takes the likeliest.
         json: print the returns of all episodes as JSON.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate import rollout
 
     if not env:
         raise ValueError("--env names the environment, e.g. --env CartPole-v1")
     wanted = [number(text) for text in target] if target else [None]
-    loaded = models.load(model, text=False)
+    loaded = models.load(model, text=False, task=task, ignore=ignore)
     found = [rollout(loaded, env, one, episodes, seed, temperature) for one in wanted]
     if json:
         told = ((some[0].asked, [e.reached for e in some], [e.cut for e in some]) for some in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models
@@ -14,7 +15,15 @@ LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
 HELP = "type a question; /new forgets what was said, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
 
 
-def chat(model: str, question: str | None, options: dict[str, Any], *, system: str | None = None) -> None:
+def chat(
+    model: str,
+    question: str | None,
+    options: dict[str, Any],
+    *,
+    system: str | None = None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
     """Answers a question, or without one talks until `/exit`. What was said before is remembered.
 
     Args:
@@ -22,8 +31,10 @@ def chat(model: str, question: str | None, options: dict[str, Any], *, system: s
         question: the question, or nothing.
         options: of `anyformer.generate.chat`, by name.
         system: what the model is told before the conversation.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
     """
-    loaded = models.load(model)
+    loaded = models.load(model, task=task, ignore=ignore)
     begin = [] if system is None else [{"role": "system", "content": system}]
     if question is not None:
         answer(loaded, [*begin, {"role": "user", "content": question}], options)
@@ -79,4 +90,5 @@ def run(args: Any) -> None:
     """Does it."""
     from anyformer.generate import generate
 
-    chat(args.model, " ".join(args.question) or None, pick(args, generate, OURS), system=args.system)
+    asked = " ".join(args.question) or None
+    chat(args.model, asked, pick(args, generate, OURS), system=args.system, task=args.task, ignore=args.ignore)

@@ -21,6 +21,7 @@ def classify(
     top: int = 5,
     batch: int = 32,
     json: bool = False,
+    task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
     """Prints the likeliest classes of each item with their shares.
@@ -33,6 +34,7 @@ def classify(
         top: classes that are printed.
         batch: items at once.
         json: all classes, as JSON.
+        task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate import classify as classes
@@ -41,7 +43,7 @@ def classify(
         raise ValueError(f"top must be at least 1, got {top}")
     if labels is not None and len(labels) == 1:
         labels = [label.strip() for label in labels[0].split(",")]
-    loaded = models.load(model, text=False, ignore=ignore)
+    loaded = models.load(model, text=False, task=task, ignore=ignore)
     found = classes(loaded, items_of(loaded, item), labels, template, batch)
     if json:
         print(show.dump([{"item": name, "classes": shares} for name, shares in zip(item, found, strict=True)]))

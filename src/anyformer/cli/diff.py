@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models, show
@@ -10,7 +11,16 @@ from anyformer.cli.options import Parser, pick
 EXAMPLE = "anyformer diff llama qwen2"
 
 
-def diff(one: str, other: str, *, size: str | None = None, other_size: str | None = None, json: bool = False) -> None:
+def diff(
+    one: str,
+    other: str,
+    *,
+    size: str | None = None,
+    other_size: str | None = None,
+    json: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
     """Prints where the recipes of two models differ: first how they are built, then numbers alone.
 
     Args:
@@ -19,10 +29,13 @@ def diff(one: str, other: str, *, size: str | None = None, other_size: str | Non
         size: of the first architecture, e.g. 7b; tiny by default.
         other_size: of the second one.
         json: as JSON.
+        task: read another class of both, e.g. none for hidden states alone.
+        ignore: keys of the files of both that are read as if they were not there.
     """
     from anyformer.explain.diff import differences
 
-    found = differences(models.shape(one, size).recipe, models.shape(other, other_size).recipe)
+    both = (models.shape(name, s, task, ignore).recipe for name, s in ((one, size), (other, other_size)))
+    found = differences(*both)
     if json:
         print(show.dump([vars(d) for d in found]))
         return

@@ -39,7 +39,7 @@ def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence
     """
     if name in pages.names():
         page = pages.page(name)
-        config = page.at(size or "tiny")
+        config = page.at(size or "tiny", **({} if task is None else {"task": task}))
         model = pages.empty(page.recipe(config))
         model.page, model.config = name, config
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models, show
@@ -12,7 +13,14 @@ from anyformer.core import pages
 EXAMPLE = "anyformer verify bert-tiny"
 
 
-def verify(model: str, *, slow: bool = False, json: bool = False) -> bool:
+def verify(
+    model: str,
+    *,
+    slow: bool = False,
+    json: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> bool:
     """Runs the checks of `anyformer.contract.verify` and prints what came of each.
 
     Of an architecture: every check over its tiny size and all its cases. Of a model: what can be checked on somebody's
@@ -22,6 +30,8 @@ def verify(model: str, *, slow: bool = False, json: bool = False) -> bool:
         model: an architecture, a directory, a .gguf file, a hub id, or real weights by name.
         slow: also the checks that take more than ten seconds each.
         json: print the report as JSON.
+        task: of a model: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
 
     Returns:
         Whether everything that was run passed.
@@ -29,7 +39,8 @@ def verify(model: str, *, slow: bool = False, json: bool = False) -> bool:
     from anyformer import contract
 
     subject = model if model in pages.names() else str(models.find(model))
-    report = contract.verify(subject, slow=slow, progress=_progress if sys.stderr.isatty() else None)
+    told = _progress if sys.stderr.isatty() else None
+    report = contract.verify(subject, slow=slow, progress=told, task=task, ignore=ignore)
     if sys.stderr.isatty():
         _progress("")
     print(show.dump(report.to_json()) if json else report.table())

@@ -198,7 +198,7 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
     from anyformer.hub import load, save
 
     if subject.path is not None:
-        theirs, folder = _published(Path(subject.path)), Path(subject.path)
+        theirs, folder = _published(subject, Path(subject.path)), Path(subject.path)
         return Oracle(theirs, folder, subject.model)
     assert hub is not None
     folder = scratch()
@@ -279,8 +279,8 @@ def cut(model: nn.Module, inputs: Any, out: Any) -> None:
         out.hidden_states = tuple(h[:, : out.last_hidden_state.shape[1]] for h in out.hidden_states)
 
 
-def _published(path: Path) -> Any:
-    """A checkpoint as `transformers` loads it."""
+def _published(subject: Subject, path: Path) -> Any:
+    """A checkpoint as `transformers` loads it; the class that was asked for, where it is another one than its own."""
     import transformers
 
     if path.is_file():
@@ -288,6 +288,10 @@ def _published(path: Path) -> Any:
         return reference(model).eval()
     config = json.loads((path / "config.json").read_text())
     named = (config.get("architectures") or [None])[0]
+    if "task" in subject.options:
+        from anyformer.hub.save import hub_for
+
+        named = found[1] if (found := hub_for(subject.model)) else named
     kind = getattr(transformers, named) if named else transformers.AutoModel
     return reference(kind.from_pretrained(path, dtype=torch.float32)).eval()
 

@@ -16,7 +16,7 @@ from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, draw, expect, run
 from anyformer.contract.subjects import Subject, apart_from_tiny
 from anyformer.core.part import Part
-from anyformer.hub import save
+from anyformer.hub import load, save
 from anyformer.hub.load import NATIVE
 from anyformer.parts import ExpertChoice
 
@@ -26,11 +26,11 @@ ROUNDINGS = 3  # of a norm: what enters the product, the product, the shift, wha
 WIDE = 4.0  # times the error of a float32 model whose every module's output is rounded
 
 
-def rounded(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """What float32 gives when the output of every module is rounded to bfloat16: the error that cannot be avoided."""
+def rounded(model: nn.Module, batch: Any, dtype: torch.dtype = HALF) -> dict[str, Tensor]:
+    """What float32 gives when the output of every module is rounded to a type: the error that cannot be avoided."""
 
     def round_it(module: nn.Module, inputs: Any, output: Any) -> Any:
-        return output.to(HALF).float() if isinstance(output, Tensor) and output.dtype == torch.float32 else output
+        return output.to(dtype).float() if isinstance(output, Tensor) and output.dtype == torch.float32 else output
 
     hooks = [m.register_forward_hook(round_it) for m in model.modules() if m is not model]
     try:
@@ -40,9 +40,9 @@ def rounded(model: nn.Module, batch: Any) -> dict[str, Tensor]:
             hook.remove()
 
 
-def in_half(batch: Batch) -> Batch:
-    """The same with pictures and other numbers in bfloat16."""
-    return batch.with_(**{n: v.to(HALF) for n, v in batch.inputs.items() if v.is_floating_point()})
+def in_half(batch: Batch, dtype: torch.dtype = HALF) -> Batch:
+    """The same with pictures and other numbers in a type of 16 bits."""
+    return batch.with_(**{n: v.to(dtype) for n, v in batch.inputs.items() if v.is_floating_point()})
 
 
 def both(subject: Subject) -> tuple[Any, Any]:
@@ -89,10 +89,33 @@ def half_precision_stays_close_to_float32(subject: Subject) -> float:
         raise LeftOut("which tokens an expert chooses may turn with a rounding")
     half, whole = both(subject)
     batch = draw(subject, random.Random(57), [9, 9])
-    found = run(half, in_half(batch))
-    expected, least, worst = run(whole, batch), rounded(whole, batch), 0.0
+    return compared(run(half, in_half(batch)), run(whole, batch), rounded(whole, batch), HALF)
+
+
+def own_type_is_close_to_float32(subject: Subject) -> float:
+    """In the type that `load` gives its weights by default, a file's model says what it says in float32, but for
+    roundings of that type."""
+    loaded = load(str(subject.path), **subject.options)
+    types = {t.dtype for t in loaded.parameters() if t.is_floating_point()}
+    expect(len(types) == 1, f"its weights are of several types: {', '.join(sorted(map(str, types)))}")
+    if subject.holds(ExpertChoice):
+        raise LeftOut("which tokens an expert chooses may turn with a rounding")
+    dtype, batch = types.pop(), draw(subject, random.Random(58), [9, 9])
+    if dtype == torch.float32:
+        return max(
+            float((found - subject.model.state_dict()[n]).abs().max()) for n, found in loaded.state_dict().items()
+        )
+    whole = subject.model
+    return compared(run(loaded, in_half(batch, dtype)), run(whole, batch), rounded(whole, batch, dtype), dtype)
+
+
+def compared(
+    found: dict[str, Tensor], expected: dict[str, Tensor], least: dict[str, Tensor], dtype: torch.dtype
+) -> float:
+    """The largest share by which outputs in a type are off; at most a few times that of `least`, and never infinite."""
+    worst = 0.0
     for name in (n for n in expected if not n.startswith("aux.")):
-        expect(found[name].dtype == HALF, f"{name} is {found[name].dtype}")
+        expect(found[name].dtype == dtype, f"{name} is {found[name].dtype}")
         expect(bool(found[name].isfinite().all()), f"{name} is not finite")
         size = float(expected[name].square().mean().sqrt())
         off = float((found[name].float() - expected[name]).square().mean().sqrt()) / size

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from anyformer.contract.check import CHECKS, Check
 from anyformer.contract.oracle import available
+from anyformer.contract.precision import own_type_is_close_to_float32
 from anyformer.contract.probe import scaled
 from anyformer.contract.subjects import Subject, apart, checkpoint
 from anyformer.core import pages
 
 NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
 EXAMPLES = 2  # of a property, on a checkpoint: real models are large
+OWN = Check(18, "own type is close to float32", own_type_is_close_to_float32, "model", checkpoint=True)
 SLOW = "takes more than ten seconds a case: verify(..., slow=True)"
 
 
@@ -77,26 +79,41 @@ class Report:
         return self.table()
 
 
-def verify(what: str, *, slow: bool = False, progress: Callable[[str], None] | None = None) -> Report:
+def verify(
+    what: str,
+    *,
+    slow: bool = False,
+    progress: Callable[[str], None] | None = None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Report:
     """Runs the contract on a page, or on a model of your own.
 
     Of a page (`verify("llama")`): every check over `tiny` and all its cases. Of a folder, a GGUF file or a hub id: the
     ledger, the round trip, the numbers against `transformers` where it is installed and knows the model, padding,
-    causality, decoding with a cache, kernels, gradients.
+    causality, decoding with a cache, kernels, gradients. They look at its weights in float32, whatever their type; one
+    more check holds the type that `load` gives against that.
 
     Args:
         what: the name of a page, or what `anyformer.load` takes.
         slow: also the checks that take more than ten seconds a case.
         progress: is told what runs now.
+        task, ignore: of a model, as of `anyformer.load`.
 
     Raises:
         ValueError, FileNotFoundError: if there is no such page or model, or it cannot be loaded.
     """
-    own = None if what in pages.names() else checkpoint(what)
+    if what in pages.names() and (task is not None or ignore):
+        raise ValueError(
+            f"task and ignore are for the files of a model, and {what!r} is an architecture: every one of its "
+            "classes is checked"
+        )
+    options = {} if task is None else {"task": task}
+    own = None if what in pages.names() else checkpoint(what, ignore=tuple(ignore), **options)
     report = Report(what, share=own is not None)
     token = scaled.set(own is not None)
     try:
-        for check in CHECKS:
+        for check in CHECKS if own is None else (*CHECKS, OWN):
             if own is None or check.checkpoint:
                 if progress is not None:
                     progress(f"{check.item} {check.name}")

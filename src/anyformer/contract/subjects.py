@@ -7,7 +7,8 @@ hide everything. A checkpoint keeps its own.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Subject:
         name: `page/case`, the name of a composition, or the path of a checkpoint.
         recipe: what it is.
         page, config: the page and its hyperparameters, where there is one.
-        path: of a checkpoint.
+        path, options: of a checkpoint, and how `load` reads it: `task`, `ignore`.
         light: a variation in one hyperparameter, drawn automatically: only the numbers (items 1-3) are checked.
     """
 
@@ -76,6 +77,7 @@ class Subject:
     config: Any = None
     path: str | None = None
     light: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
@@ -145,7 +147,7 @@ def _model(subject: Subject) -> Any:
     if subject.path is not None:
         from anyformer.hub import load
 
-        return load(subject.path, dtype=torch.float32)
+        return load(subject.path, dtype=torch.float32, **subject.options)
     model = subject.recipe.build()
     model.page, model.config = subject.page, subject.config
     return redrawn(model).eval()
@@ -284,13 +286,13 @@ def first_of(kind: type) -> frozenset[str]:
     return frozenset(found)
 
 
-def checkpoint(path: str) -> Subject:
-    """A user's own model: a folder, a GGUF file or a hub id."""
+def checkpoint(path: str, **options: Any) -> Subject:
+    """A user's own model: a folder, a GGUF file or a hub id. Options are those of `load`."""
     from anyformer.hub import load
 
-    model = load(path, dtype=torch.float32)
+    model = load(path, dtype=torch.float32, **options)
     found = model.ledger.path  # a hub id has become a folder
-    return Subject(path, model.recipe, model.page, model.config, found)
+    return Subject(path, model.recipe, model.page, model.config, found, options=options)
 
 
 def hubs(subject: Subject) -> list[Hub]:

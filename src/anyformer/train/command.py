@@ -57,6 +57,7 @@ def train(
     model: str | Recipe = "gpt",
     size: str | None = None,
     changes: dict[str, Any] | None = None,
+    ignore: list[str] | None = None,
     task: str | None = None,
     data: str | Path | dict[str, float] = "pydoc",
     fields: dict[str, str] | None = None,
@@ -116,6 +117,7 @@ def train(
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         changes: hyperparameters that differ from that size, e.g. --changes.depth 6; of a recipe: paths in it.
+        ignore: keys of the files of a model directory that are read as if they were not there.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
             act or clone; by default the first one that fits the model. Those from seq2seq on read rows (see
             `train.kinds`), every tenth is held out.
@@ -185,17 +187,17 @@ def train(
         anyformer train --data book.txt --out runs/book --changes.depth 6
     """
     given = dict(locals())
-    given |= {"rates": rates or {}, "recompute": list(recompute or [])}
+    given |= {"rates": rates or {}, "recompute": list(recompute or []), "ignore": list(ignore or [])}
     own = {"recompute": tuple(given["recompute"]), "warmup": warmup_of(warmup, steps, None)}
     settings = Settings(**{f.name: given[f.name] for f in fields_of(Settings)} | own)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
     if not prompt:
         raise ValueError("prompt is empty: the sample at the end needs text to continue")
-    source = origin(model, size, changes, task)
+    source = origin(model, size, changes, task, given["ignore"])
     taught = material(source.task, given)
     if taught.implied and isinstance(model, str) and source.make is not None:
-        source = origin(model, size, {**taught.implied, **(changes or {})}, task)
+        source = origin(model, size, {**taught.implied, **(changes or {})}, task, given["ignore"])
     with session(given, source.name) as now:
         if now.run.checkpoint is None:
             lm = source.model(tokenizer, vocab, taught.words(), seed, taught.classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,14 @@ class Origin:
         return see(model) if self.task in kinds.PICTURED else model
 
 
-def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None, task: str | None = None) -> Origin:
-    """Understands what `train` was given; see its `model`, `size`, `changes` and `task`.
+def origin(
+    model: str | Recipe,
+    size: str | None,
+    changes: dict[str, Any] | None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Origin:
+    """Understands what `train` was given; see its `model`, `size`, `changes`, `task` and `ignore`.
 
     Raises:
         ValueError: for a size or hyperparameter that does not exist, with the nearest names, and for a task that it
@@ -106,7 +112,7 @@ def origin(model: str | Recipe, size: str | None, changes: dict[str, Any] | None
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
     if isinstance(model, str) and not model.endswith(".json"):
-        given = load(place, **changes)
+        given = load(place, ignore=ignore, **changes)
         task = kinds.choose(task, model, given.recipe)
         return Origin(Path(model).stem, {"model": model, "size": "", "changes": changes}, task, given=given)
     recipe = Recipe.from_json(read_json(Path(model).expanduser())) if isinstance(model, str) else model

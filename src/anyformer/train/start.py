@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +26,16 @@ ENDS = {  # how published architectures with such a head are called
 }  # fmt: skip
 
 
-def base(name: str, tokenizer: str | None = None) -> Any:
+def base(
+    name: str, tokenizer: str | None = None, changes: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
+) -> Any:
     """The model to start from, with its tokenizer: real weights by name (`anyformer ls`), a folder, a file, a hub id.
 
     Raises:
         FileNotFoundError: if there is none. ValueError: for an architecture without weights, a model without a
             tokenizer, or a tokenizer that knows more tokens than the model.
     """
-    model = load(find(name))
+    model = load(find(name), ignore=ignore, **(changes or {}))
     if model.vocab is None:
         if tokenizer is not None:
             raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")

@@ -60,6 +60,8 @@ class Tuned:
 def finetune(
     model: str = "",
     data: str | Path | dict[str, float] = "",
+    changes: dict[str, Any] | None = None,
+    ignore: list[str] | None = None,
     method: Literal["full", "lora", "dora", "qlora"] = "lora",
     task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match"] = "auto",
     fields: dict[str, str] | None = None,
@@ -121,6 +123,8 @@ def finetune(
 
     Args:
         model: real weights by name (minilm, smollm2 …), a model directory, a .gguf file, or a hub id.
+        changes: hyperparameters that differ from those of its files: --changes.task none reads them without their head.
+        ignore: keys of its files that are read as if they were not there.
         data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with text and label; words and
             labels; prompt and response; source and target; messages; anchor and positive; or text; of images a folder
             CLASS/NAME.png, or rows with image and label. Several: a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
@@ -163,13 +167,13 @@ def finetune(
         anyformer finetune --model minilm --data reviews.csv --out runs/reviews
     """
     given = dict(locals())
-    given |= {"rates": rates or {}, "recompute": list(recompute or [])}
+    given |= {"rates": rates or {}, "recompute": list(recompute or []), "ignore": list(ignore or [])}
     options = _options(given)
     tables = rows.read(data, fields)
     columns = tables[0].columns()
     measured = _held_out(held_out, fields, seed)
     with session(given, f"{Path(model).stem}-{method}") as now:
-        lm = start.base(model, tokenizer)
+        lm = start.base(model, tokenizer, changes, given["ignore"])
         kind, columns = kinds.tuned(task, model, lm, columns)
         names = rows.classes(tables, columns) if kind in start.ENDS else ()
         if kind != "images":
@@ -194,11 +198,12 @@ def finetune(
         before = now.world.once(lambda: goal.measure(lm.eval(), batch))
         now.screen.say(f"before: held-out {_said(before, goal)}")
         facts = {"model": model, "method": method, "learn": learn or [], **options}
+        facts |= {"changes": changes} if changes else {}
         done = now.learn(lm, goal, settings, facts)[1]
         kept, after = _best(done, settings)
         place = done.checkpoint.with_name(f"step-{kept:06d}") / ("ema" if ema else "")
         if now.world.size > 1 or kept != done.step or ema:  # it holds parts, or other weights
-            lm = _ready(start.base(model, tokenizer), kind, names, given, options)[0]
+            lm = _ready(start.base(model, tokenizer, changes, given["ignore"]), kind, names, given, options)[0]
             checkpoint.restore_weights(lm, place)
         now.conclude(done)
         folder = None if done.stopped else _finish(lm, now, place)

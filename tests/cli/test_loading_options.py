@@ -1,0 +1,101 @@
+"""--ignore and --task: every verb that reads a model's files can read them with a key left out, or as another class."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import anyformer as af
+from anyformer.cli import VERBS, verb
+from anyformer.cli.options import Parser
+from anyformer.hub.text.tokenizer import Tokenizer
+
+NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
+OTHER_CLASS = {"train": "changes", "finetune": "changes"}  # where `task` says what is learned
+CALLS = {
+    "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
+    "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "act": ("MODEL", "--env", "CartPole-v1"),
+    "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"), "diff": ("MODEL", "llama"), "verify": ("MODEL",),
+    "convert": ("MODEL", "OUT"),
+    "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
+    "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
+}  # fmt: skip
+HEADLESS = {"generate", "chat", "classify", "act", "train", "finetune"}  # what a model without a head is no use to
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA whose config says an unknown key."""
+    made = af.build("llama", "tiny", vocab=257, context=128, seed=0)
+    made.tokenizer = Tokenizer.bytes_level()
+    made.tokenizer.template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    folder = tmp_path_factory.mktemp("model")
+    made.save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "angle": 3}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def headless(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without the matrix of its head."""
+    folder = tmp_path_factory.mktemp("headless")
+    for file in model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "lm_head.weight"}, folder / "model.safetensors")
+    return folder
+
+
+def argv(name: str, model: Path, folder: Path) -> list[str]:
+    (folder / "text.txt").write_text("the cat sat on the mat. " * 60)
+    (folder / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": "a", "response": "b" * i}) for i in range(1, 30))
+    )
+    places = {"MODEL": model, "OUT": folder / "out", "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
+              "ROWS": folder / "rows.jsonl"}  # fmt: skip
+    return [name, *(str(places.get(word, word)) for word in CALLS[name])]
+
+
+def test_every_verb_is_known_here() -> None:
+    assert {*CALLS, *NO_FILES} == set(VERBS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_verb_that_reads_files_has_both_options(name: str) -> None:
+    parser = Parser(name, "", "")
+    verb(name).options(parser)
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert known >= {"--ignore", f"--{OTHER_CLASS.get(name, 'task')}"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, model: Path, tmp_path: Path) -> None:
+    code, _, err = cli(*argv(name, model, tmp_path))
+    assert code == 2 and "config keys that nobody reads: angle=3" in err and "--ignore angle" in err
+    if name == "verify":
+        return  # a minute of checks; `test_verify` has them
+    code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
+    assert "angle" not in err
+    assert code == (2 if name in ("classify", "act") else 0), err  # a LLaMA has no classes, and does not act
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_another_class_of_the_files_can_be_read(name: str, cli, headless: Path, tmp_path: Path) -> None:
+    given = (*argv(name, headless, tmp_path), "--ignore", "angle")
+    code, _, err = cli(*given)
+    assert code == 2 and "missing in the file: lm_head.weight" in err
+    if name == "verify":
+        return
+    code, _, err = cli(*given, "--changes.task" if name in OTHER_CLASS else "--task", "none")
+    assert "missing" not in err
+    assert code == (2 if name in HEADLESS else 0), err
+
+
+def test_an_architecture_is_shown_as_that_class_too(cli) -> None:
+    code, out, _ = cli("inspect", "llama", "--task", "none")
+    assert code == 0 and "Logits" not in out
+    assert "Logits" in cli("inspect", "llama")[1]
+    code, _, err = cli("verify", "llama", "--task", "none")
+    assert code == 2 and "task and ignore are for the files of a model" in err
