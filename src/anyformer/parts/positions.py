@@ -58,8 +58,12 @@ class Dynamic(Scaling):
 
 
 def longest(context: int, scaling: Scaling | None) -> int | None:
-    """The longest text for a model of so many trained places: None, any, with `Dynamic`, which is made to go beyond."""
-    return None if isinstance(scaling, Dynamic) else context
+    """The longest text that a model takes whose files say `context` places: None, any, with `Dynamic`, which is made to
+    go beyond. A stretch multiplies it, unless the files have counted that in: `trained` is smaller then."""
+    if scaling is None or isinstance(scaling, Dynamic):
+        return None if scaling else context
+    counted = getattr(scaling, "trained", context) < context
+    return context if counted else int(context * max(1.0, getattr(scaling, "factor", 1.0)))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,6 @@ def train(
     model: str | Recipe = "gpt",
     size: str | None = None,
     changes: dict[str, Any] | None = None,
-    ignore: list[str] | None = None,
     task: str | None = None,
     data: str | Path | dict[str, float] = "pydoc",
     fields: dict[str, str] | None = None,
@@ -105,6 +104,7 @@ def train(
     parallel: str = "ddp",
     mesh: dict[str, int] | None = None,
     exchange: dict[str, float] | None = None,
+    ignore: list[str] | None = None,
 ) -> Result:
     """Trains a model, and says how good it is on what it has not seen; by default a language model, on text.
 

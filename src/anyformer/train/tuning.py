@@ -60,8 +60,6 @@ class Tuned:
 def finetune(
     model: str = "",
     data: str | Path | dict[str, float] = "",
-    changes: dict[str, Any] | None = None,
-    ignore: list[str] | None = None,
     method: Literal["full", "lora", "dora", "qlora"] = "lora",
     task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match"] = "auto",
     fields: dict[str, str] | None = None,
@@ -111,6 +109,8 @@ def finetune(
     parallel: str = "ddp",
     mesh: dict[str, int] | None = None,
     exchange: dict[str, float] | None = None,
+    changes: dict[str, Any] | None = None,
+    ignore: list[str] | None = None,
 ) -> Tuned:
     """Fine-tunes a model on examples, and says how good it is on examples that it has not seen, before and after.
 
