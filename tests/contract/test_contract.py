@@ -20,7 +20,6 @@ FIRST_OF = ("clip", "jamba", "mamba", "mamba2", "modernbert", "reformer", "switc
 ROLES = ("a decoder", "an encoder", "the encoder of a decoder", "a decoder that reads a source")
 KNOWN: dict[tuple[str, str], str] = {
     **{("first weights have the oracles sizes", page): FIRST for page in FIRST_OF},
-    ("dropout stands where theirs does", "t5/encoder"): "Encoder has no dropout after its last norm, as T5's stack has",
     **{("padded in its role it is as alone", f"ConvPositions in {role}"): PADDED for role in ROLES},
     **{
         ("every option acts in its role or is refused", f"LocalAttention in {role}"): FILL

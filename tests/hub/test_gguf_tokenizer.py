@@ -92,3 +92,8 @@ def test_metadata_that_make_no_tokenizer_are_refused(tmp_path, change, words):
         tokenizer_from_gguf(metadata, "some.gguf")
     assert words in str(refused.value) and "some.gguf" in str(refused.value)
     assert tokenizer_from_gguf({"general.architecture": "llama"}) is None
+
+
+@pytest.mark.parametrize("said", [{}, {"tokenizer.ggml.model": "none"}, {"tokenizer.ggml.model": "no_vocab"}], ids=str)
+def test_a_file_of_ids_alone_has_no_tokenizer(said):
+    assert tokenizer_from_gguf({"general.architecture": "llama", **said}) is None

@@ -56,7 +56,7 @@ def t5(c: T5) -> Recipe:
     bias = RelativeBias.of(heads=c.heads, buckets=c.buckets, far=c.far)
     embed = Tokens.of(vocab=c.vocab, dropout=c.dropout)
     if c.task == "encode":
-        return Encoder.of(c.dim, embed, [block] * c.depth, norm=norm, bias=bias)
+        return Encoder.of(c.dim, embed, [block] * c.depth, norm=norm, bias=bias, dropout=c.dropout)
     encoder = Stack.of([block] * c.depth, norm=norm, bias=bias, dropout=c.dropout)
     both = block.but(cross=mixer.but(cross=True))
     decoder = Stack.of([both] * c.decoder_depth, norm=norm, bias=bias.but(causal=True), dropout=c.dropout)

@@ -40,6 +40,7 @@ class Encoder(Skeleton, Blocks):
         context: the longest input that is accepted, in tokens; None = any.
         bias: relative position bias that all blocks share, or None.
         entry: between the front-end and the blocks, or None.
+        dropout: after the norm (T5).
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Encoder(Skeleton, Blocks):
         context: int | None = None,
         bias: Recipe[RelativeBias] | None = None,
         entry: Recipe[Entry] | Recipe[Mixer] | None = None,
+        dropout: float = 0.0,
     ):
-        super().__init__(dim, blocks, norm, bias, entry=entry)
+        super().__init__(dim, blocks, norm, bias, dropout, entry)
         self.embed, self.pool = embed.build(dim), built(pool, dim)
         self.heads = nn.ModuleDict({name: head.build(dim) for name, head in (heads or {}).items()})
         self.context = context

@@ -68,7 +68,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: object = "GGUF") ->
 
     `source` names the file in errors (FileRefused).
     """
-    if KEY + "model" not in metadata:
+    if metadata.get(KEY + "model", "none") in ("none", "no_vocab"):  # a model of ids alone says so
         return None
     tokens = metadata.get(KEY + "tokens")
     if not isinstance(tokens, list) or not tokens:

@@ -17,7 +17,7 @@ MORE = ("additional_special_tokens", "extra_special_tokens", "model_specific_spe
 GENERAL = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")  # classes of any model
 SWITCHES = (
     "split_special_tokens", "do_lower_case", "strip_accents",
-    "tokenize_chinese_chars", "add_prefix_space",
+    "tokenize_chinese_chars", "add_prefix_space", "clean_up_tokenization_spaces",
 )  # fmt: skip
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ADDED = "special tokens, added where tokenizer.json lacks them"
@@ -34,6 +34,7 @@ CONFIG_KEYS = Keys(
         "do_lower_case": "for BERT's rules, of its class: letters become small",
         "strip_accents": "for BERT's rules: accents are left out",
         "tokenize_chinese_chars": "for BERT's rules: Chinese characters stand alone",
+        "clean_up_tokenization_spaces": "`decode` leaves out spaces before marks, but with BPE",
         "add_prefix_space": "for byte-level rules, of a class of one model: a space before the text",
     },
     ignored={
@@ -55,9 +56,7 @@ CONFIG_KEYS = Keys(
             "do_split", "unk_id", "byte_fallback", "mask_ids", "wordpieces_prefix", "suffix", "normalize",
             "src_lang", "tgt_lang", "source_lang", "target_lang", "language", "task", "predict_timestamps",
         ),
-        "`decode` gives what the tokens say, spaces before marks included": (
-            "clean_up_tokenization_spaces", "spaces_between_special_tokens",
-        ),
+        "for tokenizers without a tokenizer.json, which are not read": ("spaces_between_special_tokens",),
         "a system prompt is a message of the caller's": ("use_default_system_prompt",),
         "how an answer is taken apart, which is the caller's": ("response_schema", "response_template"),
     },

@@ -37,6 +37,9 @@ CORE, CONFIG, SPECIAL, TEMPLATE, ADDED = (
 )
 
 
+OPEN = re.compile(r"(^|\s)('\S*|n('t?)?|)$")  # a last word that what follows may still join to the one before
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer` (`core`), the roles of its special tokens, and a chat template.
 
@@ -115,7 +118,15 @@ class Tokenizer:
         An id that no token has decodes to nothing: models may have more rows than their vocabulary has
         tokens.
         """
-        return self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        text = self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        return tidied(text) if self.tidies else text
+
+    @property
+    def tidies(self) -> bool:
+        """Does `decode` leave out spaces before marks, which words cut at marks bring in? As files ask for it; never
+        with BPE, whose spaces are those of the text."""
+        asked = self.config.get("clean_up_tokenization_spaces") is True
+        return asked and not isinstance(self.core.model, models.BPE)
 
     def batch(
         self, texts: Sequence[str], padding: Literal["left", "right"] = "right", special: bool = True
@@ -273,11 +284,17 @@ class Stream:
             return ""
         self._held.append(token)
         text = self._text()
+        if self._tokenizer.tidies and OPEN.search(self._raw()):
+            return ""
         letters = self._tokenizer.core.id_to_token(token) or ""
         if not text or text.endswith("\ufffd") or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", letters):
             return ""
         self._before, self._held = self._held, []
         return text
+
+    def _raw(self) -> str:
+        """The text of the ids held back, and of those before, with every space."""
+        return self._tokenizer.core.decode(self._before + self._held, skip_special_tokens=self._skip)
 
     def end(self) -> str:
         """What was held back."""
@@ -289,6 +306,16 @@ class Stream:
         """The text of the ids held back."""
         shown = self._tokenizer.decode(self._before, self._skip)
         return self._tokenizer.decode(self._before + self._held, self._skip)[len(shown) :]
+
+
+def tidied(text: str) -> str:
+    """The text without the spaces that stand before marks and shortened words, in the order of transformers."""
+    for mark in (" .", " ?", " !", " ,"):
+        text = text.replace(mark, mark[1:])
+    text = text.replace(" ' ", "'")
+    for short_word in (" n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(short_word, short_word[1:])
+    return text
 
 
 def _letters() -> list[str]:
