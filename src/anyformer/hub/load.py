@@ -191,6 +191,7 @@ def _find(source: str | Path, allow_pickle: bool) -> Path:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).exists():
+        open_weights(folder)  # where there are none either, that is said, and where they may be
         raise FileNotFoundError(f"{folder} has no {name}: it is no model directory, or its save was not finished")
     found = read_json(inside(folder, name))
     if not isinstance(found, dict):

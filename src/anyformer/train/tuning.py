@@ -192,7 +192,7 @@ def finetune(
         given |= {"lr": settings.lr, "warmup": settings.warmup}  # as resolved, for config.yaml
         learned, parameters = _numbers(lm)
         now.screen.say(
-            f"{model}, {kind}: {learned:,} of {parameters:,} numbers learn ({told}); {goal.told}, "
+            f"{model}, {kind}: {learned:,} of {parameters:,} numbers learn ({told}); {goal.told}; "
             f"{settings.steps} steps"
         )
         before = now.world.once(lambda: goal.measure(lm.eval(), batch))
