@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from anyformer.core import pages
 from anyformer.explain.tree import parameters_by_part, tree
@@ -88,7 +87,7 @@ def inspect(model: Any) -> Facts:
 def state_facts(model: Any) -> StateFacts | None:
     """Memory of the decoding state, counted on the meta device; None if the model does not decode step by step, or
     keeps what only reading tells (memories of segments, of what was looked up)."""
-    if not model.generates:
+    if not model.decodes:
         return None
     empty = pages.empty(model.recipe).to(next(model.parameters()).dtype)
     tokens = MANY if model.context is None else model.context
@@ -99,17 +98,25 @@ def state_facts(model: Any) -> StateFacts | None:
     if empty.reads_source:
         source = _reading(empty, 2) - _reading(empty, 1)
         return StateFacts(none, two - one, source, tokens, full + source * tokens)
-    state = empty.start(1, 2)
+    given = _example(empty, {"": (2,)})
+    state = empty.start(1, empty.entrances()[0].front.length(given))
     begun = state.bytes()
-    empty(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), state=state)
+    empty(**given, state=state)
     return StateFacts(none, two - one, 0, tokens, full) if state.bytes() == begun else None
 
 
-def _reading(model: nn.Module, count: int) -> int:
+def _reading(model: Any, count: int) -> int:
     """Bytes of the state after a source of `count` tokens."""
-    state, ids = model.start(1, 1), torch.zeros(1, count, dtype=torch.long, device="meta")  # type: ignore[operator]
-    model(input_ids=ids, decoder_input_ids=ids[:, :1], state=state)
+    state = model.start(1, 1)
+    model(**_example(model, {"": (count,), model.target: (1,)}), state=state)
     return state.bytes()
+
+
+def _example(model: Any, sizes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """What the model must be given, without memory, in its type."""
+    made, reads = model.example(1, sizes, torch.Generator()), model.inputs()
+    like = next(model.parameters())
+    return {n: v.to(like.device if reads[n].ids else like) for n, v in made.items() if reads[n].required}
 
 
 def _tokenizer(tokenizer: Any, model: Any) -> dict[str, Any]:
