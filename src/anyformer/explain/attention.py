@@ -6,7 +6,7 @@ B batch, H heads, T queries, S keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ LONGEST = 256  # tokens on an axis; more could not be told apart
 
 def attention_picture(
     model: Any,
-    inputs: str | Sequence[int] | Tensor,
+    inputs: str | Sequence[int] | Tensor | Mapping[str, Tensor],
     path: str | Path,
     *,
     answer: str | Sequence[int] | None = None,
@@ -43,7 +43,8 @@ def attention_picture(
 
     Args:
         model: any model with attention, whatever other mixers it has.
-        inputs: a text, token ids, or pixel values (1, C, height, width).
+        inputs: a text, token ids, or pixel values (1, C, height, width); of two towers, that of the medium is drawn.
+            Where a model reads several tensors, all of them by name (`model.inputs()`), one row each.
         path: the PNG to write.
         answer: what follows `inputs` in a decoder, the target in an encoder-decoder. The rows are then its tokens only.
         layer, head: counted from 0, negative ones from the end.
@@ -55,12 +56,16 @@ def attention_picture(
         ValueError: without attention, such a layer or head, or a tokenizer for a text; for an input too long to draw.
         ImportError: without matplotlib.
     """
+    tokenizer, whole = model.tokenizer, model
+    if model.alike:
+        pixels = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        model = model.towers[model.tower(model.takes if pixels else "input_ids")]
     chosen = _chosen(model, layer)
-    arguments, axes = _inputs(model, inputs, answer)
+    arguments, axes = _inputs(model, tokenizer, inputs, answer)
     with torch.no_grad(), Taps(model, *(f"{p}.weights" for kind in chosen.values() for p in kind)) as taps:
         model(**arguments)
     maps = {k: [m for p in kind for m in _heads(p, taps[f"{p}.weights"][0], layer, head)] for k, kind in chosen.items()}
-    title = f"{_name(model)}: {_which(maps, layer, head)}"
+    title = f"{_name(whole)}: {_which(maps, layer, head)}"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if (cells := model.entrances()[0].front.cells(arguments)) is not None:
@@ -99,8 +104,12 @@ def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
     return chosen
 
 
-def _inputs(model: Any, inputs: Any, answer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What the model is called with; the labels of the `source` and the `target`, and the `first` row that is drawn."""
+def _inputs(model: Any, tokenizer: Any, inputs: Any, answer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The arguments of the model; the labels of the `source` and the `target`, and the `first` row that is drawn."""
+    if isinstance(inputs, Mapping):
+        front = model.entrances()[0].front
+        positions = [str(n) for n in range(front.length(model.entrances()[0].given(inputs)))]
+        return dict(inputs), {"source": positions, "target": positions, "first": 0}
     if not model.reads_text:
         read = model.inputs()[model.takes]
         if not isinstance(inputs, Tensor) or inputs.ndim != 1 + len(read.axes) or len(inputs) != 1:
@@ -109,8 +118,8 @@ def _inputs(model: Any, inputs: Any, answer: Any) -> tuple[dict[str, Tensor], di
         return {model.takes: inputs}, {}
     if answer is not None and not model.generates:
         raise ValueError("this model reads both ways and does not answer; leave answer out")
-    ids = _ids(model, inputs, special=True)
-    more = [] if answer is None else _ids(model, answer, special=False)
+    ids = _ids(tokenizer, inputs, special=True)
+    more = [] if answer is None else _ids(tokenizer, answer, special=False)
     device = next(model.parameters()).device
     if model.reads_source:
         if answer is None:
@@ -120,16 +129,16 @@ def _inputs(model: Any, inputs: Any, answer: Any) -> tuple[dict[str, Tensor], di
             "input_ids": torch.tensor([ids], device=device),
             "decoder_input_ids": torch.tensor([target], device=device),
         }
-        return both, {"source": labels(model.tokenizer, ids), "target": labels(model.tokenizer, target), "first": 0}
-    axes = {"target": labels(model.tokenizer, ids + more), "first": len(ids) if more else 0}
+        return both, {"source": labels(tokenizer, ids), "target": labels(tokenizer, target), "first": 0}
+    axes = {"target": labels(tokenizer, ids + more), "first": len(ids) if more else 0}
     return {"input_ids": torch.tensor([ids + more], device=device)}, axes
 
 
-def _ids(model: Any, value: Any, special: bool) -> list[int]:
+def _ids(tokenizer: Any, value: Any, special: bool) -> list[int]:
     if isinstance(value, str):
-        if model.tokenizer is None:
+        if tokenizer is None:
             raise ValueError("this model has no tokenizer; give token ids instead of a text")
-        value = model.tokenizer.encode(value, special=special)
+        value = tokenizer.encode(value, special=special)
     ids = [int(i) for i in (value.flatten() if isinstance(value, Tensor) else value)]
     if not 0 < len(ids) <= LONGEST:
         raise ValueError(f"a picture shows 1 to {LONGEST} tokens on an axis, got {len(ids)}")
