@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import pickle
 from dataclasses import fields
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import anyformer as af
 from anyformer.core import pages
-from anyformer.core.init import initialise
+from anyformer.core.init import initialise, tensors
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.train import Settings, objectives, optim, statistics
 from anyformer.train.mup import Transfer
@@ -35,6 +36,42 @@ def test_schemes_have_the_std_that_they_name():
     for model in (normal, depth, xavier):
         assert spread(model, "embed.tokens") == pytest.approx(0.02, rel=0.02)
         assert not model.blocks[0].ffn.up.bias.any() and (model.norm.weight == 1).all()
+
+
+PUBLISHED = [page for page in pages.pages() if hasattr(page.module, "first_weights")]
+
+
+@pytest.mark.parametrize("page", PUBLISHED, ids=lambda page: page.name)
+def test_a_page_gives_sizes_of_weights_that_it_has(page):
+    """Each pattern leads somewhere, in `tiny` or in one of the cases."""
+    given, found = set(), set()
+    for case in [{}, *page.module.CASES.values()]:
+        config = page.at("tiny", **case)
+        model, sizes = pages.empty(page.recipe(config)), page.module.first_weights(config)
+        given |= set(sizes)
+        found |= {pattern for pattern in sizes if tensors(model, pattern)}
+    assert given == found | ({"head.proj"} if page.name == "t5" else set())  # the cases of t5 are tied
+
+
+@pytest.mark.parametrize("change", [lambda r: r, lambda r: r.but(dim=64), lambda r: pickle.loads(pickle.dumps(r))])
+def test_the_sizes_of_a_page_win_over_the_common_rule_by_default(change):
+    recipe = change(af.recipe("t5", "tiny", dim=64, tied=False))
+    model = af.build(recipe, seed=0)
+    assert spread(model, "embed.tokens") == pytest.approx(1.0, rel=0.05)
+    assert spread(model, "head.proj") == pytest.approx(64**-0.5, rel=0.05)
+    assert spread(model, "decoder.blocks.1.cross.q") == pytest.approx((64 * 6) ** -0.5, rel=0.1)
+    initialise(model, seed=0, scheme="normal")
+    assert spread(model, "embed.tokens") == pytest.approx(0.02, rel=0.05)
+    initialise(model, seed=0, scheme="mup", factors={"head.proj": 0.5})
+    assert spread(model, "head.proj") == pytest.approx(0.01, rel=0.05)
+
+
+def test_a_cut_has_no_tails_and_a_changed_recipe_may_lack_what_a_page_sizes():
+    recipe = af.recipe("modernbert", "tiny")
+    tokens = af.build(recipe, seed=0).embed.tokens.weight.detach()
+    assert 0.035 < tokens.abs().max() <= 0.04 and tokens.std() == pytest.approx(0.0176, rel=0.05)
+    other = af.build(recipe.but({"blocks.*.mixer": af.parts.Fourier.of()}), seed=0)
+    assert other.embed.tokens.weight.abs().max() <= 0.04
 
 
 def test_unknown_scheme_and_mup_without_factors_are_named():

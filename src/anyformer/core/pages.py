@@ -3,7 +3,8 @@
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
 `SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the published
 counts; `CASES`, what the contract draws beside `tiny`; perhaps `TASK`, what it was made to learn (`train.kinds`);
-`HUBS`, the maps to files that others wrote. Where nobody
+`HUBS`, the maps to files that others wrote; perhaps `first_weights(config)`, the sizes that its publishers drew with:
+`core.init.Size` by path pattern (`{"embed.tokens": 1.0}`). Where nobody
 published files in the form of `transformers`, `ORACLE` says in a sentence what the numbers are compared with.
 """
 
@@ -55,7 +56,10 @@ class Page:
 
     def recipe(self, config: Any) -> Recipe:
         """The architecture with these hyperparameters."""
-        return getattr(self.module, self.name)(config)
+        made = getattr(self.module, self.name)(config)
+        if not hasattr(self.module, "first_weights"):
+            return made
+        return Recipe(made.part, made.options, functools.partial(self.module.first_weights, config))
 
     def at(self, size: str, **changes: Any) -> Any:
         """The hyperparameters of a size, some of them changed; those of a part of the model by dotted names:

@@ -56,11 +56,14 @@ class Recipe(Generic[P]):
     Options are held against the annotations of the part's constructor when they are written: `Recipe[Norm]` takes norms
     only. Every option is held, defaults included, so that a stored recipe keeps its meaning when a default changes;
     only what differs from the defaults is printed.
+
+    `draws` is a page's `first_weights` with its hyperparameters, which `core.init` asks; neither equality nor a stored
+    recipe knows of it, because it says nothing of what the model computes.
     """
 
-    __slots__ = ("options", "part")
+    __slots__ = ("draws", "options", "part")
 
-    def __init__(self, part: type[Part], options: Mapping[str, Any]):
+    def __init__(self, part: type[Part], options: Mapping[str, Any], draws: Callable[[], Mapping] | None = None):
         _spend()
         known = signature(part)
         for name in options:
@@ -82,6 +85,7 @@ class Recipe(Generic[P]):
                 full[name] = default
         object.__setattr__(self, "part", part)
         object.__setattr__(self, "options", full)
+        object.__setattr__(self, "draws", draws)
 
     @classmethod
     def fits(cls, value: Any, slot: tuple[Any, ...]) -> bool:
@@ -159,7 +163,7 @@ class Recipe(Generic[P]):
         raise AttributeError(f"recipes do not change; write recipe.but({name}={value!r})")
 
     def __reduce__(self) -> Any:
-        return Recipe, (self.part, self.options)
+        return Recipe, (self.part, self.options, self.draws)
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Every path below this recipe with its value, depth first."""
@@ -253,7 +257,7 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _with(node: Any, changed: dict[str, Any]) -> Any:
     """A copy of `node` with some children replaced."""
     if isinstance(node, Recipe):
-        return Recipe(node.part, {**node.options, **changed})
+        return Recipe(node.part, {**node.options, **changed}, node.draws)
     if isinstance(node, tuple):
         return tuple(changed.get(str(i), v) for i, v in enumerate(node))
     if isinstance(node, dict):

@@ -28,12 +28,17 @@ def select(model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...]
     """
     found: dict[str, M] = {}
     for pattern in patterns:
-        matching = _matching(model, pattern.split("."), "")
-        hits = {path: module for path, module in matching if path and isinstance(module, kind)}  # the root has no place
+        reached = _matching(model, pattern.split("."), "")
+        hits = {path: module for path, module in reached if path and isinstance(module, kind)}  # the root has no place
         if not hits:
             raise ValueError(_nothing(model, pattern, kind))
         found.update(hits)
     return {path: found[path] for path, _ in model.named_modules(remove_duplicate=False) if path in found}
+
+
+def matching(model: nn.Module, pattern: str) -> list[nn.Module]:
+    """The modules whose path matches a pattern, read as in `select`; perhaps none."""
+    return [module for _, module in _matching(model, pattern.split("."), "")]
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:

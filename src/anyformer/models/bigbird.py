@@ -110,6 +110,11 @@ CASES = {
 }
 
 
+def first_weights(c: BigBird) -> dict[str, float]:
+    """Everything alike, as BERT's: tokens also where they are scaled, and the ends of branches."""
+    return {"embed.tokens": 0.02, "blocks.*.mixer.o": 0.02, "blocks.*.ffn.down": 0.02}
+
+
 def _weights(c: BigBird) -> list:
     mlm = "heads.mlm.then" if c.task == "masked" else "heads.mlm"
     unread = {"masked": "heads.mlm.first", "classify": "pool.first", "tag": "heads.classes.first"}

@@ -140,6 +140,21 @@ CASES = {
 }
 
 
+def first_weights(c: CLIP) -> dict[str, float]:
+    """By width and depth of each tower: the end of attention is the widest."""
+    towers = {"image": c.image, "text": c.text}
+    sizes: dict[str, float] = {}
+    for name, tower in towers.items():
+        if tower is None:
+            continue
+        prefix = f"towers.{name}." if all(towers.values()) else ""
+        wide, inner = tower.dim**-0.5, (tower.dim * 2 * tower.depth) ** -0.5
+        sizes |= {f"{prefix}blocks.*.mixer.[qkv]": inner, f"{prefix}blocks.*.mixer.o": wide}
+        sizes |= {f"{prefix}blocks.*.ffn.up": (2 * tower.dim) ** -0.5, f"{prefix}blocks.*.ffn.down": inner}
+        sizes |= {f"{prefix}heads.{name}.proj": wide} | ({f"{prefix}embed.cls": wide} if name == "image" else {})
+    return sizes
+
+
 def _weights(c: CLIP) -> list:
     if c.image is None or c.text is None:
         return tables.image() if c.text is None else tables.text()

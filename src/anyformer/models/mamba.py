@@ -17,6 +17,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import Lens, must, quiet
 from anyformer.hub.tables.mamba import MAMBA, mamba_config, mamba_rows, step_rank
 from anyformer.hub.tables.weights import Hub
+from anyformer.models._first import mamba_sizes
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba as Mixer
 from anyformer.skeletons.decoder import CausalLM
@@ -72,6 +73,12 @@ CASES = {
     "untied": {"tied": False, "bias": True, "conv_bias": False},
     "odd": {"dim": 30, "expand": 3, "state": 5, "rank": 7, "conv_kernel": 3, "vocab": 101},
 }
+
+
+def first_weights(c: Mamba) -> dict[str, float]:
+    """As the authors' code: projections as PyTorch draws a linear layer, and by depth what ends a branch."""
+    inner = c.expand * c.dim
+    return mamba_sizes(c.dim, inner, c.depth) | {"blocks.*.mixer.select": (3 * inner) ** -0.5}
 
 
 def _get_inner(config: Mapping[str, Any]) -> dict[str, Any]:

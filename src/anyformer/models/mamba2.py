@@ -19,6 +19,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import Lens, key, must, quiet
 from anyformer.hub.tables.mamba import MAMBA2, mamba_config, mamba_rows
 from anyformer.hub.tables.weights import Hub
+from anyformer.models._first import mamba_sizes
 from anyformer.parts import Block, Logits, RMSNorm, Tokens
 from anyformer.parts import Mamba2 as Mixer
 from anyformer.skeletons.decoder import CausalLM
@@ -89,6 +90,11 @@ CASES = {
     "one group": {"groups": 1, "heads": 8},
     "limits": {"shortest": 0.4, "longest": 0.7},
 }
+
+
+def first_weights(c: Mamba2) -> dict[str, float]:
+    """As the authors' code: projections as PyTorch draws a linear layer, and by depth what ends a branch."""
+    return mamba_sizes(c.dim, c.expand * c.dim, c.depth)
 
 
 def _get_heads(config: Mapping[str, Any]) -> dict[str, Any]:

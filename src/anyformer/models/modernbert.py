@@ -126,6 +126,15 @@ CASES = {
 }
 
 
+def first_weights(c: ModernBert) -> dict[str, tuple[float, float]]:
+    """Megatron's, without what is farther than two standard deviations: by depth what ends a branch or enters a head's
+    scores, by width the classes."""
+    inner, out, classes = (0.02, 2.0), (0.02 / (2 * c.depth) ** 0.5, 2.0), (c.dim**-0.5, 2.0)
+    sizes = {"embed.tokens": inner, "blocks.*.mixer.[qkv]": inner, "blocks.*.mixer.o": out}
+    sizes |= {"blocks.*.ffn.*": inner, "blocks.*.ffn.down": out, "**.dense": out}
+    return sizes | {"heads.mlm.then.proj": out, "heads.classes.proj": classes, "heads.classes.then.proj": classes}
+
+
 def _weights(c: ModernBert) -> list:
     read = {"masked": "heads.mlm.first", "tag": "heads.classes.first"}.get(c.task, "pool.then")
     classes = "heads.classes.then.proj" if c.task == "tag" else "heads.classes.proj"

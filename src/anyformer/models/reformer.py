@@ -144,6 +144,12 @@ CASES = {
 }
 
 
+def first_weights(c: Reformer) -> dict[str, float]:
+    """Everything alike, the ends of branches too, but for places that are made of rows and columns."""
+    places = {} if c.axial is None else {"embed.positions.rows": 1.0, "embed.positions.columns": 1.0}
+    return places | {"blocks.*.mixer.o": 0.02, "blocks.*.ffn.down": 0.02}
+
+
 def _weights(c: Reformer) -> list:
     head, inner = "head" if c.task == "lm" else "heads.tokens", "attention.self_attention"
     return [

@@ -19,6 +19,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import ACTS, key, keys, must, quiet
 from anyformer.hub.tables.t5 import CONFIG, NO_BIAS, mlp_rows, stack_rows
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._first import t5_sizes
 from anyformer.parts import MLP, Attention, Block, Logits, MoE, RelativeBias, RMSNorm, Tokens, TopK
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.stack import Stack
@@ -123,6 +124,12 @@ CASES = {
         "experts": 2,
     },
 }
+
+
+def first_weights(c: Switch) -> dict[str, float]:
+    """T5's; the ends of experts by the width of the stream, and a router as wide as the tokens."""
+    sizes = t5_sizes(c.dim, c.heads, c.head_dim, c.hidden)
+    return sizes | {"**.ffn.experts.*.*": c.dim**-0.5, "**.ffn.router.proj": 1.0}
 
 
 def _weights(c: Switch) -> list:

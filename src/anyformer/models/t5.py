@@ -20,6 +20,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import Same, key, quiet
 from anyformer.hub.tables.t5 import CONFIG, NO_BIAS, ffn_config, head_config, mlp_rows, stack_rows
 from anyformer.hub.tables.weights import Hub, row
+from anyformer.models._first import t5_sizes
 from anyformer.parts import MLP, Attention, Block, GatedMLP, Logits, RelativeBias, RMSNorm, Tokens
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -92,6 +93,12 @@ CASES = {
     "1.1": {"act": "gelu_tanh", "gated": True, "scaled": False},
     "odd": {"dim": 30, "heads": 3, "head_dim": 8, "act": "silu", "gated": True, "vocab": 101, "buckets": 32, "far": 99},
 }
+
+
+def first_weights(c: T5) -> dict[str, float]:
+    """T5's. A head of its own is a matrix as any; `transformers` draws it as wide as the tokens, and then logits are
+    sqrt(D) large."""
+    return t5_sizes(c.dim, c.heads, c.head_dim, c.hidden) | {"head.proj": c.dim**-0.5}
 
 
 def _weights(c: T5) -> list:
