@@ -22,7 +22,7 @@ scale makes as large as the sines"
 FIRST = {  # pages whose publishers, or whose authors' code, draw otherwise than the class of transformers
     "mamba": MAMBA,
     "mamba2": MAMBA,
-    "jamba": "no code of its authors that draws is known: by transformers' common rule every step is softplus(0) = 0.7, \
+    "jamba": "no code of its authors that draws is known; by transformers' common rule every step is 0.7, \
 and the state forgets within some tokens; ours are Mamba's steps, between 0.001 and 0.1",
     "transformer/tiny": MARIAN,
     "transformer/odd": MARIAN,
