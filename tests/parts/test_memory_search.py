@@ -89,6 +89,7 @@ def test_without_faiss_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
         memory.search(torch.randn(2, 3, 1, 8), 2, torch.ones(2, 1, 40, dtype=torch.bool), 0)
 
 
+@torch.no_grad()
 def test_the_oldest_make_place() -> None:
     memory = full(capacity=10, items=1)
     for _ in range(200):

@@ -235,7 +235,7 @@ def test_what_does_not_fit_says_so() -> None:
     ids = torch.arange(5)[None]
     with pytest.raises(ValueError, match=r"Rotary2D .* reads Cells, which Patches leaves"):
         af.build(af.recipe("llama", "tiny").but({"**.mixer.positions": Rotary2D.of()}), seed=0)(ids)
-    with pytest.raises(ValueError, match=r"Patches: positions is 'learned', Sines2D.of"):
+    with pytest.raises(ValueError, match=r"Patches.positions: expected a recipe of a Grid or a text or None"):
         af.build(af.recipe("vit", "tiny").but({"embed.positions": Sinusoidal.of()}), seed=0)
     with pytest.raises(ValueError, match="positions must be one of 'learned', None"):
         af.build(af.recipe("vit", "tiny").but({"embed.positions": "sines"}), seed=0)

@@ -4,12 +4,14 @@ import inspect
 import math
 import pickle
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 
 import anyformer as af
 from anyformer.core import pages
+from anyformer.core.hyper import leaves
 from anyformer.core.init import initialise, tensors
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.train import Settings, objectives, optim, statistics
@@ -103,11 +105,12 @@ def test_factors_are_those_of_the_table():
 @pytest.mark.parametrize("name", af.names())
 def test_every_page_can_be_widened_and_learns(name):
     page = af.page(name)
-    double = {n: 2 * getattr(page.sizes["tiny"], n) for n in ("dim", "hidden") if getattr(page.sizes["tiny"], n, None)}
+    sizes = leaves(page.sizes["tiny"]).items()
+    double: dict[str, Any] = {n: 2 * v for n, v in sizes if v and n.rpartition(".")[2] in ("dim", "hidden")}
     if name == "reformer":
         double["axial"] = (*page.sizes["tiny"].axial[:2], *(2 * n for n in page.sizes["tiny"].axial[2:]))
     recipes = af.recipe(name, "tiny", **double), af.recipe(name, "tiny")
-    if name in ("bigbird", "longformer", "linformer", "reformer"):
+    if name in ("bigbird", "longformer", "linformer"):
         with pytest.raises(ValueError, match=r"muP changes the scale of attention, and \w+ at 'blocks.0.mixer' has no"):
             Transfer(*recipes)
         return
@@ -115,7 +118,7 @@ def test_every_page_can_be_widened_and_learns(name):
     model = transfer.build(seed=0)
     optim.make(model, Settings(1, rates=transfer.rates))
     assert transfer.rates and all(p.isfinite().all() for p in model.parameters())
-    assert any(path.startswith(("blocks", "decoder", "encoder")) for path in transfer.factors)
+    assert any("blocks." in path for path in transfer.factors)
 
 
 def change(name, width, mup, heads):
@@ -161,7 +164,10 @@ def test_coordinate_check(name, heads):
     assert without[-1] / without[0] > 3, without
 
 
-@pytest.mark.parametrize("page", [p for p in pages.names() if issubclass(pages.recipe(p).part, CausalLM)])
+DECODERS = [p for p in pages.names() if issubclass(pages.recipe(p).part, CausalLM)]
+
+
+@pytest.mark.parametrize("page", [p for p in DECODERS if hasattr(pages.page(p).sizes["tiny"], "vocab")])
 def test_a_decoder_begins_without_an_opinion(page):
     """With large tokens in a tied head it would be sure that the token just read comes again, and learn no way out."""
     model = af.build(page, "mini", vocab=256, seed=0)
