@@ -141,7 +141,7 @@ def test_an_encoder_learns_which_texts_belong_together(place, tmp_path):
 def part(folder, examples, pair=False):
     """All examples of a store, as a task has them."""
     store = stored(lambda: examples, str(folder), folder)
-    return rows.Part(store, rows.Places(len(store) // (1 + pair), lambda i: i), None, pair)
+    return rows.Part(store, rows.Places(len(store) // (1 + pair), lambda i: i), af.build("gpt", "tiny"), pair)
 
 
 def example(ids, labels):
