@@ -81,7 +81,7 @@ def reference(said: dict, image: Image.Image, **changes) -> np.ndarray:
 def made(said: Any, folder: Path, name: str = "preprocessor_config.json") -> ImageProcessor:
     (folder / name).write_text(json.dumps(said))
     found = read_processor(folder)
-    assert found is not None
+    assert isinstance(found, ImageProcessor)
     return found
 
 
