@@ -76,8 +76,7 @@ class Oracle:
 
     def call(self, batch: Batch) -> Any:
         """Their own output."""
-        if restore := getattr(self.theirs.base_model, "set_attention_type", None):
-            restore(self.theirs.config.attention_type)  # a short text has switched it to full attention, for good
+        theirs = self.restored()
         takes = inspect.signature(self.theirs.forward).parameters
         inputs = dict(batch.inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
@@ -88,7 +87,13 @@ class Oracle:
             inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]
         if "use_cache" in takes:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        return self.theirs(**inputs, output_hidden_states=True)
+        return theirs(**inputs, output_hidden_states=True)
+
+    def restored(self) -> Any:
+        """Their model as it was loaded: a short text switches BigBird to full attention, for good."""
+        if restore := getattr(self.theirs.base_model, "set_attention_type", None):
+            restore(self.theirs.config.attention_type)
+        return self.theirs
 
     def named(self, out: Any) -> dict[str, Tensor]:
         """Their output under our names."""
