@@ -201,12 +201,14 @@ def what_is_missing_is_drawn(patch: pytest.MonkeyPatch) -> None:
 
 @fault("unexpected tensor is named", on="gpt/tiny", says="it was loaded, though 'extra.weight' is wrong")
 def nothing_is_left_over(patch: pytest.MonkeyPatch) -> None:
-    around(patch, Filling, "_pass_over", lambda plain, self, stored: (plain(self, stored), stored.clear())[0])
+    around(
+        patch, Filling, "_pass_over", lambda plain, self, stored, *more: (plain(self, stored, *more), stored.clear())[0]
+    )
 
 
 @fault("wrong shape is named", on="llama/tiny", says="it was loaded, though 'model.norm.weight'")
 def tensors_are_cut(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Link, "read", lambda self, tensor, shapes: [tensor[: shapes[0][0]]])
+    patch.setattr(Link, "read", lambda self, tensors, shapes: [tensors[0][: shapes[0][0]]])
 
 
 @fault("second copy must agree", on="gpt/tiny", says="it was loaded, though 'lm_head.weight'")

@@ -195,7 +195,7 @@ def test_rows_of_several_tables_come_by_weight(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_a_table_larger_than_what_may_be_held_is_learned_from(tmp_path):
-    """Pictures inside a Parquet file: 80 MB in 45 MB more than 10 MB take (Arrow keeps some)."""
+    """Pictures inside a Parquet file: 80 MB in 55 MB more than 10 MB take (Arrow keeps some)."""
     pytest.importorskip("pyarrow")
     code = """
 import io, os, sys
@@ -205,6 +205,7 @@ import anyformer as af
 from anyformer.data.order import Global
 from anyformer.train import rows
 from anyformer.train.examples import Encoder
+from anyformer.train.start import see
 
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
@@ -219,7 +220,7 @@ def learn(name, count):
             many = [{"image": {"bytes": out.getvalue() + os.urandom(8)}, "label": "ab"[j % 2]} for j in range(100)]
             file.write_table(pa.Table.from_pylist(many, schema))
     tables = rows.read(name, None)
-    model = af.build("vit", "tiny", classes=2)
+    model = see(af.build("vit", "tiny", classes=2))
     encoder = Encoder("images", ("image", "label"), model, rows.classes(tables, ("image", "label")), 0)
     batches = Global(rows.on_rows(encoder, tables, rows.tenth, 0, sys.argv[1] + "/cache").rows, 8)
     return [batches(i)["pixel_values"].shape for i in range(20)]
@@ -233,7 +234,7 @@ print(os.path.getsize(sys.argv[1] + "/large.parquet") >> 20, peak() - before)
     command = [sys.executable, "-c", code, str(tmp_path)]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     size, grown = map(float, run.stdout.split())
-    assert size > 75 and grown < 45, run.stdout
+    assert size > 75 and grown < 55, run.stdout
 
 
 def test_padding_gets_masks_and_is_not_counted():

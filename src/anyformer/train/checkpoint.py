@@ -145,7 +145,8 @@ class Run:
         work = self.folder / f".{target.name}.tmp"
         types = {} if types is None or lora.adapters(model) else types
         for kind, whole in (("master", weights), ("mean", ema or {})):
-            tensors = {**tensors, **{f"{kind}.{n}": t for n, t in whole.items() if n in types}}
+            exact = {f"{kind}.{n}": t for n, t in whole.items() if types and t.is_floating_point()}
+            tensors = {**tensors, **exact}  # all of them: `load` gives a file of several types one type
         try:
             adapters.save_model(model, work, masters.stored(weights, types))
             if ema is not None:

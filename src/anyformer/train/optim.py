@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anyformer.core.front import FrontEnd
 from anyformer.core.recipe import nearest
 from anyformer.train.lora import LoraLinear
 from anyformer.train.settings import Settings
@@ -77,9 +78,10 @@ def _only(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) 
 
 
 def hidden(model: nn.Module) -> set[Tensor]:
-    """The trainable weights of linear maps, but for heads: what Muon is for."""
+    """The trainable weights of linear maps, but for heads and front-ends: what Muon is for."""
+    entering = {m for front in model.modules() if isinstance(front, FrontEnd) for m in front.modules()}
     return {
-        p for name, m in model.named_modules() if not {"head", "heads"} & {*name.split(".")}
+        p for name, m in model.named_modules() if not {"head", "heads"} & {*name.split(".")} and m not in entering
         for p in _matrices(m) if p.requires_grad and not isinstance(m, CONVOLUTIONS)
     }  # fmt: skip
 
