@@ -283,7 +283,7 @@ def sees(mask: Mask, query: int, key: int) -> bool:
 
 def draws(block: int, count: int, seed: int) -> list[int]:
     """The earlier blocks that a block of `Random` draws: the first of a permutation that depends on seed and block."""
-    noise = torch.Generator().manual_seed(hash((seed, block)) % (1 << 63))
+    noise = torch.Generator().manual_seed((seed * 1_000_003 + block) % (1 << 63))
     return torch.randperm(block, generator=noise)[:count].tolist()
 
 

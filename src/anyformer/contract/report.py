@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from anyformer.contract.check import CHECKS, Check
+from anyformer.contract.check import CHECKS, Check, LeftOut
 from anyformer.contract.oracle import available
 from anyformer.contract.precision import own_type_is_close_to_float32
 from anyformer.contract.probe import scaled
@@ -153,16 +153,19 @@ def row(check: Check, cases: Iterator[tuple[Any, ...]], why: str, slow: bool, mo
         return found
     start, failures = time.monotonic(), []
     for case in cases:
-        found.cases += 1
-        found.result, found.detail = "pass", ""
         try:
             found.difference = max(found.difference, check.once(case, most))
+        except LeftOut as reason:  # nothing to compare in this case
+            found.detail = found.detail if found.cases else str(reason)
+            continue
         except Exception as error:  # whatever goes wrong in a check is what it is there to find
             first = str(error).strip().splitlines()[:1]
             label = ", ".join(getattr(c, "name", str(c)) for c in case)
             failures.append(
                 f"{label}: {'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{''.join(first)}"
             )
+        found.cases += 1
+        found.result, found.detail = "pass", ""
     found.seconds = time.monotonic() - start
     if failures:
         found.result = "FAIL"
