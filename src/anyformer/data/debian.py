@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -36,39 +37,55 @@ def fetch(package: str, wanted: str, megabytes: int, licence: str) -> Path:
 
 
 def _fetch(home: Path, package: str, wanted: str, terms: str) -> None:
+    todo = (
+        f"on Debian or Ubuntu run `apt-get download {package} && dpkg -x {package}_*.deb {home.name}`, and copy that "
+        f"folder to {home}"
+    )
+    with tempfile.TemporaryDirectory(dir=home.parent) as work:
+        held, target = download(package, terms, Path(work), todo), Path(work) / "files"
+        for name, content in members(held, wanted):
+            (target / name[0]).parent.mkdir(parents=True, exist_ok=True)
+            (target / name[0]).write_bytes(content)
+        if not target.exists():
+            raise OSError(f"{held.name} holds no file {wanted!r}: it is another version than was looked at")
+        os.rename(target, home)
+
+
+def download(package: str, terms: str, folder: Path, todo: str) -> Path:
+    """The file of a package, fetched by apt into a folder.
+
+    Args:
+        terms: size and licence, for whoever waits.
+        todo: the way to the data without this.
+
+    Raises:
+        OSError: saying what to do, without apt or where it cannot fetch.
+    """
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise OSError(
-                f"this data is the Debian package {package}, and there is no {program} here. What to do: on Debian or "
-                f"Ubuntu run `apt-get download {package} && dpkg -x {package}_*.deb {home.name}`, and copy that folder "
-                f"to {home}"
+                f"this data is the Debian package {package}, and there is no {program} here. What to do: {todo}"
             )
     print(f"fetching {package} with apt [{terms}]", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as work:
-        done = subprocess.run(
-            ["apt-get", "download", "-q", package], cwd=work, capture_output=True, text=True, check=False
-        )
-        files = list(Path(work).glob("*.deb"))
-        if done.returncode or len(files) != 1:
-            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise OSError(f"apt could not fetch {package}: {said}. `apt-get update` may help")
-        if not _unpack(files[0], wanted, Path(work) / "files"):
-            raise OSError(f"{files[0].name} holds no file {wanted!r}: it is another version than was looked at")
-        os.rename(Path(work) / "files", home)
+    done = subprocess.run(
+        ["apt-get", "download", "-q", package], cwd=folder, capture_output=True, text=True, check=False
+    )
+    files = list(folder.glob("*.deb"))
+    if done.returncode or len(files) != 1:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise OSError(f"apt could not fetch {package}: {said}. `apt-get update` may help")
+    return files[0]
 
 
-def _unpack(package: Path, wanted: str, target: Path) -> int:
-    """Writes the wanted files, and no link and no other member of the archive; returns how many there are."""
-    count = 0
+def members(package: Path, wanted: str) -> Iterator[tuple[re.Match[str], bytes]]:
+    """The files of a package whose whole path fits the regular expression; no link and no other member of the
+    archive."""
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker,
         tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive,
     ):
         for member in archive:
-            name = member.name.removeprefix("./")
-            held = archive.extractfile(member) if member.isfile() and re.fullmatch(wanted, name) else None
-            if held is not None and ".." not in Path(name).parts:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                (target / name).write_bytes(held.read())
-                count += 1
-    return count
+            name = re.fullmatch(wanted, member.name.removeprefix("./"))
+            held = archive.extractfile(member) if name is not None and member.isfile() else None
+            if name is not None and held is not None and ".." not in Path(name[0]).parts:
+                yield name, held.read()

@@ -11,10 +11,6 @@ import hashlib
 import html.parser
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -24,11 +20,12 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from anyformer.data import debian
 from anyformer.data.labels import IGNORE, shift_right
 from anyformer.data.sources import cache
 
 PACKAGE, MEGABYTES, LICENCE = "debian-handbook", 35, "GPL-2+ or CC-BY-SA-3.0"
-PAGES = "./usr/share/doc/debian-handbook/html"
+PAGES = "usr/share/doc/debian-handbook/html"
 
 Pair = tuple[str, str]  # (source, target)
 
@@ -190,43 +187,18 @@ def _pages(*languages: str) -> list[Path]:
 
 def _fetch(home: Path, languages: list[str]) -> None:
     """Has apt download the package, and unpacks the pages in these languages; each whole or not at all."""
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            raise OSError(
-                f"the parallel corpus is the Debian package {PACKAGE}, and there is no {program} here. What to do: on "
-                f"Debian or Ubuntu run `apt-get download {PACKAGE}`, unpack it with `dpkg-deb -x`, and copy "
-                f"{PAGES[1:]}/LANGUAGE for {', '.join(languages)} into {home}"
-            )
-    print(f"fetching {PACKAGE} with apt [{MEGABYTES} MB, {LICENCE}]", file=sys.stderr, flush=True)
+    todo = (
+        f"on Debian or Ubuntu run `apt-get download {PACKAGE}`, unpack it with `dpkg-deb -x`, and copy "
+        f"/{PAGES}/LANGUAGE for {', '.join(languages)} into {home}"
+    )
     with tempfile.TemporaryDirectory(dir=home) as work:
-        done = subprocess.run(
-            ["apt-get", "download", "-q", PACKAGE], cwd=work, capture_output=True, text=True, check=False
-        )
-        files = list(Path(work).glob("*.deb"))
-        if done.returncode or len(files) != 1:
-            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise OSError(f"apt could not fetch {PACKAGE}: {said}. `apt-get update` may help")
-        there = _unpack(files[0], Path(work))
+        package = debian.download(PACKAGE, f"{MEGABYTES} MB, {LICENCE}", Path(work), todo)
+        there = set()
+        for name, page in debian.members(package, rf"{PAGES}/([\w-]+)/([\w.-]+\.html)"):
+            (Path(work) / name[1]).mkdir(exist_ok=True)
+            (Path(work) / name[1] / name[2]).write_bytes(page)
+            there.add(name[1])
         for language in languages:
             if language not in there:
                 raise ValueError(f"{PACKAGE} has no language {language!r}; it has {', '.join(sorted(there))}")
             os.rename(Path(work) / language, home / language)
-
-
-def _unpack(package: Path, target: Path) -> set[str]:
-    """Writes the pages of all languages, and no other member of the archive; returns the languages."""
-    found = set()
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker,
-        tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive,
-    ):
-        for member in archive:
-            name = re.fullmatch(re.escape(PAGES) + r"/([\w-]+)/([\w.-]+\.html)", member.name)
-            if name is None or not member.isfile():
-                continue
-            held = archive.extractfile(member)
-            assert held is not None
-            (target / name[1]).mkdir(exist_ok=True)
-            (target / name[1] / name[2]).write_bytes(held.read())
-            found.add(name[1])
-    return found
