@@ -33,6 +33,11 @@ def places(document_ids: Tensor) -> Tensor:
     return index - index.masked_fill(~begins, 0).cummax(1).values
 
 
+def counted(keep: Tensor) -> Tensor:
+    """The position of each token of padded rows, the padding not counted; 0 before the first one. (B, S) -> same."""
+    return (keep.long().cumsum(1) - 1).clamp(min=0)
+
+
 def lengths(places: Tensor) -> Tensor:
     """The length of the document that each token is of, from `places`, (B, T)."""
     number = (places == 0).cumsum(1) - 1

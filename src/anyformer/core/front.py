@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part
 
@@ -108,7 +109,7 @@ class FrontEnd(Part):
         """
         if keep is None:
             return torch.arange(first, first + count, device=device)
-        return (keep.long().cumsum(1) - 1).clamp(min=0)[:, first:]
+        return counted(keep)[:, first:]
 
     def cells(self, given: Inputs) -> tuple[int, int] | None:
         """Rows and columns of a picture's positions, which end the stream's; None where there is no grid."""

@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 
 class Slot(Protocol):
-    """The decoding state of one mixer."""
+    """The decoding state of one mixer. A class that inherits from it can return anywhere, unless it says otherwise."""
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was: beam search, or a batch that loses rows."""
 
     def returns_to(self, length: int) -> bool:
         """Is what the first `length` tokens left still known?"""
+        return True
 
     def trim(self, length: int) -> None:
         """Forgets everything after the first `length` tokens."""
 
     def mark(self) -> None:
         """Promises that `trim` to the present length will be possible later."""
+        return
 
     def bytes(self) -> int:
         """Memory held, in bytes."""

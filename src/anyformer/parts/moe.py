@@ -27,6 +27,7 @@ from anyformer.core.mixer import OverTime
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import FeedForward
+from anyformer.core.state import Slot
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -57,7 +58,7 @@ def _mean(x: Tensor, keep: Tensor | None) -> Tensor:
     return flat.masked_fill(~keep.reshape(-1, 1), 0.0).sum(0) / keep.sum().clamp(min=1)
 
 
-class Sent:
+class Sent(Slot):
     """Which expert chose which token so far: what a capacity needs to know while decoding."""
 
     def __init__(self, batch: int, experts: int, room: int, like: Tensor):
@@ -77,14 +78,8 @@ class Sent:
     def reorder(self, index: Tensor) -> None:
         self.memory = self.memory[index]
 
-    def returns_to(self, length: int) -> bool:
-        return True
-
     def trim(self, length: int) -> None:
         self.length = length
-
-    def mark(self) -> None:
-        pass
 
     def bytes(self) -> int:
         return self.memory.nbytes

@@ -181,7 +181,6 @@ class Skeleton(nn.Module):
             )
         mask = given.get(front.mask) if front.mask else None
         if documents is not None:
-            assert isinstance(self, nn.Module)
             check_packed(self, documents, main, mask, positions, state)
             flow = Flow(places(documents), causal=causal, keep=documents >= 0, documents=documents, taps=self.taps)
         else:
@@ -214,7 +213,6 @@ class Skeleton(nn.Module):
 
     def decoding(self) -> Iterable[nn.Module]:
         """The modules that decode step by step: all but front-ends and the models inside this one."""
-        assert isinstance(self, nn.Module)
         return [m for m in self.children() if not isinstance(m, Skeleton | FrontEnd)]
 
     def opening(self, ids: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor, Tensor | None]:

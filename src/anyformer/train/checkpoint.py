@@ -16,7 +16,6 @@ incomplete. Older ones are removed only after that.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -34,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anyformer.hub import load
-from anyformer.hub.formats.guard import atomic_write, read_json
+from anyformer.hub.formats.guard import atomic_write, read_json, sync_folder
 from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.train import adapters, lora, masters
 from anyformer.train.world import World
@@ -151,14 +150,14 @@ class Run:
             adapters.save_model(model, work, masters.stored(weights, types))
             if ema is not None:
                 adapters.save_model(model, work / "ema", masters.stored(ema, types))
-                _sync(work / "ema")
+                sync_folder(work / "ema")
             atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
             shutil.copymode(work / FACTS, work / TENSORS)  # safetensors' own would be for the owner alone
-            _sync(work / TENSORS)
-            _sync(work)
+            sync_folder(work / TENSORS)
+            sync_folder(work)
             os.rename(work, target)
-            _sync(self.folder)
+            sync_folder(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(work, ignore_errors=True)
             last = latest(self.folder)
@@ -238,13 +237,3 @@ def restore_random(states: dict[str, Tensor]) -> None:
     for i in range(torch.cuda.device_count()):
         if f"cuda_{i}" in states:
             torch.cuda.set_rng_state(states[f"cuda_{i}"].clone(), i)
-
-
-def _sync(path: Path) -> None:
-    """Makes what was written survive a power cut, where the system can (Windows cannot open a folder)."""
-    with contextlib.suppress(PermissionError):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from anyformer.skeletons.base import Output
-from anyformer.train.objectives import IGNORE, counted, gathered
+from anyformer.train.objectives import IGNORE, as_right, counted, find_own, gathered
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Matching:
         image, text, scale = (output.heads[name] for name in ("image", "text", "scale"))
         both, numbers, first = gathered(torch.cat((image, text), -1), labels)  # (N, 2 E)
         images, texts = both.chunk(2, -1)
-        found = _find(scale * image @ texts.mT, labels, numbers, first)
-        return (found + _find(scale * text @ images.mT, labels, numbers, first)) / (2 * count)
+        found = find_own((scale * image @ texts.mT).float(), labels, numbers, first)
+        return (found + find_own((scale * text @ images.mT).float(), labels, numbers, first)) / (2 * count)
 
     def counted(self, labels: Tensor) -> Tensor:
         """The number of rows that count."""
@@ -43,20 +42,5 @@ class Matching:
 
     def guess(self, labels: Tensor) -> float:
         """The sum of the losses of a guess that takes every allowed answer for as likely."""
-        allowed = (_alike(labels, labels, 0).logical_not()).sum(1)  # (B,)
+        allowed = (as_right(labels, labels, 0).logical_not()).sum(1)  # (B,)
         return float(allowed[labels != IGNORE].log().sum())
-
-
-def _find(scores: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
-    """The sum over rows; row i belongs with column `first` + i. (B, N), (B,), (N,) -> a number."""
-    target = (torch.arange(len(labels), device=labels.device) + first).masked_fill(labels == IGNORE, IGNORE)
-    scores = scores.float().masked_fill(_alike(labels, numbers, first), float("-inf"))
-    return F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
-
-
-def _alike(labels: Tensor, numbers: Tensor, first: int) -> Tensor:
-    """Which columns are as right as a row's own one, and so no wrong answers, (B, N)."""
-    rows = torch.arange(len(labels), device=labels.device)
-    alike = (labels[:, None] == numbers) & (numbers != IGNORE)
-    alike[rows, rows + first] = False
-    return alike

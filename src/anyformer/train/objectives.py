@@ -158,12 +158,23 @@ class Contrastive:
 
     def _find(self, x: Tensor, others: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
         """The sum over pairs; row i of `x` goes with row `first` + i of `others`. (P, D), (all P, D) -> a number."""
-        scores = x @ others.mT / self.temperature  # (P, all P)
-        own = torch.arange(len(x), device=x.device) + first  # (P,)
-        alike = (labels[:, None] == numbers) & (numbers != IGNORE)
-        alike[torch.arange(len(x), device=x.device), own] = False
-        target = own.masked_fill(labels == IGNORE, IGNORE)
-        return F.cross_entropy(scores.masked_fill(alike, float("-inf")), target, ignore_index=IGNORE, reduction="sum")
+        return find_own(x @ others.mT / self.temperature, labels, numbers, first)
+
+
+def find_own(scores: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
+    """-sum over rows of log softmax(scores) at a row's own column, `first` + its number; without rows of -100, and
+    without the columns that are as right. (B, N), (B,), (N,) -> a number."""
+    target = (torch.arange(len(labels), device=labels.device) + first).masked_fill(labels == IGNORE, IGNORE)
+    scores = scores.masked_fill(as_right(labels, numbers, first), float("-inf"))
+    return F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
+
+
+def as_right(labels: Tensor, numbers: Tensor, first: int) -> Tensor:
+    """The columns that are as right as a row's own one, and so no wrong answers for it, (B, N)."""
+    rows = torch.arange(len(labels), device=labels.device)
+    alike = (labels[:, None] == numbers) & (numbers != IGNORE)
+    alike[rows, rows + first] = False
+    return alike
 
 
 def gathered(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -157,7 +157,7 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         reason = f"could not be written, what was there is unchanged: {error.strerror or error}"
         raise OSError(error.errno, reason, str(path)) from error
@@ -173,7 +173,7 @@ def clear_stale(folder: Path, name: str) -> None:
                 old.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut, where the system can (Windows cannot open a folder)."""
     with contextlib.suppress(PermissionError):
         fd = os.open(folder, os.O_RDONLY)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import check_option
+from anyformer.parts.attention.heads import width
 from anyformer.parts.fused import elu_plus_one, relative_exp
 from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, decayed, piecewise
 
@@ -65,9 +66,7 @@ class LinearAttention(Mixer):
         check_option(name, "feature", feature, self.known())
         if heads < 1 or chunk < 1 or (head_dim is not None and head_dim < 1):
             raise ValueError(f"{name}: heads, head_dim and chunk are at least 1; got {heads}, {head_dim} and {chunk}")
-        if head_dim is None and dim % heads:
-            raise ValueError(f"{name}: a width of {dim} does not divide into {heads} heads; give head_dim")
-        self.heads, self.head_dim = heads, dim // heads if head_dim is None else head_dim
+        self.heads, self.head_dim = heads, width(name, dim, heads, head_dim)
         self.feature, self.chunk = feature, chunk
         self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))
         self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)

@@ -16,6 +16,7 @@ from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
 from anyformer.parts.attention.cache import Frozen, KeysValues, kept
+from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees, resolved, view
 from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed, made
@@ -75,10 +76,7 @@ class Attention(Mixer):
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if heads < 1 or self.kv_heads < 1:
             raise ValueError(f"Attention: heads and kv_heads are at least 1; got heads={heads}, kv_heads={kv_heads}")
-        if head_dim is None and dim % heads:
-            raise ValueError(f"Attention: a width of {dim} does not divide into {heads} heads; give head_dim")
-        if head_dim is not None and head_dim < 1:
-            raise ValueError(f"Attention: head_dim is the width of a head, at least 1; got {head_dim}")
+        self.head_dim = width("Attention", dim, heads, head_dim)
         if heads % self.kv_heads:
             raise ValueError(f"Attention: kv_heads={self.kv_heads} does not divide heads={heads}")
         if cross and not (mask is None and positions is None):
@@ -88,7 +86,6 @@ class Attention(Mixer):
             )
         if mask is not None:
             check_sees(mask)
-        self.head_dim = dim // heads if head_dim is None else head_dim
         self.q = nn.Linear(dim, heads * self.head_dim, bias)
         self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
         self.v = nn.Linear(dim, self.kv_heads * self.head_dim, bias)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.parts.attention.attention import Attention
 from anyformer.parts.attention.kernels import attend, weights
@@ -238,7 +239,7 @@ def _rows(flow: Flow, x: Tensor) -> Rows:
     B, T = x.shape[:2]
     if flow.keep is None:
         return Rows(torch.arange(T, device=x.device)[None], torch.full((B,), T, device=x.device), None)
-    return Rows((flow.keep.long().cumsum(1) - 1).clamp(min=0), flow.keep.sum(1), flow.keep)
+    return Rows(counted(flow.keep), flow.keep.sum(1), flow.keep)
 
 
 @functools.lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anyformer.core.state import Slot
 from anyformer.parts.attention.masks import FAR, Mask
 
 
@@ -18,7 +19,7 @@ def kept(
     return KeysValues(batch, heads, head_dim, length, like, kinds)
 
 
-class KeysValues:
+class KeysValues(Slot):
     """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K).
 
     `kinds` is 1 where one tensor is keys and values at once (`LatentAttention`).
@@ -61,14 +62,8 @@ class KeysValues:
     def reorder(self, index: Tensor) -> None:
         self.memory = self.memory[:, index]
 
-    def returns_to(self, length: int) -> bool:
-        return True
-
     def trim(self, length: int) -> None:
         self.length = length
-
-    def mark(self) -> None:
-        pass
 
     def bytes(self) -> int:
         return self.memory.nbytes

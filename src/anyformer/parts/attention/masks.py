@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.core.recipe import Value
 
@@ -324,14 +325,14 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
     mine, theirs = packed, packed
     if packed is None and flow.keep is not None and not whole.by_distance():  # rows differ in where their text begins
         padding = flow.keep
-        texts = flow.once("texts", lambda: counted(padding))
+        texts = flow.once("texts", lambda: one_text_a_row(padding))
         mine, theirs = texts.cut(flow.first, end), texts.cut(end - keys, end)
     return View(whole, flow.first, count, end - keys, keys, keep, device, mine, theirs)
 
 
-def counted(keep: Tensor) -> Packed:
+def one_text_a_row(keep: Tensor) -> Packed:
     """The tokens of padded rows (B, S), each row one document whose positions do not count the padding."""
-    return Packed(torch.zeros_like(keep, dtype=torch.long), (keep.long().cumsum(1) - 1).clamp(min=0))
+    return Packed(torch.zeros_like(keep, dtype=torch.long), counted(keep))
 
 
 def resolved(seen: View) -> tuple[View, Tensor | None]:

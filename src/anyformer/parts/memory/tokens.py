@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer, OverTime
+from anyformer.core.state import Slot
 
 
 class MemoryTokens(Mixer):
@@ -84,7 +85,7 @@ class MemoryTokens(Mixer):
         return Inserted()
 
 
-class Inserted:
+class Inserted(Slot):
     """Where the memory tokens of each row stand: `at` (B,) is the number of tokens of padding before them; None = they
     have not been read yet."""
 
@@ -94,13 +95,7 @@ class Inserted:
     def reorder(self, index: Tensor) -> None:
         self.at = None if self.at is None else self.at[index]
 
-    def returns_to(self, length: int) -> bool:
-        return True
-
     def trim(self, length: int) -> None:
-        """They stay."""
-
-    def mark(self) -> None:
         """They stay."""
 
     def bytes(self) -> int:
