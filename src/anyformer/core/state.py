@@ -53,6 +53,7 @@ class State:
     def __init__(self, batch: int, slots: dict[nn.Module, Slot]):
         self.batch, self.length = batch, 0
         self.keep: Tensor | None = None  # (B, length) False = padding
+        self.ended = False  # is the last place of some row padding? Then more of its text would leave a gap
         self.memory: Memory | None = None  # of an encoder, read once
         self.prefix: dict[nn.Module, int] = {}  # extra positions in front of the text in a mixer's cache (MemoryTokens)
         self.slots = slots
@@ -87,6 +88,7 @@ class State:
         for mixer, slot in self.slots.items():
             slot.trim(length + self.prefix.get(mixer, 0))
         self.keep = None if self.keep is None else self.keep[:, :length]
+        self.ended = bool(self.keep is not None and length and not self.keep[:, -1].all())
         self.length = length
 
     def bytes(self) -> int:
@@ -107,14 +109,19 @@ class State:
             now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
             if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
                 now = now[:, self.length :]
-            inside = (now[:, :-1] & ~now[:, 1:]).any(1)  # (B,)
-            if self.length:  # a row that has ended, all of it padding from here on, is no gap
-                inside = inside | (past.any(1) & now.any(1) & ~(past[:, -1] & now[:, 0]))
-            if bool(inside.any()):
+            if (keep is not None or self.ended) and self._leaves_gap(past, now):
                 raise ValueError(
                     "with a state, padding stands on the left only: windows, relative positions and recurrent states "
                     "count a gap as text; pad shorter rows on the left"
                 )
+            self.ended = keep is not None and not bool(now[:, -1].all())
             self.keep = torch.cat((past, now), 1)
         self.length += count
         return self.keep
+
+    def _leaves_gap(self, past: Tensor, now: Tensor) -> bool:
+        """Is there padding between real tokens? A row that has ended, all of it padding from here on, has none."""
+        gap = (now[:, :-1] & ~now[:, 1:]).any(1)  # (B,)
+        if self.length:
+            gap = gap | (past.any(1) & now.any(1) & ~(past[:, -1] & now[:, 0]))
+        return bool(gap.any())
