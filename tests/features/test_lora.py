@@ -16,7 +16,7 @@ def learn(made, steps=3):
     optimizer = torch.optim.SGD(weights, lr=0.05)
     for _ in range(steps):
         optimizer.zero_grad()
-        out = outputs(made)
+        out = outputs(made, batch=8)  # enough that every expert is chosen
         torch.stack([t.square().mean() for n, t in out.items() if n != "memory"]).sum().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()

@@ -65,9 +65,12 @@ def slopes(model: Any, total: Tensor) -> dict[str, Tensor]:
 
 @check(6, "model", examples=4, needs=packs, checkpoint=True)
 def packed_is_separate(subject: Subject, rng: random.Random) -> float:
-    """Documents that share a row give what each gives alone, at every place, and the same gradients."""
+    """Documents that share a row give what each gives alone, at every place, and the same gradients.
+
+    In float64: where ReLU bends, rounding in float32 decides about a whole gradient.
+    """
     batch, places = packed(subject, rng)
-    model, together, apart = fresh(subject.model), [], []
+    model, together, apart = fresh(subject.model).double(), [], []
     out = outputs(model(**batch.inputs))
     for row, documents in enumerate(places):
         for place in documents:

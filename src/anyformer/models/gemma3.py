@@ -55,7 +55,7 @@ def gemma3(c: Gemma3) -> Recipe:
     far = Attention.of(
         heads=c.heads,
         kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
+        head_dim=c.head_dim or c.dim // c.heads,
         bias=c.bias,
         norm=norm,
         scale=c.query_scale**-0.5,
