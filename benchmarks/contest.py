@@ -49,20 +49,21 @@ def python_of(env: str) -> str:
 class Worker:
     """One contestant in its own process: `ask(**request)` calls the function that its module's `build` made.
 
-    The process runs `python -m benchmarks.worker MODULE NAME` and talks in lines of JSON.
+    The process runs `python -m benchmarks.worker MODULE NAME`, of this checkout or of the one at `root`, and talks in
+    lines of JSON.
     """
 
-    def __init__(self, module: str, name: str, env: str = ""):
+    def __init__(self, module: str, name: str, env: str = "", root: Path = ROOT):
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by `close`)
-        paths = [str(ROOT), *([] if env else [str(ROOT / "src")])]
+        paths = [str(root), *([] if env else [str(root / "src")])]
         variables = {
             **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(THREADS),
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         self._process = subprocess.Popen(
             [python_of(env), "-m", "benchmarks.worker", module, name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=ROOT, env=variables,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=root, env=variables,
         )  # fmt: skip
         self.facts = self._answer()  # what `build` says about itself, once it is ready
 
@@ -100,11 +101,19 @@ class Worker:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row of the table: its name, the environment it lives in, and whom it is compared with."""
+    """A row of the table: its name, the environment it lives in, whom it is compared with, and of which checkout it is.
+
+    Its key is the name that its module's `build` takes; what follows an @ tells checkouts apart.
+    """
 
     name: str
     env: str = ""
     against: str = ""  # the contestant of ours that this peer is measured against
+    root: Path = ROOT
+
+    def worker(self, module: str, key: str) -> Worker:
+        """Its process."""
+        return Worker(module, key.partition("@")[0], self.env, self.root)
 
 
 def started(module: str, contestants: Mapping[str, Contestant], notes: list[str]) -> dict[str, Worker]:
@@ -116,7 +125,7 @@ def started(module: str, contestants: Mapping[str, Contestant], notes: list[str]
     workers = {}
     for key, contestant in contestants.items():
         try:
-            workers[key] = Worker(module, key, contestant.env)
+            workers[key] = contestant.worker(module, key)
             print(f"  ready: {contestant.name}", flush=True)
         except (Missing, Died) as error:
             _leave(contestant, error, notes)
@@ -163,7 +172,7 @@ def afresh(
     """As `compete`, but with a new process for every turn; an answer includes the facts of `build`."""
 
     def turn(name: str) -> dict[str, Any]:
-        worker = Worker(module, name, contestants[name].env)
+        worker = contestants[name].worker(module, name)
         answer = worker.facts | worker.ask(**request)
         worker.close()
         return answer

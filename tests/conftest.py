@@ -29,7 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Notes what the contract says nothing about, of the pages that are run."""
+    """Notes what the contract says nothing about, of the pages that are run.
+
+    Raises:
+        pytest.UsageError: in a worker that lost the groups: each fixture and model would be made several times.
+    """
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in i.nodeid for i in session.items):
+        raise pytest.UsageError("xdist deals tests without their groups; install what constraints.txt says")
     run = [i for i in session.items if "test_contract[" in i.nodeid]
     groups = {mark.args[0] for i in run if (mark := i.get_closest_marker("xdist_group")) is not None}
     if groups:

@@ -1,0 +1,80 @@
+"""This checkout beside an older one: `python -m benchmarks.before PATH train_step decode load`.
+
+Each measures what its own benchmark of that name does, in the same environment, in turns, beside the peers that are
+installed; PATH is another checkout, as `git worktree add PATH COMMIT` makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.contest import ROOT, Contestant, Worker, afresh, compete, ratio, spread, started
+from benchmarks.report import row, times, verdict
+
+BOUNDS = ("peak", "machine")  # no contestants: what the machine can do
+TIMES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {  # seconds, from an answer
+    "train_step": lambda answer: {"a step": answer["seconds"][0]},
+    "decode": lambda answer: {"prefill": answer["prefill"], "decoding": answer["decode"]},
+    "load": lambda answer: {"load": answer["load"]},
+}
+
+
+def both(name: str, old: Path) -> dict[str, Contestant]:
+    """The contestants of a benchmark, each of ours twice; the older one is measured against the newer one."""
+    found = {}
+    for key, contestant in importlib.import_module(f"benchmarks.{name}").CONTESTANTS.items():
+        if key not in BOUNDS:
+            found[key] = contestant
+            if not contestant.against:
+                earlier = replace(contestant, name=f"{contestant.name}, before", against=key, root=old)
+                found[f"{key}@before"] = earlier
+    return found
+
+
+def measured(name: str, old: Path, rounds: int, notes: list[str]) -> list[str]:
+    """The rows of a table: seconds of each contestant, how many times as long as ours, and what follows from it."""
+    contestants = both(name, old)
+    if name == "train_step":
+        workers, request = started(name, contestants, notes), {"steps": 1}
+        compete(workers, contestants, 3, request, notes)  # warm-up
+        answers = compete(workers, contestants, rounds, request, notes)
+        for worker in workers.values():
+            worker.close()
+    else:
+        for root in (old, ROOT):
+            Worker("weights", "smollm2", root=root).close()
+        answers = afresh(name, contestants, rounds, {}, notes)
+    seconds = {key: [TIMES[name](a) for a in found] for key, found in answers.items()}
+    table = []
+    for key, found in seconds.items():
+        against = contestants[key].against
+        for kind in found[0]:
+            taken = [f[kind] for f in found]
+            r = ratio(taken, [f[kind] for f in seconds[against]]) if against else None
+            beside = (times(r), verdict(r)) if r else ("", "")
+            table.append(row(f"{contestants[key].name}: {kind}", times(spread(taken), 3), *beside))
+    return table
+
+
+def main() -> None:
+    """Prints a table for each of the named benchmarks."""
+    parser = argparse.ArgumentParser("python -m benchmarks.before", description=__doc__)
+    parser.add_argument("path", type=Path, help="the older checkout")
+    parser.add_argument("names", nargs="+", choices=TIMES, metavar="name", help=f"of {', '.join(TIMES)}")
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    print(machine.facts())
+    for name in given.names:
+        notes: list[str] = []
+        lines = measured(name, given.path.resolve(), given.rounds, notes)
+        print(row("", "s, median (quartiles)", "takes, ours now = 1", "verdict"), *lines, *notes, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
