@@ -35,7 +35,7 @@ class Masking:
         vocab: ids are below it.
         special: ids that are never chosen and never put in a place: [CLS], [SEP], padding, [MASK] itself.
         rate: the share of tokens that is chosen.
-        whole_words: chosen or not as one; `starts` says which ids begin a word, (vocab,) bool.
+        starts: which ids begin a word, (vocab,) bool: the tokens of a word are chosen together. None: each by itself.
     """
 
     mask_id: int

@@ -41,7 +41,7 @@ class Global:
     """Batches by number of rows by number: `Global(rows, 8)(i)` is batch i, or the share of one process in it.
 
     Args:
-        rows: where they come from.
+        source: the rows.
         batch: B, rows of a batch over all processes.
         rank, size: which of how many processes.
     """

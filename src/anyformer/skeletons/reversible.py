@@ -132,10 +132,11 @@ def _as_now(block: nn.Module, x: Tensor) -> Callable[[], Any]:
 class ReversibleLM(Reversible, CausalLM):
     """A decoder of two streams: `CausalLM` with `ReversibleBlock`s, whose front-end is `TwoStreams`.
 
+    Takes the options of `CausalLM` and these:
+
     Args:
         dim: width of both streams together, 2 D: what the last norm and the head see.
         dropout: after the last norm.
-        The others as in `CausalLM`.
     """
 
     def __init__(
@@ -155,10 +156,11 @@ class ReversibleLM(Reversible, CausalLM):
 class ReversibleEncoder(Reversible, Encoder):
     """An encoder of two streams: `Encoder` with `ReversibleBlock`s, whose front-end is `TwoStreams`.
 
+    Takes the options of `Encoder` and these:
+
     Args:
         dim: width of both streams together, 2 D: what the last norm, the pool and the heads see.
         dropout: after the last norm.
-        The others as in `Encoder`.
     """
 
     def __init__(

@@ -175,11 +175,12 @@ class Favor(LinearAttention):
     computed relative to its own largest one, so nothing overflows, and a decoder sees no future (performer-pytorch
     takes the largest of all keys; with eps = 0 it is the same function).
 
+    Takes the options of `LinearAttention` and these:
+
     Args:
         features: M; K ln K, rounded down, by default.
         feature: "softmax" as above, or "relu": f(x) = relu(w.x) + eps ("generalized attention").
         eps: keeps weights from 0; 1e-4 by default, 1e-3 for relu.
-        The rest as in `LinearAttention`.
 
     Shape: (B, T, D) -> same. State: (B, H, M, K + 1), and the largest size so far, (B, H, 1).
     """

@@ -131,10 +131,11 @@ class LocalAttention(Chunked):
     A text of `size` tokens or fewer is one chunk: full attention. Padding is not counted, and chunks begin with the
     text. In a decoder with `before` > 1, transformers sees tokens of short texts twice; here nobody does.
 
+    Takes the options of `Chunked` and these:
+
     Args:
         fill: a text of more than one chunk is filled up with padding to a multiple of this, itself a multiple of
             `size`; `size` by default. Decides where the last chunk is that an encoder's first one sees.
-        The others as in `Chunked`.
 
     Shape: (B, T, D) -> same. State: keys and values of the chunks in reach.
     """
@@ -217,11 +218,12 @@ class LSHAttention(Chunked):
     since these move the borders of the chunks. So it is with the paper's and everybody's Reformer. What was said of a
     token changes as the text grows, so no state can hold it: beyond C tokens, generate with `cache=False`.
 
+    Takes the options of `Chunked` and these:
+
     Args:
         rounds: R. `buckets`: of a round, an even number, or factors of it, even each: one hash for each factor, which
             costs the sum of the factors instead of their product. About 2 T / C is usual.
         seed: of the random W. None: new ones in each pass of training, always the same ones in evaluation.
-        The others as in `Chunked`.
 
     Shape: (B, T, D) -> same. State: queries and values of up to C tokens.
     """

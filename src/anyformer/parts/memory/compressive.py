@@ -74,10 +74,11 @@ class CompressiveMemory(SegmentRecurrence):
     everything but f (sections 3.1 and 3.2 of the paper), so no share of the two has to be chosen. The paper writes the
     norm, not its square.
 
+    Takes the options of `SegmentRecurrence` and these:
+
     Args:
         compressed: N. `rate`: c; it divides L and M, and M is at least L.
         way: f, one of conv (a matrix for each of the c tokens, D c x D), mean, max.
-        The rest as in `SegmentRecurrence`.
 
     Shape: (B, T, D) -> same. State: that of `SegmentRecurrence`, the last c - 1 inputs, (B, c - 1, D), and keys and
     values of N + (M + L) / c slots.

@@ -186,10 +186,11 @@ class NearestMemory(SegmentRecurrence):
     A row is its own memory while learning. In a state the memory goes on, can be searched by FAISS, saved and loaded:
     see `Memory`, `save_memory`, `load_memory`.
 
+    Takes the options of `SegmentRecurrence` and these:
+
     Args:
         top: R. `capacity`: as of `Memory`. `gate`: as above.
         norm: of q and k; it keeps keys of all ages alike in length, and the paper has one.
-        The rest as in `SegmentRecurrence`.
 
     Shape: (B, T, D) -> same. State: a `Memory`, (B, H, capacity + M + L - 1, K) twice.
     """
