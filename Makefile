@@ -6,13 +6,14 @@ BIN    := .venv/bin
 # The environment variables reach pip's isolated build environments, which `-c` does not (older and newer pip).
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 PIP    := -m pip install $(if $(CI),--quiet)
-CHECKED := src tests $(wildcard benchmarks/*.py examples/*.py)
+CHECKED := src tests docs/site examples/tutorials $(wildcard benchmarks/*.py examples/*.py)
 
-.PHONY: help demo test test-all lint format bench bench-env bench-attention bench-quality
+.PHONY: help demo test test-all lint format docs docs-serve bench bench-env bench-attention bench-quality
 help:
 	@echo "make demo      train a small model, chat with a real one, compare sentences, draw attention (5 minutes)"
 	@echo "make test      run the tests (make test-all: the slow ones too); ARGS='-k name' goes to pytest"
 	@echo "make lint      ruff and mypy              make format   let ruff rewrite what it can"
+	@echo "make docs      the documentation site, in build/site     make docs-serve   the same on http://127.0.0.1:8000"
 	@echo "make bench     side by side with other libraries, writes docs/benchmarks.md"
 	@echo "make bench-attention   what each mixer costs (an hour)"
 	@echo "make bench-quality     how good each part is: rows on text take an hour, probes another, more seeds of rows that"
@@ -37,6 +38,12 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
+docs: .venv/.docs
+	$(BIN)/python -m docs.site
+
+docs-serve: .venv/.docs
+	$(BIN)/python -m docs.site --serve
+
 bench: .venv/.bench bench-env
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -55,6 +62,10 @@ bench-quality: .venv/.dev
 
 .venv/.dev: .venv/.user
 	$(PINNED) $(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.docs: .venv/.user
+	$(PINNED) $(BIN)/python $(PIP) -e '.[docs]'
 	@touch $@
 
 .venv/.bench: .venv/.dev
