@@ -21,7 +21,7 @@ from anyformer.contract.probe import (
     several,
     slopes_agree,
 )
-from anyformer.contract.subjects import Subject
+from anyformer.contract.subjects import Subject, apart_from_tiny
 from anyformer.core.state import State
 from anyformer.parts.attention.cache import Sliding
 from anyformer.parts.attention.masks import FAR, Mask
@@ -73,7 +73,7 @@ def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
     return max(worst, slopes_agree(gradients(subject.model, other), gradients(subject.model, batch), "other padding"))
 
 
-@check(6, "model", examples=3, needs=pads, checkpoint=True)
+@check(6, "model", examples=3, needs=pads, checkpoint=True, later=apart_from_tiny)
 def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> float:
     """A row without any real token leaves its neighbours as they are, and everything finite."""
     batch = draw(subject, rng, lengths(subject, rng, 2), "left")
@@ -263,7 +263,7 @@ def windows(subject: Subject) -> list[int]:
     return sorted(w for w in found if 8 * w < min(subject.limit or 200, 200))
 
 
-@check(8, "model", examples=3, needs=decodes, checkpoint=True)
+@check(8, "model", examples=3, needs=decodes, checkpoint=True, later=apart_from_tiny)
 def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> float:
     """Another batch size, a return beyond its length or memory: errors that leave it as it was."""
     steps = decoding(subject, rng, count=6)

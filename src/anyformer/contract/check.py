@@ -83,7 +83,7 @@ class Check:
                 yield subject.name, no_file(subject)
 
     def once(self, case: tuple[Any, ...], most: int = 100) -> float:
-        """Runs the check on one case, a property on `most` random examples at most, without hypothesis.
+        """Runs the check on one case, a property on `most` random examples at most; an error names its seed.
 
         Raises:
             LeftOut: if it found nothing to check, in no example.
@@ -96,6 +96,9 @@ class Check:
                 found.append(self.run(*case, rng=random.Random(i)))
             except LeftOut as reason:
                 why = str(reason)
+            except Exception as error:
+                error.add_note(f"drawn with rng=random.Random({i})")
+                raise
         if not found:
             raise LeftOut(why)
         return max(found)

@@ -30,7 +30,7 @@ from anyformer.train import lora
 TINY = 1e-6  # below it a float that is added to others is as good as 0
 
 
-@check(13, "model", checkpoint=True)
+@check(13, "model", checkpoint=True, later=apart_from_tiny)
 def taps_change_nothing(subject: Subject) -> float:
     """Listening to every module, and to attention's weights, leaves every output as it was, bit for bit."""
     batch = draw(subject, random.Random(40), [7, 4], "left")
@@ -162,7 +162,10 @@ def inside_its_error(subject: Subject, quantise: Any, kind: type[nn.Module]) -> 
     return worst[0]
 
 
-@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton))
+LONG = {"compressive/tiny", "reformer/tiny"}  # programs of many operations: 15 and 30 seconds
+
+
+@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - LONG)
 def export_runs_and_matches(subject: Subject) -> float:
     """As one program for any batch and length, it runs without anyformer and gives the model's numbers."""
     with tempfile.TemporaryDirectory() as folder:

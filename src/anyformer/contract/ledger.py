@@ -17,7 +17,7 @@ from torch import Tensor
 from anyformer.contract.check import LeftOut, check, no_file, varied
 from anyformer.contract.oracle import oracle, rewritten
 from anyformer.contract.probe import expect
-from anyformer.contract.subjects import Subject, hubs, subjects
+from anyformer.contract.subjects import Subject, apart_from_tiny, hubs, subjects
 from anyformer.core import pages
 from anyformer.hub import load
 from anyformer.hub.formats.safetensors import open_weights
@@ -150,7 +150,7 @@ def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
     return 0.0
 
 
-@check(3, "files")
+@check(3, "files", later=apart_from_tiny)
 def unexpected_tensor_is_named(subject: Subject, hub: Hub) -> float:
     """A tensor that has no place in the model, beside all others, or inside a layer, is an error with its name."""
     config, tensors = files(subject, hub)
@@ -193,7 +193,7 @@ def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
     return 0.0
 
 
-@check(3, "files")
+@check(3, "files", later=apart_from_tiny)
 def unknown_words_are_named(subject: Subject, hub: Hub) -> float:
     """An unknown config key, architecture, model type, activation or rope type is an error with key and value."""
     config, tensors = files(subject, hub)

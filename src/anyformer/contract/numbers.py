@@ -25,7 +25,7 @@ from anyformer.contract.oracle import (
     trace,
 )
 from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agree
-from anyformer.contract.subjects import Subject, apart, hubs, of_page, subjects, unsaid
+from anyformer.contract.subjects import Subject, apart, apart_from_tiny, hubs, of_page, subjects, unsaid
 from anyformer.core import hyper, pages
 from anyformer.hub import load, save
 from anyformer.hub.formats.safetensors import open_weights
@@ -257,7 +257,7 @@ def save_and_load(subject: Subject) -> float:
         return max(close(y[n], x[n], f"loaded again: {n}", 0.0, 0.0) for n in x)
 
 
-@check(2, "files")
+@check(2, "files", later=apart_from_tiny)
 def stored_type_is_told(subject: Subject, hub: Hub) -> float:
     """In half precision and back, the config says what the tensors are, and both sides load that, unrounded."""
     model = fresh(oracle(subject, hub).ours)

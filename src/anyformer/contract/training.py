@@ -15,11 +15,10 @@ from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, s
 from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, redrawn
 from anyformer.core import pages
 from anyformer.core.init import initialise
-from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, Value
 from anyformer.core.recompute import recompute
-from anyformer.skeletons.base import Output
+from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train.objectives import IGNORE, classification, counted
 
 BATCHES = 8  # until every expert was chosen
@@ -167,7 +166,7 @@ def in_full(subject: Subject) -> str | None:
     return None if subject.name.endswith("/tiny") or subject.page is None else "drawn for `tiny` only: it costs seconds"
 
 
-@check(11, "model", needs=in_full, later=lambda s: s.name not in first_of(Mixer))
+@check(11, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton))
 def compiling_changes_nothing(subject: Subject) -> float:
     """Traced by torch.compile, forward and backward, and run operation by operation: the same loss and gradients."""
     return compiled(subject, "aot_eager")

@@ -10,6 +10,7 @@ A table never says how many layers there are: the names of the model do.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -230,9 +231,7 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
     for r in flat(rows):
         hits: dict[tuple[Any, ...], list[str | None]] = {}
         for place, pattern in enumerate(r.ours):
-            for name in [n for n in left if (m := _pattern(pattern).match(n))]:
-                m = _pattern(pattern).match(name)
-                assert m is not None
+            for name, m in [(n, m) for n in left if (m := _pattern(pattern).match(n))]:
                 at = {k: v for k, v in m.groupdict().items() if k != "tail"}
                 hits.setdefault((tuple(at.items()), m["tail"]), [None] * len(r.ours))[place] = name
                 del left[name]
@@ -256,6 +255,7 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
     return made
 
 
+@functools.cache
 def _pattern(path: str) -> re.Pattern[str]:
     """A path with {i} as a regular expression; the tail is one of `TAILS` or nothing."""
     tails = "|".join(map(re.escape, (*TAILS, "")))
