@@ -7,42 +7,54 @@ model = af.build("llama", "tiny")                                     # a publis
 hybrid = af.recipe("llama", "tiny").but({"blocks.2::3.mixer": af.parts.Mamba.of()})
 model = af.load("path/to/model")                                      # Hugging Face directory, hub id, or .gguf
 ```
+
+Names are imported when they are first used, so that `anyformer --help` does not wait for PyTorch.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from anyformer import parts
-from anyformer.core.flow import Flow
-from anyformer.core.mixer import Mixer
-from anyformer.core.pages import build, names, page, pages, recipe
-from anyformer.core.part import Part
-from anyformer.core.recipe import Recipe
-from anyformer.core.state import State
-from anyformer.core.taps import Taps
-from anyformer.skeletons.base import Output
-from anyformer.skeletons.decoder import CausalLM
-from anyformer.skeletons.dual_tower import DualTower
-from anyformer.skeletons.encoder import Encoder
-from anyformer.skeletons.encoder_decoder import EncoderDecoder
-from anyformer.skeletons.stack import Stack
-
-if TYPE_CHECKING:  # imported when first used, see `__getattr__`
-    from anyformer import generate
+if TYPE_CHECKING:
+    from anyformer import generate, parts
+    from anyformer.core.flow import Flow
+    from anyformer.core.mixer import Mixer
+    from anyformer.core.pages import build, names, page, pages, recipe
+    from anyformer.core.part import Part
+    from anyformer.core.recipe import Recipe
+    from anyformer.core.state import State
+    from anyformer.core.taps import Taps
     from anyformer.hub import load, save
+    from anyformer.skeletons.base import Output
+    from anyformer.skeletons.decoder import CausalLM
+    from anyformer.skeletons.dual_tower import DualTower
+    from anyformer.skeletons.encoder import Encoder
+    from anyformer.skeletons.encoder_decoder import EncoderDecoder
+    from anyformer.skeletons.stack import Stack
 
 __version__ = "0.1.0"
 __all__ = [
     "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "Flow", "Mixer", "Output", "Part", "Recipe", "Stack", "State",
     "Taps", "build", "generate", "load", "names", "page", "pages", "parts", "recipe", "save",
 ]  # fmt: skip
+_PACKAGES = ("core", "generate", "hub", "models", "parts", "skeletons")
+_HOMES = {
+    "core.flow": ("Flow",), "core.mixer": ("Mixer",), "core.pages": ("build", "names", "page", "pages", "recipe"),
+    "core.part": ("Part",), "core.recipe": ("Recipe",), "core.state": ("State",), "core.taps": ("Taps",),
+    "hub": ("load", "save"), "skeletons.base": ("Output",), "skeletons.decoder": ("CausalLM",),
+    "skeletons.dual_tower": ("DualTower",), "skeletons.encoder": ("Encoder",),
+    "skeletons.encoder_decoder": ("EncoderDecoder",), "skeletons.stack": ("Stack",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str):  # what reads and writes files is imported when it is first used
-    if name in ("load", "save"):
-        from anyformer import hub
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"anyformer.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'anyformer' has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(f"anyformer.{_HOME[name]}"), name)
+    return found
 
-        return getattr(hub, name)
-    if name == "generate":  # the package: a function here would be replaced by it at its first import
-        return importlib.import_module("anyformer.generate")
-    raise AttributeError(f"module 'anyformer' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

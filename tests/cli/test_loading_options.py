@@ -15,13 +15,21 @@ NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the us
 OTHER_CLASS = {"train": "changes", "finetune": "changes"}  # where `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
-    "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "act": ("MODEL", "--env", "CartPole-v1"),
-    "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"), "diff": ("MODEL", "llama"), "verify": ("MODEL",),
-    "convert": ("MODEL", "OUT"),
+    "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
+    "act": ("MODEL", "--env", "CartPole-v1"), "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
+    "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
 }  # fmt: skip
-HEADLESS = {"generate", "chat", "classify", "act", "train", "finetune"}  # what a model without a head is no use to
+HEADLESS = {
+    "generate",
+    "chat",
+    "classify",
+    "tag",
+    "act",
+    "train",
+    "finetune",
+}  # they need a head
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
         return  # a minute of checks; `test_verify` has them
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
-    assert code == (2 if name in ("classify", "act") else 0), err  # a LLaMA has no classes, and does not act
+    assert code == (2 if name in ("classify", "tag", "act") else 0), err  # a LLaMA has no classes, and does not act
 
 
 @pytest.mark.parametrize("name", CALLS)

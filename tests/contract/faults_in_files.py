@@ -102,7 +102,7 @@ def ignored_activation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anyformer.parts.ffn.activation", lambda owner, name: F.gelu)
 
 
-@fault("published counts", on="gpt", says="small has 124,439,833 parameters")
+@fault("published counts", on="gpt", says="tiny has 31,621 parameters")
 def a_norm_has_one_more(patch: pytest.MonkeyPatch) -> None:
     def norm(plain: Any, self: Any, *args: Any, **options: Any) -> None:
         plain(self, *args, **options)

@@ -234,7 +234,7 @@ def test_a_value_that_a_page_defines_is_found(monkeypatch):
     def define() -> None:
         dataclasses.dataclass(frozen=True)(type("Late", (Value,), {"__annotations__": {"n": int}}))
 
-    monkeypatch.setattr(module, "find_extra", [define])
+    monkeypatch.setattr(pages, "import_all", define)
     monkeypatch.setattr(Value, "kinds", dict(Value.kinds))
     assert repr(module._from_json({"value": "Late", "n": 3}, [0], "")) == "Late(n=3)"
 

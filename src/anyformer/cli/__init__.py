@@ -1,7 +1,8 @@
 """The command line: `anyformer VERB …`, one file a verb, each over one typed function that is also the Python call.
 
 A verb's file has `EXAMPLE`, `options(parser)` and `run(args)`; the first line of its docstring is its summary. What a
-verb needs is imported when it runs, so that `anyformer --help` and mistakes are answered at once.
+verb needs is imported when it runs (its options are read from source, see `signatures`), so that help and mistakes are
+answered at once.
 """
 
 from __future__ import annotations
@@ -20,8 +21,26 @@ from types import ModuleType
 from anyformer.core.recipe import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "act", "inspect", "draw", "diff",
-         "verify", "convert", "ls", "demo")  # fmt: skip
+VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "act", "inspect", "draw",
+         "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+GOALS = (  # (what somebody wants to do, the command)
+    ("see it work in five minutes", "anyformer demo"),
+    ("talk with a model", "anyformer chat smollm2"),
+    ("continue a text", 'anyformer generate smollm2 "The capital of France is"'),
+    ("train on your own text", "anyformer train --data book.txt --out runs/book"),
+    ("fine-tune on examples", "anyformer finetune --model minilm --data reviews.csv"),
+    ("name the class of a text", 'anyformer classify runs/reviews "A fine film."'),
+    ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
+    ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
+    ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
+    ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
+    ("see what is in a model", "anyformer inspect smollm2"),
+    ("draw its wiring", "anyformer draw llama --out llama.svg"),
+    ("see what differs", "anyformer diff llama qwen2"),
+    ("check what a model computes", "anyformer verify llama"),
+    ("convert files", "anyformer convert smollm2 runs/smollm2"),
+    ("choose a model", "anyformer ls"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no … or emoji shows ?
     if not args or args[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(overview() if args else goals())
         return 0
     if args[0] == "--version":
         from anyformer import __version__
@@ -43,11 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anyformer {__version__}")
         return 0
     if args[0] not in VERBS:
-        print(
-            f"anyformer: no verb {args[0]!r}{nearest(args[0], VERBS, 1)}; there is {', '.join(VERBS)}", file=sys.stderr
-        )
+        near = nearest(args[0], VERBS, 1).strip(" ()")
+        print(f"anyformer: {args[0]}: unknown, {near or 'there is ' + ', '.join(VERBS)}", file=sys.stderr)
+        print("`anyformer --help` lists the verbs", file=sys.stderr)
         return 2
     return _run(args[0], args[1:])
+
+
+def goals() -> str:
+    """The text of `anyformer` alone: what one may want to do, and the command."""
+    width = max(len(goal) for goal, _ in GOALS)
+    lines = "\n".join(f"  {goal:<{width}}  {command}" for goal, command in GOALS)
+    return f"What do you want to do?\n\n{lines}\n\n`anyformer --help` lists the verbs; VERB --help its options."
 
 
 def overview() -> str:
@@ -56,8 +82,8 @@ def overview() -> str:
     return (
         f"usage: anyformer VERB …\n\nAny transformer, from one set of parts.\n\n{verbs}\n\n"
         "`anyformer VERB --help` shows the options of a verb with types, defaults and an example.\n"
-        "MODEL is a Hugging Face directory, a .gguf file, a hub id (owner/name), or real weights by name:\n"
-        "see `anyformer ls`."
+        "MODEL is a Hugging Face directory, the folder of a run, a .gguf file, a hub id (owner/name), or real\n"
+        "weights by name; where no weights are needed also an architecture or the file of a recipe. See `anyformer ls`."
     )
 
 

@@ -9,6 +9,7 @@ from anyformer.cli import models
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
+CALL = "anyformer.generate:generate"
 # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
 OURS = ("model", "prompts", "num_beams", "length_penalty", "early_stopping")
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
@@ -79,16 +80,12 @@ def _ask() -> str | None:
 
 def options(parser: Parser) -> None:
     """The options of the verb: its own, and those of the Python call."""
-    from anyformer.generate import generate
-
     parser.add_function(chat, skip=("question", "options"))
     parser.add_argument("question", nargs="*", type=str, help="the question; without one a conversation begins")
-    parser.add_function(generate, skip=OURS, give=LONG)
+    parser.add_function(CALL, skip=OURS, give=LONG)
 
 
 def run(args: Any) -> None:
     """Does it."""
-    from anyformer.generate import generate
-
     asked = " ".join(args.question) or None
-    chat(args.model, asked, pick(args, generate, OURS), system=args.system, task=args.task, ignore=args.ignore)
+    chat(args.model, asked, pick(args, CALL, OURS), system=args.system, task=args.task, ignore=args.ignore)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyformer.cli import models, show
-from anyformer.cli.embed import items_of
 from anyformer.cli.options import Parser, pick
+from anyformer.cli.texts import items_of
 
-EXAMPLE = 'anyformer classify runs/captions cat.png --labels "a cat" "a dog"'
+EXAMPLE = 'anyformer classify runs/reviews "A fine film." "A waste of time."'
 
 
 def classify(
@@ -24,11 +24,12 @@ def classify(
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
-    """Prints the likeliest classes of each item with their shares.
+    """Prints the likeliest classes of each item with their probabilities.
 
     Args:
-        model: a directory, a hub id, or real weights by name.
-        item: files of pictures, or texts for a model of text.
+        model: a directory, the folder of a run, a hub id, or real weights by name.
+        item: texts; the name of a .txt file, or - for standard input: a text in each line; a .jsonl, .csv or .parquet
+            file: the text of each row. For a model of pictures their files, or - for one on standard input.
         labels: the classes to choose from, for a model of two towers; several words, or one with commas.
         template: around each label, e.g. "a photo of a {}.".
         top: classes that are printed.
@@ -44,11 +45,12 @@ def classify(
     if labels is not None and len(labels) == 1:
         labels = [label.strip() for label in labels[0].split(",")]
     loaded = models.load(model, text=False, task=task, ignore=ignore)
-    found = classes(loaded, items_of(loaded, item), labels, template, batch)
+    names, items = items_of(loaded, item)
+    found = classes(loaded, items, labels, template, batch)
     if json:
-        print(show.dump([{"item": name, "classes": shares} for name, shares in zip(item, found, strict=True)]))
+        print(show.dump([{"item": name, "classes": shares} for name, shares in zip(names, found, strict=True)]))
         return
-    for name, shares in zip(item, found, strict=True):
+    for name, shares in zip(names, found, strict=True):
         print(name)
         print(show.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
 

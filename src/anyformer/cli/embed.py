@@ -8,6 +8,7 @@ from typing import Any
 
 from anyformer.cli import models, show
 from anyformer.cli.options import Parser, pick
+from anyformer.cli.texts import items_of
 
 EXAMPLE = 'anyformer embed minilm "A cat sleeps." "Stocks fell." --query "Where is the kitten?"'
 
@@ -27,8 +28,9 @@ def embed(
 
     Args:
         model: a directory, a .gguf file, a hub id, or real weights by name.
-        text: the texts; for a model of pictures their files. A model of both (CLIP) takes names of files that are there
-            for pictures, all else for texts.
+        text: the texts; the name of a .txt file, or - for standard input: a text in each line; a .jsonl, .csv or
+            .parquet file: the text of each row. For a model of pictures their files. A model of both (CLIP) takes names
+            of files that are there for pictures, all else for texts.
         query: rank the items by cosine similarity to this one instead: a text, or the file of a picture.
         out: write the vectors to this .npy file (items x width, float32) instead of printing them.
         batch: items that are embedded at once.
@@ -43,28 +45,19 @@ def embed(
     if out is not None and Path(out).suffix != ".npy":
         raise ValueError(f"--out {out}: the vectors are written as NumPy does; give a name that ends in .npy")
     loaded = models.load(model, text=False, task=task, ignore=ignore)
-    found = vectors(loaded, items_of(loaded, text), batch=batch, prompt=prompt)  # (N, D)
+    names, items = items_of(loaded, text)
+    found = vectors(loaded, items, batch=batch, prompt=prompt)  # (N, D)
     if out is not None:
         np.save(out, found.float().cpu().numpy())
         print(f"wrote {out}: {found.shape[0]} x {found.shape[1]}, float32")
     if query is not None:
-        scores = ranked(vectors(loaded, items_of(loaded, [query])), found, text)
+        wanted = items_of(loaded, [query])[1]
+        if len(wanted) > 1:
+            raise ValueError(f"--query {query}: one text or picture is needed, and this file has {len(wanted)} texts")
+        scores = ranked(vectors(loaded, wanted), found, names)
         print(show.table((f"{score:+.3f}", line) for score, line in scores))
     elif out is None:
-        print(show.dump([{"text": t, "vector": v} for t, v in zip(text, found.tolist(), strict=True)]))
-
-
-def items_of(model: Any, words: Sequence[str]) -> list[Any]:
-    """What words of a command line are for a model: texts, or for one that sees the files of pictures.
-
-    Raises:
-        ValueError: for a model that reads text and has no tokenizer.
-    """
-    if "pixel_values" not in model.inputs():
-        if model.tokenizer is None:
-            raise ValueError("the model has no tokenizer, and texts were given; put its tokenizer.json into the folder")
-        return list(words)
-    return [Path(word) if model.vocab is None or Path(word).is_file() else word for word in words]
+        print(show.dump([{"text": t, "vector": v} for t, v in zip(names, found.tolist(), strict=True)]))
 
 
 def ranked(query: Any, vectors: Any, texts: list[str]) -> list[tuple[float, str]]:

@@ -7,17 +7,16 @@ from typing import Any
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer finetune --model minilm --data reviews.csv --method lora --out runs/reviews"
+CALL, LIKE = "anyformer.train:finetune", "anyformer.train:train"
 
 
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.finetune`."""
-    from anyformer.train import finetune, train
-
-    parser.add_function(finetune, like=train)
+    parser.add_function(CALL, like=LIKE)
 
 
 def run(args: Any) -> None:
     """Does it; prints what `finetune` prints."""
     from anyformer.train import finetune
 
-    finetune(**pick(args, finetune))
+    finetune(**pick(args, CALL))

@@ -9,6 +9,7 @@ from anyformer.cli import models, show
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
+CALL = "anyformer.generate:generate"
 OURS = ("model", "prompts")  # what `anyformer.generate.generate` takes and the words of the command give
 NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
@@ -53,14 +54,10 @@ def generate(
 
 def options(parser: Parser) -> None:
     """The options of the verb: its own, and those of the Python call."""
-    from anyformer.generate import generate as writing
-
     parser.add_function(generate, skip=("options",))
-    parser.add_function(writing, skip=OURS)
+    parser.add_function(CALL, skip=OURS)
 
 
 def run(args: Any) -> None:
     """Does it."""
-    from anyformer.generate import generate as writing
-
-    generate(args.model, args.prompt, pick(args, writing, OURS), json=args.json, task=args.task, ignore=args.ignore)
+    generate(args.model, args.prompt, pick(args, CALL, OURS), json=args.json, task=args.task, ignore=args.ignore)

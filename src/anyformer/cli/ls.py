@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from anyformer.cli import show
 from anyformer.cli.options import Parser, pick
-from anyformer.core import pages
+from anyformer.core.listing import entry, names
 from anyformer.data import sources
 
 EXAMPLE = "anyformer ls --json"
@@ -25,21 +26,12 @@ def ls(*, json: bool = False) -> None:
 def listing() -> dict[str, list[dict[str, Any]]]:
     """All architectures and all named weights, as plain dictionaries."""
     return {
-        "architectures": [
-            {"name": page.name, "summary": page.summary, "sizes": {size: parameters(page, size) for size in page.sizes}}
-            for page in pages.pages()
-        ],
+        "architectures": [asdict(entry(name)) for name in names()],
         "weights": [
             {name: getattr(s, name) for name in ("name", "what", "download", "licence", "package", "version")}
             for s in sources.SOURCES.values()
         ],
     }
-
-
-def parameters(page: pages.Page, size: str) -> int:
-    """The parameters of a size: the published count, or counted on the meta device."""
-    published = page.module.PARAMETERS.get(size)
-    return published or sum(p.numel() for p in pages.empty(page.recipe(page.sizes[size])).parameters())
 
 
 def text(found: dict[str, list[dict[str, Any]]]) -> str:

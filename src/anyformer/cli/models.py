@@ -1,4 +1,4 @@
-"""Models on the command line; `data.models.find` says what MODEL means."""
+"""Models on the command line; `data.models` has the meaning of MODEL."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.core import pages
-from anyformer.data.models import find
+from anyformer.core.listing import names
+from anyformer.data.models import find, kind
 
 
 def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
@@ -22,31 +22,41 @@ def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence
 
     start = time.perf_counter()
     chosen: dict[str, Any] = {} if task is None else {"task": task}
-    model = af.load(find(name), ignore=ignore, **chosen)
+    place = find(name)
+    model = af.load(place, ignore=ignore, **chosen)
     if text and model.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, and this verb reads text; put its tokenizer.json into the folder")
     count = sum(p.numel() for p in model.parameters())
     took = time.perf_counter() - start
-    print(f"{name}: {model.page or 'own recipe'}, {count:,} parameters, loaded in {took:.1f} s", file=sys.stderr)
+    shown = place if Path(name).is_dir() else name  # of a run, which checkpoint
+    print(f"{shown}: {model.page or 'own recipe'}, {count:,} parameters, loaded in {took:.1f} s", file=sys.stderr)
     return model
 
 
 def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
-    """The model of that name; of an architecture, or of a config.json alone, only its shapes, on the meta device.
+    """The model of that name; of an architecture, a recipe or a config.json alone, only its shapes, on the meta device.
 
     Raises:
         ValueError: for a size of what is no architecture. Others as `find`.
     """
-    if name in pages.names():
+    from anyformer.core import pages
+    from anyformer.core.recipe import Recipe
+    from anyformer.hub.formats.guard import read_json
+    from anyformer.hub.load import outline
+
+    found = kind(name)
+    if found == "architecture":
         page = pages.page(name)
         config = page.at(size or "tiny", **({} if task is None else {"task": task}))
         model = pages.empty(page.recipe(config))
         model.page, model.config = name, config
         return model
     if size is not None:
-        raise ValueError(f"--size goes with an architecture ({', '.join(pages.names())}), and {name!r} is none")
-    if name.endswith(".json") and Path(name).expanduser().is_file():
-        from anyformer.hub.load import outline
-
+        raise ValueError(f"--size goes with an architecture ({', '.join(names())}), and {name!r} is none")
+    if found == "recipe":
+        if task is not None or ignore:
+            raise ValueError(f"task and ignore are for published files, and {name} is a recipe; change it instead")
+        return pages.empty(Recipe.from_json(read_json(Path(name).expanduser())))
+    if found == "config":
         return outline(name, ignore=ignore, **({} if task is None else {"task": task}))
     return load(name, False, task, ignore)

@@ -1,4 +1,7 @@
-"""From a typed function to the options of a command: names, types, defaults and help come from the function itself."""
+"""From a typed function to the options of a command: names, types, defaults and help come from the function itself.
+
+The option of the parameter `max_new_tokens` is `--max-new-tokens`; `--max_new_tokens` is read as well.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from anyformer.cli.signatures import read
 from anyformer.core.recipe import nearest
 
 
@@ -41,45 +45,60 @@ class Parser(ArgumentParser):
 
     def add_function(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., Any] | str,
         skip: Sequence[str] = (),
         give: dict[str, Any] | None = None,
-        like: Callable[..., Any] | None = None,
+        like: Callable[..., Any] | str | None = None,
     ) -> None:
-        """Adds the parameters of `function`: those without a default by place, the others by name.
+        """Adds the parameters of a function: those without a default by place, the others by name.
 
         A `bool` that is False by default becomes a switch; a list of texts takes several words.
 
         Args:
+            function: the function, or "module:name", whose module is not imported (`signatures`).
             skip: parameters that the command does not offer.
             give: other defaults than the function's.
-            like: another function, whose docstring explains what this one's leaves to it.
+            like: another function, whose docstring explains the parameters that this one's does not.
         """
-        both = [docstring_parser.google.parse(f.__doc__ or "").params for f in (like, function) if f]
-        docs = {p.arg_name: p.description for params in both for p in params}
-        for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        signature = read(function)
+        texts = [*([read(like).doc] if like else []), signature.doc]
+        docs = {p.arg_name: p.description for text in texts for p in docstring_parser.google.parse(text).params}
+        for parameter in signature.parameters:
+            name = parameter.name
             if name in skip:
                 continue
             kind, default = parameter.annotation, (give or {}).get(name, parameter.default)
-            self.labels[name], text = label(_plain(kind)), (docs.get(name) or "").replace("%", "%%")
+            option, text = f"--{name.replace('_', '-')}", (docs.get(name) or "").replace("%", "%%")
+            self.labels[name] = label(_plain(kind))
             if kind is bool and default is False:
-                self.add_argument(f"--{name}", action="store_true", help=text)
+                self.add_argument(option, action="store_true", help=text)
             elif default is inspect.Parameter.empty and _many(kind):
                 self.add_argument(name, nargs="+", type=str, help=text)
             elif default is inspect.Parameter.empty:
                 self.add_argument(name, type=_plain(kind), help=text)
             elif {bool, str} <= {*get_args(kind)}:  # `--resume` alone says true
-                self.add_argument(f"--{name}", type=_plain(kind), nargs="?", const="true", default=default, help=text)
+                self.add_argument(option, type=_plain(kind), nargs="?", const="true", default=default, help=text)
             elif _many(kind):
-                self.add_argument(f"--{name}", nargs="*", type=str, default=default, help=text)
+                self.add_argument(option, nargs="*", type=str, default=default, help=text)
             else:
-                self.add_argument(f"--{name}", type=_plain(kind), default=default, help=text)
+                self.add_argument(option, type=_plain(kind), default=default, help=text)
 
     def parse_args(self, args: Sequence[str] | None = None, **rest: Any) -> Any:  # type: ignore[override]
-        """As argparse; `--max-new-tokens` is `--max_new_tokens`."""
+        """As argparse; `--max_new_tokens` is `--max-new-tokens`."""
         given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
-        return super().parse_args(self._gathered([_underscored(a) for a in given[:end]]) + given[end:], **rest)
+        return super().parse_args(self._gathered([self._spelt(a) for a in given[:end]]) + given[end:], **rest)
+
+    def options(self) -> list[str]:
+        """The options as they are shown, `--max-new-tokens`."""
+        return [o for a in self._actions for o in a.option_strings if o.startswith("--") and "+" not in o]
+
+    def _spelt(self, word: str) -> str:
+        """An option with the hyphens of its own; the names behind a dot, `--changes.kv-heads`, have underscores."""
+        name, equals, value = word.partition("=")
+        option, dot, rest = name.partition(".")
+        own = {o.replace("_", "-"): o for o in self.options()}.get(option.replace("_", "-"))
+        return word if own is None else f"{own}{dot}{rest.replace('-', '_')}{equals}{value}"
 
     def _gathered(self, given: list[str]) -> list[str]:
         """`--changes.text.dim 32 --changes.depth 6` as one `--changes {…}`: of several names with dots in them the
@@ -100,22 +119,29 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line: what is wrong, the nearest name, where to read on."""
-        known = [o for a in self._actions for o in a.option_strings if o.startswith("--") and "+" not in o]
-        if found := re.search(r"unrecognized arguments: .*?(--[\w.-]+)", message):
-            message = f"no option {found[1]}{nearest(found[1], known, 1)}"
-        elif found := re.search(r"Option '([\w.]+)' is not accepted", message):
-            message = f"no option {found[1]!r}{nearest(found[1], [k[2:] for k in known], 1)}"
-        elif (found := re.search(r"Parser key \"(\w+)\"", message)) and found[1] in self.labels:
+        known = self.options()
+        if unknown := re.search(r"unrecognized arguments: .*?(--[\w.-]+)", message):
+            message = _unknown(unknown[1], known, unknown[1].replace("_", "-"))
+        elif unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+            message = _unknown(unknown[1], [o[2:].replace("-", "_") for o in known])
+        elif (wrong := re.search(r"Parser key \"(\w+)\"", message)) and wrong[1] in self.labels:
             got = re.search(r"(?:Given|Got) value: (.*)", message)
-            message = f"{found[1]}: expected {self.labels[found[1]]}" + (f", got {got[1]!r}" if got else "")
+            named = next((o for o in known if o[2:].replace("-", "_") == wrong[1]), wrong[1])
+            message = f"{named}: expected {self.labels[wrong[1]]}" + (f", got {got[1]!r}" if got else "")
         message = " ".join(message.split())
         print(f"{self.prog}: {message}\n`{self.prog} --help` lists the options", file=sys.stderr)
         raise SystemExit(2)
 
 
-def pick(args: Any, function: Callable[..., Any], skip: Sequence[str] = ()) -> dict[str, Any]:
-    """What the command line gave for the parameters of `function`, by name."""
-    return {name: args[name] for name in inspect.signature(function).parameters if name not in skip}
+def pick(args: Any, function: Callable[..., Any] | str, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of the command line for the parameters of a function, by name."""
+    return {name: args[name] for name in read(function).names if name not in skip}
+
+
+def _unknown(name: str, known: Sequence[str], spelt: str = "") -> str:
+    """The message for an option that there is not: `--stpes: unknown, did you mean --steps?`"""
+    near = nearest(spelt or name, list(known), 1).strip(" ()")
+    return f"{name}: unknown, {near}" if near else f"{name}: unknown"
 
 
 def _value(text: str) -> Any:
@@ -149,9 +175,3 @@ def _plain(kind: Any) -> Any:
         return kind
     plain = [k for k in kinds if get_origin(k) or k in (str, int, float, bool, type(None))]
     return functools.reduce(operator.or_, plain)
-
-
-def _underscored(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    named = re.fullmatch(r"--[a-z][\w.-]*", name)
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if named else argument

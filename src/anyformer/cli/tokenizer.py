@@ -7,20 +7,19 @@ from typing import Any
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer tokenizer --data book.txt --out tokenizer --kind bpe --vocab 4096"
+CALL = "anyformer.data.vocabulary:train_tokenizer"
 
 
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.data.vocabulary.train_tokenizer`."""
-    from anyformer.data.vocabulary import train_tokenizer
-
-    parser.add_function(train_tokenizer)
+    parser.add_function(CALL)
 
 
 def run(args: Any) -> None:
     """Does it, and shows what it made of a sentence."""
     from anyformer.data.vocabulary import train_tokenizer
 
-    tokenizer = train_tokenizer(**pick(args, train_tokenizer))
+    tokenizer = train_tokenizer(**pick(args, CALL))
     sentence = "The quick brown fox jumps over the lazy dog."
     ids = tokenizer.encode(sentence, special=False)
     count = tokenizer.vocab_size

@@ -7,17 +7,16 @@ from typing import Any
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer train --model llama --data book.txt --out runs/book --changes.depth 6"
+CALL = "anyformer.train:train"
 
 
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.train`."""
-    from anyformer.train import train
-
-    parser.add_function(train)
+    parser.add_function(CALL)
 
 
 def run(args: Any) -> None:
     """Does it; prints what `train` prints."""
     from anyformer.train import train
 
-    train(**pick(args, train))
+    train(**pick(args, CALL))

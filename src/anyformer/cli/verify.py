@@ -8,7 +8,7 @@ from typing import Any
 
 from anyformer.cli import models, show
 from anyformer.cli.options import Parser, pick
-from anyformer.core import pages
+from anyformer.core.listing import names
 
 EXAMPLE = "anyformer verify bert-tiny"
 
@@ -38,7 +38,7 @@ def verify(
     """
     from anyformer import contract
 
-    subject = model if model in pages.names() else str(models.find(model))
+    subject = model if model in names() else str(models.find(model))
     told = _progress if sys.stderr.isatty() else None
     report = contract.verify(subject, slow=slow, progress=told, task=task, ignore=ignore)
     if sys.stderr.isatty():

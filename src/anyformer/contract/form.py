@@ -83,14 +83,14 @@ def page_explains_itself(name: str) -> float:
 
 @check(0, "page")
 def page_has_its_parts(name: str) -> float:
-    """A frozen dataclass, a function of its name, SIZES with `tiny`, PARAMETERS of its sizes, CASES that differ."""
+    """A frozen dataclass, a function of its name, SIZES with `tiny`, PARAMETERS of each of them, CASES that differ."""
     page = pages.page(name)
     frozen = dataclasses.is_dataclass(page.config) and vars(page.config)["__dataclass_params__"].frozen
     expect(frozen, "its config is no frozen dataclass")
     expect("tiny" in page.sizes, "SIZES has no 'tiny'")
     expect(apart(name) != "", "no map to files of transformers, and no ORACLE that says what is compared instead")
-    strangers = set(page.module.PARAMETERS) - set(page.sizes)
-    expect(not strangers, f"PARAMETERS has {sorted(strangers)}, which SIZES has not")
+    counts = list(page.module.PARAMETERS)
+    expect(counts == list(page.sizes), f"PARAMETERS counts {counts}, and SIZES has {list(page.sizes)}, in this order")
     expect(isinstance(page.recipe(page.at("tiny")), Recipe), f"{name}(config) is no recipe")
     for case, changes in page.module.CASES.items():
         expect(page.at("tiny", **changes) != page.at("tiny"), f"the case {case!r} is `tiny`")

@@ -1,11 +1,12 @@
 """Pages: one file of `models/` is one architecture. They are found by listing the folder; nothing registers itself.
 
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
-`SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the published
-counts; `CASES`, what the contract draws beside `tiny`; perhaps `TASK`, what it was made to learn (`train.kinds`);
-`HUBS`, the maps to files that others wrote; perhaps `first_weights(config)`, the sizes that its publishers drew with:
-`core.init.Size` by path pattern (`{"embed.tokens": 1.0}`). Where nobody
-published files in the form of `transformers`, `ORACLE` says in a sentence what the numbers are compared with.
+`SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the number of
+parameters of each size, for published ones as published; `CASES`, what the contract draws beside `tiny`; perhaps
+`TASK`, what it was made to learn (`train.kinds`); `HUBS`, the maps to files that others wrote; perhaps
+`first_weights(config)`, the sizes that its publishers drew with: `core.init.Size` by path pattern
+(`{"embed.tokens": 1.0}`). Where nobody published files in the form of `transformers`, `ORACLE` says in a sentence what
+the numbers are compared with.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
@@ -22,14 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from anyformer.core.hyper import changed
 from anyformer.core.init import initialise
-from anyformer.core.recipe import Recipe, find_extra
+from anyformer.core.listing import names
+from anyformer.core.recipe import Recipe
 from anyformer.core.value import nearest
 
 if TYPE_CHECKING:
     from anyformer.skeletons.base import Skeleton
 
 M = TypeVar("M")
-MODELS = Path(__file__).parent.parent / "models"
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,6 @@ class Page:
                 f"{self.name} has no size {size!r}{nearest(size, list(self.sizes))}; it has {', '.join(self.sizes)}"
             )
         return changed(self.sizes[size], changes, self.name)
-
-
-def names() -> list[str]:
-    """The names of all pages."""
-    return sorted(f.stem for f in MODELS.glob("*.py") if not f.stem.startswith("_"))
 
 
 @functools.cache
@@ -170,8 +165,7 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _load_all() -> None:
+def import_all() -> None:
+    """Imports every module that may define parts and values: the public parts, and all pages."""
+    importlib.import_module("anyformer.parts")
     pages()
-
-
-find_extra.append(_load_all)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -379,10 +380,6 @@ def _items(data: list[Any], made: list[int], where: str) -> tuple[Any, ...]:
     return tuple(items)
 
 
-# run before an unknown name becomes an error: pages may define parts and values of their own
-find_extra: list[Callable[[], None]] = []
-
-
 def find(name: Any, what: str = "part") -> Any:
     """The class of a part, or of a value, of that name.
 
@@ -393,8 +390,7 @@ def find(name: Any, what: str = "part") -> Any:
     if not isinstance(name, str):
         raise ValueError(f"a stored {what} has its name under the key {what!r}, a text; got {shown(name)}")
     if name not in kinds:
-        for load in find_extra:
-            load()
+        importlib.import_module("anyformer.core.pages").import_all()  # pages may define parts and values of their own
     if name not in kinds:
         raise ValueError(f"no {what} is called {name!r}{nearest(name, list(kinds))}")
     return kinds[name]

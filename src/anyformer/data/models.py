@@ -1,34 +1,67 @@
-"""The meaning of MODEL, one for every verb: a path, real weights by name, a hub id."""
+"""The meaning of MODEL, one for every verb: an architecture, the file of a recipe, a config.json, a model directory, a
+run, a GGUF file, real weights by name, a hub id."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Literal
 
-from anyformer.core import pages
-from anyformer.core.recipe import nearest
+from anyformer.core.listing import names
+from anyformer.core.value import nearest
 from anyformer.data import sources
+
+MODEL, CONFIG = "model", "config.json"
+Kind = Literal["architecture", "recipe", "config", "weights"]
+
+
+def kind(name: str) -> Kind:
+    """What a MODEL is: the first three have no weights. The file of a recipe has the key `part`."""
+    if name in names():
+        return "architecture"
+    path = Path(name).expanduser()
+    if path.suffix != ".json" or not path.is_file():
+        return "weights"
+    try:
+        return "recipe" if "part" in json.loads(path.read_text(encoding="utf-8")) else "config"
+    except (ValueError, TypeError):
+        return "config"  # its reader says what is wrong with it
 
 
 def find(name: str) -> Path | str:
-    """The path of a MODEL: one that exists, that of real weights of `anyformer ls` (fetched once); a hub id as it is.
+    """The path of a MODEL: one that exists, the last model of a run's folder, that of real weights of `anyformer ls`
+    (fetched once); a hub id as it is.
 
     Raises:
         ValueError: if it names an architecture, which has no weights.
         FileNotFoundError: with the nearest names, if there is nothing of that name.
     """
     path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if name in sources.SOURCES:
-        return sources.get(name)
-    if name in pages.names():
+    if name in names():
+        here = f"; the folder here is ./{name}" if path.exists() else ""
         raise ValueError(
             f"{name!r} is an architecture, without weights: `anyformer train --model {name}` trains one; "
-            f"real weights by name are {', '.join(sources.SOURCES)}"
+            f"real weights by name are {', '.join(sources.SOURCES)}{here}"
         )
+    if path.exists():
+        return last(path)
+    if name in sources.SOURCES:
+        return sources.get(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix not in (".gguf", ".json"):
         return name  # owner/name: `anyformer.load` asks huggingface_hub
     beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
     near = [str(path.parent / p.name) if path.parent != Path() else p.name for p in beside]
-    hint = nearest(name, [*near, *sources.SOURCES, *pages.names()])
+    hint = nearest(name, [*near, *sources.SOURCES, *names()])
     raise FileNotFoundError(f"no model {name!r}{hint}; `anyformer ls` lists what there is")
+
+
+def last(path: Path) -> Path:
+    """The model of a run's folder: the merged one (`model`), else the newest checkpoint that is a model directory; any
+    other path as it is."""
+    if not path.is_dir() or (path / CONFIG).exists():
+        return path
+    if (path / MODEL / CONFIG).exists():
+        return path / MODEL
+    steps = [p for p in path.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and (p / CONFIG).exists()]
+    return max(steps, key=lambda p: int(p.name[5:]), default=path)

@@ -1,4 +1,4 @@
-"""Text and token ids out of models, and vectors and classes of texts and pictures.
+"""Text and token ids out of models, vectors and classes of texts and pictures, labels of words.
 
 options.py       what a caller may ask for, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
@@ -10,11 +10,13 @@ continuing.py    `generate`, `stream`, `chat`
 embedding.py     `embed`
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
+tagging.py       `tag`
 """
 
 from anyformer.generate.acting import rollout
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.embedding import embed
+from anyformer.generate.tagging import tag
 
-__all__ = ["chat", "classify", "embed", "generate", "rollout", "stream"]
+__all__ = ["chat", "classify", "embed", "generate", "rollout", "stream", "tag"]

@@ -46,7 +46,7 @@ def classify(
                     "with a label makes one"
                 )
             names = names_of(model, logits.shape[-1])
-            found += [_ranked(names, row) for row in logits.float().softmax(-1).tolist()]
+            found += [ranked(names, row) for row in logits.float().softmax(-1).tolist()]
     return found
 
 
@@ -59,7 +59,7 @@ def _alike(
         raise ValueError(f"template is {template!r}; it needs {{}}, where the label stands")
     texts = embed(model, [template.replace("{}", label) for label in labels], batch)  # (C, E)
     scores = model.scale.exp().float() * embed(model, items, batch) @ texts.mT  # (N, C)
-    return [_ranked(labels, row) for row in scores.softmax(-1).tolist()]
+    return [ranked(labels, row) for row in scores.softmax(-1).tolist()]
 
 
 def names_of(model: Any, count: int) -> list[str]:
@@ -70,5 +70,6 @@ def names_of(model: Any, count: int) -> list[str]:
     return [str(said.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
 
-def _ranked(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+def ranked(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+    """The probability of each class, the likeliest first."""
     return dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))

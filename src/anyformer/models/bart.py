@@ -59,7 +59,7 @@ SIZES = {
     "base": Bart(dim=768, depth=6, decoder_depth=6, heads=12, hidden=3072),
     "large": Bart(),
 }
-PARAMETERS = {"base": 139_420_416, "large": 406_291_456}
+PARAMETERS = {"tiny": 58_832, "mini": 4_449_792, "base": 139_420_416, "large": 406_291_456}
 TASK = "denoise"  # what `anyformer train` teaches it
 CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},

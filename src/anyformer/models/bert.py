@@ -67,7 +67,7 @@ SIZES = {
     "large": Bert(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
     "base-masked": Bert(task="masked"),
 }
-PARAMETERS = {"base": 109_482_240, "large": 335_141_888, "base-masked": 109_514_298}
+PARAMETERS = {"tiny": 25_730, "mini": 2_101_890, "base": 109_482_240, "large": 335_141_888, "base-masked": 109_514_298}
 CASES = {
     "masked": {"task": "masked", "act": "relu"},
     "classify": {"task": "classify", "classes": 5},

@@ -100,7 +100,7 @@ SIZES = {
     "base": BigBird(task="none"),
     "large": BigBird(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
 }
-PARAMETERS = {"base": 127_468_800, "large": 359_123_968}
+PARAMETERS = {"tiny": 25_730, "mini": 2_211_904, "base": 127_468_800, "large": 359_123_968}
 CASES = {
     "masked": {"task": "masked", "block": 2, "random": 2, "act": "relu"},
     "classify": {"task": "classify", "classes": 5, "block": 3, "context": 63, "bias": False, "scaled": True},

@@ -72,7 +72,7 @@ SIZES = {
     ),
     "enwik8": Compressive(),
 }
-PARAMETERS: dict[str, int] = {}
+PARAMETERS = {"tiny": 25_312, "mini": 2_713_600, "enwik8": 352_800_972}
 CASES = {
     "mean": {"way": "mean", "segment": 3, "memory": 3, "rate": 3, "tied": False},
     "max": {"way": "max", "segment": 2, "dim": 33, "heads": 3, "head_dim": 12, "vocab": 101, "depth": 1},

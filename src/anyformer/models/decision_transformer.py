@@ -61,7 +61,7 @@ SIZES = {
     "hopper": DecisionTransformer(state=11, action=3, steps=1000),
     "halfcheetah": DecisionTransformer(state=17, action=6, steps=1000),
 }
-PARAMETERS = {"hopper": 858_639, "halfcheetah": 860_952}
+PARAMETERS = {"tiny": 27_814, "mini": 254_215, "hopper": 858_639, "halfcheetah": 860_952}
 CASES = {
     "choices": {"tanh": False, "places": 1},
     "odd": {"dim": 30, "heads": 3, "hidden": 50, "state": 1, "action": 5, "depth": 3, "unread": 2},

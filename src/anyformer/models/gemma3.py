@@ -79,7 +79,7 @@ SIZES = {
     "270m": Gemma3(head_dim=256),
     "1b": Gemma3(dim=1152, depth=26, head_dim=256, hidden=6912),
 }
-PARAMETERS = {"270m": 268_098_176, "1b": 999_885_952}
+PARAMETERS = {"tiny": 22_864, "mini": 1_822_272, "270m": 268_098_176, "1b": 999_885_952}
 CASES = {
     "bare": {"task": "none"},
     "bias": {"bias": True, "tied": False, "act": "silu"},

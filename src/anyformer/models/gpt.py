@@ -54,7 +54,14 @@ SIZES = {
     "large": GPT(dim=1280, depth=36, heads=20),
     "xl": GPT(dim=1600, depth=48, heads=25),
 }
-PARAMETERS = {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200}
+PARAMETERS = {
+    "tiny": 31_616,
+    "mini": 2_025_600,
+    "small": 124_439_808,
+    "medium": 354_823_168,
+    "large": 774_030_080,
+    "xl": 1_557_611_200,
+}
 CASES = {
     "untied": {"tied": False},
     "bare": {"task": "none"},

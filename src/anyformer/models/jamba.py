@@ -80,7 +80,7 @@ SIZES = {
     "v0.1": Jamba(),
     "1.5-large": Jamba(dim=8192, depth=72, heads=64, hidden=24576),
 }
-PARAMETERS = {"v0.1": 51_570_323_328, "1.5-large": 398_555_145_696}
+PARAMETERS = {"tiny": 47_732, "mini": 4_198_596, "v0.1": 51_570_323_328, "1.5-large": 398_555_145_696}
 CASES = {
     "tied, biases": {"tied": True, "bias": True, "conv_bias": False},
     "odd": {"dim": 36, "heads": 3, "kv_heads": 1, "expand": 3, "state": 5, "rank": 7, "conv_kernel": 3, "vocab": 101},

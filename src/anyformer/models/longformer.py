@@ -73,7 +73,7 @@ SIZES = {
     "base": Longformer(task="none"),
     "large": Longformer(dim=1024, depth=24, heads=16, hidden=4096, task="none"),
 }
-PARAMETERS = {"base": 148_659_456, "large": 434_600_960}
+PARAMETERS = {"tiny": 30_976, "mini": 2_656_768, "base": 148_659_456, "large": 434_600_960}
 CASES = {
     "classify": {"task": "classify", "classes": 5, "window": (4, 8), "act": "relu"},
     "tag": {"task": "tag", "classes": 3, "dim": 30, "heads": 3, "window": 4, "types": 2},

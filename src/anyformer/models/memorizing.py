@@ -93,7 +93,7 @@ SIZES = {
     ),
     "base": Memorizing(),
 }
-PARAMETERS: dict[str, int] = {}
+PARAMETERS = {"tiny": 22_732, "mini": 1_968_036, "base": 216_557_064}
 CASES = {
     "everything": {"capacity": None, "top": 4, "memory": 0, "segment": 3, "place": 0, "tied": True},
     "one softmax": {"gate": False, "dim": 33, "heads": 3, "head_dim": 12, "vocab": 101, "depth": 3, "segment": 3},

@@ -77,7 +77,7 @@ SIZES = {
     "8x7b": Mixtral(),
     "8x22b": Mixtral(dim=6144, depth=56, heads=48, hidden=16384, balance=0.001, context=65536),
 }
-PARAMETERS = {"8x7b": 46_702_792_704, "8x22b": 140_620_634_112}
+PARAMETERS = {"tiny": 33_184, "mini": 3_150_528, "8x7b": 46_702_792_704, "8x22b": 140_620_634_112}
 CASES = {
     "top 1": {"top": 1, "tied": True, "act": "gelu_tanh"},
     "all experts": {"top": 3, "experts": 3, "dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101},

@@ -115,7 +115,7 @@ SIZES = {
     "base": ModernBert(),
     "large": ModernBert(dim=1024, depth=28, heads=16, hidden=2624),
 }
-PARAMETERS = {"base": 149_655_232, "large": 395_881_664}
+PARAMETERS = {"tiny": 31_616, "mini": 1_563_520, "base": 149_655_232, "large": 395_881_664}
 CASES = {
     "biases": {"bias": True, "mlp_bias": True, "norm_bias": True, "dense_bias": True, "head_act": "relu"},
     "untied": {"tied": False, "vocab_bias": False, "window": 5, "depth": 5, "every": 3},

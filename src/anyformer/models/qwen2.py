@@ -77,7 +77,7 @@ SIZES = {
     "1.5b": Qwen2(dim=1536, heads=12, kv_heads=2, hidden=8960, vocab=151936, tied=True),
     "7b": Qwen2(),
 }
-PARAMETERS = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
+PARAMETERS = {"tiny": 23_840, "mini": 1_970_112, "0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
 CASES = {
     "tied": {"tied": True, "act": "gelu_tanh"},
     "wide heads": {"dim": 33, "head_dim": 12, "heads": 3, "kv_heads": 1, "vocab": 101},

@@ -127,7 +127,7 @@ _enwik8 = Reformer(
     buckets=(512,),
 )
 SIZES = {"tiny": _tiny, "crime-and-punishment": Reformer(), "mini": _mini, "enwik8": _enwik8}
-PARAMETERS = {"crime-and-punishment": 2_748_224, "enwik8": 149_182_722}
+PARAMETERS = {"tiny": 26_624, "crime-and-punishment": 2_748_224, "mini": 2_297_344, "enwik8": 149_182_722}
 CASES = {
     "masked": {
         "task": "masked",

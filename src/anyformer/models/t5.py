@@ -80,6 +80,8 @@ SIZES = {
     "1.1-large": replace(_11, **_large, hidden=2816),
 }
 PARAMETERS = {
+    "tiny": 44_576,
+    "mini": 4_329_856,
     "small": 60_506_624,
     "base": 222_903_552,
     "large": 737_668_096,

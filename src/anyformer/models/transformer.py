@@ -67,7 +67,7 @@ SIZES = {
     "big": Transformer(dim=1024, heads=16, hidden=4096),
     "opus-en-de": Transformer(vocab=58101, context=512, act="silu", begin_id=58100),
 }
-PARAMETERS = {"base": 63_082_496, "big": 214_245_376, "opus-en-de": 73_886_208}
+PARAMETERS = {"tiny": 54_480, "mini": 4_349_952, "base": 63_082_496, "big": 214_245_376, "opus-en-de": 73_886_208}
 TASK = "seq2seq"  # what `anyformer train` teaches it
 CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},

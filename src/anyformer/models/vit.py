@@ -60,7 +60,7 @@ SIZES = {
     "b32": ViT(patch=32),
     "l16": ViT(dim=1024, depth=24, heads=16, hidden=4096),
 }
-PARAMETERS = {"b16": 86_567_656, "b32": 88_224_232, "l16": 304_326_632}
+PARAMETERS = {"tiny": 19_626, "mini": 546_186, "b16": 86_567_656, "b32": 88_224_232, "l16": 304_326_632}
 CASES = {
     "none": {"task": "none", "pool_act": "relu", "channels": 1},
     "odd": {

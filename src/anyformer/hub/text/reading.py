@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,3 +44,24 @@ def reading(tokenizer: Any, text: str, ends: bool = False) -> Reading:
         return Reading([*ids, tokenizer.role_id("eos_token")] if ids else [], 1)
     cls, sep = tokenizer.role_id("cls_token"), tokenizer.role_id("sep_token")
     return Reading(ids, 0) if cls is None or sep is None or not ids else Reading([cls, *ids, sep], 1)
+
+
+def of_words(tokenizer: Any, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
+    """A text of words, as a tagger reads it: the ids between [CLS] and [SEP], and the place of each word's first token;
+    None for a word without tokens.
+
+    Raises:
+        ValueError: for a tokenizer without these two tokens.
+    """
+    ids, places = [_around(tokenizer, "cls_token")], []
+    for word in words:
+        new = tokenizer.encode(f" {word}" if len(ids) > 1 else word, special=False)
+        places.append(len(ids) if new else None)
+        ids += new
+    return [*ids, _around(tokenizer, "sep_token")], places
+
+
+def _around(tokenizer: Any, name: str) -> int:
+    if (found := tokenizer.role_id(name)) is None:
+        raise ValueError(f"to label words, the tokenizer needs a {name}, and this one has none")
+    return found
