@@ -77,9 +77,9 @@ def train(options: dict[str, Any], seed: int) -> dict[str, float]:
         torch.frombuffer(bytearray(t.encode()), dtype=torch.uint8).numpy() for t in text.split(sources.text("pydoc"))
     )
     model, processes, counts = af.build("gpt", "tiny", seed=seed, changes=SHAPE), world(**options), list[int]()
-    update = processes.stepped
+    update = processes.after_step
 
-    def stepped(step: int, last: bool) -> None:
+    def after_step(step: int, last: bool) -> None:
         update(step, last)
         counts.append(_written())
 
@@ -88,10 +88,10 @@ def train(options: dict[str, Any], seed: int) -> dict[str, float]:
         total = sum(float(objectives.causal_lm(model(r["input_ids"]), r["labels"], 1.0)) for r in rows)
         return total / sum(int(objectives.counted(r["labels"])) for r in rows)
 
-    processes.stepped = stepped  # type: ignore[method-assign]
+    processes.after_step = after_step  # type: ignore[method-assign]
     settings = Settings(steps=STEPS, lr=3e-3, warmup=40, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        out = processes.once(lambda: folder)
+        out = processes.on_main(lambda: folder)
         windows = text.Windows(learn, BATCH, CONTEXT, seed)
         done = fit(model, windows, objectives.causal_lm, settings, out, measure=measure, world=processes)
     assert done.held_out is not None and math.isfinite(done.held_out)

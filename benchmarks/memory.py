@@ -1,7 +1,7 @@
 """Memory and time of training, known before the first step, and measured.
 
-Each page trains for a few steps in a process of its own, with the allocator as it is. Counted: `train.predict.predict`,
-what lives at one time, from the recipe alone. Rehearsed: `train.predict.rehearse`, two steps that change nothing, which
+Each page trains for a few steps in a process of its own, with the allocator as it is. Counted: `train.memory.estimate`,
+what lives at one time, from the recipe alone. Rehearsed: `train.memory.dry_run`, two steps that change nothing, which
 `anyformer train` makes before a run of a hundred or more; what the process takes. Measured: the highest resident memory
 of the process in the steps after (VmHWM), and the time of the steps after the first. What the process held before the
 model was made is subtracted.
@@ -39,9 +39,9 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
     import anyformer as af
     from anyformer.train import Settings, objectives
     from anyformer.train.checkpoint import Run
-    from anyformer.train.log import Watch
+    from anyformer.train.loggers import Observer
     from anyformer.train.loop import Loop
-    from anyformer.train.predict import predict, rehearse
+    from anyformer.train.memory import dry_run, estimate
 
     torch.set_num_threads(1)
     s = Settings(STEPS, warmup=0, **settings)
@@ -53,15 +53,15 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
 
     tiny = af.build(page, "tiny")  # imports, pools of threads and the like are no part of a model
     short = {k: v[:1, :8] % 100 for k, v in batches(0).items()}
-    predict(tiny, short, objective, s)
-    rehearse(tiny, short, objective, s)
+    estimate(tiny, short, objective, s)
+    dry_run(tiny, short, objective, s)
     base = resident()["VmRSS"]
     model = af.build(page, "tiny", seed=0, **PAGES[page])
-    said = predict(model, batches(0), objective, s)
-    done = rehearse(model, batches(0), objective, s)
+    said = estimate(model, batches(0), objective, s)
+    done = dry_run(model, batches(0), objective, s)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     with tempfile.TemporaryDirectory() as folder, Run(folder) as run:
-        loop = Loop(model, batches, objective, s, run, None, {}, Watch())
+        loop = Loop(model, batches, objective, s, run, None, {}, Observer())
         loop.advance()
         began = time.perf_counter()
         for _ in range(STEPS - 1):

@@ -63,7 +63,7 @@ def _loop(name: str, steps: int) -> Any:
 
     from anyformer.train import Settings, objectives
     from anyformer.train.checkpoint import Run
-    from anyformer.train.log import Watch
+    from anyformer.train.loggers import Observer
     from anyformer.train.loop import Loop
 
     def batches(number: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _loop(name: str, steps: int) -> Any:
     model, _ = getattr(train_step, name)(SHAPES[SIZE])
     model.train()
     run = Run(tempfile.mkdtemp())
-    return Loop(model, batches, objectives.causal_lm, Settings(steps=steps), run, None, {}, Watch())
+    return Loop(model, batches, objectives.causal_lm, Settings(steps=steps), run, None, {}, Observer())
 
 
 def _scoped(loop: Any) -> None:

@@ -5,7 +5,7 @@ import torch
 
 import anyformer as af
 from anyformer.core import checks
-from anyformer.train import Settings, objectives, predict
+from anyformer.train import Settings, memory, objectives
 
 PAGES = {"llama": {}, "bert": {}, "t5": {"decoder_input_ids": torch.tensor([[0, 5, 6]])}}
 IDS = torch.randint(3, 90, (1, 6), generator=torch.Generator().manual_seed(0))
@@ -89,4 +89,4 @@ def test_shapes_alone_are_predicted(named):
     """Checks do not look into tensors without content, so the memory of a run is known before it."""
     model = af.build("llama", "tiny", seed=0)
     batch = {"input_ids": IDS, "labels": IDS.roll(-1, 1), **named}
-    assert predict.predict(model, batch, objectives.causal_lm, Settings(1)).peak > 0
+    assert memory.estimate(model, batch, objectives.causal_lm, Settings(1)).peak > 0

@@ -17,7 +17,8 @@ from anyformer.data.baseline import bigram_bits_per_byte
 from anyformer.data.corpus import Corpus
 from anyformer.data.order import Global
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import tasks, train
+from anyformer.train import train
+from anyformer.train.tasks import text as tasks
 
 torch.set_num_threads(1)
 BYTES = Tokenizer.bytes_level()

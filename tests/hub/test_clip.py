@@ -18,8 +18,9 @@ from anyformer.models.clip import CLIP
 from anyformer.parts import At
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.dual_tower import HOTTEST, DualTower
-from anyformer.train import Settings, finetune, fit, kinds, train
-from anyformer.train.matching import Matching
+from anyformer.train import Settings, finetune, fit, train
+from anyformer.train.objectives import Matching
+from anyformer.train.tasks import registry
 
 CONFIGS = Path(__file__).parents[3] / "shared/data/configs/clip"
 TEXT = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30,
@@ -296,16 +297,16 @@ def _ask(folder, place, capsys):
 
 
 def test_what_can_be_trained_on():
-    assert kinds.choose(None, "clip", af.recipe("clip", "tiny")) == "match"
+    assert registry.choose(None, "clip", af.recipe("clip", "tiny")) == "match"
     with pytest.raises(ValueError, match="it can on match"):
-        kinds.choose("images", "clip", af.recipe("clip", "tiny"))
+        registry.choose("images", "clip", af.recipe("clip", "tiny"))
 
 
 # ------------------------------------------------------------------------------------------------ what is asked
 
 
 def model_of_both():
-    tokenizer = kinds.equip(Tokenizer.bytes_level(), "match")
+    tokenizer = registry.add_special_tokens(Tokenizer.bytes_level(), "match")
     end = tokenizer.role_id("eos_token")
     model = af.build("clip", "tiny", seed=0, changes={"text.vocab": 300, "text.end": end}).eval()
     model.tokenizer = tokenizer

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.recompute import recompute, remade
 from anyformer.parts import GatedMLP
-from anyformer.train.predict import Live
+from anyformer.train.memory import LiveTensors
 
 B, T, D, HIDDEN = 2, 8, 16, 48
 
@@ -51,7 +51,7 @@ def test_a_second_derivative_exists():
 @pytest.mark.parametrize("dropout, kept", [(0.0, 2), (0.1, 6)], ids=["remade", "dropout"])
 def test_it_keeps_two_of_four_hidden_tensors(dropout, kept):
     mlp, x = made(dropout=dropout)
-    with Live() as live:
+    with LiveTensors() as live:
         y = mlp(x, Flow(torch.arange(T)))
     of_hidden, others = B * T * HIDDEN * 4, x.nbytes + y.nbytes + sum(p.nbytes for p in mlp.parameters())
     assert kept * of_hidden <= live.now <= kept * of_hidden + others
@@ -62,7 +62,7 @@ def test_it_keeps_two_of_four_hidden_tensors(dropout, kept):
 def test_made_again_as_a_whole_it_keeps_nothing():
     mlp, x = made()
     recompute(torch.nn.ModuleDict({"ffn": mlp}), "ffn")
-    with Live() as live:
+    with LiveTensors() as live:
         y = mlp(x, Flow(torch.arange(T)))
     assert live.now < B * T * HIDDEN * 4 + x.nbytes + y.nbytes + sum(p.nbytes for p in mlp.parameters())
     plain = mlp.down(mlp.act(mlp.gate(x)) * mlp.up(x))

@@ -14,7 +14,7 @@ import anyformer as af
 from anyformer.parts import Mamba
 from anyformer.train import Settings, checkpoint, fit, loop, objectives, train
 from anyformer.train.distributed import world
-from anyformer.train.log import Watch
+from anyformer.train.loggers import Observer
 
 torch.set_num_threads(1)
 
@@ -113,7 +113,7 @@ def job(out, what, parallel="ddp", mesh=None, exchange=None, resume=False, steps
     return fit(make(processes.rank), batches, objective, s, out, resume=resume, world=processes)
 
 
-class Noting(Watch):
+class Noting(Observer):
     """Keeps what a run says."""
 
     def __init__(self):

@@ -13,7 +13,7 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.data import text
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import kinds
+from anyformer.train.tasks import registry
 from tests.train.launched import ENVIRONMENT
 
 torch.set_num_threads(1)
@@ -69,7 +69,7 @@ def home(tmp_path_factory):
     shutil.copytree(home / "tokens", home / "strangers")  # a model's weights beside another one's tokenizer
     for name in ("config.json", "model.safetensors"):
         shutil.copy(home / "gpt" / name, home / "strangers")
-    tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
+    tokenizer = registry.add_special_tokens(Tokenizer.bytes_level(), "classify")
     bert = af.build("bert", "tiny", task="classify", classes=2, vocab=tokenizer.vocab_size, seed=0)
     bert.tokenizer = tokenizer
     bert.save(home / "bert")

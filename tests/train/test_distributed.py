@@ -258,10 +258,10 @@ def test_batches_that_cannot_be_shared_are_refused(group):
     processes = group()
     processes.copies, processes.place = 4, 3
     with pytest.raises(ValueError, match="a batch of 3 rows cannot be shared by 4 processes"):
-        processes.share(worker.padded(0, rows=3))
+        processes.local_rows(worker.padded(0, rows=3))
     with pytest.raises(ValueError, match=r"'position_ids' of shape \(10,\) cannot be shared"):
-        processes.share({**worker.padded(0), "position_ids": torch.arange(10)})
-    assert [len(v) for v in processes.share(worker.padded(0, rows=6)).values()] == [1, 1, 1]
+        processes.local_rows({**worker.padded(0), "position_ids": torch.arange(10)})
+    assert [len(v) for v in processes.local_rows(worker.padded(0, rows=6)).values()] == [1, 1, 1]
 
 
 def test_heads_that_do_not_divide_and_models_without_matrices_to_split_are_refused(group, monkeypatch):

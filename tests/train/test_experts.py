@@ -13,7 +13,8 @@ import torch
 import anyformer as af
 from anyformer.parts import MLP, MoE, TopK
 from anyformer.train.loop import Settings, fit
-from anyformer.train.objectives import causal_lm, classification, next_tokens, with_auxiliary
+from anyformer.train.objectives import causal_lm, classification, next_tokens
+from anyformer.train.step_loss import with_auxiliary
 from anyformer.train.upcycle import upcycle
 
 EXPERTS = 4
@@ -73,7 +74,7 @@ def test_the_log_shows_the_use_of_experts(tmp_path: Path) -> None:
 
 
 def test_the_screen_shows_the_use_of_experts(capsys: pytest.CaptureFixture[str]) -> None:
-    from anyformer.train.show import Screen
+    from anyformer.train.progress import Screen
 
     row = {"step": 1, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "tokens": 9}
     Screen().steps({**row, "usage_least": 0.031, "usage_greatest": 0.5, "aux_balance": 0.012}, 10.0, 1)

@@ -17,18 +17,18 @@ from anyformer.train import (
     Settings,
     fit,
     lora,
+    memory,
+    model_setup,
+    model_source,
     objectives,
     optim,
-    origin,
-    predict,
-    rows,
     session,
-    start,
     train,
 )
-from anyformer.train.examples import Encoder, written
 from anyformer.train.objectives import IGNORE
-from anyformer.train.tasks import collate
+from anyformer.train.tasks import rows, splits, tables
+from anyformer.train.tasks.base import collate
+from anyformer.train.tasks.encode import RowEncoder, written
 
 torch.set_num_threads(1)
 teach: Any = train  # called with options from tables
@@ -179,7 +179,7 @@ def test_a_measure_that_is_no_number_is_never_the_best(first, tmp_path):
 @pytest.mark.parametrize("period", [2, 5, 10, 20])
 def test_what_is_held_out_has_no_period(period):
     labels = np.arange(400) % period
-    learn, out = rows.tenth("x", 400)
+    learn, out = splits.one_in_ten("x", 400)
     places = [part.of(np.arange(part.size)) for part in (learn, out)]
     assert sorted(np.concatenate(places).tolist()) == list(range(400))
     assert len(set(labels[places[1]])) > period / 2
@@ -187,7 +187,7 @@ def test_what_is_held_out_has_no_period(period):
 
 @pytest.mark.parametrize("count", [2, 9, 10, 11, 19, 101])
 def test_a_tenth_is_a_partition(count):
-    learn, out = rows.tenth("x", count)
+    learn, out = splits.one_in_ten("x", count)
     places = [part.of(np.arange(part.size)).tolist() for part in (learn, out)]
     assert sorted(places[0] + places[1]) == list(range(count)) and out.size == -(-count // 10)
 
@@ -196,9 +196,9 @@ def test_a_class_that_is_not_held_out_is_said(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "it barks,dog\n" * 19 + "it sings,bird\n")
     model = af.build("bert", "tiny", seed=0, task="classify", classes=2, vocab=257)
     model.tokenizer = Tokenizer.bytes_level()
-    tables = rows.read(tmp_path / "a.csv", None)
-    encoder = Encoder("classify", ("text", "label"), model, rows.classes(tables, ("text", "label")), 16)
-    task = rows.on_rows(encoder, tables, rows.share(0.1, 3), 0)
+    sources = tables.read(tmp_path / "a.csv", None)
+    encoder = RowEncoder("classify", ("text", "label"), model, tables.classes(sources, ("text", "label")), 16)
+    task = rows.on_rows(encoder, sources, splits.random_share(0.1, 3), 0)
     assert "2 classes: bird, dog" in task.told
     held = {int(label) for batch in task.held_out(4) for label in batch["labels"]}
     assert held == {1} and any("no held-out example has the label bird" in note for note in task.notes)
@@ -217,16 +217,16 @@ def test_a_class_is_its_text(form, tmp_path):
         file.write_text("text,label\n" + "".join(f"some text,{label}\n" for label in LABELS))
     else:
         file.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in [*LABELS, 7, 10, 0.5]))
-    found = rows.classes(rows.read(file, None), ("text", "label"))
+    found = tables.classes(tables.read(file, None), ("text", "label"))
     assert sorted(found) == sorted(LABELS)
     assert [c for c in found if c in ("0", "0.5", "3", "10", "1000")] == ["0", "0.5", "3", "10", "1000"]
 
 
 def test_scores_are_said_to_be_classes():
-    assert "3 classes: 0.0, 0.5, 1.25; each number is a class of its own: there is no regression" in rows.listed(
+    assert "3 classes: 0.0, 0.5, 1.25; each number is a class of its own: there is no regression" in tables.listed(
         ["0.0", "0.5", "1.25"]
     )
-    assert rows.listed(["1", "2"]) == "2 classes: 1, 2" and rows.listed(list("abcdefghi")).endswith("g, h, …")
+    assert tables.listed(["1", "2"]) == "2 classes: 1, 2" and tables.listed(list("abcdefghi")).endswith("g, h, …")
 
 
 @pytest.mark.parametrize("row", [{"text": "cut \ud83d"}, {"text": "fine", "messages": [{"content": "\ude00"}]}])
@@ -267,7 +267,7 @@ def test_a_source_is_read_alike_in_training_and_generation():
     model.tokenizer = Tokenizer.bytes_level()  # puts nothing around a text
     model.tokenizer.roles["eos_token"] = "<|endoftext|>"
     from anyformer.generate.prompts import Prompts
-    from anyformer.train.examples import whole
+    from anyformer.train.tasks.encode import whole
 
     assert (
         Prompts(model, "abc").rows == [whole(model.tokenizer, "abc", 9, ends=True, closed=True)] == [[97, 98, 99, 256]]
@@ -334,7 +334,7 @@ def test_class_names_are_kept_and_finetune_keeps_the_head(tmp_path):
     done = teach("bert", data=tmp_path / "a.csv", task="classify", out=tmp_path / "a", steps=1, **QUICK)
     assert json.loads((done.checkpoint / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
     given = af.load(done.checkpoint)
-    model, fresh = start.classifier(given, "classify", ("cat", "dog"), 1)
+    model, fresh = model_setup.with_classifier(given, "classify", ("cat", "dog"), 1)
     assert fresh == [] and all(torch.equal(a, b) for a, b in zip(model.parameters(), given.parameters(), strict=True))
 
 
@@ -342,13 +342,13 @@ def test_one_resolver_serves_every_verb(tmp_path, monkeypatch):
     small().save(tmp_path / "mine")
     monkeypatch.setattr(sources, "get", lambda name: tmp_path / "mine")  # real weights by name are fetched elsewhere
     assert models.find(str(tmp_path / "mine")) == tmp_path / "mine" == models.find("smollm2")
-    assert origin.origin("smollm2", None, None).given is not None
-    for ask in (models.find, start.base, lambda name: origin.origin(name, None, None)):
+    assert model_source.model_source("smollm2", None, None).given is not None
+    for ask in (models.find, model_source.pretrained, lambda name: model_source.model_source(name, None, None)):
         for wrong, right in (("smolm2", "smollm2"), ("gtp", "gpt")):
             with pytest.raises(FileNotFoundError, match=f"no model '{wrong}' .did you mean {right}"):
                 ask(wrong)
     with pytest.raises(ValueError, match="an architecture, without weights"):
-        start.base("gpt")
+        model_source.pretrained("gpt")
 
 
 # ------------------------------------------------------------------------------------------------ memory, patches
@@ -357,7 +357,7 @@ def test_one_resolver_serves_every_verb(tmp_path, monkeypatch):
 def test_memory_of_a_contrastive_loss_is_predicted_and_advised_in_pairs(tmp_path):
     model = af.build("bert", "tiny", seed=0)
     batch = {"input_ids": torch.randint(3, 90, (8, 6)), "labels": torch.arange(4).repeat_interleave(2)}
-    said, problem = predict.advice(model, batch, objectives.Contrastive(), Settings(1), 1)
+    said, problem = memory.advice(model, batch, objectives.Contrastive(), Settings(1), 1)
     assert said.peak > said.weights > 0
     assert "batch 2, with fewer wrong answers" in problem and "accumulate" not in problem
     with pytest.raises(ValueError, match="a pair's number at both of its rows"):

@@ -13,10 +13,11 @@ import anyformer as af
 from anyformer.data import text
 from anyformer.data.store import stored
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import adapters, examples, lora, rows, start
+from anyformer.train import adapters, lora, model_setup
 from anyformer.train import finetune as typed
 from anyformer.train.objectives import IGNORE
-from anyformer.train.tasks import collate
+from anyformer.train.tasks import encode, rows, splits
+from anyformer.train.tasks.base import collate
 
 torch.set_num_threads(1)
 finetune: Any = typed  # called with options from tables
@@ -141,7 +142,8 @@ def test_an_encoder_learns_which_texts_belong_together(place, tmp_path):
 def part(folder, examples, pair=False):
     """All examples of a store, as a task has them."""
     store = stored(lambda: examples, str(folder), folder)
-    return rows.Part(store, rows.Places(len(store) // (1 + pair), lambda i: i), af.build("gpt", "tiny"), pair)
+    subset = splits.Subset(len(store) // (1 + pair), lambda i: i)
+    return rows.StoredExamples(store, subset, af.build("gpt", "tiny"), pair)
 
 
 def example(ids, labels):
@@ -153,7 +155,7 @@ def test_pairs_stand_side_by_side_and_share_a_number(tmp_path):
     made = part(tmp_path, [example(*e) for e in each], pair=True)
     batch = collate(made.examples(np.array([2, 0])), 9)
     assert batch["input_ids"].tolist() == [[6, 9], [7, 9], [1, 9], [2, 3]] and batch["labels"].tolist() == [0] * 4
-    taught = rows.Taught((made,), (1.0,), seed=0, pad=9)
+    taught = rows.TableRows((made,), (1.0,), seed=0, pad=9)
     seen = [taught.rows(2 * i, 2)["labels"].tolist() for i in range(3)]
     assert all(labels[::2] == labels[1::2] for labels in seen) and sum(map(sum, seen)) == 4
     assert [len(b["labels"]) for b in made.in_order(2, 9)] == [4, 2]
@@ -170,11 +172,11 @@ def test_a_composition_gets_a_head_too(place, tmp_path):
 
 
 def test_a_head_for_the_same_classes_stays_and_another_makes_room(place):
-    model, fresh = start.classifier(af.load(place / "bert"), "classify", ["a", "b"], 0)
+    model, fresh = model_setup.with_classifier(af.load(place / "bert"), "classify", ["a", "b"], 0)
     assert fresh == ["heads.classes.proj.weight", "heads.classes.proj.bias"]  # the pooler was there
-    same, fresh = start.classifier(model, "classify", ["a", "b"], 1)
+    same, fresh = model_setup.with_classifier(model, "classify", ["a", "b"], 1)
     assert fresh == [] and torch.equal(same.heads["classes"].proj.weight, model.heads["classes"].proj.weight)
-    others = (start.classifier(model, "classify", names, 1)[1] for names in (["b", "c"], ["a", "b", "c"]))
+    others = (model_setup.with_classifier(model, "classify", names, 1)[1] for names in (["b", "c"], ["a", "b", "c"]))
     assert next(others) == next(others) != []
 
 
@@ -194,18 +196,18 @@ def test_only_what_the_assistant_says_is_counted(place):
         {"role": "user", "content": "two"},
         {"role": "assistant", "content": "zwei"},
     ]
-    ids, labels = examples.written(tokenizer, {"messages": talk}, "messages", 999)
+    ids, labels = encode.written(tokenizer, {"messages": talk}, "messages", 999)
     assert ids == tokenizer.chat_ids(talk, add_generation_prompt=False)
     assert shown(tokenizer, ids, labels) == "ein s<|endoftext|>zwei<|endoftext|>"
     pair = {"prompt": "one", "response": "eins"}
-    assert shown(tokenizer, *examples.written(tokenizer, pair, "prompt", 999)) == "eins<|endoftext|>"
+    assert shown(tokenizer, *encode.written(tokenizer, pair, "prompt", 999)) == "eins<|endoftext|>"
     tokenizer.template = None
-    ids, labels = examples.written(tokenizer, pair, "prompt", 999)
+    ids, labels = encode.written(tokenizer, pair, "prompt", 999)
     assert tokenizer.decode(ids, skip_special=False) == "one\neins<|endoftext|>"
     assert shown(tokenizer, ids, labels) == "eins<|endoftext|>"
-    ids, labels = examples.written(tokenizer, {"text": "one two"}, "text", 999)
+    ids, labels = encode.written(tokenizer, {"text": "one two"}, "text", 999)
     assert labels[:-1] == ids[1:] and ids[-1] == tokenizer.role_id("eos_token")
-    ids, labels = examples.written(tokenizer, {"text": "one two"}, "text", 3)
+    ids, labels = encode.written(tokenizer, {"text": "one two"}, "text", 3)
     assert len(ids) == 3 and labels == [*ids[1:], IGNORE]
 
 
@@ -213,26 +215,26 @@ def test_a_template_that_writes_the_past_anew_is_refused(place):
     tokenizer = Tokenizer.load(place / "llama")
     tokenizer.template = "{{ messages | length }}" + CHAT
     with pytest.raises(ValueError, match="writes the past anew"):
-        examples.written(tokenizer, {"prompt": "a", "response": "b"}, "prompt", 99)
+        encode.written(tokenizer, {"prompt": "a", "response": "b"}, "prompt", 99)
 
 
 def test_every_example_comes_once_in_each_epoch(tmp_path):
     whole = part(tmp_path, [example([i, i + 100], i) for i in range(10)])
-    made = rows.Taught((whole,), (1.0,), seed=1, pad=0)
+    made = rows.TableRows((whole,), (1.0,), seed=1, pad=0)
     seen = [int(i) for number in range(5) for i in made.rows(4 * number, 4)["labels"]]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     batch = made.rows(12, 4)
     assert batch["labels"].tolist() == seen[12:16] and batch["input_ids"][:, 0].tolist() == seen[12:16]
-    other = rows.Taught((whole,), (1.0,), seed=2, pad=0)
+    other = rows.TableRows((whole,), (1.0,), seed=2, pad=0)
     assert [int(i) for i in other.rows(0, 4)["labels"]] != seen[:4]
 
 
 @pytest.mark.parametrize("share, out", [(0.1, 3), (0.001, 1), (0.999, 24)])
 def test_a_share_is_held_out(share, out):
-    learn, held = rows.share(share, 5)("x", 25)
+    learn, held = splits.random_share(share, 5)("x", 25)
     both = [*learn.of(np.arange(learn.size)).tolist(), *held.of(np.arange(held.size)).tolist()]
     assert held.size == pytest.approx(out, abs=1) and 1 <= held.size <= 24 and sorted(both) == list(range(25))
-    assert both != [*rows.share(share, 6)("x", 25)[0].of(np.arange(learn.size)).tolist(), *both[learn.size :]]
+    assert both != [*splits.random_share(share, 6)("x", 25)[0].of(np.arange(learn.size)).tolist(), *both[learn.size :]]
 
 
 def test_padding_and_measuring(tmp_path):

@@ -14,7 +14,7 @@ from anyformer.core import pages
 from anyformer.core.hyper import leaves
 from anyformer.core.init import initialise, tensors
 from anyformer.skeletons.decoder import CausalLM
-from anyformer.train import Settings, objectives, optim, statistics
+from anyformer.train import Settings, diagnostics, objectives, optim
 from anyformer.train.mup import Transfer
 
 torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def change(name, width, mup, heads):
         now = {"hidden": output.hidden, "logits": output.logits}
         if step == 0:
             first = {k: v.detach() for k, v in now.items()}
-        found = {k: statistics.size(v - first[k]) for k, v in now.items()}
+        found = {k: diagnostics.rms(v - first[k]) for k, v in now.items()}
         objectives.causal_lm(output, labels, 4 * 31).backward()
         optimizer.rate(1e-2)
         optimizer.step()

@@ -12,7 +12,7 @@ import anyformer as af
 from anyformer.core.flow import Flow
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import TopK
-from anyformer.train import Settings, checkpoint, finetune, fit, lora, masters, objectives, optim, predict, train
+from anyformer.train import Settings, checkpoint, finetune, fit, lora, master_weights, memory, objectives, optim, train
 
 torch.set_num_threads(1)
 tune: Any = finetune  # called with options from tables
@@ -152,7 +152,7 @@ def test_predicted_memory_knows_the_type_of_what_learns(adapters):
         model = af.build("llama", "tiny", seed=0).to(getattr(torch, name))
         if adapters:
             lora.add(model, targets=("**.blocks.**",))
-        found[name] = predict.predict(model, batches(0), objectives.causal_lm, settings)
+        found[name] = memory.estimate(model, batches(0), objectives.causal_lm, settings)
         assert all(p.dtype == getattr(torch, name) for n, p in model.named_parameters() if "lora" not in n)
     assert found["bfloat16"].gradients == found["float32"].gradients
     assert found["bfloat16"].optimizer == found["float32"].optimizer
@@ -162,7 +162,7 @@ def test_predicted_memory_knows_the_type_of_what_learns(adapters):
 def test_a_rehearsal_leaves_the_types_and_the_forward_passes():
     model = stored_as("bfloat16")
     before = {n: p.clone() for n, p in model.named_parameters()}
-    predict.rehearse(model, batches(0), objectives.causal_lm, Settings(1, recompute=("blocks.*",)))
+    memory.dry_run(model, batches(0), objectives.causal_lm, Settings(1, recompute=("blocks.*",)))
     assert all(torch.equal(p, before[n]) and p.dtype == torch.bfloat16 for n, p in model.named_parameters())
     assert not any("forward" in vars(m) for m in model.modules())
 
@@ -174,7 +174,7 @@ def test_a_rehearsal_leaves_the_types_and_the_forward_passes():
 def test_a_frozen_base_stays_where_its_gradients_survive(precision, kind, stays):
     model = af.build("llama", "tiny", seed=0).to(HALF[kind])
     lora.add(model, targets=("**.blocks.**",))
-    found = masters.widen(model, precision)
+    found = master_weights.to_float32(model, precision)
     assert (found == {}) == stays
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     optim.make(model, Settings(1))
@@ -183,7 +183,7 @@ def test_a_frozen_base_stays_where_its_gradients_survive(precision, kind, stays)
 
 def test_double_precision_stays():
     model = af.build("gpt", "tiny", seed=0).double()
-    assert masters.widen(model) == {} and next(model.parameters()).dtype == torch.float64
+    assert master_weights.to_float32(model) == {} and next(model.parameters()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", HALF)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.train import Settings, fit, objectives, optim, precision, statistics
+from anyformer.train import Settings, diagnostics, fit, objectives, optim, precision
 from anyformer.train.checkpoint import Run
-from anyformer.train.log import Watch
+from anyformer.train.loggers import Observer
 from anyformer.train.loop import Loop
 from anyformer.train.schedule import SCHEDULES, rate
 
@@ -25,7 +25,7 @@ def batches(number):
     return {"input_ids": ids, "labels": objectives.next_tokens(ids)}
 
 
-class Heard(Watch):
+class Heard(Observer):
     def __init__(self):
         self.said = []
 
@@ -88,7 +88,7 @@ def test_an_update_of_muon_is_an_orthogonal_matrix_of_the_size_of_adamws():
     change = (weight - before).detach() / 0.01  # (128, 32)
     values = torch.linalg.svdvals(change) / (0.2 * math.sqrt(128))
     assert values.min() > 0.6 and values.max() < 1.3  # five Newton-Schulz steps do not go all the way
-    assert statistics.size(change) == pytest.approx(0.2, rel=0.2)
+    assert diagnostics.rms(change) == pytest.approx(0.2, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -301,7 +301,7 @@ def test_spike_names_the_first_part_that_grew_and_changes_nothing(tmp_path):
     assert len(said) == 1 and said[0].startswith("step 31: a spike: ")
     assert "the first part that grew is embed.tokens, from 0.0205 to 707" in said[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics.Spikes, "notice", lambda self, **now: "")
+        patch.setattr(diagnostics.Spikes, "notice", lambda self, **now: "")
         deaf = fit(make(), give, objectives.causal_lm, settings, tmp_path / "b")
     assert deaf.loss == done.loss
 

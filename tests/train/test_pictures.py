@@ -9,8 +9,9 @@ from PIL import Image
 
 import anyformer as af
 from anyformer.hub.processors import ImageProcessor
-from anyformer.train import finetune, rows, train
-from anyformer.train.examples import Encoder
+from anyformer.train import finetune, train
+from anyformer.train.tasks import rows, splits, tables
+from anyformer.train.tasks.encode import RowEncoder
 
 FILE = "preprocessor_config.json"
 OWN = {
@@ -68,14 +69,14 @@ def test_a_trained_model_has_one_that_others_read(place):
 def test_what_is_trained_on_is_what_the_processor_makes(place):
     (place / "vit" / FILE).write_text(json.dumps(OWN))
     model = af.load(place / "vit")
-    tables = rows.read(place / "pictures", None)
-    encoder = Encoder("images", ("image", "label"), model, ("blue", "red"), 0)
-    batch = next(rows.on_rows(encoder, tables, rows.tenth, 0, place / "cache").held_out(99))
+    sources = tables.read(place / "pictures", None)
+    encoder = RowEncoder("images", ("image", "label"), model, ("blue", "red"), 0)
+    batch = next(rows.on_rows(encoder, sources, splits.one_in_ten, 0, place / "cache").held_out(99))
     every = model.processor(sorted((place / "pictures").glob("*/*.png")))["pixel_values"]
     seen = batch["pixel_values"]
     assert len(seen) and all(any(torch.equal(row, one) for one in every) for row in seen)
     model.processor = ImageProcessor(size=(8, 8), image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-    other = next(rows.on_rows(encoder, tables, rows.tenth, 0, place / "cache").held_out(99))
+    other = next(rows.on_rows(encoder, sources, splits.one_in_ten, 0, place / "cache").held_out(99))
     assert not torch.equal(batch["pixel_values"], other["pixel_values"])  # from the same stored examples
 
 

@@ -10,7 +10,8 @@ import torch
 
 import anyformer as af
 from anyformer.data import text
-from anyformer.train import command, train
+from anyformer.train import train
+from anyformer.train.train import _sample
 from tests.train import distributed_worker as worker
 from tests.train.launched import close, files, launch, rows, same
 
@@ -138,7 +139,7 @@ def test_the_sample_is_written_by_what_was_measured(run, alone, two):
     """By the mean of the weights, also where processes hold parts of it."""
     folder = (alone if run == "train" else two) / run
     mean, plain = (af.load(folder / "step-000020" / part) for part in ("ema", ""))
-    assert said(folder)["sample"] == command._sample(mean, "The ", 0) != command._sample(plain, "The ", 0)
+    assert said(folder)["sample"] == _sample(mean, "The ", 0) != _sample(plain, "The ", 0)
 
 
 def test_what_cannot_go_on_in_another_number_of_processes_is_refused_with_the_reason(two, options, tmp_path):

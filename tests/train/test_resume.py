@@ -10,7 +10,7 @@ import torch
 
 from anyformer.data import text
 from anyformer.train import train
-from anyformer.train.show import Screen
+from anyformer.train.progress import Screen
 from tests.train.launched import files, rows, same
 
 torch.set_num_threads(1)

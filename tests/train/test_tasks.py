@@ -17,10 +17,11 @@ import anyformer as af
 from anyformer.data import text
 from anyformer.data.order import Global
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import kinds, tasks, train
-from anyformer.train import rows as rows_
-from anyformer.train.material import material
-from anyformer.train.origin import origin
+from anyformer.train import train
+from anyformer.train.model_source import model_source
+from anyformer.train.tasks import registry, splits, training_data
+from anyformer.train.tasks import text as text_tasks
+from anyformer.train.tasks.base import collate
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {"size": "tiny", "batch": 8, "warmup": 5, "eval_every": 0, "save_every": 0, "quiet": True}
@@ -98,7 +99,7 @@ def test_task_resumes_exactly(kind, folder, tmp_path):
         two = (str(given["data"]), name)
     given["data"] = {str(tmp_path / source): weight for source, weight in zip(two, (0.7, 0.3), strict=True)}
     given |= {**SMALL, "steps": 7, "save_every": 3, "keep_last": 9, "accumulate": 2, "warmup": 2}
-    given |= {} if kind in kinds.COLUMNS else {"rows": "epochs"}
+    given |= {} if kind in registry.COLUMNS else {"rows": "epochs"}
     straight = train(out=tmp_path / "x", workers=2, **given)
     branch = train(out=tmp_path / "y", resume=str(tmp_path / "x/step-000003"), **given)
     assert (branch.loss, branch.held_out) == (straight.loss, straight.held_out)
@@ -137,11 +138,11 @@ def test_images_of_a_folder(tmp_path):
 def goal(kind, page, data, context=16, batch=4, **given):
     """A task and its model."""
     given = {"data": data, "fields": None, "cache": None, "rows": "drawn", "context": context, "seed": 3, **given}
-    taught = material(kind, given)
+    taught = training_data(kind, given)
     task = {"masked": "masked", "classify": "classify"}.get(kind)
     head: dict[str, Any] = {"task": task, "classes": taught.classes or 2} if task else {}
     model = af.build(page, "tiny", vocab=400, **head)
-    model.tokenizer = kinds.equip(Tokenizer.bytes_level(), kind)
+    model.tokenizer = registry.add_special_tokens(Tokenizer.bytes_level(), kind)
     return taught.task(model)
 
 
@@ -203,9 +204,9 @@ import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from PIL import Image
 import anyformer as af
 from anyformer.data.order import Global
-from anyformer.train import rows
-from anyformer.train.examples import Encoder
-from anyformer.train.start import see
+from anyformer.train.tasks import rows, splits, tables
+from anyformer.train.tasks.encode import RowEncoder
+from anyformer.train.model_setup import with_processor
 
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
@@ -219,10 +220,10 @@ def learn(name, count):
         for i in range(0, count, 100):
             many = [{"image": {"bytes": out.getvalue() + os.urandom(8)}, "label": "ab"[j % 2]} for j in range(100)]
             file.write_table(pa.Table.from_pylist(many, schema))
-    tables = rows.read(name, None)
-    model = see(af.build("vit", "tiny", classes=2))
-    encoder = Encoder("images", ("image", "label"), model, rows.classes(tables, ("image", "label")), 0)
-    batches = Global(rows.on_rows(encoder, tables, rows.tenth, 0, sys.argv[1] + "/cache").rows, 8)
+    sources = tables.read(name, None)
+    model = with_processor(af.build("vit", "tiny", classes=2))
+    encoder = RowEncoder("images", ("image", "label"), model, tables.classes(sources, ("image", "label")), 0)
+    batches = Global(rows.on_rows(encoder, sources, splits.one_in_ten, 0, sys.argv[1] + "/cache").rows, 8)
     return [batches(i)["pixel_values"].shape for i in range(20)]
 
 learn(sys.argv[1] + "/small.parquet", 400)
@@ -240,11 +241,11 @@ print(os.path.getsize(sys.argv[1] + "/large.parquet") >> 20, peak() - before)
 def test_padding_gets_masks_and_is_not_counted():
     examples = [{"input_ids": np.array([5, 6, 7]), "labels": np.array([1, -100, 2])},
                 {"input_ids": np.array([8]), "labels": np.array([3])}]  # fmt: skip
-    batch = tasks.collate(examples, pad=9)
+    batch = collate(examples, pad=9)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[1, -100, 2], [3, -100, -100]]
-    assert "attention_mask" not in tasks.collate(examples[:1])
+    assert "attention_mask" not in collate(examples[:1])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_padding_gets_masks_and_is_not_counted():
      ("t5", "denoise", "denoise"), ("bert", "tag", "tag")],
 )  # fmt: skip
 def test_the_skeleton_chooses(model, task, default):
-    assert origin(model, "tiny", {}, task).task == default
+    assert model_source(model, "tiny", {}, task).task == default
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_a_task_that_does_not_fit_is_refused(model, task, said, tmp_path):
 @pytest.mark.parametrize(("model", "columns", "kind"), [("reformer", ["text"], "write"),
                                                         ("longformer", ["text", "label"], "classify")])  # fmt: skip
 def test_a_kind_of_a_skeleton_is_tuned_as_the_skeleton(model, columns, kind):
-    assert kinds.tuned("auto", model, af.build(model, "tiny"), columns)[0] == kind
+    assert registry.infer("auto", model, af.build(model, "tiny"), columns)[0] == kind
 
 
 def test_a_decoder_without_a_state_for_the_whole_sample_writes_it_all_the_same(folder, tmp_path):
@@ -288,13 +289,13 @@ def test_mistakes_in_rows_are_named(tmp_path):
     with pytest.raises(ValueError, match="every one has the label '1'; there is nothing"):
         rows({"text": "a", "label": 1}, {"text": "b", "label": 1})
     with pytest.raises(ValueError, match=r"at least 2 rows .* got 1"):
-        rows_.tenth("a.jsonl", 1)
+        splits.one_in_ten("a.jsonl", 1)
     with pytest.raises(ValueError, match=r"rows.jsonl, row 2: 'text' is ''; every row needs text"):
         rows({"text": "a", "label": 1}, {"text": "", "label": 2})
     with pytest.raises(ValueError, match="rows=packed is for text, and classify reads each row once"):
         train("bert", task="classify", data=tmp_path / "rows.jsonl", out=tmp_path / "x", **{**SMALL, "rows": "packed"})
     made = af.build("bert", "tiny", task="classify", classes=2, vocab=400)
-    made.tokenizer = kinds.equip(Tokenizer.bytes_level(), "classify")
+    made.tokenizer = registry.add_special_tokens(Tokenizer.bytes_level(), "classify")
     made.save(tmp_path / "model")
     with pytest.raises(ValueError, match="the data has 3 classes, the model's head 2"):
         lines = [json.dumps({"text": str(i), "label": i % 3}) + "\n" for i in range(12)]
@@ -303,4 +304,4 @@ def test_mistakes_in_rows_are_named(tmp_path):
         train(str(tmp_path / "model"), task="classify", data=tmp_path / "three.jsonl", out=tmp_path / "y", **given)
     made.tokenizer.roles.pop("mask_token", None)
     with pytest.raises(ValueError, match="needs a tokenizer with a mask_token"):
-        tasks._masked(made, 16)
+        text_tasks._masked(made, 16)

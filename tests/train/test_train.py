@@ -13,7 +13,8 @@ import anyformer as af
 from anyformer.core.recipe import Recipe
 from anyformer.data import text
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import command, train
+from anyformer.train import train
+from anyformer.train.train import _sample
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
@@ -245,4 +246,4 @@ def test_tokenizer_of_a_folder(book, tmp_path):
 
 def test_prompt_longer_than_the_model_reads_is_cut(ran):
     result, _ = ran
-    assert len(command._sample(result.model, "word " * 200, 0)) > 40
+    assert len(_sample(result.model, "word " * 200, 0)) > 40

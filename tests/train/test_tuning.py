@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import anyformer as af
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import adapters, checkpoint, kinds, lora
+from anyformer.train import adapters, checkpoint, lora
 from anyformer.train import finetune as typed
+from anyformer.train.tasks import registry
 from tests.train import tuning_worker
 
 torch.set_num_threads(1)
@@ -47,7 +48,7 @@ def place(tmp_path_factory):
     for name in ("t5", "bart", "transformer", "gpt"):
         made = af.build(name, "tiny", seed=0, vocab=300)
         task = "causal" if name == "gpt" else "seq2seq"
-        made.tokenizer = kinds.equip(Tokenizer.train_bpe(words + [w.upper() for w in words], 300), task)
+        made.tokenizer = registry.add_special_tokens(Tokenizer.train_bpe(words + [w.upper() for w in words], 300), task)
         made.save(folder / name)
     af.build("vit", "tiny", seed=0, task="none").save(folder / "vit")
     return folder

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import anyformer as af
 from anyformer.data import text
-from anyformer.train import Settings, objectives, plots, predict, show, train
+from anyformer.train import Settings, memory, objectives, plots, progress, train
 from anyformer.train.energy import Energy
-from anyformer.train.log import Watch
+from anyformer.train.loggers import Observer
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
@@ -135,7 +135,7 @@ def test_what_is_not_installed_is_named(book, tmp_path, monkeypatch):
 
 
 def test_panel_and_plain_line_have_every_fact(monkeypatch):
-    screen = show.Screen()
+    screen = progress.Screen()
     screen.flops, screen.peak, screen.memory = 5e6, 1e9, lambda: 2_500_000_000
     row = {"loss": 3.25, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100}
     said: list[str] = []
@@ -145,7 +145,7 @@ def test_panel_and_plain_line_have_every_fact(monkeypatch):
     facts = "loss 3.250  lr 1.0e-03  grad 0.50  4,000 tokens/s  of peak 20 %  memory 2.50 GB"
     assert said == [f"step 10/20  {facts}", f"step 20/20  {facts}  0:00 left"]
     console = Console(width=110, force_terminal=True, record=True, file=io.StringIO())
-    console.print(show._panel(10, 20, {"loss": "3.250", "": "4,000 tokens/s"}))
+    console.print(progress._panel(10, 20, {"loss": "3.250", "": "4,000 tokens/s"}))
     drawn = console.export_text()
     assert "step 10/20" in drawn and "loss 3.250   " in drawn and "4,000 tokens/s" in drawn and "╭" in drawn
 
@@ -164,7 +164,7 @@ def test_energy_is_counted_over_a_full_counter_or_refused(tmp_path):
 
 
 def test_watch_of_ones_own_may_be_silent():
-    watch = Watch()
+    watch = Observer()
     watch.say("x")
     watch.steps({}, 0.0, 1)
     watch.evaluated(1, 0.0)
@@ -183,7 +183,7 @@ def test_prediction_counts_what_is_known():
     model = af.build("gpt", "tiny", seed=0)
     size = sum(p.nbytes for p in model.parameters())
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
-    said = predict.predict(model, batch(), objectives.causal_lm, Settings(1))
+    said = memory.estimate(model, batch(), objectives.causal_lm, Settings(1))
     assert said.weights == said.gradients == size
     assert said.optimizer == pytest.approx(2 * size, rel=0.01)  # two moments and a count for each parameter
     with torch.autograd.graph.saved_tensors_hooks(seen := Kept(model), lambda t: t):
@@ -217,7 +217,7 @@ def test_prediction_follows_settings():
     model = af.build("llama", "tiny", seed=0, depth=4)
 
     def said(rows=4, **settings):
-        return predict.predict(model, batch(rows), objectives.causal_lm, Settings(1, **settings))
+        return memory.estimate(model, batch(rows), objectives.causal_lm, Settings(1, **settings))
 
     plain = said()
     assert said(recompute=("blocks.*",)).activations < 0.6 * plain.activations
@@ -239,10 +239,10 @@ def test_every_page_is_predicted(name):
 
     unknown = any(path.endswith("router") for path, _ in model.named_modules())  # how many tokens an expert gets
     if unknown or name == "bigbird":  # how many blocks a row has
-        with pytest.raises(predict.Unseen, match="cannot be predicted"):
-            predict.predict(model, inputs, objective, Settings(1))
+        with pytest.raises(memory.NotEstimable, match="cannot be predicted"):
+            memory.estimate(model, inputs, objective, Settings(1))
         return
-    said = predict.predict(model, inputs, objective, Settings(1))
+    said = memory.estimate(model, inputs, objective, Settings(1))
     assert said.peak > said.weights + said.optimizer and said.activations > 0 and said.flops > 0
 
 
@@ -251,20 +251,18 @@ def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
         train("gpt", data=book, out=tmp_path / "run", quiet=True, memory=0.0, **{**SMALL, "size": "mini"})
     assert not list(tmp_path.glob("run/step-*"))
     model = af.build("gpt", "mini", seed=0)
-    said = predict.predict(model, batch(16, 128), objectives.causal_lm, Settings(1))
-    _, told = predict.advice(
-        model, batch(16, 128), objectives.causal_lm, Settings(1), said.peak - said.activations // 3
-    )
+    said = memory.estimate(model, batch(16, 128), objectives.causal_lm, Settings(1))
+    _, told = memory.advice(model, batch(16, 128), objectives.causal_lm, Settings(1), said.peak - said.activations // 3)
     assert "that fits with recompute" in told
-    assert predict.advice(model, batch(), objectives.causal_lm, Settings(1), said.peak)[1] == ""
+    assert memory.advice(model, batch(), objectives.causal_lm, Settings(1), said.peak)[1] == ""
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon", "accumulate": 2}], ids=["adamw", "muon"])
 def test_rehearsal_changes_nothing_and_knows_what_the_process_takes(settings):
     model = af.build("gpt", "tiny", seed=0, dropout=0.1, depth=4, dim=256, heads=4, context=128)
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
-    said = predict.predict(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
-    done = predict.rehearse(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
+    said = memory.estimate(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
+    done = memory.dry_run(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
     assert done.seconds > 0

@@ -3,7 +3,7 @@
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
 `SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the number of
 parameters of each size, for published ones as published; `CASES`, what the contract draws beside `tiny`; perhaps
-`TASK`, what it was made to learn (`train.kinds`); `HUBS`, the maps to files that others wrote; perhaps
+`TASK`, its usual task (`train.tasks.registry`); `HUBS`, the maps to files that others wrote; perhaps
 `first_weights(config)`, the sizes that its publishers drew with: `core.init.Size` by path pattern
 (`{"embed.tokens": 1.0}`). Where nobody published files in the form of `transformers`, `ORACLE` says in a sentence what
 the numbers are compared with.

@@ -36,8 +36,8 @@ from anyformer.hub.save import hub_for
 from anyformer.hub.tables.weights import Link, Split, Transpose, links
 from anyformer.train import lora
 from anyformer.train.adapter_config import CONFIG, WEIGHTS, account, alpha_of, compare, read_config
+from anyformer.train.distributed.base import World
 from anyformer.train.lora import DoraLinear, LoraLinear
-from anyformer.train.world import World
 
 PICKLE = "adapter_model.bin"
 LEARNED = "learned.safetensors"  # of a checkpoint: the same by our paths, bit for bit
@@ -174,7 +174,7 @@ def restore(model: Any, folder: Path, world: World) -> bool:
     file, ours = SafeTensors(inside(folder, LEARNED)), {n: p for n, p in model.named_parameters() if p.requires_grad}
     for name in sorted(set(ours) ^ set(file.names())):
         raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'does not learn in this model'}")
-    for name, tensor in world.split({name: file.get(name) for name in ours}, dict(ours)).items():
+    for name, tensor in world.shard({name: file.get(name) for name in ours}, dict(ours)).items():
         ours[name].copy_(tensor)
     return True
 

@@ -19,13 +19,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -35,8 +33,8 @@ from torch import Tensor
 from anyformer.hub import load
 from anyformer.hub.formats.guard import atomic_write, read_json, sync_folder
 from anyformer.hub.formats.safetensors import SafeTensors
-from anyformer.train import adapters, lora, masters
-from anyformer.train.world import World
+from anyformer.train import adapters, lora, master_weights
+from anyformer.train.distributed.base import World
 
 TENSORS, FACTS = "training.safetensors", "training.json"
 NAME = re.compile(r"step-\d{6,}")
@@ -65,7 +63,7 @@ class Run:
     def __init__(self, folder: str | Path, resume: bool | str | Path = False, world: World | None = None):
         self.folder = Path(folder).expanduser()
         self.lock: FileLock | None = None
-        self.checkpoint: Path | None = (world or World()).once(lambda: self._open(resume))
+        self.checkpoint: Path | None = (world or World()).on_main(lambda: self._open(resume))
 
     def _open(self, resume: bool | str | Path) -> Path | None:
         try:
@@ -134,8 +132,7 @@ class Run:
         Args:
             weights: the model's state dict, whole; the model itself may hold a part of each tensor.
             ema: the same with the running mean of the weights, for the folder `ema`.
-            types: those in which model directories hold the weights, see `train.masters`; what adapters' files hold
-                stays as it is.
+            types: of the weights in model directories, see `train.master_weights`; adapters' files are not converted.
 
         Raises:
             OSError: if it cannot be written (a full disk); the older checkpoints are still there.
@@ -147,9 +144,9 @@ class Run:
             exact = {f"{kind}.{n}": t for n, t in whole.items() if types and t.is_floating_point()}
             tensors = {**tensors, **exact}  # all of them: `load` gives a file of several types one type
         try:
-            adapters.save_model(model, work, masters.stored(weights, types))
+            adapters.save_model(model, work, master_weights.stored(weights, types))
             if ema is not None:
-                adapters.save_model(model, work / "ema", masters.stored(ema, types))
+                adapters.save_model(model, work / "ema", master_weights.stored(ema, types))
                 sync_folder(work / "ema")
             atomic_write(work / FACTS, (json.dumps({"step": step, **facts}, indent=2) + "\n").encode())
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work / TENSORS)
@@ -195,45 +192,8 @@ def restore_weights(
     world = world or World()
     if adapters.restore(model, checkpoint, world):
         return
-    saved = world.split({**load(checkpoint).state_dict(), **(exact or {})}, model.state_dict())
+    saved = world.shard({**load(checkpoint).state_dict(), **(exact or {})}, model.state_dict())
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} holds another model: {' '.join(str(error).split())}") from None
-
-
-def seed_all(seed: int) -> None:
-    """Sets the random generators whose states are kept."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_states() -> dict[str, Tensor]:
-    """The states of the random generators of PyTorch, its GPUs, Python and NumPy."""
-    _, words, gauss = random.getstate()
-    name, keys, place, has, cached = np.random.get_state()
-    assert name == "MT19937"
-    states = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor(words),
-        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*map(int, keys), place]),
-        "numpy_gauss": torch.tensor([has, cached], dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        states |= {f"cuda_{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def restore_random(states: dict[str, Tensor]) -> None:
-    """The inverse of `random_states`. The states of GPUs that are not here are left out."""
-    torch.set_rng_state(states["torch"].clone())
-    gauss = states["python_gauss"].tolist()
-    random.setstate((3, tuple(states["python"].tolist()), gauss[0] if gauss else None))
-    *keys, place = states["numpy"].tolist()
-    has, cached = states["numpy_gauss"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, np.uint32), place, int(has), cached))
-    for i in range(torch.cuda.device_count()):
-        if f"cuda_{i}" in states:
-            torch.cuda.set_rng_state(states[f"cuda_{i}"].clone(), i)

@@ -14,25 +14,9 @@ from anyformer.hub.formats.guard import atomic_write
 COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "held_out")
 
 
-class Watch:
-    """Listens to a run; this one says nothing. `train.show.Screen` shows it."""
-
-    def say(self, text: str) -> None:
-        """Something that a reader should know: a spike, a step that overflowed."""
-
-    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
-        """Some steps are done: the last one's numbers, counted tokens a second, steps in all."""
-
-    def evaluated(self, step: int, held_out: float) -> None:
-        """The model was measured."""
-
-    def finish(self) -> None:
-        """The run is over."""
-
-
 class Log:
     """`log.csv` and `log.jsonl`: a row a step and a row an evaluation; `statistics.jsonl` where that is asked for.
-    What some models' parts report (`train.figures`) are columns after `COLUMNS`, from the first time that one does.
+    Metrics of the model's parts (`train.step_loss.metrics`) are columns after `COLUMNS`, from the first row with one.
     Use as a context manager.
 
     Args:

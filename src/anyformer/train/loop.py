@@ -24,15 +24,25 @@ from torch import Tensor
 
 from anyformer.core.recompute import recomputing
 from anyformer.data.batches import Batch, Batches, Numbered
-from anyformer.train import checkpoint, environment, inputs, masters, optim, precision, statistics
-from anyformer.train.criterion import Loss, Objective
+from anyformer.train import (
+    batch_checks,
+    checkpoint,
+    diagnostics,
+    environment,
+    master_weights,
+    optim,
+    precision,
+    random_state,
+)
+from anyformer.train.distributed.base import World
 from anyformer.train.ema import Average
 from anyformer.train.interrupts import Interrupts
-from anyformer.train.log import Log, Silent, Watch
-from anyformer.train.objectives import counted, real_tokens
+from anyformer.train.log import Log, Silent
+from anyformer.train.loggers import Observer
+from anyformer.train.objectives import Objective, counted
 from anyformer.train.schedule import ENDING, rate
 from anyformer.train.settings import FREE, Settings
-from anyformer.train.world import World
+from anyformer.train.step_loss import Loss, real_tokens
 
 Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a number; lower is better
 
@@ -85,7 +95,7 @@ def fit(
         ValueError: for settings, batches or a folder that do not fit; FloatingPointError when the loss is not finite.
     """
     with world or World() as world, checkpoint.Run(out, resume, world) as run:
-        return Loop(model, batches, objective, settings, run, measure, facts or {}, Watch(), world).run()
+        return Loop(model, batches, objective, settings, run, measure, facts or {}, Observer(), world).run()
 
 
 class Loop:
@@ -100,12 +110,12 @@ class Loop:
         run: checkpoint.Run,
         measure: Measure | None,
         facts: dict[str, Any],
-        watch: Watch,
+        watch: Observer,
         world: World | None = None,
     ):
         if settings.patience and measure is None:
             raise ValueError(f"patience={settings.patience} counts evaluations; give measure")
-        inputs.across(objective, settings.accumulate)
+        batch_checks.across(objective, settings.accumulate)
         self.model, self.objective, self.settings, self.folder, self.measure = model, objective, settings, run, measure
         self.bounds = [part.bound for part in model.modules() if hasattr(part, "bound")]
         self.world = world or World()
@@ -124,35 +134,35 @@ class Loop:
     def _prepare(self, model: Any, run: checkpoint.Run) -> None:
         """The model, its optimiser and everything else at the first step, or as the checkpoint has it."""
         settings = self.settings
-        self.types = masters.widen(model, settings.precision)
+        self.types = master_weights.to_float32(model, settings.precision)
         if self.world.size == 1:  # else it may be in parts
-            self.undo.callback(masters.narrow, model, self.types)
+            self.undo.callback(master_weights.restore_types, model, self.types)
         self.undo.enter_context(recomputing(model, *settings.recompute))
         if run.checkpoint is not None:
             checkpoint.restore_weights(model, run.checkpoint)
         self.criterion = Loss(model, self.objective, settings.precision)
-        self.part = self.world.prepare(self.criterion)
+        self.part = self.world.wrap(self.criterion)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
-        self.optimizer = optim.Optimizer(*map(self.world.adopt, optim.make(model, settings).parts))
+        self.optimizer = optim.Optimizer(*map(self.world.wrap_optimizer, optim.make(model, settings).parts))
         if settings.compile:
             self.criterion.run = precision.compiled(self.criterion.run, self.device)
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.scale = precision.Scale() if settings.precision == "fp16" else None
-        self.spikes, self.before = statistics.Spikes(), list[Batch]()
+        self.spikes, self.before = diagnostics.Spikes(), list[Batch]()
         self.step, self.saved, self.loss = 0, -1, math.nan
         self.best: dict[str, Any] | None = None
         self.held_out: float | None = None
         self.rows: list[dict[str, Any]] = []
         self.count: tuple[Any, int] = (1, 1)  # labels (one number or one a kind) and tokens that count in the step
         self.began = math.nan
-        checkpoint.seed_all(settings.seed)
+        random_state.seed_all(settings.seed)
         if run.checkpoint is not None:
             self._restore(run.checkpoint)
         if self.world.main:
             environment.write(run.folder)
         self.log = Log(run.folder, self.step) if self.world.main else Silent()
-        if said := masters.told(model, self.types):
+        if said := master_weights.summary(model, self.types):
             self.watch.say(said)
 
     def run(self) -> Done:
@@ -162,7 +172,7 @@ class Loop:
         self.model.train()
         with self.undo, Interrupts() as interrupts, self.log:
             while True:
-                last = self.step >= s.steps or self.world.any(interrupts.came)
+                last = self.step >= s.steps or self.world.any_process(interrupts.came)
                 measured = self.measure is not None and _due(self.step, s.eval_every)
                 if last or measured or any(_due(self.step, every) for every in (s.save_every, s.log_every)):
                     self._report()
@@ -194,32 +204,32 @@ class Loop:
         batches = [self.batches(self.step * s.accumulate + i) for i in range(s.accumulate)]
         if first := self.step in (0, self.saved):
             for batch in batches:
-                inputs.check(batch, self.objective)
-                self.world.alike(batch)
-        batches = [self.world.share(batch) for batch in batches]
+                batch_checks.check(batch, self.objective)
+                self.world.check_same_batch(batch)
+        batches = [self.world.local_rows(batch) for batch in batches]
         kinds = getattr(self.objective, "counted", counted)  # one number, or one for each kind of label
         counts = torch.stack([kinds(batch["labels"]) for batch in batches]).sum(0)
         real = sum(real_tokens(batch) for batch in batches)
-        total = self.world.total(torch.cat((counts.flatten(), torch.tensor([real]))))
+        total = self.world.all_reduce_sum(torch.cat((counts.flatten(), torch.tensor([real]))))
         if not int(total[:-1].sum()):
-            inputs.nothing_counts(self.step, first, self.watch)
+            batch_checks.nothing_counts(self.step, first, self.watch)
         total = total.clamp(min=1)
         self.count = int(total[0]) if len(total) == 2 else total[:-1].to(self.device), int(total[-1])
         loss = torch.zeros((), device=self.device)
         self.world.reseed(s.seed, self.step, own=True)
         watching = _due(self.step + 1, s.statistics_every)
-        with statistics.activations(self.model if watching else None) as sizes:
+        with diagnostics.activations(self.model if watching else None) as sizes:
             for i, batch in enumerate(batches):
-                with self.world.exchanging(last=i == s.accumulate - 1):
+                with self.world.gradient_sync(last=i == s.accumulate - 1):
                     part = self._loss(batch)
                     self.world.backward(part * self.scale.value if self.scale else part)
                 loss += part.detach()
         if self.scale:
             self.scale.undo(self.parameters)
-        loss, norm = self.world.total(loss), self.world.clip(self.parameters, s.clip)
+        loss, norm = self.world.all_reduce_sum(loss), self.world.clip_grad_norm(self.parameters, s.clip)
         lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.final_lr)
         row = {"step": self.step + 1, "loss": float(loss), "lr": lr, "grad_norm": float(norm), "tokens": int(total[0])}
-        row |= self.criterion.figures
+        row |= self.criterion.metrics
         if watching:
             self._write_statistics(sizes)
         self._update(row, batches)
@@ -250,7 +260,7 @@ class Loop:
                 f"{self.scale.value:g}"
             )
         self.step += 1
-        self.world.stepped(self.step, self.step == self.settings.steps)
+        self.world.after_step(self.step, self.step == self.settings.steps)
         self.rows.append(row if finite else {**row, "loss": _or_none(row["loss"]), "grad_norm": None})
         if not finite and not self.scale:
             self._report()
@@ -260,7 +270,7 @@ class Loop:
             self.average.update(self.step)
 
     def _fail(self, row: dict[str, Any], batches: list[Batch]) -> None:
-        where = statistics.culprit(self.model, batches, self._loss)
+        where = diagnostics.nonfinite_origin(self.model, batches, self._loss)
         kept = checkpoint.latest(self.folder.folder) or "none"
         raise FloatingPointError(
             f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; {where}. Nothing was saved "
@@ -269,20 +279,20 @@ class Loop:
 
     def _grown(self, batches: list[Batch]) -> str:
         """Where a spike begins, by running this step and the one before once more; changes nothing."""
-        slopes, states, found = statistics.gradients(self.model), checkpoint.random_states(), []
+        slopes, states, found = diagnostics.gradients(self.model), random_state.random_states(), []
         with torch.no_grad():
             for some in (self.before or batches, batches):
-                with statistics.activations(self.model) as sizes:
+                with diagnostics.activations(self.model) as sizes:
                     for batch in some:
                         self._loss(batch)
                 found.append(dict(sizes))
-        checkpoint.restore_random(states)
-        return statistics.grown(found[0], found[1], slopes)
+        random_state.restore_random(states)
+        return diagnostics.spike_origin(found[0], found[1], slopes)
 
     def _write_statistics(self, sizes: dict[str, float]) -> None:
-        kinds = {"activations": sizes, "gradients": statistics.gradients(self.model)}
-        kinds["weights"] = statistics.weights(self.model)
-        self.log.statistics({"step": self.step + 1, **{k: statistics.rounded(v) for k, v in kinds.items()}})
+        kinds = {"activations": sizes, "gradients": diagnostics.gradients(self.model)}
+        kinds["weights"] = diagnostics.weights(self.model)
+        self.log.statistics({"step": self.step + 1, **{k: diagnostics.rounded(v) for k, v in kinds.items()}})
 
     def _report(self) -> None:
         """Writes down the steps since the last report."""
@@ -300,13 +310,13 @@ class Loop:
     @torch.no_grad()
     def _evaluate(self) -> None:
         assert self.measure is not None
-        states = checkpoint.random_states()  # a measure that draws does not change the run
+        states = random_state.random_states()  # a measure that draws does not change the run
         self.model.eval()
         with self.averaged():
             measured = float(self.measure(self.model))
-        self.held_out = self.world.once(lambda: measured)  # all decide the same, whatever their last bits
+        self.held_out = self.world.on_main(lambda: measured)  # all decide the same, whatever their last bits
         self.model.train()
-        checkpoint.restore_random(states)
+        random_state.restore_random(states)
         if not math.isfinite(self.held_out):
             self.watch.say(f"step {self.step}: the measure is {self.held_out}, which is never the best one")
         elif self.best is None or self.held_out < self.best["held_out"]:
@@ -319,11 +329,11 @@ class Loop:
         return self.average.swapped() if self.average else contextlib.nullcontext()
 
     def _save(self) -> None:
-        weights = self.world.whole(self.model.state_dict())
+        weights = self.world.gather(self.model.state_dict())
         moments = optim.moments(self.optimizer, self.model)
-        tensors = {f"optimizer.{k}": v for k, v in self.world.whole(moments).items()}
-        tensors |= {f"random.{k}": v for k, v in checkpoint.random_states().items()}
-        tensors |= {f"world.{k}": v for k, v in self.world.own(moments).items()}
+        tensors = {f"optimizer.{k}": v for k, v in self.world.gather(moments).items()}
+        tensors |= {f"random.{k}": v for k, v in random_state.random_states().items()}
+        tensors |= {f"world.{k}": v for k, v in self.world.local_state(moments).items()}
         settings = dataclasses.asdict(self.settings)
         facts = {"settings": settings, "facts": self.facts, "best": self.best, "torch": torch.__version__}
         facts["scale"] = self.scale.state() if self.scale else None
@@ -332,9 +342,9 @@ class Loop:
         keep, ema = self.settings.keep_last, None
         if self.average:
             with self.average.swapped():
-                ema = {name: value.clone() for name, value in self.world.whole(self.model.state_dict()).items()}
+                ema = {name: value.clone() for name, value in self.world.gather(self.model.state_dict()).items()}
         what = (self.step, self.model, weights, tensors, facts, keep, best, ema, self.types)
-        self.world.once(lambda: self.folder.save(*what))
+        self.world.on_main(lambda: self.folder.save(*what))
         self.saved = self.step
 
     def _restore(self, folder: Path) -> None:
@@ -363,10 +373,10 @@ class Loop:
             checkpoint.restore_weights(self.model, folder, self.world, kept["master"])
         if self.scale:
             self.scale.restore(said["scale"])
-        moments = self.world.split(kept["optimizer"], dict(self.model.named_parameters()))
+        moments = self.world.shard(kept["optimizer"], dict(self.model.named_parameters()))
         optim.restore_moments(self.optimizer, self.model, moments)
-        checkpoint.restore_random(kept["random"])
-        self.world.restore(kept["world"], optim.moments(self.optimizer, self.model))
+        random_state.restore_random(kept["random"])
+        self.world.load_local_state(kept["world"], optim.moments(self.optimizer, self.model))
         self.step, self.best = said["step"], said["best"]
         self.saved = self.step if folder.parent.resolve() == self.folder.folder.resolve() else -1
 

@@ -13,7 +13,11 @@ kind has a method `counted(labels)` of its own; it is then given as many counts 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,10 +30,23 @@ from anyformer.data.labels import shift_right as shift_right
 from anyformer.hub.pooling import MODES, pooled
 from anyformer.skeletons.base import Output
 
+Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
+
 
 def counted(labels: Tensor) -> Tensor:
     """How many labels count: a whole number, in a tensor of no dimensions."""
     return (labels != IGNORE).sum()
+
+
+def smoothed(objective: Any, share: float) -> Objective:
+    """The objective with label smoothing.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if share and "label_smoothing" not in inspect.signature(objective).parameters:
+        raise ValueError(f"label_smoothing={share} is for objectives over classes or tokens; this task's has none")
+    return partial(objective, label_smoothing=share) if share else objective
 
 
 def causal_lm(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
@@ -161,6 +178,40 @@ class Contrastive:
         return find_own(x @ others.mT / self.temperature, labels, numbers, first)
 
 
+@dataclass(frozen=True)
+class Matching:
+    """CLIP's loss (Radford et al., 2021; arXiv:2103.00020): of all texts find the picture's, and the other way round.
+
+    ```
+    s_ij = scale * image_i . text_j
+    loss = -(sum_i log softmax_j(s_ij)[i] + sum_j log softmax_i(s_ij)[j]) / (2 count)
+    ```
+    Labels (B,) are numbers of the texts: rows of one number are no wrong answers for each other, a row of -100 only
+    serves as a wrong answer. With labels that all differ it is the loss of the published code.
+
+    The wrong answers are the rows of one *batch*, on all processes, which exchange their vectors with gradients: how
+    many processes there are changes nothing. Accumulated batches would not see each other, so they are refused.
+    """
+
+    across: ClassVar[bool] = True  # a step's rows must be one batch
+
+    def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+        image, text, scale = (output.heads[name] for name in ("image", "text", "scale"))
+        both, numbers, first = gathered(torch.cat((image, text), -1), labels)  # (N, 2 E)
+        images, texts = both.chunk(2, -1)
+        found = find_own((scale * image @ texts.mT).float(), labels, numbers, first)
+        return (found + find_own((scale * text @ images.mT).float(), labels, numbers, first)) / (2 * count)
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """The number of rows that count."""
+        return counted(labels)
+
+    def guess(self, labels: Tensor) -> float:
+        """The sum of the losses of a guess that takes every allowed answer for as likely."""
+        allowed = (as_right(labels, labels, 0).logical_not()).sum(1)  # (B,)
+        return float(allowed[labels != IGNORE].log().sum())
+
+
 def find_own(scores: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Tensor:
     """-sum over rows of log softmax(scores) at a row's own column, `first` + its number; without rows of -100, and
     without the columns that are as right. (B, N), (B,), (N,) -> a number."""
@@ -198,22 +249,6 @@ def gathered(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
     dist.all_gather(numbers, F.pad(labels, (0, short)))
     cut = [torch.cat([t[:size] for t, size in zip(parts, sizes, strict=True)]) for parts in (every, numbers)]
     return cut[0], cut[1], sum(sizes[: dist.get_rank()])
-
-
-def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
-    """The loss and the auxiliary losses that parts added (`Flow.add_aux`).
-
-    An auxiliary loss is a mean over the real tokens of one batch; `share` is the share of the step's in that batch.
-    """
-    return loss + share * torch.stack(list(output.aux.values())).sum() if output.aux else loss
-
-
-def real_tokens(batch: dict[str, Tensor]) -> int:
-    """How many tokens (patches' pixels, for images) of a batch are no padding: what auxiliary losses are means over."""
-    for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
-        if name in batch:
-            return int((batch[name] >= at_least).sum())
-    return next(batch[n] for n in ("decoder_input_ids", "input_ids", "pixel_values") if n in batch).numel()
 
 
 def _cross_entropy(

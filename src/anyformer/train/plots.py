@@ -35,7 +35,7 @@ def write(folder: Path, unit: str = "") -> None:
 
 
 def _panels(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Title and curves of each panel; what a model's parts report has some of its own, see `train.figures`."""
+    """Title and curves of each panel; metrics of parts (`train.step_loss.metrics`) have panels of their own."""
     names = dict.fromkeys(name for row in rows for name in row if row[name] is not None)
     shown = [(title, [key]) for key, title in PANELS.items() if key in names]
     for name in (name for name in names if name not in COLUMNS and not name.endswith("_greatest")):

@@ -17,15 +17,19 @@ from anyformer.data.batches import Batches
 from anyformer.data.order import Global
 from anyformer.data.prefetch import Prefetch
 from anyformer.hub.formats.guard import atomic_write
+from anyformer.train import plots
 from anyformer.train.checkpoint import Run
 from anyformer.train.distributed import world
-from anyformer.train.loop import Done, Loop
+from anyformer.train.distributed.base import World
+from anyformer.train.energy import Energy
+from anyformer.train.loggers import observers
+from anyformer.train.loop import Done, Loop, Measure
+from anyformer.train.memory import check_memory
+from anyformer.train.objectives import Objective, smoothed
+from anyformer.train.progress import Screen
 from anyformer.train.schedule import ENDING
 from anyformer.train.settings import Settings
-from anyformer.train.show import Screen
-from anyformer.train.tasks import Task
-from anyformer.train.watching import ended, smoothed, watched
-from anyformer.train.world import World
+from anyformer.train.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Session:
     screen: Screen
 
     def learn(self, model: Any, task: Task, settings: Settings, facts: dict[str, Any]) -> tuple[Loop, Done]:
-        """Trains the model, with all that the options offer around it (`train.watching`).
+        """Trains the model, with all that the options offer around it (`_loop`).
 
         Args:
             facts: what decides the numbers beside the task and the settings, for comparison when the run resumes.
@@ -63,10 +67,10 @@ class Session:
             batches: Batches = Global(task.rows, given["batch"])
             if given["workers"]:
                 batches = stack.enter_context(Prefetch(batches, given["workers"]))
-            loop = watched(screen, given, model, batches, objective, settings, self.run, measure, facts, self.world)
-            self.world.once(self._write_config)  # not before: a run that is refused leaves everything as it was
+            loop = _loop(screen, given, model, batches, objective, settings, self.run, measure, facts, self.world)
+            self.world.on_main(self._write_config)  # not before: a run that is refused leaves everything as it was
             done = loop.run()
-        self.world.once(lambda: ended(screen, loop))
+        self.world.on_main(lambda: _finish(screen, loop))
         return loop, done
 
     def conclude(self, done: Done) -> None:
@@ -107,7 +111,7 @@ def told_rate(s: Settings) -> str:
 def session(given: dict[str, Any], name: str) -> Iterator[Session]:
     """Joins the processes, opens the folder of the run (`name` is a part of a new one's) and the screen."""
     with world(given["parallel"], given["mesh"], given["exchange"], given["device"]) as processes:
-        folder = processes.once(lambda: _folder(given["out"], name, given["resume"]))
+        folder = processes.on_main(lambda: _folder(given["out"], name, given["resume"]))
         with Run(folder, given["resume"], processes) as run, Screen(given["quiet"] or not processes.main) as screen:
             yield Session(given, processes, run, screen)
 
@@ -132,3 +136,38 @@ def context_of(model: Any, context: int | None, longest: int, least: int, hint: 
     if context < least or (most is not None and context > most):
         raise ValueError(f"context={context} must be from {least} to what the model reads, {most}{hint}")
     return context
+
+
+def _loop(
+    screen: Screen,
+    given: dict[str, Any],
+    model: Any,
+    batches: Any,
+    objective: Objective,
+    settings: Settings,
+    run: Run,
+    measure: Measure,
+    facts: dict[str, Any],
+    processes: World,
+) -> Loop:
+    """The loop, ready to run. `given` are the options of `train`: memory, energy, tensorboard, wandb are read here.
+
+    Raises:
+        ValueError: if the run will not fit the memory, or energy cannot be measured. ImportError: for what is missing.
+    """
+    check_memory(screen, model, batches(0), objective, settings, given["memory"])
+    screen.energy = Energy() if given["energy"] else None
+    facts = {**facts, "label_smoothing": given["label_smoothing"]}
+    loop = Loop(model, batches, objective, settings, run, measure, facts, screen, processes)
+    reports = (given[k] and processes.main for k in ("tensorboard", "wandb"))
+    loop.watch = observers(screen, run.folder, given, *reports)  # writes: not for a run that is refused
+    return loop
+
+
+def _finish(screen: Screen, loop: Loop) -> None:
+    """Closes what was reported to, and draws the curves."""
+    loop.watch.finish()
+    try:
+        plots.write(loop.folder.folder, screen.unit)
+    except ImportError as error:  # the log is there: they can be drawn later
+        screen.say(str(error))

@@ -300,7 +300,7 @@ def hides_everything(mask: Mask) -> bool:
     enough = 2 + 2 * math.prod(1 + abs(n) for n in _numbers(mask))
     if enough > LOOKED_AT:
         return False
-    with _disable_current_modes():  # a pass with tensors that hold nothing (`train.predict`) asks as well
+    with _disable_current_modes():  # a pass with tensors that hold nothing (`train.memory`) asks as well
         return not bool(View(mask, 0, enough, 0, enough, device=torch.device("cpu")).tensor().any())
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 
 from anyformer.core.recipe import nearest
-from anyformer.train.world import World
+from anyformer.train.distributed.base import World
 
 EXCHANGE: dict[str, dict[str, float]] = {  # every kind of `parallel`, with the numbers that it has
     "ddp": {},
@@ -40,7 +40,7 @@ def world(
         parallel: ddp: each process has all weights and a part of each batch, gradients are added up. fsdp: weights,
             gradients and moments in parts too. tp: the matrices of each layer are split. ep: the same, but experts of a
             mixture are whole, each in one process. zero: DeepSpeed's, moments and gradients in parts. powersgd, local,
-            diloco: ddp that exchanges less, see `distributed.sparing`.
+            diloco: ddp that exchanges less, see `distributed.low_communication`.
         mesh: how many processes share a batch (data) and a matrix (tensor), e.g. {"data": 2, "tensor": 2}; what is not
             said follows from the number of processes.
         exchange: numbers of zero (stage), powersgd (rank, start), local (every), diloco (every, lr, momentum).
@@ -76,9 +76,9 @@ def world(
 def _joined(parallel: str, split: int, exchange: dict[str, float], device: str | None) -> World:
     import torch
 
-    from anyformer.train.distributed.group import Group
-    from anyformer.train.distributed.sharded import Sharded
-    from anyformer.train.distributed.sparing import PowerSGD, Seldom
+    from anyformer.train.distributed.ddp import DDP
+    from anyformer.train.distributed.fsdp import FSDP
+    from anyformer.train.distributed.low_communication import LocalSGD, PowerSGD
 
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if parallel == "zero":
@@ -88,10 +88,10 @@ def _joined(parallel: str, split: int, exchange: dict[str, float], device: str |
     if parallel == "powersgd":
         return PowerSGD(split, kind, **exchange)
     if parallel in ("local", "diloco"):
-        return Seldom(split, kind, **exchange)
+        return LocalSGD(split, kind, **exchange)
     if parallel == "fsdp":
-        return Sharded(split, kind)
-    return Group(split, kind, experts=parallel == "ep")
+        return FSDP(split, kind)
+    return DDP(split, kind, experts=parallel == "ep")
 
 
 def _known(parallel: str, exchange: Mapping[str, float]) -> dict[str, float]:

@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from anyformer.train.distributed.tensor import Enter, Leave, own_dropout
+from anyformer.train.distributed.tensor import CopyTo, ReduceFrom, own_dropout
 
 Owned = dict[int, tuple[int, torch.Size]]  # id of a parameter -> which process of the group has it, and its shape
 
 
-class Nothing(torch.autograd.Function):
+class ZeroOutput(torch.autograd.Function):
     """0, of the shape of x; so are the gradients of x and of the parameters. Keeps both in the graph."""
 
     @staticmethod
@@ -77,7 +77,7 @@ def _answering(expert: nn.Module, here: bool, group: Any) -> Any:
     own = expert.forward
 
     def forward(x: Tensor, flow: Any) -> Tensor:
-        x = Enter.apply(x, group)
-        return Leave.apply(own(x, flow) if here else Nothing.apply(x, *expert.parameters()), group)
+        x = CopyTo.apply(x, group)
+        return ReduceFrom.apply(own(x, flow) if here else ZeroOutput.apply(x, *expert.parameters()), group)
 
     return forward

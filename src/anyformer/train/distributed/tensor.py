@@ -33,7 +33,7 @@ PLANS: dict[type[nn.Module], tuple[tuple[str, ...], str]] = {  # cut by outputs,
 }
 
 
-class Enter(torch.autograd.Function):
+class CopyTo(torch.autograd.Function):
     """x -> x; the gradient is the sum of the processes' gradients."""
 
     @staticmethod
@@ -49,7 +49,7 @@ class Enter(torch.autograd.Function):
         return gradient, None
 
 
-class Leave(torch.autograd.Function):
+class ReduceFrom(torch.autograd.Function):
     """x -> the sum of the processes' x; the gradient passes."""
 
     @staticmethod
@@ -64,14 +64,14 @@ class Leave(torch.autograd.Function):
         return gradient, None
 
 
-class Rows(nn.Linear):
+class RowParallelLinear(nn.Linear):
     """A linear layer that knows some of its inputs: y = sum over processes of W_i x_i, + b. Shape: (..., I / n) ->
     (..., O)."""
 
     group: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        y = Leave.apply(F.linear(x, self.weight), self.group)
+        y = ReduceFrom.apply(F.linear(x, self.weight), self.group)
         return y if self.bias is None else y + self.bias
 
 
@@ -135,7 +135,7 @@ def _split(model: nn.Module, m: Any, cut: dict[int, int], group: Any) -> None:
         linear.out_features = len(linear.weight)
     last = getattr(m, row)
     _cut(last, "weight", 1, cut, group)
-    rows = Rows(last.weight.shape[1], last.out_features, last.bias is not None, device="meta")
+    rows = RowParallelLinear(last.weight.shape[1], last.out_features, last.bias is not None, device="meta")
     rows.weight, rows.bias, rows.group = last.weight, last.bias, group
     replace(m, row, rows)
     if isinstance(m, Attention):
@@ -145,7 +145,7 @@ def _split(model: nn.Module, m: Any, cut: dict[int, int], group: Any) -> None:
     else:
         doors = [m]
     for door in doors:
-        door.register_forward_pre_hook(lambda _, args: (Enter.apply(args[0], group), *args[1:]))
+        door.register_forward_pre_hook(lambda _, args: (CopyTo.apply(args[0], group), *args[1:]))
     if m.dropout:
         own_dropout(m, dist.get_rank(group))
 

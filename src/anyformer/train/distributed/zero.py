@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from anyformer.train.distributed.group import Group
+from anyformer.train.distributed.ddp import DDP
 
 
-class Zero(Group):
-    """As `Group`, with DeepSpeed between the gradients and the optimiser.
+class Zero(DDP):
+    """As `DDP`, with DeepSpeed between the gradients and the optimiser.
 
     Args:
         stage: 1: moments in parts. 2: gradients too.
@@ -49,7 +49,7 @@ class Zero(Group):
         self.loss = loss
         return lambda *given: self.engine(*given)
 
-    def adopt(self, optimizer: Any) -> Any:
+    def wrap_optimizer(self, optimizer: Any) -> Any:
         import deepspeed
 
         if not isinstance(optimizer, torch.optim.AdamW):
@@ -65,22 +65,22 @@ class Zero(Group):
         self.engine = deepspeed.initialize(
             model=self.loss, optimizer=optimizer, model_parameters=trained, config=settings, dist_init_required=False
         )[0]
-        return Parted(self.engine)
+        return ZeroOptimizer(self.engine)
 
-    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.engine.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * self.copies, scale_wrt_gas=False)
 
-    def clip(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
+    def clip_grad_norm(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
         zero = self.engine.optimizer  # shortens by itself, when the optimiser steps; 0 is its word for never
         zero.clip_grad = limit if math.isfinite(limit) else 0.0
         return torch.as_tensor(zero.scaled_global_norm())
 
 
-class Parted:
+class ZeroOptimizer:
     """DeepSpeed's optimiser, with a state by parameter like any other's. Reading and writing a state is for all
     processes together."""
 
@@ -88,7 +88,7 @@ class Parted:
         self.engine, zero = engine, engine.optimizer
         self.param_groups = zero.param_groups
         self.state = {
-            p: Stretch(p, zero.optimizer.state, flat)
+            p: ShardedState(p, zero.optimizer.state, flat)
             for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
             for p in group
         }
@@ -101,7 +101,7 @@ class Parted:
         """`step` has done it."""
 
 
-class Stretch(MutableMapping[str, Tensor]):
+class ShardedState(MutableMapping[str, Tensor]):
     """The state of one parameter, of which this process has a stretch, or nothing.
 
     Args:

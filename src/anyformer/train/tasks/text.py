@@ -1,127 +1,30 @@
-"""Tasks: batches by number, what is learned, what is measured, and what must be beaten. Here: those on text.
-
-B rows of a batch, T places, L tokens of a window, N examples, C channels.
-"""
+"""Tasks on text: causal, masked (BERT), span (T5) and denoise (BART). L tokens of a window."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
+from anyformer.data import corpus as corpora
 from anyformer.data import corrupt, text
 from anyformer.data.batches import Batch
 from anyformer.data.corpus import Corpus, Order
 from anyformer.data.order import Rows
 from anyformer.data.store import Example
-from anyformer.train import kinds, objectives
-from anyformer.train.examples import taught
-from anyformer.train.kinds import role
-from anyformer.train.objectives import IGNORE, counted
+from anyformer.train import objectives
+from anyformer.train.tasks import registry
+from anyformer.train.tasks.base import LABEL, Task, collate
+from anyformer.train.tasks.encode import teacher_forced
+from anyformer.train.tasks.registry import role
 
 Draw = Callable[[np.ndarray, np.random.Generator], Example]  # windows (n, L) -> an example
 HELD_OUT = 256  # examples of a source, at most, on which a task on text is measured
 SEED = 1 << 40  # of what is held out: the same in every run, and no run's own
-LEARNED = 64  # batches from which a guess learns
-WRONG, LABEL = "of labels wrong", "nats a label"
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is trained on, and how well.
-
-    Attributes:
-        rows: what is trained on, by number.
-        held_out: batch size -> what is never trained on, in batches.
-        objective: what is learned. `loss`: what is measured; None: the share of wrong labels is. `unit`: in words.
-        told: how much there is of it, in words. `notes`: what else a user should know.
-        facts: what decides the numbers, for comparison when a run resumes.
-        divisor: of the measured loss; by default the number of labels.
-        guess: what is measured of a guess that looks at little, where it is known.
-        size: examples of an epoch, where they are counted.
-    """
-
-    name: str
-    rows: Rows
-    held_out: Callable[[int], Iterator[Batch]]
-    objective: Any
-    loss: Any
-    unit: str
-    told: str
-    facts: dict[str, Any]
-    notes: tuple[str, ...] = field(default=())
-    divisor: float | None = None
-    guess: float | None = None
-    size: int = 0
-
-    @torch.no_grad()
-    def measure(self, model: Any, batch: int) -> float:
-        """On what is held out, lower is better: the mean loss of a label, or the share of wrong ones."""
-        device, total, count = next(model.parameters()).device, 0.0, 0
-        for given in self.held_out(batch):
-            inputs = {name: value.to(device) for name, value in given.items()}
-            labels = inputs.pop("labels")
-            output = model(**inputs)
-            if self.loss is None:
-                total += int(((output.logits.argmax(-1) != labels) & (labels != IGNORE)).sum())
-            else:
-                labels = self._said(labels)
-                total += float(self.loss(output, labels, 1.0))
-            count += int(getattr(self.loss, "counted", counted)(labels))
-        return total / (self.divisor or max(1, count))
-
-    def baseline(self, batch: int) -> float:
-        """The same of a guess; where it is not known, of one that looks at nothing: how often each label is, counted in
-        what is trained on."""
-        if self.guess is not None:
-            return self.guess
-        if guess := getattr(self.objective, "guess", None):
-            every = [b["labels"] for b in self.held_out(batch)]
-            return sum(map(guess, every)) / max(1, sum(int(counted(labels)) for labels in every))
-        learned = torch.cat([self._said(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)])
-        wanted = torch.cat([self._said(b["labels"]).flatten() for b in self.held_out(batch)])
-        learned, wanted = learned[learned != IGNORE], wanted[wanted != IGNORE]
-        if wanted.is_floating_point():
-            return float((wanted - learned.mean()).square().mean())
-        counts = torch.bincount(learned, minlength=int(max(learned.max(), wanted.max())) + 1).double()
-        if self.loss is None:
-            return float((wanted != counts.argmax()).double().mean())
-        return float(-((counts + 1) / (counts + 1).sum()).log()[wanted].mean())
-
-    def _said(self, labels: torch.Tensor) -> torch.Tensor:
-        """The labels of tokens alone, where those of pairs stand before them."""
-        return labels[:, 1:] if isinstance(self.objective, objectives.MaskedAndNextSentence) else labels
-
-
-def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
-    """Examples as a batch, padded on the right to the longest, with masks where anything is padded."""
-    fill = {"labels": IGNORE, "token_type_ids": 0}
-    batch: Batch = {}
-    for name in examples[0]:
-        values = [np.asarray(example[name]) for example in examples]
-        if values[0].ndim == 3:  # an image
-            batch[name] = torch.from_numpy(np.stack(values))  # (B, C, height, width)
-            continue
-        kind = torch.float32 if values[0].dtype.kind == "f" else torch.long
-        if values[0].ndim == 0:
-            batch[name] = torch.tensor([v.item() for v in values], dtype=kind)  # (B,)
-            continue
-        lengths, width = [len(v) for v in values], max(map(len, values))
-        inner = values[0].shape[1:]
-        batch[name] = torch.full((len(values), width, *inner), fill.get(name, pad), dtype=kind)  # (B, T, …)
-        for row, value in zip(batch[name], values, strict=True):
-            row[: len(value)] = torch.as_tensor(value.astype(np.float32 if kind.is_floating_point else np.int64))
-        if name.endswith("input_ids") and min(lengths) < width:
-            mask = name.replace("input_ids", "attention_mask")
-            batch[mask] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
-    return batch
-
-
-# ------------------------------------------------------------------------------------------------ text
+LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
 
 
 def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, seed: int, bigram: float | None) -> Task:
@@ -231,10 +134,10 @@ def _masked(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
 def _span(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
     """T5: sources of `context` tokens, and the spans that are missing there."""
     end = role(model.tokenizer, "span", "eos_token")
-    spans = corrupt.Spans(kinds.sentinels(model.tokenizer), end)
+    spans = corrupt.Spans(registry.sentinels(model.tokenizer), end)
 
     def draw(windows: np.ndarray, rng: np.random.Generator) -> Example:
-        return taught(*spans(windows[0], rng), model.begin_id)
+        return teacher_forced(*spans(windows[0], rng), model.begin_id)
 
     return draw, spans.room(context), 1, objectives.seq2seq, objectives.seq2seq
 
@@ -248,6 +151,29 @@ def _denoise(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
 
     def draw(windows: np.ndarray, rng: np.random.Generator) -> Example:
         noisy = corrupt.infill(corrupt.permute(windows[0], stops, rng), mask, rng)[: context - 1]  # many empty spans
-        return taught(np.append(noisy, end), np.append(windows[0], end), model.begin_id)
+        return teacher_forced(np.append(noisy, end), np.append(windows[0], end), model.begin_id)
 
     return draw, context - 2, 1, objectives.seq2seq, objectives.seq2seq
+
+
+class TextData:
+    """Text, see `data.corpus`. `given` are the options of `train`, which says what is raised."""
+
+    classes, longest = 0, LONGEST
+    implied: ClassVar[dict[str, Any]] = {}  # hyperparameters that the data decide
+
+    def __init__(self, kind: str, given: dict[str, Any]):
+        self.kind, self.given = kind, given
+        self.texts = corpora.read(given["data"], given["fields"], given["cache"])
+
+    def words(self) -> Iterator[str]:
+        """To make a tokenizer from."""
+        return corpora.learn(self.texts)
+
+    def task(self, model: Any) -> Task:
+        """The task for a model."""
+        given = self.given
+        # a tokenizer that loses letters has less to say than the bytes that it would be measured by
+        bigram = corpora.bigram(self.texts) if corpora.comes_back(model.tokenizer, self.texts) else None
+        corpus = corpora.Corpus.of(model.tokenizer, self.texts, given["cache"])
+        return on_text(self.kind, model, corpus, given["rows"], given["context"], given["seed"], bigram)

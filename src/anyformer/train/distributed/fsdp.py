@@ -19,13 +19,13 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from anyformer.core.rewrite import select
-from anyformer.train.distributed.group import Group
+from anyformer.train.distributed.ddp import DDP
 
 UNITS = "**.blocks.*"
 
 
-class Sharded(Group):
-    """As `Group`, with weights, gradients and moments in parts. Units are the blocks, and one of all the rest."""
+class FSDP(DDP):
+    """As `DDP`, with weights, gradients and moments in parts. Units are the blocks, and one of all the rest."""
 
     sharded = True
 
@@ -39,7 +39,7 @@ class Sharded(Group):
         self.model.register_forward_hook(_forget)
         return loss
 
-    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 

@@ -29,14 +29,14 @@ from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
 from anyformer.hub.text.reading import reading
-from anyformer.train.kinds import role
 from anyformer.train.objectives import IGNORE
+from anyformer.train.tasks.registry import role
 
 Encode = Callable[[Row], list[Example]]  # two examples for a pair; none where there is nothing to learn
 
 
 @dataclass(frozen=True)
-class Encoder:
+class RowEncoder:
     """Rows of a task to examples of a model.
 
     Args:
@@ -105,37 +105,37 @@ def _check(column: str, value: Any) -> None:
         raise ValueError(f"{column!r} is {value!r:.60}; every row needs {kind} there")
 
 
-def _written(e: Encoder, row: Row) -> list[Example]:
+def _written(e: RowEncoder, row: Row) -> list[Example]:
     ids, labels = written(e.model.tokenizer, row, e.columns[0], e.limit)
     if all(label == IGNORE for label in labels):
         return []
     return [{"input_ids": np.array(ids), "labels": np.array(labels)}]
 
 
-def _pair(e: Encoder, row: Row) -> list[Example]:
+def _pair(e: RowEncoder, row: Row) -> list[Example]:
     asked, said = (str(row[name]) for name in e.columns)
     source = whole(e.model.tokenizer, asked, e.limit, ends=True, closed=True)
     target = whole(e.model.tokenizer, said, e.limit, ends=True)
-    return [taught(np.array(source), np.array(target), e.model.begin_id)]
+    return [teacher_forced(np.array(source), np.array(target), e.model.begin_id)]
 
 
-def taught(source: np.ndarray, target: np.ndarray, begin_id: int) -> Example:
+def teacher_forced(source: np.ndarray, target: np.ndarray, begin_id: int) -> Example:
     """What an encoder-decoder reads and says, by teacher forcing."""
     return {"input_ids": source, "decoder_input_ids": np.append(begin_id, target[:-1]), "labels": target}
 
 
-def _classified(e: Encoder, row: Row) -> list[Example]:
+def _classified(e: RowEncoder, row: Row) -> list[Example]:
     ids = np.array(whole(e.model.tokenizer, str(row["text"]), e.limit))
     return [{"input_ids": ids, "labels": np.array(e.place(row["label"]))}]
 
 
-def _embedded(e: Encoder, row: Row) -> list[Example]:
+def _embedded(e: RowEncoder, row: Row) -> list[Example]:
     number = _number(str(row["anchor"]))  # two pairs of one anchor are no wrong answers for each other
     texts = (whole(e.model.tokenizer, str(row[name]), e.limit) for name in e.columns)
     return [{"input_ids": np.array(ids), "labels": number} for ids in texts]
 
 
-def _tagged(e: Encoder, row: Row) -> list[Example]:
+def _tagged(e: RowEncoder, row: Row) -> list[Example]:
     """The first token of each word has its label."""
     t, words, said = e.model.tokenizer, row["words"], row["labels"]
     if len(words) != len(said):
@@ -150,18 +150,18 @@ def _tagged(e: Encoder, row: Row) -> list[Example]:
     return [{"input_ids": np.array(around), "labels": np.array([IGNORE, *labels[: e.limit - 2], IGNORE])}]
 
 
-def _pictured(e: Encoder, row: Row) -> list[Example]:
+def _pictured(e: RowEncoder, row: Row) -> list[Example]:
     """The image as its file holds it, or the name of that file: it is decoded when a batch needs it."""
     return [{**_kept(e, row["image"]), "labels": np.array(e.place(row["label"]))}]
 
 
-def _kept(e: Encoder, image: Any) -> Example:
+def _kept(e: RowEncoder, image: Any) -> Example:
     if isinstance(image, str | os.PathLike):
         return {"path": np.frombuffer(os.fsencode(pictures.below(e.root, image)), np.uint8)}
     return {"bytes": np.frombuffer(pictures.content(image), np.uint8)}
 
 
-def _matched(e: Encoder, row: Row) -> list[Example]:
+def _matched(e: RowEncoder, row: Row) -> list[Example]:
     """The image, the ids of the text, and its number: rows of one text are no wrong answers for each other."""
     text = str(row["text"])
     ids = np.array(whole(e.model.tokenizer, text, e.limit))
@@ -173,7 +173,7 @@ def _number(text: str) -> np.ndarray:
     return np.array(zlib.crc32(text.encode("utf-8", "replace")) >> 1)
 
 
-_ENCODERS: dict[str, Callable[[Encoder, Row], list[Example]]] = {
+_ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched,
 }  # fmt: skip

@@ -24,13 +24,15 @@ from anyformer.data.mixing import picked, shares
 from anyformer.data.order import shuffled
 from anyformer.data.store import Store, stored
 from anyformer.hub.processors import Steps, TrajectoryProcessor
-from anyformer.train import objectives, rows
-from anyformer.train.tasks import Task
+from anyformer.train import objectives
+from anyformer.train.tasks import tables
+from anyformer.train.tasks.base import Task
+from anyformer.train.tasks.splits import one_in_ten
 
 WINDOW = 20  # steps that a model sees at once, where nothing is said
 
 
-class Decisions:
+class EpisodeData:
     """What `train` learns from: rows that are episodes; every tenth one is held out."""
 
     classes, longest = 0, WINDOW
@@ -39,12 +41,12 @@ class Decisions:
         if given["rows"] == "packed":
             raise ValueError(f"rows=packed is for text, and {kind} reads windows of episodes; leave rows out")
         self.kind, self.given = kind, given
-        self.tables = rows.read(given["data"], given["fields"])
+        self.tables = tables.read(given["data"], given["fields"])
         self.parts: tuple[list[Episodes], list[Episodes]] = ([], [])
         self.keys = [table.key(COLUMNS) for table in self.tables]
         for table, key in zip(self.tables, self.keys, strict=True):
             store = kept(table, key, given["cache"])
-            for part, places in zip(self.parts, rows.tenth(table.source.name, len(store)), strict=True):
+            for part, places in zip(self.parts, one_in_ten(table.source.name, len(store)), strict=True):
                 part.append(Episodes(store, places.of(np.arange(places.size))))
         self._check()
 
@@ -134,7 +136,7 @@ class Decisions:
             )
 
 
-def kept(table: rows.Table, key: str, cache: str | Path | None) -> Store:
+def kept(table: tables.Table, key: str, cache: str | Path | None) -> Store:
     """The episodes of a table, read now or before."""
     return stored(lambda: examples(table.rows(COLUMNS), table.source.name), f"episodes {key}", cache)
 

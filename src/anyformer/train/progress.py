@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 from anyformer.train.energy import Energy
-from anyformer.train.log import Watch
+from anyformer.train.loggers import Observer
 
 LINES = 20  # plain lines that a run prints where there is no terminal
 
 
-class Screen(Watch):
+class Screen(Observer):
     """Shows loss, learning rate, gradient norm, tokens a second, memory and the time left. Use as a context manager.
 
     Args:
@@ -86,7 +86,7 @@ class Screen(Watch):
 
 
 def reported(row: dict[str, Any]) -> dict[str, str]:
-    """What the model's parts report (`train.figures`), or nothing."""
+    """What the model's parts report (`train.step_loss.metrics`), or nothing."""
     losses = {name[4:]: f"{value:.3f}" for name, value in row.items() if name.startswith("aux_")}
     names = [name.removesuffix("_least") for name in row if name.endswith("_least")]
     return losses | {n: f"{row[f'{n}_least']:.3f} to {row[f'{n}_greatest']:.3f}" for n in names}

@@ -11,16 +11,17 @@ from typing import Any, Literal
 import torch
 
 from anyformer.compress import nf4
-from anyformer.train import adapters, checkpoint, kinds, lora, rows, start
-from anyformer.train.examples import Encoder
+from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
 from anyformer.train.loop import Done
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings, warmup_of
-from anyformer.train.tasks import Task
+from anyformer.train.tasks import registry, rows, splits, tables
+from anyformer.train.tasks.base import Task
+from anyformer.train.tasks.encode import RowEncoder
 
 LONGEST = 512  # tokens of an example, where nothing is said and the model could read more
 RATES = {"full": 5e-5, "lora": 5e-4, "dora": 5e-4, "qlora": 5e-4}
-ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": list(start.INSIDE)}
+ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": list(model_setup.INSIDE)}
 MODEL = "model"  # the folder of the merged model, inside the run's
 
 
@@ -129,7 +130,7 @@ def finetune(
             labels; prompt and response; source and target; messages; anchor and positive; or text; of images a folder
             CLASS/NAME.png, or rows with image and label. Several: a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
         method: full: every weight learns; lora, dora: thin adapters do; qlora: adapters on weights in 4 bits.
-        task: what is learned, see `train.examples`; auto: what the examples' columns say.
+        task: what is learned, see `train.tasks.encode`; auto: what the examples' columns say.
         fields: columns that have other names: --fields.text review --fields.label stars.
         out: the folder of the run; by default a new one, runs/MODEL-METHOD-1, …
         targets: paths of the layers that get adapters, e.g. **.mixer.q; by default every layer of every block.
@@ -169,13 +170,13 @@ def finetune(
     given = dict(locals())
     given |= {"rates": rates or {}, "recompute": list(recompute or []), "ignore": list(ignore or [])}
     options = _options(given)
-    tables = rows.read(data, fields)
-    columns = tables[0].columns()
+    sources = tables.read(data, fields)
+    columns = sources[0].columns()
     measured = _held_out(held_out, fields, seed)
     with session(given, f"{Path(model).stem}-{method}") as now:
-        lm = start.base(model, tokenizer, changes, given["ignore"])
-        kind, columns = kinds.tuned(task, model, lm, columns)
-        names = rows.classes(tables, columns) if kind in start.ENDS else ()
+        lm = model_source.pretrained(model, tokenizer, changes, given["ignore"])
+        kind, columns = registry.infer(task, model, lm, columns)
+        names = tables.classes(sources, columns) if kind in model_setup.ENDS else ()
         if kind != "images":
             given["context"] = context_of(lm, context, LONGEST, 8, "")
         elif context is not None:
@@ -186,8 +187,8 @@ def finetune(
                 f"multiple of {now.world.size}"
             )
         lm, told = _ready(lm, kind, names, given, options)
-        encoder = Encoder(kind, columns, lm, names, given["context"] or 0)
-        goal = rows.on_rows(encoder, tables, measured, seed, cache)
+        encoder = RowEncoder(kind, columns, lm, names, given["context"] or 0)
+        goal = rows.on_rows(encoder, sources, measured, seed, cache)
         settings = _settings(given, goal.size, now.run.checkpoint)
         given |= {"lr": settings.lr, "warmup": settings.warmup}  # as resolved, for config.yaml
         learned, parameters = _numbers(lm)
@@ -195,7 +196,7 @@ def finetune(
             f"{model}, {kind}: {learned:,} of {parameters:,} numbers learn ({told}); {goal.told}; "
             f"{settings.steps} steps"
         )
-        before = now.world.once(lambda: goal.measure(lm.eval(), batch))
+        before = now.world.on_main(lambda: goal.measure(lm.eval(), batch))
         now.screen.say(f"before: held-out {_said(before, goal)}")
         facts = {"model": model, "method": method, "learn": learn or [], **options}
         facts |= {"changes": changes} if changes else {}
@@ -203,7 +204,9 @@ def finetune(
         kept, after = _best(done, settings)
         place = done.checkpoint.with_name(f"step-{kept:06d}") / ("ema" if ema else "")
         if now.world.size > 1 or kept != done.step or ema:  # it holds parts, or other weights
-            lm = _ready(start.base(model, tokenizer, changes, given["ignore"]), kind, names, given, options)[0]
+            lm = _ready(
+                model_source.pretrained(model, tokenizer, changes, given["ignore"]), kind, names, given, options
+            )[0]
             checkpoint.restore_weights(lm, place)
         now.conclude(done)
         folder = None if done.stopped else _finish(lm, now, place)
@@ -234,15 +237,15 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {name: default if given[name] is None else given[name] for name, default in ADAPTERS.items()}
 
 
-def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -> rows.Cut | list[rows.Table]:
+def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -> splits.Split | list[tables.Table]:
     """How to hold some of the examples out, or the tables that are."""
     try:
         share = float(str(held_out))
     except ValueError:
-        return rows.read(str(held_out), fields)
+        return tables.read(str(held_out), fields)
     if not 0 < share < 1:
         raise ValueError(f"held_out must be a share between 0 and 1, or a file; got {held_out}")
-    return rows.share(share, seed)
+    return splits.random_share(share, seed)
 
 
 def _ready(
@@ -250,13 +253,15 @@ def _ready(
 ) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and in words what learns."""
     fresh: list[str] = []
-    lm = start.see(lm) if kind in kinds.PICTURED else lm
+    lm = model_setup.with_processor(lm) if kind in registry.PICTURED else lm
     if names:
-        lm, fresh = start.classifier(lm, kind, names, given["seed"])
+        lm, fresh = model_setup.with_classifier(lm, kind, names, given["seed"])
     torch.manual_seed(given["seed"])
-    told = start.adapt(lm, given["method"], options["targets"], options["rank"], options["alpha"], options["dropout"])
+    told = model_setup.add_adapters(
+        lm, given["method"], options["targets"], options["rank"], options["alpha"], options["dropout"]
+    )
     if given["learn"] or given["method"] != "full":
-        start.let_learn(lm, [*(given["learn"] or []), *fresh], alone=given["method"] == "full")
+        model_setup.set_trainable(lm, [*(given["learn"] or []), *fresh], alone=given["method"] == "full")
     if given["method"] != "full":
         adapters.contents(lm)  # raises for what a checkpoint could not say
     return lm.to(given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")), told
@@ -302,5 +307,5 @@ def _finish(lm: Any, now: Session, place: Path) -> Path:
     lora.merge(lm)
     nf4.dequantise(lm)
     folder = now.run.folder / MODEL
-    now.world.once(lambda: lm.save(folder))
+    now.world.on_main(lambda: lm.save(folder))
     return folder

@@ -28,16 +28,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from anyformer.data.batches import Batch, checksum
-from anyformer.train import checkpoint, lora
+from anyformer.train import lora, random_state
 from anyformer.train.distributed import expert, tensor
+from anyformer.train.distributed.base import World
 from anyformer.train.objectives import Contrastive
-from anyformer.train.world import World
 
 V = TypeVar("V")
 PATIENCE = timedelta(minutes=20)  # a process that hangs, rather than dies, is given up after this long
 
 
-class Group(World):
+class DDP(World):
     """The processes that `torchrun` started, joined by gloo on CPUs and NCCL on GPUs.
 
     Args:
@@ -72,7 +72,7 @@ class Group(World):
         if self._made and kind is None:  # after an error the others may be gone, and nobody would answer
             dist.destroy_process_group()
 
-    def once(self, make: Callable[[], V]) -> V:
+    def on_main(self, make: Callable[[], V]) -> V:
         told: list[Any] = [None, None]
         if self.main:
             try:
@@ -86,9 +86,9 @@ class Group(World):
 
     def reseed(self, seed: int, step: int, own: bool) -> None:
         words = np.random.SeedSequence([seed, step, self.place + 1 if own else 0]).generate_state(2, np.uint32)
-        checkpoint.seed_all(int(words[0]) << 32 | int(words[1]))
+        random_state.seed_all(int(words[0]) << 32 | int(words[1]))
 
-    def prepare(self, loss: Any) -> Callable[..., Any]:
+    def wrap(self, loss: Any) -> Callable[..., Any]:
         for value in loss.model.state_dict().values():  # whoever built the model without a seed has another one
             dist.broadcast(value, 0)
         if self.size > self.copies and lora.adapters(loss.model):
@@ -128,24 +128,24 @@ class Group(World):
         self._ddp = DistributedDataParallel(loss, process_group=self.data, find_unused_parameters=True)
         return self._ddp
 
-    def adopt(self, optimizer: Any) -> Any:
+    def wrap_optimizer(self, optimizer: Any) -> Any:
         muon = getattr(torch.optim, "Muon", ())
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             if isinstance(optimizer, muon) and (isinstance(p, DTensor) or id(p) in self._cut):
                 raise ValueError("optimizer=muon needs whole matrices, and here they are in parts; use adamw, or ddp")
         return optimizer
 
-    def alike(self, batch: Batch) -> None:
+    def check_same_batch(self, batch: Batch) -> None:
         mine = torch.tensor([checksum(batch)])
         first = mine.clone()
         dist.broadcast(first, 0)
-        if self.any(not torch.equal(mine, first)):
+        if self.any_process(not torch.equal(mine, first)):
             raise ValueError(
                 "the processes were given different batches for the same number: data must not depend on the process, "
                 "since each one takes its own rows of the batch; shuffle with a fixed seed"
             )
 
-    def share(self, batch: Batch) -> Batch:
+    def local_rows(self, batch: Batch) -> Batch:
         rows = len(batch["labels"])
         if rows < self.copies:
             raise ValueError(f"a batch of {rows} rows cannot be shared by {self.copies} processes; give a larger batch")
@@ -157,24 +157,24 @@ class Group(World):
                 )
         return {name: value.tensor_split(self.copies)[self.place] for name, value in batch.items()}
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
         value = value.detach().clone()
         dist.all_reduce(value, group=self.data)
         return value
 
-    def any(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         said = torch.tensor(int(flag))
         dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
-    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last or self._ddp is None else self._ddp.no_sync()
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.copies).backward()  # what is exchanged is the mean over the copies, and the sum is wanted
 
     @torch.no_grad()
-    def clip(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
+    def clip_grad_norm(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
         lists: dict[tuple[bool, bool], list[Tensor]] = {(c, s): [] for c in (False, True) for s in (False, True)}
         for p in parameters:
             if p.grad is not None:
@@ -194,7 +194,7 @@ class Group(World):
         return norm
 
     @torch.no_grad()
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name, value in tensors.items():
             value = value.full_tensor() if isinstance(value, DTensor) else value.detach()
@@ -210,7 +210,7 @@ class Group(World):
                 found[name] = value.cpu()
         return found
 
-    def split(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shard(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name, value in tensors.items():
             if (axis := self._of(self.plan, name, value)) is not None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from anyformer.data.batches import Batch
-from anyformer.train.criterion import Objective
-from anyformer.train.log import Watch
-from anyformer.train.objectives import IGNORE, classification, masked_lm
+from anyformer.train.loggers import Observer
+from anyformer.train.objectives import IGNORE, Objective, classification, masked_lm
 
 
-def nothing_counts(step: int, first: bool, watch: Watch) -> None:
+def nothing_counts(step: int, first: bool, watch: Observer) -> None:
     """A step in which every label is -100.
 
     Raises:

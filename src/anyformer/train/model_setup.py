@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,9 @@ from torch import nn
 from anyformer.compress import nf4
 from anyformer.core import pages
 from anyformer.core.rewrite import select
-from anyformer.data.models import find
-from anyformer.hub import load
 from anyformer.hub.processors import ImageProcessor, trained
-from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import Classifier, First
-from anyformer.train import lora, masters
+from anyformer.train import lora, master_weights
 
 INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
 HEAD = "classes"  # the name of a head of classes
@@ -26,33 +23,7 @@ ENDS = {  # how published architectures with such a head are called
 }  # fmt: skip
 
 
-def base(
-    name: str, tokenizer: str | None = None, changes: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
-) -> Any:
-    """The model to start from, with its tokenizer: real weights by name (`anyformer ls`), a folder, a file, a hub id.
-
-    Raises:
-        FileNotFoundError: if there is none. ValueError: for an architecture without weights, a model without a
-            tokenizer, or a tokenizer that knows more tokens than the model.
-    """
-    model = load(find(name), ignore=ignore, **(changes or {}))
-    if model.vocab is None:
-        if tokenizer is not None:
-            raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
-        return model
-    if tokenizer is not None:
-        model.tokenizer = Tokenizer.load(tokenizer)
-    if model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer, and examples are text; give tokenizer, a folder that holds one")
-    if model.tokenizer.vocab_size > model.vocab:
-        raise ValueError(
-            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model knows {model.vocab}; they do not "
-            "belong together"
-        )
-    return model
-
-
-def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
+def with_classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
     """An encoder with a head for these classes, as published files of its page have it where they do.
 
     A head for the same classes, by name, stays; another one makes room.
@@ -84,7 +55,9 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
     same = before.get("id2label") == words
     types = {n: t.dtype for n, t in given.state_dict().items()}
     like = next(given.parameters()).dtype
-    masters.narrow(model, {n: types.get(n, like) for n, t in model.state_dict().items() if t.is_floating_point()})
+    master_weights.restore_types(
+        model, {n: types.get(n, like) for n, t in model.state_dict().items() if t.is_floating_point()}
+    )
     mine = model.state_dict()
     known = {
         n: t for n, t in given.state_dict().items()
@@ -94,7 +67,7 @@ def classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[
     return model, [n for n, _ in model.named_parameters() if n not in known]
 
 
-def see(model: Any) -> Any:
+def with_processor(model: Any) -> Any:
     """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
     if model.processor is None:
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
@@ -117,7 +90,7 @@ def _published(model: Any, ending: str) -> tuple[Any, str] | None:
     return None
 
 
-def adapt(model: Any, method: str, targets: Sequence[str], rank: int, alpha: float, dropout: float) -> str:
+def add_adapters(model: Any, method: str, targets: Sequence[str], rank: int, alpha: float, dropout: float) -> str:
     """Prepares a model for a method: qlora puts its layers into 4 bits; lora, dora and qlora add adapters.
 
     Returns:
@@ -130,7 +103,7 @@ def adapt(model: Any, method: str, targets: Sequence[str], rank: int, alpha: flo
     return f"{told}{method} of rank {rank} on {len(made)} layers"
 
 
-def let_learn(model: nn.Module, patterns: Sequence[str], alone: bool) -> None:
+def set_trainable(model: nn.Module, patterns: Sequence[str], alone: bool) -> None:
     """Lets the parameters at and below the paths learn.
 
     Args:

@@ -36,7 +36,7 @@ class World:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def once(self, make: Callable[[], V]) -> V:
+    def on_main(self, make: Callable[[], V]) -> V:
         """`make()`, by the main process alone; all get what it returns, or raise what it raises."""
         return make()
 
@@ -44,35 +44,35 @@ class World:
         """Before a step's batches are asked for: random generators alike everywhere; before its forward passes (`own`):
         other ones for other rows. Both depend on seed and step alone. One process lets its generators run on."""
 
-    def prepare(self, loss: Any) -> Callable[..., Any]:
+    def wrap(self, loss: Any) -> Callable[..., Any]:
         """What to call in place of `loss`, the loop's module of model and objective (`loss.model`). Called when the
         weights are there and before the optimiser is made, as parameters may be replaced."""
         return loss
 
-    def adopt(self, optimizer: Any) -> Any:
+    def wrap_optimizer(self, optimizer: Any) -> Any:
         """What to use in place of the optimiser: something with `param_groups`, `state`, `step` and `zero_grad`."""
         return optimizer
 
-    def alike(self, batch: Batch) -> None:
+    def check_same_batch(self, batch: Batch) -> None:
         """Checks that all processes were given the same global batch.
 
         Raises:
             ValueError: if they were not.
         """
 
-    def share(self, batch: Batch) -> Batch:
+    def local_rows(self, batch: Batch) -> Batch:
         """This process's rows of a global batch."""
         return batch
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
         """The sum of a number over all processes."""
         return value
 
-    def any(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Does any process say so? (a signal, a loss that is not finite)"""
         return flag
 
-    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward of one of the batches of a step; gradients are exchanged in the last one."""
         return contextlib.nullcontext()
 
@@ -80,28 +80,28 @@ class World:
         """Adds the gradients of this process's part of the loss."""
         loss.backward()
 
-    def clip(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
+    def clip_grad_norm(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
         """Shortens the gradient to `limit`; returns its length before, a norm over all parameters everywhere."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
-    def stepped(self, step: int, last: bool) -> None:
+    def after_step(self, step: int, last: bool) -> None:
         """Update number `step` (from 1) is done; `last`: no other follows."""
 
-    def own(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    def local_state(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
         """What each process alone knows and needs to go on, of all processes, on the main one, for a checkpoint.
         `moments` are its optimiser's, by path."""
         return {}
 
-    def restore(self, tensors: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """The inverse of `own`: puts what is this process's into `moments` and weights."""
+    def load_local_state(self, tensors: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """The inverse of `local_state`: puts what is this process's into `moments` and weights."""
         if tensors:
             raise ValueError("the checkpoint holds states of several processes; resume with the same parallel option")
 
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sharded tensors as whole ones, for a checkpoint that any number of processes can read. All call it; what it
         returns is for the main one, the others may get nothing."""
         return tensors
 
-    def split(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `whole`: each tensor sharded as its namesake in `like`."""
+    def shard(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `gather`: each tensor sharded as its namesake in `like`."""
         return tensors

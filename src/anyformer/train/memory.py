@@ -27,17 +27,17 @@ from torch.utils._pytree import tree_leaves
 
 from anyformer.core.recompute import recompute, recomputing
 from anyformer.data.batches import Batch
-from anyformer.train import checkpoint, masters, optim, precision
+from anyformer.train import master_weights, optim, precision, random_state
 from anyformer.train.objectives import Contrastive
+from anyformer.train.progress import Screen
 from anyformer.train.settings import Settings
-from anyformer.train.show import Screen
 
 GB = 1e9
-REHEARSED = 100  # steps from which on it is worth two more to know what they take
+DRY_RUN_FROM = 100  # steps from which on it is worth two more to know what they take
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Estimate:
     """What a step needs, in bytes, and how much it computes.
 
     Attributes:
@@ -60,15 +60,15 @@ class Prediction:
         return f"{self.peak / GB:.2f} GB at most ({parts})"
 
 
-class Unseen(ValueError):
+class NotEstimable(ValueError):
     """What a model will need depends on what is in its tensors."""
 
 
-def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Prediction:
+def estimate(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Estimate:
     """What a step with such batches will need; the model and the random generators stay as they are.
 
     Raises:
-        Unseen: if the model looks at the content of its tensors (a router's choice), which cannot be followed.
+        NotEstimable: if the model looks at the content of its tensors (a router's choice), which cannot be followed.
     """
     from torch._subclasses import fake_tensor
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
@@ -81,14 +81,16 @@ def predict(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
         try:
             return _step(fake.train(), fakes, objective, settings, device)
         except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException) as error:
-            raise Unseen(f"memory cannot be predicted: the model looks at the content of a tensor ({error})") from None
+            raise NotEstimable(
+                f"memory cannot be predicted: the model looks at the content of a tensor ({error})"
+            ) from None
 
 
-def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Prediction:
+def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Estimate:
     recompute(model, *settings.recompute)
-    masters.widen(model, settings.precision)
+    master_weights.to_float32(model, settings.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
-    live = Live()
+    live = LiveTensors()
     for tensor in (*model.parameters(), *model.buffers()):
         live.add(tensor)
     weights = live.now
@@ -106,7 +108,7 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     state += sum(p.nbytes for p in trained) if settings.ema else 0
     through = most + state + (gradients if settings.accumulate > 1 else 0)
     peak = max(through, weights + gradients + state)
-    return Prediction(weights, gradients, state, activations, peak, live.flops * settings.accumulate)
+    return Estimate(weights, gradients, state, activations, peak, live.flops * settings.accumulate)
 
 
 def _loss(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Tensor:
@@ -123,7 +125,7 @@ def _one(objective: Any, labels: Tensor) -> Tensor | float:
     return 1.0 if own is None else torch.ones_like(own(labels), dtype=torch.float32)
 
 
-class Live(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of all tensors that live, and the operations of matrix products."""
 
     def __init__(self) -> None:
@@ -171,7 +173,7 @@ def _attention_backward(slope: Tensor, query: Tensor, key: Tensor, value: Tensor
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What two steps took that changed nothing.
 
     Attributes:
@@ -184,23 +186,23 @@ class Rehearsal:
     bytes: int | None
 
 
-def rehearse(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Rehearsal:
+def dry_run(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> DryRun:
     """Two steps with one batch, with learning rate 0 and gradients of 0 for the update, so that no weight changes.
 
     Gradients and the optimiser's state are thrown away and the random generators put back: the run is the same with and
-    without it. `Prediction.peak` counts what lives; this sees what the process takes for it, as well.
+    without it. `Estimate.peak` counts what lives; this sees what the process takes for it, as well.
     """
-    states, training = checkpoint.random_states(), model.training
+    states, training = random_state.random_states(), model.training
     with contextlib.ExitStack() as undo:
-        undo.callback(masters.narrow, model, masters.widen(model, settings.precision))
+        undo.callback(master_weights.restore_types, model, master_weights.to_float32(model, settings.precision))
         undo.enter_context(recomputing(model, *settings.recompute))
-        done = _rehearsed(model, batch, objective, settings)
+        done = _two_steps(model, batch, objective, settings)
     model.train(training)
-    checkpoint.restore_random(states)
+    random_state.restore_random(states)
     return done
 
 
-def _rehearsed(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Rehearsal:
+def _two_steps(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> DryRun:
     trained = [p for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device
     optimizer = optim.make(model, settings)
@@ -220,7 +222,7 @@ def _rehearsed(model: nn.Module, batch: Batch, objective: Any, settings: Setting
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - began
-    return Rehearsal(seconds, _most(device) if known else None)
+    return DryRun(seconds, _most(device) if known else None)
 
 
 def _begin(device: torch.device) -> bool:
@@ -244,9 +246,9 @@ def _most(device: torch.device) -> int:
 
 def advice(
     model: nn.Module, batch: Batch, objective: Any, settings: Settings, room: int | None
-) -> tuple[Prediction, str]:
+) -> tuple[Estimate, str]:
     """The prediction, and "" or, where it is more than `room` bytes, what to change; each change is predicted too."""
-    said = predict(model, batch, objective, settings)
+    said = estimate(model, batch, objective, settings)
     if room is None or said.peak <= room:
         return said, ""
     rows = len(batch["labels"])
@@ -265,7 +267,7 @@ def advice(
                 changes[f"batch {count}, with fewer wrong answers"] = fewer, settings
             else:
                 changes[f"batch {count} and accumulate {more.accumulate}"] = fewer, more
-    found = {name: predict(model, b, objective, s).peak for name, (b, s) in changes.items()}
+    found = {name: estimate(model, b, objective, s).peak for name, (b, s) in changes.items()}
     fits = [name for name, peak in found.items() if peak <= room]
     list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in found.items())
     told = f"that fits with {fits[0]}" if fits else "no single one of these is enough: take a smaller model"
@@ -298,7 +300,7 @@ def matmul_rate(device: torch.device, precision_: str = "fp32") -> float:
     return best
 
 
-def foresee(
+def check_memory(
     screen: Screen, model: nn.Module, batch: Batch, objective: Any, settings: Settings, memory: float | None
 ) -> None:
     """Says what the run will need before its first step, and gives the screen what it compares with.
@@ -315,15 +317,15 @@ def foresee(
     screen.memory = lambda: resident(device)
     try:
         said, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
-    except Unseen as error:
+    except NotEstimable as error:
         screen.say(str(error))
         return
     if problem:
         raise ValueError(problem)
     told = f"a step needs {said}"
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if settings.steps >= REHEARSED and alone and not screen.console.quiet:  # they are for the eye alone
-        done = rehearse(model, batch, objective, settings)
+    if settings.steps >= DRY_RUN_FROM and alone and not screen.console.quiet:  # they are for the eye alone
+        done = dry_run(model, batch, objective, settings)
         told += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
         if done.bytes is not None:
             told += f". The process takes {done.bytes / GB:.2f} GB in all"

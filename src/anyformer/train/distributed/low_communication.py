@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from anyformer.train.distributed.group import Group
+from anyformer.train.distributed.ddp import DDP
 
 
-class PowerSGD(Group):
+class PowerSGD(DDP):
     """DDP that exchanges each gradient M (n, m) as P (n, r) and Q (m, r), P Q^T close to M; what is lost is added to
     the next gradient (Vogels et al., 2019; arXiv:1905.13727; PyTorch's hook).
 
@@ -45,7 +45,7 @@ def _one_by_one(state: PowerSGDState, bucket: dist.GradBucket) -> torch.futures.
     return found
 
 
-class Seldom(Group):
+class LocalSGD(DDP):
     """Processes that train on their own and meet every `every` steps: DiLoCo (Douillard et al., 2023;
     arXiv:2311.08105).
 
@@ -74,7 +74,7 @@ class Seldom(Group):
         return loss
 
     @torch.no_grad()
-    def stepped(self, step: int, last: bool) -> None:
+    def after_step(self, step: int, last: bool) -> None:
         if step % self.every and not last:
             return
         mean = torch.cat([p.flatten() for p in self.named.values()])
@@ -87,7 +87,7 @@ class Seldom(Group):
         for name, p in self.named.items():
             p.copy_(self.anchor[name])
 
-    def own(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    def local_state(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {f"anchor.{n}": a for n, a in self.anchor.items()}
         for name, p in zip(self.anchor, self.outer.param_groups[0]["params"], strict=True):
             if (momentum := self.outer.state[p].get("momentum_buffer")) is not None:
@@ -104,7 +104,7 @@ class Seldom(Group):
         return value
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+    def load_local_state(self, tensors: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
         copies = int(tensors.get("copies", torch.tensor(1)))
         if copies != self.copies:
             raise ValueError(

@@ -17,7 +17,7 @@ from anyformer.data.batches import Batch
 GREW = 3.0  # times as large as in the step before: the output of a part where a spike begins
 
 
-def size(x: Tensor) -> float:
+def rms(x: Tensor) -> float:
     """sqrt(mean(x^2)), in float32 or better."""
     return float(x.detach().float().square().mean().sqrt()) if x.numel() else 0.0
 
@@ -31,7 +31,7 @@ def activations(model: nn.Module | None) -> Iterator[dict[str, float]]:
     def listen(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
-                now = size(output)
+                now = rms(output)
                 found[path] = max(found.get(path, 0.0), now) if math.isfinite(now) else now
 
         return hook
@@ -47,12 +47,12 @@ def activations(model: nn.Module | None) -> Iterator[dict[str, float]]:
 
 def gradients(model: nn.Module) -> dict[str, float]:
     """The size of the gradient of every parameter that has one."""
-    return {name: size(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return {name: rms(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def weights(model: nn.Module) -> dict[str, float]:
     """The size of every trained parameter."""
-    return {name: size(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {name: rms(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def rounded(sizes: dict[str, float]) -> dict[str, float | None]:
@@ -84,7 +84,7 @@ class Spikes:
         return said
 
 
-def grown(before: dict[str, float], now: dict[str, float], slopes: dict[str, float]) -> str:
+def spike_origin(before: dict[str, float], now: dict[str, float], slopes: dict[str, float]) -> str:
     """Where a spike begins: the first part whose output is much larger than in the step before, else where the gradient
     is largest."""
     for path, value in now.items():
@@ -94,7 +94,7 @@ def grown(before: dict[str, float], now: dict[str, float], slopes: dict[str, flo
     return f"no part's output grew {GREW:g} times; the largest gradient is that of {largest}, {slopes[largest]:.3g}"
 
 
-def culprit(model: nn.Module, batches: Iterable[Batch], run: Callable[[Batch], Tensor]) -> str:
+def nonfinite_origin(model: nn.Module, batches: Iterable[Batch], run: Callable[[Batch], Tensor]) -> str:
     """Where a loss or gradient that is not finite begins: runs the step again and looks at every part.
 
     Args:

@@ -22,7 +22,7 @@ KEPT = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}  
 
 
 @torch.no_grad()
-def widen(model: nn.Module, precision: str = "fp32") -> dict[str, torch.dtype]:
+def to_float32(model: nn.Module, precision: str = "fp32") -> dict[str, torch.dtype]:
     """Makes float32 of what is shorter: of everything, or, if adapters alone learn, of these.
 
     Args:
@@ -42,8 +42,8 @@ def widen(model: nn.Module, precision: str = "fp32") -> dict[str, torch.dtype]:
 
 
 @torch.no_grad()
-def narrow(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
-    """The inverse of `widen`: the types of the file again, rounded."""
+def restore_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+    """The inverse of `to_float32`: the types of the file again, rounded."""
     for path, tensor in list(_tensors(model)):
         if path in types:
             tensor.grad = None
@@ -55,7 +55,7 @@ def stored(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> d
     return {path: t.to(types.get(path, t.dtype)) for path, t in tensors.items()}
 
 
-def told(model: nn.Module, types: Mapping[str, torch.dtype]) -> str:
+def summary(model: nn.Module, types: Mapping[str, torch.dtype]) -> str:
     """What happens to the types, in a line; "" where all is float32 or better."""
     names = _names(types.values())
     learn = {id(p) for p in model.parameters() if p.requires_grad}

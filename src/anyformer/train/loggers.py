@@ -5,37 +5,51 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anyformer.train.log import Watch
+
+class Observer:
+    """Listens to a run; this one says nothing. `train.progress.Screen` shows it."""
+
+    def say(self, text: str) -> None:
+        """Something that a reader should know: a spike, a step that overflowed."""
+
+    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        """Some steps are done: the last one's numbers, counted tokens a second, steps in all."""
+
+    def evaluated(self, step: int, held_out: float) -> None:
+        """The model was measured."""
+
+    def finish(self) -> None:
+        """The run is over."""
 
 
-class Several(Watch):
+class Several(Observer):
     """Tells all of them."""
 
-    def __init__(self, *watches: Watch):
+    def __init__(self, *watches: Observer):
         self.watches = watches
 
     def say(self, text: str) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         for watch in self.watches:
             watch.say(text)
 
     def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         for watch in self.watches:
             watch.steps(row, speed, steps)
 
     def evaluated(self, step: int, held_out: float) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         for watch in self.watches:
             watch.evaluated(step, held_out)
 
     def finish(self) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         for watch in self.watches:
             watch.finish()
 
 
-class TensorBoard(Watch):
+class TensorBoard(Observer):
     """Writes `tensorboard/` in the folder of the run.
 
     Raises:
@@ -50,23 +64,23 @@ class TensorBoard(Watch):
         self.writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
 
     def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         for name, value in numbers(row, speed).items():
             self._put(name, value, row["step"])
 
     def evaluated(self, step: int, held_out: float) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         self._put("held_out", held_out, step)
 
     def finish(self) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         self.writer.close()  # type: ignore[no-untyped-call]
 
     def _put(self, name: str, value: float, step: int) -> None:
         self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
 
 
-class WandB(Watch):
+class WandB(Observer):
     """Reports to Weights & Biases; where to, and whether at all, is said by its own variables (WANDB_MODE=offline).
     Its files lie in `wandb/` in the folder of the run.
 
@@ -83,15 +97,15 @@ class WandB(Watch):
         self.run = wandb.init(project="anyformer", name=folder.name, dir=str(folder), config=config, settings=silent)
 
     def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         self.run.log(numbers(row, speed), step=row["step"])
 
     def evaluated(self, step: int, held_out: float) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         self.run.log({"held_out": held_out}, step=step)
 
     def finish(self) -> None:
-        """See `Watch`."""
+        """See `Observer`."""
         self.run.finish()
 
 
@@ -100,7 +114,7 @@ def numbers(row: dict[str, Any], speed: float) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "step"} | {"tokens_per_second": speed}
 
 
-def watching(screen: Watch, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool) -> Watch:
+def observers(screen: Observer, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool) -> Observer:
     """The screen, and what else is asked for.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train import kinds
+from anyformer.train.model_setup import with_processor
 from anyformer.train.mup import Transfer
-from anyformer.train.start import see
+from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
 HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> what pages with several heads call it
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelSource:
     """A model that does not exist yet.
 
     Attributes:
         name: for a folder. `facts`: what says it, for people and for comparison when a run resumes.
-        task: what it is trained on, see `kinds`.
+        task: what it is trained on, see `tasks.registry`.
         make: vocabulary, seed, number of classes -> the model with first weights; None if it is `given`.
         recipe: vocabulary, number of classes, changes -> its recipe; None if it is `given`.
         given: the model to start from.
@@ -57,32 +57,32 @@ class Origin:
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if self.task in kinds.WITHOUT_TEXT:
+        if self.task in registry.WITHOUT_TEXT:
             model = self.given if self.make is None else self.make(0, seed, classes)
-            return see(model) if self.task == "images" else model
+            return with_processor(model) if self.task == "images" else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for the bpe that is made; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
             made = self.given.tokenizer
         else:
             made = _tokenizer(tokenizer or "bpe", VOCAB if vocab is None else vocab, text)
-            made = kinds.equip(made, self.task) if tokenizer in (None, "bpe", "bytes") else made
+            made = registry.add_special_tokens(made, self.task) if tokenizer in (None, "bpe", "bytes") else made
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
         if made.vocab_size > model.vocab:
             raise ValueError(
                 f"the tokenizer has {made.vocab_size} tokens, the model knows {model.vocab}; use the model's own"
             )
         model.tokenizer = made
-        return see(model) if self.task in kinds.PICTURED else model
+        return with_processor(model) if self.task in registry.PICTURED else model
 
 
-def origin(
+def model_source(
     model: str | Recipe,
     size: str | None,
     changes: dict[str, Any] | None,
     task: str | None = None,
     ignore: Sequence[str] = (),
-) -> Origin:
+) -> ModelSource:
     """Understands what `train` was given; see its `model`, `size`, `changes`, `task` and `ignore`.
 
     Raises:
@@ -93,7 +93,7 @@ def origin(
     if isinstance(model, str) and model in pages.names():
         size = size or SIZE
         page = pages.page(model)
-        kind = kinds.choose(task, model, page.recipe(page.at(size, **changes)), getattr(page.module, "TASK", None))
+        kind = registry.choose(task, model, page.recipe(page.at(size, **changes)), getattr(page.module, "TASK", None))
         if "vocab" in changes:
             raise ValueError("changes.vocab: the tokenizer decides how many tokens there are; give vocab instead")
         facts = {"model": model, "size": size, "changes": changes}
@@ -107,17 +107,17 @@ def origin(
         def make(vocab: int, seed: int, classes: int) -> Any:
             return pages.build(page.name, size, seed=seed, changes=hyper.leaves(sized(vocab, classes, {})))
 
-        return Origin(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
+        return ModelSource(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
     place = find(model) if isinstance(model, str) else Path()
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
     if isinstance(model, str) and not model.endswith(".json"):
         given = load(place, ignore=ignore, **changes)
-        task = kinds.choose(task, model, given.recipe)
-        return Origin(Path(model).stem, {"model": model, "size": "", "changes": changes}, task, given=given)
+        task = registry.choose(task, model, given.recipe)
+        return ModelSource(Path(model).stem, {"model": model, "size": "", "changes": changes}, task, given=given)
     recipe = Recipe.from_json(read_json(Path(model).expanduser())) if isinstance(model, str) else model
     recipe = recipe.but(changes)
-    task = kinds.choose(task, "the recipe", recipe)
+    task = registry.choose(task, "the recipe", recipe)
     facts = {"model": recipe.to_json(), "size": "", "changes": {}}
 
     def changed(vocab: int, classes: int, others: dict[str, Any]) -> Recipe:
@@ -125,7 +125,33 @@ def origin(
         ends = {path: sizes.get(path.split(".")[-1]) for path, _ in recipe.walk()}
         return recipe.but({path: value for path, value in ends.items() if value is not None}).but(others)
 
-    return Origin("recipe", facts, task, lambda v, seed, c: pages.build(changed(v, c, {}), seed=seed), changed)
+    return ModelSource("recipe", facts, task, lambda v, seed, c: pages.build(changed(v, c, {}), seed=seed), changed)
+
+
+def pretrained(
+    name: str, tokenizer: str | None = None, changes: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
+) -> Any:
+    """The model to start from, with its tokenizer: real weights by name (`anyformer ls`), a folder, a file, a hub id.
+
+    Raises:
+        FileNotFoundError: if there is none. ValueError: for an architecture without weights, a model without a
+            tokenizer, or a tokenizer that knows more tokens than the model.
+    """
+    model = load(find(name), ignore=ignore, **(changes or {}))
+    if model.vocab is None:
+        if tokenizer is not None:
+            raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
+        return model
+    if tokenizer is not None:
+        model.tokenizer = Tokenizer.load(tokenizer)
+    if model.tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer, and examples are text; give tokenizer, a folder that holds one")
+    if model.tokenizer.vocab_size > model.vocab:
+        raise ValueError(
+            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model knows {model.vocab}; they do not "
+            "belong together"
+        )
+    return model
 
 
 def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:
@@ -140,7 +166,7 @@ def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:
     raise ValueError(f"tokenizer must be bpe, chars, bytes, or a folder that holds one; got {kind!r}")
 
 
-def first_weights(source: Origin, lm: Any, given: dict[str, Any], new: bool) -> tuple[Any, dict[str, float]]:
+def initialised(source: ModelSource, lm: Any, given: dict[str, Any], new: bool) -> tuple[Any, dict[str, float]]:
     """The model with the first weights that `train`'s options init and base name, and factors of the learning rate.
 
     Args:

@@ -88,7 +88,7 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
     return task
 
 
-def tuned(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str, tuple[str, ...]]:
     """What a model is fine-tuned to do by rows with these columns, and which of them tell it.
 
     Args:
@@ -115,7 +115,7 @@ def tuned(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     return chosen, told[chosen]
 
 
-def equip(tokenizer: Tokenizer, task: str) -> Tokenizer:
+def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     """A tokenizer that was made here, with the special tokens of a task, which it puts around a text."""
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]

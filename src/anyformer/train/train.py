@@ -12,14 +12,14 @@ import torch
 from anyformer.core.recipe import Recipe
 from anyformer.data.corpus import Order
 from anyformer.hub import load
-from anyformer.train.kinds import PICTURED
 from anyformer.train.loop import Done
-from anyformer.train.material import material
-from anyformer.train.origin import first_weights, origin
+from anyformer.train.model_setup import with_processor
+from anyformer.train.model_source import initialised, model_source
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings, warmup_of
-from anyformer.train.start import see
-from anyformer.train.tasks import Task
+from anyformer.train.tasks import training_data
+from anyformer.train.tasks.base import Task
+from anyformer.train.tasks.registry import PICTURED
 
 SAMPLE = 150  # tokens that are written at the end
 
@@ -120,7 +120,7 @@ def train(
         ignore: keys of the files of a model directory that are read as if they were not there.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
             act or clone; by default the first one that fits the model. Those from seq2seq on read rows (see
-            `train.kinds`), every tenth is held out.
+            `train.tasks.registry`), every tenth is held out.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         fields: the column that holds the text, where it has another name: --fields.text content.
@@ -194,17 +194,17 @@ def train(
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
     if not prompt:
         raise ValueError("prompt is empty: the sample at the end needs text to continue")
-    source = origin(model, size, changes, task, given["ignore"])
-    taught = material(source.task, given)
+    source = model_source(model, size, changes, task, given["ignore"])
+    taught = training_data(source.task, given)
     if taught.implied and isinstance(model, str) and source.make is not None:
-        source = origin(model, size, {**taught.implied, **(changes or {})}, task, given["ignore"])
+        source = model_source(model, size, {**taught.implied, **(changes or {})}, task, given["ignore"])
     with session(given, source.name) as now:
         if now.run.checkpoint is None:
             lm = source.model(tokenizer, vocab, taught.words(), seed, taught.classes)
         else:
             lm = load(now.run.checkpoint)
-            lm = see(lm) if source.task in PICTURED else lm
-        lm, factors = first_weights(source, lm, given, new=now.run.checkpoint is None)
+            lm = with_processor(lm) if source.task in PICTURED else lm
+        lm, factors = initialised(source, lm, given, new=now.run.checkpoint is None)
         given |= {"task": source.task, "warmup": warmup_of(warmup, steps, now.run.checkpoint)}  # for config.yaml, too
         settings = replace(settings, rates={**factors, **settings.rates}, warmup=given["warmup"])
         lm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -219,7 +219,7 @@ def train(
         sample = ""
         if source.task == "causal" and not done.stopped:
             writer = load(done.checkpoint / "ema").to(next(lm.parameters()).device) if ema else lm  # what was measured
-            sample = now.world.once(lambda: _sample(writer, prompt, seed))
+            sample = now.world.on_main(lambda: _sample(writer, prompt, seed))
         _conclude(now, done, goal, baseline, sample)
     bits, others = ((done.held_out, baseline), (None, None))[:: 1 if goal.guess is not None else -1]
     return Result(

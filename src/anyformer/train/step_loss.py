@@ -1,0 +1,62 @@
+"""The loss of a step: model and objective as one module, auxiliary losses, and the metrics that parts report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.data.batches import Batch
+from anyformer.skeletons.base import Output
+from anyformer.train import precision as half
+from anyformer.train.objectives import Objective
+
+
+class Loss(nn.Module):
+    """A model and its objective as one module: what is exchanged after backward is what this loss reads, no more.
+
+    Attributes:
+        run: how the model is called. `metrics`: those that its parts reported for the last batch.
+    """
+
+    def __init__(self, model: Any, objective: Objective, precision: str):
+        super().__init__()
+        self.model, self.objective, self.precision = model, objective, precision
+        self.run: Callable[..., Output] = lambda **inputs: model(**inputs)
+        self.metrics: dict[str, Any] = {}
+
+    def forward(self, inputs: Batch, labels: Tensor, count: Any, share: float) -> Tensor:
+        """This batch's part of the loss: `count` labels count in the step, a `share` of its real tokens are here."""
+        with half.cast(labels.device, self.precision):
+            output = self.run(**inputs)
+            self.metrics = metrics(output)
+            return with_auxiliary(self.objective(output, labels, count), output, share)
+
+
+def metrics(output: Output) -> dict[str, Tensor]:
+    """`aux_NAME` for each auxiliary loss; `NAME_least` and `NAME_greatest`, over all layers, for what parts report
+    (`Flow.report`). Tensors without dimensions, not yet fetched from the device; empty for a model that reports
+    nothing."""
+    found = {f"aux_{name}": value.detach() for name, value in output.aux.items()}
+    for name, values in output.figures.items():
+        found[f"{name}_least"] = min(v.min() for v in values)
+        found[f"{name}_greatest"] = max(v.max() for v in values)
+    return found
+
+
+def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
+    """The loss and the auxiliary losses that parts added (`Flow.add_aux`).
+
+    An auxiliary loss is a mean over the real tokens of one batch; `share` is the share of the step's in that batch.
+    """
+    return loss + share * torch.stack(list(output.aux.values())).sum() if output.aux else loss
+
+
+def real_tokens(batch: dict[str, Tensor]) -> int:
+    """How many tokens (patches' pixels, for images) of a batch are no padding: what auxiliary losses are means over."""
+    for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
+        if name in batch:
+            return int((batch[name] >= at_least).sum())
+    return next(batch[n] for n in ("decoder_input_ids", "input_ids", "pixel_values") if n in batch).numel()

@@ -1,0 +1,30 @@
+"""Training tasks, and the data that they read.
+
+registry.py   which task fits which model, and the special tokens that it needs
+base.py       `Task`: examples by number, an objective, a measure, a baseline
+text.py       tasks on text: causal, masked, span, denoise
+tables.py     tables of rows; splits.py: which of them are held out
+encode.py     a row as examples of a model
+rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, write
+episodes.py   act and clone: the actions of episodes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyformer.train.tasks import registry
+from anyformer.train.tasks.episodes import EpisodeData
+from anyformer.train.tasks.rows import TableData
+from anyformer.train.tasks.text import TextData
+
+
+def training_data(kind: str, given: dict[str, Any]) -> TextData | TableData | EpisodeData:
+    """What `train` was given, for a task.
+
+    Raises:
+        FileNotFoundError, ValueError: for what is not there, or does not fit.
+    """
+    if kind in ("act", "clone"):
+        return EpisodeData(kind, given)
+    return (TableData if kind in registry.COLUMNS else TextData)(kind, given)

@@ -1,0 +1,113 @@
+"""A training task: examples by number, an objective, a measure on held-out data, and a baseline.
+
+B rows of a batch, T places, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyformer.data.batches import Batch
+from anyformer.data.order import Rows
+from anyformer.data.store import Example
+from anyformer.train import objectives
+from anyformer.train.objectives import IGNORE, counted
+
+LEARNED = 64  # batches from which a guess learns
+WRONG, LABEL = "of labels wrong", "nats a label"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is trained on, and how well.
+
+    Attributes:
+        rows: what is trained on, by number.
+        held_out: batch size -> what is never trained on, in batches.
+        objective: what is learned. `loss`: what is measured; None: the share of wrong labels is. `unit`: in words.
+        told: how much there is of it, in words. `notes`: what else a user should know.
+        facts: what decides the numbers, for comparison when a run resumes.
+        divisor: of the measured loss; by default the number of labels.
+        guess: what is measured of a guess that looks at little, where it is known.
+        size: examples of an epoch, where they are counted.
+    """
+
+    name: str
+    rows: Rows
+    held_out: Callable[[int], Iterator[Batch]]
+    objective: Any
+    loss: Any
+    unit: str
+    told: str
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+    divisor: float | None = None
+    guess: float | None = None
+    size: int = 0
+
+    @torch.no_grad()
+    def measure(self, model: Any, batch: int) -> float:
+        """On what is held out, lower is better: the mean loss of a label, or the share of wrong ones."""
+        device, total, count = next(model.parameters()).device, 0.0, 0
+        for given in self.held_out(batch):
+            inputs = {name: value.to(device) for name, value in given.items()}
+            labels = inputs.pop("labels")
+            output = model(**inputs)
+            if self.loss is None:
+                total += int(((output.logits.argmax(-1) != labels) & (labels != IGNORE)).sum())
+            else:
+                labels = self._said(labels)
+                total += float(self.loss(output, labels, 1.0))
+            count += int(getattr(self.loss, "counted", counted)(labels))
+        return total / (self.divisor or max(1, count))
+
+    def baseline(self, batch: int) -> float:
+        """The same of a guess; where it is not known, of one that looks at nothing: how often each label is, counted in
+        what is trained on."""
+        if self.guess is not None:
+            return self.guess
+        if guess := getattr(self.objective, "guess", None):
+            every = [b["labels"] for b in self.held_out(batch)]
+            return sum(map(guess, every)) / max(1, sum(int(counted(labels)) for labels in every))
+        learned = torch.cat([self._said(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)])
+        wanted = torch.cat([self._said(b["labels"]).flatten() for b in self.held_out(batch)])
+        learned, wanted = learned[learned != IGNORE], wanted[wanted != IGNORE]
+        if wanted.is_floating_point():
+            return float((wanted - learned.mean()).square().mean())
+        counts = torch.bincount(learned, minlength=int(max(learned.max(), wanted.max())) + 1).double()
+        if self.loss is None:
+            return float((wanted != counts.argmax()).double().mean())
+        return float(-((counts + 1) / (counts + 1).sum()).log()[wanted].mean())
+
+    def _said(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels of tokens alone, where those of pairs stand before them."""
+        return labels[:, 1:] if isinstance(self.objective, objectives.MaskedAndNextSentence) else labels
+
+
+def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
+    """Examples as a batch, padded on the right to the longest, with masks where anything is padded."""
+    fill = {"labels": IGNORE, "token_type_ids": 0}
+    batch: Batch = {}
+    for name in examples[0]:
+        values = [np.asarray(example[name]) for example in examples]
+        if values[0].ndim == 3:  # an image
+            batch[name] = torch.from_numpy(np.stack(values))  # (B, C, height, width)
+            continue
+        kind = torch.float32 if values[0].dtype.kind == "f" else torch.long
+        if values[0].ndim == 0:
+            batch[name] = torch.tensor([v.item() for v in values], dtype=kind)  # (B,)
+            continue
+        lengths, width = [len(v) for v in values], max(map(len, values))
+        inner = values[0].shape[1:]
+        batch[name] = torch.full((len(values), width, *inner), fill.get(name, pad), dtype=kind)  # (B, T, …)
+        for row, value in zip(batch[name], values, strict=True):
+            row[: len(value)] = torch.as_tensor(value.astype(np.float32 if kind.is_floating_point else np.int64))
+        if name.endswith("input_ids") and min(lengths) < width:
+            mask = name.replace("input_ids", "attention_mask")
+            batch[mask] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    return batch

@@ -1,0 +1,234 @@
+"""Tasks on rows of tables, which are encoded once and then read by number."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from anyformer.data import corpus as corpora
+from anyformer.data.batches import Batch
+from anyformer.data.mixing import picked, shares
+from anyformer.data.order import shuffled
+from anyformer.data.store import Example, Store
+from anyformer.hub.pooling import meaning
+from anyformer.train import objectives
+from anyformer.train.objectives import Matching
+from anyformer.train.tasks import registry, tables
+from anyformer.train.tasks.base import WRONG, Task, collate
+from anyformer.train.tasks.encode import RowEncoder
+from anyformer.train.tasks.splits import Split, Subset, one_in_ten
+from anyformer.train.tasks.tables import Table, listed
+
+LOOKED = 10_000  # examples that are looked at to know which classes are held out
+CHUNK = 1 << 16  # lengths that are looked at at once
+LONGEST = 256
+
+
+class TableData:
+    """Rows of tables; one of each ten is held out."""
+
+    implied: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, kind: str, given: dict[str, Any]):
+        if given["rows"] == "packed":
+            raise ValueError(f"rows=packed is for text, and {kind} reads each row once in an epoch; leave rows out")
+        self.kind, self.given, self.tables = kind, given, tables.read(given["data"], given["fields"])
+        options, has = registry.COLUMNS[kind], set(self.tables[0].columns())
+        self.columns = next((c for c in options if has.issuperset(c)), options[0])
+        self.names = () if kind in ("seq2seq", "match") else tables.classes(self.tables, self.columns)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an example, where nothing is said and the model could read more; 0 where there are none."""
+        return 0 if self.kind == "images" else LONGEST
+
+    @property
+    def classes(self) -> int:
+        """How many there are, or 0."""
+        return len(self.names)
+
+    def words(self) -> Iterable[str]:
+        """To make a tokenizer from."""
+        return corpora.beginning(tables.words(self.tables, self.columns), corpora.TOKENIZER_CHARACTERS)
+
+    def task(self, model: Any) -> Task:
+        """The task for a model."""
+        given = self.given
+        encoder = RowEncoder(self.kind, self.columns, model, self.names, given["context"] or 0)
+        task = on_rows(encoder, self.tables, one_in_ten, given["seed"], given["cache"])
+        check_head(model, task, self.names)
+        if self.names:  # what the numbers of the head mean is kept with the model
+            model.origin = {**(model.origin or {}), "classes": list(self.names)}
+        return task
+
+
+@dataclass(frozen=True, eq=False)
+class StoredExamples:
+    """Some examples of a store, for a model. `pair`: two of the store are one."""
+
+    store: Store
+    places: Subset
+    model: Any
+    pair: bool
+
+    def examples(self, items: np.ndarray) -> list[Example]:
+        """Those examples, ready for a batch: images are decoded here."""
+        places = self.places.of(items)
+        each = np.stack((2 * places, 2 * places + 1), 1).ravel() if self.pair else places
+        return [self._ready(self.store[i]) for i in each.tolist()]
+
+    def _ready(self, example: Example) -> Example:
+        rest = {name: value for name, value in example.items() if name not in ("path", "bytes")}
+        if len(rest) == len(example):
+            return example
+        named = example.get("path")
+        data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
+        return {"pixel_values": self.model.processor.values(data), **rest}
+
+    def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
+        """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""
+        items = np.arange(self.places.size)
+        if "input_ids" in self.store.fields and not self.pair and not self.model.across:
+            items = np.argsort(-self.store.fields["input_ids"].lengths(self.places.of(items)), kind="stable")
+        for first in range(0, len(items), batch):
+            yield collate(self.examples(items[first : first + batch]), pad)
+
+
+@dataclass(frozen=True, eq=False)
+class TableRows:
+    """Rows of one or several parts by number: each example once in an epoch of its part, in an order of its own."""
+
+    parts: tuple[StoredExamples, ...]
+    weights: tuple[float, ...]
+    seed: int
+    pad: int
+
+    def rows(self, first: int, count: int) -> Batch:
+        """See `data.order.Rows`; two rows a pair."""
+        each = 2 if self.parts[0].pair else 1
+        found: dict[int, Example] = {}
+        for part, (before, places) in zip(self.parts, picked(self.weights, self.seed, first, count), strict=True):
+            examples = part.examples(shuffled(before, len(places), part.places.size, self.seed)[1])
+            found |= dict(zip((places[:, None] * each + np.arange(each)).ravel().tolist(), examples, strict=True))
+        return collate([found[i] for i in range(count * each)], self.pad)
+
+
+def on_rows(
+    encoder: RowEncoder,
+    learn: Sequence[Table],
+    held_out: Split | Sequence[Table],
+    seed: int,
+    cache: str | Path | None = None,
+) -> Task:
+    """A task on rows.
+
+    Args:
+        encoder: the task, the model, its classes.
+        held_out: how to hold some of the rows out (`one_in_ten`, `random_share`), or other tables.
+
+    Raises:
+        ValueError: for rows that do not fit the task, the classes or the model, or with nothing to learn.
+    """
+    pair = encoder.task == "embed"
+    parts: tuple[list[StoredExamples], list[StoredExamples]] = ([], [])
+    notes: list[str] = []
+    keys = []
+    for table in [*learn, *([] if callable(held_out) else held_out)]:
+        keys.append(table.key(encoder.columns))
+        store = table.store(encoder, keys[-1], cache)
+        notes += _notes(store, encoder)
+        if not len(store):
+            raise ValueError(
+                f"{table.source.name}: within {encoder.limit} tokens no example has anything to learn; give a longer "
+                "context"
+            )
+        count = len(store) // (2 if pair else 1)
+        if callable(held_out):
+            for part, places in zip(parts, held_out(table.source.name, count), strict=True):
+                part.append(StoredExamples(store, places, encoder.model, pair))
+        else:
+            parts[len(parts[0]) >= len(learn)].append(
+                StoredExamples(store, Subset(count, lambda i: i), encoder.model, pair)
+            )
+    pad = encoder.model.tokenizer.pad_id if encoder.task != "images" else 0
+    mixed = tuple(table.weight for table in learn)
+    rule = "drawn of ten" if held_out is one_in_ten else ""  # older runs held out others
+    digest = hashlib.sha256(repr(keys).encode() + encoder.told().encode() + rule.encode()).hexdigest()[:16]
+    facts = {"task": encoder.task, "examples": digest, "shares": shares(mixed).tolist(), "classes": list(encoder.names)}
+    facts["held_out"] = [part.places.size for part in parts[1]]
+
+    def measured(batch: int) -> Iterator[Batch]:
+        for part in parts[1]:
+            yield from part.in_order(batch, pad)
+
+    sizes = [sum(part.places.size for part in half) for half in parts]
+    objective, loss, unit = _objective(encoder)
+    told = f"{sizes[0]:,} examples, {sizes[1]:,} held out"
+    if encoder.names:
+        told += f"; {listed(encoder.names)}"
+        notes += _missing(encoder.names, parts[1])
+    rows = TableRows(tuple(parts[0]), mixed, seed, pad)
+    return Task(encoder.task, rows, measured, objective, loss, unit, told, facts, tuple(notes), size=sizes[0])
+
+
+def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
+    """What is learned, what is measured (None: wrong labels), in which unit."""
+    if encoder.task == "embed":
+        said = (encoder.model.origin or {}).get("pooling", {})
+        pairs = objectives.Contrastive(pooling=meaning(said).mode)
+        return pairs, pairs, "nats a pair"
+    if encoder.task == "match":
+        return Matching(), Matching(), "nats a row"
+    if encoder.task in ("write", "seq2seq"):
+        tokens = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
+        return tokens, tokens, "nats a token"
+    return objectives.classification, None, WRONG
+
+
+def _notes(store: Store, encoder: RowEncoder) -> list[str]:
+    """What was cut or left out."""
+    names = [name for name in ("input_ids", "decoder_input_ids") if name in store.fields]
+    cut, dropped, limit, notes = 0, store.seen - len(store), encoder.limit, []
+    for first in range(0, len(store) if names else 0, CHUNK):
+        numbers = np.arange(first, min(first + CHUNK, len(store)))
+        cut += int(np.any([store.fields[name].lengths(numbers) >= limit for name in names], axis=0).sum())
+    if cut:
+        notes.append(f"{cut} of {store.seen} examples fill {limit} tokens: what comes after is cut; see context")
+    if dropped:
+        notes.append(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
+    return notes
+
+
+def _missing(names: Sequence[str], held_out: Sequence[StoredExamples]) -> list[str]:
+    """A note about classes that nothing held out has."""
+    left, looked = set(range(len(names))), 0
+    for part in held_out:
+        for place in part.places.of(np.arange(min(part.places.size, LOOKED - looked))).tolist():
+            left.difference_update(np.atleast_1d(part.store[place]["labels"]).tolist())
+            looked += 1
+            if not left:
+                return []
+    if looked == LOOKED:
+        return []
+    said = ", ".join(names[i] for i in sorted(left)[:8])
+    return [f"no held-out example has the label {said}{', …' if len(left) > 8 else ''}: it is not measured"]
+
+
+@torch.no_grad()
+def check_head(model: Any, task: Task, names: tuple[str, ...]) -> None:
+    """Raises ValueError for a model whose head does not fit the labels."""
+    batch = next(iter(task.held_out(1)))
+    device, labels = next(model.parameters()).device, batch.pop("labels")
+    logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
+    if logits is None or logits.shape[:-1] != labels.shape:
+        shape = "nothing" if logits is None else str(tuple(logits.shape))
+        raise ValueError(f"the model has no head for the task {task.name}: it gives {shape} for {tuple(labels.shape)}")
+    if names and logits.shape[-1] != len(names):
+        raise ValueError(f"the data has {len(names)} classes, the model's head {logits.shape[-1]}")

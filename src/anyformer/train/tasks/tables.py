@@ -1,0 +1,134 @@
+"""Tables of rows, read once into examples on disk (`data.store`)."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyformer.data import pictures, tables
+from anyformer.data.corpus import weights
+from anyformer.data.mixing import shares
+from anyformer.data.records import Row, Source, find, fingerprint, records
+from anyformer.data.store import Example, Store, stored
+from anyformer.train.tasks.encode import RowEncoder
+from anyformer.train.tasks.registry import PICTURED
+from anyformer.train.tasks.splits import EVERY, _drawn
+
+
+@dataclass(frozen=True)
+class Table:
+    """One source of rows, begun again whenever it is read; images of a folder are named and not opened."""
+
+    source: Source
+    fields: dict[str, str]
+    weight: float = 1.0
+
+    def columns(self) -> tuple[str, ...]:
+        """Those of the first row.
+
+        Raises:
+            ValueError: if there is none. Others: see `records`.
+        """
+        first = next(self.rows(()), None)
+        if first is None:
+            raise ValueError(f"{self.source.name} holds no examples")
+        return tuple(first)
+
+    def rows(self, need: Sequence[str]) -> Iterator[Row]:
+        """All rows, each with what it needs; of a Parquet file no more than that is read."""
+        if self.source.kind != "images":
+            fields = {ours: theirs for ours, theirs in self.fields.items() if ours in need} or self.fields
+            if self.source.kind == "parquet" and not fields:
+                fields = {name: name for name in need}
+            yield from records(self.source, fields, need)
+            return
+        for path, name in zip(self.source.files, tables.classes(self.source.root, self.source.files), strict=True):
+            yield {"image": path.relative_to(self.source.root), "label": name}
+
+    def key(self, columns: tuple[str, ...]) -> str:
+        """Equal for equal rows. Of a folder of images it knows names and sizes, not what is in them."""
+        if self.source.kind == "images":
+            said = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
+            return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        if self.source.files:
+            return fingerprint(self.source, self.fields)
+        digest = hashlib.sha256()
+        for row in self.rows(columns):  # a published data set
+            for name in columns:
+                value = pictures.content(row[name]) if name == "image" else repr(row[name]).encode("utf-8", "replace")
+                digest.update(f"{name} {len(value)} ".encode() + value)
+        return digest.hexdigest()
+
+    def store(self, encoder: RowEncoder, key: str, cache: str | Path | None) -> Store:
+        """Its examples, encoded now or before."""
+        root = self.source.root.absolute()
+        encoder = RowEncoder(encoder.task, encoder.columns, encoder.model, encoder.names, encoder.limit, root)
+
+        def examples() -> Iterator[Example | None]:
+            return encoder.all(self.rows(encoder.columns), self.source.name)
+
+        images = encoder.task in PICTURED  # where they lie is a part of what is stored
+        return stored(examples, f"{key} {root if images else ''} {encoder.told()}", cache)
+
+
+def read(data: Any, fields: dict[str, str] | None) -> list[Table]:
+    """The tables of `data`: a source, or several with weights, see `data.corpus.weights`."""
+    wanted = weights(data)
+    shares(tuple(wanted.values()))
+    return [Table(find(name), dict(fields or {}), weight) for name, weight in wanted.items()]
+
+
+def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of all classes in the last of these columns, sorted, numbers as numbers. A class is its text: 1 and "1"
+    are one, "7" and "007" two.
+
+    Raises:
+        ValueError: if there is one only.
+    """
+    found: set[str] = set()
+    for table in tables:
+        for row in table.rows(columns[-1:]):
+            label = row[columns[-1]]
+            found.update(map(str, label if isinstance(label, list) else [label]))
+    if len(found) < 2:
+        said = ", ".join(map(repr, found))
+        raise ValueError(
+            f"the rows have one class only: every one has the label {said}; there is nothing to tell apart"
+        )
+    return tuple(sorted(found, key=_place))
+
+
+def _place(name: str) -> tuple[bool, float, str]:
+    """Where a class stands: numbers first, by their size."""
+    number = re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", name, re.ASCII | re.IGNORECASE)
+    return number is None, float(name) if number else 0.0, name
+
+
+def listed(names: Sequence[str]) -> str:
+    """How many classes there are, and which, for a reader; and a word about labels that are scores."""
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    scores = all(not _place(name)[0] for name in names) and any(float(name) % 1 for name in names)
+    more = "; each number is a class of its own: there is no regression here" if scores else ""
+    return f"{len(names)} classes: {shown}{more}"
+
+
+def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
+    """All text of the rows that `one_in_ten` does not hold out, for a tokenizer."""
+    told = [name for name in columns if name not in ("label", "labels", "image")]
+    for table in tables:
+        every = iter(table.rows(columns))
+        for number in itertools.count():
+            block = list(itertools.islice(every, EVERY))
+            if not block:
+                break
+            del block[int(_drawn(np.array(number), np.array(len(block))))]
+            for value in (row[name] for row in block for name in told):
+                yield " ".join(map(str, value)) if isinstance(value, list) else str(value)
