@@ -11,7 +11,7 @@ import torch
 import anyformer as af
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.encoder import Encoder
-from anyformer.train import Settings, fit, objectives, optim
+from anyformer.train import Settings, fit, objectives, optim, step_loss
 
 
 def reference(logits, labels):
@@ -298,8 +298,8 @@ def test_cutting_a_step_into_batches_of_unequal_padding_changes_neither_loss_nor
 
 def test_auxiliary_losses_count_by_their_share():
     loss, output = torch.tensor(2.0), Output(some(1), aux={"a": torch.tensor(0.5), "b": torch.tensor(0.25)})
-    assert float(objectives.with_auxiliary(loss, output, 0.5)) == pytest.approx(2.375)
-    assert objectives.with_auxiliary(loss, Output(some(1)), 0.5) is loss
+    assert float(step_loss.with_auxiliary(loss, output, 0.5)) == pytest.approx(2.375)
+    assert step_loss.with_auxiliary(loss, Output(some(1)), 0.5) is loss
 
 
 @pytest.mark.parametrize("name", af.names())
