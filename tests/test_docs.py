@@ -59,6 +59,7 @@ def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixtu
     assert shorter.positions.tolist() == [0, 1] and shorter.find(names["Frames"]) is None
 
 
+@pytest.mark.slow
 def test_the_commands_about_decisions_run(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium")
     root, text = DOCS.parent, (DOCS / "decisions.md").read_text()

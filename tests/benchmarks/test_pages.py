@@ -28,7 +28,13 @@ def book(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("shown", pages.ALL, ids=lambda s: s.folder)
+QUICK = ("gpt", "jamba", "bert")
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [pytest.param(s, id=s.folder, marks=[] if s.folder in QUICK else pytest.mark.slow) for s in pages.ALL],
+)
 def test_a_command_trains_and_samples(shown, book, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANYFORMER_TOKENS", str(book.parent / "tokens"))

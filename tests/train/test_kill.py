@@ -171,6 +171,7 @@ def training(folder, out, *options):
     return [sys.executable, "-m", "anyformer", "train", *TRAIN, *data, *options]
 
 
+@pytest.mark.slow
 def test_the_command_ends_well_on_sigterm_and_goes_on(tmp_path):
     command = training(tmp_path, tmp_path / "run", "--save_every=0")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -189,6 +190,7 @@ def test_the_command_ends_well_on_sigterm_and_goes_on(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == list(range(1, step + 3))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a small disk is made of Linux's memory")
 def test_the_command_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on_when_there_is_room(tmp_path):
     """A real disk, of 2.5 MB, in a name space of its own."""

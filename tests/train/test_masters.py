@@ -13,6 +13,7 @@ from anyformer.core.flow import Flow
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import TopK
 from anyformer.train import Settings, checkpoint, finetune, fit, lora, master_weights, memory, objectives, optim, train
+from tests.later import later
 
 torch.set_num_threads(1)
 tune: Any = finetune  # called with options from tables
@@ -52,7 +53,7 @@ def learned(place, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", HALF)
-@pytest.mark.parametrize("method", ["full", "lora", "dora", "qlora"])
+@pytest.mark.parametrize("method", ["full", "lora", *later("dora", "qlora")])
 def test_a_file_in_half_precision_learns_as_one_in_float32(method, kind, place, learned, tmp_path):
     done = tune(str(place / f"llama-{kind}"), place / "pairs.jsonl", method, out=tmp_path / "run", **OPTIONS)
     wanted = learned[method]

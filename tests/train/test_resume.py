@@ -11,6 +11,7 @@ import torch
 from anyformer.data import text
 from anyformer.train import train
 from anyformer.train.progress import Screen
+from tests.later import later
 from tests.train.launched import files, rows, same
 
 torch.set_num_threads(1)
@@ -37,9 +38,9 @@ def options(tmp_path_factory):
 @pytest.mark.parametrize(
     ("order", "changes"),
     [
-        ("epochs", {}),
+        *later(("epochs", {})),
         ("drawn", {"precision": "fp16", "recompute": ["blocks.*"], "schedule": "wsd"}),
-        ("packed", {"optimizer": "muon", "precision": "bf16", "patience": 50}),
+        *later(("packed", {"optimizer": "muon", "precision": "bf16", "patience": 50})),
     ],
 )
 def test_straight_is_the_same_as_interrupted_twice(order, changes, options, tmp_path, monkeypatch):
