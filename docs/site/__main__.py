@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anyformer.core import pages
-from docs.site import gallery, tutorials
+from docs.site import api, gallery, tutorials
 from docs.site.navigation import DOCUMENTS, ROOT, api_page, examples, modules, navigation, toml
 from docs.site.navigation import tutorials as scripts
 
@@ -72,7 +72,7 @@ def stage(folder: Path) -> None:
     for script in examples():
         put(folder / "examples" / f"{script.stem}.md", source(script))
     for name in modules():
-        put(folder / api_page(name), f"# {name}\n\n::: {name}\n")
+        put(folder / api_page(name), api.page(name))
     put(folder / "architectures" / "index.md", gallery.index())
     for entry in pages.pages():
         put(folder / "architectures" / f"{entry.name}.md", gallery.entry(entry))

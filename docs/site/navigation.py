@@ -69,8 +69,9 @@ def title(page: str, file: str) -> str:
 
 
 def docline(file: Path) -> str:
-    """The first line of a script's docstring, without its full stop."""
-    return (ast.get_docstring(ast.parse(file.read_text())) or file.stem).splitlines()[0].rstrip(".")
+    """The first sentence of a file's docstring, without its full stop."""
+    paragraph = (ast.get_docstring(ast.parse(file.read_text())) or file.stem).partition("\n\n")[0]
+    return " ".join(paragraph.split()).partition(". ")[0].rstrip(".:")
 
 
 def tutorials() -> list[Path]:
