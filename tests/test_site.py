@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pkgutil
@@ -15,8 +16,8 @@ import pytest
 
 import anyformer as af
 from docs.site import __main__ as site
-from docs.site import gallery, tutorials
-from docs.site.navigation import DOCUMENTS, ROOT, api_page, flat, navigation
+from docs.site import api, gallery, tutorials
+from docs.site.navigation import DOCUMENTS, ROOT, api_page, flat, modules, navigation
 
 PAGES = flat(navigation())
 RUN = (
@@ -104,3 +105,12 @@ def test_links_lead_to_the_site() -> None:
         site.relinked('<img width="9" src="docs/x.png">', "d/i.md", "README.md", home)
         == '<img width="9" src="../x.png">'
     )
+
+
+def test_the_reference_of_a_package_leads_to_where_its_names_are_defined() -> None:
+    text = api.page("anyformer.parts")
+    assert "[`Rotary`][anyformer.parts.positions.Rotary]" in text
+    assert "[`anyformer.parts.block`](block.md)" in text and "[`anyformer.parts.attention`](attention/index.md)" in text
+    for name in modules():
+        for home, member in re.findall(r"\]\[(anyformer[\w.]*)\.(\w+)\]", api.page(name)):
+            assert getattr(importlib.import_module(home), member).__module__ == home

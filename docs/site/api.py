@@ -1,4 +1,4 @@
-"""Pages of the reference: mkdocstrings renders each module; a package lists its modules and the names that it exports."""
+"""Pages of the reference: mkdocstrings renders each module; a package lists its modules and what it exports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reference(name: str, module: str) -> str:
 
 
 def exported(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The public classes and functions that a package imports from modules of ours, each with the module."""
+    """The public classes, functions and constants that a package imports from our modules, each with its module."""
     listed = {
         text.value
         for node in tree.body
@@ -43,18 +43,22 @@ def exported(tree: ast.Module) -> Iterator[tuple[str, str]]:
         for text in ast.walk(node.value)
         if isinstance(text, ast.Constant)
     }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anyformer"):
-            for alias in node.names:
-                if alias.name in listed and f"{node.module}.{alias.name}" not in modules():
-                    yield alias.name, definition(str(node.module), alias.name)
+    for name, module in imported(tree).items():
+        if name in listed and f"{module}.{name}" not in modules():
+            yield name, definition(name, module)
 
 
-def definition(module: str, name: str) -> str:
-    """The module that defines a name: a package may import it from another one."""
-    if package(module):
-        return dict(exported(ast.parse(file(module).read_text()))).get(name, module)
-    return module
+def imported(tree: ast.Module) -> dict[str, str]:
+    """The names that a file imports from our modules: name -> module."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {a.name: str(n.module) for n in nodes if (n.module or "").startswith("anyformer") for a in n.names}
+
+
+def definition(name: str, module: str) -> str:
+    """The module that defines a name: `module` itself, or one that it imports the name from."""
+    tree = ast.parse(file(module).read_text())
+    home = imported(tree).get(name)
+    return module if home is None else definition(name, home)
 
 
 def file(name: str) -> Path:

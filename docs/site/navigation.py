@@ -18,6 +18,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "concepts.md": "docs/concepts.md",
     },
     "How to": {
+        "command-line.md": "docs/command-line.md",
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
         "distributed.md": "docs/distributed.md",
