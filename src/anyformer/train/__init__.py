@@ -32,6 +32,7 @@ observation
     progress.py        the display on a terminal
     log.py  plots.py   log.csv, log.jsonl, statistics.jsonl; curves
     environment.py  energy.py              versions and machine; electricity
+    next_command.py    the command that uses the model, printed at the end
 """
 
 from anyformer.train.finetune import Tuned, finetune

@@ -13,6 +13,7 @@ import torch
 from anyformer.compress import nf4
 from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
 from anyformer.train.loop import Done
+from anyformer.train.next_command import next_command
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings, warmup_of
 from anyformer.train.tasks import registry, rows, splits, tables
@@ -212,7 +213,8 @@ def finetune(
         folder = None if done.stopped else _finish(lm, now, place)
         if folder and after is not None:
             now.screen.say(
-                f"held-out: {_said(before, goal)}, now {_said(after, goal)}, at step {kept}\nmodel: {folder}"
+                f"held-out: {_said(before, goal)}, now {_said(after, goal)}, at step {kept}\nmodel: {folder}\n"
+                f"next: {next_command(kind, folder, lm, data, fields)}"
             )
     return Tuned(
         folder, done.checkpoint, done.step, kept, done.stopped, done.loss, before, after, learned, parameters,

@@ -15,6 +15,7 @@ from anyformer.hub import load
 from anyformer.train.loop import Done
 from anyformer.train.model_setup import with_processor
 from anyformer.train.model_source import initialised, model_source
+from anyformer.train.next_command import next_command
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings, warmup_of
 from anyformer.train.tasks import training_data
@@ -221,6 +222,9 @@ def train(
             writer = load(done.checkpoint / "ema").to(next(lm.parameters()).device) if ema else lm  # what was measured
             sample = now.world.on_main(lambda: _sample(writer, prompt, seed))
         _conclude(now, done, goal, baseline, sample)
+        if not done.stopped:
+            place = done.checkpoint / "ema" if ema else done.checkpoint
+            now.screen.say(f"next: {next_command(source.task, place, lm, data, fields, prompt)}")
     bits, others = ((done.held_out, baseline), (None, None))[:: 1 if goal.guess is not None else -1]
     return Result(
         done.checkpoint, done.step, done.stopped, done.loss, bits[0], bits[1], sample, lm, source.task, others[0],

@@ -28,9 +28,8 @@ import numpy as np
 from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
-from anyformer.hub.text.reading import reading
+from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
-from anyformer.train.tasks.registry import role
 
 Encode = Callable[[Row], list[Example]]  # two examples for a pair; none where there is nothing to learn
 
@@ -140,14 +139,13 @@ def _tagged(e: RowEncoder, row: Row) -> list[Example]:
     t, words, said = e.model.tokenizer, row["words"], row["labels"]
     if len(words) != len(said):
         raise ValueError(f"it has {len(words)} words and {len(said)} labels: {' '.join(map(str, words))[:60]!r}")
-    ids: list[int] = []
-    labels: list[int] = []
-    for word, label in zip(words, said, strict=True):
-        new = t.encode(f" {word}" if ids else str(word), special=False)
-        ids += new
-        labels += [e.place(label), *[IGNORE] * (len(new) - 1)][: len(new)]
-    around = [role(t, "tag", "cls_token"), *ids[: e.limit - 2], role(t, "tag", "sep_token")]
-    return [{"input_ids": np.array(around), "labels": np.array([IGNORE, *labels[: e.limit - 2], IGNORE])}]
+    ids, places = of_words(t, [str(word) for word in words])
+    labels = [IGNORE] * len(ids)
+    for place, label in zip(places, map(e.place, said), strict=True):
+        if place is not None:
+            labels[place] = label
+    cut = min(len(ids), e.limit) - 1  # the last token closes the text
+    return [{"input_ids": np.array([*ids[:cut], ids[-1]]), "labels": np.array([*labels[:cut], IGNORE])}]
 
 
 def _pictured(e: RowEncoder, row: Row) -> list[Example]:

@@ -1,0 +1,85 @@
+"""The command that uses the model of a run, printed at its end: `anyformer classify runs/reviews "A fine film."`"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anyformer.data.corpus import weights
+from anyformer.data.models import last
+from anyformer.data.pictures import below
+from anyformer.data.records import HUB, find, records
+
+VERBS = {
+    "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
+    "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
+    "tag": "tag", "act": "act", "clone": "act",
+}  # fmt: skip
+WORDS = 8  # of a row's text, at most
+LOOKED = 100  # rows that are looked at for texts that differ
+
+
+def next_command(
+    task: str,
+    place: Path,
+    model: Any,
+    data: str | Path | Mapping[str, float],
+    fields: Mapping[str, str] | None = None,
+    prompt: str = "The ",
+) -> str:
+    """What to type to use the model of a run, with a text, a picture or an environment of its data.
+
+    Args:
+        place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.
+    """
+    run = next((p for p in (place.parent, place.parent.parent) if place.name and last(p) == place), place)
+    verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
+    if task == "write" and model.tokenizer.template is not None:
+        verb = "chat"
+    return shlex.join(["anyformer", verb, str(run), *words])
+
+
+def _words(
+    task: str, model: Any, data: str | Path | Mapping[str, float], fields: Mapping[str, str], prompt: str
+) -> list[str]:
+    source = next(iter(weights(data)))
+    if task == "causal":
+        return [prompt]
+    if task in ("span", "denoise"):
+        return [f"The {'<extra_id_0>' if task == 'span' else model.tokenizer.roles['mask_token']} ."]
+    if task == "masked":
+        return ["A cat sleeps.", "Stocks fell."]
+    if task in ("act", "clone"):
+        named = re.fullmatch(r"[\w-]+-v\d+", Path(source).stem)  # as gymnasium names environments
+        return ["--env", named[0] if named else "ENVIRONMENT"]
+    if source.startswith(HUB):
+        return ["PICTURE"] if task in ("images", "match") else ["A text."]
+    return _of_rows(task, source, fields)
+
+
+def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
+    """A text, or a picture, of the first rows."""
+    found = find(source)
+    if found.kind == "images":
+        return [str(found.files[0])]
+    rows = list(itertools.islice(records(found, fields), LOOKED))
+    names = ("messages", "prompt", "source", "anchor", "words", "text")
+    column = next(name for name in names if name in rows[0])
+    if task in ("images", "match"):
+        image = rows[0]["image"]
+        picture = str(below(found.root, image)) if isinstance(image, str) else "PICTURE"
+        labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []
+        return [picture, *(["--labels", *labels] if labels else [])]
+    texts = list(dict.fromkeys(_short(row[column]) for row in rows))
+    return texts[:2] if task == "embed" else texts[:1]
+
+
+def _short(value: Any) -> str:
+    """The first words of a text, a list of words, or a conversation."""
+    if isinstance(value, list):
+        value = " ".join(str(v["content"] if isinstance(v, dict) else v) for v in value)
+    return " ".join(str(value).split()[:WORDS])

@@ -1,0 +1,135 @@
+"""`train` and `finetune` end by printing the command that uses the model; here it is run, for each task."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anyformer.train.next_command import VERBS, next_command
+
+SENTENCES = [f"the {a} cat {b} on the mat number {i}" for i, (a, b) in enumerate([("old", "sat"), ("new", "ran")] * 15)]
+ENCODER = ("--model", "bert", "--size", "tiny", "--vocab", "300")
+SMALL = ("--size", "tiny", "--vocab", "400", "--context", "24")
+TRAIN = {
+    "causal": ("--model", "gpt", *SMALL, "--data", "BOOK", "--prompt", "the old cat"),
+    "masked": (*ENCODER, "--data", "BOOK", "--context", "24"),
+    "span": ("--model", "t5", *SMALL, "--data", "BOOK"),
+    "denoise": ("--model", "bart", *SMALL, "--data", "BOOK"),
+    "seq2seq": ("--model", "t5", *SMALL, "--task", "seq2seq", "--data", "PAIRS"),
+    "classify": (*ENCODER, "--task", "classify", "--data", "TEXTS"),
+    "tag": (*ENCODER, "--task", "tag", "--data", "WORDS"),
+    "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
+    "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
+    "act": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--data", "EPISODES"),
+    "clone": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--task", "clone",
+              "--data", "EPISODES"),
+}  # fmt: skip
+TUNE = {  # task -> what it starts from, and its rows
+    "write": ("causal", "PAIRS"), "seq2seq": ("seq2seq", "PAIRS"), "classify": ("masked", "TEXTS"),
+    "tag": ("masked", "WORDS"), "embed": ("masked", "TWINS"), "images": ("images", "PICTURES"),
+    "match": ("match", "CAPTIONS"),
+}  # fmt: skip
+WAYS = {"write": "lora", "seq2seq": "full", "classify": "lora", "tag": "full", "match": "full"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data of every kind, and where runs go."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "book.txt").write_text(". ".join(SENTENCES * 20))
+    noise = np.random.default_rng(0)
+    (home / "flat").mkdir()
+    for i in range(24):
+        picture = Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        folder = home / "pictures" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (folder / f"{i}.png", home / "flat" / f"{i}.png"):
+            picture.save(file)
+
+    def rows(name: str, content: list[dict]) -> Path:
+        (home / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+        return home / name
+
+    steps = [[[0.1 * t] * 4 for t in range(5 + i % 3)] for i in range(20)]
+    return {
+        "HOME": home, "BOOK": home / "book.txt", "PICTURES": home / "pictures",
+        "TEXTS": rows("texts.jsonl", [{"text": s, "label": s.split()[1]} for s in SENTENCES]),
+        "WORDS": rows("words.jsonl", [{"words": s.split(), "labels": [w[0] for w in s.split()]} for s in SENTENCES]),
+        "PAIRS": rows("pairs.jsonl", [{"source": s, "target": s.upper()} for s in SENTENCES]),
+        "TWINS": rows("twins.jsonl", [{"anchor": s, "positive": s.title()} for s in SENTENCES]),
+        "CAPTIONS": rows("captions.jsonl", [{"image": f"flat/{i}.png", "text": SENTENCES[i]} for i in range(24)]),
+        "EPISODES": rows("CartPole-v1.jsonl", [
+            {"states": s, "actions": [i % 2] * len(s), "rewards": [1.0] * len(s)} for i, s in enumerate(steps)
+        ]),
+    }  # fmt: skip
+
+
+def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
+    """Runs a command and returns the words of the one that it prints."""
+    code, out, err = cli(*(places.get(word, word) for word in argv), "--device", "cpu")
+    assert code == 0, err
+    return shlex.split(next(line for line in out.splitlines() if line.startswith("next: ")).removeprefix("next: "))
+
+
+def check(cli, words: list[str], task: str, folder: Path) -> None:
+    assert words[:2] == ["anyformer", VERBS[task]]
+    assert words[2] == str(folder)  # the run stands for its model
+    code, out, err = cli(*words[1:], *(["--max-new-tokens", "4"] if words[1] in ("generate", "chat") else []))
+    assert code == 0 and (out.strip() or words[1] == "generate"), err  # two steps may teach to write nothing
+
+
+def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:
+    """The folder of a run, made once, and the command that it printed."""
+    folder = places["HOME"] / f"train-{task}"
+    if not folder.exists():
+        argv = ("train", *TRAIN[task], "--steps", "2", "--batch", "4", "--out", str(folder))
+        (places["HOME"] / f"{task}.json").write_text(json.dumps(run(cli, places, *argv)))
+    return folder, json.loads((places["HOME"] / f"{task}.json").read_text())
+
+
+def test_every_task_is_here() -> None:
+    assert {*TRAIN, *TUNE} == set(VERBS)
+
+
+@pytest.mark.parametrize("task", TRAIN)
+def test_what_train_prints_works(cli, places: dict[str, Path], task: str) -> None:
+    if task in ("act", "clone"):
+        pytest.importorskip("gymnasium")
+    folder, words = trained(cli, places, task)
+    check(cli, words, task, folder)
+
+
+@pytest.mark.parametrize("task", TUNE)
+def test_what_finetune_prints_works(cli, places: dict[str, Path], task: str) -> None:
+    start, data = TUNE[task]
+    folder = places["HOME"] / f"tune-{task}"
+    argv = ("--model", str(trained(cli, places, start)[0]), "--data", data, "--task", task, "--out", str(folder))
+    words = run(cli, places, "finetune", *argv, "--method", WAYS.get(task, "full"), "--steps", "2", "--batch", "4")
+    check(cli, words, task, folder)
+
+
+def test_a_running_mean_that_was_measured_is_named(cli, places: dict[str, Path]) -> None:
+    out = places["HOME"] / "mean"
+    words = run(
+        cli, places, "train", *TRAIN["causal"], "--steps", "2", "--batch", "2", "--ema", "0.5", "--out", str(out)
+    )
+    assert words[2] == str(out / "step-000002" / "ema")
+    assert cli(*words[1:], "--max-new-tokens", "2")[0] == 0
+
+
+def test_a_model_with_a_chat_template_is_talked_with(cli, decoder: Path, places: dict[str, Path]) -> None:
+    out = places["HOME"] / "talk"
+    argv = ("--model", str(decoder), "--data", "PAIRS", "--steps", "1", "--batch", "2", "--out", str(out))
+    words = run(cli, places, "finetune", *argv)
+    assert words[:3] == ["anyformer", "chat", str(out)]
+    assert cli(*words[1:], "--max-new-tokens", "2")[0] == 0
+
+
+def test_an_environment_or_a_picture_without_a_name_is_left_open(tmp_path: Path) -> None:
+    assert next_command("act", tmp_path, None, "episodes.jsonl").endswith("--env ENVIRONMENT")
+    assert next_command("images", tmp_path, None, "hub:owner/name").endswith(" PICTURE")
