@@ -8,12 +8,13 @@ PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PI
 PIP    := -m pip install $(if $(CI),--quiet)
 CHECKED := src tests docs/site examples/tutorials $(wildcard benchmarks/*.py examples/*.py)
 
-.PHONY: help demo test test-all lint format docs docs-serve bench bench-env bench-attention bench-quality
+.PHONY: help demo test test-all lint format docs docs-serve dist stranger bench bench-env bench-attention bench-quality
 help:
 	@echo "make demo      train a small model, chat with a real one, compare sentences, draw attention (5 minutes)"
 	@echo "make test      run the tests (make test-all: the slow ones too); ARGS='-k name' goes to pytest"
 	@echo "make lint      ruff and mypy              make format   let ruff rewrite what it can"
 	@echo "make docs      the documentation site, in build/site     make docs-serve   the same on http://127.0.0.1:8000"
+	@echo "make dist      sdist and wheel, checked           make stranger     the wheel, in an empty environment, runs the README"
 	@echo "make bench     side by side with other libraries, writes docs/benchmarks.md"
 	@echo "make bench-attention   what each mixer costs (an hour)"
 	@echo "make bench-quality     how good each part is: rows on text take an hour, probes another, more seeds of rows that"
@@ -44,6 +45,21 @@ docs: .venv/.docs
 docs-serve: .venv/.docs
 	$(BIN)/python -m docs.site --serve
 
+dist: .venv/.dist
+	rm -rf dist
+	$(PINNED) $(BIN)/python -m build $(if $(CI),--quiet)
+	$(BIN)/python -m twine check --strict dist/*
+
+# An environment that holds the wheel, the extras of the README's `pip install .`, and pytest runs all that the README shows.
+EXTRAS = $(patsubst X%,%,$(or $(shell sed -n "s/.*pip install '*\.\(\[[a-z,]*\]\)*.*/X\1/p" README.md | head -n 1),X[plot]))
+stranger: dist
+	rm -rf build/stranger
+	$(PYTHON) -m venv build/stranger/env
+	mkdir build/stranger/tests
+	cp README.md Makefile build/stranger && cp tests/test_readme.py build/stranger/tests
+	$(PINNED) build/stranger/env/bin/python $(PIP) "$$(echo dist/*.whl)$(EXTRAS)" pytest
+	cd build/stranger && env -u PYTHONPATH OMP_NUM_THREADS=1 env/bin/python -m pytest -q -c /dev/null --rootdir . tests
+
 bench: .venv/.bench bench-env
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -66,6 +82,10 @@ bench-quality: .venv/.dev
 
 .venv/.docs: .venv/.user
 	$(PINNED) $(BIN)/python $(PIP) -e '.[docs]'
+	@touch $@
+
+.venv/.dist: .venv/.user
+	$(PINNED) $(BIN)/python $(PIP) -e '.[dist]'
 	@touch $@
 
 .venv/.bench: .venv/.dev
