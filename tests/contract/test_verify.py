@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,14 @@ def test_without_the_oracle_the_rest_is_checked(tmp_path: Path, monkeypatch: pyt
     assert report.ok
     assert "pip install" in result(report, "parity").detail
     assert result(report, "batch is solo").result == "pass"
+
+
+def test_no_check_of_a_page_fails_for_want_of_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("anyformer.contract.report.CHECKS", [c for c in CHECKS if c.item == 3])
+    report = verify("vit")
+    assert report.ok is False and not any(row.result == "FAIL" for row in report.rows)  # nothing was run
+    assert "pip install" in result(report, "ledger is complete").detail
 
 
 def test_progress_table_and_json_say_the_same(tmp_path: Path) -> None:

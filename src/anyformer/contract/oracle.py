@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.contract import subjects
+from anyformer.contract.check import LeftOut
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import Subject, redrawn, words
 from anyformer.core import pages
@@ -50,6 +51,9 @@ DEVIATIONS = {
 
 
 SCRATCH = "anyformer-contract-"  # how the folders begin that this file makes
+
+
+NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
 
 
 def available() -> bool:
@@ -195,7 +199,13 @@ def forget() -> None:
 
 
 def meet(subject: Subject, hub: Hub | None) -> Oracle:
-    """Theirs for a subject, made now."""
+    """Theirs for a subject, made now.
+
+    Raises:
+        LeftOut: without transformers.
+    """
+    if not available():
+        raise LeftOut(NO_ORACLE)
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from anyformer.contract.check import CHECKS, Check, LeftOut
-from anyformer.contract.oracle import available
+from anyformer.contract.oracle import NO_ORACLE, available
 from anyformer.contract.precision import own_type_is_close_to_float32
 from anyformer.contract.probe import scaled
 from anyformer.contract.subjects import Subject, apart, checkpoint
 from anyformer.core import pages
 
-NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
 EXAMPLES = 2  # of a property, on a checkpoint: real models are large
 OWN = Check(18, "own type is close to float32", own_type_is_close_to_float32, "model", checkpoint=True)
 SLOW = "takes more than ten seconds a case: verify(..., slow=True)"
