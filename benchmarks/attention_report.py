@@ -26,11 +26,14 @@ from benchmarks.report import Section, row
 
 Found = dict[str, Any]
 PATH = ROOT / "docs" / "attention.md"
-HEADER = """# Every attention, measured
+HEADER = """# Every attention, measured on a CPU
 
 Written by `make bench-attention` (`python -m benchmarks.attention [cost] [decode]`) and `make bench-quality`
-(`python -m benchmarks.quality`); do not edit. Which one to take, by these tables:
-[choose an attention](choose-an-attention.md).
+(`python -m benchmarks.quality`); do not edit. In short:
+[what attention costs, and what learns fastest](choose-an-attention.md).
+
+A figure belongs to the processor and the instruction set that its section names, and says nothing about GPUs. Sections
+that name no instruction set were measured before it was recorded.
 """
 QUIET = 0.2
 
@@ -50,7 +53,7 @@ def write() -> None:
         plot(cost, "both_bytes", "bytes at the peak, forward and backward", "attention-memory.png")
     if decode:
         sections.append(decoding(decode))
-    facts = machine.facts()
+    facts = machine.recorded([*cost.values(), *decode.values()])
     for section in sections:
         print(section.markdown(facts))
     report.write(PATH, sections, facts, HEADER)
@@ -137,7 +140,7 @@ def verdict(r: dict[int, tuple[float, float, float]]) -> str:
     """Ahead at every length, or where not. Level: 1 is within the quartiles of the turns."""
     behind = [f"{n:,}" for n, (_, _, high) in r.items() if high < 1]
     level = [f"{n:,}" for n, (_, low, high) in r.items() if low <= 1 <= high]
-    said = [f"**behind** at {', '.join(behind)}"] * bool(behind) + [f"level at {', '.join(level)}"] * bool(level)
+    said = [f"behind at {', '.join(behind)}"] * bool(behind) + [f"level at {', '.join(level)}"] * bool(level)
     return "; ".join(said) or ("ahead at every length" if r else "not measured")
 
 
@@ -169,7 +172,7 @@ def grown(values: dict[int, float], said: str) -> tuple[str, str, str]:
     found, (low, high) = exponent(values), BOUNDS[said]
     if found is None:
         return "—", said, "fewer than three lengths"
-    return f"{found:.2f}", said, "held" if low <= found <= high else "less" if found < low else "**missed**"
+    return f"{found:.2f}", said, "held" if low <= found <= high else "less" if found < low else "missed"
 
 
 def notes(cost: dict[str, Found]) -> list[str]:

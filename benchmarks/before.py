@@ -57,7 +57,7 @@ def measured(name: str, old: Path, rounds: int, notes: list[str]) -> list[str]:
         for kind in found[0]:
             taken = [f[kind] for f in found]
             r = ratio(taken, [f[kind] for f in seconds[against]]) if against else None
-            beside = (times(r), verdict(r)) if r else ("", "")
+            beside = (times(r), verdict(r, len(taken))) if r else ("", "")
             table.append(row(f"{contestants[key].name}: {kind}", times(spread(taken), 3), *beside))
     return table
 

@@ -49,7 +49,7 @@ def held_out_loss(logits: Callable[[Any], Any], ids: Any) -> float:
     return sum(parts) / y.numel()
 
 
-def ours(learn: str, held_out: str, steps: int) -> Answer:
+def ours(learn: str, held_out: str, steps: int, seed: int) -> Answer:
     """`anyformer train`, with its log, its evaluation, its checkpoint and its sample."""
     import torch
 
@@ -62,7 +62,7 @@ def ours(learn: str, held_out: str, steps: int) -> Answer:
         result = train(
             "gpt", "tiny", {"dim": DIM, "depth": LAYERS, "heads": HEADS, "context": TIME}, data=path, out=out,
             tokenizer="chars", steps=steps, batch=BATCH, lr=LR, final_lr=FINAL, warmup=WARMUP, betas=BETAS,
-            weight_decay=DECAY, eval_every=0, save_every=0, log_every=100, prompt="ROMEO:", quiet=True,
+            weight_decay=DECAY, eval_every=0, save_every=0, log_every=100, prompt="ROMEO:", quiet=True, seed=seed,
         )  # fmt: skip
         whole = time.perf_counter() - began
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -76,13 +76,14 @@ def ours(learn: str, held_out: str, steps: int) -> Answer:
     }  # fmt: skip
 
 
-def hf(learn: str, held_out: str, steps: int) -> Answer:
+def hf(learn: str, held_out: str, steps: int, seed: int) -> Answer:
     """The shortest loop that one would write around `transformers`' model."""
     import math
 
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    torch.manual_seed(seed)
     began = time.perf_counter()
     table = {c: i for i, c in enumerate(sorted(set(learn + held_out)))}
     train, test = (torch.tensor([table[c] for c in part]) for part in (learn, held_out))
@@ -122,13 +123,12 @@ def build(name: str) -> tuple[Answer, Callable[[Answer], Answer]]:
     import torch
 
     torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
     whole = text()
     cut = int(len(whole) * 0.9)
     work = {"ours": ours, "hf": hf}[name]
     if name == "hf":
         import transformers  # noqa: F401  (a contestant that is not installed says so before the first round)
-    return {}, lambda request: work(whole[:cut], whole[cut:], request["steps"])
+    return {}, lambda request: work(whole[:cut], whole[cut:], request["steps"], request["round"])
 
 
 def run(rounds: int = 5, steps: int = STEPS) -> Section:
@@ -144,20 +144,19 @@ def run(rounds: int = 5, steps: int = STEPS) -> Section:
             r = ratio(seconds[name], seconds["ours"])
             against = times(r)
             mine, theirs = (f"{spread(seconds[n])[0]:.1f} s" for n in ("ours", name))
-            claims.append(Claim(f"character model, {steps:,} steps", CONTESTANTS[name].name, mine, theirs, r))
+            claims.append(Claim(f"character model, {steps:,} steps", CONTESTANTS[name].name, mine, theirs, r, rounds))
         size, whole = found[0]["parameters"], spread([a["whole"] for a in found])[0]
         figures = times(spread([a["loss"] for a in found]), 3), times(spread(seconds[name]), 1), f"{whole:.1f}"
         speed = f"{steps * BATCH * TIME / spread(seconds[name])[0]:,.0f}"
         table.append(row(CONTESTANTS[name].name, f"{size / 1e6:.2f} M", *figures, speed, against))
     worst = max(a["loss"] for a in answers["ours"])
-    reached = "reached" if worst <= PUBLISHED else "not reached"
     description = (
         f"{(__doc__ or '').strip()}\n\nCommand: `python -m benchmarks char_lm --data tinyshakespeare.txt`; ours is the "
         "call behind\n`anyformer train --size tiny --changes.dim 128 --changes.depth 4 --changes.heads 4 "
         "--changes.context 64 --tokenizer chars --batch 12 --steps 2000 --lr 3e-3 --betas [0.9,0.99] --data "
         "tinyshakespeare.txt`. Training is the time of the steps alone; the whole call, for ours, includes making the "
         "tokenizer, the log of every step, a bigram, the evaluation, a checkpoint and a sample.\n\n"
-        f"Rounds: {rounds}, each in new processes; median (quartiles). Aim: a loss of at most {PUBLISHED} in each run: "
-        f"{reached} (the worst is {worst:.3f})."
+        f"Rounds: {rounds}, each in new processes and with a seed of its own; median (quartiles). The largest loss "
+        f"of ours is {worst:.3f}. nanoGPT's {PUBLISHED} comes from a third of this learning rate: no comparison."
     )
     return Section("Character model", description, table, claims, notes)

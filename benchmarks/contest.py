@@ -159,8 +159,9 @@ def compete(
     request: dict[str, Any],
     notes: list[str],
 ) -> Answers:
-    """The answers of each contestant, round by round. A peer that dies leaves the contest, and `workers`."""
-    answers = _play(contestants, list(workers), rounds, lambda name: workers[name].ask(**request), notes)
+    """The answers of each contestant, round by round; a request carries the number of its round. A peer that dies
+    leaves the contest, and `workers`."""
+    answers = _play(contestants, list(workers), rounds, lambda r, name: workers[name].ask(**request, round=r), notes)
     for name in set(workers) - set(answers):
         del workers[name]
     return answers
@@ -171,9 +172,9 @@ def afresh(
 ) -> Answers:
     """As `compete`, but with a new process for every turn; an answer includes the facts of `build`."""
 
-    def turn(name: str) -> dict[str, Any]:
+    def turn(number: int, name: str) -> dict[str, Any]:
         worker = contestants[name].worker(module, name)
-        answer = worker.facts | worker.ask(**request)
+        answer = worker.facts | worker.ask(**request, round=number)
         worker.close()
         return answer
 
@@ -184,7 +185,7 @@ def _play(
     contestants: Mapping[str, Contestant],
     names: list[str],
     rounds: int,
-    turn: Callable[[str], dict[str, Any]],
+    turn: Callable[[int, str], dict[str, Any]],
     notes: list[str],
 ) -> Answers:
     answers: Answers = {name: [] for name in names}
@@ -193,7 +194,7 @@ def _play(
             continue
         print(f"\r  round {r + 1}/{rounds}", end="", flush=True)
         try:
-            answers[name].append(turn(name))
+            answers[name].append(turn(r, name))
         except (Missing, Died) as error:
             _leave(contestants[name], error, notes)
             del answers[name]

@@ -191,7 +191,7 @@ def _claim(what: str, taken: dict[str, list[float]], ours: str, peer: str) -> li
         return []
     figures = [f"{spread(taken[key])[0]:.2f} s" for key in (ours, peer)]
     name = "transformers" if peer == "hf_import" else next(r[1] for r in ROWS if r[0] == peer)
-    return [Claim(what, name, figures[0], figures[1], ratio(taken[peer], taken[ours]))]
+    return [Claim(what, name, figures[0], figures[1], ratio(taken[peer], taken[ours]), len(taken[ours]))]
 
 
 def _memory_claim(
@@ -202,7 +202,7 @@ def _memory_claim(
         return []
     grown = [[float(a[key]) for a in answers[name]] for name in (ours, peer)]
     figures = [f"{spread(g)[0] / size:.2f} × the weights" for g in grown]
-    return [Claim(what, CONTESTANTS[peer].name, figures[0], figures[1], ratio(grown[1], grown[0]))]
+    return [Claim(what, CONTESTANTS[peer].name, figures[0], figures[1], ratio(grown[1], grown[0]), len(grown[0]))]
 
 
 def _aims(load: dict[str, list[float]], answers: dict[str, list[dict[str, Any]]], size: int) -> str:
@@ -218,4 +218,4 @@ def _aims(load: dict[str, list[float]], answers: dict[str, list[dict[str, Any]]]
     if ours:
         most = max(_middle(answers[name], "peak_load") for name in ours) / size
         aims.append((f"loads within 1.2 × the weights ({most:.2f})", most <= 1.2))
-    return "Aims: " + "; ".join(f"{what}: {'reached' if good else '**missed**'}" for what, good in aims) + "."
+    return "Aims: " + "; ".join(f"{what}: {'reached' if good else 'missed'}" for what, good in aims) + "."

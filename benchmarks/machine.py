@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+UNKNOWN = "a machine that these results do not record"
 
 
-def facts() -> str:
-    """Processor, threads, memory, versions, load: one line."""
+def facts(threads: int | None = None) -> str:
+    """Processor, instruction set that PyTorch uses, threads, memory, versions, date: one line."""
+    import torch
+
     from benchmarks.contest import THREADS
 
     model = platform.machine()
@@ -25,9 +31,17 @@ def facts() -> str:
         except metadata.PackageNotFoundError:
             versions.append(f"no {name}")
     return (
-        f"{model}, {os.cpu_count()} cores, {THREADS} threads used, {memory:.0f} GiB; "
-        f"Python {platform.python_version()}, {', '.join(versions)}; {time.strftime('%Y-%m-%d')}."
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, {threads or THREADS} threads "
+        f"used, {memory:.0f} GiB; Python {platform.python_version()}, {', '.join(versions)}; "
+        f"{time.strftime('%Y-%m-%d')}."
     )
+
+
+def recorded(results: Iterable[Mapping[str, Any]]) -> str:
+    """The machine that results were measured on, as they recorded it."""
+    machines = sorted({found.get("machine", UNKNOWN) for found in results})
+    several = "several machines, whose figures cannot be compared: " if len(machines) > 1 else ""
+    return several + " / ".join(machines)
 
 
 def busy(seconds: float = 2.0) -> float:

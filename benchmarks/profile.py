@@ -26,7 +26,7 @@ SIZE = "57 M"
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 BACKWARD = "autograd::engine::evaluate_function: "
 SCOPE = "part: "
-WHOLE = {"world.clip": "clipping", "optimizer.step": "optimiser", "optimizer.zero_grad": "optimiser"}
+WHOLE = {"world.clip_grad_norm": "clipping", "optimizer.step": "optimiser", "optimizer.zero_grad": "optimiser"}
 
 
 def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:

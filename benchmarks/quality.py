@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import time
 
+from benchmarks import machine
 from benchmarks.quality_results import NEAR, SEEDS, Found, Run, bits, file, results, setup
 from benchmarks.report import replace
 
@@ -89,7 +90,7 @@ def one(run: Run) -> str:
         said = f"{found['bits']['1']:.3f} bits a byte"
     path = file(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps({**found, "group": group, "name": name}, indent=1) + "\n")
+    replace(path, json.dumps({"machine": machine.facts(1), **found, "group": group, "name": name}, indent=1) + "\n")
     return f"{said}, {found['seconds']:.0f} s"
 
 

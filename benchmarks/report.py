@@ -7,30 +7,43 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HEADER = """# Benchmarks
+HEADER = """# Benchmarks on a CPU
 
 Written by `make bench` (`python -m benchmarks`, which takes names of sections); do not edit. Every section is one run
 on one machine, in which the contestants take turns; a ratio compares figures of the same round, which evens out slow
 drift of the machine. It does not even out other programs that want the same cores: measure on a machine that is quiet.
+
+A figure belongs to the processor and the instruction set that its section names, and says nothing about GPUs. Sections
+that name no instruction set were measured before it was recorded.
 """
-SHORT = "| | anyformer | peer | | takes, ours = 1 (quartiles) | |"  # above the claims of a section
-README = "| | anyformer | what peers take, ours = 1 |"
+SHORT = "| on a CPU | anyformer | peer | | peer / ours (quartiles) | |"  # above the claims of a section
+README = "| measured on a CPU | anyformer | peer | peer's time or memory / ours (quartiles) | |"
+HEADLINES = (  # the comparisons that the README shows: what, with whom
+    ("training step, anyformer GPT", "transformers GPT-2"),
+    ("training step, anyformer LLaMA", "transformers LLaMA"),
+    ("SmolLM2-135M float32, decoding", "transformers, float32"),
+    ("load, GGUF", "transformers, GGUF"),
+    ("load and first forward, directory", "transformers, directory"),
+)
+FEWEST = 4  # rounds below which quartiles mean nothing
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One comparison: what, with whom, both figures with their units, and by how much the peer takes more."""
+    """One comparison: what, with whom, both figures with their units, by how much the peer takes more, in how many
+    rounds."""
 
     what: str
     peer: str
     ours: str
     theirs: str
     ratio: tuple[float, float, float]  # peer / ours of seconds or bytes: median, lower and upper quartile
+    rounds: int
 
     def row(self) -> str:
         """A line under `SHORT`."""
-        return row(self.what, self.ours, self.theirs, self.peer, times(self.ratio), verdict(self.ratio))
+        return row(self.what, self.ours, self.theirs, self.peer, times(self.ratio), verdict(self.ratio, self.rounds))
 
 
 @dataclass
@@ -73,13 +86,13 @@ def times(r: tuple[float, float, float], digits: int = 2) -> str:
     return f"{r[0]:.{digits}f} ({r[1]:.{digits}f}-{r[2]:.{digits}f})"
 
 
-def verdict(r: tuple[float, float, float]) -> str:
-    """What a ratio, peer / ours, says. With 1 within the quartiles, nobody is ahead."""
-    if r[1] == r[2]:
-        return "one round, no verdict"
+def verdict(r: tuple[float, float, float], rounds: int) -> str:
+    """The verdict on a ratio, peer / ours. With 1 within the quartiles, nobody is ahead."""
+    if rounds < FEWEST:
+        return f"{rounds} round{'s' * (rounds > 1)}, no verdict"
     if r[1] <= 1.0 <= r[2]:
         return "no difference beyond the noise"
-    return "ahead" if r[0] > 1 else "**behind**"
+    return "ahead" if r[0] > 1 else "behind"
 
 
 def write(path: Path, sections: list[Section], machine: str, header: str = HEADER) -> None:
@@ -93,18 +106,17 @@ def write(path: Path, sections: list[Section], machine: str, header: str = HEADE
 
 
 def summarise(readme: Path, report: Path) -> bool:
-    """Writes the claims of all sections of the report into the README, between its marks, one line for each figure of
-    ours. False: it has no marks."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Writes the headline comparisons of the report into the README, between its marks, with quartiles and verdict.
+    False: it has no marks."""
+    lines: dict[tuple[str, str], str] = {}
     inside = False
     for line in report.read_text().splitlines():
         inside = line == SHORT or (inside and line.startswith("|"))
         if inside and line != SHORT and not line.startswith("|---"):
-            what, ours, _, peer, ratio, _ = (cell.strip() for cell in line.strip("|").split("|"))
-            found.setdefault((what, ours), []).append(f"{peer} **{ratio.split()[0]}**")
-    rows = [row(*key, "; ".join(peers)) for key, peers in found.items()]
-    table = "\n".join(_ruled([README, *rows])) if rows else ""
-    return fill(readme, BEGIN, END, table)
+            what, ours, theirs, peer, ratio, said = (cell.strip() for cell in line.strip("|").split("|"))
+            lines[what, peer] = row(what, ours, f"{theirs}, {peer}", ratio, said)
+    rows = [lines[key] for key in HEADLINES if key in lines]
+    return fill(readme, BEGIN, END, "\n".join(_ruled([README, *rows])) if rows else "")
 
 
 def fill(path: Path, begin: str, end: str, middle: str) -> bool:

@@ -179,7 +179,7 @@ def run(rounds: int = 20) -> Section:
             against = times(r)
             what, (mine, theirs) = CONTESTANTS[contestant.against].name, (TOKENS / spread(t)[0] for t in (ours, taken))
             figures = f"{mine:,.0f} tokens/s", f"{theirs:,.0f} tokens/s"
-            claims.append(Claim(f"training step, {what}", contestant.name, *figures, r))
+            claims.append(Claim(f"training step, {what}", contestant.name, *figures, r, rounds))
         speed = f"{TOKENS / middle:,.0f}", f"{SMALL.flops / middle / 1e9:.0f}", percent(SMALL.flops / middle / peak)
         size, taken_ms = workers[name].facts["parameters"], times((1e3 * middle, 1e3 * low, 1e3 * high), 0)
         table.append(row(contestant.name, f"{size / 1e6:.2f} M", taken_ms, *speed, against))

@@ -3,7 +3,8 @@
 anyformer's `fit` beside the Trainer of transformers, and litgpt's and x-transformers' models in a plain loop. AdamW
 (fused), gradients clipped to 1, batches of 8 x 256 tokens, vocabulary 65, float32, no dropout. Every turn is a new
 process. Time is that from one batch to the next, the median of a turn. Memory is what the process grew by (`VmHWM`)
-from before the model was made to the last step. Recomputing: everything inside a block is made again in backward.
+from before the model was made until the last batch is fetched. Recomputing: everything inside a block is made again in
+backward.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ CONTESTANTS = {
     "x_llama": Contestant("x-transformers, LLaMA-like, plain loop", against="ours_llama"),
     "peak": Contestant("plain matrix products"),
 }
+STEPS = 13  # of a turn: two to warm up, and at least ten intervals between batches
 Fetch = Callable[[], None]  # called when a batch is fetched: writes down when, and the memory so far
 
 
@@ -128,7 +130,7 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     return {}, serve
 
 
-def run(rounds: int = 3) -> Section:
+def run(rounds: int = 4) -> Section:
     """The section of the report."""
     notes = ["x-transformers has no recomputing of its own, and is left out there."]
     table = [
@@ -138,7 +140,7 @@ def run(rounds: int = 3) -> Section:
     for size, shape in SHAPES.items():
         for recompute in (False, True):
             taking_part = {k: c for k, c in CONTESTANTS.items() if not (recompute and k == "x_llama")}
-            request = {"size": size, "recompute": recompute, "steps": 6 if shape is SMALL else 4}
+            request = {"size": size, "recompute": recompute, "steps": STEPS}
             print(f"  {size}, {'recomputed' if recompute else 'kept'}", flush=True)
             answers = afresh("training", taking_part, rounds, request, notes)
             peak = max(a["rate"] for a in answers.pop("peak"))
@@ -146,8 +148,8 @@ def run(rounds: int = 3) -> Section:
                 rows, made = _compared(name, found, answers, size, recompute, shape.flops / peak)
                 table.append(rows)
                 claims += made
-    few = ", so the quartiles say little" if rounds < 4 else ""
-    text = f"{(__doc__ or '').strip()}\n\nRounds: {rounds}{few}."
+    steps = f"Rounds: {rounds}, of {STEPS - 2} steps each after two to warm up; medians (quartiles)."
+    text = f"{(__doc__ or '').strip()}\n\n{steps}"
     return Section("Training, speed and memory", text, table, claims, notes)
 
 
@@ -168,8 +170,8 @@ def _compared(
         rate = f"{TOKENS / spread(mine[0])[0]:,.0f} tokens/s", f"{speed:,.0f} tokens/s"
         size_of = f"{spread(mine[1])[0] / 1e6:,.0f} MB", f"{held:,.0f} MB"
         claims = [
-            Claim(f"training, {what}", contestant.name, *rate, r),
-            Claim(f"memory of training, {what}", contestant.name, *size_of, m),
+            Claim(f"training, {what}", contestant.name, *rate, r, len(found)),
+            Claim(f"memory of training, {what}", contestant.name, *size_of, m, len(found)),
         ]
     share = percent(least / spread(seconds)[0])
     cells = contestant.name, size, "yes" if recompute else "no", f"{speed:,.0f}", share, ratios[0], f"{held:,.0f}"

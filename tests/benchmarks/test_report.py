@@ -1,9 +1,11 @@
 """The benchmarks' arithmetic, their report and what happens without a peer; at the end (slow) each of them once."""
 
 import importlib
-from typing import Any
+import re
+from typing import Any, cast
 
 import pytest
+import torch
 
 from benchmarks import contest, machine, profile, report
 from benchmarks.contest import Contestant, Died, Missing, Worker
@@ -25,8 +27,8 @@ class Fake:
         return {"seconds": self.seconds.pop(0)}
 
 
-def section(title="Loading", ratio=(2.0, 1.5, 3.0)):
-    return Section(title, "How.", ["| | s |", "| we | 1 |"], [Claim("load", "they", "1 s", "2 s", ratio)], ["quiet"])
+def section(title="Loading", ratio=(2.0, 1.5, 3.0), what="load", peer="they"):
+    return Section(title, "How.", ["| | s |", "| we | 1 |"], [Claim(what, peer, "1 s", "2 s", ratio, 9)], ["quiet"])
 
 
 def test_ratios_are_of_the_same_round_and_quartiles_lie_around_the_median():
@@ -46,16 +48,42 @@ def test_everybody_takes_one_turn_a_round_and_nobody_is_always_first():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "says"),
+    ("ratio", "rounds", "says"),
     [
-        ((1.2, 1.2, 1.2), "one round, no verdict"),
-        ((1.2, 1.1, 1.3), "ahead"),
-        ((0.8, 0.7, 0.9), "**behind**"),
-        ((1.1, 0.9, 1.2), "no difference beyond the noise"),
+        ((1.2, 1.2, 1.2), 1, "1 round, no verdict"),
+        ((1.2, 1.1, 1.3), 3, "3 rounds, no verdict"),
+        ((1.2, 1.1, 1.3), 4, "ahead"),
+        ((0.8, 0.7, 0.9), 4, "behind"),
+        ((1.1, 0.9, 1.2), 4, "no difference beyond the noise"),
     ],
 )
-def test_verdict(ratio, says):
-    assert report.verdict(ratio) == says
+def test_verdict(ratio, rounds, says):
+    assert report.verdict(ratio, rounds) == says
+
+
+def test_a_request_carries_its_round_so_that_each_round_can_have_its_seed():
+    class Echo:
+        def ask(self, **request):
+            return request
+
+    answers = contest.compete({"ours": cast(Worker, Echo())}, PAIR, 3, {"steps": 1}, [])
+    assert [a["round"] for a in answers["ours"]] == [0, 1, 2]
+
+
+def test_results_name_the_instruction_set_and_are_never_of_two_machines_unsaid():
+    assert f"({torch.backends.cpu.get_cpu_capability()})" in machine.facts(1) and "1 threads used" in machine.facts(1)
+    assert machine.recorded([{"machine": "A"}, {"machine": "A"}]) == "A"
+    assert machine.recorded([{"bits": 1}]) == machine.UNKNOWN
+    assert "cannot be compared: A / B" in machine.recorded([{"machine": "B"}, {"machine": "A"}])
+
+
+def test_what_is_committed_claims_no_more_than_the_rule_allows():
+    for line in (contest.ROOT / "docs" / "benchmarks.md").read_text().splitlines():
+        if match := re.search(r"([\d.]+) \(([\d.]+)-([\d.]+)\) \| (ahead|behind|no difference[^|]*) \|$", line):
+            middle, low, high = map(float, match.groups()[:3])
+            inside = low <= 1 <= high and 1 not in (low, high)  # rounded figures: 1.00 may be either side of 1
+            assert not inside or match[4].startswith("no difference"), line
+            assert inside or 1 in (low, high) or match[4] == ("ahead" if middle > 1 else "behind"), line
 
 
 def test_a_peer_that_dies_is_a_note_and_the_rest_goes_on():
@@ -95,20 +123,24 @@ def test_writing_keeps_the_other_sections(tmp_path):
     report.write(path, [section("B", (0.5, 0.4, 0.6))], "machine 2")
     text = path.read_text()
     a, b = text.split("## A")[1].split("## B")
-    assert "machine 1" in a and "ahead" in a and "machine 2" in b and "**behind**" in b
-    assert text.count("# Benchmarks\n") == 1
+    assert "machine 1" in a and "ahead" in a and "machine 2" in b and "| behind |" in b
+    assert text.count(report.HEADER) == 1
     assert [p.name for p in path.parent.iterdir()] == ["benchmarks.md"]
 
 
 def test_the_readme_gets_the_claims_of_all_sections_and_keeps_the_rest(tmp_path):
     docs, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
-    report.write(docs, [section("A"), section("B", (0.5, 0.4, 0.6))], "here")
+    (what, peer), (other, whom) = report.HEADLINES[1], report.HEADLINES[0]
+    shown = [section("A", what=what, peer=peer), section("B", (0.5, 0.4, 0.6), other, whom), section("C")]
+    report.write(docs, shown, "here")
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     assert report.summarise(readme, docs)
     once = readme.read_text()
-    assert once.startswith(f"before\n{report.BEGIN}\n| | anyformer |") and once.endswith(f"{report.END}\nafter\n")
-    assert "| load | 1 s | they **2.00**; they **0.50** |" in once
-    assert "old" not in once and "ahead" not in once
+    assert once.startswith(f"before\n{report.BEGIN}\n{report.README}\n|---") and once.endswith(f"{report.END}\nafter\n")
+    first, second = once.split(report.END)[0].splitlines()[-2:]
+    assert first == f"| {other} | 1 s | 2 s, {whom} | 0.50 (0.40-0.60) | behind |"
+    assert second == f"| {what} | 1 s | 2 s, {peer} | 2.00 (1.50-3.00) | ahead |"
+    assert "old" not in once and "they" not in once and "CPU" in once
     assert report.summarise(readme, docs) and readme.read_text() == once
 
 
@@ -159,3 +191,9 @@ def test_each_benchmark_runs(name):
     assert len(found.table) > 2 and len(cells) == 1
     assert all(claim.ratio[0] > 0 for claim in found.claims)
     assert "different texts" not in str(found.notes) and "tokens differ" not in str(found.notes)
+
+
+def test_every_headline_stands_in_the_report():
+    text = (contest.ROOT / "docs" / "benchmarks.md").read_text()
+    for what, peer in report.HEADLINES:
+        assert re.search(rf"^\| {re.escape(what)} \|.*\| {re.escape(peer)} \|", text, re.M), (what, peer)
