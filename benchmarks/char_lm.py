@@ -60,8 +60,9 @@ def ours(learn: str, held_out: str, steps: int, seed: int) -> Answer:
         path.write_text(learn + held_out, encoding="utf-8")
         began = time.perf_counter()
         result = train(
-            "gpt", "tiny", {"dim": DIM, "depth": LAYERS, "heads": HEADS, "context": TIME}, data=path, out=out,
-            tokenizer="chars", steps=steps, batch=BATCH, lr=LR, final_lr=FINAL, warmup=WARMUP, betas=BETAS,
+            "gpt", "tiny", data=path, out=out,
+            overrides={"dim": DIM, "depth": LAYERS, "heads": HEADS, "context": TIME},
+            tokenizer="chars", steps=steps, batch=BATCH, lr=LR, min_lr_ratio=FINAL, warmup=WARMUP, betas=BETAS,
             weight_decay=DECAY, eval_every=0, save_every=0, log_every=100, prompt="ROMEO:", quiet=True, seed=seed,
         )  # fmt: skip
         whole = time.perf_counter() - began
@@ -152,8 +153,8 @@ def run(rounds: int = 5, steps: int = STEPS) -> Section:
     worst = max(a["loss"] for a in answers["ours"])
     description = (
         f"{(__doc__ or '').strip()}\n\nCommand: `python -m benchmarks char_lm --data tinyshakespeare.txt`; ours is the "
-        "call behind\n`anyformer train --size tiny --changes.dim 128 --changes.depth 4 --changes.heads 4 "
-        "--changes.context 64 --tokenizer chars --batch 12 --steps 2000 --lr 3e-3 --betas [0.9,0.99] --data "
+        "call behind\n`anyformer train --size tiny --overrides.dim 128 --overrides.depth 4 --overrides.heads 4 "
+        "--overrides.context 64 --tokenizer chars --batch 12 --steps 2000 --lr 3e-3 --betas [0.9,0.99] --data "
         "tinyshakespeare.txt`. Training is the time of the steps alone; the whole call, for ours, includes making the "
         "tokenizer, the log of every step, a bigram, the evaluation, a checkpoint and a sample.\n\n"
         f"Rounds: {rounds}, each in new processes and with a seed of its own; median (quartiles). The largest loss "

@@ -25,12 +25,12 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp": {"parallel": "fsdp"},
     "tensor parallel": {"parallel": "tp"},
-    "PowerSGD, rank 4": {"parallel": "powersgd", "exchange": {"rank": 4}},
-    "PowerSGD, rank 1": {"parallel": "powersgd", "exchange": {"rank": 1}},
-    "local SGD, every 10 steps": {"parallel": "local", "exchange": {"every": 10}},
-    "local SGD, every 50 steps": {"parallel": "local", "exchange": {"every": 50}},
-    "DiLoCo, every 10 steps": {"parallel": "diloco", "exchange": {"every": 10}},
-    "DiLoCo, every 50 steps": {"parallel": "diloco", "exchange": {"every": 50}},
+    "PowerSGD, rank 4": {"parallel": "powersgd", "communication": {"rank": 4}},
+    "PowerSGD, rank 1": {"parallel": "powersgd", "communication": {"rank": 1}},
+    "local SGD, every 10 steps": {"parallel": "local", "communication": {"every": 10}},
+    "local SGD, every 50 steps": {"parallel": "local", "communication": {"every": 50}},
+    "DiLoCo, every 10 steps": {"parallel": "diloco", "communication": {"every": 10}},
+    "DiLoCo, every 50 steps": {"parallel": "diloco", "communication": {"every": 50}},
 }
 
 
@@ -76,7 +76,7 @@ def train(options: dict[str, Any], seed: int) -> dict[str, float]:
     learn, held_out = (
         torch.frombuffer(bytearray(t.encode()), dtype=torch.uint8).numpy() for t in text.split(sources.text("pydoc"))
     )
-    model, processes, counts = af.build("gpt", "tiny", seed=seed, changes=SHAPE), world(**options), list[int]()
+    model, processes, counts = af.build("gpt", "tiny", seed=seed, overrides=SHAPE), world(**options), list[int]()
     update = processes.after_step
 
     def after_step(step: int, last: bool) -> None:

@@ -27,7 +27,7 @@ from benchmarks.report import fill, replace, row
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "pages", ROOT / "docs" / "long-context.md"
 BEGIN, END = "<!-- pages: written by `python -m benchmarks.pages` -->", "<!-- end -->"
-SEGMENTS = "--changes.segment 16"
+SEGMENTS = "--overrides.segment 16"
 DECODER = "--context 512 --batch 2 --steps 200"
 ENCODER = "--tokenizer bytes --context 512 --batch 2 --steps 300"  # a byte in seven teaches
 HEAD = ("page", "parameters", "bits per byte", "CPU s")
@@ -65,17 +65,18 @@ class Shown:
 
 
 DECODERS = (
-    Shown("gpt", f"--changes.context 512 {DECODER}", "The baseline: every token sees all 512."),
-    Shown("transformerxl", f"{SEGMENTS} --changes.memory 16 {DECODER}",
+    Shown("gpt", f"--overrides.context 512 {DECODER}", "The baseline: every token sees all 512."),
+    Shown("transformerxl", f"{SEGMENTS} --overrides.memory 16 {DECODER}",
           "A row is 32 segments of 16 tokens, each of which sees the 16 before it; over four layers that is 64.",
           segment=16),
-    Shown("transformerxl", f"{SEGMENTS} --changes.memory 0 {DECODER}",
+    Shown("transformerxl", f"{SEGMENTS} --overrides.memory 0 {DECODER}",
           "The same, trained without memory: a segment sees itself alone.", "no memory", segment=16),
-    Shown("compressive", f"{SEGMENTS} --changes.memory 16 {DECODER}",
+    Shown("compressive", f"{SEGMENTS} --overrides.memory 16 {DECODER}",
           "Older tokens become a slot for each four; a layer keeps 64 slots, 256 tokens more.", segment=16),
-    Shown("memorizing", f"{SEGMENTS} --changes.memory 16 {DECODER}",
+    Shown("memorizing", f"{SEGMENTS} --overrides.memory 16 {DECODER}",
           "One layer of four also looks up the 32 nearest of all keys older than its memory.", segment=16),
-    Shown("reformer", f'--changes.context 512 --changes.axial "[16,32,64,128]" --changes.buckets "[16]" {DECODER}',
+    Shown("reformer",
+          f'--overrides.context 512 --overrides.axial "[16,32,64,128]" --overrides.buckets "[16]" {DECODER}',
           "Chunks of 64 tokens, in two layers of neighbours and in two of tokens with the same hash; nothing is kept "
           "for backward."),
     Shown("performer", DECODER, "Linear attention by random features that stand for softmax."),
@@ -86,10 +87,11 @@ DECODERS = (
           "Three layers of Mamba to one of attention; every second MLP is four experts, two for a token."),
 )  # fmt: skip
 ENCODERS = (
-    Shown("bert", f"--changes.task masked --changes.context 512 {ENCODER}", "The baseline: every byte sees all 512."),
+    Shown("bert", f"--overrides.task masked --overrides.context 512 {ENCODER}",
+          "The baseline: every byte sees all 512."),
     Shown("longformer", ENCODER, "Each byte sees 32 to either side; over four layers that is 128."),
     Shown("bigbird", ENCODER, "Blocks of 16 see their neighbours, the first and the last, and two at random."),
-    Shown("linformer", f"--changes.context 512 {ENCODER}", "All 512 places are mixed to 64 before anybody looks."),
+    Shown("linformer", f"--overrides.context 512 {ENCODER}", "All 512 places are mixed to 64 before anybody looks."),
     Shown("modernbert", ENCODER, "Layers 0 and 3 see everything, 1 and 2 see 32 to either side; rotary positions."),
 )  # fmt: skip
 ALL = (*DECODERS, *ENCODERS)

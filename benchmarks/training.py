@@ -47,7 +47,7 @@ def _ours(model: Any, steps: int, recompute: bool, fetched: Fetch) -> None:
         ids = torch.randint(0, VOCAB, (BATCH, TIME + 1), generator=noise)
         return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
 
-    settings = Settings(steps=steps, recompute=("blocks.*",) if recompute else ())
+    settings = Settings(steps=steps, activation_checkpointing=("blocks.*",) if recompute else ())
     with tempfile.TemporaryDirectory() as folder:
         fit(model, batches, objectives.causal_lm, settings, folder)
 

@@ -88,7 +88,7 @@ def learned(task: str, data: Path, seed: int, args: argparse.Namespace) -> Any:
     """A model of a task; all have the same size and as many steps."""
     out = args.out / f"{data.stem}-{task}-{seed}"
     return train(
-        "decision_transformer", changes={"dim": args.dim}, task=task, data=data, out=out, steps=args.steps,
+        "decision_transformer", overrides={"dim": args.dim}, task=task, data=data, out=out, steps=args.steps,
         batch=args.batch, context=args.context, lr=2e-3, seed=seed, eval_every=0, save_every=0, quiet=True,
         cache=str(args.out / "cache"),
     ).model  # fmt: skip

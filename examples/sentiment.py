@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 METHODS: dict[str, dict[str, Any]] = {
-    "head alone": {"method": "full", "learn": ["heads.**", "pool.**"], "lr": 2e-3},
+    "head alone": {"method": "full", "trainable": ["heads.**", "pool.**"], "lr": 2e-3},
     "full": {"method": "full"},
     "lora": {"method": "lora"},
     "dora": {"method": "dora"},

@@ -12,7 +12,7 @@ from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
 NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
-OTHER_CLASS = {"train": "changes", "finetune": "changes"}  # where `task` says what is learned
+OTHER_CLASS = {"train": "overrides", "finetune": "overrides"}  # where `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
@@ -96,7 +96,7 @@ def test_another_class_of_the_files_can_be_read(name: str, cli, headless: Path, 
     assert code == 2 and "missing in the file: lm_head.weight" in err
     if name == "verify":
         return
-    code, _, err = cli(*given, "--changes.task" if name in OTHER_CLASS else "--task", "none")
+    code, _, err = cli(*given, "--overrides.task" if name in OTHER_CLASS else "--task", "none")
     assert "missing" not in err
     assert code == (2 if name in HEADLESS else 0), err
 

@@ -130,7 +130,8 @@ def test_convert_refuses_to_replace_another_model(cli, decoder, encoder, tmp_pat
 def test_train_writes_a_model_that_generates(cli, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 400)
     options = ("--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--size", "tiny", "--tokenizer", "bytes")
-    code, out, err = cli("train", *options, "--steps", 3, "--batch", 2, "--changes.depth", 1, "--changes.context", 32)
+    options = (*options, "--overrides.depth", 1, "--overrides.context", 32)
+    code, out, err = cli("train", *options, "--steps", 3, "--batch", 2)
     assert code == 0, err
     assert "bits per byte" in out and "bigram" in out
     model = af.load(next((tmp_path / "run").glob("step-*")))
@@ -141,7 +142,7 @@ def test_train_writes_a_model_that_generates(cli, tmp_path):
 def test_finetune_writes_a_model_and_adapters(cli, encoder, tmp_path):
     rows = "".join(f"{word} {i},{word == 'good'}\n" for i in range(20) for word in ("good", "bad"))
     (tmp_path / "reviews.csv").write_text("text,label\n" + rows)
-    options = ("--out", tmp_path / "run", "--steps", 3, "--targets", "**.mixer.q", "**.mixer.v", "--learn", "pool")
+    options = ("--out", tmp_path / "run", "--steps", 3, "--targets", "**.mixer.q", "**.mixer.v", "--trainable", "pool")
     code, out, err = cli("finetune", "--model", encoder, "--data", tmp_path / "reviews.csv", *options)
     assert code == 0, err
     assert "numbers learn (lora of rank 8 on 4 layers); 36 examples, 4 held out; 2 classes: False, True; 3 steps" in out

@@ -97,7 +97,7 @@ def test_a_page_is_changed_by_dotted_names():
     assert page.at("tiny", **{"text.dim": 32}).text.dim == 32
     with pytest.raises(ValueError, match=r"pair has no hyperparameter 'txt\.dim'.*did you mean text\.dim"):
         page.at("tiny", **{"txt.dim": 32})
-    assert pages.build("llama", "tiny", changes={"depth": 1}, kv_heads=1).config.depth == 1
+    assert pages.build("llama", "tiny", overrides={"depth": 1}, kv_heads=1).config.depth == 1
     with pytest.raises(ValueError, match=r"llama\.depth: expected a whole number, got '1'"):
         pages.build("llama", "tiny", depth="1")
     with pytest.raises(ValueError, match=r"llama\.depth: expected a whole number from 0 to"):

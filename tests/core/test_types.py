@@ -16,6 +16,7 @@ PACKAGE = Path(af.__file__).parent
 RIGHT = """
 from torch import Tensor, nn
 import anyformer as af
+from anyformer.train import Settings, finetune, train
 from anyformer.core.part import Part
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, SoftCap, Tokens, Window
 
@@ -25,7 +26,7 @@ block = Block.of(mixer=mixer, norm=norm, ffn=GatedMLP.of(hidden=48)).but(wiring=
 lm = af.CausalLM.of(32, Tokens.of(vocab=16), [block] * 2, norm=norm, head=Logits.of(vocab=16), context=64)
 model: af.CausalLM = af.build(lm, seed=0)
 attention: Attention = mixer.build(32)
-page = af.build("llama", "tiny", changes={"depth": 1}, kv_heads=1)
+page = af.build("llama", "tiny", overrides={"depth": 1}, kv_heads=1)
 module: nn.Module = page.eval()
 texts = page.generate([[1, 2]], max_new_tokens=5, temperature=0.5)
 loaded = af.load("folder", device="cpu", fresh=["heads.*"], depth=3)
@@ -40,10 +41,14 @@ class Mine(Part):
         return x
 
 mine: Mine = Mine.of(gain=0.5).build(8)
+loss: float = train("gpt", "tiny", data="a.txt", steps=3, grad_clip=0.5, lr_multipliers={"embed.*": 0.1}).loss
+rank: Settings = Settings(3, lr=1e-3, activation_checkpointing=["blocks.*"])
+folder = finetune("minilm", "a.csv", "dora", rank=4, min_lr_ratio=0.1).folder
 """
 
 WRONG = """
 import anyformer as af
+from anyformer.train import Settings, finetune, train
 from anyformer.parts import Attention, Block, GatedMLP, RMSNorm, SoftCap, Tokens
 
 norm, mixer = RMSNorm.of(), Attention.of()
@@ -64,6 +69,11 @@ model.save("folder", overwrites=True)  # call-arg
 af.load("folder", dtype="bfloat16")  # arg-type
 af.build("llama", 3)  # call-overload
 attention: RMSNorm = mixer.build(32)  # assignment
+train("gpt", "tiny", step=3)  # call-arg
+train("gpt", lr="high")  # arg-type
+finetune("minilm", "a.csv", "lroa")  # arg-type
+finetune("minilm", "a.csv").bits  # attr-defined
+Settings(3, clip=1.0)  # call-arg
 """
 
 

@@ -54,7 +54,7 @@ def test_one_text_is_what_it_was_before_there_was_a_cache(sources):
     assert next(made.held_out()).tolist() == [*learn.encode()[-1:], *held_out.encode()]
     assert made.held_out_bytes == len(held_out.encode())
     assert corpus.bigram(data) == pytest.approx(bigram_bits_per_byte(learn, held_out), rel=1e-12)
-    rows = made.rows("drawn", 32, 5)
+    rows = made.rows("random", 32, 5)
     ours, theirs = Global(rows, 4)(9), text.Windows(text.tokenise(BYTES, learn), 4, 32, 5)(9)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -135,7 +135,7 @@ def test_a_tokenizer_is_made_from_the_beginning_of_each_source(sources, monkeypa
 # ------------------------------------------------------------------------------------------------- rows
 
 
-@pytest.mark.parametrize("order", ["drawn", "epochs", "packed"])
+@pytest.mark.parametrize("order", ["random", "epochs", "packed"])
 def test_mixed_rows_come_from_their_sources_as_often_as_they_weigh(order, sources, tmp_path):
     for name, letter in {"a": "a", "b": "b"}.items():
         (tmp_path / f"{name}.csv").write_text("text\n" + f"{letter * 99}\n" * 300)
@@ -167,9 +167,9 @@ def weights_of(result):
     return {name: p.clone() for name, p in result.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("rows", ["drawn", "epochs"])
+@pytest.mark.parametrize("rows", ["random", "epochs"])
 def test_resume_within_an_epoch_of_a_mixture_with_workers_is_exact(rows, sources, tmp_path):
-    options = {**SMALL, "data": {str(sources[0]): 0.7, str(sources[1]): 0.3}, "accumulate": 2, "rows": rows}
+    options = {**SMALL, "data": {str(sources[0]): 0.7, str(sources[1]): 0.3}, "accumulate": 2, "order": rows}
     (sources[1]).write_text(sources[1].read_text().replace('"content"', '"text"'))
     straight = train("gpt", out=tmp_path / "straight", **options)
     threads = train("gpt", out=tmp_path / "threads", workers=2, **options)
@@ -181,13 +181,13 @@ def test_resume_within_an_epoch_of_a_mixture_with_workers_is_exact(rows, sources
         data = {name: w for name, w in zip(options["data"], (1, 1), strict=True)}
         train("gpt", out=tmp_path / "x", resume=str(tmp_path / "straight/step-000004"), **{**options, "data": data})
     with pytest.raises(ValueError, match="rows was"):
-        changed = {**options, "rows": "epochs" if rows == "drawn" else "drawn"}
+        changed = {**options, "order": "epochs" if rows == "random" else "random"}
         train("gpt", out=tmp_path / "y", resume=str(tmp_path / "straight/step-000004"), **changed)
 
 
 @pytest.mark.parametrize("model", ["llama", "mamba"])
 def test_packed_documents_are_trained_on(model, sources, tmp_path):
-    options = {**SMALL, "data": sources[1], "fields": {"text": "content"}, "rows": "packed", "save_every": 0}
+    options = {**SMALL, "data": sources[1], "fields": {"text": "content"}, "order": "packed", "save_every": 0}
     result = train(model, out=tmp_path / "run", lr=1e-2, **{**options, "steps": 40})
     assert result.loss < 0.7 * math.log(257) and result.bits_per_byte is not None
 
@@ -200,7 +200,7 @@ def test_bits_per_byte_of_a_mixture_are_those_of_all_held_out_bytes(sources, tmp
     for name in data:
         alone = Corpus.of(BYTES, corpus.read(name, fields))
         with torch.no_grad():
-            goal = tasks.on_text("causal", result.model, alone, "drawn", 32, 0, bigram=0.0)
+            goal = tasks.on_text("causal", result.model, alone, "random", 32, 0, bigram=0.0)
             bits += goal.measure(result.model, 4) * alone.held_out_bytes
         size += alone.held_out_bytes
     assert result.bits_per_byte == pytest.approx(bits / size, rel=1e-6)
@@ -217,7 +217,7 @@ def test_the_command_takes_a_mixture_in_three_ways(sources, tmp_path, capsys):
     ways = [["--data", f"{a}=0.7,{b}=0.3"], ["--data", json.dumps({a: 0.7, b: 0.3})], config]
     said = []
     for i, way in enumerate(ways):
-        assert main([*base, *way, "--out", str(tmp_path / str(i)), "--rows", "epochs"]) == 0, capsys.readouterr().err
+        assert main([*base, *way, "--out", str(tmp_path / str(i)), "--order", "epochs"]) == 0, capsys.readouterr().err
         said.append((tmp_path / str(i) / "log.jsonl").read_text())
         assert (
             main(["train", "--config", str(tmp_path / str(i) / "config.yaml"), "--out", str(tmp_path / f"{i}again")])
@@ -244,7 +244,7 @@ def test_options_are_described():
 def test_other_tasks_take_names_of_columns_mixtures_and_workers(sources, tmp_path):
     (sources[1]).write_text(sources[1].read_text().replace('"content"', '"text"'))
     options = {**SMALL, "data": {str(sources[0]): 1, str(sources[1]): 2}, "fields": {"text": "text"}}
-    result = train("bert", **options, rows="epochs", workers=2, cache=str(tmp_path / "own"), out=tmp_path / "run")
+    result = train("bert", **options, order="epochs", workers=2, cache=str(tmp_path / "own"), out=tmp_path / "run")
     assert result.held_out is not None and list((tmp_path / "own").glob("*/ids.bin"))
-    with pytest.raises(ValueError, match="rows=packed is for the task causal"):
-        train("bert", **options, rows="packed", out=tmp_path / "x")
+    with pytest.raises(ValueError, match="order=packed is for the task causal"):
+        train("bert", **options, order="packed", out=tmp_path / "x")

@@ -54,7 +54,7 @@ def spoiled(config: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict[
 def folder(scratch: Path, name: str, case: str) -> tuple[Path, dict[str, Any]]:
     """A folder with a small model of a page, and its config."""
     where = scratch / f"{name}-{list(cases(name)).index(case)}"
-    af.build(name, "tiny", seed=0, changes=cases(name)[case]).save(where)
+    af.build(name, "tiny", seed=0, overrides=cases(name)[case]).save(where)
     af.load(where)  # PyTorch imports what it needs: not the config's time
     return where, json.loads((where / "config.json").read_text())
 

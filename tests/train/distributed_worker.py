@@ -104,12 +104,12 @@ JOBS = {
 }  # fmt: skip
 
 
-def job(out, what, parallel="ddp", mesh=None, exchange=None, resume=False, steps=20, **settings):
+def job(out, what, parallel="ddp", mesh=None, communication=None, resume=False, steps=20, **settings):
     """One run. Each process builds a model with other weights; those of the main one count."""
     make, batches, objective = JOBS[what]
-    s = Settings(**{"lr": 3e-3, "warmup": 2, "accumulate": 2, "clip": 0.5, "keep_last": 9, **settings},
+    s = Settings(**{"lr": 3e-3, "warmup": 2, "accumulate": 2, "grad_clip": 0.5, "keep_last": 9, **settings},
                  steps=steps)  # fmt: skip
-    processes = world(parallel, mesh, exchange)
+    processes = world(parallel, mesh, communication)
     return fit(make(processes.rank), batches, objective, s, out, resume=resume, world=processes)
 
 

@@ -55,7 +55,7 @@ def home(tmp_path_factory):
     (home / "wide.txt").write_text("Größe. " * 200, encoding="utf-16")
     for name, line in {
         "typo": "setps: 3",
-        "deep": "changes: {dpeth: 3}",
+        "deep": "overrides: {dpeth: 3}",
         "broken": "steps: [3",
         "type": "lr: fast",
     }.items():
@@ -112,10 +112,10 @@ LIST = {
         ([*TRAIN, "--data", "good.txt", "--compile", "--statistics_every", "5"], "statistics_every listens to every"),
         ([*TRAIN, "--data", "good.txt", "--patience", "2", "--eval_every", "0"], "patience=2 counts evaluations, and"),
         ([*TRAIN, "--data", "good.txt", "--vocab", "400"], "vocab=400 is for the bpe that is made; tokenizer='bytes'"),
-        ([*TRAIN, "--data", "good.txt", "--exchange.every", "3"], "ddp has no such numbers; got 'every'"),
+        ([*TRAIN, "--data", "good.txt", "--communication.every", "3"], "ddp has no such numbers; got 'every'"),
         ([*TRAIN, "--data", "good.txt", "--init", "mup"], "init=mup and base belong together"),
-        ([*TRAIN, "--data", "good.txt", "--model", "linear", "--rows", "packed"], "cannot keep packed documents apart"),
-        ([*CLASSIFY, "--data", "good.txt", "--rows", "packed"], "rows=packed is for text, and classify reads"),
+        ([*TRAIN, "--data", "good.txt", "--model", "linear", "--order", "packed"], "cannot keep packed documents"),
+        ([*CLASSIFY, "--data", "good.txt", "--order", "packed"], "order=packed is for text, and classify reads"),
         (["finetune", "--model", "gpt/", "--data", "texts.jsonl", "--epochs", "2"], "and steps=2 contradict each"),
     ],
     "NaN in data": [

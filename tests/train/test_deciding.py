@@ -171,10 +171,10 @@ def test_what_cannot_act_is_refused(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "fewer steps": ({"changes": {"steps": 5}}, "an episode has 6 steps, and the model knows 5; build it with more"),
-    "another width": ({"changes": {"state": 4}}, "the states have 3 numbers, the model reads 4"),
-    "fewer actions": ({"changes": {"action": 1}}, "there is no action 1: they go from 0 to 0"),
-    "packed": ({"rows": "packed"}, "rows=packed is for text"),
+    "fewer steps": ({"overrides": {"steps": 5}}, "an episode has 6 steps, and the model knows 5; build it with more"),
+    "another width": ({"overrides": {"state": 4}}, "the states have 3 numbers, the model reads 4"),
+    "fewer actions": ({"overrides": {"action": 1}}, "there is no action 1: they go from 0 to 0"),
+    "packed": ({"order": "packed"}, "order=packed is for text"),
     "another task": ({"task": "causal"}, "cannot be trained on the task 'causal'; it can on act, clone"),
 }
 

@@ -23,8 +23,8 @@ from tests.train.launched import ENVIRONMENT, WORKER, close, launch, rows, same
 EXPERTS = importlib.util.find_spec("anyformer.parts.moe") is not None
 PAGES = ("gpt", "llama", "bert", "t5", "vit", "hybrid", *["mixture"] * EXPERTS)
 TWO: list[dict[str, Any]] = [{"what": what, "parallel": kind} for what in PAGES for kind in ("ddp", "fsdp", "tp")]
-TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "local", "exchange": {"every": 1}}]
-TWO += [{"what": "gpt", "parallel": "powersgd", "exchange": {"rank": 1, "start": 2}}]
+TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "local", "communication": {"every": 1}}]
+TWO += [{"what": "gpt", "parallel": "powersgd", "communication": {"rank": 1, "start": 2}}]
 TWO += [{"what": "mixture", "parallel": "ep"}] * EXPERTS
 EXACT: dict[str, dict[str, float]] = {
     "ddp": {},
@@ -82,7 +82,7 @@ def two(tmp_path_factory, chosen):
         straight: dict[str, Any] = {
             "what": "dropped",
             "parallel": kind,
-            "exchange": exchange,
+            "communication": exchange,
             "steps": 12,
             "save_every": 8,
         }
@@ -123,7 +123,7 @@ def test_four_processes_are_one(alone, four, job):
 def test_zero_is_one_process(tmp_path, alone):
     pytest.importorskip("deepspeed", reason="parallel=zero is DeepSpeed's, which is not installed: the extra zero")
     jobs: list[dict[str, Any]] = [
-        {"what": "gpt", "parallel": "zero", "exchange": {"stage": s}, "save_every": 8} for s in (1, 2)
+        {"what": "gpt", "parallel": "zero", "communication": {"stage": s}, "save_every": 8} for s in (1, 2)
     ]
     jobs = [{**job, "out": str(tmp_path / f"stage{i}")} for i, job in enumerate(jobs, 1)]
     moved = {"what": "gpt", "resume": str(tmp_path / "stage2/step-000008")}
@@ -230,9 +230,9 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
     [({"parallel": "fdsp"}, r"one of ddp, fsdp.*did you mean fsdp"),
      ({"mesh": {"tensr": 2}}, "mesh has data and tensor"),
      ({"mesh": {"data": 4}}, r"the launcher started 1 process; e.g. torchrun --nproc-per-node 4"),
-     ({"parallel": "ddp", "exchange": {"every": 3}}, "ddp has no such numbers"),
-     ({"parallel": "diloco", "exchange": {"evry": 3}}, "diloco has every, lr, momentum; got 'evry'"),
-     ({"parallel": "powersgd", "exchange": {"start": 1}}, "start=1 of powersgd is too small")],
+     ({"parallel": "ddp", "communication": {"every": 3}}, "ddp has no such numbers"),
+     ({"parallel": "diloco", "communication": {"evry": 3}}, "diloco has every, lr, momentum; got 'evry'"),
+     ({"parallel": "powersgd", "communication": {"start": 1}}, "start=1 of powersgd is too small")],
 )  # fmt: skip
 def test_options_are_checked(given, said):
     with pytest.raises(ValueError, match=said):

@@ -63,8 +63,8 @@ VARIANTS = {
     "muon": {"optimizer": "muon", "schedule": "wsd"},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "ema": 0.5},
-    "recompute": {"recompute": ("blocks.*",)},
-    "rates": {"rates": {"embed.*": 0.1, "blocks.1.*": 0.5}, "schedule": "linear"},
+    "recompute": {"activation_checkpointing": ("blocks.*",)},
+    "lr_multipliers": {"lr_multipliers": {"embed.*": 0.1, "blocks.1.*": 0.5}, "schedule": "linear"},
     "patience": {"patience": 100, "schedule": "constant"},
     "statistics": {"statistics_every": 2, "schedule": "inverse_sqrt"},
 }
@@ -97,7 +97,7 @@ def test_same_run_twice_is_the_same(tmp_path):
 
 def test_recomputing_and_listening_change_no_bit(tmp_path):
     plain = run(tmp_path / "a", BASE)
-    for name, changes in (("b", {"recompute": ("blocks.*",)}), ("c", {"statistics_every": 1})):
+    for name, changes in (("b", {"activation_checkpointing": ("blocks.*",)}), ("c", {"statistics_every": 1})):
         other = run(tmp_path / name, dataclasses.replace(BASE, **changes))
         for file in ("model.safetensors", "training.safetensors"):
             left, right = load_file(plain.checkpoint / file), load_file(other.checkpoint / file)
@@ -154,7 +154,7 @@ def test_patience_ends_the_run_and_keeps_the_best(tmp_path):
         ({"precision": "half"}, "precision must be one of 'fp32', 'bf16', 'fp16'"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1"),
-        ({"rates": {"embed.*": 0.0}}, r"embed\.\* must be above 0"),
+        ({"lr_multipliers": {"embed.*": 0.0}}, r"embed\.\* must be above 0"),
         ({"lr": float("inf")}, "lr must be a finite number"),
         ({"lr": float("nan")}, "lr must be above 0"),
     ],
@@ -168,8 +168,8 @@ def test_contradictions_are_named(options, said):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"rates": {"block.*": 0.5}}, r"rates: no trained parameter matches 'block\.\*'"),
-        ({"recompute": ("layers.*",)}, r"has a path that matches 'layers\.\*'"),
+        ({"lr_multipliers": {"block.*": 0.5}}, r"lr_multipliers: no trained parameter matches 'block\.\*'"),
+        ({"activation_checkpointing": ("layers.*",)}, r"has a path that matches 'layers\.\*'"),
     ],
     ids=str,
 )

@@ -308,7 +308,7 @@ BAD = [
     {"weight_decay": float("inf")},
     {"steps": 2.5},
     {"warmup": 1.5},
-    {"final_lr": 2.0},
+    {"min_lr_ratio": 2.0},
     {"lr": float("inf")},
     {"seed": 0.5},
 ]
@@ -371,7 +371,8 @@ def test_fit_leaves_no_patched_forward_behind(fails, tmp_path):
     model = small()
     batches = (lambda n: {**tokens(n), "labels": torch.full((4, 8), IGNORE)}) if fails else tokens
     try:
-        fit(model, batches, objectives.causal_lm, Settings(1, warmup=0, recompute=("blocks.*",)), tmp_path / "a")
+        settings = Settings(1, warmup=0, activation_checkpointing=("blocks.*",))
+        fit(model, batches, objectives.causal_lm, settings, tmp_path / "a")
     except ValueError:
         assert fails
     assert not any("forward" in vars(m) for m in model.modules())

@@ -118,15 +118,15 @@ def test_config_repeats_the_run(place, tmp_path):
 def test_only_what_is_named_learns(place, tmp_path):
     before = af.load(place / "gpt").state_dict()
     given: Any = (str(place / "gpt"), place / "texts.jsonl", "full")
-    done = finetune(*given, out=tmp_path / "a", learn=["blocks.-1.ffn", "norm"], **QUICK)
+    done = finetune(*given, out=tmp_path / "a", trainable=["blocks.-1.ffn", "norm"], **QUICK)
     moved = {n.rpartition(".")[0] for n, t in done.model.state_dict().items() if not torch.equal(t, before[n])}
     assert moved == {"blocks.1.ffn.up", "blocks.1.ffn.down", "norm"}
     assert done.learned == sum(p.numel() for m in (done.model.blocks[1].ffn, done.model.norm) for p in m.parameters())
-    done = finetune(*given[:2], "lora", out=tmp_path / "b", learn=["norm"], targets=["**.mixer.q"], **QUICK)
+    done = finetune(*given[:2], "lora", out=tmp_path / "b", trainable=["norm"], targets=["**.mixer.q"], **QUICK)
     moved = {n.rpartition(".")[0] for n, t in done.model.state_dict().items() if not torch.equal(t, before[n])}
     assert moved == {"blocks.0.mixer.q", "blocks.1.mixer.q", "norm"}
     with pytest.raises(ValueError, match=r"'blokcs\.1'"):
-        finetune(*given, out=tmp_path / "c", learn=["blokcs.1"], **QUICK)
+        finetune(*given, out=tmp_path / "c", trainable=["blokcs.1"], **QUICK)
 
 
 def test_an_encoder_learns_which_texts_belong_together(place, tmp_path):

@@ -90,8 +90,8 @@ def test_factors_are_those_of_the_table():
     sizes = {"dim": 128, "heads": 4, "hidden": 256}
     base = {"dim": 32, "heads": 4, "hidden": 64}
     one = Transfer(af.recipe("llama", "tiny", tied=False, **sizes), af.recipe("llama", "tiny", tied=False, **base))
-    assert one.factors["blocks.0.ffn.down"] == pytest.approx(0.5) and one.rates["blocks.0.ffn.down.weight"] == 0.25
-    assert one.factors["head.proj"] == 0.25 and one.rates["head.proj.weight"] == 0.25
+    assert one.factors["blocks.0.ffn.down"] == pytest.approx(0.5) and one.factors["head.proj"] == 0.25
+    assert one.lr_multipliers["blocks.0.ffn.down.weight"] == 0.25 and one.lr_multipliers["head.proj.weight"] == 0.25
     assert "embed.tokens" not in one.factors and one.recipe["blocks.0.mixer.scale"] == pytest.approx(8**0.5 / 32)
     two = Transfer(af.recipe("gpt", "tiny", dim=128), af.recipe("gpt", "tiny", dim=32))
     assert two.recipe["head.scale"] == 0.25
@@ -99,7 +99,7 @@ def test_factors_are_those_of_the_table():
     assert spread(model, "blocks.0.mixer.q") == pytest.approx(0.01, rel=0.05)
     assert spread(model, "embed.tokens") == pytest.approx(0.02, rel=0.05)
     same = Transfer(af.recipe("gpt", "tiny"), af.recipe("gpt", "tiny"))
-    assert same.recipe == af.recipe("gpt", "tiny") and not same.rates and not same.factors
+    assert same.recipe == af.recipe("gpt", "tiny") and not same.lr_multipliers and not same.factors
 
 
 @pytest.mark.parametrize("name", af.names())
@@ -116,8 +116,8 @@ def test_every_page_can_be_widened_and_learns(name):
         return
     transfer = Transfer(*recipes)
     model = transfer.build(seed=0)
-    optim.make(model, Settings(1, rates=transfer.rates))
-    assert transfer.rates and all(p.isfinite().all() for p in model.parameters())
+    optim.make(model, Settings(1, lr_multipliers=transfer.lr_multipliers))
+    assert transfer.lr_multipliers and all(p.isfinite().all() for p in model.parameters())
     assert any("blocks." in path for path in transfer.factors)
 
 
@@ -137,7 +137,8 @@ def change(name, width, mup, heads):
     )
     transfer = Transfer(wide, base)
     model = transfer.build(seed=0) if mup else af.build(wide, seed=0)
-    optimizer = optim.make(model, Settings(1, lr=1e-2, weight_decay=0.0, rates=transfer.rates if mup else {}))
+    multipliers = transfer.lr_multipliers if mup else {}
+    optimizer = optim.make(model, Settings(1, lr=1e-2, weight_decay=0.0, lr_multipliers=multipliers))
     ids = torch.randint(0, 128, (4, 32), generator=torch.Generator().manual_seed(0))
     labels = objectives.next_tokens(ids)
     found = {}
@@ -177,5 +178,5 @@ def test_a_decoder_begins_without_an_opinion(page):
 
 
 def test_no_hyperparameter_hides_behind_an_option_of_build():
-    taken = set(inspect.signature(af.build).parameters) - {"changes"}
+    taken = set(inspect.signature(af.build).parameters) - {"overrides"}
     assert not [(p.name, f.name) for p in pages.pages() for f in fields(p.config) if f.name in taken]

@@ -163,7 +163,7 @@ def test_predicted_memory_knows_the_type_of_what_learns(adapters):
 def test_a_rehearsal_leaves_the_types_and_the_forward_passes():
     model = stored_as("bfloat16")
     before = {n: p.clone() for n, p in model.named_parameters()}
-    memory.dry_run(model, batches(0), objectives.causal_lm, Settings(1, recompute=("blocks.*",)))
+    memory.dry_run(model, batches(0), objectives.causal_lm, Settings(1, activation_checkpointing=("blocks.*",)))
     assert all(torch.equal(p, before[n]) and p.dtype == torch.bfloat16 for n, p in model.named_parameters())
     assert not any("forward" in vars(m) for m in model.modules())
 

@@ -266,7 +266,7 @@ def test_every_kind_of_label_counts_over_the_whole_step(name, tmp_path):
         model = af.build("t5" if name == "t5" else "bert", "tiny", seed=0)
         model.__class__ = model.__class__ if name == "t5" else Noisy
         objective: Any = objectives.seq2seq if name == "t5" else objectives.MaskedAndNextSentence()
-        settings = Settings(steps=1, accumulate=accumulate, warmup=0, clip=1e9)
+        settings = Settings(steps=1, accumulate=accumulate, warmup=0, grad_clip=1e9)
         done = fit(model, batches, objective, settings, tmp_path / str(accumulate))
         row = json.loads((tmp_path / str(accumulate) / "log.jsonl").read_text().splitlines()[0])
         weights.append((done.loss, row["grad_norm"]))

@@ -102,7 +102,7 @@ def test_factors_change_the_step_and_not_the_decay():
     def change(rates, decay):
         model = af.build("gpt", "tiny", seed=0)
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        optimizer = optim.make(model, Settings(1, rates=rates, weight_decay=decay))
+        optimizer = optim.make(model, Settings(1, lr_multipliers=rates, weight_decay=decay))
         for p in model.parameters():
             p.grad = torch.ones_like(p) if not decay else torch.zeros_like(p)
         optimizer.rate(0.01)

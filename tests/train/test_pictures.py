@@ -34,7 +34,7 @@ def place(tmp_path):
 
 
 def trained(place, **options):
-    given = {"changes": {"image": 8}, "steps": 2, "quiet": True, "out": place / "run", **options}
+    given = {"overrides": {"image": 8}, "steps": 2, "quiet": True, "out": place / "run", **options}
     return train("vit", "tiny", data=place / "pictures", **given).checkpoint
 
 

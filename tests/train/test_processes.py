@@ -18,15 +18,15 @@ from tests.train.launched import close, files, launch, rows, same
 torch.set_num_threads(1)
 KINDS = ("ddp", "fsdp")
 FULL: dict[str, dict[str, Any]] = {
-    "everything": {"ema": 0.8, "recompute": ["blocks.*"], "accumulate": 5, "steps": 20},
+    "everything": {"ema": 0.8, "activation_checkpointing": ["blocks.*"], "accumulate": 5, "steps": 20},
     "ema": {"ema": 0.9, "steps": 8},
 }
 HALF: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "ema": 0.9, "steps": 8},
-    "fp16": {"precision": "fp16", "ema": 0.9, "recompute": ["blocks.*"], "steps": 8},
+    "fp16": {"precision": "fp16", "ema": 0.9, "activation_checkpointing": ["blocks.*"], "steps": 8},
 }
-RESUMED: dict[str, Any] = {"what": "dropped", "ema": 0.9, "precision": "fp16", "recompute": ["blocks.0"], "steps": 12}
-RESUMED["save_every"] = 8
+RESUMED: dict[str, Any] = {"what": "dropped", "ema": 0.9, "precision": "fp16", "steps": 12, "save_every": 8}
+RESUMED["activation_checkpointing"] = ["blocks.0"]
 
 
 both = pytest.mark.parametrize("kind", KINDS)
@@ -40,9 +40,9 @@ def options(tmp_path_factory):
     for name, part in (("a.txt", words[:4000]), ("b.txt", words[50_000:52_000])):
         (home / name).write_text(part)
     given: dict[str, Any] = {"size": "tiny", "tokenizer": "bytes", "context": 16, "batch": 3, "accumulate": 2}
-    given |= {"data": {str(home / "a.txt"): 0.7, str(home / "b.txt"): 0.3}, "rows": "epochs", "workers": 2}
+    given |= {"data": {str(home / "a.txt"): 0.7, str(home / "b.txt"): 0.3}, "order": "epochs", "workers": 2}
     given |= {"steps": 20, "save_every": 10, "eval_every": 7, "keep_last": 9, "ema": 0.98, "lr": 3e-3, "warmup": 2}
-    return {**given, "final_lr": 1.0}  # a mean of weights that still move is not the last of them
+    return {**given, "min_lr_ratio": 1.0}  # a mean of weights that still move is not the last of them
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def two(tmp_path_factory, alone, options):
     middle, by = str(alone / "train/step-000010"), {"by": "command", **options}
     jobs.append({**by, "parallel": "fsdp", "out": "two"})
     jobs.append({**by, "parallel": "ddp", "out": "grown", "resume": middle})
-    jobs.append({**by, "parallel": "diloco", "out": "diloco", "exchange": {"every": 2}, "steps": 2})
+    jobs.append({**by, "parallel": "diloco", "out": "diloco", "communication": {"every": 2}, "steps": 2})
     jobs.append({**by, "parallel": "diloco", "out": "refused", "resume": middle, "refused": True})
     jobs.append({**by, "batch": 1, "out": "few", "refused": True})
     launch(folder, 2, [{**job, "out": str(folder / job["out"])} for job in jobs])

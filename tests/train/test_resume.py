@@ -27,7 +27,7 @@ def options(tmp_path_factory):
     given: dict[str, Any] = {"size": "tiny", "tokenizer": "bytes", "context": 16, "batch": 3, "accumulate": 2}
     given |= {"data": {str(home / "a.txt"): 0.6, str(home / "b.jsonl"): 0.4}, "workers": 2, "ema": 0.9, "lr": 3e-3}
     given |= {
-        "changes": {"dropout": 0.1, "attention_dropout": 0.1},
+        "overrides": {"dropout": 0.1, "attention_dropout": 0.1},
         "label_smoothing": 0.1,
         "warmup": 3,
         "log_every": 1,
@@ -39,12 +39,12 @@ def options(tmp_path_factory):
     ("order", "changes"),
     [
         *later(("epochs", {})),
-        ("drawn", {"precision": "fp16", "recompute": ["blocks.*"], "schedule": "wsd"}),
+        ("random", {"precision": "fp16", "activation_checkpointing": ["blocks.*"], "schedule": "wsd"}),
         *later(("packed", {"optimizer": "muon", "precision": "bf16", "patience": 50})),
     ],
 )
 def test_straight_is_the_same_as_interrupted_twice(order, changes, options, tmp_path, monkeypatch):
-    given = {**options, **changes, "rows": order, "quiet": True}
+    given = {**options, **changes, "order": order, "quiet": True}
     straight = train("gpt", out=tmp_path / "straight", **given)
     told, at = Screen.steps, [4, 11]
 

@@ -19,6 +19,7 @@ from anyformer.data.order import Global
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import train
 from anyformer.train.model_source import model_source
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry, splits, training_data
 from anyformer.train.tasks import text as text_tasks
 from anyformer.train.tasks.base import collate
@@ -92,7 +93,7 @@ def test_task_resumes_exactly(kind, folder, tmp_path):
     given: dict[str, Any]
     if kind == "images":
         pictures(tmp_path / "a", 30), pictures(tmp_path / "b", 40)
-        two, given = ("a", "b"), {"model": "vit", "changes": {"image": 8, "patch": 2, "channels": 1}}
+        two, given = ("a", "b"), {"model": "vit", "overrides": {"image": 8, "patch": 2, "channels": 1}}
     else:
         given = {**options(folder, kind)}
         name, half = given["data"].name, tmp_path / given["data"].name
@@ -100,7 +101,7 @@ def test_task_resumes_exactly(kind, folder, tmp_path):
         two = (str(given["data"]), name)
     given["data"] = {str(tmp_path / source): weight for source, weight in zip(two, (0.7, 0.3), strict=True)}
     given |= {**SMALL, "steps": 7, "save_every": 3, "keep_last": 9, "accumulate": 2, "warmup": 2}
-    given |= {} if kind in registry.COLUMNS else {"rows": "epochs"}
+    given |= {} if kind in registry.COLUMNS else {"order": "epochs"}
     straight = train(out=tmp_path / "x", workers=2, **given)
     branch = train(out=tmp_path / "y", resume=str(tmp_path / "x/step-000003"), **given)
     assert (branch.loss, branch.held_out) == (straight.loss, straight.held_out)
@@ -130,7 +131,7 @@ def digits(count):
 def test_images_of_a_folder(tmp_path):
     pictures(tmp_path / "digits", 600)
     given = {**SMALL, "steps": 250, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}
-    result = train("vit", data=tmp_path / "digits", changes={"image": 8, "patch": 2, "channels": 1}, **given)
+    result = train("vit", data=tmp_path / "digits", overrides={"image": 8, "patch": 2, "channels": 1}, **given)
     assert result.task == "images" and result.baseline is not None and result.held_out is not None
     assert result.baseline > 0.8 and result.held_out < 0.5
     assert af.load(result.checkpoint).config.classes == 10
@@ -138,20 +139,19 @@ def test_images_of_a_folder(tmp_path):
 
 def goal(kind, page, data, context=16, batch=4, **given):
     """A task and its model."""
-    given = {"data": data, "fields": None, "cache": None, "rows": "drawn", "context": context, "seed": 3, **given}
-    taught = training_data(kind, given)
+    taught = training_data(kind, TrainOptions(data=data, seed=3, **given))
     task = {"masked": "masked", "classify": "classify"}.get(kind)
     head: dict[str, Any] = {"task": task, "classes": taught.classes or 2} if task else {}
     model = af.build(page, "tiny", vocab=400, **head)
     model.tokenizer = registry.add_special_tokens(Tokenizer.bytes_level(), kind)
-    return taught.task(model)
+    return taught.task(model, context)
 
 
-@pytest.mark.parametrize("rows", ["drawn", "epochs"])
+@pytest.mark.parametrize("rows", ["random", "epochs"])
 @pytest.mark.parametrize(("kind", "page"), [("masked", "bert"), ("span", "t5"), ("denoise", "bart")])
 def test_batches_are_functions_of_the_number_and_two_small_ones_are_a_large_one(kind, page, rows, folder):
     other = folder / "topics.jsonl"  # a mixture, three of four rows from the book
-    task = goal(kind, page, {str(folder / "book.txt"): 3, str(other): 1}, rows=rows)
+    task = goal(kind, page, {str(folder / "book.txt"): 3, str(other): 1}, order=rows)
     one, two, both = (Global(task.rows, n)(i) for n, i in ((4, 6), (4, 7), (8, 3)))
     for i in range(8):
         small = (one, two)[i // 4]
@@ -160,13 +160,13 @@ def test_batches_are_functions_of_the_number_and_two_small_ones_are_a_large_one(
                 width = small[name].shape[1]
                 assert torch.equal(value[i][:width], small[name][i % 4]), name
     assert not torch.equal(both["input_ids"][0], both["input_ids"][1])
-    with pytest.raises(ValueError, match="rows=packed is for the task causal"):
-        goal(kind, page, folder / "book.txt", rows="packed")
+    with pytest.raises(ValueError, match="order=packed is for the task causal"):
+        goal(kind, page, folder / "book.txt", order="packed")
 
 
 def test_windows_of_epochs_are_all_seen_before_one_comes_again(folder, tmp_path):
     (tmp_path / "a.txt").write_text("".join(chr(33 + i % 90) for i in range(2000)))
-    task = goal("span", "t5", tmp_path / "a.txt", rows="epochs")
+    task = goal("span", "t5", tmp_path / "a.txt", order="epochs")
     source = task.rows.windows
     seen = source.rows(0, source.size)["input_ids"]
     assert len(set(seen[:, 0].tolist())) > 60 and source.size == (1800 - 1) // source.context
@@ -293,8 +293,8 @@ def test_mistakes_in_rows_are_named(tmp_path):
         splits.one_in_ten("a.jsonl", 1)
     with pytest.raises(ValueError, match=r"rows.jsonl, row 2: 'text' is ''; every row needs text"):
         rows({"text": "a", "label": 1}, {"text": "", "label": 2})
-    with pytest.raises(ValueError, match="rows=packed is for text, and classify reads each row once"):
-        train("bert", task="classify", data=tmp_path / "rows.jsonl", out=tmp_path / "x", **{**SMALL, "rows": "packed"})
+    with pytest.raises(ValueError, match="order=packed is for text, and classify reads each row once"):
+        train("bert", task="classify", data=tmp_path / "rows.jsonl", out=tmp_path / "x", **{**SMALL, "order": "packed"})
     made = af.build("bert", "tiny", task="classify", classes=2, vocab=400)
     made.tokenizer = registry.add_special_tokens(Tokenizer.bytes_level(), "classify")
     made.save(tmp_path / "model")

@@ -53,7 +53,7 @@ def test_result_says_how_good_the_model_is(ran):
 
 def test_small_model_beats_the_bigram_within_seconds(tmp_path):
     options: dict[str, Any] = {"context": 64, "lr": 1e-2, "warmup": 30, "eval_every": 0, "save_every": 0, "quiet": True}
-    result = train("gpt", "tiny", {"dim": 64}, out=tmp_path / "run", steps=200, vocab=512, **options)
+    result = train("gpt", "tiny", overrides={"dim": 64}, out=tmp_path / "run", steps=200, vocab=512, **options)
     assert result.bits_per_byte is not None and result.bigram_bits_per_byte is not None
     assert result.bits_per_byte < result.bigram_bits_per_byte - 0.1
 
@@ -119,8 +119,8 @@ def test_config_repeats_the_run(ran, tmp_path):
 def test_resume_takes_up_model_tokenizer_and_place(book, tmp_path):
     options = {**SMALL, "data": book, "quiet": True, "vocab": 280, "accumulate": 2}
     straight = train("llama", out=tmp_path / "a", **options)
-    train("llama", out=tmp_path / "b", **{**options, "steps": 6, "warmup": 2, "final_lr": 1.0, "lr": 1e-3})
-    with pytest.raises(ValueError, match=r"final_lr was 1\.0 and is now 0\.1"):
+    train("llama", out=tmp_path / "b", **{**options, "steps": 6, "warmup": 2, "min_lr_ratio": 1.0, "lr": 1e-3})
+    with pytest.raises(ValueError, match=r"min_lr_ratio was 1\.0 and is now 0\.1"):
         train("llama", out=tmp_path / "b", resume=True, **{**options, "lr": 1e-3})
     branch = train("llama", out=tmp_path / "c", resume=str(tmp_path / "a" / "step-000006"), **options)
     assert branch.loss == straight.loss and branch.bits_per_byte == straight.bits_per_byte
@@ -155,7 +155,7 @@ def test_recipe_that_nobody_published(book, tmp_path):
     assert Recipe.from_json(json.loads((tmp_path / "a/recipe.json").read_text())) == recipe
     again = train(**{**config, "out": tmp_path / "b"})  # the model is now the path of recipe.json
     assert again.loss == result.loss
-    changed = train(config["model"], out=tmp_path / "c", changes={"blocks.0.ffn.hidden": 20}, **options)
+    changed = train(config["model"], out=tmp_path / "c", overrides={"blocks.0.ffn.hidden": 20}, **options)
     assert changed.model.blocks[0].ffn.up.out_features == 20
 
 
@@ -195,8 +195,8 @@ def test_quiet_prints_nothing(book, tmp_path, capsys):
     "options, said",
     [
         ({"size": "small-ish"}, r"gpt has no size 'small-ish' \(did you mean small"),
-        ({"changes": {"deph": 3}}, r"no hyperparameter 'deph'.*did you mean depth"),
-        ({"changes": {"vocab": 300}}, "give vocab instead"),
+        ({"overrides": {"deph": 3}}, r"no hyperparameter 'deph'.*did you mean depth"),
+        ({"overrides": {"vocab": 300}}, "give vocab instead"),
         ({"model": "bert", "task": "causal"}, r"bert \(Encoder\) cannot be trained on the task 'causal'"),
         ({"context": 65}, "context=65 must be from 1 to what the model reads, 64"),
         ({"context": 0}, "context=0 must be from 1"),

@@ -132,7 +132,8 @@ def test_resuming_is_bitwise_with_workers_and_accumulation(model, data, more, pl
 
 def test_a_run_is_foreseen_shown_and_drawn(place, tmp_path, capsys):
     options: dict[str, Any] = {"steps": 8, "batch": 8, "eval_every": 4, "statistics_every": 4, "label_smoothing": 0.1}
-    options |= {"precision": "bf16", "recompute": ["**.blocks.*"], "optimizer": "muon", "schedule": "wsd", "ema": 0.5}
+    options |= {"precision": "bf16", "activation_checkpointing": ["**.blocks.*"], "optimizer": "muon"}
+    options |= {"schedule": "wsd", "ema": 0.5}
     done = finetune(str(place / "t5"), place / "pairs.jsonl", out=tmp_path / "run", tensorboard=True, **options)
     said = capsys.readouterr().out
     assert "a step needs" in said and "GB at most" in said and "memory" in said and "nats a token (perplexity" in said
@@ -167,7 +168,7 @@ def test_with_ema_the_mean_is_measured_saved_and_kept(method, place, tmp_path):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_with_patience_the_best_model_is_kept(method, place, tmp_path):
     """A rate that destroys what was learned: the first evaluations are the best ones."""
-    options = {"steps": 40, "batch": 8, "lr": 0.5, "clip": float("inf"), "warmup": 8, "schedule": "constant"}
+    options = {"steps": 40, "batch": 8, "lr": 0.5, "grad_clip": float("inf"), "warmup": 8, "schedule": "constant"}
     options |= {"eval_every": 2, "patience": 3, "keep_last": 1, "quiet": True}
     done = finetune(str(place / "gpt"), place / "asked.jsonl", method, out=tmp_path / "run", **options)
     measured = {row["step"]: row["held_out"] for row in log(tmp_path / "run") if "held_out" in row}
@@ -213,7 +214,7 @@ def test_tables_are_mixed_by_weight_and_fields_rename(place, tmp_path):
         ({"model": "vit", "data": "gone.jsonl"}, r"gone\.jsonl, row 2: there is no image '.*x/nowhere\.png'"),
         ({"model": "vit", "data": "odd.jsonl"}, r"odd\.jsonl, row 1: 'image' is a int; expected a file name"),
         ({"model": "vit", "data": "noise.jsonl"}, r"noise\.png cannot be read as an image"),
-        ({"model": "gpt", "data": "pairs.jsonl", "parallel": "zero", "exchange": {"x": 1}}, "zero has stage; got 'x'"),
+        ({"model": "gpt", "data": "pairs.jsonl", "parallel": "zero", "communication": {"x": 1}}, "has stage; got 'x'"),
         ({"model": "gpt", "data": "pairs.jsonl", "patience": 2}, "patience=2 counts evaluations, and eval_every=0"),
         ({"model": "t5", "data": "pairs.jsonl", "held_out": "pictures.jsonl"}, "row 1: no column 'source'"),
     ],

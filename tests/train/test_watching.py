@@ -44,7 +44,7 @@ def ran(book, tmp_path_factory):
         "statistics_every": 6,
         "tensorboard": True,
     }
-    return train("gpt", data=book, out=out, quiet=True, recompute=["blocks.*"], **options), out
+    return train("gpt", data=book, out=out, quiet=True, activation_checkpointing=["blocks.*"], **options), out
 
 
 def test_curves_are_a_picture_and_one_page_that_needs_nothing_else(ran):
@@ -220,7 +220,7 @@ def test_prediction_follows_settings():
         return memory.estimate(model, batch(rows), objectives.causal_lm, Settings(1, **settings))
 
     plain = said()
-    assert said(recompute=("blocks.*",)).activations < 0.6 * plain.activations
+    assert said(activation_checkpointing=("blocks.*",)).activations < 0.6 * plain.activations
     assert said(rows=8).activations == pytest.approx(2 * plain.activations, rel=0.1)
     assert said(optimizer="muon").optimizer < plain.optimizer < said(ema=0.9).optimizer
     assert said(precision="bf16").activations < plain.activations
@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
     model = af.build("gpt", "mini", seed=0)
     said = memory.estimate(model, batch(16, 128), objectives.causal_lm, Settings(1))
     _, told = memory.advice(model, batch(16, 128), objectives.causal_lm, Settings(1), said.peak - said.activations // 3)
-    assert "that fits with recompute" in told
+    assert "that fits with activation_checkpointing" in told
     assert memory.advice(model, batch(), objectives.causal_lm, Settings(1), said.peak)[1] == ""
 
 
@@ -273,7 +273,7 @@ def test_rehearsal_changes_nothing_and_knows_what_the_process_takes(settings):
 
 
 def test_mup_from_the_command_resumes(book, tmp_path):
-    options = {**SMALL, "data": book, "quiet": True, "changes": {"dim": 64}, "init": "mup", "base": {"dim": 32}}
+    options = {**SMALL, "data": book, "quiet": True, "overrides": {"dim": 64}, "init": "mup", "base": {"dim": 32}}
     straight = train("gpt", out=tmp_path / "a", **options)
     train("gpt", out=tmp_path / "b", **{**options, "steps": 12, "save_every": 4})
     branch = train("gpt", out=tmp_path / "c", resume=str(tmp_path / "b/step-000008"), **{**options, "save_every": 4})
@@ -291,8 +291,8 @@ def test_mup_from_the_command_resumes(book, tmp_path):
         ({"patience": 1, "eval_every": 0}, "patience=1 counts evaluations"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),
         ({"schedule": "cos"}, "schedule must be one of"),
-        ({"recompute": ["layers.*"]}, "matches 'layers"),
-        ({"rates": {"blocks.9.*": 0.5}}, "no trained parameter matches"),
+        ({"activation_checkpointing": ["layers.*"]}, "matches 'layers"),
+        ({"lr_multipliers": {"blocks.9.*": 0.5}}, "no trained parameter matches"),
         ({"energy": True}, "energy cannot be measured here"),
     ],
     ids=str,

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 def job(**options):
     """One run. Every process is given the same options, as a launcher does."""
-    common = {"steps": 20, "batch": 4, "accumulate": 2, "lr": 3e-3, "warmup": 2, "clip": 0.5, "quiet": True}
+    common = {"steps": 20, "batch": 4, "accumulate": 2, "lr": 3e-3, "warmup": 2, "grad_clip": 0.5, "quiet": True}
     done = finetune(**{**common, **options})
     return {"before": done.before, "after": done.after, "kept": done.kept, "folder": str(done.folder)}
 

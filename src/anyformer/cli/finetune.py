@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.cli.options import Parser, pick
+from anyformer.cli.signatures import constant
 
 EXAMPLE = "anyformer finetune --model minilm --data reviews.csv --method lora --out runs/reviews"
-CALL, LIKE = "anyformer.train:finetune", "anyformer.train:train"
+CALL = "anyformer.train:finetune"
 
 
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.finetune`."""
-    parser.add_function(CALL, like=LIKE)
+    parser.add_function(CALL)
+    parser.renamed, parser.values = (
+        constant("anyformer.train.renamed:RENAMED"),
+        constant("anyformer.train.renamed:VALUES"),
+    )
 
 
 def run(args: Any) -> None:

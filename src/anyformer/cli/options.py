@@ -14,6 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import docstring_parser
@@ -39,6 +40,8 @@ class Parser(ArgumentParser):
         text = f"{summary}\n\nexample:\n  {example}"
         super().__init__(prog=f"anyformer {verb}", description=text, allow_abbrev=False, formatter_class=Layout)
         self.labels: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}  # former name -> present one
+        self.values: dict[str, dict[str, str]] = {}  # option -> former value -> present one
         every = self.add_argument_group("options of every verb")
         every.add_argument("--config", action="config", help="YAML file with options; those on the command line win")
         every.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -48,7 +51,6 @@ class Parser(ArgumentParser):
         function: Callable[..., Any] | str,
         skip: Sequence[str] = (),
         give: dict[str, Any] | None = None,
-        like: Callable[..., Any] | str | None = None,
     ) -> None:
         """Adds the parameters of a function: those without a default by place, the others by name.
 
@@ -58,11 +60,9 @@ class Parser(ArgumentParser):
             function: the function, or "module:name", whose module is not imported (`signatures`).
             skip: parameters that the command does not offer.
             give: other defaults than the function's.
-            like: another function, whose docstring explains the parameters that this one's does not.
         """
         signature = read(function)
-        texts = [*([read(like).doc] if like else []), signature.doc]
-        docs = {p.arg_name: p.description for text in texts for p in docstring_parser.google.parse(text).params}
+        docs = {p.arg_name: p.description for p in docstring_parser.google.parse(signature.doc).params}
         for parameter in signature.parameters:
             name = parameter.name
             if name in skip:
@@ -87,22 +87,66 @@ class Parser(ArgumentParser):
         """As argparse; `--max_new_tokens` is `--max-new-tokens`."""
         given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
-        return super().parse_args(self._gathered([self._spelt(a) for a in given[:end]]) + given[end:], **rest)
+        words = self._present([self._spelt(a) for a in given[:end]])
+        return super().parse_args(self._gathered(words) + given[end:], **rest)
 
     def options(self) -> list[str]:
         """The options as they are shown, `--max-new-tokens`."""
         return [o for a in self._actions for o in a.option_strings if o.startswith("--") and "+" not in o]
 
     def _spelt(self, word: str) -> str:
-        """An option with the hyphens of its own; the names behind a dot, `--changes.kv-heads`, have underscores."""
+        """An option with the hyphens of its own; the names behind a dot, `--overrides.kv-heads`, have underscores."""
         name, equals, value = word.partition("=")
         option, dot, rest = name.partition(".")
         own = {o.replace("_", "-"): o for o in self.options()}.get(option.replace("_", "-"))
         return word if own is None else f"{own}{dot}{rest.replace('-', '_')}{equals}{value}"
 
+    def _present(self, given: list[str]) -> list[str]:
+        """The words with the present names of options and values, in files of `--config` as well; says what changed."""
+        words: list[str] = []
+        for word in given:
+            option, equals, value = word.partition("=")
+            name, dot, rest = option.partition(".")
+            new = self._new_name(name[2:].replace("-", "_")) if name.startswith("--") else None
+            before = words[-1][2:].partition("=")[0] if words else ""
+            if new is not None:
+                name = f"--{new.replace('_', '-')}"
+            if name == "--config" and equals:
+                value = self._present_file(value)
+            elif equals and name.startswith("--"):
+                value = self.values.get(name[2:], {}).get(value, value)
+            elif before == "config":
+                name, dot, rest = self._present_file(word), "", ""
+            elif word in self.values.get(before, {}):
+                name = self.values[before][word]
+            words.append(f"{name}{dot}{rest}{equals}{value}")
+        return words
+
+    def _new_name(self, name: str) -> str | None:
+        """The present name of an option that was renamed, with a note on stderr; None for any other."""
+        new = self.renamed.get(name)
+        if new is None or name in self.labels or new not in self.labels:
+            return None
+        print(f"{self.prog}: the option {name} is now called {new}", file=sys.stderr)
+        return new
+
+    def _present_file(self, path: str) -> str:
+        """The path of a file of options, or, where it has former names, its content with the present ones."""
+        try:
+            options = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+            return path
+        if not isinstance(options, dict) or not self.renamed.keys() & options.keys():
+            return path
+        present = {self._new_name(str(name)) or name: value for name, value in options.items()}
+        for name, values in self.values.items():
+            if isinstance(value := present.get(name), str):
+                present[name] = values.get(value, value)
+        return yaml.safe_dump(present, sort_keys=False, allow_unicode=True)
+
     def _gathered(self, given: list[str]) -> list[str]:
-        """`--changes.text.dim 32 --changes.depth 6` as one `--changes {…}`: of several names with dots in them the
-        parser would drop some."""
+        """`--overrides.text.dim 32 --overrides.depth 6` as one `--overrides {…}`: of several names with dots in them
+        the parser would drop some."""
         known = {option for action in self._actions for option in action.option_strings}
         held: dict[str, dict[str, Any]] = {}
         left, words = [], iter(given)

@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anyformer.core.options import documented
+
 ROOT = Path(__file__).parent.parent  # the folder of the package `anyformer`
+
+
+_EMPTY, _BY_PLACE = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Unread(Exception):
@@ -57,6 +62,9 @@ def _read(module: str, name: str) -> Signature:
     home, node = _definition(module, name)
     if not isinstance(node, ast.FunctionDef):
         raise Unread(f"{module}:{name} is no function")
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "takes":  # `core.options.takes`
+            return _options(home, ast.unparse(decorator.args[0]), ast.get_docstring(node) or "")
     names, args, found = _Names(home), node.args, []
     if args.vararg or args.kwarg:
         raise Unread(f"{module}:{name} takes any number of arguments")
@@ -70,6 +78,47 @@ def _read(module: str, name: str) -> Signature:
         annotation = inspect.Parameter.empty if arg.annotation is None else _evaluated(arg.annotation, names)
         found.append(inspect.Parameter(arg.arg, kind, default=value, annotation=annotation))
     return Signature(tuple(found), ast.get_docstring(node) or "")
+
+
+def _options(module: str, name: str, doc: str) -> Signature:
+    """The signature of a function that takes the fields of a dataclass, see `core.options`."""
+    parameters: dict[str, inspect.Parameter] = {}
+    docs: list[str] = []
+    _fields(module, name, parameters, docs)
+    ordered = sorted(parameters.values(), key=lambda p: p.kind)  # those by position come first
+    return Signature(tuple(ordered), documented(doc, reversed(docs), [p.name for p in ordered]))
+
+
+def _fields(module: str, name: str, parameters: dict[str, inspect.Parameter], docs: list[str]) -> None:
+    """Adds the fields and the docstring of a dataclass, then those of its bases that it does not replace."""
+    home, node = _definition(module, name)
+    if not isinstance(node, ast.ClassDef):
+        raise Unread(f"{module}:{name} is no class")
+    docs.append(ast.get_docstring(node) or "")
+    names = _Names(home)
+    by_name = any("kw_only=True" in ast.unparse(decorator) for decorator in node.decorator_list)
+    for line in node.body:
+        if not isinstance(line, ast.AnnAssign):
+            continue
+        given: dict[str | None, ast.expr] = {"default": line.value} if line.value else {}
+        if isinstance(line.value, ast.Call):  # field(default=…, default_factory=…, kw_only=…)
+            given = {keyword.arg: keyword.value for keyword in line.value.keywords}
+        values = {key: _evaluated(value, names) for key, value in given.items()}
+        default = values["default_factory"]() if "default_factory" in values else values.get("default", _EMPTY)
+        kind = inspect.Parameter.KEYWORD_ONLY if values.get("kw_only", by_name) else _BY_PLACE
+        field, annotation = ast.unparse(line.target), _evaluated(line.annotation, names)
+        parameters.setdefault(field, inspect.Parameter(field, kind, default=default, annotation=annotation))
+    for base in node.bases:
+        _fields(home, ast.unparse(base), parameters, docs)
+
+
+def constant(place: str) -> Any:
+    """The value of a constant, "module:name", whose module is not imported."""
+    module, _, name = place.partition(":")
+    home, node = _definition(module, name)
+    if not isinstance(node, ast.expr):
+        raise Unread(place)
+    return _evaluated(node, _Names(home))
 
 
 def _evaluated(node: ast.expr, names: _Names) -> Any:

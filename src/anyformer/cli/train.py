@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.cli.options import Parser, pick
+from anyformer.cli.signatures import constant
 
-EXAMPLE = "anyformer train --model llama --data book.txt --out runs/book --changes.depth 6"
+EXAMPLE = "anyformer train --model llama --data book.txt --out runs/book --overrides.depth 6"
 CALL = "anyformer.train:train"
 
 
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.train`."""
     parser.add_function(CALL)
+    parser.renamed, parser.values = (
+        constant("anyformer.train.renamed:RENAMED"),
+        constant("anyformer.train.renamed:VALUES"),
+    )
 
 
 def run(args: Any) -> None:

@@ -108,7 +108,7 @@ def build(
     size: str = ...,
     *,
     seed: int | None = ...,
-    changes: Any = ...,  # a Mapping; Any, so that `**sizes` of a dict[str, int] goes through
+    overrides: Any = ...,  # a Mapping; Any, so that `**sizes` of a dict[str, int] goes through
     **hyper: Any,
 ) -> Skeleton: ...
 
@@ -118,7 +118,7 @@ def build(
     size: str = "tiny",
     *,
     seed: int | None = None,
-    changes: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     **hyper: Any,
 ) -> Any:
     """A model with fresh weights: `build("llama", "tiny", kv_heads=1)`, or `build(recipe)`.
@@ -127,19 +127,21 @@ def build(
         what: the name of a page, or a recipe.
         size: one of the page's sizes.
         seed: of the first weights.
-        changes: hyperparameters that differ from that size, by name: `{"text.dim": 32}`; one whose name has no dot
+        overrides: hyperparameters that differ from that size, by name: `{"text.dim": 32}`; one whose name has no dot
             can be given as an option of its own.
 
     Raises:
         ValueError: for an unknown page, size or hyperparameter, with the nearest names.
     """
+    if "changes" in hyper:
+        raise TypeError("the option 'changes' of build is now called 'overrides'")
     if seed is not None:
         torch.manual_seed(seed)  # some parts draw while they are made
     model: Any
     if isinstance(what, Recipe):
         model = what.build()
     else:
-        config = page(what).at(size, **{**(changes or {}), **hyper})
+        config = page(what).at(size, **{**(overrides or {}), **hyper})
         model = page(what).recipe(config).build()
         model.page, model.config = what, config
     if next(model.parameters()).device.type != "meta":

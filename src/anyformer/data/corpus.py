@@ -22,7 +22,7 @@ from anyformer.data.records import Source, find, fingerprint, texts
 from anyformer.data.text import Windows, cut
 from anyformer.hub.formats.guard import atomic_write
 
-Order = Literal["drawn", "epochs", "packed"]
+Order = Literal["random", "epochs", "packed"]
 TOKENIZER_CHARACTERS = 50_000_000  # a tokenizer is made from no more of a text than this: it would not change much
 SAMPLE = 20_000  # characters of which it is known whether a tokenizer loses any
 GAP = b"\0"  # what stands between two documents where bytes are counted; for a model it is the end token
@@ -224,7 +224,7 @@ class Corpus:
         """Rows of `context` tokens, by number.
 
         Args:
-            order: drawn: windows from anywhere, again and again. epochs: each window once in an epoch. packed: whole
+            order: random: windows from anywhere, again and again. epochs: each window once in an epoch. packed: whole
                 documents, each once in an epoch, which do not see each other (`document_ids`).
 
         Raises:

@@ -27,7 +27,7 @@ def across(objective: Objective, accumulate: int) -> None:
         raise ValueError(
             f"accumulate={accumulate}: {type(objective).__name__} compares every row of a batch with every other one, "
             f"and rows of other batches would be left out of the wrong answers. Make the batch {accumulate} times as "
-            "large; recompute=['**.blocks.*'] makes room for it, and so do more processes"
+            "large; activation_checkpointing=['**.blocks.*'] makes room for it, and so do more processes"
         )
 
 

@@ -33,6 +33,7 @@ from anyformer.train import (
     optim,
     precision,
     random_state,
+    renamed,
 )
 from anyformer.train.distributed.base import World
 from anyformer.train.ema import Average
@@ -137,7 +138,7 @@ class Loop:
         self.types = master_weights.to_float32(model, settings.precision)
         if self.world.size == 1:  # else it may be in parts
             self.undo.callback(master_weights.restore_types, model, self.types)
-        self.undo.enter_context(recomputing(model, *settings.recompute))
+        self.undo.enter_context(recomputing(model, *settings.activation_checkpointing))
         if run.checkpoint is not None:
             checkpoint.restore_weights(model, run.checkpoint)
         self.criterion = Loss(model, self.objective, settings.precision)
@@ -226,8 +227,8 @@ class Loop:
                 loss += part.detach()
         if self.scale:
             self.scale.undo(self.parameters)
-        loss, norm = self.world.all_reduce_sum(loss), self.world.clip_grad_norm(self.parameters, s.clip)
-        lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.final_lr)
+        loss, norm = self.world.all_reduce_sum(loss), self.world.clip_grad_norm(self.parameters, s.grad_clip)
+        lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.min_lr_ratio)
         row = {"step": self.step + 1, "loss": float(loss), "lr": lr, "grad_norm": float(norm), "tokens": int(total[0])}
         row |= self.criterion.metrics
         if watching:
@@ -351,7 +352,7 @@ class Loop:
         said, tensors = checkpoint.read(folder)
         ours = json.loads(json.dumps({**dataclasses.asdict(self.settings), **self.facts}))
         missing = dataclasses.asdict(Settings(1))  # settings that came later are at their defaults in older runs
-        theirs = {**json.loads(json.dumps(missing)), **said["settings"], **said["facts"]}
+        theirs = {**json.loads(json.dumps(missing)), **renamed.current({**said["settings"], **said["facts"]})}
         differs = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k) and k not in FREE]
         if differs:
             told = "; ".join(f"{k} was {theirs.get(k)!r} and is now {ours.get(k)!r}" for k in differs[:4])

@@ -87,7 +87,7 @@ def estimate(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
 
 
 def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Estimate:
-    recompute(model, *settings.recompute)
+    recompute(model, *settings.activation_checkpointing)
     master_weights.to_float32(model, settings.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     live = LiveTensors()
@@ -195,7 +195,7 @@ def dry_run(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
     states, training = random_state.random_states(), model.training
     with contextlib.ExitStack() as undo:
         undo.callback(master_weights.restore_types, model, master_weights.to_float32(model, settings.precision))
-        undo.enter_context(recomputing(model, *settings.recompute))
+        undo.enter_context(recomputing(model, *settings.activation_checkpointing))
         done = _two_steps(model, batch, objective, settings)
     model.train(training)
     random_state.restore_random(states)
@@ -217,7 +217,7 @@ def _two_steps(model: nn.Module, batch: Batch, objective: Any, settings: Setting
         for p in trained:
             if p.grad is not None:
                 p.grad.zero_()
-        float(torch.nn.utils.clip_grad_norm_(trained, settings.clip, foreach=True))  # a GPU is done
+        float(torch.nn.utils.clip_grad_norm_(trained, settings.grad_clip, foreach=True))  # a GPU is done
         del loss
         optimizer.step()
         optimizer.zero_grad()
@@ -253,8 +253,11 @@ def advice(
         return said, ""
     rows = len(batch["labels"])
     changes: dict[str, tuple[Batch, Settings]] = {}
-    if not settings.recompute:
-        changes["recompute ['blocks.*']"] = batch, dataclasses.replace(settings, recompute=("**.blocks.*",))
+    if not settings.activation_checkpointing:
+        changes["activation_checkpointing ['blocks.*']"] = (
+            batch,
+            dataclasses.replace(settings, activation_checkpointing=("**.blocks.*",)),
+        )
     if settings.precision == "fp32":
         changes["precision bf16"] = batch, dataclasses.replace(settings, precision="bf16")
     pairs = isinstance(getattr(objective, "func", objective), Contrastive)

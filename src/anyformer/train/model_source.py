@@ -19,6 +19,7 @@ from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train.model_setup import with_processor
 from anyformer.train.mup import Transfer
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
@@ -33,7 +34,7 @@ class ModelSource:
         name: for a folder. `facts`: what says it, for people and for comparison when a run resumes.
         task: what it is trained on, see `tasks.registry`.
         make: vocabulary, seed, number of classes -> the model with first weights; None if it is `given`.
-        recipe: vocabulary, number of classes, changes -> its recipe; None if it is `given`.
+        recipe: vocabulary, number of classes, overrides -> its recipe; None if it is `given`.
         given: the model to start from.
     """
 
@@ -79,46 +80,46 @@ class ModelSource:
 def model_source(
     model: str | Recipe,
     size: str | None,
-    changes: dict[str, Any] | None,
+    overrides: dict[str, Any] | None,
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> ModelSource:
-    """Understands what `train` was given; see its `model`, `size`, `changes`, `task` and `ignore`.
+    """Understands what `train` was given; see its `model`, `size`, `overrides`, `task` and `ignore`.
 
     Raises:
         ValueError: for a size or hyperparameter that does not exist, with the nearest names, and for a task that it
             cannot be trained on. FileNotFoundError: for a model that does not exist.
     """
-    changes = dict(changes or {})
+    overrides = dict(overrides or {})
     if isinstance(model, str) and model in pages.names():
         size = size or SIZE
         page = pages.page(model)
-        kind = registry.choose(task, model, page.recipe(page.at(size, **changes)), getattr(page.module, "TASK", None))
-        if "vocab" in changes:
-            raise ValueError("changes.vocab: the tokenizer decides how many tokens there are; give vocab instead")
-        facts = {"model": model, "size": size, "changes": changes}
+        kind = registry.choose(task, model, page.recipe(page.at(size, **overrides)), getattr(page.module, "TASK", None))
+        if "vocab" in overrides:
+            raise ValueError("overrides.vocab: the tokenizer decides how many tokens there are; give vocab instead")
+        facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
             wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
             known = hyper.kinds(page.config)
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
-            return page.at(size, **wanted | changes | others)
+            return page.at(size, **wanted | overrides | others)
 
         def make(vocab: int, seed: int, classes: int) -> Any:
-            return pages.build(page.name, size, seed=seed, changes=hyper.leaves(sized(vocab, classes, {})))
+            return pages.build(page.name, size, seed=seed, overrides=hyper.leaves(sized(vocab, classes, {})))
 
         return ModelSource(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
     place = find(model) if isinstance(model, str) else Path()
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
     if isinstance(model, str) and not model.endswith(".json"):
-        given = load(place, ignore=ignore, **changes)
+        given = load(place, ignore=ignore, **overrides)
         task = registry.choose(task, model, given.recipe)
-        return ModelSource(Path(model).stem, {"model": model, "size": "", "changes": changes}, task, given=given)
+        return ModelSource(Path(model).stem, {"model": model, "size": "", "overrides": overrides}, task, given=given)
     recipe = Recipe.from_json(read_json(Path(model).expanduser())) if isinstance(model, str) else model
-    recipe = recipe.but(changes)
+    recipe = recipe.but(overrides)
     task = registry.choose(task, "the recipe", recipe)
-    facts = {"model": recipe.to_json(), "size": "", "changes": {}}
+    facts = {"model": recipe.to_json(), "size": "", "overrides": {}}
 
     def changed(vocab: int, classes: int, others: dict[str, Any]) -> Recipe:
         sizes = {"vocab": vocab, "classes": classes} if classes else {"vocab": vocab}
@@ -129,7 +130,7 @@ def model_source(
 
 
 def pretrained(
-    name: str, tokenizer: str | None = None, changes: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
+    name: str, tokenizer: str | None = None, overrides: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
 ) -> Any:
     """The model to start from, with its tokenizer: real weights by name (`anyformer ls`), a folder, a file, a hub id.
 
@@ -137,7 +138,7 @@ def pretrained(
         FileNotFoundError: if there is none. ValueError: for an architecture without weights, a model without a
             tokenizer, or a tokenizer that knows more tokens than the model.
     """
-    model = load(find(name), ignore=ignore, **(changes or {}))
+    model = load(find(name), ignore=ignore, **(overrides or {}))
     if model.vocab is None:
         if tokenizer is not None:
             raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
@@ -166,7 +167,7 @@ def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:
     raise ValueError(f"tokenizer must be bpe, chars, bytes, or a folder that holds one; got {kind!r}")
 
 
-def initialised(source: ModelSource, lm: Any, given: dict[str, Any], new: bool) -> tuple[Any, dict[str, float]]:
+def initialised(source: ModelSource, lm: Any, options: TrainOptions, new: bool) -> tuple[Any, dict[str, float]]:
     """The model with the first weights that `train`'s options init and base name, and factors of the learning rate.
 
     Args:
@@ -175,7 +176,7 @@ def initialised(source: ModelSource, lm: Any, given: dict[str, Any], new: bool) 
     Raises:
         ValueError: for options that contradict each other.
     """
-    init, base, seed = given["init"], given["base"], given["seed"]
+    init, base, seed = options.init, options.base, options.seed
     check_option("train", "init", init, SCHEMES)
     if (init == "mup") != bool(base):
         raise ValueError(f"init=mup and base belong together; got init={init}, base={base}; e.g. --base.dim 64")
@@ -185,13 +186,13 @@ def initialised(source: ModelSource, lm: Any, given: dict[str, Any], new: bool) 
         if new and init != "depth":
             initialise(lm, seed=seed, scheme=init)
         return lm, {}
-    assert source.recipe is not None
+    assert source.recipe is not None and base is not None
     sizes = dict(lm.recipe.walk())
     vocab = next((v for path, v in sizes.items() if path.endswith("vocab")), 0)
     classes = next((v for path, v in sizes.items() if path.endswith("classes")), 0)
     change = Transfer(source.recipe(vocab, classes, {}), source.recipe(vocab, classes, base))
     if not new:
-        return lm, change.rates
+        return lm, change.lr_multipliers
     made = change.build(seed)
     made.tokenizer, made.processor = lm.tokenizer, lm.processor
-    return made, change.rates
+    return made, change.lr_multipliers

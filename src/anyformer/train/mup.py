@@ -13,7 +13,7 @@ inputs of a matrix are more than in the base, b the outputs, d the width, k the 
 
     transfer = Transfer(wide_recipe, base_recipe)
     model = transfer.build(seed=0)                            # forward and first weights
-    Settings(..., rates=transfer.rates)                       # and the learning rates
+    Settings(..., lr_multipliers=transfer.lr_multipliers)                       # and the learning rates
 A rewrite of the recipe by paths: it works for every page, and a checkpoint holds it.
 """
 
@@ -49,8 +49,8 @@ class Transfer:
 
     Attributes:
         recipe: the wide recipe, with the scales of attention and logits.
-        factors: of the std of first weights, by path of the matrix. `rates`: of the learning rate, by path of the
-            parameter.
+        factors: of the std of first weights, by path of the matrix. `lr_multipliers`: of the learning rate, by path of
+            the parameter.
 
     Raises:
         ValueError: if the recipes are not the same but for widths, or a part has no scale that could be set.
@@ -64,7 +64,7 @@ class Transfer:
             odd = sorted(there.keys() ^ ours.keys())
             raise ValueError(f"muP compares two widths of one model, and only one of them has {odd[0]!r}; same depth?")
         self.factors: dict[str, float] = {}
-        self.rates: dict[str, float] = {}
+        self.lr_multipliers: dict[str, float] = {}
         scales: dict[str, float] = {}
         for path, module in ours.items():
             other: Any = there[path]
@@ -72,7 +72,7 @@ class Transfer:
                 a, b = module.in_features / other.in_features, module.out_features / other.out_features
                 if a != 1:
                     self.factors[path] = 1 / a if b == 1 else 1 / math.sqrt(a)
-                    self.rates[f"{path}.weight"] = 1 / a
+                    self.lr_multipliers[f"{path}.weight"] = 1 / a
             elif isinstance(module, SOFTMAX) and module.head_dim != other.head_dim:
                 if "scale" not in module.recipe.options:  # type: ignore[union-attr]
                     name = type(module).__name__

@@ -56,10 +56,10 @@ def make(model: nn.Module, s: Settings) -> Optimizer:
     heads, convolutions, biases and norms are AdamW's.
 
     Raises:
-        ValueError: if nothing is trainable, a pattern of `rates` matches nothing, or this PyTorch has no Muon.
+        ValueError: if nothing is trainable, a pattern of `lr_multipliers` matches nothing, or this PyTorch has no Muon.
     """
     matrices = hidden(model) if s.optimizer == "muon" else set()
-    every = groups(model, s.weight_decay, s.rates)
+    every = groups(model, s.weight_decay, s.lr_multipliers)
     others = _only(every, lambda p: p not in matrices)
     fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in model.parameters())
     parts: list[torch.optim.Optimizer] = []
@@ -93,7 +93,7 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in (*own, *weight) if isinstance(p, nn.Parameter)]  # a matrix in 4 bits is none
 
 
-def groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict[str, Any]]:
+def groups(model: nn.Module, weight_decay: float, multipliers: dict[str, float] | None = None) -> list[dict[str, Any]]:
     """The trainable parameters, by what decays and by factor of the learning rate.
 
     The rule: the `weight` of a linear map or a convolution decays, and the two thin matrices of an adapter. Nothing
@@ -101,13 +101,13 @@ def groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None
     bias; a tied head is such a table), nothing that a part holds by itself (Mamba's A).
 
     Args:
-        rates: factors by path pattern; the last one that matches counts.
+        multipliers: factors by path pattern; the last one that matches counts.
     """
     decay = {id(p) for m in model.modules() for p in _matrices(m)}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("no parameter of the model is trainable (requires_grad is False everywhere)")
-    factors = factor_of(list(trained), rates or {})
+    factors = factor_of(list(trained), multipliers or {})
     found: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, p in trained.items():
         found[factors[name], id(p) in decay].append(p)
@@ -118,17 +118,17 @@ def groups(model: nn.Module, weight_decay: float, rates: dict[str, float] | None
     ]
 
 
-def factor_of(names: list[str], rates: dict[str, float]) -> dict[str, float]:
+def factor_of(names: list[str], multipliers: dict[str, float]) -> dict[str, float]:
     """The factor of each path: of the last pattern that matches (`*` is any text), else 1.
 
     Raises:
         ValueError: for a pattern that matches none, with the nearest paths.
     """
     found = dict.fromkeys(names, 1.0)
-    for pattern, factor in rates.items():
+    for pattern, factor in multipliers.items():
         hits = [pattern] if pattern in found else fnmatch.filter(names, pattern)
         if not hits:
-            raise ValueError(f"rates: no trained parameter matches {pattern!r}{nearest(pattern, names)}")
+            raise ValueError(f"lr_multipliers: no trained parameter matches {pattern!r}{nearest(pattern, names)}")
         found.update(dict.fromkeys(hits, factor))
     return found
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from anyformer.train.loggers import observers
 from anyformer.train.loop import Done, Loop, Measure
 from anyformer.train.memory import check_memory
 from anyformer.train.objectives import Objective, smoothed
+from anyformer.train.options import FinetuneOptions, RunOptions, TrainOptions
 from anyformer.train.progress import Screen
 from anyformer.train.schedule import ENDING
 from anyformer.train.settings import Settings
@@ -37,38 +39,43 @@ class Session:
     """One call of a command.
 
     Attributes:
-        given: its options by name. `world`: the processes. `run`: the folder. `screen`: the main process alone speaks.
+        options: as given. `world`: the processes. `run`: the folder. `screen`: that of the main process is not silent.
     """
 
-    given: dict[str, Any]
+    options: RunOptions
     world: World
     run: Run
     screen: Screen
 
-    def learn(self, model: Any, task: Task, settings: Settings, facts: dict[str, Any]) -> tuple[Loop, Done]:
+    def learn(
+        self, model: Any, task: Task, settings: Settings, facts: dict[str, Any], options: TrainOptions | FinetuneOptions
+    ) -> tuple[Loop, Done]:
         """Trains the model, with all that the options offer around it (`_loop`).
 
         Args:
             facts: what decides the numbers beside the task and the settings, for comparison when the run resumes.
+            options: with their resolved values, for config.yaml.
 
         Raises:
             ValueError, OSError, FloatingPointError: see `train.train`.
         """
-        given, screen = self.given, self.screen
+        screen = self.screen
         for note in task.notes:
             screen.say(note)
         screen.say(told_rate(settings))
         screen.say(f"{'resumes ' + str(self.run.checkpoint) if self.run.checkpoint else 'writes'} to {self.run.folder}")
         screen.unit = task.unit
-        measure = functools.partial(task.measure, batch=given["batch"])
-        objective = smoothed(task.objective, given["label_smoothing"])
-        facts = {**facts, "batch": given["batch"], "context": given["context"], **task.facts}
+        measure = functools.partial(task.measure, batch=options.batch)
+        objective = smoothed(task.objective, options.label_smoothing)
+        facts = {**facts, "batch": options.batch, "context": options.context, **task.facts}
         with ExitStack() as stack:
-            batches: Batches = Global(task.rows, given["batch"])
-            if given["workers"]:
-                batches = stack.enter_context(Prefetch(batches, given["workers"]))
-            loop = _loop(screen, given, model, batches, objective, settings, self.run, measure, facts, self.world)
-            self.world.on_main(self._write_config)  # not before: a run that is refused leaves everything as it was
+            batches: Batches = Global(task.rows, options.batch)
+            if options.workers:
+                batches = stack.enter_context(Prefetch(batches, options.workers))
+            loop = _loop(screen, options, model, batches, objective, settings, self.run, measure, facts, self.world)
+            self.world.on_main(
+                lambda: _write_config(options, self.run.folder)
+            )  # not before: a run that is refused leaves everything as it was
             done = loop.run()
         self.world.on_main(lambda: _finish(screen, loop))
         return loop, done
@@ -83,17 +90,19 @@ class Session:
             best = (done.best or {}).get("step")
             self.screen.say(f"no better evaluation since step {best}: ended after step {done.step}")
 
-    def _write_config(self) -> None:
-        """config.yaml: every option with its value, so that `--config` repeats the run."""
-        import yaml
 
-        given, folder = self.given, self.run.folder
-        if isinstance(given["model"], Recipe):
-            atomic_write(folder / "recipe.json", (json.dumps(given["model"].to_json(), indent=2) + "\n").encode())
-            given = {**given, "model": str(folder / "recipe.json")}
-        given = {**given, "out": str(folder), "betas": list(given["betas"]), "resume": False}
-        given["data"] = given["data"] if isinstance(given["data"], dict) else str(given["data"])
-        atomic_write(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
+def _write_config(options: TrainOptions | FinetuneOptions, folder: Path) -> None:
+    """config.yaml: every option with its resolved value, so that `--config` repeats the run."""
+    import yaml
+
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    if isinstance(options.model, Recipe):
+        atomic_write(folder / "recipe.json", (json.dumps(options.model.to_json(), indent=2) + "\n").encode())
+        values["model"] = str(folder / "recipe.json")
+    values |= {"out": str(folder), "resume": False, "betas": list(options.betas)}
+    values["activation_checkpointing"] = list(options.activation_checkpointing)
+    values["data"] = options.data if isinstance(options.data, dict) else str(options.data)
+    atomic_write(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
 def told_rate(s: Settings) -> str:
@@ -103,17 +112,18 @@ def told_rate(s: Settings) -> str:
             f"learning rate: the warmup of {s.warmup} steps is not over when the {s.steps} steps are, so the rate ends "
             f"at {s.lr * s.steps / s.warmup:.2g}; a shorter warmup would let it reach {s.lr:g}"
         )
-    ends = f", then {s.schedule}" + (f" to {s.lr * s.final_lr:.2g}" if s.schedule in ENDING else "")
+    ends = f", then {s.schedule}" + (f" to {s.lr * s.min_lr_ratio:.2g}" if s.schedule in ENDING else "")
     return f"learning rate: {s.lr:g} after {s.warmup} steps of warmup{ends}"
 
 
 @contextlib.contextmanager
-def session(given: dict[str, Any], name: str) -> Iterator[Session]:
+def session(options: RunOptions, name: str) -> Iterator[Session]:
     """Joins the processes, opens the folder of the run (`name` is a part of a new one's) and the screen."""
-    with world(given["parallel"], given["mesh"], given["exchange"], given["device"]) as processes:
-        folder = processes.on_main(lambda: _folder(given["out"], name, given["resume"]))
-        with Run(folder, given["resume"], processes) as run, Screen(given["quiet"] or not processes.main) as screen:
-            yield Session(given, processes, run, screen)
+    o = options
+    with world(o.parallel, o.mesh, o.communication, o.device) as processes:
+        folder = processes.on_main(lambda: _folder(o.out, name, o.resume))
+        with Run(folder, o.resume, processes) as run, Screen(o.quiet or not processes.main) as screen:
+            yield Session(options, processes, run, screen)
 
 
 def _folder(out: str | Path | None, name: str, resume: bool | str) -> Path:
@@ -140,7 +150,7 @@ def context_of(model: Any, context: int | None, longest: int, least: int, hint: 
 
 def _loop(
     screen: Screen,
-    given: dict[str, Any],
+    options: RunOptions,
     model: Any,
     batches: Any,
     objective: Objective,
@@ -150,17 +160,20 @@ def _loop(
     facts: dict[str, Any],
     processes: World,
 ) -> Loop:
-    """The loop, ready to run. `given` are the options of `train`: memory, energy, tensorboard, wandb are read here.
+    """The loop, ready to run, with memory estimate, display and loggers.
 
     Raises:
         ValueError: if the run will not fit the memory, or energy cannot be measured. ImportError: for what is missing.
     """
-    check_memory(screen, model, batches(0), objective, settings, given["memory"])
-    screen.energy = Energy() if given["energy"] else None
-    facts = {**facts, "label_smoothing": given["label_smoothing"]}
+    check_memory(screen, model, batches(0), objective, settings, options.memory)
+    screen.energy = Energy() if options.energy else None
+    facts = {**facts, "label_smoothing": options.label_smoothing}
     loop = Loop(model, batches, objective, settings, run, measure, facts, screen, processes)
-    reports = (given[k] and processes.main for k in ("tensorboard", "wandb"))
-    loop.watch = observers(screen, run.folder, given, *reports)  # writes: not for a run that is refused
+    main = processes.main
+    config = dataclasses.asdict(options)
+    loop.watch = observers(
+        screen, run.folder, config, options.tensorboard and main, options.wandb and main
+    )  # writes: not for a run that is refused
     return loop
 
 

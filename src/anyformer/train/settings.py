@@ -1,13 +1,14 @@
-"""What decides how a model is trained, in one immutable object."""
+"""Settings of the training loop: optimiser, schedule, precision, checkpoints, in one immutable object."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from anyformer.core.part import check_option
-from anyformer.hub.formats.guard import read_json
+from anyformer.train import renamed
 from anyformer.train.precision import PRECISIONS
 from anyformer.train.schedule import SCHEDULES
 
@@ -15,43 +16,40 @@ OPTIMIZERS = ("adamw", "muon")
 FREE = {"steps", "save_every", "eval_every", "log_every", "keep_last", "patience", "statistics_every"}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a model is trained. Stored with each checkpoint; a run that resumes must have the same ones, but for `FREE`.
+@dataclass(frozen=True, kw_only=True)
+class CommonSettings:
+    """The settings that `Settings`, `train` and `finetune` share.
 
     Args:
-        steps: updates of the weights.
-        lr: the highest learning rate. `warmup`: steps until it is reached. `final_lr`: where it ends, as a share of
-            `lr`. `schedule`: how it goes there: cosine, linear, wsd, inverse_sqrt, constant (`train.schedule`).
-        optimizer: adamw, or muon: Muon for the matrices inside the model, AdamW for all else (`train.optim`).
-        weight_decay: of matrices, see `optim.groups`. `betas`: of AdamW.
-        rates: factors of the learning rate by path pattern of parameters, `{"embed.**": 0.1}`; muP is made of them.
-        clip: longest gradient, as a norm over all parameters; inf switches clipping off.
-        accumulate: batches that make one step.
-        ema: share of the old value in a running mean of the weights (0.999), which is then what is evaluated, and is
-            saved beside the model, in `step-…/ema`; 0 = no mean.
-        patience: evaluations without a better one after which the run ends; 0 = never. Saves at each evaluation.
-        precision: fp32; bf16 or fp16: products in half precision, weights and optimiser in float32. fp16 scales the
-            loss; a step that overflows changes nothing and is reported.
-        recompute: path patterns of the modules whose activations are made again in backward, `("blocks.*",)`.
+        min_lr_ratio: the learning rate at the end of the schedule, as a share of lr.
+        weight_decay: of matrices; biases, norms and embeddings do not decay.
+        betas: of AdamW.
+        grad_clip: the largest norm of the gradient over all parameters; inf switches clipping off.
+        accumulate: batches in one step.
+        seed: of first weights, the order of the data, dropout, and batches that are drawn.
+        save_every: steps between checkpoints; 0 = only at the end.
+        eval_every: steps between evaluations; 0 = only at the end.
+        log_every: steps between updates of the display; the log files have every step.
+        keep_last: number of checkpoints that are kept, beside the best one.
+        optimizer: adamw, or muon: Muon for the matrices inside the model, AdamW for all other parameters.
+        schedule: cosine, linear, wsd, inverse_sqrt or constant, see `train.schedule`.
+        lr_multipliers: factors of the learning rate by path pattern of parameters, e.g. {"embed.**": 0.1}.
+        ema: decay of a running mean of the weights, e.g. 0.999, which is then evaluated and saved in ema/; 0 = none.
+        patience: evaluations without improvement after which the run ends; 0 = never.
+        precision: fp32; bf16 or fp16 (with a scaled loss): products in half precision, weights in float32.
+        activation_checkpointing: path patterns of modules whose activations are computed again in the backward pass,
+            e.g. blocks.*
         compile: run through torch.compile.
-        seed: of the random generators of PyTorch, NumPy and Python: of dropout, and of batches that draw.
-        save_every, eval_every: steps between checkpoints and between evaluations; 0 = only at the end.
-        log_every: steps between lines on the screen; the log files have every step.
-        keep_last: checkpoints that are kept, beside the best one.
-        statistics_every: steps between rows of statistics.jsonl: sizes of activations and gradients of every part.
+        statistics_every: steps between rows of statistics.jsonl: RMS of activations and gradients; 0 = none.
 
     Raises:
-        ValueError: for a value out of range, an unknown name, or options that contradict each other.
+        ValueError: for a value out of range, an unknown name, or settings that contradict each other.
     """
 
-    steps: int
-    lr: float = 1e-3
-    warmup: int = 100
-    final_lr: float = 0.1
+    min_lr_ratio: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
+    grad_clip: float = 1.0
     accumulate: int = 1
     seed: int = 0
     save_every: int = 0
@@ -60,30 +58,34 @@ class Settings:
     keep_last: int = 2
     optimizer: str = "adamw"
     schedule: str = "cosine"
-    rates: dict[str, float] = field(default_factory=dict)
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
     ema: float = 0.0
     patience: int = 0
     precision: str = "fp32"
-    recompute: tuple[str, ...] = ()
+    activation_checkpointing: Sequence[str] = ()
     compile: bool = False
     statistics_every: int = 0
 
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *values: Any, **options: Any) -> Any:
+            renamed.refuse(options)
+            return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("steps", "accumulate", "log_every", "keep_last"), 1)
-        whole |= dict.fromkeys(("warmup", "seed", "save_every", "eval_every", "patience", "statistics_every"), 0)
-        for name, least in {**whole, "final_lr": 0, "weight_decay": 0}.items():
-            _at_least(name, getattr(self, name), least)
-        for name in whole:
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        for name, value in {"lr": self.lr, "clip": self.clip, **self.rates}.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        for name in ("lr", "weight_decay"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
-        if self.final_lr > 1:
-            raise ValueError(f"final_lr is a share of lr, at most 1, got {self.final_lr}")
+        object.__setattr__(self, "activation_checkpointing", tuple(self.activation_checkpointing or ()))
+        object.__setattr__(self, "lr_multipliers", dict(self.lr_multipliers or {}))
+        for name in ("accumulate", "log_every", "keep_last"):
+            whole_number(name, getattr(self, name), 1)
+        for name in ("seed", "save_every", "eval_every", "patience", "statistics_every"):
+            whole_number(name, getattr(self, name), 0)
+        for name in ("min_lr_ratio", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        for name, value in {"grad_clip": self.grad_clip, **self.lr_multipliers}.items():
+            _above_zero(name, value)
+        finite("weight_decay", self.weight_decay)
+        if self.min_lr_ratio > 1:
+            raise ValueError(f"min_lr_ratio is a share of lr, at most 1, got {self.min_lr_ratio}")
         for name, value in {"ema": self.ema, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
@@ -92,17 +94,59 @@ class Settings:
         if self.patience and not self.eval_every:
             raise ValueError(f"patience={self.patience} counts evaluations, and eval_every=0 makes none before the end")
         if self.compile and self.statistics_every:
-            raise ValueError("statistics_every listens to every part, which compile=True melts into one; choose one")
+            raise ValueError("statistics_every hooks every module, and compile=True fuses them; choose one")
+
+    def settings(self, steps: int, lr: float, warmup: int, multipliers: Mapping[str, float] | None = None) -> Settings:
+        """The settings of the loop, with the values that depend on model and data.
+
+        Args:
+            multipliers: of the learning rate; `lr_multipliers` take precedence.
+        """
+        common = {f.name: getattr(self, f.name) for f in fields(CommonSettings)}
+        common["lr_multipliers"] = {**(multipliers or {}), **self.lr_multipliers}
+        return Settings(steps, lr=lr, warmup=warmup, **common)
 
 
-def warmup_of(given: int | None, steps: int, checkpoint: Path | None) -> int:
-    """The steps of warm-up: those that are `given`; else what a run that goes on began with; else a tenth of all, at
-    most 100."""
-    if given is None and checkpoint is not None:
-        return int(read_json(checkpoint / "training.json")["settings"]["warmup"])
-    return min(100, steps // 10) if given is None else given
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    """Settings of the training loop, stored with each checkpoint; a run resumes with the same ones, except for `FREE`.
+
+    Args:
+        steps: updates of the weights.
+        lr: the highest learning rate.
+        warmup: steps until it is reached.
+    """
+
+    steps: int
+    lr: float = field(default=1e-3, kw_only=True)
+    warmup: int = field(default=100, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number("steps", self.steps, 1)
+        whole_number("warmup", self.warmup, 0)
+        _above_zero("lr", self.lr)
+        finite("lr", self.lr)
+
+
+def whole_number(name: str, value: float, least: int) -> None:
+    """Raises ValueError for a number that is not whole, or below `least`."""
+    _at_least(name, value, least)
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+def finite(name: str, value: float) -> None:
+    """Raises ValueError for infinity and NaN."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
 
 
 def _at_least(name: str, value: float, least: int) -> None:
     if not value >= least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")

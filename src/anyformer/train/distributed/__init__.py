@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from anyformer.core.recipe import nearest
 from anyformer.train.distributed.base import World
 
-EXCHANGE: dict[str, dict[str, float]] = {  # every kind of `parallel`, with the numbers that it has
+COMMUNICATION: dict[str, dict[str, float]] = {  # every kind of `parallel`, with the numbers that it has
     "ddp": {},
     "fsdp": {},
     "tp": {},
@@ -31,7 +31,7 @@ AXES = ("data", "tensor")
 def world(
     parallel: str = "ddp",
     mesh: Mapping[str, int] | None = None,
-    exchange: Mapping[str, float] | None = None,
+    communication: Mapping[str, float] | None = None,
     device: str | None = None,
 ) -> World:
     """The processes that a launcher started (`torchrun`, `accelerate launch`), or this one alone.
@@ -43,17 +43,17 @@ def world(
             diloco: ddp that exchanges less, see `distributed.low_communication`.
         mesh: how many processes share a batch (data) and a matrix (tensor), e.g. {"data": 2, "tensor": 2}; what is not
             said follows from the number of processes.
-        exchange: numbers of zero (stage), powersgd (rank, start), local (every), diloco (every, lr, momentum).
+        communication: numbers of zero (stage), powersgd (rank, start), local (every), diloco (every, lr, momentum).
         device: cpu or cuda; by default a GPU if there is one.
 
     Raises:
         ValueError: for a kind, axis or number that there is not, or a mesh of another size than the processes.
     """
-    if parallel not in EXCHANGE:
+    if parallel not in COMMUNICATION:
         raise ValueError(
-            f"parallel must be one of {', '.join(EXCHANGE)}; got {parallel!r}{nearest(parallel, [*EXCHANGE])}"
+            f"parallel must be one of {', '.join(COMMUNICATION)}; got {parallel!r}{nearest(parallel, [*COMMUNICATION])}"
         )
-    mesh, exchange = dict(mesh or {}), {**EXCHANGE[parallel], **_known(parallel, exchange or {})}
+    mesh, communication = dict(mesh or {}), {**COMMUNICATION[parallel], **_known(parallel, communication or {})}
     for axis, count in mesh.items():
         if axis not in AXES or count < 1:
             raise ValueError(f"mesh has data and tensor, each a number of processes of at least 1; got {axis}={count}")
@@ -70,10 +70,10 @@ def world(
         raise ValueError(f"parallel={parallel}: each process has all weights; leave mesh.tensor out")
     if not launched:
         return World()
-    return _joined(parallel, split, exchange, device)
+    return _joined(parallel, split, communication, device)
 
 
-def _joined(parallel: str, split: int, exchange: dict[str, float], device: str | None) -> World:
+def _joined(parallel: str, split: int, communication: dict[str, float], device: str | None) -> World:
     import torch
 
     from anyformer.train.distributed.ddp import DDP
@@ -84,22 +84,22 @@ def _joined(parallel: str, split: int, exchange: dict[str, float], device: str |
     if parallel == "zero":
         from anyformer.train.distributed.zero import Zero
 
-        return Zero(kind, **exchange)
+        return Zero(kind, **communication)
     if parallel == "powersgd":
-        return PowerSGD(split, kind, **exchange)
+        return PowerSGD(split, kind, **communication)
     if parallel in ("local", "diloco"):
-        return LocalSGD(split, kind, **exchange)
+        return LocalSGD(split, kind, **communication)
     if parallel == "fsdp":
         return FSDP(split, kind)
     return DDP(split, kind, experts=parallel == "ep")
 
 
-def _known(parallel: str, exchange: Mapping[str, float]) -> dict[str, float]:
-    known = EXCHANGE[parallel]
-    for name, value in exchange.items():
+def _known(parallel: str, communication: Mapping[str, float]) -> dict[str, float]:
+    known = COMMUNICATION[parallel]
+    for name, value in communication.items():
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no such numbers"
-            raise ValueError(f"exchange: {parallel} {has}; got {name!r}")
+            raise ValueError(f"communication: {parallel} {has}; got {name!r}")
         if not value >= (0 if name == "momentum" else 2 if name == "start" else 1 if name != "lr" else 1e-9):
-            raise ValueError(f"exchange: {name}={value} of {parallel} is too small")
-    return dict(exchange)
+            raise ValueError(f"communication: {name}={value} of {parallel} is too small")
+    return dict(communication)

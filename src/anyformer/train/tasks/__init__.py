@@ -11,20 +11,21 @@ episodes.py   act and clone: the actions of episodes
 
 from __future__ import annotations
 
-from typing import Any
-
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.episodes import EpisodeData
-from anyformer.train.tasks.rows import TableData
-from anyformer.train.tasks.text import TextData
+from anyformer.train.tasks.rows import TableData, on_rows
+from anyformer.train.tasks.text import TextData, on_text
+
+__all__ = ["EpisodeData", "TableData", "TextData", "on_rows", "on_text", "training_data"]
 
 
-def training_data(kind: str, given: dict[str, Any]) -> TextData | TableData | EpisodeData:
+def training_data(kind: str, options: TrainOptions) -> TextData | TableData | EpisodeData:
     """What `train` was given, for a task.
 
     Raises:
         FileNotFoundError, ValueError: for what is not there, or does not fit.
     """
     if kind in ("act", "clone"):
-        return EpisodeData(kind, given)
-    return (TableData if kind in registry.COLUMNS else TextData)(kind, given)
+        return EpisodeData(kind, options)
+    return (TableData if kind in registry.COLUMNS else TextData)(kind, options)

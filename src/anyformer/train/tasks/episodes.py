@@ -25,6 +25,7 @@ from anyformer.data.order import shuffled
 from anyformer.data.store import Store, stored
 from anyformer.hub.processors import Steps, TrajectoryProcessor
 from anyformer.train import objectives
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.splits import one_in_ten
@@ -37,15 +38,15 @@ class EpisodeData:
 
     classes, longest = 0, WINDOW
 
-    def __init__(self, kind: str, given: dict[str, Any]):
-        if given["rows"] == "packed":
-            raise ValueError(f"rows=packed is for text, and {kind} reads windows of episodes; leave rows out")
-        self.kind, self.given = kind, given
-        self.tables = tables.read(given["data"], given["fields"])
+    def __init__(self, kind: str, options: TrainOptions):
+        if options.order == "packed":
+            raise ValueError(f"order=packed is for text, and {kind} reads windows of episodes; leave order out")
+        self.kind, self.options = kind, options
+        self.tables = tables.read(options.data, options.fields)
         self.parts: tuple[list[Episodes], list[Episodes]] = ([], [])
         self.keys = [table.key(COLUMNS) for table in self.tables]
         for table, key in zip(self.tables, self.keys, strict=True):
-            store = kept(table, key, given["cache"])
+            store = kept(table, key, options.cache)
             for part, places in zip(self.parts, one_in_ten(table.source.name, len(store)), strict=True):
                 part.append(Episodes(store, places.of(np.arange(places.size))))
         self._check()
@@ -71,9 +72,9 @@ class EpisodeData:
         bounded = all(np.abs(s.actions).max() <= 1 for s in whole)
         return {"state": state, "action": whole[0].actions.shape[1], "steps": longest, "tanh": bounded}
 
-    def task(self, model: Any) -> Task:
+    def task(self, model: Any, context: int | None) -> Task:
         """The task for a model, which gets the processor that was learned from the episodes, if it has none."""
-        made = self._processor(model)
+        made = self._processor(model, context)
         if model.processor is None:
             model.processor = made
         elif model.processor.return_scale is None and self.kind == "act":
@@ -82,7 +83,7 @@ class EpisodeData:
         self._fits(model, processor)
         learn, out = self.parts
         weights = tuple(table.weight for table in self.tables)
-        taught = Windows(tuple(learn), weights, self.given["seed"], processor)
+        taught = Windows(tuple(learn), weights, self.options.seed, processor)
 
         def held_out(batch: int) -> Iterator[Batch]:
             for part in out:
@@ -102,7 +103,7 @@ class EpisodeData:
         facts = {"task": self.kind, "examples": digest, "shares": shares(weights).tolist(), "window": processor.window}
         return Task(self.kind, taught, held_out, objective, objective, unit, told, facts, size=steps[0])
 
-    def _processor(self, model: Any) -> TrajectoryProcessor:
+    def _processor(self, model: Any, context: int | None) -> TrajectoryProcessor:
         """The statistics of what is learned from; nothing that is held out has a part in them."""
         count, total, squares, returns, longest = 0, 0.0, 0.0, [], 0
         for steps in (steps for part in self.parts[0] for steps in part):
@@ -117,7 +118,7 @@ class EpisodeData:
         choices = self.parts[0][0].whole(0).actions.ndim == 1
         return TrajectoryProcessor(
             tuple(mean.tolist()), tuple(std.tolist()), model.embed.sizes_of["actions"], choices,
-            scale if self.kind == "act" else None, min(returns), max(returns), self.given["context"] or WINDOW, longest,
+            scale if self.kind == "act" else None, min(returns), max(returns), context or WINDOW, longest,
         )  # fmt: skip
 
     def _fits(self, model: Any, processor: TrajectoryProcessor) -> None:
@@ -128,7 +129,7 @@ class EpisodeData:
             if len(steps.states) > model.embed.steps:
                 raise ValueError(
                     f"an episode has {len(steps.states)} steps, and the model knows {model.embed.steps}; build it with "
-                    f"more: --changes.steps {len(steps.states)}"
+                    f"more: --overrides.steps {len(steps.states)}"
                 )
         if len(processor.state_mean) != model.embed.sizes_of["states"]:
             raise ValueError(

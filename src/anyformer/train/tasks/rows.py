@@ -20,6 +20,7 @@ from anyformer.data.store import Example, Store
 from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry, tables
 from anyformer.train.tasks.base import WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
@@ -36,12 +37,12 @@ class TableData:
 
     implied: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, kind: str, given: dict[str, Any]):
-        if given["rows"] == "packed":
-            raise ValueError(f"rows=packed is for text, and {kind} reads each row once in an epoch; leave rows out")
-        self.kind, self.given, self.tables = kind, given, tables.read(given["data"], given["fields"])
-        options, has = registry.COLUMNS[kind], set(self.tables[0].columns())
-        self.columns = next((c for c in options if has.issuperset(c)), options[0])
+    def __init__(self, kind: str, options: TrainOptions):
+        if options.order == "packed":
+            raise ValueError(f"order=packed is for text, and {kind} reads each row once in an epoch; leave order out")
+        self.kind, self.options, self.tables = kind, options, tables.read(options.data, options.fields)
+        choices, has = registry.COLUMNS[kind], set(self.tables[0].columns())
+        self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
         self.names = () if kind in ("seq2seq", "match") else tables.classes(self.tables, self.columns)
 
     @property
@@ -58,11 +59,11 @@ class TableData:
         """To make a tokenizer from."""
         return corpora.beginning(tables.words(self.tables, self.columns), corpora.TOKENIZER_CHARACTERS)
 
-    def task(self, model: Any) -> Task:
+    def task(self, model: Any, context: int | None) -> Task:
         """The task for a model."""
-        given = self.given
-        encoder = RowEncoder(self.kind, self.columns, model, self.names, given["context"] or 0)
-        task = on_rows(encoder, self.tables, one_in_ten, given["seed"], given["cache"])
+        options = self.options
+        encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
+        task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
         check_head(model, task, self.names)
         if self.names:  # what the numbers of the head mean is kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}

@@ -16,6 +16,7 @@ from anyformer.data.corpus import Corpus, Order
 from anyformer.data.order import Rows
 from anyformer.data.store import Example
 from anyformer.train import objectives
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.base import LABEL, Task, collate
 from anyformer.train.tasks.encode import teacher_forced
@@ -38,7 +39,7 @@ def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, s
         ValueError: for a text that is too short, an order that the task does not have, or a tokenizer without the
             tokens that it needs.
     """
-    facts = {"corpus": corpus.fingerprint(), "rows": order}
+    facts = {"corpus": corpus.fingerprint(), "order": order}
     told = (
         f"{corpus.tokens:,} tokens to train on (vocabulary {model.tokenizer.vocab_size:,}), "
         f"{corpus.held_out_bytes:,} bytes held out"
@@ -86,7 +87,7 @@ def _corrupted(
     if context < 8:
         raise ValueError(f"context={context}: the task {kind} needs at least 8 tokens")
     if order == "packed":
-        raise ValueError(f"rows=packed is for the task causal; {kind} reads windows: rows=drawn or rows=epochs")
+        raise ValueError(f"order=packed is for the task causal; {kind} reads windows: order=random or order=epochs")
     draw, length, take, objective, loss = {"masked": _masked, "span": _span, "denoise": _denoise}[kind](model, context)
     for part in corpus.parts:
         for what, ids in (("train on", part.train.ids), ("measure on", part.held_out.ids)):
@@ -162,18 +163,18 @@ class TextData:
     classes, longest = 0, LONGEST
     implied: ClassVar[dict[str, Any]] = {}  # hyperparameters that the data decide
 
-    def __init__(self, kind: str, given: dict[str, Any]):
-        self.kind, self.given = kind, given
-        self.texts = corpora.read(given["data"], given["fields"], given["cache"])
+    def __init__(self, kind: str, options: TrainOptions):
+        self.kind, self.options = kind, options
+        self.texts = corpora.read(options.data, options.fields, options.cache)
 
     def words(self) -> Iterator[str]:
         """To make a tokenizer from."""
         return corpora.learn(self.texts)
 
-    def task(self, model: Any) -> Task:
+    def task(self, model: Any, context: int | None) -> Task:
         """The task for a model."""
-        given = self.given
+        options = self.options
         # a tokenizer that loses letters has less to say than the bytes that it would be measured by
         bigram = corpora.bigram(self.texts) if corpora.comes_back(model.tokenizer, self.texts) else None
-        corpus = corpora.Corpus.of(model.tokenizer, self.texts, given["cache"])
-        return on_text(self.kind, model, corpus, given["rows"], given["context"], given["seed"], bigram)
+        corpus = corpora.Corpus.of(model.tokenizer, self.texts, options.cache)
+        return on_text(self.kind, model, corpus, options.order, context or LONGEST, options.seed, bigram)
