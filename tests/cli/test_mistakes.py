@@ -65,7 +65,7 @@ def test_the_command_alone_names_a_goal_for_every_verb(cli):
         (["generate", "x", "y", "--max_new_token", "3"], "--max_new_token: unknown, did you mean --max-new-tokens?"),
         (["generate", "x", "y", "--max-new-tokenz=3"], "--max-new-tokenz: unknown, did you mean --max-new-tokens?"),
         (["train", "--stpes", "3"], "--stpes: unknown, did you mean --steps?"),
-        (["train", "--chnages.depth", "3"], "--chnages.depth: unknown, did you mean --overrides?"),
+        (["train", "--overides.depth", "3"], "--overides.depth: unknown, did you mean --overrides?"),
         (["train", "--save_every", "often"], "--save-every: expected a whole number, got 'often'"),
         (["generate", "x", "y", "--temperature", "warm"], "--temperature: expected a number, got 'warm'"),
         (

@@ -130,8 +130,8 @@ def test_convert_refuses_to_replace_another_model(cli, decoder, encoder, tmp_pat
 def test_train_writes_a_model_that_generates(cli, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 400)
     options = ("--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--size", "tiny", "--tokenizer", "bytes")
-    options = (*options, "--overrides.depth", 1, "--overrides.context", 32)
-    code, out, err = cli("train", *options, "--steps", 3, "--batch", 2)
+    smaller = ("--overrides.depth", 1, "--overrides.context", 32)
+    code, out, err = cli("train", *options, *smaller, "--steps", 3, "--batch", 2)
     assert code == 0, err
     assert "bits per byte" in out and "bigram" in out
     model = af.load(next((tmp_path / "run").glob("step-*")))
@@ -145,7 +145,7 @@ def test_finetune_writes_a_model_and_adapters(cli, encoder, tmp_path):
     options = ("--out", tmp_path / "run", "--steps", 3, "--targets", "**.mixer.q", "**.mixer.v", "--trainable", "pool")
     code, out, err = cli("finetune", "--model", encoder, "--data", tmp_path / "reviews.csv", *options)
     assert code == 0, err
-    assert "numbers learn (lora of rank 8 on 4 layers); 36 examples, 4 held out; 2 classes: False, True; 3 steps" in out
+    assert "parameters are trained (lora of rank 8 on 4 layers); 36 examples, 4 held out; 2 classes: False, True; 3 steps" in out
     assert af.load(tmp_path / "run" / "model").config.classes == 2
     assert (tmp_path / "run" / "step-000003" / "adapter_model.safetensors").exists()
 

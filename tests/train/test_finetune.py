@@ -317,7 +317,7 @@ def test_what_is_cut_or_left_out_is_said(place, tmp_path, capsys):
     finetune(str(place / "gpt"), tmp_path / "pairs.jsonl", out=tmp_path / "run", **options)
     said = capsys.readouterr().out
     assert "1 of 22 examples fill 64 tokens" in said and "1 examples are left out" in said
-    assert "numbers learn (lora of rank 8 on 12 layers)" in said and "perplexity" in said
+    assert "parameters are trained (lora of rank 8 on 12 layers)" in said and "perplexity" in said
 
 
 def test_a_folder_with_another_run_is_left_alone(place, tmp_path):

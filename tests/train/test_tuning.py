@@ -70,7 +70,7 @@ def log(folder):
 @pytest.mark.parametrize("model, data", [("t5", "pairs"), *later(("bart", "asked"), ("transformer", "pairs"))])
 def test_an_encoder_decoder_learns_to_say_the_target(model, data, method, place, tmp_path):
     options: dict[str, Any] = {"steps": 60, "batch": 16, "lr": 1e-2, "quiet": True}
-    options["learn"] = ["embed"] if method == "lora" else None  # frozen random tokens can say little
+    options["trainable"] = ["embed"] if method == "lora" else None  # frozen random tokens can say little
     done = finetune(str(place / model), place / f"{data}.jsonl", method, out=tmp_path / "run", **options)
     assert done.task == "seq2seq" and done.after < 0.8 * done.before
     opened = af.load(done.folder)
@@ -339,5 +339,5 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(place, tmp_path):
     command += [f"--model={place / 'gpt'}", f"--data={place / 'asked.jsonl'}", "--steps=4", "--out=run", "--batch=4"]
     run = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("writes to run") == run.stdout.count("numbers learn") == run.stdout.count("model: ") == 1
+    assert run.stdout.count("writes to run") == run.stdout.count("parameters are trained") == run.stdout.count("model: ") == 1
     af.load(tmp_path / "run/model")

@@ -37,7 +37,7 @@ class Tuned:
         loss: of the last step, in nats.
         before, after: on the examples held out, of the model as it came and of the one that is kept: nats a counted
             token or a pair, or the share of wrong labels.
-        learned, parameters: how many numbers learned, of how many.
+        learned, parameters: how many parameters are traineded, of how many.
         classes: the labels by number.
         task: what it learned.
         model: the tuned model itself, adapters merged.
@@ -166,7 +166,7 @@ def _said(measured: float, goal: Task) -> str:
 
 
 def _numbers(lm: Any) -> tuple[int, int]:
-    """How many numbers learn, and of how many; a matrix in 4 bits counts as what it stands for."""
+    """How many parameters are trained, and of how many; a matrix in 4 bits counts as what it stands for."""
     packed = sum(math.prod(m.shape) for m in lm.modules() if isinstance(m, nf4.Nf4))
     learned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     return learned, packed + sum(p.numel() for p in lm.parameters())
