@@ -103,13 +103,13 @@ LIST = {
         ([*TRAIN, "--data", "wide.txt"], "wide.txt is not UTF-8 but UTF-16"),
     ],
     "a typo in a config": [
-        ([*TRAIN, "--data", "good.txt", "--config", "typo.yaml"], "no option 'setps' (did you mean steps?)"),
+        ([*TRAIN, "--data", "good.txt", "--config", "typo.yaml"], "setps: unknown, did you mean steps?"),
         ([*TRAIN, "--data", "good.txt", "--config", "deep.yaml"], "gpt has no hyperparameter 'dpeth'"),
         ([*TRAIN, "--data", "good.txt", "--config", "broken.yaml"], "Problems parsing config"),
         ([*TRAIN, "--data", "good.txt", "--config", "type.yaml"], "lr: expected a number, got 'fast'"),
     ],
     "options that contradict each other": [
-        ([*TRAIN, "--data", "good.txt", "--compile", "--statistics_every", "5"], "statistics_every listens to every"),
+        ([*TRAIN, "--data", "good.txt", "--compile", "--statistics_every", "5"], "statistics_every hooks every module"),
         ([*TRAIN, "--data", "good.txt", "--patience", "2", "--eval_every", "0"], "patience=2 counts evaluations, and"),
         ([*TRAIN, "--data", "good.txt", "--vocab", "400"], "vocab=400 is for the bpe that is made; tokenizer='bytes'"),
         ([*TRAIN, "--data", "good.txt", "--communication.every", "3"], "ddp has no such numbers; got 'every'"),

@@ -339,5 +339,5 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(place, tmp_path):
     command += [f"--model={place / 'gpt'}", f"--data={place / 'asked.jsonl'}", "--steps=4", "--out=run", "--batch=4"]
     run = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("writes to run") == run.stdout.count("parameters are trained") == run.stdout.count("model: ") == 1
+    assert [run.stdout.count(text) for text in ("writes to run", "parameters are trained", "model: ")] == [1, 1, 1]
     af.load(tmp_path / "run/model")
