@@ -65,13 +65,14 @@ def test_outputs_that_differ_are_found() -> None:
     assert not tutorials.alike("True", "False")
 
 
-def test_the_concepts_print_what_they_show(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+@pytest.mark.parametrize("name", ["concepts", "data"])
+def test_a_document_prints_what_it_shows(name: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    text, names = (ROOT / "docs" / "concepts.md").read_text(), {"__name__": "concepts"}
+    text, names = (ROOT / "docs" / f"{name}.md").read_text(), {"__name__": name}
     blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
     assert len(blocks) == text.count("```python")
     for code, shown in blocks:
-        exec(compile(code, "docs/concepts.md", "exec", dont_inherit=True), names)
+        exec(compile(code, f"docs/{name}.md", "exec", dont_inherit=True), names)
         assert capsys.readouterr().out == shown
 
 
