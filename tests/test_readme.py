@@ -1,50 +1,68 @@
-"""What the README shows is run: its Python in one go, its `anyformer` commands one by one."""
+"""What the README shows is run, its Python and its commands in the order in which they stand, and prints what it shows.
 
+A block of `text` is the output of the block before it: its lines come in that order, … stands for anything.
+"""
+
+import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(python|sh|text)\n(.*?)^```$", README, re.S | re.M)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def shown(printed: str, expected: str) -> None:
+    """Fails unless the output has the expected lines."""
+    place = 0
+    for line in filter(None, expected.splitlines()):
+        pattern = ".*?".join(map(re.escape, line.rstrip().split("…")))
+        match = re.compile(pattern).search(printed, place)
+        assert match, f"not in the output: {line!r}\n{printed[place:]}"
+        place = match.end()
 
 
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in blocks("sh")
-    for line in block.splitlines()
-    if line.startswith("anyformer")
-]
-
-
-def test_the_python_of_the_readme_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    code = "\n".join(blocks("python"))
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    printed = capsys.readouterr().out
-    assert "Attention has no option 'head'" in printed
-    assert "kv_heads=2" in printed
-    assert "tensors" in printed and "torch.Size([1, 4, 4, 4])" in printed
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_runs(command, tmp_path):
-    program, *arguments = shlex.split(command)
-    assert program == "anyformer"
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The output of each block: Python goes on in one process, which runs the commands as they come."""
+    folder = tmp_path_factory.mktemp("readme")
+    script = ["import subprocess as _s, sys as _y"]
+    for language, block in BLOCKS:
+        if language != "text":
+            script += ['print("\\0", flush=True)']
+            script += [block] if language == "python" else [f"_s.run(['bash', '-ec', {block!r}], check=True)"]
+    paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     run = subprocess.run(
-        [sys.executable, "-m", "anyformer", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.strip()
+        [sys.executable, "-u", "-c", "\n".join(script)],
+        cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout.split("\0\n")[1:]
 
 
-def test_the_two_commands_of_a_newcomer_exist():
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    assert "make demo" in README and "make test" in README
-    assert "\ndemo:" in makefile and "\ntest:" in makefile
+def test_every_block_runs_and_prints_what_stands_below_it(printed: list[str]) -> None:
+    assert len(printed) == sum(language != "text" for language, _ in BLOCKS) > 5
+    runs, checked = -1, 0
+    for language, block in BLOCKS:
+        if language == "text":
+            shown(printed[runs], block)
+            checked += 1
+        else:
+            runs += 1
+    assert checked >= 5
+
+
+def test_an_output_that_differs_is_found() -> None:
+    shown("a\nbcd\ne", "a\nb…d\n")
+    with pytest.raises(AssertionError, match="not in the output: 'b'"):
+        shown("b\na\n", "a\nb\n")
+
+
+def test_it_is_short_and_names_the_two_commands_of_a_newcomer() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert len(README.splitlines()) <= 150 and "pip install" in README
+    assert all(f"make {name}" in README and f"\n{name}:" in makefile for name in ("demo", "test", "docs"))
