@@ -12,7 +12,6 @@ from anyformer.contract.check import LeftOut
 from anyformer.contract.subjects import Subject, apart_from_tiny
 
 # (check, subject or page): the known fault that makes a case fail until it is mended.
-PADDED = "it reads padding where it stands in a block: it was written for `entry`, which is cleared"
 FILL = "its option fill acts in an encoder alone"
 MAMBA = "the authors draw tokens with 0.02 and projections as PyTorch does; transformers has 0.1 for all, with which a \
 tied model is sure that the token just read comes again"
@@ -29,7 +28,6 @@ and the state forgets within some tokens; ours are Mamba's steps, between 0.001 
 ROLES = ("a decoder", "an encoder", "the encoder of a decoder", "a decoder that reads a source")
 KNOWN: dict[tuple[str, str], str] = {
     **{("first weights have the oracles sizes", page): why for page, why in FIRST.items()},
-    **{("padded in its role it is as alone", f"ConvPositions in {role}"): PADDED for role in ROLES},
     **{
         ("every option acts in its role or is refused", f"LocalAttention in {role}"): FILL
         for role in ROLES

@@ -105,10 +105,11 @@ class ConvPositions(Mixer):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         slot = flow.slot(self)
         before = self.width - 1 if flow.causal else self.width // 2
+        clean = flow.clear(x)
         if slot is None:
-            inputs = F.pad(x, (0, 0, before, self.width - 1 - before))  # (B, W - 1 + T, D)
+            inputs = F.pad(clean, (0, 0, before, self.width - 1 - before))  # (B, W - 1 + T, D)
         else:
-            inputs = torch.cat((slot.held[0], x), 1)
+            inputs = torch.cat((slot.held[0], clean), 1)
             slot.put(x.shape[1], inputs[:, inputs.shape[1] - before :])
         weight = self.direction * (self.gain / self.direction.norm(dim=(0, 1)))
         return x + F.gelu(F.conv1d(inputs.mT, weight, self.bias, groups=self.groups)).mT
