@@ -8,7 +8,7 @@ hybrid = af.recipe("llama", "tiny").but({"blocks.2::3.mixer": af.parts.Mamba.of(
 model = af.load("path/to/model")                                      # Hugging Face directory, hub id, or .gguf
 ```
 
-Names are imported when they are first used, so that `anyformer --help` does not wait for PyTorch.
+Names are imported on first use, so that `anyformer --help` does not wait for PyTorch.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""Values held against annotations: the options of parts, the fields of values, the hyperparameters of pages.
+"""Checks of values against annotations: the options of parts, the fields of values, the hyperparameters of pages.
 
-A whole number fits where a number is wanted and becomes one (1 is 1.0), a list fits a tuple and becomes one. A truth
-value is no number, a text is none, and no number is infinite or NaN.
+A whole number is accepted for a float and converted (1 becomes 1.0), and a list for a tuple. A bool is no number, a
+string is none, and no number is infinite or NaN.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-LARGEST = 2**63 - 1  # of a whole number: the size of a tensor
-FINITE = 3.4e38  # of a number: float32
+LARGEST = 2**63 - 1  # the largest whole number: the size of a tensor
+FINITE = 3.4e38  # the largest float: float32
 UNFIT: Any = type("Unfit", (), {"__repr__": lambda self: "unfit"})()
 
-Reader = Callable[[Any], Any]  # a value as its annotation has it, or UNFIT
+Reader = Callable[[Any], Any]  # converts a value to its annotation's type, or returns UNFIT
 
 
 class Frozen(dict):
-    """A dictionary that does not change; equal to another one with the same entries in the same order."""
+    """An immutable dictionary; equal to another one with the same entries in the same order."""
 
     def _refuse(self, *args: Any, **options: Any) -> Any:
         raise TypeError("this dictionary does not change; make a new one: {**old, 'name': value}")
@@ -45,10 +45,10 @@ class Frozen(dict):
 
 
 def fit(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the annotation `kind` has it.
+    """`value`, converted to the type of the annotation `kind`.
 
     Raises:
-        ValueError: naming `where`, what was expected and what came.
+        ValueError: naming `where`, the expected type and the value.
     """
     fitted = _reader(kind)(value)
     if fitted is UNFIT:
@@ -60,8 +60,8 @@ def fit(value: Any, kind: Any, where: str) -> Any:
 
 
 def kinds_of(owner: Any) -> Mapping[str, Any]:
-    """The annotations of a function's parameters or of a dataclass's fields; Any for a name that does not exist while
-    the program runs."""
+    """The annotations of a function's parameters or of a dataclass's fields; Any for a name that does not exist at run
+    time."""
     return _kinds_of(owner)
 
 
@@ -88,7 +88,7 @@ def _evaluated(written: Mapping[str, Any], names: dict[str, Any]) -> dict[str, A
 
 @functools.cache
 def _reader(kind: Any) -> Reader:
-    """The function that holds a value against one annotation, made once."""
+    """The cached function that checks a value against one annotation."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind in _PLAIN:
         return _PLAIN[kind]
@@ -96,7 +96,7 @@ def _reader(kind: Any) -> Reader:
         return _any_of([_reader(k) for k in inner])
     if origin is Literal:
         return lambda value: value if any(type(value) is type(a) and value == a for a in inner) else UNFIT
-    if hasattr(origin or kind, "fits"):  # a class that says itself what fits: `Recipe[Mixer]`
+    if hasattr(origin or kind, "fits"):  # a class with a check of its own: `Recipe[Mixer]`
         return lambda value: value if (origin or kind).fits(value, inner) else UNFIT
     if (origin or kind) in (list, tuple, Sequence, Iterable):
         return _many(kind, inner)
@@ -115,7 +115,7 @@ def _whole(value: Any) -> Any:
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -FINITE <= value <= FINITE:
         return UNFIT
-    return float(value) + 0.0  # no -0.0, which is equal to 0.0 and prints otherwise
+    return float(value) + 0.0  # no -0.0, which equals 0.0 but prints otherwise
 
 
 _PLAIN: dict[Any, Reader] = {
@@ -139,7 +139,7 @@ def _any_of(readers: list[Reader]) -> Reader:
 
 
 def _many(kind: Any, inner: tuple[Any, ...]) -> Reader:
-    """Lists and tuples: `tuple[int, str]` has two entries, all others any number of one kind."""
+    """The reader of lists and tuples: `tuple[int, str]` has two entries, all others any number of one type."""
     if get_origin(kind) is tuple and not (len(inner) == 2 and inner[1] is Ellipsis):
         each = [_reader(k) for k in inner]
 
@@ -172,7 +172,7 @@ def _named(reader: Reader) -> Reader:
 
 
 def _culprit(value: Any, kind: Any) -> tuple[str, Any, Any]:
-    """The innermost place that does not fit: its path below `value`, its annotation, what is there."""
+    """The innermost entry that does not fit: its path below `value`, its annotation, its value."""
     choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for choice in choices:
         origin, inner = get_origin(choice), get_args(choice)
@@ -221,7 +221,7 @@ _WORDS = {
 
 
 def shown(value: Any) -> str:
-    """What came, as an error message says it: short, with its kind where that does not show."""
+    """A value as an error message shows it: short, with its type where that is not obvious."""
     if isinstance(value, type):
         return f"the class {value.__name__}" + (f"; write {value.__name__}.of(…)" if hasattr(value, "of") else "")
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:

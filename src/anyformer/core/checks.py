@@ -1,7 +1,7 @@
-"""The meaning of what a model is called with, checked once a call: masks and places have several conventions.
+"""Checks of a model's inputs, once a call: masks and positions have several conventions.
 
-Nothing is looked at while a program is made of the model (compile, export) or only its shapes are run, and a mask of
-`bool` means what it says. B batch, T tokens of this call, S tokens so far.
+Contents are not checked while a model is compiled, exported or run for its shapes only, and a mask of `bool` needs no
+check. B batch, T tokens of this call, S tokens so far.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ def attention_mask(mask: Tensor, batch: int, lengths: Sequence[int], name: str =
     """The padding mask as `bool`, True = a real token.
 
     Args:
-        mask: (B, T) of True and False, or of 1 and 0. `lengths`: what T may be. `name`: of the input, for errors.
+        mask: (B, T) of True and False, or of 1 and 0. `lengths`: the allowed T. `name`: of the input, for errors.
 
     Raises:
         ValueError: for another shape; for masks that are added to scores (0 and -inf), that number the texts of a row
-            (1 1 2 2), or hold NaN, saying what to give instead.
+            (1 1 2 2), or hold NaN. The error names the right input.
     """
     if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] not in lengths:
         raise ValueError(f"{name} must be (batch, tokens) = ({batch}, {lengths[0]}), got {tuple(mask.shape)}")
@@ -54,13 +54,13 @@ def flags(name: str, mask: Tensor) -> Tensor:
 
 
 def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None = None) -> Tensor:
-    """The places of the tokens of this call, (T,) or (B, T).
+    """The positions of the tokens of this call, (T,) or (B, T).
 
     Args:
-        keep: (B, T) True = a real token; places of padding may be any.
+        keep: (B, T) padding mask, True = a real token; positions of padding are not checked.
 
     Raises:
-        ValueError: for another shape or type; for places that go back, as those of several texts in a row do.
+        ValueError: for another shape or type; for positions that decrease, as those of several texts in a row do.
     """
     if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
         raise ValueError(f"position_ids must be whole numbers, got {positions.dtype}")
@@ -73,7 +73,7 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
         return positions
     rows = positions.expand(batch, count)  # (B, T)
     real = torch.ones_like(rows, dtype=torch.bool) if keep is None else keep
-    highest = rows.masked_fill(~real, -1).cummax(1).values  # (B, T) of the real tokens up to each one
+    highest = rows.masked_fill(~real, -1).cummax(1).values  # (B, T) highest position of the real tokens up to each one
     back = real[:, 1:] & (rows[:, 1:] < highest[:, :-1])
     if bool(back.any()):
         row, place = (int(i) for i in back.nonzero()[0])
@@ -86,6 +86,6 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
 
 
 def readable(tensor: Tensor) -> bool:
-    """Has it content, and is nobody making a program of the model?"""
+    """True if the tensor has content and the model is not being compiled or exported."""
     traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
     return not (traced or tensor.is_meta or isinstance(tensor, FakeTensor))

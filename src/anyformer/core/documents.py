@@ -1,6 +1,6 @@
-"""Packed documents: several texts in one row, each read as if it were alone. B batch, T time.
+"""Packed documents: several texts in one row, independent of each other. B batch, T time.
 
-`document_ids` (B, T) says of which document each token is: 0, 1, 2 … along a row, -1 where there is padding.
+`document_ids` (B, T) is the document of each token: 0, 1, 2 … along a row, -1 at padding.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from anyformer.core.checks import readable
 
 
 def places(document_ids: Tensor) -> Tensor:
-    """The place of each token in its own document: 0 where one begins (and where a run of padding does), (B, T).
+    """The position of each token in its own document: 0 at its start (and at the start of a run of padding), (B, T).
 
     Raises:
-        ValueError: if a document comes back after another one or padding: what is recurrent has forgotten it.
+        ValueError: if a document resumes after another one or padding: recurrent mixers no longer hold its state.
     """
     before = torch.cat((torch.full_like(document_ids[:, :1], -2), document_ids[:, :-1]), 1)  # (B, T)
     begins = document_ids != before
@@ -34,11 +34,11 @@ def places(document_ids: Tensor) -> Tensor:
 
 
 def counted(keep: Tensor) -> Tensor:
-    """The position of each token of padded rows, the padding not counted; 0 before the first one. (B, S) -> same."""
+    """The position of each token of padded rows, padding not counted; 0 before the first one. (B, S) -> same."""
     return (keep.long().cumsum(1) - 1).clamp(min=0)
 
 
 def lengths(places: Tensor) -> Tensor:
-    """The length of the document that each token is of, from `places`, (B, T)."""
+    """The length of each token's document, from `places`, (B, T)."""
     number = (places == 0).cumsum(1) - 1
     return torch.zeros_like(places).scatter_add_(1, number, torch.ones_like(places)).gather(1, number)

@@ -1,4 +1,4 @@
-"""Front-ends: parts that declare what they read. B batch, T positions of the stream, D width."""
+"""Front-ends: parts that declare the inputs of a model. B batch, T positions of the stream, D width."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Input:
     """The declaration of one tensor that a model reads.
 
     Args:
-        axes: the name of each axis behind the batch, e.g. ("channels", "height", "width").
-        counted: those axes that the padding mask counts: rows of a batch may differ there, and are padded.
-        fixed: those axes whose size the model decides; all others are open.
-        required: a call without it is an error.
-        ids: whole numbers; otherwise numbers in the type of the weights.
+        axes: the name of each axis after the batch, e.g. ("channels", "height", "width").
+        counted: the axes that the padding mask covers: rows of a batch can differ there, and are padded.
+        fixed: the axes whose size the model decides; all others are open.
+        required: True if a call without it is an error.
+        ids: True for whole numbers, False for numbers in the type of the weights.
     """
 
     axes: tuple[str, ...]
@@ -47,16 +47,16 @@ MASK = Input(("time",), ("time",), required=False, ids=True)  # a padding mask: 
 
 
 class FrontEnd(Part):
-    """Base of what enters the stream: `forward(given, flow)`, (B, T, D).
+    """Base of the parts at the input of the stream: `forward(given, flow)`, (B, T, D).
 
-    Checks, batching, padding, export, explanation and the contract ask a front-end for its declaration, and no model
-    for its kind.
+    Checks, batching, padding, export, explanation and the contract use a front-end's declaration, never the model's
+    class.
 
     Attributes:
         main: the name of its main input.
         mask: the name of its padding mask, or None if its input has no padding.
-        vocab: the number of ids, where it reads ids.
-        unembed: scores of all ids by the same table, for tied heads; None where there is no table.
+        vocab: the number of ids, if it reads ids.
+        unembed: the scores of all ids by the same table, for tied heads; None without a table.
     """
 
     main: ClassVar[str]
@@ -70,7 +70,7 @@ class FrontEnd(Part):
 
     @abstractmethod
     def length(self, given: Inputs) -> int:
-        """The number of positions that the input takes.
+        """The number of positions of the input.
 
         Raises:
             ValueError: if a tensor has the wrong shape, with its name.
@@ -82,10 +82,10 @@ class FrontEnd(Part):
 
     @abstractmethod
     def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
-        """Random inputs that it accepts.
+        """Random valid inputs.
 
         Args:
-            size: as of `sizes`; numbers more than it needs are left out.
+            size: one of `sizes`; surplus numbers are ignored.
         """
 
     @abstractmethod
@@ -93,15 +93,15 @@ class FrontEnd(Part):
         """Sizes of inputs worth comparing, the usual one first: the number of tokens, rows and columns of patches."""
 
     def units(self, given: Inputs) -> int:
-        """The number of units that the padding mask counts: by default the positions themselves."""
+        """The number of units that the padding mask counts: by default the positions."""
         return self.length(given)
 
     def keep(self, mask: Tensor, given: Inputs) -> Tensor:
-        """The padding mask of the positions, (B, T), from the mask of the input, (B, units); by default itself."""
+        """The padding mask of the positions, (B, T), from the mask of the input, (B, units); by default the same."""
         return mask
 
     def locate(self, keep: Tensor | None, first: int, count: int, device: torch.device) -> Tensor:
-        """Where the positions stand, (T,) or (B, T): counted without the padding.
+        """The positions of the tokens, (T,) or (B, T), padding not counted.
 
         Args:
             keep: (B, first + count) padding mask of all tokens seen, or None.
@@ -112,11 +112,11 @@ class FrontEnd(Part):
         return counted(keep)[:, first:]
 
     def cells(self, given: Inputs) -> tuple[int, int] | None:
-        """Rows and columns of a picture's positions, which end the stream's; None where there is no grid."""
+        """Rows and columns of a picture's positions, the last ones of the stream; None without a grid."""
         return None
 
     def check_ids(self, given: Inputs) -> None:
-        """Raises ValueError for an id that no table of this front-end holds; called when a look-up has failed."""
+        """Raises ValueError for an id outside every table of this front-end; called after a failed look-up."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hyperparameters: frozen dataclasses, in which others may stand (`text: Text`). Their leaves have dotted names:
+"""Hyperparameters: frozen dataclasses, which can be nested (`text: Text`). Their leaves have dotted names:
 `text.dim`."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 from anyformer.core.check import fit, kinds_of, shown
 from anyformer.core.value import Value, nearest
 
-MOST = 2**24  # the largest size that a hyperparameter can be: 16 million tokens, places, layers
+MOST = 2**24  # the largest allowed size: 16 million tokens, positions, layers
 
 
 def nested(kind: Any) -> Any:
@@ -46,7 +46,7 @@ def changed(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
     """The hyperparameters with some of them changed: `{"text.dim": 32}` or `{"text": {"dim": 32}}`.
 
     Args:
-        where: what the error messages name before the hyperparameter.
+        where: the prefix of the hyperparameter's name in error messages.
 
     Raises:
         ValueError: for an unknown hyperparameter, with the nearest names, or a value of another type or absurd size.
@@ -75,10 +75,10 @@ def changed(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
 
 
 def checked(value: Any, kind: Any, where: str, usual: Any = None) -> Any:
-    """A hyperparameter as its annotation has it.
+    """A hyperparameter, converted to the type of its annotation.
 
     Args:
-        usual: another value that it can have; sizes are 0 or more unless this one is less.
+        usual: its default; sizes are 0 or more unless this one is less.
 
     Raises:
         ValueError: naming `where`, for a value of another type, or a size beyond `MOST` or below 0.

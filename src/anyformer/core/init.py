@@ -1,4 +1,4 @@
-"""First weights."""
+"""Initial weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyformer.core.rewrite import matching
 SCHEMES = ("depth", "normal", "xavier", "mup")
 
 
-Size = float | tuple[float, float]  # a standard deviation; or one, and at how many of them the tails are cut off
+Size = float | tuple[float, float]  # a standard deviation; or one, and the number of them at which the tails are cut
 
 
 @torch.no_grad()
@@ -25,16 +25,15 @@ def initialise(
     scheme: str = "depth",
     factors: dict[str, float] | None = None,
 ) -> None:
-    """First weights by name; biases are 0, norms 1.
+    """Draws the initial weights by name; biases are 0, norms 1.
 
-    A part that needs other first weights (a state space, a table of positions) draws them itself in
-    `reset_parameters`, whatever the scheme. Where the page of a model says what its publishers drew with
-    (`first_weights`), this wins over both under the scheme `depth`, which is the default; the other schemes do as they
-    say on every page.
+    A part that needs other initial weights (a state space, a table of positions) draws them itself in
+    `reset_parameters`, under every scheme. A page's published sizes (`first_weights`) take precedence over both under
+    the scheme `depth`, the default; the other schemes ignore them.
 
     Args:
         std: of matrices and tables, from N(0, std).
-        scheme: depth: what ends a residual branch is smaller by sqrt(2 x layers) (GPT-2). normal: nothing is smaller.
+        scheme: depth: output projections of branches are divided by sqrt(2 · layers) (GPT-2). normal: none is divided.
             xavier: std is sqrt(2 / (inputs + outputs)) for matrices (Glorot and Bengio, 2010). mup: depth, times
             `factors`.
         factors: of the std, by path of the matrix; `train.mup` makes them.
@@ -55,7 +54,7 @@ def initialise(
             module.weight.normal_(std=wide * (factors or {}).get(name, 1.0))
             if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
                 bias.zero_()
-    for module in model.modules():  # after the common rule, so that a part has the last word
+    for module in model.modules():  # after the common rule, so that a part's own rule takes precedence
         if isinstance(module, Part | nn.Conv1d):
             module.reset_parameters()
     if scheme == "depth":
@@ -71,9 +70,9 @@ def initialise(
 
 
 def published(model: nn.Module) -> Iterator[tuple[Tensor, Size]]:
-    """The tensors whose first sizes the model's page gives, with these sizes. A pattern leads to modules, whose weights
-    are meant, or ends in the name of a parameter; where two lead to one tensor, the later one has the last word. In a
-    recipe that was changed, a pattern may lead nowhere."""
+    """The tensors with a published initial size on the model's page, with these sizes. A pattern matches modules, whose
+    weights it means, or ends in the name of a parameter; where two match one tensor, the later one counts. In a changed
+    recipe, a pattern can match nothing."""
     draws = getattr(getattr(model, "recipe", None), "draws", None)
     sizes: Mapping[str, Size] = draws() if draws else {}
     for pattern, size in sizes.items():
@@ -82,7 +81,7 @@ def published(model: nn.Module) -> Iterator[tuple[Tensor, Size]]:
 
 
 def tensors(model: nn.Module, pattern: str) -> list[Tensor]:
-    """The parameters that a pattern leads to: its own, and the weights of modules."""
+    """The parameters that a pattern matches, and the weights of the modules that it matches."""
     above, _, last = pattern.rpartition(".")
     owners = [(m, "weight") for m in matching(model, pattern)] + [(m, last) for m in matching(model, above)]
     return [p for m, name in owners if (p := m._parameters.get(name)) is not None]

@@ -24,7 +24,7 @@ def names() -> list[str]:
 
 
 def entry(name: str) -> Entry:
-    """The page of that name, by its docstring and its `PARAMETERS`."""
+    """The page of that name, from its docstring and its `PARAMETERS`."""
     tree = ast.parse((MODELS / f"{name}.py").read_text(encoding="utf-8"))
     counts = next(n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "PARAMETERS")
     return Entry(name, (ast.get_docstring(tree) or "").partition("\n")[0], ast.literal_eval(counts))

@@ -15,10 +15,10 @@ from anyformer.core.state import Slot, State
 class OverTime(Part):
     """Base of parts in which the positions of a sequence act on each other: mixers, routers of experts, forgetting.
 
-    One that can decode step by step overrides `start`.
+    A part that can decode step by step overrides `start`.
 
     Attributes:
-        packs: does it keep packed documents (`flow.documents`) apart? One that does not say so is refused them.
+        packs: True if it separates packed documents (`flow.documents`); a part without it raises an error for them.
     """
 
     packs: ClassVar[bool] = False
@@ -32,7 +32,7 @@ class OverTime(Part):
         raise ValueError(f"{type(self).__name__} cannot decode step by step; generate without a cache: cache=False")
 
     def needs_both_ways(self, flow: Flow) -> None:
-        """Raises ValueError in a decoder: for mixers that cannot keep the future out."""
+        """Raises ValueError in a decoder: for mixers that are not causal."""
         if flow.causal:
             raise ValueError(
                 f"{type(self).__name__} mixes every token with all others, the future included: it fits an Encoder; in "
@@ -53,7 +53,7 @@ class Mixer(OverTime):
 
 
 def start_state(modules: Iterable[nn.Module], batch: int, length: int = 0) -> State:
-    """An empty decoding state for all mixers in these modules; `length` is a hint of how long rows will become."""
+    """An empty decoding state for all mixers in these modules; `length` is a hint of the rows' final length."""
     inside = [m for module in modules for m in module.modules()]
     like = next(p for m in inside for p in m.parameters())
     return State(batch, {m: m.start(batch, length, like) for m in inside if isinstance(m, OverTime)})

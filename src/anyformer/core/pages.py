@@ -1,12 +1,12 @@
 """Pages: one file of `models/` is one architecture. They are found by listing the folder; nothing registers itself.
 
 A page has: a docstring; a frozen dataclass of hyperparameters; a function with the file's name that makes the recipe;
-`SIZES`, which contains `tiny` (and `mini`, what `anyformer train` makes by default); `PARAMETERS`, the number of
-parameters of each size, for published ones as published; `CASES`, what the contract draws beside `tiny`; perhaps
-`TASK`, its usual task (`train.tasks.registry`); `HUBS`, the maps to files that others wrote; perhaps
-`first_weights(config)`, the sizes that its publishers drew with: `core.init.Size` by path pattern
-(`{"embed.tokens": 1.0}`). Where nobody published files in the form of `transformers`, `ORACLE` says in a sentence what
-the numbers are compared with.
+`SIZES`, which contains `tiny` (and `mini`, the default of `anyformer train`); `PARAMETERS`, the number of
+parameters of each size, for published ones as published; `CASES`, the variants of `tiny` that the contract tests;
+optionally `TASK`, its usual task (`train.tasks.registry`); `HUBS`, the maps to published files; optionally
+`first_weights(config)`, the published initial sizes: `core.init.Size` by path pattern
+(`{"embed.tokens": 1.0}`). Where nobody published files in the form of `transformers`, `ORACLE` states in a sentence
+the reference of the comparison.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Page:
         return Recipe(made.part, made.options, functools.partial(self.module.first_weights, config))
 
     def at(self, size: str, **changes: Any) -> Any:
-        """The hyperparameters of a size, some of them changed; those of a part of the model by dotted names:
+        """The hyperparameters of a size, some of them changed; nested ones by dotted names:
         `at("tiny", **{"text.dim": 32})`.
 
         Raises:
@@ -108,7 +108,7 @@ def build(
     size: str = ...,
     *,
     seed: int | None = ...,
-    overrides: Any = ...,  # a Mapping; Any, so that `**sizes` of a dict[str, int] goes through
+    overrides: Any = ...,  # a Mapping; Any, so that a checker accepts `**sizes` of a dict[str, int]
     **hyper: Any,
 ) -> Skeleton: ...
 
@@ -128,7 +128,7 @@ def build(
         size: one of the page's sizes.
         seed: of the first weights.
         overrides: hyperparameters that differ from that size, by name: `{"text.dim": 32}`; one whose name has no dot
-            can be given as an option of its own.
+            can also be passed as a keyword argument.
 
     Raises:
         ValueError: for an unknown page, size or hyperparameter, with the nearest names.
@@ -136,7 +136,7 @@ def build(
     if "changes" in hyper:
         raise TypeError("the option 'changes' of build is now called 'overrides'")
     if seed is not None:
-        torch.manual_seed(seed)  # some parts draw while they are made
+        torch.manual_seed(seed)  # some parts draw in their constructor
     model: Any
     if isinstance(what, Recipe):
         model = what.build()
@@ -156,7 +156,7 @@ def empty(what: Recipe) -> Any:
 
 
 class _NoDraws(TorchFunctionMode):
-    """Random numbers without memory mean nothing, and the first draw on the meta device imports PyTorch's compiler."""
+    """Skips random draws: useless without memory, and the first on the meta device imports PyTorch's compiler."""
 
     draws = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_})
 
@@ -168,6 +168,6 @@ class _NoDraws(TorchFunctionMode):
 
 
 def import_all() -> None:
-    """Imports every module that may define parts and values: the public parts, and all pages."""
+    """Imports every module that can define parts and values: the public parts, and all pages."""
     importlib.import_module("anyformer.parts")
     pages()

@@ -11,30 +11,30 @@ from torch.nn import functional as F
 from anyformer.core.recipe import PARTS, Recipe, signature, stored_name
 from anyformer.core.value import register
 
-O = ParamSpec("O")  # the options of a part: its constructor's arguments behind the width
+O = ParamSpec("O")  # the options of a part: its constructor's arguments after the width
 T = TypeVar("T")
 
 
 class Part(nn.Module):
-    """Base of every part. Adds one thing to `nn.Module`: `of`, which writes the part down with its width still open.
+    """Base of every part. Adds one method to `nn.Module`: `of`, which describes the part before its width is known.
 
-    A part makes its own submodules from the recipes it is given, and draws its own first weights where the common
-    rule (`core.init`) does not fit, in `reset_parameters`.
+    A part builds its submodules from recipes, and draws its own initial weights in `reset_parameters` where the common
+    rule (`core.init`) does not fit.
     """
 
     kinds: ClassVar[dict[str, type[Part]]] = PARTS
-    closed: ClassVar[bool] = False  # a skeleton brings its own width: it is an option among the others
-    given: ClassVar[tuple[str, ...]] = ("dim",)  # the first arguments: what the place where it stands says
+    closed: ClassVar[bool] = False  # True for a skeleton: its width is one of its options
+    given: ClassVar[tuple[str, ...]] = ("dim",)  # leading constructor arguments that the parent supplies
     recipe: Recipe | None = None  # set by Recipe.build
 
     def __init_subclass__(cls, also: str = "") -> None:
-        """Enters the part under its stored name, and under `also`, an older one that files may hold."""
+        """Registers the part under its stored name, and under `also`, an older name in stored files."""
         for name in filter(None, (stored_name(cls), also)):
             register(cls, Part.kinds, name)
 
     @classmethod
     def of(cls: Callable[Concatenate[int, O], T], *args: O.args, **options: O.kwargs) -> Recipe[T]:
-        """This part as a recipe: options now, width later. A type checker sees the constructor's own signature.
+        """A recipe of this part: options now, width later. A type checker sees the constructor's signature.
 
         Raises:
             ValueError: for an option that the part does not have, or a missing one.
@@ -49,18 +49,18 @@ class Part(nn.Module):
         return Recipe(part, {**given, **options})
 
     def skips_gaps(self) -> bool:
-        """Is padding in the middle of a text no part of it? Not where distances count, or token follows on token."""
+        """True if padding inside a text has no effect. False if distances count, or each token follows on the last."""
         return True
 
     def adjust_parameters(self) -> None:
-        """Factors on first weights, after all parts have drawn theirs. Only `initialise` calls it, once."""
+        """Scales the initial weights after all parts have drawn theirs. Only `initialise` calls it, once."""
 
     def reset_parameters(self) -> None:
-        """First weights, where the common rule of `core.init` does not fit. Called after it."""
+        """Draws initial weights, where the common rule of `core.init` does not fit. Called after it."""
 
 
 def drop(part: Any, x: Tensor) -> Tensor:
-    """Dropout with the part's `dropout`, in training; otherwise nothing, at no cost."""
+    """Dropout with the part's `dropout` in training; otherwise `x`, at no cost."""
     return F.dropout(x, part.dropout) if part.training and part.dropout else x
 
 
@@ -70,7 +70,7 @@ def built(recipe: Recipe | None, dim: int) -> Any:
 
 
 def call(part: nn.Module | None, x: Tensor, *args: Any) -> Tensor:
-    """`x` through an optional part."""
+    """`x` after an optional part."""
     return x if part is None else part(x, *args)
 
 

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from anyformer.core.part import Part
 
 P = TypeVar("P", covariant=True)  # the class of the part, or of all parts that a slot takes
-PAGES = "anyformer.models"  # the package whose modules may each define a part of the same name
+PAGES = "anyformer.models"  # the package whose modules can each define a part of the same name
 PARTS: dict[str, type[Part]] = {}  # all parts by their stored names
-MAX_PARTS = 100_000  # a list in a recipe, or a recipe read from a file, may not hold more parts than this
+MAX_PARTS = 100_000  # the most parts that a list in a recipe, or a recipe from a file, can hold
 _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 
 @contextmanager
 def at_most(parts: int) -> Iterator[None]:
-    """Inside, one recipe written or one part built beyond so many is a ValueError: for what a file describes."""
+    """Makes a recipe or a built part of more than that many parts a ValueError inside the block: for files."""
     token = _left.set([parts, parts])
     try:
         yield
@@ -54,12 +54,12 @@ def stored_name(part: type) -> str:
 class Recipe(Generic[P]):
     """A part and its options, width still open.
 
-    Options are held against the annotations of the part's constructor when they are written: `Recipe[Norm]` takes norms
-    only. Every option is held, defaults included, so that a stored recipe keeps its meaning when a default changes;
-    only what differs from the defaults is printed.
+    Options are checked against the annotations of the part's constructor at once: `Recipe[Norm]` takes norms only.
+    Every option is stored, defaults included, so that a stored recipe keeps its meaning when a default changes;
+    only options that differ from the defaults are printed.
 
-    `draws` is a page's `first_weights` with its hyperparameters, which `core.init` asks; neither equality nor a stored
-    recipe knows of it, because it says nothing of what the model computes.
+    `draws` is a page's `first_weights` with its hyperparameters, which `core.init` uses; equality and stored recipes
+    ignore it, because it does not change the model's computation.
     """
 
     __slots__ = ("draws", "options", "part")
@@ -90,17 +90,17 @@ class Recipe(Generic[P]):
 
     @classmethod
     def fits(cls, value: Any, slot: tuple[Any, ...]) -> bool:
-        """Is it a recipe whose part is of one of the classes that the slot takes?"""
+        """True if `value` is a recipe whose part is of one of the classes that the slot takes."""
         return isinstance(value, Recipe) and all(issubclass(value.part, k) for k in slot)
 
     @classmethod
     def wanted(cls, slot: tuple[Any, ...]) -> str:
-        """What a slot takes, for an error message."""
+        """The classes that a slot takes, for an error message."""
         return " ".join(["a recipe", *(f"of a {k.__name__}" for k in slot if isinstance(k, type))])
 
     def build(self, dim: int | None = None, *more: int) -> P:
-        """Makes the module. `dim` is the width of the stream; a skeleton brings its own and ignores it. `more` is what
-        some parts are told beside it (`Part.given`): those of attention the number and the width of the heads."""
+        """Builds the module. `dim` is the width of the stream; a skeleton has its own and ignores it. `more` are the
+        other leading arguments of a part (`Part.given`): for those of attention the number and the width of the heads."""
         _spend()
         part: Any = self.part
         name, given = self.part.__name__, self.part.given
@@ -124,8 +124,7 @@ class Recipe(Generic[P]):
         """The same recipe with some options replaced.
 
         `changes` maps paths to new values: `{"blocks.*.mixer.kv_heads": 2}`. A step of a path is an option's name,
-        an index,
-        a slice (`blocks.2::3` is every third block), `*` (all of them) or `**` (any number of steps).
+        an index, a slice (`blocks.2::3` is every third block), `*` (all of them) or `**` (any number of steps).
 
         Raises:
             ValueError: if a path matches nothing, or an option does not exist.
@@ -215,7 +214,7 @@ def _parameters(part: Any) -> dict[str, Any]:
 
 @functools.cache
 def _kinds(part: Any) -> dict[str, Any]:
-    """The annotations of a part's options; one without takes anything that can be stored."""
+    """The annotations of a part's options; one without an annotation takes any value that can be stored."""
     kinds = kinds_of(part.__init__)
     return {name: kinds.get(name, Any) for name in inspect.signature(part.__init__).parameters}
 
@@ -226,7 +225,7 @@ def signature(part: type[Part]) -> dict[str, Any]:
 
 
 def _frozen(value: Any, where: str) -> Any:
-    """Lists become tuples, so that a recipe never changes; anything that could not be stored is refused."""
+    """`value` with tuples for lists, so that a recipe never changes; a value that cannot be stored is an error."""
     if isinstance(value, list | tuple):
         return tuple(_frozen(v, where) for v in value)
     if isinstance(value, Mapping):
@@ -279,7 +278,7 @@ def _matches(node: Any, step: str) -> list[str]:
 
 
 def _replace(node: Any, steps: list[str], value: Any) -> tuple[Any, int]:
-    """`node` with every place that `steps` select replaced by `value`, and how many there were."""
+    """`node` with every match of `steps` replaced by `value`, and the number of matches."""
     if not steps:
         return value, 1
     step, rest = steps[0], steps[1:]
@@ -335,7 +334,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _flat_runs(items: tuple[Any, ...]) -> list[tuple[int, Any]]:
-    """Like `_runs`, but numbers and strings are never counted: `[1, 1, 1]` stays readable."""
+    """Runs like `_runs`, but numbers and strings are never counted: `[1, 1, 1]` stays readable."""
     return [(n, v) if _children(v) else (1, v) for n, v in _runs(items) for _ in range(1 if _children(v) else n)]
 
 
@@ -358,12 +357,12 @@ def _from_json(data: Any, made: list[int], where: str) -> Any:
     fields = {k: _from_json(v, made, f"{where}.{k}") for k, v in data.items() if k != what}
     try:
         return Recipe(kind, fields) if what == "part" else kind(**fields)
-    except (ValueError, TypeError) as error:  # TypeError: fields that a value lacks or does not have
+    except (ValueError, TypeError) as error:  # TypeError: missing or unknown fields of a value
         raise ValueError(f"at {where[1:]!r}: {error}" if where.count(".") else str(error)) from None
 
 
 def _items(data: list[Any], made: list[int], where: str) -> tuple[Any, ...]:
-    """The entries of a list, runs written out."""
+    """The entries of a list, runs expanded."""
     items: list[Any] = []
     for entry in data:
         here = f"{where}.{len(items)}"
@@ -373,7 +372,7 @@ def _items(data: list[Any], made: list[int], where: str) -> tuple[Any, ...]:
                 raise ValueError(f"at {here[1:]!r}: 'repeat' must be a count up to {MAX_PARTS}, got {shown(count)}")
             before = made[0]
             item = _from_json(entry["of"], made, here)
-            _count(made, (made[0] - before) * (count - 1))  # before the list is made: repeats in repeats multiply
+            _count(made, (made[0] - before) * (count - 1))  # before the list is made: nested repeats multiply
             items += [item] * count
         else:
             items.append(_from_json(entry, made, here))
@@ -390,7 +389,7 @@ def find(name: Any, what: str = "part") -> Any:
     if not isinstance(name, str):
         raise ValueError(f"a stored {what} has its name under the key {what!r}, a text; got {shown(name)}")
     if name not in kinds:
-        importlib.import_module("anyformer.core.pages").import_all()  # pages may define parts and values of their own
+        importlib.import_module("anyformer.core.pages").import_all()  # pages can define parts and values of their own
     if name not in kinds:
         raise ValueError(f"no {what} is called {name!r}{nearest(name, list(kinds))}")
     return kinds[name]

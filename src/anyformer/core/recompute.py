@@ -1,7 +1,7 @@
-"""Less memory for activations: what is not kept is made again in backward.
+"""Less memory for activations: those that are not saved are recomputed in backward.
 
 `recompute` does so by path, for whole modules, at the cost of a second forward pass; `remade` for single tensors that
-cost next to nothing to make.
+cost next to nothing to compute.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Recomputed(Companion):
 
 
 def recompute(model: nn.Module, *patterns: str) -> list[str]:
-    """From now on, the modules at these paths remember only what enters them (Chen et al., 2016; arXiv:1604.06174).
+    """Makes the modules at these paths save only their inputs (Chen et al., 2016; arXiv:1604.06174).
 
     Costs a second forward pass of them, saves their activations; loss and gradients stay the same, dropout included.
-    Decoding and passes without gradients are as before. `("blocks.*",)` is the usual choice; `("blocks.::2",)` every
+    Decoding and passes without gradients do not change. `("blocks.*",)` is the usual choice; `("blocks.::2",)` every
     second block; `("blocks.*.ffn",)` the feed-forward parts only.
 
     Returns:
@@ -51,7 +51,7 @@ def recompute(model: nn.Module, *patterns: str) -> list[str]:
 
 @contextlib.contextmanager
 def recomputing(model: nn.Module, *patterns: str) -> Iterator[None]:
-    """`recompute`, inside."""
+    """Applies `recompute` inside the block."""
     before = {id(m) for m in model.modules() if "forward" in vars(m)}
     modules = [model.get_submodule(path) for path in recompute(model, *patterns)]
     made = {m: m.forward for m in modules if id(m) not in before}
@@ -59,7 +59,7 @@ def recomputing(model: nn.Module, *patterns: str) -> Iterator[None]:
         yield
     finally:
         for module, forward in made.items():
-            if vars(module).get("forward") is forward:  # nobody put another one there
+            if vars(module).get("forward") is forward:  # not replaced since
                 del module.forward
 
 
@@ -69,8 +69,8 @@ def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return forward(*args, **options)
 
     def run(*args: Any, **options: Any) -> Any:
-        # Tables of its own: made again in backward, it would not find what it shares with another module, and would
-        # report its losses twice.
+        # A flow of its own: the recomputation would not find values shared with another module, and would report its
+        # losses twice.
         own = None if flow is None else flow.apart(Recomputed())
         return forward(*(own if a is flow else a for a in args), **options), own
 
@@ -82,12 +82,12 @@ def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside, operations that would keep `tensor` for backward keep `make` instead, and call it there.
+    """Makes operations inside the block save `make` for backward instead of `tensor`, and call it there.
 
-    `make` must give the same bits and depend only on tensors that are saved anyway. Not inside a recomputed module (a
-    flow with `Recomputed`): there it would keep what was to be forgotten.
+    `make` must give the same bits and depend only on saved tensors. Do not use it inside a recomputed module (a flow
+    with `Recomputed`): it would save tensors that recomputation drops.
     """
-    if is_traceable_wrapper_subclass(tensor):  # DTensor: its memory is somewhere inside
+    if is_traceable_wrapper_subclass(tensor):  # DTensor: its memory belongs to an inner tensor
         yield
         return
     memory, kind = weakref.ref(tensor.untyped_storage()), tensor.dtype
@@ -95,7 +95,7 @@ def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     def pack(kept: Tensor) -> Any:
         if kept.untyped_storage() is not memory() or kept.dtype != kind:
             return kept
-        return kept.size(), kept.stride(), kept.storage_offset()  # whatever view of it this is
+        return kept.size(), kept.stride(), kept.storage_offset()  # of any view of it
 
     def unpack(kept: Any) -> Tensor:
         if isinstance(kept, Tensor):

@@ -1,4 +1,4 @@
-"""Rewriting a model's tree of modules: select by path pattern, put another module in a place. Knows no architecture.
+"""Rewriting a model's tree of modules: select by path pattern, replace a module. Independent of the architecture.
 
 Adapters, quantisation and export are written with these functions, once for every model.
 """
@@ -20,8 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 def select(model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
     """The modules of a kind whose path matches one of the patterns, in the order of the model.
 
-    A pattern is read as in `Recipe.but`: `blocks.*.mixer.q` (`*` is one step, `q*` what begins with q), `**.mixer.*`
-    (`**` is any number of steps, none included), `blocks.2::3.mixer.q` (a slice of a list), `blocks.-1.ffn.up`.
+    Patterns are those of `Recipe.but`: `blocks.*.mixer.q` (`*` is one step, `q*` every name that begins with q),
+    `**.mixer.*` (`**` is any number of steps, none included), `blocks.2::3.mixer.q` (a slice of a list),
+    `blocks.-1.ffn.up`.
 
     Raises:
         ValueError: for a pattern that matches no module of that kind, with the nearest paths.
@@ -29,7 +30,7 @@ def select(model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...]
     found: dict[str, M] = {}
     for pattern in patterns:
         reached = _matching(model, pattern.split("."), "")
-        hits = {path: module for path, module in reached if path and isinstance(module, kind)}  # the root has no place
+        hits = {path: module for path, module in reached if path and isinstance(module, kind)}  # never the root
         if not hits:
             raise ValueError(_nothing(model, pattern, kind))
         found.update(hits)
@@ -37,12 +38,12 @@ def select(model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...]
 
 
 def matching(model: nn.Module, pattern: str) -> list[nn.Module]:
-    """The modules whose path matches a pattern, read as in `select`; perhaps none."""
+    """The modules whose path matches a pattern, as in `select`; perhaps none."""
     return [module for _, module in _matching(model, pattern.split("."), "")]
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts `module` at a path and at every other path of what was there, in its mode (training or not)."""
+    """Puts `module` at a path and at every other path of the old module, in its mode (training or not)."""
     old = model.get_submodule(path)
     places = [name for name, other in model.named_modules(remove_duplicate=False) if other is old]
     for place in places:
@@ -71,7 +72,7 @@ def rewrite(
 
 @contextlib.contextmanager
 def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, the parameters of the model are these tensors, by path; afterwards its own again."""
+    """Sets the parameters of the model to these tensors, by path, inside the block; restores its own afterwards."""
     places = [
         (module, name, own, weights[f"{path}.{name}" if path else name])
         for path, module in model.named_modules(remove_duplicate=False)
@@ -83,12 +84,12 @@ def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, name, own, _ in reversed(places):  # one that stands in two places was replaced twice
+        for module, name, own, _ in reversed(places):  # a module at two paths was replaced twice
             module._parameters[name] = own
 
 
 def _matching(module: nn.Module, steps: list[str], path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that `steps` lead to from `module`, which stands at `path`."""
+    """Every module that `steps` match from `module`, which is at `path`."""
     if not steps:
         yield path, module
         return

@@ -1,5 +1,5 @@
-"""Slots: what kind of part belongs where. A constructor says `norm: Recipe[Norm]`, and a recipe of another kind is
-refused when it is written. Beside these there are `Mixer` (`core.mixer`), and bases with code of their own: `Score`,
+"""Slots: the kinds of parts and their call signatures. A constructor's `norm: Recipe[Norm]` refuses a recipe of another
+kind when it is written. Beside these there are `Mixer` (`core.mixer`), and bases with code of their own: `Score`,
 `Router`, `Rotary`."""
 
 from torch import Tensor
@@ -12,24 +12,24 @@ class Norm(Part):
 
 
 class Scale(Part):
-    """What a residual branch is multiplied by before the sum: `forward(x)`. Shape: (..., D) -> same."""
+    """Scales a residual branch before the sum: `forward(x)`. Shape: (..., D) -> same."""
 
 
 class FeedForward(Part):
-    """Works on each place alone: `forward(x, flow)`. Shape: (B, T, D) -> same."""
+    """Works on each position alone: `forward(x, flow)`. Shape: (B, T, D) -> same."""
 
 
 class Positions(Part):
-    """A vector for each place that is added to the token's: `forward(positions)`. Shape: (T,) or (B, T) -> (..., D)."""
+    """A vector per position, added to the token's: `forward(positions)`. Shape: (T,) or (B, T) -> (..., D)."""
 
 
 class Pool(Part):
-    """Makes one vector of a sequence: `forward(x, flow)`. Shape: (B, T, D) -> (B, D)."""
+    """Pools a sequence to one vector: `forward(x, flow)`. Shape: (B, T, D) -> (B, D)."""
 
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Made-up inputs of a model with what this pool needs in each row."""
+        """Example inputs of a model, with the tokens that this pool needs in each row."""
         return inputs
 
 
 class Head(Part):
-    """Reads the stream or its pooled vector: `forward(x, flow)`. Shape: (B, T, D) -> that of its answer."""
+    """Reads the stream or its pooled vector: `forward(x, flow)`. Shape: (B, T, D) -> that of its output."""

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 
 class Slot(Protocol):
-    """The decoding state of one mixer. A class that inherits from it can return anywhere, unless it says otherwise."""
+    """The decoding state of one mixer. Subclasses can return to any length by default."""
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row `index[i]` was: beam search, or a batch that loses rows."""
+        """Reorders rows: row i becomes the old row `index[i]`, for beam search or a batch that loses rows."""
 
     def returns_to(self, length: int) -> bool:
-        """Is what the first `length` tokens left still known?"""
+        """True if the state after the first `length` tokens can be restored."""
         return True
 
     def trim(self, length: int) -> None:
-        """Forgets everything after the first `length` tokens."""
+        """Drops everything after the first `length` tokens."""
 
     def mark(self) -> None:
-        """Promises that `trim` to the present length will be possible later."""
+        """Ensures that `trim` to the present length will be possible later."""
         return
 
     def bytes(self) -> int:
@@ -32,7 +32,7 @@ class Slot(Protocol):
 
 @dataclass(frozen=True)
 class Memory:
-    """The output of an encoder, which cross-attention reads, with its own padding."""
+    """The output of an encoder for cross-attention, with its own padding mask."""
 
     stream: Tensor  # (B, S, D)
     keep: Tensor | None = None  # (B, S) padding mask, True = real; None = all
@@ -43,23 +43,22 @@ class Memory:
 
 
 class State:
-    """Decoding state of a whole model, outside its modules: one slot a mixer, made by the mixer.
+    """Decoding state of a whole model, outside its modules: one slot per mixer, made by the mixer.
 
-    `state = model.start(batch)`, then every `model(ids, state=state)` continues where the last call ended. Rows
-    share one
-    length; a row that is shorter is padded on the left and says so in its attention mask.
+    `state = model.start(batch)`, then every `model(ids, state=state)` continues after the last call. Rows share one
+    length; a shorter row is padded on the left and marked in its attention mask.
     """
 
     def __init__(self, batch: int, slots: dict[nn.Module, Slot]):
         self.batch, self.length = batch, 0
         self.keep: Tensor | None = None  # (B, length) False = padding
-        self.ended = False  # is the last place of some row padding? Then more of its text would leave a gap
-        self.memory: Memory | None = None  # of an encoder, read once
+        self.ended = False  # True if the last position of some row is padding: more text there would leave a gap
+        self.memory: Memory | None = None  # the encoder's, computed once
         self.prefix: dict[nn.Module, int] = {}  # extra positions in front of the text in a mixer's cache (MemoryTokens)
         self.slots = slots
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row `index[i]` was; `index` may be shorter or longer than the batch."""
+        """Reorders rows: row i becomes the old row `index[i]`; `index` can be shorter or longer than the batch."""
         self.batch = len(index)
         self.keep = None if self.keep is None else self.keep[index]
         self.memory = None if self.memory is None else self.memory.rows(index)
@@ -67,15 +66,15 @@ class State:
             slot.reorder(index)
 
     def mark(self) -> None:
-        """Call before tokens that may be taken back. A recurrent or sliding state can return only to a mark."""
+        """Marks the present length for a later `trim`. Recurrent and sliding states can return only to a mark."""
         for slot in self.slots.values():
             slot.mark()
 
     def trim(self, length: int) -> None:
-        """Takes back everything after the first `length` tokens (speculation).
+        """Drops everything after the first `length` tokens (speculative decoding).
 
         Raises:
-            ValueError: if a slot no longer knows what it needs; nothing has changed then.
+            ValueError: if a slot cannot return there; nothing has changed then.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot trim to {length} tokens: the state holds {self.length}")
@@ -97,7 +96,7 @@ class State:
         return memory + sum(slot.bytes() for slot in self.slots.values())
 
     def advance(self, keep: Tensor | None, batch: int, count: int) -> Tensor | None:
-        """Adds `count` tokens with their padding to what has been seen; returns `keep` over everything, (B, S) or
+        """Adds `count` tokens with their padding mask to the state; returns the mask of all tokens, (B, S) or
         None."""
         if batch != self.batch:
             raise ValueError(f"the state was started for a batch of {self.batch}, the input has {batch} rows")
@@ -107,7 +106,7 @@ class State:
                 self.keep if self.keep is not None else torch.ones(batch, self.length, dtype=torch.bool, device=device)
             )
             now = keep if keep is not None else torch.ones(batch, count, dtype=torch.bool, device=device)
-            if now.shape[1] == self.length + count:  # the mask of everything so far, as other libraries pass it
+            if now.shape[1] == self.length + count:  # the mask of all tokens, as other libraries pass it
                 now = now[:, self.length :]
             if (keep is not None or self.ended) and self._leaves_gap(past, now):
                 raise ValueError(
@@ -120,7 +119,7 @@ class State:
         return self.keep
 
     def _leaves_gap(self, past: Tensor, now: Tensor) -> bool:
-        """Is there padding between real tokens? A row that has ended, all of it padding from here on, has none."""
+        """True if there is padding between real tokens; a row of padding only, from here on, has none."""
         gap = (now[:, :-1] & ~now[:, 1:]).any(1)  # (B,)
         if self.length:
             gap = gap | (past.any(1) & now.any(1) & ~(past[:, -1] & now[:, 0]))

@@ -1,4 +1,4 @@
-"""Taps: listening to activations by path."""
+"""Taps: recordings of activations by path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Taps:
-    """Listens to activations by path, without changing them.
+    """Records activations by path, without changing them.
 
     ```python
     with Taps(model, "blocks.*", "blocks.3.mixer.weights") as taps:
@@ -38,7 +38,7 @@ class Taps:
                 raise ValueError(f"{pattern!r} is a list of modules and has no output; write {pattern}.*")
 
     def wants(self, module: nn.Module, inner: str) -> bool:
-        """Does anybody listen to this inner value?"""
+        """True if some pattern matches this inner value."""
         return any(_fits(f"{self.names[module]}.{inner}", p) for p in self._inner)
 
     def put(self, module: nn.Module, inner: str, value: Tensor) -> None:
@@ -99,11 +99,11 @@ class Taps:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Does the path fit the pattern? `*` stands for exactly one step."""
+    """True if the path matches the pattern; `*` matches exactly one step."""
     steps, wanted = name.split("."), pattern.split(".")
     return len(steps) == len(wanted) and all(fnmatch.fnmatchcase(s, w) for s, w in zip(steps, wanted, strict=True))
 
 
 def _records(name: str, pattern: str) -> bool:
-    """Is this recorded value of the pattern, or an element of one?"""
+    """True if the pattern matches this recorded value, or the output whose element it is."""
     return _fits(name, pattern) or _fits(name.rpartition(".")[0], pattern)

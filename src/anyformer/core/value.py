@@ -1,4 +1,4 @@
-"""Values: small frozen dataclasses that a recipe may hold as an option (masks, rotary scalings)."""
+"""Values: small frozen dataclasses that a recipe can hold as an option (masks, rotary scalings)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def nearest(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> st
 
 
 class _Checked(type):
-    """Makes a dataclass hold what it is given against the annotations of its fields."""
+    """Checks the arguments of a dataclass against the annotations of its fields."""
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         if not dataclasses.is_dataclass(cls):
@@ -29,10 +29,10 @@ class _Checked(type):
 
 
 class Value(metaclass=_Checked):
-    """Base of small frozen dataclasses that a recipe may hold as an option: masks, rotary scalings.
+    """Base of small frozen dataclasses that a recipe can hold as an option: masks, rotary scalings.
 
     They are plain values: equal when their fields are, printed as the call that makes them, stored by class name. Their
-    fields are held against their annotations.
+    fields are checked against their annotations.
     """
 
     kinds: ClassVar[dict[str, type[Value]]] = {}
@@ -42,7 +42,7 @@ class Value(metaclass=_Checked):
 
 
 def register(cls: type, kinds: dict[str, Any], name: str) -> None:
-    """Enters a class under the name by which stored recipes find it; a second class of that name is refused."""
+    """Registers a class under its name in stored recipes; a second class of that name is an error."""
     other = kinds.get(name)
     if other is not None and other.__module__ != cls.__module__:
         raise TypeError(f"two classes are called {name}: in {other.__module__} and in {cls.__module__}")
