@@ -1,4 +1,4 @@
-"""The page and the map that know a config.json: by its `model_type`, else by the class it names, else by its keys; a
+"""The page and the map for a config.json: by its `model_type`, else by the class it names, else by its keys; for a
 config of diffusers by its `_class_name`."""
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 
 Known = tuple[pages.Page, Hub]
-WHAT = {"hf": "model_type", "gguf": "architecture", "diffusers": "_class_name"}  # how the files of a format say theirs
+WHAT = {"hf": "model_type", "gguf": "architecture", "diffusers": "_class_name"}  # the key that names an architecture
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
-    """The class that a config names, of several the first, or None.
+    """The class that a config names (the first of several), or None.
 
     Raises:
-        ValueError: if `architectures` holds something else than names.
+        ValueError: if `architectures` is not a list of names.
     """
     named = config.get("architectures") or config.get("_class_name") or []
     named = [named] if isinstance(named, str) else named
@@ -29,7 +29,7 @@ def architecture(config: Mapping[str, Any]) -> str | None:
 
 
 def of_diffusers(config: Mapping[str, Any]) -> bool:
-    """Is it a config.json as diffusers writes it?"""
+    """True for a config.json as diffusers writes it."""
     return "_class_name" in config and "model_type" not in config
 
 
@@ -54,7 +54,7 @@ def by_config(config: Mapping[str, Any]) -> Known:
     """The page and the map for a config.json.
 
     Raises:
-        ValueError: naming the `model_type`, if nobody knows it; without one, if not exactly one page can read the keys.
+        ValueError: naming the `model_type`, if it is unknown; without one, if not exactly one page can read the keys.
     """
     kind, named = config.get("model_type"), architecture(config)
     if of_diffusers(config):
@@ -83,10 +83,10 @@ def by_config(config: Mapping[str, Any]) -> Known:
 
 
 def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The hyperparameters that the named class implies; without one, those of the first that the map knows.
+    """The hyperparameters that the named class implies; without a name, those of the map's first class.
 
     Raises:
-        ValueError: naming the class, if the map does not know it.
+        ValueError: naming the class, if the map has no such class.
     """
     named = architecture(config) or next(iter(hub.architectures), None)
     if named is None:
@@ -101,7 +101,7 @@ def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _called(hub: Hub) -> tuple[str, ...]:
-    """The names by which files of a map are found: those of diffusers by their classes."""
+    """The names by which files of a map are found; for diffusers, class names."""
     return tuple(hub.architectures) if hub.format == "diffusers" else (hub.name,)
 
 
@@ -110,7 +110,7 @@ def _every(form: str) -> list[Known]:
 
 
 def _reads(known: Known, config: Mapping[str, Any]) -> bool:
-    """Can this page read all of these keys?"""
+    """True if this page can read all of these keys."""
     page, hub = known
     try:
         tables.read(hub.config, config, page.config, implied(hub, config))

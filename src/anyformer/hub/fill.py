@@ -1,4 +1,4 @@
-"""From the tensors of a file to the model: each goes where the map says, is known to carry nothing, or is refused."""
+"""From the tensors of a file to the model: each is mapped to a parameter, known to carry nothing, or refused."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Classes = Mapping[str, tuple[str, list[Link]]]
 
 @dataclass
 class Filling:
-    """One model that is filled from one file.
+    """A model that is filled from one file.
 
     Args:
-        dtype: of the weights; None = as stored, and one type for all (see `one_type`).
+        dtype: of the weights; None = as stored, one type for all (see `one_type`).
         fresh: patterns of our paths that the file may lack.
-        others: the other classes of the map: name -> how to ask for it, and its tensors.
-        untied: our paths that the model holds since the caller asked for two weights where the file has one.
+        others: the other classes of the map: name -> the option of `load` for it, and its tensors.
+        untied: our paths of weights that the caller unties: the file stores one weight for two.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Filling:
     _counters: dict[str, int] = field(default_factory=dict)  # name of a counter that nothing reads -> its value
 
     def run(self, table: list[Link]) -> None:
-        """Moves tensor after tensor into the model, and writes down what became of each.
+        """Moves each tensor into the model and records its status in the ledger.
 
         Raises:
             ValueError: naming the tensor, if one is missing, left over, of another shape or kind, or contradictory.
@@ -59,9 +59,9 @@ class Filling:
         shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
         self.dtype = self.dtype or one_type(self.file, stored.values(), self.ledger)
         missing: dict[str, Link] = {}
-        for link in sorted(table, key=lambda k: k.tied):  # what is tied is compared with what is there by then
+        for link in sorted(table, key=lambda k: k.tied):  # tied ones last: they are compared with loaded ones
             names = self._stored(link, stored)
-            if not names and not link.tied:  # the one copy may be under another name of what is tied
+            if not names and not link.tied:  # the one copy may have the name of another tied tensor
                 twins = [k for k in table if k.tied and k.ours == link.ours]
                 link, names = next(((k, n) for k in twins if (n := self._stored(k, stored))), (link, []))
                 link = dataclasses.replace(link, tied=False)
@@ -85,7 +85,7 @@ class Filling:
 
     @property
     def habits(self) -> dict[str, Any]:
-        """What `save` writes as the file had it, by the names of the table: older names, counters."""
+        """Details of the file that `save` writes back, by names of the table: older names, counters."""
         return {k: v for k, v in {"names": self._names, "counters": self._counters}.items() if v}
 
     def _elsewhere(self) -> set[str]:
@@ -93,7 +93,7 @@ class Filling:
         return set().union(*(names_of(table) for _, table in self.others().values()))
 
     def _stored(self, link: Link, stored: dict[str, str]) -> list[str]:
-        """The names in the file of what the link reads, taken out of `stored`; none, where not all are there."""
+        """The names in the file of the link's tensors, taken out of `stored`; none unless all are there."""
         found = [names for names in (link.theirs, *link.also) if stored.keys() >= set(names)]
         if len(found) > 1:
             raise ValueError(
@@ -104,7 +104,7 @@ class Filling:
         return [stored.pop(name) for names in found for name in names]
 
     def _pass_over(self, stored: dict[str, str], counters: Collection[str]) -> None:
-        """Takes what carries nothing, and heads that were not asked for, out of `stored`."""
+        """Takes tensors that carry nothing, and heads that the model lacks, out of `stored`."""
         for name in [n for n in stored if n in counters]:
             counter = self.file.get(stored[name])
             if counter.shape or counter.dtype != torch.int64:
@@ -119,7 +119,7 @@ class Filling:
                 self._line(stored.pop(name), "ignored", f"of a {owner}, which was not asked for; {how} reads it")
 
     def _fresh(self, link: Link, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Gives first weights, as the parts draw them, to what may be missing."""
+        """Initialises parameters that may be missing with the weights that their parts draw."""
         if not all(any(fnmatch.fnmatchcase(o, p) for p in self.fresh) for o in link.ours):
             return False
         if not self._drawn:
@@ -131,7 +131,7 @@ class Filling:
         return True
 
     def _copied(self, link: Link) -> bool:
-        """Fills a weight that the caller asked to be apart from the one that it is tied to in the file."""
+        """Fills a weight that the caller unties from the one that the file stores."""
         if link.twin is None or link.ours[0] not in self.untied():
             return False
         tensor = self.model.state_dict()[link.twin].clone()
@@ -145,7 +145,7 @@ class Filling:
         self.ledger.tensors.append(TensorLine(name, self.file.shape(name), dtype, status, detail))
 
     def _put(self, path: str, tensor: Tensor, name: str) -> None:
-        """Makes the tensor the model's parameter or buffer at that path, without a copy where none is needed."""
+        """Sets the tensor as the model's parameter or buffer at that path, without a copy where possible."""
         owner, _, last = path.rpartition(".")
         module = self.model.get_submodule(owner)
         held = getattr(module, last)
@@ -162,13 +162,13 @@ class Filling:
 
 
 def names_of(table: Iterable[Link]) -> set[str]:
-    """Their names in a table, older ones included."""
+    """All names of theirs in a table, older ones included."""
     return {name for link in table for names in (link.theirs, *link.also) for name in names}
 
 
 def canonical(hub: Hub, names: Iterable[str], expected: set[str], elsewhere: Callable[[], set[str]]) -> dict[str, str]:
-    """The names of a file as the table spells them -> as the file does: prefixes left out and older endings are put
-    right. `elsewhere`: names that other classes of the map have."""
+    """The names in the table's spelling -> in the file's: missing prefixes and older endings are mapped. `elsewhere`:
+    names that other classes of the map have."""
     names = list(names)
     bare = bool(hub.base) and not any(n.startswith(hub.base) for n in names)
     out: dict[str, str] = {}
@@ -185,8 +185,8 @@ def canonical(hub: Hub, names: Iterable[str], expected: set[str], elsewhere: Cal
 
 
 def one_type(file: TensorFile, names: Iterable[str], ledger: Ledger) -> torch.dtype | None:
-    """The one type for weights that a file stores in several: that of its config, else the one with the most numbers in
-    it; None where the file has one. What happens is a line of the ledger."""
+    """The one type for weights that a file stores in several: that of its config, else that of most numbers; None if
+    the file has one type. The choice is a line of the ledger."""
     sizes: dict[torch.dtype, int] = {}
     for name in names:
         if (dtype := file.dtype(name)).is_floating_point:
@@ -203,17 +203,17 @@ def one_type(file: TensorFile, names: Iterable[str], ledger: Ledger) -> torch.dt
 
 
 def first_weights(model: Any) -> dict[str, Tensor]:
-    """What the parts of this model draw when it is built anew."""
+    """The initial weights of this model, as its parts draw them, by name."""
     made = model.recipe.build()
     initialise(made)
     return made.state_dict()
 
 
 def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:
-    """A second stored copy of a tied weight must be the first one."""
+    """Refuses a second stored copy of a tied weight that differs from the first."""
     held = model.get_parameter(ours)
     if held.is_meta:
-        return  # the first one is missing, and is named as that
+        return  # the first one is missing, which is an error of its own
     if not torch.equal(tensor.to(held.dtype).to(held.device), held):
         raise ValueError(
             f"tensor {name!r} differs from {ours!r}, and the config says that they are one (tied) weight; "
@@ -222,7 +222,7 @@ def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:
 
 
 def able(classes: Classes, present: Set[str]) -> list[str]:
-    """How to ask for the classes of which all tensors are there."""
+    """The options of `load` for the classes of which all tensors are there."""
     return [
         f"{how} (a {owner})"
         for owner, (how, table) in classes.items()
@@ -231,8 +231,8 @@ def able(classes: Classes, present: Set[str]) -> list[str]:
 
 
 def _refusal(missing: Mapping[str, Link], left: list[str], instead: list[str]) -> str:
-    """Why nothing was loaded: what is missing and left over, with the nearest name on the other side; what could be
-    read instead."""
+    """The error message: tensors that are missing and left over, each with the nearest name on the other side, and
+    classes that could be read instead."""
     parts = []
     if missing:
         names = [f"{name} (our {', '.join(link.ours)})" for name, link in missing.items()]
@@ -247,7 +247,7 @@ def _refusal(missing: Mapping[str, Link], left: list[str], instead: list[str]) -
 
 
 def class_tables(page: pages.Page, hub: Hub, hyper: Any, links: Callable[[Any], list[Link]]) -> Classes:
-    """For each class of the map: the option of `load` that asks for it, and its tensors."""
+    """For each class of the map: the option of `load` for it, and its tensors."""
     found = {}
     for owner, fixed in hub.architectures.items():
         if all(getattr(hyper, k) == v for k, v in fixed.items()):

@@ -1,7 +1,7 @@
-"""What generation_config.json may say, and what becomes of it.
+"""The keys of generation_config.json, and their use here.
 
 Rules hold for every text that `generate` makes, greedy, drawn or searched. Habits (temperature, beams …) are options of
-`generate`, which the caller chooses. What can be neither is refused by `generate`, not by `load`: the model is whole.
+`generate`, which the caller chooses. Any other key is refused by `generate`, not by `load`: the model is complete.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SPEECH = (
     "alignment_heads", "is_multilingual", "lang_to_id", "task_to_id", "language", "task", "no_timestamps_token_id",
     "return_timestamps", "max_initial_timestamp_index", "prev_sot_token_id", "median_filter_width",
 )  # fmt: skip
-OFF: dict[str, Collection[Any]] = {  # what `generate` cannot do, and the values that ask for nothing
+OFF: dict[str, Collection[Any]] = {  # keys that `generate` does not support: the values that switch them off
     "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1.0,), "sequence_bias": ({}, []),
     "exponential_decay_length_penalty": (), "forced_decoder_ids": ([],), "num_beam_groups": (1,),
     "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "guidance_scale": (1.0,), "dola_layers": (),
@@ -63,7 +63,7 @@ KEYS = Keys(
 
 
 def account(where: object, said: Mapping[str, Any], ignore: Collection[str] = ()) -> list[Line]:
-    """The lines of a generation config, "refused" for what `generate` will not go without.
+    """The lines of a generation config; "refused" marks keys with which `generate` will not run.
 
     Raises:
         ValueError: naming the key, if it is unknown or a rule has a value that makes no sense.
@@ -80,7 +80,7 @@ def account(where: object, said: Mapping[str, Any], ignore: Collection[str] = ()
 
 
 def unmet(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that ask for what `generate` cannot do."""
+    """The keys that ask for something that `generate` does not support."""
     return {key: said[key] for key, off in OFF.items() if said.get(key) is not None and said[key] not in off}
 
 

@@ -1,7 +1,7 @@
-"""The ledger: what became of every tensor and every key of a model's files.
+"""The ledger: the status of every tensor and every key of a model's files.
 
-One mechanism for the files beside config.json: a table of `Keys` says what each key of such a file is for, and
-`account` holds a file against it.
+One mechanism for the files beside config.json: a table of `Keys` gives the use of each key of such a file, and
+`account` checks a file against it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ class TensorLine:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    status: (
-        str  # "used": is ours; "derived": equal to what we hold already; "ignored"; "fresh": ours, absent in the file
-    )
+    status: str  # "used": is ours; "derived": equal to another tensor; "ignored"; "fresh": ours, absent in the file
     detail: str  # our names, or the reason
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What a kind of file may say.
+    """The keys of a kind of file.
 
     Args:
         used: key -> what it sets here.
         ignored: reason -> keys that change nothing here.
         only: key -> the values with which it changes nothing; another one is refused.
-        refused: keys that are refused whatever they say, with the reason.
+        refused: keys that are refused whatever their value, with the reason.
     """
 
     used: Mapping[str, str]
@@ -44,10 +42,10 @@ class Keys:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def account(self, where: object, content: Mapping[str, Any], ignore: Collection[str] = ()) -> list[Line]:
-        """The lines of a file, one for each key. `ignore`: keys that are passed over, as the caller asks.
+        """The lines of a file, one for each key. `ignore`: keys that the caller passes over.
 
         Raises:
-            ValueError: naming file and key, if one is unknown or has a value that would change what comes out.
+            ValueError: naming file and key, if one is unknown or has a value that would change the result.
         """
         why = {key: reason for reason, keys in self.ignored.items() for key in keys}
         lines = []
@@ -70,23 +68,23 @@ class Keys:
 
 
 def passing(key: str) -> str:
-    """How a caller passes over a key, for an error message."""
+    """The hint for error messages: how to pass over a key."""
     return f"If it changes nothing: load(..., ignore=[{key!r}]), or --ignore {key}"
 
 
 @dataclass
 class Ledger:
-    """What became of everything in a model's files; kept as `model.ledger`."""
+    """The status of every tensor and key of a model's files; kept as `model.ledger`."""
 
     path: str
     format: str
     tensors: list[TensorLine] = field(default_factory=list)
     config: list[Line] = field(default_factory=list)
     files: dict[str, list[Line]] = field(default_factory=dict)  # of the files beside it, by name
-    notes: list[str] = field(default_factory=list)  # what else was done
+    notes: list[str] = field(default_factory=list)  # anything else that was done
 
     def count(self, status: str) -> int:
-        """How many tensors have that status."""
+        """The number of tensors with that status."""
         return sum(line.status == status for line in self.tensors)
 
     def summary(self) -> str:

@@ -1,5 +1,4 @@
-"""Reading a model: find the page that knows the file, build it without memory, fill it tensor by tensor, keep the
-ledger."""
+"""Reading a model: find the file's page, build the model without memory, fill it tensor by tensor, keep the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from anyformer.hub.tables.weights import Hub, Link, links
 if TYPE_CHECKING:
     from anyformer.skeletons.base import Skeleton
 
-NATIVE = "anyformer"  # model_type of models that nobody published
+NATIVE = "anyformer"  # model_type of models without a published format
 
 
 def load(
@@ -43,17 +42,17 @@ def load(
     """A published model, ready to use: `load("folder")`, `load("file.gguf")`, `load("owner/name")`.
 
     Strict: every tensor, every config key and every key of the files beside them is used or known to carry nothing, or
-    it is an error that names it. What became of each is in `model.ledger`.
+    it is an error that names it. The status of each is in `model.ledger`.
 
     Args:
         source: a Hugging Face directory, a GGUF file, or a hub id (through huggingface_hub; its cache is enough,
             offline).
         dtype: of the weights; by default as stored (GGUF: float32). A file with several types becomes one: that of its
             config.
-        device: where they go.
+        device: of the weights.
         fresh: patterns of our paths that the file may lack; they get first weights (`["heads.*"]` to fine-tune).
-        ignore: keys of config.json and of the files beside it that are read as if they were not there. Use it for keys
-            that change no number and that anyformer does not know; the ledger keeps them.
+        ignore: keys of config.json and of the files beside it that are passed over. Use it for keys that anyformer does
+            not know and that change no number; the ledger keeps them.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
         changes: hyperparameters that differ from the file's config, e.g. `image=384`; `task="none"` reads another
             class of the same files.
@@ -122,21 +121,21 @@ def outline(source: str | Path, *, ignore: Iterable[str] = (), **changes: Any) -
 def _read(
     page: pages.Page, hub: Hub, config: Mapping[str, Any], ignore: tuple[str, ...], changes: Mapping[str, Any]
 ) -> tuple[Any, list[tables.Line], Any]:
-    """The hyperparameters with the caller's changes, the lines of the ledger, and the hyperparameters without them."""
+    """The hyperparameters with the caller's changes, the lines of the ledger, and the hyperparameters of the file."""
     fixed = choose.implied(hub, config)
     stored, lines = tables.read(hub.config, config, page.config, fixed, ignore)
     return changed(stored, changes, page.name), lines, stored
 
 
 def _several(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    """An option that takes several texts: one text would be taken for its letters."""
+    """An option that takes several texts, as a tuple; a single text is refused, since it would count as its letters."""
     if isinstance(values, str):
         raise ValueError(f"{name} must be a list of texts, got the text {values!r}; give [{values!r}]")
     return tuple(values)
 
 
 def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str | None, ignore: tuple[str, ...]) -> Any:
-    """With what stands beside the weights: tokenizer, processor, rules of generation, how texts become vectors."""
+    """The model with the files beside its weights: tokenizer, processor, generation config, pooling."""
     from anyformer.hub.text.tokenizer import Tokenizer
 
     if path.is_dir():
@@ -164,7 +163,7 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
 
 
 def _find(source: str | Path, allow_pickle: bool) -> Path:
-    """The folder or file on this machine; a hub id is fetched, or found in the cache of huggingface_hub."""
+    """The local folder or file; a hub id is fetched, or found in the cache of huggingface_hub."""
     path = Path(source).expanduser()
     if path.exists():
         if path.is_file() and path.suffix != ".gguf":
@@ -183,7 +182,7 @@ def _find(source: str | Path, allow_pickle: bool) -> Path:
     wanted += ["pytorch_model*.bin"] if allow_pickle else []
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # its errors come from several libraries; all mean that the model is not to be had
+    except Exception as error:  # errors of several libraries; all mean that the model is unavailable
         raise FileNotFoundError(
             f"{name!r} is no folder here, and the hub did not give it: {str(error).splitlines()[0]}"
         ) from error
@@ -191,7 +190,7 @@ def _find(source: str | Path, allow_pickle: bool) -> Path:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).exists():
-        open_weights(folder)  # where there are none either, that is said, and where they may be
+        open_weights(folder)  # raises the error that says where weights may be
         raise FileNotFoundError(f"{folder} has no {name}: it is no model directory, or its save was not finished")
     found = read_json(inside(folder, name))
     if not isinstance(found, dict):
@@ -200,7 +199,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _gguf_config(file: TensorFile) -> tuple[pages.Page, Hub, dict[str, Any]]:
-    """The page, the map and the architecture's own metadata; a head that is not stored is the token table."""
+    """The page, the map and the architecture's own metadata; without a stored head the table is tied."""
     name = str(file.metadata.get("general.architecture"))
     page, hub = choose.by_name(name, "gguf")
     config = {k: _plain(k, v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
@@ -209,11 +208,11 @@ def _gguf_config(file: TensorFile) -> tuple[pages.Page, Hub, dict[str, Any]]:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A number of a GGUF file. It stores float32: 9.99999974e-06 was written as 1e-05. Some writers store one number a
-    layer, which is one number if all are equal.
+    """A number of a GGUF file. It stores float32: 9.99999974e-06 was written as 1e-05. Some writers store a number for
+    each layer; equal ones become one.
 
     Raises:
-        ValueError: naming the key, if they are not.
+        ValueError: naming the key, if the layers differ.
     """
     if isinstance(value, np.ndarray):
         each = sorted(set(value.tolist()))
@@ -226,7 +225,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
-    """A model of ours that no page describes: its recipe is in config.json, its tensors have our names."""
+    """A model in our own format: its recipe is in config.json, its tensors have our names."""
     model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
     ledger = Ledger(str(path), NATIVE)
     same = [Link((name,), (name,)) for name in model.state_dict()]

@@ -1,9 +1,9 @@
-"""What the files of sentence-transformers say about one vector for a text.
+"""The files of sentence-transformers that configure embeddings of texts.
 
 modules.json                 the steps: Transformer, Pooling, perhaps Normalize
 1_Pooling/config.json        how the tokens' vectors become one
-sentence_bert_config.json    the longest text, in tokens; whether texts are written small first
-config_sentence_transformers.json    what is put in front of a text, by name
+sentence_bert_config.json    the longest text, in tokens; whether texts are lower-cased first
+config_sentence_transformers.json    prompts to put in front of a text, by name
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ MODULE_KEYS = Keys(used={}, ignored={"which step, and where its files are": ("id
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a text's vector is made.
+    """The pooling of a text's hidden states into one vector.
 
     Args:
         mode: "mean" of all real tokens, "max" of them in each dimension, "cls" the first, "lasttoken" the last.
         normalize: to length 1.
         tokens: longer texts are cut; None = the model's context.
-        lower: write texts small first.
-        prompts: what can be put in front of a text, by name; `prompt` is what is put there if nobody asks, or None.
+        lower: lower-case texts first.
+        prompts: texts to put in front of each text, by name; `prompt`: the name of the default one, or None.
     """
 
     mode: str = "mean"
@@ -80,10 +80,10 @@ class Pooling:
     prompt: str | None = None
 
     def before(self, asked: str | None) -> str:
-        """The text in front of each, by the name that a caller asks for; None = the default of the files.
+        """The prompt in front of each text, by the name that a caller passes; None = the default of the files.
 
         Raises:
-            ValueError: with the names that there are, if there is no such prompt.
+            ValueError: with the names of all prompts, if there is no such one.
         """
         name = self.prompt if asked is None else asked
         if not name:
@@ -97,9 +97,9 @@ class Pooling:
 
 
 def pooled(hidden: Tensor, keep: Tensor | None, mode: str) -> Tensor:
-    """One vector for each row from the vectors of its tokens; padding, where `keep` is False, has no part in it.
+    """One vector for each row, pooled over its real tokens; `keep` is the padding mask.
 
-    Shapes: (B, T, D), (B, T) or None -> (B, D); a row without real tokens gives 0 by "mean", something by the others.
+    Shapes: (B, T, D), (B, T) or None -> (B, D); a row without real tokens gives 0 by "mean", else undefined values.
     """
     row = torch.arange(hidden.shape[0], device=hidden.device)
     if mode == "cls":
@@ -115,10 +115,10 @@ def pooled(hidden: Tensor, keep: Tensor | None, mode: str) -> Tensor:
 
 
 def read_pooling(folder: Path) -> dict[str, Any]:
-    """The files by name with their content, empty if there are none. They are kept as they are, for `write_pooling`.
+    """The content of the files by name, unchanged (for `write_pooling`); empty if there are none.
 
     Raises:
-        FileRefused: for files that are no such thing.
+        FileRefused: for files of another form.
     """
     files = {n: read_json(inside(folder, n)) for n in (MODULES, LENGTH, PROMPTS) if os.path.lexists(folder / n)}
     modules = files.get(MODULES, [])
@@ -153,17 +153,17 @@ def account(files: Mapping[str, Any], ignore: Collection[str]) -> dict[str, list
 
 
 def write_pooling(folder: Path, files: dict[str, Any]) -> None:
-    """Writes what `read_pooling` read."""
+    """Writes the files that `read_pooling` read."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         atomic_write(folder / name, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def meaning(files: dict[str, Any]) -> Pooling:
-    """What the files ask for; without files the mean of the tokens.
+    """The pooling that the files specify; without files the mean of the tokens.
 
     Raises:
-        FileRefused: naming the step or mode that is not known here: its vectors would be others.
+        FileRefused: naming a step or mode that is unknown here: the vectors would differ.
     """
     length, said = files.get(LENGTH, {}), files.get(PROMPTS, {})
     tokens, lower = length.get("max_seq_length"), bool(length.get("do_lower_case"))

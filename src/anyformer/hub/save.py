@@ -1,4 +1,4 @@
-"""Writing a model: as the published files are where they can say it, else in our own words, always as a Hugging Face
+"""Writing a model: in its published format if that can express the model, else in our own, always as a Hugging Face
 directory."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import COUNTER, RUNNING, Hub, links
 
-VERSION = "0.35.0"  # of diffusers, whose layout and words are written
+VERSION = "0.35.0"  # of diffusers, whose layout and keys are written
 
 
 def save(
@@ -36,14 +36,14 @@ def save(
 ) -> str:
     """Writes config.json, the weights as safetensors, and the tokenizer and the processor if there are any.
 
-    A model that a page describes is written as its published files are, and opens in `transformers`; any other one
-    (`recipe.but(...)`) with its recipe and our names. Each file is written aside and renamed when complete; the weights
-    change with one rename. A model of the same kind in the folder is replaced.
+    A model that a page describes is written in its published format, and opens in `transformers`; any other one
+    (`recipe.but(...)`) with its recipe and our names. Each file is written under a temporary name and renamed when
+    complete; the weights change with one rename. A model of the same kind in the folder is replaced.
 
     Args:
         max_shard_bytes: a larger model is written in several files.
         overwrite: also replace another model.
-        weights: written in place of the model's own, under the same names: whole tensors, where it holds parts.
+        weights: written instead of the model's own, by the same names: whole tensors where it holds shards.
 
     Returns:
         The format: a `model_type`, "anyformer" for our own; a `_class_name` of diffusers.
@@ -51,7 +51,7 @@ def save(
     Raises:
         ValueError: if the folder holds a model with another config, and not `overwrite`; for a model with adapters or
             int8 parts, saying what to do with them.
-        OSError: if the disk is full or the folder cannot be written; what was there is still there.
+        OSError: if the disk is full or the folder cannot be written; its old content is intact.
     """
     folder = Path(folder)
     for path, module in model.named_modules():
@@ -75,7 +75,7 @@ def save(
 
 
 def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors as they go to disk."""
+    """The config and the tensors as they are written."""
     origin = model.origin or {}
     found = hub_for(model)
     tensors: dict[str, Tensor] = {}
@@ -94,7 +94,7 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
         said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (
             hub.format == "hf" and not origin.get("config")
         )
-        config.update(dict.fromkeys(said, str(stored_type(ours))[6:]))  # what is stored, not what was
+        config.update(dict.fromkeys(said, str(stored_type(ours))[6:]))  # the type of these weights, not of those read
     names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
     if names and (found is None or len(config.get("id2label", ())) == len(names)):
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -105,21 +105,21 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
 
 
 def _names(hub: Hub, architecture: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of itself: by this a reader of the format finds the class."""
+    """The keys by which a reader of the format finds the class: `model_type`, `architectures` …"""
     if hub.format == "diffusers":
         return {"_class_name": architecture, "_diffusers_version": before.get("_diffusers_version", VERSION)}
     return {"model_type": hub.name, "architectures": [architecture]}
 
 
 def as_it_came(tensors: dict[str, Tensor], origin: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors under the older names that the file had for them, and with its counters of batches."""
+    """Tensors under the older names of the file that was read, with its counters of batches."""
     names, counters = origin.get("names", {}), origin.get("counters", {})
     counted = {n: torch.tensor(v) for n, v in counters.items() if n.removesuffix(COUNTER) + RUNNING in tensors}
     return {names.get(name, name): tensor for name, tensor in (tensors | counted).items()}
 
 
 def stored_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The floating type that most values have: what a config says of a file, whatever a buffer or a norm has."""
+    """The floating type of most values: a config names one, even if a buffer or a norm has another."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         counts[tensor.dtype] += tensor.numel() if tensor.is_floating_point() else 0
@@ -127,20 +127,20 @@ def stored_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:
-    """The map that can say this model, the name of its architecture, and its config; None if only our own format
+    """The map that can express this model, the name of its architecture, and its config; None if only our own format
     can."""
     found = _said(model)
     return None if isinstance(found, str) else found
 
 
 def own_format_because(model: Any) -> str | None:
-    """Why a model is written in anyformer's own format; None if it is written as its published files are."""
+    """The reason why a model is written in anyformer's own format; None if it is written in a published one."""
     found = _said(model)
     return found if isinstance(found, str) else None
 
 
 def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
-    """As `hub_for`, or the reason why no published format can say this model."""
+    """The result of `hub_for`, or the reason why no published format can express this model."""
     if model.page is None:
         return "no page describes it"
     page = pages.page(model.page)
@@ -148,7 +148,7 @@ def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
         return f"its recipe is another one than that of {model.page}"
     origin, why = model.origin or {}, list[str]()
     hubs = [h for h in page.module.HUBS if h.format != "gguf"]
-    for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # as it came, if it still can
+    for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # the format that was read comes first
         words = origin.get("config", {}) if hub.name == origin.get("hub") else {}
         for architecture, fixed in hub.architectures.items():
             try:
@@ -161,10 +161,10 @@ def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
 
 
 def _check_back(hub: Hub, page: pages.Page, config: dict[str, Any], fixed: Mapping[str, Any], model: Any) -> None:
-    """Raises ValueError, naming the hyperparameter, if the words of a config are not read as what they were made of."""
+    """Raises ValueError, naming the hyperparameter, if a written config is read back as another value."""
     back, _ = tables.read(hub.config, config, page.config, fixed)
     if page.recipe(back) == model.recipe:
-        return  # where hyperparameters differ, one stands for what the other says (None for dim / heads)
+        return  # the hyperparameters differ in spelling only (None for dim / heads)
     for f in dataclasses.fields(back):
         ours, again = getattr(model.config, f.name), getattr(back, f.name)
         if ours is not None and ours != again:

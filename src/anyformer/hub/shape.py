@@ -1,7 +1,7 @@
 """The shape of a model that a config describes: built on the meta device, within bounds, with errors that name the key.
 
-A config is a claim, too ("a billion layers"). It is held against the weights beside it before time is spent on it: each
-part of a model has a tensor or two of its own, so a file of 30 tensors describes no model of a million parts.
+A config is a claim, too ("a billion layers"). It is checked against the weights beside it before time is spent on it:
+each part of a model has a tensor or two of its own, so a file of 30 tensors describes no model of a million parts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from anyformer.hub.tables.config import Lens
 from anyformer.hub.tables.nested import Beside, Within
 from anyformer.hub.tables.weights import Hub
 
-ALONE = 10_000  # parts of a model that is described without weights: 1,000 layers
-SEARCH = 0.5  # seconds in which the key at fault is looked for
+ALONE = 10_000  # the most parts of a model without weights: 1,000 layers
+SEARCH = 0.5  # seconds of the search for the key at fault
 FAULTS = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError)
 
 
 def parts(file: TensorFile | None) -> int:
-    """How many parts the model in a file can have: some for each tensor, and more where experts share one."""
+    """The most parts that the model in a file can have: some for each tensor, and more where experts share one."""
     if file is None:
         return ALONE
     size = sum(file.dtype(name).itemsize * math.prod(file.shape(name)) for name in file.names())
@@ -34,7 +34,7 @@ def parts(file: TensorFile | None) -> int:
 
 
 def empty(page: pages.Page, hub: Hub, hyper: Any, file: TensorFile | None = None) -> Any:
-    """The model of these hyperparameters on the meta device.
+    """The model with these hyperparameters on the meta device.
 
     Args:
         file: the weights that it is for.
@@ -52,7 +52,7 @@ def empty(page: pages.Page, hub: Hub, hyper: Any, file: TensorFile | None = None
 
 
 def stored(data: Any, source: object, file: TensorFile | None = None) -> Any:
-    """The model of a recipe that stands in config.json, on the meta device.
+    """The model of a recipe in config.json, on the meta device.
 
     Raises:
         ValueError: naming the file, if there is no such model or it has more parts than the file can hold.
@@ -73,7 +73,7 @@ def _built(page: pages.Page, hyper: Any, count: int) -> Any:
 def _check_depths(page: pages.Page, hyper: Any, count: int) -> None:
     """Raises ValueError for a number of layers beyond `count`, before a list of so many is made.
 
-    Which of the large numbers are numbers of layers, a recipe with one more of each says.
+    A large number is a number of layers if one more of it adds parts to the recipe.
     """
     tiny = leaves(page.at("tiny"))
     large = {n: tiny[n] for n, v in leaves(hyper).items() if _size(v) > count and type(tiny.get(n)) is int}
@@ -81,7 +81,7 @@ def _check_depths(page: pages.Page, hyper: Any, count: int) -> None:
         small = changed(hyper, large)
         plain = _length(page.recipe(small))
     except FAULTS:
-        return  # it is not these alone: what is wrong shows when the model is built
+        return  # not these alone: building the model raises the error
     for name, value in large.items():
         try:
             more = _length(page.recipe(changed(small, {name: value + 1})))
@@ -96,8 +96,8 @@ def _length(recipe: Recipe) -> int:
 
 
 def _culprits(page: pages.Page, hub: Hub, hyper: Any, count: int) -> list[str]:
-    """The hyperparameters that alone keep the model from being built, with their keys: with the value that another
-    model of the page has it is built."""
+    """The hyperparameters (with their keys) that alone prevent building: the model builds with the value that another
+    model of the page has."""
     keys, found = _keys(hub.config), {}
     known = [leaves(c) for c in (page.at("tiny"), *(page.at("tiny", **case) for case in page.module.CASES.values()))]
     end = time.perf_counter() + SEARCH
@@ -113,7 +113,7 @@ def _size(value: Any) -> int:
 
 
 def _heals(page: pages.Page, hyper: Any, name: str, value: Any, count: int) -> bool:
-    """Can the model be built with another value of one hyperparameter?"""
+    """True if the model can be built with another value of one hyperparameter."""
     try:
         _built(page, changed(hyper, {name: value}), count)
     except FAULTS:
@@ -122,7 +122,7 @@ def _heals(page: pages.Page, hyper: Any, name: str, value: Any, count: int) -> b
 
 
 def _keys(entries: tuple[Lens, ...]) -> Mapping[str, str]:
-    """The dotted name of each hyperparameter and the dotted key that says it."""
+    """The dotted name of each hyperparameter and its dotted key."""
     out: dict[str, str] = {}
     for entry in entries:
         if isinstance(entry, Within):

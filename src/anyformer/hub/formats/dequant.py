@@ -13,7 +13,7 @@ one after the other in float32, which gives the same bits as the reference. K-qu
 left to the `dequantize` of the `gguf` package.
 
 NumPy and not torch does the work, slice by slice so that it stays in the cache: 135 M parameters of Q4_1 and Q8_0
-take 0.45 s on one core (torch: 0.5 s, and 18 s when its threads have to share busy cores).
+take 0.45 s on one core (torch: 0.5 s, and 18 s when its threads share busy cores).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ITEMS = 32  # values in a block of the types converted here
 
 
 class Stored(NamedTuple):
-    """A type of GGUF: `items` values take `bytes` bytes; `exact` when they lie there as they are in `dtype`."""
+    """A type of GGUF: `items` values take `bytes` bytes; `exact`: stored unchanged as `dtype`."""
 
     name: str
     items: int
@@ -82,7 +82,7 @@ FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 def dequantize(raw: Tensor, stored: Stored) -> Tensor:
     """The bytes of one tensor (uint8, (N,)) of type `stored` as flat float32, (N / bytes * items,).
 
-    Errors: ValueError for a type that needs the `gguf` package when it is missing, or does not know it.
+    Errors: ValueError for a type that needs the `gguf` package, if that is missing or lacks the type.
     """
     if stored.name in FLOATS:
         return raw.view(FLOATS[stored.name]).float()

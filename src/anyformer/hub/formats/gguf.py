@@ -6,7 +6,7 @@
     table   string name, u32 dims, u64 dims[],    array   u32 type, u64 count, values
             u32 type, u64 offset                  (all little endian; dims fastest first, so reversed here)
 
-Every count and length is held against the bytes that are left before anything is made from it, so a file
+Every count and length is checked against the bytes that are left before memory is spent on it, so a file
 that promises 2^60 strings is refused at the first count. Numeric arrays of the metadata become numpy arrays
 (as large as in the file), strings and string arrays become `str` and `list[str]`.
 
@@ -48,7 +48,7 @@ BOOL, STRING, ARRAY = 7, 8, 9
 
 
 class Cursor:
-    """A position in the mapped file which never goes past its end."""
+    """A read position in the mapped file, never past its end."""
 
     def __init__(self, path: Path, data: mmap.mmap, size: int):
         self.path, self.data, self.size = path, data, size
@@ -93,7 +93,7 @@ class Cursor:
         return self.numbers(kind, 1, what)[0].item()
 
     def numbers(self, kind: int, count: int, what: str) -> np.ndarray:
-        """`count` numbers; an array of arrays, which the format knows and no writer makes, is refused."""
+        """`count` numbers; an array of arrays, which the format allows and no writer makes, is refused."""
         if kind not in NUMBERS:
             raise refuse(self.path, f"type of {what}", f"a number or string ({[*NUMBERS, STRING]})", kind)
         dtype: np.dtype[Any] = NUMBERS[kind]
@@ -142,7 +142,7 @@ class GGUF(TensorFile):
             raise refuse(path, "version", "2 or 3, little endian", version)
         tensors, keys = cursor.integer(8, "tensor count"), cursor.integer(8, "key count")
         left = self._size - cursor.at
-        if tensors * 24 + keys * 13 > left or tensors + keys > MAX_ROWS:  # the least that a row and a key take
+        if tensors * 24 + keys * 13 > left or tensors + keys > MAX_ROWS:  # the smallest row and key
             most = f"what {left:,} bytes can hold, and at most {MAX_ROWS:,}"
             raise refuse(path, "counts", most, f"{tensors:,} tensors, {keys:,} keys")
         self.metadata = {}
@@ -208,8 +208,7 @@ class GGUF(TensorFile):
 class Parts(TensorFile):
     """The files of a model that was split (`name-00001-of-00003.gguf` …), as one.
 
-    The metadata of the model stand in the first one. Errors: FileRefused; FileNotFoundError naming the part that is
-    missing.
+    The first one holds the metadata. Errors: FileRefused; FileNotFoundError naming the missing part.
     """
 
     def __init__(self, first: GGUF, count: int):
@@ -236,7 +235,7 @@ class Parts(TensorFile):
 
 
 def open_gguf(path: Path) -> TensorFile:
-    """A GGUF file; of a model that was split, all its parts, whichever is named."""
+    """A GGUF file, or all parts of a split model, given any of them."""
     file = GGUF(path)
     count = file.metadata.get("split.count", 1)
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:

@@ -1,4 +1,4 @@
-"""Files that somebody else made, read with suspicion; files of our own, written whole or not at all.
+"""Checked reading of untrusted files; atomic writing of our own.
 
 The checks that every reader of the hub shares: a path that stays in its folder, a file that is a regular
 file of bounded size, JSON of bounded size, depth and number of items. A refusal names the file and the
@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 MAX_JSON = 100_000_000  # bytes of any JSON file
 MAX_ITEMS = 1_000_000  # members and elements in one JSON document; an index of 100 k tensors has 0.1 M
 MAX_DEPTH = 64  # nesting of one JSON document
-STALE = 3600  # seconds after which an unfinished temporary file is taken for one whose writer was killed
+STALE = 3600  # seconds after which an unfinished temporary file counts as abandoned
 
 
 class FileRefused(ValueError):
-    """A file is not what it claims to be. The message names the file, the field, expected and found."""
+    """The error for a malformed file. The message names the file, the field, expected and found."""
 
 
 def refuse(where: object, field: str, expected: object, got: object) -> FileRefused:
@@ -45,7 +45,7 @@ def short(value: object) -> str:
 
 
 def inside(folder: str | os.PathLike, name: object, source: object = None) -> Path:
-    """The path of the file `name` in `folder`, for a `name` that nobody vouches for.
+    """The path of the file `name` in `folder`, for an untrusted `name`.
 
     `name` must be a plain basename. It may be a symlink only to a file of the same folder or, in the cache of
     huggingface_hub (`<repo>/snapshots/<revision>/x -> <repo>/blobs/<hash>`), of the same repository. `source` is
@@ -76,11 +76,11 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise refuse(path, "size", f"at most {limit:,} bytes", f"{size:,}")
-        return file.read(size)  # not `limit`: a buffer of the size asked for is made first
+        return file.read(size)  # not `limit`: `read` allocates its whole argument
 
 
 def map_file(path: str | os.PathLike, at_least: int) -> tuple[mmap.mmap, int]:
-    """A copy-on-write memory map of a regular file of `at_least` so many bytes, and its size."""
+    """A copy-on-write memory map of a regular file of at least `at_least` bytes, and its size."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < at_least:
@@ -97,7 +97,7 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
 
 
 def parse_json(data: bytes, source: object, max_items: int = MAX_ITEMS) -> Any:
-    """UTF-8 JSON to Python, bounded in items and depth; a key that comes twice in one object is refused.
+    """UTF-8 JSON to Python, bounded in items and depth; a repeated key of an object is refused.
 
     `source` is named in errors (FileRefused), with line and column where the text is not JSON.
     """
@@ -141,9 +141,9 @@ def parse_json(data: bytes, source: object, max_items: int = MAX_ITEMS) -> Any:
 def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: to a temporary sibling, flushed to the disk, then renamed to `path`.
 
-    `content` is the bytes, or a function which writes them to the open file that it is given. Whatever
-    fails (a full disk, a kill -9, an exception in `content`), a file which was at `path` before is still
-    there, unchanged. Errors: OSError naming `path`, and whatever `content` raises.
+    `content` is the bytes, or a function that writes them to an open file. Whatever fails (a full disk, a
+    kill -9, an exception in `content`), an older file at `path` stays unchanged. Errors: OSError naming
+    `path`, and whatever `content` raises.
     """
     path = Path(path)
     clear_stale(path.parent, path.name)
@@ -166,7 +166,7 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
 
 
 def clear_stale(folder: Path, name: str) -> None:
-    """Remove what killed writers of `name` (a glob pattern) left; the file of a live one is younger."""
+    """Remove the leftovers of killed writers of `name` (a glob pattern); a live writer's file is younger."""
     for old in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > STALE:

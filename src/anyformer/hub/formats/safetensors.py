@@ -1,6 +1,6 @@
 """The weight files of a Hugging Face folder: safetensors (single or sharded) in and out, pickles on request.
 
-A weight file is a claim ("tensor q is 4096 x 4096 floats at byte 512"). Each claim is held against the size
+A weight file is a claim ("tensor q is 4096 x 4096 floats at byte 512"). Each claim is checked against the size
 of the file before memory is spent on it, so that a file of 50 bytes can never cost much more than 50 bytes.
 
     | 8 bytes: n | n bytes of JSON: {name: {dtype, shape, data_offsets: [begin, end]}} | data, without holes |
@@ -8,8 +8,8 @@ of the file before memory is spent on it, so that a file of 50 bytes can never c
 Tensors are views of one copy-on-write memory map: opening costs the header, the rest is paged in when first
 used, and writing to a tensor never reaches the file. The map is our own and not `safetensors.safe_open`
 because then the bytes validated are the bytes read (one open), and because it is no slower: opening 62
-tensors, 520 MB, takes 0.6 ms and 1 MB against 2 ms and 7 MB; touching all of it 43 ms for both. Nobody may
-truncate a file while it is mapped (the kernel then ends the process; so it is with every loader that maps).
+tensors, 520 MB, takes 0.6 ms and 1 MB against 2 ms and 7 MB; touching all of it 43 ms for both. A mapped
+file must not be truncated (the kernel then ends the process, as with every loader that maps).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from anyformer.hub.formats.guard import (
 MAX_HEADER = 100_000_000  # bytes of safetensors header; also the limit of the format's own implementation
 MAX_DIMS = 32
 
-MODEL, DIFFUSERS = "model", "diffusion_pytorch_model"  # what the files' names begin with, in transformers and there
+MODEL, DIFFUSERS = "model", "diffusion_pytorch_model"  # prefixes of file names: transformers, diffusers
 SINGLE, INDEX, PICKLE = ".safetensors", ".safetensors.index.json", "pytorch_model.bin"
 PICKLES = "pytorch_model.bin.index.json"  # pickles in several files
-SHARD = re.compile(rf"({MODEL}|{DIFFUSERS})(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.safetensors")  # names given here
+SHARD = re.compile(rf"({MODEL}|{DIFFUSERS})(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.safetensors")  # names of our files
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
@@ -61,7 +61,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class Entry(NamedTuple):
-    """What is known of one stored tensor before it is read, and how to read it."""
+    """The dtype and shape of one stored tensor, and the function that reads it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -69,10 +69,10 @@ class Entry(NamedTuple):
 
 
 class TensorFile:
-    """Named tensors of one or several files, and what they say about themselves; base of the readers below.
+    """Named tensors of one or several files, and their metadata; base of the readers below.
 
-    `dtype` and `shape` tell what `get` will return and cost nothing; `get` returns a view of the memory map
-    where the file holds the tensor as it is, else a new tensor.
+    `dtype` and `shape` are those of the result of `get` and cost nothing; `get` returns a view of the memory map
+    where the file holds the tensor unchanged, else a new tensor.
     """
 
     path: Path
@@ -147,7 +147,7 @@ def _naturals(value: object) -> bool:
 
 
 def _check_cover(path: Path, spans: dict[str, tuple[int, int]], size: int) -> None:
-    """The tensors lie end to end and fill the `size` bytes after the header."""
+    """Refuses tensors that do not lie end to end and fill the `size` bytes after the header."""
     position = 0
     for (begin, end), name in sorted((span, name) for name, span in spans.items()):
         if begin != position:
@@ -176,7 +176,7 @@ def _view(
 class Sharded(TensorFile):
     """The files that the index of `folder` names, as one; `.safetensors`, or with `kind=Pickled` pickles.
 
-    Strict both ways: a tensor that the index names is in the shard it says, and no shard holds another one.
+    Strict both ways: each tensor of the index is in the shard that it names, and no shard holds another one.
     """
 
     def __init__(
@@ -221,9 +221,9 @@ class Pickled(TensorFile):
 def open_weights(folder: str | os.PathLike, allow_pickle: bool = False, stem: str = MODEL) -> TensorFile:
     """The weights in a Hugging Face folder: `model.safetensors`, else its index, else (if allowed) a pickle or several.
 
-    In that order, which is also theirs. A pickle is a program: it is refused unless `allow_pickle`, and then read with
-    `weights_only=True` and a warning. `stem`: what the names begin with; `DIFFUSERS` for a folder of diffusers.
-    Errors: FileRefused; FileNotFoundError naming what was looked for.
+    In that order, as in transformers. A pickle is a program: it is refused unless `allow_pickle`, and then read with
+    `weights_only=True` and a warning. `stem`: the prefix of the names; `DIFFUSERS` for a folder of diffusers.
+    Errors: FileRefused; FileNotFoundError naming the expected files.
     """
     single, index = stem + SINGLE, stem + INDEX
     pickle, pickles = (PICKLE, PICKLES) if stem == MODEL else (f"{stem}.bin", f"{stem}.bin.index.json")
@@ -242,7 +242,7 @@ def open_weights(folder: str | os.PathLike, allow_pickle: bool = False, stem: st
         warnings.warn(f"{folder}: reading {pickled}, a pickle, with weights_only=True as asked", stacklevel=2)
         return Pickled(inside(folder, pickle)) if has[pickle] else Sharded(folder, pickles, Pickled)
     inner = sorted(p.parent for name in (single, index) for p in Path(folder).glob(f"*/{name}"))
-    hint = f"; a folder in it has some: {inner[-1]}" if inner else ""  # a run, whose last checkpoint is meant
+    hint = f"; a folder in it has some: {inner[-1]}" if inner else ""  # a run: its last checkpoint
     raise FileNotFoundError(f"{folder}: no weights; looked for {single}, {index}, {pickle}{hint}")
 
 
@@ -252,11 +252,10 @@ def write_safetensors(
     """Write named tensors as `model.safetensors`, or as shards of at most `max_shard_bytes` and their index; `stem` is
     another beginning of the names.
 
-    The Hugging Face layout, with the metadata that `transformers` asks for. The switch from the weights
-    that were in `folder` to the new ones is the rename of one file: shards do not overwrite older shards
-    (they take other names, `model-1a2b3c4d-00001-of-00002.safetensors`, should theirs be taken), and only
-    after the switch are the old ones removed. A tensor larger than a shard gets a shard of its own. Returns
-    the files written.
+    The Hugging Face layout, with the metadata that `transformers` requires. The switch from old weights in
+    `folder` to the new ones is the rename of one file: shards do not overwrite older shards (they take other
+    names, `model-1a2b3c4d-00001-of-00002.safetensors`, if theirs are taken), and the old ones are removed after
+    the switch. A tensor larger than a shard gets a shard of its own. Returns the files written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -284,7 +283,7 @@ def write_safetensors(
         content = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": place}
         written.append(folder / index)
         atomic_write(written[-1], (json.dumps(content, indent=2) + "\n").encode())
-    for old in sorted(set(before) - set(written), key=lambda p: p.name != single):  # the one read first goes first
+    for old in sorted(set(before) - set(written), key=lambda p: p.name != single):  # in the order of reading
         old.unlink()
     return written
 

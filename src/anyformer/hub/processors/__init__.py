@@ -1,10 +1,10 @@
-"""Processors: how a file says that a picture becomes numbers, read and written strictly.
+"""Processors: the conversion of media to model inputs, from files that are read and written strictly.
 
 preprocessor_config.json     the steps of one processor
 processor_config.json        a dictionary for each medium; for pictures {"image_processor": {the steps}, …}
 
-Every key is used, known to change nothing (with the reason), or refused by name; so is an unknown type. A mean and a
-standard deviation are never made up: where a file does not say them, it is refused.
+Every key is used, known to change nothing (with the reason), or refused by name; an unknown type is refused, too. A
+mean and a standard deviation have no defaults: a file without them is refused.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ __all__ = [
     "ImageProcessor", "Origin", "Processor", "Steps", "TrajectoryProcessor", "read_processor", "trained",
     "write_processor",
 ]  # fmt: skip
-AROUND = {"processor_class": CLASS}  # what processor_config.json may hold beside the steps
+AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {p.takes[0]: p for p in (ImageProcessor, TrajectoryProcessor)}  # by main input
 
 
 def read_processor(
     folder: Path, kind: str | None = None, ignore: Collection[str] = (), takes: str = "pixel_values"
 ) -> Processor | None:
-    """The processor that a folder's files say; None without files, or for a main input that no processor makes.
+    """The processor that a folder's files describe; None without files, or for a main input without a processor.
 
     Args:
         takes: the model's main input.
-        kind: the type that is meant where old files do not say one.
-        ignore: keys that are read as if they were not there.
+        kind: the type of old files that name none.
+        ignore: keys that are passed over.
 
     Raises:
-        ValueError: naming file and key, for keys that nobody reads, an unknown type, values that cannot be, or two
-            files that say different things.
+        ValueError: naming file and key, for unknown keys, an unknown type, impossible values, or two files that
+            disagree.
     """
     found: list[Processor] = []
     if takes not in MAKES:
@@ -61,7 +61,7 @@ def read_processor(
 
 
 def write_processor(folder: Path, processor: Processor | None) -> None:
-    """Writes what `read_processor` reads, in the file and in the words that it came in where they still say it."""
+    """Writes a file for `read_processor`: the file that was read, with its keys, where they still hold."""
     if processor is None:
         return
     origin, said = processor.origin, processor.words()

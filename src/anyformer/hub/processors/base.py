@@ -1,4 +1,4 @@
-"""What every processor is, and where it came from."""
+"""The base of all processors, and their origin in a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ALONE, TOGETHER = "preprocessor_config.json", "processor_config.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """The file that said a processor.
+    """The file from which a processor was read.
 
     Attributes:
-        file: its name. around: what it holds beside the steps. words: the steps. lines: what became of each key.
+        file: its name. around: its content beside the steps. words: the steps. lines: of the ledger, for each key.
     """
 
     file: str = ALONE
@@ -29,7 +29,7 @@ class Origin:
 
 
 class Processor(ABC):
-    """What stands between a medium and a model's input, as a tokenizer stands between text and ids.
+    """The conversion of a medium to a model's inputs, as a tokenizer converts text to ids.
 
     Attributes:
         takes: the inputs that it makes. slot: its place in processor_config.json.
@@ -46,13 +46,13 @@ class Processor(ABC):
     @classmethod
     @abstractmethod
     def read(cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]) -> tuple[Processor, list[Line]]:
-        """The processor that these steps say, and what became of each key.
+        """The processor of these steps, and a line of the ledger for each key.
 
         Args:
-            kind: the type that is meant where old files do not say one.
-            ignore: keys that are read as if they were not there.
+            kind: the type of old files that name none.
+            ignore: keys that are passed over.
         """
 
     @abstractmethod
     def words(self) -> dict[str, Any]:
-        """The steps as files say them."""
+        """The steps as keys of a file."""

@@ -1,4 +1,4 @@
-"""Pictures to pixel values: the steps, and the numbers that come out."""
+"""Pictures to pixel values, step by step."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ImageProcessor(Processor):
 
     Args:
         kind: the type of the file, see `KINDS`.
-        convert_rgb: every picture gets three channels; else as many as `image_mean` has, or as the picture has.
+        convert_rgb: convert to three channels; else as many as `image_mean` has, or as the picture has.
         size: (height, width); an int: the shorter edge, in the picture's proportions; None: no resizing.
         resample: Pillow's number of the filter.
-        crop_size: (height, width) of the middle that is kept, black around it where there is too little; None: all.
+        crop_size: (height, width) of a centre crop, padded with black where the picture is smaller; None: all.
         rescale_factor: of the bytes 0 … 255; None: none.
-        image_mean, image_std: what is taken away from each channel then, and by what it is divided; None: nothing.
-        origin: the file that said it.
+        image_mean, image_std: of each channel: values become (x - mean) / std; None: unchanged.
+        origin: the file that it was read from.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: naming the argument at fault.
     """
 
     takes = ("pixel_values",)
@@ -71,11 +71,11 @@ class ImageProcessor(Processor):
         """Pictures to {"pixel_values": (B, C, height, width)}, float32.
 
         Args:
-            media: one picture or a list of them, each anything that `media.picture` reads; an array of four axes is
+            media: a picture or a list of them, each of a kind that `media.picture` reads; an array of four axes is
                 several.
 
         Raises:
-            ValueError: for what is no picture, and for pictures that end in different sizes.
+            ValueError: for anything but pictures, and for pictures of different final sizes.
         """
         several = isinstance(media, list | tuple) or getattr(media, "ndim", 0) == 4
         arrays = [self.values(one) for one in (media if several else [media])]
@@ -90,7 +90,7 @@ class ImageProcessor(Processor):
         return {"pixel_values": torch.from_numpy(np.stack(arrays))}
 
     def pixels(self, given: Any) -> np.ndarray:
-        """What the model sees of a picture, as a picture: (C, height, width) uint8."""
+        """A picture after resize and crop, as the model sees it: (C, height, width) uint8."""
         image = picture(given)
         channels = self.channels or (1 if image.mode in ("1", "L", "LA", "La") else 3)
         image = coloured(image, channels)
@@ -108,7 +108,7 @@ class ImageProcessor(Processor):
 
     @property
     def channels(self) -> int | None:
-        """How many there are; None where the picture decides."""
+        """The number of channels; None if it is the picture's."""
         return 3 if self.convert_rgb else None if self.image_mean is None else len(self.image_mean)
 
     @cached_property
@@ -140,7 +140,7 @@ class ImageProcessor(Processor):
 
 
 def trained(kind: str, height: int, width: int, channels: int) -> ImageProcessor:
-    """The processor of a model that learns from nothing: its own size, bytes to -1 … 1."""
+    """The processor of a model that is trained from scratch: its own size, bytes to -1 … 1."""
     half = (0.5,) * channels
     return ImageProcessor(kind, size=(height, width), resample=3, image_mean=half, image_std=half)
 

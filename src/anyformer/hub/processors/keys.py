@@ -17,7 +17,7 @@ CLASS = "says which class of transformers joins it with a tokenizer"
 
 @dataclass(frozen=True)
 class Habits:
-    """What an absent key means for a type of image processor.
+    """Defaults of absent keys for a type of image processor.
 
     Attributes:
         square: a `size` that is one number is height and width; else the shorter edge.
@@ -40,10 +40,10 @@ def known() -> str:
 
 
 def kind_of(said: Mapping[str, Any], default: str | None) -> str:
-    """The type of processor: older and quicker spellings of one mean the same steps.
+    """The type of processor; its older and "Fast" names mean the same steps.
 
     Raises:
-        ValueError: for a type that is not known, or where neither the file nor the model says one.
+        ValueError: for an unknown type, or if neither the file nor the model names one.
     """
     name = said.get("image_processor_type") or said.get("feature_extractor_type") or default
     if name is None:
@@ -127,7 +127,7 @@ def _put_normal(p: Any) -> dict[str, Any]:
 
 
 def _only(name: str, *values: Any) -> Lens:
-    """A key that may say what is done here anyway, and nothing else."""
+    """A key that is accepted only with the values that this processor has anyway."""
 
     def get(said: Mapping[str, Any]) -> dict[str, Any]:
         if said.get(name) not in (None, *values):

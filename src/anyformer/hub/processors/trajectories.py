@@ -19,12 +19,12 @@ KIND = "TrajectoryProcessor"
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps of an episode in a row.
+    """Consecutive steps of an episode.
 
     Args:
         states: (T, S). `actions`: (T,) numbers of choices, or (T, A).
-        to_go: (T,) the sum of the rewards from each step to the end: reached in training, asked for in use.
-        first: the number of the first of these steps in its episode.
+        to_go: (T,) returns-to-go: reached in training, desired in use.
+        first: the index of the first of these steps in its episode.
     """
 
     states: np.ndarray
@@ -35,20 +35,20 @@ class Steps:
 
 @dataclass(frozen=True)
 class TrajectoryProcessor(Processor):
-    """Steps of an environment to `states`, `actions`, `returns_to_go` and `timesteps`, by what was learned of them.
+    """Steps of an environment to `states`, `actions`, `returns_to_go` and `timesteps`, normalised as in training.
 
     Args:
-        state_mean, state_std: of each number of a state, over the episodes of training; it is shifted and divided.
+        state_mean, state_std: of each number of a state, over the episodes of training.
         actions: numbers of an action, or how many choices there are.
         choices: an action is one of several.
-        return_scale: by what returns are divided; None: the model was taught without returns, and reads 0.
+        return_scale: divisor of returns; None: the model was trained without returns, and reads 0.
         lowest_return, best_return: of the episodes of training.
         window: steps that the model sees at once.
-        longest: steps of the longest episode of training; later ones mean nothing to the model.
-        origin: the file that said it.
+        longest: steps of the longest episode of training; later steps were never trained.
+        origin: the file that it was read from.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: naming the argument at fault.
     """
 
     takes = ("states", "actions", "returns_to_go", "timesteps")
@@ -100,7 +100,7 @@ class TrajectoryProcessor(Processor):
         return {name: torch.from_numpy(array) for name, array in arrays}
 
     def normal(self, states: np.ndarray) -> np.ndarray:
-        """(T, S) as the model reads them."""
+        """States normalised for the model, (T, S)."""
         if states.ndim != 2 or states.shape[1] != len(self.state_mean):
             raise ValueError(
                 f"states must be (steps, {len(self.state_mean)}), as in training; got {tuple(states.shape)}"
@@ -108,7 +108,7 @@ class TrajectoryProcessor(Processor):
         return (states - np.array(self.state_mean)) / np.array(self.state_std)
 
     def vectors(self, actions: np.ndarray) -> np.ndarray:
-        """(T, A): numbers as they are, choices with 1 at the one taken."""
+        """Actions as vectors, (T, A): numbers unchanged, choices one-hot."""
         if self.choices != (actions.ndim == 1):
             kind = "numbers of choices, (steps,)" if self.choices else f"vectors, (steps, {self.actions})"
             raise ValueError(f"actions are {kind}, as in training; got {tuple(actions.shape)}")

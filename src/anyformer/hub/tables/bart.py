@@ -1,5 +1,4 @@
-"""Files of encoder-decoders that came from fairseq and Marian name tensors and settings alike; pages take their maps
-from here."""
+"""The common names of tensors and settings in files of encoder-decoders from fairseq and Marian, for their pages."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from anyformer.hub.tables.weights import row, under
 
 
 def sides(*front: Any) -> list[Any]:
-    """Rows of both sides; `front` are rows of what stands before the blocks of each side, `entry` on ours."""
+    """Rows of both sides; `front` are rows of each side's front-end, `entry` on ours."""
     attention = [row(f"{n}_proj", n) for n in "qkv"] + [row("out_proj", "o")]
     mixer = [*under("self_attn", "mixer", *attention), row("self_attn_layer_norm", "norm.mixer")]
     cross = [*under("encoder_attn", "cross", *attention), row("encoder_attn_layer_norm", "norm.cross")]
@@ -43,7 +42,7 @@ _FORCED = ("forced_bos_token_id", "force_bos_token_to_be_generated", "forced_eos
 
 
 def seq2seq_config() -> tuple[Lens, ...]:
-    """Entries for its hyperparameters but `vocab` and `begin_id`."""
+    """Entries for the model's hyperparameters except `vocab` and `begin_id`."""
     return (
         *keys(d_model="dim", max_position_embeddings="context", decoder_layers="decoder_depth"),
         key("encoder_layers", "depth", also=("num_hidden_layers",)),

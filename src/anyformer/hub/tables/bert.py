@@ -1,4 +1,4 @@
-"""Files of BERT and of what grew out of it name tensors and settings alike; pages take their maps from here."""
+"""The common names of tensors and settings in files of BERT and its descendants, for their pages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bert_rows(name: str, *inner: Any) -> list[Any]:
 
 
 def prediction_rows(mlm: str) -> list[Any]:
-    """Rows of the heads that BERT is pre-trained with; `mlm` is the path of the masked one."""
+    """Rows of BERT's pre-training heads; `mlm` is the path of the masked one."""
     return [
         under("cls.predictions.transform", mlm, row("dense", "dense"), row("LayerNorm", "norm")),
         row("cls.predictions.bias", f"{mlm}.bias"),
@@ -46,7 +46,7 @@ def prediction_rows(mlm: str) -> list[Any]:
 
 
 def encoder_config(dropout: float) -> tuple[Lens, ...]:
-    """Entries for the hyperparameters that encoders of texts and of images have; `dropout` where a file says none."""
+    """Entries for the hyperparameters of encoders of texts and of images; `dropout` is the default."""
     return (
         *keys(hidden_size="dim", num_hidden_layers="depth", num_attention_heads="heads", intermediate_size="hidden"),
         key("hidden_act", "act", ACTS),
@@ -58,7 +58,7 @@ def encoder_config(dropout: float) -> tuple[Lens, ...]:
 
 
 def text_config() -> tuple[Lens, ...]:
-    """Entries for the hyperparameters that encoders of texts have."""
+    """Entries for the hyperparameters of encoders of texts."""
     return (
         *encoder_config(dropout=0.1),
         *keys(vocab_size="vocab", type_vocab_size="types"),
@@ -67,7 +67,7 @@ def text_config() -> tuple[Lens, ...]:
 
 
 def bert_config() -> tuple[Lens, ...]:
-    """Entries for those of BERT, which counts places from 0 and has dropout of its own before the classes."""
+    """Entries for the hyperparameters of BERT: positions from 0, and a separate dropout before the classes."""
     return (
         *text_config(),
         key("max_position_embeddings", "context"),

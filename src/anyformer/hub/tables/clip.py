@@ -1,4 +1,4 @@
-"""The towers of CLIP, which other families have, too: their keys and their tensors. `ours` is the path of the tower."""
+"""Keys and tensors of CLIP's towers, which other families share. `ours` is the path of the tower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anyformer.hub.tables.weights import Bare, Resample, row, under
 
 
 def _end(config: Mapping[str, Any]) -> dict[str, Any]:
-    """2 stands in files that were written before the right id was: there the largest id is meant."""
+    """The end id; 2, in older files, stands for the largest id."""
     end = config.get("eos_token_id")
     return {"end": 49407 if end is None else None if end == 2 else end}
 
@@ -28,7 +28,7 @@ def _dropout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encoder(dim: int, heads: int, hidden: int) -> tuple[Lens, ...]:
-    """The keys that both towers have, with what an absent one means."""
+    """The keys of both towers, with their defaults."""
     return (
         key("hidden_size", "dim", default=dim),
         key("num_hidden_layers", "depth", default=12),

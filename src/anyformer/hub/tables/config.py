@@ -9,7 +9,7 @@ square("image_size", "image")                      a length, or a list of two eq
 within(…), beside(…)                               a table for a part of the model, see `hub.tables.nested`
 Lens(names, fields, get, put)                      everything else
 
-Values are held against the annotations of our hyperparameters, with what published files allow themselves: 1 for 1.0,
+Values are checked against the annotations of our hyperparameters, with the spellings of published files: 1 for 1.0,
 12.0 for 12, "1e-5" (as YAML reads it) for 1e-5.
 """
 
@@ -47,20 +47,20 @@ ACTS = {
 
 @dataclass(frozen=True)
 class Same:
-    """The default of a key: the value of another hyperparameter."""
+    """A default: the value of another hyperparameter."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Lens:
-    """An entry of the table: some keys of theirs are some of our hyperparameters.
+    """An entry of the table: keys of theirs for hyperparameters of ours.
 
     Args:
         names: their keys that it owns. fields: our hyperparameters that it sets.
         get: their config to our values, {field: value}. put: our hyperparameters to their values, {key: value}.
         why: for keys that set nothing, the reason.
-        plain: the value of the first name that is there is the hyperparameter as it stands.
+        plain: the value of the first name present is the hyperparameter, unchanged.
     """
 
     names: tuple[str, ...]
@@ -71,7 +71,7 @@ class Lens:
     plain: bool = False
 
     def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Our values; whatever goes wrong with theirs is a ValueError that names them."""
+        """Our values; any fault of theirs is a ValueError that names them."""
         try:
             return self.get(config)
         except KeyError as error:
@@ -84,22 +84,22 @@ class Lens:
             raise ValueError(f"{self.words_of(config, where)}not what this page expects ({error})") from None
 
     def words_of(self, config: Mapping[str, Any], where: str) -> str:
-        """The keys that are there and their values, as an error message begins."""
+        """The beginning of an error message: the keys present and their values."""
         found = " / ".join(f"{where + n!r} = {shown(config[n])}" for n in self.names if n in config)
         return f"config key {found}: " if found else ""
 
     def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
-        """The lines of the ledger for the keys that are there."""
+        """The lines of the ledger for the keys present."""
         status = "used" if self.fields else "fixed" if self.why == ONE_VALUE else "ignored"
         detail = ", ".join(self.fields) or self.why
         return [Line(where + name, config[name], status, detail) for name in self.names if name in config]
 
     def said(self) -> set[str]:
-        """The dotted names of the hyperparameters that it can say."""
+        """The dotted names of the hyperparameters that the entry covers."""
         return set(self.fields)
 
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
-        """Their keys; in the words of `origin`, a config that was read, where that says the same."""
+        """Their keys and values; those of `origin`, a config that was read, if they mean the same."""
         kept = {name: origin[name] for name in self.names if name in origin}
         return kept if origin and _says(self, origin, hyper) else self.put(hyper)
 
@@ -127,7 +127,7 @@ def key(
 
     Args:
         choice: their values to ours; another value is an error. The first spelling of theirs is written.
-        default: what an absent key means; without it an absent key is an error. `Same("heads")`: the value of that
+        default: of an absent key; without it an absent key is an error. `Same("heads")`: the value of that
             hyperparameter.
         also: older names of theirs, accepted when reading.
     """
@@ -168,7 +168,7 @@ def alike(ours: str, first: str, second: str, absent: bool = False) -> Lens:
     """Two keys of theirs are one hyperparameter, since this page has one value for both; others are refused.
 
     Args:
-        absent: the second may be missing, and is then as the first.
+        absent: the second may be missing, and then equals the first.
     """
     theirs = (first, second)
 
@@ -197,11 +197,11 @@ def must(theirs: str, value: Any, absent: bool = True) -> Lens:
 
 
 def quiet(*names: str, why: str) -> Lens:
-    """Keys that change nothing in what the model computes; kept, and written back as they were."""
+    """Keys that do not change the model's numbers; kept, and written back unchanged."""
     return Lens(names, (), lambda config: {}, lambda hyper: {}, why)
 
 
-# where the id that an absent key means lies outside a small vocabulary, we write that there is none
+# the default pad id may exceed a small vocabulary: null is written
 NO_PAD = Lens(("pad_token_id",), (), lambda config: {}, lambda hyper: {"pad_token_id": None}, "for the tokenizer")
 
 
@@ -235,16 +235,16 @@ def read(
     ignore: Collection[str] = (),
     where: str = "",
 ) -> tuple[Any, list[Line]]:
-    """Their config as our hyperparameters, and what became of each key.
+    """Their config as our hyperparameters, and a line of the ledger for each key.
 
     Args:
         cls: the dataclass of hyperparameters. fixed: hyperparameters that the kind of file implies.
-        ignore: keys that are read as if they were not there; of a nested config by dotted names.
+        ignore: keys that are passed over; of a nested config by dotted names.
         where: the path of a nested config, `text_config.`, for errors and the ledger.
 
     Raises:
-        ValueError: naming the key, if one is unknown, missing, or has a value of another type, of absurd size, or that
-            the page cannot do.
+        ValueError: naming the key, if one is unknown or missing, or its value has another type, an absurd size, or no
+            support in the page.
     """
     kinds, found = kinds_of(cls), dict(fixed)
     seen = {name for entry in entries for name in entry.names}
@@ -298,7 +298,7 @@ def _check_words(entry: Lens, config: Mapping[str, Any], cls: type, where: str) 
 
 
 def _fitted(entry: Lens, config: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
-    """Our values of one entry, as their annotations have them."""
+    """Our values of one entry, converted to their annotated types."""
     said = " / ".join(repr(where + n) for n in entry.names if n in config) or repr(where + entry.names[0])
     values, kinds = entry.values(config, where), kinds_of(cls)
     for name, value in values.items():
@@ -322,10 +322,10 @@ def _loose(value: Any, kind: Any) -> Any:
 
 
 def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Our hyperparameters as their config. Where `origin` (a config that was read) says the same, its words are kept.
+    """Our hyperparameters as their config. Keys of `origin` (a config that was read) that mean the same are kept.
 
     Raises:
-        ValueError: naming the hyperparameter, if these files cannot say it.
+        ValueError: naming the hyperparameter, if these files cannot express it.
     """
     covered = {f for entry in entries for f in entry.fields} | set(fixed)
     for f in dataclasses.fields(hyper):
@@ -342,7 +342,7 @@ def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origi
 
 
 def _still(name: str, config: Mapping[str, Any]) -> bool:
-    """Does a key that was kept still change nothing? A second name does not, once the first one has another value."""
+    """True if a kept key still changes nothing; false for a second name once the first has another value."""
     try:
         return explain(name, config) is not None
     except ValueError:
@@ -350,7 +350,7 @@ def _still(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
-    """Do these words of theirs still mean our hyperparameters?"""
+    """True if these keys of theirs still mean our hyperparameters."""
     if not entry.fields:
         return True
     values = _fitted(entry, origin, type(hyper), "")
@@ -358,5 +358,5 @@ def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
 
 
 def said(entries: tuple[Lens, ...]) -> set[str]:
-    """The dotted names of all hyperparameters that a table can say."""
+    """The dotted names of all hyperparameters that a table covers."""
     return {name for entry in entries for name in entry.said()}

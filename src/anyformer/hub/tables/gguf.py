@@ -1,4 +1,4 @@
-"""GGUF files name the tensors and settings of all decoders alike; pages take their maps from here."""
+"""The common names of tensors and settings of decoders in GGUF files, for their pages."""
 
 from __future__ import annotations
 

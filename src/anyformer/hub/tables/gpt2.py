@@ -1,4 +1,4 @@
-"""Files of GPT-2 and of what took over its layers name tensors and keys alike; pages take them from here."""
+"""The common names of tensors and keys in files of GPT-2 and models with its layers, for their pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def layer_rows(name: str) -> list[Any]:
 
 
 def layer_config(act: str) -> tuple[Any, ...]:
-    """The keys of the layers; `act` is the activation that an absent key means."""
+    """The keys of the layers; `act` is the default activation."""
     return (
         *keys(n_layer="depth", n_head="heads", layer_norm_epsilon="eps"),
         key("n_inner", "hidden", default=None),

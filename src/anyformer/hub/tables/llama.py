@@ -1,4 +1,4 @@
-"""Files of LLaMA and of what grew out of it name tensors and settings alike; pages take their maps from here."""
+"""The common names of tensors and settings in files of LLaMA and its descendants, for their pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def llama_rows(
     """Rows of a decoder, with a head where the task is "lm".
 
     Args:
-        norms: of a layer, their names to ours. attention: the rows of its projections and what stands beside them.
+        norms: of a layer, their names to ours. attention: the rows of its projections and of tensors beside them.
         ffn: the rows of its second half; None = a gated MLP.
     """
     head = [row("lm_head", "head.proj", tied="embed.tokens")] if task == "lm" else []
@@ -47,7 +47,7 @@ def llama_rows(
 
 
 def window_config(usual: int | None) -> Lens:
-    """The entry for `window`: null means none, and an absent key `usual`."""
+    """The entry for `window`: null means none, and `usual` is the default."""
     return Lens(
         ("sliding_window",),
         ("window",),
@@ -57,7 +57,7 @@ def window_config(usual: int | None) -> Lens:
 
 
 def llama_config(theta: float = 10000.0) -> tuple[Lens, ...]:
-    """Entries for the hyperparameters that LLaMA's relatives have; `theta` where a file says none."""
+    """Entries for the hyperparameters of LLaMA's relatives; `theta` is the default."""
     return (
         *STACK,
         *keys(max_position_embeddings="context"),

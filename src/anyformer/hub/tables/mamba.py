@@ -1,4 +1,4 @@
-"""Files of Mamba and of what grew out of it name tensors and settings alike; pages take their maps from here."""
+"""The common names of tensors and settings in files of Mamba and its descendants, for their pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mixer_rows(names: Mapping[str, str]) -> list[Row]:
 
 
 def mamba_rows(names: Mapping[str, str]) -> list[Any]:
-    """Rows of a model whose every layer is one mixer."""
+    """Rows of a model in which each layer is one mixer."""
     return [
         row("backbone.embeddings", "embed.tokens", also="backbone.embedding"),
         row("backbone.norm_f", "norm"),
@@ -35,7 +35,7 @@ def mamba_rows(names: Mapping[str, str]) -> list[Any]:
 
 
 def mamba_config(tied: bool) -> tuple[Lens, ...]:
-    """Entries for the hyperparameters that both versions have; `tied` where a file does not say it."""
+    """Entries for the hyperparameters of both versions; `tied` is the default."""
     return (
         *keys(hidden_size="dim", num_hidden_layers="depth", vocab_size="vocab", layer_norm_epsilon="eps"),
         *keys(state_size="state", conv_kernel="conv_kernel", use_bias="bias", use_conv_bias="conv_bias"),

@@ -1,6 +1,6 @@
-"""Config keys that change no number, whatever the page: the one list of them, and the second names of keys.
+"""Config keys that change no number on any page, and second names of keys.
 
-A page's table claims the keys that it reads; what it does not claim is looked for here. What is in neither is an error.
+A page's table claims the keys that it reads; the others are looked up here. A key in neither is an error.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ONE_VALUE = {  # key: the only value with which it changes nothing
     "rope_interleaved": False, "do_blenderbot_90_layernorm": False, "add_cross_attention": False,
     "tie_encoder_decoder": False, "is_encoder_decoder": False, "is_causal": True,
 }  # fmt: skip
-EMPTY = ("pruned_heads",)  # the key may be there, with nothing in it
+EMPTY = ("pruned_heads",)  # accepted with an empty value
 REFUSED = {
     "auto_map": "the model is code of its repository, which is not run here; if these are a known architecture's "
     "weights and words all the same, ignore=('auto_map',) reads them so",
@@ -74,11 +74,11 @@ _WHY = {name: why for why, names in ANY.items() for name in names}
 
 
 def explain(name: str, config: Mapping[str, Any]) -> str | None:
-    """Why a key that the page does not claim changes nothing; None for a key that is not known.
+    """The reason why a key that the page does not claim changes nothing; None for an unknown key.
 
     Raises:
-        ValueError: naming the key, if it has a value that changes numbers, contradicts its other name, or says that
-            the file is of a kind that is not read.
+        ValueError: naming the key, if its value changes numbers, contradicts its other name, or marks a kind of file
+            that is not supported.
     """
     value = config[name]
     if name in _WHY:

@@ -1,7 +1,7 @@
-"""Entries for a part of the model that has hyperparameters, and a table, of its own.
+"""Entries for a part of the model with its own hyperparameters and table.
 
-within("text_config", "text", Text, …)   its config stands one level down
-beside("text", Text, …)                  its keys stand among those of the model
+within("text_config", "text", Text, …)   a config one level down
+beside("text", Text, …)                  keys among those of the model
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from anyformer.hub.tables.config import Lens, Line, read, said, write
 
 @dataclass(frozen=True)
 class Within(Lens):
-    """The entry for a part of the model whose config stands one level down: a table of its own, as strict.
+    """The entry for a part of the model with a config one level down: its own table, as strict.
 
-    Of several names each that is there must say the same.
+    Of several names, all present ones must agree.
     """
 
     cls: Any = None
@@ -55,7 +55,7 @@ class Within(Lens):
         return read(self.entries, inner, self.cls, {}, where=path)
 
     def _inner(self, config: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any], str]]:
-        """Each name that is there, with its dictionary and its path."""
+        """Each name present, with its dictionary and its path."""
         there = [name for name in self.names if config.get(name) is not None]
         if not there:
             raise ValueError(f"the config lacks {where + self.names[0]!r}")
@@ -70,7 +70,7 @@ class Within(Lens):
 
 @dataclass(frozen=True)
 class Beside(Within):
-    """The entry for a part of the model whose keys stand among those of the model itself."""
+    """The entry for a part of the model with its keys among those of the model."""
 
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         inner = getattr(hyper, self.fields[0])
@@ -86,7 +86,7 @@ def within(theirs: str, ours: str, cls: type, *entries: Lens, also: tuple[str, .
     """Their dictionary `theirs` is our nested hyperparameters `ours`, of the dataclass `cls`, by a table of its own.
 
     Args:
-        also: other names of the dictionary, which must say the same where both are there.
+        also: other names of the dictionary; all present ones must agree.
     """
     return Within((theirs, *also), (ours,), dict, dict, cls=cls, entries=entries)
 

@@ -25,8 +25,8 @@ TYPES = {
 
 
 def rope(theta: float = 10000.0) -> Lens:
-    """The entry of a config table for the hyperparameters `theta` and `scaling`; `theta` here is what an absent key
-    means."""
+    """The entry of a config table for the hyperparameters `theta` and `scaling`; `theta` here is the
+    default."""
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
         found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
@@ -50,11 +50,11 @@ def rope(theta: float = 10000.0) -> Lens:
 
 
 def two_ropes(far: tuple[str, float], near: tuple[str, float], stretches: bool) -> Lens:
-    """The entry for `theta` of the layers that see everything and `local_theta` of those that see a window:
-    `rope_parameters` has words for each kind of layer.
+    """The entry for `theta` of layers with full attention and `local_theta` of those with a window: `rope_parameters`
+    has keys for each kind of layer.
 
     Args:
-        far, near: the older key of each theta, and what an absent one means.
+        far, near: the older key of each theta, and its default.
         stretches: also for `scaling` of the former; without it, any scaling is refused.
     """
     fields = ("theta", "local_theta", *(["scaling"] if stretches else []))
@@ -82,11 +82,11 @@ def two_ropes(far: tuple[str, float], near: tuple[str, float], stretches: bool) 
 
 
 def layer_kinds(older: tuple[str, ...], usual: int, first: bool) -> Lens:
-    """The entry for `every`: one of so many layers sees everything, and the others a window.
+    """The entry for `every`: one of so many layers has full attention, the others a window.
 
     Args:
-        older: older keys for the number. usual: what absent keys mean.
-        first: is it the first of so many, or the last?
+        older: older keys for the number. usual: the default.
+        first: it is the first of so many, else the last.
     """
 
     def kinds(every: int, depth: int) -> list[str]:
@@ -108,7 +108,7 @@ def layer_kinds(older: tuple[str, ...], usual: int, first: bool) -> Lens:
 
 
 def _scaling(kind: str, p: Mapping[str, Any], context: int | None) -> Scaling | None:
-    """Their words as one of our scalings; `context` is the length that the model accepts, stretch included."""
+    """Their keys as one of our scalings; `context` is the length that the model accepts, stretch included."""
 
     def need(name: str) -> Any:
         if p.get(name) is None:
@@ -138,7 +138,7 @@ def _scaling(kind: str, p: Mapping[str, Any], context: int | None) -> Scaling | 
 
 
 def _words(s: Scaling | None) -> dict[str, Any]:
-    """One of our scalings in their words."""
+    """One of our scalings as their keys."""
     words: dict[str, Any]
     match s:
         case None:

@@ -1,5 +1,5 @@
-"""Changes of tensors for rows of the map with several names on a side; one name of theirs that is several of ours, one
-below the other, is `weights.Split`.
+"""Ops for rows of the map with several names on a side; one tensor of theirs that is several of ours, one below the
+other, is `weights.Split`.
 
     row(("q_proj", "k_proj"), "qk", Join((8, 4)))                             several of theirs, one below the other
     row(tuple(f"experts.{e}.w1" for e in range(8)), "experts.w1", Stack())    one each, along a new first axis
@@ -20,7 +20,7 @@ from anyformer.hub.tables.weights import Differs, Op, Shape
 
 @dataclass(frozen=True)
 class Join(Op):
-    """Several tensors of theirs are one of ours, one below the other, with so many rows each."""
+    """Several tensors of theirs are one of ours, one below the other, with these numbers of rows."""
 
     rows: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Files of T5 and of what grew out of it name tensors and settings alike; pages take their maps from here."""
+"""The common names of tensors and settings in files of T5 and its descendants, for their pages."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def stack_rows(name: str, ours: str, mlp: str, ffn: list[Row]) -> list[Row]:
 
 
 def ffn_config(usual: str) -> Lens:
-    """The entry for `act` and `gated`; `usual` is what an absent `feed_forward_proj` means."""
+    """The entry for `act` and `gated`; `usual` is the default of `feed_forward_proj`."""
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
         gate, _, word = str(config.get("feed_forward_proj", usual)).rpartition("-")
         word = "gelu_new" if (gate, word) == ("gated", "gelu") else word
-        act, gated = config.get("dense_act_fn", word), config.get("is_gated_act", gate == "gated")  # these win there
+        act, gated = config.get("dense_act_fn", word), config.get("is_gated_act", gate == "gated")  # take precedence
         if gate not in ("", "gated") or word not in ACTS or act not in ACTS:
             raise ValueError(
                 f"config keys 'feed_forward_proj' and 'dense_act_fn' are {config.get('feed_forward_proj')!r} and "

@@ -5,7 +5,7 @@
     row(("conv.weight_g", "conv.weight_v"), "conv.weight", WeightNorm(0))   ops for several of theirs: tables/several.py
     under("model.layers.{i}", "blocks.{i}", row(...), ...)          {i} is any index
 
-A table never says how many layers there are: the names of the model do.
+A table does not fix the number of layers: the names of the model do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 Names = tuple[str, ...]
 RUNNING, COUNTER = ".running_mean", ".num_batches_tracked"
-TAILS = (".weight", ".bias", RUNNING, ".running_var", COUNTER)  # what comes with a module
+TAILS = (".weight", ".bias", RUNNING, ".running_var", COUNTER)  # tensors of a module
 
 
 class Op:
@@ -36,7 +36,7 @@ class Op:
 
 
 class Transpose(Op):
-    """Files of GPT-2 store x @ W; we hold W of W @ x. Vectors stay."""
+    """The transpose: files of GPT-2 store W of x @ W; ours is W @ x. Vectors stay."""
 
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         return self.write(tensors)
@@ -60,7 +60,7 @@ class Split(Op):
 
 @dataclass(frozen=True)
 class Thin(Op):
-    """Their tensor has one more axis, of size 1: Reformer's tables of places, each where the other one goes on."""
+    """Their tensor has one more axis, of size 1: Reformer's two tables of positions, one for each axis."""
 
     axis: int
 
@@ -98,8 +98,7 @@ class RotaryOrder(Op):
 
 
 class Resample(Op):
-    """Positions of a grid of patches, for a model that was built for another image size. Exact where the sizes
-    agree."""
+    """Positions of a grid of patches, interpolated for a model of another image size. Exact if the sizes agree."""
 
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         from anyformer.parts.embeddings import resample_grid
@@ -132,12 +131,12 @@ def row(
     """Their module (or single parameter) is ours.
 
     Args:
-        theirs, ours: paths; with several on a side, an op must divide or join the tensors.
+        theirs, ours: paths; with several on a side, an op must split or join the tensors.
         ops: in the order of reading.
-        also: older names of theirs, accepted when reading; of several of theirs, so many names each. A file that has
-            them is written back with them.
-        tied: our path that plays this part when the model has no `ours` (or `ours` is empty); a stored copy must be
-            equal to it.
+        also: older names of theirs, accepted when reading; for several of theirs, a tuple each. A file that has them
+            is written back with them.
+        tied: our path that replaces `ours` when the model lacks it (or `ours` is empty); a stored copy must be equal
+            to it.
     """
     older = tuple(_several(names) for names in _several(also))
     made = Row(_several(theirs), _several(ours), ops, older, tied)
@@ -190,7 +189,7 @@ class Link:
     ops: tuple[Op, ...] = ()
     also: tuple[Names, ...] = ()
     tied: bool = False  # no tensor of its own: may be absent, must be equal to `ours` when present
-    twin: str | None = None  # our path that plays its part in a model where the two are tied
+    twin: str | None = None  # our path that replaces it in a model where the two are tied
 
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         """Their tensors as ours.
@@ -213,7 +212,7 @@ class Link:
         return tensors
 
     def write(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their tensors by name, of all of ours by name."""
+        """Their tensors by name, from all of ours by name."""
         tensors = [ours[name] for name in self.ours]
         for op in reversed(self.ops):
             tensors = op.write(tensors)
@@ -224,7 +223,7 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
     """The table with the names of a model filled in.
 
     Raises:
-        ValueError: if one of our tensors has no row or two, or two links want one tensor of theirs.
+        ValueError: if one of our tensors has no row or two, or two links use one tensor of theirs.
     """
     left, made = dict.fromkeys(ours), []
     known = set(left)
@@ -271,7 +270,7 @@ def _counts(items: Iterable[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Hub:
-    """How one family of files speaks of a page's models.
+    """The map between one family of files and a page's models.
 
     Args:
         name: `model_type` in config.json, or `general.architecture` in a GGUF file; files of diffusers have none, and
@@ -280,15 +279,15 @@ class Hub:
         weights: the rows for given hyperparameters.
         architectures: the names in `architectures` of config.json, or in `_class_name` of diffusers, each with the
             hyperparameters that it implies; the first is taken where a file names none.
-        types: other values of `model_type` under which files of these architectures come, too.
+        types: other values of `model_type` in files of these architectures.
         base: the prefix of names that some files leave out; `bare`: the architectures whose files are written
             without it.
         tails: older last words of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf", "gguf" or "diffusers" (hf: a directory of transformers).
-        outputs: names of theirs, dotted in nested outputs, that do not say themselves which of ours they are:
-            {"image_embeds": "heads.image"}; lists of hidden states are those of the blocks there.
-        processor: the type of image processor that its files mean where they say none, see `hub.processors`.
+        outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};
+            lists of hidden states are those of the blocks there.
+        processor: the default type of image processor of its files, see `hub.processors`.
     """
 
     name: str
@@ -305,5 +304,5 @@ class Hub:
     processor: str | None = None
 
     def ignored(self, name: str) -> str | None:
-        """Why a tensor of theirs carries nothing, or None."""
+        """The reason why a tensor of theirs carries nothing, or None."""
         return next((why for path, why in self.ignore.items() if _pattern(path).match(name)), None)

@@ -1,13 +1,12 @@
 """The tokenizer that a GGUF file carries in its metadata, as a `Tokenizer`.
 
-Two families, told by `tokenizer.ggml.model`:
+Two families, by `tokenizer.ggml.model`:
 
-- `gpt2`: byte-level BPE with its merges. How text is cut into words before that is only named, in
-  `tokenizer.ggml.pre`; the names that are known are in `PRE`, any other is an error: a wrong guess gives
-  other ids for the same text, and nothing would say so.
-- `llama`: SentencePiece BPE. There are no merges but a score for each token, and the pair whose union
-scores highest
-  is merged first; the merges follow from that. Characters without a token become bytes (`<0xE4>`).
+- `gpt2`: byte-level BPE with its merges. The cut of text into words before that is only named, in
+  `tokenizer.ggml.pre`; the known names are in `PRE`, any other is an error: a wrong guess would silently give
+  other ids for the same text.
+- `llama`: SentencePiece BPE. There are no merges but a score for each token; the pair whose union
+scores highest is merged first. Characters without a token become bytes (`<0xE4>`).
 
 Where `transformers` (5.23) reads the same file otherwise, the program that made the vocabulary decides: for
 `smollm` each digit is cut off before words are made (there: with them, so that two spaces before a digit
@@ -33,13 +32,13 @@ END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id
 
 
 class Pre(NamedTuple):
-    """How text is cut before BPE: `digits` each alone; then words by `split`, by default as GPT-2 does."""
+    """The pre-tokenizer: `digits` each alone; then words by `split`, by default as in GPT-2."""
 
     split: str | None = None
     digits: bool = False
-    whole: bool = False  # a word that is a token is taken as it is, whatever the merges say
+    whole: bool = False  # a word that is a token is one token, whatever the merges
     nfc: bool = False
-    bos: bool = False  # add bos where the file does not say
+    bos: bool = False  # the default of adding bos
 
 
 LLAMA3 = (
@@ -68,7 +67,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: object = "GGUF") ->
 
     `source` names the file in errors (FileRefused).
     """
-    if metadata.get(KEY + "model", "none") in ("none", "no_vocab"):  # a model of ids alone says so
+    if metadata.get(KEY + "model", "none") in ("none", "no_vocab"):  # a model of ids alone
         return None
     tokens = metadata.get(KEY + "tokens")
     if not isinstance(tokens, list) or not tokens:
@@ -116,7 +115,7 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int, source: object)
 
 
 def _is_id(metadata: Mapping[str, Any], key: str, count: int, source: object) -> bool:
-    """Whether the metadata have a token id under `key`, which must be one."""
+    """True if the metadata have a token id under `key`; any other value is refused."""
     value = metadata.get(key)
     if value is not None and not (type(value) is int and 0 <= value < count):
         raise refuse(source, key, f"a token id below {count:,}", value)
@@ -124,7 +123,7 @@ def _is_id(metadata: Mapping[str, Any], key: str, count: int, source: object) ->
 
 
 def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], source: object) -> tuple[Core, bool]:
-    """Byte-level BPE, and whether bos is added where the file does not say."""
+    """Byte-level BPE, and the default of adding bos."""
     name = metadata.get(KEY + "pre", "default")
     if name not in PRE:
         raise refuse(source, KEY + "pre", f"one of {', '.join(sorted(PRE))}", name)
@@ -170,7 +169,7 @@ def _sentencepiece(
 
 
 def _add_special(core: Core, tokens: list[str], types: list[int], roles: dict[str, str]) -> None:
-    """Control and unknown tokens (hidden when decoding) and the user's own are taken whole out of a text."""
+    """Adds control and unknown tokens (hidden when decoding) and the user's own, which are never split."""
     hidden = {token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)}
     hidden |= set(roles.values())
     core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens if token in hidden])

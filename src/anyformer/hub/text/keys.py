@@ -1,4 +1,4 @@
-"""What tokenizer_config.json and special_tokens_map.json may say, and the tokens and rules that stand only there."""
+"""The keys of tokenizer_config.json and special_tokens_map.json, and the tokens and rules that only these hold."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def account(where: object, keys: Keys, content: Mapping[str, Any], ignore: Colle
 
 
 def add_tokens(core: Core, where: object, files: list[Mapping[str, Any]], older: Mapping[str, Any]) -> None:
-    """Adds what stands beside tokenizer.json and not in it.
+    """Adds the tokens that are beside tokenizer.json and not in it.
 
     Args:
         files: the two files, without the keys that the caller passes over. older: the content of added_tokens.json.
 
     Raises:
-        FileRefused: naming the token, if it would get another id than the file says.
+        FileRefused: naming the token, if it would get another id than the file's.
     """
     declared = [(_id(where, i), _token(where, i, t)) for f in files for i, t in _decoder(where, f).items()]
     known = {token.content for _, token in declared}
@@ -113,9 +113,9 @@ def add_tokens(core: Core, where: object, files: list[Mapping[str, Any]], older:
 
 
 def follow(core: Core, config: Mapping[str, Any]) -> None:
-    """Makes the rules of tokenizer.json what the config says of them.
+    """Overrides the rules of tokenizer.json with those of the config.
 
-    So does `transformers` for the classes of one model; for the general class, tokenizer.json alone counts.
+    As in `transformers`, for the classes of one model; for the general class, tokenizer.json alone counts.
     """
     core.encode_special_tokens = bool(config.get("split_special_tokens"))
     if config.get("tokenizer_class") in GENERAL:
@@ -158,7 +158,7 @@ def _token(where: object, key: str, value: Any, special: bool = False) -> AddedT
 
 
 def _listed(where: object, key: str, value: Any) -> list[tuple[str, Any]]:
-    """Tokens of a list, or of an object of name: token."""
+    """The tokens of a list, or of an object of name: token."""
     if value is None:
         return []
     if not isinstance(value, list | dict):

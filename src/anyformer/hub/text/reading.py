@@ -15,7 +15,7 @@ class Reading:
     closing: int
 
     def cut(self, limit: int, closed: bool = True) -> list[int]:
-        """At most `limit` ids: the end of the text is cut; what closes it stays, if it is to be `closed`."""
+        """At most `limit` ids: the end of the text is cut; its closing tokens stay if `closed`."""
         if len(self.ids) <= limit:
             return self.ids
         kept = min(self.closing, limit) if closed else 0
@@ -25,11 +25,11 @@ class Reading:
 def reading(tokenizer: Any, text: str, ends: bool = False) -> Reading:
     """A text as the tokenizer's own model reads it.
 
-    A tokenizer that puts nothing around a text, but has a role for it, gets its [CLS] and [SEP], or, if the text
+    If the tokenizer adds no special tokens but has roles for them, its [CLS] and [SEP] are added, or, if the text
     `ends` (a source or a target), its end token.
 
     Raises:
-        ValueError: for what is no text that UTF-8 can write.
+        ValueError: for anything but text that UTF-8 can encode.
     """
     try:
         found = tokenizer.core.encode(text)
@@ -47,11 +47,11 @@ def reading(tokenizer: Any, text: str, ends: bool = False) -> Reading:
 
 
 def of_words(tokenizer: Any, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
-    """A text of words, as a tagger reads it: the ids between [CLS] and [SEP], and the place of each word's first token;
-    None for a word without tokens.
+    """A text of words, as a tagger reads it: the ids between [CLS] and [SEP], and the position of each word's first
+    token; None for a word without tokens.
 
     Raises:
-        ValueError: for a tokenizer without these two tokens.
+        ValueError: for a tokenizer without [CLS] and [SEP].
     """
     ids, places = [_around(tokenizer, "cls_token")], []
     for word in words:

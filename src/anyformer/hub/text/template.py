@@ -4,10 +4,10 @@ A template is a program. It gets the sandbox of jinja2, on plain JSON data, with
 underscore, and with only the filters, functions and methods that chat templates use. The sandbox bounds
 neither work nor memory, so limits are added:
 
-- `MAX_WORK`: every string, list and dict which the template makes (literals, `~`, `+`, `*`, calls, filters,
-  blocks, output) is charged by its expanded size, and before it is made where it can be much larger than its
-  parts. Doubling a string forty times, or nesting `[x, x]` forty deep, ends here, everywhere at the same place.
-- `MAX_SECONDS` of processor time, looked at on every line of the template and every call.
+- `MAX_WORK`: every string, list and dict that the template makes (literals, `~`, `+`, `*`, calls, filters,
+  blocks, output) is charged by its expanded size, in advance where it can be much larger than its parts.
+  Doubling a string forty times, or nesting `[x, x]` forty deep, ends here, on every machine at the same step.
+- `MAX_SECONDS` of processor time, checked on every line of the template and every call.
 - `MAX_TEMPLATE` characters in, `MAX_OUTPUT` out.
 """
 
@@ -56,7 +56,7 @@ SPLITTING = _words("list map reject rsplit select sort split splitlines unique")
 
 
 class _Spent(BaseException):
-    """A limit was reached. No `except Exception` of a library may swallow it."""
+    """The signal that a limit was reached; no `except Exception` of a library swallows it."""
 
 
 _account = threading.local()  # .work left, .deadline: of the rendering in this thread
@@ -65,8 +65,8 @@ _account = threading.local()  # .work left, .deadline: of the rendering in this 
 def render(template: str, variables: dict[str, Any]) -> str:
     """The text that a Jinja chat template makes of `variables` (plain JSON data: anything else is an error).
 
-    Errors: FileRefused when the template is not Jinja, reaches for what it may not have, or reaches a limit;
-    ValueError with the template's own words where it calls `raise_exception`, or fails on these variables.
+    Errors: FileRefused when the template is not Jinja, uses a forbidden name, or reaches a limit; ValueError with
+    the template's own message where it calls `raise_exception`, or when it fails on these variables.
     """
     import jinja2
 
@@ -89,7 +89,7 @@ def render(template: str, variables: dict[str, Any]) -> str:
         raise FileRefused(f"chat template: refused: {short(str(error))}") from None
     except RecursionError:
         raise FileRefused("chat template: nested too deeply") from None
-    except Exception as error:  # the template's own mistakes can be of any kind
+    except Exception as error:  # errors of the template can be of any type
         raise ValueError(f"chat template: {short(str(error))}") from None
     finally:
         sys.settrace(tracer)
@@ -112,7 +112,7 @@ def _charge(amount: int) -> None:
 
 
 def _charged(value: Any) -> Any:
-    """`value`, after its expanded size was charged: a part that is shared counts each time it appears."""
+    """`value`, after its expanded size is charged: a shared part counts at each occurrence."""
     stack = [value]
     while stack:
         item = stack.pop()
@@ -128,7 +128,7 @@ def _charged(value: Any) -> Any:
 
 
 def _charge_growth(name: str, subject: Any, args: tuple[Any, ...]) -> None:
-    """Charge, before the filter or method `name` makes it, what can be much larger than `subject`."""
+    """Charge in advance the result of the filter or method `name`, if it can be much larger than `subject`."""
     if name in SPLITTING and isinstance(subject, str):
         _charge(OBJECT * len(subject))
     elif name == "replace" and len(args) > 1:
@@ -142,7 +142,7 @@ def _charge_growth(name: str, subject: Any, args: tuple[Any, ...]) -> None:
 
 
 def _charge_numbers(operator: str, left: Any, right: Any) -> None:
-    """The same for `*` and `**`."""
+    """Charge in advance the result of `*` and `**`."""
     if operator == "*":
         for one, other in ((left, right), (right, left)):
             if isinstance(one, str | list | tuple) and isinstance(other, int):
@@ -169,7 +169,7 @@ def _environment() -> Any:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """`{% generation %}…{% endgeneration %}` marks what the assistant said; here it is its body alone."""
+        """`{% generation %}…{% endgeneration %}` marks the assistant's turns; here it is its body alone."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -178,7 +178,7 @@ def _environment() -> Any:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Charging(CodeGenerator):
-        """Compiles literals and `~` into calls of the environment, which charges for what they make."""
+        """Compiles literals and `~` into calls of the environment, which charges for their results."""
 
         def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
             self.write("environment.concat(map(str, ")
@@ -202,7 +202,7 @@ def _environment() -> Any:
             self.write(")" if made else "")
 
     class Names(Namespace):
-        """`namespace(…)`: the one thing a template can change; it may not change what Python looks at."""
+        """`namespace(…)`: the one object a template can change, except for Python's own attributes."""
 
         def __init__(self, **names: Any):
             super().__init__()
@@ -259,7 +259,7 @@ def _environment() -> Any:
 
 
 def _charging_filter(name: str, function: Any) -> Any:
-    """The filter, charging for its result; jinja2's marks for "pass me the context" are kept by `wraps`."""
+    """The filter, charging for its result; jinja2's marks for "pass the context" are kept by `wraps`."""
 
     @wraps(function)
     def charging(*args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 The files are those of Hugging Face, in and out: `tokenizer.json` (vocabulary, rules),
 `tokenizer_config.json` (which tokens are bos, eos, pad …), `special_tokens_map.json` (the same, older),
 `chat_template.jinja` (else `chat_template` in the config). Truncation and padding that a `tokenizer.json`
-may switch on are switched off: text is never cut silently, and `batch` pads.
+can switch on are switched off: text is never cut silently, and `batch` pads.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ CORE, CONFIG, SPECIAL, TEMPLATE, ADDED = (
 )
 
 
-OPEN = re.compile(r"(^|\s)('\S*|n('t?)?|)$")  # a last word that what follows may still join to the one before
+OPEN = re.compile(r"(^|\s)('\S*|n('t?)?|)$")  # a last word that later text may still join to the one before
 
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` (`core`), the roles of its special tokens, and a chat template.
 
     `roles` names tokens (`{"bos_token": "<s>", …}`; one that the vocabulary lacks has no id); they count as
-    special. `config` is what else the `tokenizer_config.json` held: `save` writes it back. `eos_ids` is a
-    set to which a loader may add (the generation config of a model can name several).
+    special. `config` is the rest of `tokenizer_config.json`: `save` writes it back. `eos_ids` is a set to
+    which a loader may add (the generation config of a model can name several).
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Tokenizer:
         core.no_padding()
         self.core, self.roles, self.template = core, dict(roles or {}), template
         self.config = dict(config or {"tokenizer_class": "PreTrainedTokenizerFast"})
-        self.special: dict[str, Any] = {}  # what else the special_tokens_map.json held
-        self.ledger: dict[str, list[Line]] = {}  # what became of the keys of the files
+        self.special: dict[str, Any] = {}  # the rest of special_tokens_map.json
+        self.ledger: dict[str, list[Line]] = {}  # a line for each key of the files
         special = {token.content for token in core.get_added_tokens_decoder().values()}
         missing = [t for t in self.roles.values() if t not in special and core.token_to_id(t) is not None]
         core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
@@ -78,8 +78,8 @@ class Tokenizer:
 
     @property
     def longest(self) -> int | None:
-        """The longest text in tokens, `model_max_length` of its file; None where it says none, or a number so large
-        that it means none."""
+        """The longest text in tokens, `model_max_length` of its file; None if it is absent or so large that it means
+        none."""
         said = self.config.get("model_max_length")
         if not isinstance(said, int | float) or isinstance(said, bool) or not 0 < said < 1e9:
             return None
@@ -101,8 +101,8 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of `text`; with `special`, the tokens that the model expects around it (bos, [CLS] …) too.
 
-        Special tokens written out in `text` become those tokens in either case. Errors: ValueError for what is
-        no text.
+        Special tokens written out in `text` become those tokens in either case. Errors: ValueError for
+        anything but text.
         """
         return self._encode([text], special)[0]
 
@@ -115,16 +115,15 @@ class Tokenizer:
     def decode(self, ids: Iterable[int] | Tensor, skip_special: bool = True) -> str:
         """The text of `ids`.
 
-        An id that no token has decodes to nothing: models may have more rows than their vocabulary has
-        tokens.
+        An id without a token decodes to nothing: models may have more rows than their vocabulary has tokens.
         """
         text = self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special)
         return tidied(text) if self.tidies else text
 
     @property
     def tidies(self) -> bool:
-        """Does `decode` leave out spaces before marks, which words cut at marks bring in? As files ask for it; never
-        with BPE, whose spaces are those of the text."""
+        """True if `decode` removes spaces before punctuation, as the files specify; never with BPE, whose spaces are
+        those of the text."""
         asked = self.config.get("clean_up_tokenization_spaces") is True
         return asked and not isinstance(self.core.model, models.BPE)
 
@@ -174,23 +173,23 @@ class Tokenizer:
     # ------------------------------------------------------------------------------------------- files
 
     def ids(self) -> dict[str, Any]:
-        """The special ids as a `config.json` names them; those that there are."""
+        """The special ids as a `config.json` names them; only those set."""
         eos = sorted(self.eos_ids)
         named = {"bos": self.bos_id, "eos": eos if len(eos) > 1 else next(iter(eos), None)}
         return {f"{k}_token_id": v for k, v in {**named, "pad": self.role_id("pad_token")}.items() if v is not None}
 
     @staticmethod
     def exists(folder: str | os.PathLike) -> bool:
-        """Whether the folder has a tokenizer for `load`."""
+        """True if the folder has a tokenizer for `load`."""
         return os.path.lexists(Path(folder) / CORE)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, ignore: Collection[str] = ()) -> Tokenizer:
         """The tokenizer of a Hugging Face folder.
 
-        Tokens and rules that stand only in `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json`
+        Tokens and rules that are only in `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json`
         count, too. `ignore`: keys of these that are passed over. Errors: FileNotFoundError, FileRefused, and ValueError
-        naming a key that is not known.
+        naming an unknown key.
         """
         if not cls.exists(folder):
             others = [n for n in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
@@ -208,7 +207,7 @@ class Tokenizer:
         named = config.get("chat_template")
         template = _template(folder, named)
         if not isinstance(named, list):
-            config.pop("chat_template", None)  # several named ones are kept, of which one is read
+            config.pop("chat_template", None)  # several named ones are kept, and one is read
         made = cls(core, roles, template, config)
         follow(core, config)
         made.special, made.ledger = special, ledger
@@ -263,12 +262,11 @@ class Tokenizer:
 
 
 class Stream:
-    """Decodes ids as they come: what `put` and `end` return, joined, is `decode` of all of them.
+    """Decodes ids one by one: the results of `put` and `end`, joined, are `decode` of all ids.
 
     Text is held back while it could still change: a character whose bytes are not all there, and, for
     tokenizers with byte tokens (`<0xE4>`), a run of these. Each step decodes only the ids held back and
-    those of the last text given out, which are there so that the decoder does not take the middle of a text
-    for its beginning.
+    those of the last text returned, so that the decoder does not take the middle of a text for its beginning.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool):
@@ -279,7 +277,7 @@ class Stream:
         self._held: list[int] = []
 
     def put(self, token: int) -> str:
-        """The text that is certain now that `token` has come: often empty, or of more than this token."""
+        """The text that is final after `token`: often empty, or of more than this token."""
         if token in self._hidden:
             return ""
         self._held.append(token)
@@ -297,7 +295,7 @@ class Stream:
         return self._tokenizer.core.decode(self._before + self._held, skip_special_tokens=self._skip)
 
     def end(self) -> str:
-        """What was held back."""
+        """The text held back, at the end."""
         text = self._text()
         self._before, self._held = [], []
         return text
