@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.contest import ROOT
 from benchmarks.report import fill, replace, row
 
@@ -145,7 +146,7 @@ def one(shown: Shown) -> dict[str, Any]:
         model = af.load(Path(folder) / said[4])
         found = {
             "command": shown.command, "bits": float(said[1]) / bit, "guess": float(said[3]) / bit, "seconds": seconds,
-            "parameters": sum(p.numel() for p in model.parameters()), "python": sys.version.split()[0],
+            "parameters": sum(p.numel() for p in model.parameters()), "machine": machine.facts(1),
         }  # fmt: skip
         if shown.segment:
             found |= {f"segments, {w}": segments(model, shown.segment, w == "carried") for w in ("carried", "alone")}
@@ -203,7 +204,7 @@ def _lines() -> Iterator[str]:
     for shown, found in memories:
         with_, without = found["segments, carried"], found["segments, alone"]
         yield row(f"`{shown.name}`", f"{with_:.3f}", f"{without:.3f}", f"{without - with_:.3f}")
-    yield ""
+    yield f"\nMeasured on: {machine.recorded(found for _, found in _found(ALL))}\n"
 
 
 def _figures(found: dict[str, Any]) -> tuple[str, ...]:

@@ -48,3 +48,7 @@ def test_a_command_trains_and_samples(shown, book, tmp_path, capsys, monkeypatch
     said = capsys.readouterr().out
     assert re.search(r"held-out: [\d.]+ (bits per byte|nats a label) \(\w+: [\d.]+\)\nmodel: runs/", said)
     assert ("\nThe " in said) == (shown in pages.DECODERS)
+
+
+def test_every_row_has_a_result_of_the_command_that_is_shown():
+    assert [shown.folder for shown in pages.ALL if pages.known(shown) is None] == []
