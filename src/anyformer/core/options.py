@@ -52,8 +52,8 @@ def documented(function: str, classes: Iterable[str], names: Iterable[str]) -> s
 
 
 def _signature(cls: Any) -> inspect.Signature:
-    """The signature of the constructor, with evaluated annotations and defaults. Keyword-only fields: its own first, then
-    those of its bases."""
+    """The signature of the constructor, with evaluated annotations and defaults. Keyword-only fields: its own first,
+    then those of its bases."""
     parameter, hints = inspect.Parameter, get_type_hints(cls)
     order = list(dict.fromkeys(name for c in inspect.getmro(cls) for name in inspect.get_annotations(c)))
     fields = sorted(dataclasses.fields(cls), key=lambda f: (bool(f.kw_only), order.index(f.name)))

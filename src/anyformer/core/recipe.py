@@ -99,8 +99,8 @@ class Recipe(Generic[P]):
         return " ".join(["a recipe", *(f"of a {k.__name__}" for k in slot if isinstance(k, type))])
 
     def build(self, dim: int | None = None, *more: int) -> P:
-        """Builds the module. `dim` is the width of the stream; a skeleton has its own and ignores it. `more` are the
-        other leading arguments of a part (`Part.given`): for those of attention the number and the width of the heads."""
+        """Builds the module. `dim` is the width of the stream; a skeleton has its own and ignores it. `more` are
+        other leading arguments of a part (`Part.given`): for attention the number and the width of the heads."""
         _spend()
         part: Any = self.part
         name, given = self.part.__name__, self.part.given

@@ -1,4 +1,4 @@
-"""Auto-correlation: a text attends to itself some steps later, at the delays at which it is most like itself.
+"""Auto-correlation: attention of a text to its own shifts, at the delays of the largest self-similarity.
 
 B batch, T time, D width, A delays.
 """
@@ -24,15 +24,15 @@ class AutoCorrelation(Mixer):
     ```
     All R come from one Fourier transform, the mean taken before its inverse, and so does the sum: O(T log T).
 
-    Padding is not counted, and each row has delays of its own. In transformers a row of a batch depends on the others:
-    training takes the delays of their mean, evaluation hands some rows' delays to others. There is at least one delay;
+    Padding is not counted, and each row has its own delays. In transformers a row of a batch depends on the others:
+    training takes the delays of their mean, evaluation mixes up the delays of rows. There is at least one delay;
     transformers has none for a text of one token, and returns zeros.
 
     Args:
         factor: see above.
         bias: of all projections.
 
-    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    Shape: (B, T, D) -> same. It mixes the future in: no use in a decoder, and no state.
     """
 
     def __init__(self, dim: int, factor: float = 3.0, bias: bool = True):
@@ -52,16 +52,16 @@ class AutoCorrelation(Mixer):
         most = max(1, min(int(self.factor * math.log(x.shape[1])), x.shape[1]))
         top, delay = likeness.topk(most, 1)  # (B, A) each
         top = top.masked_fill(torch.arange(most, device=x.device) >= delays, float("-inf"))  # a short row has fewer
-        # a weight of e^-40 is nothing beside 1, and its gradient, of 1e-38 and less, would slow every product down
+        # a weight of e^-40 is negligible beside 1, and its gradient, below 1e-38, would slow every product down
         top = top.masked_fill(top < top[:, :1] - 40, float("-inf"))
         y = self.delayed(v, top.softmax(1), delay, there)  # (B, T, D)
         return self.o(there.unpacked(y[:, None])[:, 0])
 
     def delayed(self, v: Tensor, share: Tensor, delay: Tensor, there: Rows) -> Tensor:
-        """sum_i share_i v[t + delay_i], going round at the length of the row: (B, T, D), (B, A) twice -> (B, T, D).
+        """sum_i share_i v[t + delay_i], modulo the length of the row: (B, T, D), (B, A) twice -> (B, T, D).
 
-        By transforms that do not go round: in a row of n tokens, whose v ends in zeros, v[t + d] and v[t + d - n] add
-        up to what does. The gradient is one transform, too, where that of A copies of the text would be A.
+        By linear transforms: in a row of n tokens, whose v ends in zeros, v[t + d] and v[t + d - n] add up to the
+        circular one. The gradient is one transform, too, instead of one for each of A copies of the text.
         """
         wide, time = torch.promote_types(v.dtype, torch.float32), v.shape[1]
         weight = share.new_zeros(len(v), 2 * time, dtype=wide)
@@ -71,10 +71,10 @@ class AutoCorrelation(Mixer):
         return torch.fft.irfft(a * b.conj()[..., None], 2 * time, dim=1)[:, :time].to(v.dtype)
 
     def likeness(self, q: Tensor, k: Tensor, there: Rows) -> Tensor:
-        """R at the delays 0 … T - 1, the least number where the row has fewer tokens, (B, T, D) twice -> (B, T).
+        """R at the delays 0 … T - 1, the least number beyond a row's length, (B, T, D) twice -> (B, T).
 
-        The transform has room for twice the text, so that it does not go round; then the delays d and d - n of a row of
-        n tokens, which are one, are added.
+        The transform has room for twice the text, so that it is linear; then the delays d and d - n of a row of n
+        tokens, which are the same, are added.
         """
         wide, time = torch.promote_types(q.dtype, torch.float32), q.shape[1]
         a, b = (torch.fft.rfft(t.to(wide), 2 * time, dim=1) for t in (q, k))  # (B, T + 1, D)

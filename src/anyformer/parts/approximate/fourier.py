@@ -13,15 +13,15 @@ from anyformer.core.mixer import Mixer
 
 
 class Fourier(Mixer):
-    """y = Re(F_time F_width x), a discrete Fourier transform along both axes and no parameters (FNet: Lee-Thorp et al.,
+    """y = Re(F_time F_width x), a Fourier transform along both axes without parameters (FNet: Lee-Thorp et al.,
     2021; arXiv:2105.03824).
 
-    Without padding by FFT, T log T; of half of the widths, since those of a real input mirror each other:
-    F[t, d] = conj F[-t, -d]. A padded row is transformed at its own length, so its result is what it is alone;
-    that takes a matrix of T x T for each row. (Others transform the padding too.) In half precision it works in
+    Without padding by FFT, in T log T; for half of the widths, since those of a real input mirror each other:
+    F[t, d] = conj F[-t, -d]. A padded row is transformed at its own length, so padding does not change its result;
+    that takes a matrix of T x T for each row. (Others transform the padding too.) In half precision it computes in
     float32.
 
-    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    Shape: (B, T, D) -> same. It mixes the future in: no use in a decoder, and no state.
     """
 
     def __init__(self, dim: int):
@@ -30,7 +30,7 @@ class Fourier(Mixer):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_both_ways(flow)
         wide, keep = x.to(torch.promote_types(x.dtype, torch.float32)), flow.keep_now(x.shape[1])
-        if keep is None and isinstance(x.shape[1], torch.SymInt):  # torch.export: whether there are mirrors is open
+        if keep is None and isinstance(x.shape[1], torch.SymInt):  # torch.export: the mirrored part can be empty
             return torch.fft.fft2(wide, dim=(1, 2)).real.to(x.dtype)
         if keep is None:
             return _Transform.apply(wide).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,4 +1,4 @@
-"""Linear attention: the softmax replaced by a product of features, so that the past is a sum of fixed size.
+"""Linear attention: a product of features in place of the softmax, so that the past is a sum of fixed size.
 
 B batch, T time, D width, H heads, K head width, M features of a head.
 """
@@ -19,7 +19,7 @@ from anyformer.parts.attention.heads import width
 from anyformer.parts.fused import elu_plus_one, relative_exp
 from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, decayed, piecewise
 
-NEVER = float("-inf")  # the size of what has not been seen
+NEVER = float("-inf")  # the log-size of an empty sum
 
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": elu_plus_one,  # the paper's
@@ -38,13 +38,13 @@ class LinearAttention(Mixer):
         = S_t^T f(q_t) / z_t.f(q_t)       S_t = S_{t-1} + f(k_t) v_t^T        z_t = z_{t-1} + f(k_t)
     ```
     The first line is attention with the weights f(q).f(k), the second one a recurrence with a state of fixed size. A
-    text is worked in chunks, the first line inside them and the second between them. Time and memory are linear in T.
+    text is computed in chunks, the first line inside them and the second between them. Time and memory are linear in T.
 
-    Where the denominator is 0 (nothing to see, `relu` features without overlap) y is 0. Others add 1e-6 to it instead.
+    If the denominator is 0 (no visible key, `relu` features without overlap) y is 0. Others add 1e-6 to it instead.
 
     Args:
         heads: H. `head_dim`: K; width / heads by default.
-        feature: f, one of `FEATURES`; none is negative.
+        feature: f, one of `FEATURES`, all non-negative.
         bias: of the projections q, k, v; `out_bias`: of o, the same by default.
         chunk: tokens of a chunk; the number does not change the result.
 
@@ -73,7 +73,7 @@ class LinearAttention(Mixer):
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
-        """The names that `feature` may have."""
+        """The allowed values of `feature`."""
         return tuple(FEATURES)
 
     @property
@@ -104,19 +104,19 @@ class LinearAttention(Mixer):
     def _recurrence(
         self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, held: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What tokens read from each other and from the state before them, and the state after them."""
+        """The outputs from these tokens and the state before them, and the state after them."""
         S, top = held
         (q, _), (k, size) = self.features(q), self.features(k)  # (B, H, T, M) each; the size of a query cancels
         weight, fade, top = (None, None, top) if size is None else weighed(size, keep, top, True)
         weight = counted(weight, keep, q.dtype)
-        # a key counts by what stands beside its features: v, and a column of ones that sums the weights
+        # a key sums the columns beside its features: v, and ones for the weights
         ones = torch.ones_like(v[..., :1]) if weight is None else weight[..., None].expand_as(v[..., :1])
         v = torch.cat((v if weight is None else v * weight[..., None], ones), -1)  # (B, H, T, K + 1)
         y, S = decayed(q, k, v, fade, S, self.chunk)  # (B, H, T, K + 1), (B, H, M, K + 1)
         return quotient(y[..., :-1], y[..., -1:]), (S, top)
 
     def _sums(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-        """What tokens read from all others, (B, H, T, K)."""
+        """The outputs from all tokens, (B, H, T, K)."""
         (q, _), (k, size) = self.features(q), self.features(k)
         weight = None if size is None else weighed(size, keep, q.new_full((*q.shape[:2], 1), NEVER), False)[0]
         weight = counted(weight, keep, q.dtype)
@@ -132,7 +132,7 @@ class LinearAttention(Mixer):
 
 
 def counted(weight: Tensor | None, keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The weights of keys, (B, H, T) or (B, 1, T), with 0 for padding; None where all are 1."""
+    """The weights of keys, (B, H, T) or (B, 1, T), with 0 for padding; None if all are 1."""
     if keep is None:
         return weight
     real = keep[:, None].to(dtype)
@@ -140,14 +140,14 @@ def counted(weight: Tensor | None, keep: Tensor | None, dtype: torch.dtype) -> T
 
 
 def quotient(y: Tensor, total: Tensor) -> Tensor:
-    """y / total, 0 where total is: as a product, since a quotient's backward pass is longer."""
+    """y / total, 0 where total is 0: as a product, because a quotient has a longer backward pass."""
     return y * torch.where(total > 0, total, 1.0).reciprocal()
 
 
 def weighed(size: Tensor, keep: Tensor | None, top: Tensor, causal: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """exp(size) without overflow: relative to the largest size so far, by which earlier sums are then faded.
+    """exp(size) without overflow: relative to the largest size so far; earlier sums fade accordingly.
 
-    The largest one cancels in the quotient, so it takes no gradient. Nothing depends on later keys in a decoder.
+    The largest one cancels in the quotient, so it has no gradient. In a decoder nothing depends on later keys.
 
     Shapes: size (B, H, T), keep (B, T), top (B, H, 1) before -> weights (B, H, T), fade (B, H, T), top after.
     """
@@ -156,7 +156,7 @@ def weighed(size: Tensor, keep: Tensor | None, top: Tensor, causal: bool) -> tup
     if causal:
         highest = torch.cat((top, size.detach()), -1).cummax(-1).values  # (B, H, 1 + T)
         before, now = highest[..., :-1], highest[..., 1:]
-        fade = torch.where(before == NEVER, 0.0, before - now)  # where nothing was before, nothing fades
+        fade = torch.where(before == NEVER, 0.0, before - now)  # an empty sum does not fade
         top = highest[..., -1:]
     else:
         now, fade = size.detach().amax(-1, keepdim=True), None
@@ -171,7 +171,7 @@ class Favor(LinearAttention):
     f(x)_m = exp(w_m.x - |x|^2 / 2) (+ eps of the largest)      E f(q).f(k) = exp(q.k)       x = q or k, / K^1/4
     ```
     with w_m from N(0, I), orthogonal to each other in blocks of K: the error falls faster than with independent ones.
-    They are a buffer, `projection`: kept in files, not trained, drawn anew by `redraw()`. Each token's features are
+    They are a buffer, `projection`: saved in files, not trained, drawn anew by `redraw()`. Each token's features are
     computed relative to its own largest one, so nothing overflows, and a decoder sees no future (performer-pytorch
     takes the largest of all keys; with eps = 0 it is the same function).
 
@@ -180,7 +180,7 @@ class Favor(LinearAttention):
     Args:
         features: M; K ln K, rounded down, by default.
         feature: "softmax" as above, or "relu": f(x) = relu(w.x) + eps ("generalized attention").
-        eps: keeps weights from 0; 1e-4 by default, 1e-3 for relu.
+        eps: keeps weights above 0; 1e-4 by default, 1e-3 for relu.
 
     Shape: (B, T, D) -> same. State: (B, H, M, K + 1), and the largest size so far, (B, H, 1).
     """
@@ -219,7 +219,7 @@ class Favor(LinearAttention):
 
     @torch.no_grad()
     def redraw(self) -> None:
-        """New random features; for training, every thousand steps or so: `model.apply(redraw)`."""
+        """Draws new random features; in training, every thousand steps or so: `model.apply(redraw)`."""
         if not self.projection.is_meta:
             self.projection.copy_(orthogonal(*self.projection.shape))
 
@@ -233,7 +233,7 @@ class Favor(LinearAttention):
 
 
 def redraw(module: nn.Module) -> None:
-    """New random features for a `Favor`, nothing for any other module: `model.apply(redraw)`."""
+    """Draws new random features for a `Favor`, and ignores other modules: `model.apply(redraw)`."""
     if isinstance(module, Favor):
         module.redraw()
 
@@ -241,7 +241,7 @@ def redraw(module: nn.Module) -> None:
 def orthogonal(rows: int, columns: int) -> Tensor:
     """Rows that are distributed as N(0, I) each, and orthogonal to each other in blocks of `columns`.
 
-    QR alone prefers some directions; with the signs of R's diagonal every direction is as likely (Mezzadri, 2006).
+    QR alone prefers some directions; with the signs of R's diagonal every direction is equally likely (Mezzadri, 2006).
     Without them, as in performer-pytorch, the estimate of softmax does not converge.
     """
     Q, R = torch.linalg.qr(torch.randn(-(-rows // columns), columns, columns))

@@ -1,4 +1,4 @@
-"""Attention over a few summaries of the text instead of over all of it: for encoders.
+"""Attention to a few summaries of the text instead of all of it: for encoders.
 
 B batch, T time, D width, H heads, G key/value heads, K head width, R rank, M landmarks.
 """
@@ -22,8 +22,8 @@ class Linformer(Mixer):
     k (T, K) ── E (R, T) ──> (R, K) ─┐
     q (T, K) ────────────────────────┴─ softmax (T, R) ── F v (R, K) ──> (T, K)
     ```
-    Row t of E and F belongs to place t of a text, padding not counted: a text may be shorter than `length`, not longer.
-    With R = `length` = T and identities it is full attention.
+    Row t of E and F belongs to position t of a text, padding not counted: a text can be shorter than `length`, not
+    longer. With R = `length` = T and identities it is full attention.
 
     Args:
         length: the longest text, in tokens. `rank`: R.
@@ -31,7 +31,7 @@ class Linformer(Mixer):
         shared: v is k, and F is E.
         bias: of the projections q, k, v; `out_bias`: of o, the same by default.
 
-    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    Shape: (B, T, D) -> same. It mixes the future in: no use in a decoder, and no state.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Linformer(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Evenly within 1 / sqrt(R)."""
+        """Draws uniformly within 1 / sqrt(R)."""
         for table in (self.E, self.F):
             if table is not None:
                 nn.init.uniform_(table, -(self.rank**-0.5), self.rank**-0.5)
@@ -98,22 +98,22 @@ class Linformer(Mixer):
 
 
 class Nystrom(Mixer):
-    """Attention by way of landmarks, means of neighbouring queries and keys (Xiong et al., 2021; arXiv:2102.03902):
+    """Attention through landmarks, means of neighbouring queries and keys (Xiong et al., 2021; arXiv:2102.03902):
 
     ```
     softmax(q k~^T) · pinv(softmax(q~ k~^T)) · softmax(q~ k^T) v         q~, k~: M landmarks; all scaled by K^-1/2
        (T, M)                  (M, M)               (M, T)
     ```
     A landmark is the mean over L = T / M (rounded up) tokens, counted so that the last one ends with the text; the
-    first ones may be of fewer tokens. A text of M tokens or fewer is its own landmarks, and then this is full
-    attention, as exactly as the inverse, which six steps of an iteration of third order come close to.
+    first ones can have fewer tokens. A text of at most M tokens is its own landmarks; then this is full attention,
+    up to the error of the inverse, which six steps of an iteration of third order approximate.
 
     Args:
         heads: H. `head_dim`: K; width / heads by default. `landmarks`: M.
         steps: of the iteration.
         bias: of all projections.
 
-    Shape: (B, T, D) -> same. It mixes the future in: a decoder cannot use it, and it keeps no state.
+    Shape: (B, T, D) -> same. It mixes the future in: no use in a decoder, and no state.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class Nystrom(Mixer):
         return self.o(y.transpose(1, 2).flatten(2))
 
     def _side_by_side(self, *pair: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Landmarks of texts without padding, (B, T, D) -> (B, M, D) each, and which there are, where not all are:
-        a kernel without a mask is faster."""
+        """Landmarks of texts without padding, (B, T, D) -> (B, M, D) each, and a mask of the valid ones, or None if all
+        are: a kernel without a mask is faster."""
         T, M = pair[0].shape[1], self.landmarks
         each = -(-T // M)  # L
-        before = M * each - T  # tokens that the first landmarks lack
+        before = M * each - T  # missing tokens of the first landmarks
         if not before:
             q, k = (t.unflatten(1, (M, each)).mean(2) for t in pair)
             return q, k, None
@@ -167,11 +167,11 @@ class Nystrom(Mixer):
         return q, k, None if before < each else (size > 0).mT[None, None]
 
     def _anywhere(self, q: Tensor, k: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Landmarks where rows have padding, or a length that is open: by a matrix that makes them of tokens."""
+        """Landmarks of rows with padding, or of an open length: by a matrix from tokens to landmarks."""
         real = torch.ones_like(q[..., 0], dtype=torch.bool) if keep is None else keep  # (B, T)
         count = real.sum(1, keepdim=True)  # (B, 1)
         each = torch.div(count + self.landmarks - 1, self.landmarks, rounding_mode="floor").clamp(min=1)  # L
-        first = self.landmarks * each - count  # the first landmarks are of fewer tokens, or none
+        first = self.landmarks * each - count  # the first landmarks have fewer tokens, or none
         index = torch.div(real.cumsum(1) - 1 + first, each, rounding_mode="floor")  # (B, T)
         mine = (index[:, None] == torch.arange(self.landmarks, device=index.device)[:, None]) & real[:, None]
         size = mine.sum(-1, keepdim=True)  # (B, M, 1)
@@ -180,7 +180,7 @@ class Nystrom(Mixer):
 
 
 def _softmax(scores: Tensor, used: Tensor | None) -> Tensor:
-    """Softmax between landmarks, (B, H, M, M); 0 for those of nothing, rows and columns."""
+    """Softmax between landmarks, (B, H, M, M); 0 for the rows and columns of empty ones."""
     if used is None:
         return scores.softmax(-1)
     scores = scores.masked_fill(~used, torch.finfo(scores.dtype).min)
@@ -195,7 +195,7 @@ def pseudo_inverse(a: Tensor, steps: int) -> Tensor:
     size = a.abs().sum(-2).amax(-1) * a.abs().sum(-1).amax(-1)  # (…,)
     z, one = a.mT / size.clamp(min=torch.finfo(a.dtype).tiny)[..., None, None], torch.eye(a.shape[-1]).to(a)
     a, z, (seven, fifteen, thirteen) = a.flatten(0, -3), z.flatten(0, -3), (n * one for n in (7, 15, 13))
-    for _ in range(steps):  # a product and what is added to it in one call: the matrices are small
+    for _ in range(steps):  # each product and sum in one call: the matrices are small
         az = a @ z
         inner = torch.baddbmm(thirteen, az, torch.baddbmm(fifteen, az, seven - az, alpha=-1), alpha=-1)
         z = torch.baddbmm(z, z, inner, beta=0, alpha=0.25)

@@ -1,6 +1,6 @@
-"""Attention inside chunks: of neighbours in the text (local), or of tokens that a random hash calls alike (LSH).
+"""Attention inside chunks: of neighbours in the text (local), or of tokens with equal random hashes (LSH).
 
-B batch, T time, D width, H heads, K head width, R rounds of hashing, N chunks, C tokens of a chunk, S tokens it sees.
+B batch, T time, D width, H heads, K head width, R rounds of hashing, N chunks, C tokens of a chunk, S visible tokens.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from anyformer.parts.attention.cache import KeysValues, Sliding
 from anyformer.parts.attention.heads import width
 from anyformer.parts.rows import FAR, Rows, divided, rows
 
-DRAWN = 2**24  # random numbers of one part, which are made while it is built
+DRAWN = 2**24  # random numbers of one part, drawn in its constructor
 
-HIDDEN, ITSELF = -1e9, -1e5  # scores of what may not be seen, and of a token itself: seen only where nothing else is
+HIDDEN, ITSELF = -1e9, -1e5  # scores of hidden keys, and of a token itself: visible only without other keys
 
 
 class Chunked(Mixer):
-    """What both kinds share: heads, and chunks that see themselves and their neighbours, around the end.
+    """Base of both kinds: heads, and chunks that see themselves and their neighbours, modulo the number of chunks.
 
     ```
     chunks of a text   [0] [1] [2] [3]        before = 1, after = 0: 2 sees 1 and 2, 0 sees 3 and 0
@@ -71,8 +71,8 @@ class Chunked(Mixer):
 
         Args:
             count: (B, 1) chunks of each row; None = N.
-            blank: FAR in the place of chunks before the first one, for places in a decoder: these would be later
-                tokens, or the same ones again.
+            blank: FAR in place of chunks before the first one, for positions in a decoder: these would be later
+                or repeated tokens.
         """
         at, found = torch.arange(t.shape[2], device=t.device), []
         for step in range(-self.before, self.after + 1):
@@ -86,11 +86,11 @@ class Chunked(Mixer):
         return torch.cat(found, 3) if len(found) > 1 else t
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, itself: Tensor | None) -> tuple[Tensor, Tensor]:
-        """softmax(q k^T) v, and the scores q k^T with what is hidden.
+        """softmax(q k^T) v, and the scores q k^T with hidden keys masked.
 
         Args:
-            hidden: (…, C, S) whom a query may not see. itself: where a token meets itself, which it sees only where it
-                sees nothing else; None = as everybody.
+            hidden: (…, C, S) True = hidden from the query. itself: True at the token itself, visible only without other
+                keys; None = as other keys.
 
         Shapes: (…, C, K), (…, S, K) twice -> (…, C, K), (…, C, S).
         """
@@ -104,14 +104,14 @@ class Chunked(Mixer):
 
 
 def hides(mine: Tensor, theirs: Tensor, causal: bool) -> Tensor:
-    """Which of the keys at places (…, S), FAR where there is none, a query at places (…, C) may not see: (…, C, S)."""
+    """True where a query at position (…, C) does not see a key at position (…, S), FAR for no key: (…, C, S)."""
     theirs = theirs[..., None, :]
     return theirs > mine[..., None] if causal else theirs == FAR
 
 
 def filled(time: int, by: int) -> int:
-    """The padding that makes whole chunks. Where the length is a symbol (`torch.export`), there are always several, for
-    a program of one chunk would be made for one chunk only."""
+    """The padding to whole chunks. If the length is a symbol (`torch.export`), there are always several, because a
+    program for one chunk would be limited to one."""
     return -time % by if isinstance(time, int) else -time % by + 2 * by
 
 
@@ -121,7 +121,7 @@ class LocalAttention(Chunked):
 
     ```
     decoder, size = 2, before = 1      encoder
-    ■ · · · · ·                        ■ ■ · · ■ ■    the last chunk stands before the first one
+    ■ · · · · ·                        ■ ■ · · ■ ■    the last chunk precedes the first one
     ■ ■ · · · ·                        ■ ■ · · ■ ■
     ■ ■ ■ · · ·                        ■ ■ ■ ■ · ·
     ■ ■ ■ ■ · ·                        ■ ■ ■ ■ · ·
@@ -129,13 +129,13 @@ class LocalAttention(Chunked):
     · · ■ ■ ■ ■                        · · ■ ■ ■ ■
     ```
     A text of `size` tokens or fewer is one chunk: full attention. Padding is not counted, and chunks begin with the
-    text. In a decoder with `before` > 1, transformers sees tokens of short texts twice; here nobody does.
+    text. In a decoder with `before` > 1, transformers counts tokens of short texts twice; here each counts once.
 
     Takes the options of `Chunked` and these:
 
     Args:
-        fill: a text of more than one chunk is filled up with padding to a multiple of this, itself a multiple of
-            `size`; `size` by default. Decides where the last chunk is that an encoder's first one sees.
+        fill: a text of more than one chunk is padded to a multiple of this, itself a multiple of `size`; `size` by
+            default. Decides the last chunk, which an encoder's first one sees.
 
     Shape: (B, T, D) -> same. State: keys and values of the chunks in reach.
     """
@@ -183,7 +183,7 @@ class LocalAttention(Chunked):
         return self._merged(there.unpacked(y.flatten(2, 3)[:, :, :time]))
 
     def _onward(self, q: Tensor, k: Tensor, v: Tensor, flow: Flow) -> Tensor:
-        """The newest tokens against all that the state holds."""
+        """Attention of the newest tokens to all keys in the state."""
         end = flow.first + q.shape[2]
         keep = torch.ones(1, end, dtype=torch.bool, device=q.device) if flow.keep is None else flow.keep
         place = keep.long().cumsum(1) - 1  # (B, end)
@@ -198,25 +198,25 @@ class LocalAttention(Chunked):
 
 
 class LSHAttention(Chunked):
-    """Attention between tokens that a random hash calls alike (Kitaev et al., 2020; arXiv:2001.04451).
+    """Attention between tokens with equal random hashes (Kitaev et al., 2020; arXiv:2001.04451).
 
     ```
     tokens           a b c d e f g h          one vector is query and key: q, and k = q / |q|
     hash             2 0 1 2 0 1 2 0          h(q) = argmax [q W, -q W], W random; R rounds, each with its own W
-    sorted           b e h c f a d g          by bucket, then by place
-    chunks of C = 4  [b e h c] [f a d g]      each sees itself and `before` chunks before it, `after` behind it
+    sorted           b e h c f a d g          by bucket, then by position
+    chunks of C = 4  [b e h c] [f a d g]      each sees itself, `before` chunks before and `after` chunks after it
     ```
-    y = sum_r exp(z_r - logsumexp_r z_r) y_r, where y_r = softmax(q k^T) v in round r, and z_r the logarithm of what
-    that softmax divides by. All rounds are one row of chunks: the first chunk of a round sees the last one of the round
-    before, and the first of all sees the last of all. A token sees itself only where it sees nothing else. Time and
+    y = sum_r exp(z_r - logsumexp_r z_r) y_r, where y_r = softmax(q k^T) v in round r, and z_r the logarithm of that
+    softmax's denominator. All rounds are one row of chunks: the first chunk of a round sees the last one of the round
+    before, and the first of all sees the last of all. A token sees itself only if it sees nothing else. Time and
     memory are O(R T S).
 
-    A text of C tokens or fewer is not hashed: this is then exactly full attention with shared queries and keys,
-    whatever `rounds` and `buckets` are. Padding is not counted, so a row is what it is alone.
+    A text of C tokens or fewer is not hashed: this is then exactly full attention with shared queries and keys, for
+    any `rounds` and `buckets`. Padding is not counted, so the other rows of a batch do not change a row.
 
-    **Longer texts, in a decoder:** no token sees a later one, but which earlier ones it sees depends on the later ones,
-    since these move the borders of the chunks. So it is with the paper's and everybody's Reformer. What was said of a
-    token changes as the text grows, so no state can hold it: beyond C tokens, generate with `cache=False`.
+    **Longer texts, in a decoder:** no token sees a later one, but later ones decide which earlier ones it sees, because
+    they move the borders of the chunks. The same holds for the paper's Reformer and all others. A token's output
+    changes as the text grows, so no state can hold it: beyond C tokens, generate with `cache=False`.
 
     Takes the options of `Chunked` and these:
 
@@ -273,7 +273,7 @@ class LSHAttention(Chunked):
         return self._merged(self._hashed(qk, v, rows(flow, x), flow))
 
     def _scale(self, qk: Tensor) -> Tensor:
-        """What makes a key of a query: k = q / (sqrt(K) sqrt(mean(q^2) + 1e-6)), about q / |q|. (…, K) -> (…, 1)."""
+        """The factor from query to key: k = q / (sqrt(K) sqrt(mean(q^2) + 1e-6)), about q / |q|. (…, K) -> (…, 1)."""
         return (qk.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * self.head_dim**-0.5
 
     def _unhashed(self, q: Tensor, k: Tensor, v: Tensor, flow: Flow) -> Tensor:
@@ -285,15 +285,15 @@ class LSHAttention(Chunked):
         return self._attend(q, k * self._scale(k), v, hides(mine, theirs, flow.causal)[:, None], itself)[0]
 
     def _hashed(self, qk: Tensor, v: Tensor, there: Rows, flow: Flow) -> Tensor:
-        """Sorted by bucket, cut into chunks, attended to, put back, and the rounds joined."""
+        """Attention within chunks of the tokens sorted by bucket, back in their order, rounds joined."""
         batch, heads, time = qk.shape[:3]
         more = filled(time, self.size)
         length = time + more
         qk, v = (F.pad(t, (0, 0, 0, more)) for t in (qk, v))  # (B, H, T, K), T now of whole chunks
         added = torch.arange(time, length, device=qk.device).expand(batch, more)
         place = torch.cat((there.place, added), 1)  # (B, T)
-        turn = self.turn(qk)  # drawn each time, so that dropout finds the random state of the first time
-        # once: a reversible stack comes here again in backward, where rounding must not move a token to another bucket
+        turn = self.turn(qk)  # drawn each time, so that dropout meets the same random state again
+        # once: a reversible stack recomputes this in backward, where rounding must not move a token to another bucket
         order = flow.once((self, "order"), lambda: self.order(qk, turn, place, there.count)).long()  # (B, H, R T)
         token = order % length
         line = torch.arange(batch * heads, device=qk.device).view(batch, heads, 1)
@@ -333,10 +333,10 @@ class LSHAttention(Chunked):
 
     @torch.no_grad()
     def order(self, qk: Tensor, turn: Tensor, place: Tensor, count: Tensor) -> Tensor:
-        """Round by round the tokens by bucket and place, (B, H, T, K) -> (B, H, R T); token t of round r is r T + t.
+        """The tokens by bucket and position, per round, (B, H, T, K) -> (B, H, R T); token t of round r is r T + t.
 
-        Padding fills up the last chunk of each round. What is more than the row alone would have comes after the last
-        round.
+        Padding fills the last chunk of each round. Surplus padding, which the row alone would not have, comes after the
+        last round.
         """
         time, many = qk.shape[2], math.prod(self.factors)
         bucket = self.buckets(qk, turn).where((place < count)[:, None, None], many)  # (B, H, R, T)

@@ -1,4 +1,4 @@
-"""ProbSparse attention: only the queries that would single out some keys attend. B batch, T time, D width, H heads, K
+"""ProbSparse attention: only the queries with a distinct choice of keys attend. B batch, T time, D width, H heads, K
 head width, U keys drawn, A queries that attend.
 """
 
@@ -25,23 +25,24 @@ class ProbSparse(Mixer):
     A = factor * ceil(ln(1 + T)) tokens of the largest m:    y_i = softmax(s_i) v, over all keys
     all others:                                              y_i = mean of v; in a decoder v_1 + … + v_i
     ```
-    A query whose scores are all alike attends to everything evenly, which is the mean; `m` measures by how much it does
-    not. With A >= T this is full attention.
+    A query with equal scores attends to all keys equally, which is the mean; `m` measures its distance from that. With
+    A >= T this is full attention.
 
-    **In a decoder** no value of a later token enters, but which tokens attend is decided over the whole text, as in the
-    paper: there is no state, and an early token may change its mind when the text grows. Generate with `cache=False`.
+    **In a decoder** no value of a later token enters, but the choice of attending tokens depends on the whole text, as
+    in the paper: there is no state, and an early token's output can change as the text grows. Generate with
+    `cache=False`.
 
     Args:
         heads: H. `head_dim`: K; width / heads by default.
         factor: see above; more is closer to full attention.
-        draws: U: "few" is factor * ceil(ln(1 + T)), as the paper counts, in O(T ln T). "many" is the smaller of T and
+        draws: U: "few" is factor * ceil(ln(1 + T)), as in the paper, in O(T ln T). "many" is the smaller of T and
             factor * T * ceil(ln(1 + T)), which is always T, as in Informer of transformers, in O(T^2). Keys are drawn
             with replacement, the same ones for all queries and heads.
-        seed: of the draws. None: others in each pass of training, always the same ones in evaluation.
+        seed: of the draws. None: new ones in each pass of training, always the same ones in evaluation.
         bias: of all projections.
         dropout: of the weights, in training.
 
-    Padding is not counted: a row is what it is alone. Shape: (B, T, D) -> same.
+    Padding is not counted: the other rows of a batch do not change a row. Shape: (B, T, D) -> same.
     """
 
     def __init__(
@@ -107,13 +108,13 @@ class ProbSparse(Mixer):
         return measured.masked_fill(~there.real()[:, None], float("-inf"))
 
     def _drawn(self, count: int, most: int) -> Tensor:
-        """Numbers of keys of a text of `count` tokens, (U,); a row of a batch draws what it draws alone."""
+        """Indices of drawn keys of a text of `count` tokens, (U,); the same for a row in a batch and alone."""
         fixed = self.seed is not None or not self.training
         noise = torch.Generator().manual_seed(self.seed or 0) if fixed else None
         return torch.randint(max(count, 1), (most,), generator=noise)
 
     def _few(self, count: Tensor) -> Tensor:
-        """factor * ceil(ln(1 + n)) of n tokens, but not more than n."""
+        """factor * ceil(ln(1 + n)) of n tokens, but at most n."""
         return (self.factor * count.double().log1p().ceil()).long().minimum(count)
 
 

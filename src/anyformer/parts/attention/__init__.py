@@ -1,1 +1,1 @@
-"""Softmax attention: the one part, its masks, scores, kernels and caches, and the parts that are made of it."""
+"""Softmax attention: the one part, its masks, scores, kernels and caches, and the parts built on it."""

@@ -1,4 +1,4 @@
-"""Attention, the one part: what varies is handed in.
+"""Attention: one part, whose variants are options.
 
 B batch, T queries, S keys, D width, H heads, G key/value heads, K head width.
 """
@@ -40,15 +40,15 @@ class Attention(Mixer):
         bias: of the projections q, k, v; `out_bias`: of o, the same by default.
         norm: of each head's q and k, before the positions: `RMSNorm.of()` for QK-norm (Henry et al., 2020;
             arXiv:2010.04245), or None.
-        positions: `Rotary.of(...)`, or None. What a stack owns (T5's relative bias) comes by the flow.
-        mask: whom a token may see, e.g. `Window(255)`; in a decoder the future stays hidden whatever it says.
+        positions: `Rotary.of(...)`, or None. The relative bias of a stack (T5) comes with the flow.
+        mask: the visible pairs, e.g. `Window(255)`; a decoder hides the future under every mask.
         cross: keys and values come from the encoder's memory.
         scale: of the scores; K^-1/2 by default.
-        scores: what changes the scores, e.g. `[Alibi.of()]`: see `anyformer.parts.attention.scores`.
+        scores: the parts that change the scores, e.g. `[Alibi.of()]`: see `anyformer.parts.attention.scores`.
         dropout: of the weights, in training.
         kernel: see `anyformer.parts.attention.kernels`; all give the same numbers.
 
-    Taps: `weights` (B, H, T, S). Listening never changes the output.
+    Taps: `weights` (B, H, T, S). Recording never changes the output.
     Shape: (B, T, D) -> same.
     """
 
@@ -131,7 +131,7 @@ class Attention(Mixer):
         return x.unflatten(-1, (heads, self.head_dim))  # (B, T, heads, K)
 
     def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values of everything seen so far, (B, G, S, K), and the queries with their positions."""
+        """Keys and values of all tokens so far, (B, G, S, K), and the queries with their positions."""
         k, v = (self._split(p(x), self.kv_heads) for p in (self.k, self.v))  # (B, T, G, K) each
         k = self._normed("k", k)
         if self.positions is not None:
@@ -141,7 +141,7 @@ class Attention(Mixer):
         return (q, k, v) if slot is None else (q, *slot.append(k, v))
 
     def _memory(self, flow: Flow) -> tuple[Tensor, Tensor]:
-        """Keys and values of the encoder's memory, (B, G, S, K); made once, then kept in the state."""
+        """Keys and values of the encoder's memory, (B, G, S, K); computed once, then cached in the state."""
         if flow.memory is None:
             raise ValueError(
                 "Attention with cross=True needs an encoder's memory; use it in the decoder of an EncoderDecoder"
@@ -156,7 +156,7 @@ class Attention(Mixer):
     def _changed(
         self, x: Tensor, q: Tensor, seen: View, key: Any, flow: Flow
     ) -> tuple[Tensor, Tensor | Bias | None, float | None]:
-        """Queries, bias and cap by the score parts. Of a long text the bias stays a function, made piece by piece."""
+        """Queries, bias and cap after the score parts. In a long text the bias stays a function, computed in pieces."""
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         stack = None if self.cross else flow.find(StackBias)
         q, bias, cap = changed(self.scores, Call(x, q, scale, seen, flow), stack)

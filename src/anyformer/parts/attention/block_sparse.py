@@ -1,4 +1,4 @@
-"""Block-sparse attention: blocks of tokens see their neighbours, the text's two ends, and a few blocks drawn at random.
+"""Block-sparse attention: blocks of tokens see their neighbours, the text's two ends, and a few random blocks.
 
 ```
         blocks of keys                  G  the first and the last block of a text see all of it, and are seen by all
@@ -28,21 +28,21 @@ from anyformer.parts.attention.attention import Attention
 from anyformer.parts.attention.kernels import attend, weights
 from anyformer.parts.attention.masks import Full, View
 
-PLANNED = (1024, 3072, 4096)  # tokens of the texts for which the reference code has an older way to draw
-REACH = 1024  # tokens among which that way draws
+PLANNED = (1024, 3072, 4096)  # lengths in tokens at which the reference code draws by an older method
+REACH = 1024  # tokens from which that method draws
 NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the tokens of each row are: `place` (B, T) among its real ones, `length` (B,) how many these are."""
+    """The tokens of each row: `place` (B, T) is their index among its real ones, `length` (B,) the number of these."""
 
     place: Tensor
     length: Tensor
     keep: Tensor | None
 
     def blocks(self, size: int) -> Tensor:
-        """How many blocks each text has, (B,)."""
+        """The number of blocks of each text, (B,)."""
         return (self.length + size - 1) // size
 
 
@@ -50,19 +50,19 @@ class BlockSparse(Attention):
     """BigBird's attention (Zaheer et al., 2020; arXiv:2007.14062), as its published code computes it.
 
     A text of n blocks that has more than `size` (5 + 2 random) tokens is sparse; a shorter one sees all of itself. In
-    training the random blocks are drawn, for each layer and head, by numpy's generator from `seed`, so that a text
-    has the same blocks in each step; in evaluation none is drawn, and the first block counts 1 + `random` times in
-    each softmax, which is what published models were evaluated with. A row is laid out by its real tokens alone:
-    padding, on any side, and longer neighbours in the batch change nothing (in transformers they do).
+    training numpy's generator draws the random blocks from `seed`, for each layer and head, so that a text has the
+    same blocks in each step; in evaluation none is drawn, and the first block counts 1 + `random` times in each
+    softmax, as in the evaluation of the published models. A row consists of its real tokens only: padding, on any
+    side, and longer rows in the batch change nothing (in transformers they do).
 
     Args:
-        heads: H. size: b, tokens of a block. random: blocks that each block draws. seed: of the drawing; the layer's
+        heads: H. size: b, tokens of a block. random: random blocks per block. seed: of the draws; the layer's
             number, by custom.
-        planned: the longest text, in tokens, that the drawing for texts of exactly 1024, 3072 and 4096 tokens is
-            made for.
-        bias: of q, k and v. dropout: of the weights, of texts that see all of themselves.
-        kernel: "auto" and "chunked" gather the blocks that are seen; all others look at all pairs, with the logarithm
-            of how often each key counts as a bias.
+        planned: the longest text, in tokens, for which the draws of texts of exactly 1024, 3072 and 4096 tokens are
+            made.
+        bias: of q, k and v. dropout: of the weights, for texts that see all of themselves.
+        kernel: "auto" and "chunked" gather the visible blocks; all others compute all pairs, with the logarithm of
+            each key's count as a bias.
 
     Taps: `weights` (B, H, T, S).
     Shape: (B, T, D) -> same.
@@ -89,7 +89,7 @@ class BlockSparse(Attention):
         if size < 1 or random < 0:
             raise ValueError(f"BlockSparse: size is 1 or more, random 0 or more; got size={size}, random={random}")
         self.size, self.random, self.seed, self.planned = size, random, seed, planned
-        self.least = size * (5 + 2 * random)  # a text of so many tokens sees all of itself
+        self.least = size * (5 + 2 * random)  # a text of at most so many tokens sees all of itself
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_both_ways(flow)
@@ -100,7 +100,7 @@ class BlockSparse(Attention):
             q, k, _ = self._heads(x)
             flow.taps.put(self, "weights", weights(q, k, seen.tensor(), self._often(flow, rows, T)))
         if not seen.open() and (self.kernel == "chunked" or (self.kernel == "auto" and self.least < T)):
-            return self.o(flow.clear(self._gathered(x, flow, rows)))  # what padding sees differs by kernel: it is 0
+            return self.o(flow.clear(self._gathered(x, flow, rows)))  # padding's outputs differ by kernel: make them 0
         bias = self._often(flow, rows, T) if seen.open() or self.least < T else None
         dropout = self.dropout if self.training and bias is None else 0.0
         kernel = "auto" if self.kernel == "chunked" else self.kernel
@@ -117,12 +117,12 @@ class BlockSparse(Attention):
         return self.training and self.random > 0
 
     def _once(self, what: str) -> tuple[object, ...]:
-        """The key of what all layers share that see the same blocks."""
+        """The key of values shared by all layers that see the same blocks."""
         own = (self.seed, self.planned, self.heads) if self._draws() else ()
         return (BlockSparse, what, self.size, self.random, *own)
 
     def _drawn(self, rows: Rows, N: int) -> Tensor:
-        """The random blocks of the inner blocks of every row, (B, H, N - 2, random); 0 where there are none."""
+        """The random blocks of the inner blocks of every row, (B, H, N - 2, random); 0 for none."""
         draw = torch.compiler.disable(drawn) if torch.compiler.is_compiling() else drawn  # it would trace numpy
         found = torch.zeros(len(rows.length), self.heads, max(0, N - 2), self.random, dtype=torch.long)
         for row, length in enumerate(rows.length.tolist()):
@@ -135,7 +135,7 @@ class BlockSparse(Attention):
         return flow.once(self._once("bias"), lambda: self._counts(rows, T).log())
 
     def _counts(self, rows: Rows, T: int) -> Tensor:
-        """How often each key counts for each query, (B, H or 1, T, T)."""
+        """The count of each key for each query, (B, H or 1, T, T)."""
         block, last = rows.place // self.size, (rows.blocks(self.size) - 1)[:, None, None]  # (B or 1, T), (B, 1, 1)
         query, key = block[:, :, None], block[:, None]
         counts = ((query - key).abs().le(1) | key.eq(0) | key.eq(last)).float()[:, None]  # (B, 1, T, T)
@@ -152,7 +152,7 @@ class BlockSparse(Attention):
         return torch.where(whole[:, None], 1.0, counts)
 
     def _gathered(self, x: Tensor, flow: Flow, rows: Rows) -> Tensor:
-        """Each block against copies of the blocks that it sees, (B, T, H K)."""
+        """Attention of each block to copies of its visible blocks, (B, T, H K)."""
         T = x.shape[1]
         N = -(-T // self.size)
         if rows.keep is not None:  # real tokens first, so that a block is a slice
@@ -175,7 +175,7 @@ class BlockSparse(Attention):
         return y if rows.keep is None else y.gather(1, order.argsort(1)[..., None].expand_as(y))
 
     def _layout(self, rows: Rows, N: int) -> Layout:
-        """Which blocks the inner blocks of the sparse rows see. Draws."""
+        """The visible blocks of the inner blocks of the sparse rows, partly drawn at random."""
         device, size = rows.length.device, self.size
         sparse = rows.length > self.least
         long, short = sparse.nonzero()[:, 0], (~sparse).nonzero()[:, 0]
@@ -183,7 +183,7 @@ class BlockSparse(Attention):
         last = rows.blocks(size)[long, None] - 1  # (B', 1)
         inner = torch.arange(1, max(1, N - 1), device=device).expand(len(long), -1)  # (B', N - 2)
         columns = [torch.zeros_like(inner), inner - 1, inner, inner + 1, last.expand_as(inner)]
-        hidden = [inner < 0, inner == 1, inner < 0, inner + 1 >= last, inner < 0]  # the ends are there already
+        hidden = [inner < 0, inner == 1, inner < 0, inner + 1 >= last, inner < 0]  # the ends are already included
         index, out = torch.stack(columns, -1)[:, None], torch.stack(hidden, -1)[:, None]  # (B', 1, N - 2, 5)
         often = torch.zeros_like(index, dtype=torch.float32)
         if self._draws():
@@ -217,13 +217,13 @@ class BlockSparse(Attention):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a batch's sparse rows see.
+    """The visible blocks of a batch's sparse rows.
 
     Args:
-        long, short: which rows are sparse, and which see all of themselves.
-        real: (B, N b) is it a token, once real ones stand first?
-        index: (B', H or 1, N - 2, C) blocks that each inner block sees.
-        bias: (B', H or 1, N - 2, C b) log of how often their tokens count.
+        long, short: the rows that are sparse, and those that see all of themselves.
+        real: (B, N b) True = a real token, real ones first.
+        index: (B', H or 1, N - 2, C) visible blocks of each inner block.
+        bias: (B', H or 1, N - 2, C b) log of the count of their tokens.
         last: (B',) the last block of each text.
     """
 
@@ -244,29 +244,29 @@ def _rows(flow: Flow, x: Tensor) -> Rows:
 
 @functools.lru_cache(maxsize=256)
 def drawn(seed: int, heads: int, blocks: int, size: int, random: int, planned: int) -> Tensor:
-    """The blocks that the inner blocks of a text draw, (H, blocks - 2, random), as the reference code draws them.
+    """The random blocks of the inner blocks of a text, (H, blocks - 2, random), as in the reference code.
 
     Args:
-        blocks: of the text. size: tokens of a block. random: how many are drawn. The others: see `BlockSparse`.
+        blocks: of the text. size: tokens of a block. random: number of draws. The others: see `BlockSparse`.
     """
     noise = np.random.RandomState(seed)
     if blocks * size in PLANNED and blocks * size <= planned:
         found = [_among_many(noise, planned // size, size, random)[: blocks - 2] for _ in range(heads)]
         return torch.from_numpy(np.stack(found))
-    first = 5 + 2 * random  # the blocks that are drawn from, for texts of any length
+    first = 5 + 2 * random  # draws are from the first blocks, for texts of any length
     table = [[_among_first(noise, i, first, random) for _ in range(heads)] for i in range(1, blocks)]
     return torch.from_numpy(np.array(table, dtype=np.int64)).transpose(0, 1)[:, :-1]
 
 
 def _among_first(noise: np.random.RandomState, block: int, first: int, random: int) -> np.ndarray:
-    """`random` of the first blocks; not the ends of these, not the neighbours, nor theirs at the ends."""
+    """`random` of the first blocks, without the ends of these, the neighbours, and those of the ends."""
     near = {0, first - 1, block - 1, block, block + 1}
     near |= {first - 2} if block == 1 else {1} if block == first - 2 else set()
     return np.array([b for b in noise.permutation(np.arange(first)) if b not in near][:random], dtype=np.int64)
 
 
 def _among_many(noise: np.random.RandomState, blocks: int, size: int, random: int) -> np.ndarray:
-    """The older way, for the longest text at once: `random` of the inner blocks up to `REACH`, not the neighbours."""
+    """`random` of the inner blocks up to `REACH`, not the neighbours: the older method, for the longest text."""
     inner = np.arange(1, blocks - 1, dtype=np.int64)
     last = REACH // size - 1 if 2 * size < REACH else blocks - 1
     table = np.zeros((blocks - 2, random), dtype=np.int64)

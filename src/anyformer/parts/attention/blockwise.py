@@ -1,4 +1,4 @@
-"""Exact attention in linear memory, to be read: the scores of all pairs are never there at once.
+"""Exact attention in linear memory, written to be read: the scores of all pairs never exist at once.
 
 A softmax needs the largest score and the sum before it can divide. Both can be kept as running values (Milakov and
 Gimelshein, 2018, arXiv:1805.02867; Rabe and Staats, 2021, arXiv:2112.05682; Dao et al., 2022, arXiv:2205.14135).
@@ -9,15 +9,15 @@ For one query, after the scores s of one more block of keys:
     a' = a * exp(m - m') + exp(s - m') v      weighted values so far, likewise
     at the end: y = a / l
 
-`exp(m - m')` is the point: without it the blocks are weighted by different measures, and the result is wrong by more
-the more the blocks' largest scores differ (tests/parts/test_blockwise.py says by how much).
+`exp(m - m')` is essential: without it the blocks are weighted by different measures, and the error grows with the
+difference of the blocks' largest scores (measured in tests/parts/test_blockwise.py).
 
-Backward, the weights are made again, block by block, from one number a query, L = m + log l:
+Backward recomputes the weights, block by block, from one number a query, L = m + log l:
 
     p = exp(s - L)     dv = p^T dy     ds = p * (dy v^T - sum(dy * y))     dq = scale ds k     dk = scale ds^T q
 
-Scores that are capped, s = c tanh(z / c), go on backward with dz = ds (1 - (s / c)^2) for ds, before any bias.
-Memory: O(T + S) a head in both directions. Time: as plain attention, and blocks that nobody may see are skipped.
+Capped scores, s = c tanh(z / c), continue backward with dz = ds (1 - (s / c)^2) for ds, before any bias.
+Memory: O(T + S) a head in both directions. Time: as plain attention; blocks without a visible pair are skipped.
 B batch, H heads, G key/value heads, R = H / G, T queries, S keys, K head width, t and s the sizes of a block.
 """
 
@@ -43,7 +43,7 @@ def blockwise(
     scale: float | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """softmax(cap(scale * q k^T) + bias, over what may be seen) v; 0 where nothing may be seen.
+    """softmax(cap(scale * q k^T) + bias, over visible pairs) v; 0 for a query that sees nothing.
 
     Shapes: q (B, H, T, K), k and v (B, G, S, K), bias (1 or B, H, T, S) -> (B, H, T, K). A bias is itself O(T S).
     """
@@ -101,7 +101,7 @@ class _Blockwise(torch.autograd.Function):
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What sums are kept in: float32 or better."""
+    """The type of sums: float32 or wider."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -112,7 +112,7 @@ def _cuts(count: int, size: int) -> Iterator[slice]:
 
 
 def _tiles(view: View, rows: slice) -> Iterator[tuple[slice, Tensor | None]]:
-    """The blocks of keys that some of these queries may see, each with its mask, or None if all of it is seen."""
+    """The blocks of keys that some of these queries can see, each with its mask, or None if it is all visible."""
     near = view.rows(rows.start, rows.stop)
     low = near.key - view.key
     for cut in _cuts(near.keys, KEYS):
@@ -137,7 +137,7 @@ def _scores(
     scale: float,
     cap: float | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, H, t, s) in float32 or better, -inf where nothing may be seen; and, of capped ones, the slope of the cap."""
+    """Scores (B, H, t, s) in float32 or wider, -inf for hidden pairs; and the slope of the cap, if there is one."""
     wide, bend = _wide(q), None
     scores = _times(q.to(wide), k.to(wide).mT) * scale
     if cap is not None:
@@ -149,7 +149,7 @@ def _scores(
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
-    """(B, H, t, x), (B, G, x, y) to (B, H, t, y): the R heads of a group stand among the queries, b is not copied."""
+    """(B, H, t, x), (B, G, x, y) to (B, H, t, y): a group's R heads are folded into the queries, b is not copied."""
     groups = b.shape[1]
     folded = a.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, R t, x)
     return (folded @ b).unflatten(2, (-1, a.shape[2])).flatten(1, 2)

@@ -12,7 +12,7 @@ from anyformer.parts.attention.masks import FAR, Mask
 def kept(
     mask: Mask | None, batch: int, heads: int, head_dim: int, length: int, like: Tensor, kinds: int = 2
 ) -> KeysValues:
-    """Empty state for what queries under that mask will look at."""
+    """Empty state for the keys that queries under that mask will see."""
     left = FAR if mask is None else mask.reach()[0]
     if left < FAR:
         return Sliding(batch, heads, head_dim, min(length, 2 * left + 2), like, left, kinds)
@@ -22,13 +22,13 @@ def kept(
 class KeysValues(Slot):
     """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K).
 
-    `kinds` is 1 where one tensor is keys and values at once (`LatentAttention`).
+    `kinds` is 1 if one tensor holds keys and values at once (`LatentAttention`).
     """
 
     def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, kinds: int = 2):
         self.memory = like.new_empty(kinds, batch, heads, room, head_dim)
         self.length = 0
-        self.watched = False  # a pass with gradients may have kept what is here: nothing is written into it
+        self.watched = False  # True if a pass with gradients may have saved this memory: it is not written again
 
     @property
     def k(self) -> Tensor:
@@ -39,7 +39,7 @@ class KeysValues(Slot):
         return self.memory[1, :, :, : self.length]
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Adds (B, G, T, K) of each kind, keys and values, and returns everything."""
+        """Appends (B, G, T, K) of each kind, keys and values, and returns all tokens."""
         start, end = self.length, self.length + new[0].shape[2]
         if self.watched or torch.is_grad_enabled():
             fresh = torch.stack(new).to(self.memory.dtype)
@@ -70,16 +70,16 @@ class KeysValues(Slot):
 
 
 class Frozen(KeysValues):
-    """Keys and values of the encoder's memory: made once, not touched by the length of the target."""
+    """Keys and values of the encoder's memory: computed once, unchanged by the length of the target."""
 
     def trim(self, length: int) -> None:
         pass
 
 
 class Sliding(KeysValues):
-    """Keys and values of a window: what no later query can reach is dropped, so memory stays bounded.
+    """Keys and values of a window: tokens out of every later query's reach are dropped, so memory stays bounded.
 
-    `dropped` tokens are gone from the front; the rest is kept as in `KeysValues`.
+    `dropped` tokens are gone from the front; the rest is stored as in `KeysValues`.
     """
 
     def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, left: int, kinds: int = 2):
@@ -91,7 +91,7 @@ class Sliding(KeysValues):
         seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
         oldest = seen if self.marked is None else min(seen, self.marked)
         excess = max(0, oldest - self.left - self.dropped)
-        if excess > self.left:  # moving is a copy: do it once for many tokens; and a long prompt's room is given back
+        if excess > self.left:  # moving is a copy: once for many tokens; and a long prompt's memory is freed
             self.length, self.dropped = self.length - excess, self.dropped + excess
             self.memory = self.memory[:, :, :, excess:]
             self.memory = self._grown(max(2 * self.left + 2, self.length + new[0].shape[2]))

@@ -1,4 +1,4 @@
-"""Attention in which some tokens of a text, named with each batch, see all of it and are seen by all of it.
+"""Attention with global tokens, marked in each batch: they see all of their text and are seen by all of it.
 
 ```
         keys 0 1 2 3 4 5 6 7          ■  window, by q k v     □  a global token, by q k v
@@ -11,7 +11,7 @@ query 0      ◆ ◆ ◆ ◆ ◆ ◆ ◆ ◆          ◆  by projections of the
       6      □ · · · · □ ■ ■
       7      □ · · · · □ ■ ■
 ```
-B batch, T time (queries and keys), D width, H heads, K head width, N global tokens of the row that has most.
+B batch, T time (queries and keys), D width, H heads, K head width, N most global tokens of a row.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class GlobalTokens(Companion):
 
 @dataclass(frozen=True)
 class Marked(View):
-    """A view in which the keys `wide` (B, T) are seen by every query of their text."""
+    """A view in which every query of a text sees its keys `wide` (B, T)."""
 
     wide: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Marked:
-        """The same for the queries start … stop, and all keys: a global one may be anywhere."""
+        """The same for the queries start … stop, and all keys: a global one can be anywhere."""
         mine = None if self.mine is None else self.mine.cut(start, stop)
         return replace(self, query=self.query + start, count=stop - start, mine=mine)
 
@@ -54,11 +54,11 @@ class Marked(View):
         return Marked(**vars(near), wide=None if self.wide is None else self.wide[:, start:stop])
 
     def nothing(self) -> bool:
-        """Only where there is nobody: any key may be a global one."""
+        """True only without queries or keys: any key can be global."""
         return not self.count or not self.keys
 
     def whole(self) -> Tensor:
-        """The mask of what a global token sees, (1 or B, 1, T, S): all of its text."""
+        """The mask of a global token, (1 or B, 1, T, S): all of its text."""
         return View.tensor(replace(self, mask=Full()))
 
     def tensor(self) -> Tensor:
@@ -69,29 +69,29 @@ class Marked(View):
 
 @dataclass(frozen=True)
 class Few:
-    """Where the global tokens are: `index` (B, N), of which `real` (B, N) are some, the others fill up the row."""
+    """The indices of the global tokens: `index` (B, N), padded; `real` (B, N) marks the valid entries."""
 
     index: Tensor
     real: Tensor
 
     def of(self, x: Tensor) -> Tensor:
-        """Theirs of x (B, H, T, K), (B, H, N, K)."""
+        """The global tokens' part of x (B, H, T, K), (B, H, N, K)."""
         return x.gather(2, self.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 class GlobalAttention(Attention):
-    """Attention within a mask, beside global tokens, `GlobalTokens` in the flow (Beltagy et al., 2020;
+    """Attention within a mask, and to global tokens, `GlobalTokens` in the flow (Beltagy et al., 2020;
     arXiv:2004.05150).
 
-    An ordinary token sees what its mask shows and all global tokens, in one softmax, by q, k and v. A global token
+    An ordinary token sees the keys of its mask and all global tokens, in one softmax, by q, k and v. A global token
     sees all of its text, by q, k and v of its own, `wide.q` …; without global tokens these are not used.
 
     With a mask of width w and N global tokens, time and memory are O(T (w + N)): chunks of queries against the keys
-    in reach with the global ones put in front (`kernel="chunked"`, and "auto" where the text is long), and N queries
-    against all keys. Any other kernel, and an exported program, look at all pairs.
+    in reach, preceded by the global ones (`kernel="chunked"`, and "auto" if the text is long), and N queries
+    against all keys. Any other kernel, and an exported program, compute all pairs.
 
     Args:
-        heads: H. bias: of all projections. mask, dropout, kernel: as of `Attention`.
+        heads: H. bias: of all projections. mask, dropout, kernel: as in `Attention`.
 
     Taps: `weights` (B, H, T, S).
     Shape: (B, T, D) -> same.
@@ -136,7 +136,7 @@ class GlobalAttention(Attention):
         return Marked(**vars(view(flow, self.mask, count, count, device)), wide=None if tokens is None else tokens.mask)
 
     def _with_global(self, x: Tensor, y: Tensor, seen: Marked, few: Few, dropout: float) -> Tensor:
-        """(B, H, T, K) with what the global tokens see in place of what was there."""
+        """y (B, H, T, K) with the global tokens' own outputs in their place."""
         theirs = x.gather(1, few.index[..., None].expand(-1, -1, x.shape[2]))  # (B, N, D)
         q, k, v = (self._heads(self.wide[name](of)) for name, of in (("q", theirs), ("k", x), ("v", x)))
         N, mine = few.index.shape[1], None
@@ -170,7 +170,7 @@ def _few(seen: Marked) -> Few | None:
 
 
 def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, Tensor]]:
-    """`CHUNK` queries each, the keys in their reach, and who sees whom among the global tokens and these keys."""
+    """`CHUNK` queries each, the keys in their reach, and their mask over the global tokens and these keys."""
     found = []
     for start in range(0, seen.count, CHUNK):
         rows = slice(start, min(start + CHUNK, seen.count))
@@ -179,7 +179,7 @@ def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, Tensor]]:
         columns, mask = slice(low, low + near.keys), View.tensor(near)  # (1 or B, 1, t, s)
         if few is not None:
             assert seen.wide is not None
-            mask = mask & ~seen.wide[:, None, None, columns]  # they stand in front, once
+            mask = mask & ~seen.wide[:, None, None, columns]  # they come first, once
             front = few.real[:, None, None].expand(-1, 1, rows.stop - start, -1)  # (B, 1, t, N)
             if seen.mine is not None:
                 front = front & (

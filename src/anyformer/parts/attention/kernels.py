@@ -1,10 +1,10 @@
-"""How attention is computed. All kernels give the same numbers; a query that may see nothing gives 0, with gradient 0.
+"""Attention kernels. All give the same numbers; a query that sees nothing gives 0, with gradient 0.
 
 The rule of "auto", from the top:
   1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
-  2. a bias can be made piece by piece, or scores are capped, and there are many queries (`View.long`): "chunked", too:
+  2. a bias can be computed in pieces, or scores are capped, and there are many queries (`View.long`): "chunked", too:
      its pieces stay in the processor's cache, and in a decoder they are half as many as all pairs
-  3. a mask that fused attention does not know, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
+  3. a mask outside fused attention, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
   4. scores are capped: "reference"
   5. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
@@ -43,23 +43,22 @@ def attend(
     kernel: str = "auto",
     cap: float | None = None,
 ) -> Tensor:
-    """softmax(cap(scale * q k^T) + bias, over what may be seen) v.
+    """softmax(cap(scale * q k^T) + bias, over visible pairs) v.
 
     Args:
         q: (B, H, T, K). k, v: (B, G, S, K), where G divides H: each of them serves H / G heads.
-        view: who may see whom. `mask`: its tensor, where the caller has it already.
-        bias: added to the scores, (1 or B, H, T, S); or a function that makes it for a
-            view, piece by piece in "chunked".
+        view: the visible pairs. `mask`: its tensor, if the caller has it already.
+        bias: added to the scores, (1 or B, H, T, S); or a function that computes it for a view, in pieces in "chunked".
         scale: K^-1/2 by default.
         dropout: of the weights, for training.
         kernel: one of `KERNELS`.
-        cap: c of cap(s) = c tanh(s / c); None = scores as they are.
+        cap: c of cap(s) = c tanh(s / c); None = no cap.
 
     Returns:
         (B, H, T, K)
 
     Raises:
-        ValueError: for a kernel that cannot cap, or has no dropout.
+        ValueError: for a kernel without a cap, or without dropout, if it needs one.
     """
     check_option("attend", "kernel", kernel, KERNELS)
     if kernel == "auto":
@@ -108,7 +107,7 @@ def weights(
     scale: float | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """The attention weights themselves: each row sums to 1, or is 0 where nothing may be seen.
+    """The attention weights: each row sums to 1, or is 0 for a query that sees nothing.
 
     Shapes: q (B, H, T, K), k (B, G, S, K), mask and bias as in `attend` -> (B, H, T, S).
     """
@@ -155,7 +154,7 @@ def _sdpa(
     over = mask if bias is None else bias
     if heads == groups:
         return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
-    if q.shape[2] == 1:  # one query: the heads of a group stand where queries stand, and no key is copied
+    if q.shape[2] == 1:  # one query: the heads of a group take the axis of the queries, and no key is copied
         folded = q.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, K)
         if bias is not None:
             over = bias.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, S)
@@ -178,7 +177,7 @@ def _chunked(
     dropout: float,
     cap: float | None,
 ) -> Tensor:
-    """`CHUNK` queries at a time against only the keys in their reach: time and memory O(T x window) instead of O(T x
+    """Attention of `CHUNK` queries at a time to the keys in their reach: time and memory O(T x window) instead of O(T x
     S)."""
     out, keys_of, values_of = [], reader(k), reader(v)
     for start, rows in zip(range(0, view.count, CHUNK), q.split(CHUNK, 2), strict=True):
@@ -198,8 +197,8 @@ def _chunked(
 
 
 def reader(t: Tensor) -> Callable[[int, int], Tensor]:
-    """t[:, :, low:high] for many ranges. The gradient of each slice would be a tensor as long as the text, all of them
-    together its square: where there are gradients, pieces of the text are joined instead."""
+    """A function that returns t[:, :, low:high]. The gradient of each slice would be as long as the text, all of them
+    together its square: with gradients, it joins pieces of the text instead."""
     if not (torch.is_grad_enabled() and t.requires_grad) or isinstance(t.shape[2], torch.SymInt):
         return lambda low, high: t[:, :, low:high]
     pieces = t.split(CHUNK, 2)
@@ -232,7 +231,7 @@ def _flex(
     """FlexAttention. On CPU PyTorch offers its forward pass only.
 
     Raises:
-        ValueError: if dropout is asked for, or a gradient on the CPU.
+        ValueError: for dropout, or a gradient on the CPU.
     """
     if dropout:
         raise ValueError('kernel "flex" has no dropout of weights; use "sdpa"')

@@ -1,4 +1,4 @@
-"""Latent attention: keys and values of all heads are made of one short vector a token, and that is all a decoder keeps.
+"""Latent attention: keys and values of all heads come from one short vector a token, and a decoder caches only that.
 
 B batch, T queries, S keys, D width, H heads, R rank of keys and values, N and P width of a head's part without and
 with positions, V width of a head's values.
@@ -35,29 +35,29 @@ class LatentAttention(Mixer):
        │                        └─ q_p (P) ─ turned
        └─ kv_down ─┬─ norm ─ c (R) ── kv ──┬─ k_n (N)      k = [W_k c, turned k_p]          N + P
                    │                       └─ v   (V)      v = W_v c                        V
-                   └─ k_p (P) ─ turned, one for all heads  kept of each token: c, k_p       R + P
+                   └─ k_p (P) ─ turned, one for all heads  cached of each token: c, k_p   R + P
     ```
-    Grouped attention keeps 2 G K numbers a token, this R + P; its heads need not share keys or values for that.
+    Grouped attention caches 2 G K numbers a token, this R + P; its heads need not share keys or values for that.
 
-    Two forms give the same numbers. The plain one makes k_n and v of all tokens. The absorbed one leaves them as c:
+    Two forms give the same numbers. The plain one computes k_n and v of all tokens. The absorbed one keeps them as c:
     q_n (W_k c) = (W_k^T q_n) c, and sum w (W_v c) = W_v (sum w c): H heads over one shared key, R + P wide.
-    While decoding, the one that takes fewer multiplications is chosen; for T new among S tokens the absorbed one if
+    While decoding, the one with fewer multiplications runs; for T new among S tokens the absorbed one if
 
     ```
     T (R (N + V) + 2 S (R + P))  <  S (R (N + V) + 2 T max(N + P, V))
     ```
-    that is for one token, and for up to 170 after a long text in DeepSeek-V2. It is never chosen without a state
-    (training), nor where `kv` is no plain matrix (adapters, int8). In half precision the two round differently.
+    that is for one token, and for up to 170 after a long text in DeepSeek-V2. It never runs without a state
+    (training), nor if `kv` is no plain matrix (adapters, int8). In half precision the two round differently.
 
     Args:
         heads: H.
-        kv_rank: R; 4 N by default, as in the paper. `q_rank`: of the queries, or None: they are made of x directly.
+        kv_rank: R; 4 N by default, as in the paper. `q_rank`: of the queries, or None: they come from x directly.
         nope_dim: N; width / heads by default. `rope_dim`: P; N / 2, made even, by default; 0 = no shared key.
             `value_dim`: V; N by default.
         bias: of `q_down`, `kv_down` and `o`; the matrices to the heads have none.
         norm: of both latents, or None.
         positions: of the P part alone, `Rotary.of(pairs="adjacent")` for DeepSeek's weights; or None.
-        mask, scale, dropout, kernel: as of `Attention`; scale is (N + P)^-1/2 by default.
+        mask, scale, dropout, kernel: as in `Attention`; scale is (N + P)^-1/2 by default.
 
     Taps: `weights` (B, H, T, S).
     Shape: (B, T, D) -> same. State: (B, 1, S, R + P).
@@ -147,7 +147,7 @@ class LatentAttention(Mixer):
         return x if self.norm is None else self.norm[name](x)
 
     def absorbs(self, count: int, keys: int) -> bool:
-        """Is the absorbed form the one to take for `count` new tokens among `keys`?"""
+        """True if the absorbed form is faster for `count` new tokens among `keys`."""
         up, wide = self.kv_rank * (self.nope_dim + self.value_dim), max(self.head_dim, self.value_dim)
         less = count * (up + 2 * keys * (self.kv_rank + self.rope_dim)) < keys * (up + 2 * count * wide)
         return less and type(self.kv) is nn.Linear
@@ -158,12 +158,12 @@ class LatentAttention(Mixer):
         return up[:, : self.nope_dim], up[:, self.nope_dim :]
 
     def _absorbed(self, q: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, R + P), and what is held as the key and the value of all heads."""
+        """Queries (B, H, T, R + P), and the cached tensor as the key and the value of all heads."""
         nope, rope = q.split([self.nope_dim, self.rope_dim], -1)
         return torch.cat((nope @ self._ups()[0], rope), -1), held, held
 
     def _plain(self, q: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every head, as wide as the widest: fused kernels want one width."""
+        """Queries, keys and values of every head, as wide as the widest: fused kernels need one width."""
         latent, shared = held.split([self.kv_rank, self.rope_dim], -1)
         each = self.kv(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S, N + V)
         nope, v = each.split([self.nope_dim, self.value_dim], -1)
@@ -176,5 +176,5 @@ class LatentAttention(Mixer):
 
 
 def _widened(x: Tensor, wide: int) -> Tensor:
-    """x with zeros behind its last axis."""
+    """x with zeros at the end of its last axis."""
     return x if x.shape[-1] == wide else F.pad(x, (0, wide - x.shape[-1]))

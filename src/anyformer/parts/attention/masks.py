@@ -1,7 +1,7 @@
-"""Masks: small named objects that say who may see whom, combined by `&`, `|`, `~`, made into a tensor as late as
+"""Masks: small named objects for the visible pairs, combined by `&`, `|`, `~`, made into a tensor as late as
 possible.
 
-`Window(255) & ~Window(3)` prints as itself, is stored with the recipe, and knows how far it reaches.
+`Window(255) & ~Window(3)` prints as itself, is stored with the recipe, and has a known reach.
 B batch, T queries, S keys.
 """
 
@@ -21,42 +21,42 @@ from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.core.recipe import Value
 
-CHUNK = 128  # queries that local attention takes at a time
-PAIRS = 1 << 27  # pairs of a mask that is still made as a tensor: 128 MB
+CHUNK = 128  # queries per chunk of local attention
+PAIRS = 1 << 27  # the largest mask that is made as a tensor, in pairs: 128 MB
 FAR = 1 << 62  # 'any distance'
-LOOKED_AT = 1024  # tokens of a text on which a mask is tried out when a model is built
+LOOKED_AT = 1024  # tokens of the text on which a new model's mask is tested
 
 
 class Mask(Value):
-    """Who may see whom, by index in the sequence."""
+    """The visible pairs of queries and keys, by index in the sequence."""
 
     @abstractmethod
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        """True where the query at an index may see the key at an index. Shapes broadcast, e.g. (T, 1) and (S,) to
+        """True if the query at an index sees the key at an index. Shapes broadcast, e.g. (T, 1) and (S,) to
         (T, S)."""
 
     @abstractmethod
     def reach(self) -> tuple[int, int]:
-        """The largest distance at which a key may be seen to the left and to the right; `FAR` where there is no
+        """The largest visible distance to the left and to the right; `FAR` if there is no
         limit."""
 
     def by_distance(self) -> bool:
-        """Does it depend on the distance of query and key alone? Then padding in front of a text changes nothing."""
+        """True if it depends only on the distance of query and key. Then padding in front of a text changes nothing."""
         return True
 
     def misses(self, queries: range, keys: range) -> bool:
-        """Is it sure, without looking at the pairs, that none of these queries sees any of these keys?"""
+        """True if surely, without a look at the pairs, none of these queries sees any of these keys."""
         left, right = self.reach()
         return keys[-1] < queries[0] - left or keys[0] > queries[-1] + right
 
     def kept(self, queries: int, keys: int | None = None) -> float:
-        """The share of all pairs that may be seen: what exact attention under this mask costs, full attention = 1."""
+        """The visible share of all pairs: the cost of exact attention under this mask, full attention = 1."""
         keys = queries if keys is None else keys
         rows = (View(self, start, min(CHUNK, queries - start), 0, keys) for start in range(0, queries, CHUNK))
         return sum(int(view.tensor().sum()) for view in rows) / (queries * keys)
 
     def show(self, size: int = 12) -> str:
-        """A drawing of the first `size` queries (rows) and keys: ■ may be seen, · may not."""
+        """A drawing of the first `size` queries (rows) and keys: ■ visible, · hidden."""
         seen = View(self, 0, size, 0, size).tensor()[0, 0].tolist()
         return "\n".join(" ".join("■" if pair else "·" for pair in row) for row in seen)
 
@@ -72,7 +72,7 @@ class Mask(Value):
 
 @dataclass(frozen=True)
 class Full(Mask):
-    """Everyone sees everyone."""
+    """All pairs."""
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return torch.ones((), dtype=torch.bool, device=key.device).expand(
@@ -85,7 +85,7 @@ class Full(Mask):
 
 @dataclass(frozen=True)
 class Causal(Mask):
-    """Nobody sees the future: key <= query."""
+    """All keys up to the query: key <= query."""
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         return key <= query
@@ -96,7 +96,7 @@ class Causal(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """Neighbours only: at most `left` before and `right` after; itself always. A published sliding window of w
+    """The nearest keys: at most `left` before and `right` after; itself always. A published sliding window of w
     tokens is `Window(w - 1)`."""
 
     left: int
@@ -118,7 +118,7 @@ class Window(Mask):
 
 @dataclass(frozen=True)
 class And(Mask):
-    """The pairs that both allow."""
+    """The pairs in both masks."""
 
     a: Mask
     b: Mask
@@ -142,7 +142,7 @@ class And(Mask):
 
 @dataclass(frozen=True)
 class Or(Mask):
-    """The pairs that either allows."""
+    """The pairs in either mask."""
 
     a: Mask
     b: Mask
@@ -166,7 +166,7 @@ class Or(Mask):
 
 @dataclass(frozen=True)
 class Not(Mask):
-    """The pairs that the other forbids."""
+    """The pairs outside the other mask."""
 
     a: Mask
 
@@ -183,25 +183,25 @@ class Not(Mask):
         return f"~{self.a!r}"
 
 
-CAUSAL, FULL = Causal(), Full()  # what every pass asks for
+CAUSAL, FULL = Causal(), Full()  # the masks of every pass
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Of which document tokens are, and at which place in it: (B, n) each."""
+    """The document of each token, and its position in it: (B, n) each."""
 
     ids: Tensor
     places: Tensor
 
     def cut(self, start: int, stop: int) -> Packed:
-        """Those of the tokens start … stop."""
+        """The same for the tokens start … stop."""
         return Packed(self.ids[:, start:stop], self.places[:, start:stop])
 
 
 @dataclass(frozen=True)
 class View:
     """A mask applied to one call: `count` queries from index `query`, `keys` keys from index `key`, the padding of
-    those keys, and the documents of both: a mask then goes by the place in the document."""
+    those keys, and the documents of both: with them a mask uses the position in the document."""
 
     mask: Mask
     query: int
@@ -232,22 +232,22 @@ class View:
         return View(self.mask, self.query, count, self.key + start, keys, keep, self.device, self.mine, theirs)
 
     def nothing(self) -> bool:
-        """Is it sure that nobody sees anything?"""
+        """True if surely no pair is visible."""
         queries, keys = range(self.query, self.query + self.count), range(self.key, self.key + self.keys)
-        misses = self.mask.misses if self.mine is None else partial(Mask.misses, self.mask)  # by the distance alone
+        misses = self.mask.misses if self.mine is None else partial(Mask.misses, self.mask)  # by the distance only
         return not queries or not keys or misses(queries, keys)
 
     def open(self) -> bool:
-        """Is the length a symbol (`torch.export`)? Then no branch may depend on it."""
+        """True if the length is a symbol (`torch.export`). Then no branch can depend on it."""
         return isinstance(self.keys, torch.SymInt)
 
     def plainly_causal(self) -> bool:
-        """A lower triangle and nothing else: what fused kernels know without a tensor."""
+        """True for a lower triangle and nothing else, which fused kernels need no tensor for."""
         plain = self.mask == CAUSAL and self.keep is None and self.mine is None
         return plain and bool(self.count == self.keys and self.query == self.key)
 
     def everything(self) -> bool:
-        """Every query sees every key: no mask is needed."""
+        """True if every query sees every key: no mask is needed."""
         left, right = self.mask.reach()
         plain = isinstance(self.mask, Full | Causal | Window) or self.mask == CAUSAL & Window(left)
         if self.keep is not None or self.mine is not None or not plain:
@@ -257,22 +257,22 @@ class View:
         return self.query + self.count - 1 - self.key <= left and self.key + self.keys - 1 - self.query <= right
 
     def local(self) -> bool:
-        """Is much less in reach than there is? Then no tensor of all pairs should be made."""
+        """True if the keys in reach are far fewer than all. Then no tensor of all pairs should be made."""
         if self.open():
             return False
         left, right = self.mask.reach()
         return self.count > CHUNK and 2 * (left + right + CHUNK) < self.keys
 
     def long(self) -> bool:
-        """Are there so many queries that it pays to take some at a time?"""
+        """True if there are enough queries to process them in chunks."""
         return not self.open() and self.count > CHUNK
 
     def heavy(self) -> bool:
-        """Are there so many pairs that not even a mask of them should be made?"""
+        """True if there are too many pairs even for a mask of them."""
         return not self.open() and self.count * self.keys > PAIRS
 
     def tensor(self) -> Tensor:
-        """The mask as booleans, (1 or B, 1, T, S), True = may be seen."""
+        """The mask as booleans, (1 or B, 1, T, S), True = visible."""
         if self.mine is not None and self.theirs is not None:
             mine, theirs = self.mine, self.theirs
             seen = self.mask.allowed(mine.places[:, None, :, None], theirs.places[:, None, None])  # (B, 1, T, S)
@@ -285,7 +285,7 @@ class View:
 
 
 def check_sees(mask: Mask) -> None:
-    """Raises ValueError for a mask that hides everything from everybody, as a sign or an operator too much makes it."""
+    """Raises ValueError for a mask without a visible pair, usually because of a stray ~ or &."""
     if hides_everything(mask):
         raise ValueError(
             f"the mask {mask!r} hides every token from every token, itself included; Window(0) is the smallest that "
@@ -295,12 +295,12 @@ def check_sees(mask: Mask) -> None:
 
 @functools.cache
 def hides_everything(mask: Mask) -> bool:
-    """Is nothing seen among so many tokens that every distance, period and block in the mask has occurred? False, too,
-    where that would be too many to look at."""
+    """True if no pair is visible in a text that shows every distance, period and block of the mask. False, too,
+    if that would be too many pairs."""
     enough = 2 + 2 * math.prod(1 + abs(n) for n in _numbers(mask))
     if enough > LOOKED_AT:
         return False
-    with _disable_current_modes():  # a pass with tensors that hold nothing (`train.memory`) asks as well
+    with _disable_current_modes():  # a pass of empty tensors (`train.memory`) calls this as well
         return not bool(View(mask, 0, enough, 0, enough, device=torch.device("cpu")).tensor().any())
 
 
@@ -310,9 +310,9 @@ def _numbers(mask: Mask) -> list[int]:
 
 
 def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.device) -> View:
-    """What self-attention may see in this pass: the mask of the part, the direction of the skeleton, the padding.
+    """The visible pairs of self-attention in this pass: the part's mask, the skeleton's direction, the padding.
 
-    The last of the `keys` keys is the newest token; older ones may have been dropped by a sliding state.
+    The last of the `keys` keys is the newest token; a sliding state can have dropped older ones.
     """
     whole: Mask = CAUSAL if flow.causal else FULL
     if mask is not None:
@@ -323,7 +323,7 @@ def view(flow: Flow, mask: Mask | None, count: int, keys: int, device: torch.dev
     keep = None if flow.keep is None else flow.keep[:, end - keys : end]
     packed = None if flow.documents is None else Packed(flow.documents, flow.positions)
     mine, theirs = packed, packed
-    if packed is None and flow.keep is not None and not whole.by_distance():  # rows differ in where their text begins
+    if packed is None and flow.keep is not None and not whole.by_distance():  # texts begin at different indices
         padding = flow.keep
         texts = flow.once("texts", lambda: one_text_a_row(padding))
         mine, theirs = texts.cut(flow.first, end), texts.cut(end - keys, end)
@@ -336,6 +336,6 @@ def one_text_a_row(keep: Tensor) -> Packed:
 
 
 def resolved(seen: View) -> tuple[View, Tensor | None]:
-    """A view and its tensor, or None where fused kernels need no tensor."""
+    """A view and its tensor, or None if fused kernels need no tensor."""
     plain = seen.everything() or seen.plainly_causal() or seen.local() or seen.heavy()
     return seen, None if plain else seen.tensor()

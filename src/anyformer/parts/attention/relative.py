@@ -13,18 +13,18 @@ from anyformer.parts.embeddings import Sinusoidal
 
 
 class Relative(Score):
-    """Positions by distance, in the scores alone (Dai et al., 2019; arXiv:1901.02860): a query i and a key j meet with
+    """Positions by distance, in the scores alone (Dai et al., 2019; arXiv:1901.02860): for a query i and a key j
 
     ```
     scale ((q_i + u) . k_j  +  (q_i + v) . W R_{i-j})       R_d = sin and cos of d theta^(-2n/D), as `Sinusoidal`
             content                position                 u, v: learned, of each head
     ```
-    Nothing depends on absolute places, so keys of an earlier segment can stand before those of this one: they have
+    Nothing depends on absolute positions, so keys of an earlier segment can precede those of this one: they have
     smaller (also negative) indices in the `View`. In an encoder distances are of both signs (XLNet).
 
     Args:
         theta: base of the frequencies.
-        far: distances beyond count as this one (the paper's clamp_len), or None.
+        far: the largest distance; larger ones count as this one (the paper's clamp_len), or None.
 
     Parameters: `u`, `v` (H, K), `r` = W (H K, D). Time: one more product of queries with T + S distances (S in a
     decoder); memory: a bias of all pairs, (B, H, T, S), in pieces where texts are long.
@@ -70,16 +70,16 @@ class Relative(Score):
 
 
 def distances(view: View, causal: bool) -> tuple[int, int]:
-    """The largest and the smallest i - j; none below 0 in a decoder, where keys that lie ahead are hidden."""
+    """The largest and the smallest i - j; none below 0 in a decoder, which hides later keys."""
     most = view.query + view.count - 1 - view.key
     return most, 0 if causal else view.query - view.key - view.keys + 1
 
 
 def shifted(every: Tensor, keys: int) -> Tensor:
-    """From what each query says about each distance, the largest first, to what it says about each key.
+    """The scores of each query by key, from those by distance, the largest first.
 
-    Row i has what its keys need, i columns further left than row 0 does: rows that are read one number too short are
-    the answer. What then stands at keys that lie ahead, in a decoder, means nothing.
+    Row i has its keys i columns further left than row 0: reading rows one number too short aligns them. The values
+    at later keys, in a decoder, mean nothing.
 
     Shape: (B, H, T, N) -> (B, H, T, S), S up to N.
     """

@@ -1,4 +1,4 @@
-"""Soft masks: score parts that make attention sharper, flatter, shorter or forgetful, without hiding anything hard.
+"""Soft masks: learned or fixed changes of the scores, without hard masking.
 
 ```
 Temperature   s / tau                        Alibi       - slope_h |i - j|
@@ -6,8 +6,8 @@ SoftCap       c tanh(s / c)                  Span        log of a ramp that ends
 Decay         - rate_h f(|i - j|)            Distances   a learned number for each head and distance
                                              Forget      sum of log f_t between key and query, f_t from the token t
 ```
-`Attention.of(heads=8, scores=[Temperature.of(0.5), Alibi.of()])`; `anyformer.parts.attention.scores` says how they
-combine.
+`Attention.of(heads=8, scores=[Temperature.of(0.5), Alibi.of()])`; `anyformer.parts.attention.scores` explains
+their combination.
 B batch, T queries, S keys, H heads, K head width, N distances.
 """
 
@@ -26,14 +26,14 @@ from anyformer.core.part import check_option
 from anyformer.parts.attention.masks import View
 from anyformer.parts.attention.scores import Bias, Call, Score
 
-HIDDEN = 1e-30  # the weight of what is beyond a span: nothing beside 1, and its logarithm is a number
+HIDDEN = 1e-30  # the weight beyond a span: nothing beside 1, with a finite logarithm
 
 
 class Temperature(Score):
-    """softmax(s / tau): sharper below 1, flatter above; towards 0 the largest score alone counts.
+    """softmax(s / tau): sharper below 1, flatter above; towards 0 only the largest score counts.
 
     Args:
-        value: tau, above 0; at first, where it is learned.
+        value: tau, above 0; its initial value if it is learned.
         learned: a tau of each head, trained as its logarithm (Lee et al., 2021; arXiv:2112.13492).
 
     Biases are not divided. Costs one product over the queries; any kernel.
@@ -60,9 +60,9 @@ class Temperature(Score):
 
 
 class SoftCap(Score):
-    """c tanh(s / c): no score leaves (-c, c), small ones stay (Gemma 2; arXiv:2408.00118, who take c = 50).
+    """c tanh(s / c): all scores within (-c, c), small ones unchanged (Gemma 2; arXiv:2408.00118, with c = 50).
 
-    Every kernel but "sdpa" can do it; with `Attention(kernel="auto")` one that can is taken. `value=inf` is nothing.
+    Every kernel but "sdpa" can do it; `Attention(kernel="auto")` picks one that can. `value=inf` changes nothing.
     """
 
     across, fixed = True, True
@@ -75,7 +75,7 @@ class SoftCap(Score):
 
 
 class ByDistance(Score):
-    """Base of biases that go by the distance alone: `of_distance` is asked for each distance once."""
+    """Base of biases by distance: `of_distance` computes each distance once."""
 
     @abstractmethod
     def of_distance(self, ahead: Tensor) -> Tensor:
@@ -85,11 +85,11 @@ class ByDistance(Score):
         return self.of_view
 
     def of_view(self, view: View) -> Tensor:
-        """(1, H, T, S): row i is cut out of the distances, one place further left than row i - 1."""
+        """(1, H, T, S): row i is a slice of the distances, one step further left than row i - 1."""
         first = view.key - view.query - view.count + 1
         ahead = torch.arange(first, first + view.count + view.keys - 1, device=view.device)  # (N,)
         values = self.of_distance(ahead)  # (H, N)
-        if view.open():  # torch.export writes the length of such a cut down as a constant
+        if view.open():  # torch.export turns the length of such a slice into a constant
             row, key = torch.arange(view.count, device=view.device), torch.arange(view.keys, device=view.device)
             return values[:, key - row[:, None] + view.count - 1][None]
         return values.unfold(1, view.keys, 1).flip(1)[None]
@@ -102,10 +102,10 @@ class Decay(ByDistance):
     """- rate f(|i - j|): the weight at a distance d is multiplied by exp(-rate f(d)).
 
     Args:
-        rate: 0 or more; at first, where it is learned.
+        rate: 0 or more; its initial value if it is learned.
         shape: f, "linear" d (weights fall exponentially), "log" log(1 + d) (as a power of the distance; KERPLE, Chi et
             al., 2022; arXiv:2205.09921), "square" d² (as a bell curve).
-        learned: a rate of each head; nothing keeps it from becoming negative.
+        learned: a rate of each head; it can become negative.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class Decay(ByDistance):
 
 
 class Alibi(Decay):
-    """ALiBi (Press et al., 2021; arXiv:2108.12409): -slope_h |i - j|, the only positions that it needs; made to be read
-    beyond the trained length. In an encoder both sides count alike.
+    """ALiBi (Press et al., 2021; arXiv:2108.12409): -slope_h |i - j|, a replacement of positions, for texts beyond
+    the trained length. In an encoder both sides count alike.
 
     The slopes of H heads are 2^(-8/H), 2^(-16/H), …, 2^-8 for a power of two; otherwise those of the power of two
     below, and every second of the one above.
@@ -156,7 +156,7 @@ def slopes(heads: int) -> list[float]:
 
 
 class Span(ByDistance):
-    """Adaptive spans (Sukhbaatar et al., 2019; arXiv:1905.07799): each head learns how far it looks.
+    """Adaptive spans (Sukhbaatar et al., 2019; arXiv:1905.07799): each head learns its reach.
 
     ```
     weight 1 ────────┐\\            weights are multiplied by m(d) = min(1, max(0, (ramp + z_h - d) / ramp))
@@ -166,10 +166,10 @@ class Span(ByDistance):
     The bias is log m, so the weights sum to 1 again. The paper clips z; a sigmoid has a slope everywhere.
 
     Args:
-        far: the largest z, in tokens. `start`: z at first; far / 2 by default.
+        far: the largest z, in tokens. `start`: the initial z; far / 2 by default.
         ramp: tokens over which the weights fall.
         cost: of the mean z, as a share of `far`, in the auxiliary loss "span": makes heads short.
-    """
+    cost: of the mean z, as a share of `far`, in the auxiliary loss "span": shortens the spans."""
 
     def __init__(
         self,
@@ -207,10 +207,10 @@ class Span(ByDistance):
 
 
 class Distances(ByDistance):
-    """A learned mask: a number for each head and each distance, 0 at first; beyond `far` the number at `far`. T5's bias
-    without buckets, and each layer has its own (Shaw et al., 2018, arXiv:1803.02155, add vectors to the keys instead).
+    """A learned bias per head and distance, 0 at first; distances beyond `far` count as `far`. T5's bias
+    without buckets, and per layer (Shaw et al., 2018, arXiv:1803.02155, add vectors to the keys instead).
 
-    Parameters: `table` (H, 2 far + 1), from the key `far` before the query to the key `far` behind.
+    Parameters: `table` (H, 2 far + 1), from the key `far` before the query to the key `far` after.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, far: int):
@@ -228,15 +228,15 @@ class Distances(ByDistance):
 
 
 class Forget(Score, OverTime):
-    """The Forgetting Transformer's gates (Lin et al., 2025; arXiv:2503.02130): what a query i sees of a key j has faded
-    by every token in between.
+    """The Forgetting Transformer's gates (Lin et al., 2025; arXiv:2503.02130): a key j fades for a query i with every
+    token in between.
 
     ```
     f_t = sigmoid(w_h . x_t + b_h)       bias_ij = log f_{j+1} + … + log f_i     = c_i - c_j, c the running sum
     ```
-    It needs no positions. A gate that is open (f = 1) changes nothing. Decoders only.
+    It needs no positions. An open gate (f = 1) changes nothing. Decoders only.
 
-    Parameters: `gate` (D to H). State: log f of the keys that attention still holds, (B, H, S), in float32 at least.
+    Parameters: `gate` (D to H). State: log f of the keys in the cache, (B, H, S), in float32 at least.
     """
 
     packs = True
@@ -255,7 +255,7 @@ class Forget(Score, OverTime):
             logs = slot.put(logs, call.view.key)  # (B, H, S)
         if flow.documents is None:
             total = logs.cumsum(-1)
-        else:  # a sum over each document alone: of one sum over all, a rounded gradient would get into earlier ones
+        else:  # a sum per document: one over the row would carry a rounded gradient into earlier ones
             same = flow.documents[:, :, None] == flow.documents[:, None]  # (B, T, T)
             total = logs @ same.triu().to(wide)
         whole = call.view

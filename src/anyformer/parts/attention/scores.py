@@ -1,4 +1,4 @@
-"""What changes the scores of attention before its softmax: softmax(cap(scale q k^T) + bias) v.
+"""Score parts: changes of the scores of attention before its softmax: softmax(cap(scale q k^T) + bias) v.
 
 B batch, T queries, S keys, D width, H heads, K head width.
 """
@@ -17,15 +17,15 @@ from anyformer.core.part import O, Part, T
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.masks import View
 
-Bias = Callable[[View], Tensor]  # what is added to the scores of some queries and keys, (1 or B, H, T, S)
+Bias = Callable[[View], Tensor]  # the bias of some queries and keys, (1 or B, H, T, S)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of attention, as its score parts see it."""
+    """One call of attention, as an argument of its score parts."""
 
-    x: Tensor  # (B, T, D) what the queries are made of
-    q: Tensor  # (B, H, T, K) the queries, before any part has changed them
+    x: Tensor  # (B, T, D) input of the queries
+    q: Tensor  # (B, H, T, K) the queries, before any part
     scale: float  # of the scores
     view: View  # all queries and keys of this call
     flow: Flow
@@ -39,11 +39,11 @@ class Score(Part):
     k ───────────┴─ scale q k^T ── cap ──(+)── softmax ── · v
                                  bias ────┘
     ```
-    Several ones: all queries are changed in the order of the list, there is one cap at most, biases add up.
+    With several, all queries are changed in the order of the list, there is at most one cap, biases add up.
 
     Attributes:
-        across: does it fit attention to another text (`cross=True`)? What goes by distances does not.
-        fixed: is its bias the same in all layers that have the same recipe? Then it is made once.
+        across: True if it fits attention to another text (`cross=True`). False if it depends on distances.
+        fixed: True if its bias is the same in all layers with the same recipe. Then it is computed once.
         cap: c of c tanh(s / c), or None.
     """
 
@@ -62,7 +62,7 @@ class Score(Part):
         return q
 
     def bias(self, call: Call) -> Bias | None:
-        """What is added, as a function of which queries and keys: asked for some at a time where texts are long."""
+        """The bias, as a function of queries and keys: called for some of them at a time in long texts."""
         return None
 
 
@@ -85,7 +85,7 @@ def made(recipes: Sequence[Recipe[Score]], dim: int, heads: int, head_dim: int, 
 
 
 def changed(scores: Iterable[Score], call: Call, bias: Bias | None) -> tuple[Tensor, Bias | None, float | None]:
-    """The queries, the sum of all biases with that of the stack, the cap."""
+    """The queries, the sum of all biases with the stack's, the cap."""
     q, cap, biases = call.q, None, [] if bias is None else [bias]
     for score in scores:
         q, cap = score.query(q), cap if score.cap is None else score.cap

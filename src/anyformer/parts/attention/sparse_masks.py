@@ -1,4 +1,4 @@
-"""Sparse patterns of attention: masks that see little of what is far away, and so cost little of N².
+"""Sparse masks: few distant keys are visible, for a small part of the N² pairs.
 
 ```
 Window(2, 2)    Dilated(2, 2)   Strided(3)      Global(2)       BlockWindow(3)  Random(3, 1)
@@ -10,7 +10,7 @@ Window(2, 2)    Dilated(2, 2)   Strided(3)      Global(2)       BlockWindow(3)  
 Longformer (Beltagy et al., 2020; arXiv:2004.05150) is `Window(w, w) | Global(n)`; BigBird (Zaheer et al., 2020;
 arXiv:2007.14062) is `BlockWindow(b, 1, 1) | Global(n) | Random(b, r)`; the Sparse Transformer (Child et al., 2019;
 arXiv:1904.10509) is `Window(s) | Strided(s)` under a causal skeleton. `mask.show()` draws one, `mask.kept(n)` is its
-cost. All are functions of indices alone, whatever the length.
+cost. All are functions of the indices only, for any length.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Dilated(Mask):
 
 @dataclass(frozen=True)
 class Strided(Mask):
-    """Every `stride`-th token, counted from oneself, at any distance."""
+    """Every `stride`-th token, counted from the query, at any distance."""
 
     stride: int
 
@@ -70,7 +70,7 @@ class Strided(Mask):
 
 @dataclass(frozen=True)
 class Global(Mask):
-    """Some tokens see everybody and are seen by everybody: the first `tokens`, by index."""
+    """Global tokens, which see all tokens and are seen by all: the first `tokens`, by index."""
 
     tokens: int = 1
 
@@ -92,8 +92,8 @@ class Global(Mask):
 
 @dataclass(frozen=True)
 class Prefix(Mask):
-    """Everybody sees the first `tokens`. `Causal() | Prefix(n)` in an encoder is a prefix language model; a decoder's
-    skeleton hides the future from everybody, so there it means `tokens` that stay in sight of a window."""
+    """The first `tokens`, visible to every query. `Causal() | Prefix(n)` in an encoder is a prefix language model; a
+    decoder's skeleton hides the future, so there it means `tokens` that stay visible beside a window."""
 
     tokens: int
 
@@ -115,7 +115,7 @@ class Prefix(Mask):
 
 @dataclass(frozen=True)
 class BlockWindow(Mask):
-    """Blocks of `size` tokens see themselves, `left` blocks before and `right` after."""
+    """Blocks of `size` tokens that see themselves, `left` blocks before and `right` after."""
 
     size: int
     left: int = 1
@@ -138,8 +138,8 @@ class BlockWindow(Mask):
 
 @dataclass(frozen=True)
 class Random(Mask):
-    """Blocks of `size` tokens that a drawing connects: each block draws `count` of the blocks before it, and a
-    connection is seen from both ends. The drawing is a function of the seed and the block, not of the length."""
+    """Random pairs of blocks of `size` tokens: each block draws `count` of the blocks before it, and both blocks see
+    each other. The draws are a function of the seed and the block, not of the length."""
 
     size: int
     count: int = 1
@@ -158,7 +158,7 @@ class Random(Mask):
         return self._graph(last).to(key.device)[query // self.size, key // self.size]
 
     def _graph(self, last: int) -> Tensor:
-        """Which blocks are connected, at least up to the block `last`."""
+        """The connected pairs of blocks, at least up to the block `last`."""
         return _drawn(self.count, self.seed, 1 << last.bit_length())
 
     def reach(self) -> tuple[int, int]:
@@ -171,7 +171,7 @@ class Random(Mask):
 
 @functools.cache
 def _drawn(count: int, seed: int, blocks: int) -> Tensor:
-    """(blocks, blocks) who is connected with whom."""
+    """(blocks, blocks) True = connected."""
     graph = torch.zeros(blocks, blocks, dtype=torch.bool)
     for block in range(1, blocks):
         noise = torch.Generator().manual_seed((seed * 1_000_003 + block) % (1 << 63))

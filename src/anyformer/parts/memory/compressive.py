@@ -1,4 +1,4 @@
-"""Compressive memory: what leaves the memory of segments is kept a while longer, summarised.
+"""Compressive memory: tokens that leave the memory of segments stay for a while as summaries.
 
 B batch, T queries of this call, C queries of a chunk, D width, H heads, K head width, L tokens of a segment, M tokens
 of memory, N slots of compressed memory, c tokens of a slot.
@@ -27,14 +27,14 @@ WAYS = ("conv", "mean", "max")
 
 @dataclass
 class Slots:
-    """The summaries that a call may read, in the order of the text.
+    """The summaries that a call can read, in the order of the text.
 
     Args:
-        last: (B, N) index of the last token of each; -1 = there is none.
-        first: which slot of its text the first one is, or None where rows differ.
+        last: (B, N) index of the last token of each; -1 = no slot.
+        first: the number of the first slot in its text, or None if rows differ.
         pair: keys and values, (B, H, N, K), without gradient to the compressor.
-        taught: the same with a gradient to the compressor alone, or None where nothing is learned.
-        error: (B, T) of the reconstruction, for each query, as far as it has been made.
+        taught: the same with a gradient to the compressor only, or None if nothing is learned.
+        error: (B, T) of the reconstruction, for each query, as far as computed.
     """
 
     last: Tensor
@@ -47,7 +47,7 @@ class Slots:
         self.readers = {name: tuple(map(reader, getattr(self, name) or ())) for name in ("pair", "taught")}
 
     def near(self, near: Tensor | slice, name: str = "pair") -> tuple[Tensor, Tensor]:
-        """Some of them: keys and values, (B, H, n, K)."""
+        """Some slots: keys and values, (B, H, n, K)."""
         if isinstance(near, slice):
             k, v = (read(near.start, near.stop) for read in self.readers[name])
         else:
@@ -56,22 +56,22 @@ class Slots:
 
 
 class CompressiveMemory(SegmentRecurrence):
-    """Segment recurrence whose memory does not end where it ends: c tokens each that leave it become one slot (Rae et
+    """Segment recurrence with a second memory: every c tokens that leave memory become one compressed slot (Rae et
     al., 2020; arXiv:1911.05507).
 
     ```
     ······[ compressed, N slots of c tokens ][ memory, M tokens ][ segment, L ]
-          └─ distances go on: a slot is one place ─┘             └ q
+          └─ distances go on: a slot counts 1 ─────┘             └ q
     ```
-    Slot b summarises the layer's inputs at places b c … b c + c - 1 of a text by f, and may be read by segments from
-    which it lies M or more tokens back. `conv`: f has weights, which learn to keep what attention needs:
+    Slot b summarises the layer's inputs at positions b c … b c + c - 1 of a text by f, and is visible to segments at
+    least M tokens after it. `conv`: f has weights, which learn to preserve the outputs of attention:
 
     ```
     compression = | softmax(q k_old^T) v_old - softmax(q k_new^T) v_new |^2    old: the L oldest tokens of memory
                                                                                new: their slots, k = W_k f(old)
     ```
-    the mean over real tokens and channels, in training. Its gradient goes into f alone, and that of the task into
-    everything but f (sections 3.1 and 3.2 of the paper), so no share of the two has to be chosen. The paper writes the
+    the mean over real tokens and channels, in training. Its gradient reaches f only, and that of the task everything
+    but f (sections 3.1 and 3.2 of the paper), so no weight between the two has to be chosen. The paper writes the
     norm, not its square.
 
     Takes the options of `SegmentRecurrence` and these:
@@ -125,7 +125,7 @@ class CompressiveMemory(SegmentRecurrence):
         return call
 
     def _slots(self, call: Pass) -> Slots:
-        """The summaries of earlier calls, and of what this one completes."""
+        """The summaries of earlier calls, and those that this call completes."""
         last, inputs = self._completed(call)  # (B, n), (B, n, c, D)
         new, taught = self._summary(inputs), None  # (B, n, D)
         k, v = (self._heads(name, part(new.detach())) for name, part in (("k", self.k), ("v", self.v)))  # (B, H, n, K)
@@ -138,14 +138,14 @@ class CompressiveMemory(SegmentRecurrence):
         if orderly(call):
             first = (call.at.first + call.x.shape[1]) // self.rate - last.shape[1]
             return Slots(last, first, (k, v), taught, [])
-        if call.slot is not None:  # a text that began late has slots of nothing in front
+        if call.slot is not None:  # a text that began late has empty slots in front
             last, order = last.sort(dim=1, stable=True)
             k, v = chosen(k, order), chosen(v, order)
             taught = taught and (chosen(taught[0], order), chosen(taught[1], order))
         return Slots(last, None, (k, v), taught, [])
 
     def _completed(self, call: Pass) -> tuple[Tensor, Tensor]:
-        """Slots that this call completes: index of the last token of each, (B, n), -1 = there is none, and their
+        """Slots that this call completes: index of the last token of each, (B, n), -1 = no slot, and their
         inputs, (B, n, c, D)."""
         at, c, (B, T, _) = call.at, self.rate, call.x.shape
         x = (
@@ -160,9 +160,9 @@ class CompressiveMemory(SegmentRecurrence):
         full = (index - at.begin + 1) % c == 0  # (1 or B, T)
         if (keep := call.flow.keep_now(T)) is not None:
             full = full & keep
-        last = torch.where(full, index, -1).expand(B, -1).sort(1).values  # (B, T): those that there are, at the end
+        last = torch.where(full, index, -1).expand(B, -1).sort(1).values  # (B, T): the completed ones, at the end
         if not isinstance(T, torch.SymInt):
-            last = last[:, max(0, T - T // c - 1) :]  # (B, n): there can be no more
+            last = last[:, max(0, T - T // c - 1) :]  # (B, n): the most that can be completed
         window = (last[..., None] - begin + torch.arange(1 - c, 1, device=x.device)).clamp(min=0)  # (B, n, c)
         return last, x[torch.arange(B, device=x.device)[:, None, None], window]
 
@@ -174,7 +174,7 @@ class CompressiveMemory(SegmentRecurrence):
         return F.linear(x.flatten(2), weight, self.conv.bias)
 
     def _sources(self, call: Pass, chunk: Chunk) -> list[Source]:
-        """Slots, then what the recurrence looks at."""
+        """Slots, then the sources of the recurrence."""
         slots: Slots = call.more
         near = self._near(call, chunk)
         last = slots.last[:1, near] if isinstance(near, slice) else slots.last.gather(1, near)  # (1 or B, n)
@@ -191,7 +191,7 @@ class CompressiveMemory(SegmentRecurrence):
         return [Source(k, v, seen, bias, None), *super()._sources(call, chunk)]
 
     def _near(self, call: Pass, chunk: Chunk) -> Tensor | slice:
-        """Which slots these queries may need: those that end in a stretch of the text, (B, n); a slice where that is
+        """The slots in these queries' reach: those that end in a range of the text, (B, n); a slice if the range is the
         the same for all rows."""
         slots: Slots = call.more
         many, c = slots.last.shape[1], self.rate
@@ -204,13 +204,13 @@ class CompressiveMemory(SegmentRecurrence):
             start = min(max(0, oldest // c - slots.first), many - most)
             return slice(start, start + most)
         oldest = chunk.base.amin() - self.memory - c * self.compressed
-        start = (slots.last < oldest.clamp(min=0)).sum(1, keepdim=True).clamp(max=many - most)  # past those of nothing
+        start = (slots.last < oldest.clamp(min=0)).sum(1, keepdim=True).clamp(max=many - most)  # after the empty ones
         return start + torch.arange(most, device=slots.last.device)
 
     def _bias(self, call: Pass, chunk: Chunk, back: Tensor) -> Tensor:
-        """What the score parts add for a slot that is the `back`-th before memory: a distance of one more each.
+        """The score parts' bias for a slot that is the `back`-th before memory: each adds 1 to the distance.
 
-        Each query is asked for all distances that slots can have, and every slot finds its own. (B, C, n) -> (B or 1,
+        It is computed at all distances that slots can have, and gathered for each. (B, C, n) -> (B or 1,
         H, C, n).
         """
         nearest, farthest = self.memory + 1, self.farthest
@@ -226,7 +226,7 @@ class CompressiveMemory(SegmentRecurrence):
         return every.expand(rows, -1, -1, -1).gather(3, column)
 
     def _compare(self, call: Pass, chunk: Chunk, near: Tensor | slice, old: Tensor) -> None:
-        """The error of what these queries read from slots instead of from the tokens that they stand for."""
+        """Adds the error of these queries' outputs from slots instead of the summarised tokens."""
         slots, at, columns = call.more, call.at, chunk.held
         key, oldest = at.keys(columns), chunk.base[..., None] - self.memory  # (n,), (1 or B, C, 1)
         tokens = (key >= oldest) & (key < oldest + self.segment) & (key >= chunk.begin[..., None])
@@ -259,15 +259,15 @@ class CompressiveMemory(SegmentRecurrence):
 
 
 def orderly(call: Pass) -> bool:
-    """Do all rows hold one text each that began with the first token?"""
+    """True if all rows hold one text each, from the first token on."""
     return call.at.straight and call.flow.documents is None and not isinstance(call.x.shape[1], torch.SymInt)
 
 
 def chosen(t: Tensor, index: Tensor) -> Tensor:
-    """The slots of some numbers, (B, H, N, K) by (B, n) -> (B, H, n, K)."""
+    """Some slots by index, (B, H, N, K) by (B, n) -> (B, H, n, K)."""
     return t.gather(2, index[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3]))
 
 
 def frozen(part: nn.Module, x: Tensor) -> Tensor:
-    """`part(x)`, with a gradient to x alone."""
+    """`part(x)`, with a gradient to x only."""
     return torch.func.functional_call(part, {n: p.detach() for n, p in part.named_parameters()}, (x,))

@@ -1,7 +1,7 @@
-"""External memory that is searched: what segments no longer see, found again by its keys.
+"""kNN memory: keys and values beyond the segments' reach, found by a search of their keys.
 
 B batch, T queries of this call, C queries of a chunk, S items of memory, H heads, K head width, R items that a search
-brings.
+returns.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from anyformer.parts.memory.segments import Chunk, Pass, Places, SegmentRecurren
 
 
 def nearest(q: Tensor, k: Tensor, seen: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The `top` keys with the largest q . k for each query and head, by looking at all.
+    """The `top` keys with the largest q . k for each query and head, by exhaustive search.
 
-    Shapes: q (B, H, C, K), k (B, H, S, K), seen (1 or B, C, S) -> numbers of keys, and whether there is one, each
+    Shapes: q (B, H, C, K), k (B, H, S, K), seen (1 or B, C, S) -> indices of keys, and a mask of the valid ones, each
     (B, H, C, R) with R = top.
     """
     scores = (q @ k.mT).masked_fill(~seen[:, None], float("-inf"))  # (B, H, C, S)
     if isinstance(k.shape[2], torch.SymInt) or k.shape[2] < top:
-        scores = F.pad(scores, (0, top), value=float("-inf"))  # keys that there are not
+        scores = F.pad(scores, (0, top), value=float("-inf"))  # missing keys
     size, index = scores.topk(top, -1)
     return index, size > float("-inf")
 
 
 class Memory(Sliding):
-    """Keys and values of a text that goes on, and of texts before it: the state of `NearestMemory`. A row of the batch
-    has its own, and each head too.
+    """Keys and values of the present text and of texts before it: the state of `NearestMemory`, separate for each
+    row and head.
 
     Args:
-        capacity: items that can be found; the oldest ones make place. None = any number.
-        recent: tokens that are kept beside them, because segments still see them.
+        capacity: items that can be found; new ones replace the oldest. None = any number.
+        recent: tokens stored beside them, because segments still see them.
 
     Attributes:
-        known: (B, n) which items were there before the text began; False = padding.
-        index: how it is searched: None = all keys are looked at; or FAISS's word for an index, e.g. "Flat" (exact) or
-            "HNSW32" (approximate, in much less than linear time): `pip install faiss-cpu`. May be set at any time.
+        known: (B, n) mask of the items of earlier texts; False = padding.
+        index: the search: None = exhaustive; or FAISS's name of an index, e.g. "Flat" (exact) or "HNSW32" (approximate,
+            in much less than linear time): `pip install faiss-cpu`. Can be set at any time.
     """
 
     def __init__(
@@ -60,24 +60,24 @@ class Memory(Sliding):
         self.least = recent
         self.known = torch.ones(batch, 0, dtype=torch.bool, device=like.device)
         self.index: str | None = None
-        self._made: dict[tuple[int, int], Any] = {}  # FAISS's index of a row and a head
+        self._made: dict[tuple[int, int], Any] = {}  # FAISS's index for a row and a head
 
     def recent(self, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the last `count` tokens of the text, or of all where they are fewer."""
+        """Keys and values of the last `count` tokens of the text, or of all if there are fewer."""
         start = self.length - min(count, self.dropped + self.length - self.known.shape[1])
         return self.k[:, :, start:], self.v[:, :, start:]
 
     def add(self, k: Tensor, v: Tensor) -> None:
-        """More items, (B, H, T, K) each; where there are too many, the oldest ones go."""
+        """Adds items, (B, H, T, K) each; the oldest ones beyond the capacity go."""
         dropped = self.dropped
         self.append(k.detach(), v.detach())
         if self.dropped != dropped:
             self._made.clear()
 
     def search(self, q: Tensor, top: int, seen: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """The `top` items with the largest q . k, among those from `start` on that may be seen.
+        """The `top` items with the largest q . k, among the visible ones from `start` on.
 
-        Shapes: q (B, H, C, K), seen (1 or B, C, n) -> their numbers (B, H, C, R), and whether there is one.
+        Shapes: q (B, H, C, K), seen (1 or B, C, n) -> their indices (B, H, C, R), and a mask of the valid ones.
         """
         if self.index is None:
             found, there = nearest(q, self.k[:, :, start : start + seen.shape[2]], seen, top)
@@ -85,7 +85,7 @@ class Memory(Sliding):
         return self._by_faiss(q, top, F.pad(seen, (start, self.length - start - seen.shape[2])))
 
     def evict(self, count: int) -> None:
-        """Forgets the `count` oldest items, or all but those that segments still see."""
+        """Drops the `count` oldest items, except those that segments still see."""
         gone = max(0, min(count, self.length - self.least))
         kept = self.memory[:, :, :, gone : self.length].clone()
         self.length, self.dropped = self.length - gone, self.dropped + gone
@@ -96,7 +96,7 @@ class Memory(Sliding):
         self._made.clear()
 
     def tensors(self, keep: Tensor | None) -> dict[str, Tensor]:
-        """What a file holds: k and v (B, H, S, K), keep (B, S); `keep` is that of the text."""
+        """The tensors of a file: k and v (B, H, S, K), keep (B, S); `keep` is that of the text."""
         if keep is None:
             keep = self.known.new_ones(len(self.known), self.dropped + self.length - self.known.shape[1])
         items = {"k": self.k, "v": self.v, "keep": torch.cat((self.known, keep), 1)[:, self.dropped :]}
@@ -106,7 +106,7 @@ class Memory(Sliding):
         """Puts items of earlier texts into an empty memory.
 
         Raises:
-            ValueError: if they are of other heads, or have another width.
+            ValueError: if they have another number of heads or another width.
         """
         here, there = (self.k.shape[0], self.k.shape[1], self.k.shape[3]), (k.shape[0], k.shape[1], k.shape[3])
         if here != there:
@@ -147,7 +147,7 @@ class Memory(Sliding):
         return index.clamp(min=0), index >= 0
 
     def _index(self, faiss: Any, row: int, head: int) -> Any:
-        """FAISS's index with all that is there: it is filled when it is asked."""
+        """FAISS's index with all items: it is filled on use."""
         if (row, head) not in self._made:
             width = self.memory.shape[4]
             self._made[row, head] = faiss.index_factory(width, self.index, faiss.METRIC_INNER_PRODUCT)
@@ -178,19 +178,19 @@ class NearestMemory(SegmentRecurrence):
                        │ softmax over R                        │ softmax
                        └── y = s y_found + (1 - s) y_near ─────┘          s = sigmoid(gate) of each head
     ```
-    Nothing found: y = y_near. No gradient goes into what is found. Every row, every document and every head has a
-    memory of its own. With `gate` false there is one softmax over both (LongLLaMA: Tworkowski et al., 2023;
-    arXiv:2307.03170). The paper adds each segment to its memory at once, so with M > 0 the last M tokens are seen
-    twice; here they are added when the recurrence no longer sees them. Positions count for what is near alone.
+    Nothing found: y = y_near. Found items get no gradient. Every row, every document and every head has its own
+    memory. With `gate` false there is one softmax over both (LongLLaMA: Tworkowski et al., 2023;
+    arXiv:2307.03170). The paper adds each segment to its memory at once, so with M > 0 the last M tokens count
+    twice; here they are added when the recurrence no longer sees them. Positions affect the near tokens only.
 
-    A row is its own memory while learning. In a state the memory goes on, can be searched by FAISS, saved and loaded:
+    In training a row is its own memory. In a state the memory continues, can be searched by FAISS, saved and loaded:
     see `Memory`, `save_memory`, `load_memory`.
 
     Takes the options of `SegmentRecurrence` and these:
 
     Args:
-        top: R. `capacity`: as of `Memory`. `gate`: as above.
-        norm: of q and k; it keeps keys of all ages alike in length, and the paper has one.
+        top: R. `capacity`: as in `Memory`. `gate`: as above.
+        norm: of q and k; it keeps keys of all ages at one length, and the paper has one.
 
     Shape: (B, T, D) -> same. State: a `Memory`, (B, H, capacity + M + L - 1, K) twice.
     """
@@ -250,10 +250,10 @@ class NearestMemory(SegmentRecurrence):
         return near @ torch.cat([s.v for s in sources], 2) + (far[..., None, :] @ v)[..., 0, :]
 
     def _found(self, call: Pass, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values that the search brings to each query of a chunk, and which of them there are."""
+        """Keys and values that the search returns for each query of a chunk, and a mask of the valid ones."""
         slot, at = call.slot, call.at
         k, v = (t.detach() for t in call.held) if slot is None else (slot.k, slot.v)  # (B, H, S, K)
-        zero = at.first + call.x.shape[1] - k.shape[2]  # index of the first item; less than 0: of texts before
+        zero = at.first + call.x.shape[1] - k.shape[2]  # index of the first item; below 0: from texts before
         start, stop = self._stretch(chunk, at, zero, k.shape[2])
         seen = self._visible(call, chunk, zero + start, zero + stop)
         q = call.q[:, :, chunk.rows].detach()
@@ -268,18 +268,18 @@ class NearestMemory(SegmentRecurrence):
         return k, v, there
 
     def _stretch(self, chunk: Chunk, at: Places, zero: int, count: int) -> tuple[int, int]:
-        """The items that these queries may find at most, start … stop; `zero` is the index of the first one."""
+        """The range start … stop of items that these queries can find; `zero` is the index of the first one."""
         if isinstance(count, torch.SymInt):
             return 0, count
-        first, last = at.first + chunk.rows.start, at.first + chunk.rows.stop  # the begin of a segment lies behind them
+        first, last = at.first + chunk.rows.start, at.first + chunk.rows.stop  # segments begin after these
         oldest = zero if self.capacity is None else first - self.segment + 1 - self.memory - self.capacity
         start = min(count, max(0, oldest - zero))
         return start, max(start, min(count, last - self.memory - zero))
 
     def _visible(self, call: Pass, chunk: Chunk, first: int, last: int) -> Tensor:
-        """Which items with the indices first … last each query of a chunk may find, (1 or B, C, n)."""
+        """True for the items with the indices first … last that a query of a chunk can find, (1 or B, C, n)."""
         key = torch.arange(first, last, device=call.x.device)
-        newest = chunk.base[..., None] - self.memory  # (1 or B, C, 1): what segments still see is not looked up
+        newest = chunk.base[..., None] - self.memory  # (1 or B, C, 1): segments still see the rest
         seen = (key < newest) & ((key >= chunk.begin[..., None]) | (key < 0))  # (1 or B, C, n)
         if self.capacity is not None:
             seen = seen & (key >= newest - self.capacity)
@@ -291,7 +291,7 @@ class NearestMemory(SegmentRecurrence):
         return seen if keep is None else seen & keep[:, None, before + first : before + last]
 
     def _end(self, call: Pass) -> None:
-        """The memory has taken in this call already."""
+        """Nothing: the memory already holds this call."""
 
     def start(self, batch: int, length: int, like: Tensor) -> Memory:
         return Memory(batch, self.heads, self.head_dim, length, like, self.capacity, self.reach)
@@ -310,7 +310,7 @@ def memories(model: nn.Module, state: State) -> dict[str, Memory]:
 
 
 def save_memory(model: nn.Module, state: State, path: str | Path) -> None:
-    """Writes what the searched memories of a state hold, tokens of the segments at its end included, to a safetensors
+    """Writes the items of a state's searched memories, tokens of its last segments included, to a safetensors
     file.
 
     ```python
@@ -318,7 +318,7 @@ def save_memory(model: nn.Module, state: State, path: str | Path) -> None:
     model(book, state=state)                    # in pieces, if it is long
     save_memory(model, state, "book.safetensors")
     state = load_memory(model, "book.safetensors")
-    model.generate(…)                           # or model(ids, state=state): a new text, which can look things up
+    model.generate(…)                           # or model(ids, state=state): a new text, which can use them
     ```
     """
     tensors = {
@@ -326,17 +326,17 @@ def save_memory(model: nn.Module, state: State, path: str | Path) -> None:
     }
     path, beside = Path(path), Path(f"{path}.part")
     save_file(tensors, beside)
-    beside.replace(path)  # an error before leaves what was there
+    beside.replace(path)  # an error before this keeps the old file
 
 
 def load_memory(model: Any, path: str | Path, index: str | None = None) -> State:
-    """A new state, with as many rows as the file has, whose searched memories hold what the file holds.
+    """A new state, with the file's number of rows and the items of its searched memories.
 
     Args:
-        index: how they are searched, as of `Memory`.
+        index: the search, as in `Memory`.
 
     Raises:
-        ValueError: if the file was not written by `save_memory`, or for a model with other layers.
+        ValueError: if `save_memory` did not write the file, or for a model with other layers.
     """
     tensors = load_file(path)
     rows = {len(t) for t in tensors.values()}

@@ -1,4 +1,4 @@
-"""Memory across the segments of a text.
+"""Segment recurrence: memory across the segments of a text.
 
 B batch, T queries of this call, P keys of earlier calls, S = P + T keys, C queries of a chunk, D width, H heads, K head
 width, L tokens of a segment, M tokens of memory.
@@ -30,14 +30,14 @@ from anyformer.parts.recurrent.chunked import Recurrent
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some queries of a call, and the keys that they may need. Indices count all tokens seen so far.
+    """Some queries of a call, and the keys in their reach. Indices count all tokens so far.
 
     Args:
-        rows: which of the T queries.
-        held: which of the S keys are looked at without gradient to what they are made of.
-        own: which of the T keys are looked at with it.
+        rows: the slice of the T queries.
+        held: the slice of the S keys that are read with stop-gradient.
+        own: the slice of the T keys that are read with gradient.
         index: (C,) of the queries.
-        begin: (1 or B, C) where the text of each query begins. `base`: where its segment begins.
+        begin: (1 or B, C) index of the first token of each query's text. `base`: of its segment.
     """
 
     rows: slice
@@ -50,19 +50,19 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the T queries of a call and the S = P + T keys stand. Segments are counted from the begin of each text, so
-    padding, the neighbours in a batch and documents before it in a row do not move them."""
+    """The positions of the T queries of a call and the S = P + T keys. Segments count from the start of each text, so
+    padding, other rows and earlier documents of a row do not move them."""
 
     first: int  # index of the first query
     past: int  # P
     count: int  # T
     begin: Tensor  # (1 or B, T) index of the first token of each query's text
     keep: Tensor | None  # (B, S) False = padding
-    straight: bool  # do all rows begin at index 0, so that their segments are side by side?
+    straight: bool  # True if all rows begin at index 0, so that their segments align
 
     @property
     def key(self) -> int:
-        """Index of the first key."""
+        """The index of the first key."""
         return self.first - self.past
 
     def keys(self, columns: slice) -> Tensor:
@@ -70,7 +70,7 @@ class Places:
         return torch.arange(self.key + columns.start, self.key + columns.stop, device=self.begin.device)
 
     def chunks(self, segment: int, memory: int, learns: bool) -> Iterator[Chunk]:
-        """The queries, at most L at a time, so that work and memory grow with T x (M + L)."""
+        """The queries, at most L at a time, so that time and memory grow with T x (M + L)."""
         if isinstance(self.count, torch.SymInt):  # torch.export: no loop may depend on the length
             yield self._chunk(segment, 0, self.count, 0, 0, self.past + self.count)
             return
@@ -78,9 +78,9 @@ class Places:
         while at < self.count:
             done = (self.first + at) % segment if self.straight else 0
             stop = min(self.count, at + segment - done)
-            own = at - done if self.straight else at - segment + 1  # none of these queries has its segment begin before
+            own = at - done if self.straight else at - segment + 1  # earliest start of their segments
             oldest = max(0, self.past + own - memory)
-            both = learns and self.straight  # then held and own keys are apart
+            both = learns and self.straight  # then held and own keys are separate tensors
             yield self._chunk(segment, at, stop, max(0, own), oldest, self.past + (max(0, own) if both else stop))
             at = stop
 
@@ -91,7 +91,7 @@ class Places:
         return Chunk(slice(at, stop), slice(oldest, newest), slice(own, stop), index, begin, base)
 
     def seen(self, chunk: Chunk, columns: slice, memory: int) -> Tensor:
-        """Which keys the queries may see: those of their segment up to themselves and M before it, of their text.
+        """True for visible keys: those of the query's text in its segment, up to itself, and M before it.
 
         Every query sees itself, padding too, so that no row is empty. Shape: (1 or B, C, n).
         """
@@ -103,14 +103,14 @@ class Places:
         return seen | (key == query)
 
     def view(self, chunk: Chunk, columns: slice) -> View:
-        """These queries and keys, as score parts want to know them."""
+        """These queries and keys, for score parts."""
         count, keys = chunk.rows.stop - chunk.rows.start, columns.stop - columns.start
         first = self.first + chunk.rows.start
         return View(Causal(), first, count, self.key + columns.start, keys, device=self.begin.device)
 
 
 def places(flow: Flow, count: int, past: int, device: torch.device) -> Places:
-    """Where the tokens of a call stand, after `past` keys of earlier calls."""
+    """The positions of a call's tokens, after `past` keys of earlier calls."""
     first, straight = flow.first, flow.keep is None
     index = torch.arange(first, first + count, device=device)  # (T,)
     if flow.documents is not None:
@@ -125,11 +125,11 @@ def places(flow: Flow, count: int, past: int, device: torch.device) -> Places:
 
 @dataclass(frozen=True)
 class Source:
-    """Keys and values that the queries of a chunk look at.
+    """Keys and values for the queries of a chunk.
 
     Args:
         k, v: (B, H, n, K). seen: (1 or B, C, n). bias: (1 or B, H, C, n), or None.
-        columns: which of the S keys they are, or None for others.
+        columns: their indices among the S keys, or None for others.
     """
 
     k: Tensor
@@ -141,15 +141,15 @@ class Source:
 
 @dataclass
 class Pass:
-    """What the chunks of one call share.
+    """Values that the chunks of one call share.
 
     Args:
-        learns: may there be a gradient? Then what is held and what is own are apart.
-        q: (B, H, T, K). asked: the same as the score parts changed them.
+        learns: True with gradients: past and current keys are then separate tensors.
+        q: (B, H, T, K). asked: the same after the score parts.
         own: keys and values of this call, (B, H, T, K). held: those without gradient to x, (B, H, S, K).
-        bias, cap: as the score parts say.
-        shown: (B, H, T, S) the weights, where somebody listens.
-        more: what a kind of memory adds.
+        bias, cap: of the score parts.
+        shown: (B, H, T, S) the weights, if they are recorded.
+        more: values of other kinds of memory.
     """
 
     x: Tensor
@@ -171,14 +171,14 @@ class Pass:
         self.readers = {name: tuple(map(reader, getattr(self, name))) for name in ("own", "held")}
 
     def source(self, chunk: Chunk, columns: slice, pair: str, where: slice, seen: Tensor) -> Source:
-        """The keys `columns`, which are `where` in `pair`: "own" or "held"."""
+        """The keys `columns`, at the slice `where` of `pair`: "own" or "held"."""
         bias = None if self.bias is None else self.bias(self.at.view(chunk, columns))
         k, v = (read(where.start, where.stop) for read in self.readers[pair])
         return Source(k, v, seen, bias, columns)
 
 
 def together(sources: list[Source], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values of all sources, (B, H, n, K) each, and which of them are seen, (B, 1, C, n)."""
+    """Keys and values of all sources, (B, H, n, K) each, and their mask, (B, 1, C, n)."""
     k, v = (torch.cat([getattr(s, name) for s in sources], 2) for name in ("k", "v"))
     return k, v, torch.cat([s.seen.expand(rows, -1, -1) for s in sources], 2)[:, None]
 
@@ -192,12 +192,12 @@ def weigh(q: Tensor, sources: list[Source], scale: float, cap: float | None, mor
     biases = [s.bias.expand(q.shape[0], -1, -1, -1) for s in sources if s.bias is not None]
     if biases:
         scores = scores + torch.cat(biases, 3)
-    scores = scores.masked_fill(~seen[:, None], torch.finfo(scores.dtype).min)  # nobody sees nothing: not itself
+    scores = scores.masked_fill(~seen[:, None], torch.finfo(scores.dtype).min)  # no row is empty: each sees itself
     return (scores if more is None else torch.cat((more, scores), 3)).softmax(-1)
 
 
 def show(shown: Tensor, chunk: Chunk, sources: list[Source], w: Tensor) -> None:
-    """Writes the weights of a chunk to where its keys stand; what is no token has no place there."""
+    """Writes the weights of a chunk to its keys' columns; keys that are no tokens have none."""
     for source, part in zip(sources, w.detach().split([s.k.shape[2] for s in sources], 3), strict=True):
         if source.columns is not None:
             shown[:, :, chunk.rows, source.columns] += part
@@ -212,14 +212,14 @@ class Tail(Recurrent):
     """Keys and values of the last tokens, (B, H, P, K) each. It can return to a mark."""
 
     def recent(self, count: int) -> tuple[Tensor, Tensor]:
-        """Those of the last `count` tokens, or of all where fewer are held."""
+        """Keys and values of the last `count` tokens, or of all if there are fewer."""
         k, v = self.held[:2]
         start = max(0, k.shape[2] - count)
         return k[:, :, start:], v[:, :, start:]
 
 
 class SegmentRecurrence(Mixer):
-    """Attention over a segment of L tokens and the M tokens before it, to whose layer below no gradient flows back
+    """Attention to a segment of L tokens and the M tokens before it, with stop-gradient to the layer below these
     (Transformer-XL: Dai et al., 2019; arXiv:1901.02860).
 
     ```
@@ -228,13 +228,13 @@ class SegmentRecurrence(Mixer):
     layer n      [ segment 0 ][ segment 1 ][ segment 2 ]
                         └── M, k and v of SG(h) ──┘└ k and v of h, up to oneself
     ```
-    Segments are counted from the first token of each text. A row of N segments is what N calls with one segment each
-    give, one after the other, and its gradient is that of the paper's loop: training needs nothing but rows that are
-    longer than a segment. Layer by layer the memory reaches M tokens further back.
+    Segments count from the first token of each text. A row of N segments gives the same as N successive calls with one
+    segment each, with the gradient of the paper's loop: training only needs rows longer than a segment. Layer by
+    layer the memory reaches M tokens further back.
 
-    The projections of memory take gradients (their input is what is held): W_k and W_v learn from what is read of
-    memory too. Calls with `state=` carry the memory on over the end of a row, in training too; they hold keys and
-    values, so W_k and W_v learn nothing from what earlier calls left.
+    The projections of memory have gradients (only their input is detached): W_k and W_v learn from reads of memory
+    too. Calls with `state=` continue the memory beyond the end of a row, in training too; a state holds keys and
+    values, so W_k and W_v learn nothing from earlier calls.
 
     Args:
         heads: H. `head_dim`: K; width / heads by default.
@@ -242,7 +242,7 @@ class SegmentRecurrence(Mixer):
         bias: of the projections q, k, v; `out_bias`: of o, the same by default.
         norm: of each head's q and k, or None.
         scale: of the scores; K^-1/2 by default.
-        scores: what changes the scores, e.g. `[Relative.of()]`; places have to be relative ones.
+        scores: score parts, e.g. `[Relative.of()]`; their positions must be relative.
         dropout: of the weights, in training.
 
     Taps: `weights` (B, H, T, S).
@@ -287,17 +287,17 @@ class SegmentRecurrence(Mixer):
 
     @property
     def sharpness(self) -> float:
-        """What products of queries and keys are multiplied by."""
+        """The factor of the products of queries and keys."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
     def reach(self) -> int:
-        """How many tokens before a query it may see."""
+        """The number of visible tokens before a query."""
         return self.memory + self.segment - 1
 
     @property
     def farthest(self) -> int:
-        """The largest distance to what a query may see."""
+        """The largest distance to a visible key."""
         return self.reach
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
@@ -310,12 +310,12 @@ class SegmentRecurrence(Mixer):
         return self.o(y.transpose(1, 2).flatten(2))
 
     def _call(self, x: Tensor, flow: Flow) -> Pass:
-        """Queries, keys and values of this call, and what is left of earlier ones."""
+        """Queries, keys and values of this call, and those that remain of earlier ones."""
         slot, learns, T, past = flow.slot(self), torch.is_grad_enabled(), x.shape[1], 0
         q = self._heads("q", self.q(x))  # (B, H, T, K)
         made = (apart(part, x) if learns else (part(x),) for part in (self.k, self.v))
         pairs = [(self._heads("k", k), self._heads("v", v)) for k, v in zip(*made, strict=True)]
-        own, held = pairs[0], pairs[-1]  # while learning the second is without gradient to x
+        own, held = pairs[0], pairs[-1]  # in training the second is without gradient to x
         if slot is not None:
             k, v = slot.recent(self.reach)  # (B, H, P, K) each
             past = k.shape[2]
@@ -323,7 +323,7 @@ class SegmentRecurrence(Mixer):
         at = flow.once(("places", past), lambda: places(flow, T, past, x.device))
         stack = flow.find(StackBias)
         many = T if isinstance(T, torch.SymInt) else min(T, self.segment)  # queries of a chunk
-        keys = self.farthest + many  # no part is asked for a larger distance than that from the last query
+        keys = self.farthest + many  # the largest distance from the last query
         whole = View(Causal(), at.first, T, at.first + T - keys, keys, device=x.device)
         asked, bias, cap = changed(self.scores or (), Call(x, q, self.sharpness, whole, flow), stack)
         listens = flow.taps is not None and flow.taps.wants(self, "weights")
@@ -336,7 +336,7 @@ class SegmentRecurrence(Mixer):
         return (y if self.norm is None or name == "v" else through(self.norm[name], y)).transpose(1, 2)
 
     def _sources(self, call: Pass, chunk: Chunk) -> list[Source]:
-        """What the queries of a chunk look at: what is held, then while learning what is their own."""
+        """The sources of the queries of a chunk: detached keys, then in training the call's own."""
         at, first = call.at, call.at.first
         seen = at.seen(chunk, chunk.held, self.memory)  # (1 or B, C, n)
         if not call.learns:
@@ -350,7 +350,7 @@ class SegmentRecurrence(Mixer):
         ]
 
     def _read(self, call: Pass, chunk: Chunk) -> Tensor:
-        """What the queries of a chunk read, (B, H, C, K)."""
+        """The outputs of the queries of a chunk, (B, H, C, K)."""
         sources, asked = self._sources(call, chunk), call.queries(chunk.rows.start, chunk.rows.stop)
         fused = call.bias is None and call.cap is None
         if not fused or call.shown is not None:
@@ -364,7 +364,7 @@ class SegmentRecurrence(Mixer):
         return F.scaled_dot_product_attention(asked, k, v, seen, dropout, scale=self.sharpness)
 
     def _end(self, call: Pass) -> None:
-        """Keeps for the next call what it may see."""
+        """Stores the tokens that the next call can see."""
         if call.slot is not None:
             call.slot.put(call.x.shape[1], *self._recent(call))
 

@@ -13,7 +13,7 @@ from anyformer.core.state import Slot
 
 
 class MemoryTokens(Mixer):
-    """Blocks that also work on m learned tokens before the text (Memory Transformer: Burtsev et al., 2020;
+    """Blocks with m learned tokens before the text (Memory Transformer: Burtsev et al., 2020;
     arXiv:2006.11527).
 
     ```
@@ -21,9 +21,9 @@ class MemoryTokens(Mixer):
                   ├── (B, m + T, D) ── block x N ──────┤
     m vectors ────┘                                    └── m vectors, dropped
     ```
-    In an encoder they read the text and the text reads them: room for what is no token. In a decoder they stand before
-    everything, so they are the same for every text. They take the places 0 … m - 1, and texts begin at m; where rows
-    are padded on the left they stand between the padding and the text. Any model has them by one line:
+    In an encoder they see the text and the text sees them: room for other content than tokens. In a decoder they
+    precede everything, so they are the same for every text. They take the positions 0 … m - 1, and texts begin at m; in
+    rows padded on the left they stand between the padding and the text. Any model gets them by one line:
 
     ```python
     recipe.but({"blocks": [MemoryTokens.of(8, recipe.options["blocks"])]})      # or "encoder.blocks", …
@@ -32,7 +32,7 @@ class MemoryTokens(Mixer):
         tokens: m.
         blocks: one recipe a layer.
 
-    Shape: (B, T, D) -> same. State: where they stand in each row, (B,), beside the states of the blocks.
+    Shape: (B, T, D) -> same. State: their index in each row, (B,), beside the states of the blocks.
     """
 
     def __init__(self, dim: int, tokens: int, blocks: Any):
@@ -62,7 +62,7 @@ class MemoryTokens(Mixer):
         x = torch.cat((self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)  # (B, m + T, D)
         at = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         if keep is not None and now is not None:
-            at = torch.where(now.any(1), now.long().argmax(1), T)  # (B,): behind the padding
+            at = torch.where(now.any(1), now.long().argmax(1), T)  # (B,): after the padding
             order = inserted(at, m, T)  # (B, m + T)
             x, keep = picked(x, order), picked(ahead(keep, m), order)
             places = picked(places.expand_as(order), order)
@@ -86,8 +86,8 @@ class MemoryTokens(Mixer):
 
 
 class Inserted(Slot):
-    """Where the memory tokens of each row stand: `at` (B,) is the number of tokens of padding before them; None = they
-    have not been read yet."""
+    """The index of the memory tokens of each row: `at` (B,) is the number of tokens of padding before them; None = not
+    read yet."""
 
     def __init__(self) -> None:
         self.at: Tensor | None = None
@@ -96,7 +96,7 @@ class Inserted(Slot):
         self.at = None if self.at is None else self.at[index]
 
     def trim(self, length: int) -> None:
-        """They stay."""
+        """Keeps the memory tokens."""
 
     def bytes(self) -> int:
         return 0 if self.at is None else self.at.nbytes

@@ -1,5 +1,4 @@
-"""Recurrences whose state is a matrix, in chunks, and what decoding keeps of one: for linear attention, Mamba-2, the
-delta rule.
+"""Chunked matrix-state recurrences, and their decoding state: for linear attention, Mamba-2, the delta rule.
 
 … any leading axes (batch, heads), T time, K key width, V value width, n chunks, L tokens of a chunk.
 """
@@ -19,7 +18,7 @@ from anyformer.core.flow import Flow
 from anyformer.parts.fused import depthwise
 
 CHUNK = 64
-PIECE = 2048  # tokens whose chunks are side by side: what is made of them should stay in the processor's cache
+PIECE = 2048  # tokens of parallel chunks: their intermediate values should stay in the processor's cache
 
 
 def decayed(
@@ -30,13 +29,13 @@ def decayed(
 
     ```
     y_t of a chunk   =   sum over s <= t in the chunk of (q_t . k_s) exp(fade_{s+1} + … + fade_t) v_s      pairs, L x L
-                       + exp(fade_first + … + fade_t) S_before^T q_t                              what came before
+                       + exp(fade_first + … + fade_t) S_before^T q_t                              the earlier chunks
     ```
-    Chunks are worked side by side and only their states are chained: T L (K + V) + 2 T K V products, memory linear in
+    Chunks are computed in parallel and only their states are chained: T L (K + V) + 2 T K V products, memory linear in
     T.
 
     Args:
-        fade: logarithms, 0 or less; None = nothing fades.
+        fade: logarithms, 0 or less; None = no decay.
         chunk: L; it does not change the result.
 
     Shapes: q, k (…, T, K); v (…, T, V); fade (…, T); state (…, K, V) -> y (…, T, V), the last state. The leading axes
@@ -68,7 +67,7 @@ def delta(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, fade: Tensor, state: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
     """The gated delta rule S_t = a_t S_{t-1} + k_t u_t^T, u_t = beta_t (v_t - a_t S_{t-1}^T k_t), y_t = S_t^T q_t, with
-    a_t = exp(fade_t) (Yang et al., 2024; arXiv:2412.06464): what the state says of k_t is replaced, not added to.
+    a_t = exp(fade_t) (Yang et al., 2024; arXiv:2412.06464): the state's value for k_t is replaced, not added to.
 
     Inside a chunk the u depend on each other and on the state before it; they are one triangular system of L equations:
     (I + A) U = beta (V - decay K S_before), A_ts = beta_t decay_ts k_t . k_s for s < t (arXiv:2406.06484, section 3.2).
@@ -83,7 +82,7 @@ def delta(
     if not isinstance(time, torch.SymInt) and time > PIECE:
         step = functools.partial(delta, chunk=chunk)
         return piecewise(step, time, state, (q, -2), (k, -2), (v, -2), (beta, -1), (fade, -1))
-    if isinstance(time, torch.SymInt):  # torch.export: no loop may depend on the length, so the text is one chunk
+    if isinstance(time, torch.SymInt):  # torch.export: no loop can depend on the length, so the text is one chunk
         q, k, v, beta, fade = (t.unsqueeze(axis) for t, axis in ((q, -3), (k, -3), (v, -3), (beta, -2), (fade, -2)))
     else:
         q, k, v, beta, fade = (
@@ -91,7 +90,7 @@ def delta(
         )  # (…, n, L, …)
     level, beta = fade.cumsum(-1)[..., None], beta[..., None]  # (…, n, L, 1) each
     share = left(level[..., 0])  # (…, n, L, L)
-    system = (beta * (k @ k.mT) * share).tril(-1)  # its diagonal of ones is understood
+    system = (beta * (k @ k.mT) * share).tril(-1)  # with an implicit diagonal of ones
     wanted = torch.cat((beta * v, beta * level.exp() * k), -1)  # (…, n, L, V + K)
     solved = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
     new, old = solved.split([v.shape[-1], k.shape[-1]], -1)  # U = new - old S_before
@@ -131,10 +130,10 @@ def piecewise(
 
 
 def cut(t: Tensor, chunk: int, axis: int) -> Tensor:
-    """Time in chunks, the last one filled with zeros: T along `axis` (-1 or -2) becomes (n, L)."""
+    """Time in chunks, the last one padded with zeros: T along `axis` (-1 or -2) becomes (n, L)."""
     time = t.shape[axis]
     if isinstance(time, torch.SymInt):
-        size, count = chunk, time // chunk + 2  # never one: torch.export would write down a program for exactly one
+        size, count = chunk, time // chunk + 2  # never one: torch.export would fix the program to exactly one
     else:
         size = min(chunk, time)
         count = -(-time // size)
@@ -146,7 +145,7 @@ def cut(t: Tensor, chunk: int, axis: int) -> Tensor:
 
 
 def left(level: Tensor) -> Tensor:
-    """What is left at t of what came in at s: exp(level_t - level_s) for s <= t, else 0. Shape: (…, L) -> (…, L, L)."""
+    """The decay from s to t: exp(level_t - level_s) for s <= t, else 0. Shape: (…, L) -> (…, L, L)."""
     age = level[..., :, None] - level[..., None, :]
     past = torch.ones(age.shape[-2:], dtype=torch.bool, device=age.device).tril()
     return age.masked_fill(~past, float("-inf")).exp()
@@ -167,31 +166,31 @@ def chained(new: Tensor, fade: Tensor, state: Tensor) -> Tensor:
 
 
 def convolved(conv: nn.Conv1d, u: Tensor, past: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
-    """A convolution over time that follows its last W - 1 inputs; and the inputs that the next call follows.
+    """A convolution over time with its last W - 1 inputs in front; and the inputs in front of the next call.
 
-    It does not look back beyond the first token of a packed document.
+    It ignores tokens before the first one of a packed document.
     Shapes: u (B, T, E), past (B, W - 1, E) -> (B, T, E), (B, W - 1, E).
     """
     inputs, width = torch.cat((past, u), 1), conv.kernel_size[0]  # (B, W - 1 + T, E)
     rest = inputs[:, inputs.shape[1] - past.shape[1] :]
     if flow.documents is None:
         return depthwise(inputs, conv.weight, conv.bias), rest
-    back = torch.arange(width - 1, -1, -1, device=u.device)  # (W,): how far each weight looks back
+    back = torch.arange(width - 1, -1, -1, device=u.device)  # (W,): distance of each weight
     near = flow.positions[..., None] >= back  # (B, T, W)
     y = (inputs.unfold(1, width, 1) * near[:, :, None] * conv.weight[:, 0]).sum(-1)  # (B, T, E)
     return (y if conv.bias is None else y + conv.bias), rest
 
 
 class Recurrent:
-    """State of a recurrent mixer: tensors of a fixed size, a row for each sequence. It can return to a mark, and to
-    nothing else."""
+    """State of a recurrent mixer: tensors of a fixed size, a row for each sequence. It can return only to a
+    mark."""
 
     def __init__(self, *held: Tensor):
         self.held, self.length = held, 0
         self.marked = (0, held)
 
     def put(self, count: int, *held: Tensor) -> None:
-        """The state after `count` more tokens."""
+        """Sets the state after `count` more tokens."""
         self.held, self.length = held, self.length + count
 
     def reorder(self, index: Tensor) -> None:

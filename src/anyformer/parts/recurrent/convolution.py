@@ -11,7 +11,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.parts.fused import depthwise
 from anyformer.parts.recurrent.chunked import Recurrent
 
-SHORT = 64  # tokens up to which a kernel is applied directly; beyond, by FFT
+SHORT = 64  # the longest kernel that is applied directly, in tokens; longer ones by FFT
 
 
 class Convolution(Mixer):
@@ -22,9 +22,9 @@ class Convolution(Mixer):
     x ─ into ─┬─ u ─ conv over the last W tokens ─(x)─ out ──>
               └─ gate ─ silu ─────────────────────┘
     ```
-    In a decoder place t sees t - W + 1 … t, in an encoder (W - 1) / 2 places on each side, one more before it where W
-    is even. In an encoder a kernel of more than 64 tokens is applied by FFT, in T log T; in a decoder always directly,
-    in T W: by FFT the rounding of later tokens would get into earlier ones.
+    In a decoder position t sees t - W + 1 … t, in an encoder (W - 1) / 2 positions on each side, one more before it if
+    W is even. In an encoder a kernel of more than 64 tokens is applied by FFT, in T log T; in a decoder always
+    directly, in T W: the FFT would carry rounding from later tokens to earlier ones.
 
     Args:
         width: W, at least 1.
@@ -57,7 +57,7 @@ class Convolution(Mixer):
 
     def _by_fft(self, inputs: Tensor) -> Tensor:
         """(B, D, W - 1 + T) -> (B, D, T)."""
-        size = 1 << (inputs.shape[-1] - 1).bit_length()  # nothing wraps around into the places that are kept
+        size = 1 << (inputs.shape[-1] - 1).bit_length()  # no wrap-around into the kept positions
         wide = torch.promote_types(inputs.dtype, torch.float32)
         kernel = torch.fft.rfft(self.conv.weight[:, 0].flip(-1).to(wide), size)  # (D, size / 2 + 1)
         y = torch.fft.irfft(torch.fft.rfft(inputs.to(wide), size) * kernel, size)  # (B, D, size)
@@ -70,7 +70,7 @@ class Convolution(Mixer):
 
 class ConvPositions(Mixer):
     """Positions by convolution (Baevski et al., 2020, "wav2vec 2.0"; arXiv:2006.11477): x + gelu(conv(x)) before the
-    first block, `entry=ConvPositions.of()`. What stands around a token tells it where it is.
+    first block, `entry=ConvPositions.of()`. A token infers its position from its neighbours.
 
     ```
     weight = gain_w direction / |direction|_w         one length for each of the W taps (Salimans and Kingma, 2016)

@@ -16,7 +16,7 @@ from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, delta
 
 
 class GatedDelta(Mixer):
-    """Gated DeltaNet: linear attention that overwrites what it holds of a key (Yang et al., 2024; arXiv:2412.06464).
+    """Gated DeltaNet: linear attention that replaces a key's value in the state (Yang et al., 2024; arXiv:2412.06464).
 
     ```
     x ─┬─ q, k, v ─ conv ─ silu ─ (q, k to length 1) ─ recurrence ─ norm ─(x)─ o ──>
@@ -30,8 +30,8 @@ class GatedDelta(Mixer):
 
     Args:
         heads: H. `head_dim`: K; width / heads by default. `value_dim`: V; K by default.
-        conv_kernel: W, tokens that the convolution of q, k and v sees.
-        gated: whether what is held fades.
+        conv_kernel: W, tokens in reach of the convolution of q, k and v.
+        gated: True if the state decays.
         bias: of `o` and of the projections of q, k, v and the gate.
         eps: of the norm, over a head.
         chunk: tokens of a chunk; the number does not change the result.
@@ -72,7 +72,7 @@ class GatedDelta(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A evenly between 1 and 16, steps between 0.001 and 0.1 evenly in the logarithm, as in Mamba-2."""
+        """Draws A uniformly in 1 … 16, steps log-uniformly in 0.001 … 0.1, as in Mamba-2."""
         if self.fade is None or self.A_log is None:
             return
         self.A_log.uniform_(1, 16).log_()

@@ -37,12 +37,12 @@ class Mamba(Mixer):
         hidden: E; 2 x width by default.
         state: N.
         rank: R; width / 16, rounded up, by default.
-        conv_kernel: W, tokens that the convolution sees.
+        conv_kernel: W, tokens in reach of the convolution.
         bias: of `into` and `out`. `conv_bias`: of the convolution.
-        norm: of what the token selects, before it is used: the step's R numbers, B and C (Jamba), or None.
-        chunk: tokens that are scanned one after the other, off the CPU; the number does not change the result.
+        norm: of the selected values, before use: the step's R numbers, B and C (Jamba), or None.
+        chunk: tokens that are scanned sequentially, except on the CPU; the number does not change the result.
 
-    On CUDA it takes the kernel of mamba-ssm where that is installed (`parts/recurrent/mamba_cuda.py`).
+    On CUDA it uses the kernel of mamba-ssm if that is installed (`parts/recurrent/mamba_cuda.py`).
 
     Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
     """
@@ -80,7 +80,7 @@ class Mamba(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A = -1 … -N on every channel, steps between 0.001 and 0.1, evenly in the logarithm (the paper's section
+        """Sets A = -1 … -N on every channel and draws steps log-uniformly in 0.001 … 0.1 (the paper's section
         3.6)."""
         self.A_log.copy_(torch.arange(1, self.state + 1, dtype=torch.float32).log().expand_as(self.A_log))
         self.skip.fill_(1.0)
@@ -134,10 +134,10 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence h_t = exp(step_t A) h_{t-1} + step_t B_t u_t, y_t = C_t h_t, over all t.
 
-    On a CPU a token after the other, in memory that a block of tokens takes (`scan_in_blocks`); elsewhere, and in a
+    On a CPU token by token, in the memory of a block of tokens (`scan_in_blocks`); elsewhere, and in a
     compiled model, `side_by_side`.
 
-    `begins` says where a document begins: nothing comes from before, exp(step_t A) is 0 there.
+    `begins` marks the start of a document: nothing comes from before, exp(step_t A) is 0 there.
 
     Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N); begins (B, T) -> y (B, T, E), the last h (B, E,
     N).
@@ -147,7 +147,7 @@ def scan(
         fade = torch.exp(step[:, 0, :, None] * A)  # (B, E, N)
         h = fade * h + (step * u)[:, 0, :, None] * B[:, 0, None]
         return (h * C[:, 0, None]).sum(-1)[:, None], h
-    if isinstance(time, torch.SymInt):  # torch.export: the length is open, and no loop may depend on it
+    if isinstance(time, torch.SymInt):  # torch.export: the length is open, and no loop can depend on it
         return scan_open(u, step, A, B, C, h, begins)
     if u.device.type == "cpu" and not torch.compiler.is_compiling():
         return scan_in_blocks(u, step, A, B, C, h, begins)
@@ -157,11 +157,11 @@ def scan(
 def side_by_side(
     u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk: int, begins: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`scan` for processors that like few large steps.
+    """`scan` for processors that prefer few large steps.
 
-    The text is cut into chunks. All chunks advance side by side from an empty state, then the states at their ends are
-    chained, then each chunk adds what came before it, faded: `chunk` + T / `chunk` steps instead of T, and only
-    products of numbers below 1, so nothing overflows. All B T E N states are there at once.
+    The text is split into chunks. All chunks advance in parallel from an empty state, then the states at their ends are
+    chained, then each chunk adds the decayed state before it: `chunk` + T / `chunk` steps instead of T, and only
+    products of numbers below 1, so nothing overflows. All B T E N states are in memory at once.
     """
     time = u.shape[1]
     pad, length = -time % min(chunk, time), min(chunk, time)
@@ -188,11 +188,11 @@ def scan_open(
 ) -> tuple[Tensor, Tensor]:
     """`scan` for `torch.export`: the same chunks, but their tokens, and then the chunks, are chained by doubling.
 
-    At most `OPEN` tokens; more are refused.
+    At most `OPEN` tokens; more are an error.
     """
     batch, time = u.shape[:2]
     torch._check(time <= OPEN)
-    chunks = time // CHUNK + 2  # never a single one: torch.export would write down a program for exactly one
+    chunks = time // CHUNK + 2  # never one: torch.export would fix the program to exactly one
     pad = chunks * CHUNK - time
     u, step, B, C = (F.pad(t, (0, 0, 0, pad)).unflatten(1, (chunks, CHUNK)) for t in (u, step, B, C))
     fade = torch.exp(step[..., None] * A)  # (B, chunks, L, E, N)
@@ -212,10 +212,10 @@ def scan_open(
 def doubled(new: Tensor, fade: Tensor, first: Tensor, most: int) -> Tensor:
     """h_0 = first, h_t = fade_t h_{t-1} + new_t, for at most `most` steps, in log2 of them (Hillis and Steele, 1986).
 
-    After round k each h knows the 2^k before it. Shapes: new, fade (B, T, E, N); first (B, E, N) -> (B, T + 1, E, N).
+    After round k each h covers the 2^k before it. Shapes: new, fade (B, T, E, N); first (B, E, N) -> (B, T + 1, E, N).
     """
     states = torch.cat((first[:, None], new), 1)
-    fade = torch.cat((torch.zeros_like(first)[:, None], fade), 1)  # a product that reaches h_0 is 0: nothing is before
+    fade = torch.cat((torch.zeros_like(first)[:, None], fade), 1)  # products that reach h_0 are 0: nothing precedes it
     place = torch.arange(states.shape[1], device=first.device)
     for k in range(most.bit_length()):
         earlier = (place - (1 << k)).clamp(min=0)

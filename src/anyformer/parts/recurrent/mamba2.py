@@ -26,14 +26,14 @@ class Mamba2(Mixer):
 
     S_t = exp(step_t A) S_{t-1} + B_t (step_t u_t)^T          y_t = S_t^T C_t + skip u_t          a head at a time
     ```
-    which is linear attention with q = C, k = B, v = step u and a decay: the same function works it in chunks
+    which is linear attention with q = C, k = B, v = step u and a decay: the same function computes it in chunks
     (`anyformer.parts.recurrent.chunked.decayed`). The heads of a group share B and C. The norm is RMSNorm over a group.
-    On CUDA it takes the kernel of mamba-ssm where that is installed (`parts/recurrent/mamba_cuda.py`).
+    On CUDA it uses the kernel of mamba-ssm if that is installed (`parts/recurrent/mamba_cuda.py`).
 
     Args:
         heads: G R. hidden: E, a multiple of the heads; 2 x width by default.
         state: N. `groups`: G, a divisor of the heads.
-        conv_kernel: W, tokens that the convolution sees.
+        conv_kernel: W, tokens in reach of the convolution.
         bias: of `into` and `out`. `conv_bias`: of the convolution.
         eps: of the norm.
         shortest, longest: limits of the step; 0 and none by default.
@@ -72,7 +72,7 @@ class Mamba2(Mixer):
             raise ValueError(f"Mamba2: 0 <= shortest <= longest is needed; got {shortest} and {longest}")
         self.heads, self.groups, self.state, self.conv_kernel, self.chunk = heads, groups, state, conv_kernel, chunk
         self.shortest, self.longest = shortest, longest
-        self.mixed = self.hidden + 2 * groups * state  # u, B and C go through the convolution together
+        self.mixed = self.hidden + 2 * groups * state  # u, B and C share the convolution
         self.into = nn.Linear(dim, self.hidden + self.mixed + heads, bias)  # gate; u, B, C; step
         self.conv = nn.Conv1d(self.mixed, self.mixed, conv_kernel, groups=self.mixed, bias=conv_bias)
         self.A_log, self.step, self.skip = (nn.Parameter(torch.empty(heads)) for _ in range(3))
@@ -81,7 +81,7 @@ class Mamba2(Mixer):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A evenly between -1 and -16, steps between 0.001 and 0.1, evenly in the logarithm."""
+        """Draws A uniformly in -16 … -1, steps log-uniformly in 0.001 … 0.1."""
         self.A_log.uniform_(1, 16).log_()
         self.skip.fill_(1.0)
         steps = self.step.uniform_(math.log(1e-3), math.log(1e-1)).exp()

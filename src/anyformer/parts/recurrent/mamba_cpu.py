@@ -1,12 +1,12 @@
-"""The scan of a selective state space on a CPU: a token after the other, in blocks that stay in the processor's cache.
+"""The scan of a selective state space on a CPU: token by token, in blocks that stay in the processor's cache.
 
-All states of a text are B T E N numbers, far more than all else in the layer. Here they are there a block of tokens at
-a time; forward keeps the state before each block, and backward makes the states of a block again from it, then runs
+All states of a text are B T E N numbers, far more than all else in the layer. Here only one block of them exists at a
+time; forward saves the state before each block, and backward recomputes the states of a block from it, then runs
 through the block from its end:
 
     forward    a_t = exp(step_t A)      h_t = a_t h_{t-1} + B_t (step_t u_t)      y_t = C_t h_t
-    backward   g_t = C_t dy_t + a_{t+1} g_{t+1}                   what the loss says of h_t
-               w_t = g_t h_{t-1} a_t                              what it says of step_t A
+    backward   g_t = C_t dy_t + a_{t+1} g_{t+1}                   the gradient of h_t
+               w_t = g_t h_{t-1} a_t                              the gradient of step_t A
                dstep_t = w_t A + u_t (B_t g_t)     dA = sum_t step_t w_t     du_t = step_t (B_t g_t)
                dB_t = (step_t u_t) g_t             dC_t = dy_t h_t
 
@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NUMBERS = 1 << 18  # of a block's states: 1 MB of float32
+NUMBERS = 1 << 18  # the most numbers in a block's states: 1 MB of float32
 
 
 def scan_in_blocks(
     u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, begins: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`ssm.scan` for a CPU. Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N); begins (B, T) -> y
+    """`mamba.scan` for a CPU. Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N); begins (B, T) -> y
     (B, T, E), the last h (B, E, N)."""
     return _Scan.apply(u, step, A, B, C, h, begins)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -61,7 +61,7 @@ class _Scan(torch.autograd.Function):
             for t in range(len(late) - 2, -1, -1):
                 late[t].addcmul_(a[t + 1], late[t + 1])
             dh = a[0] * late[0]
-            into = _dot(g, B[:, rows])  # (B, L, E): what the loss says of step u
+            into = _dot(g, B[:, rows])  # (B, L, E): the gradient of step u
             dB[:, rows] = _sum(s * x, g)
             w = g.mul_(fade)  # in place: g is not needed any more
             w[1:].mul_(states[:-1])

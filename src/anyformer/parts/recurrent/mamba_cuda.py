@@ -1,11 +1,11 @@
-"""The kernels of mamba-ssm (Gu and Dao; `pip install mamba-ssm`), where it is installed and the numbers are on CUDA.
+"""The kernels of mamba-ssm (Gu and Dao; `pip install mamba-ssm`), if it is installed and the numbers are on CUDA.
 
-They give what `ssm.scan` and `recurrence.decayed` give in plain operations, in one pass over memory. Mamba and Mamba-2
-take them of themselves, in float32, for more than one token:
-  Mamba     at the beginning of a text, without packed documents; with a cache only where no gradient is asked for (the
+They compute `mamba.scan` and `chunked.decayed` in one pass over memory. Mamba and Mamba-2 use them by default, in
+float32, for more than one token:
+  Mamba     at the beginning of a text, without packed documents; with a cache only without gradients (the
             kernel begins with an empty state, and has no gradient of the last one)
   Mamba-2   always
-Everything else, every other device, and compiled or exported models take the plain operations.
+Everything else, every other device, and compiled or exported models use the plain operations.
 
 B batch, T time, E inner width, N state, G groups, R heads of a group, P head width.
 """
@@ -30,23 +30,23 @@ Kernel = Callable[..., Any]
 
 
 def selective_scan(like: Tensor) -> Kernel | None:
-    """Mamba's kernel, or None where it cannot take numbers such as `like`, (B, T, E)."""
+    """Mamba's kernel, or None if it does not support tensors like `like`, (B, T, E)."""
     return found("ops.selective_scan_interface", "selective_scan_fn") if fits(like, like.shape[1]) else None
 
 
 def chunk_scan(like: Tensor) -> Kernel | None:
-    """Mamba-2's kernel, or None where it cannot take numbers such as `like`, (…, T, P)."""
+    """Mamba-2's kernel, or None if it does not support tensors like `like`, (…, T, P)."""
     return found("ops.triton.ssd_combined", "mamba_chunk_scan_combined") if fits(like, like.shape[-2]) else None
 
 
 def fits(like: Tensor, time: int | torch.SymInt) -> bool:
-    """More than one token, in float32, on CUDA, not under a compiler."""
+    """True for more than one token, in float32, on CUDA, not under a compiler."""
     return like.is_cuda and like.dtype == torch.float32 and not traced(like) and time > 1
 
 
 @functools.cache
 def found(module: str, name: str) -> Kernel | None:
-    """A function of mamba-ssm, or None without the package; one that is there and does not work is told of, once."""
+    """A function of mamba-ssm, or None without the package; a broken installation is reported once."""
     if importlib.util.find_spec(PACKAGE) is None:
         return None
     try:
@@ -61,7 +61,7 @@ def found(module: str, name: str) -> Kernel | None:
 
 
 def scanned(kernel: Kernel, u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """`ssm.scan` from an empty state. Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N) -> (B, T, E), (B, E, N)."""
+    """`mamba.scan` from an empty state. Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N) -> (B, T, E), (B, E, N)."""
     y, h = kernel(u.mT, step.mT, A, B.mT, C.mT, return_last_state=True)
     return y.mT, h
 
@@ -69,7 +69,7 @@ def scanned(kernel: Kernel, u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Te
 def chunked(
     kernel: Kernel, q: Tensor, k: Tensor, u: Tensor, step: Tensor, A: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`recurrence.decayed(q, k, step u, step A, state)`.
+    """`chunked.decayed(q, k, step u, step A, state)`.
 
     Shapes: q, k (B, G, 1, T, N); u (B, G, R, T, P); step (B, G, R, T, 1); A (G, R, 1); state (B, G, R, N, P) -> y (B,
     G, R, T, P), the last state.
