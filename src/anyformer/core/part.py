@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.recipe import PARTS, Recipe, signature, stored_name
+from anyformer.core.shown import Shown
 from anyformer.core.value import register
 
 O = ParamSpec("O")  # the options of a part: its constructor's arguments after the width
 T = TypeVar("T")
 
 
-class Part(nn.Module):
+class Part(Shown, nn.Module):
     """Base of every part. Adds one method to `nn.Module`: `of`, which describes the part before its width is known.
 
     A part builds its submodules from recipes, and draws its own initial weights in `reset_parameters` where the common

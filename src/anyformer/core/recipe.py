@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyformer.core.check import Frozen, fit, kinds_of, shown
+from anyformer.core.shown import Shown
 from anyformer.core.value import Value, nearest
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def stored_name(part: type) -> str:
     return f"{page}.{part.__name__}" if package == PAGES else part.__name__
 
 
-class Recipe(Generic[P]):
+class Recipe(Shown, Generic[P]):
     """A part and its options, width still open.
 
     Options are checked against the annotations of the part's constructor at once: `Recipe[Norm]` takes norms only.

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anyformer.core.shown import Shown
 
-class Taps:
+
+class Taps(Shown):
     """Records activations by path, without changing them.
 
     ```python

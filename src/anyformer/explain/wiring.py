@@ -279,10 +279,10 @@ def _short(value: Any) -> str:
 def _masks(canvas: Canvas, x: float, masks: dict[str, Mask]) -> None:
     y = 0.65
     for path, mask in masks.items():
-        y = _mask(canvas, x, y, path, mask, _telling(mask)) + 0.35
+        y = _mask(canvas, x, y, path, mask, telling(mask)) + 0.35
 
 
-def _telling(mask: Mask) -> int:
+def telling(mask: Mask) -> int:
     """The fewest tokens that show that a mask hides more than the future."""
     most = Causal() if mask.reach()[1] == 0 else Full()
     for size in (24, 48, 96, 192, 384, 768, 1536):

@@ -20,6 +20,7 @@ from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
 from anyformer.core.mixer import OverTime, start_state
 from anyformer.core.part import Part
 from anyformer.core.recipe import nearest
+from anyformer.core.shown import Shown
 from anyformer.core.state import State
 from anyformer.core.taps import Taps
 from anyformer.parts.heads import Unembedding
@@ -54,7 +55,7 @@ class Output:
     across: frozenset[str] = frozenset()
 
 
-class Skeleton(nn.Module):
+class Skeleton(Shown, nn.Module):
     """Base of complete models: their own width, their inputs by name, and where they came from.
 
     Attributes:

@@ -11,6 +11,7 @@ import torch
 
 from anyformer.compress import nf4
 from anyformer.core.options import takes
+from anyformer.core.shown import Shown
 from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
 from anyformer.train.loop import Done
 from anyformer.train.next_command import next_command
@@ -26,7 +27,7 @@ MODEL = "model"  # the folder of the merged model, inside the run's
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(Shown):
     """What `finetune` leaves.
 
     Attributes:

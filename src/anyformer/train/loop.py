@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from anyformer.core.recompute import recomputing
+from anyformer.core.shown import Shown
 from anyformer.data.batches import Batch, Batches, Numbered
 from anyformer.train import (
     batch_checks,
@@ -49,7 +50,7 @@ Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a
 
 
 @dataclass(frozen=True)
-class Done:
+class Done(Shown):
     """What `fit` leaves.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from anyformer.core.options import takes
+from anyformer.core.shown import Shown
 from anyformer.hub import load
 from anyformer.train.loop import Done
 from anyformer.train.model_setup import with_processor
@@ -24,7 +25,7 @@ SAMPLE = 150  # tokens that are written at the end
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Shown):
     """What `train` leaves.
 
     Attributes:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.core.recipe import Value
+from anyformer.core.shown import Shown
 
 CHUNK = 128  # queries per chunk of local attention
 PAIRS = 1 << 27  # the largest mask that is made as a tensor, in pairs: 128 MB
@@ -27,7 +28,7 @@ FAR = 1 << 62  # 'any distance'
 LOOKED_AT = 1024  # tokens of the text on which a new model's mask is tested
 
 
-class Mask(Value):
+class Mask(Shown, Value):
     """The visible pairs of queries and keys, by index in the sequence."""
 
     @abstractmethod

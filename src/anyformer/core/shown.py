@@ -1,0 +1,24 @@
+"""What shows itself in a notebook. `explain.notebook` draws it, and is imported when something is shown."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class Shown:
+    """Base of recipes, parts, models, taps, masks and the results of runs: pictures, tables, and a tree with paths."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """HTML, as Jupyter, VS Code and nbconvert ask for it."""
+        return _notebook().html(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """A foldable tree whose buttons copy paths, as Treescope asks for it."""
+        return _notebook().treescope_tree(self, path, subtree_renderer)
+
+
+def _notebook() -> Any:
+    return importlib.import_module("anyformer.explain.notebook")
