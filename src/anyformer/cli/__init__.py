@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"anyformer {__version__}")
         return 0
+    if args[0] == "--completion":
+        return _completion(args[1] if len(args) > 1 else "bash")
     if args[0] not in VERBS:
         near = nearest(args[0], VERBS, 1).strip(" ()")
         print(f"anyformer: {args[0]}: unknown, {near or 'there is ' + ', '.join(VERBS)}", file=sys.stderr)
@@ -96,6 +98,17 @@ def summary(name: str) -> str:
     """What a verb does, in one line; its file is read, not run."""
     source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+
+
+def _completion(shell: str) -> int:
+    from anyformer.cli.completion import script
+
+    try:
+        print(script(shell, {name: summary(name) for name in VERBS}))
+    except (ValueError, ImportError) as error:
+        print(f"anyformer: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
