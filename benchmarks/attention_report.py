@@ -120,7 +120,7 @@ def beside(cost: dict[str, Found]) -> Section:
             error = f"{cost[name]['error']:.0e}" if way == "forward" else ""
             table.append(row(peer.ours, name, title, *cells, used, error, verdict(r)))
     text = (
-        "How many times as long the peer takes with the same weights, ours = 1, each in its own process, in turns; the "
+        "Time of the peer divided by ours, with the same weights, each in a process of its own, in turns; the "
         "memory is compared at the longest length that both did. Numbers differ by: the largest difference of the "
         f"outputs at {CHECKED:,} tokens, as a share of the largest output. Aim: ahead at every length. Level: 1 is "
         "within the quartiles of the turns. `—`: beyond "

@@ -73,7 +73,7 @@ def main() -> None:
     for name in given.names:
         notes: list[str] = []
         lines = measured(name, given.path.resolve(), given.rounds, notes)
-        print(row("", "s, median (quartiles)", "takes, ours now = 1", "verdict"), *lines, *notes, sep="\n")
+        print(row("", "s, median (quartiles)", "time / that of now", "verdict"), *lines, *notes, sep="\n")
 
 
 if __name__ == "__main__":

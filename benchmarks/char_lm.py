@@ -137,7 +137,7 @@ def run(rounds: int = 5, steps: int = STEPS) -> Section:
     text()
     notes: list[str] = []
     answers = afresh("char_lm", CONTESTANTS, rounds, {"steps": steps}, notes)
-    table = [row("", "parameters", "held-out loss", "training, s", "the whole call, s", "tokens/s", "takes, ours = 1")]
+    table = [row("", "parameters", "held-out loss", "training, s", "the whole call, s", "tokens/s", "time / ours")]
     claims, seconds = [], {name: [a["seconds"] for a in found] for name, found in answers.items()}
     for name, found in answers.items():
         against, r = "", (1.0, 1.0, 1.0)

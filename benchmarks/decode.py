@@ -131,8 +131,8 @@ def run(rounds: int = 8) -> Section:
     bounds = answers.pop("machine")
     matmul, read = (max(a[key] for a in bounds) for key in ("matmul", "read"))
     work = 2 * (facts["parameters"] - facts["table"])  # FLOP a token, the products of attention left out
-    speeds = ("prefill, tokens/s", "of the peak", "takes, ours = 1")
-    table = [row("", "weights", *speeds, "decoding, tokens/s", "of the memory bound", "takes, ours = 1")]
+    speeds = ("prefill, tokens/s", "of the peak", "time / ours")
+    table = [row("", "weights", *speeds, "decoding, tokens/s", "of the memory bound", "time / ours")]
     claims: dict[str, list[Claim]] = {"prefill": [], "decode": []}
     for name, found in answers.items():
         size = facts["gguf_bytes"] if name == "llama_cpp" else 4 * facts["parameters"]

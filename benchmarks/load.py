@@ -140,7 +140,7 @@ ROWS = (
     ("import", CONTESTANTS["ours_import"].name, "", "ours_import", False),
     ("hf_import", CONTESTANTS["hf_import"].name, "import", "hf_import", False),
 )
-HEAD = row("", "load or import, s", "takes, ours = 1", "first forward, s", "load and forward, ours = 1")
+HEAD = row("", "load or import, s", "time / ours", "first forward, s", "load and forward / ours")
 HEAD += " peak of the load | with the forward | of it file |"
 
 

@@ -168,7 +168,7 @@ def run(rounds: int = 20) -> Section:
     answers = compete(workers, CONTESTANTS, rounds, {"steps": 1}, notes)
     peak = max(a["rate"] for a in answers.pop("peak"))
     seconds = {name: [min(a["seconds"]) for a in found] for name, found in answers.items()}
-    table = [row("", "parameters", "ms a step", "tokens/s", "GFLOP/s", "of the peak", "takes, ours = 1")]
+    table = [row("", "parameters", "ms a step", "tokens/s", "GFLOP/s", "of the peak", "time / ours")]
     claims = []
     for name, taken in seconds.items():
         contestant, (middle, low, high) = CONTESTANTS[name], spread(taken)
