@@ -1,1 +1,1 @@
-"""The core: parts and recipes, what a forward pass shares, decoding state, skeletons, pages. Knows no architecture."""
+"""The core: parts and recipes, the values of a forward pass, decoding state, pages. No architecture."""

@@ -1,4 +1,4 @@
-"""Pictures by their meaning: whatever holds one becomes a Pillow image of 8 bits that stands upright.
+"""Pictures from files, arrays and tensors: upright Pillow images of 8 bits.
 
 | given                                  | becomes                                                                  |
 |----------------------------------------|--------------------------------------------------------------------------|
@@ -27,7 +27,7 @@ CHANNELS = (1, 3, 4)
 
 
 def pillow(name: str = "PIL.Image") -> Any:
-    """A module of Pillow; ImportError in a line where it is not installed."""
+    """A module of Pillow; ImportError in one line if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -35,14 +35,14 @@ def pillow(name: str = "PIL.Image") -> Any:
 
 
 def picture(given: Any) -> Any:
-    """What holds a picture as a Pillow image: 8 bits, upright, its colours and its alpha as they were.
+    """A Pillow image of 8 bits from any kind of picture: upright, with its colours and its alpha.
 
     Args:
         given: a path, the bytes of a file, a Pillow image, an array, nested lists, a tensor of torch, or {"bytes": …}
-            as `datasets` has it.
+            as in `datasets`.
 
     Raises:
-        ValueError: for what is no picture, is damaged, or has numbers whose meaning is not known.
+        ValueError: for a value that is no picture, is damaged, or has numbers of unknown meaning.
     """
     given = given.get("bytes") if isinstance(given, dict) else given
     pil = pillow()
@@ -57,7 +57,7 @@ def picture(given: Any) -> Any:
             raise ValueError(f"there is no picture {name!r}") from None
         except (OSError, SyntaxError, pil.DecompressionBombError) as error:
             raise ValueError(f"{name} cannot be read as an image: {error}. Leave it out or make it again") from None
-        except ValueError as error:  # of Pillow, or ours: the file is named
+        except ValueError as error:  # of Pillow, or ours: name the file
             raise ValueError(f"{name}: {error}") from None
     if hasattr(given, "detach"):
         given = given.detach().cpu().numpy()
@@ -70,8 +70,8 @@ def picture(given: Any) -> Any:
 
 
 def coloured(image: Any, channels: int) -> Any:
-    """A picture in grey (1 channel) or RGB (3); what is transparent is put on white."""
-    if image.mode == "La":  # Pillow makes nothing else of it
+    """A picture in grey (1 channel) or RGB (3), with white behind transparent pixels."""
+    if image.mode == "La":  # the only mode that Pillow converts it to
         image = image.convert("LA")
     if {"A", "a"} & {*image.getbands()} or image.info.get("transparency") is not None:
         pil = pillow()
@@ -84,7 +84,7 @@ def coloured(image: Any, channels: int) -> Any:
 def _plain(image: Any) -> Any:
     """A Pillow image of 8 bits, upright."""
     upright = pillow("PIL.ImageOps").exif_transpose(image)
-    if upright.mode in WIDE or (upright.mode == "I" and image.format == "PNG"):  # older Pillow says I of 16 bits
+    if upright.mode in WIDE or (upright.mode == "I" and image.format == "PNG"):  # older Pillow reports I for 16 bits
         return pillow().fromarray(_bytes(np.asarray(upright).astype(np.uint16)))
     if upright.mode in ("I", "F"):
         return pillow().fromarray(_bytes(np.asarray(upright)))
@@ -96,7 +96,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     """The numbers of an array as 0 … 255, uint8.
 
     Raises:
-        ValueError: if they do not say what is white.
+        ValueError: if their white is unknown.
     """
     if array.dtype.kind not in "biuf" or not array.size:
         raise ValueError(f"an image is an array of numbers; got {array.dtype} of shape {array.shape}")
@@ -119,7 +119,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _last(array: np.ndarray) -> np.ndarray:
-    """(height, width) or (height, width, C) of what may have its channels first."""
+    """(height, width) or (height, width, C) of an array whose channels can come first."""
     if array.ndim == 3:
         first, last = array.shape[0] in CHANNELS, array.shape[2] in CHANNELS
         if first and last:

@@ -1,6 +1,6 @@
-"""Steps from a picture to numbers, as published image processors take them: Pillow resizes, bytes become floats once.
+"""Steps from a picture to numbers, as in published image processors: Pillow resizes, bytes become floats once.
 
-H, W height and width in pixels, C channels. Equal to the bit to what `transformers` does with its Pillow backend.
+H, W height and width in pixels, C channels. Equal to the bit to `transformers` with its Pillow backend.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by 
 
 
 def resize(image: Any, size: int | tuple[int, int], resample: int) -> Any:
-    """A picture in another size: (H, W), or an int, the length of its shorter edge, which keeps its proportions.
+    """A picture in another size: (H, W), or an int, the length of its shorter edge, with the same proportions.
 
     Raises:
-        ValueError: if a thin picture would become larger than Pillow takes for safe.
+        ValueError: if a thin picture would exceed Pillow's safe size.
     """
     from anyformer.media.picture import pillow
 
@@ -35,7 +35,7 @@ def resize(image: Any, size: int | tuple[int, int], resample: int) -> Any:
 
 
 def crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of (H, W, C) pixels in another size; where they are too small, black is put around them."""
+    """The middle of (H, W, C) pixels in another size; with black around them if they are too small."""
     out = np.zeros((*size, pixels.shape[2]), pixels.dtype)
     (from_y, to_y, rows), (from_x, to_x, columns) = map(_middle, pixels.shape, size)
     out[to_y : to_y + rows, to_x : to_x + columns] = pixels[from_y : from_y + rows, from_x : from_x + columns]
@@ -43,14 +43,14 @@ def crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _middle(there: int, wanted: int) -> tuple[int, int, int]:
-    """Where to read, where to write, and how many."""
+    """The start of the read, the start of the write, and the length."""
     if there >= wanted:
         return (there - wanted) // 2, 0, wanted
     return 0, (wanted - there + 1) // 2, there
 
 
 def table(scale: float | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> np.ndarray:
-    """What each byte of each channel becomes, (C, 256) float32: (byte * scale - mean) / std."""
+    """The new value of each byte of each channel, (C, 256) float32: (byte * scale - mean) / std."""
     values = np.arange(256).astype(np.float64)
     scaled = (values if scale is None else values * scale).astype(np.float32)
     out = np.repeat(scaled[None], channels, 0)

@@ -1,1 +1,1 @@
-"""One file here is one architecture. See docs/adding-an-architecture.md."""
+"""The architectures, one file each. See docs/adding-an-architecture.md."""

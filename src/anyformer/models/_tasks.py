@@ -1,4 +1,4 @@
-"""What a page chooses by the name that a hyperparameter has: the heads of a task, above all."""
+"""Choices of a page by the value of a hyperparameter: above all the heads of a task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def choose(page: str, option: str, value: str, known: Mapping[str, T]) -> T:
     """The entry of `value` in a page's table, as in `choose("gpt", "task", c.task, {"lm": head, "none": None})`.
 
     Raises:
-        ValueError: naming the page, the option and the values that it knows, for another one.
+        ValueError: for an unknown value, naming the page, the option and its values.
     """
     check_option(page, option, value, tuple(known))
     return known[value]

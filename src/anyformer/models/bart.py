@@ -1,7 +1,7 @@
 """BART (Lewis et al., 2019; arXiv:1910.13461). An encoder-decoder that learns to repair damaged text.
 
-Differs from the 2017 Transformer by: learned places, each side its own; a norm over what enters each side; GELU; tokens
-that are not scaled.
+Differs from the 2017 Transformer by: learned positions, separate for each side; a norm over the entry of each side;
+GELU; unscaled tokens.
 
 ```
 source ── token + place ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ─ … ─ memory
@@ -60,7 +60,7 @@ SIZES = {
     "large": Bart(),
 }
 PARAMETERS = {"tiny": 58_832, "mini": 4_449_792, "base": 139_420_416, "large": 406_291_456}
-TASK = "denoise"  # what `anyformer train` teaches it
+TASK = "denoise"  # the default task of `anyformer train`
 CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},
     "scaled": {"depth": 1, "decoder_depth": 1, "heads": 1, "act": "relu", "scaled": True},

@@ -1,8 +1,7 @@
 """BERT (Devlin et al., 2018; arXiv:1810.04805). An encoder that sees both directions.
 
 Differs from the 2017 Transformer's encoder by: learned positions, segments, GELU, a norm on the embeddings; heads
-for masked
-tokens and for the next sentence. Post-norm: the norm comes after each sum.
+for masked tokens and for the next sentence. Post-norm: the norm comes after each sum.
 
 ```
 ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ─┐

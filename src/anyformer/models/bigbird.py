@@ -1,8 +1,8 @@
 """BigBird (Zaheer et al., 2020; arXiv:2007.14062). BERT for long texts: attention between a few blocks of tokens.
 
 Differs from BERT by: a block of tokens sees itself, its neighbours, the first and the last block of the text, and a
-few blocks drawn at random (short texts see all of themselves); GELU is the tanh form; classes are read by a dense layer
-of their own, and the heads for tokens carry a pooler that nobody reads.
+few random blocks (short texts see all of themselves); GELU is the tanh form; classes have a dense layer of their own,
+and the heads for tokens carry an unused pooler.
 
 ```
 ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ─┐
@@ -38,9 +38,9 @@ class BigBird:
     types: int = 2
     attention: str = "block_sparse"  # or original_full
     block: int = 64  # tokens of a block
-    random: int = 3  # blocks that each one draws
+    random: int = 3  # random blocks of each one
     bias: bool = True  # of q, k and v
-    scaled: bool = False  # are token vectors multiplied by sqrt(dim)?
+    scaled: bool = False  # True: token vectors are multiplied by sqrt(dim)
     act: str = "gelu_tanh"
     eps: float = 1e-12
     dropout: float = 0.0
@@ -111,7 +111,7 @@ CASES = {
 
 
 def first_weights(c: BigBird) -> dict[str, float]:
-    """Everything alike, as BERT's: tokens also where they are scaled, and the ends of branches."""
+    """The same size for all, as in BERT: for scaled tokens and the output projections of branches, too."""
     return {"embed.tokens": 0.02, "blocks.*.mixer.o": 0.02, "blocks.*.ffn.down": 0.02}
 
 

@@ -1,6 +1,6 @@
-"""CLIP (Radford et al., 2021; arXiv:2103.00020). Two towers, whose vectors are alike for a picture and its text.
+"""CLIP (Radford et al., 2021; arXiv:2103.00020). Two towers, with similar vectors for a picture and its text.
 
-The image tower differs from ViT by: a norm before the blocks, none behind them but for the class token, patches without
+The image tower differs from ViT by: a norm before the blocks, after them only one of the class token, patches without
 bias, quick GELU. The text tower differs from GPT-2 by: its vector is that of the end token, quick GELU, no scores of
 tokens.
 
@@ -12,7 +12,7 @@ tokens + place ── block, causal, x depth ── LayerNorm ── end token �
 block:  ──┬─ LayerNorm ─ attention ─(+)─┬─ LayerNorm ─ MLP ─(+)──
           └────────────────────────┘   └───────────────┘
 ```
-With `text=None` or `image=None` it is one tower alone, whose head gives the vector before the division by its length.
+With `text=None` or `image=None` it is one tower only, whose head gives the vector before the division by its length.
 """
 
 from dataclasses import dataclass, field
@@ -60,8 +60,8 @@ class Text(Tower):
 class CLIP:
     image: Image | None = field(default_factory=Image)
     text: Text | None = field(default_factory=Text)
-    width: int = 512  # of what both towers end in
-    scale: float = 2.6592  # at first, as a logarithm
+    width: int = 512  # of both towers' vectors
+    scale: float = 2.6592  # initial value, as a logarithm
 
 
 def clip(c: CLIP) -> Recipe:
@@ -141,7 +141,7 @@ CASES = {
 
 
 def first_weights(c: CLIP) -> dict[str, float]:
-    """By width and depth of each tower: the end of attention is the widest."""
+    """The sizes by width and depth of each tower: the output projection of attention has the largest."""
     towers = {"image": c.image, "text": c.text}
     sizes: dict[str, float] = {}
     for name, tower in towers.items():

@@ -1,7 +1,7 @@
-"""Compressive Transformer (Rae et al., 2020; arXiv:1911.05507). Transformer-XL that keeps summaries of old memories.
+"""Compressive Transformer (Rae et al., 2020; arXiv:1911.05507). Transformer-XL with summaries of old memories.
 
-Differs from Transformer-XL by: `rate` tokens each that leave a layer's memory become one slot of a second memory, by a
-convolution that learns to keep what attention reads (an auxiliary loss, `compression`, trains it and nothing else).
+Differs from Transformer-XL by: every `rate` tokens that leave a layer's memory become one slot of a second memory, by
+a convolution that learns to preserve attention's outputs (an auxiliary loss, `compression`, trains only it).
 
 ```
 ······[ compressed memory, slots ][ memory, M tokens ][ segment, L tokens ]

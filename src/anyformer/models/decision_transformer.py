@@ -1,14 +1,14 @@
-"""Decision Transformer (Chen et al., 2021; arXiv:2106.01345). A decoder of episodes that acts for the return asked for.
+"""Decision Transformer (Chen et al., 2021; arXiv:2106.01345). A decoder of episodes that acts for a wanted return.
 
-Differs from GPT-2 by: numbers enter instead of tokens, three places a step; each step of an episode has a vector, and
-places have none of their own; heads say the action at the state, the next state and the return to go at the action.
+Differs from GPT-2 by: numbers instead of tokens, three positions a step; each step of an episode has a vector, and
+positions have none; heads predict the action at the state, the next state and the return to go at the action.
 
 ```
 return to go ── linear ─┐
 state ───────── linear ─┼─ + time[step] ── LayerNorm ── R_0 s_0 a_0 R_1 s_1 a_1 … ── GPT-2's block x depth ── LayerNorm
 action ──────── linear ─┘                                    action <- s_t;  next state, next return to go <- a_t
 ```
-Returns are asked for: at the first step the return that is wanted, then what is left of it after each reward.
+Returns to go are inputs: at the first step the wanted return, then the rest of it after each reward.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class DecisionTransformer:
     act: str = "relu"
     eps: float = 1e-5
     places: int = 1024  # rows of a table of which the first is read
-    unread: int = 1  # rows of a table that nothing reads
+    unread: int = 1  # rows of an unused table
     dropout: float = 0.0  # after each branch
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0

@@ -1,6 +1,6 @@
-"""Gemma 3, text (Gemma Team, 2025; arXiv:2503.19786). A decoder that looks far in every sixth layer only.
+"""Gemma 3, text (Gemma Team, 2025; arXiv:2503.19786). A decoder with full attention in every sixth layer only.
 
-Differs from LLaMA by: five layers that see a window for each one that sees everything, each kind with its own rotary
+Differs from LLaMA by: five layers with a window for each one with full attention, each kind with its own rotary
 theta; q and k are normed; a norm before and one after each branch (sandwich), which multiplies by 1 + weight; token
 vectors are scaled by sqrt(dim); GELU in the gated MLP.
 
@@ -41,13 +41,13 @@ class Gemma3:
     theta: float = 1000000.0
     scaling: Scaling | None = None
     local_theta: float = 10000.0
-    window: int = 512  # tokens that one sees, itself included, in most layers
-    every: int = 6  # each layer of this number sees everything
+    window: int = 512  # tokens in most layers' window, the query included
+    every: int = 6  # each layer of this number has full attention
     query_scale: int = 256  # scores are divided by its root
     bias: bool = False
     tied: bool = True
     attention_dropout: float = 0.0
-    task: str = "lm"  # or none: hidden states alone
+    task: str = "lm"  # or none: hidden states only
 
 
 def gemma3(c: Gemma3) -> Recipe:

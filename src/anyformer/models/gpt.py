@@ -34,7 +34,7 @@ class GPT:
     dropout: float = 0.0  # after each branch
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0
-    task: str = "lm"  # or none: hidden states alone
+    task: str = "lm"  # or none: hidden states only
 
 
 def gpt(c: GPT) -> Recipe:

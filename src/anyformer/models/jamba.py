@@ -1,8 +1,8 @@
 """Jamba (Lieber et al., 2024; arXiv:2403.19887): a decoder of three kinds of parts.
 
-Differs from Mamba: one layer of eight is attention (grouped heads, no positions: the other layers know the order);
-every layer has an MLP, which in every second layer is a mixture of experts (two a token, weights not renormalised); and
-what a token selects (step, B, C) is normed.
+Differs from Mamba: one layer of eight is attention (grouped heads, no positions: the other layers encode the order);
+every layer has an MLP, which in every second layer is a mixture of experts (two a token, weights not renormalised);
+and the selected values (step, B, C) are normed.
 
 ```
             0      1      2      3      4          5      6      7        the eight layers that repeat

@@ -1,7 +1,7 @@
 """Linear Transformer (Katharopoulos et al., 2020; arXiv:2006.16236). A decoder that is a recurrent network.
 
 Differs from GPT-2 by: the softmax of attention is a product of features, f(q).f(k) with f(x) = elu(x) + 1, so a token
-costs the same at every place and decoding keeps a state of fixed size.
+costs the same at every position and decoding keeps a state of fixed size.
 
 ```
 ids ── token + place ──┬─ LayerNorm ─ linear attention ─(+)─┬─ LayerNorm ─ MLP, GELU ─(+)── … x depth ──┐

@@ -1,7 +1,7 @@
 """Linformer (Wang et al., 2020; arXiv:2006.04768). An encoder that attends to a fixed number of summaries of the text.
 
-Differs from BERT by: keys and values are mixed over the places of the text to `rank` of them by learned matrices, so
-attention costs T x rank; pre-norm, no segments, no pooler; a score for each token at every place.
+Differs from BERT by: learned matrices mix the keys and values of all positions to `rank` of them, so attention costs
+T x rank; pre-norm, no segments, no pooler; a score for each token at every position.
 
 ```
 ids ── token + place ──┬─ LayerNorm ─ attention ─(+)─┬─ LayerNorm ─ MLP, GELU ─(+)── … x depth ── logits with bias

@@ -36,12 +36,12 @@ class Llama:
     eps: float = 1e-5
     theta: float = 10000.0
     scaling: Scaling | None = None
-    window: int | None = None  # tokens that one sees, itself included (Mistral)
+    window: int | None = None  # tokens in the window, the query included (Mistral)
     bias: bool = False  # in attention
     ffn_bias: bool = False
     tied: bool = False
     attention_dropout: float = 0.0
-    task: str = "lm"  # or none: hidden states alone
+    task: str = "lm"  # or none: hidden states only
 
 
 def llama(c: Llama) -> Recipe:

@@ -1,8 +1,8 @@
 """Longformer (Beltagy et al., 2020; arXiv:2004.05150). An encoder for long texts: a window, and a few global tokens.
 
-Differs from BERT by: a token sees its neighbours and the global tokens, which `global_attention_mask` names; these see
-everything, by a second q, k and v. Attention then costs as much as the text is long. As in RoBERTa, from which its
-weights were trained, places are counted from the id of padding + 1, and there is one segment.
+Differs from BERT by: a token sees its neighbours and the global tokens of `global_attention_mask`; these see
+everything, by a second q, k and v. Attention then costs as much as the text is long. As in RoBERTa, the origin of its
+weights, positions are counted from the id of padding + 1, and there is one segment.
 
 ```
 ids ── token + place + segment ── LayerNorm ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP, GELU ─(+)─ LayerNorm ── … x depth ─┐
@@ -33,10 +33,10 @@ class Longformer:
     heads: int = 12
     hidden: int = 3072
     vocab: int = 50265
-    places: int = 4098  # rows of the table of places, of which pad + 1 are not used
+    places: int = 4098  # rows of the table of positions; pad + 1 of them are not used
     pad: int = 1
     types: int = 1
-    window: int | tuple[int, ...] = 512  # tokens that one sees, half on each side; of all layers, or each
+    window: int | tuple[int, ...] = 512  # tokens in the window, half on each side; of all layers, or each
     act: str = "gelu"
     eps: float = 1e-5
     dropout: float = 0.0

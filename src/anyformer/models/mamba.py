@@ -78,7 +78,7 @@ CASES = {
 
 
 def first_weights(c: Mamba) -> dict[str, float]:
-    """As the authors' code: projections as PyTorch draws a linear layer, and by depth what ends a branch."""
+    """The authors' sizes: projections as in PyTorch's linear layer, output projections of branches by depth."""
     inner = c.expand * c.dim
     return mamba_sizes(c.dim, inner, c.depth) | {"blocks.*.mixer.select": (3 * inner) ** -0.5}
 

@@ -1,7 +1,7 @@
 """Mamba-2 (Dao and Gu, 2024; arXiv:2405.21060). A decoder without attention that is linear attention with a decay.
 
-Differs from Mamba by: heads, each with one decay for all its channels; B and C are made beside u instead of from it,
-and shared by the heads of a group; a gated RMSNorm before the way out. A text is worked in chunks, by matrix products.
+Differs from Mamba by: heads, each with one decay for all its channels; B and C come with u instead of from it, and
+the heads of a group share them; a gated RMSNorm before the output. A text is computed in chunks, by matrix products.
 
 ```
 ids ── token ──┬─ RMSNorm ─ Mamba-2 ─(+)── … x depth ── RMSNorm ── logits
@@ -95,7 +95,7 @@ CASES = {
 
 
 def first_weights(c: Mamba2) -> dict[str, float]:
-    """As the authors' code: projections as PyTorch draws a linear layer, and by depth what ends a branch."""
+    """The authors' sizes: projections as in PyTorch's linear layer, output projections of branches by depth."""
     return mamba_sizes(c.dim, c.expand * c.dim, c.depth)
 
 

@@ -1,8 +1,8 @@
-"""Memorizing Transformer (Wu et al., 2022; arXiv:2203.08913). A decoder with a layer that looks up what it has read.
+"""Memorizing Transformer (Wu et al., 2022; arXiv:2203.08913). A decoder with a layer that searches earlier tokens.
 
 Differs from T5's decoder by: it reads a text by segments, each of which sees the tokens before it as in Transformer-XL;
-one layer also finds the `top` nearest of all older keys, of which it keeps up to `capacity`, and a gate of each head
-says how much it takes from there; queries and keys of that layer are normed.
+one layer also finds the `top` nearest of all older keys, up to `capacity` of them, with a gate per head for their
+share; queries and keys of that layer are normed.
 
 ```
 tokens ──┬─ RMSNorm ─ attention over memory and segment ─(+)─┬─ RMSNorm ─ MLP ─(+)── … x depth ── RMSNorm ── logits
@@ -10,7 +10,7 @@ tokens ──┬─ RMSNorm ─ attention over memory and segment ─(+)─┬�
 layer `place`:       ┌─ near: memory and segment, softmax ──────────┐
              q ──────┤                                              ├─ gate ──
                      └─ old: the `top` largest q.k, softmax ────────┘
-T5's relative bias, one table for all layers, is added to the scores of what is near.
+T5's relative bias, one table for all layers, is added to the scores of the near keys.
 ```
 """
 
@@ -43,10 +43,10 @@ class Memorizing:
     vocab: int = 32000
     segment: int = 512
     memory: int = 512
-    place: int = 8  # of the layer that looks things up, from 0
+    place: int = 8  # the layer with the search, from 0
     top: int = 32
-    capacity: int | None = 65536  # None = everything
-    gate: bool = True  # False: one softmax over what is near and what is found
+    capacity: int | None = 65536  # None = any number
+    gate: bool = True  # False: one softmax over near and found keys
     buckets: int = 32
     far: int = 128
     eps: float = 1e-6

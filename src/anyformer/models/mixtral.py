@@ -1,15 +1,15 @@
-"""Mixtral (Jiang et al., 2024; arXiv:2401.04088). A decoder with eight feed-forward parts a block; a token meets two.
+"""Mixtral (Jiang et al., 2024; arXiv:2401.04088). A decoder with eight feed-forward parts a block; a token uses two.
 
 Differs from LLaMA by: in each block a router sends a token to its two likeliest experts, gated MLPs, and adds their
-answers with weights that sum to 1. So 13 of its 47 billion parameters work on a token. No token is dropped.
+outputs with weights that sum to 1. So 13 of its 47 billion parameters work on a token. No token is dropped.
 
 ```
 ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─┬─ router ── 2 of 8 ─┬─(+)── … x depth ── RMSNorm
                └──────────────────────────────────────┘   │           └─ gated MLP 0 … 7 ──┘  │                   │
                                                            └──────────────────────────────────┘                 logits
 ```
-The training loss grows by `balance` times the mean over layers of E sum f P; `transformers`, when asked for router
-logits, pools all layers before the product, which lets one layer's imbalance hide another's.
+The training loss grows by `balance` times the mean over layers of E sum f P; `transformers`, with router logits in its
+output, pools all layers before the product, which lets one layer's imbalance hide another's.
 """
 
 from dataclasses import dataclass, replace
@@ -42,10 +42,10 @@ class Mixtral:
     eps: float = 1e-5
     theta: float = 1000000.0
     scaling: Scaling | None = None
-    window: int | None = None  # tokens that one sees, itself included
+    window: int | None = None  # tokens in the window, the query included
     tied: bool = False
     attention_dropout: float = 0.0
-    task: str = "lm"  # or none: hidden states alone
+    task: str = "lm"  # or none: hidden states only
 
 
 def mixtral(c: Mixtral) -> Recipe:

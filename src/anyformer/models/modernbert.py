@@ -1,8 +1,8 @@
-"""ModernBERT (Warner et al., 2024; arXiv:2412.13663). BERT for long texts: most layers see a window only.
+"""ModernBERT (Warner et al., 2024; arXiv:2412.13663). BERT for long texts: a window in most layers.
 
-Differs from BERT by: rotary positions; two layers that see a window for each one that sees everything, each kind with
-its own theta; norms before the branches (the first attention has none: the embeddings have just been normed) and one
-at the end; GELU in a gated MLP; no biases. Classes are read from the first token or from the mean of all.
+Differs from BERT by: rotary positions; two layers with a window for each one with full attention, each kind with
+its own theta; norms before the branches (the first attention has none: the embeddings are already normed) and one
+at the end; GELU in a gated MLP; no biases. Classes come from the first token or from the mean of all.
 
 ```
 ids ── token ── norm ──┬─ norm ─ attention ─(+)─┬─ norm ─ down(gelu(gate) · up) ─(+)── … ── norm ──┬── head ── tokens
@@ -42,8 +42,8 @@ class ModernBert:
     eps: float = 1e-5
     theta: float = 160000.0
     local_theta: float = 10000.0
-    window: int = 128  # tokens that one sees in most layers, half on each side
-    every: int = 3  # each layer of this number, from the first, sees everything
+    window: int = 128  # tokens in most layers' window, half on each side
+    every: int = 3  # each layer of this number, from the first, has full attention
     bias: bool = False  # of attention; of the MLP, the norms, the heads' dense layer, the scores of tokens:
     mlp_bias: bool = False
     norm_bias: bool = False
@@ -64,7 +64,7 @@ POOLS = {"cls": First.of(), "mean": Mean.of()}
 
 
 class Layer(Block, also="Layer"):
-    """Pre-norm, with dropout at the end of attention alone, and in the first layer (`opens`) no norm before it."""
+    """Pre-norm, with dropout after attention only, and in the first layer (`opens`) no norm before it."""
 
     def __init__(
         self,
@@ -127,8 +127,8 @@ CASES = {
 
 
 def first_weights(c: ModernBert) -> dict[str, tuple[float, float]]:
-    """Megatron's, without what is farther than two standard deviations: by depth what ends a branch or enters a head's
-    scores, by width the classes."""
+    """Megatron's sizes, cut at two standard deviations: by depth for output projections of branches and the inputs of a
+    head's scores, by width for the classes."""
     inner, out, classes = (0.02, 2.0), (0.02 / (2 * c.depth) ** 0.5, 2.0), (c.dim**-0.5, 2.0)
     sizes = {"embed.tokens": inner, "blocks.*.mixer.[qkv]": inner, "blocks.*.mixer.o": out}
     sizes |= {"blocks.*.ffn.*": inner, "blocks.*.ffn.down": out, "**.dense": out}

@@ -1,7 +1,7 @@
-"""Performer (Choromanski et al., 2020; arXiv:2009.14794). A decoder whose attention is linear and on average softmax's.
+"""Performer (Choromanski et al., 2020; arXiv:2009.14794). A decoder with linear attention, on average that of softmax.
 
-Differs from GPT-2 by: the weights exp(q.k) of attention are estimated by random features, f(q).f(k), so time and memory
-are linear in the length; no biases of q, k, v and o. Differs from the Linear Transformer by the features alone.
+Differs from GPT-2 by: random features estimate the weights exp(q.k) of attention, f(q).f(k), so time and memory are
+linear in the length; no biases of q, k, v and o. Differs from the Linear Transformer only by the features.
 
 ```
 ids ── token + place ──┬─ LayerNorm ─ FAVOR+ ─(+)─┬─ LayerNorm ─ MLP, GELU ─(+)── … x depth ──┐

@@ -1,14 +1,14 @@
 """Qwen2 and Qwen2.5 (Yang et al., 2024; arXiv:2407.10671). A pre-norm decoder.
 
-Differs from LLaMA by: q, k and v have biases (o has none); the upper layers may see a window only, the lower ones
-everything; the small sizes share the token table with the head.
+Differs from LLaMA by: q, k and v have biases (o has none); the upper layers can have a window, the lower ones have
+full attention; the small sizes share the token table with the head.
 
 ```
                         q, k, v with bias; o without
 ids ── token ──┬─ RMSNorm ─ attention, rotary, causal ─(+)─┬─ RMSNorm ─ down(silu(gate) * up) ─(+)── … x depth ──┐
                └──────────────────────────────────────┘   └──────────────────────────────┘    logits ── RMSNorm ┘
 
-layer 0 … window_from - 1   ■ ■ ■ ■ ■ ■    all that came before
+layer 0 … window_from - 1   ■ ■ ■ ■ ■ ■    all earlier tokens
 layer window_from …         · · · ■ ■ ■    the last `window` tokens, itself included
 ```
 """
@@ -42,11 +42,11 @@ class Qwen2:
     eps: float = 1e-6
     theta: float = 1000000.0
     scaling: Scaling | None = None
-    window: int | None = None  # tokens that one sees, itself included, in the layers from `window_from` on
+    window: int | None = None  # tokens in the window, the query included, in the layers from `window_from` on
     window_from: int = 28
     tied: bool = False
     attention_dropout: float = 0.0
-    task: str = "lm"  # or none: hidden states alone
+    task: str = "lm"  # or none: hidden states only
 
 
 def qwen2(c: Qwen2) -> Recipe:
@@ -97,7 +97,7 @@ CASES = {
 
 
 def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer_types` is optional; where it is there, it wins over `max_window_layers`, as it does in transformers."""
+    """The window of a config: an optional `layer_types` overrides `max_window_layers`, as in transformers."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     first = 28 if config.get("max_window_layers") is None else config["max_window_layers"]
     near, wide = "sliding_attention", "full_attention"
@@ -140,7 +140,7 @@ HUBS = (
             Lens(
                 ("head_dim",),
                 ("head_dim",),
-                lambda c: {"head_dim": c.get("head_dim")},  # null is no value there
+                lambda c: {"head_dim": c.get("head_dim")},  # no config has null there
                 lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim},
             ),
         ),

@@ -1,8 +1,8 @@
-"""Reformer (Kitaev et al., 2020; arXiv:2001.04451). For long texts: attention in chunks, layers that keep nothing.
+"""Reformer (Kitaev et al., 2020; arXiv:2001.04451). For long texts: attention in chunks, layers that save nothing.
 
-Differs from GPT-2 by: attention within chunks, of the text ("local") or of tokens that a random hash calls alike
-("lsh", where queries are keys); two streams from which the input of a layer is computed back, so that training keeps
-no activations; places folded into rows and columns (axial); no biases in attention; a head of its own on both streams.
+Differs from GPT-2 by: attention within chunks, of the text ("local") or of tokens with equal random hashes ("lsh",
+where queries are keys); two streams from which the input of a layer is recomputed, so that training saves no
+activations; positions folded into rows and columns (axial); no biases in attention; a head on both streams.
 
 ```
                     ┌── x1 ──────────────────(+)── y1 ──┬──────────────────┐
@@ -10,10 +10,10 @@ ids ── token + place┤                         │         │             
                     └── x2 ─┬─ LayerNorm ─ attention    LayerNorm ─ MLP    │
                             └────────────────────────────────────(+)── y2 ─┘      … x depth
 ```
-As a decoder it keeps a state for as many tokens as a hashed chunk has; for longer texts generate with `cache=False`:
-LSH layers sort them anew with each token. Up to one chunk all is exact and causal; beyond, which earlier tokens are
-seen depends on later ones, as in every Reformer (`LSHAttention` says more). Files without `num_buckets` are refused:
-transformers then takes the number from the first text that it meets. With `hash_seed` null, as published, buckets are
+As a decoder it keeps a state for up to one hashed chunk of tokens; for longer texts generate with `cache=False`: LSH
+layers sort them anew with each token. Up to one chunk all is exact and causal; beyond, later tokens decide which
+earlier ones are visible, as in every Reformer (see `LSHAttention`). Files without `num_buckets` are refused:
+transformers then takes the number from its first text. With `hash_seed` null, as published, buckets are
 random there; here they are random in training, and always the same ones in evaluation.
 """
 
@@ -42,12 +42,12 @@ class Reformer:
     vocab: int = 320
     context: int = 524288
     axial: tuple[int, ...] | None = (512, 1024, 64, 192)  # rows, columns, widths of their vectors; None: no grid
-    local: tuple[int, int, int] = (64, 1, 0)  # tokens of a chunk, chunks that it sees before and after itself
+    local: tuple[int, int, int] = (64, 1, 0)  # tokens of a chunk, visible chunks before and after it
     lsh: tuple[int, int, int] = (64, 1, 0)
     rounds: int = 1
     buckets: tuple[int, ...] = (64, 128)
     hash_seed: int | None = None  # None: new hashes in each pass of training
-    chunk: int | None = None  # tokens that the MLP takes at a time; None: all
+    chunk: int | None = None  # tokens per piece of the MLP; None: all
     eps: float = 1e-12
     dropout: float = 0.0
     local_dropout: float = 0.0
@@ -145,7 +145,7 @@ CASES = {
 
 
 def first_weights(c: Reformer) -> dict[str, float]:
-    """Everything alike, the ends of branches too, but for places that are made of rows and columns."""
+    """The same size for all, output projections of branches too, except positions made of rows and columns."""
     places = {} if c.axial is None else {"embed.positions.rows": 1.0, "embed.positions.columns": 1.0}
     return places | {"blocks.*.mixer.o": 0.02, "blocks.*.ffn.down": 0.02}
 
@@ -182,7 +182,7 @@ def _weights(c: Reformer) -> list:
 
 
 def _chunks(kind: str) -> Lens:
-    """The entry for the chunks of one kind of attention: their length, and how many are seen before and after."""
+    """The entry for the chunks of one kind of attention: their length, and the visible ones before and after."""
     names = tuple(f"{kind}_{n}" for n in ("attn_chunk_length", "num_chunks_before", "num_chunks_after"))
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:

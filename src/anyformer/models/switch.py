@@ -1,7 +1,7 @@
-"""Switch Transformer (Fedus et al., 2021; arXiv:2101.03961). T5 with many experts, of which a token meets one.
+"""Switch Transformer (Fedus et al., 2021; arXiv:2101.03961). T5 with many experts, one of them for each token.
 
-Differs from T5 by: in every second block the MLP is a router and E experts; a token's answer is its likeliest expert's,
-times the router's probability. An expert takes `capacity` tokens of a sequence; the others pass by the residual alone.
+Differs from T5 by: in every second block the MLP is a router and E experts; a token's output is its likeliest expert's,
+times the router's probability. An expert takes `capacity` tokens of a sequence; the residual alone carries the others.
 
 ```
 source ── token ──┬─ RMSNorm ─ attention + bias ─(+)─┬─ RMSNorm ─ MLP | router ─ 1 of E MLPs ─(+)── … RMSNorm ── memory
@@ -10,7 +10,7 @@ target ── token ──┬─ RMSNorm ─ attention + bias ─(+)─┬─ RM
                   └─────────────────────────────┘   └──────────────────┘    └────────────────────┘
 ```
 Losses: for each stack the mean over its sparse layers of `balance` E sum f P and of `z` logsumexp^2. `transformers`
-counts padding in both and in the capacity, which it starts anew in each call of a decoder with a cache; ours does not.
+counts padding in both and in the capacity, which restarts in each call of a decoder with a cache; ours does not.
 """
 
 from dataclasses import dataclass, replace
@@ -80,7 +80,7 @@ def switch(c: Switch) -> Recipe:
 
 
 def _sparse(depth: int, count: int) -> list[int]:
-    """Which blocks have experts: one in each `depth // count`, the second of them."""
+    """The blocks with experts: one in each `depth // count`, the second of them."""
     if not 1 <= count <= depth:
         raise ValueError(
             f"of {depth} blocks, sparse (decoder_sparse) have experts: at least 1, got {count}; without any it is t5"
@@ -129,7 +129,7 @@ CASES = {
 
 
 def first_weights(c: Switch) -> dict[str, float]:
-    """T5's; the ends of experts by the width of the stream, and a router as wide as the tokens."""
+    """T5's; experts' output projections by the width of the stream, and a router with the std of the tokens."""
     sizes = t5_sizes(c.dim, c.heads, c.head_dim, c.hidden)
     return sizes | {"**.ffn.experts.*.*": c.dim**-0.5, "**.ffn.router.proj": 1.0}
 

@@ -45,7 +45,7 @@ class T5:
     scaled: bool = True  # logits by dim^-1/2
     dropout: float = 0.0
     begin_id: int = 0
-    task: str = "seq2seq"  # or encode: the encoder alone
+    task: str = "seq2seq"  # or encode: the encoder only
 
 
 def t5(c: T5) -> Recipe:
@@ -98,7 +98,7 @@ CASES = {
 
 
 def first_weights(c: T5) -> dict[str, float]:
-    """T5's. A head of its own is a matrix as any; `transformers` draws it as wide as the tokens, and then logits are
+    """T5's. An untied head counts as a matrix; `transformers` draws it with the std of the tokens, which makes logits
     sqrt(D) large."""
     return t5_sizes(c.dim, c.heads, c.head_dim, c.hidden) | {"head.proj": c.dim**-0.5}
 

@@ -1,7 +1,7 @@
-"""The Transformer (Vaswani et al., 2017; arXiv:1706.03762). An encoder-decoder for translation, where it began.
+"""The Transformer (Vaswani et al., 2017; arXiv:1706.03762). An encoder-decoder for translation, the first of all.
 
-Differs from T5 by: sines for places, LayerNorm after each sum (post-norm, so none after the last block), biases
-everywhere, tokens scaled by sqrt(D), logits of the one table for source and target that are not.
+Differs from T5 by: sines for positions, LayerNorm after each sum (post-norm, so none after the last block), biases
+everywhere, tokens scaled by sqrt(D), unscaled logits of the one table for source and target.
 
 ```
 source ── token x sqrt(D) + place ──┬─ attention ─(+)─ LayerNorm ─┬─ MLP ─(+)─ LayerNorm ── … x depth ── memory
@@ -10,12 +10,12 @@ target ── token x sqrt(D) + place ──┬─ attention, causal ─(+)─ L
                                     └────────────────────┘                └─────────┘               └─────
 ```
 
-Files are Marian's (Helsinki-NLP/opus-mt-*; `MarianMTModel`). In the order that they keep, the sines come first and the
+Files are Marian's (Helsinki-NLP/opus-mt-*; `MarianMTModel`). In their order, the sines come first and the
 cosines second, as in the paper's code.
 
-The counts: the paper's table says 65 and 213 million and not how. Those here are of the paper's text, with its joint
-vocabulary of 37,000: 63.1 and 214.2 million. `opus-en-de` is the published file, 74,410,496 with the two tables of
-512 x 512 sines that `transformers` counts and nobody trains.
+The counts: the paper's table has 65 and 213 million, without a derivation. Those here follow its text, with its joint
+vocabulary of 37,000: 63.1 and 214.2 million. `opus-en-de` is the published file, 74,410,496 with the two untrained
+tables of 512 x 512 sines that `transformers` counts.
 """
 
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ SIZES = {
     "opus-en-de": Transformer(vocab=58101, context=512, act="silu", begin_id=58100),
 }
 PARAMETERS = {"tiny": 54_480, "mini": 4_349_952, "base": 63_082_496, "big": 214_245_376, "opus-en-de": 73_886_208}
-TASK = "seq2seq"  # what `anyformer train` teaches it
+TASK = "seq2seq"  # the default task of `anyformer train`
 CASES = {
     "odd": {"dim": 33, "heads": 3, "hidden": 50, "vocab": 101, "context": 77, "begin_id": 100},
     "small": {"depth": 1, "decoder_depth": 1, "heads": 1, "act": "silu", "scaled": False},
@@ -79,7 +79,7 @@ _begin = key("decoder_start_token_id", "begin_id", default=58100)
 
 
 def _put_begin(c: Transformer) -> dict[str, int]:
-    return {"decoder_start_token_id": c.begin_id, "pad_token_id": c.begin_id}  # one token there
+    return {"decoder_start_token_id": c.begin_id, "pad_token_id": c.begin_id}  # one token for both
 
 
 HUBS = (

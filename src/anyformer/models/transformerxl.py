@@ -1,4 +1,4 @@
-"""Transformer-XL (Dai et al., 2019; arXiv:1901.02860). A decoder that reads by segments and remembers the last one.
+"""Transformer-XL (Dai et al., 2019; arXiv:1901.02860). A decoder that reads by segments, with a memory of earlier ones.
 
 Differs from GPT-2 by: a segment also sees the hidden states of the tokens before it, layer by layer, so that a layer's
 memory reaches further back than the one below; relative positions, which make that possible; norms after each sum; no

@@ -1,4 +1,4 @@
-"""The parts that every page is made of. `from anyformer.parts import Attention, Block, ...`"""
+"""The parts that all pages use. `from anyformer.parts import Attention, Block, ...`"""
 
 from anyformer.parts.approximate.autocorrelation import AutoCorrelation
 from anyformer.parts.approximate.fourier import Fourier

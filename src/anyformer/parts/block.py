@@ -13,7 +13,7 @@ from anyformer.core.slots import FeedForward, Norm, Scale
 
 
 class Block(Part):
-    """One layer: the branches `mixer` (over time), `cross` (to the encoder's memory), `ffn` (each place alone).
+    """One layer: the branches `mixer` (over time), `cross` (to the encoder's memory), `ffn` (each position alone).
 
     ```
     pre        x ──┬── norm ── branch ──(+)──>        the stream itself is never normed (GPT-2, LLaMA, T5, ViT)
@@ -34,10 +34,10 @@ class Block(Part):
             `norm.mixer_out`, ….
         wiring: one of the four above.
         dropout: at the end of each branch.
-        scale: recipe of what each branch is multiplied by before the sum: `LayerScale.of()`, `Times.of(0.22)`, or None;
+        scale: recipe of the scale of each branch before the sum: `LayerScale.of()`, `Times.of(0.22)`, or None;
             they are `scale.mixer`, ….
         stream: a factor on x in each sum.
-        gain: a factor on the first weights of every matrix in the branches but q and k; only `initialise` reads it.
+        gain: a factor on the initial weights of every matrix in the branches but q and k; only `initialise` reads it.
             `deepnorm(depth)` has stream and gain of DeepNorm.
 
     Shape: (B, T, D) -> same.
@@ -98,7 +98,7 @@ class Block(Part):
 
 def deepnorm(depth: int) -> dict[str, Any]:
     """Options of `Block` for DeepNorm in a stack of `depth` blocks of two branches (Wang et al., 2022;
-    arXiv:2203.00555): x = norm(alpha x + branch(x)), alpha = (2 N)^1/4, first weights times beta = (8 N)^-1/4.
+    arXiv:2203.00555): x = norm(alpha x + branch(x)), alpha = (2 N)^1/4, initial weights times beta = (8 N)^-1/4.
 
     The paper draws them by Xavier's rule: `initialise(model, scheme="xavier")`. `Block.of(…, **deepnorm(24))`.
     """

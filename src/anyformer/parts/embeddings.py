@@ -1,4 +1,4 @@
-"""Front-ends: what enters the stream. B batch, T time, D width, C channels."""
+"""Front-ends of text and images. B batch, T time, D width, C channels."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ from anyformer.core.slots import Norm, Positions
 
 
 class Learned(Positions):
-    """A learned vector for each place, up to `context` of them. Shape: places (T,) or (B, T) -> (..., D).
+    """A learned vector per position, up to `context` of them. Shape: positions (T,) or (B, T) -> (..., D).
 
     Args:
-        context: number of places.
-        offset: rows in front that no place uses; BART has two.
+        context: number of positions.
+        offset: unused rows in front; BART has two.
     """
 
     def __init__(self, dim: int, context: int, offset: int = 0):
@@ -37,13 +37,13 @@ class Learned(Positions):
 
 
 class Sinusoidal(Positions):
-    """A fixed vector for each place p (Vaswani et al., 2017; arXiv:1706.03762): sin(p w_i), then cos(p w_i), with
+    """A fixed vector per position p (Vaswani et al., 2017; arXiv:1706.03762): sin(p w_i), then cos(p w_i), with
     w_i = theta^(-2i/D).
 
-    The paper writes sines and cosines in turns, its code (tensor2tensor) and Marian's files one half after the other,
-    as here; the two are one model with the numbers of the stream in another order. Of an odd D the sines have one more.
+    The paper alternates sines and cosines, its code (tensor2tensor) and Marian's files put one half after the other,
+    as here; the two are one model with the stream's channels in another order. Of an odd D the sines have one more.
 
-    Shape: places (T,) or (B, T) -> (..., D).
+    Shape: positions (T,) or (B, T) -> (..., D).
     """
 
     def __init__(self, dim: int, theta: float = 10000.0):
@@ -51,7 +51,7 @@ class Sinusoidal(Positions):
         self.dim, self.theta = dim, theta
 
     def forward(self, positions: Tensor) -> Tensor:
-        # float64: at place 1000 the angle in float32 is wrong by 6e-5. Apple's GPUs have no float64
+        # float64: at position 1000 the angle in float32 is wrong by 6e-5. Apple's GPUs have no float64
         kind = torch.float32 if positions.device.type == "mps" else torch.float64
         steps = torch.arange(0, self.dim, 2, device=positions.device, dtype=kind)
         angles = positions[..., None] * self.theta ** (-steps / self.dim)  # (..., (D + 1) / 2)
@@ -59,7 +59,7 @@ class Sinusoidal(Positions):
 
 
 class Table(nn.Embedding):
-    """A vector for each id; read the other way, a score for each id. Shapes: ids (...) -> (..., D) -> (..., V)."""
+    """A vector per id; transposed, a score per id. Shapes: ids (...) -> (..., D) -> (..., V)."""
 
     def unembed(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -67,7 +67,7 @@ class Table(nn.Embedding):
 
 @dataclass(frozen=True)
 class TokenIds(Companion):
-    """The ids that the stream was made of, (B, T)."""
+    """The ids of the tokens in the stream, (B, T)."""
 
     left_by: ClassVar[str] = "Tokens"
     per_position: ClassVar[bool] = True
@@ -75,12 +75,12 @@ class TokenIds(Companion):
 
 
 class Tokens(FrontEnd):
-    """Token ids to vectors: x = norm(scale * tokens[id] + positions[place] + types[segment]).
+    """Token ids to vectors: x = norm(scale * tokens[id] + positions[position] + types[segment]).
 
     Args:
         vocab: number of token ids.
-        positions: places that are added to the token, e.g. `Learned.of(context=512)`; None where attention knows the
-            order.
+        positions: positions that are added to the token, e.g. `Learned.of(context=512)`; None if attention has
+            positions of its own.
         types: number of segments (BERT has 2), or 0.
         norm: over the sum, or None.
         dropout: at the end.
@@ -109,8 +109,8 @@ class Tokens(FrontEnd):
         self.norm, self.dropout = built(norm, dim), dropout
 
     def reset_parameters(self) -> None:
-        # scaled tokens as large as the sines that are added, which would drown them by the common rule. Where nothing
-        # is added it holds: with larger tokens a tied head is sure that the one just read comes again, and stays so
+        # scaled tokens as large as the added sines, which under the common rule would dominate them. Without positions
+        # the rule holds: with larger embeddings a tied head predicts the input token and does not recover
         if self.scale != 1.0 and self.positions is not None:
             nn.init.normal_(self.tokens.weight, std=1 / self.scale)
 
@@ -143,7 +143,7 @@ class Tokens(FrontEnd):
                 )
 
     def _tables(self) -> dict[str, tuple[str, int]]:
-        """The rows of the table that each input looks up, by the input's name."""
+        """The name and the size of the table for each input of ids, by the input's name."""
         tables = {"input_ids": ("token", self.vocab or 0)}
         return tables | ({"token_type_ids": ("segment", self.types.num_embeddings)} if self.types else {})
 
@@ -164,10 +164,10 @@ class Tokens(FrontEnd):
 
 
 class Entry(Part):
-    """What one side of an encoder-decoder does with the tokens that both share: x = norm(x + positions[place]) (BART).
+    """The entry of one side of an encoder-decoder, after the shared tokens: x = norm(x + positions[position]) (BART).
 
     Args:
-        positions: places of this side, e.g. `Learned.of(context=1024)`, or None.
+        positions: positions of this side, e.g. `Learned.of(context=1024)`, or None.
         norm: over the sum, or None.
         dropout: at the end.
 
@@ -191,7 +191,7 @@ class Entry(Part):
 
 
 class Grid(Part):
-    """Base of the places that `Patches(positions=…)` takes: a vector for each cell of any grid."""
+    """Base of the positions that `Patches(positions=…)` takes: a vector per cell of any grid."""
 
     @abstractmethod
     def forward(self, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -200,7 +200,7 @@ class Grid(Part):
 
 @dataclass(frozen=True)
 class Cells(Companion):
-    """Rows and columns of the stream's grid, which stands behind its class token."""
+    """Rows and columns of the stream's grid, which follows its class token."""
 
     left_by: ClassVar[str] = "Patches"
     per_position: ClassVar[bool] = True
@@ -209,12 +209,12 @@ class Cells(Companion):
 
 
 class Patches(FrontEnd):
-    """An image as a row of patches behind a class token (Dosovitskiy et al., 2020; arXiv:2010.11929).
+    """An image as a row of patches after a class token (Dosovitskiy et al., 2020; arXiv:2010.11929).
 
     ```
     pixels (B, C, height, width) -> patches of patch x patch, each one vector -> [class] + patches, + positions
     ```
-    Another image size than the one that was trained is accepted: the grid of positions is resampled (bicubic).
+    Other image sizes than the trained one are accepted: the grid of positions is resampled (bicubic).
 
     Args:
         image: trained height and width in pixels, a number or a pair.
@@ -222,8 +222,8 @@ class Patches(FrontEnd):
         channels: colours.
         bias: of the projection.
         dropout: at the end.
-        positions: "learned", a table of the trained grid; a part for any grid, e.g. `Sines2D.of()`; None where
-            attention knows the place (`Rotary2D`).
+        positions: "learned", a table of the trained grid; a part for any grid, e.g. `Sines2D.of()`; None if
+            attention has positions of its own (`Rotary2D`).
 
     Shape: (B, C, height, width) -> (B, 1 + height / patch * width / patch, D).
     """
@@ -300,8 +300,8 @@ class Patches(FrontEnd):
 
 
 def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """(1, 1 + n * n, D) positions of a square grid behind a class token, for another grid: bicubic, the class token
-    kept."""
+    """(1, 1 + n * n, D) positions of a square grid after a class token, for another grid: bicubic, the class token
+    unchanged."""
     side = round((positions.shape[1] - 1) ** 0.5)
     if isinstance(rows, int) and (rows, columns) == (side, side):  # a symbol (torch.export) is no int: always resample
         return positions

@@ -1,4 +1,4 @@
-"""Feed-forward parts: what happens at each place of the sequence alone. B batch, T time, D width, F hidden width."""
+"""Feed-forward parts, for each position of the sequence alone. B batch, T time, D width, F hidden width."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# The slope of an activation times what comes from above, (from above, x) -> same, in one pass.
+# The derivative of an activation times the gradient, (gradient, x) -> same, in one pass.
 SLOPES: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
     ACTIVATIONS["gelu"]: torch.ops.aten.gelu_backward,
     ACTIVATIONS["gelu_tanh"]: partial(torch.ops.aten.gelu_backward, approximate="tanh"),
@@ -34,15 +34,15 @@ SLOPES: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def activation(owner: str, name: str) -> Callable[[Tensor], Tensor]:
-    """The function of that name; an unknown name is an error, never a default."""
+    """The function of that name; an unknown name is an error."""
     check_option(owner, "act", name, tuple(ACTIVATIONS))
     return ACTIVATIONS[name]
 
 
 class Gated:
-    """The product act(gate) * up, of which backward keeps `gate` and `up` alone.
+    """The product act(gate) * up, of which backward saves only `gate` and `up`.
 
-    What backward makes again of them for the matrix behind it, act(gate), serves its own slopes, too.
+    The act(gate) that backward recomputes for the next matrix also serves its own derivatives.
     """
 
     def __init__(self, act: Callable[[Tensor], Tensor]):
@@ -54,7 +54,7 @@ class Gated:
         return GatedProduct.apply(gate, up, self)
 
     def again(self, gate: Tensor, up: Tensor) -> Callable[[], Tensor]:
-        """A function that makes the product again, for `remade`."""
+        """A function that recomputes the product, for `remade`."""
         gate, up = gate.detach(), up.detach()
 
         def make() -> Tensor:
@@ -77,14 +77,14 @@ class GatedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
         act = ctx.of.act
-        if torch.is_grad_enabled():  # somebody wants the slopes of the slopes
+        if torch.is_grad_enabled():  # for second derivatives
             with torch.enable_grad():
                 opened = act(gate)
                 (slope,) = torch.autograd.grad(opened, gate, grad * up, create_graph=True)
             return slope, grad * opened, None
         opened = ctx.of.opened.pop() if ctx.of.opened else act(gate)
         of_up = grad * opened
-        into = torch.mul(grad, up, out=opened)  # no memory of its own
+        into = torch.mul(grad, up, out=opened)  # in the memory of `opened`
         if act in SLOPES:
             return SLOPES[act](into, gate), of_up, None
         with torch.enable_grad():
@@ -119,12 +119,12 @@ class GatedMLP(FeedForward):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         if not torch.is_grad_enabled():
-            hidden = self.act(self.gate(x)).mul_(self.up(x))  # in place: nobody needs it again
+            hidden = self.act(self.gate(x)).mul_(self.up(x))  # in place: not needed again
             return self.down(drop(self, hidden))
         gate, up = self.gate(x), self.up(x)  # (B, T, F) each
         if flow.find(Recomputed) or torch.compiler.is_compiling() or (self.training and self.dropout):
             return self.down(drop(self, self.act(gate) * up))
-        # Two of the four tensors that backward reads are made from the other two: cheap, and half of the memory.
+        # Two of the four tensors that backward reads are recomputed from the other two: cheap, and half of the memory.
         product = Gated(self.act)
         hidden = product(gate, up)
         with remade(hidden, product.again(gate, up)):

@@ -1,7 +1,7 @@
-"""RMSNorm, elu + 1, exp relative to the maximum, short convolutions and maps of what is held with their gradients
+"""RMSNorm, elu + 1, exp relative to the maximum, short convolutions and detached linear maps with their gradients
 written by hand: the same numbers in fewer passes over memory.
 
-In eager training, autograd would keep and re-read every intermediate: forward and backward are 1.5 times faster by hand
+In eager training, autograd would save and re-read every intermediate: forward and backward are 1.5 times faster by hand
 (figures in docs/log.md). Without gradients, and under a compiler, the plain formula is used.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-PIECE = 512  # tokens at a time of a head
-WIDE_PIECE = 64  # and of all channels
+PIECE = 512  # tokens of a head per piece
+WIDE_PIECE = 64  # tokens of all channels per piece
 SHORT = 32  # the longest kernel that is applied tap by tap
 
 
 def traced(x: Tensor) -> bool:
-    """Is a program being made of what is done, by a compiler or by torch.export? Then the plain formula is for it."""
+    """True under a compiler or torch.export, which need the plain formula."""
     return torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in x.shape)
 
 
@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _factor(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps), (..., 1); under autocast, too, in the type of x: it would round the sum of squares."""
+    """1 / sqrt(mean(x^2) + eps), (..., 1), in the type of x even under autocast, which would round the sum."""
     cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     with torch.autocast(x.device.type, enabled=False) if cast else contextlib.nullcontext():
         return torch.rsqrt(torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps)
@@ -44,7 +44,7 @@ class RootMeanSquare(torch.autograd.Function):
     """`rms_norm` as n * weight, n = x * r, r = 1 / sqrt(mean(x^2) + eps). Backward: (h - n mean(h n)) r, h = grad *
     weight.
 
-    On a CPU that is LayerNorm's fused backward for a mean of 0, and r mean(h) more, which LayerNorm takes away.
+    On a CPU that is LayerNorm's fused backward for a mean of 0, plus r mean(h), which LayerNorm subtracts.
     """
 
     @staticmethod
@@ -85,13 +85,13 @@ def elu_plus_one(x: Tensor) -> Tensor:
 
 
 class EluPlusOne(torch.autograd.Function):
-    """`elu_plus_one`; its slope is its value, up to 1."""
+    """`elu_plus_one`; its derivative is its value, up to 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         y = torch.empty_like(x)
         pieces = (torch.atleast_2d(t).split(PIECE, -2) for t in (x, y))
-        for x_p, y_p in zip(*pieces, strict=True):  # what is between stays in the processor's cache
+        for x_p, y_p in zip(*pieces, strict=True):  # intermediate values stay in the processor's cache
             torch.clamp(x_p, max=0, out=y_p).exp_().add_(x_p.relu())
         ctx.save_for_backward(y)
         return y
@@ -112,7 +112,7 @@ def relative_exp(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class RelativeExp(torch.autograd.Function):
-    """`relative_exp`. Backward: d = grad * exp(x - m), and grad_m - sum d more where the maximum is."""
+    """`relative_exp`. Backward: d = grad * exp(x - m), plus grad_m - sum d at the maximum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -133,8 +133,8 @@ class RelativeExp(torch.autograd.Function):
 def depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A kernel for each channel: y_t = sum_w inputs_{t+w} weight_w + bias.
 
-    On a CPU short kernels go tap by tap over pieces that stay in the cache: PyTorch's convolution turns the text around
-    first, and takes several times as long.
+    On a CPU short kernels are applied tap by tap to pieces that stay in the cache: PyTorch's convolution transposes the
+    text first, and takes several times as long.
 
     Shapes: inputs (B, W - 1 + T, E), weight (E, 1, W), bias (E,) -> (B, T, E).
     """
@@ -178,9 +178,9 @@ class Depthwise(torch.autograd.Function):
 
 
 def apart(part: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`part(x)` twice: with its gradient to x, and without. The parameters take gradients from both.
+    """`part(x)` twice: with its gradient to x, and without. The parameters have gradients from both.
 
-    A plain linear map is applied once, and once backward. Shapes: (..., D) -> two of (..., E).
+    A plain linear map runs once, and its backward once. Shapes: (..., D) -> two of (..., E).
     """
     watched = part._forward_hooks or part._forward_pre_hooks  # e.g. split over processes
     if type(part) is not nn.Linear or watched or traced(x):
@@ -190,7 +190,7 @@ def apart(part: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Through(torch.autograd.Function):
-    """y = W x + b that was made of x without its gradient, as if with it. Backward: W^T grad for x."""
+    """y = W x + b, computed from detached x, with the gradient to x restored. Backward: W^T grad for x."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

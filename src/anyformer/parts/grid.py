@@ -1,4 +1,4 @@
-"""Places on a grid: of an image's patches, and of long texts that are folded into rows.
+"""Positions on a grid: of an image's patches, and of long texts that are folded into rows.
 
 B batch, T time, D width, K head width, R rows, C columns.
 """
@@ -17,17 +17,17 @@ from anyformer.parts.positions import Rotary
 
 
 class Axial(Positions):
-    """A learned vector for each place of a text, made of one for its row and one for its column, when the text is
+    """A learned vector per position of a text, from one for its row and one for its column, when the text is
     folded into rows (Kitaev et al., 2020; arXiv:2001.04451): R + C vectors instead of R C.
 
     ```
-    place p = row * C + column        x_p = [rows[row] | columns[column]], or their sum
+    p = row * C + column              x_p = [rows[row] | columns[column]], or their sum
     ```
     Args:
         shape: R and C; the longest text has R C tokens.
         widths: of the two pieces, which add up to D; None = both are D wide, and added.
 
-    Shape: places (T,) or (B, T) -> (..., D).
+    Shape: positions (T,) or (B, T) -> (..., D).
     """
 
     def __init__(self, dim: int, shape: Any, widths: Any = None):
@@ -55,7 +55,7 @@ class Axial(Positions):
 
 class Sines2D(Grid):
     """Fixed vectors for the patches of an image, of any size (He et al., 2021, "Masked Autoencoders";
-    arXiv:2111.06377): half of the width says the column, half the row, each as `Sinusoidal`. The class token has none.
+    arXiv:2111.06377): half of the width for the column, half for the row, as in `Sinusoidal`. The class token has none.
 
     Shape: rows, columns -> (R C, D).
     """
@@ -76,9 +76,9 @@ class Rotary2D(Rotary):
     """Rotary positions of an image's patches (Su, 2021; EVA-02: Fang et al., 2023, arXiv:2303.11331): the first half of
     the pairs turns by the row, the second by the column, each with the frequencies theta^(-4i/K).
 
-    The class token is not turned, so it meets every patch as if at row 0, column 0. Only behind `Patches`.
+    The class token is not turned, so it meets every patch as if at row 0, column 0. Only after `Patches`.
 
-    Args: as of `Rotary`. Shape: (B, T, H, K) -> same, K a multiple of 4.
+    Args: as in `Rotary`. Shape: (B, T, H, K) -> same, K a multiple of 4.
     """
 
     def __init__(self, dim: int, theta: float = 10000.0, pairs: str = "half"):

@@ -1,4 +1,4 @@
-"""Heads: what is read off the stream. B batch, T time, D width, V vocabulary."""
+"""Heads: outputs of the stream. B batch, T time, D width, V vocabulary."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from anyformer.parts.ffn import activation
 
 @dataclass(frozen=True)
 class Unembedding(Companion):
-    """The token table of a front-end, read the other way: `table(x)`, (B, T, D) -> (B, T, V)."""
+    """The token table of a front-end, transposed: `table(x)`, (B, T, D) -> (B, T, V)."""
 
     left_by: ClassVar[str] = "a front-end with a token table (Tokens)"
     table: Callable[[Tensor], Tensor]
@@ -26,7 +26,7 @@ class Unembedding(Companion):
 
 @dataclass(frozen=True)
 class Pooled(Companion):
-    """The vector of each row, (B, D), by the skeleton's pool."""
+    """The pooled vector of each row, (B, D)."""
 
     left_by: ClassVar[str] = "the pool of a skeleton (pool=First.of(), Mean.of() …)"
     vector: Tensor
@@ -40,7 +40,7 @@ class Logits(Head):
         tied: W is the token table itself; the head then has no matrix of its own.
         bias: add b.
         scale: T5 uses D^-1/2 with a tied table.
-        offset: add a vector that is stored and never trained, 0 at first (BART and Marian: final_logits_bias).
+        offset: add a stored vector that is never trained, 0 at first (BART and Marian: final_logits_bias).
 
     Shape: (B, T, D) -> (B, T, V).
     """
@@ -53,7 +53,7 @@ class Logits(Head):
         self.proj = None if tied else nn.Linear(dim, vocab, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
         self.offset: Tensor | None
-        self.register_buffer("offset", torch.zeros(1, vocab) if offset else None)  # (1, V), as files hold it
+        self.register_buffer("offset", torch.zeros(1, vocab) if offset else None)  # (1, V), as in files
 
     def reset_parameters(self) -> None:
         if self.bias is not None:
@@ -91,10 +91,10 @@ class MaskedLM(Logits):
 
 
 class First(Pool):
-    """The sequence's vector is its first real token's (ViT's class token).
+    """The vector of the first real token of each sequence (ViT's class token).
 
     Args:
-        norm: over that vector alone (CLIP), or None.
+        norm: over that vector only (CLIP), or None.
 
     Shape: (B, T, D) -> (B, D).
     """
@@ -106,15 +106,15 @@ class First(Pool):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         if flow.keep is None:
             return call(self.norm, x[:, 0])
-        first = flow.keep.int().argmax(1)  # (B,): padding may stand on the left
+        first = flow.keep.int().argmax(1)  # (B,): padding can be on the left
         return call(self.norm, x[torch.arange(x.shape[0], device=x.device), first])
 
 
 class At(Pool):
-    """The sequence's vector is that of its end token: the first one, where there are several (CLIP).
+    """The vector of the end token of each sequence: the first one, if there are several (CLIP).
 
     Args:
-        end: the id of that token; None: the token with the largest id, as CLIP's first files mean it.
+        end: the id of that token; None: the token with the largest id, as in CLIP's first files.
 
     Raises:
         ValueError: for a row without it, whose vector would be another token's.
@@ -131,7 +131,7 @@ class At(Pool):
         found = ids + 1 if self.end is None else (ids == self.end).int()  # (B, T)
         found = found if keep is None else found * keep
         if not torch.compiler.is_compiling() and not isinstance(ids, FakeTensor) and not ids.is_meta:
-            read = True if keep is None else keep.any(1)  # of a row without tokens nothing is asked
+            read = True if keep is None else keep.any(1)  # no check of a row without tokens
             for row in ((found.amax(1) == 0) & read).nonzero().flatten().tolist():
                 raise ValueError(
                     f"row {row} of input_ids has no end token, {self.end}, and its vector is the text's; the tokenizer "
@@ -150,7 +150,7 @@ class At(Pool):
 
 
 class Mean(Pool):
-    """The sequence's vector is the mean of its real tokens'; 0 where there are none. Shape: (B, T, D) -> (B, D)."""
+    """The mean vector of the real tokens of each sequence; 0 if there are none. Shape: (B, T, D) -> (B, D)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -173,7 +173,7 @@ class Pooler(First):
 
 
 class Classifier(Head):
-    """A score for each class, of the pooled vector or (`each`) of every token. Shape: (B, T, D) -> (B, classes) or
+    """A score per class, of the pooled vector or (`each`) of every token. Shape: (B, T, D) -> (B, classes) or
     (B, T, classes)."""
 
     def __init__(self, dim: int, classes: int, bias: bool = True, dropout: float = 0.0, each: bool = False):
@@ -186,7 +186,7 @@ class Classifier(Head):
 
 
 class Project(Head):
-    """The pooled vector in another width, without bias: where two towers meet (CLIP).
+    """The pooled vector in another width, without bias: the common space of two towers (CLIP).
 
     Shape: (B, T, D) -> (B, width).
     """
@@ -200,7 +200,7 @@ class Project(Head):
 
 
 class Dense(Head, Pool):
-    """norm(act(dense(x))): what ModernBERT's heads read. Shape: (..., D) -> same."""
+    """norm(act(dense(x))): the input of ModernBERT's heads. Shape: (..., D) -> same."""
 
     def __init__(self, dim: int, norm: Recipe[Norm], act: str = "gelu", bias: bool = False):
         super().__init__()
@@ -211,7 +211,7 @@ class Dense(Head, Pool):
 
 
 class Through(Head, Pool):
-    """A head or a pool in two steps: then(first(x)). Shape: that of `then`, behind that of `first`."""
+    """A head or a pool in two steps: then(first(x)). Shape: that of `then`, after that of `first`."""
 
     def __init__(self, dim: int, first: Recipe[Head] | Recipe[Pool], then: Recipe[Head] | Recipe[Pool]):
         super().__init__()
@@ -222,9 +222,9 @@ class Through(Head, Pool):
 
 
 class Kept(Head, Pool, Norm, also="Unread"):
-    """A part that files hold and their reference code never reads: kept, written back, not trained; x passes.
+    """A part in checkpoints that the model never uses: kept for round trips, not trained; returns x.
 
-    Its tensors have the paths that they would have if the part itself stood here.
+    Its tensors have the paths that they would have if the part itself were here.
 
     Args:
         held: the part, of any kind; None: a dense layer.
@@ -252,7 +252,7 @@ class Kept(Head, Pool, Norm, also="Unread"):
             self.register_buffer(name, buffer, persistent=name not in part._non_persistent_buffers_set)
 
     def reset_parameters(self) -> None:
-        if self.dense:  # as the common rule draws a layer
+        if self.dense:  # the common rule for a layer
             nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:

@@ -1,15 +1,15 @@
-"""Mixture of experts: many feed-forward parts in one slot, of which each token meets a few.
+"""Mixture of experts: many feed-forward parts in one slot, of which each token uses a few.
 
 ```
            ┌─ router ── which experts, with what weight ──┐
 x (B,T,D) ─┼─ tokens sorted by expert ─ expert 0 … E-1 ───┴─ weighted sum at each place ─(+)──> y (B,T,D)
            └─ shared expert, if any: every token ────────────────────────────────────────┘
 ```
-A token that no expert takes (an expert is full) and padding get y = 0: in a block they pass by the residual alone.
+A token without an expert (all are full) and padding get y = 0: in a block only the residual carries them.
 
 Capacity is counted within one text (a row, or a packed document), in the order of its real tokens: no text depends on
-its neighbours, no token on later ones, and decoding remembers the count. `transformers` counts padding and, while
-decoding, starts anew each call.
+other rows, no token on later ones, and decoding continues the count. `transformers` counts padding and, while
+decoding, restarts in each call.
 
 B batch, T tokens, D width, E experts, N routed pairs of token and expert.
 """
@@ -31,9 +31,9 @@ from anyformer.core.state import Slot
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
-    """E * sum over experts of f P: f the share of tokens that chose it, P its mean probability. Padding is not counted.
+    """E * sum over experts of f P: f its share of the tokens, P its mean probability. Padding is not counted.
 
-    Top-1 it is eq. 4 of Switch (Fedus et al., 2021; arXiv:2101.03961); top-k, f sums to k, as for Mixtral in
+    For top-1 it is eq. 4 of Switch (Fedus et al., 2021; arXiv:2101.03961); for top-k, f sums to k, as for Mixtral in
     `transformers`. Even routing gives k, all tokens at one expert up to E.
 
     Shapes: probabilities (..., E), chosen (..., E) bool, keep (...) True = real -> a number.
@@ -43,7 +43,7 @@ def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = No
 
 
 def router_z(logits: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Mean of logsumexp(logits)^2: keeps the router's logits small (ST-MoE; Zoph et al., 2022; arXiv:2202.08906).
+    """The mean of logsumexp(logits)^2: keeps the router's logits small (ST-MoE; Zoph et al., 2022; arXiv:2202.08906).
 
     Shapes: logits (..., E), keep (...) True = real -> a number. Padding is not counted.
     """
@@ -59,14 +59,14 @@ def _mean(x: Tensor, keep: Tensor | None) -> Tensor:
 
 
 class Sent(Slot):
-    """Which expert chose which token so far: what a capacity needs to know while decoding."""
+    """The experts of each token so far: the state of a capacity while decoding."""
 
     def __init__(self, batch: int, experts: int, room: int, like: Tensor):
         self.memory = torch.zeros(batch, room, experts, dtype=torch.bool, device=like.device)  # (B, room, E)
         self.length = 0
 
     def append(self, chosen: Tensor) -> Tensor:
-        """Adds (B, T, E); returns how many tokens had chosen each expert before, (B, 1, E)."""
+        """Appends (B, T, E); returns the earlier tokens of each expert, (B, 1, E)."""
         before = self.memory[:, : self.length]
         self.length += chosen.shape[1]
         if self.length > self.memory.shape[1]:
@@ -86,10 +86,10 @@ class Sent(Slot):
 
 
 class Router(OverTime):
-    """What every router has: logits = proj(x), in float32 whatever the model's type; in training with noise on x.
+    """Base of routers: logits = proj(x), in float32 for every type of the model; in training with noise on x.
 
-    Called as `router(x, flow)`, it returns `weights` (B, T, E), what each expert's answer counts, and `sent` (B, T, E)
-    bool, who answers at all. It reports its losses to the flow.
+    Called as `router(x, flow)`, it returns `weights` (B, T, E), the weights of the experts' outputs, and `sent`
+    (B, T, E) bool, the chosen experts. It adds its losses to the flow.
     """
 
     def __init__(self, dim: int, experts: int, jitter: float, z: float, bias: bool):
@@ -115,7 +115,7 @@ class Router(OverTime):
         return logits
 
     def _product(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, E), float32: rounded before it, near logits would be ties, and ties other experts."""
+        """(B, T, D) -> (B, T, E), float32: rounded inputs would turn near logits into ties, and change experts."""
         short = {n: p for n, p in self.proj.named_parameters() if p.is_floating_point() and p.itemsize < 4}
         if not short:
             return self.proj(x.to(torch.promote_types(x.dtype, torch.float32))).float()
@@ -129,18 +129,18 @@ def _real(x: Tensor, flow: Flow) -> Tensor:
 
 
 def _places(a_token: float, real: Tensor, experts: int, flow: Flow) -> Tensor:
-    """Places at each expert for a text with so many experts a token, evenly spread: ceil(a_token * n / E), (B, 1, 1),
+    """Capacity of each expert for a text with so many experts a token, evenly spread: ceil(a_token * n / E), (B, 1, 1),
     or with documents (B, T, 1)."""
     count = real.sum(1)[:, None, None] if flow.documents is None else flow.length()
     return (a_token * count / experts).ceil().long()
 
 
 def _rank(chosen: Tensor, flow: Flow) -> Tensor:
-    """Which token of its text, counted from 1, each one is at each expert: (B, T, E) bool -> whole numbers."""
+    """The rank of each token among those of its text at each expert, from 1: (B, T, E) bool -> whole numbers."""
     rank = chosen.cumsum(1)
     if flow.documents is None:
         return rank
-    first = torch.arange(rank.shape[1], device=rank.device) - flow.positions  # (B, T) where its document begins
+    first = torch.arange(rank.shape[1], device=rank.device) - flow.positions  # (B, T) index of its document's start
     return rank - (rank - chosen.long()).gather(1, first[..., None].expand_as(rank))
 
 
@@ -152,10 +152,10 @@ class TopK(Router):
         experts: E.
         top: experts a token.
         renormalise: a token's weights sum to 1 over the chosen ones; else they are the plain probabilities. With top 1
-            a renormalised weight is always 1, and the router learns from its losses alone.
-        capacity: tokens of one text that an expert takes; those that come later are dropped. None = all.
+            a renormalised weight is always 1, and the router learns from its losses only.
+        capacity: tokens of one text that an expert takes; later ones are dropped. None = all.
         factor: in training, the same as a multiple of an even share: ceil(factor * top * tokens / E). Evaluation and
-            decoding drop nothing by it, so that a token never depends on how long the text will become.
+            decoding drop nothing by it, so that a token never depends on the final length of the text.
         balance: weight of the loss `load_balance`. `z`: of `router_z`. Both in training only.
         jitter: in training the router sees x times a random factor within 1 - jitter and 1 + jitter (Switch). The
             experts see x itself; in `transformers` they see the noise, too.
@@ -206,7 +206,7 @@ class TopK(Router):
         return weights * sent, sent
 
     def _taken(self, chosen: Tensor, real: Tensor, flow: Flow) -> Tensor:
-        """What remains of (B, T, E) when each expert takes no more than its capacity, first come, first served."""
+        """(B, T, E) within the capacity of each expert, first come, first served."""
         sent, rank = chosen, _rank(chosen, flow)
         if self.capacity is not None:
             slot = flow.slot(self)
@@ -220,7 +220,7 @@ class ExpertChoice(Router):
     """Each expert picks its likeliest tokens of a sequence, ceil(factor * tokens / E): even use without a loss (Zhou et
     al., 2022; arXiv:2202.09368). A token meets `factor` experts on average; some meet none.
 
-    Not causal: whether a token is picked depends on the later ones, so a causal decoder refuses it.
+    Not causal: the choice of a token depends on the later ones, so a causal decoder refuses it.
 
     Args:
         experts: E.
@@ -251,20 +251,20 @@ class ExpertChoice(Router):
 
 
 class MoE(FeedForward):
-    """y = sum over experts of weight * expert(x), of the few that the router picks for each token, + shared(x).
+    """y = sum of weight * expert(x), over the few experts that the router picks for each token, + shared(x).
 
     `MoE.of(router=TopK.of(experts=8, top=2), expert=GatedMLP.of(hidden=512))` in a block's `ffn`. Experts are ordinary
-    parts at `ffn.experts.3`, so that what rewrites linear layers finds theirs; each one sees all its tokens at once,
+    parts at `ffn.experts.3`, so that rewrites of linear layers find theirs; each one sees all its tokens at once,
     (N, D), and must treat each alone. With gradients, an expert without tokens runs on none:
     its gradient is 0, not absent.
 
     Args:
-        router: `TopK.of(...)` or `ExpertChoice.of(...)`; it says how many experts there are.
+        router: `TopK.of(...)` or `ExpertChoice.of(...)`; it has the number of experts.
         expert: recipe of each expert.
         shared: an expert for every token beside the routed ones (DeepSeekMoE; Dai et al., 2024; arXiv:2401.06066), or
             None. Several shared experts are one that is as many times wider.
 
-    Taps: `weights` (B, T, E), of each expert at each token; `usage` (E,), the share of the real tokens each one took.
+    Taps: `weights` (B, T, E), of each expert at each token; `usage` (E,), each one's share of the real tokens.
 
     Shape: (B, T, D) -> same.
     """
@@ -288,7 +288,7 @@ class MoE(FeedForward):
         return y if self.shared is None else y + self.shared(x, flow)
 
     def _grouped(self, x: Tensor, weights: Tensor, sent: Tensor, flow: Flow) -> Tensor:
-        """Tokens sorted by expert, each expert once over its own."""
+        """The output with tokens sorted by expert, each expert once over its own."""
         flat = x.flatten(0, 1)  # (B T, D)
         counts = sent.sum((0, 1)).tolist()
         expert, token = sent.flatten(0, 1).T.nonzero(as_tuple=True)  # (N,) each, in the order of experts
@@ -301,7 +301,7 @@ class MoE(FeedForward):
         return rows.new_zeros(flat.shape).index_add(0, token, rows).view(x.shape)
 
     def _everywhere(self, x: Tensor, weights: Tensor, flow: Flow) -> Tensor:
-        """Every expert over every token: the same numbers, E / top times the work."""
+        """The output with every expert over every token: the same numbers, E / top times the work."""
         y = torch.zeros_like(x)
         for part, weight in zip(self.experts, weights.to(x.dtype).unbind(-1), strict=True):  # weight (B, T)
             y = y + part(x, flow) * weight[..., None]

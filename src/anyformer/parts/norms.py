@@ -61,8 +61,8 @@ class ScaleNorm(Norm):
 
 
 class LayerScale(Scale):
-    """y = weight * x with a small weight at first: what ends a residual branch, so that a deep model starts as almost
-    nothing but its stream (Touvron et al., 2021; arXiv:2103.17239): `Block.of(…, scale=LayerScale.of())`. With
+    """y = weight * x with a small initial weight, at the end of a residual branch, so that a deep model begins close to
+    the identity (Touvron et al., 2021; arXiv:2103.17239): `Block.of(…, scale=LayerScale.of())`. With
     start=0 it is ReZero (Bachlechner et al., 2020; arXiv:2003.04887), whose weight is one number. Shape: (..., D)."""
 
     def __init__(self, dim: int, start: float = 1e-5):
@@ -92,7 +92,7 @@ class Times(Scale):
 class RMSNorm(Norm):
     """y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019; arXiv:1910.07467). Shape: (..., D).
 
-    In half precision the mean is taken in float32, as the published models were trained.
+    In half precision the mean is in float32, as in the training of the published models.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6):

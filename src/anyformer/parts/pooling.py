@@ -1,4 +1,4 @@
-"""One vector of a whole text by attention with one learned query. B batch, T time, D width, F hidden width."""
+"""Pooling of a whole text by attention with one learned query. B batch, T time, D width, F hidden width."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from anyformer.core.slots import Pool
 
 
 class AdditivePool(Pool):
-    """Additive attention with a learned query, as a pool: what counts in a text is learned (Bahdanau et al., 2014,
+    """Additive attention with a learned query, as a pool: the weights of tokens are learned (Bahdanau et al., 2014,
     arXiv:1409.0473, score states so; Yang et al., 2016, "Hierarchical attention networks", pool by it).
 
     ```
     s_t = v . tanh(W x_t + b)        a = softmax(s) over the real tokens        pooled = sum_t a_t x_t
     ```
-    With v = 0 it is the mean. A row that is padding alone gives 0.
+    With v = 0 it is the mean. A row of padding only gives 0.
 
     Args:
         hidden: F; D by default.

@@ -18,17 +18,17 @@ from anyformer.core.recipe import Value
 
 
 class Scaling(Value):
-    """How the frequencies of rotary positions are changed to reach further than they were trained."""
+    """A change of the frequencies of rotary positions, for texts beyond the trained length."""
 
-    # Do the frequencies change as the text grows? Then a cache keeps old keys at their old angles (as every published
-    # implementation does), and differs from reading the whole text again once the trained length is passed.
+    # True if the frequencies change as the text grows. Then a cache keeps old keys at old angles (as every published
+    # implementation does), and differs from a pass over the whole text once the trained length is passed.
     by_length = False
 
     @abstractmethod
     def scale(self, frequencies: Tensor, theta: float, length: Tensor) -> tuple[Tensor, float]:
-        """New frequencies, (K/2,), a row each (B, K/2) or a token each (B, T, K/2), and a factor on cos and sin.
+        """New frequencies, (K/2,), per row (B, K/2) or per token (B, T, K/2), and a factor on cos and sin.
 
-        `length` (1,), (B, 1) or (B, T, 1) is the number of places that each text takes.
+        `length` (1,), (B, 1) or (B, T, 1) is the number of positions of each text.
         """
 
 
@@ -44,7 +44,7 @@ class Linear(Scaling):
 
 @dataclass(frozen=True)
 class Dynamic(Scaling):
-    """NTK-aware: beyond `trained` positions theta grows with the length, so that short texts are left as they were."""
+    """NTK-aware: beyond `trained` positions theta grows with the length, so that short texts do not change."""
 
     factor: float
     trained: int
@@ -58,8 +58,8 @@ class Dynamic(Scaling):
 
 
 def longest(context: int, scaling: Scaling | None) -> int | None:
-    """The longest text that a model takes whose files say `context` places: None, any, with `Dynamic`, which is made to
-    go beyond. A stretch multiplies it, unless the files have counted that in: `trained` is smaller then."""
+    """The longest text of a model whose files have `context` positions: None, any, with `Dynamic`, which has no limit.
+    A scaling factor multiplies it, unless the files include it already: `trained` is smaller then."""
     if scaling is None or isinstance(scaling, Dynamic):
         return None if scaling else context
     counted = getattr(scaling, "trained", context) < context
@@ -72,11 +72,11 @@ class YaRN(Scaling):
     arXiv:2309.00071).
 
     Args:
-        trained: positions before the stretch.
+        trained: positions before the scaling.
         fast, slow: turns within `trained` above which a frequency stays, below which it is divided.
         attention: factor on cos and sin; None = 0.1 ln(factor) + 1.
         mscale, mscale_all: DeepSeek's variant of that factor, or None.
-        truncate: the ends of the ramp are whole numbers.
+        truncate: True for a ramp between whole numbers.
     """
 
     factor: float
@@ -148,14 +148,14 @@ class Llama3(Scaling):
 
 
 class Rotary(Part):
-    """Rotary positions (Su et al., 2021; arXiv:2104.09864): each pair of numbers is turned by place x theta^(-2i/K).
+    """Rotary positions (Su et al., 2021; arXiv:2104.09864): each pair of numbers is turned by position x theta^(-2i/K).
 
-    A query at place m and a key at place n then meet with an angle that depends on m - n alone.
+    The angle between a query at position m and a key at position n then depends only on m - n.
 
     Args:
         theta: base of the frequencies.
         scaling: one of `Linear`, `Dynamic`, `YaRN`, `LongRope`, `Llama3`, or None.
-        fraction: share of the head width that is turned; the rest passes.
+        fraction: turned share of the head width; the rest does not change.
         pairs: "half" pairs i with i + K/2 (Hugging Face's files), "adjacent" pairs 2i with 2i + 1 (the paper, GGUF
             files).
 
@@ -178,7 +178,7 @@ class Rotary(Part):
             raise ValueError(f"Rotary turns pairs: {self.width} of {dim} numbers a head cannot be paired")
 
     def angles(self, flow: Flow) -> tuple[Tensor, float]:
-        """The angle of every pair at every place in float32, (T, 1, K/2) or (B, T, 1, K/2), and a factor on cos and
+        """The angle of every pair at every position in float32, (T, 1, K/2) or (B, T, 1, K/2), and a factor on cos and
         sin."""
         positions = flow.positions
         steps = torch.arange(0, self.width, 2, device=positions.device, dtype=torch.float32)
@@ -192,7 +192,7 @@ class Rotary(Part):
         return positions[..., None, None].float() * frequencies, factor
 
     def tables(self, flow: Flow, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and signed sin of every place, each (T, 1, K) or (B, T, 1, K), computed in float32.
+        """cos and signed sin of every position, each (T, 1, K) or (B, T, 1, K), computed in float32.
 
         The sign is that of the partner: (a, b) turns to (a cos - b sin, b cos + a sin).
         """
@@ -220,15 +220,14 @@ class RelativeBias(Part):
     arXiv:1910.10683).
 
     Half of the buckets hold one distance each, the rest grow logarithmically up to `far`. Both directions share the
-    buckets
-    half and half; with `causal` all are for the past. One table serves a whole stack.
+    buckets equally; with `causal` all are for the past. One table serves a whole stack.
 
     Args:
         heads, buckets: size of the table.
-        far: the distance from which all are alike.
-        causal: keys lie in the past only.
+        far: the distance from which all share a bucket.
+        causal: True if keys are in the past only.
 
-    Shape: places of queries (T,) and keys (S,) -> (1, H, T, S).
+    Shape: positions of queries (T,) and keys (S,) -> (1, H, T, S).
     """
 
     def skips_gaps(self) -> bool:

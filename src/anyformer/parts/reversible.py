@@ -1,4 +1,4 @@
-"""Reversible wiring: two streams from which every layer's input can be computed back, so that none has to be kept.
+"""Reversible wiring: two streams from which every layer's input can be recomputed, so that none has to be saved.
 
 B batch, T time, D width of one stream (models count 2 D: both side by side), F hidden width.
 """
@@ -57,11 +57,11 @@ class ReversibleBlock(Part):
         self.norm = nn.ModuleDict({name: norm.build(dim) for name in ("mixer", "ffn")})
 
     def branch(self, name: str, x: Tensor, flow: Flow) -> Tensor:
-        """What `mixer` or `ffn` adds to the other stream, (B, T, D) -> same."""
+        """The output of `mixer` or `ffn` for the other stream, (B, T, D) -> same."""
         return drop(self, getattr(self, name)(self.norm[name](x), flow))
 
     def weights(self, name: str) -> list[nn.Parameter]:
-        """The parameters of a branch that are trained."""
+        """The trained parameters of a branch."""
         return [p for m in (self.norm[name], getattr(self, name)) for p in m.parameters() if p.requires_grad]
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
@@ -71,8 +71,8 @@ class ReversibleBlock(Part):
 
 
 class ChunkedMLP(MLP):
-    """`MLP` for some tokens at a time: the same numbers, and the hidden layer of `chunk` tokens only in memory, not of
-    all: (B, chunk, F). In training each chunk is computed again in backward. `chunk` None: all at once. Shape: (B, T,
+    """`MLP` for `chunk` tokens at a time: the same numbers, with a hidden layer of (B, chunk, F) in memory instead of
+    (B, T, F). In training each chunk is recomputed in backward. `chunk` None: all at once. Shape: (B, T,
     D) -> same."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Rows without their padding: what a mixer needs that counts places, draws samples or rolls a text around.
+"""Unpadding: real tokens first, for mixers that index, sample or shift.
 
 B batch, T time, H heads, K head width.
 """
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from anyformer.core.flow import Flow
 
-FAR = 1 << 30  # the place of what is not there: after every token
+FAR = 1 << 30  # position of padding: larger than any real one
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the real tokens of each row are. Padding comes behind them, whatever side it stands on."""
+    """The positions of the real tokens of each row. Padding comes after them, from either side."""
 
     count: Tensor  # (B, 1) real tokens of a row
-    place: Tensor  # (B, T) place of each token among the real ones
-    token: Tensor  # (B, T) the inverse: which token is at a place
-    whole: bool  # is nothing padding? Then both are 0, 1, 2, …
+    place: Tensor  # (B, T) position of each token among the real ones
+    token: Tensor  # (B, T) the inverse: the index of the token at a position
+    whole: bool  # True if there is no padding: then both are 0, 1, 2, …
 
     def packed(self, t: Tensor) -> Tensor:
-        """(B, H, T, K) in the order of the places: real tokens first."""
+        """(B, H, T, K) in the order of the positions: real tokens first."""
         return t if self.whole else t.gather(2, self.token[:, None, :, None].expand_as(t))
 
     def unpacked(self, t: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Rows:
         return t if self.whole else t.gather(2, self.place[:, None, :, None].expand_as(t))
 
     def real(self) -> Tensor:
-        """(B, T) by place: is there a token?"""
+        """(B, T) by position: True = a token."""
         return torch.arange(self.place.shape[1], device=self.place.device) < self.count
 
 

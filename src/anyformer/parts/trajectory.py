@@ -1,4 +1,4 @@
-"""Trajectories: what a state, an action and the return that is still asked for become, and what is read off them.
+"""Trajectories: the front-end and the heads for states, actions and returns to go.
 
 B batch, T steps, D width, S numbers of a state, A numbers of an action.
 """
@@ -19,21 +19,21 @@ PLACES = ("return", "state", "action")  # of one step, in the order of the strea
 
 
 class Trajectory(FrontEnd):
-    """Steps of an episode, each three places of the stream: return to go, state, action (Chen et al., 2021;
+    """Steps of an episode, each three positions of the stream: return to go, state, action (Chen et al., 2021;
     arXiv:2106.01345).
 
     ```
     R_0 s_0 a_0 R_1 s_1 a_1 … -> norm(W x + b + time[timestep]) + first row of `places`
     ```
-    Published files look up every place of the stream in a table of positions at row 0: a learned constant. They also
-    hold a table of tokens that nothing reads. Both are kept and written back.
+    Published files look up every position of the stream in a table of positions at row 0: a learned constant. They also
+    hold an unused table of tokens. Both are kept and written back.
 
     Args:
         state: S, the numbers of a state.
-        action: A, the numbers of an action; of a choice, one for each possible action, 1 at the one taken.
+        action: A, the numbers of an action; for discrete actions one per possible action, 1 at the chosen one.
         steps: steps of the longest episode, each with a vector of its own.
         places: rows of the table of positions.
-        unread: rows of the table that nothing reads.
+        unread: rows of the unused table.
         dropout: at the end.
 
     Shape: (B, T, S), (B, T, A), (B, T, 1), (B, T) -> (B, 3 T, D).
@@ -107,7 +107,7 @@ class Trajectory(FrontEnd):
 
     def forward(self, given: Inputs, flow: Flow) -> Tensor:
         keep = flow.keep_now(self.length(given))
-        if keep is not None:  # whatever stands at padding ends here: NaN times a gradient of 0 would be NaN
+        if keep is not None:  # no value at padding passes: NaN times a gradient of 0 would be NaN
             gaps = ~keep[:, :: len(PLACES)]  # (B, T)
             wide = {n: gaps[(...,) + (None,) * (given[n].ndim - 2)] for n in self.inputs()}
             given = {n: given[n].masked_fill(where, 0) for n, where in wide.items()}
@@ -118,12 +118,12 @@ class Trajectory(FrontEnd):
 
 
 class EachStep(Head):
-    """Numbers that are read off one place of each step: y = W x + b, or its tanh.
+    """Numbers from one position of each step: y = W x + b, or its tanh.
 
     Args:
-        size: how many.
-        place: the place of the step that is read: return, state or action. What the model has seen by then is
-            everything up to this place; an action is read at its state.
+        size: their number.
+        place: the position of the step: return, state or action. Its input is everything up to this position; an
+            action is predicted at its state.
         tanh: for numbers between -1 and 1.
 
     Shape: (B, 3 T, D) -> (B, T, size).

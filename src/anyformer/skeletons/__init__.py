@@ -1,4 +1,4 @@
-"""Skeletons: how streams connect. One file each."""
+"""Skeletons: the connections of streams. One file each."""
 
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.base import Output, Skeleton

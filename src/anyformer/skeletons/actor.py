@@ -1,4 +1,4 @@
-"""Decoders of trajectories. B batch, T steps, P places of a step, D width."""
+"""Decoders of trajectories. B batch, T steps, P positions of a step, D width."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from anyformer.skeletons.decoder import CausalLM
 
 
 class Actor(CausalLM):
-    """A decoder whose front-end makes several places of each step, and whose heads say something of each step.
+    """A decoder with several positions per step, and heads that predict numbers for each step.
 
     ```
     states, actions, returns_to_go, timesteps (B, T, …) -> embed -> block x N -> norm -> hidden (B, P T, D)
                                                                      hidden -> head -> (B, T, …), for each head
     ```
-    It goes on from a state as a decoder of text does, step after step, but it writes no text.
+    It continues from a state as a decoder of text does, step by step, but it writes no text.
 
     Args:
         dim: width of the stream.
@@ -61,13 +61,13 @@ class Actor(CausalLM):
         """Steps of episodes to an Output with one tensor (B, T, …) a head.
 
         Args:
-            states: (B, T, S). `actions`: (B, T, A); that of a step is not seen by what is said of this action.
-            returns_to_go: (B, T, 1), the rewards that are still asked for, in the scale of training.
+            states: (B, T, S). `actions`: (B, T, A); a prediction of an action does not see it.
+            returns_to_go: (B, T, 1), the wanted sum of later rewards, in the scale of training.
             timesteps: (B, T), the number of each step in its episode, from 0.
-            attention_mask: (B, T), 1 or True = a real step; padding may stand on either side.
-            state: from `start`; this call continues where the last one ended.
+            attention_mask: (B, T), 1 or True = a real step; padding can be on either side.
+            state: from `start`; this call continues after the last one.
             last: heads at the last step only, (B, 1, …).
-            inputs: what else the front-end reads, by name (`model.inputs()`).
+            inputs: the front-end's other inputs, by name (`model.inputs()`).
         """
         named = {"states": states, "actions": actions, "returns_to_go": returns_to_go, "timesteps": timesteps}
         entrance = Entrance(self.embed)

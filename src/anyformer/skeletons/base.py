@@ -1,4 +1,4 @@
-"""What all skeletons share: inputs by name, the flow of a pass, state, and the verbs of a model.
+"""Base of all skeletons: inputs by name, the flow of a pass, state, and the verbs of a model.
 
 B batch, T time, S source time, D width, V vocabulary.
 """
@@ -48,30 +48,30 @@ class Output:
     logits: Tensor | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
     pooled: Tensor | None = None  # (B, D)
-    memory: Tensor | None = None  # (B, S, D) of an encoder
+    memory: Tensor | None = None  # (B, S, D) the encoder's
     aux: dict[str, Tensor] = field(default_factory=dict)  # auxiliary losses
-    keep: Tensor | None = None  # (B, T) which positions of `hidden` are real; None = all
+    keep: Tensor | None = None  # (B, T) padding mask of `hidden`, True = real; None = all
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics of parts in training, one tensor a layer
     across: frozenset[str] = frozenset()
 
 
 class Skeleton(Shown, nn.Module):
-    """Base of complete models: their own width, their inputs by name, and where they came from.
+    """Base of complete models: their own width, their inputs by name, and their origin.
 
     Attributes:
-        recipe: the expression that this model is.
-        page, config: the page and its hyperparameters, where the model came from one.
-        origin: a dictionary of what a file said beside the weights (config keys that change nothing here, generation
+        recipe: the recipe of this model.
+        page, config: the page and its hyperparameters, if the model came from one.
+        origin: a dictionary of the file's other contents (config keys that change nothing here, generation
             defaults), kept for `save`; or None.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
         processor: an `anyformer.hub.processors.Processor`, which makes inputs of pictures, or None.
-        ledger: how each tensor and config key of the file was used, where the model was loaded.
+        ledger: the use of each tensor and config key of the file, if the model was loaded.
     """
 
     closed: ClassVar[bool] = True
-    generates: bool = False  # can continue a text: has `start` and a vocabulary head
+    generates: bool = False  # True if it can continue a text: it has `start` and a vocabulary head
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
-    alike: ClassVar[bool] = False  # has towers, whose vectors are compared: `vectors` and `scale`
+    alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None
@@ -103,7 +103,7 @@ class Skeleton(Shown, nn.Module):
         """The front-ends with the prefixes of their inputs' names, the main one first."""
 
     def inputs(self) -> dict[str, Input]:
-        """The tensors that the model reads, by name: their axes, what padding counts, which may be left out."""
+        """The tensors that the model reads, by name: their axes, the padded ones, the optional ones."""
         return {name: read for entrance in self.entrances() for name, read in entrance.inputs().items()}
 
     @property
@@ -113,12 +113,12 @@ class Skeleton(Shown, nn.Module):
 
     @property
     def reads_source(self) -> bool:
-        """Is there a source beside the text that it writes?"""
+        """True if there is a source beside the text that it writes."""
         return bool(self.target)
 
     @property
     def reads_text(self) -> bool:
-        """Is the main input token ids?"""
+        """True if the main input is token ids."""
         return self.entrances()[0].front.vocab is not None
 
     @property
@@ -127,7 +127,7 @@ class Skeleton(Shown, nn.Module):
         return next((e.front.vocab for e in reversed(self.entrances()) if e.front.vocab is not None), None)
 
     def example(self, rows: int, sizes: Mapping[str, tuple[int, ...]], noise: torch.Generator) -> dict[str, Tensor]:
-        """Random inputs that the model accepts, without padding masks.
+        """Random valid inputs, without padding masks.
 
         Args:
             sizes: by prefix of the entrance: tokens, or rows and columns of patches; the usual size by default.
@@ -140,12 +140,12 @@ class Skeleton(Shown, nn.Module):
         return self.complete(made)
 
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Made-up inputs with what the model needs in each row, such as an end token."""
+        """Example inputs with the tokens that the model needs in each row, such as an end token."""
         return inputs
 
     @property
     def decodes(self) -> bool:
-        """Can it go on from a state, step after step? What writes text can."""
+        """True if it can continue from a state, step by step, as every model that writes text."""
         return self.generates
 
     def check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ class Skeleton(Shown, nn.Module):
         return given, flow
 
     def _keep(self, entrance: Entrance, mask: Tensor, given: Inputs, batch: int, first: int) -> Tensor:
-        """The padding mask of the positions, checked: of those of this call, or of all that were seen."""
+        """The checked padding mask of the positions: of this call, or of all so far."""
         front = entrance.front
         units = front.units(given)
         seen = first * units // front.length(given) if first and units else 0
@@ -207,7 +207,7 @@ class Skeleton(Shown, nn.Module):
         return front.keep(keep, given)
 
     def start(self, batch: int, length: int = 0) -> State:
-        """Empty decoding state for `batch` rows; `length` is a hint of how long they will become."""
+        """Empty decoding state for `batch` rows; `length` is a hint of their final length."""
         if not self.decodes:
             raise ValueError(f"{type(self).__name__} sees both directions and does not decode step by step")
         return start_state(self.decoding(), batch, length)
@@ -234,7 +234,7 @@ class Skeleton(Shown, nn.Module):
 
 
 def embed_inputs(front: FrontEnd, given: Inputs, flow: Flow) -> Tensor:
-    """The stream (B, T, D) behind a front-end; an id outside its tables is an error that names it."""
+    """The stream (B, T, D) after a front-end; an id outside its tables is an error that names it."""
     try:
         return front(given, flow)
     except IndexError:
@@ -250,7 +250,7 @@ def check_gaps(model: Any, keep: Tensor, name: str) -> None:
     if counting is None:
         return
     ends = keep[:, :-1] & ~keep[:, 1:]
-    later = keep.flip(1).cummax(1).values.flip(1)[:, 1:]  # (B, T - 1) is there a real token here or later?
+    later = keep.flip(1).cummax(1).values.flip(1)[:, 1:]  # (B, T - 1) True if a real token is here or later
     if keep.shape[1] > 1 and bool((ends & later).any()):
         raise ValueError(
             f"{name} has padding in the middle of a text, and {type(counting).__name__} counts positions or goes from "
@@ -261,7 +261,7 @@ def check_gaps(model: Any, keep: Tensor, name: str) -> None:
 def check_packed(
     model: nn.Module, document_ids: Tensor, inputs: Tensor, mask: Tensor | None, positions: Tensor | None, state: object
 ) -> None:
-    """Raises ValueError, naming what it is, unless this model can keep these documents apart."""
+    """Raises ValueError, naming the cause, unless this model can separate these documents."""
     if document_ids.shape != inputs.shape:
         raise ValueError(
             f"document_ids must be (batch, tokens) = {tuple(inputs.shape)}, got {tuple(document_ids.shape)}"

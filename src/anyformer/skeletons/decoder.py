@@ -30,10 +30,10 @@ class CausalLM(Skeleton, Blocks):
         embed: front-end, e.g. `Tokens.of(vocab=...)`.
         blocks: one recipe a layer.
         norm: after the last block, or None.
-        head: `Logits.of(...)`; None = hidden states alone, which continue no text.
+        head: `Logits.of(...)`; None = hidden states only, without generation.
         bias: relative position bias that all blocks share, or None.
-        context: the longest input that is accepted, in tokens; None = any.
-        entry: between the front-end and the blocks, or None.
+        context: the longest accepted input, in tokens; None = any.
+        entry: a part between the front-end and the blocks, or None.
     """
 
     generates = True
@@ -69,13 +69,13 @@ class CausalLM(Skeleton, Blocks):
         """Token ids (B, T) to an Output with logits (B, T, V).
 
         Args:
-            attention_mask: (B, T), 1 or True = a real token; padding may stand on either side.
-            position_ids: (T,) or (B, T); by default tokens are counted without the padding.
-            state: from `start`; this call continues where the last one ended.
-            last: logits of the last place only, (B, 1, V): what decoding needs of a long prompt.
-            document_ids: (B, T) where a row holds several texts: 0, 1, 2 … for each one's tokens, -1 at padding. No
-                text sees another one, and each begins at place 0. Instead of attention_mask.
-            inputs: what else the front-end reads, by name (`model.inputs()`).
+            attention_mask: (B, T), 1 or True = a real token; padding can be on either side.
+            position_ids: (T,) or (B, T); by default the count of tokens without padding.
+            state: from `start`; this call continues after the last one.
+            last: logits of the last position only, (B, 1, V): enough for decoding after a long prompt.
+            document_ids: (B, T) for rows of several texts: 0, 1, 2 … for each one's tokens, -1 at padding. No
+                text sees another one, and each begins at position 0. Instead of attention_mask.
+            inputs: the front-end's other inputs, by name (`model.inputs()`).
         """
         named = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
         given, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)

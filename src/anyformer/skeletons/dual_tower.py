@@ -1,4 +1,4 @@
-"""Two towers. B rows, T time, E width of what both end in."""
+"""Two towers. B rows, T time, E width of their vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOTTEST = 100.0  # the largest scale in training: beyond it the published runs w
 
 
 class DualTower(Skeleton, Part):
-    """A model for each of two media, whose vectors are alike where they belong together (CLIP).
+    """A model for each of two media, with similar vectors for matching pairs (CLIP).
 
     ```
     pixel_values (B, C, height, width) -> towers.image -> vector / length  (B, E) ──┐
@@ -30,7 +30,7 @@ class DualTower(Skeleton, Part):
 
     Args:
         towers: name to a model whose first head gives a vector of E numbers; two, each with inputs of its own.
-        scale: at first, as a logarithm; in training it stays below log 100.
+        scale: the initial value, as a logarithm; in training it stays below log 100.
     """
 
     alike = True
@@ -66,10 +66,10 @@ class DualTower(Skeleton, Part):
         attention_mask: Tensor | None = None,
         **inputs: Tensor | None,
     ) -> Output:
-        """What both towers read, by name (`model.inputs()`), to an Output.
+        """The inputs of both towers, by name (`model.inputs()`), to an Output.
 
         Raises:
-            ValueError: for an input that no tower reads, or one that is missing.
+            ValueError: for an input that no tower reads, or a missing one.
         """
         given = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
         outs = {name: self._run(name, given) for name in self.towers}

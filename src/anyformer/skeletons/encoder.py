@@ -23,7 +23,7 @@ from anyformer.skeletons.stack import Blocks
 
 
 class Encoder(Skeleton, Blocks):
-    """Everything sees everything: text (BERT) or images (ViT).
+    """An encoder of text (BERT) or images (ViT): every token sees every other.
 
     ```
     input_ids (B, T) | pixel_values (B, C, height, width) -> embed -> block x N -> norm -> hidden (B, T, D)
@@ -35,11 +35,11 @@ class Encoder(Skeleton, Blocks):
         embed: front-end, `Tokens.of(...)` or `Patches.of(...)`.
         blocks: one recipe a layer.
         norm: after the last block, or None.
-        pool: makes one vector of the sequence, or None.
+        pool: reduces the sequence to one vector, or None.
         heads: name to recipe; the first one's output is `logits`.
-        context: the longest input that is accepted, in tokens; None = any.
+        context: the longest accepted input, in tokens; None = any.
         bias: relative position bias that all blocks share, or None.
-        entry: between the front-end and the blocks, or None.
+        entry: a part between the front-end and the blocks, or None.
         dropout: after the norm (T5).
     """
 
@@ -76,14 +76,14 @@ class Encoder(Skeleton, Blocks):
         document_ids: Tensor | None = None,
         **inputs: Tensor | None,
     ) -> Output:
-        """Token ids (B, T), pixels (B, C, height, width), or whatever the front-end reads, to an Output.
+        """Token ids (B, T), pixels (B, C, height, width), or other inputs of the front-end, to an Output.
 
         Args:
-            attention_mask: (B, T), 1 or True = a real token; padding may stand on either side.
+            attention_mask: (B, T), 1 or True = a real token; padding can be on either side.
             token_type_ids: (B, T) segments; all 0 by default.
-            position_ids: (T,) or (B, T); by default tokens are counted without the padding.
-            document_ids: (B, T) as of `CausalLM`; for models that do not make one vector of a row.
-            inputs: what else the front-end reads, by name (`model.inputs()`): `pixel_values` of a picture.
+            position_ids: (T,) or (B, T); by default the count of tokens without padding.
+            document_ids: (B, T) as in `CausalLM`; for models without a pool.
+            inputs: the front-end's other inputs, by name (`model.inputs()`): `pixel_values` of a picture.
         """
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return self.read(*self.enter({**texts, **inputs}, position_ids, document_ids))
@@ -100,7 +100,7 @@ class Encoder(Skeleton, Blocks):
         return self.begin(Entrance(self.embed), self.check_inputs(inputs), positions, documents=documents)
 
     def read(self, given: dict[str, Tensor], flow: Flow) -> Output:
-        """From the front-end to the heads."""
+        """The output of the heads, from the inputs of the front-end."""
         x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, T, D)
         pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
         if pooled is not None:
@@ -111,7 +111,7 @@ class Encoder(Skeleton, Blocks):
 
 
 class GlobalEncoder(Encoder):
-    """An `Encoder` with global tokens. With `first`, a text's first token is one where the caller names none."""
+    """An `Encoder` with global tokens. With `first`, a text's first token is one unless the caller passes a mask."""
 
     def __init__(
         self, dim: int, embed: Recipe[FrontEnd], blocks: Any, pool: Recipe[Pool] | None = None,
@@ -128,7 +128,7 @@ class GlobalEncoder(Encoder):
         token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, document_ids: Tensor | None = None,
         global_attention_mask: Tensor | None = None, **inputs: Tensor | None,
     ) -> Output:  # fmt: skip
-        """As of `Encoder`; `global_attention_mask` (B, T): 1 or True = a global token."""
+        """The output as in `Encoder`; `global_attention_mask` (B, T): 1 or True = a global token."""
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         given, flow = self.enter({**texts, **inputs}, position_ids, document_ids)
         mask = self._mask(next(iter(given.values())), global_attention_mask, flow)

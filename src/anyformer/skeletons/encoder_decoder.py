@@ -18,7 +18,7 @@ from anyformer.skeletons.stack import Stack
 
 
 class EncoderDecoder(Skeleton, Part):
-    """A source is read both ways, a target is written left to right while looking at it (T5).
+    """An encoder of a source, and a decoder of a target with cross-attention to it (T5).
 
     ```
     input_ids (B, S) -> embed -> encoder -> memory (B, S, D)
@@ -31,8 +31,8 @@ class EncoderDecoder(Skeleton, Part):
         embed: front-end of both.
         encoder, decoder: `Stack.of(...)`.
         head: `Logits.of(...)`.
-        begin_id: the token that every target starts with; kept for `generate`.
-        context: the longest source or target that is accepted, in tokens; None = any.
+        begin_id: the token that every target starts with; used by `generate`.
+        context: the longest accepted source or target, in tokens; None = any.
     """
 
     generates = True
@@ -73,8 +73,8 @@ class EncoderDecoder(Skeleton, Part):
     ) -> Output:
         """Source ids (B, S) and target ids (B, T) to an Output with logits (B, T, V) and the encoder's memory.
 
-        With `state`, the source is read in the first call and may be left out later.
-        With `last`, there are logits of the last place of the target only, (B, 1, V).
+        With `state`, the source is read in the first call and can be omitted later.
+        With `last`, there are logits of the last position of the target only, (B, 1, V).
         """
         source, target = self.entrances()
         named = self.check_inputs(
@@ -108,7 +108,7 @@ class EncoderDecoder(Skeleton, Part):
         return self._read(self.entrances()[0], named)[0].stream
 
     def _read(self, source: Entrance, named: Inputs) -> tuple[Memory, Flow]:
-        """The memory of a source, and the flow behind the encoder."""
+        """The memory of a source, and the flow after the encoder."""
         given, flow = self.begin(source, named)
         x, flow = self.encoder(embed_inputs(source.front, given, flow), flow)
         return Memory(x, flow.keep), flow

@@ -1,4 +1,4 @@
-"""Reversible skeletons: two streams from which the input of every layer can be computed back, so that none is kept.
+"""Reversible skeletons: two streams from which the input of every layer can be recomputed, so that none is saved.
 
 B batch, T time, D width of one stream (models count 2 D: both side by side).
 """
@@ -24,15 +24,15 @@ from anyformer.skeletons.stack import Blocks
 
 
 class Reversible(Blocks):
-    """`Blocks` of two streams, all of them `ReversibleBlock`s, that are trained without keeping what is inside.
+    """`Blocks` of two streams, all of them `ReversibleBlock`s, that train without saved activations.
 
-    Of a forward pass only the end is kept. In backward each layer's input is computed from its output, and the layer is
-    run once more for its gradients: memory is that of one layer, whatever the depth, for one more forward pass. (What a
-    layer must not decide anew is kept: the random state, where it trains, and the buckets of LSH attention.) The
-    gradients are the plain ones up to the rounding of the sums.
+    A forward pass saves only its output. Backward computes each layer's input from its output, and runs the layer once
+    more for its gradients: memory is that of one layer, at any depth, for one more forward pass. (Random states in
+    training and the buckets of LSH attention are saved so that recomputation matches.) The gradients are the plain ones
+    up to the rounding of the sums.
 
-    The plain pass is run where nobody asks for gradients, with a decoding state, under torch.compile, and where
-    somebody listens to a block: taps, hooks, FSDP.
+    The plain pass runs without gradients, with a decoding state, under torch.compile, and with taps, hooks or FSDP on
+    a block.
     """
 
     def run(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
@@ -69,7 +69,7 @@ class _Reversing(torch.autograd.Function):
             b = b + block.branch("ffn", a, flow)
         names += flow.aux
         x = torch.cat((a, b), -1)
-        ctx.save_for_backward(x, *weights)  # the weights, so that PyTorch notices when they are changed meanwhile
+        ctx.save_for_backward(x, *weights)  # the weights, so that PyTorch notices changes in between
         return x, *flow.aux.values()
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Reversing(torch.autograd.Function):
         losses = dict(zip(ctx.names, aux, strict=True))
 
         def back(number: int, name: str, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-            """A branch of x once more: its value, and the slope of x through it."""
+            """The recomputed output of a branch, and the gradient of x through it."""
             block = ctx.blocks[number]
             with ctx.again[2 * number + (name == "ffn")](), torch.enable_grad():
                 x, flow, inside = (
@@ -111,7 +111,7 @@ class _Reversing(torch.autograd.Function):
 
 
 def _as_now(block: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """What brings back the random state of now, if the block trains, and the autocast of now."""
+    """A function that restores the present random state, if the block trains, and the present autocast."""
     kind = x.device.type
     cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
     if not block.training:
@@ -135,7 +135,7 @@ class ReversibleLM(Reversible, CausalLM):
     Takes the options of `CausalLM` and these:
 
     Args:
-        dim: width of both streams together, 2 D: what the last norm and the head see.
+        dim: width of both streams together, 2 D, as the last norm and the head see it.
         dropout: after the last norm.
     """
 
@@ -159,7 +159,7 @@ class ReversibleEncoder(Reversible, Encoder):
     Takes the options of `Encoder` and these:
 
     Args:
-        dim: width of both streams together, 2 D: what the last norm, the pool and the heads see.
+        dim: width of both streams together, 2 D, as the last norm, the pool and the heads see it.
         dropout: after the last norm.
     """
 

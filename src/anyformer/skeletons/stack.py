@@ -17,14 +17,14 @@ from anyformer.parts.positions import RelativeBias
 
 
 class Blocks(Part):
-    """Blocks in a row, then a norm: what `Stack`, `CausalLM` and `Encoder` share.
+    """Blocks in a row, then a norm: the base of `Stack`, `CausalLM` and `Encoder`.
 
     Args:
         blocks: one recipe a layer; they may differ.
         norm: after the last block, or None.
         bias: a relative position bias that all blocks share (T5), or None.
         dropout: after the norm.
-        entry: what happens to the vectors of the tokens before the first block, e.g. `ConvPositions.of()`, or None.
+        entry: a part between the tokens and the first block, e.g. `ConvPositions.of()`, or None.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Blocks(Part):
         self.entry = built(entry, dim)
 
     def run(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
-        """(B, T, D) through all blocks and the norm, and the flow behind them."""
+        """(B, T, D) after all blocks and the norm, and the flow after them."""
         if self.bias is not None:
             flow.put(StackBias(self.bias))
         x = flow.clear(x)
@@ -56,7 +56,7 @@ class Blocks(Part):
 class Stack(Blocks):
     """Blocks in a row as a part of its own: one side of an encoder-decoder.
 
-    Shape: (B, T, D) -> same, with the flow behind the last block.
+    Shape: (B, T, D) -> same, with the flow after the last block.
     """
 
     def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
@@ -64,10 +64,10 @@ class Stack(Blocks):
 
 
 def behind(block: nn.Module, flow: Flow) -> Flow:
-    """The flow of the sequence that a block returns: its own `behind(flow)` where it changes the length, else `flow`.
+    """The flow of the sequence that a block returns: its own `behind(flow)` if it changes the length, else `flow`.
 
-    Such a method is pure, and stands outside the block's forward pass: a recomputed block would see a flow that was
-    changed in place already shortened.
+    Such a method is pure, and outside the block's forward pass: a recomputed block would see a flow that was
+    already shortened in place.
     """
     method = getattr(block, "behind", None)
     if method is None:

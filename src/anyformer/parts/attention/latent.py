@@ -35,7 +35,7 @@ class LatentAttention(Mixer):
        │                        └─ q_p (P) ─ turned
        └─ kv_down ─┬─ norm ─ c (R) ── kv ──┬─ k_n (N)      k = [W_k c, turned k_p]          N + P
                    │                       └─ v   (V)      v = W_v c                        V
-                   └─ k_p (P) ─ turned, one for all heads  cached of each token: c, k_p   R + P
+                   └─ k_p (P) ─ turned, one for all heads  cached of each token: c, k_p     R + P
     ```
     Grouped attention caches 2 G K numbers a token, this R + P; its heads need not share keys or values for that.
 

@@ -145,7 +145,7 @@ class Pass:
 
     Args:
         learns: True with gradients: past and current keys are then separate tensors.
-        q: (B, H, T, K). asked: the same after the score parts.
+        q: (B, H, T, K). `asked`: the same after the score parts.
         own: keys and values of this call, (B, H, T, K). held: those without gradient to x, (B, H, S, K).
         bias, cap: of the score parts.
         shown: (B, H, T, S) the weights, if they are recorded.
