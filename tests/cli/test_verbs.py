@@ -145,7 +145,9 @@ def test_finetune_writes_a_model_and_adapters(cli, encoder, tmp_path):
     options = ("--out", tmp_path / "run", "--steps", 3, "--targets", "**.mixer.q", "**.mixer.v", "--trainable", "pool")
     code, out, err = cli("finetune", "--model", encoder, "--data", tmp_path / "reviews.csv", *options)
     assert code == 0, err
-    assert "parameters are trained (lora of rank 8 on 4 layers); 36 examples, 4 held out; 2 classes: False, True;" in out
+    assert (
+        "parameters are trained (lora of rank 8 on 4 layers); 36 examples, 4 held out; 2 classes: False, True;" in out
+    )
     assert af.load(tmp_path / "run" / "model").config.classes == 2
     assert (tmp_path / "run" / "step-000003" / "adapter_model.safetensors").exists()
 

@@ -17,7 +17,8 @@ import pytest
 from anyformer.core import pages
 from anyformer.core.check import Frozen, fit, kinds_of
 from anyformer.core.part import Part
-from anyformer.core.recipe import Recipe, Value, signature
+from anyformer.core.recipe import Recipe, signature
+from anyformer.core.value import Value
 from anyformer.parts import (
     MLP,
     Alibi,

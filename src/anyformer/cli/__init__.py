@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "act", "inspect", "draw",

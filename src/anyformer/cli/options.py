@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from anyformer.cli.signatures import read
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 
 
 class Layout(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

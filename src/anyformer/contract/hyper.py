@@ -20,7 +20,8 @@ from anyformer.contract.oracle import available, build
 from anyformer.contract.probe import Batch, draw, expect, outputs
 from anyformer.contract.subjects import Subject, apart, compositions, redrawn, subjects, weights
 from anyformer.core import hyper, pages
-from anyformer.core.recipe import Recipe, Value
+from anyformer.core.recipe import Recipe
+from anyformer.core.value import Value
 from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.ffn import ACTIVATIONS

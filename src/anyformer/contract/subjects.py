@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from anyformer.core import pages
 from anyformer.core.hyper import changed, leaves
-from anyformer.core.recipe import Recipe, Value
+from anyformer.core.recipe import Recipe
+from anyformer.core.value import Value
 from anyformer.hub.load import NATIVE
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub

@@ -16,8 +16,9 @@ from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, redr
 from anyformer.core import pages
 from anyformer.core.init import initialise
 from anyformer.core.part import Part
-from anyformer.core.recipe import Recipe, Value
+from anyformer.core.recipe import Recipe
 from anyformer.core.recompute import recompute
+from anyformer.core.value import Value
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train.objectives import IGNORE, classification, counted
 

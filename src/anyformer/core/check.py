@@ -23,13 +23,13 @@ UNFIT: Any = type("Unfit", (), {"__repr__": lambda self: "unfit"})()
 Reader = Callable[[Any], Any]  # converts a value to its annotation's type, or returns UNFIT
 
 
-class Frozen(dict):
+class Frozen(dict[Any, Any]):
     """An immutable dictionary; equal to another one with the same entries in the same order."""
 
     def _refuse(self, *args: Any, **options: Any) -> Any:
         raise TypeError("this dictionary does not change; make a new one: {**old, 'name': value}")
 
-    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, dict) and list(self.items()) == list(other.items())

@@ -87,5 +87,6 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
 
 def readable(tensor: Tensor) -> bool:
     """True if the tensor has content and the model is not being compiled or exported."""
-    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-    return not (traced or tensor.is_meta or isinstance(tensor, FakeTensor))
+    compiled = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, unused-ignore]
+    return not (compiled or traced or tensor.is_meta or isinstance(tensor, FakeTensor))

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from anyformer.core.hyper import changed
 from anyformer.core.init import initialise
-from anyformer.core.listing import names
+from anyformer.core.listing import names as names
 from anyformer.core.recipe import Recipe
 from anyformer.core.value import nearest
 
@@ -54,7 +54,7 @@ class Page:
         """The first line of its docstring."""
         return (self.module.__doc__ or "").strip().splitlines()[0]
 
-    def recipe(self, config: Any) -> Recipe:
+    def recipe(self, config: Any) -> Recipe[Any]:
         """The architecture with these hyperparameters."""
         made = getattr(self.module, self.name)(config)
         if not hasattr(self.module, "first_weights"):
@@ -92,7 +92,7 @@ def pages() -> list[Page]:
     return [page(name) for name in names()]
 
 
-def recipe(name: str, size: str = "tiny", **changes: Any) -> Recipe:
+def recipe(name: str, size: str = "tiny", **changes: Any) -> Recipe[Any]:
     """The recipe of a published architecture: `recipe("llama", "tiny", kv_heads=1)`."""
     found = page(name)
     return found.recipe(found.at(size, **changes))
@@ -114,7 +114,7 @@ def build(
 
 
 def build(
-    what: str | Recipe,
+    what: str | Recipe[Any],
     size: str = "tiny",
     *,
     seed: int | None = None,
@@ -149,7 +149,7 @@ def build(
     return model
 
 
-def empty(what: Recipe) -> Any:
+def empty(what: Recipe[Any]) -> Any:
     """The modules of a recipe on the meta device: shapes and names without memory."""
     with torch.device("meta"), _NoDraws():
         return what.build()

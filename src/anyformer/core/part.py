@@ -26,7 +26,7 @@ class Part(Shown, nn.Module):
     kinds: ClassVar[dict[str, type[Part]]] = PARTS
     closed: ClassVar[bool] = False  # True for a skeleton: its width is one of its options
     given: ClassVar[tuple[str, ...]] = ("dim",)  # leading constructor arguments that the parent supplies
-    recipe: Recipe | None = None  # set by Recipe.build
+    recipe: Recipe[Any] | None = None  # set by Recipe.build
 
     def __init_subclass__(cls, also: str = "") -> None:
         """Registers the part under its stored name, and under `also`, an older name in stored files."""
@@ -65,7 +65,7 @@ def drop(part: Any, x: Tensor) -> Tensor:
     return F.dropout(x, part.dropout) if part.training and part.dropout else x
 
 
-def built(recipe: Recipe | None, dim: int) -> Any:
+def built(recipe: Recipe[Any] | None, dim: int) -> Any:
     """The module of an optional recipe, or None."""
     return None if recipe is None else recipe.build(dim)
 

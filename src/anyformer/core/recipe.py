@@ -65,7 +65,9 @@ class Recipe(Shown, Generic[P]):
 
     __slots__ = ("draws", "options", "part")
 
-    def __init__(self, part: type[Part], options: Mapping[str, Any], draws: Callable[[], Mapping] | None = None):
+    def __init__(
+        self, part: type[Part], options: Mapping[str, Any], draws: Callable[[], Mapping[str, Any]] | None = None
+    ):
         _spend()
         known = signature(part)
         for name in options:
@@ -188,7 +190,7 @@ class Recipe(Shown, Generic[P]):
         return _to_json(self)
 
     @staticmethod
-    def from_json(data: Any) -> Recipe:
+    def from_json(data: Any) -> Recipe[Any]:
         """The inverse of `to_json`. Only registered parts and values are made; nothing in `data` is executed.
 
         Raises:

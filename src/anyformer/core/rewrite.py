@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -64,7 +64,7 @@ class Taps(Shown):
             if any(_fits(name, p) for p in self.patterns):
                 self._hooks.append(module.register_forward_hook(self._recorder(name)))
         for m in models:
-            m.taps = self  # type: ignore[assignment]
+            m.taps = self
         return self
 
     def __exit__(
@@ -74,7 +74,7 @@ class Taps(Shown):
             hook.remove()
         for module in self.names:
             if hasattr(type(module), "taps"):
-                module.taps = None  # type: ignore[assignment]
+                module.taps = None
         if kind is not None:
             return
         for pattern in self.patterns:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.data import files, sources, tables
 
 Row = dict[str, Any]

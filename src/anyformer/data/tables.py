@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.data import files
 from anyformer.media.picture import coloured, picture
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.skeletons.base import Output
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.processors import Steps, TrajectoryProcessor
 
 

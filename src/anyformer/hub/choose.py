@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anyformer.core import pages
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.tables.config import Line
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, refuse
 from anyformer.hub.ledger import Keys
 from anyformer.hub.tables.config import Line

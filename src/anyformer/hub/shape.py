@@ -91,7 +91,7 @@ def _check_depths(page: pages.Page, hyper: Any, count: int) -> None:
             raise ValueError(f"{name}: at most {count:,} layers go with the weights beside it")
 
 
-def _length(recipe: Recipe) -> int:
+def _length(recipe: Recipe[Any]) -> int:
     return sum(len(value) for _, value in recipe.walk() if isinstance(value, tuple))
 
 

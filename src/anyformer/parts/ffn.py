@@ -74,7 +74,7 @@ class GatedProduct(torch.autograd.Function):
         return of.act(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         act = ctx.of.act
         if torch.is_grad_enabled():  # for second derivatives

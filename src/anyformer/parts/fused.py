@@ -60,7 +60,7 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         n, r, weight = ctx.saved_tensors
         if ctx.fused:
             x, width, wanted = n, n.shape[-1], (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False)
@@ -98,7 +98,7 @@ class EluPlusOne(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return y.clamp(max=1).mul_(grad)
 
@@ -124,7 +124,7 @@ class RelativeExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_top: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, grad_top: Tensor) -> tuple[Tensor, None]:
         y, place = ctx.saved_tensors
         of_x = (y - ctx.eps).mul_(grad)
         return of_x.scatter_add_(-1, place, grad_top - of_x.sum(-1, keepdim=True)), None
@@ -165,7 +165,7 @@ class Depthwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs, taps = ctx.saved_tensors
         of_inputs, of_taps = torch.zeros_like(inputs), torch.zeros_like(taps)
         for start in range(0, grad.shape[1], WIDE_PIECE):
@@ -200,6 +200,6 @@ class Through(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         (weight,) = ctx.saved_tensors
         return grad, (grad @ weight.to(grad.dtype)).to(ctx.dtype), None

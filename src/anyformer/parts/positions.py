@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part, check_option
-from anyformer.core.recipe import Value
+from anyformer.core.value import Value
 
 
 class Scaling(Value):

@@ -19,10 +19,10 @@ from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
 from anyformer.core.mixer import OverTime, start_state
 from anyformer.core.part import Part
-from anyformer.core.recipe import nearest
 from anyformer.core.shown import Shown
 from anyformer.core.state import State
 from anyformer.core.taps import Taps
+from anyformer.core.value import nearest
 from anyformer.parts.heads import Unembedding
 
 if TYPE_CHECKING:

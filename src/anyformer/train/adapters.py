@@ -28,8 +28,8 @@ from torch import Tensor
 from anyformer import hub
 from anyformer.compress.nf4 import Nf4
 from anyformer.core import pages
-from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import holding, replace
+from anyformer.core.value import nearest
 from anyformer.hub.formats.guard import FileRefused, atomic_write, inside
 from anyformer.hub.formats.safetensors import SafeTensors
 from anyformer.hub.save import hub_for

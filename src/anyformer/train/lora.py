@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.compress.nf4 import Nf4, Nf4Linear, linear
-from anyformer.core.recipe import nearest
 from anyformer.core.rewrite import rewrite, select
+from anyformer.core.value import nearest
 
 OWN = ("lora_a", "lora_b", "lora_m")  # what an adapter learns
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.front import FrontEnd
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.train.lora import LoraLinear
 from anyformer.train.settings import Settings
 

@@ -130,7 +130,7 @@ class GGUF(TensorFile):
     been converted.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._data, self._size = map_file(path, at_least=24)
         cursor = Cursor(self.path, self._data, self._size)

@@ -44,7 +44,7 @@ def short(value: object) -> str:
 # ---------------------------------------------------------------------------------------------- paths
 
 
-def inside(folder: str | os.PathLike, name: object, source: object = None) -> Path:
+def inside(folder: str | os.PathLike[str], name: object, source: object = None) -> Path:
     """The path of the file `name` in `folder`, for an untrusted `name`.
 
     `name` must be a plain basename. It may be a symlink only to a file of the same folder or, in the cache of
@@ -63,14 +63,14 @@ def inside(folder: str | os.PathLike, name: object, source: object = None) -> Pa
     return path
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading; a folder, FIFO, socket or device is refused, without blocking."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise refuse(path, "kind", "a regular file", "a folder, FIFO, socket or device")
     return open(path, "rb")
 
 
-def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
+def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -79,7 +79,7 @@ def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
         return file.read(size)  # not `limit`: `read` allocates its whole argument
 
 
-def map_file(path: str | os.PathLike, at_least: int) -> tuple[mmap.mmap, int]:
+def map_file(path: str | os.PathLike[str], at_least: int) -> tuple[mmap.mmap, int]:
     """A copy-on-write memory map of a regular file of at least `at_least` bytes, and its size."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -91,7 +91,7 @@ def map_file(path: str | os.PathLike, at_least: int) -> tuple[mmap.mmap, int]:
 # ----------------------------------------------------------------------------------------------- JSON
 
 
-def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
+def read_json(path: str | os.PathLike[str], limit: int = MAX_JSON) -> Any:
     """The content of a JSON file of at most `limit` bytes; see `parse_json`."""
     return parse_json(read_bytes(path, limit), path)
 
@@ -138,7 +138,7 @@ def parse_json(data: bytes, source: object, max_items: int = MAX_ITEMS) -> Any:
 # -------------------------------------------------------------------------------------------- writing
 
 
-def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: to a temporary sibling, flushed to the disk, then renamed to `path`.
 
     `content` is the bytes, or a function that writes them to an open file. Whatever fails (a full disk, a

@@ -104,7 +104,7 @@ class TensorFile:
 class SafeTensors(TensorFile):
     """One `.safetensors` file; the header is validated in full at construction."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         data, size = map_file(path, at_least=8)
         length = int.from_bytes(data[:8], "little")
@@ -180,7 +180,10 @@ class Sharded(TensorFile):
     """
 
     def __init__(
-        self, folder: str | os.PathLike, index: str = MODEL + INDEX, kind: Callable[[Path], TensorFile] = SafeTensors
+        self,
+        folder: str | os.PathLike[str],
+        index: str = MODEL + INDEX,
+        kind: Callable[[Path], TensorFile] = SafeTensors,
     ):
         self.path = inside(folder, index)
         content = read_json(self.path)
@@ -203,7 +206,7 @@ class Sharded(TensorFile):
 class Pickled(TensorFile):
     """A `pytorch_model.bin`, read by `torch.load(weights_only=True)`: no code of the file runs."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path, self.metadata = Path(path), {}
         with open_regular(path) as file:
             mapped = file.read(4) == b"PK\x03\x04"  # else the format before torch 1.6, which cannot be mapped
@@ -218,7 +221,7 @@ class Pickled(TensorFile):
         }
 
 
-def open_weights(folder: str | os.PathLike, allow_pickle: bool = False, stem: str = MODEL) -> TensorFile:
+def open_weights(folder: str | os.PathLike[str], allow_pickle: bool = False, stem: str = MODEL) -> TensorFile:
     """The weights in a Hugging Face folder: `model.safetensors`, else its index, else (if allowed) a pickle or several.
 
     In that order, as in transformers. A pickle is a program: it is refused unless `allow_pickle`, and then read with
@@ -247,7 +250,10 @@ def open_weights(folder: str | os.PathLike, allow_pickle: bool = False, stem: st
 
 
 def write_safetensors(
-    folder: str | os.PathLike, tensors: Mapping[str, Tensor], max_shard_bytes: int = 5_000_000_000, stem: str = MODEL
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    max_shard_bytes: int = 5_000_000_000,
+    stem: str = MODEL,
 ) -> list[Path]:
     """Write named tensors as `model.safetensors`, or as shards of at most `max_shard_bytes` and their index; `stem` is
     another beginning of the names.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.formats.guard import short
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import KINDS, entries, kind_of, known

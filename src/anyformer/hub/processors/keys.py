@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.formats.guard import short
 from anyformer.hub.tables.config import Lens, quiet
 

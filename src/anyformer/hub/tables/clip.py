@@ -60,7 +60,7 @@ PLACES = {
 }
 
 
-def _blocks(theirs: str, ours: str) -> list:
+def _blocks(theirs: str, ours: str) -> list[Any]:
     return under(
         f"{theirs}.encoder.layers.{{i}}",
         f"{ours}blocks.{{i}}",
@@ -71,7 +71,7 @@ def _blocks(theirs: str, ours: str) -> list:
     )
 
 
-def image(ours: str = "") -> list:
+def image(ours: str = "") -> list[Any]:
     """The rows of an image tower with its projection."""
     return [
         row("vision_model.embeddings.class_embedding", f"{ours}embed.cls", Bare(2)),
@@ -84,7 +84,7 @@ def image(ours: str = "") -> list:
     ]
 
 
-def text(ours: str = "") -> list:
+def text(ours: str = "") -> list[Any]:
     """The rows of a text tower with its projection."""
     return [
         row("text_model.embeddings.token_embedding", f"{ours}embed.tokens"),

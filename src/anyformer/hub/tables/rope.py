@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.hub.tables.config import Lens
 from anyformer.parts.positions import Dynamic, Linear, Llama3, LongRope, Scaling, YaRN
 

@@ -127,11 +127,11 @@ def follow(core: Core, config: Mapping[str, Any]) -> None:
                 setattr(rules, name, config[key])
         if "strip_accents" in config:
             rules.strip_accents = config["strip_accents"]
-        core.normalizer = rules  # type: ignore[assignment]
+        core.normalizer = rules
     if isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel) and isinstance(config.get("add_prefix_space"), bool):
         cut = core.pre_tokenizer
         cut.add_prefix_space = config["add_prefix_space"]
-        core.pre_tokenizer = cut  # type: ignore[assignment]
+        core.pre_tokenizer = cut
 
 
 def _decoder(where: object, file: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -85,7 +85,7 @@ def render(template: str, variables: dict[str, Any]) -> str:
         raise FileRefused(f"chat template: {error}") from None
     except jinja2.TemplateSyntaxError as error:
         raise FileRefused(f"chat template, line {error.lineno}: {short(error.message or 'not Jinja')}") from None
-    except jinja2.sandbox.SecurityError as error:
+    except jinja2.exceptions.SecurityError as error:
         raise FileRefused(f"chat template: refused: {short(str(error))}") from None
     except RecursionError:
         raise FileRefused("chat template: nested too deeply") from None
@@ -163,9 +163,10 @@ def _environment() -> Any:
     """The sandbox, made on first use (jinja2 is not needed to load a model)."""
     from jinja2 import nodes
     from jinja2.compiler import CodeGenerator, Frame
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
 
     class Generation(Extension):
@@ -220,7 +221,7 @@ def _environment() -> Any:
         charged = staticmethod(_charged)
 
         @staticmethod
-        def concat(parts: Any) -> str:  # type: ignore[override]
+        def concat(parts: Any) -> str:
             return "".join(_charged(part) for part in parts)
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -239,7 +240,7 @@ def _environment() -> Any:
             _charge_numbers(operator, left, right)
             return _charged(super().call_binop(context, operator, left, right))
 
-        def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
             owner = getattr(obj, "__self__", None)
             if isinstance(owner, str):
                 _charge_growth(obj.__name__, owner, args)

@@ -179,12 +179,12 @@ class Tokenizer:
         return {f"{k}_token_id": v for k, v in {**named, "pad": self.role_id("pad_token")}.items() if v is not None}
 
     @staticmethod
-    def exists(folder: str | os.PathLike) -> bool:
+    def exists(folder: str | os.PathLike[str]) -> bool:
         """True if the folder has a tokenizer for `load`."""
         return os.path.lexists(Path(folder) / CORE)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, ignore: Collection[str] = ()) -> Tokenizer:
+    def load(cls, folder: str | os.PathLike[str], ignore: Collection[str] = ()) -> Tokenizer:
         """The tokenizer of a Hugging Face folder.
 
         Tokens and rules that are only in `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json`
@@ -213,7 +213,7 @@ class Tokenizer:
         made.special, made.ledger = special, ledger
         return made
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and the template."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def _core(data: bytes, path: Path) -> Core:
         raise FileRefused(f"{path}: not a tokenizer: {short(str(error))}") from None
 
 
-def _optional_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
+def _optional_json(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     """The object in a JSON file of `folder`, empty when there is none."""
     if not os.path.lexists(Path(folder) / name):
         return {}
@@ -362,7 +362,7 @@ def _roles(config: dict[str, Any], path: Path) -> dict[str, str]:
     return roles
 
 
-def _template(folder: str | os.PathLike, value: Any) -> str | None:
+def _template(folder: str | os.PathLike[str], value: Any) -> str | None:
     """The chat template: the file, else what the config holds (a text, or named ones of which one is `default`)."""
     path = Path(folder) / TEMPLATE
     if os.path.lexists(path):

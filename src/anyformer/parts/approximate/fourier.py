@@ -33,7 +33,7 @@ class Fourier(Mixer):
         if keep is None and isinstance(x.shape[1], torch.SymInt):  # torch.export: the mirrored part can be empty
             return torch.fft.fft2(wide, dim=(1, 2)).real.to(x.dtype)
         if keep is None:
-            return _Transform.apply(wide).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+            return _Transform.apply(wide).to(x.dtype)
         z = torch.fft.fft(wide, dim=2)  # (B, T, D) complex
         length = keep.sum(1)[:, None, None].clamp(min=1)  # (B, 1, 1)
         places = flow.positions.expand(x.shape[:2])  # (B, T)
@@ -58,5 +58,5 @@ class _Transform(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
-        return _Transform.apply(slope)  # type: ignore[no-any-return,no-untyped-call]
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return _Transform.apply(slope)

@@ -48,7 +48,7 @@ def blockwise(
     Shapes: q (B, H, T, K), k and v (B, G, S, K), bias (1 or B, H, T, S) -> (B, H, T, K). A bias is itself O(T S).
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _Blockwise.apply(q, k, v, bias, view, scale, cap)  # type: ignore[no-any-return,no-untyped-call]
+    return _Blockwise.apply(q, k, v, bias, view, scale, cap)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -78,7 +78,7 @@ class _Blockwise(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, y, log_sum = ctx.saved_tensors
         wide = _wide(q)
         dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))

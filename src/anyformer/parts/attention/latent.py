@@ -102,7 +102,7 @@ class LatentAttention(Mixer):
         self.positions = built(positions, self.rope_dim)
         self.mask, self.scale, self.dropout, self.kernel = mask, scale, dropout, kernel
 
-    def _check(self, q_rank: int | None, positions: Recipe | None, mask: Mask | None) -> None:
+    def _check(self, q_rank: int | None, positions: Recipe[Any] | None, mask: Mask | None) -> None:
         sizes = {"kv_rank": self.kv_rank, "q_rank": q_rank, "nope_dim": self.nope_dim, "value_dim": self.value_dim}
         for name, size in sizes.items():
             if size is not None and size < 1:

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
-from anyformer.core.recipe import Value
 from anyformer.core.shown import Shown
+from anyformer.core.value import Value
 
 CHUNK = 128  # queries per chunk of local attention
 PAIRS = 1 << 27  # the largest mask that is made as a tensor, in pairs: 128 MB

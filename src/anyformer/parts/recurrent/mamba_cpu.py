@@ -29,7 +29,7 @@ def scan_in_blocks(
 ) -> tuple[Tensor, Tensor]:
     """`mamba.scan` for a CPU. Shapes: u, step (B, T, E); A (E, N); B, C (B, T, N); h (B, E, N); begins (B, T) -> y
     (B, T, E), the last h (B, E, N)."""
-    return _Scan.apply(u, step, A, B, C, h, begins)  # type: ignore[no-any-return,no-untyped-call]
+    return _Scan.apply(u, step, A, B, C, h, begins)
 
 
 class _Scan(torch.autograd.Function):
@@ -47,7 +47,7 @@ class _Scan(torch.autograd.Function):
         return y, h
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:
         u, step, A, B, C, begins, *starts = ctx.saved_tensors
         du, dstep, dB, dC = (torch.empty_like(t) for t in (u, step, B, C))
         dA = torch.zeros_like(A)

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 
-from anyformer.core.recipe import nearest
+from anyformer.core.value import nearest
 from anyformer.train.distributed.base import World
 
 COMMUNICATION: dict[str, dict[str, float]] = {  # every kind of `parallel`, with the numbers that it has
