@@ -21,7 +21,7 @@ from anyformer.hub.tables.nested import Beside, Within
 from anyformer.hub.tables.weights import Hub
 
 ALONE = 10_000  # the most parts of a model without weights: 1,000 layers
-SEARCH = 0.5  # seconds of the search for the key at fault
+SEARCH = 0.5  # seconds of processor time for the search for the key at fault
 FAULTS = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError)
 
 
@@ -100,10 +100,10 @@ def _culprits(page: pages.Page, hub: Hub, hyper: Any, count: int) -> list[str]:
     model of the page has."""
     keys, found = _keys(hub.config), {}
     known = [leaves(c) for c in (page.at("tiny"), *(page.at("tiny", **case) for case in page.module.CASES.values()))]
-    end = time.perf_counter() + SEARCH
+    end = time.thread_time() + SEARCH
     for name, value in sorted(leaves(hyper).items(), key=lambda leaf: -_size(leaf[1])):  # absurd sizes first
         for other in dict.fromkeys(usual[name] for usual in known if usual.get(name, value) != value):
-            if name not in found and time.perf_counter() < end and _heals(page, hyper, name, other, count):
+            if name not in found and time.thread_time() < end and _heals(page, hyper, name, other, count):
                 found[name] = f"config key {keys[name]!r} ({name}={shown(value)})" if name in keys else name
     return list(found.values())
 
