@@ -1,8 +1,8 @@
-"""Acting: a model of trajectories in an environment, for a return that is asked for. B episodes, T steps so far.
+"""Acting: a model of trajectories in an environment, for a desired return. B episodes, T steps so far.
 
     rollout(model, "CartPole-v1", target=200, episodes=10, seed=0)
 
-An environment is what gymnasium calls one (`pip install 'anyformer[act]'`), or anything with its `reset` and `step`.
+An environment is one of gymnasium (`pip install 'anyformer[act]'`), or any object with its `reset` and `step`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from anyformer.hub.processors import Steps, TrajectoryProcessor
 
 @dataclass
 class Episode:
-    """What happened in one episode.
+    """One episode: its steps and its target.
 
     Attributes:
         states, actions, rewards: of each step.
-        asked: the return that was asked for, or None. `cut`: it was ended here, after the longest episode of training.
+        asked: the desired return, or None. `cut`: it was truncated at the longest episode of training.
     """
 
     asked: float | None
@@ -36,14 +36,14 @@ class Episode:
 
     @property
     def reached(self) -> float:
-        """The sum of its rewards."""
+        """The return: the sum of its rewards."""
         return float(sum(self.rewards))
 
     def steps(self, window: int, empty: Any) -> Steps:
         """The last steps as the model reads them; the last one has no action yet, and gets the `empty` one.
 
-        What is asked for at a step is the target without the rewards before it: so does `data.episodes` count, where
-        the target is what was reached.
+        The return-to-go of a step is the target minus the rewards before it, as in `data.episodes`, where the target is
+        the reached return.
         """
         before = np.cumsum([0.0, *self.rewards])  # (T,)
         to_go = np.zeros_like(before) if self.asked is None else self.asked - before
@@ -61,22 +61,22 @@ def rollout(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> list[Episode]:
-    """Episodes that a model acts, all side by side; each is the same whatever the number of others is.
+    """Episodes in which a model acts, run side by side; each is the same whatever the number of others.
 
-    At every step the model reads the last steps, as many as it saw in training, with the return that is still asked
-    for: the target without the rewards so far. Where steps have left this window, what a decoding state holds of the
-    others would still know of them; so the window is read anew each time, as in training.
+    At every step the model reads the last steps, as many as in training, with the return-to-go: the target minus the
+    rewards so far. A decoding cache would still depend on steps that have left this window; so the window is read anew
+    each time, as in training.
 
     Args:
         model: a model of trajectories with its processor (`anyformer train --task act`, or clone).
-        env: the name of an environment of gymnasium, or what makes one.
-        target: the return that is asked for; by default the best one of training. None for a model without returns.
-        episodes: how many. `seed`: of the first one's start and choices; the next one has the next number.
-        temperature: of choices: 1 draws them as the model says, 0 takes the likeliest. Numbers are not drawn.
+        env: the name of an environment of gymnasium, or a function that makes one.
+        target: the desired return; by default the best one of training. None for a model without returns.
+        episodes: their number. `seed`: of the first one's start and choices; the next one has the next number.
+        temperature: of choices: 1 draws from the model's distribution, 0 takes the likeliest. Numbers are not drawn.
 
     Raises:
-        ValueError: for a model that cannot act, an environment that does not fit it, or does not exist.
-        ImportError: where gymnasium is wanted and not there.
+        ValueError: for a model that cannot act, or an environment that does not fit it or does not exist.
+        ImportError: if gymnasium is needed and not installed.
     """
     processor = checked(model)
     if temperature < 0 or episodes < 1:
@@ -103,7 +103,7 @@ def rollout(
 
 
 class Acting:
-    """One episode that goes on: its environment, what happened in it, and the draws of its own."""
+    """One running episode: its environment, its steps, and its random generator."""
 
     def __init__(self, env: Any, episode: Episode, processor: TrajectoryProcessor, temperature: float, seed: int):
         self.env, self.episode, self.processor, self.temperature = env, episode, processor, temperature
@@ -111,12 +111,12 @@ class Acting:
         self._see(env.reset(seed=seed)[0])
 
     def steps(self) -> Steps:
-        """The window that the model reads now."""
+        """The current window of the model."""
         empty = 0 if self.processor.choices else np.zeros(self.processor.actions)
         return self.episode.steps(self.processor.window, empty)
 
     def goes_on(self, said: Tensor) -> bool:
-        """Takes the action that the model says, (A,). Is there another step?"""
+        """Takes the action that the model's output (A,) selects; True if there is another step."""
         if not bool(said.isfinite().all()):
             raise ValueError("the model says an action that is not finite; look at its weights and at the states")
         episode = self.episode
@@ -146,7 +146,7 @@ def checked(model: Any) -> TrajectoryProcessor:
     """The processor of a model that can act.
 
     Raises:
-        ValueError: if it cannot, or nothing is known of the states it was taught on.
+        ValueError: if it cannot, or lacks the statistics of its training states.
     """
     if model.takes != "states":
         raise ValueError(f"the model reads {model.takes} and takes no actions; `anyformer train --task act` makes one")
@@ -159,10 +159,10 @@ def checked(model: Any) -> TrajectoryProcessor:
 
 
 def named(name: str) -> Callable[[], Any]:
-    """What makes an environment of gymnasium.
+    """The function that makes an environment of gymnasium.
 
     Raises:
-        ImportError: without gymnasium. ValueError: for a name that it does not know, with the nearest ones.
+        ImportError: without gymnasium. ValueError: for an unknown name, with the nearest ones.
     """
     try:
         import gymnasium

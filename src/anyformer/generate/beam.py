@@ -1,4 +1,4 @@
-"""Beam search: the likeliest text as a whole, not the likeliest token at each place.
+"""Beam search: the likeliest text as a whole, not the likeliest token at each position.
 
 P prompts that are not done, L beams of each, V vocabulary, N candidates.
 
@@ -21,8 +21,8 @@ from anyformer.generate.options import Options
 
 
 class Hypothesis(NamedTuple):
-    """A text that a search found. `score` is the sum of its tokens' log-probabilities; of one that has ended, the
-    token that ends it included, and divided by (number of tokens)^length_penalty. `tokens` are without that one."""
+    """A text that a search found. `score` is the sum of its tokens' log-probabilities; for one that has ended,
+    with its end token, divided by (number of tokens)^length_penalty. `tokens` are without the end token."""
 
     score: float
     tokens: list[int]
@@ -35,7 +35,7 @@ class Beams:
     """The beams of one prompt.
 
     Attributes:
-        live: those that go on, best first. ended: the best of those that do not, best first.
+        live: unfinished texts, best first. ended: the best finished ones, best first.
     """
 
     def __init__(self, options: Options, ends: set[int]):
@@ -43,9 +43,9 @@ class Beams:
         self.live, self.ended = [Hypothesis(0.0, [])], list[Hypothesis]()
 
     def take(self, candidates: list[Candidate], count: int) -> list[int]:
-        """Goes on with the best candidates, which have `count` tokens each; returns which beams these continue.
+        """Keeps the best candidates, which have `count` tokens each; returns the beams that they continue.
 
-        A text may end only if it is among the best `num_beams` candidates, since a worse one would not have lived. At
+        A text can end only if it is among the best `num_beams` candidates, since a worse one would be dropped. At
         `max_new_tokens` every text ends.
         """
         width, last = self.options.num_beams, count == self.options.max_new_tokens
@@ -64,7 +64,7 @@ class Beams:
         return parents
 
     def done(self, count: int) -> bool:
-        """Can nothing better come? Every text has `count` tokens by now."""
+        """True if no better text can follow; every text has `count` tokens by now."""
         options = self.options
         if not self.live:
             return True
@@ -72,7 +72,7 @@ class Beams:
             return False
         if options.early_stopping is True:
             return True
-        # A sum only falls. What it is divided by grows where length_penalty > 0: the longest text is the best there is
+        # A sum only falls. Its divisor grows where length_penalty > 0: the longest text has the best possible score
         grows = options.early_stopping == "never" and options.length_penalty > 0
         bound = self.live[0].score / (options.max_new_tokens if grows else count) ** options.length_penalty
         return bound <= self.ended[-1].score
@@ -82,7 +82,7 @@ class Beams:
 def search(model: Any, prompts: list[list[int]], options: Options) -> list[Hypothesis]:
     """The best text that a beam search finds for each prompt (rows of token ids, checked).
 
-    The prompts are read once; their beams share a batch, and rows of the decoding state change places with the beams.
+    The prompts are read once; their beams share a batch, and rows of the cache are reordered with the beams.
 
     Raises:
         ValueError: if the model's scores are not finite, and as `Decoding`.

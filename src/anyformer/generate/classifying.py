@@ -15,19 +15,20 @@ from anyformer.generate.embedding import check, embed, inputs_of
 def classify(
     model: Any, items: Sequence[Any], labels: Sequence[str] | None = None, template: str = "{}", batch: int = 32
 ) -> list[dict[str, float]]:
-    """How likely each class is for each item; the likeliest first.
+    """The probability of each class for each item; the likeliest first.
 
-    A model with a head of classes names its own. Two towers (CLIP) choose among any `labels`: whose text is most alike.
+    A model with a classification head has its own classes. Two towers (CLIP) choose among any `labels`, by the
+    similarity of text and image.
 
     Args:
         items: texts, or pictures, as of `embed`.
         labels: the classes for two towers, in words.
-        template: around each label, such as "a photo of a {}."; captions that the model has seen look like that.
+        template: around each label, such as "a photo of a {}.", like the captions of training.
         batch: items that go through the model at once.
 
     Raises:
         ValueError: without items, for labels where the model has its own or none where it needs them, a template
-            without {}, a model without classes, tokenizer or processor, or an item that is none.
+            without {}, a model without classes, tokenizer or processor, or an item of another type.
     """
     check(items, batch)
     if model.alike:
@@ -63,7 +64,7 @@ def _alike(
 
 
 def names_of(model: Any, count: int) -> list[str]:
-    """The names of a model's classes, as it was trained or as its files say, else LABEL_0, LABEL_1 …."""
+    """The names of a model's classes, from its training or its files, else LABEL_0, LABEL_1 …."""
     origin = model.origin or {}
     trained = {str(i): name for i, name in enumerate(origin.get("classes") or ())}
     said = trained or origin.get("config", {}).get("id2label") or {}

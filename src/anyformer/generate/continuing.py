@@ -1,4 +1,4 @@
-"""`generate`, `stream` and `chat`: one loop, three ways to take what it makes."""
+"""`generate`, `stream` and `chat`: three interfaces to one loop."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def generate(
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
-    What each prompt gets does not depend on the others in the batch. A text ends at `max_new_tokens`, before the first
+    The result for a prompt does not depend on others in the batch. A text ends at `max_new_tokens`, before the first
     stop string, or before a token that ends texts (named by the tokenizer, the generation config or the config).
 
     Args:
         prompts: a text, texts, token ids (list or 1-D tensor), or rows of ids (lists, or a 2-D tensor without padding).
-        max_new_tokens: at most so many tokens a prompt; 0 gives nothing.
-        temperature: 0 = always the likeliest token; 1 = as the model says; more = flatter.
+        max_new_tokens: the most new tokens for each prompt; 0 gives nothing.
+        temperature: 0 = always the likeliest token; 1 = the model's distribution; more = flatter.
         top_k: draw among the k likeliest; None = all.
         top_p: then among the likeliest that together have this probability; None = all.
         min_p: then among those with at least this share of the likeliest one's probability; None = all.
-        repetition_penalty: above 1 makes tokens less likely that the text (of an encoder-decoder: the target) has.
+        repetition_penalty: values above 1 penalise tokens already in the text (of an encoder-decoder: the target).
         stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
             complete first counts. For ids, a token in which it begins is not part either.
         seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
-        cache: keep keys and values (or the recurrent state) between tokens; without it all is computed again for each
+        cache: keep keys and values (or the recurrent state) between tokens; without it all is recomputed for each
             token, with the same result. (With rotary angles that depend on the length, Dynamic and LongRope, a text
             that grows past the trained length is then read again with other angles.)
-        num_beams: above 1 a beam search: as many beginnings are followed at once, and the text that is likeliest as a
-            whole is taken; nothing is drawn. A stop string then cuts the text that was found.
+        num_beams: above 1, a beam search with that many beams: the likeliest text as a whole; nothing is drawn. A stop
+            string then cuts the text that was found.
         length_penalty: of the search: the sum of a text's log-probabilities is divided by its number of tokens to this
             power. 0 = the likeliest text, which is often short; above 1 prefers long ones.
-        early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when what goes on would no
-            longer be better than these, if it ended now (false), or at any length (never).
+        early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when no live text would be
+            better than these, if it ended now (false), or at any length (never).
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
-        end early are filled up with the lowest id that ends texts (0 if there is none).
+        end early are padded with the lowest id that ends texts (0 if there is none).
 
     Raises:
         ValueError: naming the option or prompt, for values that make no sense, an empty prompt, ids outside the
@@ -86,7 +86,7 @@ def generate(
 
 
 def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: list[Writer]) -> Iterator[tuple[int, int]]:
-    """(row, token), token by token; a row whose writer has stopped is done."""
+    """The pairs (row, token), token by token; a row whose writer has stopped is done."""
     run = Decoding(model, prompts, options)
     while run.rows:
         yield from run.step()
@@ -94,7 +94,7 @@ def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: lis
 
 
 def _found(model: Any, prompts: list[list[int]], options: Options) -> Iterator[tuple[int, int]]:
-    """(row, token) of the texts that a beam search finds."""
+    """The pairs (row, token) of the texts that a beam search finds."""
     for row, found in enumerate(search(model, prompts, options)):
         yield from ((row, token) for token in found.tokens)
 
@@ -113,9 +113,9 @@ def stream(
     seed: int | None = None,
     cache: bool = True,
 ) -> Iterator[str]:
-    """The text that `generate` would return, in pieces, as soon as they are certain.
+    """The text that `generate` would return, in pieces, as soon as they are final.
 
-    Joined, they are exactly that text: no half character is given out, and nothing that could be the beginning of a
+    Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
     options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
@@ -140,7 +140,7 @@ def chat(
     seed: int | None = None,
     cache: bool = True,
 ) -> Iterator[str]:
-    """The model's answer to a conversation, in pieces, as `stream` gives them.
+    """The model's answer to a conversation, in pieces, as in `stream`.
 
     Args:
         messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its

@@ -1,4 +1,4 @@
-"""The loop: a batch of rows that goes on token by token. B rows that are not done, T tokens so far, V vocabulary.
+"""The decoding loop: a batch, continued token by token. B rows that are not done, T tokens so far, V vocabulary.
 
 ```
             ┌────────────────────────────────────────────┐
@@ -26,12 +26,12 @@ from anyformer.generate.sampling import Sampler
 class Decoding:
     """Rows that are being continued. `while decoding.rows: for row, token in decoding.step(): …`
 
-    Shorter rows are padded on the left; the mask hides that, so a row's tokens are those that it gets alone.
+    Shorter rows are padded on the left, with a padding mask, so a row's tokens are those that it gets alone.
     A model in training mode decodes as in eval mode.
 
     Args:
         prompts: token ids of each row. A decoder continues them; an encoder-decoder reads them as the source, and
-            continues the token that its files put in front of a target.
+            continues its start token.
 
     Attributes:
         rows: the numbers of the rows that are not done, in the order of the batch.
@@ -48,7 +48,7 @@ class Decoding:
         if model.reads_source:
             self.ids = torch.full_like(self.ids, begin_of(model))
             prompts = self.ids.tolist()
-        self.new: Tensor | None = None  # (B, 1) tokens that the state has not seen; None = all
+        self.new: Tensor | None = None  # (B, 1) tokens that are not in the cache; None = all
         self.state: State | None = None
         if options.cache and self.rows:
             with torch.inference_mode():
@@ -60,7 +60,7 @@ class Decoding:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, int]]:
-        """One more token for every row that is not done: (row, token). A token that ends a text is not among them.
+        """The next token of every row that is not done: (row, token). A token that ends a text is not among them.
 
         Raises:
             ValueError: if the model's scores are not finite.
@@ -80,7 +80,7 @@ class Decoding:
         return [(row, token) for row, token in chosen if token not in self.ends]
 
     def finish(self, rows: Collection[int]) -> None:
-        """These rows are done: they leave the batch."""
+        """Takes these rows, which are done, out of the batch."""
         left = [i for i, row in enumerate(self.rows) if row not in rows]
         if len(left) == len(self.rows):
             return
@@ -90,7 +90,7 @@ class Decoding:
 
     @torch.inference_mode()
     def reorder(self, rows: list[int]) -> None:
-        """Row i of the batch becomes what row `rows[i]` was; there may be more or fewer than before."""
+        """Makes old row `rows[i]` the new row i of the batch; the number of rows can change."""
         if rows == list(range(len(self.ids))):
             return
         index = torch.tensor(rows, device=self.ids.device)
@@ -103,7 +103,7 @@ class Decoding:
             self.state.reorder(index)
 
     def append(self, tokens: Tensor) -> None:
-        """The next token of each row, (B, 1)."""
+        """Appends the next token of each row, (B, 1)."""
         self.new = tokens  # (B, 1)
         if self.rules.any:
             self.written = grown(self.written, tokens[:, 0])
@@ -114,7 +114,7 @@ class Decoding:
             )
 
     def ruled(self, scores: Tensor, count: int | None = None) -> Tensor:
-        """Scores (B, V), or log-probabilities, under the rules of the model's files; `count` new tokens are there."""
+        """Scores (B, V), or log-probabilities, under the rules of the model's files, after `count` new tokens."""
         return self.rules.apply(scores, self.written, self.count if count is None else count)
 
     def scores(self) -> Tensor:
@@ -129,7 +129,7 @@ class Decoding:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """The model in eval mode; afterwards each of its modules is in the mode it was in."""
+    """A context with the model in eval mode; afterwards each module is back in its earlier mode."""
     training = [m for m in model.modules() if m.training] if model.training else []
     for module in training:
         module.training = False

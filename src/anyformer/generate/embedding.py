@@ -21,28 +21,28 @@ from anyformer.parts import Project
 def embed(
     model: Any, items: Sequence[Any], batch: int = 32, normalize: bool | None = None, prompt: str | None = None
 ) -> Tensor:
-    """Vectors of texts as sentence-transformers makes them, or of pictures: what is alike has a high cosine similarity.
+    """Vectors of texts (as in sentence-transformers) or of pictures: similar items have a high cosine similarity.
 
-    Of a text the last hidden states are pooled as the model's files say (`modules.json`; without it: the mean over
-    real tokens, no normalisation); of an encoder-decoder, the encoder is used. A picture's vector is the pooled one.
-    Where two towers meet (CLIP), both kinds have vectors of one space, of length 1. No vector depends on other items.
+    For a text, the last hidden states are pooled as in the model's files (`modules.json`; without it: the mean over
+    real tokens, no normalisation); for an encoder-decoder, those of the encoder. A picture's vector is the pooled one.
+    With two towers (CLIP), both kinds have vectors of one space, of length 1. No vector depends on other items.
 
     Args:
-        items: texts; or pictures, whatever `media.picture` reads. A model of both takes a str for a text, and a
+        items: texts; or pictures of any kind that `media.picture` reads. A model of both takes a str for a text, and a
             pathlib.Path for the file of a picture.
         batch: items that go through the model at once; the longest texts first, so that little is padded.
-        normalize: to length 1; None = as the model's files say.
-        prompt: the name of what the files put in front of each text ("query", "document" …); None = their default, ""
-            = nothing.
+        normalize: to length 1; None = as in the model's files.
+        prompt: the name of a prompt of the files, put in front of each text ("query", "document" …); None = their
+            default, "" = nothing.
 
     Returns:
         (N, D), in float32 at least, on the model's device, in the order of the items.
 
     Warns:
-        UserWarning: if texts are longer than the model's limit and are cut, with how many and what the limit is.
+        UserWarning: if texts are longer than the model's limit and are cut, with their number and the limit.
 
     Raises:
-        ValueError: without items, a tokenizer or a processor, for a text without tokens, or what is no picture.
+        ValueError: without items, a tokenizer or a processor, or for a text without tokens or an unreadable picture.
     """
     check(items, batch)
     if pictured(model, items):
@@ -64,7 +64,7 @@ def embed(
 
 
 def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[int]]:
-    """The ids of each text; of one that is too long the end is cut, but the tokens that close every text stay."""
+    """The ids of each text; one that is too long is cut at the end, but keeps its closing tokens."""
     tokenizer, rows, lengths = tokenizer_of(model, "texts"), [], []
     for i, text in enumerate(texts):
         found = reading(tokenizer, text)
@@ -91,7 +91,7 @@ def check(items: Sequence[Any], batch: int) -> None:
 
 
 def pictured(model: Any, items: Sequence[Any]) -> bool:
-    """Are the items pictures for this model?
+    """True if the items are pictures for this model.
 
     Raises:
         ValueError: for texts and pictures at once, or a model that reads neither.
@@ -134,7 +134,7 @@ def _seen(model: Any, items: Sequence[Any]) -> Tensor:
 
 
 def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:
-    """(B, D)"""
+    """The vectors of some texts, (B, D)."""
     ids, keep = padded(rows, next(model.parameters()).device)  # (B, T)
     if model.alike:
         masks = {} if keep is None else {"attention_mask": keep}

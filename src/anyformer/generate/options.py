@@ -1,4 +1,4 @@
-"""What a caller may ask of `generate`, `stream` and `chat`, checked before anything is computed."""
+"""The options of `generate`, `stream` and `chat`, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 class Options:
     """The options of one generation; their meaning is that of `generate`.
 
-    A value that says nothing sensible is refused by name. None is "off"; 0 is never taken for None.
+    A senseless value is refused by name. None is "off"; 0 is never taken for None.
     """
 
     max_new_tokens: int
@@ -71,7 +71,7 @@ class Options:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def seeds(self, rows: int) -> list[int | None]:
-        """One seed a row. One number is the seed of every row, so that a row does not depend on its place."""
+        """One seed for each row. A single number is the seed of every row: no row depends on its index."""
         if not isinstance(self.seed, Sequence):
             return [self.seed] * rows
         if len(self.seed) != rows:

@@ -1,4 +1,4 @@
-"""What callers give (a text, texts, token ids, tensors) as rows of ids, checked; results go back in the same form."""
+"""Prompts (a text, texts, token ids, tensors) as rows of ids, checked; results go back in the same form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Prompts:
 
     Attributes:
         rows: the token ids of each.
-        text: are they text? Then the results are, too.
+        text: True if they are text; then the results are, too.
 
     Raises:
         ValueError: for anything else, an empty prompt, an id outside the vocabulary, text without a tokenizer.
@@ -37,13 +37,13 @@ class Prompts:
         if not items:
             raise ValueError("prompts is an empty list; give at least one prompt")
         tokenizer = tokenizer_of(model, "text prompts") if self.text else None
-        source = model.reads_source  # read as in training: with what closes a source
+        source = model.reads_source  # read as in training: with the closing tokens of a source
         self.rows = [_ids(item, i, tokenizer, source) for i, item in enumerate(items)]
         for i, row in enumerate(self.rows):
             check_ids(model, row, "" if len(self.rows) == 1 else f" {i}")
 
     def back(self, results: list[Any], fill: int) -> Any:
-        """Results, one a row, in the form in which the prompts came. A 2-D tensor is filled up with `fill`."""
+        """Results, one a row, in the form in which the prompts came. A 2-D tensor is padded with `fill`."""
         if isinstance(self.given, Tensor):
             width = max(map(len, results))
             rows = [row + [fill] * (width - len(row)) for row in results]
@@ -74,11 +74,11 @@ def check_ids(model: Any, row: list[int], which: str = "") -> None:
 
 
 def check_room(model: Any, rows: list[list[int]], max_new_tokens: int) -> None:
-    """Raises ValueError if a prompt, or a prompt and what it asks for, is longer than the context."""
+    """Raises ValueError if a prompt, or a prompt and its new tokens, are longer than the context."""
     context = model.context
     if context is None:
         return
-    apart = model.reads_source  # the prompt is read by the encoder, the answer stands alone behind one token
+    apart = model.reads_source  # the encoder reads the prompt; the target begins with one token
     for i, row in enumerate(rows):
         which = "the prompt" if len(rows) == 1 else f"prompt {i}"
         if len(row) > context:
@@ -99,7 +99,7 @@ def tokenizer_of(model: Any, why: str) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ValueError: saying what to do, if it has none.
+        ValueError: with advice, if it has none.
     """
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(
@@ -113,7 +113,7 @@ def end_ids(model: Any) -> set[int]:
     """The tokens that end a text: those of the tokenizer, the generation config and the config together.
 
     Raises:
-        ValueError: naming the key, if a file holds something else than token ids.
+        ValueError: naming the key, if a file holds anything but token ids.
     """
     found = set() if model.tokenizer is None else set(model.tokenizer.eos_ids)
     origin = model.origin or {}
@@ -129,7 +129,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_one(value: Any) -> bool:
-    """One prompt, not several."""
+    """True for one prompt, false for several."""
     if isinstance(value, Tensor):
         return value.ndim == 1
     return isinstance(value, str) or (

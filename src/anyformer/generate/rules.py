@@ -15,7 +15,7 @@ OUT = float("-inf")
 
 
 def said(model: Any) -> dict[str, Any]:
-    """What the model's files say about generation: generation_config.json, and without it the older config.json."""
+    """The generation settings of the model's files: generation_config.json, else the older config.json."""
     origin = model.origin or {}
     return origin["generation"] if "generation" in origin else origin.get("config", {})
 
@@ -25,10 +25,10 @@ class Rules:
 
     Args:
         ends: the tokens that end a text.
-        last: how many new tokens there may be.
+        last: the most new tokens.
 
     Raises:
-        ValueError: naming the key, if the files ask for what cannot be done, or what makes no sense.
+        ValueError: naming the key, if the files ask for something unsupported or senseless.
     """
 
     def __init__(self, model: Any, ends: set[int], last: int):
@@ -55,10 +55,10 @@ class Rules:
         ) or (self.first is not None)
 
     def apply(self, scores: Tensor, rows: list[list[int]], count: int) -> Tensor:
-        """Scores (B, V) of the next token with what may not come at minus infinity.
+        """Scores (B, V) of the next token, with forbidden tokens at minus infinity.
 
         Args:
-            rows: all tokens of each row so far, those in front of the text included. count: how many of them are new.
+            rows: all tokens of each row so far, those in front of the text included. count: the number of new ones.
         """
         if not self.any:
             return scores
@@ -80,7 +80,7 @@ class Rules:
 
 
 def _repeats(row: list[int], size: int) -> list[int]:
-    """The tokens that would end a row of `size` tokens that was there before."""
+    """The tokens that would complete an n-gram of `size` tokens that the row already has."""
     if len(row) < size:
         return []
     end = row[len(row) - size + 1 :]
@@ -88,7 +88,7 @@ def _repeats(row: list[int], size: int) -> list[int]:
 
 
 def begin_of(model: Any) -> int:
-    """The token in front of a target, as the files say it."""
+    """The decoder's start token, from the files."""
     found = said(model).get("decoder_start_token_id")
     return model.begin_id if found is None else int(found)
 

@@ -18,16 +18,16 @@ class Sampler:
     - repetition_penalty r: the score s of a token that the row has already becomes s / r where s > 0, else s r
       (Keskar et al., 2019; arXiv:1909.05858).
     - top_k: the k highest stay (Fan et al., 2018; arXiv:1805.04833).
-    - top_p: of what is left, the likeliest stay until their probabilities reach p (Holtzman et al., 2020;
-      arXiv:1904.09751).
-    - min_p: of what is left, those with at least p times the probability of the likeliest stay (Nguyen et al., 2024;
+    - top_p: of the rest, the likeliest stay until their probabilities reach p (Holtzman et al., 2020;
+        arXiv:1904.09751).
+    - min_p: of the rest, those with at least p times the probability of the likeliest stay (Nguyen et al., 2024;
       arXiv:2407.01082).
 
-    A draw takes one number from the row's generator and none from its neighbours': a row's tokens do not depend on
-    the batch. Without a seed the generators start from PyTorch's global one.
+    A draw takes one number from the row's own generator: a row's tokens do not depend on the batch. Without a seed
+    the generators start from PyTorch's global one.
 
     Args:
-        rows: the tokens that each row has already.
+        rows: the tokens of each row so far.
         vocab: V.
         device: that of the model.
     """
@@ -56,10 +56,10 @@ class Sampler:
         return tokens
 
     def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores (B, V), penalty included, to what may be drawn.
+        """The candidates of a draw, from scores (B, V) with the penalty.
 
         Returns:
-            Probabilities (B, N), up to a factor, and their tokens (B, N); None where they stand in the order of the
+            Probabilities (B, N), up to a factor, and their tokens (B, N), or None for all in the order of the
             vocabulary.
         """
         o, order = self.options, None
@@ -71,7 +71,7 @@ class Sampler:
             scores, order = scores.sort(descending=True)
         p = scores.softmax(-1)
         if o.top_p is not None and o.top_p < 1:
-            p = p.masked_fill(p.cumsum(-1) - p >= o.top_p, 0.0)  # what stands before is enough already
+            p = p.masked_fill(p.cumsum(-1) - p >= o.top_p, 0.0)  # the tokens before reach p already
         if o.min_p is not None:
             p = p.masked_fill(p < o.min_p * p.amax(-1, keepdim=True), 0.0)
         return p, order
@@ -84,7 +84,7 @@ class Sampler:
         return (place if order is None else order.gather(1, place))[:, 0]
 
     def keep(self, index: list[int]) -> None:
-        """Row i becomes what row `index[i]` was."""
+        """Makes old row `index[i]` the new row i."""
         self.draws = [self.draws[i] for i in index] if self.draws else []
         self.seen = None if self.seen is None else self.seen[index]
 

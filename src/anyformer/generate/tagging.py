@@ -22,12 +22,12 @@ def tag(model: Any, texts: Sequence[str | Sequence[str]], batch: int = 32) -> li
 
     Args:
         model: one with a head of classes for each token: a fine-tuned or a published tagger.
-        texts: texts, whose words are what spaces separate (write "Turin ." where the tagger learned points as words of
-            their own), or lists of words.
+        texts: texts with words separated by spaces (write "Turin ." if the tagger was trained with full stops as
+            words), or lists of words.
         batch: texts that go through the model at once.
 
     Returns:
-        Of each text (word, label -> probability); a word without tokens has no labels.
+        For each text (word, label -> probability); a word without tokens has no labels.
 
     Raises:
         ValueError: without texts, for one without words or longer than the model reads, a model without such a head,

@@ -1,4 +1,4 @@
-"""Tokens to text as they come, up to a stop string."""
+"""Streaming of tokens to text, up to a stop string."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Any
 
 
 class Writer:
-    """The text of one row. What `put` and `end` return, joined, is the text; nothing that was given out changes later.
+    """The text of one row. The results of `put` and `end`, joined, are the text; returned text never changes later.
 
-    Held back are characters whose bytes are not all there, and what could be the beginning of a stop string: a stop
-    string is found across tokens, and no part of it is given out. Special tokens are not text; but those that a stop
-    string names are looked for in it.
+    Held back are incomplete characters, and text that could be the beginning of a stop string: a stop string is found
+    across tokens, and no part of it is returned. Special tokens are not text, but a stop string can contain them.
 
     Args:
         before: the last token of the prompt that is continued, or None. Some tokenizers drop the space in front of a
-            text, and this is the middle of one.
+            text, but this text continues another.
         stops: the text ends before the one of these that is complete first.
     """
 
@@ -23,17 +22,17 @@ class Writer:
         added = tokenizer.core.get_added_tokens_decoder()
         named = {i: token.content for i, token in added.items() if token.special}
         self._marks = {i: text for i, text in named.items() if any(text in stop for stop in stops)}
-        self._hidden: list[tuple[int, int]] = []  # where these stand in the text, which does not show them
+        self._hidden: list[tuple[int, int]] = []  # their positions in the text, which does not show them
         self._stream = tokenizer.stream()
         if before is not None and (not self._known(before) or not self._stream.put(before)):
-            self._stream = tokenizer.stream()  # nothing is known to end there
+            self._stream = tokenizer.stream()  # no token is known to end a text
         self._held = ""  # could be the beginning of a stop string
-        self._length = 0  # characters that came so far
+        self._length = 0  # characters so far
         self._lengths: list[int] = []  # the same after each token
         self._stop = 0  # where the stop string begins
 
     def put(self, token: int) -> str:
-        """The text that is certain now; often empty. `stopped` says whether it ends here."""
+        """The text that is final after the token; often empty. `stopped` is True if the text ends here."""
         mark = self._marks.get(token, "")
         if mark:
             self._hidden.append((self._length, self._length + len(mark)))
@@ -42,14 +41,14 @@ class Writer:
         return text
 
     def end(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text held back, after the last token."""
         if self.stopped:
             return ""
         text = self._take(self._stream.end())
         return text if self.stopped else text + self._shown(self._held, self._length)
 
     def tokens(self) -> int:
-        """How many tokens make the text: with a stop string those that end before it begins."""
+        """The number of tokens in the text; with a stop string, those that end before it begins."""
         if not self.stopped:
             return len(self._lengths)
         whole = max((n for n in self._lengths if n <= self._stop), default=0)
@@ -58,7 +57,7 @@ class Writer:
         )  # later ones of this length hold half a character of the stop
 
     def _known(self, token: int) -> bool:
-        """Does the token have a text? A model may have more rows than its tokenizer has tokens."""
+        """True if the token has a text; a model may have more rows than its tokenizer has tokens."""
         return self.tokenizer.core.id_to_token(token) is not None
 
     def _take(self, piece: str) -> str:
@@ -74,7 +73,7 @@ class Writer:
         return self._shown(held[:cut], self._length - len(self._held))
 
     def _shown(self, text: str, end: int) -> str:
-        """A text that ends at that place, without the special tokens in it."""
+        """A text that ends at position `end`, without the special tokens in it."""
         first = end - len(text)
         for begin, stop in reversed(self._hidden):
             if stop > first and begin < end:
