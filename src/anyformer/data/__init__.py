@@ -1,1 +1,1 @@
-"""Text, images, audio and series to batches; and where real data and weights come from (`sources`)."""
+"""Text, images, audio and series to batches; and the sources of real data and weights (`sources`)."""

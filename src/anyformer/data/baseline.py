@@ -1,19 +1,19 @@
-"""What a model must beat: the bigram, a table of which byte follows which."""
+"""The baseline of a language model: the bigram, a table of successive bytes."""
 
 import numpy as np
 
 PRIOR = 20.0  # a row of the table counts as much as this many bytes drawn from the overall frequencies
-TOGETHER = 1 << 20  # bytes that are looked at at once
+TOGETHER = 1 << 20  # bytes counted at once
 
 
 class Bigram:
     """p(b | a) = (n(a, b) + k p(b)) / (n(a) + k), with p(b) = (n(b) + 1) / (n + 256) and k = `PRIOR`.
 
-    The smoothing is a good one on purpose: the usual add-one is easier to beat. Text comes in pieces, first what is
-    counted, then what is predicted.
+    The smoothing is a good one on purpose: the usual add-one is easier to beat. Text comes in pieces, first those to
+    count, then those to predict.
 
     Attributes:
-        counted, predicted: bytes so far. `bits`: that the predicted ones took.
+        counted, predicted: bytes so far. `bits`: of the predicted ones.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Bigram:
         self.table: np.ndarray | None = None
 
     def count(self, text: bytes) -> None:
-        """Learns from a piece."""
+        """Counts the pairs of a piece."""
         assert self.table is None, "predicting has begun"
         for start in range(0, len(text), TOGETHER):
             new = np.frombuffer(text[start : start + TOGETHER], np.uint8)
@@ -35,7 +35,7 @@ class Bigram:
         self.counted += len(text)
 
     def predict(self, text: bytes) -> None:
-        """Adds up what a piece takes. The first byte is predicted from the last one before it."""
+        """Adds the bits of a piece. Its first byte is predicted from the last one before it."""
         if self.table is None:
             pairs = self.pairs.reshape(256, 256)  # n(a, b)
             single = (self.single + 1) / (self.counted + 256)  # p(b)
@@ -47,7 +47,7 @@ class Bigram:
 
 
 def bigram_bits_per_byte(train: str, held_out: str) -> float:
-    """Bits per UTF-8 byte of `held_out` under a bigram that was counted in `train`; see `Bigram`.
+    """Bits per UTF-8 byte of `held_out` under a bigram of `train`; see `Bigram`.
 
     Raises:
         ValueError: if either text is empty.

@@ -1,4 +1,4 @@
-"""Batches by number: what makes a run that resumes see what it would have seen."""
+"""Batches by number, so that a resumed run reads the same batches as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 Batch = dict[str, Tensor]  # the model's inputs by name, and `labels`
-Batches = Callable[[int], Batch]  # number -> batch, the same one whenever it is asked
+Batches = Callable[[int], Batch]  # number -> batch, always the same one
 
 
 def checksum(batch: Batch) -> int:
-    """Equal for equal batches (CRC-32)."""
+    """The CRC-32 of a batch: equal for equal batches."""
     found = 0
     for name in sorted(batch):
         value = batch[name].detach().cpu().contiguous().reshape(-1)
@@ -22,11 +22,11 @@ def checksum(batch: Batch) -> int:
 
 
 class Numbered:
-    """An iterable of batches as batches by number; it is begun again when it ends.
+    """An iterable of batches as batches by number; it restarts when it ends.
 
-    A list, a DataLoader, anything that can be iterated more than once and gives the same batches each time. A run that
-    resumes goes through those that it has used, and is refused if they are others: what shuffles anew in each round is
-    better written as a function of the number.
+    A list, a DataLoader, anything that can be iterated more than once and gives the same batches each time. A resumed
+    run iterates over the batches that it has used, and is refused if they differ: data that is reshuffled in each round
+    should be a function of the number.
     """
 
     def __init__(self, batches: Iterable[Batch]):
@@ -57,14 +57,14 @@ class Numbered:
         raise self._ended()
 
     def sums(self) -> list[int]:
-        """Checksums of the first batch and of the last one that was asked for."""
+        """Checksums of the first batch and of the last one that was used."""
         return [checksum(batch) for batch in (self.first, self.last)]
 
     def go_on(self, number: int, sums: list[int]) -> None:
-        """Goes through the batches before `number`, those that a run has used.
+        """Skips the batches before `number`, those that a run has used.
 
         Raises:
-            ValueError: if they are not what the run had, by the checksums that it wrote.
+            ValueError: if their checksums differ from those that the run wrote.
         """
         self(number - 1)
         if self.sums() != sums:

@@ -3,8 +3,8 @@
 ```
 ~/.cache/anyformer/tokens/KEY/          KEY: SHA-256 of text, tokenizer and format
     ids.bin          uint16 or uint32   all documents, an end token between two if the tokenizer has one
-    documents.bin    int64              where each document begins
-    index.json       sizes and checksums of both; what it was made from
+    documents.bin    int64              the first token of each document
+        index.json       sizes and checksums of both; the key
 ```
 The folder is `$ANYFORMER_TOKENS`, else `tokens` in the cache of `sources` (`$ANYFORMER_CACHE`, `$XDG_CACHE_HOME`).
 Deleting it is always safe. A cache appears whole or not at all; of two processes one makes it and the other waits.
@@ -31,10 +31,10 @@ from filelock import FileLock
 
 from anyformer.data import sources
 
-FORMAT = 1  # of the files, and of how text becomes ids; part of the key
+FORMAT = 1  # version of the files and of tokenisation; part of the key
 TOGETHER = min(os.cpu_count() or 1, 16) << 18  # characters, a piece a core (0.2 kB of memory each, at worst), and
 MANY = 1024  # texts, that are tokenised at once: on all cores, in bounded memory
-READ = 1 << 24  # bytes of which a checksum is made at once
+READ = 1 << 24  # bytes of a checksum that are read at once
 
 DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
@@ -44,11 +44,11 @@ Texts = Iterable[tuple[int, str]]  # (number of the document, piece of it)
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A text as ids.
+    """The token ids of a text.
 
     Attributes:
         ids: (N,), uint16 or uint32, mapped from a file.
-        starts: where each document begins, (M,) int64.
+        starts: the first token of each document, (M,) int64.
         fingerprint: equal for equal ids.
     """
 
@@ -66,27 +66,27 @@ def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | P
     """The ids of a text, from the cache, or tokenised into it first.
 
     Args:
-        texts: begins the text; only called when it has to be tokenised.
+        texts: yields the text; only called when it must be tokenised.
         key: stands for the text: equal keys, equal texts. See `records.fingerprint`.
         tokenizer: a `hub.tokenizer.Tokenizer`.
         folder: of the caches; see `place`.
 
     Raises:
-        OSError: when the cache cannot be written, saying how to put it elsewhere. Whatever `texts` raises.
+        OSError: when the cache cannot be written, with the way to move it. Whatever `texts` raises.
     """
     told = json.dumps([FORMAT, key, tokenizer.core.to_str(), tokenizer.role_id("eos_token")])
     return kept(told, lambda work: write(texts(), tokenizer, work), opened, folder)
 
 
 def kept(told: str, make: Callable[[Path], None], open_: Callable[[Path], V], folder: str | Path | None = None) -> V:
-    """What was made of `told`, from the cache, or made into it first; of two processes one makes it.
+    """The cached result for the key `told`; made once, under a lock, if missing.
 
     Args:
-        told: all that decides the content: equal texts, equal content.
-        make: writes it into an empty folder. `open_`: reads it from its folder, and raises for what is damaged.
+        told: a text that determines the content: equal texts, equal content.
+        make: writes it into an empty folder. `open_`: reads it from its folder, and raises for damaged files.
 
     Raises:
-        OSError: when the cache cannot be written, saying how to put it elsewhere. Whatever `make` raises.
+        OSError: when the cache cannot be written, with the way to move it. Whatever `make` raises.
     """
     key, cache = hashlib.sha256(told.encode()).hexdigest()[:40], place(folder)
     home, work = cache / key, cache / f".making-{key}"
@@ -114,7 +114,7 @@ def kept(told: str, make: Callable[[Path], None], open_: Callable[[Path], V], fo
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Says of an error in writing to the cache how to put it elsewhere."""
+    """Adds to an error in writing to the cache the way to move it."""
     try:
         yield
     except OSError as error:
@@ -160,10 +160,10 @@ def write(texts: Texts, tokenizer: Any, folder: Path) -> None:
 
 
 def opened(folder: Path) -> Tokens:
-    """A cache, checked: sizes, then checksums.
+    """The ids in a cache, after checks of sizes, then checksums.
 
     Raises:
-        ValueError, OSError, KeyError: if it is not what was written.
+        ValueError, OSError, KeyError: if it is damaged.
     """
     index = json.loads((folder / "index.json").read_bytes())
     if index["format"] != FORMAT:
@@ -206,7 +206,7 @@ def _groups(texts: Texts) -> Iterator[list[tuple[int, str]]]:
 
 
 class Summed:
-    """A file that is written, with its CRC-32 (quick to check again: gigabytes a second) and SHA-256 (its name)."""
+    """An open file with the CRC-32 of its content (quick to check again: gigabytes a second) and SHA-256 (its name)."""
 
     def __init__(self, out: BinaryIO):
         self.out, self.crc, self.sha = out, 0, hashlib.sha256()
@@ -220,7 +220,7 @@ class Summed:
 
 
 def mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
-    """A file as an array, if it has this size and checksum."""
+    """A file as a mapped array, checked for this size and checksum."""
     size = path.stat().st_size
     if size != count * kind.itemsize:
         raise ValueError(f"{path.name} has {size} bytes and should have {count * kind.itemsize}")
@@ -234,6 +234,6 @@ def mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
 
 
 def sync(out: BinaryIO) -> None:
-    """What was written is on the disk."""
+    """Flushes a file to the disk."""
     out.flush()
     os.fsync(out.fileno())

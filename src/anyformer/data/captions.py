@@ -20,14 +20,14 @@ from anyformer.data import debian
 from anyformer.media.picture import coloured, picture, pillow
 
 SIZE = 109  # of the bitmaps in the font
-SYMBOLS = ("So", "Sm", "Po", "Sk")  # general categories of what the font draws in colours
+SYMBOLS = ("So", "Sm", "Po", "Sk")  # general categories of characters that the font draws in colours
 STAMPS = "usr/share/tuxpaint/stamps"
 FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture (Pillow, RGB on white), what it shows, and the kind that its source counts it to."""
+    """A picture (Pillow, RGB on white), its caption, and its kind in the source."""
 
     image: Any
     text: str
@@ -38,7 +38,7 @@ def captions() -> list[Captioned]:
     """All stamps and emoji, in the order of their names.
 
     Raises:
-        OSError: where they are not in the cache and cannot be fetched. ImportError: without Pillow.
+        OSError: if they are not in the cache and cannot be fetched. ImportError: without Pillow.
     """
     return stamps() + emoji()
 
@@ -74,8 +74,8 @@ def _drawn(path: Path) -> list[tuple[str, Any]]:
 
 
 def split(pairs: list[Captioned], share: float = 0.1) -> tuple[list[Captioned], list[Captioned]]:
-    """To learn from, and to measure on: captions are dealt by a hash of their words, so that no caption is in both and
-    more data deals none anew. Of what is measured on, one picture a caption."""
+    """The pairs to train on, and the held-out pairs: split by a hash of the caption, so that no caption is in both and
+    more data moves none. Held-out pairs have one picture for each caption."""
     learn, measure, seen = [], [], set()
     for pair in pairs:
         words = " ".join("".join(c if c.isalnum() else " " for c in pair.text.lower()).split())

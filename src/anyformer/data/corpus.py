@@ -1,4 +1,4 @@
-"""What a language model is trained on: sources, their weights, what is held out of each; as text, then as token ids."""
+"""The corpus of a language model: sources, their weights, the held-out part of each; as text, then as token ids."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from anyformer.data.text import Windows, cut
 from anyformer.hub.formats.guard import atomic_write
 
 Order = Literal["random", "epochs", "packed"]
-TOKENIZER_CHARACTERS = 50_000_000  # a tokenizer is made from no more of a text than this: it would not change much
-SAMPLE = 20_000  # characters of which it is known whether a tokenizer loses any
-GAP = b"\0"  # what stands between two documents where bytes are counted; for a model it is the end token
+TOKENIZER_CHARACTERS = 50_000_000  # the most text for training a tokenizer: more would not change much
+SAMPLE = 20_000  # characters of the check that a tokenizer loses none
+GAP = b"\0"  # between two documents when bytes are counted; for a model it is the end token
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a source found.
+    """The sizes and the baseline of a source, from one pass over it.
 
     Attributes:
-        key: stands for the text. `cut`: characters to train on, the rest is held out.
-        documents: how many. `held_out_bytes`: in UTF-8, an end of a document counted as one.
-        bigram: bits that a bigram needs for each of them.
+        key: of the text. `cut`: characters to train on, the rest is held out.
+        documents: their number. `held_out_bytes`: in UTF-8, an end of a document counted as one.
+        bigram: bits per held-out byte of a bigram.
     """
 
     key: str
@@ -55,7 +55,7 @@ class Text:
     scan: Scan
 
     def part(self, held_out: bool) -> Iterator[tuple[int, str]]:
-        """(document, piece of text) of what is trained on, or of what is held out."""
+        """(document, piece of text) of the training part or the held-out part."""
         return ((d, t) for held, d, t in split(texts(self.source, self.fields), self.scan.cut) if held == held_out)
 
 
@@ -72,7 +72,7 @@ def split(pieces: cache.Texts, at: int) -> Iterator[tuple[bool, int, str]]:
 
 
 def weights(data: str | Path | Mapping[str, float]) -> dict[str, float]:
-    """Sources and weights of what a user wrote: a source, `a.txt=0.7,b.jsonl=0.3`, or a mapping."""
+    """Sources and weights from a user's text (a source, or `a.txt=0.7,b.jsonl=0.3`) or mapping."""
     if isinstance(data, Mapping):
         if not data:
             raise ValueError("data names no source")
@@ -90,13 +90,13 @@ def weights(data: str | Path | Mapping[str, float]) -> dict[str, float]:
 def read(
     data: str | Path | Mapping[str, float], fields: Mapping[str, str] | None = None, folder: str | Path | None = None
 ) -> list[Text]:
-    """The sources of a corpus, each gone through once; what that found is kept beside the token caches.
+    """The sources of a corpus, each scanned once; the scans are kept beside the token caches.
 
     Args:
         data: see `weights`. `fields`: our names -> columns, see `records`. `folder`: see `cache.place`.
 
     Raises:
-        FileNotFoundError, ValueError: see `records`; and for weights that are none, or too little text.
+        FileNotFoundError, ValueError: see `records`; and for invalid weights, or too little text.
     """
     wanted = weights(data)
     shares(tuple(wanted.values()))
@@ -105,12 +105,12 @@ def read(
 
 
 def _scanned(source: Source, fields: dict[str, str], folder: str | Path | None) -> Scan:
-    """From the cache, or now."""
+    """The scan of a source, from the cache or made now."""
     key = fingerprint(source, fields)
     file = cache.place(folder) / f"scan-{cache.FORMAT}-{key[:40]}.json"
     try:
         return Scan(**json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError):  # not there, or not whole
+    except (OSError, ValueError, TypeError):  # missing or damaged
         scan = _scan(source, fields, key)
     with cache.writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def _scanned(source: Source, fields: dict[str, str], folder: str | Path | None) 
 
 
 def _scan(source: Source, fields: dict[str, str], key: str) -> Scan:
-    """Twice through the text: how long it is, and then how well a bigram of its first part predicts the second."""
+    """The scan of a source in two passes: its length, then the bits of its second part under a bigram of its first."""
     total, last = 0, -1
     for last, text in texts(source, fields):  # noqa: B007, the last number is wanted
         total += len(text)
@@ -137,7 +137,7 @@ def _scan(source: Source, fields: dict[str, str], key: str) -> Scan:
 
 
 def learn(data: list[Text]) -> Iterator[str]:
-    """The text to make a tokenizer from: the beginning of what is trained on, from all sources alike."""
+    """The text for training a tokenizer: the beginning of the training part of each source, in equal shares."""
     for text in data:
         yield from beginning((t for _, t in text.part(held_out=False)), TOKENIZER_CHARACTERS // len(data))
 
@@ -152,7 +152,7 @@ def beginning(pieces: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def comes_back(tokenizer: Any, data: list[Text]) -> bool:
-    """Does the beginning of what is held out of each source come back from its ids as it was?"""
+    """True if the beginning of each held-out part is unchanged by encoding and decoding."""
     for text in data:
         for piece in beginning((t for _, t in text.part(held_out=True)), SAMPLE):
             if tokenizer.decode(tokenizer.encode(piece, special=False), skip_special=False) != piece:
@@ -161,7 +161,7 @@ def comes_back(tokenizer: Any, data: list[Text]) -> bool:
 
 
 def bigram(data: list[Text]) -> float:
-    """Bits per held-out byte that bigrams need, one for each source."""
+    """Bits per held-out byte of bigrams, one for each source."""
     scans = [text.scan for text in data]
     return sum(s.bigram * s.held_out_bytes for s in scans) / sum(s.held_out_bytes for s in scans)
 
@@ -202,15 +202,15 @@ class Corpus:
 
     @property
     def held_out_bytes(self) -> int:
-        """Bytes that are held out, in all sources."""
+        """Held-out bytes, in all sources."""
         return sum(part.held_out_bytes for part in self.parts)
 
     def held_out(self) -> Iterator[np.ndarray]:
-        """What is held out of each source, after the last token that is trained on."""
+        """The held-out ids of each source, after the last training token."""
         return (np.concatenate((part.train.ids[-1:], part.held_out.ids)) for part in self.parts)
 
     def fingerprint(self) -> str:
-        """Equal for equal ids and weights: a run that resumes checks that it still reads the same."""
+        """A digest of ids and weights, by which a resumed run checks that its data is the same."""
         said = [
             (p.train.fingerprint, p.held_out.fingerprint, shares(self._weights)[i]) for i, p in enumerate(self.parts)
         ]
@@ -224,8 +224,8 @@ class Corpus:
         """Rows of `context` tokens, by number.
 
         Args:
-            order: random: windows from anywhere, again and again. epochs: each window once in an epoch. packed: whole
-                documents, each once in an epoch, which do not see each other (`document_ids`).
+            order: random: windows from random positions. epochs: each window once in an epoch. packed: whole documents,
+                each once in an epoch, which do not see each other (`document_ids`).
 
         Raises:
             ValueError: naming the source that is too short.

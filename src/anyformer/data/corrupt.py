@@ -1,10 +1,10 @@
-"""What is hidden from a model that has to say it again: BERT's masks, T5's spans, BART's noise.
+"""Input corruption for denoising objectives: BERT's masks, T5's spans, BART's noise.
 
-Every function takes token ids and a NumPy generator, changes neither the ids nor anything else, and draws all it needs
-from the generator. `generator(seed, number)` makes the one of example `number`, so that the same example is corrupted
-in the same way whenever it is asked for, and in another way in the next epoch, where it has another number.
+Every function takes token ids and a NumPy generator, changes nothing in place, and draws only from the generator.
+`generator(seed, number)` makes the one of example `number`, so that an example is always corrupted in the same way, and
+in another way in the next epoch, where it has another number.
 
-T tokens, L places, S spans.
+T tokens, L positions, S spans.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Masking:
     Args:
         mask_id: the id of [MASK].
         vocab: ids are below it.
-        special: ids that are never chosen and never put in a place: [CLS], [SEP], padding, [MASK] itself.
+        special: ids that are never chosen and never inserted: [CLS], [SEP], padding, [MASK] itself.
         rate: the share of tokens that is chosen.
-        starts: which ids begin a word, (vocab,) bool: the tokens of a word are chosen together. None: each by itself.
+        starts: (vocab,) bool, True for ids that begin a word: the tokens of a word are chosen together; None: each by
+            itself.
     """
 
     mask_id: int
@@ -53,11 +54,11 @@ class Masking:
 
     @property
     def ordinary(self) -> np.ndarray:
-        """The ids that may be hidden, and that may stand in for a hidden one."""
+        """The ids that can be hidden, and can replace a hidden one."""
         return np.setdiff1d(np.arange(self.vocab), (*self.special, self.mask_id))
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """What the model reads, and the labels: the token where one was chosen, else -100. (T,) -> (T,), (T,).
+        """The corrupted input, and the labels: the token where one was chosen, else -100. (T,) -> (T,), (T,).
 
         Every token is chosen with probability `rate`; with whole words every word.
         """
@@ -71,7 +72,7 @@ class Masking:
         return read, np.where(chosen, ids, IGNORE)
 
     def _words(self, ids: np.ndarray, may: np.ndarray) -> np.ndarray:
-        """The number of the word that each token is of; a special token is none's."""
+        """The word number of each token; special tokens belong to no word."""
         assert self.starts is not None
         begins = self.starts[ids] | ~may
         begins[1:] |= ~may[:-1]
@@ -79,8 +80,8 @@ class Masking:
 
 
 def word_starts(tokens: Sequence[str]) -> np.ndarray:
-    """Which tokens of a vocabulary begin a word, by how they are written: not "##ing" (WordPiece); "Ġthe" and "▁the",
-    where any token of the vocabulary begins with these (byte-level BPE, Unigram). (V,) bool."""
+    """True for tokens that begin a word, by their spelling: not "##ing" (WordPiece); only "Ġthe" and "▁the" if any
+    token of the vocabulary begins with these marks (byte-level BPE, Unigram). (V,) bool."""
     marked = [t.startswith(("Ġ", "▁", "Ċ")) for t in tokens]
     if any(marked):
         return np.array([m or not t[:1].isalnum() for m, t in zip(marked, tokens, strict=True)])
@@ -89,7 +90,7 @@ def word_starts(tokens: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pieces of text, and whether the second one follows the first: 0 = it does, 1 = it does not."""
+    """Two pieces of text and the label: 0 = the second one follows the first, 1 = it does not."""
 
     first: np.ndarray
     second: np.ndarray
@@ -104,7 +105,7 @@ class Pair:
 
 def pair(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> Pair:
     """Two pieces of text with L tokens together: in half of the cases the two parts of `here`, else its first part and
-    the beginning of `there`, which is text from another place.
+    the beginning of `there`, which is text from another document.
 
     Shapes: (L,), (L,). Raises: ValueError for fewer than 2 tokens, or two lengths.
     """
@@ -114,7 +115,7 @@ def pair(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> Pair:
         )
     cut, label = int(rng.integers(1, len(here))), int(rng.integers(2))
     second = there[: len(here) - cut] if label else here[cut:]
-    return Pair(here[:cut], second, label if not np.array_equal(second, here[cut:]) else 0)  # it may be what follows
+    return Pair(here[:cut], second, label if not np.array_equal(second, here[cut:]) else 0)  # it may be the same text
 
 
 # -------------------------------------------------------------------------------------------------- T5
@@ -122,7 +123,7 @@ def pair(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> Pair:
 
 @dataclass(frozen=True)
 class Spans:
-    """Span corruption (Raffel et al., 2019; arXiv:1910.10683): spans give way to sentinels, the target tells them.
+    """Span corruption (Raffel et al., 2019; arXiv:1910.10683): sentinels replace spans, and the target holds them.
 
     ```
     tokens    thank you for inviting me to your party last week
@@ -130,7 +131,7 @@ class Spans:
     target    <x> for inviting <y> last </s>
     ```
     Of T tokens round(T * density) are hidden, in round(hidden / mean) spans; hidden and kept tokens are both cut into
-    that many at random; a kept span comes first, a hidden one last.
+    that many spans at random; a kept span comes first, a hidden one last.
 
     Args:
         sentinels: ids in their order.
@@ -149,17 +150,17 @@ class Spans:
             raise ValueError(f"mean must be at least 1 token, got {self.mean}")
 
     def counts(self, tokens: int) -> tuple[int, int]:
-        """How many of so many tokens are hidden, and in how many spans."""
+        """The numbers of hidden tokens and of spans in a text of `tokens` tokens."""
         hidden = min(max(round(tokens * self.density), 1), tokens - 1)
         return hidden, min(max(round(hidden / self.mean), 1), tokens - hidden)
 
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The lengths of source and target that so many tokens make."""
+        """The lengths of source and target for a text of `tokens` tokens."""
         hidden, spans = self.counts(tokens)
         return tokens - hidden + spans + 1, hidden + spans + 1
 
     def room(self, source: int) -> int:
-        """The most tokens whose source has no more than this length."""
+        """The most tokens of a text whose source has at most this length."""
         tokens = 2
         while self.lengths(tokens + 1)[0] <= source:
             tokens += 1
@@ -189,7 +190,7 @@ class Spans:
 
 
 def _cut(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """`total` as a sum of `parts` numbers above 0, every such sum alike likely."""
+    """`total` as a sum of `parts` positive numbers, uniformly drawn from all such sums."""
     ends = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(ends, prepend=0, append=total)
 
@@ -198,10 +199,10 @@ def _cut(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def infill(ids: np.ndarray, mask_id: int, rng: np.random.Generator, rate: float = 0.3, mean: float = 3.0) -> np.ndarray:
-    """Text infilling (Lewis et al., 2019; arXiv:1910.13461): spans of Poisson length each give way to one mask.
+    """Text infilling (Lewis et al., 2019; arXiv:1910.13461): one mask replaces each span of Poisson length.
 
-    Spans are drawn until round(T * rate) tokens are covered, the last one is cut to fit; a span of length 0 is a mask
-    put in between two tokens. So the length, too, has to be found.
+    Spans are drawn until round(T * rate) tokens are covered, the last one is cut to fit; a span of length 0 inserts a
+    mask between two tokens. So the model must infer the lengths, too.
     """
     _share("rate", rate)
     if not mean > 0:
@@ -211,7 +212,7 @@ def infill(ids: np.ndarray, mask_id: int, rng: np.random.Generator, rate: float 
         lengths.append(min(int(rng.poisson(mean)), budget))
         budget -= lengths[-1]
     kept = len(ids) - sum(lengths)
-    before = np.sort(rng.integers(kept + 1, size=len(lengths)))  # how many kept tokens stand before each span
+    before = np.sort(rng.integers(kept + 1, size=len(lengths)))  # kept tokens before each span
     out, at, used = [], 0, 0
     for first, length in zip(before, rng.permutation(lengths).astype(int), strict=True):
         out += [ids[at : at + first - used], np.array([mask_id])]
@@ -226,7 +227,7 @@ def hide(ids: np.ndarray, mask_id: int, rng: np.random.Generator, rate: float = 
 
 
 def delete(ids: np.ndarray, rng: np.random.Generator, rate: float = 0.15) -> np.ndarray:
-    """Token deletion: each token is gone with probability `rate`; where, has to be found. (T,) -> fewer."""
+    """Token deletion: each token is deleted with probability `rate`, without a mark. (T,) -> fewer."""
     _share("rate", rate)
     return ids[rng.random(len(ids)) >= rate]
 

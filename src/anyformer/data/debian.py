@@ -1,4 +1,4 @@
-"""Data sets that are Debian packages: apt downloads one (it knows the user's mirror and checks the signatures), and the
+"""Data sets that are Debian packages: apt downloads one (from the user's mirror, with checked signatures), and the
 wanted files are unpacked into the cache. Nothing is installed and nothing of the package runs."""
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def fetch(package: str, wanted: str, megabytes: int, licence: str) -> Path:
 
     Args:
         wanted: a regular expression of whole paths in the package, such as `usr/share/data/.*[.]png`.
-        megabytes, licence: of the package, for whoever waits.
+        megabytes, licence: of the package, for the user.
 
     Raises:
-        OSError: saying what to do, without apt or where it cannot fetch.
+        OSError: with advice, without apt or if it cannot fetch.
     """
     home = cache() / package
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +55,11 @@ def download(package: str, terms: str, folder: Path, todo: str) -> Path:
     """The file of a package, fetched by apt into a folder.
 
     Args:
-        terms: size and licence, for whoever waits.
-        todo: the way to the data without this.
+        terms: size and licence, for the user.
+        todo: the way to the data without apt.
 
     Raises:
-        OSError: saying what to do, without apt or where it cannot fetch.
+        OSError: with advice, without apt or if it cannot fetch.
     """
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
@@ -78,8 +78,7 @@ def download(package: str, terms: str, folder: Path, todo: str) -> Path:
 
 
 def members(package: Path, wanted: str) -> Iterator[tuple[re.Match[str], bytes]]:
-    """The files of a package whose whole path fits the regular expression; no link and no other member of the
-    archive."""
+    """The regular files of a package whose whole path matches the regular expression."""
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker,
         tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive,

@@ -1,8 +1,8 @@
-"""What Debian's packages are, in two languages: titles and paragraphs of their descriptions, for translation.
+"""Descriptions of Debian's packages in two languages, as titles and paragraphs, for translation.
 
-Volunteers translate the descriptions into many languages, and apt knows where they are: `descriptions` has it fetch the
-lists into a folder of the cache (apt checks the archive's signatures; the lists of the system stay as they are). The
-texts are their authors' and translators'.
+Volunteers translate the descriptions into many languages. `descriptions` lets apt fetch the lists into a folder of the
+cache (apt checks the archive's signatures; the lists of the system do not change). The texts are their authors' and
+translators'.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from filelock import FileLock
 from anyformer.data.parallel import Pair
 from anyformer.data.sources import cache
 
-MEGABYTES = 20  # that apt reads for one language and English
+MEGABYTES = 20  # of apt's download for one language and English
 _TEXT = re.compile(r"^Description-(?!md5:)\w+: (.*(?:\n .*)*)", re.MULTILINE)
 _NAMES = re.compile(r"^(Package|Description-md5): (\S+)", re.MULTILINE)
 
 
 def descriptions(target: str = "de", share: float = 0.1) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to learn from and pairs to be measured on: titles and paragraphs, English and `target`.
+    """Pairs to train on and held-out pairs: titles and paragraphs, English and `target`.
 
     A tenth of the packages (`share`) is held out by the hash of the first part of its name: `gcc-12` and `gcc-12-doc`
-    are on one side, so that what is measured is not a variant of what was learned. What both sides have word for word
-    is only learned from. Left out are lists (their lines are no sentences), descriptions with other numbers of
-    paragraphs, and what was not translated.
+    are on one side, so that held-out pairs are not variants of training pairs. Pairs on both sides, word for word, are
+    only trained on. Left out are lists (their lines are no sentences), descriptions with different numbers of
+    paragraphs, and untranslated texts.
 
     Args:
         target: as Debian names the language: de, fr, it, es, ru, ja, ….
 
     Raises:
-        OSError: saying what to do, without apt or where it cannot fetch. ValueError: for what is no name of a language.
+        OSError: with advice, without apt or if it cannot fetch. ValueError: for an invalid name of a language.
     """
     english, other = (dict(_descriptions(path)) for path in _lists(target))
     learn: dict[str, str] = {}
@@ -59,10 +59,10 @@ def descriptions(target: str = "de", share: float = 0.1) -> tuple[list[Pair], li
 
 
 def paragraphs(text: str) -> list[str]:
-    """The title and the paragraphs of a description, white space joined; "" in the place of one with a list in it.
+    """The title and the paragraphs of a description, white space joined; "" for one with a list in it.
 
     The form is that of Debian's policy, section 5.6.13: each line after the title begins with a space, a line of one
-    full stop parts paragraphs, and lines that begin with two spaces are to be shown as they are.
+    full stop separates paragraphs, and lines that begin with two spaces are verbatim.
     """
     found: list[list[str]] = [[]]
     title, *lines = text.split("\n")
@@ -95,7 +95,7 @@ def _lists(target: str) -> tuple[Path, Path]:
 
 
 def _fetch(home: Path, target: str, files: tuple[Path, Path]) -> None:
-    """Has apt update lists of its own in a folder that goes away; each file is moved into the cache when whole."""
+    """Lets apt fetch the lists into a temporary folder; each complete file is moved into the cache."""
     if not re.fullmatch(r"[a-z]{2,3}(_[A-Z]{2})?", target):
         raise ValueError(f"a language is named as Debian does: de, fr, pt_BR, …; got {target!r}")
     if shutil.which("apt-get") is None:

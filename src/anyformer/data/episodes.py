@@ -3,8 +3,8 @@
 ```
 {"states": [[0.1, 0.2], [0.3, 0.1], …], "actions": [1, 0, …], "rewards": [1.0, 1.0, …]}     one episode a row
 ```
-A step is a state, the action taken there, and the reward that came for it. An action is the number of a choice, or a
-list of numbers. Rows may lie in any source of `data.records`. T steps, N episodes, S numbers of a state.
+A step is a state, the action taken there, and its reward. An action is the number of a choice, or a
+list of numbers. Rows come from any source of `data.records`. T steps, N episodes, S numbers of a state.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ COLUMNS = ("states", "actions", "rewards")
 
 
 def returns_to_go(rewards: np.ndarray) -> np.ndarray:
-    """The sum of the rewards from each step to the last one, (T,) -> (T,)."""
+    """The return-to-go of each step: the sum of the rewards from it to the last one, (T,) -> (T,)."""
     return np.cumsum(rewards[::-1], dtype=np.float64)[::-1]
 
 
 def examples(rows: Iterable[Row], where: str) -> Iterator[Example]:
-    """Episodes of rows, for a store.
+    """Rows as episodes, for a store.
 
     Raises:
-        ValueError: for a row that is no episode, or one of another kind than the first, with its number.
+        ValueError: for a row that is no episode, or an episode of another kind than the first, with its number.
     """
     first = None
     for number, row in enumerate(rows, 1):
@@ -88,7 +88,7 @@ class Episodes:
 
     Args:
         store: of `examples`.
-        numbers: (N,) which of its episodes.
+        numbers: (N,) of its episodes.
     """
 
     store: Store
@@ -96,12 +96,12 @@ class Episodes:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """(N,) the number of steps up to the end of each episode."""
+        """The number of steps up to the end of each episode, (N,)."""
         return np.cumsum(self.store.fields["rewards"].lengths(self.numbers))
 
     @property
     def steps(self) -> int:
-        """All steps."""
+        """The number of all steps."""
         return int(self.ends[-1])
 
     def __iter__(self) -> Iterator[Steps]:
@@ -116,7 +116,7 @@ class Episodes:
         return Steps(states, actions, returns_to_go(found["rewards"]))
 
     def window(self, number: int, length: int) -> Steps:
-        """Up to `length` steps of an episode, from step `number` of all on."""
+        """Up to `length` steps of an episode, from step `number` of all steps."""
         episode = int(np.searchsorted(self.ends, number, "right"))
         whole = self.whole(episode)
         first = number - (int(self.ends[episode - 1]) if episode else 0)

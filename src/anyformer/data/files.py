@@ -1,4 +1,4 @@
-"""Files as bytes and as text, in pieces: plain, .gz or .zst; UTF-8 or an error that says where it is not."""
+"""Files as bytes and as text, in pieces: plain, .gz or .zst; UTF-8 or an error with the position."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDE = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def suffix(path: Path) -> str:
-    """The ending that says what a file holds, in small letters: `.jsonl` of `a.JSONL.gz`."""
+    """The extension of a file's format, in lower case: `.jsonl` of `a.JSONL.gz`."""
     return (path.with_suffix("") if path.suffix.lower() in PACKED else path).suffix.lower()
 
 
@@ -28,7 +28,7 @@ def chunks(path: Path) -> Iterator[bytes]:
     """The content of a file, unpacked, about a megabyte at a time.
 
     Raises:
-        ValueError: for a damaged .gz or .zst file, or what is no regular file. ImportError: .zst without zstandard.
+        ValueError: for a damaged .gz or .zst file, or no regular file. ImportError: for .zst without zstandard.
     """
     with open_regular(path) as raw:
         file: Any = raw
@@ -54,10 +54,10 @@ def _zst(raw: IO[bytes], path: Path) -> tuple[Any, type[BaseException]]:
 
 
 def decoded(path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces of any length; line ends as they are, a byte order mark left out.
+    """The text of a UTF-8 file in pieces of any length; line ends unchanged, without a byte order mark.
 
     Raises:
-        ValueError: naming file, byte, and what to do, where it is not UTF-8.
+        ValueError: naming file and byte, with advice, if it is not UTF-8.
     """
     decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
     for chunk in chunks(path):
@@ -75,7 +75,7 @@ def decoded(path: Path) -> Iterator[str]:
 
 def _decode(decoder: Any, chunk: bytes, done: int, path: Path) -> str:
     """The text of the next chunk; an empty one is the end. `done`: bytes that came before."""
-    waiting = len(decoder.getstate()[0])  # bytes of a character that the chunk before had only in part
+    waiting = len(decoder.getstate()[0])  # bytes of an incomplete character of the chunk before
     try:
         return decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError as error:

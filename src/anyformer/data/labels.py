@@ -7,7 +7,7 @@ IGNORE = -100  # a label that is not counted
 
 
 def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
-    """Labels for a causal model: the token after each place; -100 at the last place, at padding and before it, and at
+    """Labels for a causal model: the token after each position; -100 at the last one, at padding and before it, and at
     the last token of a packed document.
 
     Shapes: (B, T), (B, T), (B, T) -> (B, T).
@@ -23,8 +23,8 @@ def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None, documen
 
 
 def shift_right(labels: Tensor, begin_id: int, pad_id: int = 0) -> Tensor:
-    """What a decoder reads while it is taught `labels`: `begin_id`, then each label one place later.
+    """A decoder's input for `labels`: `begin_id`, then each label one position later.
 
-    Labels of -100 become `pad_id`: what stands there is read by nothing that counts. Shape: (B, T) -> (B, T).
+    Labels of -100 become `pad_id`, which no counted position attends to. Shape: (B, T) -> (B, T).
     """
     return F.pad(labels[:, :-1], (1, 0), value=begin_id).masked_fill(F.pad(labels[:, :-1], (1, 0)) == IGNORE, pad_id)

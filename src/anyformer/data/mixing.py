@@ -1,4 +1,4 @@
-"""Several sources as one, by weight: from which source a row comes, and which of its rows, follow from its number."""
+"""Several sources as one, by weight: the source of a row, and its index there, are functions of the row's number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 1000  # rows in which the shares are exact; a weight is a whole number o
 
 @dataclass(frozen=True)
 class Mixture:
-    """Rows of several sources. In each block of 1000 rows every source has exactly its share, in an order of its own.
+    """Rows of several sources. In each block of 1000 rows every source has exactly its share, in a new random order.
 
     ```
     block      0                       1
@@ -27,8 +27,8 @@ class Mixture:
     The rows that a source has given before row r follow from r alone, so nothing has to be saved.
 
     Args:
-        sources: what is mixed; the batches of all must have the same names and shapes.
-        weights: one a source, above 0; what they add up to does not matter.
+        sources: of rows; the batches of all must have the same names and shapes.
+        weights: one for each source, above 0; their sum does not matter.
         seed: of the order.
     """
 
@@ -42,11 +42,11 @@ class Mixture:
         shares(self.weights)
 
     def given(self, row: int) -> list[int]:
-        """How many rows each source has given before row `row`."""
+        """The number of rows of each source before row `row`."""
         return given(self.weights, self.seed, row)
 
     def rows(self, first: int, count: int) -> Batch:
-        """The rows, each where its number puts it."""
+        """The rows `first`, …, as a batch, in order."""
         whole: dict[str, Tensor] = {}
         for i, (before, places) in enumerate(picked(self.weights, self.seed, first, count)):
             if not len(places):
@@ -60,14 +60,14 @@ class Mixture:
 
 
 def given(weights: tuple[float, ...], seed: int, row: int) -> list[int]:
-    """How many rows each of the sources of a mixture has given before row `row`."""
+    """The number of rows of each source of a mixture before row `row`."""
     share, order = shares(weights), _order(weights, seed, row // BLOCK)
     here = np.bincount(order[: row % BLOCK], minlength=len(share))
     return [int(row // BLOCK * s + h) for s, h in zip(share, here, strict=True)]
 
 
 def picked(weights: tuple[float, ...], seed: int, first: int, count: int) -> list[tuple[int, np.ndarray]]:
-    """Of each source: the first of its own rows among rows `first`, …, and the places (n,) of it and the next ones."""
+    """For each source: its first own row among rows `first`, …, and the positions (n,) of its rows there."""
     numbers = np.arange(first, first + count)
     blocks = {int(b): _order(weights, seed, int(b)) for b in np.unique(numbers // BLOCK)}
     chosen = np.array([blocks[n // BLOCK][n % BLOCK] for n in numbers.tolist()], np.int64)  # (count,)

@@ -17,7 +17,7 @@ Kind = Literal["architecture", "recipe", "config", "weights"]
 
 
 def kind(name: str) -> Kind:
-    """What a MODEL is: the first three have no weights. The file of a recipe has the key `part`."""
+    """The kind of a MODEL: the first three have no weights. The file of a recipe has the key `part`."""
     if name in names():
         return "architecture"
     path = Path(name).expanduser()
@@ -26,7 +26,7 @@ def kind(name: str) -> Kind:
     try:
         return "recipe" if "part" in json.loads(path.read_text(encoding="utf-8")) else "config"
     except (ValueError, TypeError):
-        return "config"  # its reader says what is wrong with it
+        return "config"  # its reader raises the error
 
 
 def find(name: str) -> Path | str:

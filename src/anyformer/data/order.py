@@ -1,6 +1,6 @@
-"""The order of data as a function: which row comes where, without a list, a state, or a generator to save.
+"""The order of data as a function of the row number, without a list, a state, or a generator to save.
 
-Rows are counted through all epochs: row r is place r mod N of epoch r div N. In an epoch the N items stand in an order
+Rows are counted through all epochs: row r is position r mod N of epoch r div N. In an epoch the N items have an order
 that depends on (seed, epoch) alone, each exactly once. A batch is the next B rows, and each of W processes takes its
 B / W of them:
 
@@ -9,8 +9,8 @@ rows      0 1 2 3 4 5 6 7 8 9 …             N = 7: 7 begins epoch 1
 batch     0       1       2                 B = 4
 process   0   1   0   1   0   1             W = 2
 ```
-So the union over processes is the same batch for every W that divides B, and a run goes on with another W as if nothing
-had happened; nor does it matter how a step is cut into accumulated batches.
+So the union over processes is the same batch for every W that divides B: a run can resume with another W, or with
+another number of accumulated batches, and reads the same data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rows(Protocol):
     """Rows by number."""
 
     def rows(self, first: int, count: int) -> Batch:
-        """Rows `first`, …, `first` + `count` - 1 as a batch: the same ones whenever they are asked for."""
+        """Rows `first`, …, `first` + `count` - 1 as a batch, always the same ones."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Global:
     Args:
         source: the rows.
         batch: B, rows of a batch over all processes.
-        rank, size: which of how many processes.
+        rank, size: of this process; the number of processes.
     """
 
     source: Rows
@@ -68,14 +68,14 @@ class Global:
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """64 bits that look random for 64 that count (the finaliser of splitmix64; Steele et al., 2014)."""
+    """Pseudorandom 64 bits for a counter of 64 bits (the finaliser of splitmix64; Steele et al., 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def keys(count: int, *words: int) -> np.ndarray:
-    """`count` keys for a place in the order, e.g. (seed, epoch). (count,) uint64."""
+    """`count` keys derived from `words`, e.g. (seed, epoch). (count,) uint64."""
     state = np.zeros(1, np.uint64)
     for word in (count, *words):
         state = mix(state + np.uint64((word * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & WORD))
@@ -83,11 +83,11 @@ def keys(count: int, *words: int) -> np.ndarray:
 
 
 def permuted(places: np.ndarray, size: int, *words: int) -> np.ndarray:
-    """Where a permutation of 0, …, `size` - 1 sends `places`; (seed, epoch) and whatever else `words` are choose it.
+    """The images of `places` under a permutation of 0, …, `size` - 1 that `words`, e.g. (seed, epoch), determine.
 
     A Feistel network over an a x b grid just large enough (Black and Rogaway, 2002): the row is shifted by a hash of
     the column, then the column by a hash of the row. Each shift can be undone, so the whole is a permutation of the
-    grid; what lands outside 0, …, `size` - 1 is sent on until it is inside.
+    grid; an image outside 0, …, `size` - 1 is permuted again until it is inside.
 
     Shapes: (n,) int64 -> (n,) int64. Memory: that of `places`, whatever the size.
     """
@@ -95,7 +95,7 @@ def permuted(places: np.ndarray, size: int, *words: int) -> np.ndarray:
     b = -(-size // a)
     chosen = keys(2 * ROUNDS, size, *words)
     result = places.astype(np.int64)
-    todo = np.arange(len(result))  # places that have not landed inside yet
+    todo = np.arange(len(result))  # indices of images that are not inside yet
     with np.errstate(over="ignore"):
         while len(todo):
             row, column = result[todo] // b, result[todo] % b
@@ -126,10 +126,10 @@ def shuffled(first: int, count: int, size: int, seed: int) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True, eq=False)
 class Epochs:
-    """Windows of a text, each once in an epoch, in an order of its own each time.
+    """Windows of a text, each once in an epoch, in a new random order each time.
 
-    The text is cut into N windows of `context` tokens; what is left over, fewer than that, is split anew in each epoch
-    into what stands before the first window and after the last, so that the cuts move.
+    The text is cut into N windows of `context` tokens; the remainder, fewer tokens, is split anew in each epoch into a
+    part before the first window and a part after the last, so that the cuts move.
 
     Args:
         ids: (M,).
@@ -150,7 +150,7 @@ class Epochs:
         return (len(self.ids) - 1) // self.context
 
     def rows(self, first: int, count: int) -> Batch:
-        """input_ids and labels, (count, T) each: the label of a place is the token after it."""
+        """input_ids and labels, (count, T) each: the label of a position is the token after it."""
         epochs, items = shuffled(first, count, self.size, self.seed)
         spare = len(self.ids) - 1 - self.size * self.context
         known, which = np.unique(epochs, return_inverse=True)
@@ -160,7 +160,7 @@ class Epochs:
 
 
 def enough(ids: np.ndarray, context: int) -> None:
-    """Raises ValueError for a text that has not one window."""
+    """Raises ValueError for a text shorter than one window."""
     if context < 1 or len(ids) <= context:
         raise ValueError(
             f"the text to train on has {len(ids)} tokens, and one window of context={context} needs {context + 1}; "
@@ -193,5 +193,5 @@ class Items:
             raise ValueError("there are no examples to train on")
 
     def rows(self, first: int, count: int) -> Batch:
-        """What `make` makes of the examples of these rows."""
+        """The batch that `make` returns for the examples of these rows."""
         return self.make(shuffled(first, count, self.size, self.seed)[1])

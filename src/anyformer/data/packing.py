@@ -1,12 +1,12 @@
-"""Documents into rows of T places, so that little is wasted, nothing is lost, and no document sees another.
+"""Packing of documents into rows of T positions: little is wasted, nothing is lost, and no document sees another.
 
 ```
 pairs       aaaaa  bb  cccc  d                          of four documents; T = 6
-fit         aaaaad  ccccbb                              whole documents, the row with the least room that is enough
+fit         aaaaad  ccccbb                              whole documents, in the fullest row with enough room
 split       aaaaab  bccccd                              one after another, cut where a row is full
             000001  011112   document_ids               0, 1, … within the row; -1 = padding
 ```
-A document of n tokens has n - 1 pairs (token, next token), and a place of a row is one pair. So every pair of every
+A document of n tokens has n - 1 pairs (token, next token), and a position of a row is one pair. So every pair of every
 document is in exactly one row, and no label is a token of another document. Documents longer than T are cut first;
 their pieces lose no pair, but do not see each other.
 """
@@ -23,16 +23,16 @@ from anyformer.data.batches import Batch
 from anyformer.data.order import shuffled
 
 Style = Literal["fit", "split"]
-EMPTY = {"input_ids": 0, "labels": -100, "document_ids": -1}  # what stands at padding
+EMPTY = {"input_ids": 0, "labels": -100, "document_ids": -1}  # values of padding
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Which pieces of the text stand in which row.
+    """The assignment of pieces of the text to rows.
 
     Attributes:
         starts, lengths: of the pieces, in pairs, counted from the beginning of the text. (P,) int64.
-        firsts: the first piece of each row, and P. (R + 1,) int64.
+        firsts: the index of each row's first piece, and P. (R + 1,) int64.
         context: T.
     """
 
@@ -43,17 +43,17 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """R, the rows."""
+        """R, the number of rows."""
         return len(self.firsts) - 1
 
     @property
     def filled(self) -> float:
-        """The share of places that are not padding."""
+        """The share of positions that are not padding."""
         return float(self.lengths.sum() / max(1, self.size * self.context))
 
 
 def plan(starts: np.ndarray, tokens: int, context: int, style: Style = "fit") -> Plan:
-    """Packs the documents that begin at `starts`, (M,), of a text of so many tokens.
+    """Packs the documents that begin at `starts`, (M,), of a text of `tokens` tokens.
 
     Memory: about 100 bytes a document.
 
@@ -67,11 +67,11 @@ def plan(starts: np.ndarray, tokens: int, context: int, style: Style = "fit") ->
     if not pairs.any():
         raise ValueError("no document has the two tokens that one token to predict needs; give longer texts")
     offset = np.cumsum(pairs) - pairs  # pairs before each document
-    # The place in the row at which a document begins: where the one before it ended, or at the beginning.
+    # The position in the row at which a document begins: after the one before it, or at the beginning.
     lead = offset % context if style == "split" else np.zeros_like(offset)
     count = -(-(lead + pairs) // context) * (pairs > 0)  # pieces of each document
     owner = np.repeat(np.arange(len(pairs)), count)  # (P,)
-    part = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)  # place of a piece in its document
+    part = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)  # index of a piece in its document
     begin = np.maximum(part * context - lead[owner], 0)
     end = np.minimum((part + 1) * context - lead[owner], pairs[owner])
     begins, lengths = starts[owner] + begin, end - begin
@@ -89,8 +89,8 @@ def _fit(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
     At most 11/9 of the fewest rows and one more (Johnson et al., 1974).
     """
     rows: list[list[int]] = []
-    having: list[list[int]] = [[] for _ in range(context + 1)]  # rows by the places that they have left
-    some = 0  # bit i: there are rows with i places left
+    having: list[list[int]] = [[] for _ in range(context + 1)]  # rows by their free positions
+    some = 0  # bit i: there are rows with i free positions
     order = np.argsort(-lengths, kind="stable")
     for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         enough = some >> length << length
@@ -125,7 +125,7 @@ class Packed:
 
     @property
     def size(self) -> int:
-        """The rows of an epoch."""
+        """The number of rows in an epoch."""
         return self.plan.size
 
     def rows(self, first: int, count: int) -> Batch:

@@ -1,8 +1,8 @@
-"""The same text in two languages: the Debian Administrator's Handbook, block by block, for translation.
+"""Parallel text in two languages: the Debian Administrator's Handbook, block by block, for translation.
 
-The Debian package `debian-handbook` holds the book in 26 languages as HTML of one structure. `handbook` has apt fetch
-it (apt knows the user's mirror and checks the archive's signatures), keeps the pages of the languages that are asked
-for in the cache, and pairs the blocks of each page. The data is the book's: GPL-2+ or CC-BY-SA-3.0.
+The Debian package `debian-handbook` holds the book in 26 languages as HTML of one structure. `handbook` lets apt fetch
+it (from the user's mirror, with checked signatures), keeps the pages of the requested languages in the cache, and pairs
+the blocks of each page. The data is the book's: GPL-2+ or CC-BY-SA-3.0.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Pair = tuple[str, str]  # (source, target)
 def handbook(source: str = "en-US", target: str = "de-DE") -> list[Pair]:
     """All blocks (paragraphs and titles) of the book in two languages, in the order of the book.
 
-    Left out are pages whose numbers of blocks differ, blocks that are the same in both languages (not translated, or a
-    command), and repetitions.
+    Left out are pages with different numbers of blocks, blocks that are the same in both languages (not translated, or
+    a command), and repetitions.
 
     Args:
         source, target: names of the package's folders: en-US, de-DE, fr-FR, it-IT, ja-JP, ….
 
     Raises:
-        OSError: saying what to do, without apt or where it cannot fetch. ValueError: for a language that is not there.
+        OSError: with advice, without apt or if it cannot fetch. ValueError: for a missing language.
     """
     folders = _pages(source, target)
     found: dict[str, str] = {}
@@ -55,8 +55,8 @@ def handbook(source: str = "en-US", target: str = "de-DE") -> list[Pair]:
 
 
 def split(pairs: list[Pair], share: float = 0.1) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to learn from and pairs to be measured on: `share` of all, chosen by the hash of the source, so that a
-    pair stays on its side whatever else there is."""
+    """Pairs to train on and held-out pairs: `share` of all, chosen by the hash of the source, so that a pair stays on
+    its side when others change."""
 
     def held(pair: Pair) -> bool:
         return int.from_bytes(hashlib.sha256(pair[0].encode()).digest()[:4]) < share * 2**32
@@ -65,7 +65,7 @@ def split(pairs: list[Pair], share: float = 0.1) -> tuple[list[Pair], list[Pair]
 
 
 def sentences(pairs: list[Pair]) -> list[Pair]:
-    """The pairs cut into sentences, where both sides have as many; the others as they are."""
+    """The pairs cut into sentences if both sides have equally many; the others unchanged."""
     out: list[Pair] = []
     for pair in pairs:
         ours, theirs = (_END.split(text) for text in pair)
@@ -74,11 +74,11 @@ def sentences(pairs: list[Pair]) -> list[Pair]:
 
 
 class Batches:
-    """Batches of pairs by number, for `train.fit`: pairs of like length together, another order in each round.
+    """Batches of pairs by number, for `train.fit`: pairs of similar length together, another order in each round.
 
     Args:
         pairs: token ids of sources and targets, the token that ends a text included.
-        tokens: most places of a batch: rows x (longest source + longest target).
+        tokens: the most positions of a batch: rows x (longest source + longest target).
         begin_id: of the model. seed: of the order.
     """
 
@@ -95,7 +95,7 @@ class Batches:
             self.batches[-1].append(i)
 
     def __len__(self) -> int:
-        """Batches of one round."""
+        """The number of batches in one round."""
         return len(self.batches)
 
     def __call__(self, number: int) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class Batches:
 
 class Dictionary:
     """Translation word by word, as a baseline: the likeliest word of IBM's model 1 (Brown et al., 1993), learned by
-    `rounds` of expectation and maximisation; an unknown word stays as it is."""
+    `rounds` of expectation and maximisation; an unknown word is copied."""
 
     def __init__(self, pairs: list[Pair], rounds: int = 5):
         texts = [(ours.split(), theirs.split()) for ours, theirs in pairs]
@@ -132,7 +132,7 @@ class Dictionary:
         self.best = {word: max(row, key=row.__getitem__) for word, row in likely.items()}
 
     def __call__(self, text: str) -> str:
-        """The text, word by word."""
+        """The translation of a text, word by word."""
         return " ".join(self.best.get(word, word) for word in text.split())
 
 
@@ -140,14 +140,14 @@ _END = re.compile(r"(?<=[.!?:;])\s+(?=[A-ZÄÖÜ])")
 
 
 def blocks(page: str) -> list[str]:
-    """The text of every paragraph and title of a page of the book, white space joined, the inner ones on their own."""
+    """The text of every paragraph and title of a page of the book, white space joined, nested ones separately."""
     reader = _Blocks()
     reader.feed(page)
     return [" ".join("".join(text).split()) for text in reader.found]
 
 
 class _Blocks(html.parser.HTMLParser):
-    """Text goes to the innermost open block: an element of class `para`, or of one whose name has `title` in it."""
+    """A parser that adds text to the innermost open block: an element of class `para` or of a class with `title`."""
 
     empty = frozenset({"br", "hr", "img", "input", "link", "meta"})
 
@@ -176,7 +176,7 @@ class _Blocks(html.parser.HTMLParser):
 
 
 def _pages(*languages: str) -> list[Path]:
-    """The folders with the pages in these languages; what the cache lacks is fetched."""
+    """The folders with the pages in these languages; missing ones are fetched."""
     home = cache() / PACKAGE
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
@@ -186,7 +186,7 @@ def _pages(*languages: str) -> list[Path]:
 
 
 def _fetch(home: Path, languages: list[str]) -> None:
-    """Has apt download the package, and unpacks the pages in these languages; each whole or not at all."""
+    """Lets apt download the package, and unpacks the pages in these languages; each whole or not at all."""
     todo = (
         f"on Debian or Ubuntu run `apt-get download {PACKAGE}`, unpack it with `dpkg-deb -x`, and copy "
         f"/{PAGES}/LANGUAGE for {', '.join(languages)} into {home}"

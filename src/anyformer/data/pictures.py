@@ -1,4 +1,4 @@
-"""Images of rows: as a row gives them, as bytes that are kept, as pixels of a size. C channels."""
+"""Images of rows: as values of a row, as stored bytes, as pixels of one size. C channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyformer.media.picture import coloured, picture
 
 
 def below(root: Path, name: str | os.PathLike) -> Path:
-    """The file that a row names, which may be relative to where the rows lie.
+    """The file that a row names, absolute or relative to the folder of the rows.
 
     Raises:
         ValueError: if there is none.
@@ -25,7 +25,7 @@ def below(root: Path, name: str | os.PathLike) -> Path:
 
 
 def content(image: Any) -> bytes:
-    """An image of a row as the bytes of a file, so that none of its meaning is lost: bytes stay as they are; what else
+    """An image of a row as the bytes of a file, without loss: bytes are unchanged; any other image that
     `media.picture` reads becomes a PNG.
 
     Raises:
@@ -45,7 +45,7 @@ def content(image: Any) -> bytes:
 
 
 def pixels(data: bytes | Path, side: int, channels: int) -> np.ndarray:
-    """An image in a size and in grey or RGB, (C, side, side) uint8; resized (bicubic) where it has another size.
+    """An image in grey or RGB, (C, side, side) uint8; resized (bicubic) if it has another size.
 
     Raises:
         ValueError: if it cannot be read.

@@ -1,4 +1,4 @@
-"""Batches made ahead of time by threads, in exactly the order in which they would come without."""
+"""Batches made ahead of time by threads, in unchanged order."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from anyformer.data.batches import Batch, Batches, Numbered
 
 
 class Prefetch:
-    """`Prefetch(batches, workers=2)` gives what `batches` gives, made by threads before it is asked for.
+    """The batches of `batches`, made in advance by threads: `Prefetch(batches, workers=2)`.
 
-    A batch is a function of its number, so which thread makes it, and when, changes nothing. Threads and not processes:
-    reading, decoding images and tokenising leave Python's lock, and nothing is copied between processes.
+    A batch is a function of its number, so threads and timing change nothing. Threads and not processes: reading,
+    decoding images and tokenising release Python's lock, and nothing is copied between processes.
 
     ```python
     with Prefetch(batches, workers=2) as ahead:
@@ -22,11 +22,11 @@ class Prefetch:
     Args:
         batches: number -> batch; called from several threads at once, so it must keep no state (a `Numbered` does).
         workers: threads.
-        ahead: batches that are kept ready; each worker's own and one more by default.
+        ahead: batches that are kept ready; one for each worker and one more by default.
 
     Raises:
         ValueError: for fewer than one worker or batch, or batches that keep state. An error in making a batch is
-            raised where that batch is asked for, and later batches can still be asked for.
+            raised by the call for that batch; later batches are still available.
     """
 
     def __init__(self, batches: Batches, workers: int = 1, ahead: int | None = None):
@@ -44,7 +44,7 @@ class Prefetch:
     def __call__(self, number: int) -> Batch:
         """Batch number `number`; those after it are begun."""
         wanted = range(number, number + self.ahead + 1)
-        for old in self.coming.keys() - set(wanted):  # a run that went back, or an error before
+        for old in self.coming.keys() - set(wanted):  # the run went back, or an error occurred before
             self.coming.pop(old).cancel()
         for i in wanted:
             if i not in self.coming:
@@ -52,7 +52,7 @@ class Prefetch:
         return self.coming.pop(number).result()
 
     def close(self) -> None:
-        """Ends the threads: what was begun is finished, what was not is dropped. Asking for batches is over."""
+        """Ends the threads: running batches are finished, waiting ones dropped. No call for batches can follow."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.coming = {}
 

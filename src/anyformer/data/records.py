@@ -1,14 +1,14 @@
 """Rows from any source: text, folders, JSONL, CSV, Parquet, image folders, saved and published data sets.
 
 ```
-book.txt  texts/            {"text": piece, "document": 0}     a long document is several rows of one number
+book.txt  texts/            {"text": piece, "document": 0}     a long document: several rows with one number
 a.jsonl   a.csv   a.tsv     {"text": …, "label": …, …}         one row a line
 a.parquet                   {column: value}                    one row a row
 pictures/cat/1.png          {"image": PIL.Image, "label": 0, "class": "cat"}
 saved/ (datasets' own)      {column: value}                    `Dataset.save_to_disk`
-hub:owner/name/config#test  {column: value}                    split `train` unless said
+hub:owner/name/config#test  {column: value}                    split `train` by default
 ```
-.gz and .zst of the text formats are read too; `folder/*.jsonl` is all files that fit, sorted; a folder of files of one
+.gz and .zst of the text formats are read too; `folder/*.jsonl` is all matching files, sorted; a folder of files of one
 of these kinds is read as that kind. `fields` maps our names to the columns': `{"text": "content"}`. Reading streams:
 no file is ever whole in memory.
 """
@@ -29,7 +29,7 @@ from anyformer.core.value import nearest
 from anyformer.data import files, sources, tables
 
 Row = dict[str, Any]
-NAMES = (  # what our own readers ask for
+NAMES = (  # the names that our own readers use
     "text", "label", "source", "target", "image", "messages", "prompt", "response", "anchor", "positive", "words",
     "labels", "states", "actions", "rewards",
 )  # fmt: skip
@@ -43,7 +43,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Source:
-    """What a name stands for: `kind`, the files in their order, and the folder that they were found in."""
+    """A source of rows: its `kind`, its files in order, and their folder."""
 
     name: str
     kind: str
@@ -52,7 +52,7 @@ class Source:
 
 
 def find(source: str | Path) -> Source:
-    """Understands a source; reads nothing but folders.
+    """The source of that name; only folders are read.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -104,14 +104,14 @@ def records(
     """The rows of a source, one after another.
 
     Args:
-        source: see the table above, or what `find` made of it.
-        fields: our names -> columns. With it, a row has these only. Plain text has no columns, and is `text` anyhow.
+        source: see the table above, or a result of `find`.
+        fields: our names -> columns. With it, a row has these only. Plain text has no columns, and is always `text`.
         need: names that every row must have.
 
     Raises:
-        FileNotFoundError, ValueError: at once for a source or a field name that is none; while reading for text that is
-            not UTF-8 (with the byte), a damaged file, a line that is no row, a column that is missing, null or NaN:
-            with file and row. ImportError: says what to install for Parquet, images or data sets.
+        FileNotFoundError, ValueError: at once for an invalid source or field name; while reading, with file and row,
+            for text that is not UTF-8 (with the byte), a damaged file, a line that is no row, a column that is missing,
+            null or NaN. ImportError: naming the package to install for Parquet, images or data sets.
     """
     for name in fields or ():
         if name not in NAMES:
@@ -136,7 +136,7 @@ def records(
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a row are taken, and what they must be."""
+    """The selected columns of a row, and their checks."""
 
     fields: dict[str, str]
     need: tuple[str, ...]
@@ -172,7 +172,7 @@ class Columns:
 
 
 def half(value: Any) -> bool:
-    """Is there half a surrogate pair in this text, or in a text inside?"""
+    """True if this text, or a text inside, has half a surrogate pair."""
     if isinstance(value, str):
         return not value.isascii() and HALF.search(value) is not None
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -207,7 +207,7 @@ def texts(source: str | Path | Source, fields: Mapping[str, str] | None = None) 
     """(number of the document, piece of it): the `text` of all rows, long ones in pieces, blank ones left out.
 
     Raises:
-        ValueError: as `records`; for a `text` that is none; and when there is no text at all.
+        ValueError: as `records`; for a `text` that is not a str; and when there is no text at all.
     """
     found, number = source if isinstance(source, Source) else find(source), -1
     for row in records(found, fields, need=("text",)):
@@ -226,7 +226,7 @@ def texts(source: str | Path | Source, fields: Mapping[str, str] | None = None) 
 
 
 def fingerprint(source: Source, fields: Mapping[str, str] | None = None) -> str:
-    """SHA-256 of a source's content and of how it is read: equal content, equal text, wherever the files lie.
+    """SHA-256 of a source's content and of the reading options: equal content, equal text, whatever the file paths.
 
     Files are hashed as they are, without being parsed; a published data set row by row.
     """

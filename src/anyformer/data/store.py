@@ -1,13 +1,14 @@
-"""Examples on disk: what rows became once, mapped into memory, any of them by number. N examples.
+"""Examples on disk: encoded once from rows, mapped into memory, read by number. N examples.
 
 ```
-~/.cache/anyformer/tokens/KEY/        KEY: SHA-256 of the rows, of what encodes them, and of the format
+~/.cache/anyformer/tokens/KEY/        KEY: SHA-256 of the rows, of their encoding, and of the format
     input_ids.bin       int32         of all examples, one after another (or uint8: bytes; float32: numbers)
-    input_ids.ends.bin  int64 (N,)    where those of each example end
+    input_ids.ends.bin  int64 (N,)    the end of each example
     labels.bin …                      the same for each name
     index.json                        sizes and checksums
 ```
-Kept beside the token caches, and as they are: whole or not at all, checked when opened, safe to delete (`data.cache`).
+Kept beside the token caches, under the same rules: whole or not at all, checked when opened, safe to delete
+(`data.cache`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FORMAT = 2
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """One name of all examples: `values` and, where their lengths differ, the `ends` (N,) of each."""
+    """One field of all examples: `values` and, if their lengths differ, the `ends` (N,) of each."""
 
     values: np.ndarray
     ends: np.ndarray | None
@@ -42,7 +43,7 @@ class Field:
         return np.array(self.values[self.ends[number - 1] if number else 0 : self.ends[number]])
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """How long those of these examples are. (n,) -> (n,)."""
+        """The lengths of this field in these examples. (n,) -> (n,)."""
         if self.ends is None:
             return np.ones_like(numbers)
         return self.ends[numbers] - np.where(numbers > 0, self.ends[numbers - 1], 0)
@@ -53,7 +54,8 @@ class Store:
     """Examples by number: `store[i]`.
 
     Attributes:
-        fields: by name. `seen`: how many came, with those that were nothing. `fingerprint`: equal for equal examples.
+        fields: by name. `seen`: number of rows, those without an example included. `fingerprint`: equal for equal
+            examples.
     """
 
     fields: dict[str, Field]
@@ -72,11 +74,11 @@ def stored(examples: Callable[[], Iterable[Example | None]], told: str, folder: 
     """The examples, from the cache, or written into it first, one at a time.
 
     Args:
-        examples: begins them; only called when they are not there. None stands for a row that makes none.
-        told: all that decides them. `folder`: see `cache.place`.
+        examples: yields them; only called when they are not cached. None stands for a row without an example.
+        told: a text that determines them. `folder`: see `cache.place`.
 
     Raises:
-        ValueError: for examples of which some lack a name, or none at all. OSError: see `cache.kept`.
+        ValueError: if some examples lack a field, or there are none. OSError: see `cache.kept`.
     """
     return cache.kept(f"examples {FORMAT} {told}", lambda work: _write(examples(), work), opened, folder)
 
@@ -127,10 +129,10 @@ def _dtype(value: Any) -> str:
 
 
 def opened(folder: Path) -> Store:
-    """A store, checked: sizes, then checksums.
+    """The store in a folder, after checks of sizes, then checksums.
 
     Raises:
-        ValueError, OSError, KeyError: if it is not what was written.
+        ValueError, OSError, KeyError: if it is damaged.
     """
     said = json.loads((folder / "index.json").read_bytes())
     if said["format"] != FORMAT:

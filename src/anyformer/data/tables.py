@@ -1,4 +1,4 @@
-"""One reader a format, file to rows, for `records`. What a format needs beyond Python is imported in its reader."""
+"""One reader for each format, file to rows, for `records`. A reader imports the packages of its format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = 64  # rows of a Parquet file that are in memory at once
 
 
 def jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """One JSON object a line; blank lines are left out."""
+    """The JSON objects of a file, one a line; blank lines are left out."""
     for number, line in enumerate(files.lines(path), 1):
         if not line.strip():
             continue
@@ -37,8 +37,8 @@ _ONE = 'One object a line is read, e.g. {"text": "…"}; an array becomes that w
 
 
 def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a table with a line of names; .tsv has tabs. All is text; a `label` that is a whole number as
-    one writes it is that number."""
+    """Rows of a table with a line of names; .tsv has tabs. All values are text, except a `label` in the usual form of a
+    whole number."""
     csv.field_size_limit(FIELD)
     reader = csv.reader(files.lines(path), delimiter="\t" if files.suffix(path) == ".tsv" else ",", strict=True)
     try:
@@ -61,8 +61,8 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _class(cell: str) -> int | float | str | None:
-    """The name of a class: "007", "1_0" and "7.0" as they stand, 7 as a number; nothing for an empty cell, NaN and
-    infinity for what tables write where nothing is known."""
+    """A class from a cell: "007", "1_0" and "7.0" unchanged, 7 as a number; None for an empty cell, NaN and infinity
+    for the marks of missing values in tables."""
     if re.fullmatch(r"0|-?[1-9]\d{0,17}", cell, re.ASCII):
         return int(cell)
     return float(cell) if cell.lower() in ("nan", "inf", "-inf") else cell or None
@@ -72,7 +72,7 @@ def parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file; of `columns`, if any."""
     pyarrow, pq = module("pyarrow", "Parquet"), module("pyarrow.parquet", "Parquet")
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of it is read ahead
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # else the whole file is read ahead
             names = file.schema_arrow.names
             for name in columns:
                 if name not in names:
@@ -97,7 +97,7 @@ def classes(root: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def images(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """`root/class/name.png` -> image (PIL, RGB), label (place of the class among the sorted ones), class."""
+    """Rows of `root/class/name.png`: image (PIL, RGB), label (index of the class among the sorted ones), class."""
     found = classes(root, paths)
     names = sorted(set(found))
     for path, name in zip(paths, found, strict=True):
@@ -105,14 +105,14 @@ def images(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def arrow(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of what `datasets.Dataset.save_to_disk` wrote; memory-mapped."""
+    """Rows of a folder that `datasets.Dataset.save_to_disk` wrote; memory-mapped."""
     datasets = module("datasets", "a saved data set")
     if (folder / "dataset_dict.json").exists():
         splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
         raise ValueError(f"{folder} holds several data sets: {splits}; give one of them, e.g. {folder}/train")
     try:
         rows = datasets.load_from_disk(str(folder))
-    except Exception as error:  # whatever a damaged Arrow file makes of it
+    except Exception as error:  # any error of a damaged Arrow file
         raise ValueError(f"{folder} cannot be read as a data set: {error}") from None
     yield from rows
 
@@ -134,7 +134,7 @@ def hub(name: str) -> Iterator[dict[str, Any]]:
 
 
 def module(name: str, what: str, package: str = "") -> Any:
-    """A module that this library does not need elsewhere; ImportError in a line where it is not installed."""
+    """A module of an optional dependency; ImportError in one line if it is not installed."""
     import importlib
 
     try:

@@ -1,4 +1,4 @@
-"""Text to token ids, split into what is trained on and what is held out. T tokens of a window, B rows of a batch."""
+"""Text to token ids, split into a training and a held-out part. T tokens of a window, B rows of a batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from anyformer.data.batches import Batch
 from anyformer.hub.text.tokenizer import Tokenizer
 
 HELD_OUT = 0.1  # the share of a text, its end, that is never trained on
-HELD_OUT_BYTES = 1_000_000  # a large text holds out no more than this: measuring should stay a matter of seconds
+HELD_OUT_BYTES = 1_000_000  # the most held-out bytes: evaluation should take seconds
 
 
 def read(source: str | Path = "pydoc", fields: Mapping[str, str] | None = None) -> str:
-    """The text of a file, of all files in a folder, or of a source that every machine has: "pydoc"; whole, as one.
+    """The text of a file, of all files in a folder, or of "pydoc", which every machine has; as one string.
 
-    Tables give the column `text`, or what `fields` calls so. Files of a folder are sorted by path; hidden and blank
-    ones are left out; an empty line stands between two.
+    Tables give the column `text`, or the one that `fields` maps to it. Files of a folder are sorted by path; hidden and
+    blank ones are left out; an empty line separates two.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -36,13 +36,13 @@ def read(source: str | Path = "pydoc", fields: Mapping[str, str] | None = None) 
 
 
 def split(text: str) -> tuple[str, str]:
-    """The text to train on, and what is held out: the last tenth of the characters, at most about `HELD_OUT_BYTES`."""
+    """The training part and the held-out part: the last tenth of the characters, at most about `HELD_OUT_BYTES`."""
     at = cut(len(text))
     return text[:at], text[at:]
 
 
 def cut(characters: int) -> int:
-    """How many characters of a text are trained on."""
+    """The number of characters in the training part of a text."""
     return max(int(characters * (1 - HELD_OUT)), characters - HELD_OUT_BYTES)
 
 
@@ -56,7 +56,7 @@ def tokenise(tokenizer: Tokenizer, text: str) -> np.ndarray:
 class Windows:
     """Random windows of a text: `windows(i)` is batch number i, always the same one.
 
-    Row r of all rows ever drawn begins where a counter-based generator (Philox) says for (seed, r). So there is no
+    The start of row r, counted over the run, is number (seed, r) of a counter-based generator (Philox). So there is no
     state to save, and two batches of 8 are one batch of 16.
 
     Args:
@@ -76,11 +76,11 @@ class Windows:
         order.enough(self.ids, self.context)
 
     def __call__(self, number: int) -> Batch:
-        """input_ids and labels, (B, T) each: the label of a place is the token after it."""
+        """input_ids and labels, (B, T) each: the label of a position is the token after it."""
         return self.rows(number * self.batch, self.batch)
 
     def rows(self, first: int, count: int) -> Batch:
-        """Rows of all rows ever drawn, (count, T) each."""
+        """Rows `first`, … of all rows of the run, (count, T) each."""
         random = np.random.Philox(key=self.seed, counter=first).random_raw(4 * count)[::4]
         starts = (random % np.uint64(len(self.ids) - self.context)).astype(np.int64)  # (B,)
         return order.windows(self.ids, starts, self.context)

@@ -1,11 +1,11 @@
-"""Tokenizers made from text: byte-level BPE, characters, WordPiece, Unigram; one function, which is the command too.
+"""Tokenizers made from text: byte-level BPE, characters, WordPiece, Unigram; one function, which is also the command.
 
-| kind | tokens are | what it cannot write | by |
+| kind | tokens are | lost | by |
 |---|---|---|---|
-| bpe | runs of bytes | nothing: any text comes back as it was | GPT-2, RoBERTa, LLaMA 3 |
-| chars | characters | those that the text did not have | small experiments, proteins |
-| wordpiece | words and their ends (##s); case, accents and spaces between words are lost | the same | BERT |
-| unigram | pieces of words, the likeliest cut | those that the text did not have | T5, ALBERT |
+| bpe | runs of bytes | nothing: decoding restores any text | GPT-2, RoBERTa, LLaMA 3 |
+| chars | characters | characters that the text did not have | small experiments, proteins |
+| wordpiece | words and their ends (##s) | the same; case, accents, spaces between words | BERT |
+| unigram | pieces of words, the likeliest cut | characters that the text did not have | T5, ALBERT |
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ CHARS = {"bos_token": END, "eos_token": END, "pad_token": END, "unk_token": "<un
 def make(texts: Iterable[str], kind: Kind = "bpe", vocab: int = 8192, special: Sequence[str] = ()) -> Tokenizer:
     """A tokenizer of at most `vocab` tokens, special ones included.
 
-    The same texts give the same bpe and chars; of wordpiece and unigram, `tokenizers` adds up in another order each
-    time, so that ids, and a few tokens of equal worth, differ from one making to the next.
+    The same texts give the same bpe and chars; for wordpiece and unigram, `tokenizers` sums in another order each time,
+    so ids, and a few tokens of equal score, differ between runs.
 
     Args:
         special: tokens of your own, e.g. `<|im_start|>`, in addition to those of the kind (end, padding, mask …).
 
     Raises:
-        ValueError: for a kind that there is not, special tokens that are empty or come twice, a vocabulary too small
-            for them (bpe: 256 bytes; chars, unigram: the characters of the text), or no text.
+        ValueError: for an unknown kind, special tokens that are empty or repeated, a vocabulary too small for them
+            (bpe: 256 bytes; chars, unigram: the characters of the text), or no text.
     """
     if kind not in MAKERS:
         raise ValueError(f"kind must be one of {', '.join(MAKERS)}, got {kind!r}")
@@ -58,7 +58,7 @@ def _small(vocab: int, least: str) -> ValueError:
 
 
 def lines(texts: Iterable[str]) -> Iterator[str]:
-    """Lines with their ends, several ends together: they are counted faster than one long text."""
+    """Lines with their ends, several ends together: training on lines is faster than on one long text."""
     for text in texts:
         yield from re.findall(r"[^\n]*\n+|[^\n]+", text)
 
@@ -103,7 +103,7 @@ def _unigram(texts: Iterable[str], vocab: int, special: list[str]) -> Tokenizer:
     )
     try:
         core.train_from_iterator(texts, trainer)
-    except Exception as error:  # the Rust side raises no other kind
+    except Exception as error:  # the Rust side raises no other type
         if "contain all chars" not in str(error):
             raise
         raise _small(vocab, "more") from None
@@ -131,11 +131,11 @@ def train_tokenizer(
     Args:
         data: a text file, a folder, JSONL, CSV, Parquet, hub:owner/name, or pydoc; see `anyformer train`.
         out: the folder to write.
-        kind: bpe: bytes, loses nothing (GPT-2); chars: characters; wordpiece: words and their ends, in small letters
+        kind: bpe: bytes, loses nothing (GPT-2); chars: characters; wordpiece: words and their ends, in lower case
             (BERT); unigram: the likeliest pieces (T5).
-        vocab: tokens at most.
+        vocab: the most tokens.
         special: tokens of your own beside those of the kind, e.g. --special '<|im_start|>' '<|im_end|>'.
-        fields: the column that holds the text, where it has another name: --fields.text content.
+        fields: the column of the text, if it has another name: --fields.text content.
 
     Returns:
         The tokenizer.
