@@ -5,7 +5,7 @@ before   kv  1  2  3  4        after, kv_heads = 2    kv   mean(1, 2)  mean(3, 4
              |  |  |  |                                      /    \\      /    \\
          q   1  2  3  4                                q     1    2      3    4
 ```
-The cache of decoding shrinks by the same factor. The function changes: a short training brings most of it back.
+The decoding cache shrinks by the same factor. The function changes: a short training recovers most of it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from anyformer.parts.attention.attention import Attention
 def pool_heads(model: Any, kv_heads: int, *patterns: str) -> list[str]:
     """Replaces the key and value heads of attention by means of neighbours, in place.
 
-    W_k[g] = mean of W_k[h] over the heads h of group g, and so for v and the biases, G heads before, `kv_heads` after.
+    W_k[g] = mean of W_k[h] over the heads h of group g, likewise for v and biases; G heads before, `kv_heads` after.
 
     Args:
-        model: changed in place; where its page can say so, it stays a model of its page.
-        kv_heads: after it, a divisor of what each part has now.
+        model: changed in place; it stays a model of its page if that can express it.
+        kv_heads: the new number, a divisor of each part's old one.
         patterns: paths of the attention parts (see `core.rewrite.select`); by default all of them.
 
     Returns:
         The paths that changed.
 
     Raises:
-        ValueError: naming the part, if its heads do not divide so; nothing has changed then.
+        ValueError: naming the part, if its number of heads is not divisible; nothing has changed then.
     """
     chosen = select(model, *(patterns or ("**",)), kind=Attention)
     for path, part in chosen.items():
@@ -65,7 +65,7 @@ def _pooled(proj: nn.Linear, before: int, after: int) -> nn.Linear:
 
 
 def _page(name: str | None, config: Any, kv_heads: int, recipe: Recipe) -> tuple[str | None, Any]:
-    """The page and hyperparameters that make this recipe; (None, None) where none do."""
+    """The page and hyperparameters of this recipe; (None, None) if there are none."""
     if name is not None and "kv_heads" in {f.name for f in dataclasses.fields(config)}:
         config = dataclasses.replace(config, kv_heads=kv_heads)
         if pages.page(name).recipe(config) == recipe:

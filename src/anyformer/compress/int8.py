@@ -31,7 +31,7 @@ from anyformer.hub.formats.guard import atomic_write, inside, read_json
 from anyformer.hub.formats.safetensors import open_weights, write_safetensors
 from anyformer.parts.embeddings import Table
 
-KIND = "anyformer-int8"  # model_type of what `save` writes
+KIND = "anyformer-int8"  # model_type of models that `save` writes
 BLOCK = 1 << 18  # weights that are floats at one time: 1 MB, which stays in the cache
 
 
@@ -52,7 +52,7 @@ class Int8(nn.Module):
         self.register_buffer("scale", scale)
 
     def dequantised(self) -> Tensor:
-        """The matrix that it stands for, (O, I) float32."""
+        """The dequantised matrix, (O, I) float32."""
         return self.weight.float() * self.scale.float()[:, None]
 
     def product(self, x: Tensor) -> Tensor:
@@ -62,16 +62,16 @@ class Int8(nn.Module):
         return (y * self.scale).to(x.dtype)
 
     def bound(self, x: Tensor) -> Tensor:
-        """How far each product can be from what it was before, (..., I) -> (..., O).
+        """The largest possible error of each product, (..., I) -> (..., O).
 
-        scale / 2 x sum |x|, plus what rounding can add to two sums of I products, each at most 127 scale |x|.
+        scale / 2 x sum |x|, plus the rounding error of two sums of I products, each at most 127 scale |x|.
         """
         rounding = 127 * 2 * (x.shape[-1] * torch.finfo(torch.float32).eps + 2 * torch.finfo(x.dtype).eps)
         return x.abs().float().sum(-1, keepdim=True) * self.scale.float() * (0.5 + rounding)
 
 
 class Int8Linear(Int8):
-    """A linear layer in 8 bits; `bias` as it was. Gradients reach input and bias. Shape: (..., I) -> (..., O)."""
+    """A linear layer in 8 bits; `bias` is unchanged. Gradients reach input and bias. Shape: (..., I) -> (..., O)."""
 
     def __init__(self, base: nn.Linear):
         super().__init__(base.weight.detach())
@@ -98,7 +98,7 @@ class Int8Table(Int8):
 
 @dataclass(frozen=True)
 class Coverage:
-    """What `quantise` did. Bytes are those of all parameters and buffers of the model."""
+    """The report of `quantise`. Bytes are those of all parameters and buffers of the model."""
 
     layers: tuple[str, ...]  # paths of the linear layers that are int8 now
     of: int  # linear layers in the model
@@ -118,12 +118,12 @@ class Coverage:
 
 @torch.no_grad()
 def quantise(model: nn.Module, targets: Sequence[str] = ("**",), tables: bool = False) -> Coverage:
-    """Holds the linear layers at the targets in 8 bits, in place.
+    """Quantises the linear layers at the targets to 8 bits, in place.
 
     Args:
         targets: path patterns (see `core.rewrite.select`); every linear layer by default.
         tables: also the token table, and with it a head that is tied to it. Such a head decides between close scores,
-            so the table stays as it is unless asked for.
+            so by default the table is unchanged.
 
     Raises:
         ValueError: for a target without a linear layer (with the nearest paths), a model without a token table, or
@@ -151,7 +151,7 @@ def quantise(model: nn.Module, targets: Sequence[str] = ("**",), tables: bool = 
 def save(model: Any, folder: str | os.PathLike) -> None:
     """Writes a model with int8 parts: config.json with its recipe and their paths, model.safetensors with our names.
 
-    The format is our own; `load` reads it. Each file is written aside and renamed when complete.
+    The format is our own; `load` reads it. Each file is written under a temporary name and renamed when complete.
     """
     folder = Path(folder)
     layers = select(model, "**", kind=Int8)
@@ -163,10 +163,10 @@ def save(model: Any, folder: str | os.PathLike) -> None:
 
 
 def load(folder: str | os.PathLike) -> Any:
-    """The model that `save` wrote; its float weights are never made.
+    """The model that `save` wrote, loaded without float copies of its int8 weights.
 
     Raises:
-        ValueError: naming what is missing, left over, or of another shape or type.
+        ValueError: naming the tensors that are missing, left over, or of another shape or type.
     """
     from anyformer.hub.processors import read_processor
     from anyformer.hub.text.tokenizer import Tokenizer
@@ -194,7 +194,7 @@ def _int8(base: Any) -> Int8:
 
 
 def _rows(matrix: Tensor) -> int:
-    """How many rows of a matrix make a block."""
+    """The number of rows of a matrix in a block."""
     return max(1, BLOCK // matrix.shape[1])
 
 

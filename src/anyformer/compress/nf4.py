@@ -4,8 +4,8 @@ arXiv:2305.14314, QLoRA).
     a_b = max |W| in block b of 64        q = the nearest of LEVELS to W / a_b        W ≈ a_b LEVELS[q]
 
 The levels (NF4) are quantiles of the normal distribution, so that normal weights use each about equally often.
-`double`: the a_b themselves are held in 8 bits, in groups of 256: a_b ≈ low + step k, rounded up so that no weight is
-outside its block. The paper takes 8-bit floats there; whole steps are simpler and have an error that can be stated.
+`double`: the a_b themselves are stored in 8 bits, in groups of 256: a_b ≈ low + step k, rounded up so that no weight is
+outside its block. The paper takes 8-bit floats there; whole steps are simpler and have a provable error bound.
 
 Stated error: a weight is off by at most HALF a_b (half the widest gap between two levels, 0.152), an output by at most
 HALF x sum_j a_b(i, j) |x_j|, plus the rounding of floats (`Nf4Linear.bound`). A weight takes 4.5 bits, with `double`
@@ -80,21 +80,21 @@ class Nf4(nn.Module):
         self.register_buffer("step", step)
 
     def scales(self) -> Tensor:
-        """a of each block, (N,) float32."""
+        """The a of each block, (N,) float32."""
         if not self.twice:
             return self.largest  # type: ignore[return-value]
         group = torch.arange(len(self.steps), device=self.steps.device) // GROUP  # type: ignore[arg-type]
         return self.low[group] + self.step[group] * self.steps  # type: ignore[index,operator]
 
     def dequantised(self) -> Tensor:
-        """The matrix that it stands for, (O, I) float32."""
+        """The dequantised matrix, (O, I) float32."""
         levels = torch.tensor(LEVELS, device=self.codes.device)
-        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), 1)  # (256, 2): what a byte stands for
+        pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), 1)  # (256, 2): both values of each byte
         blocks = F.embedding(self.codes.int(), pairs).view(-1, BLOCK)  # (N, 64)
         return blocks.mul_(self.scales()[:, None]).flatten()[: math.prod(self.shape)].view(self.shape)
 
     def bounds(self) -> Tensor:
-        """a of each weight's block, (O, I) float32: a weight is off by at most HALF of it."""
+        """The a of each weight's block, (O, I) float32: a weight is off by at most HALF of it."""
         return self.scales()[:, None].expand(-1, BLOCK).flatten()[: math.prod(self.shape)].view(self.shape)
 
 
@@ -124,7 +124,7 @@ def linear(x: Tensor, weight: Tensor | Nf4, bias: Tensor | None) -> Tensor:
 
 
 class Nf4Linear(nn.Module):
-    """A linear layer whose `weight` is an `Nf4`; `bias` as it was. Shape: (..., I) -> (..., O)."""
+    """A linear layer with an `Nf4` as `weight`; `bias` is unchanged. Shape: (..., I) -> (..., O)."""
 
     unsaved = MERGE
     weight: Nf4
@@ -138,7 +138,7 @@ class Nf4Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
     def bound(self, x: Tensor) -> Tensor:
-        """How far each output can be from what it was before, (..., I) -> (..., O)."""
+        """The largest possible error of each output, (..., I) -> (..., O)."""
         rounding = 2 * (x.shape[-1] * torch.finfo(torch.float32).eps + 2 * torch.finfo(x.dtype).eps)
         return F.linear(x.abs().float(), self.weight.bounds()) * (HALF + rounding)
 
@@ -154,7 +154,7 @@ class Nf4Linear(nn.Module):
 
 @dataclass(frozen=True)
 class Coverage:
-    """What `quantise` did. Bytes are those of all parameters and buffers of the model."""
+    """The report of `quantise`. Bytes are those of all parameters and buffers of the model."""
 
     layers: tuple[str, ...]  # paths of the linear layers that are in 4 bits now
     of: int  # linear layers in the model
@@ -173,7 +173,7 @@ class Coverage:
 
 @torch.no_grad()
 def quantise(model: nn.Module, targets: Sequence[str] = ("**",), double: bool = True) -> Coverage:
-    """Holds the linear layers at the targets in 4 bits, in place.
+    """Quantises the linear layers at the targets to 4 bits, in place.
 
     Args:
         targets: path patterns (see `core.rewrite.select`); every linear layer by default.
@@ -199,10 +199,10 @@ def quantise(model: nn.Module, targets: Sequence[str] = ("**",), double: bool = 
 
 @torch.no_grad()
 def dequantise(model: nn.Module) -> list[str]:
-    """Full matrices again, with the values that the 4 bits stand for; what was lost stays lost.
+    """Replaces 4-bit matrices by full ones with the dequantised values; the rounding error stays.
 
     Returns:
-        The paths that were in 4 bits; none is no error.
+        The paths that were in 4 bits; an empty list is no error.
     """
     there = [m for m in model.modules() if isinstance(m, Nf4Linear)]
     return list(rewrite(model, "**", kind=Nf4Linear, make=Nf4Linear.plain)) if there else []

@@ -27,12 +27,12 @@ from anyformer.hub.formats.guard import atomic_write
 from anyformer.skeletons.base import Output
 
 TRACED = (2, 9, 7)  # batch, time, source time: the example
-CHECKED = ((1, 1, 1), (3, 17, 5), (2, 40, 23))  # what the written file is compared on
+CHECKED = ((1, 1, 1), (3, 17, 5), (2, 40, 23))  # sizes on which the written file is compared
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `inputs` has the allowed sizes of each axis: `1…` is any, `1…64` is bounded, `3` is fixed."""
+    """The report of `export`. `inputs`: allowed sizes of each axis: `1…` is any, `1…64` is bounded, `3` is fixed."""
 
     path: Path
     bytes: int
@@ -52,26 +52,26 @@ class Exported:
 def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | None = None) -> Exported:
     """Writes the model as a PyTorch 2 program (`torch.export`) with open sizes.
 
-    Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. What bounds them:
-    the context of the model; images are whole patches, at least 2 in each direction; Mamba reads up to
+    Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. The bounds are
+    the context of the model; for images, whole patches, at least 2 in each direction; for Mamba,
     `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed. Attention over a window computes all pairs in
     the exported program (the eager model's choice of kernel depends on the length, which is open here).
 
     Args:
-        model: in evaluation mode while it is traced; it is not changed.
-        path: where the file goes, `model.pt2`.
-        example: the inputs that the program will take, by name; `inputs(model)` by default. With padding:
+        model: traced in evaluation mode; it is not changed.
+        path: of the new file, `model.pt2`.
+        example: the inputs of the program, by name; `inputs(model)` by default. With padding:
             `inputs(model, padding=True)`, or tensors of your own; no axis of theirs may have the size 1.
 
     Returns:
-        What was written and how far it is from the model. The program takes its inputs by name, and returns a
-        dictionary of `hidden`, `logits`, `pooled`, `memory`, `heads.<name>`, whichever the model has.
+        A report of the file and its difference from the model. The program takes its inputs by name, and returns a
+        dictionary of `hidden`, `logits`, `pooled`, `memory`, `heads.<name>`, as far as the model has them.
 
     Raises:
-        ValueError: if `path` does not end in .pt2, the model does not know an input's name, PyTorch cannot trace it
-            with open axes (its reason is given), or what was read back differs from the model by more than sqrt(eps)
-            of the largest output. Nothing new is at `path` then.
-        OSError: if the disk is full or the folder cannot be written; what was there is still there.
+        ValueError: if `path` does not end in .pt2, the model lacks an input of that name, PyTorch cannot trace it with
+            open axes (with its reason), or the file read back differs from the model by more than sqrt(eps) of the
+            largest output. `path` is then unchanged.
+        OSError: if the disk is full or the folder cannot be written; an old file is intact.
     """
     path = Path(path)
     if path.suffix != ".pt2":
@@ -115,7 +115,7 @@ def inputs(
 
 
 def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
-    """Random values for every input that the model knows."""
+    """Random values for every input of the model."""
     noise, like = torch.Generator().manual_seed(time), next(model.parameters())
     made: dict[str, Tensor] = {}
     for entrance in model.entrances():
@@ -150,14 +150,14 @@ def _check(model: Any, example: Mapping[str, Tensor]) -> None:
 
 
 def _named(output: Output) -> dict[str, Tensor]:
-    """What the program returns: plain names, so that whoever loads it needs no class of ours."""
+    """The outputs of the program, by plain names: loading it needs no class of ours."""
     single = {n: getattr(output, n) for n in ("hidden", "logits", "pooled", "memory")}
     return {n: t for n, t in (single | {f"heads.{n}": t for n, t in output.heads.items()}).items() if t is not None}
 
 
 @contextlib.contextmanager
 def _named_inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    """Inside, `forward` has these arguments by name: torch.export gives open axes to no input behind `**inputs`."""
+    """A context with `forward` of these named arguments: torch.export opens no axes of inputs behind `**inputs`."""
     plain = model.forward
 
     def forward(**inputs: Tensor) -> Any:
@@ -184,12 +184,12 @@ def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
     try:
         with _named_inputs(model, tuple(example)):
             return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)
-    except Exception as error:  # whatever a part did that cannot be traced; the kinds of errors are not documented
+    except Exception as error:  # untraceable code of a part; the types of errors are not documented
         raise ValueError(f"{model.recipe.part.__name__} cannot be exported with open sizes: {error}") from error  # type: ignore
 
 
 def _compared(model: nn.Module, program: ExportedProgram, names: tuple[str, ...]) -> float:
-    """The largest difference between the model and what was read back, on sizes that were not traced."""
+    """The largest difference between the model and the file read back, on sizes that were not traced."""
     run, most = program.module(), 0.0
     for size in CHECKED:
         every = _every(model, *size)

@@ -1,4 +1,4 @@
-"""Looking inside: what a model is made of (`inspect`), and where its attention went (`attention_picture`)."""
+"""Looking inside: the facts of a model (`inspect`), and pictures of its attention (`attention_picture`)."""
 
 from anyformer.explain.attention import attention_picture
 from anyformer.explain.facts import Facts, inspect

@@ -1,4 +1,4 @@
-"""Attention pictures: which token looked where, as a PNG.
+"""Attention pictures: the attention weights of each token, as a PNG.
 
 B batch, H heads, T queries, S keys.
 """
@@ -19,8 +19,8 @@ from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention
 
-LAYERS = 4  # shown where none is named, evenly from the first to the last
-LONGEST = 256  # tokens on an axis; more could not be told apart
+LAYERS = 4  # shown by default, evenly from the first to the last
+LONGEST = 256  # tokens on an axis; more could not be distinguished
 
 
 def attention_picture(
@@ -32,21 +32,21 @@ def attention_picture(
     layer: int | None = None,
     head: int | None = None,
 ) -> Path:
-    """Draws where the attention of a model goes in one forward pass; listening does not change the pass.
+    """Draws the attention weights of a model in one forward pass; recording does not change the pass.
 
     ```
-    nothing named     the mean over the heads, in four layers      layer              every head of that layer
+    neither           the mean over the heads, in four layers      layer              every head of that layer
     head              that head, in four layers                    layer and head     one large map
     ```
-    Each kind of attention (an encoder's, a decoder's, the one across) has its own maps. Of a model that reads images
-    they show what the class token, whose vector is the result, sees of the image.
+    Each kind of attention (an encoder's, a decoder's, cross-attention) has its own maps. For a model that reads images
+    they show the attention of the class token to the image.
 
     Args:
         model: any model with attention, whatever other mixers it has.
         inputs: a text, token ids, or pixel values (1, C, height, width); of two towers, that of the medium is drawn.
-            Where a model reads several tensors, all of them by name (`model.inputs()`), one row each.
+            For a model that reads several tensors: all of them by name (`model.inputs()`), one row each.
         path: the PNG to write.
-        answer: what follows `inputs` in a decoder, the target in an encoder-decoder. The rows are then its tokens only.
+        answer: the continuation of `inputs` in a decoder, the target in an encoder-decoder. The rows are its tokens.
         layer, head: counted from 0, negative ones from the end.
 
     Returns:
@@ -79,7 +79,7 @@ def attention_picture(
 
 
 def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
-    """The attention modules to listen to: by kind (their path with `*` for the layer), their paths."""
+    """The paths of the attention modules to record, by kind (their path with `*` for the layer)."""
     kinds: dict[str, dict[int, str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Attention | LatentAttention):
@@ -146,7 +146,7 @@ def _ids(tokenizer: Any, value: Any, special: bool) -> list[int]:
 
 
 def _heads(path: str, weights: Tensor, layer: int | None, head: int | None) -> list[tuple[str, Tensor]]:
-    """(title, (T, S)) of what is asked for of one module's weights (H, T, S)."""
+    """The maps to draw of one module's weights (H, T, S): (title, (T, S)) each."""
     number, count = (re.search(r"\d+", path) or ["0"])[0], len(weights)
     if head is not None:
         if not -count <= head < count:
@@ -158,7 +158,7 @@ def _heads(path: str, weights: Tensor, layer: int | None, head: int | None) -> l
 
 
 def _panel(kind: str, found: tuple[str, Tensor], axes: dict[str, Any]) -> Panel:
-    """One map with its tokens: an encoder's over the source, a decoder's over the target, the one across over both."""
+    """One map with its tokens: an encoder's over the source, a decoder's over the target, cross-attention over both."""
     title, weights = found
     if kind.startswith("encoder."):
         return Panel(title, weights, axes["source"], axes["source"], 0)
@@ -167,13 +167,13 @@ def _panel(kind: str, found: tuple[str, Tensor], axes: dict[str, Any]) -> Panel:
 
 
 def _name(model: Any) -> str:
-    """The file that the model came from, else its page."""
+    """The name of the model: its file, else its page."""
     page = model.page or type(model).__name__
     return page if model.ledger is None else f"{Path(model.ledger.path).name} ({page})"
 
 
 def _which(maps: dict[str, list[Any]], layer: int | None, head: int | None) -> str:
-    """What the picture shows, for its title: layer and heads."""
+    """The title's description of the maps: layer and heads."""
     shown = next(iter(maps.values()))
     where, _, heads = shown[0][0].partition(", ")  # "layer 3", "head 5"
     place = "attention" if layer is None else f"attention in {where}"

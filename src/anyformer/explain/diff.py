@@ -1,4 +1,4 @@
-"""What differs between two models, from their recipes."""
+"""The differences between two models, from their recipes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe
 
-NOTHING = "-"  # in the place of what one of the two does not have
+NOTHING = "-"  # stands for an option that one of the two lacks
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One place where two recipes differ. `path`: of the option; a run of equal layers is one, `blocks.0-11`.
-    `one`, `other`: the values there, as they are written. `size`: are both numbers, so that it is of size alone?"""
+    """One difference of two recipes. `path`: of the option; a run of equal layers is one, `blocks.0-11`.
+    `one`, `other`: the values, as text. `size`: True if both are numbers: a difference of size alone."""
 
     path: str
     one: str
@@ -23,8 +23,8 @@ class Difference:
 
 
 def differences(one: Recipe, other: Recipe) -> list[Difference]:
-    """All places where two recipes differ, in the order of the first. Parts of one class are compared option by
-    option, different ones stand beside each other as they are written."""
+    """All differences of two recipes, in the order of the first. Parts of one class are compared option by option;
+    different ones are shown beside each other, as text."""
     found = []
     if one.part is not other.part:
         found.append(Difference("model", one.part.__name__, other.part.__name__, False))
@@ -52,7 +52,8 @@ def _values(path: str, one: Any, other: Any) -> list[Difference]:
 
 
 def _lists(path: str, one: tuple[Any, ...], other: tuple[Any, ...]) -> list[Difference]:
-    """Layers beside each other; where one list is longer, its end is compared with the last layer of the other."""
+    """The differences of two lists of layers, pair by pair; the end of a longer list is compared with the last layer of
+    the other."""
     found = []
     if len(one) != len(other):
         found.append(Difference(path, f"{len(one)} of them", f"{len(other)} of them", True))

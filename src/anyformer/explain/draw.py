@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-WIDE = 18.0  # inches that all maps beside each other may take
+WIDE = 18.0  # inches of all maps side by side, at most
 DOTS = 150  # an inch
 CELL = (0.055, 0.24)  # inches of one token: at least, at most
 PAPER, HIDDEN = "#ffffff", "#e9e9ec"
@@ -20,7 +20,7 @@ class Panel:
     """One map.
 
     Attributes:
-        weights: (T, S); each row sums to 1, and what its query could not see is exactly 0.
+        weights: (T, S); each row sums to 1, and hidden keys are exactly 0.
         queries, keys: labels of the rows and the columns.
         answer: the column where the answer begins; 0 = nowhere.
     """
@@ -93,13 +93,13 @@ def draw_image(pixels: Tensor, maps: list[tuple[str, Tensor]], title: str, path:
 
 
 def _draw(axis: Any, panel: Panel, norm: Any, cell: float, left: bool, bottom: bool) -> Any:
-    """One map; labels stand at the left and below the grid only."""
+    """Draws one map; labels are at the left and below the grid only."""
     weights = panel.weights.numpy()
     axis.set_facecolor(HIDDEN)
     image = axis.imshow(_seen(weights), cmap="Blues", norm=norm, interpolation="nearest", aspect="equal")
     axis.set_title(panel.title, fontsize=9)
     font = min(8.0, max(4.0, cell * 72 * 0.72))
-    every = max(1, math.ceil(font * 1.15 / 72 / cell))  # where labels would overlap, some are left out
+    every = max(1, math.ceil(font * 1.15 / 72 / cell))  # some labels are left out if they would overlap
     for names, show, place in ((panel.keys, bottom, axis.set_xticks), (panel.queries, left, axis.set_yticks)):
         spots = range(0, len(names), every)
         turn = {"rotation": 90} if place == axis.set_xticks else {}
@@ -119,7 +119,7 @@ def _scale(colours: Any, weights: list[Tensor]) -> Any:
 
 
 def _seen(weights: Any) -> Any:
-    """The weights; what is exactly 0 was hidden and lets the background through."""
+    """The weights, transparent where they are exactly 0 (hidden)."""
     import numpy as np
 
     return np.ma.masked_equal(weights, 0.0)
@@ -127,12 +127,12 @@ def _seen(weights: Any) -> Any:
 
 def _grid(panel: Panel, count: int) -> tuple[int, int, float]:
     """Rows and columns of `count` maps, near the shape of a page, and the inches that a token takes."""
-    high, wide = len(panel.queries) + 4, len(panel.keys) + 4  # in tokens, the room for a title included
+    high, wide = len(panel.queries) + 4, len(panel.keys) + 4  # in tokens, with room for a title
 
     def awkward(columns: int) -> float:
         rows = math.ceil(count / columns)
         shape = abs(math.log(columns * wide / (rows * high) / 1.4))
-        return shape + (rows * columns - count) / columns  # empty places are worse than a long grid
+        return shape + (rows * columns - count) / columns  # empty cells are worse than a long grid
 
     columns = min(range(1, count + 1), key=awkward)
     cell = WIDE / (columns * wide)
@@ -149,7 +149,7 @@ def _size(panel: Panel, rows: int, columns: int, cell: float) -> tuple[float, fl
 
 
 def _drawable(text: str) -> str:
-    """The text with what the font has no picture for as its code: U+4F60."""
+    """The text with codes (U+4F60) for characters that the font lacks."""
     from matplotlib.font_manager import findfont, get_font
 
     known = get_font(findfont("DejaVu Sans")).get_char_index

@@ -1,4 +1,4 @@
-"""What a model is made of: parameters, recipe, memory, tokenizer, module paths, and what became of its file."""
+"""The facts of a model: parameters, recipe, memory, tokenizer, module paths, and the summary of its ledger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from anyformer.core import pages
 from anyformer.explain.tree import parameters_by_part, tree
 
-MANY = 1024  # tokens at which memory is told where a model has no longest text
+MANY = 1024  # tokens at which memory is given for a model without a longest text
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class StateFacts:
     """Memory of decoding one sequence, in bytes, in the dtype of the weights.
 
     Attributes:
-        fixed: whatever the length is (a recurrent state).
-        token: for each token of the text, while everything is kept (a window stops growing).
+        fixed: whatever the length (a recurrent state).
+        token: for each token of the text, while all are kept (a window stops growing).
         source: for each token that an encoder reads, or 0.
-        tokens: the context, or `MANY` where there is no limit. full: at that length.
+        tokens: the context, or `MANY` without a limit. full: at that length.
     """
 
     fixed: int
@@ -34,7 +34,7 @@ class StateFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What `inspect` found. Sizes are in bytes."""
+    """The result of `inspect`. Sizes are in bytes."""
 
     page: str | None
     skeleton: str
@@ -43,12 +43,12 @@ class Facts:
     parts: dict[str, int]  # module path with `*` for the layers -> parameters
     weights: dict[str, int]  # dtype -> bytes, as the model is now
     weights_as: dict[str, int]  # bytes if all weights had that dtype
-    state: StateFacts | None  # None: it does not decode step by step
+    state: StateFacts | None  # None: no decoding step by step
     config: dict[str, Any] | None  # hyperparameters of the page
     recipe: str
-    tree: list[tuple[str, str]]  # module path, what stands there
+    tree: list[tuple[str, str]]  # module path, its class and shapes
     tokenizer: dict[str, Any] | None
-    processor: str | None  # what becomes of a picture, or of the steps of an episode
+    processor: str | None  # the processing of a picture, or of the steps of an episode
     ledger: dict[str, Any] | None
     summary: str | None  # of the ledger
 
@@ -58,7 +58,7 @@ class Facts:
 
 
 def inspect(model: Any) -> Facts:
-    """Everything that can be told about a model without running it; on the meta device too (`core.pages.empty`)."""
+    """The facts of a model without running it; on the meta device too (`core.pages.empty`)."""
     weights: dict[str, int] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         name = str(tensor.dtype)[6:]
@@ -85,15 +85,15 @@ def inspect(model: Any) -> Facts:
 
 
 def state_facts(model: Any) -> StateFacts | None:
-    """Memory of the decoding state, counted on the meta device; None if the model does not decode step by step, or
-    keeps what only reading tells (memories of segments, of what was looked up)."""
+    """Memory of the decoding cache, counted on the meta device; None if the model does not decode step by step, or its
+    memory depends on the text (segment recurrence, kNN memory)."""
     if not model.decodes:
         return None
     empty = pages.empty(model.recipe).to(next(model.parameters()).dtype)
     tokens = MANY if model.context is None else model.context
     try:
         none, one, two, full = (empty.start(1, n).bytes() for n in (0, 1, 2, tokens))
-    except ValueError:  # one of its mixers keeps no state, or not one for so many
+    except ValueError:  # a mixer has no cache, or none of this length
         return None
     if empty.reads_source:
         source = _reading(empty, 2) - _reading(empty, 1)
@@ -106,14 +106,14 @@ def state_facts(model: Any) -> StateFacts | None:
 
 
 def _reading(model: Any, count: int) -> int:
-    """Bytes of the state after a source of `count` tokens."""
+    """Bytes of the cache after a source of `count` tokens."""
     state = model.start(1, 1)
     model(**_example(model, {"": (count,), model.target: (1,)}), state=state)
     return state.bytes()
 
 
 def _example(model: Any, sizes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """What the model must be given, without memory, in its type."""
+    """The required inputs of the model on the meta device, in its type."""
     made, reads = model.example(1, sizes, torch.Generator()), model.inputs()
     like = next(model.parameters())
     return {n: v.to(like.device if reads[n].ids else like) for n, v in made.items() if reads[n].required}

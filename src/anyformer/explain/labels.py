@@ -10,7 +10,7 @@ LONGEST = 14  # characters of one label
 
 
 def labels(tokenizer: Any, ids: Iterable[int]) -> list[str]:
-    """One label a token: spaces, line ends and tabs are visible, special tokens as they are written.
+    """One label for each token: spaces, line ends and tabs are visible, special tokens unchanged.
 
     Without a tokenizer the ids themselves.
     """

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def tree(model: nn.Module) -> list[tuple[str, str]]:
-    """Every module path with what stands there; a run of equal neighbours is one line, `blocks.0-29`.
+    """Every module path with its class and shapes; a run of equal neighbours is one line, `blocks.0-29`.
 
     Returns:
         (path, class and shapes of its own parameters), in the order of the model.
@@ -31,7 +31,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def wrapped(expression: str, width: int = 100) -> str:
-    """A Python expression over several lines: what does not fit is broken at the commas of its outermost brackets."""
+    """A Python expression over several lines: long parts are broken at the commas of their outermost brackets."""
     return "\n".join(_wrap(expression, width, 0))
 
 
@@ -49,7 +49,7 @@ def _wrap(text: str, width: int, indent: int) -> list[str]:
 
 
 def _outermost(text: str) -> list[tuple[int, int]]:
-    """Where the brackets that stand in no other one, and are not empty, open and close."""
+    """The positions of the outermost, non-empty brackets: (open, close)."""
     found, stack = [], []
     for at, sign in _outside_quotes(text):
         if sign in "([{":
@@ -62,7 +62,7 @@ def _outermost(text: str) -> list[tuple[int, int]]:
 
 
 def _items(text: str) -> list[str]:
-    """The parts between the commas that stand in no bracket."""
+    """The parts between the commas outside of brackets."""
     depth, last, items = 0, 0, []
     for at, sign in _outside_quotes(text):
         depth += (sign in "([{") - (sign in ")]}")

@@ -1,4 +1,4 @@
-"""Draws what a model is made of, from its recipe: the wiring of each kind of block, and who may see whom.
+"""Drawings of a model from its recipe: the wiring of each kind of block, and the masks.
 
 One unit is an inch, y grows downwards; matplotlib, imported when something is drawn, writes SVG, PNG or PDF.
 """
@@ -22,12 +22,12 @@ FORMATS = (".svg", ".png", ".pdf")
 INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
 COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee"}
 BRANCHES = ("mixer", "cross", "ffn")
-FRONT = ("embed", "entry", "blocks", "norm")  # what stands in this order in a stack; the rest follows
+FRONT = ("embed", "entry", "blocks", "norm")  # the order in a stack; the rest follows
 
 
 @dataclass
 class Canvas:
-    """Axes to draw on, and how far the drawing reaches. `reads` are the places where a decoder reads the memory."""
+    """Axes to draw on, and the extent of the drawing. `reads`: the points where a decoder reads the encoder output."""
 
     axes: Any
     right: float = 0.0
@@ -35,7 +35,7 @@ class Canvas:
     reads: list[tuple[float, float]] = field(default_factory=list)
 
     def box(self, x: float, y: float, title: str, lines: Iterable[str], colour: str) -> float:
-        """A box around the middle `x` from `y` on; returns where it ends."""
+        """Draws a box around the middle `x` from `y` on; returns its end."""
         from matplotlib.patches import FancyBboxPatch
 
         lines = list(lines)
@@ -50,7 +50,7 @@ class Canvas:
         return self.reach(x + WIDE / 2, y + high)
 
     def path(self, points: list[tuple[float, float]], arrow: bool = False, dashed: bool = False) -> None:
-        """A line through points, with a head at its end."""
+        """Draws a line through points, with a head at its end."""
         xs, ys = zip(*points, strict=True)
         style = {"color": FAINT if dashed else INK, "lw": 1.0, "ls": "--" if dashed else "-"}
         self.axes.plot(xs, ys, zorder=1, **style)
@@ -58,14 +58,14 @@ class Canvas:
             self.axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", **style, "shrinkB": 0})
 
     def add(self, x: float, y: float) -> None:
-        """The sign of a sum around a point."""
+        """Draws the sign of a sum around a point."""
         from matplotlib.patches import Circle
 
         self.axes.add_patch(Circle((x, y), SUM, facecolor=PAPER, edgecolor=INK, lw=0.8, zorder=3))
         self.axes.text(x, y, "+", ha="center", va="center", fontsize=9, color=INK, zorder=4)
 
     def reach(self, x: float, y: float) -> float:
-        """Notes that the drawing goes to this point; returns y."""
+        """Extends the drawing to this point; returns y."""
         self.right, self.bottom = max(self.right, x), max(self.bottom, y)
         return y
 
@@ -95,7 +95,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
             ends.append((x, _column(canvas, x, 0.85, front | rest, name)))
             ends[-1] = (x, ends[-1][1] + GAP)
             x = canvas.right + 1.1 + WIDE / 2
-        for at in canvas.reads:  # from where the encoder ends, up to each branch that reads it
+        for at in canvas.reads:  # from the end of the encoder to each branch that reads it
             (left, low), turn = ends[0], at[0] - WIDE / 2 - 0.62
             canvas.path(
                 [(left, low - GAP), (left, low), (turn, low), (turn, at[1]), (at[0] - WIDE / 2, at[1])],
@@ -109,7 +109,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
 
 
 def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
-    """Draws a mask over `size` tokens: rows are queries, columns keys, dark is seen; with its share of all pairs.
+    """Draws a mask over `size` tokens: rows are queries, columns keys, dark is visible; with its share of all pairs.
 
     Raises:
         ValueError: for another kind of file than .svg, .png, .pdf. ImportError: without matplotlib.
@@ -120,7 +120,7 @@ def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
 
 
 def seen(recipe: Recipe) -> dict[str, Mask]:
-    """Who may see whom in each kind of attention of a model, by its paths: the mask of the part and of the skeleton."""
+    """The mask of each kind of attention in a model, by its paths: that of the part and the skeleton together."""
     found: dict[Mask, list[str]] = {}
     for path, value in recipe.walk():
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
@@ -132,12 +132,12 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
 
 
 def _together(paths: list[str]) -> str:
-    """`blocks.0.mixer` and how many more there are."""
+    """The first path and the number of others: `blocks.0.mixer and 11 more`."""
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: str) -> float:
-    """A stack from top to bottom around the middle `x`; returns where it ends."""
+    """Draws a stack from top to bottom around the middle `x`; returns its end."""
     if name:
         canvas.axes.text(x, y - 0.2, name, ha="center", fontsize=10, color=FAINT)
     order = [n for n in FRONT if n in options] + [n for n in options if n not in FRONT]
@@ -158,7 +158,7 @@ def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: s
 
 
 def _kinds(value: Any) -> list[tuple[str, Any]]:
-    """The different layers of a list, each with where it stands; another value as it is, nowhere."""
+    """The different layers of a list, each with its layer numbers; any other value alone, without numbers."""
     if not isinstance(value, tuple):
         return [("", value)]
     kinds: dict[Any, list[int]] = {}
@@ -168,7 +168,7 @@ def _kinds(value: Any) -> list[tuple[str, Any]]:
 
 
 def _ranges(places: list[int]) -> str:
-    """Numbers as `layers 0-4, 6-10`."""
+    """The numbers as text: `layers 0-4, 6-10`."""
     starts = [n for n in places if n - 1 not in places]
     ends = [n for n in places if n + 1 not in places]
     shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
@@ -184,7 +184,7 @@ def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where
 
 
 def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared: list[str]) -> float:
-    """A frame around the branches of a block and the sums between them."""
+    """Draws a frame around the branches of a block and the sums between them."""
     from matplotlib.patches import FancyBboxPatch
 
     top, known = y, {*BRANCHES, "norm", "wiring"}
@@ -212,12 +212,12 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
 
 
 def _wiring(block: Recipe) -> str:
-    """Its wiring; that of `Block` where a page's own kind of block has no choice."""
+    """The wiring of a block; that of `Block` if a page's own kind of block has no such option."""
     return block.options.get("wiring", signature(Block)["wiring"])
 
 
 def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> float:
-    """One residual branch; the stream passes it on the left."""
+    """Draws one residual branch; the stream passes it on the left."""
     order = {"pre": ["norm", name, "+"], "post": [name, "+", "norm"], "sandwich": ["norm", name, "norm", "+"]}
     begin, side = y + 0.05, x - WIDE / 2 - 0.25
     canvas.path([(x, y), (x, y + GAP)])
@@ -235,7 +235,7 @@ def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> flo
 
 
 def _parallel(canvas: Canvas, x: float, y: float, block: Recipe, branches: list[str]) -> tuple[float, float, float]:
-    """All branches read the same stream and are summed; returns the end and both edges of the frame."""
+    """Draws parallel branches, which read one stream and are summed; returns the end and both edges of the frame."""
     begin = y + 0.05
     places = [x + (i - (len(branches) - 1) / 2) * (WIDE + 0.3) for i in range(len(branches))]
     ends = []
@@ -283,7 +283,7 @@ def _masks(canvas: Canvas, x: float, masks: dict[str, Mask]) -> None:
 
 
 def telling(mask: Mask) -> int:
-    """The fewest tokens that show that a mask hides more than the future."""
+    """The fewest tokens for which a mask hides more than the future."""
     most = Causal() if mask.reach()[1] == 0 else Full()
     for size in (24, 48, 96, 192, 384, 768, 1536):
         if mask.kept(size) < 0.7 * most.kept(size):
@@ -323,7 +323,7 @@ def _write(figure: Any, canvas: Canvas, file: Path) -> Path:
     canvas.axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
     file.parent.mkdir(parents=True, exist_ok=True)
     pyplot = plotting()[0]
-    with pyplot.rc_context({"svg.fonttype": "none"}):  # text stays text, which can be searched
+    with pyplot.rc_context({"svg.fonttype": "none"}):  # text stays searchable
         figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
     pyplot.close(figure)
     return file
