@@ -1,1 +1,1 @@
-"""The core: parts and recipes, the values of a forward pass, decoding state, pages. No architecture."""
+"""The core: parts and recipes, the values of a forward pass, decoding state, pages; independent of architectures."""

@@ -5,8 +5,8 @@ A page has: a docstring; a frozen dataclass of hyperparameters; a function with 
 parameters of each size, for published ones as published; `CASES`, the variants of `tiny` that the contract tests;
 optionally `TASK`, its usual task (`train.tasks.registry`); `HUBS`, the maps to published files; optionally
 `first_weights(config)`, the published initial sizes: `core.init.Size` by path pattern
-(`{"embed.tokens": 1.0}`). Where nobody published files in the form of `transformers`, `ORACLE` states in a sentence
-the reference of the comparison.
+(`{"embed.tokens": 1.0}`). `ORACLE` is a sentence on the reference of the numbers, if no files in the form of
+`transformers` are published.
 """
 
 from __future__ import annotations

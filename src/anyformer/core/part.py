@@ -50,7 +50,7 @@ class Part(Shown, nn.Module):
         return Recipe(part, {**given, **options})
 
     def skips_gaps(self) -> bool:
-        """True if padding inside a text has no effect. False if distances count, or each token follows on the last."""
+        """True if padding inside a text does not count as text. False for parts with distances or a recurrence."""
         return True
 
     def adjust_parameters(self) -> None:

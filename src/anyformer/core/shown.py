@@ -1,4 +1,4 @@
-"""What shows itself in a notebook. `explain.notebook` draws it, and is imported when something is shown."""
+"""Objects with a display in notebooks. `explain.notebook` draws them, and is imported on the first display."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Shown:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        """HTML, as Jupyter, VS Code and nbconvert ask for it."""
+        """HTML for Jupyter, VS Code and nbconvert."""
         return _notebook().html(self)
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
-        """A foldable tree whose buttons copy paths, as Treescope asks for it."""
+        """A foldable tree for Treescope, whose buttons copy paths."""
         return _notebook().treescope_tree(self, path, subtree_renderer)
 
 

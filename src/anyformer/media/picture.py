@@ -2,7 +2,7 @@
 
 | given                                  | becomes                                                                  |
 |----------------------------------------|--------------------------------------------------------------------------|
-| a file, its bytes, a Pillow image      | its first frame, turned as its EXIF orientation says                     |
+| a file, its bytes, a Pillow image      | its first frame, turned by its EXIF orientation                          |
 | 16 bits of grey (PNG, TIFF)            | 8 bits: 0 … 65535 becomes 0 … 255                                        |
 | an array of uint8, bool                | as it is; True is white                                                  |
 | an array of uint16                     | 0 … 65535 becomes 0 … 255                                                |

@@ -11,8 +11,8 @@ ids ── token + place┤                         │         │             
                             └────────────────────────────────────(+)── y2 ─┘      … x depth
 ```
 As a decoder it keeps a state for up to one hashed chunk of tokens; for longer texts generate with `cache=False`: LSH
-layers sort them anew with each token. Up to one chunk all is exact and causal; beyond, later tokens decide which
-earlier ones are visible, as in every Reformer (see `LSHAttention`). Files without `num_buckets` are refused:
+layers sort them anew with each token. Up to one chunk all is exact and causal; beyond, later tokens change the
+set of visible earlier ones, as in every Reformer (see `LSHAttention`). Files without `num_buckets` are refused:
 transformers then takes the number from its first text. With `hash_seed` null, as published, buckets are
 random there; here they are random in training, and always the same ones in evaluation.
 """

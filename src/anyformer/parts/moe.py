@@ -1,8 +1,8 @@
 """Mixture of experts: many feed-forward parts in one slot, of which each token uses a few.
 
 ```
-           ┌─ router ── which experts, with what weight ──┐
-x (B,T,D) ─┼─ tokens sorted by expert ─ expert 0 … E-1 ───┴─ weighted sum at each place ─(+)──> y (B,T,D)
+           ┌─ router ── the experts and their weights ────┐
+x (B,T,D) ─┼─ tokens sorted by expert ─ expert 0 … E-1 ───┴─ weighted sum at each token ─(+)──> y (B,T,D)
            └─ shared expert, if any: every token ────────────────────────────────────────┘
 ```
 A token without an expert (all are full) and padding get y = 0: in a block only the residual carries them.
@@ -31,7 +31,7 @@ from anyformer.core.state import Slot
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
-    """E * sum over experts of f P: f its share of the tokens, P its mean probability. Padding is not counted.
+    """E * sum of f P over experts: f its share of the tokens, P its mean probability. Padding is not counted.
 
     For top-1 it is eq. 4 of Switch (Fedus et al., 2021; arXiv:2101.03961); for top-k, f sums to k, as for Mixtral in
     `transformers`. Even routing gives k, all tokens at one expert up to E.

@@ -70,7 +70,7 @@ class CausalLM(Skeleton, Blocks):
 
         Args:
             attention_mask: (B, T), 1 or True = a real token; padding can be on either side.
-            position_ids: (T,) or (B, T); by default the count of tokens without padding.
+            position_ids: (T,) or (B, T); by default positions do not count padding.
             state: from `start`; this call continues after the last one.
             last: logits of the last position only, (B, 1, V): enough for decoding after a long prompt.
             document_ids: (B, T) for rows of several texts: 0, 1, 2 … for each one's tokens, -1 at padding. No

@@ -81,7 +81,7 @@ class Encoder(Skeleton, Blocks):
         Args:
             attention_mask: (B, T), 1 or True = a real token; padding can be on either side.
             token_type_ids: (B, T) segments; all 0 by default.
-            position_ids: (T,) or (B, T); by default the count of tokens without padding.
+            position_ids: (T,) or (B, T); by default positions do not count padding.
             document_ids: (B, T) as in `CausalLM`; for models without a pool.
             inputs: the front-end's other inputs, by name (`model.inputs()`): `pixel_values` of a picture.
         """

@@ -214,7 +214,7 @@ class LSHAttention(Chunked):
     A text of C tokens or fewer is not hashed: this is then exactly full attention with shared queries and keys, for
     any `rounds` and `buckets`. Padding is not counted, so the other rows of a batch do not change a row.
 
-    **Longer texts, in a decoder:** no token sees a later one, but later ones decide which earlier ones it sees, because
+    **Longer texts, in a decoder:** no token sees a later one, but later ones change its set of visible ones, because
     they move the borders of the chunks. The same holds for the paper's Reformer and all others. A token's output
     changes as the text grows, so no state can hold it: beyond C tokens, generate with `cache=False`.
 

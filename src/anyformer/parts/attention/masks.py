@@ -243,7 +243,7 @@ class View:
         return isinstance(self.keys, torch.SymInt)
 
     def plainly_causal(self) -> bool:
-        """True for a lower triangle and nothing else, which fused kernels need no tensor for."""
+        """True for a lower triangle and nothing else: fused kernels need no tensor for it."""
         plain = self.mask == CAUSAL and self.keep is None and self.mine is None
         return plain and bool(self.count == self.keys and self.query == self.key)
 

@@ -163,7 +163,7 @@ class Span(ByDistance):
            0         z  \\_________  z_h = far sigmoid(span_h)
                         z + ramp
     ```
-    The bias is log m, so the weights sum to 1 again. The paper clips z; a sigmoid has a slope everywhere.
+    The bias is log m, so the weights sum to 1 again. The paper clips z; a sigmoid has a gradient everywhere.
 
     Args:
         far: the largest z, in tokens. `start`: the initial z; far / 2 by default.

@@ -71,7 +71,7 @@ class Places:
 
     def chunks(self, segment: int, memory: int, learns: bool) -> Iterator[Chunk]:
         """The queries, at most L at a time, so that time and memory grow with T x (M + L)."""
-        if isinstance(self.count, torch.SymInt):  # torch.export: no loop may depend on the length
+        if isinstance(self.count, torch.SymInt):  # torch.export: no loop can depend on the length
             yield self._chunk(segment, 0, self.count, 0, 0, self.past + self.count)
             return
         at = 0

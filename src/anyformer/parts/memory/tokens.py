@@ -23,7 +23,7 @@ class MemoryTokens(Mixer):
     ```
     In an encoder they see the text and the text sees them: room for other content than tokens. In a decoder they
     precede everything, so they are the same for every text. They take the positions 0 … m - 1, and texts begin at m; in
-    rows padded on the left they stand between the padding and the text. Any model gets them by one line:
+    rows padded on the left they are between the padding and the text. Any model gets them by one line:
 
     ```python
     recipe.but({"blocks": [MemoryTokens.of(8, recipe.options["blocks"])]})      # or "encoder.blocks", …

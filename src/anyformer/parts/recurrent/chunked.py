@@ -39,7 +39,7 @@ def decayed(
         chunk: L; it does not change the result.
 
     Shapes: q, k (…, T, K); v (…, T, V); fade (…, T); state (…, K, V) -> y (…, T, V), the last state. The leading axes
-    of q and k may have size 1 where those of v, fade and the state do not (groups).
+    of q and k can have size 1 where those of v, fade and the state do not (groups).
     """
     time = v.shape[-2]
     if not isinstance(time, torch.SymInt) and time == 1:
