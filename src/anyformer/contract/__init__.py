@@ -1,16 +1,16 @@
-"""What every architecture must pass, as functions. The tests call them; so does `anyformer verify`.
+"""The contract: checks that every architecture must pass, called by the tests and by `anyformer verify`.
 
-check.py         what a check is, and over what it runs         report.py        `verify` and its table
+check.py         a check and its cases                          report.py        `verify` and its table
 subjects.py      every page, compositions, checkpoints          probe.py         inputs, outputs, 'the same'
 oracle.py        the same model in transformers
 
 The checks, by the items of the contract:
 form.py          a page is short and explains itself            numbers.py       1, 2: the oracle's numbers, round trips
 ledger.py        3: nothing is dropped or made up               hyper.py         4, 5: every option counts; known sizes
-behaviour.py     6-8: padding, causality, decoding              kernels.py       9: every way to compute
-limits.py        10: what is known exactly                      training.py      11, 12: it trains, it describes itself
+behaviour.py     6-8: padding, causality, decoding              kernels.py       9: every kernel
+limits.py        10: exactly known limits                       training.py      11, 12: it trains, it describes itself
 packing.py       6, 7: several documents in one row
-features.py      13, 16: LoRA, 8 and 4 bits, export; 0 is 0     doors.py         14: files that were tampered with
+features.py      13, 16: LoRA, 8 and 4 bits, export; 0 is 0     doors.py         14: tampered files
 experts.py       7, 10, 11, 13: mixtures of experts
 """
 

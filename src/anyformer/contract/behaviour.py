@@ -1,4 +1,4 @@
-"""Items 6 to 8: no row sees another one or the padding, no token the future; decoding with a state changes nothing."""
+"""Items 6 to 8: no row sees another one or the padding, no token the future; decoding with a cache changes nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lengths(subject: Subject, rng: random.Random, rows: int) -> list[int]:
 
 @check(6, "model", examples=8, checkpoint=True)
 def batch_is_solo(subject: Subject, rng: random.Random) -> float:
-    """A row of a padded batch, at any place in it and with padding on any side, is what it is alone."""
+    """A row of a padded batch, at any index and with padding on any side, gives the same result as alone."""
     batch = draw(subject, rng, lengths(subject, rng, 3), rng.choice(("left", "right", "mixed")))
     order = rng.sample(range(3), 3)
     together = run(subject.model, batch.rows(order))
@@ -53,7 +53,7 @@ def batch_is_solo(subject: Subject, rng: random.Random) -> float:
 
 @check(6, "model", examples=4, needs=pads, checkpoint=True)
 def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
-    """Other tokens at padded places, NaN where numbers stand there, change nothing, gradients included."""
+    """Other tokens at padded positions, or NaN for numbers, change nothing, gradients included."""
     sizes = lengths(subject, rng, 2)
     batch = draw(subject, rng, sizes, rng.choice(("left", "right")))
     inputs = dict(batch.inputs)
@@ -75,7 +75,7 @@ def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
 
 @check(6, "model", examples=3, needs=pads, checkpoint=True, later=apart_from_tiny)
 def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> float:
-    """A row without any real token leaves its neighbours as they are, and everything finite."""
+    """A row without any real token does not change its neighbours, and everything is finite."""
     batch = draw(subject, rng, lengths(subject, rng, 2), "left")
     alone = run(subject.model, batch)
     empty = Batch({n: torch.cat((v, v[:1])) for n, v in batch.inputs.items()})
@@ -90,7 +90,7 @@ def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> 
 
 @check(7, "model", examples=6, needs=decodes, checkpoint=True)
 def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
-    """With other tokens from some place on, every logit before that place stays as it was."""
+    """Other tokens from some position on change no logit before that position."""
     count = rng.randint(2, min(LONGEST, subject.limit or LONGEST))
     batch, cut = draw(subject, rng, [count, count], source=[5, 5]), rng.randint(1, count - 1)
     other = changed_from(batch, content(subject, batch, rng, subject.model.target), cut)
@@ -101,7 +101,7 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
 
 @check(7, "model", needs=lambda s: None if not s.causal and s.values(Mask) == [] else "it does not see everything")
 def an_encoder_sees_both_ways(subject: Subject) -> float:
-    """Without a mask, what the model says at every place depends on what enters at every other place."""
+    """Without a mask, the output at every position depends on the input at every other position."""
     batch = draw(subject, random.Random(7), [6])
     entered: list[Tensor] = []
     hook = subject.model.embed.register_forward_hook(lambda module, inputs, output: entered.append(output))
@@ -118,7 +118,7 @@ def an_encoder_sees_both_ways(subject: Subject) -> float:
 
 @check(7, "model", examples=4, needs=decodes, checkpoint=True)
 def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
-    """The gradient of the logits at a place by what enters at later places is exactly 0; by earlier ones it is not."""
+    """The gradient of the logits at a position by inputs at later positions is exactly 0; by earlier ones it is not."""
     count = rng.randint(3, min(LONGEST, subject.limit or LONGEST))
     batch, at = draw(subject, rng, [count], source=[5]), rng.randint(1, count - 2)
     entered: list[Tensor] = []
@@ -136,7 +136,7 @@ def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
 
 
 class Decoding:
-    """Feeds a batch to a model piece by piece, and compares each with the whole text up to its end, without state."""
+    """A batch fed to a model piece by piece; each is compared with the whole text up to its end, without a cache."""
 
     def __init__(self, subject: Subject, batch: Batch):
         self.subject, self.model, self.batch = subject, subject.model, batch
@@ -151,7 +151,7 @@ class Decoding:
         return self.batch.inputs[self.names[0]].shape[1]
 
     def piece(self, start: int, end: int, whole_mask: bool = False) -> dict[str, Tensor]:
-        """The inputs of one call: the source with the first piece only."""
+        """The inputs of one call; the source is with the first piece only."""
         given = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
         given = {} if self.subject.has_source and start else given
         given |= {name: self.batch.inputs[name][:, start:end] for name in self.names}
@@ -160,7 +160,7 @@ class Decoding:
         return given
 
     def feed(self, count: int, whole_mask: bool = False) -> None:
-        """The next `count` tokens, with the mask of these alone or of all so far, as other libraries pass it."""
+        """Feeds the next `count` tokens, with the mask of these alone or of all so far, as other libraries pass it."""
         end = self.at + count
         with torch.no_grad():
             found = self.model(**self.piece(self.at, end, whole_mask), state=self.state).logits
@@ -174,12 +174,12 @@ class Decoding:
         expect(self.state.length == seen, f"the state says {self.state.length} places, it has seen {seen}")
 
     def reorder(self, index: list[int]) -> None:
-        """Rows change places, as in a beam search."""
+        """Reorders the rows, as in a beam search."""
         self.state.reorder(torch.tensor(index))
         self.batch = self.batch.rows(index)
 
     def back(self, to: int) -> None:
-        """Takes tokens back."""
+        """Rolls the cache back to position `to`."""
         self.state.trim(to * self.each)
         self.at = to
 
@@ -192,14 +192,14 @@ def decoding(subject: Subject, rng: random.Random, rows: int = 2, count: int = 0
 
 def longest(subject: Subject) -> int:
     """The most tokens of a random text. A rotary scaling that depends on the length is steady up to its trained
-    length only: beyond, what a state holds of old tokens is that of a shorter text, and cannot be taken back."""
+    length only: beyond, a cache holds old tokens at the angles of a shorter text, and cannot be rolled back."""
     trained = [s.trained for s in subject.values(Scaling) if s.by_length]
     return min(LONGEST, subject.limit or LONGEST, *trained)
 
 
 @check(8, "model", examples=6, needs=decodes, checkpoint=True)
 def cached_is_uncached(subject: Subject, rng: random.Random) -> float:
-    """A text in random pieces through a state: every logit is what the whole text gives."""
+    """A text in random pieces through a cache gives the same logits as the whole text."""
     steps = decoding(subject, rng)
     while steps.at < steps.total:
         steps.feed(rng.randint(1, min(5, steps.total - steps.at)), whole_mask=rng.random() < 0.5)
@@ -208,7 +208,7 @@ def cached_is_uncached(subject: Subject, rng: random.Random) -> float:
 
 @check(8, "model", examples=4, needs=decodes, checkpoint=True)
 def cached_after_reorder(subject: Subject, rng: random.Random) -> float:
-    """After its rows changed places, were doubled or dropped, a state goes on as the new rows would."""
+    """A cache with reordered, doubled or dropped rows goes on as the new rows would."""
     steps = decoding(subject, rng, rows=3)
     while steps.at < steps.total:
         steps.feed(rng.randint(1, min(6, steps.total - steps.at)))
@@ -218,7 +218,7 @@ def cached_after_reorder(subject: Subject, rng: random.Random) -> float:
 
 @check(8, "model", examples=4, needs=decodes, checkpoint=True)
 def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
-    """Marked, fed, taken back to the mark and fed with other tokens, a state has forgotten what was taken back."""
+    """A cache that is marked, fed, rolled back to the mark and fed with other tokens has no trace of the first ones."""
     steps = decoding(subject, rng, count=rng.randint(4, longest(subject)))
     steps.feed(rng.randint(1, steps.total - 2))
     for _ in range(2):
@@ -234,7 +234,7 @@ def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
 
 @check(8, "model", needs=lambda s: decodes(s) or (None if windows(s) else "it has no window"), checkpoint=True)
 def cached_at_window_boundaries(subject: Subject) -> float:
-    """Texts of w - 1, w, w + 1, … tokens, then token by token, are what the whole gives; memory stays bounded."""
+    """Texts of w - 1, w, w + 1, … tokens, then token by token, give the whole text's logits; memory stays bounded."""
     worst, rng = 0.0, random.Random(8)
     for w in windows(subject):
         for first in (w - 1, w, w + 1, 2 * w, 3 * w + 1):
@@ -258,14 +258,14 @@ def cached_at_window_boundaries(subject: Subject) -> float:
 
 
 def windows(subject: Subject) -> list[int]:
-    """The widths, in tokens, of the windows in the recipe that fit into what it accepts eight times."""
+    """The widths, in tokens, of windows in the recipe that fit eight times into the longest text."""
     found = {mask.reach()[0] + 1 for mask in subject.values(Mask) if mask.reach()[0] < FAR}
     return sorted(w for w in found if 8 * w < min(subject.limit or 200, 200))
 
 
 @check(8, "model", examples=3, needs=decodes, checkpoint=True, later=apart_from_tiny)
 def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> float:
-    """Another batch size, a return beyond its length or memory: errors that leave it as it was."""
+    """Another batch size, or a rollback beyond its length or memory, is an error and leaves the cache unchanged."""
     steps = decoding(subject, rng, count=6)
     steps.feed(4)
     for wrong in (-1, 4 * steps.each + 1):
@@ -297,7 +297,7 @@ def refuses(call: Any, word: str) -> None:
     ),
 )
 def a_long_text_goes_on_in_its_regime(subject: Subject) -> float:
-    """A rotary scaling by length: beyond the trained length, where it no longer changes, cached is uncached."""
+    """With a rotary scaling by length, cached is uncached beyond the trained length, where it no longer changes."""
     worst, checked = 0.0, False
     for scaling in subject.values(Scaling):
         first = scaling.trained + 3
@@ -315,7 +315,7 @@ def a_long_text_goes_on_in_its_regime(subject: Subject) -> float:
 
 @check(8, "model", needs=lambda s: decodes(s) or pads(s))
 def padding_inside_a_state_is_right_or_refused(subject: Subject) -> float:
-    """Right padding before more tokens: either what the row alone gives, or an error; never another result."""
+    """Right padding before more tokens gives either the result of the row alone or an error."""
     batch = draw(subject, random.Random(9), [6, 3], "right", source=[4, 4])
     steps = Decoding(subject, batch)
     drawn = draw(subject, random.Random(10), [2, 2], "none", source=[4, 4]).inputs

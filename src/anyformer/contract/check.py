@@ -1,4 +1,4 @@
-"""A check: one sentence of the contract as a function, and over what it runs."""
+"""A check: one sentence of the contract as a function, and its cases."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Check:
 
     Args:
         item: its number in the contract.
-        name: what the table calls it.
+        name: in the table.
         run: takes a case, and `rng` if it is a property; returns the largest difference; raises when broken.
-        over: what a case is: "page" (a name), "model" (a Subject), "files" (a Subject and a hub), "parts" (nothing),
-            "role" and "option" (a Subject made of one mask or mixer in one role).
-        examples: of a property, how many are drawn; 0 = no property.
-        needs: why it says nothing about a subject, or None.
-        light: is run on automatic variations of one hyperparameter, too.
-        checkpoint: is run on a user's checkpoint, too.
+        over: the kind of a case: "page" (a name), "model" (a Subject), "files" (a Subject and a hub), "parts"
+            (nothing), "role" and "option" (a Subject made of one mask or mixer in one role).
+        examples: the number of random examples of a property; 0 = no property.
+        needs: the reason why it does not apply to a subject, or None.
+        light: also runs on automatic variations of one hyperparameter.
+        checkpoint: also runs on a user's checkpoint.
         slow: a case takes more than ten seconds.
-        later: whose cases `make test` leaves to `make test-all`: other subjects prove the same, or nearly.
+        later: True for cases that `make test` leaves to `make test-all`: other subjects prove nearly the same.
         oracle: needs `transformers`.
     """
 
@@ -67,11 +67,11 @@ class Check:
                     yield from ([(subject, hub) for hub in hubs(subject)] if self.over == "files" else [(subject,)])
 
     def waits(self, case: tuple[Any, ...]) -> bool:
-        """Is this case left to `make test-all`?"""
+        """True if this case is left to `make test-all`."""
         return self.slow or (self.over not in ("parts", "page") and self.later(case[0]))
 
     def omitted(self, page: str | None) -> Iterator[tuple[str, str]]:
-        """(subject, why) for every subject of a page, or every composition, about which the check says nothing."""
+        """The subjects of a page, or the compositions, to which the check does not apply: (subject, reason)."""
         if self.over not in ("model", "files"):
             return
         for subject in compositions() if page is None else subjects(page):
@@ -105,11 +105,11 @@ class Check:
 
 
 class LeftOut(Exception):
-    """A check found nothing to check in a case; the message says why."""
+    """The signal that a case has nothing to check, with the reason."""
 
 
 def no_file(subject: Subject) -> str:
-    """The reason why nothing of `transformers` is beside a subject."""
+    """The reason why a subject has no counterpart in `transformers`."""
     if subject.page is None:
         return "a composition: transformers has no such model"
     if apart(subject.page):
@@ -146,26 +146,26 @@ def cases() -> list[tuple[Check, tuple[Any, ...]]]:
 
 
 def omissions() -> list[tuple[str, str, str]]:
-    """(check, subject, why) for everything that no case of the contract covers."""
+    """All omissions of the contract: (check, subject, reason)."""
     every = (*pages.names(), None)
     return [(c.name, subject, why) for page in every for c in CHECKS for subject, why in c.omitted(page)]
 
 
 def varied(subject: Subject) -> bool:
-    """Is it a variation of one hyperparameter? Parity and the round trip prove it in `make test`."""
+    """True for a variation of one hyperparameter; parity and the round trip prove it in `make test`."""
     return subject.light
 
 
 def decodes(subject: Subject) -> str | None:
-    """For checks of decoders."""
+    """The reason why checks of decoders do not apply, or None."""
     return None if subject.decodes else "sees both directions: no token is before another one"
 
 
 def writes(subject: Subject) -> str | None:
-    """For checks of generation."""
+    """The reason why checks of generation do not apply, or None."""
     return None if subject.writes else "it writes no text"
 
 
 def pads(subject: Subject) -> str | None:
-    """For checks of padding."""
+    """The reason why checks of padding do not apply, or None."""
     return None if any(e.mask for e in subject.outline.entrances()) else "an image has no padding"

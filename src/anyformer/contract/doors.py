@@ -1,4 +1,4 @@
-"""Item 14: a model directory that somebody tampered with is refused, at once, and nothing in it is run."""
+"""Item 14: a tampered model directory is refused, at once, and nothing in it is run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from anyformer.contract.training import in_full
 from anyformer.hub import load, save
 from anyformer.hub.load import NATIVE
 
-SECONDS = 1.0  # in which a refusal must come
+SECONDS = 1.0  # the longest time of a refusal
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
 class Payload:
-    """A pickle that makes a file when it is read carelessly."""
+    """A pickle that writes a file if it is run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,7 +41,7 @@ def header(data: bytes) -> dict[str, Any]:
 
 
 def with_header(data: bytes, new: dict[str, Any]) -> bytes:
-    """The same file under another header."""
+    """The same file with another header."""
     text = json.dumps(new).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + int.from_bytes(data[:8], "little") :]
 
@@ -118,7 +118,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
 
 @check(14, "model", needs=in_full)
 def tampered_directories_are_refused(subject: Subject) -> float:
-    """Each way to tamper with a saved model: an error within a second. The longest time is reported."""
+    """Each way to tamper with a saved model is an error within a second. The longest time is reported."""
     worst = 0.0
     for name, attack in ATTACKS.items():
         with tempfile.TemporaryDirectory() as place:
@@ -131,10 +131,10 @@ def tampered_directories_are_refused(subject: Subject) -> float:
 
 
 def refusal(folder: Path, name: str, **options: Any) -> float:
-    """The seconds until loading is refused."""
+    """The seconds until the refusal."""
     start = time.monotonic()
     try:
-        with warnings.catch_warnings(action="ignore"):  # it warns that it reads a pickle, as asked
+        with warnings.catch_warnings(action="ignore"):  # the warning of a pickle is expected
             load(folder, **options)
     except (ValueError, FileNotFoundError) as error:
         seconds = time.monotonic() - start

@@ -1,4 +1,4 @@
-"""Item 19: dropout stands where the oracle has it, is off in evaluation, and drops elements at its rate."""
+"""Item 19: dropout is in the oracle's positions, is off in evaluation, and drops elements at its rate."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from anyformer.parts.attention.kernels import attend
 from anyformer.parts.attention.masks import Full, View
 
 RATE = 0.3
-SIGMAS = 6.0  # of what chance may do
+SIGMAS = 6.0  # the bound of sampling errors
 
 
 @contextlib.contextmanager
 def standing_in(name: str, function: Callable[..., Tensor]) -> Iterator[None]:
-    """In here, this function stands in the place of one of `torch.nn.functional`, on both sides."""
+    """A context in which this function replaces one of `torch.nn.functional`, on both sides."""
     before = getattr(F, name)
     setattr(F, name, function)
     try:
@@ -40,7 +40,7 @@ def standing_in(name: str, function: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def shrunk(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Instead of chance, a factor that says where dropout stands and how large it is."""
+    """A deterministic factor instead of dropout, which shows its position and rate."""
     return x * (1 - p / 2) if training else x
 
 
@@ -59,7 +59,7 @@ def dropping(subject: Subject) -> Subject:
 
 @check(19, "files", later=lambda s: s.page is not None and s.light)
 def dropout_stands_where_theirs_does(subject: Subject, hub: Hub) -> float:
-    """With a factor in the place of chance, outputs and hidden states in training are the oracle's."""
+    """With a factor instead of chance, outputs and hidden states in training are the oracle's."""
     other = dropping(subject)
     expect(hub in hubs(other), "its map cannot say that there is dropout")
     side = meet(other, hub)
@@ -99,7 +99,7 @@ def with_rates(subject: Subject, paths: list[str], rate: float) -> Any:
 
 @check(19, "model", later=apart_from_tiny)
 def dropout_is_off_in_evaluation(subject: Subject) -> float:
-    """With the largest rates, evaluation gives what no dropout gives, bit for bit; training does not."""
+    """With the largest rates, evaluation is the same as without dropout, bit for bit; training is not."""
     every = [path for found in rates(subject.recipe).values() for path in found]
     if not every:
         raise LeftOut("no part of it has dropout")
@@ -114,12 +114,12 @@ def dropout_is_off_in_evaluation(subject: Subject) -> float:
 
 @check(19, "model", later=apart_from_tiny)
 def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
-    """Each option of dropout alone: what is dropped has its rate, and every row of a batch its own mask."""
+    """Each option of dropout alone drops elements at its rate, and with a separate mask for every row of a batch."""
     found = {key: paths for key, paths in rates(subject.recipe).items() if key[1] != "classifier_dropout"}
     if not found:
         raise LeftOut("no part of it has dropout")
     rows, plain, fused, worst = 3, F.dropout, F.scaled_dot_product_attention, 0.0
-    batches = [draw(subject, random.Random(54), [n] * rows) for n in (11, 2)]  # what is sparse is full in a short text
+    batches = [draw(subject, random.Random(54), [n] * rows) for n in (11, 2)]  # sparse attention is full in short texts
     for (part, option), paths in found.items():
         calls: list[tuple[float, int, int, int]] = []  # rate, rows, elements before and after
 
@@ -157,7 +157,7 @@ def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
 
 @check(19, "parts")
 def fused_attention_drops_weights_at_its_rate() -> float:
-    """Kernels that drop inside: the sum of the weights that are left has the mean 1 and the spread of its rate."""
+    """In kernels with dropout inside, the sum of the remaining weights has the mean 1 and the spread of its rate."""
     B, H, T, S = 2, 4, 64, 64
     q, v = torch.zeros(B, H, T, 4), torch.ones(B, H, S, 4)
     view, worst = View(Full(), S - T, T, 0, S, None), 0.0

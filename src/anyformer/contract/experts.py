@@ -1,4 +1,4 @@
-"""Items 7, 10, 11 and 13 for mixtures of experts: their exact limits, what they must not see, and how they are made.
+"""Items 7, 10, 11 and 13 for mixtures of experts: exact limits, causality, padding, and upcycling.
 
 B batch, T time, D width, E experts.
 """
@@ -23,12 +23,12 @@ from anyformer.train.upcycle import upcycle
 
 
 def routed(subject: Subject) -> str | None:
-    """For checks of experts that tokens choose."""
+    """The reason why checks of experts chosen by tokens do not apply, or None."""
     return None if subject.holds(TopK) else "no token chooses experts in it"
 
 
 def at_each(model: Any, batch: Any) -> dict[str, tuple[Any, Tensor, Tensor, Any]]:
-    """(module, its input, its output, the flow) of every mixture, by path."""
+    """The calls of every mixture, by path: (module, its input, its output, the flow)."""
     seen: dict[str, tuple[Any, Tensor, Tensor, Any]] = {}
     hooks = []
     for path, module in model.named_modules():
@@ -43,7 +43,7 @@ def at_each(model: Any, batch: Any) -> dict[str, tuple[Any, Tensor, Tensor, Any]
 
 @check(10, "model", needs=routed)
 def all_experts_are_the_dense_mixture(subject: Subject) -> float:
-    """Where every token meets all experts and none is full, y = sum of softmax(router) * expert, of all of them."""
+    """If every token goes to all experts and none is full, y = sum of softmax(router) * expert over all of them."""
     recipe = subject.recipe
     for path, value in list(recipe.walk()):
         if isinstance(value, Recipe) and value.part is TopK:
@@ -64,7 +64,7 @@ def all_experts_are_the_dense_mixture(subject: Subject) -> float:
 
 @check(10, "model", needs=routed)
 def ample_capacity_is_no_capacity(subject: Subject) -> float:
-    """With as many places at an expert as the text has tokens, none is dropped."""
+    """With an expert capacity of as many tokens as the text has, none is dropped."""
     batch = draw(subject, random.Random(28), [9, 9], "none", source=[9, 9])
     free = like(subject, TopK, capacity=None)
     worst = same(run(like(subject, TopK, capacity=9), batch), run(free, batch), "capacity = length")
@@ -113,14 +113,14 @@ def experts_that_choose_are_refused_in_a_decoder() -> float:
 
 
 def dense(subject: Subject) -> list[str]:
-    """The paths of feed-forward parts that are no mixtures."""
+    """The paths of feed-forward parts without experts."""
     blocks = [(path, m.ffn) for path, m in subject.outline.named_modules() if isinstance(m, Block)]
     return [f"{path}.ffn" for path, ffn in blocks if ffn is not None and not isinstance(ffn, MoE)]
 
 
 @check(13, "model", needs=lambda s: None if dense(s) else "it has no dense feed-forward part", later=apart_from_tiny)
 def upcycling_changes_nothing(subject: Subject) -> float:
-    """With equal experts in the place of each feed-forward part, it is the same function; the recipe describes it."""
+    """With equal experts instead of each feed-forward part, the function is the same; the recipe describes it."""
     batch, model = draw(subject, random.Random(44), [7, 4], "left"), fresh(subject.model)
     before, paths = run(model, batch), dense(subject)
     expect(upcycle(model, *paths, experts=3, top=2) == paths, "other parts became mixtures")

@@ -1,4 +1,4 @@
-"""Items 13 and 16: what is written once works for every model, and a value of nothing is a value."""
+"""Items 13 and 16: general features work for every model, and 0 is a value, not a default."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from anyformer.edge.export import export, inputs
 from anyformer.skeletons import Skeleton
 from anyformer.train import lora
 
-TINY = 1e-6  # below it a float that is added to others is as good as 0
+TINY = 1e-6  # a smaller float, added to others, counts as 0
 
 
 @check(13, "model", checkpoint=True, later=apart_from_tiny)
 def taps_change_nothing(subject: Subject) -> float:
-    """Listening to every module, and to attention's weights, leaves every output as it was, bit for bit."""
+    """Taps on every module, and on attention weights, change no output, bit for bit."""
     batch = draw(subject, random.Random(40), [7, 4], "left")
     model = subject.model
     before, every = run(model, batch), speaking(model, batch)
@@ -47,7 +47,7 @@ def taps_change_nothing(subject: Subject) -> float:
 
 
 def speaking(model: nn.Module, batch: Batch) -> list[str]:
-    """The paths of the modules that run on a batch and return tensors: which is what taps can record."""
+    """The paths that taps can record: modules that run on a batch and return tensors."""
     found: dict[str, None] = {}
 
     def note(path: str, output: Any) -> None:
@@ -65,7 +65,7 @@ def speaking(model: nn.Module, batch: Batch) -> list[str]:
 
 @check(13, "model", later=apart_from_tiny)
 def a_copy_is_independent(subject: Subject) -> float:
-    """A deep copy gives the same, and changing it leaves the first as it was."""
+    """A deep copy gives the same outputs, and changing it does not change the original."""
     batch = draw(subject, random.Random(41), [5, 5])
     before, copy = run(subject.model, batch), fresh(subject.model)
     worst = same(run(copy, batch), before, "copy", 0.0, 0.0)
@@ -83,20 +83,20 @@ def lora_merges_to_the_same_function(subject: Subject) -> float:
 
 @check(13, "model", later=apart_from_tiny)
 def dora_merges_to_the_same_function(subject: Subject) -> float:
-    """The same for adapters that learn the length of each row apart."""
+    """The same for adapters with a learned length of each row."""
     return adapted_and_merged(subject, fresh(subject.model), dora=True)
 
 
 @check(13, "model", later=apart_from_tiny)
 def adapters_on_4_bits_merge_to_the_same_function(subject: Subject) -> float:
-    """The same on matrices in 4 bits; what comes out are full matrices at the paths of before."""
+    """The same on matrices in 4 bits; merging gives full matrices at the old paths."""
     model = fresh(subject.model)
     nf4.quantise(model)
     return adapted_and_merged(subject, model, dora=False)
 
 
 def adapted_and_merged(subject: Subject, model: Any, dora: bool) -> float:
-    """Adapters on every linear layer of the model: added, trained upon, drawn at random, merged."""
+    """Adds adapters to every linear layer of the model, trains, redraws and merges them, and compares."""
     batch = draw(subject, random.Random(42), [7, 4], "left")
     before, paths = run(model, batch), [n for n, _ in subject.model.named_parameters()]
     scale = max(1.0, *(float(v.abs().max()) for v in before.values()))
@@ -118,14 +118,14 @@ def adapted_and_merged(subject: Subject, model: Any, dora: bool) -> float:
 
 
 def run_with(model: nn.Module, change: Any, batch: Any) -> dict[str, Tensor]:
-    """What a model makes of a batch after a change."""
+    """The outputs of a model for a batch after a change."""
     change()
     return run(model, batch)
 
 
 @check(13, "model", later=apart_from_tiny)
 def int8_stays_inside_its_error(subject: Subject) -> float:
-    """In 8 bits, the output of every linear layer is within the stated bound of what the same input gave before."""
+    """In 8 bits, the output of every linear layer is within the stated bound of the original one for the same input."""
     return inside_its_error(subject, int8.quantise, int8.Int8Linear)
 
 
@@ -136,7 +136,7 @@ def four_bits_stay_inside_their_error(subject: Subject) -> float:
 
 
 def inside_its_error(subject: Subject, quantise: Any, kind: type[nn.Module]) -> float:
-    """Every linear layer, quantised, is given what it gets in the quantised model, and so is what it was before."""
+    """Compares every linear layer with its quantised form, both on the inputs of the quantised model."""
     batch = draw(subject, random.Random(43), [7, 4], "left")
     model, plain = fresh(subject.model), dict(fresh(subject.model).named_modules())
     coverage = quantise(model)
@@ -167,7 +167,7 @@ LONG = {"compressive/tiny", "reformer/tiny"}  # programs of many operations: 15 
 
 @check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - LONG)
 def export_runs_and_matches(subject: Subject) -> float:
-    """As one program for any batch and length, it runs without anyformer and gives the model's numbers."""
+    """The exported program, for any batch and length, runs without anyformer and gives the model's numbers."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
         try:
@@ -186,7 +186,7 @@ def export_runs_and_matches(subject: Subject) -> float:
 
 @check(16, "model", needs=lambda s: writes(s) or in_full(s))
 def generation_honours_nothing(subject: Subject) -> float:
-    """Temperature 0 is greedy, seed 0 is a seed, no new tokens are none; what makes no sense is refused by name."""
+    """Temperature 0 is greedy, seed 0 is a seed, 0 new tokens are none; senseless values are refused by name."""
     prompts = [[5, 6, 7], [8, 9]]
     write = lambda **given: subject.model.generate(prompts, **{"max_new_tokens": 6, **given})  # noqa: E731
     greedy = write(temperature=0)
@@ -215,7 +215,7 @@ def generation_honours_nothing(subject: Subject) -> float:
 
 
 def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
-    """Greedy continuation, the whole text each time."""
+    """The greedy continuation, recomputed over the whole text for each token."""
     text = [subject.model.begin_id] if subject.has_source else list(prompt)
     first = len(text)
     for _ in range(count):
@@ -233,7 +233,7 @@ def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
 @check(16, "model", needs=in_full)
 def zero_is_no_default(subject: Subject) -> float:
     """0 for any option is refused by a ValueError, or means 0: never the default. An option is tried in the first
-    subject that holds it."""
+    subject with it."""
     usual, earlier, tried = fingerprint(subject, subject.recipe), tried_before(subject), 0
     for path, owner, option, value in numeric(subject.recipe):
         if key_of(owner, option) in earlier:
@@ -266,19 +266,19 @@ def zero_is_no_default(subject: Subject) -> float:
 
 
 def numeric(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
-    """(path, owner, option, value) of the options that are numbers and not 0 yet."""
+    """The options with a number other than 0: (path, owner, option, value)."""
     for path, owner, option, value in options(recipe):
         kinds = declared(owner, option)
         number = value is None or type(value) in (int, float)
         if number and value != 0 and ("int" in kinds or "float" in kinds):
             if isinstance(value, float) and value < TINY:
-                continue  # 0 and 1e-12 are one number where they are added
+                continue  # 0 and 1e-12 are the same as an added term
             yield path, owner, option, value
 
 
 @functools.cache
 def tried_before(subject: Subject) -> frozenset[tuple[str, str]]:
-    """The options that subjects before this one have tried."""
+    """The options tried by subjects before this one."""
     every = whole()
     earlier = every[: every.index(subject)] if subject in every else []
     return frozenset(key_of(owner, option) for s in earlier for _, owner, option, _ in numeric(s.recipe))
@@ -286,7 +286,7 @@ def tried_before(subject: Subject) -> frozenset[tuple[str, str]]:
 
 @check(16, "model", examples=3, needs=decodes, checkpoint=True)
 def the_last_place_alone(subject: Subject, rng: random.Random) -> float:
-    """`last=True` gives the last place of the logits, and nothing else changes."""
+    """`last=True` gives the last position of the logits, and nothing else changes."""
     batch = draw(subject, rng, [rng.randint(1, 9)] * 2, source=[4, 4])
     whole = run(subject.model, batch)
     with torch.no_grad():

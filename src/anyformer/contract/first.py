@@ -15,29 +15,29 @@ from anyformer.core.init import initialise
 from anyformer.hub.tables.weights import Hub
 
 SIGMAS = 6.0  # of the sampling error of a standard deviation, 1 / sqrt(2 n)
-FEW = 32  # values: of fewer, chance decides the size
+FEW = 32  # values: with fewer, chance decides the size
 
 
 @check(19, "files", later=apart_from_tiny)
 def first_weights_have_the_oracles_sizes(subject: Subject, hub: Hub) -> float:
-    """Every tensor of a new model is as wide as the oracle's first one, within the sampling error; a constant is the
-    same constant."""
+    """Every tensor of a new model has the standard deviation of the oracle's, within the sampling error; a constant is
+    the same constant."""
     side, schemes = oracle(subject, hub), ("depth", "normal")
     torch.manual_seed(0)
     theirs, made = dict(build(subject, hub).state_dict()), {}
-    for scheme in schemes:  # with and without GPT-2's rule for the ends of branches, which ours takes everywhere
+    for scheme in schemes:  # with and without GPT-2's rule for output projections, which ours takes everywhere
         model = subject.recipe.build()
         initialise(model, seed=0, scheme=scheme)
         made[scheme] = as_theirs(side, hub, dict(model.state_dict()))
     off = {s: {n: w for n, v in made[s].items() if n in theirs and (w := differs(v, theirs[n]))} for s in schemes}
-    wrong = min(off.values(), key=len)  # one scheme is right throughout, not the one here and the other there
+    wrong = min(off.values(), key=len)  # one scheme must hold for all tensors
     expect(bool(made["depth"].keys() & theirs.keys()), "no tensor has a name of theirs")
     expect(not wrong, "; ".join(f"{name}: {why}" for name, why in wrong.items()))
     return 0.0
 
 
 def differs(found: Tensor, expected: Tensor) -> str:
-    """How two first weights differ in size; "" if they do not."""
+    """The difference in size of two first weights, as text; "" if there is none."""
     count = found.numel()
     a, b = (float(t.float().std(correction=0)) for t in (found, expected))
     if b < 1e-9:

@@ -1,4 +1,4 @@
-"""The form of a page: short, with its paper, its difference and its drawing, and no dependence on anybody's library."""
+"""The form of a page: short, with its paper, its difference and its drawing, and no dependence on another library."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from anyformer.core.recipe import Recipe
 
 LINES = 80
 TABLES = ("SIZES", "PARAMETERS", "CASES", "ORACLE", "HUBS")
-OUTSIDE = ("transformers", "gguf")  # what the package must not need
+OUTSIDE = ("transformers", "gguf")  # packages that anyformer must not need
 
 
 @check(0, "page")
 def page_is_short(name: str) -> float:
-    """What is read of a page, from its docstring to the last function or class above SIZES, is at most 80 lines of code
-    (blank lines, comments and the docstring are not counted). What is looked up stands below, as long as it is."""
+    """The readable part of a page, from its docstring to the last function or class above SIZES, is at most 80 lines of
+    code (without blank lines, comments and the docstring). The tables below it have any length."""
     module = pages.page(name).module
     text = Path(module.__file__).read_text()
     first, *statements = ast.parse(text).body
@@ -43,7 +43,7 @@ def page_is_short(name: str) -> float:
 
 @check(0, "page")
 def page_is_plain(name: str) -> float:
-    """Hyperparameters are given by name; no lambda goes over several lines; the formatter is switched off nowhere."""
+    """Hyperparameters are passed by name; no lambda spans several lines; the formatter is switched off nowhere."""
     module = pages.page(name).module
     text = Path(module.__file__).read_text()
     expect("fmt: " not in text, "a `fmt:` comment: let ruff format the page; one entry a line follows from commas")
@@ -69,7 +69,7 @@ def _targets(statement: ast.stmt) -> list[str]:
 
 @check(0, "page")
 def page_explains_itself(name: str) -> float:
-    """Its docstring names the paper, says what differs from a relative, and draws the wiring."""
+    """Its docstring names the paper, states the difference from a relative, and draws the wiring."""
     text = pages.page(name).module.__doc__ or ""
     expect(bool(re.search(r"\((.|\n)*?(19|20)\d\d(.|\n)*?\)", text)), "the docstring names no paper with its year")
     expect(
@@ -103,7 +103,7 @@ def page_has_its_parts(name: str) -> float:
 
 @check(0, "page")
 def page_needs_no_oracle(name: str) -> float:
-    """It is built in a process that can import neither transformers nor gguf."""
+    """It builds in a process that can import neither transformers nor gguf."""
     why = without_oracle(tuple(pages.names())).get(name, "it was not built")
     expect(not why, f"without transformers: {why}")
     return 0.0
@@ -111,7 +111,7 @@ def page_needs_no_oracle(name: str) -> float:
 
 @functools.cache
 def without_oracle(names: tuple[str, ...]) -> dict[str, str]:
-    """What goes wrong with each page in a process, started once, that has nothing of OUTSIDE; "" = nothing."""
+    """The error of each page in a process, started once, without the packages of OUTSIDE; "" = none."""
     code = (
         "import json, sys, traceback\n"
         f"sys.modules.update(dict.fromkeys({OUTSIDE!r}))\n"

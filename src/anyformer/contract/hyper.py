@@ -26,7 +26,7 @@ from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.ffn import ACTIVATIONS
 
-# Options whose value must not change any number, with what they change instead and where that is checked.
+# Options that must not change any number: their effect, and the check of it.
 NO_NUMBER = {
     ("Attention", "kernel"): "how attention is computed; that all kernels agree is item 9",
     ("GlobalAttention", "kernel"): "as that of Attention",
@@ -53,7 +53,7 @@ WORDS = {
 
 
 def recorder(config: Any) -> tuple[Any, set[str]]:
-    """The same hyperparameters, and the set that collects the dotted names of those that are read."""
+    """The same hyperparameters, and a set that collects the dotted names of those read."""
     seen: set[str] = set()
     return _recorder(config, seen, ""), seen
 
@@ -104,7 +104,7 @@ def every_hyperparameter_changes_the_recipe(name: str) -> float:
 
 
 def changes(page: pages.Page, config: Any, name: str, value: Any) -> bool:
-    """Does this value of a hyperparameter give another recipe?"""
+    """True if this value of a hyperparameter gives another recipe."""
     try:
         return page.recipe(hyper.changed(config, {name: value})) != page.recipe(config)
     except (ValueError, TypeError, KeyError):  # a value that the page refuses
@@ -112,7 +112,7 @@ def changes(page: pages.Page, config: Any, name: str, value: Any) -> bool:
 
 
 def alternatives(name: str, value: Any, declared: str) -> list[Any]:
-    """Other values of an option, by its value or, where that is None, by its declared type."""
+    """Other values of an option, by its value or, if that is None, by its declared type."""
     match value:
         case bool():
             return [not value]
@@ -137,14 +137,14 @@ def declared(owner: Recipe | Value, option: str) -> str:
 
 @check(4, "page")
 def every_option_has_an_effect(name: str) -> float:
-    """Each option of each part in the page's recipes: another value changes parameters, outputs or what is accepted.
-    An option is proved on the first page that holds it, and nowhere else again."""
+    """Another value of each option of each part in the page's recipes changes parameters, outputs or accepted inputs.
+    An option is proved on the first page with it only."""
     own = {key for subject in subjects(name) for key in keys(subject.recipe)} - held_before(name)
     if not own:
         raise LeftOut("every option of its parts is proved on an earlier page")
     wanted = own - NO_NUMBER.keys()
     shown: dict[tuple[str, str], bool] = {}
-    near = subjects(name)  # what shows only beside another option: `Logits.vocab` where the head is not tied
+    near = subjects(name)  # for options with an effect only beside another one: `Logits.vocab` of an untied head
     elsewhere = [s for other in pages.names() if other != name for s in subjects(other) if not s.light]
     for drawn in ([s for s in near if not s.light], [*(s for s in near if s.light), *compositions()], elsewhere):
         shown |= effects(drawn, {key for key in wanted if not shown.get(key)})
@@ -161,7 +161,7 @@ def held_before(name: str) -> frozenset[tuple[str, str]]:
 
 
 def keys(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(part or value, option) of every option in a recipe that holds no parts itself."""
+    """The options in a recipe that hold no parts themselves: (part or value, option)."""
     for _, owner, option, value in options(recipe):
         if not isinstance(value, Recipe | tuple | dict):
             yield key_of(owner, option)
@@ -173,12 +173,12 @@ def key_of(owner: Recipe | Value, option: str) -> tuple[str, str]:
 
 
 def choices(key: tuple[str, str]) -> list[Any]:
-    """The values that an option has anywhere, and recipes that any part has under that name."""
+    """The values of an option anywhere, and recipes of any part under that name."""
     return [*harvest().get(key, ()), *harvest().get(("", key[1]), ())]
 
 
 def effects(drawn: list[Subject], wanted: set[tuple[str, str]]) -> dict[tuple[str, str], bool]:
-    """Those of the wanted options that have another value, and whether one had an effect in one of these recipes."""
+    """The wanted options with another value; True for those with an effect in one of these recipes."""
     found: dict[tuple[str, str], bool] = {}
     for subject in drawn if wanted else ():
         for path, owner, option, value in options(subject.recipe):
@@ -195,7 +195,7 @@ def effects(drawn: list[Subject], wanted: set[tuple[str, str]]) -> dict[tuple[st
 
 
 def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
-    """(path, owner, option, value) of every option in a recipe; of equal neighbours, only the first."""
+    """Every option in a recipe: (path, owner, option, value); of equal neighbours, only the first."""
     owners: dict[str, Any] = {"": recipe} | dict(recipe.walk())
     done: set[tuple[Any, ...]] = set()
     for path, value in recipe.walk():
@@ -209,7 +209,7 @@ def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
 
 @functools.cache
 def harvest() -> dict[tuple[str, str], list[Any]]:
-    """The values that each option has anywhere; under ("", option) also the recipes and values in it in any part."""
+    """The values of each option anywhere; under ("", option) also the recipes and values in it in any part."""
     found: dict[tuple[str, str], list[Any]] = {}
     for subject in (*(s for name in pages.names() for s in subjects(name)), *compositions()):
         for _, owner, option, value in options(subject.recipe):
@@ -234,10 +234,10 @@ Print = tuple[dict[str, tuple[int, ...]], list[Any]]
 
 @functools.lru_cache(maxsize=20_000)
 def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
-    """Shapes of all that is stored, and what the model makes of a few inputs; None if it cannot be built."""
+    """The shapes of all stored tensors, and the outputs for a few inputs; None if the model cannot be built."""
     try:
         torch.manual_seed(0)
-        with warnings.catch_warnings(action="ignore"):  # torch warns of matrices of size 0, which are meant here
+        with warnings.catch_warnings(action="ignore"):  # torch warns of matrices of size 0, which are intended here
             model = redrawn(recipe.build())
     except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError):
         return None
@@ -250,7 +250,7 @@ def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
 
 
 def result(model: Any, batch: Batch) -> dict[str, bytes] | str | None:
-    """The bits of all outputs, or the message of the refusal, or None where the parts do not fit each other."""
+    """The bits of all outputs, or the message of the refusal, or None if the parts do not fit each other."""
     torch.manual_seed(1)
     try:
         with torch.no_grad():
@@ -268,14 +268,14 @@ def digest(value: Tensor) -> bytes:
 
 
 def differ(one: Print | None, other: Print | None) -> bool:
-    """Do two fingerprints differ, both being of models that can be built?"""
+    """True if two fingerprints differ, both of models that can be built."""
     if one is None or other is None:
         return False
     return one[0] != other[0] or any(not alike(a, b) for a, b in zip(one[1], other[1], strict=True))
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Are two results the same, bit for bit, or both refusals, or is either nothing?"""
+    """True if two results are the same, bit for bit, or both refusals, or if either is None."""
     return a is None or b is None or (isinstance(a, str) and isinstance(b, str)) or a == b
 
 
@@ -291,7 +291,7 @@ def published_counts(name: str) -> float:
 
 @check(5, "page", oracle=True)
 def counts_are_the_oracles(name: str) -> float:
-    """Two published sizes have as many parameters as `transformers` gives them."""
+    """Two published sizes have as many parameters as in `transformers`."""
     from anyformer.contract.subjects import hubs
 
     page = pages.page(name)

@@ -1,4 +1,4 @@
-"""Item 9: every way to compute gives the same numbers.
+"""Item 9: all kernels give the same numbers.
 
 B batch, T queries, S keys, H heads, G key/value heads, K head width, E inner width, N state.
 """
@@ -27,19 +27,19 @@ from anyformer.parts.attention.kernels import attend
 from anyformer.parts.attention.masks import And, Causal, Full, Mask, Not, Or, Packed, View, Window
 from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
 
-SOFTMAX = (Attention, LatentAttention)  # what `parts.kernels` computes
+SOFTMAX = (Attention, LatentAttention)  # mixers with the kernels of `parts.kernels`
 
 
 def attends(subject: Subject) -> str | None:
-    """For checks of attention."""
+    """The reason why checks of attention do not apply, or None."""
     return None if any(map(subject.holds, SOFTMAX)) else "it has no attention"
 
 
-OF_ONE_TEXT = ("mask", "positions")  # options that attention to another text refuses
+OF_ONE_TEXT = ("mask", "positions")  # options that cross-attention refuses
 
 
 def changed(recipe: Recipe, part: type[Part] | tuple[type[Part], ...], **options: Any) -> Recipe:
-    """The recipe with these options in every part of that class, or those, that has them."""
+    """The recipe with these options in every part of those classes that has them."""
     owners = {path: v for path, v in recipe.walk() if isinstance(v, Recipe) and issubclass(v.part, part)}
     taken = [(path, name) for path, v in owners.items() for name in options if name in signature(v.part)]
     taken = [(path, n) for path, n in taken if n not in OF_ONE_TEXT or not owners[path].options.get("cross")]
@@ -47,7 +47,7 @@ def changed(recipe: Recipe, part: type[Part] | tuple[type[Part], ...], **options
 
 
 def like(subject: Subject, part: type[Part] | tuple[type[Part], ...], **options: Any) -> Any:
-    """A model with the subject's weights, but these options in every part of that class, or those."""
+    """A model with the subject's weights, but these options in every part of those classes."""
     model = pages.empty(changed(subject.recipe, part, **options))
     model.load_state_dict(subject.model.state_dict(keep_vars=True), assign=True)
     return model.eval()
@@ -55,7 +55,7 @@ def like(subject: Subject, part: type[Part] | tuple[type[Part], ...], **options:
 
 @check(9, "model", needs=attends, checkpoint=True)
 def kernels_agree_in_the_model(subject: Subject) -> float:
-    """The model gives the same with every kernel, padding and an empty row included, and so do its gradients."""
+    """Outputs and gradients of the model are the same with every kernel, padding and an empty row included."""
     batch = empty_row(draw(subject, random.Random(20), [9, 6, 6], "left"))
     worst = 0.0
     plain = like(subject, SOFTMAX, kernel="reference")
@@ -70,12 +70,12 @@ def kernels_agree_in_the_model(subject: Subject) -> float:
 
 
 def able(subject: Subject, kernels: tuple[str, ...]) -> list[str]:
-    """Those of these kernels that can do what the model asks of attention: "sdpa" refuses to cap scores."""
+    """The kernels that support the model's attention: "sdpa" refuses to cap scores."""
     return [kernel for kernel in kernels if kernel != "sdpa" or not subject.holds(SoftCap)]
 
 
 def empty_row(batch: Batch) -> Batch:
-    """The last row becomes padding alone."""
+    """The batch with a last row of padding alone."""
     for name, value in batch.inputs.items():
         if name.endswith("attention_mask"):
             value[-1] = 0
@@ -87,7 +87,7 @@ def empty_row(batch: Batch) -> Batch:
 
 @check(9, "model", needs=pads, checkpoint=True)
 def nothing_leaks_from_padding(subject: Subject) -> float:
-    """NaN in what enters at padded places reaches no output and no gradient."""
+    """NaN in inputs at padded positions reaches no output and no gradient."""
     rng = random.Random(21)
     worst = 0.0
     for side in ("left",) if subject.path else ("left", "right"):  # a checkpoint is large
@@ -117,7 +117,7 @@ def kernels_agree(rng: random.Random) -> float:
     expected, slopes = case.definition()
     worst = 0.0
     for kernel in ("auto", "reference", "sdpa", "chunked", "blockwise"):
-        if kernel == "sdpa" and case.cap is not None:  # it refuses
+        if kernel == "sdpa" and case.cap is not None:  # refused by sdpa
             continue
         found, gradient = case.by(kernel)
         what = f"{kernel} over {case.view.mask}"
@@ -127,7 +127,7 @@ def kernels_agree(rng: random.Random) -> float:
 
 @check(9, "parts", examples=12)
 def flex_agrees(rng: random.Random) -> float:
-    """FlexAttention, forward (PyTorch has no gradient of it on the CPU), uncompiled: the same definition."""
+    """FlexAttention, forward (PyTorch has no gradient of it on the CPU), uncompiled, is the same definition."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return flex(Case(rng, most=20), flex_attention)
@@ -135,12 +135,12 @@ def flex_agrees(rng: random.Random) -> float:
 
 @check(9, "parts", slow=True)
 def flex_agrees_compiled() -> float:
-    """FlexAttention, forward, compiled as users get it."""
+    """FlexAttention, forward, compiled as for users, is the same definition."""
     return max(flex(Case(random.Random(i), most=20), None) for i in range(3))
 
 
 def flex(case: Case, kernel: Any) -> float:
-    """The largest difference of FlexAttention, by this function or as it is."""
+    """The largest difference of FlexAttention, by this function or the compiled one."""
     before = kernel_module._compiled_flex
     try:
         if kernel is not None:
@@ -160,7 +160,7 @@ class Case:
         self.groups, share = rng.choice((1, 2)), rng.choice((1, 2))
         B, T = rng.randint(1, 2), rng.choice((1, 2, 7, rng.randint(1, min(20, most)), rng.randint(1, most)))
         S = T + rng.choice((0, 0, 3))
-        first = rng.choice((0, 5))  # keys that a sliding state has dropped
+        first = rng.choice((0, 5))  # keys that a sliding cache has dropped
         keep = None if rng.random() < 0.3 else torch.rand(B, S, generator=noise) < rng.choice((0.0, 0.5, 0.9))
         packed = Packed(*documents(B, T, noise)) if T == S and not first and rng.random() < 0.5 else None
         self.view = View(expression(rng, 2), first + S - T, T, first, S, keep, None, packed, packed)
@@ -172,11 +172,11 @@ class Case:
         self.scale, self.cap = rng.choice((None, 1.0, 0.3)), rng.choice((None, None, 0.8))
 
     def copies(self) -> dict[str, Tensor]:
-        """The inputs, to be changed."""
+        """Copies of the inputs, which can be changed."""
         return {name: tensor.clone() for name, tensor in self.given.items()}
 
     def seen(self) -> Tensor:
-        """(B, 1, T, S) who may see whom, pair by pair."""
+        """The mask, (B, 1, T, S), pair by pair."""
         view = self.view
         if view.mine is None:
             places = [(range(view.query, view.query + view.count), range(view.key, view.key + view.keys))]
@@ -189,7 +189,7 @@ class Case:
         return pairs if view.keep is None else pairs & view.keep[:, None, None]
 
     def definition(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """softmax(cap(scale q k^T) + bias) v over what may be seen, in float64, 0 where nothing is; its gradients."""
+        """softmax(cap(scale q k^T) + bias) v over visible keys, in float64, 0 without any; and its gradients."""
         inputs = self.inputs(torch.float64)
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         k, v = (t.repeat_interleave(q.shape[1] // self.groups, 1) for t in (k, v))
@@ -202,19 +202,19 @@ class Case:
         return y.detach().float(), self.slopes(y, inputs)
 
     def by(self, kernel: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same by one of our kernels."""
+        """Result and gradients of one of our kernels."""
         inputs = self.inputs(torch.float32)
         y = self.attend(kernel, **inputs)
         return y.detach(), self.slopes(y, inputs)
 
     def attend(self, kernel: str, **inputs: Tensor) -> Tensor:
-        """Our attention."""
+        """The result of one of our kernels."""
         given = {**self.given, **inputs}
         q, k, v, bias = given["q"], given["k"], given["v"], given.get("bias")
         return attend(q, k, v, self.view, None, bias, self.scale, kernel=kernel, cap=self.cap)
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Copies that take gradients."""
+        """Copies of the inputs with gradients."""
         return {name: tensor.to(dtype).requires_grad_() for name, tensor in self.copies().items()}
 
     def slopes(self, y: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,7 +226,7 @@ class Case:
 
 
 def documents(batch: int, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random documents in one piece each, and the place of each token in its own, (B, T) each."""
+    """Random documents in one piece each, and the position of each token in its own, (B, T) each."""
     begins = torch.rand(batch, count, generator=noise) < 0.2
     begins[:, 0] = True
     index = torch.arange(count).expand(batch, -1)
@@ -251,7 +251,7 @@ def expression(rng: random.Random, depth: int) -> Mask:
 
 
 def sees(mask: Mask, query: int, key: int) -> bool:
-    """The definition of every mask, pair by pair."""
+    """True if the query sees the key: the definition of every mask."""
     match mask:
         case Full():
             return True
@@ -282,14 +282,14 @@ def sees(mask: Mask, query: int, key: int) -> bool:
 
 
 def draws(block: int, count: int, seed: int) -> list[int]:
-    """The earlier blocks that a block of `Random` draws: the first of a permutation that depends on seed and block."""
+    """The earlier blocks that a block of `Random` draws: the first of a permutation by seed and block."""
     noise = torch.Generator().manual_seed((seed * 1_000_003 + block) % (1 << 63))
     return torch.randperm(block, generator=noise)[:count].tolist()
 
 
 @check(9, "parts", examples=60)
 def masks_know_their_reach(rng: random.Random) -> float:
-    """A mask as a tensor is its definition; nothing beyond its reach is seen; the shortcuts say what is."""
+    """A mask as a tensor is its definition; nothing beyond its reach is seen; the shortcuts agree with it."""
     mask = expression(rng, 3)
     T, S, query, key = rng.randint(1, 12), rng.randint(1, 12), rng.randint(0, 9), rng.randint(0, 9)
     view = View(mask, query, T, key, S)
@@ -307,13 +307,13 @@ def masks_know_their_reach(rng: random.Random) -> float:
 
 
 def true_share(mask: Mask, queries: int, keys: int) -> float:
-    """The share of pairs that may be seen."""
+    """The share of visible pairs."""
     return sum(sees(mask, i, j) for i in range(queries) for j in range(keys)) / (queries * keys)
 
 
 @check(9, "model", examples=2, needs=lambda s: decodes(s) or attends(s), checkpoint=False)
 def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
-    """Token by token through a state, every kernel gives what the plain formula gives for the whole text."""
+    """Token by token through a cache, every kernel gives the plain formula's results for the whole text."""
     batch = draw(subject, rng, [rng.randint(2, 8)] * 2)
     plain = like(subject, SOFTMAX, kernel="reference")
     expected, worst = run(plain, batch)["logits"], 0.0

@@ -38,7 +38,7 @@ def files(subject: Subject, hub: Hub) -> Files:
 
 @contextlib.contextmanager
 def written(config: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Path]:
-    """A folder with these."""
+    """A folder with this config and these tensors."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "config.json").write_text(json.dumps(config))
         save_file({k: v.clone() for k, v in tensors.items()}, Path(name) / "model.safetensors", {"format": "pt"})
@@ -59,7 +59,7 @@ def refused(config: dict[str, Any], tensors: dict[str, Tensor], *names: str) -> 
 
 @check(3, "model", checkpoint=True, needs=lambda s: None if s.path or s.page else "it has no file yet")
 def ledger_is_complete(subject: Subject) -> float:
-    """Every tensor and every config key of the file stands in the ledger once, with what became of it."""
+    """Every tensor and every config key of the file is in the ledger once, with its status."""
     if subject.path is None:
         return _complete_for_page(subject)
     return complete(subject.model, Path(subject.path))
@@ -75,7 +75,7 @@ def _complete_for_page(subject: Subject) -> float:
 
 
 def complete(model: Any, path: Path) -> float:
-    """The ledger of a loaded model against what is in the file."""
+    """Compares the ledger of a loaded model with the content of the file."""
     ledger = model.ledger
     if path.is_dir():
         names = sorted(open_weights(path, allow_pickle=True).names())
@@ -98,12 +98,12 @@ def complete(model: Any, path: Path) -> float:
 
 
 def row_of(name: str, hub: Hub) -> str:
-    """The row of the map that a tensor is read by: its name without the number of its layer."""
+    """The row of the map that reads a tensor: its name without the layer number."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name.removeprefix(hub.base))
 
 
 def one_a_row(subject: Subject, hub: Hub, names: Iterable[str]) -> list[str]:
-    """The first tensor of each row of the map, and not of rows that an earlier case of the page has."""
+    """The first tensor of each row of the map, without rows of earlier cases of the page."""
     known = {row_of(name, hub) for other in earlier(subject, hub) for name in theirs(other, hub)}
     first = {row_of(name, hub): name for name in sorted(names, reverse=True)}
     found = [name for row, name in first.items() if row not in known]
@@ -113,20 +113,20 @@ def one_a_row(subject: Subject, hub: Hub, names: Iterable[str]) -> list[str]:
 
 
 def earlier(subject: Subject, hub: Hub) -> list[Subject]:
-    """The cases of the page before this one that these files can say."""
+    """The cases of the page before this one that these files can express."""
     every = subjects(subject.page or "")
     return [s for s in every[: every.index(subject)] if not s.light and hub in hubs(s)] if subject in every else []
 
 
 def theirs(subject: Subject, hub: Hub) -> list[str]:
-    """The names of all tensors in their file of a subject."""
+    """The names of all tensors in a subject's file."""
     table = links(hub.weights(subject.config), subject.outline.state_dict())
     return [name for link in table if not link.tied for name in link.theirs]
 
 
 @check(3, "files")
 def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
-    """A tensor of each row of the map in turn: without it, loading is an error with its name."""
+    """Loading without a tensor, one of each row of the map in turn, is an error with its name."""
     config, tensors = files(subject, hub)
     for name in one_a_row(subject, hub, tensors):
         refused(config, {k: v for k, v in tensors.items() if k != name}, name)
@@ -135,7 +135,7 @@ def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
 
 @check(3, "files")
 def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
-    """A tensor of each row of the map in turn: one row more, and loading is an error with its name."""
+    """Loading with one more row in a tensor, one of each row of the map in turn, is an error with its name."""
     config, tensors = files(subject, hub)
     for name in one_a_row(subject, hub, tensors):
         value = tensors[name]
@@ -152,7 +152,7 @@ def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
 
 @check(3, "files", later=apart_from_tiny)
 def unexpected_tensor_is_named(subject: Subject, hub: Hub) -> float:
-    """A tensor that has no place in the model, beside all others, or inside a layer, is an error with its name."""
+    """An extra tensor, at the top or inside a layer, is an error with its name."""
     config, tensors = files(subject, hub)
     inner = next(n for n in tensors if ".0." in n)
     for name in ("extra.weight", inner.rpartition(".")[0] + ".extra", inner.replace(".0.", ".77.")):
@@ -216,13 +216,13 @@ def unknown_words_are_named(subject: Subject, hub: Hub) -> float:
 
 
 def hub_reads(hub: Hub, key: str) -> bool:
-    """Does a hyperparameter come from this key?"""
+    """True if a hyperparameter comes from this key."""
     return any(key in entry.names and entry.fields for entry in hub.config)
 
 
 @check(3, "files", light=True, later=varied)
 def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float:
-    """Each config key in turn: without it, loading is an error, or reads it as `transformers` does."""
+    """Loading without a config key, each in turn, is an error, or uses the default of `transformers`."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)
@@ -239,7 +239,7 @@ def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float
             continue
         try:
             default = kind.from_dict(less).to_dict()
-        except Exception:  # theirs refuses it, in one of several ways
+        except Exception:  # theirs refuses it, with one of several errors
             continue
         theirs = tables.read(hub.config, {key: default.get(key), **less}, page.config, fixed)[0]
         differs = rewritten(ours, theirs)
@@ -250,14 +250,14 @@ def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float
 
 @check(3, "files", needs=lambda s: None if s.holds(Rotary) else "it has no rotary positions")
 def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
-    """`rope_parameters` as written now, `rope_theta` and `rope_scaling` as before: one model, as theirs reads it."""
+    """New `rope_parameters` and older `rope_theta` and `rope_scaling` give one model, the same as in `transformers`."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)
     fixed = hub.architectures[config["architectures"][0]]
     older = {name for entry in hub.config for name in entry.names}
     new, near = config.pop("rope_parameters"), {}
-    if "full_attention" in new:  # each kind of layer has its own: the older words say the theta of the other kind
+    if "full_attention" in new:  # each kind of layer has its own: the older keys have the theta of the other kind
         local = older & {"rope_local_base_freq", "local_rope_theta"}
         new, near = new["full_attention"], dict.fromkeys(local, new["sliding_attention"]["rope_theta"])
     theta = new.pop("rope_theta")

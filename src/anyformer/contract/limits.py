@@ -1,4 +1,4 @@
-"""Item 10: where a part has a limit that is known exactly, it is met.
+"""Item 10: parts meet their exactly known limits.
 
 B batch, T time, G key/value heads, K head width, E inner width, N state.
 """
@@ -28,7 +28,7 @@ from anyformer.parts.recurrent.mamba import scan
 
 @check(10, "model", needs=attends)
 def a_wide_window_is_no_window(subject: Subject) -> float:
-    """A window as wide as the text is full attention."""
+    """A window of the text's length is full attention."""
     batch = draw(subject, random.Random(22), [9, 5], "left")
     other = like(subject, SOFTMAX, mask=Window(9 if subject.reads_text else 400, 400))
     full = like(subject, SOFTMAX, mask=None)
@@ -36,14 +36,14 @@ def a_wide_window_is_no_window(subject: Subject) -> float:
 
 
 def chunked(subject: Subject) -> list[type[Part]]:
-    """The classes of parts that work in chunks of a given size."""
+    """The classes of parts with a chunk size."""
     parts = [v.part for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
     return [part for part in dict.fromkeys(parts) if "chunk" in signature(part)]
 
 
 @check(10, "model", needs=lambda s: None if chunked(s) else "it has no recurrence")
 def chunk_size_does_not_matter(subject: Subject) -> float:
-    """Worked in chunks of any size, a recurrence gives the same."""
+    """A recurrence gives the same with chunks of any size."""
     batch = draw(subject, random.Random(23), [21, 4], "left")
     expected = run(subject.model, batch)
     pairs = [(part, size) for part in chunked(subject) for size in (1, 3, 7, 1000)]
@@ -52,7 +52,7 @@ def chunk_size_does_not_matter(subject: Subject) -> float:
 
 @check(10, "model", needs=attends)
 def grouped_heads_are_repeated_heads(subject: Subject) -> float:
-    """Grouped heads are as many heads as queries have, with each group's keys and values repeated."""
+    """Grouped heads are the same as one key/value head for each query head, repeated within each group."""
     recipe, weights = changed(subject.recipe, Attention, kv_heads=None), dict(subject.model.state_dict())
     for path, module in subject.model.named_modules():
         if isinstance(module, Attention):
@@ -66,7 +66,7 @@ def grouped_heads_are_repeated_heads(subject: Subject) -> float:
 
 
 def turns(subject: Subject) -> str | None:
-    """For checks of rotary positions."""
+    """The reason why checks of rotary positions do not apply, or None."""
     return None if subject.holds(Rotary) else "it has no rotary positions"
 
 
@@ -81,7 +81,7 @@ def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
                     for name in (n for n in weights if n.startswith(prefix)):
                         weights[name] = RotaryOrder(count).write([weights[name]])[0]
         if isinstance(module, LatentAttention) and isinstance(module.positions, Rotary):
-            for letter, heads in (("q", module.heads), ("kv_down", 1)):  # what is turned are the last rows of a head
+            for letter, heads in (("q", module.heads), ("kv_down", 1)):  # the last rows of a head are rotated
                 for name in (n for n in weights if n.startswith(f"{path}.{letter}.")):
                     rows = weights[name].unflatten(0, (heads, -1))  # (H, N + P, D) or (1, R + P, D)
                     plain, turned = rows[:, : -module.rope_dim], rows[:, -module.rope_dim :]
@@ -94,7 +94,7 @@ def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
 
 
 def relative(subject: Subject) -> str | None:
-    """For checks of what only depends on distances."""
+    """The reason why checks of relative positions do not apply, or None."""
     if turns(subject) or subject.holds(Learned) or not subject.reads_text:
         return "its positions are not relative alone"
     return "its turns depend on the length" if any(s.by_length for s in subject.values(Scaling)) else None
@@ -102,7 +102,7 @@ def relative(subject: Subject) -> str | None:
 
 @check(10, "model", needs=relative)
 def only_distances_count(subject: Subject) -> float:
-    """With rotary positions alone, moving the whole text to later places changes nothing."""
+    """With rotary positions alone, moving the whole text to later positions changes nothing."""
     batch = draw(subject, random.Random(26), [9, 9])
     moved = batch.with_(position_ids=torch.arange(9) + 17)
     found, expected = run(subject.model, moved), run(subject.model, batch)
@@ -169,7 +169,7 @@ def scan_is_a_convolution() -> float:
 
 @check(10, "parts", examples=25)
 def matrix_recurrences_are_step_by_step(rng: random.Random) -> float:
-    """Sums that fade and the delta rule, in chunks of any size, whole or in two halves, are the recurrence; gradients
+    """Decaying sums and the delta rule, in chunks of any size, whole or in two halves, are the recurrence; gradients
     too."""
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
     T, K, V, chunk = rng.randint(1, 40), rng.randint(1, 4), rng.randint(1, 3), rng.choice((1, 2, 5, 64))
@@ -202,7 +202,7 @@ def matrix_recurrences_are_step_by_step(rng: random.Random) -> float:
 
 
 def by_steps(q: Tensor, k: Tensor, v: Tensor, S: Tensor, beta: Tensor | None, fade: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: S fades, then takes in k v^T, or with `beta` corrects what it says of k; y = S^T q."""
+    """The definition: S decays, then adds k v^T, or with `beta` corrects its value for k; y = S^T q."""
     rows = []
     for t in range(q.shape[1]):
         S = fade[:, t, None, None].exp() * S

@@ -1,4 +1,4 @@
-"""Item 20: texts and states far beyond `tiny`'s context, past every window, chunk and block."""
+"""Item 20: texts and caches far beyond `tiny`'s context, past every window, chunk and block."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from anyformer.core import hyper, pages
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts.positions import Scaling
 
-ROOM = 1152  # tokens: the context that `tiny` is given
+ROOM = 1152  # tokens: the longer context of `tiny`
 LENGTHS = (257, 1100)
-PIECES = (257, 1, 1, 1, 700, 130)  # how a text of the longest length enters a state; the rest token by token
+PIECES = (257, 1, 1, 1, 700, 130)  # pieces of the longest text through a cache; the rest token by token
 
 
 def stretched(subject: Subject) -> Subject:
-    """The same with room for long texts.
+    """The same subject with a context for long texts.
 
     Raises:
-        LeftOut: if no hyperparameter gives it that room.
+        LeftOut: if no hyperparameter lengthens its context.
     """
     if subject.limit is None or subject.limit >= max(LENGTHS):
         return subject
@@ -42,8 +42,8 @@ def stretched(subject: Subject) -> Subject:
 
 
 def changes(subject: Subject) -> Iterator[Any]:
-    """Ways to lengthen the context: the hyperparameter of that name, or one whose value is near the limit; without a
-    page, every option `context` of the recipe."""
+    """Changes that lengthen the context: of the hyperparameter of that name, or of one with a value near the limit;
+    without a page, of every option `context` of the recipe."""
     name = f"{subject.name}, {ROOM} tokens"
     if subject.page is None:
         paths = {path: ROOM for path, value in subject.recipe.walk() if path.endswith("context") and value is not None}
@@ -66,7 +66,7 @@ def parity_of_long_texts(subject: Subject, hub: Hub) -> float:
 
 
 def steady(subject: Subject) -> str | None:
-    """For checks of long states."""
+    """The reason why checks of long caches do not apply, or None."""
     if any(s.by_length for s in subject.values(Scaling)):
         return "its turns depend on the length: what a state holds of a shorter text is another thing"
     return decodes(subject)
@@ -74,7 +74,7 @@ def steady(subject: Subject) -> str | None:
 
 @check(20, "model", later=apart_from_tiny, needs=steady)
 def long_texts_cached_are_uncached(subject: Subject) -> float:
-    """1,100 tokens through a state, in pieces and token by token, padded on the left: the logits of the whole text."""
+    """1,100 tokens through a cache, in pieces and token by token, padded on the left, give the whole text's logits."""
     longer = stretched(subject)
     count = max(LENGTHS)
     batch = draw(longer, random.Random(51), [count, count - 69], "left", source=[300, 257])

@@ -1,4 +1,4 @@
-"""Item 19: the loss that a page is trained by is the oracle's."""
+"""Item 19: the training loss of a page is the oracle's."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from anyformer.parts.positions import Scaling
 from anyformer.train import objectives
 from anyformer.train.objectives import IGNORE, counted
 
-HIDDEN = 0.3  # of the tokens have a label, where tokens are hidden
+HIDDEN = 0.3  # the share of tokens with a label, for masked tokens
 
 
 @check(19, "files")
 def loss_is_the_oracles(subject: Subject, hub: Hub) -> float:
-    """The objective that a model of this kind learns gives the loss that theirs gives for the same labels."""
+    """The training objective of a model of this kind gives the oracle's loss for the same labels."""
     side, rng = oracle(subject, hub), random.Random(55)
     if "labels" not in inspect.signature(side.theirs.forward).parameters:
         raise LeftOut("its class in transformers has no loss")
@@ -39,7 +39,7 @@ def loss_is_the_oracles(subject: Subject, hub: Hub) -> float:
 
 
 def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-    """Our loss of a batch with random labels; these, and the inputs, as theirs takes them."""
+    """Our loss of a batch with random labels; the labels and the inputs in their form."""
     model, inputs = side.ours, dict(batch.inputs)
     if "decoder_input_ids" in inputs:
         keep = inputs.pop("decoder_attention_mask").bool()
@@ -62,7 +62,7 @@ def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor
 def encoder_loss(
     out: Any, batch: Batch, inputs: dict[str, Any], noise: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-    """The same of heads on what an encoder makes: hidden tokens, the next sentence, classes."""
+    """The same for heads of an encoder: masked tokens, the next sentence, classes."""
     labels: dict[str, Tensor] = {}
     for name, scores in out.heads.items():
         drawn = torch.randint(0, scores.shape[-1], scores.shape[:-1], generator=noise)

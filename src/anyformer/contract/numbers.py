@@ -1,4 +1,4 @@
-"""Items 1 and 2: the numbers are the oracle's, and files survive the way in and out."""
+"""Items 1 and 2: the numbers are the oracle's, and files survive the round trip."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from anyformer.hub.tables.weights import Hub
 from anyformer.parts.attention.masks import FAR, Mask
 from anyformer.parts.ffn import ACTIVATIONS
 
-LONG = 96  # tokens, where a model accepts any number: beyond the trained length of every stretched page
+LONG = 96  # tokens for a model without a limit: beyond the trained length of every stretched page
 
 
 def compare(side: Oracle, batch: Batch, what: str) -> float:
-    """The largest difference between ours and theirs over all outputs and hidden states, at real places."""
+    """The largest difference between ours and theirs over all outputs and hidden states, at real tokens."""
     theirs = side.run(batch)
     with torch.no_grad():
         ours = trace(side.ours, batch)
@@ -55,7 +55,7 @@ def compare(side: Oracle, batch: Batch, what: str) -> float:
 
 @check(1, "page")
 def files_say_every_case(name: str) -> float:
-    """Every hyperparameter is in a map and every case can be written: what no file says, nobody compares."""
+    """Every hyperparameter is in a map and every case can be written: without a file there is no comparison."""
     if apart(name):
         raise LeftOut("transformers does not know the page; its ORACLE says what is compared instead")
     page, drawn = pages.page(name), [s for s in subjects(name) if not s.light]
@@ -110,7 +110,7 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
     theirs, worst = side.run(batch), 0.0
     with torch.no_grad():
         ours = trace(side.ours, batch)
-        row = batch.row(lengths.index(max(lengths)))  # alone: in the batch, padding may differ by intention
+        row = batch.row(lengths.index(max(lengths)))  # alone: in the batch, padding can differ by intention
         pairs = aligned(trace(side.ours, row), side.run(row), row)
     for i in range(len(batch)):
         alone = side.run(batch.row(i))
@@ -148,7 +148,7 @@ def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
 
 @check(1, "page", examples=6, oracle=True)
 def parity_of_random_hyperparameters(name: str, rng: random.Random) -> float:
-    """Hyperparameters drawn together, each from what any case has: the oracle's numbers, and files survive."""
+    """Hyperparameters drawn together from the values of all cases give the oracle's numbers, and files survive."""
     subject = chance(name, rng)
     if subject is None:
         raise LeftOut("no file of theirs can say its hyperparameters" if apart(name) else "no draw goes together")
@@ -165,7 +165,7 @@ def parity_of_random_hyperparameters(name: str, rng: random.Random) -> float:
 
 
 def chance(name: str, rng: random.Random) -> Subject | None:
-    """A subject with random hyperparameters that go together, or None if a few draws gave none."""
+    """A subject with random, compatible hyperparameters, or None if a few draws gave none."""
     page, known = pages.page(name), [s.config for s in subjects(name)]
     drawn = [hyper.leaves(config) for config in known]
     pools = {name: list(dict.fromkeys(leaves[name] for leaves in drawn if name in leaves)) for name in drawn[0]}
@@ -183,7 +183,7 @@ def chance(name: str, rng: random.Random) -> Subject | None:
 
 @check(1, "parts", oracle=True)
 def activations_by_every_name() -> float:
-    """Every name of an activation that config files may use means the function that it means there."""
+    """Every name of an activation in config files means the same function as in `transformers`."""
     from transformers.activations import ACT2FN
 
     x = torch.linspace(-8, 8, 1001)
@@ -193,7 +193,7 @@ def activations_by_every_name() -> float:
 
 @check(2, "files", light=True)
 def round_trip(subject: Subject, hub: Hub) -> float:
-    """Their files to ours and back: the same names, bits and config; and theirs opens ours and says the same."""
+    """Their files to ours and back have the same names, bits and config; theirs loads ours with the same numbers."""
     side = oracle(subject, hub)
     with tempfile.TemporaryDirectory() as folder:
         save(side.ours, folder)
@@ -206,7 +206,7 @@ def round_trip(subject: Subject, hub: Hub) -> float:
 
 @check(2, "files", light=True, later=varied)
 def ours_opens_there(subject: Subject, hub: Hub) -> float:
-    """A model that was made here and never was a file of theirs opens there, with the same numbers."""
+    """A model that was built here, not loaded, opens in `transformers` with the same numbers."""
     side = oracle(subject, hub)
     model = subject.recipe.build()
     model.load_state_dict(side.ours.state_dict())
@@ -227,7 +227,7 @@ def identical(one: Path, other: Path) -> None:
 
 
 def reopened(side: Oracle, subject: Subject, folder: str) -> float:
-    """Theirs, loaded from what ours wrote, makes the same of an input as before."""
+    """Compares theirs, loaded from our files, with theirs as before."""
     model, info = type(side.theirs).from_pretrained(folder, output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         expect(not info[kind], f"transformers reports {kind}: {sorted(map(str, info[kind]))}")
@@ -240,7 +240,7 @@ def reopened(side: Oracle, subject: Subject, folder: str) -> float:
 
 @check(2, "model", checkpoint=True)
 def save_and_load(subject: Subject) -> float:
-    """Saved and loaded it is the same, bit for bit; saved again, the files are the same, byte for byte."""
+    """A saved and loaded model is the same, bit for bit; saved again, its files are the same, byte for byte."""
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one"), Path(folder, "two")
         save(subject.model, one, max_shard_bytes=1_000_000_000 if subject.path else 30_000)
@@ -259,7 +259,7 @@ def save_and_load(subject: Subject) -> float:
 
 @check(2, "files", later=apart_from_tiny)
 def stored_type_is_told(subject: Subject, hub: Hub) -> float:
-    """In half precision and back, the config says what the tensors are, and both sides load that, unrounded."""
+    """In half precision and back, the config has the type of the tensors, and both sides load that, unrounded."""
     model = fresh(oracle(subject, hub).ours)
     for dtype in (torch.bfloat16, torch.float32):
         model.to(dtype)
@@ -276,5 +276,5 @@ def stored_type_is_told(subject: Subject, hub: Hub) -> float:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, and in its folders."""
+    """The content of all files in a folder and its subfolders, by path."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}

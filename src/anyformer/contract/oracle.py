@@ -1,7 +1,7 @@
-"""The other side: the same model in `transformers`, by way of files, never by way of its names in memory.
+"""The oracle: the same model in `transformers`, by way of files, never by its names in memory.
 
-`transformers` is imported when a check first asks for it. A model is made from the config that our map writes, gets
-weights that hide nothing, and is saved; from these files ours is loaded.
+`transformers` is imported when a check first needs it. A model is made from the config that our map writes, gets
+revealing weights, and is saved; from these files ours is loaded.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
 
-# Where ours differs from the oracle's by intention. Ours is then compared with what the oracle says of each row alone,
-# without padding, which is what ours promises (contract, item 6).
+# Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
+# the contract promises (item 6).
 DEVIATIONS = {
     "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, "
     "which is padding",
@@ -50,14 +50,14 @@ DEVIATIONS = {
 }
 
 
-SCRATCH = "anyformer-contract-"  # how the folders begin that this file makes
+SCRATCH = "anyformer-contract-"  # the prefix of temporary folders
 
 
 NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
 
 
 def available() -> bool:
-    """Is `transformers` installed?"""
+    """True if `transformers` is installed."""
     return importlib.util.find_spec("transformers") is not None
 
 
@@ -70,21 +70,21 @@ class Oracle:
     ours: Any
 
     def run(self, batch: Batch) -> dict[str, Tensor]:
-        """What theirs makes of a batch, under our names for the outputs, with hidden states (see `trace`)."""
+        """Their outputs for a batch, under our names, with hidden states (see `trace`)."""
         with torch.no_grad():
             found = self.named(self.call(batch))
-        if "input_ids" in batch.inputs:  # some list the stream with the padding that they have added themselves
+        if "input_ids" in batch.inputs:  # some return the stream with padding that they added
             T = batch.inputs["input_ids"].shape[1]
             found = {n: v[:, :T] if n.isdigit() else v for n, v in found.items()}
         return found
 
     def call(self, batch: Batch) -> Any:
-        """Their own output."""
+        """Their own output for a batch."""
         theirs = self.restored()
         takes = inspect.signature(self.theirs.forward).parameters
         inputs = dict(batch.inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
-        if "position_ids" in takes and (batch.keep is not None or offset):  # places count real tokens, by the mask
+        if "position_ids" in takes and (batch.keep is not None or offset):  # positions count real tokens, by the mask
             keep = torch.ones_like(inputs["input_ids"]) if batch.keep is None else batch.keep.long()
             inputs["position_ids"] = (keep.cumsum(1) - 1).clamp(min=0) + offset
         if "interpolate_pos_encoding" in takes:
@@ -94,7 +94,7 @@ class Oracle:
         return theirs(**inputs, output_hidden_states=True)
 
     def restored(self) -> Any:
-        """Their model as it was loaded: a short text switches BigBird to full attention, for good."""
+        """Their model, restored after loading: a short text switches BigBird to full attention for good."""
         if restore := getattr(self.theirs.base_model, "set_attention_type", None):
             restore(self.theirs.config.attention_type)
         return self.theirs
@@ -118,16 +118,16 @@ class Oracle:
         return found
 
     def outputs(self) -> Mapping[str, str]:
-        """The names of theirs that the map of their files translates."""
+        """Their names of outputs, with ours, from the map of their files."""
         kind = (self.ours.origin or {}).get("hub")
         known = () if self.ours.page is None else pages.page(self.ours.page).module.HUBS
         return next((hub.outputs for hub in known if hub.name == kind), {})
 
 
 def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
-    """Our outputs, and the stream under `0`, `1`, …: what enters the blocks, what leaves each, what leaves the norm.
+    """Our outputs, and the stream as `0`, `1`, …: the input of the blocks, the output of each, the output of the norm.
 
-    In an encoder-decoder these names begin with `encoder.` and `decoder.`. Of two streams it is the second one.
+    In an encoder-decoder these names begin with `encoder.` and `decoder.`. Of two streams, the second one is taken.
     """
     found: dict[str, Tensor] = {}
     hooks = []
@@ -152,7 +152,7 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def aligned(ours: dict[str, Tensor], theirs: dict[str, Tensor], batch: Batch) -> dict[str, str]:
-    """Which of our places in the stream each of theirs is: they list some of them, in order, not all the same ones."""
+    """Their hidden states -> ours: they return some of ours, in order, and classes differ in the choice."""
     pairs: dict[str, str] = {}
     for name, value in theirs.items():
         stack, _, place = name.rpartition(".")
@@ -174,7 +174,7 @@ def aligned(ours: dict[str, Tensor], theirs: dict[str, Tensor], batch: Batch) ->
 
 
 def over(name: str) -> str:
-    """The output whose padding that of `name` is."""
+    """The output with the same padding as `name`."""
     return "memory" if name.startswith("encoder.") else name
 
 
@@ -182,7 +182,7 @@ _made: dict[tuple[str, str], Oracle] = {}
 
 
 def oracle(subject: Subject, hub: Hub | None) -> Oracle:
-    """Theirs for a subject; made once in each process."""
+    """The oracle of a subject; made once in each process."""
     key = (subject.name, "" if hub is None else hub.name)
     if key not in _made:
         _made[key] = meet(subject, hub)
@@ -190,7 +190,7 @@ def oracle(subject: Subject, hub: Hub | None) -> Oracle:
 
 
 def forget() -> None:
-    """Gives back what was made for checks: models, oracles and their folders."""
+    """Frees the models, oracles and folders of all checks."""
     for side in _made.values():
         if side.folder.name.startswith(SCRATCH):
             shutil.rmtree(side.folder, ignore_errors=True)
@@ -199,7 +199,7 @@ def forget() -> None:
 
 
 def meet(subject: Subject, hub: Hub | None) -> Oracle:
-    """Theirs for a subject, made now.
+    """The oracle of a subject, made now.
 
     Raises:
         LeftOut: without transformers.
@@ -231,7 +231,7 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
 
 
 def rewritten(before: Any, after: Any) -> list[str]:
-    """The hyperparameters that came back changed; None that became the value it stands for did not."""
+    """The hyperparameters that changed on the way, except None that became its default."""
     fields = [f.name for f in dataclasses.fields(before) if getattr(before, f.name) is not None]
     return [name for name in fields if getattr(before, name) != getattr(after, name)]
 
@@ -245,13 +245,13 @@ def build(subject: Subject, hub: Hub) -> Any:
     try:
         config = transformers.AutoConfig.for_model(hub.name, **said[1])
         return reference(getattr(transformers, said[0])._from_config(config)).eval()
-    except TypeError as error:  # most often a null where their class computes with the value
+    except TypeError as error:  # most often a null in a computation of their class
         nulls = [k for k, v in said[1].items() if v is None]
         raise Failed(f"transformers refuses the config that the map writes ({error}); null in it: {nulls}") from error
 
 
 def accepts(subject: Subject, hub: Hub) -> bool:
-    """Does their config class take these hyperparameters? It refuses some, in several ways."""
+    """True if their config class accepts these hyperparameters; it refuses some, with several errors."""
     import transformers
 
     said = words(subject, hub)
@@ -262,8 +262,8 @@ def accepts(subject: Subject, hub: Hub) -> bool:
 
 
 def reference(model: Any) -> Any:
-    """Attention and experts by the plain formula; no token is exempt from training by its id: what is padding, the
-    mask says."""
+    """Their model with plain attention and experts; no token is exempt from training by its id: the padding mask marks
+    padding."""
     for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
         table.padding_idx = None
     if getattr(model, "_supports_sdpa", False):
@@ -276,11 +276,11 @@ def reference(model: Any) -> Any:
 
 
 def mended(part: Any) -> None:
-    """Where a class of theirs has a fault that no file can say."""
+    """Mends faults of their classes that no file can express."""
     match type(part).__name__:
-        case "ReformerOnlyLMHead":  # since 5.0 it forgets its bias, which published weights have
+        case "ReformerOnlyLMHead":  # since 5.0 it lacks its bias, which published weights have
             part.register_forward_hook(lambda head, inputs, logits: logits + head.bias)
-        case "ReformerModel":  # its hidden states go on over the padding that it adds
+        case "ReformerModel":  # its hidden states include the padding that it adds
             part.register_forward_hook(cut)
         case "AxialPositionEmbeddings":  # in training it takes texts of one length only, and drops whole channels
             part.eval().learns = False
@@ -289,13 +289,13 @@ def mended(part: Any) -> None:
 
 
 def cut(model: nn.Module, inputs: Any, out: Any) -> None:
-    """Hidden states over the places of the last one."""
+    """Cuts hidden states to the length of the last one."""
     if out.hidden_states is not None:
         out.hidden_states = tuple(h[:, : out.last_hidden_state.shape[1]] for h in out.hidden_states)
 
 
 def _published(subject: Subject, path: Path) -> Any:
-    """A checkpoint as `transformers` loads it; the class that was asked for, where it is another one than its own."""
+    """A checkpoint as `transformers` loads it, in the class of the task if that is another one."""
     import transformers
 
     if path.is_file():
@@ -312,14 +312,14 @@ def _published(subject: Subject, path: Path) -> Any:
 
 
 def scratch() -> Path:
-    """A folder that is gone when the process ends."""
+    """A temporary folder, removed at the end of the process."""
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def their_gradients(side: Oracle) -> dict[str, Tensor]:
-    """The gradients that theirs holds, under the names and in the form of their files."""
+    """The gradients of their model, under the names and in the form of their files."""
     found = {name: p.grad for name, p in side.theirs.named_parameters() if p.grad is not None}
     with tempfile.TemporaryDirectory() as folder:
         side.theirs.save_pretrained(folder, state_dict=found)
@@ -359,5 +359,5 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
 
 
 def fresh(model: Any) -> Any:
-    """A copy that a check may change."""
+    """A copy that a check can change."""
     return copy.deepcopy(model)

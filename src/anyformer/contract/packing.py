@@ -1,4 +1,4 @@
-"""Items 6 and 7, for rows that hold several documents: none sees another one.
+"""Items 6 and 7, for rows with several documents: none sees another one.
 
 B batch, T time, D width.
 """
@@ -22,7 +22,7 @@ MOST = 40  # tokens of a row
 
 
 def packs(subject: Subject) -> str | None:
-    """For checks of packed documents."""
+    """The reason why checks of packed documents do not apply, or None."""
     if not subject.reads_text:
         return "it reads no text: a row is one picture, or one episode"
     if subject.has_source:
@@ -33,7 +33,7 @@ def packs(subject: Subject) -> str | None:
 
 
 def packed(subject: Subject, rng: random.Random) -> tuple[Batch, list[list[slice]]]:
-    """Two rows of random documents with padding on some side, and where the documents lie in each."""
+    """Two rows of random documents with padding on some side, and the slices of the documents in each."""
     most = min(MOST, subject.limit or MOST)
     batch = draw(subject, rng, [most] * 2)
     ids, places = torch.full((2, most), -1), []
@@ -65,9 +65,9 @@ def slopes(model: Any, total: Tensor) -> dict[str, Tensor]:
 
 @check(6, "model", examples=4, needs=packs, checkpoint=True)
 def packed_is_separate(subject: Subject, rng: random.Random) -> float:
-    """Documents that share a row give what each gives alone, at every place, and the same gradients.
+    """Documents that share a row give the same outputs, at every position, and gradients as each alone.
 
-    In float64: where ReLU bends, rounding in float32 decides about a whole gradient.
+    In float64: at the kink of ReLU, rounding in float32 decides about a whole gradient.
     """
     batch, places = packed(subject, rng)
     model, together, apart = fresh(subject.model).double(), [], []
@@ -87,7 +87,7 @@ def packed_is_separate(subject: Subject, rng: random.Random) -> float:
 
 @check(7, "model", examples=3, needs=packs, checkpoint=True)
 def no_gradient_between_documents(subject: Subject, rng: random.Random) -> float:
-    """The gradient of what is said about a document by what enters at another one, or at padding, is exactly 0."""
+    """The gradient of a document's outputs by inputs of another one, or of padding, is exactly 0."""
     batch, places = packed(subject, rng)
     entered: list[Tensor] = []
     hook = subject.model.embed.register_forward_hook(lambda module, inputs, output: entered.append(output))
@@ -109,7 +109,7 @@ def no_gradient_between_documents(subject: Subject, rng: random.Random) -> float
 
 @check(6, "model", needs=lambda s: None if s.reads_text and not s.has_source else "it takes no document_ids")
 def documents_are_kept_apart_or_refused(subject: Subject) -> float:
-    """Documents in two pieces, a mask beside them, a state, one vector for several documents: errors that say so."""
+    """Documents in two pieces, a mask beside them, a cache, or one vector for several documents are clear errors."""
     batch = draw(subject, random.Random(60), [6])
     ids, model = torch.tensor([[0, 0, 1, 1, -1, -1]]), subject.model
     if packs(subject):

@@ -1,4 +1,4 @@
-"""Item 18: half precision stays close to float32, and files of several types say which one they are of."""
+"""Item 18: half precision stays close to float32, and files with several types name the right one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from anyformer.parts import ExpertChoice
 
 HALF = torch.bfloat16
 EPS = 2.0**-8  # half the distance of two numbers of bfloat16 near 1
-ROUNDINGS = 3  # of a norm: what enters the product, the product, the shift, what leaves
+ROUNDINGS = 3  # of a norm: the input of the product, the product, the shift, the output
 WIDE = 4.0  # times the error of a float32 model whose every module's output is rounded
 
 
 def rounded(model: nn.Module, batch: Any, dtype: torch.dtype = HALF) -> dict[str, Tensor]:
-    """What float32 gives when the output of every module is rounded to a type: the error that cannot be avoided."""
+    """Outputs in float32 with the output of every module rounded to a type: the unavoidable error."""
 
     def round_it(module: nn.Module, inputs: Any, output: Any) -> Any:
         return output.to(dtype).float() if isinstance(output, Tensor) and output.dtype == torch.float32 else output
@@ -41,7 +41,7 @@ def rounded(model: nn.Module, batch: Any, dtype: torch.dtype = HALF) -> dict[str
 
 
 def in_half(batch: Batch, dtype: torch.dtype = HALF) -> Batch:
-    """The same with pictures and other numbers in a type of 16 bits."""
+    """The batch with pictures and other numbers in a type of 16 bits."""
     return batch.with_(**{n: v.to(dtype) for n, v in batch.inputs.items() if v.is_floating_point()})
 
 
@@ -53,7 +53,7 @@ def both(subject: Subject) -> tuple[Any, Any]:
 
 @check(18, "model", later=apart_from_tiny)
 def norms_in_half_precision_are_as_in_float32(subject: Subject) -> float:
-    """Given the same, a norm in bfloat16 gives what float32 gives, but for a few roundings."""
+    """For the same input, a norm in bfloat16 gives the result of float32, up to a few roundings."""
     half, whole = both(subject)
     pairs, worst, hooks = dict(whole.named_modules()), [0.0], []
     paths = [path for path, module in half.named_modules() if "norm" in type(module).__name__.lower()
@@ -84,7 +84,7 @@ def norms_in_half_precision_are_as_in_float32(subject: Subject) -> float:
 
 @check(18, "model", later=apart_from_tiny)
 def half_precision_stays_close_to_float32(subject: Subject) -> float:
-    """In bfloat16, outputs are of that type, finite, and off by a few times what rounding each step costs."""
+    """In bfloat16, outputs are of that type, finite, and off by at most a few times the error of rounding each step."""
     if subject.holds(ExpertChoice):
         raise LeftOut("which tokens an expert chooses may turn with a rounding")
     half, whole = both(subject)
@@ -93,8 +93,7 @@ def half_precision_stays_close_to_float32(subject: Subject) -> float:
 
 
 def own_type_is_close_to_float32(subject: Subject) -> float:
-    """In the type that `load` gives its weights by default, a file's model says what it says in float32, but for
-    roundings of that type."""
+    """In the default type of `load`, a file's model gives the outputs of float32, up to roundings of that type."""
     loaded = load(str(subject.path), **subject.options)
     types = {t.dtype for t in loaded.parameters() if t.is_floating_point()}
     expect(len(types) == 1, f"its weights are of several types: {', '.join(sorted(map(str, types)))}")
@@ -112,7 +111,7 @@ def own_type_is_close_to_float32(subject: Subject) -> float:
 def compared(
     found: dict[str, Tensor], expected: dict[str, Tensor], least: dict[str, Tensor], dtype: torch.dtype
 ) -> float:
-    """The largest share by which outputs in a type are off; at most a few times that of `least`, and never infinite."""
+    """The largest relative error of outputs in a type; at most a few times that of `least`, and never infinite."""
     worst = 0.0
     for name in (n for n in expected if not n.startswith("aux.")):
         expect(found[name].dtype == dtype, f"{name} is {found[name].dtype}")
@@ -127,7 +126,7 @@ def compared(
 
 @check(18, "model", later=apart_from_tiny)
 def one_stored_tensor_does_not_decide_the_type(subject: Subject) -> float:
-    """A file whose first tensor has another type than the others says the type of the others."""
+    """If the first tensor alone has another type, the config names the type of the others."""
     model = fresh(subject.model).to(HALF)
     state = model.state_dict()
     first = next(iter(state))

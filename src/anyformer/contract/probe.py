@@ -1,4 +1,4 @@
-"""Inputs for any model, what it makes of them, and what it means that two results are the same.
+"""Inputs for any model, its outputs, and the comparison of two results.
 
 B batch, T time, D width, V vocabulary.
 """
@@ -18,13 +18,13 @@ from anyformer.contract.subjects import Subject
 from anyformer.skeletons.base import Output, Skeleton
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
-scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # are the weights real?
-WIDE = 0.2  # of the tokens, where a model takes global ones
+scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # True for real weights
+WIDE = 0.2  # the share of global tokens, for models that take them
 RTOL, ATOL = 1.3e-6, 1e-5  # torch.testing.assert_close's own for float32
 
 
 class Failed(AssertionError):
-    """The contract is broken; the message says where and by how much."""
+    """A breach of the contract; the message names the place and the difference."""
 
 
 def expect(holds: bool, message: str) -> None:
@@ -54,15 +54,15 @@ def close(found: Tensor, expected: Tensor, what: str, rtol: float = RTOL, atol: 
 
 @dataclass(frozen=True)
 class Batch:
-    """One input of a model, as the keyword arguments of its `forward`, and who is padding.
+    """One input of a model, as the keyword arguments of its `forward`, and its padding masks.
 
     Args:
         inputs: the keyword arguments.
-        keep: (B, T) True = real, over the tokens that `logits` is about; None = all.
+        keep: (B, T) True = real, over the tokens of `logits`; None = all.
         source: (B, S) the same for the source of an encoder-decoder.
-        across: the outputs whose entries belong to several rows.
-        full: the paths of models inside whose inputs have no padding.
-        places: (B, P) the same over the positions of the stream, where a unit of the input has several.
+        across: the outputs with entries of several rows.
+        full: the paths of inner models without padding in their inputs.
+        places: (B, P) the same over the positions of the stream, if a unit of the input has several.
         counted: the inputs whose axis 1 the padding mask counts.
     """
 
@@ -95,19 +95,19 @@ class Batch:
         return replace(self, inputs=picked, keep=keep, source=source, places=places)
 
     def with_(self, **inputs: Tensor) -> Batch:
-        """The same with other inputs."""
+        """The batch with other inputs."""
         return replace(self, inputs={**self.inputs, **inputs})
 
     def plain(self) -> Batch:
-        """The same from a caller who names no global tokens."""
+        """The batch without global tokens."""
         return replace(self, inputs={n: v for n, v in self.inputs.items() if n != "global_attention_mask"})
 
     def has_rows(self, name: str) -> bool:
-        """Is the output `name` a tensor of rows, each made of its own input alone?"""
+        """True if the output `name` is a tensor of rows, each from its own input alone."""
         return not name.startswith("aux.") and name not in self.across
 
     def real(self, name: str, value: Tensor, i: int) -> Tensor:
-        """Row `i` of the output `name`, at real places only; what has no rows, whole."""
+        """Row `i` of the output `name`, at real tokens only; an output without rows, whole."""
         if not self.has_rows(name):
             return value
         if name.startswith(self.full):
@@ -124,7 +124,7 @@ def draw(
     """Random inputs, one row for each of `lengths`.
 
     Args:
-        side: where padding stands: left, right, mixed (each row its own), or none (all rows are as long as the first).
+        side: of padding: left, right, mixed (each row its own), or none (all rows are as long as the first).
         source: lengths of the sources of an encoder-decoder; as `lengths` by default, backwards.
     """
     lengths = list(lengths)
@@ -147,7 +147,7 @@ def draw(
     keep = keeps.get(model.target)
     if "global_attention_mask" in model.inputs():
         wide = torch.rand(inputs["input_ids"].shape, generator=noise) < WIDE
-        wide[0, -1 if keep is None else int(keep[0].nonzero().max())] = True  # so that one there is
+        wide[0, -1 if keep is None else int(keep[0].nonzero().max())] = True  # at least one
         inputs["global_attention_mask"] = wide.long()
     full = tuple(f"{path}." for path, inner in model.named_modules() if path and reads_whole(inner))
     source_keep = keeps.get("") if subject.has_source else None
@@ -156,15 +156,15 @@ def draw(
 
 
 def reads_whole(model: Any) -> bool:
-    """Is it a model whose inputs have no padding?"""
+    """True for a model without padding in its inputs."""
     return isinstance(model, Skeleton) and not any(entrance.mask for entrance in model.entrances())
 
 
 def content(subject: Subject, batch: Batch, rng: random.Random, prefix: str | None = None) -> dict[str, Tensor]:
-    """Inputs of the same sizes with other content, of those that a padding mask counts.
+    """Other content, in the same sizes, for the inputs that a padding mask covers.
 
     Args:
-        prefix: of one entrance alone.
+        prefix: of a single entrance.
     """
     noise, found = torch.Generator().manual_seed(rng.randrange(1 << 30)), dict[str, Tensor]()
     for entrance in subject.model.entrances():
@@ -181,7 +181,7 @@ def changed_from(batch: Batch, other: dict[str, Tensor], at: int) -> Batch:
 
 
 def several(model: Any) -> int:
-    """Positions of the stream for each unit of what decoding extends: one for a token, three for a step."""
+    """Positions of the stream for each decoded unit: one for a token, three for a step."""
     front = next((e.front for e in model.entrances() if e.prefix == model.target and e.mask), None)
     if front is None:
         return 1
@@ -190,7 +190,7 @@ def several(model: Any) -> int:
 
 
 def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:
-    """(B, T) True = real, with padding on that side of each row."""
+    """A padding mask (B, T), True = real, with padding on that side of each row."""
     keep = torch.zeros(len(lengths), max(lengths), dtype=torch.bool)
     for row, length in zip(keep, lengths, strict=True):
         here = rng.choice(("left", "right")) if side == "mixed" else side
@@ -208,13 +208,13 @@ def outputs(out: Output) -> dict[str, Tensor]:
 
 
 def run(model: Any, batch: Batch) -> dict[str, Tensor]:
-    """What the model makes of a batch, without gradients."""
+    """The model's outputs for a batch, without gradients."""
     with torch.no_grad():
         return outputs(model(**batch.inputs))
 
 
 def goal(model: Any, batch: Batch, seed: int = 0) -> Tensor:
-    """A scalar with a gradient that reaches everything: a random combination of all outputs at real places."""
+    """A scalar with a gradient that reaches everything: a random combination of all outputs at real tokens."""
     noise = torch.Generator().manual_seed(seed)
     total: Any = 0.0
     for name, value in outputs(model(**batch.inputs)).items():
@@ -232,8 +232,8 @@ def gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def slopes_agree(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> float:
-    """As `same`, for gradients: they are sums over a batch, so the absolute tolerance grows with the largest value of
-    each, with real weights with the largest of all: a bias of keys has the gradient 0, what is computed is noise."""
+    """The result of `same` for gradients: sums over a batch, so the absolute tolerance grows with the largest value of
+    each, with real weights with the largest of all: the true gradient of a key bias is 0, the computed one is noise."""
     expect(
         found.keys() == expected.keys(), f"{what}: gradients only on one side: {sorted(found.keys() ^ expected.keys())}"
     )

@@ -1,4 +1,4 @@
-"""`verify`: the contract as a table, for a page or for somebody's own model."""
+"""`verify`: the contract as a table, for a page or a user's own model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ SLOW = "takes more than ten seconds a case: verify(..., slow=True)"
 
 @dataclass
 class Row:
-    """One check and what came of it."""
+    """One check and its result."""
 
     item: int
     check: str
     cases: int
-    difference: float  # the largest that was seen
+    difference: float  # the largest
     seconds: float
     result: str  # "pass", "FAIL" or "left out"
-    detail: str  # the first failure, or why it was left out
+    detail: str  # the first failure, or the reason why it was left out
 
 
 @dataclass
 class Report:
-    """What `verify` found; `ok` unless a check failed."""
+    """The results of `verify`; `ok` unless a check failed."""
 
     subject: str
     share: bool = False  # differences are shares of the largest value: real weights have a few huge activations
@@ -43,7 +43,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Did everything that was run pass, and was anything run?"""
+        """True if at least one check ran and none failed."""
         return not any(row.result == "FAIL" for row in self.rows) and any(row.result == "pass" for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Report:
         return {"subject": self.subject, "ok": self.ok, "share": self.share, "rows": [asdict(row) for row in self.rows]}
 
     def table(self) -> str:
-        """The table as text, a line a check; failures and what was left out are explained below it."""
+        """The table as text, a line for each check; failures and left-out checks are explained below it."""
         largest = "difference / largest value" if self.share else "largest difference"
         cells = [("item", "check", "cases", largest, "seconds", "result")]
         for r in self.rows:
@@ -88,16 +88,16 @@ def verify(
 ) -> Report:
     """Runs the contract on a page, or on a model of your own.
 
-    Of a page (`verify("llama")`): every check over `tiny` and all its cases. Of a folder, a GGUF file or a hub id: the
-    ledger, the round trip, the numbers against `transformers` where it is installed and knows the model, padding,
-    causality, decoding with a cache, kernels, gradients. They look at its weights in float32, whatever their type; one
-    more check holds the type that `load` gives against that.
+    For a page (`verify("llama")`): every check over `tiny` and all its cases. For a folder, a GGUF file or a hub id:
+    the ledger, the round trip, the numbers of `transformers` if it is installed and has the model, padding, causality,
+    decoding with a cache, kernels, gradients. These checks use its weights in float32, whatever their type; one more
+    compares the default type of `load` with float32.
 
     Args:
-        what: the name of a page, or what `anyformer.load` takes.
+        what: the name of a page, or a source of `anyformer.load`.
         slow: also the checks that take more than ten seconds a case.
-        progress: is told what runs now.
-        task, ignore: of a model, as of `anyformer.load`.
+        progress: called with the name of the running check.
+        task, ignore: of a model, as for `anyformer.load`.
 
     Raises:
         ValueError, FileNotFoundError: if there is no such page or model, or it cannot be loaded.
@@ -126,7 +126,7 @@ def verify(
 
 
 def selected(check: Check, name: str, own: Subject | None) -> tuple[Iterator[tuple[Any, ...]], str]:
-    """The cases of a check, and why there would be none."""
+    """The cases of a check, and the reason if there are none."""
     if own is None:
         if check.over == "parts":
             return iter([()]), ""
@@ -157,7 +157,7 @@ def row(check: Check, cases: Iterator[tuple[Any, ...]], why: str, slow: bool, mo
         except LeftOut as reason:  # nothing to compare in this case
             found.detail = found.detail if found.cases else str(reason)
             continue
-        except Exception as error:  # whatever goes wrong in a check is what it is there to find
+        except Exception as error:  # any error in a check is a finding
             first = str(error).strip().splitlines()[:1]
             label = ", ".join(getattr(c, "name", str(c)) for c in case)
             failures.append(

@@ -41,7 +41,7 @@ SAMPLES = (
     BlockWindow(3, 1),
     Random(2, 1),
 )
-HOMES = {  # role: a model in which it stands, the place, and the options that the model needs
+HOMES = {  # role: a model with it, its path, and the options that the model needs
     "a decoder": ("gpt", "blocks.*.mixer", {}),
     "an encoder": ("bert", "blocks.*.mixer", {"task": "masked"}),
     "the encoder of a decoder": ("t5", "encoder.blocks.*.mixer", {}),
@@ -65,7 +65,7 @@ def mixers() -> dict[str, Recipe]:
 
 
 def example(kind: Any, held: Recipe | None) -> Recipe:
-    """A recipe of a mixer: the one that some subject holds, or one with small numbers."""
+    """A recipe of a mixer: that of some subject, or one with small numbers."""
     names = signature(kind)
     if held is not None:
         wanted: dict[str, Any] = {n: v for n, v in {"cross": False, "heads": 4, "kv_heads": None}.items() if n in names}
@@ -103,7 +103,7 @@ def role(subject: Subject) -> Any:
     """The model, if its parts fit together.
 
     Raises:
-        LeftOut: if a part refuses its role, with its sentence.
+        LeftOut: if a part refuses its role, with its message.
     """
     try:
         run(subject.model, draw(subject, random.Random(60), [6, 6]))
@@ -114,7 +114,7 @@ def role(subject: Subject) -> Any:
 
 @check(21, "role", examples=3)
 def padded_in_its_role_it_is_as_alone(subject: Subject, rng: random.Random) -> float:
-    """In a batch padded on the left, each row is what it is alone, without a state and with one."""
+    """In a batch padded on the left, each row gives the same result as alone, without a cache and with one."""
     model, lengths = role(subject), [rng.randint(2, 13) for _ in range(3)]
     batch, worst = draw(subject, rng, lengths, "left"), 0.0
     together = run(model, batch)
@@ -136,7 +136,7 @@ def padded_in_its_role_it_is_as_alone(subject: Subject, rng: random.Random) -> f
 
 @check(21, "role")
 def generation_in_its_role_needs_no_cache(subject: Subject) -> float:
-    """Prompts of several lengths in one batch are continued with a cache as without, and as each alone."""
+    """Prompts of several lengths in one batch have the same continuations with a cache, without it, and alone."""
     if not subject.decodes:
         raise LeftOut("sees both directions: no token is before another one")
     model, prompts = role(subject), [[5, 6, 7, 8, 9, 10], [8, 9], [4, 3, 2]]
@@ -156,7 +156,7 @@ def generation_in_its_role_needs_no_cache(subject: Subject) -> float:
 
 @functools.cache
 def with_options() -> list[Subject]:
-    """Every mixer in every role, and those that can look at a source in that role, too."""
+    """Every mixer in every role, cross-attention included for mixers that support it."""
     found = [s for s in in_roles() if s.name.split(" in ")[0] in mixers()]
     home = pages.recipe(CROSS[0], "tiny")
     for name, mixer in mixers().items():
@@ -172,7 +172,7 @@ ROLES.update(role=in_roles, option=with_options)
 
 @check(21, "option", later=lambda s: not s.name.startswith("Attention "))
 def every_option_acts_in_its_role_or_is_refused(subject: Subject) -> float:
-    """Each option of a mixer, in this role: some other value changes the numbers, or all others are refused."""
+    """For each option of a mixer in this role, some other value changes the numbers, or all others are refused."""
     role(subject)
     name, silent = subject.name.split(" in ")[0], []
     usual = fingerprint(subject, subject.recipe)
@@ -185,7 +185,7 @@ def every_option_acts_in_its_role_or_is_refused(subject: Subject) -> float:
         others = [*alternatives(option, value, declared(owner, option)), *choices((name, option))]
         recipes = list(edited(subject.recipe, path, [o for o in others if o != value]))
         prints = (fingerprint(subject, other) for other in recipes)
-        shown = [p for p in prints if p is not None and any(r is not None for r in p[1])]  # else parts do not fit
+        shown = [p for p in prints if p is not None and any(r is not None for r in p[1])]  # else the parts do not fit
         if shown and not any(differ(usual, p) for p in shown):
             silent.append(option)
     expect(not silent, f"no value of {silent} does anything here, and none is refused")

@@ -1,7 +1,7 @@
-"""What is checked: every page at `tiny` and in all its `CASES`, compositions that no page describes, and checkpoints.
+"""The subjects of the contract: every page at `tiny` and in all its `CASES`, compositions without a page, checkpoints.
 
-A subject has a recipe and weights that hide nothing: N(0, 0.25) everywhere, because ones hide swapped norms and zeros
-hide everything. A checkpoint keeps its own.
+A subject has a recipe and revealing weights: N(0, 0.25) everywhere, because ones hide swapped norms and zeros hide
+everything. A checkpoint keeps its own.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Subject:
 
     Args:
         name: `page/case`, the name of a composition, or the path of a checkpoint.
-        recipe: what it is.
-        page, config: the page and its hyperparameters, where there is one.
-        path, options: of a checkpoint, and how `load` reads it: `task`, `ignore`.
+        recipe: of the model.
+        page, config: the page and its hyperparameters, if there is one.
+        path, options: of a checkpoint, and its options of `load`: `task`, `ignore`.
         light: a variation in one hyperparameter, drawn automatically: only the numbers (items 1-3) are checked.
     """
 
@@ -88,52 +88,52 @@ class Subject:
 
     @property
     def model(self) -> Any:
-        """The model, in evaluation mode, shared by all checks: who changes it works on a copy."""
+        """The model, in evaluation mode, shared by all checks; changes need a copy."""
         return _model(self)
 
     @property
     def outline(self) -> Any:
-        """The model without memory: what its modules are, before any number is asked for."""
+        """The model on the meta device, for questions about its modules."""
         return _outline(self)
 
     @property
     def published(self) -> str | None:
-        """The `model_type` of a checkpoint that others know, None for one in our own format, or for no checkpoint."""
+        """The `model_type` of a checkpoint in a published format, else None."""
         kind = (self.model.origin or {}).get("hub")
         return None if self.path is None or kind == NATIVE else kind
 
     @property
     def limit(self) -> int | None:
-        """The longest text that it accepts, in tokens; None = any."""
+        """The model's longest text, in tokens; None = any."""
         return self.outline.context
 
     @property
     def decodes(self) -> bool:
-        """Does it go on from a state, unit by unit: tokens of a text, steps of an episode?"""
+        """True if the model decodes with a cache, unit by unit: tokens of a text, steps of an episode."""
         return self.outline.decodes
 
     @property
     def writes(self) -> bool:
-        """Does it continue a text?"""
+        """True if the model can continue a text."""
         return self.outline.generates
 
     @property
     def causal(self) -> bool:
-        """Does a token see those before it only, in the stack that is read last?"""
+        """True if tokens see only earlier ones, in the last stack."""
         return self.recipe.part.generates
 
     @property
     def reads_text(self) -> bool:
-        """Is its input token ids?"""
+        """True if the input is token ids."""
         return self.outline.reads_text
 
     @property
     def has_source(self) -> bool:
-        """Does it read a source beside its target?"""
+        """True if the model reads a source beside its target."""
         return self.model.reads_source
 
     def holds(self, kind: type[Recipe] | type[Value] | type) -> bool:
-        """Does the recipe hold a part or a value of this class?"""
+        """True if the recipe holds a part or a value of this class."""
         return any(
             isinstance(v, kind) or (isinstance(v, Recipe) and issubclass(v.part, kind)) for _, v in self.recipe.walk()
         )
@@ -160,14 +160,14 @@ def _outline(subject: Subject) -> Any:
 
 
 def forget() -> None:
-    """Gives back the memory of every model that was made for a check."""
+    """Frees every model that was made for a check."""
     _model.cache_clear()
     _outline.cache_clear()
 
 
 @torch.no_grad()
 def redrawn(model: nn.Module, seed: int = 0) -> Any:
-    """The same model, all that its files hold from N(0, STD); a buffer that is positive, as a variance is, stays so."""
+    """The model with all stored tensors drawn from N(0, STD); positive buffers, such as variances, stay positive."""
     noise = torch.Generator().manual_seed(seed)
     for tensor in weights(model):
         positive = not isinstance(tensor, nn.Parameter) and bool((tensor > 0).all())
@@ -178,8 +178,7 @@ def redrawn(model: nn.Module, seed: int = 0) -> Any:
 
 
 def weights(model: nn.Module) -> list[Tensor]:
-    """What training or files can set: parameters that are not frozen (Marian's sines are), and buffers that are
-    stored."""
+    """The tensors that training or files set: parameters except frozen ones (Marian's sines), and stored buffers."""
     stored = model.state_dict(keep_vars=True)
     buffers = [b for name, b in model.named_buffers() if name in stored and b.is_floating_point()]
     return [*(p for p in model.parameters() if p.requires_grad), *buffers]
@@ -205,7 +204,7 @@ def subjects(name: str) -> list[Subject]:
 
 @functools.cache
 def compositions() -> list[Subject]:
-    """Models that nobody published, each one line from a page."""
+    """Unpublished models, each one line from a page."""
     third = pages.recipe("llama", "tiny", depth=6).but({"blocks.2::3.mixer": Mamba.of(state=4)})
     bert = pages.recipe("bert", "tiny").but(
         {"embed.positions": None, "blocks.*.mixer.positions": Rotary.of(), "**.norm": RMSNorm.of()}
@@ -238,7 +237,7 @@ def compositions() -> list[Subject]:
 
 
 def scored() -> dict[str, Recipe]:
-    """Models whose scores, positions and sums are others than their pages'."""
+    """Models with other scores, positions and sums than their pages'."""
     scores = {
         0: [Temperature.of(0.7, learned=True), SoftCap.of(4.0)],
         1: [Forget.of()],
@@ -264,12 +263,12 @@ def scored() -> dict[str, Recipe]:
 
 
 def apart_from_tiny(subject: Subject) -> bool:
-    """Is it another case of a page than `tiny`?"""
+    """True for another case of a page than `tiny`."""
     return subject.page is not None and not subject.name.endswith("/tiny")
 
 
 def whole() -> list[Subject]:
-    """`tiny` of each page, then the compositions: over these run the checks that cost seconds."""
+    """`tiny` of each page, then the compositions: the subjects of checks that cost seconds."""
     return [*(subjects(name)[0] for name in pages.names()), *compositions()]
 
 
@@ -292,12 +291,12 @@ def checkpoint(path: str, **options: Any) -> Subject:
     from anyformer.hub import load
 
     model = load(path, dtype=torch.float32, **options)
-    found = model.ledger.path  # a hub id has become a folder
+    found = model.ledger.path  # a hub id is now a folder
     return Subject(path, model.recipe, model.page, model.config, found, options=options)
 
 
 def hubs(subject: Subject) -> list[Hub]:
-    """The Hugging Face maps of its page that can say its hyperparameters."""
+    """The Hugging Face maps of its page that can express its hyperparameters."""
     return [hub for hub in of_page(subject) if isinstance(_said(subject, hub), tuple)]
 
 
@@ -307,25 +306,25 @@ def of_page(subject: Subject) -> list[Hub]:
 
 
 def apart(name: str) -> str | None:
-    """What the numbers of a page that `transformers` does not know are compared with; None where it does know it."""
+    """The reference for the numbers of a page that `transformers` lacks; None for all other pages."""
     module = pages.page(name).module
     return None if any(hub.format == "hf" for hub in module.HUBS) else getattr(module, "ORACLE", "")
 
 
 def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:
-    """The architecture's name and the config file that say this subject, or None if these files cannot."""
+    """The architecture's name and the config file of this subject, or None if these files cannot express it."""
     said = _said(subject, hub)
     return None if isinstance(said, str) else said
 
 
 def unsaid(subject: Subject) -> dict[str, str]:
-    """The Hugging Face maps of its page that cannot say its hyperparameters, and why."""
+    """The Hugging Face maps of its page that cannot express its hyperparameters, with the reasons."""
     said = {hub.name: _said(subject, hub) for hub in of_page(subject)}
     return {name: why for name, why in said.items() if isinstance(why, str)}
 
 
 def _said(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | str:
-    """As `words`, or the reason why these files cannot say it."""
+    """The result of `words`, or the reason why these files cannot express the subject."""
     for architecture, fixed in hub.architectures.items():
         if all(getattr(subject.config, k) == v for k, v in fixed.items()):
             try:

@@ -1,4 +1,4 @@
-"""Items 11 and 12: it trains, and what it is can be written down and read again."""
+"""Items 11 and 12: a model trains, and its recipe survives being written and read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from anyformer.core.value import Value
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train.objectives import IGNORE, classification, counted
 
-BATCHES = 8  # until every expert was chosen
-STEPS, RATE = 40, 2e-2  # of the check that a batch can be learned by heart
-LEARNED = 0.2  # the share of the first loss that may be left: T5 keeps 0.13, all others less than 0.01
+BATCHES = 8  # the most, until every expert was chosen
+STEPS, RATE = 40, 2e-2  # of the check that a model overfits a batch
+LEARNED = 0.2  # the largest remaining share of the first loss: T5 keeps 0.13, all others less than 0.01
 
 
 def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         out = model(**batch.inputs)
     found: dict[str, Tensor] = {}
     for name, value in scores(out).items():
-        if value.shape[-1] == 1:  # a number, no class
+        if value.shape[-1] == 1:  # a number, not a class
             found[name] = torch.randn(value.shape, generator=noise)
             continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
@@ -55,7 +55,7 @@ def scores(out: Output) -> dict[str, Tensor]:
 
 
 def counts(labels: dict[str, Tensor], batch: Batch) -> dict[str, float]:
-    """How much counts in a batch, for each label."""
+    """The number of counted labels in a batch, for each kind of label."""
     real = batch.keep.sum().item() if batch.keep is not None else 0
     return {
         n: float(counted(y)) if not y.is_floating_point() else float(real or y.shape[0] * y.shape[1])
@@ -64,7 +64,7 @@ def counts(labels: dict[str, Tensor], batch: Batch) -> dict[str, float]:
 
 
 def loss_of(model: Any, batch: Batch, labels: dict[str, Tensor], count: dict[str, float]) -> Tensor:
-    """The sum over all heads of what is counted in this batch, each divided by `count`."""
+    """The sum over all heads of the batch's summed loss divided by `count`."""
     out, total = model(**batch.inputs), torch.zeros(())
     for name, wanted in labels.items():
         if wanted.is_floating_point():
@@ -109,11 +109,11 @@ def every_parameter_gets_a_gradient(subject: Subject) -> float:
 
 @check(11, "model", later=apart_from_tiny)
 def learns_a_batch_by_heart(subject: Subject) -> float:
-    """From first weights, 40 steps of AdamW leave a fifth of the loss on one padded batch at most."""
+    """From first weights, 40 steps of AdamW leave at most a fifth of the loss on one padded batch."""
     model = fresh(subject.model).train()
     initialise(model, seed=0)
     batch = draw(subject, random.Random(31), [7, 4, 6], "left")
-    matching = {"logits": torch.arange(len(batch))}  # of towers: each row belongs to the other one's of its number
+    matching = {"logits": torch.arange(len(batch))}  # of towers: row i belongs to row i of the other one
     labels = matching if "logits" in model.across else labels_for(model, batch)
     count = counts(labels, batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
@@ -140,7 +140,7 @@ def recomputing_changes_nothing(subject: Subject) -> float:
 
 
 def compiled(subject: Subject, backend: str) -> float:
-    """The largest difference that torch.compile makes to loss and gradients, with one block of each kind."""
+    """The largest difference of loss and gradients under torch.compile, with one block of each kind."""
     batch = draw(subject, random.Random(33), [9, 5], "left")
     model = redrawn(shallow(subject.recipe).build()).train()
     labels = labels_for(model, batch)
@@ -154,7 +154,7 @@ def compiled(subject: Subject, backend: str) -> float:
 
 
 def shallow(recipe: Recipe) -> Recipe:
-    """The recipe with every block once: equal ones are traced alike."""
+    """The recipe with one block of each kind: equal ones are traced alike."""
     stacks = {path.rpartition(".")[0] for path, _ in recipe.walk() if path.rpartition(".")[0].endswith("blocks")}
     for path in stacks:
         blocks = [value for at, value in recipe.walk() if at.rpartition(".")[0] == path]
@@ -163,25 +163,25 @@ def shallow(recipe: Recipe) -> Recipe:
 
 
 def in_full(subject: Subject) -> str | None:
-    """For checks that cost seconds: `tiny` of each page, and the compositions."""
+    """The reason why checks that cost seconds do not apply, or None for `tiny` of each page and compositions."""
     return None if subject.name.endswith("/tiny") or subject.page is None else "drawn for `tiny` only: it costs seconds"
 
 
 @check(11, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton))
 def compiling_changes_nothing(subject: Subject) -> float:
-    """Traced by torch.compile, forward and backward, and run operation by operation: the same loss and gradients."""
+    """Traced by torch.compile, forward and backward, and run by operation, loss and gradients are the same."""
     return compiled(subject, "aot_eager")
 
 
 @check(11, "model", needs=in_full, slow=True)
 def compiling_to_machine_code_changes_nothing(subject: Subject) -> float:
-    """torch.compile with its own backend: the same loss and gradients."""
+    """With torch.compile and its own backend, loss and gradients are the same."""
     return compiled(subject, "inductor")
 
 
 @check(11, "model", examples=3, later=apart_from_tiny)
 def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
-    """Small batches with random padding, one after the other, are one big batch of the same rows; its gradients."""
+    """Small batches with random padding add up to the loss and gradients of one big batch of the same rows."""
     side = rng.choice(("left", "right"))
     batch = draw(subject, rng, [rng.randint(1, 9) for _ in range(4)], side)
     model = fresh(subject.model).train()
@@ -202,7 +202,7 @@ def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
 
 @check(12, "model", light=True, later=varied, checkpoint=True)
 def recipe_is_its_own_description(subject: Subject) -> float:
-    """To JSON and back, printed and evaluated, pickled: the same recipe, which builds the same modules."""
+    """A recipe to JSON and back, printed and evaluated, or pickled, is the same and builds the same modules."""
     import pickle
 
     recipe = subject.recipe
@@ -229,7 +229,7 @@ def first_weights_depend_on_the_seed_alone(subject: Subject) -> float:
         model = subject.recipe.build()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.fill_(float("nan"))  # as memory that was never written
+                parameter.fill_(float("nan"))  # like uninitialised memory
         initialise(model, seed=seed)
         made.append({n: p.detach().clone() for n, p in model.named_parameters()})
     expect(all(torch.equal(made[0][n], made[1][n]) for n in made[0]), "the same seed gives other weights")
