@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +15,8 @@ import pytest
 WIDTH = 180  # of a line in the table
 LEFT_OUT = ": left out: "  # between what a test of the contract would have checked and the reason
 omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
+spent: dict[str, float] = {}  # seconds of processor time of each group of the contract, a page or a composition
+memory = [0]  # the largest resident memory of a process that ran tests, in bytes
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -44,14 +49,33 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         omitted.update(row for row in omissions() if {row[1], row[1].partition("/")[0]} & groups)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Counts the processor time of the contract's pages."""
+    begin = time.process_time()
+    result = yield
+    if "test_contract[" in item.nodeid and (mark := item.get_closest_marker("xdist_group")) is not None:
+        spent[mark.args[0]] = spent.get(mark.args[0], 0.0) + time.process_time() - begin
+    return result
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        memory[0] = max(memory[0], unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["omitted"] = json.dumps(sorted(omitted))
+        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), spent, memory[0]])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    omitted.update(tuple(row) for row in json.loads(getattr(node, "workeroutput", {}).get("omitted", "[]")))
+    rows, seconds, most = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], {}, 0]"))
+    omitted.update(tuple(row) for row in rows)
+    for name in seconds:
+        spent[name] = spent.get(name, 0.0) + seconds[name]
+    memory[0] = max(memory[0], most)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -62,6 +86,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("left out, and why")
     for line in lines:
         terminalreporter.write_line(line)
+    if spent:
+        most = ", ".join(f"{name} {seconds:.0f}" for name, seconds in Counter(spent).most_common(12))
+        terminalreporter.write_line(f"processor seconds of the contract, {sum(spent.values()):.0f} in all: {most}")
+    terminalreporter.write_line(f"a test process held {memory[0] / 1e6:,.0f} MB at most")
 
 
 def reason(report: Any) -> tuple[str, str]:
