@@ -25,7 +25,7 @@ class Check:
         name: in the table.
         run: takes a case, and `rng` if it is a property; returns the largest difference; raises when broken.
         over: the kind of a case: "page" (a name), "model" (a Subject), "files" (a Subject and a hub), "parts"
-            (nothing), "role" and "option" (a Subject made of one mask or mixer in one role).
+            (nothing), "role" and "option" (a Subject with one mask or mixer in one role).
         examples: the number of random examples of a property; 0 = no property.
         needs: the reason why it does not apply to a subject, or None.
         light: also runs on automatic variations of one hyperparameter.

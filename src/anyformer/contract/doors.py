@@ -147,7 +147,7 @@ def refusal(folder: Path, name: str, **options: Any) -> float:
 
 @check(14, "model", needs=in_full)
 def pickles_are_refused(subject: Subject) -> float:
-    """A pickle is refused unless asked for, and then read without running it."""
+    """A pickle is refused by default; if allowed, it is read without running it."""
     with tempfile.TemporaryDirectory() as place:
         folder, trace = Path(place) / "model", Path(place) / "it ran"
         save(subject.model, folder)

@@ -264,7 +264,7 @@ def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
     far = dict.fromkeys(older & {"rope_theta", "global_rope_theta"}, theta)
     scaling = None if new["rope_type"] == "default" else new
     oldest = scaling and {("type" if k == "rope_type" else k): v for k, v in scaling.items()}
-    for words in (scaling,) if near else (scaling, oldest):  # with several thetas, transformers does not know `type`
+    for words in (scaling,) if near else (scaling, oldest):  # with several thetas, transformers does not support `type`
         old = config | far | {"rope_scaling": words} | near
         found = tables.read(hub.config, old, page.config, fixed)[0]
         expect(not rewritten(subject.config, found), f"the older words {words} are read as {found}")

@@ -94,7 +94,7 @@ class Oracle:
         return theirs(**inputs, output_hidden_states=True)
 
     def restored(self) -> Any:
-        """Their model, restored after loading: a short text switches BigBird to full attention for good."""
+        """Their model, restored after loading: a short text switches BigBird to full attention permanently."""
         if restore := getattr(self.theirs.base_model, "set_attention_type", None):
             restore(self.theirs.config.attention_type)
         return self.theirs

@@ -95,7 +95,7 @@ def verify(
 
     Args:
         what: the name of a page, or a source of `anyformer.load`.
-        slow: also the checks that take more than ten seconds a case.
+        slow: also runs checks that take more than ten seconds a case.
         progress: called with the name of the running check.
         task, ignore: of a model, as for `anyformer.load`.
 

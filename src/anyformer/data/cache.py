@@ -67,7 +67,7 @@ def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | P
 
     Args:
         texts: yields the text; only called when it must be tokenised.
-        key: stands for the text: equal keys, equal texts. See `records.fingerprint`.
+        key: of the text: equal keys, equal texts. See `records.fingerprint`.
         tokenizer: a `hub.tokenizer.Tokenizer`.
         folder: of the caches; see `place`.
 

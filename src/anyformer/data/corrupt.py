@@ -241,7 +241,7 @@ def permute(ids: np.ndarray, stops: Sequence[int], rng: np.random.Generator) -> 
 
 
 def rotate(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Document rotation: the text begins at a random token, what was before comes after. (T,) -> (T,)."""
+    """Document rotation: the text begins at a random token, and its former beginning follows its end. (T,) -> (T,)."""
     return np.roll(ids, -int(rng.integers(max(1, len(ids)))))
 
 

@@ -31,7 +31,7 @@ def kind(name: str) -> Kind:
 
 def find(name: str) -> Path | str:
     """The path of a MODEL: one that exists, the last model of a run's folder, that of real weights of `anyformer ls`
-    (fetched once); a hub id as it is.
+    (fetched once); a hub id is unchanged.
 
     Raises:
         ValueError: if it names an architecture, which has no weights.
@@ -58,7 +58,7 @@ def find(name: str) -> Path | str:
 
 def last(path: Path) -> Path:
     """The model of a run's folder: the merged one (`model`), else the newest checkpoint that is a model directory; any
-    other path as it is."""
+    other path is unchanged."""
     if not path.is_dir() or (path / CONFIG).exists():
         return path
     if (path / MODEL / CONFIG).exists():

@@ -228,7 +228,7 @@ def texts(source: str | Path | Source, fields: Mapping[str, str] | None = None) 
 def fingerprint(source: Source, fields: Mapping[str, str] | None = None) -> str:
     """SHA-256 of a source's content and of the reading options: equal content, equal text, whatever the file paths.
 
-    Files are hashed as they are, without being parsed; a published data set row by row.
+    Files are hashed without being parsed; a published data set row by row.
     """
     digest = hashlib.sha256(json.dumps([source.kind, sorted((fields or {}).items())]).encode())
     if not source.files:

@@ -155,7 +155,7 @@ SOURCES: dict[str, Source] = {source.name: source for source in (SMOLLM2, MINILM
 def get(name: str) -> Path:
     """The file (`smollm2`) or the folder (`minilm`, `bert-tiny`) of a source, fetched on first use.
 
-    Raises ValueError for an unknown name and OSError, saying what to do, when the fetch fails. Safe to call
+    Raises ValueError for an unknown name and OSError, with advice, when the fetch fails. Safe to call
     from several processes at once: one fetches, the others wait.
     """
     source = _find(name)

@@ -61,7 +61,7 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
         model: traced in evaluation mode; it is not changed.
         path: of the new file, `model.pt2`.
         example: the inputs of the program, by name; `inputs(model)` by default. With padding:
-            `inputs(model, padding=True)`, or tensors of your own; no axis of theirs may have the size 1.
+            `inputs(model, padding=True)`, or tensors of your own; none of their axes can have the size 1.
 
     Returns:
         A report of the file and its difference from the model. The program takes its inputs by name, and returns a

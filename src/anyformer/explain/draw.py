@@ -22,7 +22,7 @@ class Panel:
     Attributes:
         weights: (T, S); each row sums to 1, and hidden keys are exactly 0.
         queries, keys: labels of the rows and the columns.
-        answer: the column where the answer begins; 0 = nowhere.
+        answer: the column where the answer begins; 0 = no answer.
     """
 
     title: str

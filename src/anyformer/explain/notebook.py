@@ -1,6 +1,6 @@
-"""HTML of a recipe, a model, taps, a mask or the result of a run: a picture, tables, and a tree whose lines have paths.
+"""HTML of a recipe, a model, taps, a mask or the result of a run: a picture, tables, and a tree of lines with paths.
 
-The tree is Treescope's where that is installed (`pip install 'anyformer[notebook]'`): arrays are drawn, and a button
+The tree is Treescope's if that is installed (`pip install 'anyformer[notebook]'`): arrays are drawn, and a button
 copies the path of a line. Without it the lines fold, and a click on a path selects it. Nothing comes from the network.
 """
 
@@ -23,7 +23,7 @@ from anyformer.explain.facts import inspect
 from anyformer.explain.wiring import draw, telling
 from anyformer.parts.attention.masks import Mask, View
 
-DRAWN = 2_000_000  # parameters of a model, up to which Treescope draws them
+DRAWN = 2_000_000  # the largest model, in parameters, that Treescope draws
 STYLE = """<style>.af{font:13px/1.5 system-ui,sans-serif;overflow-x:auto}
 .af table{border-collapse:collapse;font:inherit}
 .af td,.af th{text-align:left!important;padding:.1em .9em .1em 0;border:0;background:none}
@@ -36,7 +36,7 @@ COLOURS = ("#1f77b4", "#d62728")
 
 @dataclasses.dataclass
 class Node:
-    """A line of the tree: its text, the path that it stands for, a tensor, and the lines below it."""
+    """A line of the tree: its text, its path, a tensor, and the lines below it."""
 
     text: str
     path: str
@@ -45,7 +45,7 @@ class Node:
 
 
 def html(thing: Any) -> str:
-    """What a notebook shows of a thing: pictures, tables, tree."""
+    """The HTML of a thing in a notebook: pictures, tables, tree."""
     if isinstance(thing, Mask):
         sections = [_mask(thing)]
     elif isinstance(thing, Taps):
@@ -69,7 +69,7 @@ def _table(rows: Iterable[Sequence[Any]], head: Sequence[str] = ()) -> str:
 
 
 def _wiring(recipe: Recipe, title: str = "") -> str:
-    """The drawing of a model's recipe, as SVG; of another part nothing."""
+    """The drawing of a model's recipe, as SVG; "" for another part."""
     if not recipe.part.closed:
         return ""
     if importlib.util.find_spec("matplotlib") is None:
@@ -80,7 +80,7 @@ def _wiring(recipe: Recipe, title: str = "") -> str:
 
 
 def _facts(model: Any) -> list[str]:
-    """A table of what a model is, its wiring, and its parameters by part."""
+    """A table of a model's facts, its wiring, and its parameters by part."""
     facts = inspect(model)
     context = "any number" if facts.context is None else f"up to {facts.context:,}"
     rows = [("architecture", facts.page or "its own recipe"), ("skeleton", facts.skeleton), ("tokens", context)]
@@ -100,7 +100,7 @@ def _tapped(taps: Taps) -> str:
 
 
 def _mask(mask: Mask) -> str:
-    """A mask over as many tokens as show it: rows ask, columns are seen."""
+    """The picture of a mask over enough tokens to show it: rows are queries, columns keys."""
     size = telling(mask)
     seen = View(mask, 0, size, 0, size).tensor()[0, 0].tolist()
     cells = "".join(
@@ -115,7 +115,7 @@ def _mask(mask: Mask) -> str:
 
 
 def _run(result: Any) -> list[str]:
-    """The fields of what `train`, `finetune` or `fit` returned, and the curves of the run's log."""
+    """The fields of a result of `train`, `finetune` or `fit`, and the curves of the run's log."""
     fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.repr}
     log = Path(result.checkpoint).parent / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
@@ -125,7 +125,7 @@ def _run(result: Any) -> list[str]:
 
 
 def _curves(curves: dict[str, list[tuple[int, float]]], wide: int = 520, high: int = 200) -> str:
-    """Lines over steps, each on a scale of its own, which its legend states."""
+    """A chart of lines over steps, each on its own scale, stated in its legend."""
     drawn, legend = [], []
     last = max((step for points in curves.values() for step, _ in points), default=0)
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
@@ -151,7 +151,7 @@ def _curves(curves: dict[str, list[tuple[int, float]]], wide: int = 520, high: i
 
 
 def nodes(thing: Any, path: str = "") -> Node:
-    """The lines of a recipe, a module or taps, with the paths by which they are read, changed or listened to."""
+    """The lines of a recipe, a module or taps, with the paths for reading, changing or recording them."""
     if isinstance(thing, Recipe):
         return _of_recipe(stored_name(thing.part), thing, path)
     if isinstance(thing, Taps):
@@ -164,7 +164,7 @@ def _joined(path: str, step: str) -> str:
 
 
 def _of_recipe(text: str, recipe: Recipe, path: str) -> Node:
-    """Options that differ from the defaults."""
+    """The options that differ from the defaults."""
     known = signature(recipe.part)
     chosen = ((name, value) for name, value in recipe.options.items() if value != known[name])
     return Node(text, path, [_of_option(name, value, _joined(path, name)) for name, value in chosen])
@@ -181,7 +181,7 @@ def _of_option(name: str, value: Any, path: str) -> Node:
 
 
 def _runs(values: tuple[Any, ...], path: str) -> Iterable[tuple[str, Any, str]]:
-    """Runs of equal neighbours: their places, one of them, and the path of all of them: `blocks.*`, `blocks.2:5`."""
+    """Runs of equal neighbours: their indices, one of them, and the path of all of them: `blocks.*`, `blocks.2:5`."""
     start = 0
     for end in range(1, len(values) + 1):
         if end < len(values) and values[end] == values[start]:
@@ -206,7 +206,7 @@ def _labelled(name: str, tensor: Tensor) -> str:
 
 
 def _tree(thing: Any) -> str:
-    """The tree by Treescope, or plain."""
+    """The tree, by Treescope or plain."""
     if importlib.util.find_spec("treescope") is None:
         return _plain(nodes(thing), True)
     import treescope

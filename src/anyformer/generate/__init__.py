@@ -1,9 +1,9 @@
 """Text and token ids out of models, vectors and classes of texts and pictures, labels of words.
 
-options.py       what a caller may ask for, checked
+options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
 sampling.py      scores -> the next token of each row
-decoding.py      the loop: a batch that goes on token by token; rows that are done leave it
+decoding.py      the loop: a batch, continued token by token; rows that are done leave it
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`

@@ -30,7 +30,7 @@ def tag(model: Any, texts: Sequence[str | Sequence[str]], batch: int = 32) -> li
         For each text (word, label -> probability); a word without tokens has no labels.
 
     Raises:
-        ValueError: without texts, for one without words or longer than the model reads, a model without such a head,
+        ValueError: without texts, for one without words or longer than the context, a model without such a head,
             or without a tokenizer with [CLS] and [SEP].
     """
     check(texts, batch)

@@ -57,7 +57,7 @@ class Writer:
         )  # later ones of this length hold half a character of the stop
 
     def _known(self, token: int) -> bool:
-        """True if the token has a text; a model may have more rows than its tokenizer has tokens."""
+        """True if the token has a text; a model can have more rows than its tokenizer has tokens."""
         return self.tokenizer.core.id_to_token(token) is not None
 
     def _take(self, piece: str) -> str:

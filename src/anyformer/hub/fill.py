@@ -28,7 +28,7 @@ class Filling:
 
     Args:
         dtype: of the weights; None = as stored, one type for all (see `one_type`).
-        fresh: patterns of our paths that the file may lack.
+        fresh: patterns of our paths that can be missing in the file.
         others: the other classes of the map: name -> the option of `load` for it, and its tensors.
         untied: our paths of weights that the caller unties: the file stores one weight for two.
     """
@@ -61,7 +61,7 @@ class Filling:
         missing: dict[str, Link] = {}
         for link in sorted(table, key=lambda k: k.tied):  # tied ones last: they are compared with loaded ones
             names = self._stored(link, stored)
-            if not names and not link.tied:  # the one copy may have the name of another tied tensor
+            if not names and not link.tied:  # the only copy can have the name of another tied tensor
                 twins = [k for k in table if k.tied and k.ours == link.ours]
                 link, names = next(((k, n) for k in twins if (n := self._stored(k, stored))), (link, []))
                 link = dataclasses.replace(link, tied=False)
@@ -119,7 +119,7 @@ class Filling:
                 self._line(stored.pop(name), "ignored", f"of a {owner}, which was not asked for; {how} reads it")
 
     def _fresh(self, link: Link, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Initialises parameters that may be missing with the weights that their parts draw."""
+        """Initialises a missing parameter in `fresh` with the weights that its part draws; True if it did."""
         if not all(any(fnmatch.fnmatchcase(o, p) for p in self.fresh) for o in link.ours):
             return False
         if not self._drawn:

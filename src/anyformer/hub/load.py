@@ -50,7 +50,7 @@ def load(
         dtype: of the weights; by default as stored (GGUF: float32). A file with several types becomes one: that of its
             config.
         device: of the weights.
-        fresh: patterns of our paths that the file may lack; they get first weights (`["heads.*"]` to fine-tune).
+        fresh: patterns of our paths that the file can lack: they get first weights (`["heads.*"]` to fine-tune).
         ignore: keys of config.json and of the files beside it that are passed over. Use it for keys that anyformer does
             not know and that change no number; the ledger keeps them.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
@@ -190,7 +190,7 @@ def _find(source: str | Path, allow_pickle: bool) -> Path:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).exists():
-        open_weights(folder)  # raises the error that says where weights may be
+        open_weights(folder)  # raises the error with a hint at folders with weights
         raise FileNotFoundError(f"{folder} has no {name}: it is no model directory, or its save was not finished")
     found = read_json(inside(folder, name))
     if not isinstance(found, dict):

@@ -50,7 +50,7 @@ def save(
 
     Raises:
         ValueError: if the folder holds a model with another config, and not `overwrite`; for a model with adapters or
-            int8 parts, saying what to do with them.
+            int8 parts, with advice.
         OSError: if the disk is full or the folder cannot be written; its old content is intact.
     """
     folder = Path(folder)
@@ -75,7 +75,7 @@ def save(
 
 
 def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors as they are written."""
+    """The config and the tensors of the new files."""
     origin = model.origin or {}
     found = hub_for(model)
     tensors: dict[str, Tensor] = {}

@@ -168,7 +168,7 @@ def alike(ours: str, first: str, second: str, absent: bool = False) -> Lens:
     """Two keys of theirs are one hyperparameter, since this page has one value for both; others are refused.
 
     Args:
-        absent: the second may be missing, and then equals the first.
+        absent: the second can be missing, and then equals the first.
     """
     theirs = (first, second)
 
@@ -185,7 +185,7 @@ def alike(ours: str, first: str, second: str, absent: bool = False) -> Lens:
 
 
 def must(theirs: str, value: Any, absent: bool = True) -> Lens:
-    """Their key may have this value only. With `absent` false, the key must be there."""
+    """A key of theirs with a single accepted value. With `absent` false, the key must be present."""
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
         found = config.get(theirs, value if absent else MISSING)
@@ -312,7 +312,7 @@ def _usual(cls: type, name: str) -> Any:
 
 
 def _loose(value: Any, kind: Any) -> Any:
-    """A number as published files may spell it: 12.0 for 12, and "1e-5" for 1e-5."""
+    """A number from its spellings in published files: 12.0 for 12, and "1e-5" for 1e-5."""
     kinds = (kind, *get_args(kind))
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)

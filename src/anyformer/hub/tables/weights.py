@@ -173,7 +173,7 @@ def flat(rows: Iterable[Row | list[Row]]) -> list[Row]:
 
 
 class Differs(ValueError):
-    """An op's objection to one of several tensors, by its place among them."""
+    """An op's objection to one of several tensors, by its index among them."""
 
     def __init__(self, place: int, why: str):
         super().__init__(why)
@@ -188,7 +188,7 @@ class Link:
     ours: Names
     ops: tuple[Op, ...] = ()
     also: tuple[Names, ...] = ()
-    tied: bool = False  # no tensor of its own: may be absent, must be equal to `ours` when present
+    tied: bool = False  # no tensor of its own: can be absent, must be equal to `ours` when present
     twin: str | None = None  # our path that replaces it in a model where the two are tied
 
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
@@ -282,7 +282,7 @@ class Hub:
         types: other values of `model_type` in files of these architectures.
         base: the prefix of names that some files leave out; `bare`: the architectures whose files are written
             without it.
-        tails: older last words of names, accepted when reading: {"gamma": "weight"}.
+        tails: older suffixes of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf", "gguf" or "diffusers" (hf: a directory of transformers).
         outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};

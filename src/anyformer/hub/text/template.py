@@ -1,4 +1,4 @@
-"""Chat templates: the one place that runs Jinja, on templates that come from anywhere.
+"""Chat templates: Jinja for untrusted templates, run only here.
 
 A template is a program. It gets the sandbox of jinja2, on plain JSON data, without names that start with an
 underscore, and with only the filters, functions and methods that chat templates use. The sandbox bounds
@@ -63,7 +63,7 @@ _account = threading.local()  # .work left, .deadline: of the rendering in this 
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
-    """The text that a Jinja chat template makes of `variables` (plain JSON data: anything else is an error).
+    """The text of a Jinja chat template with `variables` (plain JSON data: anything else is an error).
 
     Errors: FileRefused when the template is not Jinja, uses a forbidden name, or reaches a limit; ValueError with
     the template's own message where it calls `raise_exception`, or when it fails on these variables.

@@ -73,7 +73,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, special and added ones included (a model may have more rows than that)."""
+        """The number of tokens, special and added ones included (a model can have more rows than that)."""
         return self.core.get_vocab_size()
 
     @property
@@ -115,7 +115,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int] | Tensor, skip_special: bool = True) -> str:
         """The text of `ids`.
 
-        An id without a token decodes to nothing: models may have more rows than their vocabulary has tokens.
+        An id without a token decodes to nothing: models can have more rows than their vocabulary has tokens.
         """
         text = self.core.decode([int(i) for i in ids], skip_special_tokens=skip_special)
         return tidied(text) if self.tidies else text
@@ -264,7 +264,7 @@ class Tokenizer:
 class Stream:
     """Decodes ids one by one: the results of `put` and `end`, joined, are `decode` of all ids.
 
-    Text is held back while it could still change: a character whose bytes are not all there, and, for
+    Text is held back while it could still change: an incomplete character, and, for
     tokenizers with byte tokens (`<0xE4>`), a run of these. Each step decodes only the ids held back and
     those of the last text returned, so that the decoder does not take the middle of a text for its beginning.
     """
@@ -307,7 +307,7 @@ class Stream:
 
 
 def tidied(text: str) -> str:
-    """The text without the spaces that stand before marks and shortened words, in the order of transformers."""
+    """The text without spaces before punctuation and contractions, in the order of transformers."""
     for mark in (" .", " ?", " !", " ,"):
         text = text.replace(mark, mark[1:])
     text = text.replace(" ' ", "'")
@@ -363,7 +363,7 @@ def _roles(config: dict[str, Any], path: Path) -> dict[str, str]:
 
 
 def _template(folder: str | os.PathLike[str], value: Any) -> str | None:
-    """The chat template: the file, else what the config holds (a text, or named ones of which one is `default`)."""
+    """The chat template: the file, else that of the config (a text, or `default` of several named ones)."""
     path = Path(folder) / TEMPLATE
     if os.path.lexists(path):
         try:
