@@ -133,7 +133,7 @@ def train_tokenizer(
         out: the folder to write.
         kind: bpe: bytes, loses nothing (GPT-2); chars: characters; wordpiece: words and their ends, in lower case
             (BERT); unigram: the likeliest pieces (T5).
-        vocab: the most tokens.
+        vocab: maximum number of tokens.
         special: tokens of your own beside those of the kind, e.g. --special '<|im_start|>' '<|im_end|>'.
         fields: the column of the text, if it has another name: --fields.text content.
 

@@ -73,7 +73,7 @@ def _built(page: pages.Page, hyper: Any, count: int) -> Any:
 def _check_depths(page: pages.Page, hyper: Any, count: int) -> None:
     """Raises ValueError for a number of layers beyond `count`, before a list of so many is made.
 
-    A large number is a number of layers if one more of it adds parts to the recipe.
+    A large number is a number of layers if adding 1 to it changes the number of parts in the recipe.
     """
     tiny = leaves(page.at("tiny"))
     large = {n: tiny[n] for n, v in leaves(hyper).items() if _size(v) > count and type(tiny.get(n)) is int}

@@ -61,7 +61,7 @@ def read_processor(
 
 
 def write_processor(folder: Path, processor: Processor | None) -> None:
-    """Writes a file for `read_processor`: the file that was read, with its keys, where they still hold."""
+    """Writes the steps for `read_processor`, with the name and the other keys of the file that was read."""
     if processor is None:
         return
     origin, said = processor.origin, processor.words()
