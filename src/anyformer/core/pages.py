@@ -126,7 +126,7 @@ def build(
     Args:
         what: the name of a page, or a recipe.
         size: one of the page's sizes.
-        seed: of the first weights.
+        seed: of the initial weights.
         overrides: hyperparameters that differ from that size, by name: `{"text.dim": 32}`; one whose name has no dot
             can also be passed as a keyword argument.
 

@@ -31,7 +31,7 @@ _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 @contextmanager
 def at_most(parts: int) -> Iterator[None]:
-    """Makes a recipe or a built part of more than that many parts a ValueError inside the block: for files."""
+    """Limits recipes and built parts from files to that many parts inside the block, with a ValueError."""
     token = _left.set([parts, parts])
     try:
         yield

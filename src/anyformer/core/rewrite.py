@@ -54,7 +54,7 @@ def replace(model: nn.Module, path: str, module: nn.Module) -> None:
 def rewrite(
     model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...], make: Callable[[M], nn.Module]
 ) -> dict[str, Any]:
-    """Replaces every selected module by `make(module)`; one that stands in several places is made once.
+    """Replaces every selected module by `make(module)`; one at several paths is made once.
 
     Returns:
         The new modules by path.

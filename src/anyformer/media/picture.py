@@ -71,7 +71,7 @@ def picture(given: Any) -> Any:
 
 def coloured(image: Any, channels: int) -> Any:
     """A picture in grey (1 channel) or RGB (3), with white behind transparent pixels."""
-    if image.mode == "La":  # the only mode that Pillow converts it to
+    if image.mode == "La":  # Pillow converts it to LA only
         image = image.convert("LA")
     if {"A", "a"} & {*image.getbands()} or image.info.get("transparency") is not None:
         pil = pillow()

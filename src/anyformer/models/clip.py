@@ -1,6 +1,6 @@
 """CLIP (Radford et al., 2021; arXiv:2103.00020). Two towers, with similar vectors for a picture and its text.
 
-The image tower differs from ViT by: a norm before the blocks, after them only one of the class token, patches without
+The image tower differs from ViT by: a norm before the blocks, after them one of the class token only, patches without
 bias, quick GELU. The text tower differs from GPT-2 by: its vector is that of the end token, quick GELU, no scores of
 tokens.
 

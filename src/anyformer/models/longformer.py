@@ -1,7 +1,7 @@
 """Longformer (Beltagy et al., 2020; arXiv:2004.05150). An encoder for long texts: a window, and a few global tokens.
 
 Differs from BERT by: a token sees its neighbours and the global tokens of `global_attention_mask`; these see
-everything, by a second q, k and v. Attention then costs as much as the text is long. As in RoBERTa, the origin of its
+everything, by a second q, k and v. Attention is then linear in the length. As in RoBERTa, the origin of its
 weights, positions are counted from the id of padding + 1, and there is one segment.
 
 ```

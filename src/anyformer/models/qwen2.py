@@ -140,7 +140,7 @@ HUBS = (
             Lens(
                 ("head_dim",),
                 ("head_dim",),
-                lambda c: {"head_dim": c.get("head_dim")},  # no config has null there
+                lambda c: {"head_dim": c.get("head_dim")},  # null is not valid there
                 lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim},
             ),
         ),

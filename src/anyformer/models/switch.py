@@ -129,7 +129,7 @@ CASES = {
 
 
 def first_weights(c: Switch) -> dict[str, float]:
-    """T5's; experts' output projections by the width of the stream, and a router with the std of the tokens."""
+    """The sizes of T5; experts' outputs by the width of the stream, and a router with the std of the tokens."""
     sizes = t5_sizes(c.dim, c.heads, c.head_dim, c.hidden)
     return sizes | {"**.ffn.experts.*.*": c.dim**-0.5, "**.ffn.router.proj": 1.0}
 

@@ -98,8 +98,8 @@ CASES = {
 
 
 def first_weights(c: T5) -> dict[str, float]:
-    """T5's. An untied head counts as a matrix; `transformers` draws it with the std of the tokens, which makes logits
-    sqrt(D) large."""
+    """The sizes of T5. An untied head counts as a matrix; `transformers` draws it with the std of the tokens, which
+    makes logits sqrt(D) large."""
     return t5_sizes(c.dim, c.heads, c.head_dim, c.hidden) | {"head.proj": c.dim**-0.5}
 
 

@@ -31,7 +31,7 @@ from anyformer.core.state import Slot
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
-    """E * sum of f P over experts: f its share of the tokens, P its mean probability. Padding is not counted.
+    """E * sum of f P over experts: f an expert's share of tokens, P its mean probability. Padding is not counted.
 
     For top-1 it is eq. 4 of Switch (Fedus et al., 2021; arXiv:2101.03961); for top-k, f sums to k, as for Mixtral in
     `transformers`. Even routing gives k, all tokens at one expert up to E.

@@ -58,7 +58,7 @@ class Dynamic(Scaling):
 
 
 def longest(context: int, scaling: Scaling | None) -> int | None:
-    """The longest text of a model whose files have `context` positions: None, any, with `Dynamic`, which has no limit.
+    """The longest text of a model whose files have `context` positions: None (any) with `Dynamic`, which has no limit.
     A scaling factor multiplies it, unless the files include it already: `trained` is smaller then."""
     if scaling is None or isinstance(scaling, Dynamic):
         return None if scaling else context

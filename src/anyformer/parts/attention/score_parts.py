@@ -168,8 +168,8 @@ class Span(ByDistance):
     Args:
         far: the largest z, in tokens. `start`: the initial z; far / 2 by default.
         ramp: tokens over which the weights fall.
-        cost: of the mean z, as a share of `far`, in the auxiliary loss "span": makes heads short.
-    cost: of the mean z, as a share of `far`, in the auxiliary loss "span": shortens the spans."""
+        cost: of the mean z, as a share of `far`, in the auxiliary loss "span": shortens the spans.
+    """
 
     def __init__(
         self,

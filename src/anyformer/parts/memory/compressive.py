@@ -191,7 +191,7 @@ class CompressiveMemory(SegmentRecurrence):
         return [Source(k, v, seen, bias, None), *super()._sources(call, chunk)]
 
     def _near(self, call: Pass, chunk: Chunk) -> Tensor | slice:
-        """The slots in these queries' reach: those that end in a range of the text, (B, n); a slice if the range is the
+        """The slots in these queries' reach: those that end in a range of the text, (B, n); a slice if the range is
         the same for all rows."""
         slots: Slots = call.more
         many, c = slots.last.shape[1], self.rate

@@ -323,7 +323,7 @@ class SegmentRecurrence(Mixer):
         at = flow.once(("places", past), lambda: places(flow, T, past, x.device))
         stack = flow.find(StackBias)
         many = T if isinstance(T, torch.SymInt) else min(T, self.segment)  # queries of a chunk
-        keys = self.farthest + many  # the largest distance from the last query
+        keys = self.farthest + many  # no part needs a larger distance from the last query
         whole = View(Causal(), at.first, T, at.first + T - keys, keys, device=x.device)
         asked, bias, cap = changed(self.scores or (), Call(x, q, self.sharpness, whole, flow), stack)
         listens = flow.taps is not None and flow.taps.wants(self, "weights")
