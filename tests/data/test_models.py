@@ -12,6 +12,7 @@ import anyformer as af
 from anyformer.core import listing, pages
 from anyformer.data import sources
 from anyformer.data.models import find, kind, last
+from anyformer.train.model_source import model_source
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,16 @@ def test_what_has_weights_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert find("owner/name") == "owner/name"
     with pytest.raises(FileNotFoundError, match=r"no model 'smolm2' .did you mean smollm2"):
         find("smolm2")
+
+
+def test_what_has_none_is_refused_and_trained(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps(af.recipe("gpt").to_json()))
+    with pytest.raises(ValueError, match=r"recipe.json is a recipe, without weights: `anyformer train --mod"):
+        find(str(tmp_path / "recipe.json"))
+    assert model_source(str(tmp_path / "recipe.json"), None, None).facts["model"] == af.recipe("gpt").to_json()
+    for read in (find, lambda name: model_source(name, None, None)):
+        with pytest.raises(ValueError, match=r"config.json describes a model and holds no weights; give the folder"):
+            read(str(folder / "config.json"))
 
 
 def test_an_architecture_is_none_also_beside_a_folder_of_its_name(

@@ -34,7 +34,7 @@ def find(name: str) -> Path | str:
     (fetched once); a hub id is unchanged.
 
     Raises:
-        ValueError: if it names an architecture, which has no weights.
+        ValueError: if it names an architecture, a recipe or a config.json, which have no weights.
         FileNotFoundError: with the nearest names, if there is nothing of that name.
     """
     path = Path(name).expanduser()
@@ -44,6 +44,10 @@ def find(name: str) -> Path | str:
             f"{name!r} is an architecture, without weights: `anyformer train --model {name}` trains one; "
             f"real weights by name are {', '.join(sources.SOURCES)}{here}"
         )
+    if kind(name) == "recipe":
+        raise ValueError(f"{name} is a recipe, without weights: `anyformer train --model {name}` trains it")
+    if kind(name) == "config":
+        raise ValueError(f"{name} describes a model and holds no weights; give the folder that holds both")
     if path.exists():
         return last(path)
     if name in sources.SOURCES:

@@ -13,6 +13,7 @@ from anyformer.core.part import check_option
 from anyformer.core.recipe import Recipe
 from anyformer.data import vocabulary
 from anyformer.data.models import find
+from anyformer.data.models import kind as kind_of
 from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
@@ -91,7 +92,8 @@ def model_source(
             cannot be trained on. FileNotFoundError: for a model that does not exist.
     """
     overrides = dict(overrides or {})
-    if isinstance(model, str) and model in pages.names():
+    what = kind_of(model) if isinstance(model, str) else "recipe"
+    if isinstance(model, str) and what == "architecture":
         size = size or SIZE
         page = pages.page(model)
         kind = registry.choose(task, model, page.recipe(page.at(size, **overrides)), getattr(page.module, "TASK", None))
@@ -109,10 +111,10 @@ def model_source(
             return pages.build(page.name, size, seed=seed, overrides=hyper.leaves(sized(vocab, classes, {})))
 
         return ModelSource(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
-    place = find(model) if isinstance(model, str) else Path()
+    place = find(model) if isinstance(model, str) and what != "recipe" else Path()
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
-    if isinstance(model, str) and not model.endswith(".json"):
+    if isinstance(model, str) and what != "recipe":
         given = load(place, ignore=ignore, **overrides)
         task = registry.choose(task, model, given.recipe)
         return ModelSource(Path(model).stem, {"model": model, "size": "", "overrides": overrides}, task, given=given)
