@@ -180,7 +180,7 @@ def test_resume_within_an_epoch_of_a_mixture_with_workers_is_exact(rows, sources
     with pytest.raises(ValueError, match="corpus was"):
         data = {name: w for name, w in zip(options["data"], (1, 1), strict=True)}
         train("gpt", out=tmp_path / "x", resume=str(tmp_path / "straight/step-000004"), **{**options, "data": data})
-    with pytest.raises(ValueError, match="rows was"):
+    with pytest.raises(ValueError, match="order was"):
         changed = {**options, "order": "epochs" if rows == "random" else "random"}
         train("gpt", out=tmp_path / "y", resume=str(tmp_path / "straight/step-000004"), **changed)
 

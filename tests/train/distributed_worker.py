@@ -119,7 +119,7 @@ class Noting(Observer):
     def __init__(self):
         self.said = []
 
-    def say(self, text):
+    def message(self, text):
         self.said.append(text)
 
 

@@ -77,7 +77,7 @@ def test_the_screen_shows_the_use_of_experts(capsys: pytest.CaptureFixture[str])
     from anyformer.train.progress import Screen
 
     row = {"step": 1, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "tokens": 9}
-    Screen().steps({**row, "usage_least": 0.031, "usage_greatest": 0.5, "aux_balance": 0.012}, 10.0, 1)
+    Screen().on_steps({**row, "usage_least": 0.031, "usage_greatest": 0.5, "aux_balance": 0.012}, 10.0, 1)
     assert "usage 0.031 to 0.500" in (said := capsys.readouterr().out) and "balance 0.012" in said
 
 

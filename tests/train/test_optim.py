@@ -29,7 +29,7 @@ class Heard(Observer):
     def __init__(self):
         self.said = []
 
-    def say(self, text):
+    def message(self, text):
         self.said.append(text)
 
 

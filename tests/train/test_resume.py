@@ -46,7 +46,7 @@ def options(tmp_path_factory):
 def test_straight_is_the_same_as_interrupted_twice(order, changes, options, tmp_path, monkeypatch):
     given = {**options, **changes, "order": order, "quiet": True}
     straight = train("gpt", out=tmp_path / "straight", **given)
-    told, at = Screen.steps, [4, 11]
+    told, at = Screen.on_steps, [4, 11]
 
     def interrupting(screen, row, speed, steps):
         told(screen, row, speed, steps)
@@ -54,7 +54,7 @@ def test_straight_is_the_same_as_interrupted_twice(order, changes, options, tmp_
             at.pop(0)
             os.kill(os.getpid(), [signal.SIGTERM, signal.SIGINT][len(at) % 2])
 
-    monkeypatch.setattr(Screen, "steps", interrupting)
+    monkeypatch.setattr(Screen, "on_steps", interrupting)
     for step, resume in ((5, False), (12, True)):  # the signal comes while a step is shown: the next one is finished
         ended = train("gpt", out=tmp_path / "again", resume=resume, **{**given, "workers": step % 4})
         assert ended.stopped and ended.steps == step and ended.sample == ""

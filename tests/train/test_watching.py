@@ -14,7 +14,7 @@ from rich.console import Console
 
 import anyformer as af
 from anyformer.data import text
-from anyformer.train import Settings, memory, objectives, plots, progress, train
+from anyformer.train import Settings, fit, memory, objectives, plots, progress, train
 from anyformer.train.energy import Energy
 from anyformer.train.loggers import Observer
 
@@ -139,9 +139,9 @@ def test_panel_and_plain_line_have_every_fact(monkeypatch):
     screen.flops, screen.peak, screen.memory = 5e6, 1e9, lambda: 2_500_000_000
     row = {"loss": 3.25, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100}
     said: list[str] = []
-    monkeypatch.setattr(screen, "say", said.append)
+    monkeypatch.setattr(screen, "message", said.append)
     for step in (10, 20):
-        screen.steps({**row, "step": step}, 4000.0, 20)
+        screen.on_steps({**row, "step": step}, 4000.0, 20)
     facts = "loss 3.250  lr 1.0e-03  grad 0.50  4,000 tokens/s  of peak 20 %  memory 2.50 GB"
     assert said == [f"step 10/20  {facts}", f"step 20/20  {facts}  0:00 left"]
     console = Console(width=110, force_terminal=True, record=True, file=io.StringIO())
@@ -163,12 +163,55 @@ def test_energy_is_counted_over_a_full_counter_or_refused(tmp_path):
     assert counter.joules() == pytest.approx(150 + 30)
 
 
-def test_watch_of_ones_own_may_be_silent():
-    watch = Observer()
-    watch.say("x")
-    watch.steps({}, 0.0, 1)
-    watch.evaluated(1, 0.0)
-    watch.finish()
+class Noted(Observer):
+    """Keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def message(self, text: str) -> None:
+        self.calls.append(("message", text))
+
+    def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        assert speed > 0 and row.keys() >= {"step", "loss", "lr", "grad_norm", "tokens"}
+        self.calls.append(("steps", row["step"], steps))
+
+    def on_evaluation(self, step: int, held_out: float) -> None:
+        self.calls.append(("evaluation", step, held_out))
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+@pytest.mark.parametrize("observer", [Noted(), Observer(), None], ids=["own", "silent", "none"])
+def test_an_observer_receives_steps_evaluations_messages_and_the_end(observer: Observer | None, tmp_path: Path) -> None:
+    settings = Settings(6, warmup=0, log_every=2, eval_every=3)
+    ids = torch.arange(1, 17)[None]
+    data = {"input_ids": ids, "labels": ids + 1}
+    empty = {**data, "labels": torch.full_like(ids, objectives.IGNORE)}
+    made = af.build("gpt", "tiny", seed=0)
+
+    def batches(number: int) -> dict[str, torch.Tensor]:
+        return empty if number == 4 else data
+
+    fit(made, batches, objectives.causal_lm, settings, tmp_path / "a", measure=lambda _: 0.5, observer=observer)
+    if isinstance(observer, Noted):
+        assert [call for call in observer.calls if call[0] != "message"] == [
+            ("steps", 2, 6), ("steps", 3, 6), ("evaluation", 3, 0.5), ("steps", 4, 6), ("steps", 6, 6),
+            ("evaluation", 6, 0.5), ("close",),
+        ]  # fmt: skip
+        assert ("message", "step 5: no label counts, all are -100; nothing is learned from it") in observer.calls
+
+
+def test_an_exception_in_an_observer_ends_the_run(tmp_path: Path) -> None:
+    class Broken(Observer):
+        def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+            raise RuntimeError("a full disk elsewhere")
+
+    made, ids = af.build("gpt", "tiny", seed=0), torch.arange(1, 17)[None]
+    with pytest.raises(RuntimeError, match="a full disk elsewhere"):
+        fit(made, lambda _: {"input_ids": ids, "labels": ids + 1}, objectives.causal_lm,
+            Settings(2, warmup=0, log_every=1), tmp_path / "a", observer=Broken())  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- prediction

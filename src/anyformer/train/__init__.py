@@ -23,6 +23,7 @@ a step
     distributed/       DDP, FSDP2, tensor and expert parallelism, ZeRO, PowerSGD, local SGD, DiLoCo
 safety
     checkpoint.py      complete or absent checkpoints; the folder of a run
+    resume.py          the state of a loop to a checkpoint and back
     random_state.py    random generators: seed, read, restore
     interrupts.py      SIGINT and SIGTERM end a run after the current step
     memory.py          memory and time of a step, before the first one

@@ -9,7 +9,7 @@ from anyformer.train.loggers import Observer
 from anyformer.train.objectives import IGNORE, Objective, classification, masked_lm
 
 
-def nothing_counts(step: int, first: bool, watch: Observer) -> None:
+def nothing_counts(step: int, first: bool, observer: Observer) -> None:
     """A step in which every label is -100.
 
     Raises:
@@ -18,7 +18,7 @@ def nothing_counts(step: int, first: bool, watch: Observer) -> None:
     what = f"step {step + 1}: no label counts, all are {IGNORE}"
     if first:
         raise ValueError(f"{what}, so there is nothing to learn: was all that is taught cut off?")
-    watch.say(f"{what}; nothing is learned from it")
+    observer.message(f"{what}; nothing is learned from it")
 
 
 def across(objective: Objective, accumulate: int) -> None:

@@ -53,7 +53,7 @@ class Run:
         world: the processes of the run; the main one alone holds the folder and writes, the others are told.
 
     Attributes:
-        checkpoint: where to go on from, or None.
+        checkpoint: where to go on from, or None. `loaded`: the model that `model` has read from it.
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False, holds none and it is True, or is in use.
@@ -63,7 +63,18 @@ class Run:
     def __init__(self, folder: str | Path, resume: bool | str | Path = False, world: World | None = None):
         self.folder = Path(folder).expanduser()
         self.lock: FileLock | None = None
+        self.loaded: Any = None
         self.checkpoint: Path | None = (world or World()).on_main(lambda: self._open(resume))
+
+    def model(self, given: Any = None) -> Any:
+        """The model of the checkpoint, whose weights a loop does not read again.
+
+        Args:
+            given: that model, if it has been read before the folder was opened.
+        """
+        assert self.checkpoint is not None
+        self.loaded = load(self.checkpoint) if given is None else given
+        return self.loaded
 
     def _open(self, resume: bool | str | Path) -> Path | None:
         try:
@@ -177,23 +188,44 @@ def latest(folder: Path) -> Path | None:
     return (checkpoints(folder) or [None])[-1]  # type: ignore[list-item]
 
 
+def resumed(out: str | Path | None, resume: bool | str | Path) -> Path | None:
+    """The checkpoint that a run in `out` goes on from, or None; `Run` decides once it holds the folder."""
+    word = str(resume).lower()
+    if out is None or word == "false":
+        return None
+    path = Path(out if word in ("true", "auto") else str(resume)).expanduser()
+    return path if (path / FACTS).exists() else latest(path)
+
+
 def read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `training.json` and `training.safetensors` say."""
+    """The content of `training.json` and `training.safetensors`."""
     file = SafeTensors(checkpoint / TENSORS)
     return read_json(checkpoint / FACTS), {name: file.get(name) for name in file.names()}
 
 
 @torch.no_grad()
 def restore_weights(
-    model: Any, checkpoint: Path, world: World | None = None, exact: dict[str, Tensor] | None = None
+    model: Any,
+    checkpoint: Path,
+    world: World | None = None,
+    exact: dict[str, Tensor] | None = None,
+    loaded: bool = False,
 ) -> None:
-    """Copies the weights of a checkpoint into a model of the same shapes, which `world` may hold in parts; of one with
-    adapters, what learns. `exact` are weights that the model's file holds rounded."""
+    """Copies the weights of a checkpoint into a model of the same shapes; of one with adapters, the trained ones.
+
+    Args:
+        world: may hold the model in parts.
+        exact: weights in float32 that the model's file holds rounded.
+        loaded: the model has the weights of the file already.
+
+    Raises:
+        ValueError: if the checkpoint is of another model.
+    """
     world = world or World()
-    if adapters.restore(model, checkpoint, world):
+    if not loaded and adapters.restore(model, checkpoint, world):
         return
-    saved = world.shard({**load(checkpoint).state_dict(), **(exact or {})}, model.state_dict())
+    saved = world.shard({**({} if loaded else load(checkpoint).state_dict()), **(exact or {})}, model.state_dict())
     try:
-        model.load_state_dict(saved)
+        model.load_state_dict(saved, strict=not loaded)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} holds another model: {' '.join(str(error).split())}") from None

@@ -105,12 +105,12 @@ def finetune(options: FinetuneOptions) -> Tuned:
         settings = options.resolved(goal.size, now.run.checkpoint)
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
         learned, parameters = _numbers(lm)
-        now.screen.say(
+        now.screen.message(
             f"{model}, {kind}: {learned:,} of {parameters:,} parameters are trained ({summary}); {goal.told}; "
             f"{settings.steps} steps"
         )
         before = now.world.on_main(lambda: goal.measure(lm.eval(), batch))
-        now.screen.say(f"before: held-out {_said(before, goal)}")
+        now.screen.message(f"before: held-out {_said(before, goal)}")
         facts = {"model": model, "method": options.method, "trainable": options.trainable or [], **options.adapters()}
         facts |= {"overrides": options.overrides} if options.overrides else {}
         done = now.learn(lm, goal, settings, facts, resolved)[1]
@@ -123,7 +123,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
         now.conclude(done)
         folder = None if done.stopped else _finish(lm, now, place)
         if folder and after is not None:
-            now.screen.say(
+            now.screen.message(
                 f"held-out: {_said(before, goal)}, now {_said(after, goal)}, at step {kept}\nmodel: {folder}\n"
                 f"next: {next_command(kind, folder, lm, options.data, options.fields)}"
             )

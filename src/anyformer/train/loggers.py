@@ -1,4 +1,4 @@
-"""A run elsewhere: TensorBoard, Weights & Biases, or several at once."""
+"""Loggers: the interface `Observer`, TensorBoard, Weights & Biases, or several."""
 
 from __future__ import annotations
 
@@ -7,46 +7,59 @@ from typing import Any
 
 
 class Observer:
-    """Listens to a run; this one says nothing. `train.progress.Screen` shows it."""
+    """Observer of a run, for `fit(..., observer=...)`: override the methods that you need; each does nothing here.
 
-    def say(self, text: str) -> None:
-        """Something that a reader should know: a spike, a step that overflowed."""
+    ```python
+    class Losses(Observer):
+        def on_steps(self, row, speed, steps):
+            print(row["step"], row["loss"])
+    ```
+    It is called in the main process alone. An exception in it ends the run, as one in the loop would.
+    """
 
-    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
-        """Some steps are done: the last one's numbers, counted tokens a second, steps in all."""
+    def message(self, text: str) -> None:
+        """A note for the reader: a spike, a step that overflowed, how the learning rate goes on."""
 
-    def evaluated(self, step: int, held_out: float) -> None:
-        """The model was measured."""
+    def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+        """Every `log_every` steps: the metrics of the last one.
 
-    def finish(self) -> None:
-        """The run is over."""
+        Args:
+            row: step (from 1), loss, lr, grad_norm, tokens (counted labels), and metrics of the model's parts.
+            speed: counted labels a second since the last call. steps: of the whole run.
+        """
+
+    def on_evaluation(self, step: int, held_out: float) -> None:
+        """After each evaluation: the value of `measure`."""
+
+    def close(self) -> None:
+        """After the last step of this call of `fit`, also where a signal or `patience` ended it."""
 
 
 class Several(Observer):
-    """Tells all of them."""
+    """Several observers as one."""
 
-    def __init__(self, *watches: Observer):
-        self.watches = watches
+    def __init__(self, *observers: Observer):
+        self.observers = observers
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """See `Observer`."""
-        for watch in self.watches:
-            watch.say(text)
+        for observer in self.observers:
+            observer.message(text)
 
-    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+    def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """See `Observer`."""
-        for watch in self.watches:
-            watch.steps(row, speed, steps)
+        for observer in self.observers:
+            observer.on_steps(row, speed, steps)
 
-    def evaluated(self, step: int, held_out: float) -> None:
+    def on_evaluation(self, step: int, held_out: float) -> None:
         """See `Observer`."""
-        for watch in self.watches:
-            watch.evaluated(step, held_out)
+        for observer in self.observers:
+            observer.on_evaluation(step, held_out)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """See `Observer`."""
-        for watch in self.watches:
-            watch.finish()
+        for observer in self.observers:
+            observer.close()
 
 
 class TensorBoard(Observer):
@@ -63,16 +76,16 @@ class TensorBoard(Observer):
             raise ImportError("tensorboard=true needs tensorboard: pip install tensorboard") from None
         self.writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
 
-    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+    def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """See `Observer`."""
         for name, value in numbers(row, speed).items():
             self._put(name, value, row["step"])
 
-    def evaluated(self, step: int, held_out: float) -> None:
+    def on_evaluation(self, step: int, held_out: float) -> None:
         """See `Observer`."""
         self._put("held_out", held_out, step)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """See `Observer`."""
         self.writer.close()  # type: ignore[no-untyped-call]
 
@@ -81,7 +94,7 @@ class TensorBoard(Observer):
 
 
 class WandB(Observer):
-    """Reports to Weights & Biases; where to, and whether at all, is said by its own variables (WANDB_MODE=offline).
+    """Reports to Weights & Biases; its own variables (WANDB_MODE=offline) decide where, and whether at all.
     Its files lie in `wandb/` in the folder of the run.
 
     Raises:
@@ -96,29 +109,29 @@ class WandB(Observer):
         silent = wandb.Settings(silent=config.get("quiet", False))
         self.run = wandb.init(project="anyformer", name=folder.name, dir=str(folder), config=config, settings=silent)
 
-    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+    def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """See `Observer`."""
         self.run.log(numbers(row, speed), step=row["step"])
 
-    def evaluated(self, step: int, held_out: float) -> None:
+    def on_evaluation(self, step: int, held_out: float) -> None:
         """See `Observer`."""
         self.run.log({"held_out": held_out}, step=step)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """See `Observer`."""
         self.run.finish()
 
 
 def numbers(row: dict[str, Any], speed: float) -> dict[str, float]:
-    """What is reported of a step: its row, with what the model's parts say, and counted tokens a second."""
+    """The metrics of a step that are reported: its row, and counted tokens a second."""
     return {name: value for name, value in row.items() if name != "step"} | {"tokens_per_second": speed}
 
 
 def observers(screen: Observer, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool) -> Observer:
-    """The screen, and what else is asked for.
+    """The display and the loggers that the options name.
 
     Raises:
-        ImportError: for what is not installed.
+        ImportError: for a logger that is not installed.
     """
     plain = {name: value for name, value in config.items() if isinstance(value, str | int | float | list | dict)}
     others = [TensorBoard(folder)] if tensorboard else []

@@ -10,7 +10,6 @@ learning rate are functions of the step. So `N steps = k steps + resume + (N - k
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import time
@@ -34,7 +33,7 @@ from anyformer.train import (
     optim,
     precision,
     random_state,
-    renamed,
+    resume,
 )
 from anyformer.train.distributed.base import World
 from anyformer.train.ema import Average
@@ -42,8 +41,8 @@ from anyformer.train.interrupts import Interrupts
 from anyformer.train.log import Log, Silent
 from anyformer.train.loggers import Observer
 from anyformer.train.objectives import Objective, counted
-from anyformer.train.schedule import ENDING, rate
-from anyformer.train.settings import FREE, Settings
+from anyformer.train.schedule import rate
+from anyformer.train.settings import Settings
 from anyformer.train.step_loss import Loss, real_tokens
 
 Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a number; lower is better
@@ -80,6 +79,7 @@ def fit(
     resume: bool | str | Path = False,
     facts: dict[str, Any] | None = None,
     world: World | None = None,
+    observer: Observer | None = None,
 ) -> Done:
     """Trains a model in place, and keeps checkpoints of it in `out`.
 
@@ -89,6 +89,7 @@ def fit(
             is a dictionary: the model's inputs by name, and `labels`.
         objective: see `train.objectives`.
         measure: evaluates the model; lower is better.
+        observer: receives metrics and evaluations during the run, see `train.loggers.Observer`.
         resume: see `train.checkpoint.Run`.
         facts: stored with each checkpoint and compared on resuming: what decides the numbers beside the settings.
         world: the processes of the run, see `train.distributed.world`; by default this one alone.
@@ -97,7 +98,8 @@ def fit(
         ValueError: for settings, batches or a folder that do not fit; FloatingPointError when the loss is not finite.
     """
     with world or World() as world, checkpoint.Run(out, resume, world) as run:
-        return Loop(model, batches, objective, settings, run, measure, facts or {}, Observer(), world).run()
+        observer = observer if observer is not None and world.main else Observer()
+        return Loop(model, batches, objective, settings, run, measure, facts or {}, observer, world).run()
 
 
 class Loop:
@@ -112,7 +114,7 @@ class Loop:
         run: checkpoint.Run,
         measure: Measure | None,
         facts: dict[str, Any],
-        watch: Observer,
+        observer: Observer,
         world: World | None = None,
     ):
         if settings.patience and measure is None:
@@ -122,7 +124,7 @@ class Loop:
         self.bounds = [part.bound for part in model.modules() if hasattr(part, "bound")]
         self.world = world or World()
         self.batches: Batches = batches if callable(batches) else Numbered(batches)
-        self.facts, self.watch = json.loads(json.dumps(facts)), watch
+        self.facts, self.observer = json.loads(json.dumps(facts)), observer
         for p in model.parameters():
             if p.data_ptr() % 64:  # a view into a file; sums over unaligned memory may round differently
                 p.data = p.data.clone()
@@ -136,12 +138,15 @@ class Loop:
     def _prepare(self, model: Any, run: checkpoint.Run) -> None:
         """The model, its optimiser and everything else at the first step, or as the checkpoint has it."""
         settings = self.settings
+        held = None if run.checkpoint is None else resume.Held(run.checkpoint)
+        if held is not None:
+            held.compare(settings, self.facts)
         self.types = master_weights.to_float32(model, settings.precision)
         if self.world.size == 1:  # else it may be in parts
             self.undo.callback(master_weights.restore_types, model, self.types)
         self.undo.enter_context(recomputing(model, *settings.activation_checkpointing))
-        if run.checkpoint is not None:
-            checkpoint.restore_weights(model, run.checkpoint)
+        if held is not None:
+            checkpoint.restore_weights(model, held.folder, exact=held.tensors("master"), loaded=model is run.loaded)
         self.criterion = Loss(model, self.objective, settings.precision)
         self.part = self.world.wrap(self.criterion)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -159,13 +164,13 @@ class Loop:
         self.count: tuple[Any, int] = (1, 1)  # labels (one number or one a kind) and tokens that count in the step
         self.began = math.nan
         random_state.seed_all(settings.seed)
-        if run.checkpoint is not None:
-            self._restore(run.checkpoint)
+        if held is not None:
+            resume.restore(self, held)
         if self.world.main:
             environment.write(run.folder)
         self.log = Log(run.folder, self.step) if self.world.main else Silent()
         if said := master_weights.summary(model, self.types):
-            self.watch.say(said)
+            self.observer.message(said)
 
     def run(self) -> Done:
         """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
@@ -180,7 +185,7 @@ class Loop:
                     self._report()
                 due = last or _due(self.step, s.save_every) or (measured and s.patience)
                 if due and self.saved != self.step:
-                    self._save()
+                    resume.save(self)
                 if measured or (self.measure and self.step >= s.steps):
                     self._evaluate()
                     early = self.stale >= s.patience > 0 and self.step < s.steps
@@ -190,6 +195,7 @@ class Loop:
                 self.advance()
         last_one = self.folder.folder / f"step-{self.step:06d}"
         stopped = self.step < s.steps and not early
+        self.observer.close()
         return Done(last_one, self.step, self.loss, self.held_out, stopped, early, self.best)
 
     @property
@@ -214,7 +220,7 @@ class Loop:
         real = sum(real_tokens(batch) for batch in batches)
         total = self.world.all_reduce_sum(torch.cat((counts.flatten(), torch.tensor([real]))))
         if not int(total[:-1].sum()):
-            batch_checks.nothing_counts(self.step, first, self.watch)
+            batch_checks.nothing_counts(self.step, first, self.observer)
         total = total.clamp(min=1)
         self.count = int(total[0]) if len(total) == 2 else total[:-1].to(self.device), int(total[-1])
         loss = torch.zeros((), device=self.device)
@@ -251,13 +257,13 @@ class Loop:
             self.scale.learn(finite)
         if finite:
             if unusual := self.spikes.notice(loss=row["loss"], grad_norm=row["grad_norm"]):
-                self.watch.say(f"step {row['step']}: a spike: {unusual}; {self._grown(batches)}")
+                self.observer.message(f"step {row['step']}: a spike: {unusual}; {self._grown(batches)}")
             self.optimizer.rate(row["lr"])
             self.optimizer.step()
             for bound in self.bounds:
                 bound()
         elif self.scale:
-            self.watch.say(
+            self.observer.message(
                 f"step {row['step']}: overflow in fp16, no weight was changed; the scale of the loss is now "
                 f"{self.scale.value:g}"
             )
@@ -307,7 +313,7 @@ class Loop:
         done = next((row for row in reversed(rows) if row["grad_norm"] is not None), None)
         if done:
             self.loss = done["loss"]
-            self.watch.steps(done, speed, self.settings.steps)
+            self.observer.on_steps(done, speed, self.settings.steps)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -320,71 +326,15 @@ class Loop:
         self.model.train()
         random_state.restore_random(states)
         if not math.isfinite(self.held_out):
-            self.watch.say(f"step {self.step}: the measure is {self.held_out}, which is never the best one")
+            self.observer.message(f"step {self.step}: the measure is {self.held_out}, which is never the best one")
         elif self.best is None or self.held_out < self.best["held_out"]:
             self.best = {"step": self.step, "held_out": self.held_out}
         self.log.add([{"step": self.step, "held_out": _or_none(self.held_out)}])
-        self.watch.evaluated(self.step, self.held_out)
+        self.observer.on_evaluation(self.step, self.held_out)
 
     def averaged(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model has the running mean of the weights, where there is one."""
         return self.average.swapped() if self.average else contextlib.nullcontext()
-
-    def _save(self) -> None:
-        weights = self.world.gather(self.model.state_dict())
-        moments = optim.moments(self.optimizer, self.model)
-        tensors = {f"optimizer.{k}": v for k, v in self.world.gather(moments).items()}
-        tensors |= {f"random.{k}": v for k, v in random_state.random_states().items()}
-        tensors |= {f"world.{k}": v for k, v in self.world.local_state(moments).items()}
-        settings = dataclasses.asdict(self.settings)
-        facts = {"settings": settings, "facts": self.facts, "best": self.best, "torch": torch.__version__}
-        facts["scale"] = self.scale.state() if self.scale else None
-        facts["batches"] = self.batches.sums() if isinstance(self.batches, Numbered) else None
-        best = self.best["step"] if self.best else None
-        keep, ema = self.settings.keep_last, None
-        if self.average:
-            with self.average.swapped():
-                ema = {name: value.clone() for name, value in self.world.gather(self.model.state_dict()).items()}
-        what = (self.step, self.model, weights, tensors, facts, keep, best, ema, self.types)
-        self.world.on_main(lambda: self.folder.save(*what))
-        self.saved = self.step
-
-    def _restore(self, folder: Path) -> None:
-        said, tensors = checkpoint.read(folder)
-        ours = json.loads(json.dumps({**dataclasses.asdict(self.settings), **self.facts}))
-        missing = dataclasses.asdict(Settings(1))  # settings that came later are at their defaults in older runs
-        theirs = {**json.loads(json.dumps(missing)), **renamed.current({**said["settings"], **said["facts"]})}
-        differs = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k) and k not in FREE]
-        if differs:
-            told = "; ".join(f"{k} was {theirs.get(k)!r} and is now {ours.get(k)!r}" for k in differs[:4])
-            raise ValueError(
-                f"cannot go on from {folder}: {told}. A command repeats a run's options with --config …/config.yaml"
-            )
-        kept = {kind: _under(tensors, kind) for kind in ("optimizer", "random", "world", "master", "mean")}
-        if isinstance(self.batches, Numbered) and said.get("batches"):
-            self.batches.go_on(said["step"] * self.settings.accumulate, said["batches"])
-        was, now, schedule = said["settings"]["steps"], self.settings.steps, self.settings.schedule
-        if was != now and schedule in ENDING:
-            self.watch.say(
-                f"steps was {was} and is now {now}: the learning rate is that of a run of {now} ({schedule})"
-            )
-        if self.average:
-            checkpoint.restore_weights(self.model, folder / "ema", self.world, kept["mean"])
-            self.average.take()
-        if self.average or kept["master"]:
-            checkpoint.restore_weights(self.model, folder, self.world, kept["master"])
-        if self.scale:
-            self.scale.restore(said["scale"])
-        moments = self.world.shard(kept["optimizer"], dict(self.model.named_parameters()))
-        optim.restore_moments(self.optimizer, self.model, moments)
-        random_state.restore_random(kept["random"])
-        self.world.load_local_state(kept["world"], optim.moments(self.optimizer, self.model))
-        self.step, self.best = said["step"], said["best"]
-        self.saved = self.step if folder.parent.resolve() == self.folder.folder.resolve() else -1
-
-
-def _under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
 
 
 def _due(step: int, every: int) -> bool:

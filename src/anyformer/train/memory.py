@@ -321,7 +321,7 @@ def check_memory(
     try:
         said, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
     except NotEstimable as error:
-        screen.say(str(error))
+        screen.message(str(error))
         return
     if problem:
         raise ValueError(problem)
@@ -333,7 +333,7 @@ def check_memory(
         if done.bytes is not None:
             told += f". The process takes {done.bytes / GB:.2f} GB in all"
         screen.peak = matmul_rate(device, settings.precision)
-    screen.say(told)
+    screen.message(told)
     screen.flops = float(said.flops)
 
 

@@ -84,8 +84,12 @@ def model_source(
     overrides: dict[str, Any] | None,
     task: str | None = None,
     ignore: Sequence[str] = (),
+    checkpoint: Path | None = None,
 ) -> ModelSource:
-    """Understands what `train` was given; see its `model`, `size`, `overrides`, `task` and `ignore`.
+    """The source of the model of `train`, see its options of the same names.
+
+    Args:
+        checkpoint: of a run that goes on: read in place of a model directory.
 
     Raises:
         ValueError: for a size or hyperparameter that does not exist, with the nearest names, and for a task that it
@@ -115,7 +119,7 @@ def model_source(
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
     if isinstance(model, str) and what != "recipe":
-        given = load(place, ignore=ignore, **overrides)
+        given = load(place, ignore=ignore, **overrides) if checkpoint is None else load(checkpoint)
         task = registry.choose(task, model, given.recipe)
         return ModelSource(Path(model).stem, {"model": model, "size": "", "overrides": overrides}, task, given=given)
     recipe = Recipe.from_json(read_json(Path(model).expanduser())) if isinstance(model, str) else model

@@ -67,13 +67,13 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
     if found.kind == "images":
         return [str(found.files[0])]
     rows = list(itertools.islice(records(found, fields), LOOKED))
-    names = ("messages", "prompt", "source", "anchor", "words", "text")
-    column = next(name for name in names if name in rows[0])
     if task in ("images", "match"):
         image = rows[0]["image"]
         picture = str(below(found.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []
         return [picture, *(["--labels", *labels] if labels else [])]
+    names = ("messages", "prompt", "source", "anchor", "words", "text")
+    column = next(name for name in names if name in rows[0])
     texts = list(dict.fromkeys(_short(row[column]) for row in rows))
     return texts[:2] if task == "embed" else texts[:1]
 

@@ -46,11 +46,11 @@ class Screen(Observer):
         if not self.plain:
             self.live.stop()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line of its own."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+    def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
         """Moves the panel on."""
         now, step = time.monotonic(), row["step"]
         self.first = self.first or (step, now)
@@ -76,13 +76,13 @@ class Screen(Observer):
                 told = "  ".join(
                     f"{value} {name}" if name == "left" else f"{name} {value}".strip() for name, value in facts.items()
                 )
-                self.say(f"step {step}/{steps}  {told}")
+                self.message(f"step {step}/{steps}  {told}")
         else:
             self.live.update(_panel(step, steps, facts))
 
-    def evaluated(self, step: int, held_out: float) -> None:
+    def on_evaluation(self, step: int, held_out: float) -> None:
         """A line for an evaluation."""
-        self.say(f"step {step}: held-out {held_out:.3f} {self.unit}")
+        self.message(f"step {step}: held-out {held_out:.3f} {self.unit}")
 
 
 def reported(row: dict[str, Any]) -> dict[str, str]:

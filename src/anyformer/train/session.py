@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +60,10 @@ class Session:
         """
         screen = self.screen
         for note in task.notes:
-            screen.say(note)
-        screen.say(told_rate(settings))
-        screen.say(f"{'resumes ' + str(self.run.checkpoint) if self.run.checkpoint else 'writes'} to {self.run.folder}")
+            screen.message(note)
+        screen.message(told_rate(settings))
+        start = f"resumes {self.run.checkpoint}" if self.run.checkpoint else "writes"
+        screen.message(f"{start} to {self.run.folder}")
         screen.unit = task.unit
         measure = functools.partial(task.measure, batch=options.batch)
         objective = smoothed(task.objective, options.label_smoothing)
@@ -77,25 +77,25 @@ class Session:
                 lambda: _write_config(options, self.run.folder)
             )  # not before: a run that is refused leaves everything as it was
             done = loop.run()
-        self.world.on_main(lambda: _finish(screen, loop))
+        self.world.on_main(lambda: _draw_curves(screen, loop))
         return loop, done
 
     def conclude(self, done: Done) -> None:
         """Says how the run ended, if it was not by its last step."""
         if done.stopped:
-            self.screen.say(
+            self.screen.message(
                 f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there"
             )
         if done.early:
             best = (done.best or {}).get("step")
-            self.screen.say(f"no better evaluation since step {best}: ended after step {done.step}")
+            self.screen.message(f"no better evaluation since step {best}: ended after step {done.step}")
 
 
 def _write_config(options: TrainOptions | FinetuneOptions, folder: Path) -> None:
     """config.yaml: every option with its resolved value, so that `--config` repeats the run."""
     import yaml
 
-    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    values: dict[str, Any] = dict(vars(options))
     if isinstance(options.model, Recipe):
         atomic_write(folder / "recipe.json", (json.dumps(options.model.to_json(), indent=2) + "\n").encode())
         values["model"] = str(folder / "recipe.json")
@@ -169,18 +169,14 @@ def _loop(
     screen.energy = Energy() if options.energy else None
     facts = {**facts, "label_smoothing": options.label_smoothing}
     loop = Loop(model, batches, objective, settings, run, measure, facts, screen, processes)
-    main = processes.main
-    config = dataclasses.asdict(options)
-    loop.watch = observers(
-        screen, run.folder, config, options.tensorboard and main, options.wandb and main
-    )  # writes: not for a run that is refused
+    loggers = (chosen and processes.main for chosen in (options.tensorboard, options.wandb))
+    loop.observer = observers(screen, run.folder, vars(options), *loggers)  # writes: not for a run that is refused
     return loop
 
 
-def _finish(screen: Screen, loop: Loop) -> None:
-    """Closes what was reported to, and draws the curves."""
-    loop.watch.finish()
+def _draw_curves(screen: Screen, loop: Loop) -> None:
+    """Writes curves.png and curves.html."""
     try:
         plots.write(loop.folder.folder, screen.unit)
     except ImportError as error:  # the log is there: they can be drawn later
-        screen.say(str(error))
+        screen.message(str(error))

@@ -11,6 +11,7 @@ import torch
 from anyformer.core.options import takes
 from anyformer.core.shown import Shown
 from anyformer.hub import load
+from anyformer.train.checkpoint import resumed
 from anyformer.train.loop import Done
 from anyformer.train.model_setup import with_processor
 from anyformer.train.model_source import initialised, model_source
@@ -74,16 +75,17 @@ def train(options: TrainOptions) -> Result:
         anyformer train --data book.txt --out runs/book --overrides.depth 6
     """
     model, overrides, task, ignore = options.model, options.overrides or {}, options.task, options.ignore
-    source = model_source(model, options.size, overrides, task, ignore)
+    checkpoint = resumed(options.out, options.resume)
+    source = model_source(model, options.size, overrides, task, ignore, checkpoint)
     data = training_data(source.task, options)
     if data.implied and isinstance(model, str) and source.make is not None:
-        source = model_source(model, options.size, {**data.implied, **overrides}, task, ignore)
+        source = model_source(model, options.size, {**data.implied, **overrides}, task, ignore, checkpoint)
     with session(options, source.name) as now:
         start = now.run.checkpoint
         if start is None:
             lm = source.model(options.tokenizer, options.vocab, data.words(), options.seed, data.classes)
         else:
-            lm = load(start)
+            lm = now.run.model(source.given if start == checkpoint else None)
             lm = with_processor(lm) if source.task in PICTURED else lm
         lm, factors = initialised(source, lm, options, new=start is None)
         lm.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -107,7 +109,7 @@ def train(options: TrainOptions) -> Result:
         if not done.stopped:
             place = done.checkpoint / "ema" if options.ema else done.checkpoint
             command = next_command(source.task, place, lm, options.data, options.fields, options.prompt)
-            now.screen.say(f"next: {command}")
+            now.screen.message(f"next: {command}")
     bits, others = ((done.held_out, baseline), (None, None))[:: 1 if goal.guess is not None else -1]
     return Result(
         done.checkpoint, done.step, done.stopped, done.loss, bits[0], bits[1], sample, lm, source.task, others[0],
@@ -126,7 +128,7 @@ def whole(model: Any, done: Done, now: Session) -> Any:
 def _introduce(now: Session, model: Any, task: Task, baseline: float) -> None:
     count = sum(p.numel() for p in model.parameters())
     guess = "a guess that looks at nothing" if task.guess is None else "a bigram"
-    now.screen.say(
+    now.screen.message(
         f"{model.page or 'recipe'}, {task.name}: {count / 1e6:.2f} M parameters; {task.told}, for which {guess} is at "
         f"{baseline:.3f} {task.unit}"
     )
@@ -150,6 +152,7 @@ def _sample(model: Any, prompt: str, seed: int) -> str:
 def _conclude(now: Session, done: Done, task: Task, baseline: float, sample: str) -> None:
     now.conclude(done)
     if not done.stopped:
-        now.screen.say(f"\n{sample}\n" if sample else "")
+        now.screen.message(f"\n{sample}\n" if sample else "")
         guess = "guess" if task.guess is None else "bigram"
-        now.screen.say(f"held-out: {done.held_out:.3f} {task.unit} ({guess}: {baseline:.3f})\nmodel: {done.checkpoint}")
+        measured = f"{done.held_out:.3f} {task.unit} ({guess}: {baseline:.3f})"
+        now.screen.message(f"held-out: {measured}\nmodel: {done.checkpoint}")
