@@ -339,7 +339,7 @@ def test_batch_without_labels_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "option, value, said",
-    [("steps", 0, "at least 1"), ("lr", 0.0, "above 0"), ("clip", 0.0, "above 0"), ("warmup", -1, "at least 0"),
+    [("steps", 0, "at least 1"), ("lr", 0.0, "above 0"), ("grad_clip", 0.0, "above 0"), ("warmup", -1, "at least 0"),
      ("accumulate", 0, "at least 1"), ("keep_last", 0, "at least 1"), ("seed", -3, "at least 0"),
      ("lr", float("nan"), "above 0")],
 )  # fmt: skip
