@@ -199,7 +199,7 @@ def test_a_class_that_is_not_held_out_is_said(tmp_path):
     sources = tables.read(tmp_path / "a.csv", None)
     encoder = RowEncoder("classify", ("text", "label"), model, tables.classes(sources, ("text", "label")), 16)
     task = rows.on_rows(encoder, sources, splits.random_share(0.1, 3), 0)
-    assert "2 classes: bird, dog" in task.told
+    assert "2 classes: bird, dog" in task.summary
     held = {int(label) for batch in task.held_out(4) for label in batch["labels"]}
     assert held == {1} and any("no held-out example has the label bird" in note for note in task.notes)
 
@@ -321,10 +321,10 @@ def test_settings_out_of_range_are_refused(option):
 
 
 def test_how_the_rate_moves_is_said():
-    assert session.told_rate(Settings(100, lr=1e-3, warmup=10)) == (
+    assert session.rate_summary(Settings(100, lr=1e-3, warmup=10)) == (
         "learning rate: 0.001 after 10 steps of warmup, then cosine to 0.0001"
     )
-    assert "is not over when the 20 steps are, so the rate ends at 0.0002" in session.told_rate(
+    assert "is not over when the 20 steps are, so the rate ends at 0.0002" in session.rate_summary(
         Settings(20, lr=1e-3, warmup=100)
     )
 
@@ -359,7 +359,7 @@ def test_memory_of_a_contrastive_loss_is_predicted_and_advised_in_pairs(tmp_path
     batch = {"input_ids": torch.randint(3, 90, (8, 6)), "labels": torch.arange(4).repeat_interleave(2)}
     said, problem = memory.advice(model, batch, objectives.Contrastive(), Settings(1), 1)
     assert said.peak > said.weights > 0
-    assert "batch 2, with fewer wrong answers" in problem and "accumulate" not in problem
+    assert "batch 2, with fewer negatives" in problem and "accumulate" not in problem
     with pytest.raises(ValueError, match="a pair's number at both of its rows"):
         fit(
             model, lambda n: {**batch, "labels": torch.arange(8)}, objectives.Contrastive(), Settings(1), tmp_path / "a"

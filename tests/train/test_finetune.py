@@ -257,7 +257,7 @@ def test_padding_and_measuring(tmp_path):
         ({"method": "full", "rank": 4}, "rank=4 is for adapters, and method=full has none"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"targets": ["**.mixer.query"]}, r"'\*\*\.mixer\.query'.*did you mean"),
-        ({"context": 9999}, "context=9999 must be from 8 to what the model reads, 64"),
+        ({"context": 9999}, "context=9999 must be from 8 to the context of the model, 64"),
         ({"task": "write"}, "task=write is asked for, and .* are for write or classify"),
         ({"model": "gpt"}, "can be tuned to write, and the columns .* are for classify"),
         ({"data": "pairs.jsonl"}, r"\(Encoder\) can be tuned to classify, tag, embed, and .* are for write or seq2seq"),
@@ -267,7 +267,7 @@ def test_padding_and_measuring(tmp_path):
         ({"data": "same.csv"}, "every one has the label 'good'; there is nothing to tell apart"),
         (
             {"data": "columns.csv"},
-            "columns of the examples, 'lable', 'txt', tell nothing that is known: .*'text' and 'label'",
+            "columns of the examples, 'lable', 'txt', match no task: .*'text' and 'label'",
         ),
         ({"data": "gap.csv"}, r"gap\.csv, row 2: 'label' has no value"),
         ({"data": "broken.jsonl", "model": "gpt"}, r"broken\.jsonl, line 2 is not JSON"),

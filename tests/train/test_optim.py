@@ -279,7 +279,7 @@ def test_labels_out_of_range_are_named(tmp_path):
         batch = batches(number)
         return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == batch["labels"][0, 3], 128)}
 
-    with pytest.raises(ValueError, match="label 128 is outside what the head knows: 0 to 127"):
+    with pytest.raises(ValueError, match="label 128 is outside the head's classes: 0 to 127"):
         fit(af.build("gpt", "tiny"), give, objectives.causal_lm, Settings(2), tmp_path)
 
 

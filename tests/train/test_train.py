@@ -198,7 +198,7 @@ def test_quiet_prints_nothing(book, tmp_path, capsys):
         ({"overrides": {"deph": 3}}, r"no hyperparameter 'deph'.*did you mean depth"),
         ({"overrides": {"vocab": 300}}, "give vocab instead"),
         ({"model": "bert", "task": "causal"}, r"bert \(Encoder\) cannot be trained on the task 'causal'"),
-        ({"context": 65}, "context=65 must be from 1 to what the model reads, 64"),
+        ({"context": 65}, "context=65 must be from 1 to the context of the model, 64"),
         ({"context": 0}, "context=0 must be from 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"tokenizer": "sentences"}, "tokenizer must be bpe, chars, bytes, or a folder"),

@@ -1,4 +1,4 @@
-"""What adapter_config.json says: read, held against the tensors, and written into the ledger."""
+"""adapter_config.json: read, compared with the tensors, and entered in the ledger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READ = {
     "peft_type", "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "lora_dropout",
     "init_lora_weights", "target_modules", "modules_to_save",
 }  # fmt: skip
-QUIET = {  # what the tensors say themselves, or what only matters while PEFT makes an adapter
+QUIET = {  # given by the tensors, or used only while PEFT makes an adapter
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
     "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
@@ -80,11 +80,11 @@ def compare(
     parts: Collection[str],
     beside: Collection[str],
 ) -> None:
-    """Holds what the config says is adapted or saved whole against what the file has.
+    """Compares the adapted and the whole modules of the config with those of the file.
 
     Args:
         places: the published names of the matrices that an adapter can stand at. modules: of all modules.
-        parts: the names of what is adapted in the file. beside: of the tensors of what is there whole.
+        parts: names of the adapted modules of the file. beside: of the tensors of its whole modules.
 
     Raises:
         ValueError: naming the module, if all tensors of one are lost.
@@ -127,7 +127,7 @@ def _is(name: str, target: str) -> bool:
 
 
 def account(config: Mapping[str, Any]) -> list[Line]:
-    """What became of the keys of adapter_config.json."""
+    """The ledger of the keys of adapter_config.json."""
     why = "the tensors say it themselves, or it only matters while an adapter is made"
     return [
         Line(key, value, *(("used", "how the adapter is read") if key in READ else ("ignored", why)))

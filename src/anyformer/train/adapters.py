@@ -1,4 +1,4 @@
-"""Adapters in files, as PEFT lays them out: what is tuned here opens there, and the other way.
+"""Adapter files in PEFT's layout, read and written.
 
 ```
 folder/  adapter_config.json           r, alpha, which modules, LoRA or DoRA
@@ -52,7 +52,7 @@ TASKS = {  # ends of the names of published architectures
 
 @dataclass(frozen=True)
 class Words:
-    """How published files speak of a model: `table` its tensors; `base` what they leave out; `task` as PEFT says it;
+    """Names in published files: `table` of tensors; `base`, the prefix that they leave out; `task` in PEFT's words;
     `tied` other names of these tensors, which are modules of their own in PEFT."""
 
     table: list[Link]
@@ -65,7 +65,7 @@ class Words:
         return link.theirs[0].removeprefix(self.base)
 
     def matrices(self) -> dict[str, Link]:
-        """Their modules by name, those that an adapter can stand at."""
+        """Their modules by name, those that can have an adapter."""
         known = (Transpose, Split)
         return {
             self.name(link).removesuffix(".weight"): link
@@ -89,7 +89,7 @@ def words(model: Any) -> Words:
 
 
 def write(model: Any, folder: str | Path, base: str = "") -> list[str]:
-    """Writes the adapters of a model, and what else of it learns, so that `peft.PeftModel.from_pretrained` opens them
+    """Writes adapters and other trained modules of a model, so that `peft.PeftModel.from_pretrained` opens them
     on the published model.
 
     Args:
@@ -112,15 +112,15 @@ def write(model: Any, folder: str | Path, base: str = "") -> list[str]:
 
 @torch.no_grad()
 def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tensor], dict[str, list[int]]]:
-    """What `write` writes: the config, the tensors, and the ranks of adapters that are stacked."""
+    """The content of the files: config, tensors, and the ranks of stacked adapters."""
     adapters = lora.adapters(model)
     if not adapters:
         raise ValueError("the model has no adapters to write; lora.add(model) makes them, model.save writes a model")
-    said = words(model)
+    published = words(model)
     tensors: dict[str, Tensor] = {}
     ranks, alphas, stacked = {}, {}, {}
     left, transposed = set(adapters), False
-    for name, link in said.matrices().items():
+    for name, link in published.matrices().items():
         paths = [o.removesuffix(".weight") for o in link.ours]
         if not left.intersection(paths):
             continue
@@ -134,9 +134,9 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
         raise ValueError(
             f"the published files have no matrix of its own for {sorted(left)[0]}; leave it out of targets"
         )
-    modules = _learned_beside(model, said, tensors)
+    modules = _learned_beside(model, published, tensors)
     task = (
-        said.task if modules or said.task not in ("SEQ_CLS", "TOKEN_CLS") else None
+        published.task if modules or published.task not in ("SEQ_CLS", "TOKEN_CLS") else None
     )  # these ask for a head of classes
     one = next(iter(adapters.values()))
     rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
@@ -151,7 +151,7 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
 
 
 def save_model(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
-    """The model of a checkpoint: whole, with these weights, or with adapters what of it learns."""
+    """Saves the model of a checkpoint: whole, with these weights; of one with adapters, the trained tensors."""
     if not lora.adapters(model):
         hub.save(model, folder, weights=weights)
         return
@@ -163,7 +163,7 @@ def save_model(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def restore(model: Any, folder: Path, world: World) -> bool:
-    """Puts what `save_model` wrote of a model with adapters into one with the same, which `world` may hold in
+    """Loads the trained tensors of `save_model` into a model with the same adapters, which `world` may hold in
     parts; False if it has none.
 
     Raises:
@@ -204,21 +204,21 @@ def _full(weight: Tensor | Nf4) -> Tensor:
     )
 
 
-def _learned_beside(model: Any, said: Words, tensors: dict[str, Tensor]) -> list[str]:
+def _learned_beside(model: Any, published: Words, tensors: dict[str, Tensor]) -> list[str]:
     """Adds to `tensors` the modules that learned in full; returns their names."""
     ours = model.state_dict()
     beside = {n for n, p in model.named_parameters() if p.requires_grad and n.rpartition(".")[2] not in lora.OWN}
     modules: list[str] = []
-    for link in (*said.table, *said.tied):  # one weight here, several modules there, which all get it
+    for link in (*published.table, *published.tied):  # one weight here, several modules there, which all get it
         if not beside.intersection(link.ours):
             continue
-        module, _, last = said.name(link).rpartition(".")
+        module, _, last = published.name(link).rpartition(".")
         if last not in ("weight", "bias") or len(link.theirs) > 1 or f"{PREFIX}{module}.lora_A.weight" in tensors:
             raise ValueError(f"{link.ours[0]} learns beside the adapters, and PEFT's files can hold whole modules only")
         modules += [] if module in modules else [module]
-    for link in (*said.table, *said.tied):
-        if said.name(link).rpartition(".")[0] in modules:
-            tensors[PREFIX + said.name(link)] = link.write(ours)[link.theirs[0]].clone()
+    for link in (*published.table, *published.tied):
+        if published.name(link).rpartition(".")[0] in modules:
+            tensors[PREFIX + published.name(link)] = link.write(ours)[link.theirs[0]].clone()
     return modules
 
 
@@ -226,7 +226,7 @@ def _learned_beside(model: Any, said: Words, tensors: dict[str, Tensor]) -> list
 def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
     """Puts the adapters of a folder, written here or by PEFT, into the model that they were made for.
 
-    Everything but what the folder holds is frozen, as after `lora.add`.
+    All other weights are frozen, as after `lora.add`.
 
     Returns:
         The adapted layers by path.
@@ -244,8 +244,8 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
             f"{folder}: the adapters are a pickle ({PICKLE}), which can carry code; convert it to {WEIGHTS}"
         )
     config, file = read_config(folder), SafeTensors(inside(folder, WEIGHTS))
-    said, stacked = words(model), _ranks(file)
-    places, beside, named = said.matrices(), {}, set[str]()
+    published, stacked = words(model), _ranks(file)
+    places, beside, named = published.matrices(), {}, set[str]()
     parts: dict[str, dict[str, Tensor]] = {}
     for name in file.names():
         if not name.startswith(PREFIX):
@@ -270,9 +270,9 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
         layers = [model.get_submodule(path) for path in paths]
         each = _apart(f"{folder}: {name}", layers, tensors, config, alpha_of(config, name), stacked.get(name))
         made |= {path: adapter for path, adapter in zip(paths, each, strict=True) if adapter is not None}
-    modules = {said.name(link).rpartition(".")[0] for link in (*said.table, *said.tied)}
+    modules = {published.name(link).rpartition(".")[0] for link in (*published.table, *published.tied)}
     compare(f"{folder}", config, places, modules, parts, beside)
-    whole = _whole_modules(model, said, dict(beside), folder)
+    whole = _whole_modules(model, published, dict(beside), folder)
     for path, adapter in made.items():
         replace(model, path, adapter)
     model.requires_grad_(False)
@@ -289,7 +289,7 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
 
 
 def _ranks(file: SafeTensors) -> dict[str, list[int]]:
-    """How many rows of A are whose, where this library stacked them."""
+    """Rows of A of each adapter, where this library stacked them."""
     try:
         found = json.loads(file.metadata.get("stacked", "{}"))
     except ValueError:
@@ -343,16 +343,16 @@ def _columns(parts: tuple[Tensor, ...], stacked: Any, i: int) -> slice:
     return own if min(stacked) >= 0 and ends[-1] == rank and not outside.any() else slice(0, rank)
 
 
-def _whole_modules(model: Any, said: Words, beside: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """What learned in full, by our paths.
+def _whole_modules(model: Any, published: Words, beside: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The modules that were trained in full, by our paths.
 
     Raises:
         ValueError: naming the module, if it has no place, or PEFT has made two weights of one that is tied here.
     """
-    table = {said.name(link): link for link in said.table if len(link.theirs) == 1}
+    table = {published.name(link): link for link in published.table if len(link.theirs) == 1}
     ours = dict(model.named_parameters())
     names = {o: name for name, link in table.items() for o in link.ours}
-    tied = {said.name(link): names[link.ours[0]] for link in said.tied if link.ours[0] in names}
+    tied = {published.name(link): names[link.ours[0]] for link in published.tied if link.ours[0] in names}
     for other, main in tied.items():
         both = [beside[name] for name in (main, other) if name in beside]
         if len(both) == 1 or (len(both) == 2 and not torch.equal(*both)):

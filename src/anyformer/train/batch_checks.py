@@ -1,4 +1,4 @@
-"""The checks of a batch before the first step."""
+"""Checks of the first batch, and of labels that do not count."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from anyformer.train.objectives import IGNORE, Objective, classification, masked
 
 
 def nothing_counts(step: int, first: bool, observer: Observer) -> None:
-    """A step in which every label is -100.
+    """Reports a step in which every label is -100.
 
     Raises:
-        ValueError: at the first step. Later it is said.
+        ValueError: at the first step; at later ones the observer gets a message.
     """
-    what = f"step {step + 1}: no label counts, all are {IGNORE}"
+    problem = f"step {step + 1}: no label counts, all are {IGNORE}"
     if first:
-        raise ValueError(f"{what}, so there is nothing to learn: was all that is taught cut off?")
-    observer.message(f"{what}; nothing is learned from it")
+        raise ValueError(f"{problem}, so there is nothing to learn: was the counted part cut off?")
+    observer.message(f"{problem}; nothing is learned from it")
 
 
 def across(objective: Objective, accumulate: int) -> None:
-    """Raises ValueError for accumulated batches where the rows of a step must see each other."""
+    """Raises ValueError for accumulated batches if the loss compares all rows of a step."""
     if accumulate > 1 and getattr(objective, "across", False):
         raise ValueError(
             f"accumulate={accumulate}: {type(objective).__name__} compares every row of a batch with every other one, "
-            f"and rows of other batches would be left out of the wrong answers. Make the batch {accumulate} times as "
+            f"and rows of other batches would be missing from the negatives. Make the batch {accumulate} times as "
             "large; activation_checkpointing=['**.blocks.*'] makes room for it, and so do more processes"
         )
 
 
 def check(batch: Batch, objective: Objective) -> None:
-    """Raises ValueError for mistakes that would train without complaint, or fail without a word that helps."""
+    """Raises ValueError for a batch that would train silently on nonsense, or fail with an unclear error."""
     if "labels" not in batch:
         raise ValueError(
             f"a batch needs labels, and has {', '.join(batch)}; for a causal model: objectives.next_tokens(input_ids)"

@@ -38,7 +38,7 @@ from anyformer.train.distributed.base import World
 
 TENSORS, FACTS = "training.safetensors", "training.json"
 NAME = re.compile(r"step-\d{6,}")
-# what a run writes before its first checkpoint
+# files of a run before its first checkpoint
 FIRST = {"config.yaml", "recipe.json", "environment.json", "log.csv", "log.jsonl", "statistics.jsonl"}
 FIRST |= {"tensorboard", "wandb"}
 
@@ -50,7 +50,7 @@ class Run:
         folder: is made if missing.
         resume: False: the folder must be empty. True: go on from its last checkpoint. "auto": go on if there is one,
             else begin. A path: go on from that checkpoint, or the last one of that run.
-        world: the processes of the run; the main one alone holds the folder and writes, the others are told.
+        world: the processes of the run; the main one alone locks the folder and writes.
 
     Attributes:
         checkpoint: where to go on from, or None. `loaded`: the model that `model` has read from it.
@@ -114,8 +114,9 @@ class Run:
         if word not in ("false", "auto") and last is not None:
             return self._given(Path(str(resume)).expanduser(), last)
         if held:
-            what = f"a run, up to {last.name}" if last else f"other files ({', '.join(sorted(held)[:3])})"
-            raise ValueError(f"{self.folder} holds {what}: nothing is overwritten. Choose another out, or resume=true")
+            content = f"a run, up to {last.name}" if last else f"other files ({', '.join(sorted(held)[:3])})"
+            why = "nothing is overwritten. Choose another out, or resume=true"
+            raise ValueError(f"{self.folder} holds {content}: {why}")
         return None if word in ("false", "auto") else self._given(Path(str(resume)).expanduser(), None)
 
     def _given(self, path: Path, last: Path | None) -> Path:

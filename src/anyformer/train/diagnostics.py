@@ -1,4 +1,4 @@
-"""Sizes of activations and gradients, part by part, and what they are for: naming where a NaN or a spike begins."""
+"""RMS of activations and gradients per module, to locate the origin of NaNs and spikes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def rms(x: Tensor) -> float:
 
 @contextlib.contextmanager
 def activations(model: nn.Module | None) -> Iterator[dict[str, float]]:
-    """Inside, every forward pass writes down the size of every part's output by path, in the order in which they end:
-    a part before the one that contains it. Of several passes, the largest. Without a model, nothing."""
+    """Context in which each forward pass records the RMS of every module's output by path, in the order in which they
+    finish: a module before the one that contains it. Of several passes, the largest. Nothing without a model."""
     found: dict[str, float] = {}
 
     def listen(path: str) -> Callable[..., None]:
@@ -46,25 +46,25 @@ def activations(model: nn.Module | None) -> Iterator[dict[str, float]]:
 
 
 def gradients(model: nn.Module) -> dict[str, float]:
-    """The size of the gradient of every parameter that has one."""
+    """RMS of the gradient of every parameter that has one."""
     return {name: rms(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def weights(model: nn.Module) -> dict[str, float]:
-    """The size of every trained parameter."""
+    """RMS of every trained parameter."""
     return {name: rms(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def rounded(sizes: dict[str, float]) -> dict[str, float | None]:
-    """Four digits are enough to look at; what is not finite is null, as JSON has no other word for it."""
+    """Sizes with four digits for JSON; a value that is not finite is None."""
     return {path: float(f"{value:.4g}") if math.isfinite(value) else None for path, value in sizes.items()}
 
 
 class Spikes:
-    """Knows what losses and gradient norms were usual, and says when one is not.
+    """Detector of unusual losses and gradient norms.
 
     A spike is above the mean of the last 50 steps by more than six standard deviations, and by more than half of it.
-    What was usual is not kept in checkpoints: it decides what is said, never what is learned.
+    The history is not in checkpoints: it decides messages, never the training.
     """
 
     def __init__(self, length: int = 50, least: int = 20):
@@ -72,21 +72,20 @@ class Spikes:
         self.usual: dict[str, deque[float]] = {name: deque(maxlen=length) for name in ("loss", "grad_norm")}
 
     def notice(self, **now: float) -> str:
-        """Takes the numbers of a step; "" or, for a spike, what is unusual."""
-        said = ""
+        """Adds the metrics of a step; a description if it is a spike, else ""."""
+        unusual = ""
         for name, value in now.items():
             seen = self.usual[name]
             if len(seen) >= self.least:
                 mean, spread = statistics.fmean(seen), statistics.pstdev(seen)
                 if value > mean + 6 * spread and value > 1.5 * mean:
-                    said = said or f"{name} {value:.3g}, usually {mean:.3g}"
+                    unusual = unusual or f"{name} {value:.3g}, usually {mean:.3g}"
             seen.append(value)
-        return said
+        return unusual
 
 
 def spike_origin(before: dict[str, float], now: dict[str, float], slopes: dict[str, float]) -> str:
-    """Where a spike begins: the first part whose output is much larger than in the step before, else where the gradient
-    is largest."""
+    """Origin of a spike: the first module whose output grew much since the step before, else the largest gradient."""
     for path, value in now.items():
         if value > GREW * before.get(path, math.inf):
             return f"the first part that grew is {path}, from {before[path]:.3g} to {value:.3g}"
@@ -95,7 +94,7 @@ def spike_origin(before: dict[str, float], now: dict[str, float], slopes: dict[s
 
 
 def nonfinite_origin(model: nn.Module, batches: Iterable[Batch], run: Callable[[Batch], Tensor]) -> str:
-    """Where a loss or gradient that is not finite begins: runs the step again and looks at every part.
+    """Origin of a loss or gradient that is not finite: the step is run again with hooks on every module.
 
     Args:
         run: from a batch to its part of the loss.

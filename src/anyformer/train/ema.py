@@ -23,18 +23,18 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes the weights after step number `step` (from 1) in."""
+        """Adds the weights after step number `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.mean, self.weights, 1 - decay)
 
     @torch.no_grad()
     def take(self) -> None:
-        """The mean becomes what the weights are now: how a checkpoint is restored."""
+        """Sets the mean to the present weights, as when a checkpoint is restored."""
         torch._foreach_copy_(self.mean, self.weights)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model has the mean as its weights."""
+        """Context in which the model has the mean as its weights."""
         with torch.no_grad():
             weights = [w.clone() for w in self.weights]
             torch._foreach_copy_(self.weights, self.mean)

@@ -1,4 +1,4 @@
-"""Where a run ran: versions, machine, git. Written beside it, so that a figure can be traced back."""
+"""The environment of a run: versions, machine, git state, in environment.json."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def _processor() -> str:
 
 def _git() -> dict[str, Any] | None:
     """Commit, and the files that differ from it; None outside a repository or without git."""
-    said = [_run("git", "rev-parse", "HEAD"), _run("git", "status", "--porcelain")]
-    if said[0] is None or said[1] is None:
+    answers = [_run("git", "rev-parse", "HEAD"), _run("git", "status", "--porcelain")]
+    if answers[0] is None or answers[1] is None:
         return None
-    return {"commit": said[0].strip(), "changed": [line[3:] for line in said[1].splitlines()][:100]}
+    return {"commit": answers[0].strip(), "changed": [line[3:] for line in answers[1].splitlines()][:100]}
 
 
 def _run(*command: str) -> str | None:

@@ -22,13 +22,13 @@ from anyformer.train.tasks import registry, rows, splits, tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.encode import RowEncoder
 
-LONGEST = 512  # tokens of an example, where nothing is said and the model could read more
+LONGEST = 512  # tokens of an example by default, if the model can read more
 MODEL = "model"  # the folder of the merged model, inside the run's
 
 
 @dataclass(frozen=True)
 class Tuned(Shown):
-    """What `finetune` leaves.
+    """Result of `finetune`.
 
     Attributes:
         folder: a model directory that `af.load` and `transformers` read, adapters merged; None if stopped early.
@@ -40,7 +40,7 @@ class Tuned(Shown):
             token or a pair, or the share of wrong labels.
         learned, parameters: how many parameters are traineded, of how many.
         classes: the labels by number.
-        task: what it learned.
+        task: its name, see `tasks.registry`.
         model: the tuned model itself, adapters merged.
     """
 
@@ -106,7 +106,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
         learned, parameters = _numbers(lm)
         now.screen.message(
-            f"{model}, {kind}: {learned:,} of {parameters:,} parameters are trained ({summary}); {goal.told}; "
+            f"{model}, {kind}: {learned:,} of {parameters:,} parameters are trained ({summary}); {goal.summary}; "
             f"{settings.steps} steps"
         )
         before = now.world.on_main(lambda: goal.measure(lm.eval(), batch))
@@ -134,7 +134,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
 
 
 def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -> splits.Split | list[tables.Table]:
-    """How to hold some of the examples out, or the tables that are."""
+    """A split of the examples, or the held-out tables."""
     try:
         share = float(str(held_out))
     except ValueError:
@@ -167,7 +167,7 @@ def _said(measured: float, goal: Task) -> str:
 
 
 def _numbers(lm: Any) -> tuple[int, int]:
-    """How many parameters are trained, and of how many; a matrix in 4 bits counts as what it stands for."""
+    """Number of trained parameters, and of all; a matrix in 4 bits counts in full."""
     packed = sum(math.prod(m.shape) for m in lm.modules() if isinstance(m, nf4.Nf4))
     learned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     return learned, packed + sum(p.numel() for p in lm.parameters())

@@ -1,4 +1,4 @@
-"""What a run writes down of itself, and whom it tells."""
+"""Log files of a run: log.csv, log.jsonl, statistics.jsonl."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Log:
 
     def __exit__(self, *_: Any) -> None:
         for file in (self._lines, self._table):
-            with contextlib.suppress(OSError):  # what could not be written has been said
+            with contextlib.suppress(OSError):  # the failed write has been reported
                 file.close()
 
     def add(self, rows: list[dict[str, Any]]) -> None:

@@ -1,10 +1,10 @@
-"""The training loop, for any model and any batches: twenty lines of arithmetic, and what makes them safe to interrupt.
+"""The training loop, for any model and any batches, safe to interrupt.
 
 ```python
 done = fit(model, batches, objectives.classification, Settings(steps=1000, lr=3e-4), out="runs/mine")
 ```
-Nothing in a step depends on what was before but the model, the optimiser and the random generators: the batch and the
-learning rate are functions of the step. So `N steps = k steps + resume + (N - k)`, bit for bit on a CPU.
+A step depends only on the model, the optimiser state and the random state: batch and learning rate are functions of its
+number. So `N steps = k steps + resume + (N - k)`, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Measure = Callable[[Any], float]  # model (in eval mode, without gradients) -> a
 
 @dataclass(frozen=True)
 class Done(Shown):
-    """What `fit` leaves.
+    """Result of `fit`.
 
     Attributes:
         checkpoint: the last one; with `ema`, the mean of the weights is the model in its folder `ema`.
@@ -91,7 +91,7 @@ def fit(
         measure: evaluates the model; lower is better.
         observer: receives metrics and evaluations during the run, see `train.loggers.Observer`.
         resume: see `train.checkpoint.Run`.
-        facts: stored with each checkpoint and compared on resuming: what decides the numbers beside the settings.
+        facts: stored with each checkpoint and compared on resuming, as the settings are.
         world: the processes of the run, see `train.distributed.world`; by default this one alone.
 
     Raises:
@@ -103,7 +103,7 @@ def fit(
 
 
 class Loop:
-    """One run of `fit`. Its attributes are what a step reads and what a checkpoint holds."""
+    """One run of `fit`. Its attributes are the state of a step and of a checkpoint."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Loop:
         for p in model.parameters():
             if p.data_ptr() % 64:  # a view into a file; sums over unaligned memory may round differently
                 p.data = p.data.clone()
-        self.undo = contextlib.ExitStack()  # what the run changes in the model beside its weights, until it ends
+        self.undo = contextlib.ExitStack()  # changes to the model other than weights, until the run ends
         try:
             self._prepare(model, run)
         except BaseException:
@@ -169,8 +169,8 @@ class Loop:
         if self.world.main:
             environment.write(run.folder)
         self.log = Log(run.folder, self.step) if self.world.main else Silent()
-        if said := master_weights.summary(model, self.types):
-            self.observer.message(said)
+        if summary := master_weights.summary(model, self.types):
+            self.observer.message(summary)
 
     def run(self) -> Done:
         """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
@@ -206,7 +206,7 @@ class Loop:
 
     def advance(self) -> None:
         """One step: gradients over `accumulate` batches, clipped; one update. A step whose loss or gradient is not
-        finite never reaches the weights; knowing that is what a GPU is waited for."""
+        finite never reaches the weights; this check costs one GPU synchronisation per step."""
         s = self.settings
         self.world.reseed(s.seed, self.step, own=False)
         batches = [self.batches(self.step * s.accumulate + i) for i in range(s.accumulate)]
@@ -244,14 +244,14 @@ class Loop:
         self.before = batches
 
     def _loss(self, batch: Batch) -> Tensor:
-        """The part of the step's loss that a batch is."""
+        """The share of a batch in the loss of the step."""
         labels_in_step, real_in_step = self.count
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         labels = inputs.pop("labels")
         return self.part(inputs, labels, labels_in_step, real_tokens(batch) / real_in_step)
 
     def _update(self, row: dict[str, Any], batches: list[Batch]) -> None:
-        """New weights, if the numbers of the step are finite."""
+        """Updates the weights if loss and gradient norm are finite."""
         finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
         if self.scale:
             self.scale.learn(finite)
@@ -286,7 +286,7 @@ class Loop:
         )
 
     def _grown(self, batches: list[Batch]) -> str:
-        """Where a spike begins, by running this step and the one before once more; changes nothing."""
+        """Origin of a spike, found by running this step and the one before once more; changes nothing."""
         slopes, states, found = diagnostics.gradients(self.model), random_state.random_states(), []
         with torch.no_grad():
             for some in (self.before or batches, batches):
@@ -303,7 +303,7 @@ class Loop:
         self.log.statistics({"step": self.step + 1, **{k: diagnostics.rounded(v) for k, v in kinds.items()}})
 
     def _report(self) -> None:
-        """Writes down the steps since the last report."""
+        """Logs the steps since the last report."""
         if not self.rows:
             return
         rows = [{k: float(v) if isinstance(v, Tensor) else v for k, v in row.items()} for row in self.rows]

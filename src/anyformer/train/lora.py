@@ -29,7 +29,7 @@ from anyformer.compress.nf4 import Nf4, Nf4Linear, linear
 from anyformer.core.rewrite import rewrite, select
 from anyformer.core.value import nearest
 
-OWN = ("lora_a", "lora_b", "lora_m")  # what an adapter learns
+OWN = ("lora_a", "lora_b", "lora_m")  # trained tensors of an adapter
 
 
 class LoraLinear(nn.Module):
@@ -37,7 +37,7 @@ class LoraLinear(nn.Module):
 
     Args:
         base: the layer; it is not copied.
-        rank: R. `alpha`: the adapter is scaled by alpha / rank. `dropout`: on what enters the adapter, in training.
+        rank: R. `alpha`: the adapter is scaled by alpha / rank. `dropout`: on the input of the adapter, in training.
 
     Shape: (..., I) -> (..., O).
     """
@@ -50,7 +50,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, alpha / rank
         tensor = base.weight.codes if isinstance(base.weight, Nf4) else base.weight
-        wide = torch.promote_types(base.weight.dtype, torch.float32)  # what learns is float32, whatever W is
+        wide = torch.promote_types(base.weight.dtype, torch.float32)  # trained tensors are float32, whatever W is
         like = tensor.new_empty(0, dtype=wide)
         self.lora_a = nn.Parameter(like.new_empty(rank, base.in_features).normal_(std=base.in_features**-0.5))
         self.lora_b = nn.Parameter(like.new_zeros(base.out_features, rank))
@@ -125,7 +125,7 @@ def add(
         alpha: they are scaled by alpha / rank.
         targets: path patterns (see `core.rewrite.select`). `("**",)`: every linear layer; the default is the paper's
             choice, for attention; a model without q and v wants e.g. `("**.mixer.*",)`.
-        dropout: on what enters the adapters, in training.
+        dropout: on the input of the adapters, in training.
         dora: they are DoRA's.
 
     Returns:
@@ -175,13 +175,13 @@ def merge(model: nn.Module) -> list[str]:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters alone, by path: what a fine-tune needs to keep. Empty if there is none."""
+    """The adapters by path; empty if there is none."""
     return {f"{path}.{n}": p.detach() for path, m in adapters(model).items() for n, p in own(m).items()}
 
 
 @torch.no_grad()
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts what `state` gave into a model with the same adapters.
+    """Loads the result of `state` into a model with the same adapters.
 
     Raises:
         ValueError: naming the tensor, if one is missing, left over, or of another shape; nothing has changed then.
@@ -198,7 +198,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def own(adapter: LoraLinear) -> dict[str, nn.Parameter]:
-    """What the adapter learns, by name."""
+    """The trained tensors of the adapter, by name."""
     return {n: p for n, p in adapter.named_parameters(recurse=False) if n in OWN}
 
 

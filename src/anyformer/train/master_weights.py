@@ -1,4 +1,4 @@
-"""Master weights: what learns is float32, whatever type its file has (Micikevicius et al., 2017; arXiv:1710.03740).
+"""Master weights in float32, whatever type their file has (Micikevicius et al., 2017; arXiv:1710.03740).
 
 ```
 file, bfloat16 ──> float32 while it learns ──> file, bfloat16        an update of 1e-5 is lost in a weight of 8 bits
@@ -23,7 +23,7 @@ KEPT = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}  
 
 @torch.no_grad()
 def to_float32(model: nn.Module, precision: str = "fp32") -> dict[str, torch.dtype]:
-    """Makes float32 of what is shorter: of everything, or, if adapters alone learn, of these.
+    """Converts shorter floats to float32: all, or only the adapters if nothing else is trained.
 
     Args:
         precision: of the run. A frozen base stays in bfloat16, or with fp16 in float16.
@@ -56,12 +56,12 @@ def stored(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> d
 
 
 def summary(model: nn.Module, types: Mapping[str, torch.dtype]) -> str:
-    """What happens to the types, in a line; "" where all is float32 or better."""
+    """The types in file and training, in a line; "" if all are float32 or better."""
     names = _names(types.values())
     learn = {id(p) for p in model.parameters() if p.requires_grad}
     frozen = [t.dtype for _, t in _tensors(model) if t.is_floating_point() and t.itemsize < 4 and id(t) not in learn]
     if names and lora.adapters(model):
-        return f"weights: {names} in the file, float32 while adapters and what is beside them learn, merged as {names}"
+        return f"weights: {names} in the file, float32 while adapters and other modules learn, merged as {names}"
     if names:
         return f"weights: {names} in the file, float32 while they learn, written as {names}"
     return f"weights: {_names(frozen)}, frozen; adapters: float32" if frozen and lora.adapters(model) else ""

@@ -1,11 +1,12 @@
-"""Before the first step: how much memory a run will take, and how much it computes. Nothing is allocated to know it.
+"""Memory and computation of a training step, estimated before the first one without allocating anything.
 
 A copy of the model whose tensors have shapes and no content (PyTorch's fake tensors) does one step, and every tensor
-that comes and goes is counted: weights, gradients, the state of the optimiser, activations, and what only lives inside
-an operation's neighbours. So the figure is that of the kernels that this device would use, for any page and any change
-of its tree. What a kernel allocates inside itself is not seen, nor what the allocator cannot use again: for a place at
-a multiple of 64 bytes glibc cuts a tensor out of a larger piece, and what comes back is too small for the next tensor
-of the same size. That is up to two thirds on top. A rehearsal, two steps that change nothing, shows it.
+that comes and goes is counted: weights, gradients, the state of the optimiser, activations, and short-lived
+temporaries. So the figure is that of the kernels that this device would use, for any page and any change
+of its tree. Allocations inside a kernel are not counted, nor fragmentation: glibc's 64-byte alignment
+fragments the heap, and a process can need up to two thirds more than this estimate. A dry run of two steps that change
+nothing shows it. (`torch.utils.flop_counter` counts the operations; `torch.distributed._tools.MemTracker` counts memory
+in a similar way, but is private.)
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from anyformer.train.progress import Screen
 from anyformer.train.settings import Settings
 
 GB = 1e9
-DRY_RUN_FROM = 100  # steps from which on it is worth two more to know what they take
+DRY_RUN_FROM = 100  # a run of so many steps begins with a dry run
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step needs, in bytes, and how much it computes.
+    """Memory of a step in bytes, and its operations.
 
     Attributes:
-        weights: parameters and buffers. `gradients`: of what is trained. `optimizer`: its state, and the running mean
-            of the weights where there is one. `activations`: what forward keeps for backward.
+        weights: parameters and buffers. `gradients`: of the trained ones. `optimizer`: its state, and the running mean
+            of the weights where there is one. `activations`: tensors kept for the backward pass.
         peak: the most that lives at one time.
         flops: floating-point operations of the matrix products and attention of a step.
     """
@@ -61,11 +62,11 @@ class Estimate:
 
 
 class NotEstimable(ValueError):
-    """What a model will need depends on what is in its tensors."""
+    """The memory of a model depends on the content of its tensors."""
 
 
 def estimate(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Estimate:
-    """What a step with such batches will need; the model and the random generators stay as they are.
+    """Memory of a step with such batches; model and random generators stay as they are.
 
     Raises:
         NotEstimable: if the model looks at the content of its tensors (a router's choice), which cannot be followed.
@@ -132,7 +133,7 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
         from torch.utils.flop_counter import flop_registry
 
-        aten = torch.ops.aten  # what PyTorch's table of operations lacks
+        aten = torch.ops.aten  # missing in PyTorch's table of operations
         back = aten._scaled_dot_product_flash_attention_for_cpu_backward
         cpu = {aten._scaled_dot_product_flash_attention_for_cpu: _attention, back: _attention_backward}
         self.registry: dict[Any, Any] = {**flop_registry, **cpu}
@@ -162,7 +163,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """2 B H T S (K + K'): the two products; what a mask leaves out is counted, as elsewhere."""
+    """2 B H T S (K + K'): the two products; masked pairs are counted, as elsewhere."""
     batch, heads, time, width = query.shape
     return 2 * batch * heads * time * key.shape[2] * (width + value.shape[3])
 
@@ -174,12 +175,12 @@ def _attention_backward(slope: Tensor, query: Tensor, key: Tensor, value: Tensor
 
 @dataclass(frozen=True)
 class DryRun:
-    """What two steps took that changed nothing.
+    """Time and memory of two steps that changed nothing.
 
     Attributes:
         seconds: of the second one.
-        bytes: the most that the process held, with all that was there before: what lives, and what its allocator could
-            not use again. On a GPU what was allocated there; None where nobody says.
+        bytes: the peak of the process, fragmentation included; on a GPU, of allocated memory. None if the system does
+            not report it.
     """
 
     seconds: float
@@ -190,7 +191,7 @@ def dry_run(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
     """Two steps with one batch, with learning rate 0 and gradients of 0 for the update, so that no weight changes.
 
     Gradients and the optimiser's state are thrown away and the random generators put back: the run is the same with and
-    without it. `Estimate.peak` counts what lives; this sees what the process takes for it, as well.
+    without it. `Estimate.peak` counts live tensors; this measures the process.
     """
     states, training = random_state.random_states(), model.training
     with contextlib.ExitStack() as undo:
@@ -247,10 +248,10 @@ def _most(device: torch.device) -> int:
 def advice(
     model: nn.Module, batch: Batch, objective: Any, settings: Settings, room: int | None
 ) -> tuple[Estimate, str]:
-    """The prediction, and "" or, where it is more than `room` bytes, what to change; each change is predicted too."""
-    said = estimate(model, batch, objective, settings)
-    if room is None or said.peak <= room:
-        return said, ""
+    """The estimate, and advice if it is more than `room` bytes, else ""; each change is estimated too."""
+    needed = estimate(model, batch, objective, settings)
+    if room is None or needed.peak <= room:
+        return needed, ""
     rows = len(batch["labels"])
     changes: dict[str, tuple[Batch, Settings]] = {}
     if not settings.activation_checkpointing:
@@ -261,26 +262,26 @@ def advice(
     if settings.precision == "fp32":
         changes["precision bf16"] = batch, dataclasses.replace(settings, precision="bf16")
     pairs = isinstance(getattr(objective, "func", objective), Contrastive)
-    each = 2 if pairs else 1  # rows of one of what `batch` counts
+    each = 2 if pairs else 1  # rows per example of `batch`
     for part in (2, 4, 8, 16):
         if count := rows // each // part:
             fewer = {name: value[: count * each] for name, value in batch.items()}
             more = dataclasses.replace(settings, accumulate=settings.accumulate * part)
             if pairs:  # accumulated batches do not see each other
-                changes[f"batch {count}, with fewer wrong answers"] = fewer, settings
+                changes[f"batch {count}, with fewer negatives"] = fewer, settings
             else:
                 changes[f"batch {count} and accumulate {more.accumulate}"] = fewer, more
     found = {name: estimate(model, b, objective, s).peak for name, (b, s) in changes.items()}
     fits = [name for name, peak in found.items() if peak <= room]
     list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in found.items())
-    told = f"that fits with {fits[0]}" if fits else "no single one of these is enough: take a smaller model"
-    return said, (
-        f"a step needs {said}, and {room / GB:.2f} GB are free; {told} ({list_}). memory=… says that there is more"
+    summary = f"that fits with {fits[0]}" if fits else "no single one of these is enough: take a smaller model"
+    return needed, (
+        f"a step needs {needed}, and {room / GB:.2f} GB are free; {summary} ({list_}). memory=… sets another limit"
     )
 
 
 def room(device: torch.device) -> int | None:
-    """Bytes that are free on the device; None where nobody says."""
+    """Free bytes on the device; None if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     file = Path("/proc/meminfo")
@@ -306,39 +307,39 @@ def matmul_rate(device: torch.device, precision_: str = "fp32") -> float:
 def check_memory(
     screen: Screen, model: nn.Module, batch: Batch, objective: Any, settings: Settings, memory: float | None
 ) -> None:
-    """Says what the run will need before its first step, and gives the screen what it compares with.
+    """Shows the memory of the run before its first step, and gives the display its reference values.
 
     Args:
-        memory: GB that the run may use; by default what is free.
+        memory: GB that the run may use; by default the free memory.
 
     Raises:
-        ValueError: if it will not fit, with what to change.
+        ValueError: if it will not fit, with advice.
     """
     device = next(model.parameters()).device
     free = room(device) if memory is None else int(memory * GB)
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     screen.memory = lambda: resident(device)
     try:
-        said, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
+        needed, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
     except NotEstimable as error:
         screen.message(str(error))
         return
     if problem:
         raise ValueError(problem)
-    told = f"a step needs {said}"
+    summary = f"a step needs {needed}"
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if settings.steps >= DRY_RUN_FROM and alone and not screen.console.quiet:  # they are for the eye alone
         done = dry_run(model, batch, objective, settings)
-        told += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
+        summary += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
         if done.bytes is not None:
-            told += f". The process takes {done.bytes / GB:.2f} GB in all"
+            summary += f". The process takes {done.bytes / GB:.2f} GB in all"
         screen.peak = matmul_rate(device, settings.precision)
-    screen.message(told)
-    screen.flops = float(said.flops)
+    screen.message(summary)
+    screen.flops = float(needed.flops)
 
 
 def resident(device: torch.device) -> int | None:
-    """Bytes that the process holds now on the device; None where nobody says."""
+    """Bytes that the process holds on the device now; None if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     file = Path("/proc/self/statm")

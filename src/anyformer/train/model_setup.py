@@ -1,4 +1,4 @@
-"""What a fine-tune starts from: a model by name or folder, a head of classes on it, and what of it learns."""
+"""A model prepared for a task: head of classes, image processor, adapters, trainable parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyformer.train import lora, master_weights
 
 INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
 HEAD = "classes"  # the name of a head of classes
-ENDS = {  # how published architectures with such a head are called
+ENDS = {  # names of published architectures with such a head
     "classify": "ForSequenceClassification", "tag": "ForTokenClassification", "images": "ForImageClassification",
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ def with_processor(model: Any) -> Any:
 
 
 def _published(model: Any, ending: str) -> tuple[Any, str] | None:
-    """What the page's files with such a head of classes imply, and which hyperparameter counts the classes."""
+    """Hyperparameters of the page's files with such a head, and the name of the one that counts the classes."""
     if model.page is None or pages.page(model.page).recipe(model.config) != model.recipe:
         return None
     for hub in pages.page(model.page).module.HUBS:
@@ -94,21 +94,21 @@ def add_adapters(model: Any, method: str, targets: Sequence[str], rank: int, alp
     """Prepares a model for a method: qlora puts its layers into 4 bits; lora, dora and qlora add adapters.
 
     Returns:
-        What was done, in a line.
+        A summary, in a line.
     """
-    told = str(nf4.quantise(model, INSIDE)) + "; " if method == "qlora" else ""
+    quantised = str(nf4.quantise(model, INSIDE)) + "; " if method == "qlora" else ""
     if method == "full":
         return "all of it"
     made = lora.add(model, rank, alpha, targets, dropout, dora=method == "dora")
-    return f"{told}{method} of rank {rank} on {len(made)} layers"
+    return f"{quantised}{method} of rank {rank} on {len(made)} layers"
 
 
 def set_trainable(model: nn.Module, patterns: Sequence[str], alone: bool) -> None:
-    """Lets the parameters at and below the paths learn.
+    """Makes the parameters at and below the paths trainable.
 
     Args:
         patterns: of modules (see `core.rewrite.select`), or paths of parameters: `heads.**`, `blocks.-1.**`.
-        alone: nothing else learns.
+        alone: all others are frozen.
 
     Raises:
         ValueError: for a pattern without a parameter, with the nearest paths; nothing has changed then.
@@ -120,7 +120,7 @@ def set_trainable(model: nn.Module, patterns: Sequence[str], alone: bool) -> Non
             continue
         below = [p for module in select(model, pattern, kind=nn.Module).values() for p in module.parameters()]
         if not below:
-            raise ValueError(f"nothing at {pattern!r} can learn: there are no parameters")
+            raise ValueError(f"nothing at {pattern!r} can be trained: there are no parameters")
         chosen += below
     if alone:
         model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where the model to train comes from: an architecture, a recipe, or a model directory."""
+"""Source of the model to train: an architecture, a recipe, or a model directory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
-HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> what pages with several heads call it
+HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> its name in pages with several heads
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that does not exist yet.
+    """Description of the model to train; it is built later.
 
     Attributes:
-        name: for a folder. `facts`: what says it, for people and for comparison when a run resumes.
-        task: what it is trained on, see `tasks.registry`.
+        name: for a folder. `facts`: for comparison when a run resumes.
+        task: see `tasks.registry`.
         make: vocabulary, seed, number of classes -> the model with first weights; None if it is `given`.
         recipe: vocabulary, number of classes, overrides -> its recipe; None if it is `given`.
         given: the model to start from.

@@ -1,11 +1,11 @@
-"""What is learned: losses over counted labels. B batch, T time, V vocabulary, C classes, D width, P pairs.
+"""Objectives: losses over counted labels. B batch, T time, V vocabulary, C classes, D width, P pairs.
 
-Every objective is `objective(output, labels, count) -> loss`: the *sum* over what is counted in this batch, divided by
-`count`, which is how much is counted in the whole step: in all accumulated batches, on all machines. So neither padding
-nor how a step is cut into batches changes the loss or its gradient.
+Every objective is `objective(output, labels, count) -> loss`: the *sum* over the counted labels of this batch, divided
+by `count`, their number in the whole step: in all accumulated batches, on all machines. So neither padding nor the cut
+of a step into batches changes the loss or its gradient.
 
-A label stands where it should be read: `labels[b, t]` is what `logits[b, t]` should say. For a causal model that is the
-*next* token; `next_tokens` makes such labels. The label -100 is not counted.
+A label stands at the place of its prediction: `labels[b, t]` is the target of `logits[b, t]`. For a causal model that
+is the *next* token; `next_tokens` makes such labels. The label -100 is not counted.
 
 An option is set by `functools.partial(seq2seq, label_smoothing=0.1)`. An objective whose labels are of more than one
 kind has a method `counted(labels)` of its own; it is then given as many counts as that returns.
@@ -62,8 +62,8 @@ def causal_lm(output: Output, labels: Tensor, count: Tensor | float, label_smoot
 def seq2seq(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
     """-sum log p(label at t | source, labels before t) / count, for an encoder-decoder that read `shift_right(labels)`.
 
-    So are learned translation, span corruption (T5: `data.corrupt.spans`) and denoising (BART: `data.corrupt.infill`):
-    they differ in what is made of the source.
+    For translation, span corruption (T5: `data.corrupt.spans`) and denoising (BART: `data.corrupt.infill`), which
+    differ in their sources.
     Shapes: logits (B, T, V), labels (B, T) -> a number, in nats a token.
     """
     return _cross_entropy(output.logits, labels, count, label_smoothing)
@@ -125,17 +125,17 @@ def regression(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
 @dataclass(frozen=True)
 class Contrastive:
     """InfoNCE for sentence vectors: of all second texts, find the one that goes with the first (van den Oord et al.,
-    2018; arXiv:1807.03748, with the other pairs as wrong answers: Henderson et al., 2017; arXiv:1705.00652).
+    2018; arXiv:1807.03748, with the other pairs as negatives: Henderson et al., 2017; arXiv:1705.00652).
 
     ```
     rows 0 1 | 2 3 | 4 5     = a0 b0 | a1 b1 | a2 b2          -log softmax_j(cos(a_i, b_j) / temperature)[i]
     ```
-    Labels (2P,) number the pairs, both rows alike; two pairs of one number are no wrong answers for each other, a pair
-    of -100 only serves as a wrong answer. The mean is over all counted pairs of the step.
+    Labels (2P,) number the pairs, both rows alike; pairs with the same number are not each other's negatives; a pair
+    labelled -100 is used only as a negative. The mean is over all counted pairs of the step.
 
-    The wrong answers are the pairs of one *batch*, on all processes: they exchange their vectors while learning, so the
-    number of processes changes nothing. Accumulated batches do not see each other: `accumulate` adds pairs to the mean,
-    and no wrong answers. To have more of these, make the batch larger.
+    The negatives are the pairs of one *batch*, on all processes, which exchange their vectors in training: the number
+    of processes changes nothing. Accumulated batches do not see each other: `accumulate` adds pairs to the mean, and no
+    negatives. For more of these, make the batch larger.
 
     Args:
         temperature: by which the cosine is divided.
@@ -186,11 +186,11 @@ class Matching:
     s_ij = scale * image_i . text_j
     loss = -(sum_i log softmax_j(s_ij)[i] + sum_j log softmax_i(s_ij)[j]) / (2 count)
     ```
-    Labels (B,) are numbers of the texts: rows of one number are no wrong answers for each other, a row of -100 only
-    serves as a wrong answer. With labels that all differ it is the loss of the published code.
+    Labels (B,) are numbers of the texts: rows with the same number are not each other's negatives; a row labelled
+    -100 is used only as a negative. With labels that all differ it is the loss of the published code.
 
-    The wrong answers are the rows of one *batch*, on all processes, which exchange their vectors with gradients: how
-    many processes there are changes nothing. Accumulated batches would not see each other, so they are refused.
+    The negatives are the rows of one *batch*, on all processes, which exchange their vectors with gradients: the number
+    of processes changes nothing. Accumulated batches would not see each other, so they are refused.
     """
 
     across: ClassVar[bool] = True  # a step's rows must be one batch
@@ -207,7 +207,7 @@ class Matching:
         return counted(labels)
 
     def guess(self, labels: Tensor) -> float:
-        """The sum of the losses of a guess that takes every allowed answer for as likely."""
+        """Sum of the losses of a uniform guess over all allowed answers."""
         allowed = (as_right(labels, labels, 0).logical_not()).sum(1)  # (B,)
         return float(allowed[labels != IGNORE].log().sum())
 
@@ -221,7 +221,7 @@ def find_own(scores: Tensor, labels: Tensor, numbers: Tensor, first: int) -> Ten
 
 
 def as_right(labels: Tensor, numbers: Tensor, first: int) -> Tensor:
-    """The columns that are as right as a row's own one, and so no wrong answers for it, (B, N)."""
+    """The columns that are as right as a row's own one, and so not its negatives, (B, N)."""
     rows = torch.arange(len(labels), device=labels.device)
     alike = (labels[:, None] == numbers) & (numbers != IGNORE)
     alike[rows, rows + first] = False
@@ -266,6 +266,6 @@ def _cross_entropy(
     except IndexError:
         bad = labels[(labels != IGNORE) & ((labels < 0) | (labels >= logits.shape[-1]))]
         raise ValueError(
-            f"label {int(bad[0])} is outside what the head knows: 0 to {logits.shape[-1] - 1}, or {IGNORE}: not counted"
+            f"label {int(bad[0])} is outside the head's classes: 0 to {logits.shape[-1] - 1}, or {IGNORE}: not counted"
         ) from None
     return total / count

@@ -1,4 +1,4 @@
-"""The optimiser: which parameters decay, which learn at another rate, and one state for all of it."""
+"""The optimiser: parameter groups for weight decay and learning-rate multipliers, and its state."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _only(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) 
 
 
 def hidden(model: nn.Module) -> set[Tensor]:
-    """The trainable weights of linear maps, but for heads and front-ends: what Muon is for."""
+    """The trainable weights of linear maps, but for heads and front-ends: the parameters of Muon."""
     entering = {m for front in model.modules() if isinstance(front, FrontEnd) for m in front.modules()}
     return {
         p for name, m in model.named_modules() if not {"head", "heads"} & {*name.split(".")} and m not in entering

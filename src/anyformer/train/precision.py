@@ -1,4 +1,4 @@
-"""Half precision, the scale of a loss in fp16, activations that are made again, and torch.compile."""
+"""Half precision, the loss scale of fp16, and torch.compile."""
 
 from __future__ import annotations
 

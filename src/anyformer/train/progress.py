@@ -1,4 +1,4 @@
-"""A run on the screen: a live panel on a terminal, now and then a plain line elsewhere."""
+"""Progress display of a run: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Screen(Observer):
 
     Attributes:
         flops: of a step, and `peak`, a second's of this machine: with both, the share of the machine is shown.
-        memory: says how many bytes the run holds now, or None.
-        energy: counts what the processor uses, or None.
+        memory: a function that gives the bytes that the run holds now, or None.
+        energy: the counter of the processor's energy, or None.
     """
 
     def __init__(self, quiet: bool = False):
@@ -73,10 +73,10 @@ class Screen(Observer):
         if self.plain:
             if step * LINES // steps > self.printed:
                 self.printed = step * LINES // steps
-                told = "  ".join(
+                line = "  ".join(
                     f"{value} {name}" if name == "left" else f"{name} {value}".strip() for name, value in facts.items()
                 )
-                self.message(f"step {step}/{steps}  {told}")
+                self.message(f"step {step}/{steps}  {line}")
         else:
             self.live.update(_panel(step, steps, facts))
 
@@ -86,7 +86,7 @@ class Screen(Observer):
 
 
 def reported(row: dict[str, Any]) -> dict[str, str]:
-    """What the model's parts report (`train.step_loss.metrics`), or nothing."""
+    """Metrics of the model's parts (`train.step_loss.metrics`) as text; empty if there are none."""
     losses = {name[4:]: f"{value:.3f}" for name, value in row.items() if name.startswith("aux_")}
     names = [name.removesuffix("_least") for name in row if name.endswith("_least")]
     return losses | {n: f"{row[f'{n}_least']:.3f} to {row[f'{n}_greatest']:.3f}" for n in names}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def seed_all(seed: int) -> None:
-    """Sets the random generators whose states are kept."""
+    """Seeds PyTorch, Python and NumPy."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

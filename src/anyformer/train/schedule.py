@@ -1,4 +1,4 @@
-"""How the learning rate moves. A schedule is a function of the step: there is no state to save."""
+"""Learning-rate schedules: functions of the step, without a state to save."""
 
 import math
 from collections.abc import Callable

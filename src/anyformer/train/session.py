@@ -1,4 +1,4 @@
-"""What `train` and `finetune` share: the processes, folder and screen of a run, and the run itself."""
+"""Session of `train` and `finetune`: processes, folder, display, memory estimate, loggers, and the run itself."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Session:
     def learn(
         self, model: Any, task: Task, settings: Settings, facts: dict[str, Any], options: TrainOptions | FinetuneOptions
     ) -> tuple[Loop, Done]:
-        """Trains the model, with all that the options offer around it (`_loop`).
+        """Trains the model, with memory estimate, display, loggers and curves.
 
         Args:
-            facts: what decides the numbers beside the task and the settings, for comparison when the run resumes.
+            facts: beside those of the task and the settings, for comparison when the run resumes.
             options: with their resolved values, for config.yaml.
 
         Raises:
@@ -61,7 +61,7 @@ class Session:
         screen = self.screen
         for note in task.notes:
             screen.message(note)
-        screen.message(told_rate(settings))
+        screen.message(rate_summary(settings))
         start = f"resumes {self.run.checkpoint}" if self.run.checkpoint else "writes"
         screen.message(f"{start} to {self.run.folder}")
         screen.unit = task.unit
@@ -81,7 +81,7 @@ class Session:
         return loop, done
 
     def conclude(self, done: Done) -> None:
-        """Says how the run ended, if it was not by its last step."""
+        """Reports the end of a run that did not reach its last step."""
         if done.stopped:
             self.screen.message(
                 f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there"
@@ -105,8 +105,8 @@ def _write_config(options: TrainOptions | FinetuneOptions, folder: Path) -> None
     atomic_write(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
-def told_rate(s: Settings) -> str:
-    """How the learning rate moves, in a line; and that a warm-up as long as the run never ends."""
+def rate_summary(s: Settings) -> str:
+    """The learning-rate schedule in a line, with a warning for a warm-up as long as the run."""
     if s.warmup >= s.steps > 1:
         return (
             f"learning rate: the warmup of {s.warmup} steps is not over when the {s.steps} steps are, so the rate ends "
@@ -135,16 +135,16 @@ def _folder(out: str | Path | None, name: str, resume: bool | str) -> Path:
 
 
 def context_of(model: Any, context: int | None, longest: int, least: int, hint: str) -> int:
-    """Tokens of a window or an example: `context`, or what the model reads, but no more than `longest`.
+    """Tokens of a window or an example: `context`, or the context of the model, at most `longest`.
 
     Raises:
-        ValueError: for fewer than `least`, or more than the model reads; `hint` says what to do.
+        ValueError: for fewer than `least`, or more than the model's; `hint` is added to the message.
     """
     most = model.context
     if context is None:
         return min(longest, most or longest)
     if context < least or (most is not None and context > most):
-        raise ValueError(f"context={context} must be from {least} to what the model reads, {most}{hint}")
+        raise ValueError(f"context={context} must be from {least} to the context of the model, {most}{hint}")
     return context
 
 
@@ -163,7 +163,8 @@ def _loop(
     """The loop, ready to run, with memory estimate, display and loggers.
 
     Raises:
-        ValueError: if the run will not fit the memory, or energy cannot be measured. ImportError: for what is missing.
+        ValueError: if the run will not fit the memory, or energy cannot be measured. ImportError: for a missing
+        package.
     """
     check_memory(screen, model, batches(0), objective, settings, options.memory)
     screen.energy = Energy() if options.energy else None

@@ -15,7 +15,7 @@ from anyformer.train.objectives import Objective
 
 
 class Loss(nn.Module):
-    """A model and its objective as one module: what is exchanged after backward is what this loss reads, no more.
+    """A model and its objective, wrapped as one module so that DDP sees exactly the parameters that the loss uses.
 
     Attributes:
         run: how the model is called. `metrics`: those that its parts reported for the last batch.
@@ -36,7 +36,7 @@ class Loss(nn.Module):
 
 
 def metrics(output: Output) -> dict[str, Tensor]:
-    """`aux_NAME` for each auxiliary loss; `NAME_least` and `NAME_greatest`, over all layers, for what parts report
+    """`aux_NAME` for each auxiliary loss; `NAME_least` and `NAME_greatest`, over all layers, for metrics of parts
     (`Flow.report`). Tensors without dimensions, not yet fetched from the device; empty for a model that reports
     nothing."""
     found = {f"aux_{name}": value.detach() for name, value in output.aux.items()}
@@ -47,7 +47,7 @@ def metrics(output: Output) -> dict[str, Tensor]:
 
 
 def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
-    """The loss and the auxiliary losses that parts added (`Flow.add_aux`).
+    """The loss plus the auxiliary losses of parts (`Flow.add_aux`).
 
     An auxiliary loss is a mean over the real tokens of one batch; `share` is the share of the step's in that batch.
     """
@@ -55,7 +55,7 @@ def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
 
 
 def real_tokens(batch: dict[str, Tensor]) -> int:
-    """How many tokens (patches' pixels, for images) of a batch are no padding: what auxiliary losses are means over."""
+    """How many tokens (patches' pixels, for images) of a batch are no padding: auxiliary losses are means over them."""
     for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
         if name in batch:
             return int((batch[name] >= at_least).sum())

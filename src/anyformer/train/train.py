@@ -27,7 +27,7 @@ SAMPLE = 150  # tokens that are written at the end
 
 @dataclass(frozen=True)
 class Result(Shown):
-    """What `train` leaves.
+    """Result of `train`.
 
     Attributes:
         checkpoint: the last one, a model directory that `af.load` and `transformers` read.
@@ -129,8 +129,8 @@ def _introduce(now: Session, model: Any, task: Task, baseline: float) -> None:
     count = sum(p.numel() for p in model.parameters())
     guess = "a guess that looks at nothing" if task.guess is None else "a bigram"
     now.screen.message(
-        f"{model.page or 'recipe'}, {task.name}: {count / 1e6:.2f} M parameters; {task.told}, for which {guess} is at "
-        f"{baseline:.3f} {task.unit}"
+        f"{model.page or 'recipe'}, {task.name}: {count / 1e6:.2f} M parameters; {task.summary}, for which {guess} is "
+        f"at {baseline:.3f} {task.unit}"
     )
 
 

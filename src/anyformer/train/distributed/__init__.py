@@ -1,4 +1,4 @@
-"""More than one process: the run file stays what it is, a launcher starts it several times.
+"""Several processes of one run, started by a launcher from the unchanged run file.
 
 ```sh
 torchrun --nproc-per-node 2 -m anyformer train --data book.txt --parallel fsdp
@@ -41,8 +41,8 @@ def world(
             gradients and moments in parts too. tp: the matrices of each layer are split. ep: the same, but experts of a
             mixture are whole, each in one process. zero: DeepSpeed's, moments and gradients in parts. powersgd, local,
             diloco: ddp that exchanges less, see `distributed.low_communication`.
-        mesh: how many processes share a batch (data) and a matrix (tensor), e.g. {"data": 2, "tensor": 2}; what is not
-            said follows from the number of processes.
+        mesh: how many processes share a batch (data) and a matrix (tensor), e.g. {"data": 2, "tensor": 2}; the
+            rest follows from the number of processes.
         communication: numbers of zero (stage), powersgd (rank, start), local (every), diloco (every, lr, momentum).
         device: cpu or cuda; by default a GPU if there is one.
 

@@ -1,4 +1,4 @@
-"""The processes of a run. Here: one. What a loop asks of them is the same for one and for many."""
+"""The interface of a loop to the processes of a run, and its simplest case: one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class World:
     """One process. Others derive from it (`train.distributed`); a loop never asks how many there are.
 
     Every process sees the same global batch by number and takes its share of the rows; `backward` leaves gradients that
-    are the *sum* over all processes, for losses that are divided by what is counted in all of them.
+    are the *sum* over all processes, for losses that are divided by the count over all of them.
 
     Attributes:
         rank, size: which of how many processes. `main`: the one that writes files and speaks.
@@ -45,12 +45,12 @@ class World:
         other ones for other rows. Both depend on seed and step alone. One process lets its generators run on."""
 
     def wrap(self, loss: Any) -> Callable[..., Any]:
-        """What to call in place of `loss`, the loop's module of model and objective (`loss.model`). Called when the
+        """The callable in place of `loss`, the loop's module of model and objective (`loss.model`). Called when the
         weights are there and before the optimiser is made, as parameters may be replaced."""
         return loss
 
     def wrap_optimizer(self, optimizer: Any) -> Any:
-        """What to use in place of the optimiser: something with `param_groups`, `state`, `step` and `zero_grad`."""
+        """The object in place of the optimiser, with `param_groups`, `state`, `step` and `zero_grad`."""
         return optimizer
 
     def check_same_batch(self, batch: Batch) -> None:
@@ -88,12 +88,12 @@ class World:
         """Update number `step` (from 1) is done; `last`: no other follows."""
 
     def local_state(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What each process alone knows and needs to go on, of all processes, on the main one, for a checkpoint.
+        """State that each process has of its own, of all processes, on the main one, for a checkpoint.
         `moments` are its optimiser's, by path."""
         return {}
 
     def load_local_state(self, tensors: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """The inverse of `local_state`: puts what is this process's into `moments` and weights."""
+        """The inverse of `local_state`: loads this process's part into `moments` and weights."""
         if tensors:
             raise ValueError("the checkpoint holds states of several processes; resume with the same parallel option")
 

@@ -6,8 +6,8 @@
     data 1          2          3                a column holds the same weights and exchanges gradients
 ```
 Built on `torch.distributed` itself. Accelerate's launcher works, but its wrappers would have to be undone: they average
-a loss over processes, where ours is a sum over what all of them count; they clip by a norm of their own; they shuffle
-and cut data by themselves, where a batch here is a function of its number.
+a loss over processes, where ours is a sum divided by the count over all of them; they clip by a norm of their own; they
+shuffle and cut data by themselves, where a batch here is a function of its number.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ class DDP(World):
             dist.destroy_process_group()
 
     def on_main(self, make: Callable[[], V]) -> V:
-        told: list[Any] = [None, None]
+        answer: list[Any] = [None, None]
         if self.main:
             try:
-                told[0] = make()
+                answer[0] = make()
             except Exception as error:
-                told[1] = error
-        dist.broadcast_object_list(told, device=torch.device("cpu"))
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+                answer[1] = error
+        dist.broadcast_object_list(answer, device=torch.device("cpu"))
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
     def reseed(self, seed: int, step: int, own: bool) -> None:
         words = np.random.SeedSequence([seed, step, self.place + 1 if own else 0]).generate_state(2, np.uint32)
@@ -109,7 +109,7 @@ class DDP(World):
         return part
 
     def _split(self, model: nn.Module) -> str:
-        """Plans, and splits; what stays whole, in words."""
+        """Splits the model; returns a description of the parts that stay whole."""
         owned, skip = expert.Owned(), frozenset[nn.Module]()
         if self.experts:
             owned = expert.split(model, self.tensor)
@@ -124,7 +124,7 @@ class DDP(World):
         if self.copies == 1:
             return loss
         # A model may have parameters that a loss does not read, BERT's pooler: without the flag the second step fails.
-        # Where it has none, PyTorch's C++ says so once, and cannot be asked not to.
+        # Where it has none, PyTorch's C++ warns once, and that cannot be switched off.
         self._ddp = DistributedDataParallel(loss, process_group=self.data, find_unused_parameters=True)
         return self._ddp
 
@@ -163,15 +163,15 @@ class DDP(World):
         return value
 
     def any_process(self, flag: bool) -> bool:
-        said = torch.tensor(int(flag))
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said)
+        flagged = torch.tensor(int(flag))
+        dist.all_reduce(flagged, dist.ReduceOp.MAX)
+        return bool(flagged)
 
     def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last or self._ddp is None else self._ddp.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.copies).backward()  # what is exchanged is the mean over the copies, and the sum is wanted
+        (loss * self.copies).backward()  # the exchange gives the mean over the copies, and the sum is wanted
 
     @torch.no_grad()
     def clip_grad_norm(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
@@ -225,5 +225,5 @@ class DDP(World):
         return found
 
     def _of(self, table: dict[str, V], name: str, value: Tensor) -> V | None:
-        """What a table says of a parameter, or of something of its shape that an optimiser keeps."""
+        """The entry of a parameter in a table, or of a moment of its shape."""
         return None if value.ndim == 0 else table.get(name, table.get(name.rpartition(".")[0]))

@@ -6,8 +6,8 @@ tokens ──────┤  expert 1, at process 0  ├── each answer goes
  (all have   │  expert 2, at process 1  │
   the same)  └─ expert 3, at process 1 ─┘
 ```
-The processes that share a mixture share their rows, too, so no token has to be sent: what is exchanged is an expert's
-answers, and in backward the gradient of its tokens. A mixture is what has `router` and `experts`, wherever it stands.
+The processes that share a mixture share their rows, too, so no token has to be sent: an expert's answers are exchanged,
+and in backward the gradient of its tokens. A mixture is a module with `router` and `experts`, at any path.
 """
 
 from __future__ import annotations

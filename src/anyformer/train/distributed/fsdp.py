@@ -31,7 +31,7 @@ class FSDP(DDP):
 
     def replicate(self, loss: Any) -> Callable[..., Any]:
         self.model, mesh = loss.model, self.mesh["data"]
-        # a hidden state may be a view (ViT's class token); a loss reads what a model returns and does not write there
+        # a hidden state may be a view (ViT's class token); a loss does not write into the outputs of a model
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for block in select(self.model, UNITS, kind=nn.Module).values():
             fully_shard(block, mesh=mesh)
@@ -46,6 +46,6 @@ class FSDP(DDP):
 
 def _forget(model: Any, *_: Any) -> None:
     """The unit of all the rest stays whole until its backward. Where none will come, the next forward pass would read
-    what its weights were: in an evaluation with `ema`, their mean."""
+    old weights: in an evaluation with `ema`, their mean."""
     if not torch.is_grad_enabled():
         model.reshard()

@@ -1,6 +1,6 @@
-"""Less to exchange: gradients as thin products (PowerSGD), or weights, and only now and then (local SGD, DiLoCo).
+"""Low communication: gradients as thin products (PowerSGD), or weights every few steps (local SGD, DiLoCo).
 
-Neither computes what one process would; `python -m benchmarks.communication` puts bytes and loss side by side.
+Results differ from those of one process; `python -m benchmarks.communication` puts bytes and loss side by side.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from anyformer.train.distributed.ddp import DDP
 
 
 class PowerSGD(DDP):
-    """DDP that exchanges each gradient M (n, m) as P (n, r) and Q (m, r), P Q^T close to M; what is lost is added to
+    """DDP that exchanges each gradient M (n, m) as P (n, r) and Q (m, r), P Q^T close to M; the error is added to
     the next gradient (Vogels et al., 2019; arXiv:1905.13727; PyTorch's hook).
 
-    What was lost so far is not in a checkpoint: a run that resumes begins with whole gradients again, as a new one.
+    The error so far is not in a checkpoint: a run that resumes begins with whole gradients again, as a new one.
 
     Args:
         rank: r. `start`: steps with whole gradients at first (PyTorch needs two).

@@ -65,7 +65,7 @@ class ReduceFrom(torch.autograd.Function):
 
 
 class RowParallelLinear(nn.Linear):
-    """A linear layer that knows some of its inputs: y = sum over processes of W_i x_i, + b. Shape: (..., I / n) ->
+    """A linear layer of a part of its inputs: y = sum over processes of W_i x_i, + b. Shape: (..., I / n) ->
     (..., O)."""
 
     group: Any
@@ -82,7 +82,7 @@ def split(model: nn.Module, group: Any, skip: frozenset[nn.Module] = frozenset()
         skip: modules that are left alone.
 
     Returns:
-        The axis along which each parameter that was cut is cut, by path; and what was left whole, in words.
+        The axis along which each parameter that was cut is cut, by path; and a description of the modules left whole.
 
     Raises:
         ValueError: if heads or a hidden width do not divide among the processes, or there is nothing to split.
@@ -110,8 +110,10 @@ def split(model: nn.Module, group: Any, skip: frozenset[nn.Module] = frozenset()
 
 
 def _plain(m: nn.Module) -> bool:
-    """Is this a part that we know, made of plain linear layers and nothing else that learns or knows of heads?"""
-    if type(m) not in PLANS or getattr(m, "scores", None) is not None:  # what changes scores is made for all heads
+    """True for a known part of plain linear layers, without other parameters or state by head."""
+    if (
+        type(m) not in PLANS or getattr(m, "scores", None) is not None
+    ):  # parts that change scores are made for all heads
         return False
     columns, row = PLANS[type(m)]
     linears = [getattr(m, name) for name in (*columns, row)]
@@ -161,7 +163,7 @@ def _cut(owner: Any, name: str, axis: int, cut: dict[int, int], group: Any) -> N
 
 def own_dropout(m: Any, rank: int) -> None:
     """Other heads, other masks: inside `m` the random generator is one of its own, drawn from the one outside, which
-    goes on alike in all processes, as it must for what they compute alike."""
+    goes on alike in all processes, as their common computations need."""
     outside: list[Tensor] = []
 
     def enter(_: Any, args: Any) -> None:

@@ -1,5 +1,5 @@
 """DeepSpeed's ZeRO, stages 1 and 2: moments (and gradients) in parts, weights whole (Rajbhandari et al., 2019;
-arXiv:1910.02054). Stage 3 is what FSDP2 does, by PyTorch itself.
+arXiv:1910.02054). Stage 3 is FSDP2, in PyTorch itself.
 
 ```
 all trained weights of a group, one after another:   |  q  |    k    |  v  |     up     |  …

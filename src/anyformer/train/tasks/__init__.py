@@ -21,10 +21,10 @@ __all__ = ["EpisodeData", "TableData", "TextData", "on_rows", "on_text", "traini
 
 
 def training_data(kind: str, options: TrainOptions) -> TextData | TableData | EpisodeData:
-    """What `train` was given, for a task.
+    """The training data of `train` for a task.
 
     Raises:
-        FileNotFoundError, ValueError: for what is not there, or does not fit.
+        FileNotFoundError, ValueError: for data that do not exist, or do not fit.
     """
     if kind in ("act", "clone"):
         return EpisodeData(kind, options)

@@ -19,21 +19,21 @@ from anyformer.train import objectives
 from anyformer.train.objectives import IGNORE, counted
 
 LEARNED = 64  # batches from which a guess learns
-WRONG, LABEL = "of labels wrong", "nats a label"
+WRONG, LABEL = "error rate", "nats a label"
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained on, and how well.
+    """A training task: data, objective, measure and baseline.
 
     Attributes:
-        rows: what is trained on, by number.
-        held_out: batch size -> what is never trained on, in batches.
-        objective: what is learned. `loss`: what is measured; None: the share of wrong labels is. `unit`: in words.
-        told: how much there is of it, in words. `notes`: what else a user should know.
-        facts: what decides the numbers, for comparison when a run resumes.
+        rows: training examples, by number.
+        held_out: batch size -> held-out examples, in batches.
+        objective: the training loss. `loss`: the measure; None: the error rate. `unit`: of the measure, in words.
+        summary: of the data, in words. `notes`: for the user.
+        facts: for comparison when a run resumes.
         divisor: of the measured loss; by default the number of labels.
-        guess: what is measured of a guess that looks at little, where it is known.
+        guess: the measure of a trivial baseline, if known.
         size: examples of an epoch, where they are counted.
     """
 
@@ -43,7 +43,7 @@ class Task:
     objective: Any
     loss: Any
     unit: str
-    told: str
+    summary: str
     facts: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
     divisor: float | None = None
@@ -52,7 +52,7 @@ class Task:
 
     @torch.no_grad()
     def measure(self, model: Any, batch: int) -> float:
-        """On what is held out, lower is better: the mean loss of a label, or the share of wrong ones."""
+        """The measure on held-out examples, lower is better: mean loss of a label, or error rate."""
         device, total, count = next(model.parameters()).device, 0.0, 0
         for given in self.held_out(batch):
             inputs = {name: value.to(device) for name, value in given.items()}
@@ -61,21 +61,22 @@ class Task:
             if self.loss is None:
                 total += int(((output.logits.argmax(-1) != labels) & (labels != IGNORE)).sum())
             else:
-                labels = self._said(labels)
+                labels = self._token_labels(labels)
                 total += float(self.loss(output, labels, 1.0))
             count += int(getattr(self.loss, "counted", counted)(labels))
         return total / (self.divisor or max(1, count))
 
     def baseline(self, batch: int) -> float:
-        """The same of a guess; where it is not known, of one that looks at nothing: how often each label is, counted in
-        what is trained on."""
+        """The measure of a trivial baseline: `guess`, else one by the frequencies of labels in training examples."""
         if self.guess is not None:
             return self.guess
         if guess := getattr(self.objective, "guess", None):
             every = [b["labels"] for b in self.held_out(batch)]
             return sum(map(guess, every)) / max(1, sum(int(counted(labels)) for labels in every))
-        learned = torch.cat([self._said(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)])
-        wanted = torch.cat([self._said(b["labels"]).flatten() for b in self.held_out(batch)])
+        learned = torch.cat(
+            [self._token_labels(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)]
+        )
+        wanted = torch.cat([self._token_labels(b["labels"]).flatten() for b in self.held_out(batch)])
         learned, wanted = learned[learned != IGNORE], wanted[wanted != IGNORE]
         if wanted.is_floating_point():
             return float((wanted - learned.mean()).square().mean())
@@ -84,7 +85,7 @@ class Task:
             return float((wanted != counts.argmax()).double().mean())
         return float(-((counts + 1) / (counts + 1).sum()).log()[wanted].mean())
 
-    def _said(self, labels: torch.Tensor) -> torch.Tensor:
+    def _token_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """The labels of tokens alone, where those of pairs stand before them."""
         return labels[:, 1:] if isinstance(self.objective, objectives.MaskedAndNextSentence) else labels
 

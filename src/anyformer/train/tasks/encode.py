@@ -1,4 +1,4 @@
-"""A row of a table to what a model learns from it. T time.
+"""Rows of tables, encoded as examples of a model. T time.
 
 | task     | skeleton          | a row has                                    | what is counted in the loss          |
 |----------|-------------------|----------------------------------------------|--------------------------------------|
@@ -40,7 +40,7 @@ class RowEncoder:
 
     Args:
         columns: those of the task that the rows have.
-        names: the classes, where there are any. limit: tokens, what is longer is cut.
+        names: the classes, where there are any. limit: tokens; longer texts are cut.
         root: the folder below which images lie that a row names.
     """
 
@@ -51,14 +51,14 @@ class RowEncoder:
     limit: int
     root: Path = field(default_factory=Path)
 
-    def told(self) -> str:
-        """All that decides what rows become."""
+    def fingerprint(self) -> str:
+        """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
-        said: list[Any] = [self.task, self.columns, self.names]
+        parts: list[Any] = [self.task, self.columns, self.names]
         if self.task != "images":
-            said += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
-            said += [getattr(m, "begin_id", None)]
-        return repr(said)
+            parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
+            parts += [getattr(m, "begin_id", None)]
+        return repr(parts)
 
     def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
         """The examples of all rows; None for a row with nothing to learn.
@@ -112,14 +112,14 @@ def _written(e: RowEncoder, row: Row) -> list[Example]:
 
 
 def _pair(e: RowEncoder, row: Row) -> list[Example]:
-    asked, said = (str(row[name]) for name in e.columns)
-    source = whole(e.model.tokenizer, asked, e.limit, ends=True, closed=True)
-    target = whole(e.model.tokenizer, said, e.limit, ends=True)
+    source_text, target_text = (str(row[name]) for name in e.columns)
+    source = whole(e.model.tokenizer, source_text, e.limit, ends=True, closed=True)
+    target = whole(e.model.tokenizer, target_text, e.limit, ends=True)
     return [teacher_forced(np.array(source), np.array(target), e.model.begin_id)]
 
 
 def teacher_forced(source: np.ndarray, target: np.ndarray, begin_id: int) -> Example:
-    """What an encoder-decoder reads and says, by teacher forcing."""
+    """Inputs and labels of an encoder-decoder, by teacher forcing."""
     return {"input_ids": source, "decoder_input_ids": np.append(begin_id, target[:-1]), "labels": target}
 
 
@@ -129,19 +129,19 @@ def _classified(e: RowEncoder, row: Row) -> list[Example]:
 
 
 def _embedded(e: RowEncoder, row: Row) -> list[Example]:
-    number = _number(str(row["anchor"]))  # two pairs of one anchor are no wrong answers for each other
+    number = _number(str(row["anchor"]))  # pairs of one anchor are not each other's negatives
     texts = (whole(e.model.tokenizer, str(row[name]), e.limit) for name in e.columns)
     return [{"input_ids": np.array(ids), "labels": number} for ids in texts]
 
 
 def _tagged(e: RowEncoder, row: Row) -> list[Example]:
     """The first token of each word has its label."""
-    t, words, said = e.model.tokenizer, row["words"], row["labels"]
-    if len(words) != len(said):
-        raise ValueError(f"it has {len(words)} words and {len(said)} labels: {' '.join(map(str, words))[:60]!r}")
+    t, words, names = e.model.tokenizer, row["words"], row["labels"]
+    if len(words) != len(names):
+        raise ValueError(f"it has {len(words)} words and {len(names)} labels: {' '.join(map(str, words))[:60]!r}")
     ids, places = of_words(t, [str(word) for word in words])
     labels = [IGNORE] * len(ids)
-    for place, label in zip(places, map(e.place, said), strict=True):
+    for place, label in zip(places, map(e.place, names), strict=True):
         if place is not None:
             labels[place] = label
     cut = min(len(ids), e.limit) - 1  # the last token closes the text
@@ -160,7 +160,7 @@ def _kept(e: RowEncoder, image: Any) -> Example:
 
 
 def _matched(e: RowEncoder, row: Row) -> list[Example]:
-    """The image, the ids of the text, and its number: rows of one text are no wrong answers for each other."""
+    """The image, the ids of the text, and its number: rows of one text are not each other's negatives."""
     text = str(row["text"])
     ids = np.array(whole(e.model.tokenizer, text, e.limit))
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
@@ -215,12 +215,12 @@ def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, 
     """The text, and from where to where it is learned (in characters)."""
     if which == "text":
         return str(row["text"]), [(0, len(str(row["text"])))]
-    asked, said = ("source", "target") if which == "source" else ("prompt", "response")
+    prompted, answered = ("source", "target") if which == "source" else ("prompt", "response")
     if which != "messages" and tokenizer.template is None:
-        prompt, response = str(row[asked]).rstrip("\n") + "\n", str(row[said])
+        prompt, response = str(row[prompted]).rstrip("\n") + "\n", str(row[answered])
         return prompt + response, [(len(prompt), len(prompt) + len(response))]
     messages = row["messages"] if which == "messages" else [
-        {"role": "user", "content": str(row[asked])}, {"role": "assistant", "content": str(row[said])},
+        {"role": "user", "content": str(row[prompted])}, {"role": "assistant", "content": str(row[answered])},
     ]  # fmt: skip
     spans = []
     for i, message in enumerate(messages):

@@ -30,11 +30,11 @@ from anyformer.train.tasks import tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.splits import one_in_ten
 
-WINDOW = 20  # steps that a model sees at once, where nothing is said
+WINDOW = 20  # steps in a window by default
 
 
 class EpisodeData:
-    """What `train` learns from: rows that are episodes; every tenth one is held out."""
+    """Data of episodes; one of each ten is held out."""
 
     classes, longest = 0, WINDOW
 
@@ -95,16 +95,16 @@ class EpisodeData:
         unit = "nats an action" if processor.choices else "squared error of an action's number"
         steps = [sum(part.steps for part in half) for half in self.parts]
         count = sum(len(part.numbers) for part in learn)
-        told = (
+        summary = (
             f"{count:,} episodes, {steps[0]:,} steps, returns from {processor.lowest_return:g} to "
             f"{processor.best_return:g}; {steps[1]:,} steps held out"
         )
         digest = hashlib.sha256(repr(self.keys).encode()).hexdigest()[:16]
         facts = {"task": self.kind, "examples": digest, "shares": shares(weights).tolist(), "window": processor.window}
-        return Task(self.kind, taught, held_out, objective, objective, unit, told, facts, size=steps[0])
+        return Task(self.kind, taught, held_out, objective, objective, unit, summary, facts, size=steps[0])
 
     def _processor(self, model: Any, context: int | None) -> TrajectoryProcessor:
-        """The statistics of what is learned from; nothing that is held out has a part in them."""
+        """The statistics of the training episodes alone."""
         count, total, squares, returns, longest = 0, 0.0, 0.0, [], 0
         for steps in (steps for part in self.parts[0] for steps in part):
             states = steps.states.astype(np.float64)
@@ -161,7 +161,7 @@ class Windows:
         return self.batch([found[i] for i in range(count)])
 
     def batch(self, windows: Sequence[Steps]) -> Batch:
-        """What the model reads, and the actions as labels: (B, K) choices, or (B, K, A)."""
+        """Inputs of the model, and the actions as labels: (B, K) choices, or (B, K, A)."""
         given = self.processor(windows)
         return {**given, "labels": self._labels(given)}
 

@@ -60,7 +60,7 @@ ROLES = {
     "tag": ROUND,
     "denoise": {"mask_token": "[MASK]"},
 }
-AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # what a text stands between
+AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # special tokens around a text
 SENTINELS = 100
 
 
@@ -89,30 +89,30 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
 
 
 def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str, tuple[str, ...]]:
-    """What a model is fine-tuned to do by rows with these columns, and which of them tell it.
+    """Infers the fine-tuning task, and the columns that decide it, from the column names.
 
     Args:
         task: the one that is asked for, or auto.
 
     Raises:
-        ValueError: if the columns tell none, or one that this model cannot do, or not the one that is asked for.
+        ValueError: if no task matches, or only ones that the model cannot do or `task` does not name.
     """
     has = set(columns)
-    told = {kind: next((c for c in options if has.issuperset(c)), ()) for kind, options in COLUMNS.items()}
-    first = max(told.values(), key=len)  # text and label say more than text
-    found = [kind for kind, options in told.items() if options and (kind == task or options == first)]
+    matching = {kind: next((c for c in options if has.issuperset(c)), ()) for kind, options in COLUMNS.items()}
+    first = max(matching.values(), key=len)  # text and label are more specific than text
+    found = [kind for kind, options in matching.items() if options and (kind == task or options == first)]
     fits = _fits(FITS | TUNED, type(model), model.takes)
     chosen = next((kind for kind in found if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
         known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
         can = [kind for kind in fits if kind in COLUMNS]
-        what = f"are for {' or '.join(found)}" if found else f"tell nothing that is known: {', '.join(known)}"
+        problem = f"are for {' or '.join(found)}" if found else f"match no task: {', '.join(known)}"
         raise ValueError(
             f"{name} ({type(model).__name__}) can be tuned to {', '.join(can) or 'none of the tasks'}"
             f"{'' if task == 'auto' else f', task={task} is asked for'}, and the columns of the examples, "
-            f"{', '.join(map(repr, sorted(has)))}, {what}. fields names columns that are called otherwise"
+            f"{', '.join(map(repr, sorted(has)))}, {problem}. Use `fields` to rename columns"
         )
-    return chosen, told[chosen]
+    return chosen, matching[chosen]
 
 
 def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:

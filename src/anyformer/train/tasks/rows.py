@@ -47,7 +47,7 @@ class TableData:
 
     @property
     def longest(self) -> int:
-        """Tokens of an example, where nothing is said and the model could read more; 0 where there are none."""
+        """Tokens of an example by default, if the model can read more; 0 for images."""
         return 0 if self.kind == "images" else LONGEST
 
     @property
@@ -65,7 +65,7 @@ class TableData:
         encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
         check_head(model, task, self.names)
-        if self.names:  # what the numbers of the head mean is kept with the model
+        if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
         return task
 
@@ -161,7 +161,7 @@ def on_rows(
     pad = encoder.model.tokenizer.pad_id if encoder.task != "images" else 0
     mixed = tuple(table.weight for table in learn)
     rule = "drawn of ten" if held_out is one_in_ten else ""  # older runs held out others
-    digest = hashlib.sha256(repr(keys).encode() + encoder.told().encode() + rule.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(keys).encode() + encoder.fingerprint().encode() + rule.encode()).hexdigest()[:16]
     facts = {"task": encoder.task, "examples": digest, "shares": shares(mixed).tolist(), "classes": list(encoder.names)}
     facts["held_out"] = [part.places.size for part in parts[1]]
 
@@ -171,19 +171,19 @@ def on_rows(
 
     sizes = [sum(part.places.size for part in half) for half in parts]
     objective, loss, unit = _objective(encoder)
-    told = f"{sizes[0]:,} examples, {sizes[1]:,} held out"
+    summary = f"{sizes[0]:,} examples, {sizes[1]:,} held out"
     if encoder.names:
-        told += f"; {listed(encoder.names)}"
+        summary += f"; {listed(encoder.names)}"
         notes += _missing(encoder.names, parts[1])
     rows = TableRows(tuple(parts[0]), mixed, seed, pad)
-    return Task(encoder.task, rows, measured, objective, loss, unit, told, facts, tuple(notes), size=sizes[0])
+    return Task(encoder.task, rows, measured, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
 
 
 def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
-    """What is learned, what is measured (None: wrong labels), in which unit."""
+    """Objective, measure (None: error rate) and its unit."""
     if encoder.task == "embed":
-        said = (encoder.model.origin or {}).get("pooling", {})
-        pairs = objectives.Contrastive(pooling=meaning(said).mode)
+        pooling_of = (encoder.model.origin or {}).get("pooling", {})
+        pairs = objectives.Contrastive(pooling=meaning(pooling_of).mode)
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
@@ -194,14 +194,14 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
 
 
 def _notes(store: Store, encoder: RowEncoder) -> list[str]:
-    """What was cut or left out."""
+    """Notes on examples that were cut or left out."""
     names = [name for name in ("input_ids", "decoder_input_ids") if name in store.fields]
     cut, dropped, limit, notes = 0, store.seen - len(store), encoder.limit, []
     for first in range(0, len(store) if names else 0, CHUNK):
         numbers = np.arange(first, min(first + CHUNK, len(store)))
         cut += int(np.any([store.fields[name].lengths(numbers) >= limit for name in names], axis=0).sum())
     if cut:
-        notes.append(f"{cut} of {store.seen} examples fill {limit} tokens: what comes after is cut; see context")
+        notes.append(f"{cut} of {store.seen} examples fill {limit} tokens and are cut there; see context")
     if dropped:
         notes.append(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
     return notes
@@ -218,8 +218,8 @@ def _missing(names: Sequence[str], held_out: Sequence[StoredExamples]) -> list[s
                 return []
     if looked == LOOKED:
         return []
-    said = ", ".join(names[i] for i in sorted(left)[:8])
-    return [f"no held-out example has the label {said}{', …' if len(left) > 8 else ''}: it is not measured"]
+    listed_labels = ", ".join(names[i] for i in sorted(left)[:8])
+    return [f"no held-out example has the label {listed_labels}{', …' if len(left) > 8 else ''}: it is not measured"]
 
 
 @torch.no_grad()

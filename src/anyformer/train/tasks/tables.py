@@ -43,7 +43,7 @@ class Table:
         return tuple(first)
 
     def rows(self, need: Sequence[str]) -> Iterator[Row]:
-        """All rows, each with what it needs; of a Parquet file no more than that is read."""
+        """All rows with the columns in `need`; of a Parquet file only these are read."""
         if self.source.kind != "images":
             fields = {ours: theirs for ours, theirs in self.fields.items() if ours in need} or self.fields
             if self.source.kind == "parquet" and not fields:
@@ -54,7 +54,7 @@ class Table:
             yield {"image": path.relative_to(self.source.root), "label": name}
 
     def key(self, columns: tuple[str, ...]) -> str:
-        """Equal for equal rows. Of a folder of images it knows names and sizes, not what is in them."""
+        """Equal for equal rows. Of a folder of images, names and sizes decide, not the content."""
         if self.source.kind == "images":
             said = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
             return hashlib.sha256(json.dumps(said).encode()).hexdigest()
@@ -76,7 +76,7 @@ class Table:
             return encoder.all(self.rows(encoder.columns), self.source.name)
 
         images = encoder.task in PICTURED  # where they lie is a part of what is stored
-        return stored(examples, f"{key} {root if images else ''} {encoder.told()}", cache)
+        return stored(examples, f"{key} {root if images else ''} {encoder.fingerprint()}", cache)
 
 
 def read(data: Any, fields: dict[str, str] | None) -> list[Table]:
@@ -122,7 +122,7 @@ def listed(names: Sequence[str]) -> str:
 
 def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
     """All text of the rows that `one_in_ten` does not hold out, for a tokenizer."""
-    told = [name for name in columns if name not in ("label", "labels", "image")]
+    texts = [name for name in columns if name not in ("label", "labels", "image")]
     for table in tables:
         every = iter(table.rows(columns))
         for number in itertools.count():
@@ -130,5 +130,5 @@ def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
             if not block:
                 break
             del block[int(_drawn(np.array(number), np.array(len(block))))]
-            for value in (row[name] for row in block for name in told):
+            for value in (row[name] for row in block for name in texts):
                 yield " ".join(map(str, value)) if isinstance(value, list) else str(value)

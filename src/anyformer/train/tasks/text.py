@@ -24,8 +24,8 @@ from anyformer.train.tasks.registry import role
 
 Draw = Callable[[np.ndarray, np.random.Generator], Example]  # windows (n, L) -> an example
 HELD_OUT = 256  # examples of a source, at most, on which a task on text is measured
-SEED = 1 << 40  # of what is held out: the same in every run, and no run's own
-LONGEST = 256  # tokens of a window, where nothing is said and the model could read more
+SEED = 1 << 40  # of held-out examples: the same in every run
+LONGEST = 256  # tokens of a window, by default, if the model can read more
 
 
 def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, seed: int, bigram: float | None) -> Task:
@@ -40,12 +40,12 @@ def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, s
             tokens that it needs.
     """
     facts = {"corpus": corpus.fingerprint(), "order": order}
-    told = (
+    summary = (
         f"{corpus.tokens:,} tokens to train on (vocabulary {model.tokenizer.vocab_size:,}), "
         f"{corpus.held_out_bytes:,} bytes held out"
     )
     if kind != "causal":
-        return _corrupted(kind, model, corpus, order, context, seed, {"task": kind, **facts}, told)
+        return _corrupted(kind, model, corpus, order, context, seed, {"task": kind, **facts}, summary)
 
     def held_out(batch: int) -> Iterator[Batch]:
         for ids in corpus.held_out():
@@ -56,8 +56,8 @@ def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, s
     if bigram is None:
         note = "the tokenizer loses a part of the text (case, spaces, letters that it has not), so bits per byte would "
         note += "count less than the text: nats a token are measured, which compare models of one tokenizer only"
-        return Task(kind, rows, held_out, loss, loss, "nats a token", told, facts, (note,))
-    return Task(kind, rows, held_out, loss, loss, "bits per byte", told, facts, divisor=divisor, guess=bigram)
+        return Task(kind, rows, held_out, loss, loss, "nats a token", summary, facts, (note,))
+    return Task(kind, rows, held_out, loss, loss, "bits per byte", summary, facts, divisor=divisor, guess=bigram)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class Corrupted:
 
 
 def _corrupted(
-    kind: str, model: Any, corpus: Corpus, order: Order, context: int, seed: int, facts: dict[str, Any], told: str
+    kind: str, model: Any, corpus: Corpus, order: Order, context: int, seed: int, facts: dict[str, Any], summary: str
 ) -> Task:
     if context < 8:
         raise ValueError(f"context={context}: the task {kind} needs at least 8 tokens")
@@ -90,10 +90,10 @@ def _corrupted(
         raise ValueError(f"order=packed is for the task causal; {kind} reads windows: order=random or order=epochs")
     draw, length, take, objective, loss = {"masked": _masked, "span": _span, "denoise": _denoise}[kind](model, context)
     for part in corpus.parts:
-        for what, ids in (("train on", part.train.ids), ("measure on", part.held_out.ids)):
+        for purpose, ids in (("train on", part.train.ids), ("measure on", part.held_out.ids)):
             if len(ids) <= length * take:
                 raise ValueError(
-                    f"{part.name}: the text to {what} has {len(ids)} tokens, and the task {kind} with "
+                    f"{part.name}: the text to {purpose} has {len(ids)} tokens, and the task {kind} with "
                     f"context={context} needs {length * take + 1}; give more text or a shorter context"
                 )
     pad = model.tokenizer.pad_id
@@ -107,7 +107,7 @@ def _corrupted(
             for first in range(0, some, batch):
                 yield measured.rows(first, min(batch, some - first))
 
-    return Task(kind, rows, held_out, objective, loss, LABEL, told, facts)
+    return Task(kind, rows, held_out, objective, loss, LABEL, summary, facts)
 
 
 def _masked(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
@@ -158,7 +158,7 @@ def _denoise(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
 
 
 class TextData:
-    """Text, see `data.corpus`. `given` are the options of `train`, which says what is raised."""
+    """Data of texts, see `data.corpus`."""
 
     classes, longest = 0, LONGEST
     implied: ClassVar[dict[str, Any]] = {}  # hyperparameters that the data decide
