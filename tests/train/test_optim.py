@@ -179,6 +179,25 @@ def test_scale_doubles_after_patience_and_gives_up():
             scale.learn(False)
 
 
+def test_the_scale_is_that_of_pytorchs_grad_scaler():
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    theirs, ours = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3), precision.Scale(patience=3)
+    draw = torch.Generator().manual_seed(0)
+    for step in range(60):
+        finite = bool(torch.rand((), generator=draw) > 0.15)
+        p.grad = theirs.scale(torch.ones(3)) * (1.0 if finite else math.inf)
+        mine = torch.nn.Parameter(torch.zeros(3))
+        mine.grad = p.grad.clone()
+        ours.undo([mine])
+        before = p.detach().clone()
+        theirs.step(optimizer)
+        assert torch.equal(before, p) != finite and (not finite or torch.equal(mine.grad, p.grad)), step
+        theirs.update()
+        ours.learn(finite)
+        assert ours.value == theirs.get_scale(), step
+
+
 def test_recompute_keeps_less(tmp_path):
     def kept(*patterns):
         model = af.build("gpt", "tiny", seed=0, depth=4)

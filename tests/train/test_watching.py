@@ -203,6 +203,16 @@ def test_an_observer_receives_steps_evaluations_messages_and_the_end(observer: O
         assert ("message", "step 5: no label counts, all are -100; nothing is learned from it") in observer.calls
 
 
+def test_the_observer_of_the_docs_prints_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text()
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", page, re.S)), "docs/tasks.md", "exec"), {})
+    lines = re.findall(r"^step (\d+) of 30: loss (\d+\.\d+)$", capsys.readouterr().out, re.M)
+    assert [int(step) for step, _ in lines] == [10, 20, 30] and float(lines[2][1]) < float(lines[0][1])
+
+
 def test_an_exception_in_an_observer_ends_the_run(tmp_path: Path) -> None:
     class Broken(Observer):
         def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:

@@ -12,6 +12,10 @@ runs/NAME/  log.csv  log.jsonl
 ```
 A checkpoint is written to a hidden folder, flushed to the disk, and renamed: there is no moment at which `step-…` is
 incomplete. Older ones are removed only after that.
+
+Weights in parts are gathered on the main process: a model that is trained must fit the memory of one machine.
+`torch.distributed.checkpoint` would write the parts, but such a folder is no model directory for `af.load` and
+`transformers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A running mean of the weights (Polyak and Juditsky, 1992): often better than the last ones, and evaluated instead."""
+"""A running mean of the weights (Polyak and Juditsky, 1992): often better than the last ones, and evaluated instead.
+
+`torch.optim.swa_utils.AveragedModel` copies the whole module. This holds the trained tensors alone, and of FSDP2's the
+local parts: for rank-8 adapters on a model of 137 M parameters 2.4 M numbers instead of 137 M.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
 """Memory and computation of a training step, estimated before the first one without allocating anything.
 
-A copy of the model whose tensors have shapes and no content (PyTorch's fake tensors) does one step, and every tensor
-that comes and goes is counted: weights, gradients, the state of the optimiser, activations, and short-lived
-temporaries. So the figure is that of the kernels that this device would use, for any page and any change
-of its tree. Allocations inside a kernel are not counted, nor fragmentation: glibc's 64-byte alignment
-fragments the heap, and a process can need up to two thirds more than this estimate. A dry run of two steps that change
-nothing shows it. (`torch.utils.flop_counter` counts the operations; `torch.distributed._tools.MemTracker` counts memory
-in a similar way, but is private.)
+A copy of the model whose tensors have shapes and no content (PyTorch's fake tensors) does one step, and the bytes of
+all live tensors are counted: weights, gradients, optimiser state, activations, temporaries. So the estimate is that of
+the kernels of this device, for any page and any change of its tree. Allocations inside a kernel are not counted, nor is
+fragmentation: glibc aligns tensors to 64 bytes, and a process can need up to two thirds more than this estimate. A dry
+run of two steps that change nothing shows it.
+
+Operations are counted by PyTorch's table (`torch.utils.flop_counter`) in the same pass; its `FlopCounterMode` counts 0
+for attention on a CPU (PyTorch 2.13). `torch.distributed._tools.MemTracker` counts memory in a similar way, but is
+private.
 """
 
 from __future__ import annotations

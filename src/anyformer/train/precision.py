@@ -1,4 +1,10 @@
-"""Half precision, the loss scale of fp16, and torch.compile."""
+"""Half precision, the loss scale of fp16, and torch.compile.
+
+The scale follows the rule of `torch.amp.GradScaler`, and gives the same factors (tested). It is a class of its own
+because the gradient norm over all processes, which clipping computes anyway, decides here. GradScaler looks for
+infinity in a second pass over the gradients, and in each process alone where these are plain tensors, as in
+`distributed.tensor`: one process would skip a step that the others take.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +32,6 @@ class Scale:
     gradients all finite   value stays; after `patience` such steps in a row it doubles
     any of them is not     the step changes no weight; value halves
     ```
-    The decision is made on the norm of the gradient over all processes, so that all decide alike.
-
     Attributes:
         value: the factor, a power of two. `good`: steps since it changed.
     """
@@ -37,9 +41,9 @@ class Scale:
 
     def undo(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divides the gradients by the factor."""
-        found: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-        if found:
-            torch._foreach_mul_(found, 1.0 / self.value)
+        gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, 1.0 / self.value)
 
     def learn(self, finite: bool) -> None:
         """Moves the factor.
