@@ -68,8 +68,8 @@ def _name(path: Path, key: str, pattern: str) -> str:
 
 
 def alpha_of(config: dict[str, Any], name: str) -> float:
-    found = [v for n, v in config["alpha_pattern"].items() if name == n or name.endswith(f".{n}")]
-    return float(found[0] if found else config["lora_alpha"])
+    alphas = [v for n, v in config["alpha_pattern"].items() if name == n or name.endswith(f".{n}")]
+    return float(alphas[0] if alphas else config["lora_alpha"])
 
 
 def compare(

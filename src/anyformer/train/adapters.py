@@ -250,10 +250,10 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
     for name in file.names():
         if not name.startswith(PREFIX):
             raise FileRefused(f"{folder / WEIGHTS}: tensor {name!r} does not begin with {PREFIX!r}")
-        found = PART.fullmatch(short := name.removeprefix(PREFIX))
-        named |= {found[3]} if found and found[3] else set(WHOLE.findall(short))
-        if found:
-            parts.setdefault(found[1], {})[found[2]] = file.get(name)
+        match = PART.fullmatch(short := name.removeprefix(PREFIX))
+        named |= {match[3]} if match and match[3] else set(WHOLE.findall(short))
+        if match:
+            parts.setdefault(match[1], {})[match[2]] = file.get(name)
         elif ".original_module." not in short:  # what the base has
             beside[WHOLE.sub("", short)] = file.get(name)
     if len(named) > 1:
@@ -291,10 +291,10 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
 def _ranks(file: SafeTensors) -> dict[str, list[int]]:
     """Rows of A of each adapter, where this library stacked them."""
     try:
-        found = json.loads(file.metadata.get("stacked", "{}"))
+        ranks = json.loads(file.metadata.get("stacked", "{}"))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return ranks if isinstance(ranks, dict) else {}
 
 
 def _apart(

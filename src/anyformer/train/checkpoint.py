@@ -124,12 +124,14 @@ class Run:
         return None if word in ("false", "auto") else self._given(Path(str(resume)).expanduser(), None)
 
     def _given(self, path: Path, last: Path | None) -> Path:
-        found = path if (path / FACTS).exists() else latest(path)
-        if found is None:
+        checkpoint = path if (path / FACTS).exists() else latest(path)
+        if checkpoint is None:
             raise ValueError(f"resume: {path} is no checkpoint and no run: it has neither {FACTS} nor folders step-…")
-        if last is not None and found.resolve() != last.resolve():
-            raise ValueError(f"{self.folder} goes on to {last.name} already; to go on from {found} choose another out")
-        return found
+        if last is not None and checkpoint.resolve() != last.resolve():
+            raise ValueError(
+                f"{self.folder} goes on to {last.name} already; to go on from {checkpoint} choose another out"
+            )
+        return checkpoint
 
     def save(
         self,
@@ -184,8 +186,8 @@ class Run:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [f for f in folder.glob("step-*") if NAME.fullmatch(f.name) and (f / FACTS).exists()]
-    return sorted(found, key=lambda f: int(f.name[5:]))
+    folders = [f for f in folder.glob("step-*") if NAME.fullmatch(f.name) and (f / FACTS).exists()]
+    return sorted(folders, key=lambda f: int(f.name[5:]))
 
 
 def latest(folder: Path) -> Path | None:

@@ -26,20 +26,20 @@ def rms(x: Tensor) -> float:
 def activations(model: nn.Module | None) -> Iterator[dict[str, float]]:
     """Context in which each forward pass records the RMS of every module's output by path, in the order in which they
     finish: a module before the one that contains it. Of several passes, the largest. Nothing without a model."""
-    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
 
     def listen(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
                 now = rms(output)
-                found[path] = max(found.get(path, 0.0), now) if math.isfinite(now) else now
+                sizes[path] = max(sizes.get(path, 0.0), now) if math.isfinite(now) else now
 
         return hook
 
     modules = [] if model is None else [*model.named_modules()]
     hooks = [m.register_forward_hook(listen(path)) for path, m in modules if path]
     try:
-        yield found
+        yield sizes
     finally:
         for hook in hooks:
             hook.remove()

@@ -273,9 +273,9 @@ def advice(
                 changes[f"batch {count}, with fewer negatives"] = fewer, settings
             else:
                 changes[f"batch {count} and accumulate {more.accumulate}"] = fewer, more
-    found = {name: estimate(model, b, objective, s).peak for name, (b, s) in changes.items()}
-    fits = [name for name, peak in found.items() if peak <= room]
-    list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in found.items())
+    peaks = {name: estimate(model, b, objective, s).peak for name, (b, s) in changes.items()}
+    fits = [name for name, peak in peaks.items() if peak <= room]
+    list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in peaks.items())
     summary = f"that fits with {fits[0]}" if fits else "no single one of these is enough: take a smaller model"
     return needed, (
         f"a step needs {needed}, and {room / GB:.2f} GB are free; {summary} ({list_}). memory=… sets another limit"

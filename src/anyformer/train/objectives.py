@@ -199,8 +199,8 @@ class Matching:
         image, text, scale = (output.heads[name] for name in ("image", "text", "scale"))
         both, numbers, first = gathered(torch.cat((image, text), -1), labels)  # (N, 2 E)
         images, texts = both.chunk(2, -1)
-        found = find_own((scale * image @ texts.mT).float(), labels, numbers, first)
-        return (found + find_own((scale * text @ images.mT).float(), labels, numbers, first)) / (2 * count)
+        of_images = find_own((scale * image @ texts.mT).float(), labels, numbers, first)
+        return (of_images + find_own((scale * text @ images.mT).float(), labels, numbers, first)) / (2 * count)
 
     def counted(self, labels: Tensor) -> Tensor:
         """The number of rows that count."""

@@ -108,10 +108,10 @@ def groups(model: nn.Module, weight_decay: float, multipliers: dict[str, float] 
     if not trained:
         raise ValueError("no parameter of the model is trainable (requires_grad is False everywhere)")
     factors = factor_of(list(trained), multipliers or {})
-    found: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, p in trained.items():
-        found[factors[name], id(p) in decay].append(p)
-    ordered = sorted(found.items(), key=lambda item: (item[0][0], not item[0][1]))
+        grouped[factors[name], id(p) in decay].append(p)
+    ordered = sorted(grouped.items(), key=lambda item: (item[0][0], not item[0][1]))
     return [
         {"params": ps, "weight_decay": weight_decay / factor if decays else 0.0, "factor": factor}
         for (factor, decays), ps in ordered
@@ -124,13 +124,13 @@ def factor_of(names: list[str], multipliers: dict[str, float]) -> dict[str, floa
     Raises:
         ValueError: for a pattern that matches none, with the nearest paths.
     """
-    found = dict.fromkeys(names, 1.0)
+    factors = dict.fromkeys(names, 1.0)
     for pattern, factor in multipliers.items():
-        hits = [pattern] if pattern in found else fnmatch.filter(names, pattern)
+        hits = [pattern] if pattern in factors else fnmatch.filter(names, pattern)
         if not hits:
             raise ValueError(f"lr_multipliers: no trained parameter matches {pattern!r}{nearest(pattern, names)}")
-        found.update(dict.fromkeys(hits, factor))
-    return found
+        factors.update(dict.fromkeys(hits, factor))
+    return factors
 
 
 def moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -199,16 +199,16 @@ class FinetuneOptions(RunOptions):
             raise ValueError(f"batch must be at least 1, got {self.batch}")
         if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"epochs must be above 0, got {self.epochs}")
-        given = [name for name in ADAPTERS if getattr(self, name) is not None]
-        if self.method == "full" and given:
+        chosen = [name for name in ADAPTERS if getattr(self, name) is not None]
+        if self.method == "full" and chosen:
             raise ValueError(
-                f"{given[0]}={getattr(self, given[0])!r} is for adapters, and method=full has none; try method=lora"
+                f"{chosen[0]}={getattr(self, chosen[0])!r} is for adapters, and method=full has none; try method=lora"
             )
 
     def adapters(self) -> dict[str, Any]:
         """Rank, alpha, dropout and targets of the adapters, with their defaults."""
-        given = {name: getattr(self, name) for name in ADAPTERS}
-        return {name: default if given[name] is None else given[name] for name, default in ADAPTERS.items()}
+        chosen = {name: getattr(self, name) for name in ADAPTERS}
+        return {name: default if chosen[name] is None else chosen[name] for name, default in ADAPTERS.items()}
 
     def resolved(self, count: int, checkpoint: Path | None) -> Settings:
         """The settings of the loop for `count` examples."""

@@ -96,13 +96,13 @@ def _page(folder: Path, rows: list[dict[str, Any]], svg: str) -> str:
     facts |= {"tokens": sum(row["tokens"] for row in steps)}
     lines = "".join(f"<tr><th>{name}</th><td>{_number(value)}</td></tr>" for name, value in facts.items())
     config = folder / "config.yaml"
-    said = f"<h2>config.yaml</h2><pre>{html.escape(config.read_text())}</pre>" if config.exists() else ""
+    options = f"<h2>config.yaml</h2><pre>{html.escape(config.read_text())}</pre>" if config.exists() else ""
     where = folder / "environment.json"
     there = json.dumps(json.loads(where.read_text()), indent=1) if where.exists() else ""
     name = html.escape(folder.name)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>"
-        f"<h1>{name}</h1><table>{lines}</table>{svg}{said}<h2>environment.json</h2><pre>{html.escape(there)}</pre></html>"
+        f"<h1>{name}</h1><table>{lines}</table>{svg}{options}<h2>environment.json</h2><pre>{html.escape(there)}</pre></html>"
     )
 
 

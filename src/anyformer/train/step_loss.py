@@ -39,11 +39,11 @@ def metrics(output: Output) -> dict[str, Tensor]:
     """`aux_NAME` for each auxiliary loss; `NAME_least` and `NAME_greatest`, over all layers, for metrics of parts
     (`Flow.report`). Tensors without dimensions, not yet fetched from the device; empty for a model that reports
     nothing."""
-    found = {f"aux_{name}": value.detach() for name, value in output.aux.items()}
+    by_name = {f"aux_{name}": value.detach() for name, value in output.aux.items()}
     for name, values in output.figures.items():
-        found[f"{name}_least"] = min(v.min() for v in values)
-        found[f"{name}_greatest"] = max(v.max() for v in values)
-    return found
+        by_name[f"{name}_least"] = min(v.min() for v in values)
+        by_name[f"{name}_greatest"] = max(v.max() for v in values)
+    return by_name
 
 
 def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:

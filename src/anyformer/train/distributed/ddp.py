@@ -195,7 +195,7 @@ class DDP(World):
 
     @torch.no_grad()
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {}
+        whole = {}
         for name, value in tensors.items():
             value = value.full_tensor() if isinstance(value, DTensor) else value.detach()
             if owner := self._of(self.owned, name, value):
@@ -207,11 +207,11 @@ class DDP(World):
                 dist.all_gather(parts, value.contiguous(), group=self.tensor)
                 value = torch.cat(parts, axis)
             if self.main:
-                found[name] = value.cpu()
-        return found
+                whole[name] = value.cpu()
+        return whole
 
     def shard(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {}
+        parts = {}
         for name, value in tensors.items():
             if (axis := self._of(self.plan, name, value)) is not None:
                 value = value.chunk(self.size // self.copies, axis)[self.rank % (self.size // self.copies)]
@@ -221,8 +221,8 @@ class DDP(World):
             if isinstance(kin, DTensor) and value.ndim:
                 value = value.to(kin.device)
                 value = distribute_tensor(value, kin.device_mesh, kin.placements, src_data_rank=None)
-            found[name] = value
-        return found
+            parts[name] = value
+        return parts
 
     def _of(self, table: dict[str, V], name: str, value: Tensor) -> V | None:
         """The entry of a parameter in a table, or of a moment of its shape."""

@@ -40,9 +40,9 @@ def _one_by_one(state: PowerSGDState, bucket: dist.GradBucket) -> torch.futures.
     """PyTorch's hook exchanges twice, the second time from a callback; gloo runs callbacks of several buckets in any
     order, another one in each process. So a bucket is finished before the next begins. (DDP reads the annotations, and
     wants types, not texts: no `annotations` from the future in this file.)"""
-    found = powerSGD_hook(state, bucket)
-    found.wait()
-    return found
+    future = powerSGD_hook(state, bucket)
+    future.wait()
+    return future
 
 
 class LocalSGD(DDP):
@@ -88,14 +88,14 @@ class LocalSGD(DDP):
             p.copy_(self.anchor[name])
 
     def local_state(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {f"anchor.{n}": a for n, a in self.anchor.items()}
+        tensors = {f"anchor.{n}": a for n, a in self.anchor.items()}
         for name, p in zip(self.anchor, self.outer.param_groups[0]["params"], strict=True):
             if (momentum := self.outer.state[p].get("momentum_buffer")) is not None:
-                found[f"momentum.{name}"] = momentum
+                tensors[f"momentum.{name}"] = momentum
         for place in range(1, self.copies):
             for name, value in [*self.named.items(), *moments.items()]:
-                found[f"{place}.{name}"] = self._from(place, value)
-        return {**found, "copies": torch.tensor(self.copies)} if self.main else {}
+                tensors[f"{place}.{name}"] = self._from(place, value)
+        return {**tensors, "copies": torch.tensor(self.copies)} if self.main else {}
 
     def _from(self, place: int, value: Tensor) -> Tensor:
         """The tensor that process `place` holds, everywhere."""

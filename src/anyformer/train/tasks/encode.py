@@ -184,10 +184,10 @@ def whole(tokenizer: Any, text: str, limit: int, ends: bool = False, closed: boo
         ends: it is a source or a target. closed: the tokens that close every text stay when it is cut; by default if it
             does not end: a target that is cut must not teach to stop there.
     """
-    found = reading(tokenizer, text, ends)
-    if not found.ids:
+    encoded = reading(tokenizer, text, ends)
+    if not encoded.ids:
         raise ValueError(f"the text {text!r:.60} has no tokens")
-    return found.cut(limit, not ends if closed is None else closed)
+    return encoded.cut(limit, not ends if closed is None else closed)
 
 
 def written(tokenizer: Any, row: Row, which: str, limit: int) -> tuple[list[int], list[int]]:
@@ -197,8 +197,8 @@ def written(tokenizer: Any, row: Row, which: str, limit: int) -> tuple[list[int]
     response, and the end token.
     """
     text, spans = _spoken(tokenizer, row, which)
-    found = tokenizer.core.encode(text, add_special_tokens=which == "text")
-    ids, starts = list(found.ids), [start for start, _ in found.offsets]
+    encoded = tokenizer.core.encode(text, add_special_tokens=which == "text")
+    ids, starts = list(encoded.ids), [start for start, _ in encoded.offsets]
     counted = [any(a <= s < b for a, b in spans) for s in starts]
     ends = tokenizer.role_id("eos_token")
     if which == "text" or tokenizer.template is None:

@@ -54,8 +54,10 @@ class EpisodeData:
     def _check(self) -> None:
         kinds = [(e.states.shape[1], *e.actions.shape[1:]) for e in (part.whole(0) for part in self.parts[0])]
         if len(set(kinds)) > 1:
-            said = ", ".join(f"{t.source.name}: {kind}" for t, kind in zip(self.tables, kinds, strict=True))
-            raise ValueError(f"the sources are of different environments; numbers of a state, and of an action: {said}")
+            differing = ", ".join(f"{t.source.name}: {kind}" for t, kind in zip(self.tables, kinds, strict=True))
+            raise ValueError(
+                f"the sources are of different environments; numbers of a state, and of an action: {differing}"
+            )
 
     def words(self) -> tuple[str, ...]:
         """No text."""
@@ -153,17 +155,17 @@ class Windows:
 
     def rows(self, first: int, count: int) -> Batch:
         """See `data.order.Rows`."""
-        found: dict[int, Steps] = {}
+        by_place: dict[int, Steps] = {}
         for part, (before, places) in zip(self.parts, picked(self.weights, self.seed, first, count), strict=True):
             items = shuffled(before, len(places), part.steps, self.seed)[1]
             windows = [part.window(i, self.processor.window) for i in items.tolist()]
-            found |= dict(zip(places.tolist(), windows, strict=True))
-        return self.batch([found[i] for i in range(count)])
+            by_place |= dict(zip(places.tolist(), windows, strict=True))
+        return self.batch([by_place[i] for i in range(count)])
 
     def batch(self, windows: Sequence[Steps]) -> Batch:
         """Inputs of the model, and the actions as labels: (B, K) choices, or (B, K, A)."""
-        given = self.processor(windows)
-        return {**given, "labels": self._labels(given)}
+        inputs = self.processor(windows)
+        return {**inputs, "labels": self._labels(inputs)}
 
     def _labels(self, given: dict[str, Tensor]) -> Tensor:
         labels = given["actions"].argmax(-1) if self.processor.choices else given["actions"]

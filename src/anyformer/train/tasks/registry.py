@@ -100,13 +100,13 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     has = set(columns)
     matching = {kind: next((c for c in options if has.issuperset(c)), ()) for kind, options in COLUMNS.items()}
     first = max(matching.values(), key=len)  # text and label are more specific than text
-    found = [kind for kind, options in matching.items() if options and (kind == task or options == first)]
+    matches = [kind for kind, options in matching.items() if options and (kind == task or options == first)]
     fits = _fits(FITS | TUNED, type(model), model.takes)
-    chosen = next((kind for kind in found if kind in fits and task in ("auto", kind)), None)
+    chosen = next((kind for kind in matches if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
         known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
         can = [kind for kind in fits if kind in COLUMNS]
-        problem = f"are for {' or '.join(found)}" if found else f"match no task: {', '.join(known)}"
+        problem = f"are for {' or '.join(matches)}" if matches else f"match no task: {', '.join(known)}"
         raise ValueError(
             f"{name} ({type(model).__name__}) can be tuned to {', '.join(can) or 'none of the tasks'}"
             f"{'' if task == 'auto' else f', task={task} is asked for'}, and the columns of the examples, "
@@ -139,12 +139,12 @@ def sentinels(tokenizer: Tokenizer) -> tuple[int, ...]:
     Raises:
         ValueError: if the tokenizer has none.
     """
-    found: list[int] = []
-    while (token := tokenizer.core.token_to_id(sentinel(len(found)))) is not None:
-        found.append(token)
-    if not found:
+    ids: list[int] = []
+    while (token := tokenizer.core.token_to_id(sentinel(len(ids)))) is not None:
+        ids.append(token)
+    if not ids:
         raise ValueError(f"the task span needs a tokenizer with sentinels {sentinel(0)}, {sentinel(1)} …; it has none")
-    return tuple(found)
+    return tuple(ids)
 
 
 def role(tokenizer: Tokenizer, task: str, name: str) -> int:
@@ -153,7 +153,7 @@ def role(tokenizer: Tokenizer, task: str, name: str) -> int:
     Raises:
         ValueError: if the tokenizer has none.
     """
-    found = tokenizer.role_id(name)
-    if found is None:
+    number = tokenizer.role_id(name)
+    if number is None:
         raise ValueError(f"the task {task} needs a tokenizer with a {name}, and this one has none")
-    return found
+    return number

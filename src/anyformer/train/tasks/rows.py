@@ -114,11 +114,11 @@ class TableRows:
     def rows(self, first: int, count: int) -> Batch:
         """See `data.order.Rows`; two rows a pair."""
         each = 2 if self.parts[0].pair else 1
-        found: dict[int, Example] = {}
+        by_place: dict[int, Example] = {}
         for part, (before, places) in zip(self.parts, picked(self.weights, self.seed, first, count), strict=True):
             examples = part.examples(shuffled(before, len(places), part.places.size, self.seed)[1])
-            found |= dict(zip((places[:, None] * each + np.arange(each)).ravel().tolist(), examples, strict=True))
-        return collate([found[i] for i in range(count * each)], self.pad)
+            by_place |= dict(zip((places[:, None] * each + np.arange(each)).ravel().tolist(), examples, strict=True))
+        return collate([by_place[i] for i in range(count * each)], self.pad)
 
 
 def on_rows(

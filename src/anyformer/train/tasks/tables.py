@@ -56,8 +56,8 @@ class Table:
     def key(self, columns: tuple[str, ...]) -> str:
         """Equal for equal rows. Of a folder of images, names and sizes decide, not the content."""
         if self.source.kind == "images":
-            said = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
-            return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+            sizes = [(str(f.relative_to(self.source.root)), f.stat().st_size) for f in self.source.files]
+            return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
         if self.source.files:
             return fingerprint(self.source, self.fields)
         digest = hashlib.sha256()
@@ -93,17 +93,17 @@ def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...
     Raises:
         ValueError: if there is one only.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for table in tables:
         for row in table.rows(columns[-1:]):
             label = row[columns[-1]]
-            found.update(map(str, label if isinstance(label, list) else [label]))
-    if len(found) < 2:
-        said = ", ".join(map(repr, found))
+            names.update(map(str, label if isinstance(label, list) else [label]))
+    if len(names) < 2:
+        listed_names = ", ".join(map(repr, names))
         raise ValueError(
-            f"the rows have one class only: every one has the label {said}; there is nothing to tell apart"
+            f"the rows have one class only: every one has the label {listed_names}; there is nothing to tell apart"
         )
-    return tuple(sorted(found, key=_place))
+    return tuple(sorted(names, key=_place))
 
 
 def _place(name: str) -> tuple[bool, float, str]:

@@ -122,10 +122,10 @@ def _masked(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
         return {"input_ids": read, "labels": labels}
 
     def paired(windows: np.ndarray, rng: np.random.Generator) -> Example:
-        found = corrupt.pair(windows[0], windows[1], rng)
-        whole, types = found.joined(cls, sep)
+        pair = corrupt.pair(windows[0], windows[1], rng)
+        whole, types = pair.joined(cls, sep)
         read, labels = masking(whole, rng)
-        return {"input_ids": read, "token_type_ids": types, "labels": np.concatenate(([found.label], labels))}
+        return {"input_ids": read, "token_type_ids": types, "labels": np.concatenate(([pair.label], labels))}
 
     if "nsp" in model.heads:
         return paired, context - 3, 2, objectives.MaskedAndNextSentence(), objectives.masked_lm
