@@ -10,7 +10,6 @@ from typing import Literal
 
 from anyformer.core.listing import names
 from anyformer.core.value import nearest
-from anyformer.data import sources
 
 MODEL, CONFIG = "model", "config.json"
 Kind = Literal["architecture", "recipe", "config", "weights"]
@@ -37,6 +36,8 @@ def find(name: str) -> Path | str:
         ValueError: if it names an architecture, a recipe or a config.json, which have no weights.
         FileNotFoundError: with the nearest names, if there is nothing of that name.
     """
+    from anyformer.data import sources  # not at the top: the help of a verb does not need it
+
     path = Path(name).expanduser()
     if name in names():
         here = f"; the folder here is ./{name}" if path.exists() else ""
