@@ -16,7 +16,7 @@ O = ParamSpec("O")  # the options of a part: its constructor's arguments after t
 T = TypeVar("T")
 
 
-class Part(Shown, nn.Module):
+class Part(nn.Module, Shown):
     """Base of every part. Adds one method to `nn.Module`: `of`, which describes the part before its width is known.
 
     A part builds its submodules from recipes, and draws its own initial weights in `reset_parameters` where the common

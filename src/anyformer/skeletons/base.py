@@ -55,7 +55,7 @@ class Output:
     across: frozenset[str] = frozenset()
 
 
-class Skeleton(Shown, nn.Module):
+class Skeleton(nn.Module, Shown):
     """Base of complete models: their own width, their inputs by name, and their origin.
 
     Attributes:
