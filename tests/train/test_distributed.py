@@ -314,7 +314,7 @@ def test_fsdp_can_replace_the_class_of_every_part():
     while left:
         classes.add(cls := left.pop())
         left += cls.__subclasses__()
-    for cls in classes:
+    for cls in (cls for cls in classes if not issubclass(cls, FSDPModule)):  # not those that another test made
         module = cls.__new__(cls)
         object.__setattr__(module, "__class__", type(f"FSDP{cls.__name__}", (FSDPModule, cls), {}))
         assert isinstance(module, FSDPModule)
