@@ -12,7 +12,7 @@ import torch
 
 import anyformer as af
 from anyformer.contract import CHECKS, Report, compositions, verify
-from anyformer.contract.report import OWN, Row
+from anyformer.contract.report import OWN, Row, selected
 from anyformer.contract.subjects import redrawn
 from anyformer.hub.formats.safetensors import open_weights, write_safetensors
 from anyformer.parts import RMSNorm
@@ -178,3 +178,10 @@ def test_every_check_runs_somewhere() -> None:
     assert run == {check.name for check in CHECKS}
     for item in (*range(1, 15), 16, *range(18, 22)):
         assert any(check.item == item for check in CHECKS), f"item {item} of the contract has no check"
+
+
+@pytest.mark.parametrize("name", ["vit", "linear"])
+def test_a_check_without_a_case_has_a_reason(name: str) -> None:
+    for check in CHECKS:
+        cases, why = selected(check, name, None)
+        assert next(cases, None) is not None or (why and not why.endswith(": None")), check.name

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from anyformer.contract.check import CHECKS, Check, LeftOut
+from anyformer.contract.check import CHECKS, ROLES, Check, LeftOut
 from anyformer.contract.oracle import NO_ORACLE, available
 from anyformer.contract.precision import own_type_is_close_to_float32
 from anyformer.contract.probe import scaled
@@ -130,6 +130,8 @@ def selected(check: Check, name: str, own: Subject | None) -> tuple[Iterator[tup
     if own is None:
         if check.over == "parts":
             return iter([()]), ""
+        if check.over in ROLES:
+            return iter(()), "its cases are masks and mixers, not architectures"
         from anyformer.contract.subjects import subjects
 
         reasons = [] if check.over == "page" else [why for s in subjects(name) if (why := check.needs(s))]
