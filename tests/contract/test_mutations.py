@@ -10,6 +10,7 @@ import torch
 
 import anyformer as af
 from anyformer.contract import CHECKS, Check, compositions, forget, oracle, roles
+from anyformer.contract.hyper import fingerprint
 from anyformer.contract.probe import Failed
 from anyformer.contract.subjects import hubs, subjects
 from tests.contract import faults_in_files, faults_in_models, faults_in_use  # noqa: F401  (they fill FAULTS)
@@ -33,11 +34,13 @@ def the_case(check: Check, on: str) -> tuple[Any, ...]:
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    """Models and oracles that were made before are not used, nor are those made here used later."""
+    """Models, oracles and fingerprints that were made before are not used, nor are those made here used later."""
     forget()
+    fingerprint.cache_clear()
     torch.set_num_threads(1)
     yield
     forget()
+    fingerprint.cache_clear()
 
 
 def marked(fault: Fault) -> Any:
