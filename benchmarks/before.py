@@ -17,6 +17,7 @@ from benchmarks import machine
 from benchmarks.contest import ROOT, Contestant, Worker, afresh, compete, ratio, spread, started
 from benchmarks.report import row, times, verdict
 
+REQUESTS = {"train_step": {"steps": 1}, "decode": {}}  # of those whose processes stay; `load` wants new ones
 BOUNDS = ("peak", "machine")  # no contestants: what the machine can do
 TIMES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {  # seconds, from an answer
     "train_step": lambda answer: {"a step": answer["seconds"][0]},
@@ -40,15 +41,16 @@ def both(name: str, old: Path) -> dict[str, Contestant]:
 def measured(name: str, old: Path, rounds: int, notes: list[str]) -> list[str]:
     """The rows of a table: seconds of each contestant, how many times as long as ours, and what follows from it."""
     contestants = both(name, old)
-    if name == "train_step":
-        workers, request = started(name, contestants, notes), {"steps": 1}
-        compete(workers, contestants, 3, request, notes)  # warm-up
+    if name != "train_step":
+        for root in (old, ROOT):
+            Worker("weights", "smollm2", root=root).close()
+    if (request := REQUESTS.get(name)) is not None:
+        workers = started(name, contestants, notes)
+        compete(workers, contestants, 3 if name == "train_step" else 1, request, notes)  # warm-up, as there
         answers = compete(workers, contestants, rounds, request, notes)
         for worker in workers.values():
             worker.close()
     else:
-        for root in (old, ROOT):
-            Worker("weights", "smollm2", root=root).close()
         answers = afresh(name, contestants, rounds, {}, notes)
     seconds = {key: [TIMES[name](a) for a in found] for key, found in answers.items()}
     table = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.cli.options import Parser, pick
-from anyformer.cli.signatures import constant
 
 EXAMPLE = "anyformer finetune --model minilm --data reviews.csv --method lora --out runs/reviews"
 CALL = "anyformer.train:finetune"
@@ -14,10 +13,7 @@ CALL = "anyformer.train:finetune"
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.finetune`."""
     parser.add_function(CALL)
-    parser.renamed, parser.values = (
-        constant("anyformer.train.renamed:RENAMED"),
-        constant("anyformer.train.renamed:VALUES"),
-    )
+    parser.accept_former("anyformer.train.renamed")
 
 
 def run(args: Any) -> None:

@@ -21,7 +21,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from anyformer.cli.signatures import read
+from anyformer.cli.signatures import constant, read
 from anyformer.core.value import nearest
 
 
@@ -89,6 +89,10 @@ class Parser(ArgumentParser):
         end = given.index("--") if "--" in given else len(given)
         words = self._present([self._spelt(a) for a in given[:end]])
         return super().parse_args(self._gathered(words) + given[end:], **rest)
+
+    def accept_former(self, module: str) -> None:
+        """Reads former names and values of options, those of a module's RENAMED and VALUES, which is not imported."""
+        self.renamed, self.values = constant(f"{module}:RENAMED"), constant(f"{module}:VALUES")
 
     def options(self) -> list[str]:
         """The options as they are shown, `--max-new-tokens`."""

@@ -71,11 +71,11 @@ def _read(module: str, name: str) -> Signature:
     by_place = [*args.posonlyargs, *args.args]
     defaults = [*[None] * (len(by_place) - len(args.defaults)), *args.defaults, *args.kw_defaults]
     for i, (arg, default) in enumerate(zip([*by_place, *args.kwonlyargs], defaults, strict=True)):
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if i < len(by_place) else inspect.Parameter.KEYWORD_ONLY
-        value = inspect.Parameter.empty if default is None else _evaluated(default, names)
+        kind = _BY_PLACE if i < len(by_place) else inspect.Parameter.KEYWORD_ONLY
+        value = _EMPTY if default is None else _evaluated(default, names)
         if isinstance(value, Unknown):
             raise Unread(f"the default of {arg.arg}")
-        annotation = inspect.Parameter.empty if arg.annotation is None else _evaluated(arg.annotation, names)
+        annotation = _EMPTY if arg.annotation is None else _evaluated(arg.annotation, names)
         found.append(inspect.Parameter(arg.arg, kind, default=value, annotation=annotation))
     return Signature(tuple(found), ast.get_docstring(node) or "")
 
@@ -156,7 +156,7 @@ class _Names(dict[str, Any]):
 
 
 def _definition(module: str, name: str) -> tuple[str, ast.AST]:
-    """Where a name is defined, through imports: the module, and the function, class, value, or imported name."""
+    """The definition of a name, through imports: the module, and the function, class, value, or imported name."""
     for node in _statements(module):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return module, node

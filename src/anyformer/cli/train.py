@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from anyformer.cli.options import Parser, pick
-from anyformer.cli.signatures import constant
 
 EXAMPLE = "anyformer train --model llama --data book.txt --out runs/book --overrides.depth 6"
 CALL = "anyformer.train:train"
@@ -14,10 +13,7 @@ CALL = "anyformer.train:train"
 def options(parser: Parser) -> None:
     """The options of the verb are those of the Python call, `anyformer.train.train`."""
     parser.add_function(CALL)
-    parser.renamed, parser.values = (
-        constant("anyformer.train.renamed:RENAMED"),
-        constant("anyformer.train.renamed:VALUES"),
-    )
+    parser.accept_former("anyformer.train.renamed")
 
 
 def run(args: Any) -> None:

@@ -333,7 +333,7 @@ def _apart(
 
 
 def _columns(parts: tuple[Tensor, ...], stacked: Any, i: int) -> slice:
-    """Which columns of B part i uses: its own where the adapters were stacked here, else all."""
+    """The columns of B that part i uses: its own where the adapters were stacked here, else all."""
     rank = parts[0].shape[1]
     if not isinstance(stacked, list) or len(stacked) != len(parts) or not all(type(n) is int for n in stacked):
         return slice(0, rank)

@@ -45,7 +45,7 @@ SOFTMAX = (
 
 
 class Transfer:
-    """What muP changes between two recipes of the same paths.
+    """The changes of muP between two recipes of the same paths.
 
     Attributes:
         recipe: the wide recipe, with the scales of attention and logits.

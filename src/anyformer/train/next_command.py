@@ -31,7 +31,7 @@ def next_command(
     fields: Mapping[str, str] | None = None,
     prompt: str = "The ",
 ) -> str:
-    """What to type to use the model of a run, with a text, a picture or an environment of its data.
+    """The command that uses the model of a run, with a text, a picture or an environment of its data.
 
     Args:
         place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.

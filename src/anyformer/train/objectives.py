@@ -34,7 +34,7 @@ Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
 
 
 def counted(labels: Tensor) -> Tensor:
-    """How many labels count: a whole number, in a tensor of no dimensions."""
+    """The number of labels that count: a whole number, in a tensor of no dimensions."""
     return (labels != IGNORE).sum()
 
 

@@ -55,7 +55,7 @@ def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
 
 
 def real_tokens(batch: dict[str, Tensor]) -> int:
-    """How many tokens (patches' pixels, for images) of a batch are no padding: auxiliary losses are means over them."""
+    """The number of tokens in a batch (for images, of pixels) without padding: auxiliary losses are means over them."""
     for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
         if name in batch:
             return int((batch[name] >= at_least).sum())

@@ -129,7 +129,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
 
 
 def sentinel(number: int) -> str:
-    """How T5's tokenizers write the token that stands for hidden span `number`."""
+    """The spelling of the token for hidden span `number` in T5's tokenizers."""
     return f"<extra_id_{number}>"
 
 

@@ -52,7 +52,7 @@ class TableData:
 
     @property
     def classes(self) -> int:
-        """How many there are, or 0."""
+        """Their number, or 0."""
         return len(self.names)
 
     def words(self) -> Iterable[str]:

@@ -39,7 +39,7 @@ def one_in_ten(name: str, count: int) -> tuple[Subset, Subset]:
 
 
 def _drawn(block: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Which one of a block of so many is held out: the same in every run (SplitMix64 of the block's number)."""
+    """The held-out index in a block of so many: the same in every run (SplitMix64 of the block's number)."""
     with np.errstate(over="ignore"):
         x = (block.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

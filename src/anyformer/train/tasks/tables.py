@@ -107,13 +107,13 @@ def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...
 
 
 def _place(name: str) -> tuple[bool, float, str]:
-    """Where a class stands: numbers first, by their size."""
+    """The sort key of a class: numbers first, by their size."""
     number = re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", name, re.ASCII | re.IGNORECASE)
     return number is None, float(name) if number else 0.0, name
 
 
 def listed(names: Sequence[str]) -> str:
-    """How many classes there are, and which, for a reader; and a word about labels that are scores."""
+    """The number of classes and their names, as text; and a note about labels that are scores."""
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     scores = all(not _place(name)[0] for name in names) and any(float(name) % 1 for name in names)
     more = "; each number is a class of its own: there is no regression here" if scores else ""
