@@ -15,6 +15,7 @@ import yaml
 import anyformer as af
 from anyformer.cli import main, verb
 from anyformer.cli.options import Parser
+from anyformer.core.options import current
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import Settings, finetune, renamed, train
 from anyformer.train.options import FinetuneOptions, TrainOptions
@@ -114,8 +115,23 @@ def test_a_config_with_former_names_repeats_its_run(
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(options))
     assert main(["train", "--config", str(tmp_path / "old.yaml")]) == 0, capsys.readouterr().err
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert written == written | renamed.current(options) | {"order": "random"}
+    assert written == written | current(options, renamed.RENAMED, renamed.VALUES) | {"order": "random"}
     assert not renamed.RENAMED.keys() & written.keys()
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_a_file_with_both_names_of_an_option_is_refused(
+    former: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = former.partition(".")[0]
+    present = renamed.RENAMED[old]
+    command = "finetune" if old in OF_FINETUNE else "train"
+    parser = Parser(command, "", "")
+    verb(command).options(parser)
+    (tmp_path / "both.yaml").write_text(f"{present}: 1\n{old}: 2\n")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--config", str(tmp_path / "both.yaml")])
+    assert f"{present} and {old} are names of one option: keep {present}" in capsys.readouterr().err
 
 
 def value_of(name: str, held: Any) -> Any:

@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from anyformer.cli.signatures import constant, read
+from anyformer.core.options import current
 from anyformer.core.value import nearest
 
 
@@ -91,8 +92,9 @@ class Parser(ArgumentParser):
         return super().parse_args(self._gathered(words) + given[end:], **rest)
 
     def accept_former(self, module: str) -> None:
-        """Reads former names and values of options, those of a module's RENAMED and VALUES, which is not imported."""
-        self.renamed, self.values = constant(f"{module}:RENAMED"), constant(f"{module}:VALUES")
+        """Reads former names and values of the options added so far: RENAMED and VALUES of a module, not imported."""
+        names, self.values = constant(f"{module}:RENAMED"), constant(f"{module}:VALUES")
+        self.renamed = {old: new for old, new in names.items() if old not in self.labels and new in self.labels}
 
     def options(self) -> list[str]:
         """The options as they are shown, `--max-new-tokens`."""
@@ -129,9 +131,8 @@ class Parser(ArgumentParser):
     def _new_name(self, name: str) -> str | None:
         """The present name of an option that was renamed, with a note on stderr; None for any other."""
         new = self.renamed.get(name)
-        if new is None or name in self.labels or new not in self.labels:
-            return None
-        print(f"{self.prog}: the option {name} is now called {new}", file=sys.stderr)
+        if new is not None:
+            print(f"{self.prog}: the option {name} is now called {new}", file=sys.stderr)
         return new
 
     def _present_file(self, path: str) -> str:
@@ -142,10 +143,12 @@ class Parser(ArgumentParser):
             return path
         if not isinstance(options, dict) or not self.renamed.keys() & options.keys():
             return path
-        present = {self._new_name(str(name)) or name: value for name, value in options.items()}
-        for name, values in self.values.items():
-            if isinstance(value := present.get(name), str):
-                present[name] = values.get(value, value)
+        for name in options:
+            self._new_name(str(name))
+        try:
+            present = current(options, self.renamed, self.values)
+        except ValueError as error:
+            self.error(f"{path}: {error}")
         return yaml.safe_dump(present, sort_keys=False, allow_unicode=True)
 
     def _gathered(self, given: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Functions whose parameters are the fields of a frozen dataclass: options that are written once and inherited.
+"""Options of functions: written once, as the fields of a frozen dataclass, and read by their former names.
 
 `anyformer.cli` makes command lines of such functions from source alone, so this module imports nothing heavy.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import docstring_parser
@@ -49,6 +49,30 @@ def documented(function: str, classes: Iterable[str], names: Iterable[str]) -> s
     args = "\n".join(f"    {name}: {texts.get(name, '')}".replace("\n", "\n        ") for name in names)
     summary, returns, rest = inspect.cleandoc(function).partition("Returns:\n")
     return f"{summary.rstrip()}\n\nArgs:\n{args}\n\n{returns}{rest}"
+
+
+def current(
+    options: Mapping[str, Any], names: Mapping[str, str], values: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    """Options with their present names and values.
+
+    Args:
+        options: by former or present names.
+        names: former name -> present one.
+        values: present name -> former value -> present one.
+
+    Raises:
+        ValueError: if an option is there by two names.
+    """
+    present: dict[str, Any] = {}
+    for name, value in options.items():
+        new = names.get(name, name)
+        if new in present:
+            both = [n for n in options if names.get(n, n) == new]
+            raise ValueError(f"{' and '.join(both)} are names of one option: keep {new}, and remove the other")
+        table = values.get(new, {})
+        present[new] = table.get(value, value) if isinstance(value, str) else value
+    return present
 
 
 def _signature(cls: Any) -> inspect.Signature:

@@ -1,4 +1,4 @@
-"""Former names of options: read in files and on the command line, refused in Python."""
+"""Former names of options: read in files and on the command line (`core.options.current`), refused in Python."""
 
 from __future__ import annotations
 
@@ -16,15 +16,6 @@ RENAMED = {
     "exchange": "communication",
 }
 VALUES = {"order": {"drawn": "random"}}  # former values of an option
-
-
-def current(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their present names, with their present values."""
-    renamed = {RENAMED.get(name, name): value for name, value in options.items()}
-    for name, values in VALUES.items():
-        if isinstance(value := renamed.get(name), str):
-            renamed[name] = values.get(value, value)
-    return renamed
 
 
 def refuse(options: Mapping[str, Any]) -> None:

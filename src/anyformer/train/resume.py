@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anyformer.core.options import current
 from anyformer.data.batches import Numbered
 from anyformer.train import checkpoint, optim, random_state, renamed
 from anyformer.train.schedule import ENDING
@@ -38,7 +39,7 @@ class Held:
         """Raises ValueError for settings or facts that differ from those of the checkpoint, except for `FREE`."""
         ours = json.loads(json.dumps({**dataclasses.asdict(settings), **facts}))
         missing = dataclasses.asdict(Settings(1))  # settings that came later are at their defaults in older runs
-        saved = renamed.current({**self.facts["settings"], **self.facts["facts"]})
+        saved = current({**self.facts["settings"], **self.facts["facts"]}, renamed.RENAMED, renamed.VALUES)
         theirs = {**json.loads(json.dumps(missing)), **saved}
         differs = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k) and k not in FREE]
         if differs:
