@@ -88,10 +88,11 @@ class Ledger:
         return sum(line.status == status for line in self.tensors)
 
     def summary(self) -> str:
-        """One line: all tensors and keys by status, and the notes."""
+        """One line: all tensors and keys by status, and the notes; nothing of a file without keys."""
         tensors = ", ".join(f"{self.count(s)} {s}" for s in ("used", "derived", "ignored", "fresh") if self.count(s))
-        parts = [f"{len(self.tensors)} tensors: {tensors or 'none'}", _counted("config keys", self.config)]
-        parts += [_counted(f"keys of {name}", lines) for name, lines in self.files.items()]
+        files = {"config keys": self.config, **{f"keys of {name}": lines for name, lines in self.files.items()}}
+        parts = [f"{len(self.tensors)} tensors: {tensors or 'none'}"]
+        parts += [_counted(kind, lines) for kind, lines in files.items() if lines]
         return "; ".join([*parts, *self.notes])
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class Ledger:
         }
 
 
-def _counted(what: str, lines: list[Line]) -> str:
+def _counted(kind: str, lines: list[Line]) -> str:
     statuses = ("used", "fixed", "ignored", "refused")
     keys = ", ".join(f"{n} {s}" for s in statuses if (n := sum(k.status == s for k in lines)))
-    return f"{len(lines)} {what}: {keys or 'none'}"
+    return f"{len(lines)} {kind}: {keys}"
