@@ -12,7 +12,10 @@ Names are imported on first use, so that `anyformer --help` does not wait for Py
 """
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from anyformer.core import shown
 
 if TYPE_CHECKING:
     from anyformer import generate, parts
@@ -45,6 +48,16 @@ _HOMES = {
     "skeletons.encoder_decoder": ("EncoderDecoder",), "skeletons.stack": ("Stack",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def _notebook() -> ModuleType:
+    """The module that draws in notebooks; the core, below it, cannot name it."""
+    from anyformer.explain import notebook
+
+    return notebook
+
+
+shown.renderer = _notebook
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,15 @@
-"""Objects with a display in notebooks. `explain.notebook` draws them, and is imported on the first display."""
+"""Objects with a display in notebooks.
+
+The module that draws them stands above them: the package attaches it (`renderer`), and it is imported on the first
+display.
+"""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import Any
+
+renderer: Callable[[], Any] | None = None  # returns the module with `html` and `treescope_tree`
 
 
 class Shown:
@@ -13,12 +19,13 @@ class Shown:
 
     def _repr_html_(self) -> str:
         """HTML for Jupyter, VS Code and nbconvert."""
-        return _notebook().html(self)
+        return _renderer().html(self)
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         """A foldable tree for Treescope, whose buttons copy paths."""
-        return _notebook().treescope_tree(self, path, subtree_renderer)
+        return _renderer().treescope_tree(self, path, subtree_renderer)
 
 
-def _notebook() -> Any:
-    return importlib.import_module("anyformer.explain.notebook")
+def _renderer() -> Any:
+    assert renderer is not None, "the package attaches it before any of its modules is imported"
+    return renderer()
