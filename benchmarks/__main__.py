@@ -13,7 +13,18 @@ import sys
 from benchmarks import machine, report
 from benchmarks.contest import ROOT, Missing
 
-NAMES = ("train_step", "training", "decode", "load", "agreement", "char_lm", "communication", "memory", "profile")
+NAMES = (
+    "train_step",
+    "training",
+    "decode",
+    "load",
+    "imports",
+    "agreement",
+    "char_lm",
+    "communication",
+    "memory",
+    "profile",
+)
 QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M in float32, from a GGUF file and from a safetensors directory, to the first forward; and imports.
+"""SmolLM2-135M in float32, from a GGUF file and from a safetensors directory, to the first forward.
 
 Every turn is a new process, in which the libraries are imported before the clock starts; the files are in the page
 cache. A directory is mapped into memory, which puts work off until the weights are used: so the first forward, of 8
@@ -28,8 +28,6 @@ CONTESTANTS = {
     "ours_bare": Contestant("anyformer, directory"),
     "ours_folder": Contestant("anyformer, directory, with tokenizer"),
     "hf_folder": Contestant("transformers, directory", against="ours_bare"),
-    "ours_import": Contestant("`import anyformer` after `import torch`"),
-    "hf_import": Contestant("`import transformers` after `import torch`", against="ours_import"),
 }
 Step = Callable[[], Any]
 
@@ -77,24 +75,8 @@ def hf_folder(facts: dict[str, Any]) -> tuple[Step, Step | None]:
     return _hf(weights.WITH_TOKENIZER)
 
 
-def _timed_import(module: str) -> dict[str, Any]:
-    import importlib
-
-    import torch  # noqa: F401 (what is measured comes on top of it)
-
-    start = time.perf_counter()
-    found = importlib.import_module(module)
-    if module == "anyformer":  # its names are imported when they are used: all of them count
-        for name in found.__all__:
-            getattr(found, name)
-    return {"load": time.perf_counter() - start}
-
-
 def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     """Nothing to say beforehand, and the function that does it once."""
-    if name in ("ours_import", "hf_import"):
-        found = _timed_import("anyformer" if name == "ours_import" else "transformers")
-        return found, lambda request: {}
     import torch
 
     torch.set_num_threads(THREADS)
@@ -137,10 +119,8 @@ ROWS = (
     ("hf_folder", "transformers, directory", "folder", "hf_folder", False),
     ("folder_all", "anyformer, directory, with tokenizer", "", "ours_folder", False),
     ("hf_folder_all", "transformers, directory, with tokenizer", "folder_all", "hf_folder", True),
-    ("import", CONTESTANTS["ours_import"].name, "", "ours_import", False),
-    ("hf_import", CONTESTANTS["hf_import"].name, "import", "hf_import", False),
 )
-HEAD = row("", "load or import, s", "time / ours", "first forward, s", "load and forward / ours")
+HEAD = row("", "load, s", "time / ours", "first forward, s", "load and forward / ours")
 HEAD += " peak of the load | with the forward | of it file |"
 
 
@@ -170,7 +150,6 @@ def run(rounds: int = 5) -> Section:
     claims = [
         *_claim("load, GGUF", load, "gguf", "hf_gguf"),
         *_claim("load and first forward, directory", both, "folder", "hf_folder"),
-        *_claim("import, on top of torch", load, "import", "hf_import"),
         *_memory_claim("peak memory, GGUF", "peak_load", answers, "ours_gguf", "hf_gguf", size),
         *_memory_claim("peak memory with first forward, directory", "peak", answers, "ours_bare", "hf_folder", size),
     ]
@@ -190,7 +169,7 @@ def _claim(what: str, taken: dict[str, list[float]], ours: str, peer: str) -> li
     if peer not in taken:
         return []
     figures = [f"{spread(taken[key])[0]:.2f} s" for key in (ours, peer)]
-    name = "transformers" if peer == "hf_import" else next(r[1] for r in ROWS if r[0] == peer)
+    name = next(r[1] for r in ROWS if r[0] == peer)
     return [Claim(what, name, figures[0], figures[1], ratio(taken[peer], taken[ours]), len(taken[ours]))]
 
 
@@ -207,7 +186,7 @@ def _memory_claim(
 
 def _aims(load: dict[str, list[float]], answers: dict[str, list[dict[str, Any]]], size: int) -> str:
     """What is wanted, and whether it was reached."""
-    aims = [("import in at most 0.3 s", spread(load["import"])[0] <= 0.3)]
+    aims = []
     if "hf_gguf" in load:
         share = 1 / ratio(load["hf_gguf"], load["gguf"])[0]
         aims.append((f"GGUF in at most a fifth of the peer's time without its tokenizer ({share:.2f})", share <= 0.2))

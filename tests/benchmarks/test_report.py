@@ -182,7 +182,7 @@ def test_a_profile_finds_every_product_of_a_step(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_step", "decode", "load", "profile"])
+@pytest.mark.parametrize("name", ["train_step", "decode", "load", "imports", "profile"])
 def test_each_benchmark_runs(name):
     try:
         found = importlib.import_module(f"benchmarks.{name}").run(rounds=1)
