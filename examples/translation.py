@@ -2,9 +2,9 @@
 
     python examples/translation.py --out runs/translation
 
-The texts are descriptions of Debian's packages, or the Debian Administrator's Handbook (`anyformer.data.descriptions`
-and `.parallel`; fetched by apt, 20 and 35 MB). The training is the paper's: label smoothing 0.1, warm-up and inverse
-square root, Adam with (0.9, 0.98), beam search. docs/translation.md says what came out. Needs `pip install sacrebleu`.
+The texts are descriptions of Debian's packages, or the Debian Administrator's Handbook (`translation_texts/`; fetched
+by apt, 20 and 35 MB). Training as in the paper: label smoothing 0.1, warm-up and inverse square root, Adam with
+(0.9, 0.98), beam search. The results stand in docs/translation.md. Needs `pip install sacrebleu`.
 """
 
 import argparse
@@ -13,9 +13,10 @@ import json
 import random
 from pathlib import Path
 
+from translation_texts import parallel
+from translation_texts.descriptions import descriptions
+
 import anyformer as af
-from anyformer.data import parallel
-from anyformer.data.descriptions import descriptions
 from anyformer.generate import generate
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import objectives

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.data import parallel
+from examples.translation_texts import parallel
 
 PAGE = """<html><head><title>Ignored, but a page has one</title><link rel="up" href="x"/></head><body>
 <h2 class="title">{title}</h2><div class="para">

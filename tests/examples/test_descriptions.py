@@ -2,8 +2,8 @@
 
 import pytest
 
-from anyformer.data import descriptions as module
-from anyformer.data.descriptions import descriptions, paragraphs
+from examples.translation_texts import descriptions as module
+from examples.translation_texts.descriptions import descriptions, paragraphs
 
 TEXT = "a title\n first line\n  - an item\n .\n second  paragraph,\n of two lines"
 

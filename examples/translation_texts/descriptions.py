@@ -19,8 +19,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from anyformer.data.parallel import Pair
 from anyformer.data.sources import cache
+
+from .parallel import Pair
 
 MEGABYTES = 20  # of apt's download for one language and English
 _TEXT = re.compile(r"^Description-(?!md5:)\w+: (.*(?:\n .*)*)", re.MULTILINE)

@@ -10,7 +10,7 @@ import pytest
 import anyformer as af
 from anyformer.hub.text.tokenizer import Tokenizer
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_translation(tmp_path, monkeypatch, capsys):
@@ -43,6 +43,7 @@ def test_translation(tmp_path, monkeypatch, capsys):
         "--beams",
         "2",
     ]
+    monkeypatch.syspath_prepend(EXAMPLES)  # as `python examples/translation.py` has it
     monkeypatch.setattr(sys, "argv", ["translation.py", "--out", str(out), *small])
     runpy.run_path(str(EXAMPLES / "translation.py"), run_name="__main__")
     scores = json.loads((out / "scores.json").read_text())["scores"]

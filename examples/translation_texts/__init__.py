@@ -1,0 +1,1 @@
+"""Texts in two languages for `examples/translation.py`."""
