@@ -158,11 +158,6 @@ class GGUF(TensorFile):
         spans = [self._row(cursor) for _ in range(tensors)]
         self._place(cursor.at, spans)
 
-    def raw_type(self, name: str) -> str:
-        """The type in which the file stores a tensor, such as `Q4_1`."""
-        self._entry(name)
-        return self._types[name].name
-
     def _row(self, cursor: Cursor) -> tuple[int, int, str, tuple[int, ...]]:
         """One row of the tensor table: offset, size in bytes, name, shape in PyTorch order."""
         name = cursor.string("tensor name", MAX_NAME)

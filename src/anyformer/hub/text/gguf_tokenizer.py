@@ -26,7 +26,7 @@ from tokenizers import Tokenizer as Core
 from anyformer.hub.formats.guard import refuse, short
 from anyformer.hub.text.tokenizer import Tokenizer
 
-UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # tokenizer.ggml.token_type; 1 normal, 5 unused
+UNKNOWN, CONTROL, USER = 2, 3, 4  # tokenizer.ggml.token_type; 1 normal, 5 unused, 6 byte
 KEY = "tokenizer.ggml."
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>")
 

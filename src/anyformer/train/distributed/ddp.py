@@ -49,10 +49,7 @@ class DDP(World):
         copies: shares of a batch. `place`: which of them is this process's.
         plan: the axis along which each split parameter is cut, by path.
         owned: which process of those that share a copy has it, and its shape, by path.
-        sharded: are weights in parts among the copies, too?
     """
-
-    sharded = False
 
     def __init__(self, split: int = 1, device: str = "cpu", experts: bool = False):
         self._made = not dist.is_initialized()

@@ -31,8 +31,6 @@ from anyformer.data.store import Example
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
 
-Encode = Callable[[Row], list[Example]]  # two examples for a pair; none where there is nothing to learn
-
 
 @dataclass(frozen=True)
 class RowEncoder:
