@@ -163,6 +163,8 @@ def decodes(subject: Subject) -> str | None:
 
 def writes(subject: Subject) -> str | None:
     """The reason why checks of generation do not apply, or None."""
+    if not subject.writes and subject.recipe.part.generates and subject.has_source:
+        return "its source is no text: tests/generate/test_transcribing.py"
     return None if subject.writes else "it writes no text"
 
 

@@ -23,10 +23,10 @@ MOST = 40  # tokens of a row
 
 def packs(subject: Subject) -> str | None:
     """The reason why checks of packed documents do not apply, or None."""
-    if not subject.reads_text:
-        return "it reads no text: a row is one picture, or one episode"
     if subject.has_source:
         return "sources and targets are not packed: one pair a row"
+    if not subject.reads_text:
+        return "it reads no text: a row is one picture, or one episode"
     for part in (m for m in subject.outline.modules() if isinstance(m, OverTime) and not m.packs):
         return f"{type(part).__name__} cannot keep packed documents apart"
     return "it makes one vector of a row" if getattr(subject.outline, "pool", None) is not None else None

@@ -21,6 +21,7 @@ from anyformer.parts import Attention, LatentAttention
 
 LAYERS = 4  # shown by default, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be distinguished
+PLACES = 32  # labels on an axis of positions that are no tokens
 
 
 def attention_picture(
@@ -43,7 +44,8 @@ def attention_picture(
 
     Args:
         model: any model with attention, whatever other mixers it has.
-        inputs: a text, token ids, or pixel values (1, C, height, width); of two towers, that of the medium is drawn.
+        inputs: a text, token ids, or another main input, e.g. pixel values (1, C, height, width); of two towers, that
+            of the medium is drawn.
             For a model that reads several tensors: all of them by name (`model.inputs()`), one row each.
         path: the PNG to write.
         answer: the continuation of `inputs` in a decoder, the target in an encoder-decoder. The rows are its tokens.
@@ -115,23 +117,34 @@ def _inputs(model: Any, tokenizer: Any, inputs: Any, answer: Any) -> tuple[dict[
         if not isinstance(inputs, Tensor) or inputs.ndim != 1 + len(read.axes) or len(inputs) != 1:
             shape = f"(1, {', '.join(read.axes)})"
             raise ValueError(f"this model reads {model.takes} of shape {shape}, got {_shown(inputs)}")
-        return {model.takes: inputs}, {}
+        if not model.reads_source:
+            return {model.takes: inputs}, {}
+        count = model.entrances()[0].front.length({model.takes: inputs})
+        target = _target(model, tokenizer, answer)
+        named = {model.takes: inputs, "decoder_input_ids": torch.tensor([target], device=inputs.device)}
+        places = [str(n) if n % (1 + count // PLACES) == 0 else "" for n in range(count)]
+        return named, {"source": places, "target": labels(tokenizer, target), "first": 0}
     if answer is not None and not model.generates:
         raise ValueError("this model reads both ways and does not answer; leave answer out")
     ids = _ids(tokenizer, inputs, special=True)
-    more = [] if answer is None else _ids(tokenizer, answer, special=False)
     device = next(model.parameters()).device
     if model.reads_source:
-        if answer is None:
-            raise ValueError("an encoder-decoder looks at the source while it writes; give answer=, the target")
-        target = [model.begin_id, *more]
+        target = _target(model, tokenizer, answer)
         both = {
             "input_ids": torch.tensor([ids], device=device),
             "decoder_input_ids": torch.tensor([target], device=device),
         }
         return both, {"source": labels(tokenizer, ids), "target": labels(tokenizer, target), "first": 0}
+    more = [] if answer is None else _ids(tokenizer, answer, special=False)
     axes = {"target": labels(tokenizer, ids + more), "first": len(ids) if more else 0}
     return {"input_ids": torch.tensor([ids + more], device=device)}, axes
+
+
+def _target(model: Any, tokenizer: Any, answer: Any) -> list[int]:
+    """The ids of the target of an encoder-decoder."""
+    if answer is None:
+        raise ValueError("an encoder-decoder looks at the source while it writes; give answer=, the target")
+    return [model.begin_id, *_ids(tokenizer, answer, special=False)]
 
 
 def _ids(tokenizer: Any, value: Any, special: bool) -> list[int]:

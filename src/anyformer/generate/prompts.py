@@ -56,6 +56,11 @@ def check_generates(model: Any) -> None:
     """Raises ValueError for a model that cannot continue anything."""
     if not getattr(model, "generates", False):
         what = getattr(model, "page", None) or type(model).__name__
+        if getattr(model, "reads_source", False):
+            raise ValueError(
+                f"{what} writes about {model.takes}, not about a text: anyformer.generate.transcribe(model, sound) or "
+                "`anyformer transcribe`"
+            )
         raise ValueError(
             f"{what} cannot generate: it sees its whole input at once and predicts no next token; give a decoder"
         )

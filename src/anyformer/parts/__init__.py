@@ -30,6 +30,7 @@ from anyformer.parts.recurrent.delta import GatedDelta
 from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
+from anyformer.parts.sound.mels import Mels
 from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
@@ -37,8 +38,8 @@ __all__ = [
     "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated",
     "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta",
     "GatedMLP", "Global", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention",
-    "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "MemoryTokens", "MoE",
-    "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "Project", "RMSNorm",
+    "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens",
+    "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "Project", "RMSNorm",
     "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence",
     "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK",
     "Trajectory", "TwoStreams", "Window", "deepnorm",

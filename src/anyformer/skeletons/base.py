@@ -106,6 +106,10 @@ class Skeleton(nn.Module, Shown):
         """The tensors that the model reads, by name: their axes, the padded ones, the optional ones."""
         return {name: read for entrance in self.entrances() for name, read in entrance.inputs().items()}
 
+    def longest(self, entrance: Entrance) -> int | None:
+        """The most positions of an input, where the skeleton limits them; None = any."""
+        return self.context
+
     @property
     def takes(self) -> str:
         """The name of the main input."""
@@ -175,9 +179,10 @@ class Skeleton(nn.Module, Shown):
         front, given = entrance.front, entrance.given(inputs)
         main = next(iter(given.values()))
         batch, count, first = main.shape[0], front.length(given), 0 if state is None else state.length
-        if self.context is not None and first + count > self.context:
+        limit = self.longest(entrance)
+        if limit is not None and first + count > limit:
             raise ValueError(
-                f"{first + count} tokens do not fit the context of {self.context}; give fewer tokens, "
+                f"{first + count} tokens do not fit the context of {limit}; give fewer tokens, "
                 f"or build with a longer one: recipe.but(context={first + count}), load(..., context={first + count})"
             )
         mask = given.get(front.mask) if front.mask else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Inputs
-from anyformer.core.part import Part
+from anyformer.core.part import Part, built
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head
 from anyformer.core.state import Memory, State
@@ -18,21 +18,22 @@ from anyformer.skeletons.stack import Stack
 
 
 class EncoderDecoder(Skeleton, Part):
-    """An encoder of a source, and a decoder of a target with cross-attention to it (T5).
+    """An encoder of a source, and a decoder of a target with cross-attention to it (T5, Whisper).
 
     ```
-    input_ids (B, S) -> embed -> encoder -> memory (B, S, D)
-                                               |  cross
+    input_ids (B, S) -> source or embed -> encoder -> memory (B, S, D)
+                                                         |  cross
     decoder_input_ids (B, T) -> embed -> decoder -> head -> logits (B, T, V)
     ```
 
     Args:
         dim: width of both streams.
-        embed: front-end of both.
+        embed: front-end of the target, and of the source without `source`.
         encoder, decoder: `Stack.of(...)`.
         head: `Logits.of(...)`.
         begin_id: the token that every target starts with; used by `generate`.
-        context: the longest accepted source or target, in tokens; None = any.
+        context: the longest accepted target, in tokens, and source without `source`; None = any.
+        source: front-end of a source of another kind, which limits its length itself: `Mels.of(...)`; or None.
     """
 
     generates = True
@@ -47,13 +48,23 @@ class EncoderDecoder(Skeleton, Part):
         head: Recipe[Head],
         begin_id: int = 0,
         context: int | None = None,
+        source: Recipe[FrontEnd] | None = None,
     ):
         super().__init__()
+        self.source: FrontEnd | None = built(source, dim)
         self.embed, self.encoder, self.decoder = embed.build(dim), encoder.build(dim), decoder.build(dim)
         self.head, self.begin_id, self.context = head.build(dim), begin_id, context
+        self.generates = self.reads_text
+
+    @property
+    def decodes(self) -> bool:
+        return True
 
     def entrances(self) -> tuple[Entrance, ...]:
-        return Entrance(self.embed), Entrance(self.embed, self.target)
+        return Entrance(self.embed if self.source is None else self.source), Entrance(self.embed, self.target)
+
+    def longest(self, entrance: Entrance) -> int | None:
+        return None if entrance.front is self.source else self.context
 
     def decoding(self) -> Iterable[nn.Module]:
         return [self.decoder]
@@ -71,7 +82,8 @@ class EncoderDecoder(Skeleton, Part):
         last: bool = False,
         **inputs: Tensor | None,
     ) -> Output:
-        """Source ids (B, S) and target ids (B, T) to an Output with logits (B, T, V) and the encoder's memory.
+        """Source ids (B, S), or the inputs of the front-end `source` by name, and target ids (B, T) to an Output with
+        logits (B, T, V) and the encoder's memory.
 
         With `state`, the source is read in the first call and can be omitted later.
         With `last`, there are logits of the last position of the target only, (B, 1, V).

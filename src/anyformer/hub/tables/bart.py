@@ -8,13 +8,17 @@ from anyformer.hub.tables.config import ACTS, Lens, alike, key, keys, must, quie
 from anyformer.hub.tables.weights import row, under
 
 
-def sides(*front: Any) -> list[Any]:
-    """Rows of both sides; `front` are rows of each side's front-end, `entry` on ours."""
+def layers() -> dict[str, list[Any]]:
+    """Rows of a layer of each side."""
     attention = [row(f"{n}_proj", n) for n in "qkv"] + [row("out_proj", "o")]
     mixer = [*under("self_attn", "mixer", *attention), row("self_attn_layer_norm", "norm.mixer")]
     cross = [*under("encoder_attn", "cross", *attention), row("encoder_attn_layer_norm", "norm.cross")]
     ffn = [row("fc1", "ffn.up"), row("fc2", "ffn.down"), row("final_layer_norm", "norm.ffn")]
-    layers = {"encoder": [*mixer, *ffn], "decoder": [*mixer, *cross, *ffn]}
+    return {"encoder": [*mixer, *ffn], "decoder": [*mixer, *cross, *ffn]}
+
+
+def sides(*front: Any) -> list[Any]:
+    """Rows of both sides; `front` are rows of each side's front-end, `entry` on ours."""
     return [
         under(
             f"model.{side}",
@@ -23,7 +27,7 @@ def sides(*front: Any) -> list[Any]:
             under("", "entry", *front),
             under("layers.{i}", "blocks.{i}", *rows),
         )
-        for side, rows in layers.items()
+        for side, rows in layers().items()
     ]
 
 

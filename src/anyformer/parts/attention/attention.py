@@ -37,7 +37,8 @@ class Attention(Mixer):
     Args:
         heads: H. `kv_heads`: G, a divisor of H; H by default (Ainslie et al., 2023; arXiv:2305.13245).
         head_dim: K; width / heads by default.
-        bias: of the projections q, k, v; `out_bias`: of o, the same by default.
+        bias: of the projections q, k, v, or the letters of those that have one: "qv"; `out_bias`: of o; by default
+            True if any of them has one.
         norm: of each head's q and k, before the positions: `RMSNorm.of()` for QK-norm (Henry et al., 2020;
             arXiv:2010.04245), or None.
         positions: `Rotary.of(...)`, or None. The relative bias of a stack (T5) comes with the flow.
@@ -60,7 +61,7 @@ class Attention(Mixer):
         heads: int = 8,
         kv_heads: int | None = None,
         head_dim: int | None = None,
-        bias: bool = True,
+        bias: bool | str = True,
         out_bias: bool | None = None,
         norm: Recipe[Norm] | None = None,
         positions: Recipe[Rotary] | None = None,
@@ -86,10 +87,13 @@ class Attention(Mixer):
             )
         if mask is not None:
             check_sees(mask)
-        self.q = nn.Linear(dim, heads * self.head_dim, bias)
-        self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
-        self.v = nn.Linear(dim, self.kv_heads * self.head_dim, bias)
-        self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
+        if isinstance(bias, str) and (not bias or set(bias) - set("qkv")):
+            raise ValueError(f"Attention: bias is True, False, or some of the letters q, k, v; got {bias!r}")
+        biased = {n: n in bias if isinstance(bias, str) else bias for n in "qkv"}
+        self.q = nn.Linear(dim, heads * self.head_dim, biased["q"])
+        self.k = nn.Linear(dim, self.kv_heads * self.head_dim, biased["k"])
+        self.v = nn.Linear(dim, self.kv_heads * self.head_dim, biased["v"])
+        self.o = nn.Linear(heads * self.head_dim, dim, bool(bias) if out_bias is None else out_bias)
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
         self.positions = built(positions, self.head_dim)
         self.mask, self.cross, self.scale, self.dropout, self.kernel = mask, cross, scale, dropout, kernel
