@@ -22,14 +22,14 @@ def test_ones_and_zeros_of_any_type_are_one_mask(page, kind):
 
 
 MASKS = {
-    "-inf is added": (torch.where(HIDDEN == 1, float("-inf"), 0.0), "give mask == 0"),
-    "a large number is added": (HIDDEN * -1e4, "give mask == 0"),
-    "the smallest number is added": (HIDDEN * torch.finfo(torch.float16).min, "give mask == 0"),
-    "whole numbers are added": ((HIDDEN * -10_000).long(), "give mask == 0"),
-    "nothing is hidden by adding": (HIDDEN * 0, "give mask == 0"),
-    "texts are numbered": (torch.tensor([[1, 1, 2, 2, 2, 0]]), "give document_ids"),
-    "NaN": (torch.where(HIDDEN == 1, float("nan"), 1.0), "holds nan"),
-    "weights": (1 - HIDDEN / 2, "holds 0.5"),
+    "-inf is added": (torch.where(HIDDEN == 1, float("-inf"), 0.0), "pass mask == 0"),
+    "a large number is added": (HIDDEN * -1e4, "pass mask == 0"),
+    "the smallest number is added": (HIDDEN * torch.finfo(torch.float16).min, "pass mask == 0"),
+    "whole numbers are added": ((HIDDEN * -10_000).long(), "pass mask == 0"),
+    "nothing is hidden by adding": (HIDDEN * 0, "pass mask == 0"),
+    "texts are numbered": (torch.tensor([[1, 1, 2, 2, 2, 0]]), "pass document_ids"),
+    "NaN": (torch.where(HIDDEN == 1, float("nan"), 1.0), "got nan"),
+    "weights": (1 - HIDDEN / 2, "got 0.5"),
     "four dimensions": (SEEN[None, None], "must be (1, 6), got (1, 1, 1, 6)"),
     "another length": (SEEN[:, :5], "(1, 6), got (1, 5)"),
 }
@@ -75,7 +75,7 @@ def test_places_as_others_give_them_are_taken():
 
 def test_global_tokens_are_ones_and_zeros():
     model = af.build("longformer", "tiny", seed=0)
-    with pytest.raises(ValueError, match="global_attention_mask must hold 1 and 0"):
+    with pytest.raises(ValueError, match="global_attention_mask must hold only 1 and 0"):
         model(IDS, global_attention_mask=SEEN * 2)
 
 

@@ -126,7 +126,7 @@ def test_a_companion_is_found_by_its_type_and_missed_by_name() -> None:
 
     flow = Flow(torch.arange(3))
     assert flow.find(Left) is None
-    with pytest.raises(ValueError, match="Reader reads Left, which the part Leaver leaves for it"):
+    with pytest.raises(ValueError, match="Reader reads Left, which the part Leaver leaves in the flow"):
         flow.get(Left, "Reader")
     left = Left()
     flow.put(left)
@@ -199,7 +199,7 @@ def test_a_gap_in_a_text_is_refused_where_it_would_be_read(name: str) -> None:
     if not model.reads_source:
         state = model.start(1)
         model(ids[:, :2], state=state)
-        with pytest.raises(ValueError, match="padding stands on the left only"):
+        with pytest.raises(ValueError, match="padding must be on the left"):
             model(torch.tensor([[0, 7]]), torch.tensor([[0, 1]]), state=state)
 
 

@@ -43,7 +43,7 @@ def test_a_pattern_that_matches_nothing_names_the_nearest_paths(llama):
         paths(llama, "blocks.0.mixer.q", "blocks.0.mixer.query")
     with pytest.raises(ValueError, match=r"no Linear .* 'blocks\.0\.mixer'"):  # there, but of another kind
         paths(llama, "blocks.0.mixer")
-    with pytest.raises(ValueError, match="'1:x' is no slice"):
+    with pytest.raises(ValueError, match="'1:x' is not a slice"):
         paths(llama, "blocks.1:x.mixer.q")
 
 

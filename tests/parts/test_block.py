@@ -114,9 +114,9 @@ def test_deepnorm_tames_a_deep_post_norm_stack() -> None:
 
 
 def test_what_a_block_refuses() -> None:
-    with pytest.raises(ValueError, match="wiring 'parallel' has one sum"):
+    with pytest.raises(ValueError, match="wiring 'parallel' has one"):
         BLOCK.but(wiring="parallel", stream=2.0).build(12)
-    with pytest.raises(ValueError, match="depth is the number of blocks"):
+    with pytest.raises(ValueError, match="depth, the number of blocks"):
         deepnorm(0)
 
 
@@ -134,7 +134,7 @@ def test_additive_pooling_is_its_formula_and_ignores_padding() -> None:
     with torch.no_grad():
         pool.query.weight.zero_()
     torch.testing.assert_close(pool(x, f)[1], x[1, 2:5].mean(0))
-    with pytest.raises(ValueError, match="hidden is at least 1"):
+    with pytest.raises(ValueError, match="hidden must be at least 1"):
         AdditivePool.of(hidden=0).build(12)
 
 

@@ -145,5 +145,5 @@ def test_what_makes_no_sense_is_named() -> None:
         with pytest.raises(ValueError, match="at least 1"):
             LinearAttention.of(**wrong).build(8)
     for bad in ({"features": 0}, {"eps": -1.0}):
-        with pytest.raises(ValueError, match="features is at least 1 and eps at least 0"):
+        with pytest.raises(ValueError, match="features must be at least 1 and eps at least 0"):
             Favor.of(heads=2, **bad).build(8)

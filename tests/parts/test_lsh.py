@@ -157,9 +157,9 @@ def test_lsh_token_by_token_is_the_whole_up_to_a_chunk() -> None:
     mixer, x = made(HASHED["three rounds"].but(size=9)), text(2, 10)
     for pieces in ([1] * 9, [4, 2, 3]):
         torch.testing.assert_close(step_by_step(mixer, x[:, :9], pieces), run(mixer, x[:, :9]))
-    with pytest.raises(ValueError, match=r"up to size=9 tokens, and 10 are asked for.*cache=False"):
+    with pytest.raises(ValueError, match=r"up to size=9 tokens; got a length of 10.*cache=False"):
         step_by_step(mixer, x, [9, 1])
-    with pytest.raises(ValueError, match="LSHAttention decodes step by step up to size=9 tokens, and 12"):
+    with pytest.raises(ValueError, match="LSHAttention decodes step by step up to size=9 tokens; got a length of 12"):
         mixer.start(1, 12, x)
 
 
@@ -180,7 +180,7 @@ def test_buckets_are_drawn_anew_in_training_alone() -> None:
         (LSHAttention.of(size=0), "at least 1"),
         (LSHAttention.of(heads=0), "at least 1"),
         (LSHAttention.of(before=-1), "at least 0"),
-        (LSHAttention.of(heads=3, rounds=0), "rounds is at least 1"),
+        (LSHAttention.of(heads=3, rounds=0), "rounds must be at least 1"),
         (LSHAttention.of(heads=3, buckets=7), "even"),
         (LSHAttention.of(heads=3, buckets=(4, 3)), "even"),
         (LSHAttention.of(heads=5), "does not divide into 5 heads"),

@@ -274,11 +274,11 @@ def test_weights_can_be_listened_to() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (SegmentRecurrence.of(segment=0), "segment are at least 1"),
+        (SegmentRecurrence.of(segment=0), "segment must be at least 1"),
         (SegmentRecurrence.of(memory=-1), "memory at least 0"),
         (SegmentRecurrence.of(heads=5), "does not divide into 5 heads"),
-        (SegmentRecurrence.of(heads=2, scores=[Forget.of()]), "scores that go by distance"),
-        (CompressiveMemory.of(heads=2, segment=4, memory=2, rate=2), "memory is at least segment"),
+        (SegmentRecurrence.of(heads=2, scores=[Forget.of()]), "scores that depend on distance"),
+        (CompressiveMemory.of(heads=2, segment=4, memory=2, rate=2), "memory must be at least segment"),
         (CompressiveMemory.of(heads=2, segment=4, memory=6, rate=4), "rate divides both"),
         (CompressiveMemory.of(heads=2, compressed=0), "at least 1"),
         (CompressiveMemory.of(heads=2, way="sum"), "way must be one of"),
@@ -292,5 +292,5 @@ def test_what_makes_no_sense_is_named(recipe: Recipe, message: str) -> None:
 
 
 def test_an_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="SegmentRecurrence sees only what came before"):
+    with pytest.raises(ValueError, match="SegmentRecurrence sees only earlier tokens"):
         run(made(EVERY["recurrence"]), text(1, 5), causal=False)

@@ -158,6 +158,6 @@ def test_a_file_that_is_no_memory_is_refused(tmp_path: Path) -> None:
         load_memory(other, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="does not fit a layer of"):
         load_memory(memorizing(heads=2), tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match="no layer of this model has a memory"):
+    with pytest.raises(ValueError, match="no layer of this model is a NearestMemory"):
         memories(af.build("gpt", "tiny"), state)
     assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]

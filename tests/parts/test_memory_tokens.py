@@ -98,7 +98,7 @@ def test_they_learn_and_generate_and_are_written_down() -> None:
     assert again == model.recipe and "blocks.0.blocks.1.mixer.q.weight" in again.build().state_dict()
     with pytest.raises(ValueError, match="cannot keep packed documents apart"):
         model(ids(1, 4), document_ids=torch.tensor([[0, 0, 1, 1]]))
-    with pytest.raises(ValueError, match="tokens is at least 1; got 0"):
+    with pytest.raises(ValueError, match="tokens must be at least 1; got 0"):
         MemoryTokens.of(0, []).build(4)
 
 

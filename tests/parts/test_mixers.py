@@ -150,7 +150,7 @@ def test_what_cannot_decode_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["delta", "mamba", "mamba 2"])
 def test_a_recurrence_in_an_encoder_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="sees only what came before"):
+    with pytest.raises(ValueError, match="sees only earlier tokens"):
         run(made(DECODES[name]), text(1, 5), causal=False)
 
 
@@ -182,7 +182,7 @@ def test_a_longer_text_than_linformer_was_built_for_is_refused() -> None:
         (Nystrom.of(landmarks=0), "at least 1"),
         (Nystrom.of(heads=5), "does not divide into 5 heads"),
         (GatedDelta.of(heads=2, chunk=0), "at least 1"),
-        (GatedDelta.of(heads=2, head_dim=0), "head_dim is at least 1"),
+        (GatedDelta.of(heads=2, head_dim=0), "head_dim must be at least 1"),
         (Mamba2.of(heads=7), "heads=7 must divide the inner width 24"),
         (Mamba2.of(heads=0), "at least 1"),
         (Mamba2.of(heads=4, shortest=2.0, longest=1.0), "shortest <= longest"),

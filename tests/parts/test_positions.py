@@ -218,11 +218,11 @@ def test_sines_on_a_grid_are_those_of_masked_autoencoders() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Axial.of(shape=[4, 0]), "rows and columns, at least 1 each"),
+        (Axial.of(shape=[4, 0]), "at least 1 each"),
         (Axial.of(shape=[4, 4], widths=[4, 4]), r"add up to the width 12; got \(4, 4\)"),
         (ConvPositions.of(width=0), "at least 1"),
         (ConvPositions.of(groups=5), "groups divide the width 12 of the stream"),
-        (Rotary2D.of(), "no such fours"),
+        (Rotary2D.of(), "cannot be divided by 4"),
         (Sines2D.of(), "is odd"),
     ],
 )

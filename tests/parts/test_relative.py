@@ -123,7 +123,7 @@ def test_a_page_takes_it_by_one_line_and_keeps_it(tmp_path: object) -> None:
 
 
 def test_what_makes_no_sense_is_named() -> None:
-    with pytest.raises(ValueError, match="far is the largest distance"):
+    with pytest.raises(ValueError, match="far, the largest distance"):
         RECIPE.but({"scores.0.far": 0}).build(12)
     with pytest.raises(ValueError, match=r"scores: expected a list.*; write \[Relative.of\(\)\]"):
         RECIPE.but(scores=Relative.of()).build(12)

@@ -192,7 +192,7 @@ def test_an_encoder_goes_both_ways() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (ChunkedMLP.of(chunk=0), "chunk is a number of tokens, at least 1"),
+        (ChunkedMLP.of(chunk=0), "chunk, in tokens, must be at least 1"),
         (ReversibleBlock.of(mixer=LSH, ffn=MLP.of(), norm=LayerNorm.of()), "11 does not divide into two streams"),
         (TwoStreams.of(vocab=5), "TwoStreams: a width of 11"),
     ],

@@ -323,14 +323,14 @@ def test_weights_that_one_listens_to_are_those_that_are_used() -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([Temperature.of(0.0)], "value divides the scores, a number above 0; got 0.0"),
-        ([SoftCap.of(-1.0)], "value is the largest score, above 0; got -1.0"),
+        ([Temperature.of(0.0)], "value divides the scores and must be above 0; got 0.0"),
+        ([SoftCap.of(-1.0)], "value is the largest score and must be above 0; got -1.0"),
         ([SoftCap.of(1.0), SoftCap.of(2.0)], "capped once"),
-        ([Decay.of(-0.1)], "rate is 0 or more"),
+        ([Decay.of(-0.1)], "rate must be at least 0"),
         ([Decay.of(shape="cubic")], "shape must be one of 'linear', 'log', 'square'"),
-        ([Span.of(far=0)], "far and ramp are at least 1"),
+        ([Span.of(far=0)], "far and ramp must be at least 1"),
         ([Span.of(far=4, start=4)], "start lies between 0 and far"),
-        ([Distances.of(far=-1)], "0 or more; got -1"),
+        ([Distances.of(far=-1)], "must be at least 0; got -1"),
         (Alibi.of(), r"scores: expected a list.*; write \[Alibi.of\(\)\]"),
         ([Window(3)], r"scores\.0: expected a recipe of a Score, got Window"),
     ],
@@ -348,8 +348,8 @@ def test_heads_whose_scores_are_changed_stay_together_under_tensor_parallelism()
 
 
 def test_what_does_not_fit_says_so() -> None:
-    with pytest.raises(ValueError, match="Forget sees only what came before"):
+    with pytest.raises(ValueError, match="Forget sees only earlier tokens"):
         run(made(soft("forget")), torch.randn(1, 4, 12, dtype=torch.float64), causal=False)
-    with pytest.raises(ValueError, match="Alibi goes by distances inside one text"):
+    with pytest.raises(ValueError, match="Alibi depends on distances inside one text"):
         PLAIN.but(scores=[Alibi.of()], cross=True).build(12)
     assert PLAIN.but(scores=[Temperature.of(2.0), SoftCap.of(3.0)], cross=True).build(12).scores is not None

@@ -167,7 +167,7 @@ def test_probsparse_generates_without_a_cache() -> None:
         (ProbSparse.of(heads=0), "at least 1"),
         (ProbSparse.of(factor=0), "at least 1"),
         (ProbSparse.of(heads=3, draws="some"), "draws must be one of 'few', 'many'"),
-        (AutoCorrelation.of(factor=0.0), "factor is above 0"),
+        (AutoCorrelation.of(factor=0.0), "factor must be above 0"),
     ],
 )
 def test_what_makes_no_sense_is_named(recipe: Recipe, message: str) -> None:

@@ -27,7 +27,7 @@ class Frozen(dict[Any, Any]):
     """An immutable dictionary; equal to another one with the same entries in the same order."""
 
     def _refuse(self, *args: Any, **options: Any) -> Any:
-        raise TypeError("this dictionary does not change; make a new one: {**old, 'name': value}")
+        raise TypeError("this dictionary is immutable; make a new one: {**old, 'name': value}")
 
     __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
@@ -52,10 +52,10 @@ def fit(value: Any, kind: Any, where: str) -> Any:
     """
     fitted = _reader(kind)(value)
     if fitted is UNFIT:
-        step, part, found = _culprit(value, kind)
-        single = not isinstance(found, list | tuple) and _reader(part)([found]) is not UNFIT
-        hint = f"; write [{shown(found)}]" if single else ""
-        raise ValueError(f"{where}{step}: expected {describe(part)}, got {shown(found)}{hint}")
+        step, part, wrong = _culprit(value, kind)
+        single = not isinstance(wrong, list | tuple) and _reader(part)([wrong]) is not UNFIT
+        hint = f"; write [{shown(wrong)}]" if single else ""
+        raise ValueError(f"{where}{step}: expected {describe(part)}, got {shown(wrong)}{hint}")
     return fitted
 
 
@@ -69,11 +69,11 @@ def kinds_of(owner: Any) -> Mapping[str, Any]:
 def _kinds_of(owner: Any) -> Mapping[str, Any]:
     if not isinstance(owner, type):
         return _evaluated(owner.__annotations__, owner.__globals__)
-    names, found = {f.name for f in dataclasses.fields(owner)}, {}
+    names, annotations = {f.name for f in dataclasses.fields(owner)}, {}
     for cls in reversed(owner.__mro__):
         own = {k: v for k, v in inspect.get_annotations(cls).items() if k in names}
-        found.update(_evaluated(own, vars(sys.modules[cls.__module__])))
-    return found
+        annotations.update(_evaluated(own, vars(sys.modules[cls.__module__])))
+    return annotations
 
 
 def _evaluated(written: Mapping[str, Any], names: dict[str, Any]) -> dict[str, Any]:
@@ -185,8 +185,8 @@ def _culprit(value: Any, kind: Any) -> tuple[str, Any, Any]:
             continue
         for (name, entry), wanted in zip(entries, kinds, strict=False):
             if _reader(wanted)(entry) is UNFIT:
-                step, part, found = _culprit(entry, wanted)
-                return f".{name}{step}", part, found
+                step, part, wrong = _culprit(entry, wanted)
+                return f".{name}{step}", part, wrong
     return "", kind, value
 
 

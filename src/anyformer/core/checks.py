@@ -29,12 +29,12 @@ def attention_mask(mask: Tensor, batch: int, lengths: Sequence[int], name: str =
         return mask.bool()
     if bool(((mask == 0) | (mask == 1)).all()) and not (mask.is_floating_point() and not bool(mask.any())):
         return mask.bool()
-    what = f"{name} says 1 = a real token, 0 = padding"
+    meaning = f"in {name} 1 is a real token and 0 is padding"
     if bool((mask < 0).any()) or (mask.is_floating_point() and not bool(mask.any())):
-        raise ValueError(f"{what}; this one is to be added to scores (0 = seen, below = hidden): give mask == 0")
+        raise ValueError(f"{meaning}; got an additive mask (0 = visible, below = hidden): pass mask == 0")
     if bool((mask > 1).any()) and not mask.is_floating_point():
         raise ValueError(
-            f"{what}; this one counts to {int(mask.max())}: to keep several texts of a row apart give document_ids, 0 "
+            f"{meaning}; got numbers up to {int(mask.max())}: to separate several texts of a row, pass document_ids, 0 "
             "for the first text, 1 for the second …, -1 at padding, in place of attention_mask"
         )
     return flags(name, mask)
@@ -49,7 +49,7 @@ def flags(name: str, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool and readable(mask):
         odd = mask[(mask != 0) & (mask != 1)]
         if len(odd):
-            raise ValueError(f"{name} must hold 1 and 0 (or True and False) alone; this one holds {odd[0].item()}")
+            raise ValueError(f"{name} must hold only 1 and 0, or True and False; got {odd[0].item()}")
     return mask.bool()
 
 
@@ -78,9 +78,9 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
     if bool(back.any()):
         row, place = (int(i) for i in back.nonzero()[0])
         raise ValueError(
-            f"position_ids go back in row {row}, from {int(highest[row, place])} to {int(rows[row, place + 1])}: the "
-            "texts of a row are kept apart by document_ids (0 for the first, 1 for the second …), which place the "
-            "tokens, too; leave position_ids out"
+            f"position_ids go back in row {row}, from {int(highest[row, place])} to {int(rows[row, place + 1])}: "
+            "document_ids (0 for the first text of a row, 1 for the second …) separate texts and set their positions; "
+            "leave position_ids out"
         )
     return positions
 

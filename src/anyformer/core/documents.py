@@ -25,8 +25,8 @@ def places(document_ids: Tensor) -> Tensor:
         if bool(wrong.any()):
             row, place = (int(i) for i in wrong.nonzero()[0])
             raise ValueError(
-                f"document_ids: in each row they count the documents 0, 1, 2 …, every one in one piece, and are -1 at "
-                f"padding; row {row} has {int(document_ids[row, place])} at place {place}, after "
+                f"document_ids must number the documents of a row 0, 1, 2 …, each in one piece, and be -1 at "
+                f"padding; row {row} has {int(document_ids[row, place])} at position {place}, after "
                 f"{int(before[row, : place + 1].max())}"
             )
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
@@ -38,7 +38,7 @@ def counted(keep: Tensor) -> Tensor:
     return (keep.long().cumsum(1) - 1).clamp(min=0)
 
 
-def lengths(places: Tensor) -> Tensor:
+def lengths(positions: Tensor) -> Tensor:
     """The length of each token's document, from `places`, (B, T)."""
-    number = (places == 0).cumsum(1) - 1
-    return torch.zeros_like(places).scatter_add_(1, number, torch.ones_like(places)).gather(1, number)
+    number = (positions == 0).cumsum(1) - 1
+    return torch.zeros_like(positions).scatter_add_(1, number, torch.ones_like(positions)).gather(1, number)

@@ -68,8 +68,8 @@ class Flow:
         value = self.find(kind)
         if value is None:
             raise ValueError(
-                f"{reader} reads {kind.__name__}, which {kind.left_by} leaves for it, and nothing in this model did; "
-                f"build the model with {kind.left_by}, or without {reader}"
+                f"{reader} reads {kind.__name__}, which {kind.left_by} leaves in the flow, and no part of this model "
+                f"did; build the model with {kind.left_by}, or without {reader}"
             )
         return value
 
@@ -114,8 +114,8 @@ class Flow:
             return None
         if mixer not in self.state.slots:
             raise ValueError(
-                f"the state holds nothing for this {type(mixer).__name__}: it was started by another model, or before "
-                "its parts were exchanged; start a new one with model.start(batch)"
+                f"the state has no entry for this {type(mixer).__name__}: it was started by another model, or before "
+                "parts of this one were replaced; start a new one with model.start(batch)"
             )
         return self.state.slots[mixer]
 

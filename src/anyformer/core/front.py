@@ -133,8 +133,8 @@ class Entrance:
 
     def inputs(self) -> dict[str, Input]:
         """The tensors that it reads, its mask included, by name."""
-        found = {self.prefix + name: read for name, read in self.front.inputs().items()}
-        return found if self.mask is None else {**found, self.mask: MASK}
+        declared = {self.prefix + name: read for name, read in self.front.inputs().items()}
+        return declared if self.mask is None else {**declared, self.mask: MASK}
 
     def given(self, inputs: Inputs) -> dict[str, Tensor]:
         """Its own tensors among those of a call, under the names of the front-end.
@@ -142,14 +142,14 @@ class Entrance:
         Raises:
             ValueError: if one is missing.
         """
-        given = {}
+        values = {}
         for name, read in self.front.inputs().items():
             value = inputs.get(self.prefix + name)
             if value is not None:
-                given[name] = value
+                values[name] = value
             elif read.required:
                 name = self.prefix + name
                 raise ValueError(f"this model reads {name} of shape {read}; call model({name}=…)")
         if self.front.mask is not None and (mask := inputs.get(self.prefix + self.front.mask)) is not None:
-            given[self.front.mask] = mask
-        return given
+            values[self.front.mask] = mask
+        return values

@@ -18,8 +18,8 @@ MOST = 2**24  # the largest allowed size: 16 million tokens, positions, layers
 def nested(kind: Any) -> Any:
     """The dataclass of hyperparameters that an annotation names, or None; a `Value` is one leaf."""
     choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    found = (k for k in choices if isinstance(k, type) and dataclasses.is_dataclass(k))
-    return next((k for k in found if not issubclass(k, Value)), None)
+    classes = (k for k in choices if isinstance(k, type) and dataclasses.is_dataclass(k))
+    return next((k for k in classes if not issubclass(k, Value)), None)
 
 
 @functools.cache
@@ -69,7 +69,7 @@ def changed(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
     for name, more in inner.items():
         held = new.get(name, getattr(config, name))
         if held is None:
-            raise ValueError(f"{where}.{name} is None, and there is nothing in it to change; give it whole")
+            raise ValueError(f"{where}.{name} is None, so nothing in it can be changed; set the whole value")
         new[name] = changed(held, more, f"{where}.{name}".lstrip("."))
     return dataclasses.replace(config, **new)
 

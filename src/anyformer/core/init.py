@@ -40,7 +40,7 @@ def initialise(
     """
     check_option("initialise", "scheme", scheme, SCHEMES)
     if (factors is not None) != (scheme == "mup"):
-        raise ValueError("scheme='mup' needs factors, and no other scheme reads them; train.mup.Transfer has them")
+        raise ValueError("only scheme='mup' reads factors, and it needs them; train.mup.Transfer computes them")
     if seed is not None:
         torch.manual_seed(seed)
     depth = max(1, sum(1 for name, _ in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]))

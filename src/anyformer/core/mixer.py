@@ -35,15 +35,15 @@ class OverTime(Part):
         """Raises ValueError in a decoder: for mixers that are not causal."""
         if flow.causal:
             raise ValueError(
-                f"{type(self).__name__} mixes every token with all others, the future included: it fits an Encoder; in "
-                "a decoder take a causal mixer (Attention, LinearAttention, Mamba …)"
+                f"{type(self).__name__} mixes every token with all others, future ones included: it fits an Encoder; "
+                "in a decoder use a causal mixer (Attention, LinearAttention, Mamba …)"
             )
 
     def needs_causal(self, flow: Flow) -> None:
         """Raises ValueError in an encoder: for mixers that run from the first token to the last one."""
         if not flow.causal:
             raise ValueError(
-                f"{type(self).__name__} sees only what came before: it fits a decoder; in an Encoder take a mixer that "
+                f"{type(self).__name__} sees only earlier tokens: it fits a decoder; in an Encoder use a mixer that "
                 "sees both ways (Attention, LinearAttention, Linformer …)"
             )
 

@@ -94,8 +94,8 @@ def pages() -> list[Page]:
 
 def recipe(name: str, size: str = "tiny", **changes: Any) -> Recipe[Any]:
     """The recipe of a published architecture: `recipe("llama", "tiny", kv_heads=1)`."""
-    found = page(name)
-    return found.recipe(found.at(size, **changes))
+    architecture = page(name)
+    return architecture.recipe(architecture.at(size, **changes))
 
 
 @overload

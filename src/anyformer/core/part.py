@@ -44,10 +44,10 @@ class Part(nn.Module, Shown):
         names = list(signature(part))
         if len(args) > len(names):
             raise ValueError(f"{part.__name__} takes {len(names)} options ({', '.join(names)}), got {len(args)}")
-        given = dict(zip(names, args, strict=False))
-        if twice := sorted(set(given) & set(options)):
-            raise ValueError(f"{part.__name__}: {twice[0]!r} is given by place and by name")
-        return Recipe(part, {**given, **options})
+        leading = dict(zip(names, args, strict=False))
+        if twice := sorted(set(leading) & set(options)):
+            raise ValueError(f"{part.__name__}: {twice[0]!r} is passed twice, by position and by name")
+        return Recipe(part, {**leading, **options})
 
     def skips_gaps(self) -> bool:
         """True if padding inside a text does not count as text. False for parts with distances or a recurrence."""

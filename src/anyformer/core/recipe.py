@@ -43,7 +43,7 @@ def _spend() -> None:
     if (left := _left.get()) is not None:
         left[0] -= 1
         if left[0] < 0:
-            raise ValueError(f"more than {left[1]:,} parts, which is more than the weights beside it can fill")
+            raise ValueError(f"more than {left[1]:,} parts, more than the weights beside it can fill")
 
 
 def stored_name(part: type) -> str:
@@ -106,15 +106,15 @@ class Recipe(Shown, Generic[P]):
         other leading arguments of a part (`Part.given`): for attention the number and the width of the heads."""
         _spend()
         part: Any = self.part
-        name, given = self.part.__name__, self.part.given
+        name, leading = self.part.__name__, self.part.given
         if self.part.closed:
             module = part(**self.options)
         elif dim is None:
-            raise ValueError(f"{name} needs a width: recipe.build({', '.join(given)})")
-        elif len(more) != len(given) - 1:
+            raise ValueError(f"{name} needs a width: recipe.build({', '.join(leading)})")
+        elif len(more) != len(leading) - 1:
             raise ValueError(
-                f"{name} is built from {', '.join(given)}, and its place gives {1 + len(more)} of them; "
-                "what changes scores belongs into Attention.of(scores=[…])"
+                f"{name} is built from {', '.join(leading)}, and its parent passed {1 + len(more)} of them; "
+                "a score part belongs into Attention.of(scores=[…])"
             )
         elif dim < 1:
             raise ValueError(f"{name} needs a width of at least 1, got {dim}")
@@ -163,7 +163,7 @@ class Recipe(Shown, Generic[P]):
             raise AttributeError(f"{self.part.__name__} has no option {name!r}; it has {known}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"recipes do not change; write recipe.but({name}={value!r})")
+        raise AttributeError(f"recipes are immutable; write recipe.but({name}={value!r})")
 
     def __reduce__(self) -> Any:
         return Recipe, (self.part, self.options, self.draws)
@@ -198,7 +198,7 @@ class Recipe(Shown, Generic[P]):
         """
         recipe = _from_json(data, [0], "")
         if not isinstance(recipe, Recipe):
-            raise ValueError(f"expected a recipe, a dictionary with the key 'part', and got {type(recipe).__name__}")
+            raise ValueError(f"expected a recipe, a dictionary with the key 'part'; got {type(recipe).__name__}")
         return recipe
 
 
@@ -235,7 +235,7 @@ def _frozen(value: Any, where: str) -> Any:
         return Frozen({str(k): _frozen(v, where) for k, v in value.items()})
     if value is None or isinstance(value, bool | int | float | str | Recipe | Value):
         return value
-    raise ValueError(f"{where} takes recipes, values, numbers, strings, lists and dictionaries; got {shown(value)}")
+    raise ValueError(f"{where} must be a recipe, value, number, string, list or dictionary; got {shown(value)}")
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
@@ -355,11 +355,11 @@ def _from_json(data: Any, made: list[int], where: str) -> Any:
         return data
     if set(data) == {"dict"} and isinstance(data["dict"], dict):
         return {k: _from_json(v, made, f"{where}.{k}") for k, v in data["dict"].items()}
-    what = "part" if "part" in data else "value"
-    kind = find(data.get(what), what)
-    fields = {k: _from_json(v, made, f"{where}.{k}") for k, v in data.items() if k != what}
+    key = "part" if "part" in data else "value"
+    kind = find(data.get(key), key)
+    fields = {k: _from_json(v, made, f"{where}.{k}") for k, v in data.items() if k != key}
     try:
-        return Recipe(kind, fields) if what == "part" else kind(**fields)
+        return Recipe(kind, fields) if key == "part" else kind(**fields)
     except (ValueError, TypeError) as error:  # TypeError: missing or unknown fields of a value
         raise ValueError(f"at {where[1:]!r}: {error}" if where.count(".") else str(error)) from None
 
@@ -382,17 +382,17 @@ def _items(data: list[Any], made: list[int], where: str) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def find(name: Any, what: str = "part") -> Any:
+def find(name: Any, kind_name: str = "part") -> Any:
     """The class of a part, or of a value, of that name.
 
     Raises:
         ValueError: with the nearest names, if no part or page defines it.
     """
-    kinds: dict[str, Any] = PARTS if what == "part" else Value.kinds
+    kinds: dict[str, Any] = PARTS if kind_name == "part" else Value.kinds
     if not isinstance(name, str):
-        raise ValueError(f"a stored {what} has its name under the key {what!r}, a text; got {shown(name)}")
+        raise ValueError(f"a stored {kind_name} has its name under the key {kind_name!r}, a text; got {shown(name)}")
     if name not in kinds:
         importlib.import_module("anyformer.core.pages").import_all()  # pages can define parts and values of their own
     if name not in kinds:
-        raise ValueError(f"no {what} is called {name!r}{nearest(name, list(kinds))}")
+        raise ValueError(f"no {kind_name} is called {name!r}{nearest(name, list(kinds))}")
     return kinds[name]

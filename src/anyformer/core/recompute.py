@@ -42,11 +42,11 @@ def recompute(model: nn.Module, *patterns: str) -> list[str]:
     Raises:
         ValueError: for a pattern that matches no module, with the nearest paths.
     """
-    found = select(model, *patterns, kind=nn.Module) if patterns else {}
-    for module in found.values():
+    modules = select(model, *patterns, kind=nn.Module) if patterns else {}
+    for module in modules.values():
         if "forward" not in vars(module):
             module.forward = functools.partial(_again, module.forward)
-    return list(found)
+    return list(modules)
 
 
 @contextlib.contextmanager
@@ -74,10 +74,10 @@ def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
         own = None if flow is None else flow.apart(Recomputed())
         return forward(*(own if a is flow else a for a in args), **options), own
 
-    found, own = checkpoint(run, *args, use_reentrant=False, **options)
+    output, own = checkpoint(run, *args, use_reentrant=False, **options)
     if flow is not None:
         flow.take(own)
-    return found
+    return output
 
 
 @contextlib.contextmanager
@@ -92,16 +92,16 @@ def remade(tensor: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
         return
     memory, kind = weakref.ref(tensor.untyped_storage()), tensor.dtype
 
-    def pack(kept: Tensor) -> Any:
-        if kept.untyped_storage() is not memory() or kept.dtype != kind:
-            return kept
-        return kept.size(), kept.stride(), kept.storage_offset()  # of any view of it
+    def pack(saved: Tensor) -> Any:
+        if saved.untyped_storage() is not memory() or saved.dtype != kind:
+            return saved
+        return saved.size(), saved.stride(), saved.storage_offset()  # of any view of it
 
-    def unpack(kept: Any) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
+    def unpack(saved: Any) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
         with torch.no_grad():
-            return make().as_strided(*kept)
+            return make().as_strided(*saved)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

@@ -27,14 +27,14 @@ def select(model: nn.Module, *patterns: str, kind: type[M] | tuple[type[M], ...]
     Raises:
         ValueError: for a pattern that matches no module of that kind, with the nearest paths.
     """
-    found: dict[str, M] = {}
+    matches: dict[str, M] = {}
     for pattern in patterns:
         reached = _matching(model, pattern.split("."), "")
         hits = {path: module for path, module in reached if path and isinstance(module, kind)}  # never the root
         if not hits:
             raise ValueError(_nothing(model, pattern, kind))
-        found.update(hits)
-    return {path: found[path] for path, _ in model.named_modules(remove_duplicate=False) if path in found}
+        matches.update(hits)
+    return {path: matches[path] for path, _ in model.named_modules(remove_duplicate=False) if path in matches}
 
 
 def matching(model: nn.Module, pattern: str) -> list[nn.Module]:
@@ -45,9 +45,9 @@ def matching(model: nn.Module, pattern: str) -> list[nn.Module]:
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
     """Puts `module` at a path and at every other path of the old module, in its mode (training or not)."""
     old = model.get_submodule(path)
-    places = [name for name, other in model.named_modules(remove_duplicate=False) if other is old]
-    for place in places:
-        owner, _, name = place.rpartition(".")
+    aliases = [name for name, other in model.named_modules(remove_duplicate=False) if other is old]
+    for alias in aliases:
+        owner, _, name = alias.rpartition(".")
         setattr(model.get_submodule(owner), name, module.train(old.training))
 
 
@@ -73,18 +73,18 @@ def rewrite(
 @contextlib.contextmanager
 def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Sets the parameters of the model to these tensors, by path, inside the block; restores its own afterwards."""
-    places = [
+    held = [
         (module, name, own, weights[f"{path}.{name}" if path else name])
         for path, module in model.named_modules(remove_duplicate=False)
         for name, own in module._parameters.items()
         if own is not None
     ]
-    for module, name, own, given in places:
-        module._parameters[name] = nn.Parameter(given, own.requires_grad)
+    for module, name, own, replacement in held:
+        module._parameters[name] = nn.Parameter(replacement, own.requires_grad)
     try:
         yield
     finally:
-        for module, name, own, _ in reversed(places):  # a module at two paths was replaced twice
+        for module, name, own, _ in reversed(held):  # a module at two paths was replaced twice
             module._parameters[name] = own
 
 
@@ -114,15 +114,15 @@ def _chosen(names: list[str], step: str, is_list: bool) -> list[str]:
         if is_list and step.startswith("-"):
             return names[int(step) :][:1]
     except ValueError:
-        raise ValueError(f"{step!r} is no slice; write start:stop:step, as in blocks.2::3") from None
+        raise ValueError(f"{step!r} is not a slice; write start:stop:step, as in blocks.2::3") from None
     return fnmatch.filter(names, step)
 
 
 def _nothing(model: nn.Module, pattern: str, kind: Any) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    what = " or ".join(k.__name__ for k in kinds)
+    parts = " or ".join(k.__name__ for k in kinds)
     there = [path for path, module in model.named_modules() if isinstance(module, kinds)]
     near = nearest(pattern, there) or (
         f"; the first of them are {', '.join(there[:3])}" if there else "; the model has none"
     )
-    return f"no {what} has a path that matches {pattern!r}{near}"
+    return f"no {parts} has a path that matches {pattern!r}{near}"

@@ -82,7 +82,7 @@ class State:
             if not slot.returns_to(length + self.prefix.get(mixer, 0)):
                 raise ValueError(
                     f"{type(mixer).__name__} cannot return from {self.length} to {length} tokens: "
-                    "it keeps only what it needs to go on; call state.mark() before tokens that may be taken back"
+                    "it keeps only what the next tokens need; call state.mark() before tokens that may be rolled back"
                 )
         for mixer, slot in self.slots.items():
             slot.trim(length + self.prefix.get(mixer, 0))
@@ -110,7 +110,7 @@ class State:
                 now = now[:, self.length :]
             if (keep is not None or self.ended) and self._leaves_gap(past, now):
                 raise ValueError(
-                    "with a state, padding stands on the left only: windows, relative positions and recurrent states "
+                    "with a state, padding must be on the left: windows, relative positions and recurrent states "
                     "count a gap as text; pad shorter rows on the left"
                 )
             self.ended = keep is not None and not bool(now[:, -1].all())

@@ -37,7 +37,7 @@ class Taps(Shown):
         for pattern in patterns:
             hits = [m for m, n in self.names.items() if _fits(n, pattern)]
             if hits and all(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in hits):
-                raise ValueError(f"{pattern!r} is a list of modules and has no output; write {pattern}.*")
+                raise ValueError(f"{pattern!r} is a list of modules, which has no output; write {pattern}.*")
 
     def wants(self, module: nn.Module, inner: str) -> bool:
         """True if some pattern matches this inner value."""
@@ -59,7 +59,7 @@ class Taps(Shown):
     def __enter__(self) -> Taps:
         models = [m for m in self.names if hasattr(type(m), "taps")]  # the model, and models inside it
         if any(m.taps is not None for m in models):
-            raise ValueError("this model is being listened to already; nest the patterns in one Taps")
+            raise ValueError("this model is being recorded already; put all patterns into one Taps")
         for module, name in self.names.items():
             if any(_fits(name, p) for p in self.patterns):
                 self._hooks.append(module.register_forward_hook(self._recorder(name)))

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from anyformer.core.check import fit, kinds_of
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> str:
+def nearest(name: str, names: list[str] | tuple[str, ...], count: int = 3) -> str:
     """' (did you mean a, b?)' for the error message of a mistyped name, or an empty string."""
-    found = difflib.get_close_matches(name, known, count, 0.5)
-    return f" (did you mean {', '.join(found)}?)" if found else ""
+    matches = difflib.get_close_matches(name, names, count, 0.5)
+    return f" (did you mean {', '.join(matches)}?)" if matches else ""
 
 
 class _Checked(type):
@@ -20,10 +20,10 @@ class _Checked(type):
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         if not dataclasses.is_dataclass(cls):
-            raise TypeError(f"{cls.__name__} is a kind of values and none itself")
+            raise TypeError(f"{cls.__name__} is an abstract kind of value; build one of its subclasses")
         kinds = kinds_of(cls)
-        given = zip(kinds, args, strict=False)  # too many arguments are the constructor's error
-        fitted = [fit(value, kinds[name], f"{cls.__name__}.{name}") for name, value in given]
+        leading = zip(kinds, args, strict=False)  # too many arguments are the constructor's error
+        fitted = [fit(value, kinds[name], f"{cls.__name__}.{name}") for name, value in leading]
         named = {k: fit(v, kinds[k], f"{cls.__name__}.{k}") if k in kinds else v for k, v in options.items()}
         return super().__call__(*fitted, *args[len(fitted) :], **named)
 

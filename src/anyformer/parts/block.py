@@ -65,7 +65,7 @@ class Block(Part):
             self.norm.update({f"{name}_out": norm.build(dim) for name in self.branches})
         if stream != 1.0 and wiring == "parallel":
             raise ValueError(
-                f"Block: stream={stream} is for one sum after the other, and wiring 'parallel' has one sum"
+                f"Block: stream={stream} needs several sums, one after the other, and wiring 'parallel' has one"
             )
         self.scale: Any = None
         if scale is not None:
@@ -103,5 +103,5 @@ def deepnorm(depth: int) -> dict[str, Any]:
     The paper draws them by Xavier's rule: `initialise(model, scheme="xavier")`. `Block.of(…, **deepnorm(24))`.
     """
     if depth < 1:
-        raise ValueError(f"deepnorm: depth is the number of blocks, at least 1; got {depth}")
+        raise ValueError(f"deepnorm: depth, the number of blocks, must be at least 1; got {depth}")
     return {"wiring": "post", "stream": (2 * depth) ** 0.25, "gain": (8 * depth) ** -0.25}

@@ -138,8 +138,8 @@ def depthwise(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Shapes: inputs (B, W - 1 + T, E), weight (E, 1, W), bias (E,) -> (B, T, E).
     """
-    known = inputs.dtype in (torch.float32, torch.float64) and weight.dtype == inputs.dtype
-    if known and inputs.device.type == "cpu" and weight.shape[2] <= SHORT and not traced(inputs):
+    supported = inputs.dtype in (torch.float32, torch.float64) and weight.dtype == inputs.dtype
+    if supported and inputs.device.type == "cpu" and weight.shape[2] <= SHORT and not traced(inputs):
         return Depthwise.apply(inputs, weight, bias)
     return F.conv1d(inputs.mT, weight, bias, groups=weight.shape[0]).mT
 

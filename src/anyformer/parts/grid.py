@@ -33,7 +33,7 @@ class Axial(Positions):
     def __init__(self, dim: int, shape: Any, widths: Any = None):
         super().__init__()
         if len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"Axial: shape is rows and columns, at least 1 each; got {shape}")
+            raise ValueError(f"Axial: shape must be (rows, columns), at least 1 each; got {shape}")
         if widths is not None and (len(widths) != 2 or min(widths) < 1 or sum(widths) != dim):
             raise ValueError(f"Axial: widths are two numbers that add up to the width {dim}; got {widths}")
         self.shape, self.joined = tuple(shape), widths is not None
@@ -86,7 +86,7 @@ class Rotary2D(Rotary):
         self._key = ("rotary 2d", dim, theta, pairs)
         if dim % 4:
             raise ValueError(
-                f"Rotary2D turns pairs by rows and pairs by columns: {dim} numbers a head are no such fours"
+                f"Rotary2D turns pairs by rows and pairs by columns: {dim} numbers a head cannot be divided by 4"
             )
 
     def angles(self, flow: Flow) -> tuple[Tensor, float]:

@@ -128,16 +128,16 @@ class At(Pool):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         ids, keep = flow.get(TokenIds, "At").ids, flow.keep_now(x.shape[1])
-        found = ids + 1 if self.end is None else (ids == self.end).int()  # (B, T)
-        found = found if keep is None else found * keep
+        ends = ids + 1 if self.end is None else (ids == self.end).int()  # (B, T)
+        ends = ends if keep is None else ends * keep
         if not torch.compiler.is_compiling() and not isinstance(ids, FakeTensor) and not ids.is_meta:
             read = True if keep is None else keep.any(1)  # no check of a row without tokens
-            for row in ((found.amax(1) == 0) & read).nonzero().flatten().tolist():
+            for row in ((ends.amax(1) == 0) & read).nonzero().flatten().tolist():
                 raise ValueError(
-                    f"row {row} of input_ids has no end token, {self.end}, and its vector is the text's; the tokenizer "
-                    "puts it there, and a text that is cut must keep it"
+                    f"row {row} of input_ids has no end token ({self.end}), whose vector stands for the text; the "
+                    "tokenizer appends it; keep it when you cut a text"
                 )
-        return x[torch.arange(x.shape[0], device=x.device), found.argmax(1)]
+        return x[torch.arange(x.shape[0], device=x.device), ends.argmax(1)]
 
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         ids = inputs["input_ids"].clone()

@@ -27,7 +27,7 @@ class AdditivePool(Pool):
     def __init__(self, dim: int, hidden: int | None = None):
         super().__init__()
         if hidden is not None and hidden < 1:
-            raise ValueError(f"AdditivePool: hidden is at least 1; got {hidden}")
+            raise ValueError(f"AdditivePool: hidden must be at least 1; got {hidden}")
         self.key = nn.Linear(dim, dim if hidden is None else hidden)
         self.query = nn.Linear(self.key.out_features, 1, bias=False)
 

@@ -86,7 +86,7 @@ class ChunkedMLP(MLP):
     ):
         super().__init__(dim, hidden, act, bias, dropout)
         if chunk is not None and chunk < 1:
-            raise ValueError(f"ChunkedMLP: chunk is a number of tokens, at least 1, or None for all; got {chunk}")
+            raise ValueError(f"ChunkedMLP: chunk, in tokens, must be at least 1, or None for all; got {chunk}")
         self.chunk = chunk
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:

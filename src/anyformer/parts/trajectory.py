@@ -69,8 +69,8 @@ class Trajectory(FrontEnd):
 
     def inputs(self) -> dict[str, Input]:
         named = {"states": "state", "actions": "action", "returns_to_go": "return"}
-        found = {n: Input(("time", axis), ("time",), fixed=(axis,)) for n, axis in named.items()}
-        return {**found, "timesteps": Input(("time",), ("time",), ids=True)}
+        declared = {n: Input(("time", axis), ("time",), fixed=(axis,)) for n, axis in named.items()}
+        return {**declared, "timesteps": Input(("time",), ("time",), ids=True)}
 
     def units(self, given: Inputs) -> int:
         """The number of steps."""

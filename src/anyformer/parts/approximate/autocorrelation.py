@@ -38,7 +38,7 @@ class AutoCorrelation(Mixer):
     def __init__(self, dim: int, factor: float = 3.0, bias: bool = True):
         super().__init__()
         if factor <= 0:
-            raise ValueError(f"AutoCorrelation: factor is above 0; got {factor}")
+            raise ValueError(f"AutoCorrelation: factor must be above 0; got {factor}")
         self.factor = factor
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias) for _ in range(4))
 

@@ -36,9 +36,9 @@ class Fourier(Mixer):
             return _Transform.apply(wide).to(x.dtype)
         z = torch.fft.fft(wide, dim=2)  # (B, T, D) complex
         length = keep.sum(1)[:, None, None].clamp(min=1)  # (B, 1, 1)
-        places = flow.positions.expand(x.shape[:2])  # (B, T)
+        positions = flow.positions.expand(x.shape[:2])  # (B, T)
         turn = (
-            places[:, :, None] * places[:, None] % length * (2 * math.pi / length.to(wide.dtype))
+            positions[:, :, None] * positions[:, None] % length * (2 * math.pi / length.to(wide.dtype))
         )  # (B, T, T), exact below 2 pi
         real = keep[:, :, None] & keep[:, None]
         cos, sin = (t.to(wide.dtype) * real for t in (turn.cos(), turn.sin()))

@@ -65,7 +65,9 @@ class LinearAttention(Mixer):
         name = type(self).__name__
         check_option(name, "feature", feature, self.known())
         if heads < 1 or chunk < 1 or (head_dim is not None and head_dim < 1):
-            raise ValueError(f"{name}: heads, head_dim and chunk are at least 1; got {heads}, {head_dim} and {chunk}")
+            raise ValueError(
+                f"{name}: heads, head_dim and chunk must be at least 1; got {heads}, {head_dim} and {chunk}"
+            )
         self.heads, self.head_dim = heads, width(name, dim, heads, head_dim)
         self.feature, self.chunk = feature, chunk
         self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))
@@ -200,7 +202,9 @@ class Favor(LinearAttention):
         super().__init__(dim, heads, head_dim, feature, bias, out_bias, chunk)
         many = max(1, int(self.head_dim * math.log(self.head_dim))) if features is None else features
         if many < 1 or (eps is not None and eps < 0):
-            raise ValueError(f"Favor: features is at least 1 and eps at least 0; got features={features}, eps={eps}")
+            raise ValueError(
+                f"Favor: features must be at least 1 and eps at least 0; got features={features}, eps={eps}"
+            )
         self.eps = {"softmax": 1e-4, "relu": 1e-3}[feature] if eps is None else eps
         self.projection: Tensor
         self.register_buffer("projection", torch.empty(many, self.head_dim))

@@ -50,7 +50,7 @@ class Linformer(Mixer):
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if min(length, rank, heads, self.kv_heads) < 1:
             raise ValueError(
-                "Linformer: length, rank, heads and kv_heads are at least 1; got "
+                "Linformer: length, rank, heads and kv_heads must be at least 1; got "
                 f"{length}, {rank}, {heads} and {self.kv_heads}"
             )
         self.head_dim = width("Linformer", dim, heads, head_dim)
@@ -77,7 +77,7 @@ class Linformer(Mixer):
         if self.length < T:
             raise ValueError(
                 f"Linformer was built for {self.length} tokens, the text has {T}: its projections have a row for each "
-                f"place; cut the text, or build it with length={T} and train these rows"
+                f"position; cut the text, or build it with length={T} and train these rows"
             )
         keep = flow.keep_now(T)
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, K)
@@ -89,10 +89,10 @@ class Linformer(Mixer):
         y = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, K)
         return self.o(y.transpose(1, 2).flatten(2))
 
-    def _summary(self, t: Tensor, table: Tensor, places: Tensor, keep: Tensor | None) -> Tensor:
+    def _summary(self, t: Tensor, table: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         """(B, T, G K) -> (B, H, R, K)."""
         t = t if keep is None else t * keep[..., None]
-        mixed = F.embedding(places, table).mT @ t  # (B, R, G K); table[places] has a slower gradient
+        mixed = F.embedding(positions, table).mT @ t  # (B, R, G K); table[positions] has a slower gradient
         heads = mixed.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)  # (B, G, R, K)
         return heads.repeat_interleave(self.heads // self.kv_heads, 1)
 
@@ -128,7 +128,7 @@ class Nystrom(Mixer):
         super().__init__()
         if min(heads, landmarks, steps) < 1:
             raise ValueError(
-                f"Nystrom: heads, landmarks and steps are at least 1; got {heads}, {landmarks} and {steps}"
+                f"Nystrom: heads, landmarks and steps must be at least 1; got {heads}, {landmarks} and {steps}"
             )
         self.heads, self.head_dim = heads, width("Nystrom", dim, heads, head_dim)
         self.landmarks, self.steps = landmarks, steps

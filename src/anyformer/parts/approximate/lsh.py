@@ -52,7 +52,7 @@ class Chunked(Mixer):
         name = type(self).__name__
         if min(heads, size) < 1 or min(before, after) < 0:
             raise ValueError(
-                f"{name}: heads and size are at least 1, before and after at least 0; "
+                f"{name}: heads and size must be at least 1, before and after at least 0; "
                 f"got {heads}, {size}, {before} and {after}"
             )
         self.heads, self.head_dim = heads, width(name, dim, heads, head_dim)
@@ -74,7 +74,7 @@ class Chunked(Mixer):
             blank: FAR in place of chunks before the first one, for positions in a decoder: these would be later
                 or repeated tokens.
         """
-        at, found = torch.arange(t.shape[2], device=t.device), []
+        at, chunks = torch.arange(t.shape[2], device=t.device), []
         for step in range(-self.before, self.after + 1):
             if step and count is not None:
                 index = (at + step) % count  # (B, N)
@@ -82,8 +82,8 @@ class Chunked(Mixer):
                 near = t.transpose(1, 2)[rows, index].transpose(1, 2)
             else:
                 near = t.roll(-step, 2) if step else t
-            found.append(near.masked_fill((at + step < 0)[:, None], FAR) if blank and step < 0 else near)
-        return torch.cat(found, 3) if len(found) > 1 else t
+            chunks.append(near.masked_fill((at + step < 0)[:, None], FAR) if blank and step < 0 else near)
+        return torch.cat(chunks, 3) if len(chunks) > 1 else t
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, itself: Tensor | None) -> tuple[Tensor, Tensor]:
         """softmax(q k^T) v, and the scores q k^T with hidden keys masked.
@@ -246,7 +246,7 @@ class LSHAttention(Chunked):
         self.factors = (buckets,) if isinstance(buckets, int) else tuple(buckets)
         if rounds < 1 or not self.factors or any(n < 2 or n % 2 for n in self.factors):
             raise ValueError(
-                "LSHAttention: rounds is at least 1, and buckets an even number or even factors; "
+                "LSHAttention: rounds must be at least 1, and buckets an even number or even factors; "
                 f"got {rounds} and {buckets}"
             )
         self.rounds, self.seed = rounds, seed
@@ -325,11 +325,11 @@ class LSHAttention(Chunked):
     def buckets(self, qk: Tensor, turn: Tensor) -> Tensor:
         """The bucket of each token in each round, (B, H, T, K) -> (B, H, R, T)."""
         turned = torch.einsum("bhtk,hkrn->bhrtn", qk, turn)
-        found, step = torch.zeros_like(turned[..., 0], dtype=torch.long), 1
+        bucket, step = torch.zeros_like(turned[..., 0], dtype=torch.long), 1
         for factor, side in zip(self.factors, turned.split([n // 2 for n in self.factors], -1), strict=True):
-            found = found + step * torch.cat((side, -side), -1).argmax(-1)
+            bucket = bucket + step * torch.cat((side, -side), -1).argmax(-1)
             step *= factor
-        return found
+        return bucket
 
     @torch.no_grad()
     def order(self, qk: Tensor, turn: Tensor, place: Tensor, count: Tensor) -> Tensor:
@@ -348,8 +348,8 @@ class LSHAttention(Chunked):
     def _fits(self, length: int) -> None:
         if length > self.size:
             raise ValueError(
-                f"LSHAttention decodes step by step up to size={self.size} tokens, and {length} are asked for: longer "
-                "texts are sorted anew with each token, which changes what was said before; generate without a cache: "
+                f"LSHAttention decodes step by step up to size={self.size} tokens; got a length of {length}: longer "
+                "texts are sorted again with each token, which changes earlier outputs; generate without a cache: "
                 "cache=False, --cache false"
             )
 

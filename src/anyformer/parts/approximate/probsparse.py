@@ -59,7 +59,7 @@ class ProbSparse(Mixer):
         super().__init__()
         check_option("ProbSparse", "draws", draws, ("few", "many"))
         if min(heads, factor) < 1:
-            raise ValueError(f"ProbSparse: heads and factor are at least 1; got {heads} and {factor}")
+            raise ValueError(f"ProbSparse: heads and factor must be at least 1; got {heads} and {factor}")
         self.heads, self.head_dim = heads, width("ProbSparse", dim, heads, head_dim)
         self.factor, self.draws, self.seed, self.dropout = factor, draws, seed, dropout
         self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))

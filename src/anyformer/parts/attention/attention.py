@@ -76,14 +76,16 @@ class Attention(Mixer):
         check_option("Attention", "kernel", kernel, KERNELS)
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if heads < 1 or self.kv_heads < 1:
-            raise ValueError(f"Attention: heads and kv_heads are at least 1; got heads={heads}, kv_heads={kv_heads}")
+            raise ValueError(
+                f"Attention: heads and kv_heads must be at least 1; got heads={heads}, kv_heads={kv_heads}"
+            )
         self.head_dim = width("Attention", dim, heads, head_dim)
         if heads % self.kv_heads:
             raise ValueError(f"Attention: kv_heads={self.kv_heads} does not divide heads={heads}")
         if cross and not (mask is None and positions is None):
             raise ValueError(
-                "Attention: with cross=True all of the encoder's memory is seen, and its positions are not the "
-                "target's; leave mask and positions out of that branch"
+                "Attention: cross=True attends to all of the encoder's output, whose positions are not the target's; "
+                "leave mask and positions out of that branch"
             )
         if mask is not None:
             check_sees(mask)
@@ -148,7 +150,7 @@ class Attention(Mixer):
         """Keys and values of the encoder's memory, (B, G, S, K); computed once, then cached in the state."""
         if flow.memory is None:
             raise ValueError(
-                "Attention with cross=True needs an encoder's memory; use it in the decoder of an EncoderDecoder"
+                "Attention with cross=True needs an encoder's output; use it in the decoder of an EncoderDecoder"
             )
         slot = flow.slot(self)
         if slot is not None and slot.length:

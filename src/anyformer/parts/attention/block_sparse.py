@@ -116,20 +116,20 @@ class BlockSparse(Attention):
     def _draws(self) -> bool:
         return self.training and self.random > 0
 
-    def _once(self, what: str) -> tuple[object, ...]:
+    def _once(self, name: str) -> tuple[object, ...]:
         """The key of values shared by all layers that see the same blocks."""
         own = (self.seed, self.planned, self.heads) if self._draws() else ()
-        return (BlockSparse, what, self.size, self.random, *own)
+        return (BlockSparse, name, self.size, self.random, *own)
 
     def _drawn(self, rows: Rows, N: int) -> Tensor:
         """The random blocks of the inner blocks of every row, (B, H, N - 2, random); 0 for none."""
         draw = torch.compiler.disable(drawn) if torch.compiler.is_compiling() else drawn  # it would trace numpy
-        found = torch.zeros(len(rows.length), self.heads, max(0, N - 2), self.random, dtype=torch.long)
+        blocks = torch.zeros(len(rows.length), self.heads, max(0, N - 2), self.random, dtype=torch.long)
         for row, length in enumerate(rows.length.tolist()):
             if length > self.least:
                 n = -(-length // self.size)
-                found[row, :, : n - 2] = draw(self.seed, self.heads, n, self.size, self.random, self.planned)
-        return found.to(rows.length.device)
+                blocks[row, :, : n - 2] = draw(self.seed, self.heads, n, self.size, self.random, self.planned)
+        return blocks.to(rows.length.device)
 
     def _often(self, flow: Flow, rows: Rows, T: int) -> Tensor:
         return flow.once(self._once("bias"), lambda: self._counts(rows, T).log())
@@ -167,8 +167,8 @@ class BlockSparse(Attention):
             seen = View(Full(), 0, some.stop, 0, some.stop, layout.real[short, some], x.device)
             dropout = self.dropout if self.training else 0.0
             mine = [t[short][:, :, some] for t in (q, k, v)]
-            found = attend(mine[0], mine[1], mine[2], seen, dropout=dropout)
-            y = y.index_copy(0, short, F.pad(found, (0, 0, 0, y.shape[2] - some.stop)))
+            attended = attend(mine[0], mine[1], mine[2], seen, dropout=dropout)
+            y = y.index_copy(0, short, F.pad(attended, (0, 0, 0, y.shape[2] - some.stop)))
         if len(long := layout.long):
             y = y.index_copy(0, long, self._sparse(q[long], k[long], v[long], layout))
         y = y[:, :, :T].transpose(1, 2).flatten(2)
@@ -251,8 +251,8 @@ def drawn(seed: int, heads: int, blocks: int, size: int, random: int, planned: i
     """
     noise = np.random.RandomState(seed)
     if blocks * size in PLANNED and blocks * size <= planned:
-        found = [_among_many(noise, planned // size, size, random)[: blocks - 2] for _ in range(heads)]
-        return torch.from_numpy(np.stack(found))
+        per_head = [_among_many(noise, planned // size, size, random)[: blocks - 2] for _ in range(heads)]
+        return torch.from_numpy(np.stack(per_head))
     first = 5 + 2 * random  # draws are from the first blocks, for texts of any length
     table = [[_among_first(noise, i, first, random) for _ in range(heads)] for i in range(1, blocks)]
     return torch.from_numpy(np.array(table, dtype=np.int64)).transpose(0, 1)[:, :-1]

@@ -171,7 +171,7 @@ def _few(seen: Marked) -> Few | None:
 
 def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, Tensor]]:
     """`CHUNK` queries each, the keys in their reach, and their mask over the global tokens and these keys."""
-    found = []
+    pieces = []
     for start in range(0, seen.count, CHUNK):
         rows = slice(start, min(start + CHUNK, seen.count))
         near = View.rows(seen, rows.start, rows.stop)
@@ -186,8 +186,8 @@ def _pieces(seen: Marked, few: Few | None) -> list[tuple[slice, Tensor]]:
                     seen.mine.ids[:, None, rows, None] == seen.mine.ids.gather(1, few.index)[:, None, None]
                 )
             mask = torch.cat((front, mask), -1)
-        found.append((columns, mask))
-    return found
+        pieces.append((columns, mask))
+    return pieces
 
 
 def _chunked(

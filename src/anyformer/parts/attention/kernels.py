@@ -89,10 +89,10 @@ def attend(
 
 def _choice(view: View, bias: Tensor | Bias | None, dropout: float, cap: float | None) -> str:
     """The rule of "auto"."""
-    known = cap is None and (view.everything() or (view.plainly_causal() and bias is None))
+    plain = cap is None and (view.everything() or (view.plainly_causal() and bias is None))
     if view.local() or callable(bias):
         return "chunked"
-    if view.heavy() and not known and not dropout:
+    if view.heavy() and not plain and not dropout:
         return "blockwise"
     if cap is None:
         return "sdpa"

@@ -106,7 +106,7 @@ class LatentAttention(Mixer):
         sizes = {"kv_rank": self.kv_rank, "q_rank": q_rank, "nope_dim": self.nope_dim, "value_dim": self.value_dim}
         for name, size in sizes.items():
             if size is not None and size < 1:
-                raise ValueError(f"LatentAttention: {name} is a width, at least 1; got {size}")
+                raise ValueError(f"LatentAttention: {name} is a width and must be at least 1; got {size}")
         if self.rope_dim < 0 or (positions is not None and not self.rope_dim):
             raise ValueError(
                 f"LatentAttention: rope_dim is the width that positions turn; got {self.rope_dim} with "

@@ -289,8 +289,8 @@ def check_sees(mask: Mask) -> None:
     """Raises ValueError for a mask without a visible pair, usually because of a stray ~ or &."""
     if hides_everything(mask):
         raise ValueError(
-            f"the mask {mask!r} hides every token from every token, itself included; Window(0) is the smallest that "
-            "shows something, and None hides nothing. In a decoder the future is hidden from all masks"
+            f"the mask {mask!r} hides every token from every token, itself included; Window(0) is the smallest mask "
+            "that shows something, and None hides nothing. In a decoder the future is hidden from all masks"
         )
 
 

@@ -33,7 +33,9 @@ class Relative(Score):
     def __init__(self, dim: int, heads: int, head_dim: int, theta: float = 10000.0, far: int | None = None):
         super().__init__()
         if far is not None and far < 1:
-            raise ValueError(f"Relative: far is the largest distance that is told apart, at least 1; got {far}")
+            raise ValueError(
+                f"Relative: far, the largest distance with a vector of its own, must be at least 1; got {far}"
+            )
         self.u, self.v = (nn.Parameter(torch.empty(heads, head_dim)) for _ in range(2))
         self.r = nn.Linear(dim, heads * head_dim, bias=False)
         self.waves, self.far = Sinusoidal(dim, theta), far

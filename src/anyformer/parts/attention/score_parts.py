@@ -45,7 +45,7 @@ class Temperature(Score):
         super().__init__()
         if not 0 < value < math.inf:
             raise ValueError(
-                f"Temperature: value divides the scores, a number above 0; got {value} (nearly hard: 0.01)"
+                f"Temperature: value divides the scores and must be above 0; got {value} (nearly hard: 0.01)"
             )
         self.value = value
         self.log = nn.Parameter(torch.empty(heads)) if learned else None
@@ -70,7 +70,7 @@ class SoftCap(Score):
     def __init__(self, dim: int, heads: int, head_dim: int, value: float = 50.0):
         super().__init__()
         if not value > 0:
-            raise ValueError(f"SoftCap: value is the largest score, above 0; got {value}")
+            raise ValueError(f"SoftCap: value is the largest score and must be above 0; got {value}")
         self.cap = None if math.isinf(value) else value
 
 
@@ -114,7 +114,7 @@ class Decay(ByDistance):
         super().__init__()
         check_option(type(self).__name__, "shape", shape, tuple(DECAYS))
         if not 0 <= rate < math.inf:
-            raise ValueError(f"Decay: rate is 0 or more, so that what is far counts less; got {rate}")
+            raise ValueError(f"Decay: rate must be at least 0, so that distant tokens count less; got {rate}")
         self.first, self.shape, self.fixed = rate, shape, not learned
         self.rate = nn.Parameter(torch.empty(heads)) if learned else None
         self.heads = heads
@@ -185,8 +185,8 @@ class Span(ByDistance):
         self.share = 0.5 if start is None else start / far if far > 0 else 0.0
         if far < 1 or ramp < 1 or not 0 < self.share < 1 or cost < 0:
             raise ValueError(
-                f"Span: far and ramp are at least 1, start lies between 0 and far, cost is 0 or more; got far={far}, "
-                f"ramp={ramp}, start={start}, cost={cost}"
+                "Span: far and ramp must be at least 1, start lies between 0 and far, cost is 0 or more; got "
+                f"far={far}, ramp={ramp}, start={start}, cost={cost}"
             )
         self.far, self.ramp, self.cost = far, ramp, cost
         self.span = nn.Parameter(torch.empty(heads))
@@ -216,7 +216,9 @@ class Distances(ByDistance):
     def __init__(self, dim: int, heads: int, head_dim: int, far: int):
         super().__init__()
         if far < 0:
-            raise ValueError(f"Distances: far is the largest distance that is told apart, 0 or more; got {far}")
+            raise ValueError(
+                f"Distances: far, the largest distance with a bias of its own, must be at least 0; got {far}"
+            )
         self.far, self.table = far, nn.Parameter(torch.empty(heads, 2 * far + 1))
         self.reset_parameters()
 

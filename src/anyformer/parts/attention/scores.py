@@ -75,7 +75,7 @@ def made(recipes: Sequence[Recipe[Score]], dim: int, heads: int, head_dim: int, 
     for recipe in recipes:
         if cross and not recipe.part.across:
             raise ValueError(
-                f"{recipe.part.__name__} goes by distances inside one text, and attention with cross=True looks at "
+                f"{recipe.part.__name__} depends on distances inside one text, and attention with cross=True reads "
                 "another one; leave it out of that branch's scores"
             )
     parts = [recipe.build(dim, heads, head_dim) for recipe in recipes]

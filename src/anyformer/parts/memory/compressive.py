@@ -105,12 +105,12 @@ class CompressiveMemory(SegmentRecurrence):
         check_option("CompressiveMemory", "way", way, WAYS)
         if min(compressed, rate) < 1:
             raise ValueError(
-                f"CompressiveMemory: compressed and rate are at least 1; got compressed={compressed}, rate={rate}"
+                f"CompressiveMemory: compressed and rate must be at least 1; got compressed={compressed}, rate={rate}"
             )
         if segment % rate or memory % rate or memory < segment:
             raise ValueError(
-                "CompressiveMemory: memory is at least segment, and rate divides both, so that what leaves memory is a "
-                f"whole number of slots; got memory={memory}, segment={segment}, rate={rate}"
+                "CompressiveMemory: memory must be at least segment, and rate divides both, so that what leaves "
+                f"memory is a whole number of slots; got memory={memory}, segment={segment}, rate={rate}"
             )
         self.compressed, self.rate, self.way = compressed, rate, way
         self.conv = nn.Conv1d(dim, dim, rate, rate) if way == "conv" else None
@@ -234,8 +234,8 @@ class CompressiveMemory(SegmentRecurrence):
         held = [t[:, :, columns].detach() for t in call.held]
         new = slots.near(near, "taught")
         wanted = weights(q, held[0], tokens[:, None], scale=self.scale) @ held[1]  # (B, H, C, K)
-        found = weights(q, new[0], old[:, None], scale=self.scale) @ new[1]
-        slots.error.append((found - wanted).square().mean((1, 3)))
+        attended = weights(q, new[0], old[:, None], scale=self.scale) @ new[1]
+        slots.error.append((attended - wanted).square().mean((1, 3)))
 
     def _end(self, call: Pass) -> None:
         slots, T = call.more, call.x.shape[1]
@@ -247,10 +247,10 @@ class CompressiveMemory(SegmentRecurrence):
         if call.slot is not None:
             x = torch.cat((call.slot.held[2], call.x.detach()), 1)
             most = self.compressed + (self.memory + self.segment) // self.rate
-            kept = slice(max(0, slots.last.shape[1] - most), None)
+            newest = slice(max(0, slots.last.shape[1] - most), None)
             past = x[:, max(0, x.shape[1] - self.rate + 1) :]
-            k, v = (t[:, :, kept].detach() for t in slots.pair)
-            call.slot.put(T, *self._recent(call), past, k, v, slots.last[:, kept])
+            k, v = (t[:, :, newest].detach() for t in slots.pair)
+            call.slot.put(T, *self._recent(call), past, k, v, slots.last[:, newest])
 
     def start(self, batch: int, length: int, like: Tensor) -> Tail:
         empty = like.new_zeros(batch, self.heads, 0, self.head_dim)

@@ -80,19 +80,19 @@ class Memory(Sliding):
         Shapes: q (B, H, C, K), seen (1 or B, C, n) -> their indices (B, H, C, R), and a mask of the valid ones.
         """
         if self.index is None:
-            found, there = nearest(q, self.k[:, :, start : start + seen.shape[2]], seen, top)
-            return found + start, there
+            index, there = nearest(q, self.k[:, :, start : start + seen.shape[2]], seen, top)
+            return index + start, there
         return self._by_faiss(q, top, F.pad(seen, (start, self.length - start - seen.shape[2])))
 
     def evict(self, count: int) -> None:
         """Drops the `count` oldest items, except those that segments still see."""
         gone = max(0, min(count, self.length - self.least))
-        kept = self.memory[:, :, :, gone : self.length].clone()
+        remaining = self.memory[:, :, :, gone : self.length].clone()
         self.length, self.dropped = self.length - gone, self.dropped + gone
         if self.watched:
-            self.memory = kept
+            self.memory = remaining
         else:
-            self.memory[:, :, :, : self.length] = kept
+            self.memory[:, :, :, : self.length] = remaining
         self._made.clear()
 
     def tensors(self, keep: Tensor | None) -> dict[str, Tensor]:
@@ -141,8 +141,8 @@ class Memory(Sliding):
                 among = limits(sel=faiss.IDSelectorBitmap(bits))
                 for h in range(H):
                     asked = q[b, h, mine].detach().float().cpu().contiguous().numpy()
-                    _, found = self._index(faiss, b, h).search(asked, top, params=among)
-                    index[b, h, mine.cpu()] = torch.from_numpy(found)
+                    _, neighbours = self._index(faiss, b, h).search(asked, top, params=among)
+                    index[b, h, mine.cpu()] = torch.from_numpy(neighbours)
         index = index.to(q.device)
         return index.clamp(min=0), index >= 0
 
@@ -164,7 +164,10 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise ValueError("an index of FAISS was asked for: pip install faiss-cpu, or leave memory.index None") from None
+        raise ValueError(
+            "memory.index is an index of FAISS, which is not installed: pip install faiss-cpu, or leave memory.index "
+            "None"
+        ) from None
     return faiss
 
 
@@ -214,7 +217,7 @@ class NearestMemory(SegmentRecurrence):
     ):
         super().__init__(dim, heads, head_dim, segment, memory, bias, out_bias, norm, scale, scores, dropout)
         if top < 1 or (capacity is not None and capacity < 1):
-            raise ValueError(f"NearestMemory: top and capacity are at least 1; got top={top}, capacity={capacity}")
+            raise ValueError(f"NearestMemory: top and capacity must be at least 1; got top={top}, capacity={capacity}")
         self.top, self.capacity = top, capacity
         self.gate = nn.Parameter(torch.zeros(heads)) if gate else None
 
@@ -303,10 +306,10 @@ def memories(model: nn.Module, state: State) -> dict[str, Memory]:
     Raises:
         ValueError: if the model has none.
     """
-    found = {name: state.slots[m] for name, m in model.named_modules() if isinstance(m, NearestMemory)}
-    if not found:
-        raise ValueError("no layer of this model has a memory that is searched; `anyformer inspect` shows its layers")
-    return found  # type: ignore[return-value]
+    by_path = {name: state.slots[m] for name, m in model.named_modules() if isinstance(m, NearestMemory)}
+    if not by_path:
+        raise ValueError("no layer of this model is a NearestMemory; `anyformer inspect` shows its layers")
+    return by_path  # type: ignore[return-value]
 
 
 def save_memory(model: nn.Module, state: State, path: str | Path) -> None:
@@ -343,11 +346,11 @@ def load_memory(model: Any, path: str | Path, index: str | None = None) -> State
     if len(rows) != 1:
         raise ValueError(f"{path} holds no memory: its tensors have {sorted(rows)} rows")
     state = model.start(rows.pop())
-    found = memories(model, state)
-    wanted = {f"{name}.{kind}" for name in found for kind in ("k", "v", "keep")}
+    by_path = memories(model, state)
+    wanted = {f"{name}.{kind}" for name in by_path for kind in ("k", "v", "keep")}
     if strange := sorted(wanted ^ tensors.keys()):
-        raise ValueError(f"{path} is the memory of another model: {strange[0]!r} is only on one side")
-    for name, memory in found.items():
+        raise ValueError(f"{path} is the memory of another model: {strange[0]!r} exists on one side only")
+    for name, memory in by_path.items():
         memory.fill(*(tensors[f"{name}.{kind}"] for kind in ("k", "v", "keep")))
         memory.index = index
     return state

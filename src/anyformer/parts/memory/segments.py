@@ -269,21 +269,21 @@ class SegmentRecurrence(Mixer):
         name = type(self).__name__
         if min(heads, segment) < 1 or memory < 0:
             raise ValueError(
-                f"{name}: heads and segment are at least 1, memory at least 0; got heads={heads}, segment={segment}, "
-                f"memory={memory}"
+                f"{name}: heads and segment must be at least 1, memory at least 0; got heads={heads}, "
+                f"segment={segment}, memory={memory}"
             )
         self.heads, self.head_dim = heads, width(name, dim, heads, head_dim)
         self.segment, self.memory, self.scale, self.dropout = segment, memory, scale, dropout
         self.q, self.k, self.v = (nn.Linear(dim, heads * self.head_dim, bias) for _ in range(3))
         self.o = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
-        found = made_scores(scores, dim, heads, self.head_dim, False)
-        for part in (s for s in found if isinstance(s, OverTime)):
+        parts = made_scores(scores, dim, heads, self.head_dim, False)
+        for part in (s for s in parts if isinstance(s, OverTime)):
             raise ValueError(
-                f"{name}: {type(part).__name__} goes by what stands between two tokens, and memory holds keys and "
-                "values alone; take scores that go by distance (Relative, Alibi, Decay …)"
+                f"{name}: {type(part).__name__} depends on the tokens between two tokens, and memory holds keys and "
+                "values only; use scores that depend on distance (Relative, Alibi, Decay …)"
             )
-        self.scores: Any = nn.ModuleList(found) if found else None
+        self.scores: Any = nn.ModuleList(parts) if parts else None
 
     @property
     def sharpness(self) -> float:

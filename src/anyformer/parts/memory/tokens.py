@@ -38,7 +38,7 @@ class MemoryTokens(Mixer):
     def __init__(self, dim: int, tokens: int, blocks: Any):
         super().__init__()
         if tokens < 1:
-            raise ValueError(f"MemoryTokens: tokens is at least 1; got {tokens}")
+            raise ValueError(f"MemoryTokens: tokens must be at least 1; got {tokens}")
         self.tokens = nn.Parameter(torch.empty(tokens, dim))
         self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
         self.reset_parameters()
@@ -57,20 +57,20 @@ class MemoryTokens(Mixer):
                 )
             keep = None if keep is None else picked(ahead(keep, m), inserted(slot.at, m, keep.shape[1]))
             return self._through(x, flow.inside(flow.positions + m, keep, flow.first + m))
-        places = torch.arange(m, device=x.device).expand(*flow.positions.shape[:-1], m)
-        places = torch.cat((places, flow.positions + m), -1)  # (m + T,) or (B, m + T)
+        positions = torch.arange(m, device=x.device).expand(*flow.positions.shape[:-1], m)
+        positions = torch.cat((positions, flow.positions + m), -1)  # (m + T,) or (B, m + T)
         x = torch.cat((self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x), 1)  # (B, m + T, D)
         at = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         if keep is not None and now is not None:
             at = torch.where(now.any(1), now.long().argmax(1), T)  # (B,): after the padding
             order = inserted(at, m, T)  # (B, m + T)
             x, keep = picked(x, order), picked(ahead(keep, m), order)
-            places = picked(places.expand_as(order), order)
+            positions = picked(positions.expand_as(order), order)
         if slot is not None:
             slot.at = at
             for mixer in (p for p in self.modules() if isinstance(p, OverTime) and p is not self):
                 flow.state.prefix[mixer] = flow.state.prefix.get(mixer, 0) + m  # type: ignore[union-attr]
-        x = self._through(x, flow.inside(places, keep))
+        x = self._through(x, flow.inside(positions, keep))
         if keep is None:
             return x[:, m:]
         text = torch.arange(T, device=x.device)

@@ -88,8 +88,8 @@ class ConvPositions(Mixer):
         super().__init__()
         if width < 1 or groups < 1 or dim % groups:
             raise ValueError(
-                f"ConvPositions: width and groups are at least 1, and groups divide the width {dim} of the stream; got "
-                f"width={width}, groups={groups}"
+                f"ConvPositions: width and groups must be at least 1, and groups divide the width {dim} of the stream; "
+                f"got width={width}, groups={groups}"
             )
         self.width, self.groups = width, groups
         self.direction = nn.Parameter(torch.empty(dim, dim // groups, width))

@@ -54,7 +54,7 @@ class GatedDelta(Mixer):
         super().__init__()
         if min(heads, conv_kernel, chunk) < 1 or (value_dim is not None and value_dim < 1):
             raise ValueError(
-                "GatedDelta: heads, value_dim, conv_kernel and chunk are at least 1; got "
+                "GatedDelta: heads, value_dim, conv_kernel and chunk must be at least 1; got "
                 f"{heads}, {value_dim}, {conv_kernel} and {chunk}"
             )
         self.heads, self.chunk, self.conv_kernel = heads, chunk, conv_kernel

@@ -66,7 +66,7 @@ class Mamba(Mixer):
         self.rank = math.ceil(dim / 16) if rank is None else rank
         if min(self.rank, conv_kernel, chunk) < 1:
             raise ValueError(
-                f"Mamba: rank, conv_kernel and chunk are at least 1; got {self.rank}, {conv_kernel} and {chunk}"
+                f"Mamba: rank, conv_kernel and chunk must be at least 1; got {self.rank}, {conv_kernel} and {chunk}"
             )
         self.state, self.conv_kernel, self.chunk = state, conv_kernel, chunk
         self.into, self.out = nn.Linear(dim, 2 * self.hidden, bias), nn.Linear(self.hidden, dim, bias)

@@ -61,7 +61,7 @@ class Mamba2(Mixer):
         self.hidden = 2 * dim if hidden is None else hidden
         if min(heads, groups, state, self.hidden, conv_kernel, chunk) < 1:
             raise ValueError(
-                "Mamba2: heads, groups, state, hidden, conv_kernel and chunk are at least 1; got "
+                "Mamba2: heads, groups, state, hidden, conv_kernel and chunk must be at least 1; got "
                 f"{heads}, {groups}, {state}, {self.hidden}, {conv_kernel} and {chunk}"
             )
         if self.hidden % heads or heads % groups:
