@@ -1,1 +1,1 @@
-"""Files and arrays to pictures, and pictures to pixels: numpy and Pillow, no torch."""
+"""Files and arrays to pictures and sounds, and these to numbers."""

@@ -20,15 +20,18 @@ from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.images import ImageProcessor, trained
 from anyformer.hub.processors.keys import CLASS
+from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "ImageProcessor", "Origin", "Processor", "Steps", "TrajectoryProcessor", "read_processor", "trained",
-    "write_processor",
+    "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor", "read_processor",
+    "trained", "write_processor",
 ]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
-MAKES: dict[str, type[Processor]] = {p.takes[0]: p for p in (ImageProcessor, TrajectoryProcessor)}  # by main input
+MAKES: dict[str, type[Processor]] = {
+    p.takes[0]: p for p in (ImageProcessor, SoundProcessor, TrajectoryProcessor)
+}  # by main input
 
 
 def read_processor(

@@ -1,0 +1,129 @@
+"""Sounds from files and arrays: one channel of float32 samples, at a known rate.
+
+| given                              | becomes                                                                        |
+|------------------------------------|--------------------------------------------------------------------------------|
+| a file (wav, flac, ogg, mp3 …)     | its samples at its rate: 8, 16, 24 and 32 bits are -1 … 1                      |
+| (an array, a rate in Hz)           | floats as they are; int16 and int32 over 2^15 and 2^31; uint8 (x - 128) / 128  |
+| several channels                   | their mean; an array is (samples, channels)                                    |
+
+An array without a rate is refused: at another rate the same samples are another sound. So are NaN and sounds without
+samples. N samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LOUDEST = 8.0  # a float sample: decoders of mp3 go a little beyond 1, whole numbers in floats far beyond
+CHANNELS = 32  # the most
+RATES = (100, 1_000_000)  # Hz
+SCALES = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """One channel of sound.
+
+    Attributes:
+        samples: (N,) float32.
+        rate: samples a second, in Hz.
+        name: of the file, for errors.
+    """
+
+    samples: np.ndarray
+    rate: int
+    name: str = "the sound"
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(self.samples) / self.rate
+
+    def at(self, rate: int) -> Sound:
+        """The sound at another rate, low-pass filtered by soxr."""
+        if rate == self.rate:
+            return self
+        return Sound(_module("soxr").resample(self.samples, self.rate, rate).astype(np.float32), rate, self.name)
+
+
+def sound(given: Any) -> Sound:
+    """A sound from any of the forms above.
+
+    Args:
+        given: a path, an array with its rate, a tensor with its rate, or a `Sound`.
+
+    Raises:
+        ValueError: naming the file, for a value that is no sound, is damaged, empty or holds NaN.
+        ImportError: without soundfile, for a file.
+    """
+    if isinstance(given, Sound):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return _file(os.fspath(given))
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise ValueError(
+            f"a sound is the name of a file, or (samples, rate in Hz); got {type(given).__name__}. The rate must be "
+            "known: samples alone could be any sound"
+        )
+    samples, rate = given
+    samples = samples.detach().cpu().numpy() if hasattr(samples, "detach") else np.asarray(samples)
+    return _checked("the sound", _floats(samples), rate)
+
+
+def _file(name: str) -> Sound:
+    files = _module("soundfile")
+    if not os.path.isfile(name):
+        raise ValueError(f"there is no file {name!r}")
+    try:
+        samples, rate = files.read(name, dtype="float32", always_2d=True)
+    except (files.SoundFileError, TypeError) as error:  # TypeError: a raw file has no rate
+        raise ValueError(
+            f"{name} cannot be read as a sound: {error}. Known are wav, flac, ogg, mp3 and other kinds of libsndfile; "
+            "convert others first"
+        ) from None
+    return _checked(name, samples, rate)
+
+
+def _floats(samples: np.ndarray) -> np.ndarray:
+    """Samples of any type as float32, -1 … 1."""
+    if samples.dtype == np.uint8:
+        return ((samples.astype(np.float32) - 128) / 128).astype(np.float32)
+    if scale := SCALES.get(samples.dtype):
+        return (samples / scale).astype(np.float32)
+    if not np.issubdtype(samples.dtype, np.floating):
+        known = ", ".join(["uint8", *(str(kind) for kind in SCALES), "floats"])
+        raise ValueError(f"samples are {samples.dtype}, whose largest value is not known; give {known}")
+    return samples.astype(np.float32)
+
+
+def _checked(name: str, samples: np.ndarray, rate: Any) -> Sound:
+    """One channel, with nothing in it that is no sound."""
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"{name}: the rate is {rate!r}; expected {RATES[0]:,} to {RATES[1]:,} samples a second")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= CHANNELS):
+        raise ValueError(
+            f"{name}: samples have the shape {samples.shape}; expected (samples,) or (samples, channels) with at most "
+            f"{CHANNELS} channels"
+        )
+    if not len(samples):
+        raise ValueError(f"{name} is empty: it has no samples")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name}: a sample is NaN or infinite; is the file whole?")
+    loudest = float(np.abs(samples).max())
+    if loudest > LOUDEST:
+        raise ValueError(f"{name}: samples are -1 … 1, and one is {loudest:g}; give whole numbers as int16 or int32")
+    mono = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float64).astype(np.float32)
+    return Sound(np.ascontiguousarray(mono), int(rate), name)
+
+
+def _module(name: str) -> Any:
+    """A module of the extra `sound`; ImportError in one line if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError("sound needs `pip install soundfile soxr`") from None
