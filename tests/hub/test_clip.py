@@ -156,7 +156,7 @@ def test_a_text_without_an_end_is_named():
 
 def test_at_needs_ids():
     vit = af.recipe("vit", "tiny").but({"pool": At.of(end=1)}).build()
-    with pytest.raises(ValueError, match="At reads TokenIds, which Tokens leaves for it"):
+    with pytest.raises(ValueError, match="At reads TokenIds, which Tokens leaves in the flow"):
         vit(pixel_values=torch.randn(1, 3, 16, 16))
 
 

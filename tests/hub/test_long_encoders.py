@@ -71,10 +71,10 @@ def test_modernbert_refuses_what_its_page_cannot_do() -> None:
     kinds = ["sliding_attention"] * 21 + ["full_attention"]
     with pytest.raises(ValueError, match="layer_types"):
         read("modernbert", {**MODERNBERT, "layer_types": kinds})
-    with pytest.raises(ValueError, match="stretches 'full_attention'"):
+    with pytest.raises(ValueError, match="scales 'full_attention'"):
         read("modernbert", {**MODERNBERT, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
     far = {"full_attention": {"rope_theta": 1.0, "rope_type": "linear", "factor": 2.0}}
-    with pytest.raises(ValueError, match="stretches 'full_attention'"):
+    with pytest.raises(ValueError, match="scales 'full_attention'"):
         read("modernbert", {**MODERNBERT, "rope_parameters": far})
 
 

@@ -70,12 +70,12 @@ def test_saving_again_in_other_files_leaves_no_former_ones(tmp_path: Path) -> No
     [
         (
             {"_class_name": "StatueTransformer3DModel"},
-            "no page knows the _class_name .*Statue",
+            "no page reads the _class_name .*Statue",
         ),
         ({"_class_name": None}, "no weights; looked for model.safetensors"),
         ({"_class_name": [3]}, "must be a list of class names"),
         ({"model_type": "bert"}, "no weights; looked for model.safetensors"),
-        ({"angle": 3}, "nobody reads: angle=3"),
+        ({"angle": 3}, "unknown config keys: angle=3"),
         ({"width": None}, "lacks 'width'"),
     ],
 )

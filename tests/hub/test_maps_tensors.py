@@ -102,7 +102,7 @@ def test_copies_must_be_equal(folder: Path, i: int, last: str) -> None:
 @pytest.mark.parametrize("extra", ["layers.3.classes.weight", "layers.0.bn.running_mode", "words.weight_h", "blocks"])
 def test_a_tensor_without_a_place_is_named(folder: Path, extra: str) -> None:
     save_file(load_file(folder / WEIGHTS) | {extra: torch.zeros(2)}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=f"1 tensors of the file have no place in the model: {extra}"):
+    with pytest.raises(ValueError, match=f"1 tensors of the file are not in the model: {extra}"):
         load(folder)
 
 
@@ -110,7 +110,7 @@ def test_a_direction_without_length_is_refused(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     tensors["words.weight_v"][3] = 0
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"'words\.weight_v' .*: a direction of it is all zeros"):
+    with pytest.raises(ValueError, match=r"'words\.weight_v' .*: one of its directions is all zeros"):
         load(folder)
 
 
@@ -176,7 +176,7 @@ def test_half_a_pair_under_its_older_name_is_no_pair(folder: Path) -> None:
     tensors["words.original0"] = tensors.pop("words.weight_g")
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(
-        ValueError, match=r"missing in the file: words.weight_g .*no place in the model: words.original0"
+        ValueError, match=r"missing in the file: words.weight_g .*are not in the model: words.original0"
     ):
         load(folder)
 
@@ -213,7 +213,7 @@ def test_a_counter_that_counts_nothing_is_refused(folder: Path, value: torch.Ten
 
 def test_a_counter_beside_no_statistics_has_no_place(folder: Path) -> None:
     save_file(load_file(folder / WEIGHTS) | {"last_norm.num_batches_tracked": torch.tensor(1)}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"no place in the model: last_norm\.num_batches_tracked"):
+    with pytest.raises(ValueError, match=r"are not in the model: last_norm\.num_batches_tracked"):
         load(folder)
 
 

@@ -121,7 +121,7 @@ def test_marks_that_change_nothing_are_read_listed_and_written_back(name, mark, 
     [
         ("rope_interleaved", True, "rope_interleaved"),
         ("pruned_heads", {"0": [1]}, "pruned_heads"),
-        ("n_embd", 7, "names of one thing"),
+        ("n_embd", 7, "names of one value"),
         ("auto_map", {"AutoModel": "x.Y"}, "code of its repository"),
         ("quantization_config", {"quant_method": "gptq"}, "quantised"),
         ("no_such_key", 3, "ignore="),
@@ -186,7 +186,7 @@ def test_parts_that_were_not_asked_for_are_ignored_by_name(name, whole, asked, t
         less = af.load(tmp_path, task=task)
         assert less.config.task == task
         left = [line for line in less.ledger.tensors if line.status == "ignored"]
-        assert not left or all("not asked for" in line.detail and "task=" in line.detail for line in left)
+        assert not left or all("not requested" in line.detail and "task=" in line.detail for line in left)
         for path, p in less.state_dict().items():
             held = model.state_dict()
             assert torch.equal(p, held[path] if path in held else held[f"encoder.{path}"])

@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
     try:
-        with pytest.raises(OSError, match=r"could not be written, what was there is unchanged"):
+        with pytest.raises(OSError, match=r"could not be written; the previous file is unchanged"):
             write_safetensors(tmp_path, new, limit)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

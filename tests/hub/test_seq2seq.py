@@ -61,7 +61,7 @@ def test_older_files_open_and_come_back(tmp_path, page, keys):
         ({"decoder_ffn_dim": None}, "lacks 'decoder_ffn_dim'"),
         ({"decoder_vocab_size": 99}, "differ"),
         ({"encoder_layerdrop": 0.1}, "'encoder_layerdrop' is 0.1"),
-        ({"share_encoder_decoder_embeddings": False}, "can do True only"),
+        ({"share_encoder_decoder_embeddings": False}, "supports only True"),
     ],
 )
 def test_what_the_page_cannot_do_is_refused(tmp_path, keys, message):

@@ -187,7 +187,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"looked for tokenizer\.json .*tokenizer_config\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model alone is not enough"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model is not enough alone"):
         Tokenizer.load(tmp_path)
     assert not Tokenizer.exists(tmp_path)
 

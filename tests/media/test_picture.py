@@ -75,7 +75,7 @@ def test_every_coding_is_the_same_picture(name, stored):
 
 
 REFUSED = {
-    "floats of 0 to 255": (RGB + 0.5, "goes from .* nobody says what is white"),
+    "floats of 0 to 255": (RGB + 0.5, "goes from .* so its white is unknown"),
     "floats around 0": (RGB / 127.5 - 1, "goes from -1 to 1"),
     "not a number": (np.full((4, 4), np.nan), "nan"),
     "endless": (np.full((4, 4), np.inf), "inf"),
@@ -86,8 +86,11 @@ REFUSED = {
     "two channels": (RGB[..., :2], "C one of 1, 3, 4"),
     "five axes": (RGB[None, None], "expected .height, width."),
     "either way": (np.zeros((3, 5, 3), np.uint8), "may be .height, width, C. or .C, height, width."),
-    "float TIFF around 0": (file(Image.fromarray((GREY / 255 - 0.5).astype(np.float32)), "TIFF"), "what is white"),
-    "32-bit TIFF": (file(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), "what is white"),
+    "float TIFF around 0": (
+        file(Image.fromarray((GREY / 255 - 0.5).astype(np.float32)), "TIFF"),
+        "its white is unknown",
+    ),
+    "32-bit TIFF": (file(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), "its white is unknown"),
     "no picture": (b"GIF89a?", "cannot be read as an image"),
     "half a picture": (file(Image.fromarray(RGB))[:-40], "cannot be read as an image"),
     "a number": (3, "'image' is a int"),

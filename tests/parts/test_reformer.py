@@ -116,13 +116,13 @@ def test_files_that_say_what_the_page_cannot_do() -> None:
     }
     for change, message in (
         ({"num_buckets": None}, "'num_buckets' is null"),
-        ({"is_decoder": False}, "'is_decoder' is False, which is not for .*ReformerModelWithLMHead"),
+        ({"is_decoder": False}, "'is_decoder' is False, which contradicts the class .*ReformerModelWithLMHead"),
     ):
         with pytest.raises(ValueError, match=message):
             tables.read(hub.config, told | change, page.config, {"task": "lm"})
     for options, message in (
         ({"lsh": (24, 1, 1)}, "a decoder sees no chunk after its own"),
-        ({"axial": (8, 11, 8, 24)}, "are 88 places, fewer than the context of 96"),
+        ({"axial": (8, 11, 8, 24)}, "are 88 positions, fewer than the context of 96"),
         ({"lsh": (20, 1, 0)}, "fill is a multiple of size=24; got 20"),
         ({"layers": ("full",)}, "layers must be one of 'local', 'lsh'"),
     ):

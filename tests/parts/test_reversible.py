@@ -124,7 +124,7 @@ def test_weights_that_changed_before_backward_are_noticed() -> None:
         total.backward()
     given = {n: p.detach().clone().requires_grad_() for n, p in ours.named_parameters()}
     total = torch.func.functional_call(ours, given, kwargs=batch()).logits.sum()
-    with pytest.raises(ValueError, match="parameters are others now"):
+    with pytest.raises(ValueError, match="parameters were replaced"):
         total.backward()
 
 

@@ -166,7 +166,7 @@ def test_what_cannot_act_is_refused(tmp_path: Path) -> None:
     gymnasium = pytest.importorskip("gymnasium")
     with pytest.raises(ValueError, match=r"no environment 'CartPool-v1' .*did you mean CartPole-v1"):
         rollout(model, "CartPool-v1")
-    with pytest.raises(ValueError, match=r"takes actions of Discrete\(3\), and the model says 2 choices"):
+    with pytest.raises(ValueError, match=r"takes actions of Discrete\(3\), and the model returns 2 choices"):
         rollout(model, lambda: gymnasium.make("MountainCar-v0"))
 
 
@@ -196,7 +196,7 @@ SAID = {
     "lowest_return": 0.0, "best_return": 5.0, "window": 4, "feature_extractor_type": "TrajectoryProcessor",
 }  # fmt: skip
 BAD = {
-    "unknown key": ({"mean": 1}, "keys that nobody reads: mean=1"),
+    "unknown key": ({"mean": 1}, "unknown config keys: mean=1"),
     "missing key": ({"state_std": None}, "lacks 'state_std'"),
     "another type": ({"feature_extractor_type": "ViTFeatureExtractor"}, "'feature_extractor_type' is 'ViTFeature"),
     "no deviation": ({"state_std": [1.0, 0.0]}, "expected numbers above 0"),

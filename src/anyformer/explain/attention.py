@@ -170,9 +170,9 @@ def _heads(path: str, weights: Tensor, layer: int | None, head: int | None) -> l
     return [(f"layer {number}, head {i}", w.float().cpu()) for i, w in enumerate(weights)]
 
 
-def _panel(kind: str, found: tuple[str, Tensor], axes: dict[str, Any]) -> Panel:
+def _panel(kind: str, titled: tuple[str, Tensor], axes: dict[str, Any]) -> Panel:
     """One map with its tokens: an encoder's over the source, a decoder's over the target, cross-attention over both."""
-    title, weights = found
+    title, weights = titled
     if kind.startswith("encoder."):
         return Panel(title, weights, axes["source"], axes["source"], 0)
     keys, first = ("source", 0) if kind.endswith("cross") else ("target", axes["first"])

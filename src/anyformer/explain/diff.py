@@ -25,10 +25,10 @@ class Difference:
 def differences(one: Recipe, other: Recipe) -> list[Difference]:
     """All differences of two recipes, in the order of the first. Parts of one class are compared option by option;
     different ones are shown beside each other, as text."""
-    found = []
+    differing = []
     if one.part is not other.part:
-        found.append(Difference("model", one.part.__name__, other.part.__name__, False))
-    return found + _options("", one.options, other.options)
+        differing.append(Difference("model", one.part.__name__, other.part.__name__, False))
+    return differing + _options("", one.options, other.options)
 
 
 def _options(path: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
@@ -54,14 +54,14 @@ def _values(path: str, one: Any, other: Any) -> list[Difference]:
 def _lists(path: str, one: tuple[Any, ...], other: tuple[Any, ...]) -> list[Difference]:
     """The differences of two lists of layers, pair by pair; the end of a longer list is compared with the last layer of
     the other."""
-    found = []
+    differing = []
     if len(one) != len(other):
-        found.append(Difference(path, f"{len(one)} of them", f"{len(other)} of them", True))
+        differing.append(Difference(path, f"{len(one)} of them", f"{len(other)} of them", True))
     pairs = list(zip(*(side + side[-1:] * (len(one) + len(other) - len(side)) for side in (one, other)), strict=True))
     count, start = max(len(one), len(other)), 0
     for i in range(1, count + 1):
         if i == count or pairs[i] != pairs[start]:
             where = f"{path}.{start}" if i == start + 1 else f"{path}.{start}-{i - 1}"
-            found += _values(where, *pairs[start])
+            differing += _values(where, *pairs[start])
             start = i
-    return found
+    return differing

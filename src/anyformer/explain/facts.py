@@ -98,10 +98,10 @@ def state_facts(model: Any) -> StateFacts | None:
     if empty.reads_source:
         source = _reading(empty, 2) - _reading(empty, 1)
         return StateFacts(none, two - one, source, tokens, full + source * tokens)
-    given = _example(empty, {"": (2,)})
-    state = empty.start(1, empty.entrances()[0].front.length(given))
+    inputs = _example(empty, {"": (2,)})
+    state = empty.start(1, empty.entrances()[0].front.length(inputs))
     begun = state.bytes()
-    empty(**given, state=state)
+    empty(**inputs, state=state)
     return StateFacts(none, two - one, 0, tokens, full) if state.bytes() == begun else None
 
 

@@ -50,15 +50,15 @@ def _wrap(text: str, width: int, indent: int) -> list[str]:
 
 def _outermost(text: str) -> list[tuple[int, int]]:
     """The positions of the outermost, non-empty brackets: (open, close)."""
-    found, stack = [], []
+    brackets, stack = [], []
     for at, sign in _outside_quotes(text):
         if sign in "([{":
             stack.append(at)
         elif sign in ")]}":
             start = stack.pop()
             if not stack and at > start + 1:
-                found.append((start, at))
-    return found
+                brackets.append((start, at))
+    return brackets
 
 
 def _items(text: str) -> list[str]:
@@ -73,15 +73,15 @@ def _items(text: str) -> list[str]:
 
 
 def _outside_quotes(text: str) -> list[tuple[int, str]]:
-    found, quote = [], ""
+    signs, quote = [], ""
     for at, sign in enumerate(text):
         if quote:
             quote = "" if sign == quote else quote
         elif sign in "'\"":
             quote = sign
         else:
-            found.append((at, sign))
-    return found
+            signs.append((at, sign))
+    return signs
 
 
 def _grow(module: nn.Module, path: str, lines: list[tuple[str, str]]) -> None:

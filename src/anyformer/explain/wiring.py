@@ -121,14 +121,14 @@ def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
 
 def seen(recipe: Recipe) -> dict[str, Mask]:
     """The mask of each kind of attention in a model, by its paths: that of the part and the skeleton together."""
-    found: dict[Mask, list[str]] = {}
+    paths_of: dict[Mask, list[str]] = {}
     for path, value in recipe.walk():
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
             causal = recipe.part.generates and not path.startswith("encoder")
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
-            found.setdefault(mask, []).append(path)
-    return {_together(paths): mask for mask, paths in found.items()}
+            paths_of.setdefault(mask, []).append(path)
+    return {_together(paths): mask for mask, paths in paths_of.items()}
 
 
 def _together(paths: list[str]) -> str:

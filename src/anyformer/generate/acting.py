@@ -92,9 +92,9 @@ def rollout(
         acts = [Acting(one, Episode(target), processor, temperature, seed + i) for i, one in enumerate(envs)]
         alive, device = acts, next(model.eval().parameters()).device
         while alive:
-            given = processor([act.steps() for act in alive])
-            said = model(**{n: t.to(device) for n, t in given.items()}, last=True).logits[:, -1].cpu()  # (B, A)
-            alive = [act for act, answer in zip(alive, said, strict=True) if act.goes_on(answer)]
+            inputs = processor([act.steps() for act in alive])
+            outputs = model(**{n: t.to(device) for n, t in inputs.items()}, last=True).logits[:, -1].cpu()  # (B, A)
+            alive = [act for act, answer in zip(alive, outputs, strict=True) if act.goes_on(answer)]
     finally:
         model.train(was)
         for one in envs:
@@ -115,29 +115,29 @@ class Acting:
         empty = 0 if self.processor.choices else np.zeros(self.processor.actions)
         return self.episode.steps(self.processor.window, empty)
 
-    def goes_on(self, said: Tensor) -> bool:
+    def goes_on(self, output: Tensor) -> bool:
         """Takes the action that the model's output (A,) selects; True if there is another step."""
-        if not bool(said.isfinite().all()):
-            raise ValueError("the model says an action that is not finite; look at its weights and at the states")
+        if not bool(output.isfinite().all()):
+            raise ValueError("the model's action is not finite; check its weights and the states")
         episode = self.episode
-        action: Any = said.numpy()
+        action: Any = output.numpy()
         if self.processor.choices and self.temperature:
-            odds = (said.double() / self.temperature).softmax(-1)
+            odds = (output.double() / self.temperature).softmax(-1)
             action = int(torch.multinomial(odds, 1, generator=self.noise))
         elif self.processor.choices:
-            action = int(said.argmax())
-        found, reward, terminated, truncated, _ = self.env.step(action)
+            action = int(output.argmax())
+        observation, reward, terminated, truncated, _ = self.env.step(action)
         episode.actions.append(action)
         episode.rewards.append(float(reward))
         ends = terminated or truncated
         episode.cut = not ends and len(episode.rewards) == self.processor.longest
         if ends or episode.cut:
             return False
-        self._see(found)
+        self._see(observation)
         return True
 
-    def _see(self, found: Any) -> None:
-        state = np.asarray(found, dtype=np.float64)
+    def _see(self, observation: Any) -> None:
+        state = np.asarray(observation, dtype=np.float64)
         self.processor.normal(state.reshape(1, -1) if state.ndim == 1 else state)
         self.episode.states.append(state)
 
@@ -185,4 +185,4 @@ def fits(env: Any, processor: TrajectoryProcessor) -> None:
     ours = processor.actions if processor.choices else (processor.actions,)
     if space is not None and there != ours:
         kind = "choices" if processor.choices else "numbers"
-        raise ValueError(f"the environment takes actions of {space}, and the model says {processor.actions} {kind}")
+        raise ValueError(f"the environment takes actions of {space}, and the model returns {processor.actions} {kind}")

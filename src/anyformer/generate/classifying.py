@@ -37,7 +37,7 @@ def classify(
         raise ValueError(
             "labels are for a model of two towers (CLIP); this one has classes of its own; leave labels out"
         )
-    found: list[dict[str, float]] = []
+    ranking: list[dict[str, float]] = []
     with evaluating(model):
         for at in range(0, len(items), batch):
             logits = model(**inputs_of(model, items[at : at + batch])).heads.get("classes")
@@ -47,8 +47,8 @@ def classify(
                     "with a label makes one"
                 )
             names = names_of(model, logits.shape[-1])
-            found += [ranked(names, row) for row in logits.float().softmax(-1).tolist()]
-    return found
+            ranking += [ranked(names, row) for row in logits.float().softmax(-1).tolist()]
+    return ranking
 
 
 def _alike(
@@ -67,8 +67,8 @@ def names_of(model: Any, count: int) -> list[str]:
     """The names of a model's classes, from its training or its files, else LABEL_0, LABEL_1 …."""
     origin = model.origin or {}
     trained = {str(i): name for i, name in enumerate(origin.get("classes") or ())}
-    said = trained or origin.get("config", {}).get("id2label") or {}
-    return [str(said.get(str(i), f"LABEL_{i}")) for i in range(count)]
+    names = trained or origin.get("config", {}).get("id2label") or {}
+    return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
 
 def ranked(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:

@@ -70,19 +70,21 @@ def generate(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         num_beams, length_penalty, early_stopping,
     )  # fmt: skip
-    given = Prompts(model, prompts)
-    writers = [_writer(model, ids, options) for ids in given.rows] if given.text or options.stops else []
-    rows: list[list[int]] = [[] for _ in given.rows]
-    texts = ["" for _ in given.rows]
+    inputs = Prompts(model, prompts)
+    writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
+    rows: list[list[int]] = [[] for _ in inputs.rows]
+    texts = ["" for _ in inputs.rows]
     beams = num_beams > 1
-    for row, token in _found(model, given.rows, options) if beams else _chosen(model, given.rows, options, writers):
+    for row, token in (
+        _searched(model, inputs.rows, options) if beams else _chosen(model, inputs.rows, options, writers)
+    ):
         rows[row].append(token)
         if writers and not writers[row].stopped:
             texts[row] += writers[row].put(token)
     texts = [text + writer.end() for text, writer in zip(texts, writers, strict=False)]
-    if writers and not given.text:
+    if writers and not inputs.text:
         rows = [row[: writer.tokens()] for row, writer in zip(rows, writers, strict=True)]
-    return given.back(texts if given.text else rows, min(end_ids(model), default=0))
+    return inputs.back(texts if inputs.text else rows, min(end_ids(model), default=0))
 
 
 def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: list[Writer]) -> Iterator[tuple[int, int]]:
@@ -93,10 +95,10 @@ def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: lis
         run.finish([row for row in run.rows if writers and writers[row].stopped])
 
 
-def _found(model: Any, prompts: list[list[int]], options: Options) -> Iterator[tuple[int, int]]:
+def _searched(model: Any, prompts: list[list[int]], options: Options) -> Iterator[tuple[int, int]]:
     """The pairs (row, token) of the texts that a beam search finds."""
-    for row, found in enumerate(search(model, prompts, options)):
-        yield from ((row, token) for token in found.tokens)
+    for row, text in enumerate(search(model, prompts, options)):
+        yield from ((row, token) for token in text.tokens)
 
 
 def stream(
@@ -119,11 +121,11 @@ def stream(
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
     options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
-    given = Prompts(model, prompt)
-    if len(given.rows) != 1:
-        raise ValueError(f"stream takes one prompt, got {len(given.rows)}; generate takes several")
-    writer = _writer(model, given.rows[0], options)
-    return _pieces(Decoding(model, given.rows, options), writer)
+    inputs = Prompts(model, prompt)
+    if len(inputs.rows) != 1:
+        raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
+    writer = _writer(model, inputs.rows[0], options)
+    return _pieces(Decoding(model, inputs.rows, options), writer)
 
 
 def chat(

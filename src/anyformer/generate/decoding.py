@@ -122,9 +122,9 @@ class Decoding:
         first = self.new is None or self.state is None
         ids, mask = (self.ids, self.mask) if first else (self.new, None)
         prefix = self.model.target
-        given = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask, **(self.source if first else {})}
+        inputs = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask, **(self.source if first else {})}
         with evaluating(self.model):
-            return self.model(**given, state=self.state, last=True).logits[:, -1]
+            return self.model(**inputs, state=self.state, last=True).logits[:, -1]
 
 
 @contextmanager

@@ -67,12 +67,12 @@ def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[i
     """The ids of each text; one that is too long is cut at the end, but keeps its closing tokens."""
     tokenizer, rows, lengths = tokenizer_of(model, "texts"), [], []
     for i, text in enumerate(texts):
-        found = reading(tokenizer, text)
-        if not found.ids:
+        encoded = reading(tokenizer, text)
+        if not encoded.ids:
             raise ValueError(f"text {i} has no tokens, so it has no vector: {text!r:.40}")
-        if limit is not None and len(found.ids) > limit:
-            lengths.append(len(found.ids))
-        rows.append(found.ids if limit is None else found.cut(limit))
+        if limit is not None and len(encoded.ids) > limit:
+            lengths.append(len(encoded.ids))
+        rows.append(encoded.ids if limit is None else encoded.cut(limit))
     if lengths:
         warnings.warn(
             f"{len(lengths)} of {len(texts)} texts are longer than {limit} tokens (the longest has {max(lengths)}): "
@@ -129,8 +129,8 @@ def _seen(model: Any, items: Sequence[Any]) -> Tensor:
         return model.vectors(model.tower("pixel_values"), **inputs).float()
     out = model(**inputs)
     ends = [head for head in model.heads.values() if isinstance(head, Project)]
-    found = out.logits if ends else out.pooled
-    return (out.hidden.mean(1) if found is None else found).float()
+    vectors = out.logits if ends else out.pooled
+    return (out.hidden.mean(1) if vectors is None else vectors).float()
 
 
 def _pooled(model: Any, rows: list[list[int]], how: Pooling) -> Tensor:

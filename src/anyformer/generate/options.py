@@ -59,10 +59,10 @@ class Options:
             raise ValueError("length_penalty and early_stopping are of a beam search: give num_beams, 2 or more")
         draws: dict[str, Any] = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
         draws |= {"min_p": self.min_p, "repetition_penalty": self.repetition_penalty, "seed": self.seed}
-        if self.num_beams > 1 and (given := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
+        if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
             raise ValueError(
                 f"a beam search takes the likeliest text and draws nothing: with num_beams={self.num_beams} "
-                f"leave out {', '.join(given)}"
+                f"leave out {', '.join(drawing)}"
             )
 
     @property

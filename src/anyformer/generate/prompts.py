@@ -120,13 +120,13 @@ def end_ids(model: Any) -> set[int]:
     Raises:
         ValueError: naming the key, if a file holds anything but token ids.
     """
-    found = set() if model.tokenizer is None else set(model.tokenizer.eos_ids)
+    ends = set() if model.tokenizer is None else set(model.tokenizer.eos_ids)
     origin = model.origin or {}
     for file in ("generation", "config"):
         ids = origin.get(file, {}).get("eos_token_id")
         check_rule(file, "eos_token_id", ids)
-        found.update([] if ids is None else ids if isinstance(ids, list) else [ids])
-    return found
+        ends.update([] if ids is None else ids if isinstance(ids, list) else [ids])
+    return ends
 
 
 def _is_list(value: Any) -> bool:

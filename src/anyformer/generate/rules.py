@@ -14,7 +14,7 @@ from anyformer.hub.generation import RULES, check_rule, unmet
 OUT = float("-inf")
 
 
-def said(model: Any) -> dict[str, Any]:
+def settings_of(model: Any) -> dict[str, Any]:
     """The generation settings of the model's files: generation_config.json, else the older config.json."""
     origin = model.origin or {}
     return origin["generation"] if "generation" in origin else origin.get("config", {})
@@ -32,24 +32,24 @@ class Rules:
     """
 
     def __init__(self, model: Any, ends: set[int], last: int):
-        words = said(model)
-        for key, value in unmet(words).items():
+        settings = settings_of(model)
+        for key, value in unmet(settings).items():
             raise ValueError(
                 f"the model's files set {key}={value!r:.80}, which generate cannot do; "
                 f"load(..., ignore=[{key!r}]) goes without it"
             )
-        found = {key: words[key] for key in RULES if words.get(key) is not None}
-        for key, value in found.items():
+        rules = {key: settings[key] for key in RULES if settings.get(key) is not None}
+        for key, value in rules.items():
             check_rule("generation", key, value)
         self.ends, self.last = sorted(ends), last
-        bad = [row for row in found.get("bad_words_ids", []) if row not in ([e] for e in ends)]
-        self.never = sorted({*found.get("suppress_tokens", []), *(row[0] for row in bad if len(row) == 1)})
+        bad = [row for row in rules.get("bad_words_ids", []) if row not in ([e] for e in ends)]
+        self.never = sorted({*rules.get("suppress_tokens", []), *(row[0] for row in bad if len(row) == 1)})
         self.phrases = [row for row in bad if len(row) > 1]
-        self.not_first = found.get("begin_suppress_tokens", [])
-        self.first, forced = found.get("forced_bos_token_id"), found.get("forced_eos_token_id", [])
+        self.not_first = rules.get("begin_suppress_tokens", [])
+        self.first, forced = rules.get("forced_bos_token_id"), rules.get("forced_eos_token_id", [])
         self.final = forced if isinstance(forced, list) else [forced]
-        self.once, self.least = found.get("no_repeat_ngram_size") or 0, found.get("min_length") or 0
-        self.least_new = found.get("min_new_tokens") or 0
+        self.once, self.least = rules.get("no_repeat_ngram_size") or 0, rules.get("min_length") or 0
+        self.least_new = rules.get("min_new_tokens") or 0
         self.any = any(
             (self.never, self.phrases, self.not_first, self.final, self.once, self.least, self.least_new)
         ) or (self.first is not None)
@@ -89,8 +89,8 @@ def _repeats(row: list[int], size: int) -> list[int]:
 
 def begin_of(model: Any) -> int:
     """The decoder's start token, from the files."""
-    found = said(model).get("decoder_start_token_id")
-    return model.begin_id if found is None else int(found)
+    start = settings_of(model).get("decoder_start_token_id")
+    return model.begin_id if start is None else int(start)
 
 
 def grown(rows: list[list[int]], tokens: Tensor) -> list[list[int]]:

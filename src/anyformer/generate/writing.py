@@ -63,9 +63,9 @@ class Writer:
     def _take(self, piece: str) -> str:
         self._length += len(piece)
         held = self._held + piece
-        found = [(at + len(stop), at) for stop in self.stops if (at := held.find(stop)) >= 0]
-        if found:
-            _, at = min(found)
+        stops = [(at + len(stop), at) for stop in self.stops if (at := held.find(stop)) >= 0]
+        if stops:
+            _, at = min(stops)
             self.stopped, self._stop = True, self._length - len(held) + at
             return self._shown(held[:at], self._stop)
         cut = next((i for i in range(len(held)) if any(stop.startswith(held[i:]) for stop in self.stops)), len(held))

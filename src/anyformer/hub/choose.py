@@ -44,7 +44,7 @@ def by_name(name: str, form: str) -> Known:
     if name not in known:
         listed = ", ".join(sorted(known)) or "none"
         raise ValueError(
-            f"no page knows the {WHAT[form]} {name!r}{nearest(name, list(known))}; known are {listed}. "
+            f"no page reads the {WHAT[form]} {name!r}{nearest(name, list(known))}; pages read {listed}. "
             "docs/adding-an-architecture.md shows how to add one"
         )
     return known[name]
@@ -70,14 +70,14 @@ def by_config(config: Mapping[str, Any]) -> Known:
     if named is not None:
         names = sorted(name for _, hub in _every("hf") for name in hub.architectures)
         raise ValueError(
-            f"the config has no 'model_type', and no page knows its class {named!r}{nearest(named, names)}"
+            f"the config has no 'model_type', and no page reads its class {named!r}{nearest(named, names)}"
         )
     reads = [known for known in _every("hf") if _reads(known, config)]
     if len(reads) != 1:
         able = f"several pages can read its keys: {', '.join(hub.name for _, hub in reads)}" if reads else ""
         raise ValueError(
             f"the config has no 'model_type' and names no class, and {able or 'no page can read its keys'}; "
-            "write the right 'model_type' into it"
+            "add the right 'model_type' to it"
         )
     return reads[0]
 
@@ -94,8 +94,8 @@ def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
     if named not in hub.architectures:
         known = list(hub.architectures)
         raise ValueError(
-            f"the file holds a {named!r}{nearest(named, known)}, as its 'architectures' say; of {hub.name!r} anyformer "
-            f"knows {', '.join(known)}"
+            f"the file holds a {named!r}{nearest(named, known)}, as its 'architectures' say; for {hub.name!r} "
+            f"anyformer reads {', '.join(known)}"
         )
     return hub.architectures[named]
 

@@ -94,29 +94,29 @@ class Filling:
 
     def _stored(self, link: Link, stored: dict[str, str]) -> list[str]:
         """The names in the file of the link's tensors, taken out of `stored`; none unless all are there."""
-        found = [names for names in (link.theirs, *link.also) if stored.keys() >= set(names)]
-        if len(found) > 1:
+        present = [names for names in (link.theirs, *link.also) if stored.keys() >= set(names)]
+        if len(present) > 1:
             raise ValueError(
-                f"the file holds {found[0][0]!r} and, under its older name, {found[1][0]!r}; one of them must go"
+                f"the file holds {present[0][0]!r} and, under its older name, {present[1][0]!r}; remove one of them"
             )
-        for names in found:
+        for names in present:
             self._names |= {n: old for n, old in zip(link.theirs, names, strict=True) if n != old}
-        return [stored.pop(name) for names in found for name in names]
+        return [stored.pop(name) for names in present for name in names]
 
     def _pass_over(self, stored: dict[str, str], counters: Collection[str]) -> None:
         """Takes tensors that carry nothing, and heads that the model lacks, out of `stored`."""
         for name in [n for n in stored if n in counters]:
             counter = self.file.get(stored[name])
             if counter.shape or counter.dtype != torch.int64:
-                raise ValueError(f"tensor {stored[name]!r} counts batches, and is no whole number of 64 bits")
+                raise ValueError(f"tensor {stored[name]!r} counts batches and must be a whole number of 64 bits")
             self._counters[name] = int(counter)
-            self._line(stored.pop(name), "ignored", "counts the batches of a training; kept, and read by nothing")
+            self._line(stored.pop(name), "ignored", "counts the batches of training; kept for round trips, not used")
         for name in [n for n in stored if self.hub.ignored(n)]:
             self._line(stored.pop(name), "ignored", self.hub.ignored(name) or "")
         for owner, (how, table) in self.others().items() if stored else ():
             names = names_of(table)
             for name in [n for n in stored if n in names]:
-                self._line(stored.pop(name), "ignored", f"of a {owner}, which was not asked for; {how} reads it")
+                self._line(stored.pop(name), "ignored", f"of a {owner}, which was not requested; {how} reads it")
 
     def _fresh(self, link: Link, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Initialises a missing parameter in `fresh` with the weights that its part draws; True if it did."""
@@ -193,8 +193,8 @@ def one_type(file: TensorFile, names: Iterable[str], ledger: Ledger) -> torch.dt
             sizes[dtype] = sizes.get(dtype, 0) + torch.Size(file.shape(name)).numel()
     if len(sizes) < 2:
         return None
-    said = next((line.value for line in ledger.config if line.key in ("dtype", "torch_dtype")), None)
-    named = getattr(torch, str(said).removeprefix("torch."), None)
+    configured = next((line.value for line in ledger.config if line.key in ("dtype", "torch_dtype")), None)
+    named = getattr(torch, str(configured).removeprefix("torch."), None)
     chosen = named if named in sizes else max(sizes, key=lambda d: sizes[d])
     assert isinstance(chosen, torch.dtype)
     stored = ", ".join(str(d)[6:] for d in sizes)
@@ -216,8 +216,8 @@ def _same(name: str, tensor: Tensor, ours: str, model: nn.Module) -> None:
         return  # the first one is missing, which is an error of its own
     if not torch.equal(tensor.to(held.dtype).to(held.device), held):
         raise ValueError(
-            f"tensor {name!r} differs from {ours!r}, and the config says that they are one (tied) weight; "
-            "load(..., tied=False) keeps both"
+            f"tensor {name!r} differs from {ours!r}, although they are one (tied) weight by the config; load(..., "
+            "tied=False) keeps both"
         )
 
 
@@ -242,13 +242,13 @@ def _refusal(missing: Mapping[str, Link], left: list[str], instead: list[str]) -
         if instead:
             parts.append(f"Without them it can be read by {' or '.join(instead)}")
     if left:
-        parts.append(f"{len(left)} tensors of the file have no place in the model: {', '.join(left[:5])}")
+        parts.append(f"{len(left)} tensors of the file are not in the model: {', '.join(left[:5])}")
     return ". ".join(parts) + ". Nothing was loaded"
 
 
 def class_tables(page: pages.Page, hub: Hub, hyper: Any, links: Callable[[Any], list[Link]]) -> Classes:
     """For each class of the map: the option of `load` for it, and its tensors."""
-    found = {}
+    tables = {}
     for owner, fixed in hub.architectures.items():
         if all(getattr(hyper, k) == v for k, v in fixed.items()):
             continue
@@ -257,5 +257,5 @@ def class_tables(page: pages.Page, hub: Hub, hyper: Any, links: Callable[[Any], 
         except ValueError:  # hyperparameters that do not go with this class
             continue
         how = "load(..., " + ", ".join(f"{k}={v!r}" for k, v in fixed.items()) + ")"
-        found[owner] = (how, table)
-    return found
+        tables[owner] = (how, table)
+    return tables

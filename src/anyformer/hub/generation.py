@@ -20,9 +20,9 @@ RULES = {
     "begin_suppress_tokens": "tokens that never come first",
     "forced_bos_token_id": "the first token of a target",
     "forced_eos_token_id": "the last token, where max_new_tokens is reached",
-    "no_repeat_ngram_size": "rows of so many tokens are written once",
-    "min_length": "no text ends before so many tokens, the prompt counted",
-    "min_new_tokens": "no text ends before so many new tokens",
+    "no_repeat_ngram_size": "n-grams of this length are not repeated",
+    "min_length": "the least number of tokens in a text, with its prompt",
+    "min_new_tokens": "the least number of new tokens",
 }
 _OPTIONS = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
@@ -55,33 +55,35 @@ KEYS = Keys(
     used=RULES,
     ignored={
         "a habit: an option of `generate`, which the caller chooses": _OPTIONS,
-        "says which file this is, asks for outputs, or is for the tokenizer": _MARKS,
-        "how it is computed, not what": _SPEED,
+        "identifies the file, requests outputs, or is for the tokenizer": _MARKS,
+        "changes how it is computed, not the result": _SPEED,
         "for speech, which no page here reads": _SPEECH,
     },
 )
 
 
-def account(where: object, said: Mapping[str, Any], ignore: Collection[str] = ()) -> list[Line]:
+def account(where: object, settings: Mapping[str, Any], ignore: Collection[str] = ()) -> list[Line]:
     """The lines of a generation config; "refused" marks keys with which `generate` will not run.
 
     Raises:
         ValueError: naming the key, if it is unknown or a rule has a value that makes no sense.
     """
-    beyond = {key: value for key, value in said.items() if key in unmet(said) and key not in ignore}
-    off = {key: value for key, value in said.items() if key in OFF and key not in beyond and key not in ignore}
-    lines = KEYS.account(where, {k: v for k, v in said.items() if k not in {**beyond, **off}}, ignore)
+    beyond = {key: value for key, value in settings.items() if key in unmet(settings) and key not in ignore}
+    off = {key: value for key, value in settings.items() if key in OFF and key not in beyond and key not in ignore}
+    lines = KEYS.account(where, {k: v for k, v in settings.items() if k not in {**beyond, **off}}, ignore)
     lines += [Line(key, value, "ignored", "asks for nothing") for key, value in off.items()]
     lines += [Line(key, value, "refused", f"`generate` cannot do it. {passing(key)}") for key, value in beyond.items()]
     for key in RULES:
-        if key in said and key not in ignore:
-            check_rule(where, key, said[key])
+        if key in settings and key not in ignore:
+            check_rule(where, key, settings[key])
     return lines
 
 
-def unmet(said: Mapping[str, Any]) -> dict[str, Any]:
+def unmet(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that ask for something that `generate` does not support."""
-    return {key: said[key] for key, off in OFF.items() if said.get(key) is not None and said[key] not in off}
+    return {
+        key: settings[key] for key, off in OFF.items() if settings.get(key) is not None and settings[key] not in off
+    }
 
 
 def check_rule(where: object, key: str, value: Any) -> None:

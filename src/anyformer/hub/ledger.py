@@ -59,11 +59,11 @@ class Keys:
             elif key in why:
                 lines.append(Line(key, value, "ignored", why[key]))
             elif key in self.refused or key in self.only:
-                reason = self.refused.get(key) or f"only {' or '.join(map(repr, self.only[key]))} is known here"
+                reason = self.refused.get(key) or f"only {' or '.join(map(repr, self.only[key]))} is supported"
                 raise ValueError(f"{where}: key {key!r} is {value!r:.80}: {reason}. {passing(key)}")
             else:
                 known = [*self.used, *why, *self.only]
-                raise ValueError(f"{where}: key {key!r} is not known{nearest(key, known)}. {passing(key)}")
+                raise ValueError(f"{where}: key {key!r} is unknown{nearest(key, known)}. {passing(key)}")
         return lines
 
 

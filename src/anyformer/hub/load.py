@@ -140,9 +140,11 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
 
     if path.is_dir():
         if (path / "generation_config.json").exists():
-            said = _json(path, "generation_config.json")
-            model.ledger.files["generation_config.json"] = generation.account("generation_config.json", said, ignore)
-            model.origin["generation"] = {k: v for k, v in said.items() if k not in ignore}
+            settings = _json(path, "generation_config.json")
+            model.ledger.files["generation_config.json"] = generation.account(
+                "generation_config.json", settings, ignore
+            )
+            model.origin["generation"] = {k: v for k, v in settings.items() if k not in ignore}
         elif unmet := generation.unmet(model.origin["config"]):
             model.ledger.notes.append(f"`generate` is refused: it cannot do {', '.join(unmet)} of config.json")
         if pooling := read_pooling(path):
@@ -167,7 +169,7 @@ def _find(source: str | Path, allow_pickle: bool) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         if path.is_file() and path.suffix != ".gguf":
-            raise ValueError(f"{path} is a file, but no .gguf; give the folder that holds config.json and the weights")
+            raise ValueError(f"{path} is a file, but not a .gguf; pass the folder with config.json and the weights")
         return path
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
@@ -184,18 +186,18 @@ def _find(source: str | Path, allow_pickle: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # errors of several libraries; all mean that the model is unavailable
         raise FileNotFoundError(
-            f"{name!r} is no folder here, and the hub did not give it: {str(error).splitlines()[0]}"
+            f"{name!r} is not a local folder, and the hub did not return it: {str(error).splitlines()[0]}"
         ) from error
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).exists():
         open_weights(folder)  # raises the error with a hint at folders with weights
-        raise FileNotFoundError(f"{folder} has no {name}: it is no model directory, or its save was not finished")
-    found = read_json(inside(folder, name))
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / name} must hold a dictionary, got {type(found).__name__}")
-    return found
+        raise FileNotFoundError(f"{folder} has no {name}: it is not a model directory, or its save was interrupted")
+    content = read_json(inside(folder, name))
+    if not isinstance(content, dict):
+        raise ValueError(f"{folder / name} must hold a dictionary, got {type(content).__name__}")
+    return content
 
 
 def _gguf_config(file: TensorFile) -> tuple[pages.Page, Hub, dict[str, Any]]:
@@ -218,7 +220,8 @@ def _plain(key: str, value: Any) -> Any:
         each = sorted(set(value.tolist()))
         if len(each) != 1:
             raise ValueError(
-                f"metadata {key!r} is {value.tolist()!r:.100}, one number a layer; here all layers are alike"
+                f"metadata {key!r} is {value.tolist()!r:.100}, one number a layer; this page needs one number for all "
+                "layers"
             )
         value = each[0]
     return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -37,23 +37,21 @@ FLAGS = {  # older files have a switch for each mode
 
 POOLING_KEYS = Keys(
     used={"pooling_mode": "how a text's vector is made", **dict.fromkeys(FLAGS, "how a text's vector is made")},
-    ignored={"the model says it": ("word_embedding_dimension", "embedding_dimension")},
+    ignored={"read from the model": ("word_embedding_dimension", "embedding_dimension")},
     only={
         "include_prompt": (True,), "pooling_mode_mean_sqrt_len_tokens": (False,),
         "pooling_mode_weightedmean_tokens": (False,),
     },
 )  # fmt: skip
 LENGTH_KEYS = Keys(
-    used={"max_seq_length": "longer texts are cut", "do_lower_case": "texts are written small first"},
-    ignored={
-        "how files are found": ("model_args", "config_args", "tokenizer_args", "cache_dir", "tokenizer_name_or_path")
-    },
+    used={"max_seq_length": "longer texts are cut", "do_lower_case": "texts are lowercased first"},
+    ignored={"where files are": ("model_args", "config_args", "tokenizer_args", "cache_dir", "tokenizer_name_or_path")},
 )
 PROMPT_KEYS = Keys(
     used={"prompts": "what `embed(prompt=)` can put in front", "default_prompt_name": "what `embed` puts in front"},
     ignored={
-        "says which file this is": ("__version__", "model_type"),
-        "how vectors are compared, which is the caller's": ("similarity_fn_name",),
+        "identifies the file": ("__version__", "model_type"),
+        "how vectors are compared; the caller decides": ("similarity_fn_name",),
         "vectors keep their width": ("truncate_dim",),
     },
 )
@@ -165,11 +163,11 @@ def meaning(files: dict[str, Any]) -> Pooling:
     Raises:
         FileRefused: naming a step or mode that is unknown here: the vectors would differ.
     """
-    length, said = files.get(LENGTH, {}), files.get(PROMPTS, {})
+    length, texts = files.get(LENGTH, {}), files.get(PROMPTS, {})
     tokens, lower = length.get("max_seq_length"), bool(length.get("do_lower_case"))
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise refuse(LENGTH, "max_seq_length", "a whole number above 0", tokens)
-    prompts, prompt = said.get("prompts") or {}, said.get("default_prompt_name")
+    prompts, prompt = texts.get("prompts") or {}, texts.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise refuse(PROMPTS, "prompts", "texts by name", prompts)
     if prompt is not None and prompt not in prompts:

@@ -56,7 +56,7 @@ def save(
     folder = Path(folder)
     for path, module in model.named_modules():
         if hint := getattr(module, "unsaved", None):
-            raise ValueError(f"{path} is a {type(module).__name__}, which model files cannot say; {hint}")
+            raise ValueError(f"{path} is a {type(module).__name__}, which model files cannot describe; {hint}")
     why = own_format_because(model)
     if why and model.page is not None and pages.page(model.page).module.HUBS:
         warnings.warn(f"written in anyformer's own format, which transformers does not open: {why}", stacklevel=2)
@@ -77,13 +77,13 @@ def save(
 def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors of the new files."""
     origin = model.origin or {}
-    found = hub_for(model)
+    published = hub_for(model)
     tensors: dict[str, Tensor] = {}
-    if found is None:
+    if published is None:
         tensors = dict(ours)
         config: dict[str, Any] = {"model_type": NATIVE, "recipe": model.recipe.to_json()}
     else:
-        hub, architecture, config = found
+        hub, architecture, config = published
         for link in links(hub.weights(model.config), ours):
             tensors |= {} if link.tied else link.write(ours)
         if (hub.name, hub.format) == (origin.get("hub"), origin.get("format")):
@@ -91,12 +91,14 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
         if architecture in hub.bare:
             tensors = {k.removeprefix(hub.base): v for k, v in tensors.items()}
         config |= _names(hub, architecture, origin.get("config", {}))
-        said = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (
+        type_keys = [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"] * (
             hub.format == "hf" and not origin.get("config")
         )
-        config.update(dict.fromkeys(said, str(stored_type(ours))[6:]))  # the type of these weights, not of those read
+        config.update(
+            dict.fromkeys(type_keys, str(stored_type(ours))[6:])
+        )  # the type of these weights, not of those read
     names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
-    if names and (found is None or len(config.get("id2label", ())) == len(names)):
+    if names and (published is None or len(config.get("id2label", ())) == len(names)):
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     if model.tokenizer is not None and not origin.get("config"):
@@ -129,23 +131,23 @@ def stored_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
 def hub_for(model: Any) -> tuple[Hub, str, dict[str, Any]] | None:
     """The map that can express this model, the name of its architecture, and its config; None if only our own format
     can."""
-    found = _said(model)
-    return None if isinstance(found, str) else found
+    published = _published(model)
+    return None if isinstance(published, str) else published
 
 
 def own_format_because(model: Any) -> str | None:
     """The reason why a model is written in anyformer's own format; None if it is written in a published one."""
-    found = _said(model)
-    return found if isinstance(found, str) else None
+    published = _published(model)
+    return published if isinstance(published, str) else None
 
 
-def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
+def _published(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
     """The result of `hub_for`, or the reason why no published format can express this model."""
     if model.page is None:
         return "no page describes it"
     page = pages.page(model.page)
     if page.recipe(model.config) != model.recipe:
-        return f"its recipe is another one than that of {model.page}"
+        return f"its recipe differs from that of {model.page}"
     origin, why = model.origin or {}, list[str]()
     hubs = [h for h in page.module.HUBS if h.format != "gguf"]
     for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # the format that was read comes first
@@ -157,7 +159,7 @@ def _said(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
                 return hub, architecture, config
             except ValueError as error:
                 why.append(f"{hub.name}, {architecture}: {error}")
-    return "; ".join(why) or f"nobody published {model.page} in a format that is known here"
+    return "; ".join(why) or f"{model.page} has no published format"
 
 
 def _check_back(hub: Hub, page: pages.Page, config: dict[str, Any], fixed: Mapping[str, Any], model: Any) -> None:

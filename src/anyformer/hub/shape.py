@@ -61,7 +61,7 @@ def stored(data: Any, source: object, file: TensorFile | None = None) -> Any:
         with at_most(parts(file)):
             return pages.empty(Recipe.from_json(data))
     except FAULTS as error:
-        raise ValueError(f"{source}: its recipe cannot be built: {error}") from error
+        raise ValueError(f"{source}: the recipe cannot be built: {error}") from error
 
 
 def _built(page: pages.Page, hyper: Any, count: int) -> Any:
@@ -88,7 +88,7 @@ def _check_depths(page: pages.Page, hyper: Any, count: int) -> None:
         except FAULTS:
             continue
         if more != plain:
-            raise ValueError(f"{name}: at most {count:,} layers go with the weights beside it")
+            raise ValueError(f"{name}: the weights beside it hold at most {count:,} layers")
 
 
 def _length(recipe: Recipe[Any]) -> int:
@@ -98,14 +98,14 @@ def _length(recipe: Recipe[Any]) -> int:
 def _culprits(page: pages.Page, hub: Hub, hyper: Any, count: int) -> list[str]:
     """The hyperparameters (with their keys) that alone prevent building: the model builds with the value that another
     model of the page has."""
-    keys, found = _keys(hub.config), {}
-    known = [leaves(c) for c in (page.at("tiny"), *(page.at("tiny", **case) for case in page.module.CASES.values()))]
+    keys, culprits = _keys(hub.config), {}
+    usuals = [leaves(c) for c in (page.at("tiny"), *(page.at("tiny", **case) for case in page.module.CASES.values()))]
     end = time.thread_time() + SEARCH
     for name, value in sorted(leaves(hyper).items(), key=lambda leaf: -_size(leaf[1])):  # absurd sizes first
-        for other in dict.fromkeys(usual[name] for usual in known if usual.get(name, value) != value):
-            if name not in found and time.thread_time() < end and _heals(page, hyper, name, other, count):
-                found[name] = f"config key {keys[name]!r} ({name}={shown(value)})" if name in keys else name
-    return list(found.values())
+        for other in dict.fromkeys(usual[name] for usual in usuals if usual.get(name, value) != value):
+            if name not in culprits and time.thread_time() < end and _heals(page, hyper, name, other, count):
+                culprits[name] = f"config key {keys[name]!r} ({name}={shown(value)})" if name in keys else name
+    return list(culprits.values())
 
 
 def _size(value: Any) -> int:

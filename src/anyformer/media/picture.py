@@ -34,7 +34,7 @@ def pillow(name: str = "PIL.Image") -> Any:
         raise ImportError("images needs `pip install pillow`") from None
 
 
-def picture(given: Any) -> Any:
+def picture(source: Any) -> Any:
     """A Pillow image of 8 bits from any kind of picture: upright, with its colours and its alpha.
 
     Args:
@@ -44,28 +44,28 @@ def picture(given: Any) -> Any:
     Raises:
         ValueError: for a value that is no picture, is damaged, or has numbers of unknown meaning.
     """
-    given = given.get("bytes") if isinstance(given, dict) else given
+    source = source.get("bytes") if isinstance(source, dict) else source
     pil = pillow()
-    if isinstance(given, pil.Image):
-        return _plain(given)
-    if isinstance(given, bytes | str | os.PathLike):
-        name = "a picture" if isinstance(given, bytes) else os.fspath(given)
+    if isinstance(source, pil.Image):
+        return _plain(source)
+    if isinstance(source, bytes | str | os.PathLike):
+        name = "a picture" if isinstance(source, bytes) else os.fspath(source)
         try:
-            with pil.open(io.BytesIO(given) if isinstance(given, bytes) else given) as opened:
+            with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
                 return _plain(opened)
         except FileNotFoundError:
             raise ValueError(f"there is no picture {name!r}") from None
         except (OSError, SyntaxError, pil.DecompressionBombError) as error:
-            raise ValueError(f"{name} cannot be read as an image: {error}. Leave it out or make it again") from None
+            raise ValueError(f"{name} cannot be read as an image: {error}. Leave it out or create it again") from None
         except ValueError as error:  # of Pillow, or ours: name the file
             raise ValueError(f"{name}: {error}") from None
-    if hasattr(given, "detach"):
-        given = given.detach().cpu().numpy()
-    if isinstance(given, list | np.ndarray):
-        return pil.fromarray(_last(_bytes(np.asarray(given))))
+    if hasattr(source, "detach"):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, list | np.ndarray):
+        return pil.fromarray(_last(_bytes(np.asarray(source))))
     raise ValueError(
-        f"'image' is a {type(given).__name__}; expected a file name, the bytes of a file, {{'bytes': …}}, a PIL image, "
-        "or an array of 0 to 255"
+        f"'image' is a {type(source).__name__}; expected a file name, the bytes of a file, {{'bytes': …}}, a PIL "
+        "image, or an array of 0 to 255"
     )
 
 
@@ -113,7 +113,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     if whole and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     raise ValueError(
-        f"an image of {array.dtype} goes from {low:g} to {high:g}, and nobody says what is white; give uint8 of 0 to "
+        f"an image of {array.dtype} goes from {low:g} to {high:g}, so its white is unknown; pass uint8 of 0 to "
         "255 (height x width x C), uint16 of 0 to 65535, or floats of 0 to 1"
     )
 

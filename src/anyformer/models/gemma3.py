@@ -140,7 +140,7 @@ HUBS = (
             must("use_bidirectional_attention", False),
             must("final_logit_softcapping", None),
             must("attn_logit_softcapping", None),
-            quiet("cache_implementation", why="how decoding keeps its state"),
+            quiet("cache_implementation", why="how decoding holds its cache"),
         ),
     ),
     Hub(

@@ -134,7 +134,7 @@ HUBS = (
             step_rank("mamba_dt_rank"),
             quiet("output_router_logits", why="there it also switches the load-balance loss on; here `balance` does"),
             quiet("use_mamba_kernels", "use_mambapy", "use_associative_scan", why="how it is computed"),
-            quiet("num_logits_to_keep", why="for how many places logits are made; here all, or the last in decoding"),
+            quiet("num_logits_to_keep", why="the number of positions with logits; here all, or the last in decoding"),
         ),
     ),
 )

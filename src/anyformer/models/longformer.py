@@ -96,9 +96,9 @@ def _weights(c: Longformer) -> list:
 
 
 def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = config.get("attention_window", 512)
-    found = [found] * config["num_hidden_layers"] if isinstance(found, int) else found
-    return {"window": found[0] if len(set(found)) == 1 else tuple(found)}
+    windows = config.get("attention_window", 512)
+    windows = [windows] * config["num_hidden_layers"] if isinstance(windows, int) else windows
+    return {"window": windows[0] if len(set(windows)) == 1 else tuple(windows)}
 
 
 def _put_window(c: Longformer) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def _put_window(c: Longformer) -> dict[str, Any]:
 
 
 def _no_gaps(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = config.get("attention_dilation")
-    if found is not None and any(d != 1 for d in (found if isinstance(found, list) else [found])):
-        raise ValueError(f"config key 'attention_dilation' is {found!r}; transformers ignores it, and has 1 only")
+    dilation = config.get("attention_dilation")
+    if dilation is not None and any(d != 1 for d in (dilation if isinstance(dilation, list) else [dilation])):
+        raise ValueError(f"config key 'attention_dilation' is {dilation!r}; transformers ignores it; 1 is expected")
     return {}
 
 

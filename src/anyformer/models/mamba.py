@@ -105,7 +105,7 @@ HUBS = (
             step_rank("time_step_rank"),
             quiet("time_step_init_scheme", "time_step_scale", why="first weights, before training"),
             must("ssm_cfg", {}),
-            quiet("fused_add_norm", "pad_vocab_size_multiple", why="how the first code computed it; the sizes say it"),
+            quiet("fused_add_norm", "pad_vocab_size_multiple", why="implied by the sizes"),
             quiet("use_mambapy", "use_associative_scan", why="how it is computed"),
         ),
     ),

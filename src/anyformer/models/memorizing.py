@@ -56,7 +56,7 @@ class Memorizing:
 
 def memorizing(c: Memorizing) -> Recipe:
     if not 0 <= c.place < c.depth:
-        raise ValueError(f"memorizing: place is the number of a layer, 0 to {c.depth - 1}; got {c.place}")
+        raise ValueError(f"memorizing: place, the number of a layer, must be from 0 to {c.depth - 1}; got {c.place}")
     norm = RMSNorm.of(eps=c.eps)
     shared: dict[str, Any] = {"heads": c.heads, "head_dim": c.head_dim, "segment": c.segment, "memory": c.memory}
     shared["bias"] = False

@@ -110,8 +110,9 @@ def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
         first = types.index(near) if isinstance(types, list) and near in types else depth
         if types != kinds(first):
             raise ValueError(
-                f"config key 'layer_types' is {types!r}; of {depth} layers this page can do {wide!r} in the lower ones "
-                f"and, where 'use_sliding_window' is true and there is a 'sliding_window', {near!r} in all above them"
+                f"config key 'layer_types' is {types!r}; of {depth} layers this page supports {wide!r} in the lower "
+                f"ones and, where 'use_sliding_window' is true and there is a 'sliding_window', {near!r} in all above "
+                "them"
             )
     return {"window": window, "window_from": first}
 

@@ -60,7 +60,7 @@ def reformer(c: Reformer) -> Recipe:
     if c.task == "lm" and (c.local[2] or c.lsh[2]):
         raise ValueError(f"reformer: a decoder sees no chunk after its own; got local={c.local}, lsh={c.lsh}")
     if c.axial is not None and (held := c.axial[0] * c.axial[1]) < c.context:
-        raise ValueError(f"reformer: axial={c.axial} are {held} places, fewer than the context of {c.context}")
+        raise ValueError(f"reformer: axial={c.axial} are {held} positions, fewer than the context of {c.context}")
     size, before, after = c.local
     local = LocalAttention.of(
         heads=c.heads, head_dim=c.head_dim, size=size, before=before, after=after, dropout=c.local_dropout
@@ -195,9 +195,9 @@ def _chunks(kind: str) -> Lens:
 
 
 def _get_buckets(config: Mapping[str, Any]) -> dict[str, Any]:
-    if (found := config.get("num_buckets")) is None:
+    if (buckets := config.get("num_buckets")) is None:
         raise ValueError("config key 'num_buckets' is null: write how many, about 2 x tokens / lsh_attn_chunk_length")
-    return {"buckets": (found,) if isinstance(found, int) else tuple(found)}
+    return {"buckets": (buckets,) if isinstance(buckets, int) else tuple(buckets)}
 
 
 def _put_buckets(c: Reformer) -> dict[str, Any]:
@@ -236,10 +236,10 @@ def _put_chunk(c: Reformer) -> dict[str, Any]:
 
 
 def _direction(config: Mapping[str, Any]) -> dict[str, Any]:
-    found, names = config.get("is_decoder"), config.get("architectures")
-    if bool(found) == ("LMHead" in str(names or "LMHead")):
+    decoder, names = config.get("is_decoder"), config.get("architectures")
+    if bool(decoder) == ("LMHead" in str(names or "LMHead")):
         return {}
-    raise ValueError(f"config key 'is_decoder' is {found!r}, which is not for {names}")
+    raise ValueError(f"config key 'is_decoder' is {decoder!r}, which contradicts the class {names}")
 
 
 HUBS = (
@@ -266,10 +266,10 @@ HUBS = (
             Lens(("num_buckets",), ("buckets",), _get_buckets, _put_buckets),
             Lens(GRID, ("axial",), _get_grid, _put_grid),
             Lens(("chunk_size_feed_forward",), ("chunk",), _get_chunk, _put_chunk),
-            Lens(("is_decoder",), (), _direction, lambda c: {"is_decoder": c.task == "lm"}, "goes with the class"),
+            Lens(("is_decoder",), (), _direction, lambda c: {"is_decoder": c.task == "lm"}, "implied by the class"),
             must("tie_word_embeddings", False),
             quiet("axial_norm_std", why="first weights"),
-            quiet("chunk_size_lm_head", "output_past", why="memory, or what is given out"),
+            quiet("chunk_size_lm_head", "output_past", why="requests outputs or memory, not other numbers"),
             quiet("attention_probs_dropout_prob", "classifier_dropout", "intermediate_size", why="nobody reads it"),
             quiet("num_chunks_before", "num_chunks_after", "sinusoidal_pos_embds", why="nobody reads it"),
         ),

@@ -168,9 +168,9 @@ HUBS = (
             must("feed_forward_proj", "relu"),
             must("add_cross_attention", False),
             must("is_encoder_decoder", True),
-            quiet("router_ignore_padding_tokens", why="it says what ours always does; transformers never does"),
-            quiet("encoder_sparse_step", "decoder_sparse_step", why="computed from the numbers of blocks"),
-            quiet("add_router_probs", why="asks for outputs, not for other numbers"),
+            quiet("router_ignore_padding_tokens", why="ours always ignores padding; transformers never does"),
+            quiet("encoder_sparse_step", "decoder_sparse_step", why="follows from the numbers of blocks"),
+            quiet("add_router_probs", why="requests outputs, not other numbers"),
         ),
     ),
 )

@@ -118,8 +118,8 @@ def _weights(c: T5) -> list:
 _BOTH = (
     *CONFIG,
     key("num_decoder_layers", "decoder_depth", default=Same("depth")),
-    quiet("is_encoder_decoder", why="goes with the class"),
-    quiet("classifier_dropout", why="for what this file does not have"),
+    quiet("is_encoder_decoder", why="implied by the class"),
+    quiet("classifier_dropout", why="for parts that the file does not have"),
 )
 HUBS = (
     Hub(

@@ -95,7 +95,7 @@ HUBS = (
             alike("vocab", "vocab_size", "decoder_vocab_size", absent=True),
             must("share_encoder_decoder_embeddings", True),
             must("normalize_embedding", False),
-            quiet("static_position_embeddings", "extra_pos_embeddings", why="places are sines, without a table"),
+            quiet("static_position_embeddings", "extra_pos_embeddings", why="positions are sines, without a table"),
         ),
     ),
 )

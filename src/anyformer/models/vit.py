@@ -104,7 +104,7 @@ def _weights(c: ViT) -> list:
 def _pooled(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("pooler_output_size") not in (None, config.get("hidden_size")):
         raise ValueError(
-            f"config key 'pooler_output_size' is {config['pooler_output_size']}; this page can do hidden_size only"
+            f"config key 'pooler_output_size' is {config['pooler_output_size']}; this page supports only hidden_size"
         )
     return {}
 
@@ -125,7 +125,7 @@ HUBS = (
             key("qkv_bias", "bias", default=True),
             key("pooler_act", "pool_act", ACTS, default="tanh"),
             Lens(("pooler_output_size",), (), _pooled, lambda c: {"pooler_output_size": c.dim}, ONE_VALUE),
-            quiet("encoder_stride", why="for masked image modelling, a head that this file does not have"),
+            quiet("encoder_stride", why="for masked image modelling, a head that the file does not have"),
         ),
     ),
 )

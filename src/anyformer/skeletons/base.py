@@ -258,8 +258,8 @@ def check_gaps(model: Any, keep: Tensor, name: str) -> None:
     later = keep.flip(1).cummax(1).values.flip(1)[:, 1:]  # (B, T - 1) True if a real token is here or later
     if keep.shape[1] > 1 and bool((ends & later).any()):
         raise ValueError(
-            f"{name} has padding in the middle of a text, and {type(counting).__name__} counts positions or goes from "
-            "token to token: it would read the gap as text; put padding on the left or on the right"
+            f"{name} has padding in the middle of a text, and {type(counting).__name__} counts positions or carries a "
+            "state from token to token: it would read the gap as text; put padding on the left or on the right"
         )
 
 
@@ -274,8 +274,8 @@ def check_packed(
     others = {"attention_mask": mask, "position_ids": positions, "state": state}
     for name in (n for n, value in others.items() if value is not None):
         raise ValueError(
-            f"document_ids and {name} cannot be given together: the ids say what is padding (-1), places begin again "
-            "in each document, and decoding continues one text a row"
+            f"document_ids and {name} exclude each other: document_ids mark padding (-1), positions begin again in "
+            "each document, and decoding continues one text a row"
         )
     for part in (m for m in model.modules() if isinstance(m, OverTime) and not m.packs):
         raise ValueError(

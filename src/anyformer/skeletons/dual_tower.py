@@ -102,5 +102,5 @@ class DualTower(Skeleton, Part):
         return tower(**{n: value for n, value in given.items() if n in tower.inputs()})
 
     def _vector(self, out: Output) -> Tensor:
-        assert out.logits is not None, "a tower ends in a head"
+        assert out.logits is not None, "a tower must end in a head"
         return F.normalize(out.logits, dim=-1)

@@ -75,7 +75,7 @@ class _Reversing(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor, *aux: Tensor) -> Any:
-        x, found = ctx.saved_tensors[0], dict[Tensor, Tensor]()
+        x, gradients = ctx.saved_tensors[0], dict[Tensor, Tensor]()
         (a, b), (da, db) = x.chunk(2, -1), slope.chunk(2, -1)
         losses = dict(zip(ctx.names, aux, strict=True))
 
@@ -90,8 +90,8 @@ class _Reversing(torch.autograd.Function):
                 )
                 if not set(inside) <= set(ctx.weights):
                     raise ValueError(
-                        "reversible blocks run once more in backward, and their parameters are others now than in the "
-                        "forward pass (torch.func.functional_call?); run backward before they are exchanged"
+                        "reversible blocks run again in backward, and their parameters were replaced after the "
+                        "forward pass (torch.func.functional_call?); run backward before you replace them"
                     )
                 y = block.branch(name, x, flow)
                 goals = [y, *flow.aux.values()]
@@ -99,7 +99,7 @@ class _Reversing(torch.autograd.Function):
                 first, *rest = torch.autograd.grad(goals, [x, *inside], slopes, allow_unused=True)
             for weight, more in zip(inside, rest, strict=True):
                 if more is not None:
-                    found[weight] = found[weight] + more if weight in found else more
+                    gradients[weight] = gradients[weight] + more if weight in gradients else more
             return y.detach(), first
 
         for number in reversed(range(len(ctx.blocks))):
@@ -107,7 +107,7 @@ class _Reversing(torch.autograd.Function):
             b, da = b - y, da + more
             y, more = back(number, "mixer", b, da)
             a, db = a - y, db + more
-        return None, None, None, torch.cat((da, db), -1), *(found.get(w) for w in ctx.weights)
+        return None, None, None, torch.cat((da, db), -1), *(gradients.get(w) for w in ctx.weights)
 
 
 def _as_now(block: nn.Module, x: Tensor) -> Callable[[], Any]:

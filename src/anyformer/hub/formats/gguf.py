@@ -208,18 +208,20 @@ class Parts(TensorFile):
 
     def __init__(self, first: GGUF, count: int):
         self.path, self.metadata, self.entries = first.path, {}, {}
-        found = PART.fullmatch(first.path.name)
-        if found is None or int(found[3]) != count:
+        part_name = PART.fullmatch(first.path.name)
+        if part_name is None or int(part_name[3]) != count:
             expected = f"name-00001-of-{count:05d}.gguf, as `split.count` says"
             raise refuse(first.path, "name of a part", expected, first.path.name)
         for i in range(1, count + 1):
-            name = f"{found[1]}-{i:05d}-of-{found[3]}.gguf"
+            name = f"{part_name[1]}-{i:05d}-of-{part_name[3]}.gguf"
             if not (first.path.parent / name).exists():
-                raise FileNotFoundError(f"{first.path}: it is part {int(found[2])} of {count}, and {name} is missing")
+                raise FileNotFoundError(
+                    f"{first.path}: it is part {int(part_name[2])} of {count}, and {name} is missing"
+                )
             part = GGUF(inside(first.path.parent, name))
             if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (i - 1, count):
-                told = f"{part.metadata.get('split.no')} of {part.metadata.get('split.count')}"
-                raise refuse(part.path, "split.no of split.count", f"{i - 1} of {count}", told)
+                numbered = f"{part.metadata.get('split.no')} of {part.metadata.get('split.count')}"
+                raise refuse(part.path, "split.no of split.count", f"{i - 1} of {count}", numbered)
             if twice := sorted(self.entries.keys() & part.entries.keys()):
                 raise refuse(part.path, f"tensor {short(twice[0])}", "in one part", "in two")
             self.metadata = {**part.metadata, **self.metadata}

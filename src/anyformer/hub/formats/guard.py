@@ -159,7 +159,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[Binary
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        reason = f"could not be written, what was there is unchanged: {error.strerror or error}"
+        reason = f"could not be written; the previous file is unchanged: {error.strerror or error}"
         raise OSError(error.errno, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -191,15 +191,15 @@ class Sharded(TensorFile):
         if not isinstance(place, dict) or not place or not all(isinstance(name, str) for name in place.values()):
             raise refuse(self.path, "weight_map", "an object of tensor name: file name", place)
         self.metadata = content.get("metadata", {})
-        told: dict[str, set[str]] = {}
+        indexed: dict[str, set[str]] = {}
         for tensor, file in place.items():
-            told.setdefault(file, set()).add(tensor)
-        shards = {file: kind(inside(folder, file, self.path)) for file in sorted(told)}
+            indexed.setdefault(file, set()).add(tensor)
+        shards = {file: kind(inside(folder, file, self.path)) for file in sorted(indexed)}
         for file, shard in shards.items():
-            missing, extra = told[file] - shard.entries.keys(), shard.entries.keys() - told[file]
+            missing, extra = indexed[file] - shard.entries.keys(), shard.entries.keys() - indexed[file]
             if missing or extra:
-                found = f"{len(missing)} missing {sorted(missing)[:3]}, {len(extra)} more {sorted(extra)[:3]}"
-                raise refuse(self.path, f"tensors in {file}", f"the {len(told[file])} of the index", found)
+                difference = f"{len(missing)} missing {sorted(missing)[:3]}, {len(extra)} more {sorted(extra)[:3]}"
+                raise refuse(self.path, f"tensors in {file}", f"the {len(indexed[file])} of the index", difference)
         self.entries = {tensor: shards[file].entries[tensor] for tensor, file in place.items()}
 
 
@@ -238,8 +238,8 @@ def open_weights(folder: str | os.PathLike[str], allow_pickle: bool = False, ste
     pickled = next((name for name in (pickle, pickles) if has[name]), None)
     if pickled and not allow_pickle:
         raise FileRefused(
-            f"{folder}: the weights are a pickle ({pickled}), which can carry code. Ask for it with "
-            "allow_pickle=True if you trust its maker, or convert it to safetensors"
+            f"{folder}: the weights are a pickle ({pickled}), which can run code. Pass allow_pickle=True if you trust "
+            "its maker, or convert it to safetensors"
         )
     if pickled:
         warnings.warn(f"{folder}: reading {pickled}, a pickle, with weights_only=True as asked", stacklevel=2)

@@ -48,45 +48,47 @@ def read_processor(
         ValueError: naming file and key, for unknown keys, an unknown type, impossible values, or two files that
             disagree.
     """
-    found: list[Processor] = []
+    processors: list[Processor] = []
     if takes not in MAKES:
         return None
     for name in (ALONE, TOGETHER):
         if os.path.lexists(folder / name):
             whole = read_json(inside(folder, name))
             try:
-                found += _of(MAKES[takes], name, whole, kind, ignore)
+                processors += _of(MAKES[takes], name, whole, kind, ignore)
             except ValueError as error:
                 raise ValueError(f"{folder / name}: {error}") from None
-    if len(found) == 2 and found[0] != found[1]:
-        raise ValueError(f"{folder}: {ALONE} says {found[0]}, and {TOGETHER} says {found[1]}; one of them must go")
-    return found[0] if found else None
+    if len(processors) == 2 and processors[0] != processors[1]:
+        raise ValueError(
+            f"{folder}: {ALONE} describes {processors[0]}, and {TOGETHER} {processors[1]}; remove one of them"
+        )
+    return processors[0] if processors else None
 
 
 def write_processor(folder: Path, processor: Processor | None) -> None:
     """Writes the steps for `read_processor`, with the name and the other keys of the file that was read."""
     if processor is None:
         return
-    origin, said = processor.origin, processor.words()
-    whole = {**origin.around, processor.slot: said} if origin.file == TOGETHER else said
+    origin, words = processor.origin, processor.words()
+    whole = {**origin.around, processor.slot: words} if origin.file == TOGETHER else words
     atomic_write(folder / origin.file, (json.dumps(dict(sorted(whole.items())), indent=2) + "\n").encode())
 
 
 def _of(made: type[Processor], name: str, whole: Any, kind: str | None, ignore: Collection[str]) -> list[Processor]:
     """The processor in the content of a file; none in a processor_config.json without one."""
     if not isinstance(whole, dict):
-        raise ValueError(f"a dictionary is expected, got {type(whole).__name__}")
+        raise ValueError(f"expected a dictionary, got {type(whole).__name__}")
     around: dict[str, Any] = {}
-    said: Any = whole
+    content: Any = whole
     if name == TOGETHER:
         around = {k: v for k, v in whole.items() if k != made.slot}
-        said = whole.get(made.slot)
+        content = whole.get(made.slot)
         if unknown := [k for k in around if k not in AROUND and k not in ignore]:
-            raise ValueError(f"keys that nobody reads: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
-        if said is None:
+            raise ValueError(f"unknown keys: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
+        if content is None:
             return []
-        if not isinstance(said, dict):
-            raise ValueError(f"{made.slot} must be a dictionary, got {type(said).__name__}")
-    found, lines = made.read(said, kind, ignore)
+        if not isinstance(content, dict):
+            raise ValueError(f"{made.slot} must be a dictionary, got {type(content).__name__}")
+    processor, lines = made.read(content, kind, ignore)
     lines += [Line(key, value, "ignored", AROUND.get(key, "as asked")) for key, value in around.items()]
-    return [replace(found, origin=Origin(name, around, said, tuple(lines)))]  # type: ignore[type-var]
+    return [replace(processor, origin=Origin(name, around, content, tuple(lines)))]  # type: ignore[type-var]

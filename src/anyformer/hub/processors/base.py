@@ -45,7 +45,9 @@ class Processor(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]) -> tuple[Processor, list[Line]]:
+    def read(
+        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
+    ) -> tuple[Processor, list[Line]]:
         """The processor of these steps, and a line of the ledger for each key.
 
         Args:

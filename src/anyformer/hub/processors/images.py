@@ -19,7 +19,7 @@ from anyformer.hub.tables.config import Line, read, write
 from anyformer.media import steps
 from anyformer.media.picture import coloured, picture
 
-QUICK = "kind; resized by Pillow, and the numbers of torchvision's resizing differ from Pillow's a little"
+QUICK = "kind; resized by Pillow, whose numbers differ a little from torchvision's"
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,27 @@ class ImageProcessor(Processor):
         if len({a.shape for a in arrays}) > 1:
             shapes = ", ".join(sorted({str(a.shape) for a in arrays})[:4])
             raise ValueError(
-                f"the pictures end in different shapes: {shapes}; give them one by one, or a processor with crop_size "
-                "or with a size of height and width"
+                f"the processed pictures have different shapes: {shapes}; pass them one by one, or use a processor "
+                "with crop_size or with a size of height and width"
             )
         return {"pixel_values": torch.from_numpy(np.stack(arrays))}
 
-    def pixels(self, given: Any) -> np.ndarray:
+    def pixels(self, source: Any) -> np.ndarray:
         """A picture after resize and crop, as the model sees it: (C, height, width) uint8."""
-        image = picture(given)
+        image = picture(source)
         channels = self.channels or (1 if image.mode in ("1", "L", "LA", "La") else 3)
         image = coloured(image, channels)
         if self.size is not None:
             image = steps.resize(image, self.size, self.resample)
-        found = np.asarray(image).reshape(image.height, image.width, channels)
+        pixels = np.asarray(image).reshape(image.height, image.width, channels)
         if self.crop_size is not None:
-            found = steps.crop(found, self.crop_size)
-        return np.ascontiguousarray(found.transpose(2, 0, 1))
+            pixels = steps.crop(pixels, self.crop_size)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-    def values(self, given: Any) -> np.ndarray:
+    def values(self, source: Any) -> np.ndarray:
         """A picture as (C, height, width) float32."""
-        found = self.pixels(given)
-        return np.stack([row[channel] for row, channel in zip(self._tables[len(found)], found, strict=True)])
+        pixels = self.pixels(source)
+        return np.stack([row[channel] for row, channel in zip(self._tables[len(pixels)], pixels, strict=True)])
 
     @property
     def channels(self) -> int | None:
@@ -118,25 +118,25 @@ class ImageProcessor(Processor):
 
     @classmethod
     def read(
-        cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]
+        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
     ) -> tuple[ImageProcessor, list[Line]]:
-        made, lines = read(entries(kind_of(said, kind)), said, cls, {}, ignore)
+        made, lines = read(entries(kind_of(content, kind)), content, cls, {}, ignore)
         return made, [replace(line, detail=QUICK) if str(line.value).endswith("Fast") else line for line in lines]
 
     def words(self) -> dict[str, Any]:
         return write(entries(self.kind), self, {"origin": self.origin}, self.origin.words)
 
     def __str__(self) -> str:
-        said = ["RGB"] if self.channels == 3 else ["grey"] if self.channels == 1 else []
+        steps_in_words = ["RGB"] if self.channels == 3 else ["grey"] if self.channels == 1 else []
         if self.size is not None:
             wanted = f"shorter edge to {self.size}" if isinstance(self.size, int) else _across(self.size)
-            said.append(f"resize {wanted} ({steps.FILTERS[self.resample]})")
-        said += [] if self.crop_size is None else [f"middle {_across(self.crop_size)}"]
-        said += [] if self.rescale_factor is None else [f"times {self.rescale_factor:.6g}"]
+            steps_in_words.append(f"resize {wanted} ({steps.FILTERS[self.resample]})")
+        steps_in_words += [] if self.crop_size is None else [f"middle {_across(self.crop_size)}"]
+        steps_in_words += [] if self.rescale_factor is None else [f"times {self.rescale_factor:.6g}"]
         if self.image_mean is not None and self.image_std is not None:
             mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.image_mean, self.image_std))
-            said.append(f"minus ({mean}), over ({std})")
-        return "; ".join(said)
+            steps_in_words.append(f"minus ({mean}), over ({std})")
+        return "; ".join(steps_in_words)
 
 
 def trained(kind: str, height: int, width: int, channels: int) -> ImageProcessor:

@@ -12,7 +12,7 @@ from anyformer.hub.formats.guard import short
 from anyformer.hub.tables.config import Lens, quiet
 
 WIDEST = 1 << 14  # pixels of an edge
-CLASS = "says which class of transformers joins it with a tokenizer"
+CLASS = "names the class of transformers that joins it with a tokenizer"
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ def known() -> str:
     return f"known are {', '.join(KINDS)}"
 
 
-def kind_of(said: Mapping[str, Any], default: str | None) -> str:
+def kind_of(content: Mapping[str, Any], default: str | None) -> str:
     """The type of processor; its older and "Fast" names mean the same steps.
 
     Raises:
         ValueError: for an unknown type, or if neither the file nor the model names one.
     """
-    name = said.get("image_processor_type") or said.get("feature_extractor_type") or default
+    name = content.get("image_processor_type") or content.get("feature_extractor_type") or default
     if name is None:
-        raise ValueError(f"it lacks 'image_processor_type', so nobody knows what its keys mean; {known()}")
-    if "auto_map" in said:
-        raise ValueError("'auto_map' names code that comes with the file, and such code is never run")
+        raise ValueError(f"it lacks 'image_processor_type', which gives its keys their meaning; {known()}")
+    if "auto_map" in content:
+        raise ValueError("'auto_map' names code in the folder, and such code is never run")
     plain = str(name).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if plain not in KINDS:
         raise ValueError(f"'image_processor_type' is {short(name)}{nearest(plain, list(KINDS))}; {known()}")
@@ -61,13 +61,13 @@ def entries(kind: str) -> tuple[Lens, ...]:
     habits = KINDS[kind]
     square = {"default_to_square"}
 
-    def size(said: Mapping[str, Any]) -> dict[str, Any]:
-        resample = said.get("resample")
-        if not _flag(said, "do_resize", True):
+    def size(content: Mapping[str, Any]) -> dict[str, Any]:
+        resample = content.get("resample")
+        if not _flag(content, "do_resize", True):
             return {"size": None, "resample": habits.resample if resample is None else resample}
-        whole = _flag(said, "default_to_square", habits.square)
+        whole = _flag(content, "default_to_square", habits.square)
         return {
-            "size": _size("size", said.get("size"), whole),
+            "size": _size("size", content.get("size"), whole),
             "resample": habits.resample if resample is None else _whole("resample", resample, 0, 5),
         }
 
@@ -78,9 +78,9 @@ def entries(kind: str) -> tuple[Lens, ...]:
             return {"do_resize": True, "size": {"shortest_edge": p.size}, "resample": p.resample}
         return {"do_resize": True, "size": _pair(p.size), "resample": p.resample}
 
-    def crop(said: Mapping[str, Any]) -> dict[str, Any]:
-        cut = _flag(said, "do_center_crop", habits.crop)
-        return {"crop_size": _size("crop_size", said.get("crop_size"), True) if cut else None}
+    def crop(content: Mapping[str, Any]) -> dict[str, Any]:
+        cut = _flag(content, "do_center_crop", habits.crop)
+        return {"crop_size": _size("crop_size", content.get("crop_size"), True) if cut else None}
 
     def put_crop(p: Any) -> dict[str, Any]:
         if p.crop_size is not None:
@@ -91,20 +91,20 @@ def entries(kind: str) -> tuple[Lens, ...]:
         return {} if p.convert_rgb == habits.rgb else {"do_convert_rgb": p.convert_rgb}
 
     return (
-        Lens(("image_processor_type", "feature_extractor_type"), ("kind",), lambda said: {"kind": kind},
+        Lens(("image_processor_type", "feature_extractor_type"), ("kind",), lambda content: {"kind": kind},
              lambda p: {"image_processor_type": p.kind}),
         Lens(("do_convert_rgb",), ("convert_rgb",),
-             lambda said: {"convert_rgb": _flag(said, "do_convert_rgb", habits.rgb)}, put_rgb),
+             lambda content: {"convert_rgb": _flag(content, "do_convert_rgb", habits.rgb)}, put_rgb),
         Lens(("do_resize", "size", "resample", *square), ("size", "resample"), size, put_size),
         Lens(("do_center_crop", "crop_size"), ("crop_size",), crop, put_crop),
         *_NUMBERS, *_NOTHING,
     )  # fmt: skip
 
 
-def _scale(said: Mapping[str, Any]) -> dict[str, Any]:
-    if not _flag(said, "do_rescale", True):
+def _scale(content: Mapping[str, Any]) -> dict[str, Any]:
+    if not _flag(content, "do_rescale", True):
         return {"rescale_factor": None}
-    value = said.get("rescale_factor")
+    value = content.get("rescale_factor")
     return {"rescale_factor": 1 / 255 if value is None else _number("rescale_factor", value, above=0.0)}
 
 
@@ -114,10 +114,10 @@ def _put_scale(p: Any) -> dict[str, Any]:
     return {"do_rescale": True, "rescale_factor": p.rescale_factor}
 
 
-def _normal(said: Mapping[str, Any]) -> dict[str, Any]:
-    if not _flag(said, "do_normalize", True):
+def _normal(content: Mapping[str, Any]) -> dict[str, Any]:
+    if not _flag(content, "do_normalize", True):
         return {"image_mean": None, "image_std": None}
-    return {"image_mean": _channels(said, "image_mean"), "image_std": _channels(said, "image_std", 0.0)}
+    return {"image_mean": _channels(content, "image_mean"), "image_std": _channels(content, "image_std", 0.0)}
 
 
 def _put_normal(p: Any) -> dict[str, Any]:
@@ -129,13 +129,13 @@ def _put_normal(p: Any) -> dict[str, Any]:
 def _only(name: str, *values: Any) -> Lens:
     """A key that is accepted only with the values that this processor has anyway."""
 
-    def get(said: Mapping[str, Any]) -> dict[str, Any]:
-        if said.get(name) not in (None, *values):
+    def get(content: Mapping[str, Any]) -> dict[str, Any]:
+        if content.get(name) not in (None, *values):
             wanted = " or ".join(map(str, values or [None]))
-            raise ValueError(f"{name!r} is {short(said[name])}; here it can be {wanted}")
+            raise ValueError(f"{name!r} is {short(content[name])}; here it can be {wanted}")
         return {}
 
-    return Lens((name,), (), get, lambda p: {}, "says what is done here anyway")
+    return Lens((name,), (), get, lambda p: {}, "states the only way supported here")
 
 
 _NUMBERS = (
@@ -146,16 +146,16 @@ _NOTHING = (
     _only("do_pad", False), _only("pad_size"), _only("data_format", "channels_first"), _only("input_data_format"),
     _only("image_seq_length"),
     quiet("processor_class", "_processor_class", why=CLASS),
-    quiet("transformers_version", "_name_or_path", "_valid_processor_keys", why="says how this file was made"),
-    quiet("device", "return_tensors", "disable_grouping", why="asks how to work, not for other numbers"),
+    quiet("transformers_version", "_name_or_path", "_valid_processor_keys", why="records how the file was made"),
+    quiet("device", "return_tensors", "disable_grouping", why="changes how it is computed, not the numbers"),
 )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ values
 
 
-def _flag(said: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = said.get(name)
+def _flag(content: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = content.get(name)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"{name!r} is {short(value)}; expected true or false")
     return default if value is None else value
@@ -174,11 +174,11 @@ def _number(name: str, value: Any, above: float = -math.inf) -> float:
     return float(value)
 
 
-def _channels(said: Mapping[str, Any], name: str, above: float = -math.inf) -> tuple[float, ...]:
+def _channels(content: Mapping[str, Any], name: str, above: float = -math.inf) -> tuple[float, ...]:
     """One number a channel."""
-    value = said.get(name)
+    value = content.get(name)
     if value is None:
-        raise ValueError(f"it lacks {name!r}, and there is no default: another model's would be a silent error")
+        raise ValueError(f"it lacks {name!r}, which has no default: another model's value would be a silent error")
     if not isinstance(value, list):
         return (_number(name, value, above),) * 3
     if len(value) not in (1, 3):

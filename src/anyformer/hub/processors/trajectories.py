@@ -123,9 +123,9 @@ class TrajectoryProcessor(Processor):
 
     @classmethod
     def read(
-        cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]
+        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
     ) -> tuple[TrajectoryProcessor, list[Line]]:
-        return read(ENTRIES, said, cls, {}, ignore)
+        return read(ENTRIES, content, cls, {}, ignore)
 
     def words(self) -> dict[str, Any]:
         return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)

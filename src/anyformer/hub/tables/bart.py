@@ -67,7 +67,7 @@ def seq2seq_config() -> tuple[Lens, ...]:
         must("add_final_layer_norm", False),
         must("normalize_before", False),
         quiet("init_std", "total_flos", why="first weights and their training"),
-        quiet(*_TEXTS, *_FORCED, why="habits of generation; options of `generate` here"),
-        quiet("classif_dropout", "classifier_dropout", "_num_labels", why="for a head that this file does not have"),
-        quiet("output_past", why="asks for outputs or memory, not for other numbers"),
+        quiet(*_TEXTS, *_FORCED, why="defaults of generation; options of `generate` here"),
+        quiet("classif_dropout", "classifier_dropout", "_num_labels", why="for a head that the file does not have"),
+        quiet("output_past", why="requests outputs or memory, not other numbers"),
     )

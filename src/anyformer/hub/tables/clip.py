@@ -23,7 +23,7 @@ def _write_end(c: Any) -> dict[str, Any]:
 
 def _dropout(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("dropout"):
-        raise ValueError(f"config key 'dropout' is {config['dropout']!r}; no published code reads it, and 0 is meant")
+        raise ValueError(f"config key 'dropout' is {config['dropout']!r}; no published code reads it; 0 is expected")
     return {}
 
 
@@ -37,7 +37,7 @@ def _encoder(dim: int, heads: int, hidden: int) -> tuple[Lens, ...]:
         key("hidden_act", "act", ACTS, default="quick_gelu"),
         key("layer_norm_eps", "eps", default=1e-5),
         key("attention_dropout", "attention_dropout", default=0.0),
-        Lens(("dropout",), (), _dropout, lambda c: {}, "published files have 0, and nothing there reads it"),
+        Lens(("dropout",), (), _dropout, lambda c: {}, "published files have 0, and transformers does not read it"),
     )
 
 
@@ -53,10 +53,10 @@ TEXT = (
     key("max_position_embeddings", "context", default=77),
     Lens(("eos_token_id",), ("end",), _end, _write_end),
 )
-WIDTH_ABOVE = quiet("projection_dim", why="the width that both towers end in stands one level above")
+WIDTH_ABOVE = quiet("projection_dim", why="the width of both towers' output stands one level above")
 PLACES = {
-    "text_model.embeddings.position_ids": "the numbers of the places, which are counted anew",
-    "vision_model.embeddings.position_ids": "the numbers of the places, which are counted anew",
+    "text_model.embeddings.position_ids": "the numbers of the positions, which are computed",
+    "vision_model.embeddings.position_ids": "the numbers of the positions, which are computed",
 }
 
 

@@ -29,7 +29,7 @@ from anyformer.hub.tables.marks import explain
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
-ONE_VALUE = "has the one value that this page can do"
+ONE_VALUE = "has the only supported value"
 ACTS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -81,12 +81,12 @@ class Lens:
                 raise ValueError(f"{self.words_of(config, where)}{error}") from None
             raise ValueError(f"{where[:-1]}: {error}" if where else str(error)) from None
         except (TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-            raise ValueError(f"{self.words_of(config, where)}not what this page expects ({error})") from None
+            raise ValueError(f"{self.words_of(config, where)}unexpected type of value ({error})") from None
 
     def words_of(self, config: Mapping[str, Any], where: str) -> str:
         """The beginning of an error message: the keys present and their values."""
-        found = " / ".join(f"{where + n!r} = {shown(config[n])}" for n in self.names if n in config)
-        return f"config key {found}: " if found else ""
+        present = " / ".join(f"{where + n!r} = {shown(config[n])}" for n in self.names if n in config)
+        return f"config key {present}: " if present else ""
 
     def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
         """The lines of the ledger for the keys present."""
@@ -94,14 +94,14 @@ class Lens:
         detail = ", ".join(self.fields) or self.why
         return [Line(where + name, config[name], status, detail) for name in self.names if name in config]
 
-    def said(self) -> set[str]:
+    def hyperparameters(self) -> set[str]:
         """The dotted names of the hyperparameters that the entry covers."""
         return set(self.fields)
 
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         """Their keys and values; those of `origin`, a config that was read, if they mean the same."""
-        kept = {name: origin[name] for name in self.names if name in origin}
-        return kept if origin and _says(self, origin, hyper) else self.put(hyper)
+        original = {name: origin[name] for name in self.names if name in origin}
+        return original if origin and _agrees(self, origin, hyper) else self.put(hyper)
 
 
 def square(theirs: str, ours: str, default: Any = MISSING) -> Lens:
@@ -113,7 +113,7 @@ def square(theirs: str, ours: str, default: Any = MISSING) -> Lens:
             value = value[0]
         if isinstance(value, list | tuple):
             raise ValueError(
-                f"config key {theirs!r} is {shown(value)}; this page can do squares only, such as [16, 16]"
+                f"config key {theirs!r} is {shown(value)}; this page supports squares only, such as [16, 16]"
             )
         return {ours: value}
 
@@ -141,7 +141,7 @@ def key(
         elif choice is not None and value is not default:
             known = [str(c) for c in choice]
             raise ValueError(
-                f"config key {theirs!r} is {value!r}; known are {', '.join(known)}{nearest(str(value), known)}"
+                f"config key {theirs!r} is {value!r}; expected one of {', '.join(known)}{nearest(str(value), known)}"
             )
         return {ours: value}
 
@@ -152,7 +152,7 @@ def key(
             if value is MISSING:
                 known = ", ".join(map(repr, choice.values()))
                 raise ValueError(
-                    f"{ours}={getattr(hyper, ours)!r} cannot be written as {theirs!r}, which knows {known}"
+                    f"{ours}={getattr(hyper, ours)!r} cannot be written as {theirs!r}, whose values are {known}"
                 )
         return {theirs: value}
 
@@ -173,13 +173,13 @@ def alike(ours: str, first: str, second: str, absent: bool = False) -> Lens:
     theirs = (first, second)
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
-        said = {name: config[name] for name in theirs if config.get(name) is not None}
+        present = {name: config[name] for name in theirs if config.get(name) is not None}
         for name in theirs[: 1 if absent else 2]:
-            if name not in said:
+            if name not in present:
                 raise ValueError(f"the config lacks {name!r}")
-        if len(set(said.values())) > 1:
-            raise ValueError(f"config keys {said} differ, and this page has one value for both")
-        return {ours: said[first]}
+        if len(set(present.values())) > 1:
+            raise ValueError(f"config keys {present} differ; this page needs one value for both")
+        return {ours: present[first]}
 
     return Lens(theirs, (ours,), get, lambda hyper: dict.fromkeys(theirs, getattr(hyper, ours)), plain=True)
 
@@ -188,9 +188,9 @@ def must(theirs: str, value: Any, absent: bool = True) -> Lens:
     """A key of theirs with a single accepted value. With `absent` false, the key must be present."""
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
-        found = config.get(theirs, value if absent else MISSING)
-        if found != value:
-            raise ValueError(f"config key {theirs!r} is {found!r}; this page can do {value!r} only")
+        present = config.get(theirs, value if absent else MISSING)
+        if present != value:
+            raise ValueError(f"config key {theirs!r} is {present!r}; this page supports only {value!r}")
         return {}
 
     return Lens((theirs,), (), get, lambda hyper: {theirs: value}, ONE_VALUE)
@@ -246,7 +246,7 @@ def read(
         ValueError: naming the key, if one is unknown or missing, or its value has another type, an absurd size, or no
             support in the page.
     """
-    kinds, found = kinds_of(cls), dict(fixed)
+    kinds, hyper = kinds_of(cls), dict(fixed)
     seen = {name for entry in entries for name in entry.names}
     if strange := sorted({f for entry in entries for f in entry.fields} - kinds.keys()):
         raise ValueError(f"the map sets {strange}, which {cls.__name__} does not have; it has {sorted(kinds)}")
@@ -255,7 +255,7 @@ def read(
         _check_words(entry, config, cls, where)
     for entry in entries:
         values = _fitted(entry, config, cls, where)
-        found.update({k: v for k, v in values.items() if k not in fixed})
+        hyper.update({k: v for k, v in values.items() if k not in fixed})
     lines += [line for entry in entries for line in entry.lines(config, where)]
     try:
         why = {name: explain(name, config) for name in config if name not in seen}
@@ -266,23 +266,23 @@ def read(
         names = ", ".join(f"{where}{k}={shown(config[k])}" for k in unknown)
         dotted = tuple(where + k for k in unknown)
         raise ValueError(
-            f"config keys that nobody reads: {names}{nearest(unknown[0], sorted(seen))}. If they change no number: "
+            f"unknown config keys: {names}{nearest(unknown[0], sorted(seen))}. If they change no number: "
             f"load(..., ignore={dotted!r}), or --ignore {' '.join(dotted)}"
         )
-    return cls(**{k: found[v.name] if isinstance(v, Same) else v for k, v in found.items()}), lines
+    return cls(**{k: hyper[v.name] if isinstance(v, Same) else v for k, v in hyper.items()}), lines
 
 
 def _without(config: Mapping[str, Any], ignore: Collection[str], where: str) -> tuple[dict[str, Any], list[Line]]:
     """The config without these keys, and a line of the ledger for each."""
-    kept, lines = dict(config), []
+    rest_of, lines = dict(config), []
     for name in ignore:
         first, _, rest = name.partition(".")
         if name in config:
-            lines.append(Line(where + name, kept.pop(name), "ignored", "as asked"))
-        elif rest and isinstance(kept.get(first), Mapping):
-            kept[first], more = _without(kept[first], (rest,), f"{where}{first}.")
+            lines.append(Line(where + name, rest_of.pop(name), "ignored", "as asked"))
+        elif rest and isinstance(rest_of.get(first), Mapping):
+            rest_of[first], more = _without(rest_of[first], (rest,), f"{where}{first}.")
             lines += more
-    return kept, lines
+    return rest_of, lines
 
 
 def _check_words(entry: Lens, config: Mapping[str, Any], cls: type, where: str) -> None:
@@ -299,11 +299,11 @@ def _check_words(entry: Lens, config: Mapping[str, Any], cls: type, where: str) 
 
 def _fitted(entry: Lens, config: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
     """Our values of one entry, converted to their annotated types."""
-    said = " / ".join(repr(where + n) for n in entry.names if n in config) or repr(where + entry.names[0])
+    keys = " / ".join(repr(where + n) for n in entry.names if n in config) or repr(where + entry.names[0])
     values, kinds = entry.values(config, where), kinds_of(cls)
     for name, value in values.items():
         if not isinstance(value, Same):
-            values[name] = checked(_loose(value, kinds[name]), kinds[name], f"config key {said}", _usual(cls, name))
+            values[name] = checked(_loose(value, kinds[name]), kinds[name], f"config key {keys}", _usual(cls, name))
     return values
 
 
@@ -331,9 +331,9 @@ def write(entries: tuple[Lens, ...], hyper: Any, fixed: Mapping[str, Any], origi
     for f in dataclasses.fields(hyper):
         value, default = getattr(hyper, f.name), f.default
         if f.name not in covered and value != default:
-            raise ValueError(f"{f.name}={value!r} cannot be written in this format, which knows only {default!r}")
+            raise ValueError(f"{f.name}={value!r} cannot be written in this format, which has only {default!r}")
         if f.name in fixed and value != fixed[f.name]:
-            raise ValueError(f"{f.name}={value!r} does not go with {fixed[f.name]!r}")
+            raise ValueError(f"{f.name}={value!r} contradicts {fixed[f.name]!r}")
     claimed = {name for entry in entries for name in entry.names}
     out = {name: value for name, value in origin.items() if name not in claimed}
     for entry in entries:
@@ -349,7 +349,7 @@ def _still(name: str, config: Mapping[str, Any]) -> bool:
         return False
 
 
-def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
+def _agrees(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
     """True if these keys of theirs still mean our hyperparameters."""
     if not entry.fields:
         return True
@@ -357,6 +357,6 @@ def _says(entry: Lens, origin: Mapping[str, Any], hyper: Any) -> bool:
     return all(getattr(hyper, k) == (getattr(hyper, v.name) if isinstance(v, Same) else v) for k, v in values.items())
 
 
-def said(entries: tuple[Lens, ...]) -> set[str]:
+def hyperparameters(entries: tuple[Lens, ...]) -> set[str]:
     """The dotted names of all hyperparameters that a table covers."""
-    return {name for entry in entries for name in entry.said()}
+    return {name for entry in entries for name in entry.hyperparameters()}

@@ -71,7 +71,7 @@ def decoder_config(name: str) -> tuple[Lens, ...]:
         key("tied", "tied"),
         Lens(wide, ("head_dim",), head_dim, lambda hyper: {}),
         _rope(name),
-        quiet(f"{name}.rope.scaling.finetuned", why="says how the file was made"),
+        quiet(f"{name}.rope.scaling.finetuned", why="records how the file was made"),
     )
 
 
@@ -82,7 +82,7 @@ def _rope(name: str) -> Lens:
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
         theta, kind, factor, trained = [config.get(n) for n in names]
         if kind not in (None, "none", "linear", "yarn"):
-            raise ValueError(f"metadata {names[1]!r} is {kind!r}; known are none, linear, yarn")
+            raise ValueError(f"metadata {names[1]!r} is {kind!r}; expected none, linear or yarn")
         if kind in ("linear", "yarn") and (factor is None or (kind == "yarn" and trained is None)):
             raise ValueError(f"metadata {names[1]!r} is {kind!r}, but {names[2]!r} or {names[3]!r} is missing")
         scaling: Scaling | None = None

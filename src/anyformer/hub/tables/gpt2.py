@@ -37,10 +37,10 @@ def layer_config(act: str) -> tuple[Any, ...]:
         must("scale_attn_weights", True),
         must("scale_attn_by_inverse_layer_idx", False),
         must("add_cross_attention", False),
-        quiet("reorder_and_upcast_attn", why="a trick against overflow in half precision"),
+        quiet("reorder_and_upcast_attn", why="against overflow in half precision"),
         quiet(
             *(f"summary_{n}" for n in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
-            why="a head that this file does not have",
+            why="for a head that the file does not have",
         ),
     )
 

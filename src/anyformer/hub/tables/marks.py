@@ -11,16 +11,16 @@ from typing import Any
 _GENERATION = "for `generate`: its rules hold there without a generation_config.json, its habits are options"
 _TEXT = "for the tokenizer and generation"
 _POOLER = "BERT's first pooler of classes, which no published code builds"
-_OTHERS = "left over from another family; no layer of this page reads it"
+_OTHERS = "inherited from another family; no layer of this page reads it"
 
 ANY = {  # whatever their value
-    "says which file this is": (
+    "identifies the file": (
         "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path",
         "_model_name_or_path", "_commit_hash", "unsloth_version", "unsloth_fixed", "is_llama_config", "license",
         "_class_name", "_diffusers_version",
     ),
-    "the tensors say it themselves": ("dtype", "torch_dtype"),
-    "asks for outputs or memory, not for other numbers": (
+    "read from the tensors": ("dtype", "torch_dtype"),
+    "requests outputs or memory, not other numbers": (
         "use_cache", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward",
         "output_past", "torchscript", "output_scores", "gradient_checkpointing", "use_return_dict",
     ),
@@ -34,8 +34,8 @@ ANY = {  # whatever their value
         "pad_token_id", "eos_token_ids", "tokenizer_class", "prefix", "max_sequence_length",
     ),
     "this model has no classes": ("id2label", "label2id", "num_labels", "_num_labels"),
-    "goes with the architecture that is named": ("is_decoder",),
-    "habits around the model": ("problem_type", "finetuning_task", "task_specific_params"),
+    "implied by the class": ("is_decoder",),
+    "defaults of pipelines around the model": ("problem_type", "finetuning_task", "task_specific_params"),
     _GENERATION: (
         "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups",
         "diversity_penalty", "length_penalty", "early_stopping", "max_length", "min_length",
@@ -58,7 +58,7 @@ EMPTY = ("pruned_heads",)  # accepted with an empty value
 REFUSED = {
     "auto_map": "the model is code of its repository, which is not run here; if these are a known architecture's "
     "weights and words all the same, ignore=('auto_map',) reads them so",
-    "quantization_config": "the weights are quantised, and this reads plain ones or GGUF",
+    "quantization_config": "the weights are quantised; load reads plain weights and GGUF",
 }
 SECOND = (  # names of one thing
     ("hidden_size", "d_model", "n_embd", "dim"),
@@ -84,21 +84,21 @@ def explain(name: str, config: Mapping[str, Any]) -> str | None:
     if name in _WHY:
         return _WHY[name]
     if value is None:
-        return "null says nothing"
+        return "null has no effect"
     if name in REFUSED:
         raise ValueError(f"config key {name!r}: {REFUSED[name]}")
     if name in EMPTY or name in ONE_VALUE:
         if value == ONE_VALUE.get(name, value) and (name in ONE_VALUE or not value):
             return "changes nothing with this value"
         usual = repr(ONE_VALUE[name]) if name in ONE_VALUE else "nothing in it"
-        raise ValueError(f"config key {name!r} is {value!r}; this page can do {usual} only")
+        raise ValueError(f"config key {name!r} is {value!r}; this page supports only {usual}")
     for names in SECOND:
         first = [n for n in names if n != name and config.get(n) is not None] if name in names else []
         if first and config[first[0]] != value:
             raise ValueError(
-                f"config keys {first[0]!r} and {name!r} are names of one thing, and say {config[first[0]]!r} and "
+                f"config keys {first[0]!r} and {name!r} are names of one value, and hold {config[first[0]]!r} and "
                 f"{value!r}"
             )
         if first:
-            return f"says again what {first[0]!r} says"
+            return f"repeats {first[0]!r}"
     return None

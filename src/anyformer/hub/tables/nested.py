@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.check import shown
-from anyformer.hub.tables.config import Lens, Line, read, said, write
+from anyformer.hub.tables.config import Lens, Line, hyperparameters, read, write
 
 
 @dataclass(frozen=True)
@@ -26,30 +26,30 @@ class Within(Lens):
     entries: tuple[Lens, ...] = ()
 
     def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        said = {name: self._read(inner, path)[0] for name, inner, path in self._inner(config, where)}
-        first, *others = said
+        configs = {name: self._read(inner, path)[0] for name, inner, path in self._inner(config, where)}
+        first, *others = configs
         for name in others:
-            if said[name] != said[first]:
+            if configs[name] != configs[first]:
                 raise ValueError(
-                    f"config keys {where + first!r} and {where + name!r} describe two models: {said[first]} and "
-                    f"{said[name]}; one of them must go"
+                    f"config keys {where + first!r} and {where + name!r} describe two models: {configs[first]} and "
+                    f"{configs[name]}; remove one of them"
                 )
-        return {self.fields[0]: said[first]}
+        return {self.fields[0]: configs[first]}
 
     def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
-        found = [line for _, inner, path in self._inner(config, where) for line in self._read(inner, path)[1]]
-        return [dataclasses.replace(line, detail=self._dotted(line)) for line in found]
+        inner_lines = [line for _, inner, path in self._inner(config, where) for line in self._read(inner, path)[1]]
+        return [dataclasses.replace(line, detail=self._dotted(line)) for line in inner_lines]
 
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         inner = getattr(hyper, self.fields[0])
         if inner is None:
-            raise ValueError(f"{self.fields[0]} is None, and {self.names[0]!r} of this format says one")
+            raise ValueError(f"{self.fields[0]} is None, but this format needs {self.names[0]!r}")
         empty = {name: None for name in self.names if name in origin and origin[name] is None}
         names = [name for name in self.names if origin.get(name) is not None] or self.names[:1]
         return empty | {name: write(self.entries, inner, {}, origin.get(name) or {}) for name in names}
 
-    def said(self) -> set[str]:
-        return {f"{self.fields[0]}.{name}" for name in said(self.entries)}
+    def hyperparameters(self) -> set[str]:
+        return {f"{self.fields[0]}.{name}" for name in hyperparameters(self.entries)}
 
     def _read(self, inner: Mapping[str, Any], path: str) -> tuple[Any, list[Line]]:
         return read(self.entries, inner, self.cls, {}, where=path)
@@ -75,7 +75,7 @@ class Beside(Within):
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         inner = getattr(hyper, self.fields[0])
         if inner is None:
-            raise ValueError(f"{self.fields[0]} is None, and this format says one")
+            raise ValueError(f"{self.fields[0]} is None, but this format needs a value")
         return write(self.entries, inner, {}, {name: origin[name] for name in self.names if name in origin})
 
     def _inner(self, config: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any], str]]:

@@ -29,19 +29,19 @@ def rope(theta: float = 10000.0) -> Lens:
     default."""
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
-        found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-        base = found.pop("rope_theta", None) or config.get("rope_theta") or theta
-        kind = found.pop("rope_type", None) or found.get("type") or "default"
-        found.pop("type", None)
+        parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        base = parameters.pop("rope_theta", None) or config.get("rope_theta") or theta
+        kind = parameters.pop("rope_type", None) or parameters.get("type") or "default"
+        parameters.pop("type", None)
         if kind not in TYPES:
             raise ValueError(
-                f"rope type {kind!r} is unknown{nearest(str(kind), list(TYPES))}; known are {', '.join(TYPES)}"
+                f"rope type {kind!r} is unknown{nearest(str(kind), list(TYPES))}; expected one of {', '.join(TYPES)}"
             )
-        if unknown := sorted(set(found) - set(TYPES[kind])):
+        if unknown := sorted(set(parameters) - set(TYPES[kind])):
             raise ValueError(
                 f"rope type {kind!r} has no parameter {unknown[0]!r}; it has {', '.join(TYPES[kind]) or 'none'}"
             )
-        return {"theta": float(base), "scaling": _scaling(kind, found, config.get("max_position_embeddings"))}
+        return {"theta": float(base), "scaling": _scaling(kind, parameters, config.get("max_position_embeddings"))}
 
     def put(hyper: Any) -> dict[str, Any]:
         return {"rope_parameters": {"rope_theta": hyper.theta, **_words(hyper.scaling)}}
@@ -65,11 +65,14 @@ def two_ropes(far: tuple[str, float], near: tuple[str, float], stretches: bool) 
             raise ValueError(f"'rope_parameters' is for {KINDS[0]!r} and {KINDS[1]!r}; got {strange}")
         wide = {**config, "rope_theta": config.get(far[0]), "rope_parameters": both.get(KINDS[0])}
         local = {"rope_theta": config.get(near[0]), "rope_parameters": both.get(KINDS[1])}
-        found = [rope(far[1]).get(wide), rope(near[1]).get(local)]
-        for kind, scaling in zip(KINDS[stretches:], (f["scaling"] for f in found[stretches:]), strict=True):
+        ropes = [rope(far[1]).get(wide), rope(near[1]).get(local)]
+        for kind, scaling in zip(KINDS[stretches:], (f["scaling"] for f in ropes[stretches:]), strict=True):
             if scaling is not None:
-                raise ValueError(f"'rope_parameters' or 'rope_scaling' stretches {kind!r} by {scaling}; unknown here")
-        values = {"theta": found[0]["theta"], "local_theta": found[1]["theta"], "scaling": found[0]["scaling"]}
+                raise ValueError(
+                    f"'rope_parameters' or 'rope_scaling' scales {kind!r} by {scaling}, which this page does not "
+                    "support"
+                )
+        values = {"theta": ropes[0]["theta"], "local_theta": ropes[1]["theta"], "scaling": ropes[0]["scaling"]}
         return {name: values[name] for name in fields}
 
     def put(hyper: Any) -> dict[str, Any]:
@@ -93,15 +96,17 @@ def layer_kinds(older: tuple[str, ...], usual: int, first: bool) -> Lens:
         return [KINDS[(i if first else i + 1) % every != 0] for i in range(depth)]
 
     def get(config: Mapping[str, Any]) -> dict[str, Any]:
-        depth, said = config["num_hidden_layers"], config.get("layer_types")
+        depth, listed = config["num_hidden_layers"], config.get("layer_types")
         every = next((config[n] for n in older if config.get(n)), usual)
-        if said is not None and len(said) != depth:
-            raise ValueError(f"config key 'layer_types' names {len(said)} layers, and num_hidden_layers is {depth}")
-        if said not in (None, kinds(every, depth)):
-            places = [i for i, kind in enumerate(said) if kind == KINDS[0] and (i or not first)]
-            every = (places[0] if places else depth) + (not first)
-            if said != kinds(every, depth):
-                raise ValueError(f"config key 'layer_types' is {said!r}; here every n-th layer is a {KINDS[0]!r}")
+        if listed is not None and len(listed) != depth:
+            raise ValueError(f"config key 'layer_types' names {len(listed)} layers, and num_hidden_layers is {depth}")
+        if listed not in (None, kinds(every, depth)):
+            full_layers = [i for i, kind in enumerate(listed) if kind == KINDS[0] and (i or not first)]
+            every = (full_layers[0] if full_layers else depth) + (not first)
+            if listed != kinds(every, depth):
+                raise ValueError(
+                    f"config key 'layer_types' is {listed!r}; this page supports {KINDS[0]!r} in every n-th layer only"
+                )
         return {"every": every}
 
     return Lens(("layer_types", *older), ("every",), get, lambda c: {"layer_types": kinds(c.every, c.depth)})

@@ -27,7 +27,7 @@ class Join(Op):
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         for place, (tensor, rows) in enumerate(zip(tensors, self.rows, strict=True)):
             if tensor.ndim == 0 or tensor.shape[0] != rows:
-                raise Differs(place, f"it has shape {tuple(tensor.shape)}, and {rows} rows are expected")
+                raise Differs(place, f"it has shape {tuple(tensor.shape)}, expected {rows} rows")
         return [torch.cat(tensors)]
 
     def write(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -40,7 +40,7 @@ class Stack(Op):
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         for place, tensor in enumerate(tensors):
             if tensor.shape != shapes[0][1:]:
-                raise Differs(place, f"it has shape {tuple(tensor.shape)}, and {tuple(shapes[0][1:])} is expected")
+                raise Differs(place, f"it has shape {tuple(tensor.shape)}, expected {tuple(shapes[0][1:])}")
         return [torch.stack(tensors)]
 
     def write(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -88,12 +88,12 @@ class WeightNorm(Op):
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         g, v = tensors
         if v.shape != shapes[0]:
-            raise Differs(1, f"it has shape {tuple(v.shape)}, and {tuple(shapes[0])} is expected")
+            raise Differs(1, f"it has shape {tuple(v.shape)}, expected {tuple(shapes[0])}")
         length = self._length(v)
         if g.shape != length.shape:
-            raise Differs(0, f"it has shape {tuple(g.shape)}, and {tuple(length.shape)} is expected")
+            raise Differs(0, f"it has shape {tuple(g.shape)}, expected {tuple(length.shape)}")
         if bool((length == 0).any()):
-            raise Differs(1, "a direction of it is all zeros, and has no length to divide by")
+            raise Differs(1, "one of its directions is all zeros, so it has no norm to divide by")
         return [(v.float() * (g.float() / length.float())).to(v.dtype)]
 
     def write(self, tensors: list[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ CONFIG = (
     key("decoder_start_token_id", "begin_id", default=0),
     key("relative_attention_max_distance", "far", default=128),
     must("is_decoder", False),
-    quiet("n_positions", "output_past", why="for what this file does not have"),
+    quiet("n_positions", "output_past", why="for parts that the file does not have"),
 )
 BRANCHES = {  # of a layer of each stack, in their order: our name to theirs
     "encoder": {"mixer": "SelfAttention", "ffn": ""},
@@ -65,7 +65,7 @@ def ffn_config(usual: str) -> Lens:
         if gate not in ("", "gated") or word not in ACTS or act not in ACTS:
             raise ValueError(
                 f"config keys 'feed_forward_proj' and 'dense_act_fn' are {config.get('feed_forward_proj')!r} and "
-                f"{act!r}; known are ACT and gated-ACT with {', '.join(ACTS)}"
+                f"{act!r}; expected ACT or gated-ACT with {', '.join(ACTS)}"
             )
         return {"act": ACTS[act], "gated": gated}
 

@@ -29,16 +29,16 @@ CONFIG_KEYS = Keys(
         **dict.fromkeys(MORE, _ADDED),
         "added_tokens_decoder": "tokens, added where tokenizer.json lacks them",
         "chat_template": "how `chat` writes a conversation",
-        "model_max_length": "the longest text that `embed` takes whole",
-        "split_special_tokens": "are special tokens in a text read as text?",
-        "do_lower_case": "for BERT's rules, of its class: letters become small",
+        "model_max_length": "the longest text that `embed` does not cut",
+        "split_special_tokens": "true: special tokens in a text are read as text",
+        "do_lower_case": "for BERT's rules, of its class: texts are lowercased",
         "strip_accents": "for BERT's rules: accents are left out",
         "tokenize_chinese_chars": "for BERT's rules: Chinese characters stand alone",
         "clean_up_tokenization_spaces": "`decode` leaves out spaces before marks, but with BPE",
         "add_prefix_space": "for byte-level rules, of a class of one model: a space before the text",
     },
     ignored={
-        "says which file this is": (
+        "identifies the file": (
             "tokenizer_class", "name_or_path", "special_tokens_map_file", "tokenizer_file", "processor_class",
             "backend", "is_local", "local_files_only", "use_fast", "verbose", "transformers_version", "vocab_size",
             "_commit_hash", "device_map", "trust_remote_code", "tokenizer_type", "init_inputs", "from_slow",
@@ -57,8 +57,8 @@ CONFIG_KEYS = Keys(
             "src_lang", "tgt_lang", "source_lang", "target_lang", "language", "task", "predict_timestamps",
         ),
         "for tokenizers without a tokenizer.json, which are not read": ("spaces_between_special_tokens",),
-        "a system prompt is a message of the caller's": ("use_default_system_prompt",),
-        "how an answer is taken apart, which is the caller's": ("response_schema", "response_template"),
+        "the caller passes a system prompt as a message": ("use_default_system_prompt",),
+        "how an answer is parsed; the caller decides": ("response_schema", "response_template"),
     },
     refused={"auto_map": "the tokenizer is code of its repository, which is not run here"},
 )  # fmt: skip
@@ -135,10 +135,10 @@ def follow(core: Core, config: Mapping[str, Any]) -> None:
 
 
 def _decoder(where: object, file: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = file.get("added_tokens_decoder") or {}
-    if not isinstance(found, dict):
-        raise refuse(where, "added_tokens_decoder", "an object of id: token", found)
-    return found
+    tokens = file.get("added_tokens_decoder") or {}
+    if not isinstance(tokens, dict):
+        raise refuse(where, "added_tokens_decoder", "an object of id: token", tokens)
+    return tokens
 
 
 def _id(where: object, value: Any) -> int:

@@ -32,10 +32,10 @@ def reading(tokenizer: Any, text: str, ends: bool = False) -> Reading:
         ValueError: for anything but text that UTF-8 can encode.
     """
     try:
-        found = tokenizer.core.encode(text)
+        encoded = tokenizer.core.encode(text)
     except TypeError:
         raise ValueError(f"text: expected a str that UTF-8 can write, got {text!r:.60}") from None
-    ids, special, closing = list(found.ids), found.special_tokens_mask, 0
+    ids, special, closing = list(encoded.ids), encoded.special_tokens_mask, 0
     if any(special):
         while closing < len(ids) and special[-1 - closing]:
             closing += 1
@@ -62,6 +62,6 @@ def of_words(tokenizer: Any, words: Sequence[str]) -> tuple[list[int], list[int 
 
 
 def _around(tokenizer: Any, name: str) -> int:
-    if (found := tokenizer.role_id(name)) is None:
+    if (token := tokenizer.role_id(name)) is None:
         raise ValueError(f"to label words, the tokenizer needs a {name}, and this one has none")
-    return found
+    return token

@@ -80,10 +80,10 @@ class Tokenizer:
     def longest(self) -> int | None:
         """The longest text in tokens, `model_max_length` of its file; None if it is absent or so large that it means
         none."""
-        said = self.config.get("model_max_length")
-        if not isinstance(said, int | float) or isinstance(said, bool) or not 0 < said < 1e9:
+        length = self.config.get("model_max_length")
+        if not isinstance(length, int | float) or isinstance(length, bool) or not 0 < length < 1e9:
             return None
-        return int(said)
+        return int(length)
 
     @property
     def bos_id(self) -> int | None:
@@ -159,7 +159,7 @@ class Tokenizer:
         if self.template is None:
             raise ValueError(
                 f"this tokenizer has no chat template (looked for {TEMPLATE}, chat_template in {CONFIG}): the model "
-                "was not made for conversations; `generate` goes on with a text"
+                "was not trained for conversations; use `generate` to continue a text"
             )
         if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
             raise ValueError(f"messages: expected dicts with 'role' and 'content', got {short(messages)}")
@@ -194,12 +194,12 @@ class Tokenizer:
         if not cls.exists(folder):
             others = [n for n in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
                       if os.path.lexists(Path(folder) / n)]  # fmt: skip
-            hint = f"; {', '.join(others)} alone is not enough, convert it with `transformers`" if others else ""
+            hint = f"; {', '.join(others)} is not enough alone; convert it with `transformers`" if others else ""
             raise FileNotFoundError(f"{folder}: no tokenizer; looked for {CORE} (with {CONFIG}, {SPECIAL}){hint}")
         path = inside(folder, CORE)
         special, config = _optional_json(folder, SPECIAL), _optional_json(folder, CONFIG)
-        found = ((SPECIAL, SPECIAL_KEYS, special), (CONFIG, CONFIG_KEYS, config))
-        ledger = {name: account(name, keys, file, ignore) for name, keys, file in found if file}
+        sources = ((SPECIAL, SPECIAL_KEYS, special), (CONFIG, CONFIG_KEYS, config))
+        ledger = {name: account(name, keys, file, ignore) for name, keys, file in sources if file}
         special, config = ({k: v for k, v in file.items() if k not in ignore} for file in (special, config))
         core = _core(read_bytes(path, MAX_BYTES), path)
         roles = {**_roles(special, Path(folder) / SPECIAL), **_roles(config, Path(folder) / CONFIG)}
