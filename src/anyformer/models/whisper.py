@@ -15,9 +15,10 @@ The target begins with tokens for the language, the task, and the absence of tim
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
+from anyformer.hub.tables import ct2
 from anyformer.hub.tables.bart import layers
 from anyformer.hub.tables.config import ACTS, Lens, alike, key, keys, must, quiet
-from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.hub.tables.weights import Hub, Split, row, under
 from anyformer.parts import MLP, Attention, Block, LayerNorm, Learned, Logits, Mels, Tokens
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.stack import Stack
@@ -116,6 +117,22 @@ def _weights(c: Whisper) -> list:
     ]
 
 
+def _ct2_weights(c: Whisper) -> list:
+    side = ct2.layers(c.dim, Split())
+    return [
+        row("encoder.conv1", "source.first"),
+        row("encoder.conv2", "source.second"),
+        row("encoder.position_encodings.encodings", "source.places"),
+        row("decoder.embeddings", "embed.tokens"),
+        row("decoder.position_encodings.encodings", "embed.positions.weight"),
+        row("decoder.projection", "head.proj", tied="embed.tokens"),
+        under("encoder.layer_{i}", "encoder.blocks.{i}", *side["encoder"]),
+        row("encoder.layer_norm", "encoder.norm"),
+        under("decoder.layer_{i}", "decoder.blocks.{i}", *side["decoder"]),
+        row("decoder.layer_norm", "decoder.norm"),
+    ]
+
+
 _HIDDEN = ("time_prob", "time_length", "time_min_masks", "feature_prob", "feature_length", "feature_min_masks")
 # files without it have an id of the full vocabulary; in published ones the end of a text is in front of its beginning
 PAD = Lens(("pad_token_id",), (), lambda config: {}, lambda c: {"pad_token_id": max(c.begin_id - 1, 0)}, "for training")
@@ -149,6 +166,29 @@ HUBS = (
             ),
             quiet("use_weighted_layer_sum", "classifier_proj_size", why="for classes of sound; this file has none"),
             quiet("forced_decoder_ids", "median_filter_width", why="for `transcribe`, whose options these are"),
+        ),
+    ),
+    Hub(
+        "WhisperSpec",
+        format="ct2",
+        architectures={"WhisperForConditionalGeneration": {}},
+        weights=_ct2_weights,
+        tails={"gamma": "weight", "beta": "bias"},
+        processor="WhisperFeatureExtractor",
+        config=(
+            ct2.size("encoder.conv1.bias", 0, "dim"),
+            ct2.size("encoder.conv1.weight", 1, "mels"),
+            ct2.size("encoder.position_encodings.encodings", 0, "frames"),
+            ct2.size("decoder.position_encodings.encodings", 0, "context"),
+            ct2.size("decoder.embeddings.weight", 0, "vocab"),
+            ct2.size("encoder.layer_0.ffn.linear_0.bias", 0, "hidden"),
+            *keys(**{"encoder.layers": "depth", "decoder.layers": "decoder_depth"}),
+            alike("heads", "encoder.num_heads", "decoder.num_heads"),
+            key("token <|startoftranscript|>", "begin_id"),
+            *ct2.SETTINGS,
+            quiet("tokens", why="the vocabulary; the model can have more rows"),
+            quiet("suppress_ids", "suppress_ids_begin", "alignment_heads", why="for `transcribe`"),
+            quiet("lang_ids", why="the tokenizer has the tokens of languages"),
         ),
     ),
 )

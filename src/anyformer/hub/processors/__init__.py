@@ -25,8 +25,8 @@ from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor", "read_processor",
-    "trained", "write_processor",
+    "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor", "assumed",
+    "read_processor", "trained", "write_processor",
 ]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
@@ -63,6 +63,16 @@ def read_processor(
             f"{folder}: {ALONE} describes {processors[0]}, and {TOGETHER} {processors[1]}; remove one of them"
         )
     return processors[0] if processors else None
+
+
+def assumed(model: Any) -> SoundProcessor | None:
+    """The processor of a model whose files have none: for sound, the published one of all models of that size; None for
+    other inputs."""
+    if model.takes != "input_features":
+        return None
+    front, usual = model.entrances()[0].front, SoundProcessor()
+    window, rest = divmod(2 * front.context * usual.hop, usual.rate)
+    return None if rest else SoundProcessor(mels=front.mels, window=window)
 
 
 def write_processor(folder: Path, processor: Processor | None) -> None:

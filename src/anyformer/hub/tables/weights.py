@@ -273,8 +273,8 @@ class Hub:
     """The map between one family of files and a page's models.
 
     Args:
-        name: `model_type` in config.json, or `general.architecture` in a GGUF file; files of diffusers have none, and
-            are found by their class.
+        name: `model_type` in config.json, or `general.architecture` in a GGUF file, the kind in a file of
+            CTranslate2; files of diffusers have none, and are found by their class.
         config: entries (see `anyformer.hub.tables.config`), each hyperparameter in one of them.
         weights: the rows for given hyperparameters.
         architectures: the names in `architectures` of config.json, or in `_class_name` of diffusers, each with the
@@ -284,7 +284,7 @@ class Hub:
             without it.
         tails: older suffixes of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
-        format: "hf", "gguf" or "diffusers" (hf: a directory of transformers).
+        format: "hf" (a directory of transformers), "gguf", "diffusers" or "ct2" (a folder of CTranslate2).
         outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};
             lists of hidden states are those of the blocks there.
         processor: the default type of image processor of its files, see `hub.processors`.

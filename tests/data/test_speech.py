@@ -1,0 +1,37 @@
+"""Spoken sentences, and the counting of wrong words."""
+
+from __future__ import annotations
+
+import pytest
+
+from anyformer.data.speech import clips, word_errors, words
+
+
+def test_words_are_compared_without_letter_case_and_marks() -> None:
+    assert words(" Mr. Dashwood's ill-disposed, young-man!") == [
+        "mister",
+        "dashwood's",
+        "ill",
+        "disposed",
+        "young",
+        "man",
+    ]
+    assert words(" … ") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "errors"),
+    [("a b c", "a b c", 0), ("", "a b", 2), ("a b", "", 2), ("a x c", "a b c", 1), ("a c", "a b c", 1),
+     ("a b b c", "a b c", 1), ("b a", "a b", 2), ("x a b c y", "a b c", 2)],
+)  # fmt: skip
+def test_errors_are_the_fewest_changes(found: str, expected: str, errors: int) -> None:
+    assert word_errors(found.split(), expected.split()) == errors
+
+
+def test_the_clips_are_five_sentences() -> None:
+    try:
+        found = clips()
+    except OSError as error:
+        pytest.skip(f"pocketsphinx-testdata is not to be had here: {error}")
+    assert len(found) == 5 and all(clip.path.stat().st_size > 50_000 for clip in found)
+    assert found[1].text == "he was not an ill disposed young man"
