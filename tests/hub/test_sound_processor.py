@@ -142,7 +142,7 @@ def test_a_stored_filter_matrix_is_compared_and_kept(tmp_path: Path) -> None:
         ({"hop_length": -1}, "config key 'hop_length': expected a whole number from 0"),
         ({"n_fft": "x"}, "n_fft"),
         ({"feature_size": 10**9}, "feature_size"),
-        ({"no_such_key": 1}, "config keys that nobody reads: no_such_key=1"),
+        ({"no_such_key": 1}, "unknown config keys: no_such_key=1"),
     ],
 )  # fmt: skip
 def test_a_file_that_means_something_else_is_refused_by_its_key(change: Any, message: str, tmp_path: Path) -> None:
