@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,6 +18,9 @@ LEFT_OUT = ": left out: "  # between what a test of the contract would have chec
 omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
 spent: dict[str, float] = {}  # seconds of processor time of each group of the contract, a page or a composition
 memory = [0]  # the largest resident memory of a process that ran tests, in bytes
+
+
+gc.set_threshold(50_000, 20, 20)  # transformers alone holds a million objects: each walk over them took a tenth of the run
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,6 +43,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     Raises:
         pytest.UsageError: in a worker that lost the groups: each fixture and model would be made several times.
     """
+    gc.collect()
+    gc.freeze()  # what was imported and collected stays to the end; no later collection looks at it
     if getattr(session.config.option, "loadgroup", False) and not all("@" in i.nodeid for i in session.items):
         raise pytest.UsageError("xdist deals tests without their groups; install what constraints.txt says")
     run = [i for i in session.items if "test_contract[" in i.nodeid]
