@@ -20,7 +20,9 @@ spent: dict[str, float] = {}  # seconds of processor time of each group of the c
 memory = [0]  # the largest resident memory of a process that ran tests, in bytes
 
 
-gc.set_threshold(50_000, 20, 20)  # transformers alone holds a million objects: each walk over them took a tenth of the run
+gc.set_threshold(
+    50_000, 20, 20
+)  # transformers alone holds a million objects: each walk over them took a tenth of the run
 
 
 @pytest.fixture(autouse=True, scope="session")

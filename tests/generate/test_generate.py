@@ -9,11 +9,14 @@ import anyformer as af
 from anyformer.generate import generate
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
+from tests.later import later
 
 from .subjects import model, names
 
 ROWS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [13], [4, 5, 6, 7, 8, 9, 10, 11, 12]]
 EACH = pytest.mark.parametrize("name", names())
+TINY, VARIANTS = [n for n in names() if n.endswith(":")], [n for n in names() if not n.endswith(":")]
+EACH_PAGE = pytest.mark.parametrize("name", [*TINY, *later(*VARIANTS)])
 WARM: dict[str, Any] = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
 
 
@@ -23,7 +26,7 @@ def rows(m):
     return [row + ROWS[1] for row in ROWS] if by_length else ROWS
 
 
-@EACH
+@EACH_PAGE
 def test_a_row_gets_what_it_gets_alone(name):
     m = model(name)
     for options in ({}, {**WARM, "seed": 0}):
@@ -40,7 +43,7 @@ def test_without_a_cache_the_tokens_are_the_same(name):
     assert generate(m, rows(m), **options) == generate(m, rows(m), **options, cache=False)
 
 
-@EACH
+@EACH_PAGE
 def test_rows_that_are_done_leave_and_the_others_do_not_notice(name):
     m = model(name)
     seeds = [5, 6, 7, 8]

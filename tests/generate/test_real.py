@@ -13,11 +13,12 @@ PROMPTS = ["The capital of France is", "Water boils at", "def add(a, b):"]
 
 @pytest.fixture(scope="module")
 def smollm():
-    return af.load(sources.get("smollm2"))
+    """In half precision, in which the model holds 0.3 GB."""
+    return af.load(sources.get("smollm2"), dtype=torch.bfloat16)
 
 
 @pytest.mark.slow
-def test_smollm2_writes_what_transformers_writes(smollm):
+def test_smollm2_writes_what_transformers_writes():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = sources.get("smollm2")
@@ -28,7 +29,8 @@ def test_smollm2_writes_what_transformers_writes(smollm):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         new = theirs.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
         expected.append(tokenizer.decode(new, skip_special_tokens=True))
-    assert generate(smollm, PROMPTS, max_new_tokens=24) == expected
+    del theirs
+    assert generate(af.load(path), PROMPTS, max_new_tokens=24) == expected
 
 
 def test_smollm2_answers(smollm):

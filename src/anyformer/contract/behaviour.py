@@ -116,7 +116,7 @@ def an_encoder_sees_both_ways(subject: Subject) -> float:
     return 0.0
 
 
-@check(7, "model", examples=4, needs=decodes, checkpoint=True)
+@check(7, "model", examples=4, needs=decodes, checkpoint=True, later=apart_from_tiny)
 def no_gradient_from_the_future(subject: Subject, rng: random.Random) -> float:
     """The gradient of the logits at a position by inputs at later positions is exactly 0; by earlier ones it is not."""
     count = rng.randint(3, min(LONGEST, subject.limit or LONGEST))
@@ -206,7 +206,7 @@ def cached_is_uncached(subject: Subject, rng: random.Random) -> float:
     return steps.worst
 
 
-@check(8, "model", examples=4, needs=decodes, checkpoint=True)
+@check(8, "model", examples=4, needs=decodes, checkpoint=True, later=apart_from_tiny)
 def cached_after_reorder(subject: Subject, rng: random.Random) -> float:
     """A cache with reordered, doubled or dropped rows goes on as the new rows would."""
     steps = decoding(subject, rng, rows=3)
@@ -216,7 +216,7 @@ def cached_after_reorder(subject: Subject, rng: random.Random) -> float:
     return steps.worst
 
 
-@check(8, "model", examples=4, needs=decodes, checkpoint=True)
+@check(8, "model", examples=4, needs=decodes, checkpoint=True, later=apart_from_tiny)
 def cached_after_rollback(subject: Subject, rng: random.Random) -> float:
     """A cache that is marked, fed, rolled back to the mark and fed with other tokens has no trace of the first ones."""
     steps = decoding(subject, rng, count=rng.randint(4, longest(subject)))

@@ -57,7 +57,7 @@ def dropping(subject: Subject) -> Subject:
     return Subject(f"{subject.name}, dropout", pages.page(subject.page or "").recipe(config), subject.page, config)
 
 
-@check(19, "files", later=lambda s: s.page is not None and s.light)
+@check(19, "files", later=apart_from_tiny)
 def dropout_stands_where_theirs_does(subject: Subject, hub: Hub) -> float:
     """With a factor instead of chance, outputs and hidden states in training are the oracle's."""
     other = dropping(subject)

@@ -17,7 +17,7 @@ from anyformer.contract.behaviour import Decoding
 from anyformer.contract.check import check, decodes, pads
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import ATOL, Batch, close, draw, expect, gradients, run, same, slopes_agree
-from anyformer.contract.subjects import Subject
+from anyformer.contract.subjects import Subject, apart_from_tiny
 from anyformer.core import pages
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
@@ -53,7 +53,7 @@ def like(subject: Subject, part: type[Part] | tuple[type[Part], ...], **options:
     return model.eval()
 
 
-@check(9, "model", needs=attends, checkpoint=True)
+@check(9, "model", needs=attends, checkpoint=True, later=apart_from_tiny)
 def kernels_agree_in_the_model(subject: Subject) -> float:
     """Outputs and gradients of the model are the same with every kernel, padding and an empty row included."""
     batch = empty_row(draw(subject, random.Random(20), [9, 6, 6], "left"))
@@ -85,7 +85,7 @@ def empty_row(batch: Batch) -> Batch:
     return batch
 
 
-@check(9, "model", needs=pads, checkpoint=True)
+@check(9, "model", needs=pads, checkpoint=True, later=apart_from_tiny)
 def nothing_leaks_from_padding(subject: Subject) -> float:
     """NaN in inputs at padded positions reaches no output and no gradient."""
     rng = random.Random(21)
@@ -311,7 +311,7 @@ def true_share(mask: Mask, queries: int, keys: int) -> float:
     return sum(sees(mask, i, j) for i in range(queries) for j in range(keys)) / (queries * keys)
 
 
-@check(9, "model", examples=2, needs=lambda s: decodes(s) or attends(s), checkpoint=False)
+@check(9, "model", examples=2, needs=lambda s: decodes(s) or attends(s), later=apart_from_tiny)
 def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
     """Token by token through a cache, every kernel gives the plain formula's results for the whole text."""
     batch = draw(subject, rng, [rng.randint(2, 8)] * 2)

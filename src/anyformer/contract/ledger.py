@@ -124,7 +124,7 @@ def theirs(subject: Subject, hub: Hub) -> list[str]:
     return [name for link in table if not link.tied for name in link.theirs]
 
 
-@check(3, "files")
+@check(3, "files", later=apart_from_tiny)
 def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
     """Loading without a tensor, one of each row of the map in turn, is an error with its name."""
     config, tensors = files(subject, hub)
@@ -133,7 +133,7 @@ def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
     return 0.0
 
 
-@check(3, "files")
+@check(3, "files", later=apart_from_tiny)
 def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
     """Loading with one more row in a tensor, one of each row of the map in turn, is an error with its name."""
     config, tensors = files(subject, hub)
@@ -160,7 +160,7 @@ def unexpected_tensor_is_named(subject: Subject, hub: Hub) -> float:
     return 0.0
 
 
-@check(3, "files")
+@check(3, "files", later=apart_from_tiny)
 def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
     """A tied weight stored twice: equal copies load, different ones are an error; so are two names of one tensor."""
     config, tensors = files(subject, hub)

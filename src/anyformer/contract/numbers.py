@@ -204,7 +204,7 @@ def round_trip(subject: Subject, hub: Hub) -> float:
         return reopened(side, subject, folder)
 
 
-@check(2, "files", light=True, later=varied)
+@check(2, "files", light=True, later=apart_from_tiny)
 def ours_opens_there(subject: Subject, hub: Hub) -> float:
     """A model that was built here, not loaded, opens in `transformers` with the same numbers."""
     side = oracle(subject, hub)
@@ -238,7 +238,7 @@ def reopened(side: Oracle, subject: Subject, folder: str) -> float:
     return max(close(after[n], before[n], f"reopened: {n}", 0.0, 0.0) for n in before)
 
 
-@check(2, "model", checkpoint=True)
+@check(2, "model", checkpoint=True, later=apart_from_tiny)
 def save_and_load(subject: Subject) -> float:
     """A saved and loaded model is the same, bit for bit; saved again, its files are the same, byte for byte."""
     with tempfile.TemporaryDirectory() as folder:

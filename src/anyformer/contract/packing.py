@@ -15,7 +15,7 @@ from anyformer.contract.behaviour import refuses
 from anyformer.contract.check import check
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, close, draw, expect, outputs, slopes_agree
-from anyformer.contract.subjects import Subject
+from anyformer.contract.subjects import Subject, apart_from_tiny
 from anyformer.core.mixer import OverTime
 
 MOST = 40  # tokens of a row
@@ -85,7 +85,7 @@ def packed_is_separate(subject: Subject, rng: random.Random) -> float:
     return max(worst, slopes_agree(slopes(model, combined(together)), slopes(model, combined(apart)), "packed"))
 
 
-@check(7, "model", examples=3, needs=packs, checkpoint=True)
+@check(7, "model", examples=3, needs=packs, checkpoint=True, later=apart_from_tiny)
 def no_gradient_between_documents(subject: Subject, rng: random.Random) -> float:
     """The gradient of a document's outputs by inputs of another one, or of padding, is exactly 0."""
     batch, places = packed(subject, rng)
