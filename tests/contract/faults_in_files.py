@@ -16,9 +16,10 @@ import torch
 from torch.nn import functional as F
 
 import anyformer as af
+from anyformer.contract import hyper
 from anyformer.contract.form import without_oracle
-from anyformer.contract.hyper import fingerprint
 from anyformer.contract.oracle import SCRATCH
+from anyformer.contract.subjects import subjects
 from anyformer.hub.fill import Filling
 from anyformer.hub.tables.config import ACTS, Lens
 from anyformer.hub.tables.rope import NAMES, rope
@@ -97,8 +98,9 @@ def ignored_hyperparameter(patch: pytest.MonkeyPatch) -> None:
 
 @fault("every option has an effect", on="gpt", says="'MLP', 'act'.*has any effect")
 def ignored_activation(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("anyformer.contract.hyper.held_before", lambda name: frozenset())  # as if it were the first page
-    fingerprint.cache_clear()
+    others = frozenset(key for s in subjects("gpt") for key in hyper.keys(s.recipe) if key != ("MLP", "act"))
+    patch.setattr(hyper, "held_before", lambda name: others)  # as if earlier pages held all but this one
+    hyper.fingerprint.cache_clear()
     patch.setattr("anyformer.parts.ffn.activation", lambda owner, name: F.gelu)
 
 
