@@ -155,8 +155,8 @@ def test_texts_that_cannot_be_tagged_are_named(cli, tagger: Path, tmp_path: Path
 
 def test_a_model_without_the_head_is_refused_with_what_makes_one(cli, texts: Path, tagger: Path, decoder: Path) -> None:
     for verb, model, says in (
-        ("classify", tagger, "no head of classes for a whole item"),
-        ("tag", texts, "no head of classes for each token"),
+        ("classify", tagger, "no classification head"),
+        ("tag", texts, "no token classification head"),
         ("tag", decoder, "the tokenizer needs a cls_token"),
     ):
         code, _, err = cli(verb, model, "a")

@@ -109,7 +109,7 @@ def test_files_that_are_no_model(cli, tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.txt").write_text("hello")
-    for name, said in (("bad.gguf", "bad.gguf"), ("folder", "no weights"), ("text.txt", "no .gguf")):
+    for name, said in (("bad.gguf", "bad.gguf"), ("folder", "no weights"), ("text.txt", "not a .gguf")):
         code, _, err = cli("inspect", tmp_path / name)
         assert code == 2 and said in err and "Traceback" not in err
 

@@ -215,7 +215,7 @@ def test_demo_twice_side_by_side(cli, tmp_path, monkeypatch):
     options = ("--data", "text.txt", "--steps", 2, "--question", "What is the capital of France?")
     code, out, err = cli("demo", *options)
     assert code == 0, err
-    for said in ("bits per byte", "bigram", "Paris", "Kittens", "attention.png", "What to type next"):
+    for said in ("bits per byte", "bigram", "Paris", "Kittens", "attention.png", "Commands to try next"):
         assert said in out
     first = tmp_path / "runs" / "demo-1"
     assert (first / "attention.png").read_bytes()[:4] == b"\x89PNG"

@@ -111,7 +111,7 @@ DAMAGE = {
 def test_a_damaged_cache_is_made_again_and_says_so(damage, said, tmp_path):
     wanted = tokens(lambda: TEXTS, "key", BYTES, tmp_path).ids.tolist()
     damage(home(tmp_path))
-    with pytest.warns(UserWarning, match=f"is damaged.*{said}.*made again" if said != "is damaged" else said):
+    with pytest.warns(UserWarning, match=f"is damaged.*{said}.*rebuilt" if said != "is damaged" else said):
         assert tokens(lambda: TEXTS, "key", BYTES, tmp_path).ids.tolist() == wanted
     with warnings.catch_warnings():
         warnings.simplefilter("error")

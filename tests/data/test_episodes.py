@@ -13,18 +13,18 @@ from anyformer.data.episodes import Episodes, examples, returns_to_go
 
 GOOD: dict[str, Any] = {"states": [[0.1, 1], [0.2, 2], [0.3, 3]], "actions": [1, 0, 2], "rewards": [1, 0.5, -1.0]}
 WRONG = {
-    "a last state": ({"states": [[0, 1]] * 4}, "there are 4 states, 3 actions, 3 rewards; drop a last state"),
-    "fewer rewards": ({"rewards": [1.0]}, "there are 3 states, 3 actions, 1 rewards"),
+    "a last state": ({"states": [[0, 1]] * 4}, "got 4 states, 3 actions, 3 rewards; drop a last state"),
+    "fewer rewards": ({"rewards": [1.0]}, "got 3 states, 3 actions, 1 rewards"),
     "ragged states": ({"states": [[0, 1], [0], [0, 1]]}, "states must be numbers, or lists of as many numbers"),
     "text": ({"actions": ["left"] * 3}, "actions must be numbers"),
     "nothing": ({"states": []}, "states must be numbers"),
     "NaN": ({"states": [[0, float("nan")]] * 3}, "states hold NaN"),
     "flat states": ({"states": [1, 2, 3]}, r"expected \(T, S\)"),
-    "half a choice": ({"actions": [0.5, 1.0, 0.0]}, "no choices from 0 on"),
-    "a choice below 0": ({"actions": [0, -1, 0]}, "no choices from 0 on"),
-    "the mark": ({"actions": [[-100.0], [1.0], [1.0]]}, "marks what is not learned"),
-    "another width": ({"states": [[1, 2, 3]] * 3}, "are states of 3 numbers with choices, and those of the first"),
-    "another kind": ({"actions": [[0.5, 1]] * 3}, "with actions of 2 numbers, and those of the first"),
+    "half a choice": ({"actions": [0.5, 1.0, 0.0]}, "not choices from 0 on"),
+    "a choice below 0": ({"actions": [0, -1, 0]}, "not choices from 0 on"),
+    "the mark": ({"actions": [[-100.0], [1.0], [1.0]]}, "marks steps without loss"),
+    "another width": ({"states": [[1, 2, 3]] * 3}, "have states of 3 numbers with choices; those of the first"),
+    "another kind": ({"actions": [[0.5, 1]] * 3}, "with actions of 2 numbers; those of the first"),
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_what_has_none_is_refused_and_trained(folder: Path, tmp_path: Path) -> N
         find(str(tmp_path / "recipe.json"))
     assert model_source(str(tmp_path / "recipe.json"), None, None).facts["model"] == af.recipe("gpt").to_json()
     for read in (find, lambda name: model_source(name, None, None)):
-        with pytest.raises(ValueError, match=r"config.json describes a model and holds no weights; give the folder"):
+        with pytest.raises(ValueError, match=r"config.json describes a model without weights; pass the folder"):
             read(str(folder / "config.json"))
 
 

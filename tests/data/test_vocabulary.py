@@ -151,7 +151,7 @@ def test_several_sources_are_used(tmp_path):
 REFUSED = [
     (("bpe", 256, []), r"expected at least 257 \(256 bytes and"),
     (("bpe", 257, ["<a>"]), "expected at least 258"),
-    (("chars", 50, []), r"vocab=50 is too small: .* alone are 110; give at least that"),
+    (("chars", 50, []), r"vocab=50 is too small: .* alone are 110; use at least that"),
     (("wordpiece", 50, []), "vocab=50 is too small"),
     (("unigram", 50, []), "vocab=50 is too small"),
     (("words", 500, []), "kind must be one of bpe, chars, wordpiece, unigram, got 'words'"),

@@ -50,7 +50,7 @@ def test_pages_with_other_numbers_of_blocks_are_left_out(book):
 def test_without_apt_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OSError, match=r"no apt-get here. What to do: .*dpkg-deb -x.*en-US, fr-FR"):
+    with pytest.raises(OSError, match=r"apt-get is not installed. What to do: .*dpkg-deb -x.*en-US, fr-FR"):
         parallel.handbook(target="fr-FR")
 
 

@@ -118,21 +118,21 @@ def test_a_hybrid_shows_the_layers_that_have_attention(drawn, tmp_path):
     model = af.build(af.recipe("llama", "tiny", depth=4).but({"blocks.1::2.mixer": Mamba.of()}), seed=0).eval()
     attention_picture(model, IDS, tmp_path / "a.png")
     assert list(_maps(drawn[0])) == ["layer 0, mean of 4 heads", "layer 2, mean of 4 heads"]
-    with pytest.raises(ValueError, match=re.escape("no attention in layer 1; it is in the layers 0, 2")):
+    with pytest.raises(ValueError, match=re.escape("layer 1 has no attention; layers with attention: 0, 2")):
         attention_picture(model, IDS, tmp_path / "a.png", layer=1)
 
 
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
-        ("mamba", {"inputs": IDS}, "no attention to look at; its mixers are Mamba"),
-        ("gpt", {"inputs": IDS, "layer": 9}, "layer 9; it is in the layers 0, 1"),
+        ("mamba", {"inputs": IDS}, "no attention to draw; its mixers are Mamba"),
+        ("gpt", {"inputs": IDS, "layer": 9}, "layer 9 has no attention; layers with attention: 0, 1"),
         ("gpt", {"inputs": IDS, "head": 4}, "heads 0 to 3"),
         ("gpt", {"inputs": "text"}, "no tokenizer"),
         ("gpt", {"inputs": []}, "1 to 256 tokens"),
         ("gpt", {"inputs": [1] * 300}, "got 300"),
-        ("bert", {"inputs": IDS, "answer": [1]}, "does not answer"),
-        ("t5", {"inputs": IDS}, "give answer="),
+        ("bert", {"inputs": IDS, "answer": [1]}, "writes no answer"),
+        ("t5", {"inputs": IDS}, "pass answer="),
         ("vit", {"inputs": IDS}, "pixel_values of shape"),
     ],
 )

@@ -58,6 +58,6 @@ def test_it_stays_a_model_of_its_page_and_decodes_with_a_smaller_state(tmp_path)
 def test_heads_that_do_not_divide_are_named_and_nothing_changes():
     made = model("llama", kv_heads=4)
     before = made.recipe
-    with pytest.raises(ValueError, match=r"blocks.0.mixer has 4 key and value heads, which do not make 3 groups"):
+    with pytest.raises(ValueError, match=r"blocks.0.mixer has 4 key and value heads, which cannot form 3 groups"):
         pool_heads(made, 3)
     assert made.recipe == before and made.blocks[0].mixer.k.out_features == 32

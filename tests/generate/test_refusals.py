@@ -37,7 +37,7 @@ def test_other_things_than_prompts(prompts):
 def test_text_without_a_tokenizer():
     m = model("llama:")
     for call in (lambda: generate(m, "a"), lambda: stream(m, [1]), lambda: chat(m, [{"role": "user", "content": "a"}])):
-        with pytest.raises(ValueError, match=r"need a tokenizer, and this model has none: give token ids, or"):
+        with pytest.raises(ValueError, match=r"need a tokenizer, and this model has none: pass token ids, or"):
             call()
     with pytest.raises(ValueError, match="stop strings"):
         generate(m, [1], stop="a", max_new_tokens=1)

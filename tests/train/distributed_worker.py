@@ -153,7 +153,7 @@ if __name__ == "__main__":
     warnings.filterwarnings("default", module="deepspeed")  # old names of PyTorch's
     warnings.filterwarnings("default", "`torch.jit.", DeprecationWarning)  # in a module of PyTorch's that it imports
     warnings.filterwarnings("default", "`torch.distributed.[a-z_]*_tensor` is deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", "not split among processes")
+    warnings.filterwarnings("ignore", "not split: each process")
     if len(sys.argv) > 2:  # a job of its own, with its own group
         print("stopped" if job(**json.loads(sys.argv[2])).stopped else "done")
         sys.exit()

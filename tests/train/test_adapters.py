@@ -177,11 +177,11 @@ def test_a_config_that_means_something_else_is_refused(change, said, written):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda t: {k.replace("layers.0", "layers.7"): v for k, v in t.items()}, r"no place.*layers\.7.*did you mean"),
+        (lambda t: {k.replace("layers.0", "layers.7"): v for k, v in t.items()}, r"cannot take an adapter.*layers\.7.*did you mean"),
         (lambda t: {k.replace("base_model.model.", ""): v for k, v in t.items()}, "does not begin with"),
         (lambda t: {k: v for k, v in t.items() if "0.self_attn.q_proj.lora_B" not in k}, "has lora_A; expected"),
         (lambda t: {k: v[:, :-1].clone() if "lora_A" in k else v for k, v in t.items()}, "shape"),
-        (lambda t: {**t, "base_model.model.score.weight": torch.zeros(2, 2)}, "'score.weight' has no place"),
+        (lambda t: {**t, "base_model.model.score.weight": torch.zeros(2, 2)}, "'score.weight' is not in the model"),
         (lambda t: {**t, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, "lm_head.weight"),
     ],
 )
@@ -203,7 +203,7 @@ def test_what_cannot_be_written_is_told(tmp_path):
     made = af.build("gpt", "tiny", seed=0)
     lora.add(made)
     made.blocks[0].mixer.q.bias.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"blocks\.0\.mixer\.q\.bias learns beside the adapters"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.mixer\.q\.bias is trained beside the adapters"):
         adapters.write(made, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 

@@ -92,10 +92,10 @@ LIST = {
         (["finetune", "--model", "gpt/", "--data", "empty.jsonl"], "empty.jsonl holds no examples"),
     ],
     "one document": [
-        ([*CLASSIFY, "--data", "one.jsonl"], "the rows have one class only: every one has the label '0'"),
+        ([*CLASSIFY, "--data", "one.jsonl"], "the rows have one class only: every label is '0'"),
         (["train", "--model", "t5", "--task", "seq2seq", *TRAIN[1:], "--data", "one-pair.jsonl"], "at least 2 rows"),
-        (["finetune", "--model", "gpt/", "--data", "short.jsonl"], "short.jsonl: there must be at least 2 rows"),
-        ([*TRAIN, "--data", "short.jsonl", "--context", "64"], "needs 65; give more text or a shorter context"),
+        (["finetune", "--model", "gpt/", "--data", "short.jsonl"], "short.jsonl: expected at least 2 rows"),
+        ([*TRAIN, "--data", "short.jsonl", "--context", "64"], "needs 65; use more text or a shorter context"),
     ],
     "mixed encodings": [
         ([*TRAIN, "--data", "mixed"], "b.txt is not UTF-8: byte 2 is 0xf6"),
@@ -111,7 +111,7 @@ LIST = {
     "options that contradict each other": [
         ([*TRAIN, "--data", "good.txt", "--compile", "--statistics_every", "5"], "statistics_every hooks every module"),
         ([*TRAIN, "--data", "good.txt", "--patience", "2", "--eval_every", "0"], "patience=2 counts evaluations, and"),
-        ([*TRAIN, "--data", "good.txt", "--vocab", "400"], "vocab=400 is for the bpe that is made; tokenizer='bytes'"),
+        ([*TRAIN, "--data", "good.txt", "--vocab", "400"], "vocab=400 is for a new bpe tokenizer; tokenizer='bytes'"),
         ([*TRAIN, "--data", "good.txt", "--communication.every", "3"], "ddp has no such numbers; got 'every'"),
         ([*TRAIN, "--data", "good.txt", "--init", "mup"], "init=mup and base belong together"),
         ([*TRAIN, "--data", "good.txt", "--model", "linear", "--order", "packed"], "cannot keep packed documents"),
@@ -130,11 +130,11 @@ LIST = {
     ],
     "a tokenizer that is not the model's": [
         (["train", "--model", "gpt/", "--tokenizer", "tokens", "--data", "good.txt", "--context", "16"],
-         "the tokenizer has 400 tokens, the model knows 257"),
+         "the tokenizer has 400 tokens, the model has 257"),
         (["train", "--model", "strangers", "--data", "good.txt", "--context", "16"],
-         "the tokenizer has 400 tokens, the model knows 257"),
+         "the tokenizer has 400 tokens, the model has 257"),
         (["finetune", "--model", "strangers", "--data", "texts.jsonl"],
-         "the tokenizer has 400 tokens, the model knows 257"),
+         "the tokenizer has 400 tokens, the model has 257"),
         (["train", "--model", "bert", "--size", "tiny", "--tokenizer", "tokens", "--data", "good.txt"],
          "the task masked needs a tokenizer with a cls_token"),
     ],

@@ -96,7 +96,7 @@ def test_a_clone_takes_no_return(tmp_path: Path) -> None:
     model = learned(tmp_path, file(tmp_path / "a.jsonl"), task="clone").model
     assert model.processor.return_scale is None
     assert 0 < np.mean([e.actions[0] for e in rollout(model, Lamps, None, 24)]) < 1  # it has seen both
-    with pytest.raises(ValueError, match="taught without returns, so none can be asked for; got target=3"):
+    with pytest.raises(ValueError, match="trained without returns, so it takes no target; got target=3"):
         returns(model, 3.0)
 
 
@@ -155,7 +155,7 @@ def test_an_episode_ends_after_the_longest_of_training(tmp_path: Path) -> None:
 
 def test_what_cannot_act_is_refused(tmp_path: Path) -> None:
     model = learned(tmp_path, file(tmp_path / "a.jsonl"), steps=3).model
-    with pytest.raises(ValueError, match="reads input_ids and takes no actions"):
+    with pytest.raises(ValueError, match="reads input_ids and does not act"):
         rollout(af.build("gpt", "tiny"), Lamps)
     with pytest.raises(ValueError, match="has no processor"):
         rollout(af.build("decision_transformer", "tiny"), Lamps)
@@ -171,7 +171,7 @@ def test_what_cannot_act_is_refused(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "fewer steps": ({"overrides": {"steps": 5}}, "an episode has 6 steps, and the model knows 5; build it with more"),
+    "fewer steps": ({"overrides": {"steps": 5}}, "an episode has 6 steps, and the model has 5; build it with more"),
     "another width": ({"overrides": {"state": 4}}, "the states have 3 numbers, the model reads 4"),
     "fewer actions": ({"overrides": {"action": 1}}, "there is no action 1: they go from 0 to 0"),
     "packed": ({"order": "packed"}, "order=packed is for text"),

@@ -295,7 +295,7 @@ def test_heads_that_do_not_divide_and_models_without_matrices_to_split_are_refus
     from anyformer.train.distributed import expert, tensor
 
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 3)
-    with pytest.raises(ValueError, match=r"tensor=3: blocks.0.mixer has heads=4, which does not divide among 3"):
+    with pytest.raises(ValueError, match=r"tensor=3: blocks.0.mixer has heads=4, which 3 processes cannot share"):
         tensor.split(af.build("gpt", "tiny"), None)
     with pytest.raises(ValueError, match="no attention or MLP that could be split"):
         tensor.split(af.build("mamba", "tiny"), None)

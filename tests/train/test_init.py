@@ -80,9 +80,9 @@ def test_unknown_scheme_and_mup_without_factors_are_named():
     model = af.build("gpt", "tiny")
     with pytest.raises(ValueError, match="scheme must be one of 'depth', 'normal', 'xavier', 'mup'; got 'he'"):
         initialise(model, scheme="he")
-    with pytest.raises(ValueError, match=r"needs factors.*train\.mup\.Transfer"):
+    with pytest.raises(ValueError, match=r"reads factors.*train\.mup\.Transfer"):
         initialise(model, scheme="mup")
-    with pytest.raises(ValueError, match="only one of them has"):
+    with pytest.raises(ValueError, match="but only one has"):
         Transfer(af.recipe("gpt", "tiny", depth=3), af.recipe("gpt", "tiny"))
 
 

@@ -183,7 +183,7 @@ def test_the_command_ends_well_on_sigterm_and_goes_on(tmp_path):
     last = checkpoint.latest(tmp_path / "run")
     assert code == 0 and err == "" and last is not None
     step = int(last.name[5:])
-    assert f"stopped after step {step}, {last} is complete; --resume true goes on from there" in out
+    assert f"stopped after step {step}, {last} is complete; --resume true continues from it" in out
     assert rows(tmp_path / "run")[-1]["step"] == step
     again = [*command, f"--steps={step + 2}", "--resume=true", "--quiet"]
     subprocess.run(again, env=ENVIRONMENT, check=True)

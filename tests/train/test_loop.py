@@ -158,7 +158,7 @@ def resumed(folder, resume, settings=QUICK, facts=None, model=None):
 
 
 def test_a_run_is_not_overwritten(finished):
-    with pytest.raises(ValueError, match=r"holds a run, up to step-000012: nothing is overwritten.*resume=true"):
+    with pytest.raises(ValueError, match=r"holds a run, up to step-000012: it is not overwritten.*resume=true"):
         resumed(finished, False)
 
 
@@ -207,7 +207,7 @@ def test_more_steps_go_on(finished):
 
 
 def test_path_branches_off_into_another_folder(finished, tmp_path):
-    with pytest.raises(ValueError, match="goes on to step-000012 already"):
+    with pytest.raises(ValueError, match="already continues to step-000012"):
         resumed(finished, str(finished / "step-000008"))
     branch = resumed(tmp_path / "branch", str(finished / "step-000008"))
     assert same(branch.checkpoint, finished / "step-000012")
@@ -333,7 +333,7 @@ def test_labels_that_are_the_inputs_are_refused(tmp_path):
 
 
 def test_batch_without_labels_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a batch needs labels, and has input_ids"):
+    with pytest.raises(ValueError, match="a batch needs labels; it has input_ids"):
         fit(gpt(), [{"input_ids": torch.ones(2, 3, dtype=torch.long)}], objectives.causal_lm, QUICK, tmp_path)
 
 

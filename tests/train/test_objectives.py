@@ -326,5 +326,5 @@ def test_moments_of_another_model_are_refused():
         model(torch.tensor([[1, 2]])).logits.sum().backward()
     first, second = (optim.make(m, Settings(1)) for m in (small, large))
     first.step()
-    with pytest.raises(ValueError, match="does not fit this model"):
+    with pytest.raises(ValueError, match="does not match this model"):
         optim.restore_moments(second, large, optim.moments(first, small))

@@ -264,7 +264,7 @@ def broken(model, path, kind):
     "kind, said",
     [
         ("forward", r"step 4: .*the first part whose output is not finite is blocks\.1\.ffn\.up\."),
-        ("backward", r"backward is until blocks\.1\.ffn\.up, which passes on"),
+        ("backward", r"backward down to blocks\.1\.ffn\.up, which returns"),
     ],
 )
 def test_nan_names_the_first_part(kind, said, tmp_path):

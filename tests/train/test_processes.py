@@ -144,7 +144,7 @@ def test_the_sample_is_written_by_what_was_measured(run, alone, two):
 
 def test_what_cannot_go_on_in_another_number_of_processes_is_refused_with_the_reason(two, options, tmp_path):
     for rank in (0, 1):
-        assert "the checkpoint is of 1 processes that each had weights" in said(two / "refused", rank)["refused"]
+        assert "the checkpoint holds the weights of 1 processes" in said(two / "refused", rank)["refused"]
         assert "a batch of 1 rows cannot be shared by 2 processes" in said(two / "few", rank)["refused"]
     assert not [*two.glob("refused/step-*"), *two.glob("few/step-*")]
     with pytest.raises(ValueError, match="the checkpoint holds states of several processes"):

@@ -287,7 +287,7 @@ def test_mistakes_in_rows_are_named(tmp_path):
 
     with pytest.raises(ValueError, match="no column 'label'"):
         rows({"text": "a", "lable": 1})
-    with pytest.raises(ValueError, match="every one has the label '1'; there is nothing"):
+    with pytest.raises(ValueError, match="every label is '1'; classification"):
         rows({"text": "a", "label": 1}, {"text": "b", "label": 1})
     with pytest.raises(ValueError, match=r"at least 2 rows .* got 1"):
         splits.one_in_ten("a.jsonl", 1)

@@ -166,7 +166,7 @@ def test_training_goes_on_from_a_model_directory(ran, book, tmp_path):
     tuned = train(str(result.checkpoint), out=tmp_path / "tuned", **options)
     assert tuned.steps == 3 and abs(tuned.bits_per_byte - result.bits_per_byte) < 0.1
     assert tuned.model.tokenizer.encode("The manual") == result.model.tokenizer.encode("The manual")
-    with pytest.raises(ValueError, match="the tokenizer has 400 tokens, the model knows 300"):
+    with pytest.raises(ValueError, match="the tokenizer has 400 tokens, the model has 300"):
         train(str(result.checkpoint), tokenizer="bpe", vocab=400, out=tmp_path / "x", **options)
 
 
@@ -196,13 +196,13 @@ def test_quiet_prints_nothing(book, tmp_path, capsys):
     [
         ({"size": "small-ish"}, r"gpt has no size 'small-ish' \(did you mean small"),
         ({"overrides": {"deph": 3}}, r"no hyperparameter 'deph'.*did you mean depth"),
-        ({"overrides": {"vocab": 300}}, "give vocab instead"),
+        ({"overrides": {"vocab": 300}}, "set vocab instead"),
         ({"model": "bert", "task": "causal"}, r"bert \(Encoder\) cannot be trained on the task 'causal'"),
         ({"context": 65}, "context=65 must be from 1 to the context of the model, 64"),
         ({"context": 0}, "context=0 must be from 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"tokenizer": "sentences"}, "tokenizer must be bpe, chars, bytes, or a folder"),
-        ({"tokenizer": "bytes", "vocab": 300}, "vocab=300 is for the bpe"),
+        ({"tokenizer": "bytes", "vocab": 300}, "vocab=300 is for a new bpe"),
         ({"vocab": 10}, "at least 257"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"prompt": ""}, "prompt is empty"),
@@ -233,7 +233,7 @@ def test_text_that_is_not_utf8_or_too_short_is_an_error(tmp_path):
 def test_folder_with_another_run_is_left_alone(ran, book):
     _, out = ran
     before = sorted(out.rglob("*"))
-    with pytest.raises(ValueError, match="holds a run, up to step-000120: nothing is overwritten"):
+    with pytest.raises(ValueError, match="holds a run, up to step-000120: it is not overwritten"):
         train("gpt", data=book, out=out, quiet=True, **SMALL)
     assert sorted(out.rglob("*")) == before
 

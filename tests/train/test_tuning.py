@@ -204,13 +204,13 @@ def test_tables_are_mixed_by_weight_and_fields_rename(place, tmp_path):
         ({"model": "vit", "data": "pictures", "context": 9}, "context=9 is a number of tokens, and .*vit reads images"),
         (
             {"model": "vit", "data": "pictures", "tokenizer": "t5"},
-            "vit reads pixel_values, no text; leave tokenizer out",
+            "vit reads pixel_values, not text; leave tokenizer out",
         ),
         (
             {"model": "vit", "data": "pairs.jsonl"},
-            "can be tuned to images, and the columns .*'source', 'target', are for",
+            "can be tuned to images, and the columns .*'source', 'target', fit",
         ),
-        ({"model": "t5", "data": "text.jsonl"}, "can be tuned to seq2seq, and the columns .*'text', are for write"),
+        ({"model": "t5", "data": "text.jsonl"}, "can be tuned to seq2seq, and the columns .*'text', fit write"),
         ({"model": "vit", "data": "gone.jsonl"}, r"gone\.jsonl, row 2: there is no image '.*x/nowhere\.png'"),
         ({"model": "vit", "data": "odd.jsonl"}, r"odd\.jsonl, row 1: 'image' is a int; expected a file name"),
         ({"model": "vit", "data": "noise.jsonl"}, r"noise\.png cannot be read as an image"),

@@ -200,7 +200,7 @@ def test_an_observer_receives_steps_evaluations_messages_and_the_end(observer: O
             ("steps", 2, 6), ("steps", 3, 6), ("evaluation", 3, 0.5), ("steps", 4, 6), ("steps", 6, 6),
             ("evaluation", 6, 0.5), ("close",),
         ]  # fmt: skip
-        assert ("message", "step 5: no label counts, all are -100; nothing is learned from it") in observer.calls
+        assert ("message", "step 5: every label is -100, so none counts; nothing is learned from it") in observer.calls
 
 
 def test_the_observer_of_the_docs_prints_losses(
@@ -302,7 +302,7 @@ def test_every_page_is_predicted(name, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
-    with pytest.raises(ValueError, match=r"a step needs .* are free; no single one .*batch 2 and accumulate 2"):
+    with pytest.raises(ValueError, match=r"a step needs .* are free; none of these alone .*batch 2 and accumulate 2"):
         train("gpt", data=book, out=tmp_path / "run", quiet=True, memory=0.0, **{**SMALL, "size": "mini"})
     assert not list(tmp_path.glob("run/step-*"))
     model = af.build("gpt", "mini", seed=0)

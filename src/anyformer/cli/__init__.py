@@ -25,7 +25,7 @@ VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classif
          "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
-    ("talk with a model", "anyformer chat smollm2"),
+    ("chat with a model", "anyformer chat smollm2"),
     ("continue a text", 'anyformer generate smollm2 "The capital of France is"'),
     ("train on your own text", "anyformer train --data book.txt --out runs/book"),
     ("fine-tune on examples", "anyformer finetune --model minilm --data reviews.csv"),
@@ -34,10 +34,10 @@ GOALS = (  # (what somebody wants to do, the command)
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
-    ("see what is in a model", "anyformer inspect smollm2"),
+    ("inspect a model", "anyformer inspect smollm2"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
-    ("check what a model computes", "anyformer verify llama"),
+    ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("choose a model", "anyformer ls"),
 )

@@ -43,22 +43,22 @@ def act(
         raise ValueError("--env names the environment, e.g. --env CartPole-v1")
     wanted = [number(text) for text in target] if target else [None]
     loaded = models.load(model, text=False, task=task, ignore=ignore)
-    found = [rollout(loaded, env, one, episodes, seed, temperature) for one in wanted]
+    runs = [rollout(loaded, env, one, episodes, seed, temperature) for one in wanted]
     if json:
-        told = ((some[0].asked, [e.reached for e in some], [e.cut for e in some]) for some in found)
-        print(show.dump([dict(zip(("asked", "reached", "cut"), one, strict=True)) for one in told]))
+        results = ((some[0].asked, [e.reached for e in some], [e.cut for e in some]) for some in runs)
+        print(show.dump([dict(zip(("asked", "reached", "cut"), one, strict=True)) for one in results]))
         return
     rows: list[tuple[str, ...]] = [("asked", "reached", "deviation", "least", "most", "steps")]
-    for some in found:
+    for some in runs:
         reached = [e.reached for e in some]
         numbers = statistics.fmean(reached), statistics.pstdev(reached), min(reached), max(reached)
         steps = statistics.fmean(len(e.rewards) for e in some)
         asked = "nothing" if some[0].asked is None else f"{some[0].asked:g}"
         rows.append((asked, *(f"{n:.1f}" for n in (*numbers, steps))))
     print(show.table(rows, right=range(6)))
-    if cut := sum(e.cut for some in found for e in some):
+    if cut := sum(e.cut for some in runs for e in some):
         longest = loaded.processor.longest
-        print(f"{cut} episodes were ended after {longest} steps: no episode of training was longer")
+        print(f"{cut} episodes were cut after {longest} steps, the length of the longest training episode")
 
 
 def number(text: str) -> float | None:

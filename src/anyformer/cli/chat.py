@@ -13,7 +13,7 @@ CALL = "anyformer.generate:generate"
 # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
 OURS = ("model", "prompts", "num_beams", "length_penalty", "early_stopping")
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
-HELP = "type a question; /new forgets what was said, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+HELP = "type a question; /new starts a new conversation, /exit (or Ctrl-D) quits, Ctrl-C stops an answer"
 
 
 def chat(
@@ -42,16 +42,16 @@ def chat(
         return
     print(HELP)
     messages = list(begin)
-    while (said := _ask()) not in (None, "/exit"):
-        if said == "/new":
+    while (typed := _ask()) not in (None, "/exit"):
+        if typed == "/new":
             messages = list(begin)
-        elif said:
-            messages.append({"role": "user", "content": said})
+        elif typed:
+            messages.append({"role": "user", "content": typed})
             try:
                 messages.append({"role": "assistant", "content": answer(loaded, messages, options)})
             except ValueError as error:  # most likely the conversation has become too long
                 messages.pop()
-                print(f"{error}\n/new forgets what was said")
+                print(f"{error}\n/new starts a new conversation")
 
 
 def answer(model: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> str:

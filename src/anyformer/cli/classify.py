@@ -46,11 +46,11 @@ def classify(
         labels = [label.strip() for label in labels[0].split(",")]
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     names, items = items_of(loaded, item)
-    found = classes(loaded, items, labels, template, batch)
+    ranked = classes(loaded, items, labels, template, batch)
     if json:
-        print(show.dump([{"item": name, "classes": shares} for name, shares in zip(names, found, strict=True)]))
+        print(show.dump([{"item": name, "classes": shares} for name, shares in zip(names, ranked, strict=True)]))
         return
-    for name, shares in zip(names, found, strict=True):
+    for name, shares in zip(names, ranked, strict=True):
         print(name)
         print(show.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
 

@@ -57,7 +57,7 @@ def demo(
     _rank()
     _say(begun, "4/4  where the answer of step 2 looked")
     picture = _draw(model, question, text, folder / "attention.png")
-    _say(begun, f"done; look at {picture}. What to type next")
+    _say(begun, f"done; the picture is {picture}. Commands to try next")
     _next(checkpoint)
     return picture
 
@@ -89,16 +89,19 @@ def _draw(model: Any, question: str, text: str, path: Path) -> Path:
 
     prompt = model.tokenizer.chat_ids([{"role": "user", "content": question}])
     attention_picture(model, prompt, path, answer=text)
-    print(f"{path}: rows are the tokens of the answer, columns what they could look at")
+    print(f"{path}: rows are the tokens of the answer, columns the tokens before")
     return path
 
 
 def _next(checkpoint: Path) -> None:
     tips = (
-        (f'anyformer generate {checkpoint} "The " --temperature 0.8', "what was trained here goes on"),
-        ("anyformer chat smollm2", "a conversation; /exit ends it"),
-        ("anyformer inspect smollm2", "parameters, memory, recipe, and what became of its file"),
-        ("anyformer train --data book.txt", "train on a text of your own"),
+        (
+            f'anyformer generate {checkpoint} "The " --temperature 0.8',
+            "continue a text with the model that was trained here",
+        ),
+        ("anyformer chat smollm2", "chat; /exit quits"),
+        ("anyformer inspect smollm2", "parameters, memory, recipe, and the use of every tensor of its file"),
+        ("anyformer train --data book.txt", "train on your own text"),
         ("anyformer ls", "every architecture, its sizes, real weights by name"),
     )
     for command, what in tips:

@@ -35,15 +35,15 @@ def diff(
     from anyformer.explain.diff import differences
 
     both = (models.shape(name, s, task, ignore).recipe for name, s in ((one, size), (other, other_size)))
-    found = differences(*both)
+    differing = differences(*both)
     if json:
-        print(show.dump([vars(d) for d in found]))
+        print(show.dump([vars(d) for d in differing]))
         return
     sections = []
     for title, sizes in (("built differently", False), ("of another size", True)):
-        if rows := [(d.path, _cut(d.one), _cut(d.other)) for d in found if d.size is sizes]:
+        if rows := [(d.path, _cut(d.one), _cut(d.other)) for d in differing if d.size is sizes]:
             sections.append(f"{title}\n" + show.table([("", one, other), *rows]))
-    print("\n\n".join(sections) or f"{one} and {other} are the same recipe")
+    print("\n\n".join(sections) or f"{one} and {other} have the same recipe")
 
 
 def _cut(text: str) -> str:

@@ -43,21 +43,21 @@ def embed(
     from anyformer.generate import embed as vectors
 
     if out is not None and Path(out).suffix != ".npy":
-        raise ValueError(f"--out {out}: the vectors are written as NumPy does; give a name that ends in .npy")
+        raise ValueError(f"--out {out}: vectors are written in NumPy's format; use a name that ends in .npy")
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     names, items = items_of(loaded, text)
-    found = vectors(loaded, items, batch=batch, prompt=prompt)  # (N, D)
+    embedded = vectors(loaded, items, batch=batch, prompt=prompt)  # (N, D)
     if out is not None:
-        np.save(out, found.float().cpu().numpy())
-        print(f"wrote {out}: {found.shape[0]} x {found.shape[1]}, float32")
+        np.save(out, embedded.float().cpu().numpy())
+        print(f"wrote {out}: {embedded.shape[0]} x {embedded.shape[1]}, float32")
     if query is not None:
         wanted = items_of(loaded, [query])[1]
         if len(wanted) > 1:
-            raise ValueError(f"--query {query}: one text or picture is needed, and this file has {len(wanted)} texts")
-        scores = ranked(vectors(loaded, wanted), found, names)
+            raise ValueError(f"--query {query}: expected one text or picture; this file has {len(wanted)} texts")
+        scores = ranked(vectors(loaded, wanted), embedded, names)
         print(show.table((f"{score:+.3f}", line) for score, line in scores))
     elif out is None:
-        print(show.dump([{"text": t, "vector": v} for t, v in zip(names, found.tolist(), strict=True)]))
+        print(show.dump([{"text": t, "vector": v} for t, v in zip(names, embedded.tolist(), strict=True)]))
 
 
 def ranked(query: Any, vectors: Any, texts: list[str]) -> list[tuple[float, str]]:

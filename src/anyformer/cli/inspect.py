@@ -97,7 +97,7 @@ def _ledger(facts: Any, tensors: bool, keys: bool) -> str:
     for name, option, wanted, lines in tables:
         shown = lines if wanted else [line for line in lines if line["status"] not in ("used", "fixed")]
         if shown:
-            title = name + ("" if wanted else f" that are not simply used (--{option}: all)")
+            title = name + ("" if wanted else f" with another use (--{option}: all)")
             parts.append(f"{title}\n" + show.table(_row(line) for line in shown))
     return "\n\n".join(parts) or "every tensor and key of the file is used (--tensors, --keys: all)"
 

@@ -19,8 +19,8 @@ def ls(*, json: bool = False) -> None:
     Args:
         json: the same for machines.
     """
-    found = listing()
-    print(show.dump(found) if json else text(found))
+    listed = listing()
+    print(show.dump(listed) if json else text(listed))
 
 
 def listing() -> dict[str, list[dict[str, Any]]]:
@@ -34,14 +34,14 @@ def listing() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def text(found: dict[str, list[dict[str, Any]]]) -> str:
+def text(listed: dict[str, list[dict[str, Any]]]) -> str:
     """The listing for a terminal."""
     lines = ["architectures (anyformer inspect NAME --size SIZE)"]
-    width = max(len(page["name"]) for page in found["architectures"])
-    for page in found["architectures"]:
+    width = max(len(page["name"]) for page in listed["architectures"])
+    for page in listed["architectures"]:
         sizes = "  ".join(f"{name} {_short(count)}" for name, count in page["sizes"].items())
         lines += [f"  {page['name']:<{width}} {page['summary']}", f"  {'':<{width}} {sizes}"]
-    rows = [(w["name"], f"{w['download'] / 1e6:.0f} MB", w["what"], w["licence"]) for w in found["weights"]]
+    rows = [(w["name"], f"{w['download'] / 1e6:.0f} MB", w["what"], w["licence"]) for w in listed["weights"]]
     return "\n".join([*lines, "", "real weights by name (fetched on first use)", show.table(rows, right=(1,))])
 
 

@@ -25,7 +25,7 @@ def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence
     place = find(name)
     model = af.load(place, ignore=ignore, **chosen)
     if text and model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer, and this verb reads text; put its tokenizer.json into the folder")
+        raise ValueError(f"{name} has no tokenizer, which this verb needs; add its tokenizer.json to the folder")
     count = sum(p.numel() for p in model.parameters())
     took = time.perf_counter() - start
     shown = place if Path(name).is_dir() else name  # of a run, which checkpoint
@@ -44,19 +44,19 @@ def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence
     from anyformer.hub.formats.guard import read_json
     from anyformer.hub.load import outline
 
-    found = kind(name)
-    if found == "architecture":
+    form = kind(name)
+    if form == "architecture":
         page = pages.page(name)
         config = page.at(size or "tiny", **({} if task is None else {"task": task}))
         model = pages.empty(page.recipe(config))
         model.page, model.config = name, config
         return model
     if size is not None:
-        raise ValueError(f"--size goes with an architecture ({', '.join(names())}), and {name!r} is none")
-    if found == "recipe":
+        raise ValueError(f"--size is for an architecture ({', '.join(names())}); {name!r} is not one")
+    if form == "recipe":
         if task is not None or ignore:
             raise ValueError(f"task and ignore are for published files, and {name} is a recipe; change it instead")
         return pages.empty(Recipe.from_json(read_json(Path(name).expanduser())))
-    if found == "config":
+    if form == "config":
         return outline(name, ignore=ignore, **({} if task is None else {"task": task}))
     return load(name, False, task, ignore)

@@ -86,10 +86,10 @@ class Parser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, **rest: Any) -> Any:  # type: ignore[override]
         """As argparse; `--max_new_tokens` is `--max-new-tokens`."""
-        given = list(sys.argv[1:] if args is None else args)
-        end = given.index("--") if "--" in given else len(given)
-        words = self._present([self._spelt(a) for a in given[:end]])
-        return super().parse_args(self._gathered(words) + given[end:], **rest)
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        present = self._present([self._spelt(a) for a in words[:end]])
+        return super().parse_args(self._gathered(present) + words[end:], **rest)
 
     def accept_former(self, module: str) -> None:
         """Reads former names and values of the options added so far: RENAMED and VALUES of a module, not imported."""
@@ -107,10 +107,10 @@ class Parser(ArgumentParser):
         own = {o.replace("_", "-"): o for o in self.options()}.get(option.replace("_", "-"))
         return word if own is None else f"{own}{dot}{rest.replace('-', '_')}{equals}{value}"
 
-    def _present(self, given: list[str]) -> list[str]:
+    def _present(self, arguments: list[str]) -> list[str]:
         """The words with the present names of options and values, in files of `--config` as well; says what changed."""
         words: list[str] = []
-        for word in given:
+        for word in arguments:
             option, equals, value = word.partition("=")
             name, dot, rest = option.partition(".")
             new = self._new_name(name[2:].replace("-", "_")) if name.startswith("--") else None
@@ -151,22 +151,22 @@ class Parser(ArgumentParser):
             self.error(f"{path}: {error}")
         return yaml.safe_dump(present, sort_keys=False, allow_unicode=True)
 
-    def _gathered(self, given: list[str]) -> list[str]:
+    def _gathered(self, arguments: list[str]) -> list[str]:
         """`--overrides.text.dim 32 --overrides.depth 6` as one `--overrides {…}`: of several names with dots in them
         the parser would drop some."""
         known = {option for action in self._actions for option in action.option_strings}
-        held: dict[str, dict[str, Any]] = {}
-        left, words = [], iter(given)
+        entries_of: dict[str, dict[str, Any]] = {}
+        left, words = [], iter(arguments)
         for word in words:
             option, equals, value = word.partition("=")
             name, _, rest = option.partition(".")
             if rest and name in known and option not in known:
-                held.setdefault(name, {})[rest] = _value(value if equals else next(words, ""))
+                entries_of.setdefault(name, {})[rest] = _value(value if equals else next(words, ""))
             else:
                 left.append(word)
-        if not any("." in rest for entries in held.values() for rest in entries):
-            return given
-        return left + [word for name, entries in held.items() for word in (name, json.dumps(entries))]
+        if not any("." in rest for entries in entries_of.values() for rest in entries):
+            return arguments
+        return left + [word for name, entries in entries_of.items() for word in (name, json.dumps(entries))]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line: what is wrong, the nearest name, where to read on."""
@@ -197,8 +197,8 @@ def _unknown(name: str, known: Sequence[str], spelt: str = "") -> str:
 
 def _value(text: str) -> Any:
     """A value as YAML has it, and 1e-5 a number, which it is not in YAML."""
-    found = yaml.safe_load(text)
-    return float(found) if isinstance(found, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", found) else found
+    value = yaml.safe_load(text)
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
 
 
 def label(kind: Any) -> str:

@@ -65,7 +65,7 @@ def _read(module: str, name: str) -> Signature:
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "takes":  # `core.options.takes`
             return _options(home, ast.unparse(decorator.args[0]), ast.get_docstring(node) or "")
-    names, args, found = _Names(home), node.args, []
+    names, args, parameters = _Names(home), node.args, []
     if args.vararg or args.kwarg:
         raise Unread(f"{module}:{name} takes any number of arguments")
     by_place = [*args.posonlyargs, *args.args]
@@ -76,8 +76,8 @@ def _read(module: str, name: str) -> Signature:
         if isinstance(value, Unknown):
             raise Unread(f"the default of {arg.arg}")
         annotation = _EMPTY if arg.annotation is None else _evaluated(arg.annotation, names)
-        found.append(inspect.Parameter(arg.arg, kind, default=value, annotation=annotation))
-    return Signature(tuple(found), ast.get_docstring(node) or "")
+        parameters.append(inspect.Parameter(arg.arg, kind, default=value, annotation=annotation))
+    return Signature(tuple(parameters), ast.get_docstring(node) or "")
 
 
 def _options(module: str, name: str, doc: str) -> Signature:
@@ -100,10 +100,10 @@ def _fields(module: str, name: str, parameters: dict[str, inspect.Parameter], do
     for line in node.body:
         if not isinstance(line, ast.AnnAssign):
             continue
-        given: dict[str | None, ast.expr] = {"default": line.value} if line.value else {}
+        options: dict[str | None, ast.expr] = {"default": line.value} if line.value else {}
         if isinstance(line.value, ast.Call):  # field(default=…, default_factory=…, kw_only=…)
-            given = {keyword.arg: keyword.value for keyword in line.value.keywords}
-        values = {key: _evaluated(value, names) for key, value in given.items()}
+            options = {keyword.arg: keyword.value for keyword in line.value.keywords}
+        values = {key: _evaluated(value, names) for key, value in options.items()}
         default = values["default_factory"]() if "default_factory" in values else values.get("default", _EMPTY)
         kind = inspect.Parameter.KEYWORD_ONLY if values.get("kw_only", by_name) else _BY_PLACE
         field, annotation = ast.unparse(line.target), _evaluated(line.annotation, names)
@@ -181,7 +181,7 @@ def _statements(module: str) -> list[ast.stmt]:
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     if not file.is_file():
         raise Unread(f"{module} has no source")
-    found: list[ast.stmt] = []
+    statements: list[ast.stmt] = []
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        found += node.body if isinstance(node, ast.If) else [node]
-    return found
+        statements += node.body if isinstance(node, ast.If) else [node]
+    return statements

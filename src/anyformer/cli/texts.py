@@ -38,7 +38,7 @@ def items_of(model: Any, words: Sequence[str]) -> tuple[list[str], list[Any]]:
     if "pixel_values" in model.inputs():
         return list(words), [_picture(model, word) for word in words]
     if model.tokenizer is None:
-        raise ValueError("the model has no tokenizer, and texts were given; put its tokenizer.json into the folder")
+        raise ValueError("the model has no tokenizer, which texts need; add its tokenizer.json to the folder")
     texts = [" ".join(map(str, t)) if isinstance(t, list) else str(t) for t in texts_of(words)]
     return texts, texts
 

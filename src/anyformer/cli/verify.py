@@ -39,8 +39,8 @@ def verify(
     from anyformer import contract
 
     subject = model if model in names() else str(models.find(model))
-    told = _progress if sys.stderr.isatty() else None
-    report = contract.verify(subject, slow=slow, progress=told, task=task, ignore=ignore)
+    progress = _progress if sys.stderr.isatty() else None
+    report = contract.verify(subject, slow=slow, progress=progress, task=task, ignore=ignore)
     if sys.stderr.isatty():
         _progress("")
     print(show.dump(report.to_json()) if json else report.table())

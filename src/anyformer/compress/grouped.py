@@ -42,7 +42,7 @@ def pool_heads(model: Any, kv_heads: int, *patterns: str) -> list[str]:
     chosen = select(model, *(patterns or ("**",)), kind=Attention)
     for path, part in chosen.items():
         if kv_heads < 1 or part.kv_heads % kv_heads:
-            raise ValueError(f"{path} has {part.kv_heads} key and value heads, which do not make {kv_heads} groups")
+            raise ValueError(f"{path} has {part.kv_heads} key and value heads, which cannot form {kv_heads} groups")
     for part in chosen.values():
         for name in ("k", "v"):
             setattr(part, name, _pooled(getattr(part, name), part.kv_heads, kv_heads))

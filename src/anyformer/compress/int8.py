@@ -134,7 +134,7 @@ def quantise(model: nn.Module, targets: Sequence[str] = ("**",), tables: bool = 
     chosen |= select(model, "**", kind=Table) if tables else {}
     for path, base in chosen.items():
         if not base.weight.isfinite().all():
-            raise ValueError(f"{path}.weight holds infinities or NaN; it has no largest value to scale by")
+            raise ValueError(f"{path}.weight holds infinities or NaN, so it has no largest value to scale by")
     made = rewrite(model, *chosen, kind=(nn.Linear, Table), make=_int8)
     off = {path: (chosen[path].weight.float() - new.dequantised()).abs().amax(1) for path, new in made.items()}  # (O,)
     return Coverage(
@@ -178,11 +178,11 @@ def load(folder: str | os.PathLike) -> Any:
     rewrite(model, *config.get("int8", []), kind=(nn.Linear, Table), make=_int8)  # still on the meta device
     file, ours = open_weights(folder), model.state_dict()
     for name in sorted(set(ours) ^ set(file.names())):
-        raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'has no place in the model'}")
+        raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'is not in the model'}")
     for name, like in ours.items():
-        given, shape = file.dtype(name), tuple(like.shape)
-        if file.shape(name) != shape or (given == torch.int8) != (like.dtype == torch.int8):
-            raise ValueError(f"{folder}: {name!r} is {given} {file.shape(name)}, expected {like.dtype} {shape}")
+        dtype, shape = file.dtype(name), tuple(like.shape)
+        if file.shape(name) != shape or (dtype == torch.int8) != (like.dtype == torch.int8):
+            raise ValueError(f"{folder}: {name!r} is {dtype} {file.shape(name)}, expected {like.dtype} {shape}")
     model.load_state_dict({name: file.get(name) for name in ours}, assign=True)
     model.tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
     model.processor = read_processor(Path(folder))

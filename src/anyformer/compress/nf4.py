@@ -39,7 +39,7 @@ LEVELS = (
 HALF = max(b - a for a, b in itertools.pairwise(LEVELS)) / 2
 BLOCK, GROUP = 64, 256
 CHUNK = 4096  # blocks that are rounded at one time
-MERGE = "it holds 4-bit weights: lora.merge(model) and nf4.dequantise(model) give full ones first"
+MERGE = "it holds 4-bit weights: lora.merge(model) and nf4.dequantise(model) restore full ones first"
 
 
 class Nf4(nn.Module):
@@ -187,7 +187,7 @@ def quantise(model: nn.Module, targets: Sequence[str] = ("**",), double: bool = 
     chosen = select(model, *targets, kind=nn.Linear)
     for path, base in chosen.items():
         if not base.weight.isfinite().all():
-            raise ValueError(f"{path}.weight holds infinities or NaN; it has no largest value to scale by")
+            raise ValueError(f"{path}.weight holds infinities or NaN, so it has no largest value to scale by")
     made = rewrite(model, *chosen, kind=nn.Linear, make=lambda base: Nf4Linear(base, double))
     error, share = 0.0, 0.0
     for path, new in made.items():

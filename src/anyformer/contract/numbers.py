@@ -59,7 +59,7 @@ def files_say_every_case(name: str) -> float:
     if apart(name):
         raise LeftOut("transformers does not know the page; its ORACLE says what is compared instead")
     page, drawn = pages.page(name), [s for s in subjects(name) if not s.light]
-    said = {f for hub in of_page(drawn[0]) for f in tables.said(hub.config)}
+    said = {f for hub in of_page(drawn[0]) for f in tables.hyperparameters(hub.config)}
     said |= {f for hub in of_page(drawn[0]) for fixed in hub.architectures.values() for f in fixed}
     unmapped = sorted(hyper.kinds(page.config).keys() - said)
     expect(not unmapped, f"{unmapped}: in no table of HUBS; no file can say another value, so add them to `config=`")

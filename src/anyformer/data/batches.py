@@ -14,11 +14,11 @@ Batches = Callable[[int], Batch]  # number -> batch, always the same one
 
 def checksum(batch: Batch) -> int:
     """The CRC-32 of a batch: equal for equal batches."""
-    found = 0
+    crc = 0
     for name in sorted(batch):
         value = batch[name].detach().cpu().contiguous().reshape(-1)
-        found = zlib.crc32(value.view(torch.uint8).numpy().tobytes(), zlib.crc32(name.encode(), found))
-    return found
+        crc = zlib.crc32(value.view(torch.uint8).numpy().tobytes(), zlib.crc32(name.encode(), crc))
+    return crc
 
 
 class Numbered:
@@ -69,12 +69,12 @@ class Numbered:
         self(number - 1)
         if self.sums() != sums:
             raise ValueError(
-                "the batches come in another order than when the run began (a DataLoader that shuffles?), so it cannot "
-                "go on where it was. Give a function from the number to the batch, or a list; or begin again"
+                "the order of the batches has changed since the run began (a DataLoader that shuffles?), so the run "
+                "cannot resume. Pass a function from the number to the batch, or a list; or start a new run"
             )
 
     def _ended(self) -> ValueError:
         return ValueError(
-            f"the batches ended after {self.next - 1}; give a list or a DataLoader, which can be begun again, "
-            "or a function from the number to the batch"
+            f"the batches ended after {self.next - 1}; pass a list or a DataLoader, which can restart, or a function "
+            "from the number to the batch"
         )

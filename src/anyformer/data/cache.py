@@ -74,21 +74,23 @@ def tokens(texts: Callable[[], Texts], key: str, tokenizer: Any, folder: str | P
     Raises:
         OSError: when the cache cannot be written, with the way to move it. Whatever `texts` raises.
     """
-    told = json.dumps([FORMAT, key, tokenizer.core.to_str(), tokenizer.role_id("eos_token")])
-    return kept(told, lambda work: write(texts(), tokenizer, work), opened, folder)
+    description = json.dumps([FORMAT, key, tokenizer.core.to_str(), tokenizer.role_id("eos_token")])
+    return cached(description, lambda work: write(texts(), tokenizer, work), opened, folder)
 
 
-def kept(told: str, make: Callable[[Path], None], open_: Callable[[Path], V], folder: str | Path | None = None) -> V:
-    """The cached result for the key `told`; made once, under a lock, if missing.
+def cached(
+    description: str, make: Callable[[Path], None], open_: Callable[[Path], V], folder: str | Path | None = None
+) -> V:
+    """The cached result for `description`; made once, under a lock, if missing.
 
     Args:
-        told: a text that determines the content: equal texts, equal content.
+        description: a text that determines the content: equal texts, equal content.
         make: writes it into an empty folder. `open_`: reads it from its folder, and raises for damaged files.
 
     Raises:
         OSError: when the cache cannot be written, with the way to move it. Whatever `make` raises.
     """
-    key, cache = hashlib.sha256(told.encode()).hexdigest()[:40], place(folder)
+    key, cache = hashlib.sha256(description.encode()).hexdigest()[:40], place(folder)
     home, work = cache / key, cache / f".making-{key}"
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ def kept(told: str, make: Callable[[Path], None], open_: Callable[[Path], V], fo
             try:
                 return open_(home)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"the token cache {home} is damaged ({error}); it is made again", stacklevel=3)
+                warnings.warn(f"the token cache {home} is damaged ({error}); it is rebuilt", stacklevel=3)
         with writing(cache):
             shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: the lock is ours
             work.mkdir()
@@ -223,12 +225,12 @@ def mapped(path: Path, kind: np.dtype, count: int, crc: int) -> np.ndarray:
     """A file as a mapped array, checked for this size and checksum."""
     size = path.stat().st_size
     if size != count * kind.itemsize:
-        raise ValueError(f"{path.name} has {size} bytes and should have {count * kind.itemsize}")
-    found = 0
+        raise ValueError(f"{path.name} has {size} bytes, expected {count * kind.itemsize}")
+    actual = 0
     with path.open("rb") as file:
         while data := file.read(READ):
-            found = zlib.crc32(data, found)
-    if found != crc:
+            actual = zlib.crc32(data, actual)
+    if actual != crc:
         raise ValueError(f"the checksum of {path.name} differs")
     return np.memmap(path, kind, mode="r") if count else np.zeros(0, kind)
 

@@ -47,12 +47,12 @@ def stamps() -> list[Captioned]:
     """Tux Paint's stamps that are bitmaps, with the first line of their description; the kind is the folder."""
     wanted = rf"{STAMPS}/.*[.](png|txt)"
     root = debian.fetch("tuxpaint-stamps-default", wanted, 161, "GPL-2") / STAMPS
-    found = []
+    captioned = []
     for file in sorted(root.rglob("*.txt")):
         bitmap, text = file.with_suffix(".png"), file.read_text("utf-8", "replace").partition("\n")[0].strip()
         if bitmap.exists() and text:
-            found.append(Captioned(coloured(picture(bitmap), 3), text, bitmap.relative_to(root).parts[0]))
-    return found
+            captioned.append(Captioned(coloured(picture(bitmap), 3), text, bitmap.relative_to(root).parts[0]))
+    return captioned
 
 
 def emoji() -> list[Captioned]:
@@ -64,13 +64,13 @@ def emoji() -> list[Captioned]:
 def _drawn(path: Path) -> list[tuple[str, Any]]:
     pil, draw = pillow(), pillow("PIL.ImageDraw")
     font = pillow("PIL.ImageFont").truetype(str(path), SIZE)
-    found = []
+    drawings = []
     for char in map(chr, range(0x80, 0x1FC00)):
         if unicodedata.category(char) in SYMBOLS and font.getmask(char, mode="RGBA").getbbox():
             canvas = pil.new("RGBA", font.getbbox(char)[2:], (255, 255, 255, 0))
             draw.Draw(canvas).text((0, 0), char, font=font, embedded_color=True)
-            found.append((char, coloured(canvas, 3)))
-    return found
+            drawings.append((char, coloured(canvas, 3)))
+    return drawings
 
 
 def split(pairs: list[Captioned], share: float = 0.1) -> tuple[list[Captioned], list[Captioned]]:

@@ -75,15 +75,15 @@ def weights(data: str | Path | Mapping[str, float]) -> dict[str, float]:
     """Sources and weights from a user's text (a source, or `a.txt=0.7,b.jsonl=0.3`) or mapping."""
     if isinstance(data, Mapping):
         if not data:
-            raise ValueError("data names no source")
+            raise ValueError("data is empty; name at least one source")
         return {str(name): float(weight) for name, weight in data.items()}
     name = str(data)
     if re.fullmatch(r"[^=,]+=[\d.e+-]+(,[^=,]+=[\d.e+-]+)*", name) and not Path(name).expanduser().exists():
         pairs = [pair.split("=") for pair in name.split(",")]
-        given = {source: float(weight) for source, weight in pairs}
-        if len(given) < len(pairs):
+        by_source = {source: float(weight) for source, weight in pairs}
+        if len(by_source) < len(pairs):
             raise ValueError(f"data={name!r} names a source twice")
-        return given
+        return by_source
     return {name: 1.0}
 
 
@@ -100,8 +100,8 @@ def read(
     """
     wanted = weights(data)
     shares(tuple(wanted.values()))
-    found = [(find(name), weight) for name, weight in wanted.items()]
-    return [Text(source, dict(fields or {}), w, _scanned(source, dict(fields or {}), folder)) for source, w in found]
+    sources = [(find(name), weight) for name, weight in wanted.items()]
+    return [Text(source, dict(fields or {}), w, _scanned(source, dict(fields or {}), folder)) for source, w in sources]
 
 
 def _scanned(source: Source, fields: dict[str, str], folder: str | Path | None) -> Scan:
@@ -131,7 +131,8 @@ def _scan(source: Source, fields: dict[str, str], key: str) -> Scan:
         (bigram.predict if held_out else bigram.count)(gap + text.encode("utf-8", "surrogatepass"))
     if not bigram.predicted or not bigram.counted:
         raise ValueError(
-            f"{source.name} has {total} characters: what is trained on or what is held out would be empty; give more"
+            f"{source.name} has {total} characters: its training part or its held-out part would be empty; use a "
+            "longer text"
         )
     return Scan(key, at, last + 1, bigram.predicted, bigram.bits / bigram.predicted)
 
@@ -211,10 +212,10 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """A digest of ids and weights, by which a resumed run checks that its data is the same."""
-        said = [
+        parts = [
             (p.train.fingerprint, p.held_out.fingerprint, shares(self._weights)[i]) for i, p in enumerate(self.parts)
         ]
-        return hashlib.sha256(repr([(a, b, int(c)) for a, b, c in said]).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr([(a, b, int(c)) for a, b, c in parts]).encode()).hexdigest()[:16]
 
     @property
     def _weights(self) -> tuple[float, ...]:

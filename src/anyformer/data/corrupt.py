@@ -48,7 +48,7 @@ class Masking:
     def __post_init__(self) -> None:
         _share("rate", self.rate)
         if self.starts is not None and self.starts.shape != (self.vocab,):
-            raise ValueError(f"starts must say for each of {self.vocab} ids whether it begins a word")
+            raise ValueError(f"starts must hold for each of {self.vocab} ids whether it begins a word")
         if len(self.ordinary) == 0:
             raise ValueError("every token is special; nothing can be hidden")
 
@@ -110,9 +110,7 @@ def pair(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> Pair:
     Shapes: (L,), (L,). Raises: ValueError for fewer than 2 tokens, or two lengths.
     """
     if len(here) != len(there) or len(here) < 2:
-        raise ValueError(
-            f"a pair is made of two windows of one length, at least 2 tokens; got {len(here)} and {len(there)}"
-        )
+        raise ValueError(f"a pair needs two windows of one length, at least 2 tokens; got {len(here)} and {len(there)}")
     cut, label = int(rng.integers(1, len(here))), int(rng.integers(2))
     second = there[: len(here) - cut] if label else here[cut:]
     return Pair(here[:cut], second, label if not np.array_equal(second, here[cut:]) else 0)  # it may be the same text
@@ -177,8 +175,8 @@ class Spans:
         hidden, spans = self.counts(len(ids))
         if spans > len(self.sentinels):
             raise ValueError(
-                f"{len(ids)} tokens have {spans} hidden spans, and there are {len(self.sentinels)} sentinels; "
-                "give shorter texts or more sentinels"
+                f"{len(ids)} tokens have {spans} hidden spans, and there are {len(self.sentinels)} sentinels; use "
+                "shorter texts or more sentinels"
             )
         kept, gone = _cut(len(ids) - hidden, spans, rng), _cut(hidden, spans, rng)
         ends = np.stack((kept, gone), 1).ravel().cumsum()  # kept, hidden, kept, hidden …

@@ -47,7 +47,7 @@ def _fetch(home: Path, package: str, wanted: str, terms: str) -> None:
             (target / name[0]).parent.mkdir(parents=True, exist_ok=True)
             (target / name[0]).write_bytes(content)
         if not target.exists():
-            raise OSError(f"{held.name} holds no file {wanted!r}: it is another version than was looked at")
+            raise OSError(f"{held.name} holds no file {wanted!r}: the version of the package differs")
         os.rename(target, home)
 
 
@@ -64,7 +64,7 @@ def download(package: str, terms: str, folder: Path, todo: str) -> Path:
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise OSError(
-                f"this data is the Debian package {package}, and there is no {program} here. What to do: {todo}"
+                f"this data is the Debian package {package}, and {program} is not installed. What to do: {todo}"
             )
     print(f"fetching {package} with apt [{terms}]", file=sys.stderr, flush=True)
     done = subprocess.run(
@@ -72,8 +72,8 @@ def download(package: str, terms: str, folder: Path, todo: str) -> Path:
     )
     files = list(folder.glob("*.deb"))
     if done.returncode or len(files) != 1:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise OSError(f"apt could not fetch {package}: {said}. `apt-get update` may help")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise OSError(f"apt could not fetch {package}: {reason}. `apt-get update` may help")
     return files[0]
 
 

@@ -38,29 +38,31 @@ def examples(rows: Iterable[Row], where: str) -> Iterator[Example]:
     first = None
     for number, row in enumerate(rows, 1):
         try:
-            found = _episode(row)
-            kind = found["states"].shape[1:], found["actions"].shape[1:], found["actions"].dtype.kind
+            episode = _episode(row)
+            kind = episode["states"].shape[1:], episode["actions"].shape[1:], episode["actions"].dtype.kind
             first = first or kind
             if kind != first:
-                raise ValueError(f"its steps are {_told(*kind)}, and those of the first episode {_told(*first)}")
+                raise ValueError(f"its steps have {_told(*kind)}; those of the first episode have {_told(*first)}")
         except ValueError as error:
             raise ValueError(f"{where}, episode {number}: {error}") from None
-        yield {name: value.reshape(-1) for name, value in found.items()}
+        yield {name: value.reshape(-1) for name, value in episode.items()}
 
 
 def _episode(row: Row) -> Example:
     states, actions, rewards = (_array(name, row[name]) for name in COLUMNS)
     lengths = {name: len(value) for name, value in zip(COLUMNS, (states, actions, rewards), strict=True)}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise ValueError(f"every step has a state, an action and a reward, and there are {said}; drop a last state")
+        counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise ValueError(f"every step needs a state, an action and a reward; got {counts}; drop a last state")
     if states.ndim != 2 or rewards.ndim != 1 or actions.ndim > 2:
         shapes = f"{states.shape}, {actions.shape} and {rewards.shape}"
         raise ValueError(f"states, actions and rewards are {shapes}; expected (T, S), (T,) or (T, A), and (T,)")
     if actions.ndim == 1 and (actions.dtype.kind != "i" or actions.min() < 0):
-        raise ValueError("actions are single numbers, but no choices from 0 on; write a number as a list of one: [0.5]")
+        raise ValueError(
+            "actions are single numbers, but not choices from 0 on; write a number as a list of one: [0.5]"
+        )
     if actions.ndim == 2 and (actions == IGNORE).any():
-        raise ValueError(f"an action is {IGNORE}, which marks what is not learned; scale the actions")
+        raise ValueError(f"an action is {IGNORE}, which marks steps without loss; scale the actions")
     numbers = actions.astype(np.int64 if actions.ndim == 1 else np.float32)
     return {"states": states.astype(np.float32), "actions": numbers, "rewards": rewards.astype(np.float32)}
 
@@ -68,14 +70,14 @@ def _episode(row: Row) -> Example:
 def _array(name: str, value: Any) -> np.ndarray:
     """A list of numbers, or of lists of as many numbers."""
     try:
-        found = np.array(value)
+        array = np.array(value)
     except ValueError:
-        found = np.array(None)
-    if found.dtype.kind not in "if" or not found.ndim or not found.size:
+        array = np.array(None)
+    if array.dtype.kind not in "if" or not array.ndim or not array.size:
         raise ValueError(f"{name} must be numbers, or lists of as many numbers, one for each step; got {value!r:.60}")
-    if not np.isfinite(found).all():
+    if not np.isfinite(array).all():
         raise ValueError(f"{name} hold NaN or infinity")
-    return found
+    return array
 
 
 def _told(state: tuple[int, ...], action: tuple[int, ...], kind: str) -> str:
@@ -109,11 +111,11 @@ class Episodes:
 
     def whole(self, episode: int) -> Steps:
         """An episode from its first step to its last."""
-        found = self.store[int(self.numbers[episode])]
-        count = len(found["rewards"])
-        states, actions = found["states"].reshape(count, -1), found["actions"]
+        stored = self.store[int(self.numbers[episode])]
+        count = len(stored["rewards"])
+        states, actions = stored["states"].reshape(count, -1), stored["actions"]
         actions = actions if actions.dtype.kind == "i" else actions.reshape(count, -1)
-        return Steps(states, actions, returns_to_go(found["rewards"]))
+        return Steps(states, actions, returns_to_go(stored["rewards"]))
 
     def window(self, number: int, length: int) -> Steps:
         """Up to `length` steps of an episode, from step `number` of all steps."""

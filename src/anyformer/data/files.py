@@ -42,7 +42,7 @@ def chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(READ):
                 yield chunk
         except errors as error:
-            raise ValueError(f"{path} is damaged: {error}. Make or fetch it again") from None
+            raise ValueError(f"{path} is damaged: {error}. Create or fetch it again") from None
 
 
 def _zst(raw: IO[bytes], path: Path) -> tuple[Any, type[BaseException]]:

@@ -41,9 +41,9 @@ class Mixture:
             raise ValueError(f"a mixture needs one weight a source: {len(self.sources)} and {len(self.weights)}")
         shares(self.weights)
 
-    def given(self, row: int) -> list[int]:
+    def rows_before(self, row: int) -> list[int]:
         """The number of rows of each source before row `row`."""
-        return given(self.weights, self.seed, row)
+        return rows_before(self.weights, self.seed, row)
 
     def rows(self, first: int, count: int) -> Batch:
         """The rows `first`, …, as a batch, in order."""
@@ -53,13 +53,13 @@ class Mixture:
                 continue
             part = self.sources[i].rows(before, len(places))
             if whole and {k: v.shape[1:] for k, v in part.items()} != {k: v.shape[1:] for k, v in whole.items()}:
-                raise ValueError(f"source {i} of the mixture gives other names or shapes than those before it")
+                raise ValueError(f"source {i} of the mixture has other names or shapes than the sources before it")
             for name, value in part.items():
                 whole.setdefault(name, value.new_empty(count, *value.shape[1:]))[torch.from_numpy(places)] = value
         return whole
 
 
-def given(weights: tuple[float, ...], seed: int, row: int) -> list[int]:
+def rows_before(weights: tuple[float, ...], seed: int, row: int) -> list[int]:
     """The number of rows of each source of a mixture before row `row`."""
     share, order = shares(weights), _order(weights, seed, row // BLOCK)
     here = np.bincount(order[: row % BLOCK], minlength=len(share))
@@ -71,7 +71,7 @@ def picked(weights: tuple[float, ...], seed: int, first: int, count: int) -> lis
     numbers = np.arange(first, first + count)
     blocks = {int(b): _order(weights, seed, int(b)) for b in np.unique(numbers // BLOCK)}
     chosen = np.array([blocks[n // BLOCK][n % BLOCK] for n in numbers.tolist()], np.int64)  # (count,)
-    return [(before, np.flatnonzero(chosen == i)) for i, before in enumerate(given(weights, seed, first))]
+    return [(before, np.flatnonzero(chosen == i)) for i, before in enumerate(rows_before(weights, seed, first))]
 
 
 @functools.cache
@@ -82,13 +82,13 @@ def shares(weights: tuple[float, ...]) -> np.ndarray:
         ValueError: for a weight that is not above 0, or less than a thousandth of all.
     """
     if not all(0 < w < float("inf") for w in weights):
-        raise ValueError(f"weights must be above 0, got {', '.join(map(str, weights))}; leave out what is not wanted")
+        raise ValueError(f"weights must be above 0, got {', '.join(map(str, weights))}; leave out unwanted sources")
     exact = np.array(weights) / sum(weights) * BLOCK
     share = np.floor(exact).astype(np.int64)
     share[np.argsort(share - exact, kind="stable")[: BLOCK - share.sum()]] += 1
     if (share < 1).any():
         small = weights[int(share.argmin())]
-        raise ValueError(f"the weight {small} is less than a thousandth of the sum, {sum(weights)}; give it more")
+        raise ValueError(f"the weight {small} is less than a thousandth of the sum, {sum(weights)}; raise it")
     return share
 
 

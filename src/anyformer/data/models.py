@@ -48,7 +48,7 @@ def find(name: str) -> Path | str:
     if kind(name) == "recipe":
         raise ValueError(f"{name} is a recipe, without weights: `anyformer train --model {name}` trains it")
     if kind(name) == "config":
-        raise ValueError(f"{name} describes a model and holds no weights; give the folder that holds both")
+        raise ValueError(f"{name} describes a model without weights; pass the folder that holds both")
     if path.exists():
         return last(path)
     if name in sources.SOURCES:
@@ -58,7 +58,7 @@ def find(name: str) -> Path | str:
     beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
     near = [str(path.parent / p.name) if path.parent != Path() else p.name for p in beside]
     hint = nearest(name, [*near, *sources.SOURCES, *names()])
-    raise FileNotFoundError(f"no model {name!r}{hint}; `anyformer ls` lists what there is")
+    raise FileNotFoundError(f"no model {name!r}{hint}; `anyformer ls` lists models")
 
 
 def last(path: Path) -> Path:

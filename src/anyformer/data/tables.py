@@ -25,8 +25,10 @@ def jsonl(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            said = error.msg if isinstance(error, json.JSONDecodeError) else "too deeply nested"
-            what = "a JSON array over several lines" if number == 1 and line.lstrip()[0] == "[" else f"not JSON: {said}"
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deeply nested"
+            what = (
+                "a JSON array over several lines" if number == 1 and line.lstrip()[0] == "[" else f"not JSON: {reason}"
+            )
             raise ValueError(f"{path}, line {number} is {what}. {_ONE}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number} is a {type(row).__name__}, not an object. {_ONE}")
@@ -92,15 +94,15 @@ def classes(root: Path, paths: Sequence[Path]) -> list[str]:
     """
     below = [path.relative_to(root).parts for path in paths]
     if flat := next((path for path, parts in zip(paths, below, strict=True) if len(parts) < 2), None):
-        raise ValueError(f"{flat} lies in no class folder; images are read from {root}/CLASS/NAME")
+        raise ValueError(f"{flat} is not in a class folder; images are read from {root}/CLASS/NAME")
     return [parts[0] for parts in below]
 
 
 def images(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Rows of `root/class/name.png`: image (PIL, RGB), label (index of the class among the sorted ones), class."""
-    found = classes(root, paths)
-    names = sorted(set(found))
-    for path, name in zip(paths, found, strict=True):
+    folders = classes(root, paths)
+    names = sorted(set(folders))
+    for path, name in zip(paths, folders, strict=True):
         yield {"image": coloured(picture(path), 3), "label": names.index(name), "class": name}
 
 
@@ -109,7 +111,7 @@ def arrow(folder: Path) -> Iterator[dict[str, Any]]:
     datasets = module("datasets", "a saved data set")
     if (folder / "dataset_dict.json").exists():
         splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-        raise ValueError(f"{folder} holds several data sets: {splits}; give one of them, e.g. {folder}/train")
+        raise ValueError(f"{folder} holds several data sets: {splits}; choose one, e.g. {folder}/train")
     try:
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:  # any error of a damaged Arrow file
@@ -128,8 +130,8 @@ def hub(name: str) -> Iterator[dict[str, Any]]:
     try:
         rows = datasets.load_dataset(path, config, split=split or "train", streaming=True)
     except Exception as error:  # of the network, the hub, the loader: `datasets` raises many kinds
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"the data set hub:{name} cannot be opened: {type(error).__name__}: {said}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the data set hub:{name} cannot be opened: {type(error).__name__}: {reason}") from None
     yield from rows
 
 

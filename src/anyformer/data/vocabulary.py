@@ -52,7 +52,7 @@ def make(texts: Iterable[str], kind: Kind = "bpe", vocab: int = 8192, special: S
 
 def _small(vocab: int, least: str) -> ValueError:
     return ValueError(
-        f"vocab={vocab} is too small: the characters of the text and the special tokens alone are {least}; give at "
+        f"vocab={vocab} is too small: the characters of the text and the special tokens alone are {least}; use at "
         "least that, or kind='bpe', which needs 257"
     )
 
@@ -144,7 +144,7 @@ def train_tokenizer(
         ValueError: see `make`; for data that cannot be read, and for a folder that has another tokenizer.
     """
     if Tokenizer.exists(out):
-        raise ValueError(f"{out} has a tokenizer already, and nothing is overwritten; choose another folder")
+        raise ValueError(f"{out} has a tokenizer already, which is not overwritten; choose another folder")
     sources = list(corpus.weights(data))
     each = corpus.TOKENIZER_CHARACTERS // len(sources)
     pieces = (t for name in sources for t in corpus.beginning((t for _, t in records.texts(name, fields)), each))

@@ -75,7 +75,7 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
     """
     path = Path(path)
     if path.suffix != ".pt2":
-        raise ValueError(f"PyTorch reads such programs from files that end in .pt2; got {path}")
+        raise ValueError(f"PyTorch reads exported programs from files that end in .pt2; got {path}")
     example = inputs(model) if example is None else dict(example)
     _check(model, example)
     training = model.training
@@ -125,14 +125,14 @@ def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
             first, second = max(2, first), max(2, second)
         else:
             first = min(first, model.context or first)
-        found = {entrance.prefix + n: t for n, t in front.example(batch, (first, second), noise).items()}
+        inputs = {entrance.prefix + n: t for n, t in front.example(batch, (first, second), noise).items()}
         if entrance.mask is not None:
             length = front.units(front.example(batch, (first, second), noise))
             keep = torch.ones(batch, length, dtype=torch.long)
             keep[0, : length // 3] = 0
             keep[-1, length - length // 4 :] = 0
-            found[entrance.mask] = keep
-        made |= {name: t.to(like.device if reads[name].ids else like) for name, t in found.items()}
+            inputs[entrance.mask] = keep
+        made |= {name: t.to(like.device if reads[name].ids else like) for name, t in inputs.items()}
     return model.complete(made)
 
 
@@ -193,14 +193,14 @@ def _compared(model: nn.Module, program: ExportedProgram, names: tuple[str, ...]
     run, most = program.module(), 0.0
     for size in CHECKED:
         every = _every(model, *size)
-        given = {name: every[name] for name in names}
-        ours, theirs = model(**given), run(**given)
+        inputs = {name: every[name] for name in names}
+        ours, theirs = model(**inputs), run(**inputs)
         for name, tensor in ours.items():
             differs = float((tensor.double() - theirs[name].double()).abs().max())
             allowed = math.sqrt(torch.finfo(tensor.dtype).eps) * max(1.0, float(tensor.abs().max()))
             if not differs <= allowed:  # also when it is NaN
-                shapes = {n: tuple(t.shape) for n, t in given.items()}
-                off = f"{differs:.2e} from the model's, allowed is {allowed:.1e}"
+                shapes = {n: tuple(t.shape) for n, t in inputs.items()}
+                off = f"{differs:.2e} from the model's; allowed: {allowed:.1e}"
                 raise ValueError(f"the exported {name!r} is {off}, on {shapes}; nothing was written")
             most = max(most, differs)
     return most

@@ -74,7 +74,7 @@ def attention_picture(
         seen = [
             (name, weights[0, -cells[0] * cells[1] :].view(cells)) for kind in maps.values() for name, weights in kind
         ]
-        draw_image(arguments[model.takes][0], seen, f"{title}\nwhat the class token sees", path)
+        draw_image(arguments[model.takes][0], seen, f"{title}\nattention of the class token", path)
     else:
         draw_maps({k: [_panel(k, m, axes) for m in kind] for k, kind in maps.items()}, title, path)
     return path
@@ -89,7 +89,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
             kinds.setdefault(re.sub(r"\d+", "*", name), {})[int(number[0]) if number else 0] = name
     if not kinds:
         mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
-        raise ValueError(f"this model has no attention to look at; its mixers are {', '.join(mixers)}")
+        raise ValueError(f"this model has no attention to draw; its mixers are {', '.join(mixers)}")
     chosen = {}
     for kind, layers in kinds.items():
         numbers = list(layers)
@@ -102,7 +102,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
             chosen[kind] = [layers[n] for n in numbers]
     if not chosen:
         there = ", ".join(str(n) for n in sorted({n for layers in kinds.values() for n in layers}))
-        raise ValueError(f"there is no attention in layer {layer}; it is in the layers {there}")
+        raise ValueError(f"layer {layer} has no attention; layers with attention: {there}")
     return chosen
 
 
@@ -125,7 +125,7 @@ def _inputs(model: Any, tokenizer: Any, inputs: Any, answer: Any) -> tuple[dict[
         places = [str(n) if n % (1 + count // PLACES) == 0 else "" for n in range(count)]
         return named, {"source": places, "target": labels(tokenizer, target), "first": 0}
     if answer is not None and not model.generates:
-        raise ValueError("this model reads both ways and does not answer; leave answer out")
+        raise ValueError("this model is bidirectional and writes no answer; leave answer out")
     ids = _ids(tokenizer, inputs, special=True)
     device = next(model.parameters()).device
     if model.reads_source:
@@ -143,14 +143,14 @@ def _inputs(model: Any, tokenizer: Any, inputs: Any, answer: Any) -> tuple[dict[
 def _target(model: Any, tokenizer: Any, answer: Any) -> list[int]:
     """The ids of the target of an encoder-decoder."""
     if answer is None:
-        raise ValueError("an encoder-decoder looks at the source while it writes; give answer=, the target")
+        raise ValueError("an encoder-decoder attends to the source while it writes; pass answer=, the target")
     return [model.begin_id, *_ids(tokenizer, answer, special=False)]
 
 
 def _ids(tokenizer: Any, value: Any, special: bool) -> list[int]:
     if isinstance(value, str):
         if tokenizer is None:
-            raise ValueError("this model has no tokenizer; give token ids instead of a text")
+            raise ValueError("this model has no tokenizer; pass token ids instead of a text")
         value = tokenizer.encode(value, special=special)
     ids = [int(i) for i in (value.flatten() if isinstance(value, Tensor) else value)]
     if not 0 < len(ids) <= LONGEST:
@@ -163,7 +163,7 @@ def _heads(path: str, weights: Tensor, layer: int | None, head: int | None) -> l
     number, count = (re.search(r"\d+", path) or ["0"])[0], len(weights)
     if head is not None:
         if not -count <= head < count:
-            raise ValueError(f"there is no head {head}; layer {number} has the heads 0 to {count - 1}")
+            raise ValueError(f"no head {head}; layer {number} has the heads 0 to {count - 1}")
         return [(f"layer {number}, head {head % count}", weights[head].float().cpu())]
     if layer is None:
         return [(f"layer {number}, mean of {count} heads", weights.float().mean(0).cpu())]

@@ -106,7 +106,7 @@ def _mask(mask: Mask) -> str:
     cells = "".join(
         f'<rect x="{k}" y="{q}" width="1" height="1"/>' for q, row in enumerate(seen) for k, on in enumerate(row) if on
     )
-    share = f"{mask.kept(1024):.1%} of the pairs of 1,024 tokens; drawn over {size}: rows ask, columns are seen"
+    share = f"{mask.kept(1024):.1%} of the pairs of 1,024 tokens; drawn over {size}: rows are queries, columns keys"
     return (
         f"<code>{escaping.escape(repr(mask))}</code><p>{share}</p>"
         f'<svg width="240" height="240" viewBox="0 0 {size} {size}" shape-rendering="crispEdges" fill="#6b9bd1">'

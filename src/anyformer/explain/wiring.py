@@ -302,7 +302,7 @@ def _mask(canvas: Canvas, x: float, y: float, path: str, mask: Mask, size: int) 
     canvas.axes.imshow(picture, cmap="Blues", vmin=0, vmax=1.6, extent=(x, x + high, y + high, y), zorder=2)
     canvas.path([(x, y), (x + high, y), (x + high, y + high), (x, y + high), (x, y)])
     canvas.axes.text(
-        x, y + high + 0.1, f"{size} tokens: rows ask, columns are seen", fontsize=6, color=FAINT, va="center"
+        x, y + high + 0.1, f"{size} tokens: rows are queries, columns keys", fontsize=6, color=FAINT, va="center"
     )
     return canvas.reach(x + max(high, 2.4), y + high + 0.15)
 

@@ -82,7 +82,7 @@ def rollout(
     if temperature < 0 or episodes < 1:
         raise ValueError(f"temperature={temperature} must be at least 0, episodes={episodes} at least 1")
     if processor.return_scale is None and target is not None:
-        raise ValueError(f"the model was taught without returns, so none can be asked for; got target={target}")
+        raise ValueError(f"the model was trained without returns, so it takes no target; got target={target}")
     if processor.return_scale is not None and target is None:
         target = processor.best_return
     was, make = model.training, named(env) if isinstance(env, str) else env
@@ -149,10 +149,12 @@ def checked(model: Any) -> TrajectoryProcessor:
         ValueError: if it cannot, or lacks the statistics of its training states.
     """
     if model.takes != "states":
-        raise ValueError(f"the model reads {model.takes} and takes no actions; `anyformer train --task act` makes one")
+        raise ValueError(
+            f"the model reads {model.takes} and does not act; `anyformer train --task act` trains one that does"
+        )
     if model.processor is None:
         raise ValueError(
-            "the model has no processor: means of states and the scale of returns are no part of published files. Set "
+            "the model has no processor: published files lack the means of states and the scale of returns. Set "
             "model.processor = anyformer.hub.processors.TrajectoryProcessor(…) with those that it was trained with"
         )
     return model.processor
@@ -167,7 +169,7 @@ def named(name: str) -> Callable[[], Any]:
     try:
         import gymnasium
     except ImportError:
-        raise ImportError(f"the environment {name!r} is one of gymnasium: pip install 'anyformer[act]'") from None
+        raise ImportError(f"the environment {name!r} needs gymnasium: pip install 'anyformer[act]'") from None
     try:
         spec = gymnasium.spec(name)
         gymnasium.make(spec).close()

@@ -97,7 +97,7 @@ def search(model: Any, prompts: list[list[int]], options: Options) -> list[Hypot
         best, places = totals.topk(min(width, totals.shape[1]))  # (P, N), best first
         if not bool(best[:, 0].isfinite().all()):
             raise ValueError(
-                f"the scores for new token {count - 1} are not finite (NaN or infinite); are the weights whole?"
+                f"the scores for new token {count - 1} are not finite (NaN or infinite); are the weights damaged?"
             )
         parents, tokens = places // scores.shape[1], places % scores.shape[1]
         rows = [

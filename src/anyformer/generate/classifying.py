@@ -35,7 +35,7 @@ def classify(
         return _alike(model, items, labels, template, batch)
     if labels is not None:
         raise ValueError(
-            "labels are for a model of two towers (CLIP); this one has classes of its own; leave labels out"
+            "labels are for a model with two towers (CLIP); this one has its own classes; leave labels out"
         )
     ranking: list[dict[str, float]] = []
     with evaluating(model):
@@ -43,8 +43,8 @@ def classify(
             logits = model(**inputs_of(model, items[at : at + batch])).heads.get("classes")
             if logits is None or logits.ndim != 2:
                 raise ValueError(
-                    f"{type(model).__name__} has no head of classes for a whole item; `anyformer finetune` on rows "
-                    "with a label makes one"
+                    f"{type(model).__name__} has no classification head; `anyformer finetune` on rows with a label "
+                    "adds one"
                 )
             names = names_of(model, logits.shape[-1])
             ranking += [ranked(names, row) for row in logits.float().softmax(-1).tolist()]

@@ -69,7 +69,7 @@ class Decoding:
         chosen = list(zip(self.rows, tokens.tolist(), strict=True))
         if any(token < 0 for _, token in chosen):
             raise ValueError(
-                f"the scores for new token {self.count} are not finite (NaN or infinite); are the weights whole?"
+                f"the scores for new token {self.count} are not finite (NaN or infinite); are the weights damaged?"
             )
         self.count += 1
         if self.count == self.options.max_new_tokens:

@@ -76,7 +76,7 @@ def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[i
     if lengths:
         warnings.warn(
             f"{len(lengths)} of {len(texts)} texts are longer than {limit} tokens (the longest has {max(lengths)}): "
-            "what comes after is not in their vectors; split them",
+            "their vectors ignore the rest; split them",
             stacklevel=4,
         )
     return rows
@@ -102,9 +102,9 @@ def pictured(model: Any, items: Sequence[Any]) -> bool:
         return True
     if not reads or (not sees and texts < len(items)):
         what = "text" if reads else ", ".join(model.inputs())
-        raise ValueError(f"this model reads {what}, and got {type(items[0]).__name__}: {items[0]!r:.60}")
+        raise ValueError(f"this model reads {what}; got {type(items[0]).__name__}: {items[0]!r:.60}")
     if 0 < texts < len(items):
-        raise ValueError(f"{texts} of {len(items)} items are texts, the others pictures; give one kind at a time")
+        raise ValueError(f"{texts} of {len(items)} items are texts, the others pictures; pass one kind at a time")
     return not texts
 
 
@@ -114,8 +114,8 @@ def inputs_of(model: Any, items: Sequence[Any]) -> dict[str, Tensor]:
     if pictured(model, items):
         if model.processor is None:
             raise ValueError(
-                "the model has no processor, so nobody knows what it sees of a picture; put its "
-                "preprocessor_config.json into its folder, or set model.processor (anyformer.hub.processors)"
+                "the model has no processor, so the preprocessing of pictures is unknown; add its "
+                "preprocessor_config.json to its folder, or set model.processor (anyformer.hub.processors)"
             )
         return {name: value.to(like) for name, value in model.processor(list(items)).items()}
     ids, keep = padded(_encoded(model, items, model.context), like.device)

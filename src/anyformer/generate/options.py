@@ -56,12 +56,12 @@ class Options:
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
         if self.num_beams == 1 and (self.length_penalty != 1 or self.early_stopping):
-            raise ValueError("length_penalty and early_stopping are of a beam search: give num_beams, 2 or more")
+            raise ValueError("length_penalty and early_stopping are for a beam search: set num_beams to 2 or more")
         draws: dict[str, Any] = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
         draws |= {"min_p": self.min_p, "repetition_penalty": self.repetition_penalty, "seed": self.seed}
         if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
             raise ValueError(
-                f"a beam search takes the likeliest text and draws nothing: with num_beams={self.num_beams} "
+                f"a beam search takes the likeliest text and does not sample: with num_beams={self.num_beams} "
                 f"leave out {', '.join(drawing)}"
             )
 

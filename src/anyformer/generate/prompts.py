@@ -35,7 +35,7 @@ class Prompts:
         if items is None:
             raise ValueError(f"prompts must be a text, token ids, or several of them; got {type(given).__name__}")
         if not items:
-            raise ValueError("prompts is an empty list; give at least one prompt")
+            raise ValueError("prompts is an empty list; pass at least one prompt")
         tokenizer = tokenizer_of(model, "text prompts") if self.text else None
         source = model.reads_source  # read as in training: with the closing tokens of a source
         self.rows = [_ids(item, i, tokenizer, source) for i, item in enumerate(items)]
@@ -62,16 +62,14 @@ def check_generates(model: Any) -> None:
                 "`anyformer transcribe`"
             )
         raise ValueError(
-            f"{what} cannot generate: it sees its whole input at once and predicts no next token; give a decoder"
+            f"{what} cannot generate: it sees its whole input at once and predicts no next token; use a decoder"
         )
 
 
 def check_ids(model: Any, row: list[int], which: str = "") -> None:
     """Raises ValueError if a prompt is empty or has an id outside the vocabulary."""
     if not row:
-        raise ValueError(
-            f"prompt{which} is empty, there is nothing to continue; give at least one token, e.g. one that begins texts"
-        )
+        raise ValueError(f"prompt{which} is empty; pass at least one token, e.g. the one that begins texts")
     vocab = model.vocab
     for token in row:
         if not 0 <= token < vocab:
@@ -108,7 +106,7 @@ def tokenizer_of(model: Any, why: str) -> Any:
     """
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(
-            f"{why} need a tokenizer, and this model has none: give token ids, or set one: "
+            f"{why} need a tokenizer, and this model has none: pass token ids, or set one: "
             "model.tokenizer = anyformer.hub.text.tokenizer.Tokenizer.load(folder)"
         )
     return model.tokenizer
@@ -145,7 +143,7 @@ def _is_one(value: Any) -> bool:
 def _ids(item: Any, i: int, tokenizer: Any, source: bool) -> list[int]:
     if tokenizer is not None:
         if not isinstance(item, str):
-            raise ValueError(f"prompts mix text and others: prompt {i} is {type(item).__name__}")
+            raise ValueError(f"prompts must be all texts or all token ids: prompt {i} is {type(item).__name__}")
         return reading(tokenizer, item, ends=True).ids if source else tokenizer.encode(item)
     if isinstance(item, Tensor):
         if item.ndim != 1 or item.is_floating_point() or item.dtype == torch.bool:

@@ -35,8 +35,8 @@ class Rules:
         settings = settings_of(model)
         for key, value in unmet(settings).items():
             raise ValueError(
-                f"the model's files set {key}={value!r:.80}, which generate cannot do; "
-                f"load(..., ignore=[{key!r}]) goes without it"
+                f"the model's files set {key}={value!r:.80}, which generate does not support; load(..., "
+                f"ignore=[{key!r}]) ignores it"
             )
         rules = {key: settings[key] for key in RULES if settings.get(key) is not None}
         for key, value in rules.items():

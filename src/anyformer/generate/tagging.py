@@ -50,8 +50,8 @@ def tag(model: Any, texts: Sequence[str | Sequence[str]], batch: int = 32) -> li
             logits = model(input_ids=inputs, attention_mask=keep).heads.get("classes")
             if logits is None or logits.ndim != 3:
                 raise ValueError(
-                    f"{type(model).__name__} has no head of classes for each token; `anyformer finetune` on rows with "
-                    "words and labels makes one"
+                    f"{type(model).__name__} has no token classification head; `anyformer finetune` on rows with words "
+                    "and labels adds one"
                 )
             names = names_of(model, logits.shape[-1])
             for row, scores in enumerate(logits.float().softmax(-1).tolist()):  # (T, C)

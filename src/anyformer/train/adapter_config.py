@@ -42,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise refuse(path, "peft_type", "LORA", config.get("peft_type"))
     for key, value in config.items():
         if key not in READ | QUIET and value not in (None, False, "none", [], {}):
-            raise refuse(path, key, "nothing: it is not known here, and may change the function", value)
+            raise refuse(path, key, "no value: the key is unknown and may change the function", value)
     if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
         raise refuse(
             path,
@@ -107,7 +107,7 @@ def compare(
         lost = [name for name in wanted if name not in parts]
         if lost and len(lost) == len(wanted):
             raise ValueError(
-                f"{where}: {CONFIG} adapts {target!r}, and {WEIGHTS} has no tensor of it; the file lost some"
+                f"{where}: {CONFIG} adapts {target!r}, but {WEIGHTS} has no tensor of it; the file is incomplete"
             )
         if lost:
             warnings.warn(
@@ -117,7 +117,7 @@ def compare(
         wanted = [name for name in modules if _is(name, target)]
         if wanted and not any(_is(name.rpartition(".")[0], target) or f".{target}." in f".{name}" for name in beside):
             raise ValueError(
-                f"{where}: {CONFIG} saves {target!r} whole, and {WEIGHTS} has no tensor of it; the file lost some"
+                f"{where}: {CONFIG} saves {target!r} whole, but {WEIGHTS} has no tensor of it; the file is incomplete"
             )
 
 
@@ -128,7 +128,7 @@ def _is(name: str, target: str) -> bool:
 
 def account(config: Mapping[str, Any]) -> list[Line]:
     """The ledger of the keys of adapter_config.json."""
-    why = "the tensors say it themselves, or it only matters while an adapter is made"
+    why = "read from the tensors, or used only when an adapter is created"
     return [
         Line(key, value, *(("used", "how the adapter is read") if key in READ else ("ignored", why)))
         for key, value in config.items()

@@ -77,10 +77,10 @@ class Words:
 def words(model: Any) -> Words:
     """The published names of a model, whatever was rewritten in it; ours, if nobody published it."""
     ours = list(pages.empty(model.recipe).state_dict())
-    found = hub_for(model)
-    if found is None:
+    published = hub_for(model)
+    if published is None:
         return Words([Link((name,), (name,)) for name in ours], "", None)
-    hub, architecture, _ = found
+    hub, architecture, _ = published
     table = links(hub.weights(model.config), ours)
     task = next((task for end, task in TASKS.items() if architecture.endswith(end)), None)
     tied = tuple(link for link in table if link.tied)
@@ -131,9 +131,7 @@ def contents(model: Any, base: str = "") -> tuple[dict[str, Any], dict[str, Tens
         if len(paths) > 1:
             stacked[name] = each
     if left:
-        raise ValueError(
-            f"the published files have no matrix of its own for {sorted(left)[0]}; leave it out of targets"
-        )
+        raise ValueError(f"the published files have no separate matrix for {sorted(left)[0]}; leave it out of targets")
     modules = _learned_beside(model, published, tensors)
     task = (
         published.task if modules or published.task not in ("SEQ_CLS", "TOKEN_CLS") else None
@@ -173,7 +171,7 @@ def restore(model: Any, folder: Path, world: World) -> bool:
         return False
     file, ours = SafeTensors(inside(folder, LEARNED)), {n: p for n, p in model.named_parameters() if p.requires_grad}
     for name in sorted(set(ours) ^ set(file.names())):
-        raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'does not learn in this model'}")
+        raise ValueError(f"{folder}: {name!r} {'is missing' if name in ours else 'is not trained in this model'}")
     for name, tensor in world.shard({name: file.get(name) for name in ours}, dict(ours)).items():
         ours[name].copy_(tensor)
     return True
@@ -214,7 +212,9 @@ def _learned_beside(model: Any, published: Words, tensors: dict[str, Tensor]) ->
             continue
         module, _, last = published.name(link).rpartition(".")
         if last not in ("weight", "bias") or len(link.theirs) > 1 or f"{PREFIX}{module}.lora_A.weight" in tensors:
-            raise ValueError(f"{link.ours[0]} learns beside the adapters, and PEFT's files can hold whole modules only")
+            raise ValueError(
+                f"{link.ours[0]} is trained beside the adapters, and PEFT's files can hold only whole modules"
+            )
         modules += [] if module in modules else [module]
     for link in (*published.table, *published.tied):
         if published.name(link).rpartition(".")[0] in modules:
@@ -241,7 +241,7 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
         raise ValueError("the model has adapters already; lora.merge(model) first")
     if not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
         raise FileRefused(
-            f"{folder}: the adapters are a pickle ({PICKLE}), which can carry code; convert it to {WEIGHTS}"
+            f"{folder}: the adapters are a pickle ({PICKLE}), which can run code; convert it to {WEIGHTS}"
         )
     config, file = read_config(folder), SafeTensors(inside(folder, WEIGHTS))
     published, stacked = words(model), _ranks(file)
@@ -263,9 +263,7 @@ def read(model: Any, folder: str | Path) -> dict[str, LoraLinear]:
     made: dict[str, LoraLinear] = {}
     for name, tensors in parts.items():
         if name not in places:
-            raise ValueError(
-                f"{folder}: the model has no place for an adapter at {name!r}{nearest(name, list(places))}"
-            )
+            raise ValueError(f"{folder}: the model cannot take an adapter at {name!r}{nearest(name, list(places))}")
         paths = [o.removesuffix(".weight") for o in places[name].ours]
         layers = [model.get_submodule(path) for path in paths]
         each = _apart(f"{folder}: {name}", layers, tensors, config, alpha_of(config, name), stacked.get(name))
@@ -357,18 +355,18 @@ def _whole_modules(model: Any, published: Words, beside: dict[str, Tensor], fold
         both = [beside[name] for name in (main, other) if name in beside]
         if len(both) == 1 or (len(both) == 2 and not torch.equal(*both)):
             raise ValueError(
-                f"{folder}: {main!r} and {other!r} are one weight in this model, and the adapter learned one of them "
-                "apart from the other; load the model with tied=False, which makes two of them"
+                f"{folder}: {main!r} and {other!r} are one weight in this model, and the adapter trained one without "
+                "the other; load the model with tied=False, which separates them"
             )
         if other in beside:
             beside.setdefault(main, beside[other])
             del beside[other]
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in beside.items():
         if name not in table:
-            raise ValueError(f"{folder}: tensor {name!r} has no place in the model{nearest(name, list(table))}")
+            raise ValueError(f"{folder}: tensor {name!r} is not in the model{nearest(name, list(table))}")
         if any(o not in ours for o in table[name].ours):
             raise ValueError(f"{folder}: {name!r} is held in 4 bits in this model; load it without")
         shapes = [tuple(ours[o].shape) for o in table[name].ours]
-        found |= dict(zip(table[name].ours, table[name].read([tensor], shapes), strict=True))
-    return found
+        tensors |= dict(zip(table[name].ours, table[name].read([tensor], shapes), strict=True))
+    return tensors

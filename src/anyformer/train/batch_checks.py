@@ -15,7 +15,7 @@ def nothing_counts(step: int, first: bool, observer: Observer) -> None:
     Raises:
         ValueError: at the first step; at later ones the observer gets a message.
     """
-    problem = f"step {step + 1}: no label counts, all are {IGNORE}"
+    problem = f"step {step + 1}: every label is {IGNORE}, so none counts"
     if first:
         raise ValueError(f"{problem}, so there is nothing to learn: was the counted part cut off?")
     observer.message(f"{problem}; nothing is learned from it")
@@ -26,8 +26,8 @@ def across(objective: Objective, accumulate: int) -> None:
     if accumulate > 1 and getattr(objective, "across", False):
         raise ValueError(
             f"accumulate={accumulate}: {type(objective).__name__} compares every row of a batch with every other one, "
-            f"and rows of other batches would be missing from the negatives. Make the batch {accumulate} times as "
-            "large; activation_checkpointing=['**.blocks.*'] makes room for it, and so do more processes"
+            f"and rows of other batches would be missing from the negatives. Use a batch {accumulate} times as large; "
+            "activation_checkpointing=['**.blocks.*'] or more processes make room for it"
         )
 
 
@@ -35,7 +35,7 @@ def check(batch: Batch, objective: Objective) -> None:
     """Raises ValueError for a batch that would train silently on nonsense, or fail with an unclear error."""
     if "labels" not in batch:
         raise ValueError(
-            f"a batch needs labels, and has {', '.join(batch)}; for a causal model: objectives.next_tokens(input_ids)"
+            f"a batch needs labels; it has {', '.join(batch)}; for a causal model: objectives.next_tokens(input_ids)"
         )
     for name, value in batch.items():
         if not isinstance(value, torch.Tensor):

@@ -119,7 +119,7 @@ class Run:
             return self._given(Path(str(resume)).expanduser(), last)
         if held:
             content = f"a run, up to {last.name}" if last else f"other files ({', '.join(sorted(held)[:3])})"
-            why = "nothing is overwritten. Choose another out, or resume=true"
+            why = "it is not overwritten. Choose another out, or resume=true"
             raise ValueError(f"{self.folder} holds {content}: {why}")
         return None if word in ("false", "auto") else self._given(Path(str(resume)).expanduser(), None)
 
@@ -129,7 +129,7 @@ class Run:
             raise ValueError(f"resume: {path} is no checkpoint and no run: it has neither {FACTS} nor folders step-…")
         if last is not None and checkpoint.resolve() != last.resolve():
             raise ValueError(
-                f"{self.folder} goes on to {last.name} already; to go on from {checkpoint} choose another out"
+                f"{self.folder} already continues to {last.name}; to continue from {checkpoint} choose another out"
             )
         return checkpoint
 

@@ -106,9 +106,9 @@ def nonfinite_origin(model: nn.Module, batches: Iterable[Batch], run: Callable[[
         for name, value in batch.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 return f"the batch's {name} hold NaN or infinity"
-        if found := _in_step(model, batch, run):
-            return found
-    return "run again, the step is finite: it depends on what was drawn (dropout)"
+        if origin := _in_step(model, batch, run):
+            return origin
+    return "when run again, the step is finite: it depends on random draws (dropout)"
 
 
 def _in_step(model: nn.Module, batch: Batch, run: Callable[[Batch], Tensor]) -> str:
@@ -124,13 +124,13 @@ def _in_step(model: nn.Module, batch: Batch, run: Callable[[Batch], Tensor]) -> 
 
     hooks = [m.register_forward_hook(listen(path)) for path, m in model.named_modules() if path]
     try:
-        with activations(model) as found:
+        with activations(model) as activated:
             loss = run(batch)
-        for path, value in found.items():
+        for path, value in activated.items():
             if not math.isfinite(value):
                 return f"the first part whose output is not finite is {path}"
         if not bool(loss.isfinite()):
-            return "the outputs of all parts are finite, the loss itself is not: look at the labels and the objective"
+            return "the outputs of all parts are finite, but the loss is not: check the labels and the objective"
         model.zero_grad(set_to_none=True)
         loss.backward()
     finally:
@@ -138,6 +138,6 @@ def _in_step(model: nn.Module, batch: Batch, run: Callable[[Batch], Tensor]) -> 
             hook.remove()
     for (path, good), (_, still) in itertools.pairwise(back):
         if good and not still:
-            return f"forward is finite; backward is until {path}, which passes on a gradient that is not"
+            return f"forward is finite, and backward down to {path}, which returns a gradient that is not"
     bad = [name for name, value in gradients(model).items() if not math.isfinite(value)]
     return f"forward is finite; the gradient of {bad[-1]} is not" if bad else ""

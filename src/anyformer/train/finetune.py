@@ -96,7 +96,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
             raise ValueError(f"context={context} is a number of tokens, and {model} reads images; leave it out")
         if kind == "embed" and batch % now.world.size:
             raise ValueError(
-                f"batch={batch} pairs cannot be shared by {now.world.size} processes without cutting one; give a "
+                f"batch={batch} pairs cannot be shared by {now.world.size} processes without splitting one; use a "
                 f"multiple of {now.world.size}"
             )
         lm, summary = _ready(lm, kind, names, options)
@@ -110,7 +110,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
             f"{settings.steps} steps"
         )
         before = now.world.on_main(lambda: goal.measure(lm.eval(), batch))
-        now.screen.message(f"before: held-out {_said(before, goal)}")
+        now.screen.message(f"before: held-out {_measured(before, goal)}")
         facts = {"model": model, "method": options.method, "trainable": options.trainable or [], **options.adapters()}
         facts |= {"overrides": options.overrides} if options.overrides else {}
         done = now.learn(lm, goal, settings, facts, resolved)[1]
@@ -124,7 +124,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
         folder = None if done.stopped else _finish(lm, now, place)
         if folder and after is not None:
             now.screen.message(
-                f"held-out: {_said(before, goal)}, now {_said(after, goal)}, at step {kept}\nmodel: {folder}\n"
+                f"held-out: {_measured(before, goal)}, now {_measured(after, goal)}, at step {kept}\nmodel: {folder}\n"
                 f"next: {next_command(kind, folder, lm, options.data, options.fields)}"
             )
     return Tuned(
@@ -160,7 +160,7 @@ def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions)
     return lm.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu")), summary
 
 
-def _said(measured: float, goal: Task) -> str:
+def _measured(measured: float, goal: Task) -> str:
     """A measure with its unit, and the perplexity of texts."""
     more = f" (perplexity {math.exp(min(measured, 700)):.2f})" if goal.name in ("write", "seq2seq") else ""
     return f"{measured:.4f} {goal.unit}{more}"

@@ -55,7 +55,7 @@ class Log:
         try:
             self._add(rows)
         except OSError as error:
-            why = f"the log cannot be written: {error.strerror}; checkpoints before are complete"
+            why = f"the log cannot be written: {error.strerror}; earlier checkpoints are complete"
             raise OSError(error.errno, why, str(self.lines)) from error
 
     def _add(self, rows: list[dict[str, Any]]) -> None:

@@ -118,7 +118,7 @@ class Loop:
         world: World | None = None,
     ):
         if settings.patience and measure is None:
-            raise ValueError(f"patience={settings.patience} counts evaluations; give measure")
+            raise ValueError(f"patience={settings.patience} counts evaluations, which need measure")
         batch_checks.across(objective, settings.accumulate)
         self.model, self.objective, self.settings, self.folder, self.measure = model, objective, settings, run, measure
         self.bounds = [part.bound for part in model.modules() if hasattr(part, "bound")]
@@ -282,20 +282,20 @@ class Loop:
         kept = checkpoint.latest(self.folder.folder) or "none"
         raise FloatingPointError(
             f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; {where}. Nothing was saved "
-            f"from there on. Last good checkpoint: {kept}. A lower lr or a longer warmup may help"
+            f"after it. Last good checkpoint: {kept}. A lower lr or a longer warmup may help"
         )
 
     def _grown(self, batches: list[Batch]) -> str:
         """Origin of a spike, found by running this step and the one before once more; changes nothing."""
-        slopes, states, found = diagnostics.gradients(self.model), random_state.random_states(), []
+        slopes, states, largest = diagnostics.gradients(self.model), random_state.random_states(), []
         with torch.no_grad():
             for some in (self.before or batches, batches):
                 with diagnostics.activations(self.model) as sizes:
                     for batch in some:
                         self._loss(batch)
-                found.append(dict(sizes))
+                largest.append(dict(sizes))
         random_state.restore_random(states)
-        return diagnostics.spike_origin(found[0], found[1], slopes)
+        return diagnostics.spike_origin(largest[0], largest[1], slopes)
 
     def _write_statistics(self, sizes: dict[str, float]) -> None:
         kinds = {"activations": sizes, "gradients": diagnostics.gradients(self.model)}
@@ -326,7 +326,7 @@ class Loop:
         self.model.train()
         random_state.restore_random(states)
         if not math.isfinite(self.held_out):
-            self.observer.message(f"step {self.step}: the measure is {self.held_out}, which is never the best one")
+            self.observer.message(f"step {self.step}: the metric is {self.held_out}, which cannot be compared")
         elif self.best is None or self.held_out < self.best["held_out"]:
             self.best = {"step": self.step, "held_out": self.held_out}
         self.log.add([{"step": self.step, "held_out": _or_none(self.held_out)}])

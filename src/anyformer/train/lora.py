@@ -42,7 +42,7 @@ class LoraLinear(nn.Module):
     Shape: (..., I) -> (..., O).
     """
 
-    unsaved = "lora.merge(model) makes it plain again; train.adapters.write writes the adapters alone"
+    unsaved = "lora.merge(model) turns it into a plain model; train.adapters.write writes only the adapters"
     weight: Tensor | Nf4
     bias: Tensor | None
 
@@ -191,8 +191,8 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         where = "place in the model" if name in tensors else "tensor among those given"
         raise ValueError(f"{name!r} has no {where}{nearest(name, list(ours if name in tensors else tensors))}")
     for name, tensor in tensors.items():
-        if (given := tuple(tensor.shape)) != (wanted := tuple(ours[name].shape)):
-            raise ValueError(f"{name!r} has shape {given}, the model needs {wanted}; was it another rank?")
+        if (shape := tuple(tensor.shape)) != (expected := tuple(ours[name].shape)):
+            raise ValueError(f"{name!r} has shape {shape}, the model needs {expected}; was it another rank?")
     for name, tensor in tensors.items():
         ours[name].copy_(tensor)
 

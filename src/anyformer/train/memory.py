@@ -95,7 +95,7 @@ def estimate(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
             return _step(fake.train(), fakes, objective, settings, device)
         except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException) as error:
             raise NotEstimable(
-                f"memory cannot be predicted: the model looks at the content of a tensor ({error})"
+                f"memory cannot be predicted: the model depends on the content of a tensor ({error})"
             ) from None
 
 
@@ -286,7 +286,7 @@ def advice(
     peaks = {name: estimate(model, b, objective, s).peak for name, (b, s) in changes.items()}
     fits = [name for name, peak in peaks.items() if peak <= room]
     list_ = ", ".join(f"{name}: {peak / GB:.2f} GB" for name, peak in peaks.items())
-    summary = f"that fits with {fits[0]}" if fits else "no single one of these is enough: take a smaller model"
+    summary = f"that fits with {fits[0]}" if fits else "none of these alone is enough: use a smaller model"
     return needed, (
         f"a step needs {needed}, and {room / GB:.2f} GB are free; {summary} ({list_}). memory=… sets another limit"
     )

@@ -63,7 +63,7 @@ class ModelSource:
             model = self.given if self.make is None else self.make(0, seed, classes)
             return with_processor(model) if self.task == "images" else model
         if vocab is not None and tokenizer not in (None, "bpe"):
-            raise ValueError(f"vocab={vocab} is for the bpe that is made; tokenizer={tokenizer!r} has its own")
+            raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
             made = self.given.tokenizer
         else:
@@ -72,7 +72,7 @@ class ModelSource:
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
         if made.vocab_size > model.vocab:
             raise ValueError(
-                f"the tokenizer has {made.vocab_size} tokens, the model knows {model.vocab}; use the model's own"
+                f"the tokenizer has {made.vocab_size} tokens, the model has {model.vocab}; use the model's own"
             )
         model.tokenizer = made
         return with_processor(model) if self.task in registry.PICTURED else model
@@ -102,7 +102,7 @@ def model_source(
         page = pages.page(model)
         kind = registry.choose(task, model, page.recipe(page.at(size, **overrides)), getattr(page.module, "TASK", None))
         if "vocab" in overrides:
-            raise ValueError("overrides.vocab: the tokenizer decides how many tokens there are; give vocab instead")
+            raise ValueError("overrides.vocab: the tokenizer determines the number of tokens; set vocab instead")
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
@@ -117,11 +117,11 @@ def model_source(
         return ModelSource(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
     place = find(model) if isinstance(model, str) and what != "recipe" else Path()
     if size is not None:
-        raise ValueError(f"size={size!r} is for an architecture, and {str(model)[:60]!r} is none")
+        raise ValueError(f"size={size!r} is for an architecture; {str(model)[:60]!r} is not one")
     if isinstance(model, str) and what != "recipe":
-        given = load(place, ignore=ignore, **overrides) if checkpoint is None else load(checkpoint)
-        task = registry.choose(task, model, given.recipe)
-        return ModelSource(Path(model).stem, {"model": model, "size": "", "overrides": overrides}, task, given=given)
+        start = load(place, ignore=ignore, **overrides) if checkpoint is None else load(checkpoint)
+        task = registry.choose(task, model, start.recipe)
+        return ModelSource(Path(model).stem, {"model": model, "size": "", "overrides": overrides}, task, given=start)
     recipe = Recipe.from_json(read_json(Path(model).expanduser())) if isinstance(model, str) else model
     recipe = recipe.but(overrides)
     task = registry.choose(task, "the recipe", recipe)
@@ -147,16 +147,17 @@ def pretrained(
     model = load(find(name), ignore=ignore, **(overrides or {}))
     if model.vocab is None:
         if tokenizer is not None:
-            raise ValueError(f"{name} reads {model.takes}, no text; leave tokenizer out")
+            raise ValueError(f"{name} reads {model.takes}, not text; leave tokenizer out")
         return model
     if tokenizer is not None:
         model.tokenizer = Tokenizer.load(tokenizer)
     if model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer, and examples are text; give tokenizer, a folder that holds one")
+        raise ValueError(
+            f"{name} has no tokenizer, which examples of text need; set tokenizer to a folder that holds one"
+        )
     if model.tokenizer.vocab_size > model.vocab:
         raise ValueError(
-            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model knows {model.vocab}; they do not "
-            "belong together"
+            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model has {model.vocab}; they do not match"
         )
     return model
 
@@ -187,7 +188,7 @@ def initialised(source: ModelSource, lm: Any, options: TrainOptions, new: bool) 
     if (init == "mup") != bool(base):
         raise ValueError(f"init=mup and base belong together; got init={init}, base={base}; e.g. --base.dim 64")
     if source.recipe is None and init != "depth":
-        raise ValueError(f"init={init} is for a new model, and this one comes from a directory with its own weights")
+        raise ValueError(f"init={init} is for a new model; this one is read from a directory with its own weights")
     if init != "mup":
         if new and init != "depth":
             initialise(lm, seed=seed, scheme=init)

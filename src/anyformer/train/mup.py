@@ -62,7 +62,9 @@ class Transfer:
         ours = dict(model.named_modules())
         if there.keys() != ours.keys():
             odd = sorted(there.keys() ^ ours.keys())
-            raise ValueError(f"muP compares two widths of one model, and only one of them has {odd[0]!r}; same depth?")
+            raise ValueError(
+                f"muP compares two widths of one model, but only one has {odd[0]!r}; have they the same depth?"
+            )
         self.factors: dict[str, float] = {}
         self.lr_multipliers: dict[str, float] = {}
         scales: dict[str, float] = {}

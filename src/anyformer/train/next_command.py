@@ -63,13 +63,13 @@ def _words(
 
 def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
     """A text, or a picture, of the first rows."""
-    found = find(source)
-    if found.kind == "images":
-        return [str(found.files[0])]
-    rows = list(itertools.islice(records(found, fields), LOOKED))
+    source_files = find(source)
+    if source_files.kind == "images":
+        return [str(source_files.files[0])]
+    rows = list(itertools.islice(records(source_files, fields), LOOKED))
     if task in ("images", "match"):
         image = rows[0]["image"]
-        picture = str(below(found.root, image)) if isinstance(image, str) else "PICTURE"
+        picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []
         return [picture, *(["--labels", *labels] if labels else [])]
     names = ("messages", "prompt", "source", "anchor", "words", "text")

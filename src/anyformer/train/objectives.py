@@ -117,7 +117,7 @@ def regression(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
     """
     if output.logits is None or output.logits.shape != labels.shape:
         got = "no numbers" if output.logits is None else f"{tuple(output.logits.shape)}"
-        raise ValueError(f"labels of shape {tuple(labels.shape)} need one number each, and the model gave {got}")
+        raise ValueError(f"labels of shape {tuple(labels.shape)} need one number each; the model returned {got}")
     x, seen = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32)), labels != IGNORE
     return (x - labels).masked_fill(~seen, 0.0).square().sum() / count
 
@@ -256,9 +256,9 @@ def _cross_entropy(
 ) -> Tensor:
     if logits is None or logits.shape[:-1] != labels.shape:
         got = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
-        raise ValueError(f"labels of shape {tuple(labels.shape)} need one row of logits each, and the model gave {got}")
+        raise ValueError(f"labels of shape {tuple(labels.shape)} need one row of logits each; the model returned {got}")
     if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels must be whole numbers, the class or token of each place; got {labels.dtype}")
+        raise ValueError(f"labels must be whole numbers, the class or token of each position; got {labels.dtype}")
     x, y = logits.flatten(0, -2), labels.flatten().long()
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     try:

@@ -153,6 +153,6 @@ def restore_moments(optimizer: Optimizer, model: nn.Module, saved: dict[str, Ten
         name, _, key = path.rpartition(".")
         parameter = named.get(name)
         if parameter is None or parameter not in owner or value.shape not in (parameter.shape, ()):
-            raise ValueError(f"the checkpoint holds optimiser state for {path!r}, which does not fit this model")
+            raise ValueError(f"the checkpoint holds optimiser state for {path!r}, which does not match this model")
         kind = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
         owner[parameter].state[parameter][key] = value.clone().to(parameter.device, kind)

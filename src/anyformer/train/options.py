@@ -132,7 +132,7 @@ class TrainOptions(RunOptions):
         super().__post_init__()
         self.settings(self.steps, self.lr, self.warmup or 0)  # checks the numbers
         if not self.prompt:
-            raise ValueError("prompt is empty: the sample at the end needs text to continue")
+            raise ValueError("prompt is empty: the sample at the end continues a text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class FinetuneOptions(RunOptions):
                     f"{name} is missing; for example: anyformer finetune --model minilm --data reviews.csv"
                 )
         if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"epochs={self.epochs} and steps={self.steps} contradict each other; give one of them")
+            raise ValueError(f"epochs={self.epochs} and steps={self.steps} contradict each other; set one of them")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
         if self.epochs is not None and not self.epochs > 0:
@@ -202,7 +202,7 @@ class FinetuneOptions(RunOptions):
         chosen = [name for name in ADAPTERS if getattr(self, name) is not None]
         if self.method == "full" and chosen:
             raise ValueError(
-                f"{chosen[0]}={getattr(self, chosen[0])!r} is for adapters, and method=full has none; try method=lora"
+                f"{chosen[0]}={getattr(self, chosen[0])!r} is for adapters, which method=full has not; use method=lora"
             )
 
     def adapters(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Scale:
         if not finite:
             self.value /= 2
         if self.value < 2.0**-14:
-            raise FloatingPointError("overflow in fp16 with any scale of the loss; use precision bf16 or fp32")
+            raise FloatingPointError("overflow in fp16 at every loss scale; use precision bf16 or fp32")
 
     def state(self) -> dict[str, float]:
         """For a checkpoint."""

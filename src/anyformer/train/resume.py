@@ -45,7 +45,7 @@ class Held:
         if differs:
             listed = "; ".join(f"{k} was {theirs.get(k)!r} and is now {ours.get(k)!r}" for k in differs[:4])
             raise ValueError(
-                f"cannot go on from {self.folder}: {listed}. A command repeats a run's options with --config "
+                f"cannot resume from {self.folder}: {listed}. A command repeats a run's options with --config "
                 "…/config.yaml"
             )
 

@@ -84,7 +84,7 @@ class Session:
         """Reports the end of a run that did not reach its last step."""
         if done.stopped:
             self.screen.message(
-                f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true goes on from there"
+                f"stopped after step {done.step}, {done.checkpoint} is complete; --resume true continues from it"
             )
         if done.early:
             best = (done.best or {}).get("step")
@@ -109,8 +109,8 @@ def rate_summary(s: Settings) -> str:
     """The learning-rate schedule in a line, with a warning for a warm-up as long as the run."""
     if s.warmup >= s.steps > 1:
         return (
-            f"learning rate: the warmup of {s.warmup} steps is not over when the {s.steps} steps are, so the rate ends "
-            f"at {s.lr * s.steps / s.warmup:.2g}; a shorter warmup would let it reach {s.lr:g}"
+            f"learning rate: the warmup of {s.warmup} steps does not end within {s.steps} steps, so the rate "
+            f"ends at {s.lr * s.steps / s.warmup:.2g}; a shorter warmup would let it reach {s.lr:g}"
         )
     ends = f", then {s.schedule}" + (f" to {s.lr * s.min_lr_ratio:.2g}" if s.schedule in ENDING else "")
     return f"learning rate: {s.lr:g} after {s.warmup} steps of warmup{ends}"

@@ -92,7 +92,7 @@ class CommonSettings:
         for name, known in {"optimizer": OPTIMIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}.items():
             check_option("Settings", name, getattr(self, name), known)
         if self.patience and not self.eval_every:
-            raise ValueError(f"patience={self.patience} counts evaluations, and eval_every=0 makes none before the end")
+            raise ValueError(f"patience={self.patience} counts evaluations, and eval_every=0 has none before the end")
         if self.compile and self.statistics_every:
             raise ValueError("statistics_every hooks every module, and compile=True fuses them; choose one")
 

@@ -38,7 +38,7 @@ class Result(Shown):
         model: the trained model itself.
         task: what it learned. Where bits per byte are not measured (tasks other than causal, a tokenizer that loses a
             part of the text), `held_out` is the loss in nats a label, or the share of labels that are wrong; `baseline`
-            the same of a guess that looks at nothing.
+            the same of a constant guess.
     """
 
     checkpoint: Path
@@ -127,7 +127,7 @@ def whole(model: Any, done: Done, now: Session) -> Any:
 
 def _introduce(now: Session, model: Any, task: Task, baseline: float) -> None:
     count = sum(p.numel() for p in model.parameters())
-    guess = "a guess that looks at nothing" if task.guess is None else "a bigram"
+    guess = "a constant guess" if task.guess is None else "a bigram"
     now.screen.message(
         f"{model.page or 'recipe'}, {task.name}: {count / 1e6:.2f} M parameters; {task.summary}, for which {guess} is "
         f"at {baseline:.3f} {task.unit}"

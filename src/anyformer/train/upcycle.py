@@ -53,12 +53,12 @@ def upcycle(
 
     def mixture(old: Part) -> MoE:
         if isinstance(old, MoE):
-            raise ValueError("a part that is a mixture of experts already cannot become one; give patterns without it")
+            raise ValueError("the part is a mixture of experts already; pass patterns without it")
         recipe = old.recipe
         assert recipe is not None, "parts are built from recipes"
         like = next((m for m in old.modules() if isinstance(m, nn.Linear)), None)
         if like is None:
-            raise ValueError(f"{recipe.part.__name__} has no linear layer, so it is no feed-forward part")
+            raise ValueError(f"{recipe.part.__name__} has no linear layer, so it is not a feed-forward part")
         with torch.device("meta"):
             new = MoE.of(router=router, expert=recipe).build(like.in_features)
         new.experts = nn.ModuleList(copy.deepcopy(old) for _ in range(experts))

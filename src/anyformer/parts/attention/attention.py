@@ -15,7 +15,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
-from anyformer.parts.attention.cache import Frozen, KeysValues, kept
+from anyformer.parts.attention.cache import Frozen, KeysValues, new_cache
 from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees, resolved, view
@@ -175,4 +175,4 @@ class Attention(Mixer):
     def start(self, batch: int, length: int, like: Tensor) -> KeysValues:
         if self.cross:
             return Frozen(batch, self.kv_heads, self.head_dim, 0, like)
-        return kept(self.mask, batch, self.kv_heads, self.head_dim, length, like)
+        return new_cache(self.mask, batch, self.kv_heads, self.head_dim, length, like)

@@ -9,7 +9,7 @@ from anyformer.core.state import Slot
 from anyformer.parts.attention.masks import FAR, Mask
 
 
-def kept(
+def new_cache(
     mask: Mask | None, batch: int, heads: int, head_dim: int, length: int, like: Tensor, kinds: int = 2
 ) -> KeysValues:
     """Empty state for the keys that queries under that mask will see."""

@@ -17,7 +17,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
-from anyformer.parts.attention.cache import KeysValues, kept
+from anyformer.parts.attention.cache import KeysValues, new_cache
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Mask, check_sees, resolved, view
 from anyformer.parts.attention.scores import StackBias
@@ -172,7 +172,7 @@ class LatentAttention(Mixer):
         return _widened(q, wide), _widened(k, wide), _widened(v, wide)
 
     def start(self, batch: int, length: int, like: Tensor) -> KeysValues:
-        return kept(self.mask, batch, 1, self.kv_rank + self.rope_dim, length, like, kinds=1)
+        return new_cache(self.mask, batch, 1, self.kv_rank + self.rope_dim, length, like, kinds=1)
 
 
 def _widened(x: Tensor, wide: int) -> Tensor:

@@ -99,7 +99,7 @@ class DDP(World):
                 raise ValueError("a contrastive loss reads the rows of all processes; use ddp or fsdp, no mesh.tensor")
             whole = self._split(loss.model)
             if whole and self.main:
-                warnings.warn(f"not split among processes, each holds all of it: {whole}", stacklevel=2)
+                warnings.warn(f"not split: each process holds all of {whole}", stacklevel=2)
         part = self.replicate(loss)
         named = loss.model.named_parameters(remove_duplicate=False)  # FSDP2 has put others in their places
         self._cut = {id(p) for name, p in named if name in self.plan or name in self.owned}
@@ -129,7 +129,7 @@ class DDP(World):
         muon = getattr(torch.optim, "Muon", ())
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             if isinstance(optimizer, muon) and (isinstance(p, DTensor) or id(p) in self._cut):
-                raise ValueError("optimizer=muon needs whole matrices, and here they are in parts; use adamw, or ddp")
+                raise ValueError("optimizer=muon needs whole matrices, which are sharded here; use adamw, or ddp")
         return optimizer
 
     def check_same_batch(self, batch: Batch) -> None:
@@ -138,14 +138,14 @@ class DDP(World):
         dist.broadcast(first, 0)
         if self.any_process(not torch.equal(mine, first)):
             raise ValueError(
-                "the processes were given different batches for the same number: data must not depend on the process, "
-                "since each one takes its own rows of the batch; shuffle with a fixed seed"
+                "the processes got different batches for the same number: data must not depend on the process, since "
+                "each one takes its own rows of the batch; shuffle with a fixed seed"
             )
 
     def local_rows(self, batch: Batch) -> Batch:
         rows = len(batch["labels"])
         if rows < self.copies:
-            raise ValueError(f"a batch of {rows} rows cannot be shared by {self.copies} processes; give a larger batch")
+            raise ValueError(f"a batch of {rows} rows cannot be shared by {self.copies} processes; use a larger batch")
         for name, value in batch.items():
             if value.ndim == 0 or len(value) != rows:
                 raise ValueError(

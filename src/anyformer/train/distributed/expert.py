@@ -51,14 +51,14 @@ def split(model: nn.Module, group: Any) -> Owned:
     Raises:
         ValueError: if there are no mixtures, or the experts do not divide among the processes.
     """
-    count, rank, found = dist.get_world_size(group), dist.get_rank(group), mixtures(model)
-    if not found:
+    count, rank, layers = dist.get_world_size(group), dist.get_rank(group), mixtures(model)
+    if not layers:
         raise ValueError("parallel=ep needs a mixture of experts, and this model has none; use tp, ddp or fsdp")
-    for path, m in found.items():
+    for path, m in layers.items():
         if len(m.experts) % count:
-            raise ValueError(f"ep: {path} has {len(m.experts)} experts, which do not divide among {count} processes")
+            raise ValueError(f"ep: {path} has {len(m.experts)} experts, which {count} processes cannot share equally")
     owned: Owned = {}
-    for m in found.values():
+    for m in layers.values():
         for i, expert in enumerate(m.experts):
             owner = i * count // len(m.experts)
             for part in list(expert.modules()):

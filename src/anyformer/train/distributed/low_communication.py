@@ -108,8 +108,8 @@ class LocalSGD(DDP):
         copies = int(tensors.get("copies", torch.tensor(1)))
         if copies != self.copies:
             raise ValueError(
-                f"the checkpoint is of {copies} processes that each had weights of their own, and now there are "
-                f"{self.copies}; resume with {copies}, or start anew from the checkpoint as a model"
+                f"the checkpoint holds the weights of {copies} processes, and now there are {self.copies}; resume with "
+                f"{copies}, or start a new run from the checkpoint as a model"
             )
         for name, p in zip(self.anchor, self.outer.param_groups[0]["params"], strict=True):
             p.copy_(tensors[f"anchor.{name}"])

@@ -129,7 +129,9 @@ def _divides(path: str, m: Any, parts: int) -> None:
     numbers = {"heads": m.heads, "kv_heads": m.kv_heads} if isinstance(m, Attention) else {"hidden": m.down.in_features}
     for name, number in numbers.items():
         if number % parts:
-            raise ValueError(f"tensor={parts}: {path} has {name}={number}, which does not divide among {parts}")
+            raise ValueError(
+                f"tensor={parts}: {path} has {name}={number}, which {parts} processes cannot share equally"
+            )
 
 
 def _split(model: nn.Module, m: Any, cut: dict[int, int], group: Any) -> None:

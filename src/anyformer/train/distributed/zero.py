@@ -45,9 +45,9 @@ class Zero(DDP):
 
     def replicate(self, loss: Any) -> Callable[..., Any]:
         if loss.precision == "fp16":
-            raise ValueError("parallel=zero does not know the scale of an fp16 loss; use bf16, fp32 or fsdp")
+            raise ValueError("parallel=zero does not support a scaled fp16 loss; use bf16, fp32 or fsdp")
         self.loss = loss
-        return lambda *given: self.engine(*given)
+        return lambda *inputs: self.engine(*inputs)
 
     def wrap_optimizer(self, optimizer: Any) -> Any:
         import deepspeed
@@ -141,7 +141,7 @@ class ShardedState(MutableMapping[str, Tensor]):
         return ours, theirs
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError("a stretch of a state cannot be deleted")
+        raise TypeError("a slice of a state cannot be deleted")
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.states.get(self.flat, ())))

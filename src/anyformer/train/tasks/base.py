@@ -54,8 +54,8 @@ class Task:
     def measure(self, model: Any, batch: int) -> float:
         """The measure on held-out examples, lower is better: mean loss of a label, or error rate."""
         device, total, count = next(model.parameters()).device, 0.0, 0
-        for given in self.held_out(batch):
-            inputs = {name: value.to(device) for name, value in given.items()}
+        for arrays in self.held_out(batch):
+            inputs = {name: value.to(device) for name, value in arrays.items()}
             labels = inputs.pop("labels")
             output = model(**inputs)
             if self.loss is None:

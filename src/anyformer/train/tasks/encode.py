@@ -81,15 +81,16 @@ class RowEncoder:
         ids = () if example is None else example.get("input_ids", ())
         if len(ids) and max(ids) >= self.model.vocab:
             raise ValueError(
-                f"token id {max(ids)} is outside the model's vocabulary of {self.model.vocab}: the tokenizer is "
-                "another model's"
+                f"token id {max(ids)} is outside the model's vocabulary of {self.model.vocab}: the tokenizer belongs "
+                "to another model"
             )
 
     def place(self, name: object) -> int:
         """The number of a class."""
         if str(name) not in self.names:
             raise ValueError(
-                f"the label {str(name)!r} is held out, but no example to learn from has it: {', '.join(self.names)}"
+                f"the label {str(name)!r} is in the held-out part only; examples for training have: "
+                f"{', '.join(self.names)}"
             )
         return self.names.index(str(name))
 
@@ -223,16 +224,16 @@ def _spoken(tokenizer: Any, row: Row, which: str) -> tuple[str, list[tuple[int, 
     spans = []
     for i, message in enumerate(messages):
         if isinstance(message, dict) and message.get("content") is None and not message.get("tool_calls"):
-            raise ValueError(f"message {i + 1}, of {message.get('role')!r}, has no content (null); put a text there")
+            raise ValueError(f"message {i + 1}, of {message.get('role')!r}, has no content (null); add a text")
         if isinstance(message, dict) and message.get("role") == "assistant":
             before = tokenizer.chat(messages[:i]) if i else ""
             after = tokenizer.chat(messages[: i + 1], add_generation_prompt=False)
             if not after.startswith(before):
                 raise ValueError(
-                    "this chat template writes the past anew after an answer, so one cannot tell what the assistant "
-                    f"said: {after[-60:]!r} does not continue {before[-60:]!r}; give prompt and response as `text`"
+                    "this chat template rewrites earlier messages after an answer, so the assistant's tokens are "
+                    f"unknown: {after[-60:]!r} does not continue {before[-60:]!r}; write prompt and response as `text`"
                 )
             spans.append((len(before), len(after.rstrip())))
     if not spans:
-        raise ValueError(f"no message of the assistant, so there is nothing to learn: {messages!r:.80}")
+        raise ValueError(f"no message of the assistant, so no token has a label: {messages!r:.80}")
     return tokenizer.chat(messages, add_generation_prompt=False), spans

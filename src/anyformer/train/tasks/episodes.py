@@ -80,7 +80,7 @@ class EpisodeData:
         if model.processor is None:
             model.processor = made
         elif model.processor.return_scale is None and self.kind == "act":
-            raise ValueError("the model was taught without returns (clone), and its files keep that; start a new one")
+            raise ValueError("the model was trained without returns (clone), which its files record; start a new one")
         model.processor = processor = replace(model.processor, window=made.window)
         self._fits(model, processor)
         learn, out = self.parts
@@ -130,7 +130,7 @@ class EpisodeData:
             processor.vectors(steps.actions)
             if len(steps.states) > model.embed.steps:
                 raise ValueError(
-                    f"an episode has {len(steps.states)} steps, and the model knows {model.embed.steps}; build it with "
+                    f"an episode has {len(steps.states)} steps, and the model has {model.embed.steps}; build it with "
                     f"more: --overrides.steps {len(steps.states)}"
                 )
         if len(processor.state_mean) != model.embed.sizes_of["states"]:
@@ -167,7 +167,7 @@ class Windows:
         inputs = self.processor(windows)
         return {**inputs, "labels": self._labels(inputs)}
 
-    def _labels(self, given: dict[str, Tensor]) -> Tensor:
-        labels = given["actions"].argmax(-1) if self.processor.choices else given["actions"]
-        gaps = given["attention_mask"] == 0
+    def _labels(self, inputs: dict[str, Tensor]) -> Tensor:
+        labels = inputs["actions"].argmax(-1) if self.processor.choices else inputs["actions"]
+        gaps = inputs["attention_mask"] == 0
         return torch.where(gaps if labels.ndim == 2 else gaps[..., None], IGNORE, labels)

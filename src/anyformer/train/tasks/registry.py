@@ -106,7 +106,7 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     if chosen is None:
         known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
         can = [kind for kind in fits if kind in COLUMNS]
-        problem = f"are for {' or '.join(matches)}" if matches else f"match no task: {', '.join(known)}"
+        problem = f"fit {' or '.join(matches)}" if matches else f"match no task: {', '.join(known)}"
         raise ValueError(
             f"{name} ({type(model).__name__}) can be tuned to {', '.join(can) or 'none of the tasks'}"
             f"{'' if task == 'auto' else f', task={task} is asked for'}, and the columns of the examples, "

@@ -147,8 +147,7 @@ def on_rows(
         notes += _notes(store, encoder)
         if not len(store):
             raise ValueError(
-                f"{table.source.name}: within {encoder.limit} tokens no example has anything to learn; give a longer "
-                "context"
+                f"{table.source.name}: no example has a label within {encoder.limit} tokens; use a longer context"
             )
         count = len(store) // (2 if pair else 1)
         if callable(held_out):
@@ -201,9 +200,9 @@ def _notes(store: Store, encoder: RowEncoder) -> list[str]:
         numbers = np.arange(first, min(first + CHUNK, len(store)))
         cut += int(np.any([store.fields[name].lengths(numbers) >= limit for name in names], axis=0).sum())
     if cut:
-        notes.append(f"{cut} of {store.seen} examples fill {limit} tokens and are cut there; see context")
+        notes.append(f"{cut} of {store.seen} examples are cut to {limit} tokens; see context")
     if dropped:
-        notes.append(f"{dropped} examples are left out: within {limit} tokens there is nothing to learn in them")
+        notes.append(f"{dropped} examples are left out: they have no label within {limit} tokens")
     return notes
 
 
@@ -219,7 +218,9 @@ def _missing(names: Sequence[str], held_out: Sequence[StoredExamples]) -> list[s
     if looked == LOOKED:
         return []
     listed_labels = ", ".join(names[i] for i in sorted(left)[:8])
-    return [f"no held-out example has the label {listed_labels}{', …' if len(left) > 8 else ''}: it is not measured"]
+    return [
+        f"no held-out example has the label {listed_labels}{', …' if len(left) > 8 else ''}: they are not evaluated"
+    ]
 
 
 @torch.no_grad()
@@ -230,6 +231,8 @@ def check_head(model: Any, task: Task, names: tuple[str, ...]) -> None:
     logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
     if logits is None or logits.shape[:-1] != labels.shape:
         shape = "nothing" if logits is None else str(tuple(logits.shape))
-        raise ValueError(f"the model has no head for the task {task.name}: it gives {shape} for {tuple(labels.shape)}")
+        raise ValueError(
+            f"the model has no head for the task {task.name}: it returns {shape} for {tuple(labels.shape)}"
+        )
     if names and logits.shape[-1] != len(names):
         raise ValueError(f"the data has {len(names)} classes, the model's head {logits.shape[-1]}")

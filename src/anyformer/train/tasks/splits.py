@@ -63,6 +63,5 @@ def random_share(part: float, seed: int) -> Split:
 def _two(name: str, count: int) -> None:
     if count < 2:
         raise ValueError(
-            f"{name}: there must be at least 2 rows with something to learn, one to learn from and one to hold out; "
-            f"got {count}"
+            f"{name}: expected at least 2 rows with a label, one for training and one held out; got {count}"
         )

@@ -100,9 +100,7 @@ def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...
             names.update(map(str, label if isinstance(label, list) else [label]))
     if len(names) < 2:
         listed_names = ", ".join(map(repr, names))
-        raise ValueError(
-            f"the rows have one class only: every one has the label {listed_names}; there is nothing to tell apart"
-        )
+        raise ValueError(f"the rows have one class only: every label is {listed_names}; classification needs two")
     return tuple(sorted(names, key=_place))
 
 
@@ -116,7 +114,7 @@ def listed(names: Sequence[str]) -> str:
     """The number of classes and their names, as text; and a note about labels that are scores."""
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     scores = all(not _place(name)[0] for name in names) and any(float(name) % 1 for name in names)
-    more = "; each number is a class of its own: there is no regression here" if scores else ""
+    more = "; each number is a class of its own: regression is not supported" if scores else ""
     return f"{len(names)} classes: {shown}{more}"
 
 

@@ -54,7 +54,7 @@ def on_text(kind: str, model: Any, corpus: Corpus, order: Order, context: int, s
     loss, divisor = objectives.causal_lm, math.log(2) * corpus.held_out_bytes
     rows = corpus.rows(order, context, seed)
     if bigram is None:
-        note = "the tokenizer loses a part of the text (case, spaces, letters that it has not), so bits per byte would "
+        note = "the tokenizer loses a part of the text (case, spaces, unknown letters), so bits per byte would "
         note += "count less than the text: nats a token are measured, which compare models of one tokenizer only"
         return Task(kind, rows, held_out, loss, loss, "nats a token", summary, facts, (note,))
     return Task(kind, rows, held_out, loss, loss, "bits per byte", summary, facts, divisor=divisor, guess=bigram)
@@ -94,7 +94,7 @@ def _corrupted(
             if len(ids) <= length * take:
                 raise ValueError(
                     f"{part.name}: the text to {purpose} has {len(ids)} tokens, and the task {kind} with "
-                    f"context={context} needs {length * take + 1}; give more text or a shorter context"
+                    f"context={context} needs {length * take + 1}; use more text or a shorter context"
                 )
     pad = model.tokenizer.pad_id
     rows = Corrupted(corpus.rows(order, length, seed), take, draw, pad, seed)
