@@ -129,7 +129,7 @@ def test_a_nested_config_is_read_and_written():
     assert tables.write(TABLE, hyper, {}, FILE) == FILE
     fresh = tables.write(TABLE, hyper, {}, {})
     assert fresh["text_config"]["model_type"] == "pair_text" and tables.read(TABLE, fresh, Outer, {})[0] == hyper
-    assert tables.said(TABLE) == {
+    assert tables.hyperparameters(TABLE) == {
         "size",
         *(f"text.{n}" for n in ("dim", "heads", "kv_heads", "rate", "tied", "widths")),
     }
@@ -204,7 +204,7 @@ def test_a_part_whose_keys_stand_beside_the_others():
     assert hyper.text == tables.read(TEXT, FILE["text_config"], Text, {})[0] and hyper.size == 3
     assert tables.write(table, hyper, {}, file) == file and {line.key for line in lines} == set(file)
     assert next(line.detail for line in lines if line.key == "hidden_size") == "text.dim"
-    assert "text.dim" in tables.said(table)
+    assert "text.dim" in tables.hyperparameters(table)
     with pytest.raises(ValueError, match=r"'hidden_size'.*'wide'"):
         tables.read(table, {**file, "hidden_size": "wide"}, Outer, {})
 
