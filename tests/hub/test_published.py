@@ -20,7 +20,7 @@ from anyformer.hub.text import keys
 CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
 OWN = (
     "bert", "gpt2", "llama", "mistral", "smollm", "qwen2", "gemma3", "gemma3_text", "mixtral", "modernbert",
-    "longformer", "t5", "mt5", "marian", "bart", "vit", "jamba", "mamba", "reformer", "transfo-xl", "whisper",
+    "longformer", "t5", "mt5", "marian", "bart", "vit", "swin", "jamba", "mamba", "reformer", "transfo-xl", "whisper",
 )  # fmt: skip
 OTHERS = {  # of another family, though the folder or the model_type is one of ours: what the error says
     "dummy-chronos-bolt-model": "ChronosBoltModelForForecasting",

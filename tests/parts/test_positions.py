@@ -233,7 +233,7 @@ def test_what_makes_no_sense_is_named(recipe: Recipe, message: str) -> None:
 
 def test_what_does_not_fit_says_so() -> None:
     ids = torch.arange(5)[None]
-    with pytest.raises(ValueError, match=r"Rotary2D .* reads Cells, which Patches leaves"):
+    with pytest.raises(ValueError, match=r"Rotary2D .* reads Cells, which Patches or PatchGrid leaves"):
         af.build(af.recipe("llama", "tiny").but({"**.mixer.positions": Rotary2D.of()}), seed=0)(ids)
     with pytest.raises(ValueError, match=r"Patches.positions: expected a recipe of a Grid or a text or None"):
         af.build(af.recipe("vit", "tiny").but({"embed.positions": Sinusoidal.of()}), seed=0)

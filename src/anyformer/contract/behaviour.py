@@ -25,6 +25,7 @@ from anyformer.contract.subjects import Subject, apart_from_tiny
 from anyformer.core.state import State
 from anyformer.parts.attention.cache import Sliding
 from anyformer.parts.attention.masks import FAR, Mask
+from anyformer.parts.attention.windows import Windows
 from anyformer.parts.positions import Scaling
 from anyformer.parts.recurrent.chunked import Recurrent
 
@@ -99,7 +100,13 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
     return max(close(after[n][:, : cut * k], before[n][:, : cut * k], f"{n} before {cut}") for n, k in each.items())
 
 
-@check(7, "model", needs=lambda s: None if not s.causal and s.values(Mask) == [] else "it does not see everything")
+def sees_all(subject: Subject) -> str | None:
+    """The reason why not every position sees every other one, or None."""
+    hides = subject.causal or subject.values(Mask) or subject.holds(Windows)
+    return "it does not see everything" if hides else None
+
+
+@check(7, "model", needs=sees_all)
 def an_encoder_sees_both_ways(subject: Subject) -> float:
     """Without a mask, the output at every position depends on the input at every other position."""
     batch = draw(subject, random.Random(7), [6])

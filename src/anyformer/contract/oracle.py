@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
 
@@ -106,7 +108,7 @@ class Oracle:
         found = dict(zip(heads, logits, strict=True)) if logits else {}
         renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
         found |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
-        for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+        for name in {"hidden_states", "encoder_hidden_states", "decoder_hidden_states"} - self.outputs().keys():
             stack = name.removesuffix("hidden_states").replace("_", ".")
             found |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
         for theirs, name in self.outputs().items():
@@ -127,19 +129,24 @@ class Oracle:
 def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
     """Our outputs, and the stream as `0`, `1`, …: the input of the blocks, the output of each, the output of the norm.
 
-    In an encoder-decoder these names begin with `encoder.` and `decoder.`. Of two streams, the second one is taken.
+    In an encoder-decoder these names begin with `encoder.` and `decoder.`. Of two streams, the second one is taken. Of
+    a pyramid it is `stages.0`, …: the input of each stage, the output of the last one.
     """
     found: dict[str, Tensor] = {}
     hooks = []
 
     def keep(name: str, after: bool, halves: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
-            found[name] = (output if after else inputs[0]).chunk(halves, -1)[-1]
+            value = output if after else inputs[0]
+            found[name] = (value[0] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
 
         return hook
 
     for path, stack in model.named_modules():
-        if isinstance(stack, Blocks):
+        if isinstance(stack, Pyramid):
+            hooks += [m.register_forward_pre_hook(keep(f"stages.{i}", False, 1)) for i, m in enumerate(stack.stages)]
+            hooks.append(stack.stages[-1].register_forward_hook(keep(f"stages.{len(stack.stages)}", True, 1)))
+        elif isinstance(stack, Blocks):
             prefix, halves = f"{path}." if path else "", 2 if isinstance(stack, Reversible) else 1
             hooks.append(stack.blocks[0].register_forward_pre_hook(keep(f"{prefix}0", False, halves)))
             after = [*stack.blocks, *([] if stack.norm is None else [stack.norm])]
@@ -162,9 +169,8 @@ def aligned(ours: dict[str, Tensor], theirs: dict[str, Tensor], batch: Batch) ->
         prefix = f"{stack}." if stack else ""
         before = pairs.get(f"{prefix}{int(place) - 1}")
         first = 0 if before is None else int(before.rpartition(".")[2]) + 1
-        later = [
-            n for n in ours if n.startswith(prefix) and n[len(prefix) :].isdigit() and int(n[len(prefix) :]) >= first
-        ]
+        numbers = {n: int(n[len(prefix) :]) for n in ours if n.startswith(prefix) and n[len(prefix) :].isdigit()}
+        later = [n for n, number in numbers.items() if number >= first and ours[n].shape == value.shape]
         if not later:
             raise Failed(f"{name}: ours has no further hidden state")
         far = {n: max(float((batch.real(over(n), ours[n], i) - batch.real(over(n), value, i)).abs().max())
@@ -286,12 +292,25 @@ def mended(part: Any) -> None:
             part.eval().learns = False
             part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
+        case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
+            usual = {"window_size": part.window_size, "shift_size": part.shift_size}
+            part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
+            part.attention.relative_position_bias.register_forward_hook(
+                lambda bias, inputs, whole: inner(whole, part.window_size)
+            )
 
 
 def cut(model: nn.Module, inputs: Any, out: Any) -> None:
     """Cuts hidden states to the length of the last one."""
     if out.hidden_states is not None:
         out.hidden_states = tuple(h[:, : out.last_hidden_state.shape[1]] for h in out.hidden_states)
+
+
+def inner(bias: Tensor, side: int) -> Tensor:
+    """The part of Swin's bias (1, H, n n, n n) that belongs to windows of side x side."""
+    whole = math.isqrt(bias.shape[-1])
+    places = torch.arange(whole**2).view(whole, whole)[:side, :side].flatten()
+    return bias[:, :, places][..., places]
 
 
 def _published(subject: Subject, path: Path) -> Any:

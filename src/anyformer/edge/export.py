@@ -54,8 +54,9 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
 
     Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. The bounds are
     the context of the model; for images, whole patches, at least 2 in each direction; for Mamba,
-    `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed. Attention over a window computes all pairs in
-    the exported program (the eager model's choice of kernel depends on the length, which is open here).
+    `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed, and height and width of a pyramid's image (Swin):
+    the trained size, or that of `example`. Attention over a window computes all pairs in the exported program (the eager
+    model's choice of kernel depends on the length, which is open here).
 
     Args:
         model: traced in evaluation mode; it is not changed.
@@ -89,7 +90,7 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
                 torch.export.save(program, file)
                 file.flush()
                 with open(file.name, "rb") as again:
-                    difference[0] = _compared(model, torch.export.load(again), tuple(example))
+                    difference[0] = _compared(model, torch.export.load(again), example)
 
             atomic_write(path, write)  # an error in `write` leaves nothing
             outputs = tuple(model(**example))
@@ -121,7 +122,9 @@ def _every(model: Any, batch: int, time: int, source: int) -> dict[str, Tensor]:
     for entrance in model.entrances():
         front, reads = entrance.front, entrance.inputs()
         first, second = (source, time) if model.reads_source and entrance.prefix != model.target else (time, source)
-        if entrance.mask is None:
+        if model.static:
+            first, second = front.sizes()[0]
+        elif entrance.mask is None:
             first, second = max(2, first), max(2, second)
         else:
             first = min(first, model.context or first)
@@ -172,28 +175,29 @@ def _named_inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
         del model.forward
 
 
-def _traced(model: nn.Module, example: dict[str, Tensor]) -> ExportedProgram:
+def _traced(model: Any, example: dict[str, Tensor]) -> ExportedProgram:
     """The program, every axis open but those that the model fixes (the channels of an image)."""
-    reads: Any = model.inputs()  # type: ignore[operator]
-    axes: dict[str, Any] = {
-        name: {
-            i: Dim.STATIC if a in reads[name].fixed else Dim.DYNAMIC for i, a in enumerate(("batch", *reads[name].axes))
-        }
-        for name in example
-    }
+    axes: dict[str, Any] = {}
+    for name in example:
+        read = model.inputs()[name]
+        named = enumerate(("batch", *read.axes))
+        axes[name] = {i: Dim.STATIC if axis in {*read.fixed, *model.static} else Dim.DYNAMIC for i, axis in named}
     try:
         with _named_inputs(model, tuple(example)):
             return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)
     except Exception as error:  # untraceable code of a part; the types of errors are not documented
-        raise ValueError(f"{model.recipe.part.__name__} cannot be exported with open sizes: {error}") from error  # type: ignore
+        raise ValueError(f"{model.recipe.part.__name__} cannot be exported with open sizes: {error}") from error
 
 
-def _compared(model: nn.Module, program: ExportedProgram, names: tuple[str, ...]) -> float:
+def _compared(model: Any, program: ExportedProgram, example: dict[str, Tensor]) -> float:
     """The largest difference between the model and the file read back, on sizes that were not traced."""
     run, most = program.module(), 0.0
     for size in CHECKED:
         every = _every(model, *size)
-        inputs = {name: every[name] for name in names}
+        if model.static:
+            every = {name: torch.randn_like(tensor[:1].repeat(size[0], *[1] * (tensor.ndim - 1)))
+                     for name, tensor in example.items()}  # fmt: skip
+        inputs = {name: every[name] for name in example}
         ours, theirs = model(**inputs), run(**inputs)
         for name, tensor in ours.items():
             differs = float((tensor.double() - theirs[name].double()).abs().max())

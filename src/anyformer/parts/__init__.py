@@ -12,6 +12,7 @@ from anyformer.parts.attention.masks import Causal, Full, Window
 from anyformer.parts.attention.relative import Relative
 from anyformer.parts.attention.score_parts import Alibi, Decay, Distances, Forget, SoftCap, Span, Temperature
 from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
+from anyformer.parts.attention.windows import GridBias, Windows
 from anyformer.parts.block import Block, deepnorm
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
@@ -22,9 +23,10 @@ from anyformer.parts.memory.nearest import NearestMemory
 from anyformer.parts.memory.segments import SegmentRecurrence
 from anyformer.parts.memory.tokens import MemoryTokens
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
-from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, Times
+from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, StochasticDepth, Times
 from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.positions import RelativeBias, Rotary
+from anyformer.parts.pyramid import Merge, PatchGrid
 from anyformer.parts.recurrent.convolution import Convolution, ConvPositions
 from anyformer.parts.recurrent.delta import GatedDelta
 from anyformer.parts.recurrent.mamba import Mamba
@@ -37,10 +39,11 @@ __all__ = [
     "MLP", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
     "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated",
     "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta",
-    "GatedMLP", "Global", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention",
-    "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens",
-    "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "Patches", "Pooler", "Prefix", "ProbSparse", "Project", "RMSNorm",
-    "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence",
-    "Sines2D", "Sinusoidal", "SoftCap", "Span", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK",
-    "Trajectory", "TwoStreams", "Window", "deepnorm",
+    "GatedMLP", "Global", "GridBias", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned",
+    "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels",
+    "MemoryTokens", "Merge", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "Pooler",
+    "Prefix", "ProbSparse", "Project", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary",
+    "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "StochasticDepth",
+    "Strided", "Temperature", "Through", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Window", "Windows",
+    "deepnorm",
 ]  # fmt: skip

@@ -200,15 +200,48 @@ class Grid(Part):
 
 @dataclass(frozen=True)
 class Cells(Companion):
-    """Rows and columns of the stream's grid, which follows its class token."""
+    """Rows and columns of the stream's grid, which follows `first` other positions: a class token."""
 
-    left_by: ClassVar[str] = "Patches"
+    left_by: ClassVar[str] = "Patches or PatchGrid"
     per_position: ClassVar[bool] = True
     rows: int
     columns: int
+    first: int = 1
 
 
-class Patches(FrontEnd):
+class Pictures(FrontEnd):
+    """Base of the front-ends that cut an image into patches of patch x patch pixels.
+
+    Attributes:
+        image: trained height and width in pixels. grid: the whole patches in it, in a row.
+    """
+
+    main = "pixel_values"
+    image: int
+    grid: int
+    patch: int
+    channels: int
+
+    def inputs(self) -> dict[str, Input]:
+        return {"pixel_values": Input(("channels", "height", "width"), fixed=("channels",))}
+
+    def pixels(self, given: Inputs) -> Tensor:
+        """The checked pixels, (B, C, height, width)."""
+        pixels = given["pixel_values"]
+        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
+            raise ValueError(f"pixel_values must be (batch, {self.channels}, height, width), got {tuple(pixels.shape)}")
+        return pixels
+
+    def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
+        height, width = (n * self.patch for n in size[:2])
+        return {"pixel_values": torch.randn(rows, self.channels, height, width, generator=noise)}
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        n = self.grid
+        return [(n, n), (1, 1), (n + 1, n), (2 * n, 2 * n)]
+
+
+class Patches(Pictures):
     """An image as a row of patches after a class token (Dosovitskiy et al., 2020; arXiv:2010.11929).
 
     ```
@@ -228,8 +261,6 @@ class Patches(FrontEnd):
     Shape: (B, C, height, width) -> (B, 1 + height / patch * width / patch, D).
     """
 
-    main = "pixel_values"
-
     def __init__(
         self,
         dim: int,
@@ -243,7 +274,7 @@ class Patches(FrontEnd):
         super().__init__()
         if patch < 1 or image % patch:
             raise ValueError(f"Patches: an image of {image} pixels is no whole number of patches of {patch}")
-        self.grid, self.patch, self.channels = image // patch, patch, channels
+        self.image, self.grid, self.patch, self.channels = image, image // patch, patch, channels
         self.project = nn.Conv2d(channels, dim, patch, patch, bias=bias)
         self.cls = nn.Parameter(torch.empty(1, 1, dim))
         if isinstance(positions, Recipe):
@@ -261,30 +292,17 @@ class Patches(FrontEnd):
         if isinstance(self.positions, nn.Parameter):
             nn.init.normal_(self.positions, std=0.02)
 
-    def inputs(self) -> dict[str, Input]:
-        return {"pixel_values": Input(("channels", "height", "width"), fixed=("channels",))}
-
     def length(self, given: Inputs) -> int:
         rows, columns = self.cells(given)
         return 1 + rows * columns
 
     def cells(self, given: Inputs) -> tuple[int, int]:
-        pixels = given["pixel_values"]
-        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
-            raise ValueError(f"pixel_values must be (batch, {self.channels}, height, width), got {tuple(pixels.shape)}")
+        pixels = self.pixels(given)
         if pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
             raise ValueError(
                 f"pixel_values of {tuple(pixels.shape[2:])} pixels are no whole number of patches of {self.patch}"
             )
         return pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
-
-    def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
-        height, width = (n * self.patch for n in size[:2])
-        return {"pixel_values": torch.randn(rows, self.channels, height, width, generator=noise)}
-
-    def sizes(self) -> list[tuple[int, ...]]:
-        n = self.grid
-        return [(n, n), (1, 1), (n + 1, n), (2 * n, 2 * n)]
 
     def forward(self, given: Inputs, flow: Flow) -> Tensor:
         x = self.project(given["pixel_values"])  # (B, D, rows, columns)
@@ -299,12 +317,12 @@ class Patches(FrontEnd):
         return drop(self, x)
 
 
-def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """(1, 1 + n * n, D) positions of a square grid after a class token, for another grid: bicubic, the class token
+def resample_grid(positions: Tensor, rows: int, columns: int, first: int = 1) -> Tensor:
+    """(1, first + n * n, D) positions of a square grid after `first` others, for another grid: bicubic, the others
     unchanged."""
-    side = round((positions.shape[1] - 1) ** 0.5)
+    side = round((positions.shape[1] - first) ** 0.5)
     if isinstance(rows, int) and (rows, columns) == (side, side):  # a symbol (torch.export) is no int: always resample
         return positions
-    grid = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, n, n)
+    grid = positions[:, first:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, n, n)
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
-    return torch.cat((positions[:, :1], grid.flatten(2).mT), 1)
+    return torch.cat((positions[:, :first], grid.flatten(2).mT), 1)

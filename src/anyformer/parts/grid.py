@@ -76,7 +76,7 @@ class Rotary2D(Rotary):
     """Rotary positions of an image's patches (Su, 2021; EVA-02: Fang et al., 2023, arXiv:2303.11331): the first half of
     the pairs turns by the row, the second by the column, each with the frequencies theta^(-4i/K).
 
-    The class token is not turned, so it meets every patch as if at row 0, column 0. Only after `Patches`.
+    A class token is not turned, so it meets every patch as if at row 0, column 0. Only after a front-end of pictures.
 
     Args: as in `Rotary`. Shape: (B, T, H, K) -> same, K a multiple of 4.
     """
@@ -90,8 +90,8 @@ class Rotary2D(Rotary):
             )
 
     def angles(self, flow: Flow) -> tuple[Tensor, float]:
-        columns = flow.get(Cells, "Rotary2D (for a text take Rotary)").columns
-        patch = (flow.positions - 1).clamp(min=0)  # the class token comes first
+        cells = flow.get(Cells, "Rotary2D (for a text take Rotary)")
+        columns, patch = cells.columns, (flow.positions - cells.first).clamp(min=0)
         steps = torch.arange(0, self.width, 4, device=patch.device, dtype=torch.float32)
         frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/4,)
         places = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)

@@ -78,6 +78,24 @@ class LayerScale(Scale):
         return x * self.weight
 
 
+class StochasticDepth(Scale):
+    """y = 0 for a row of the batch with probability `rate` in training, else x / (1 - rate); y = x in evaluation
+    (Huang et al., 2016; arXiv:1603.09382). At the end of a residual branch, as in
+    `Block.of(…, scale=StochasticDepth.of(0.1))`, it drops the branch, for each row by itself. Shape: (B, ..., D)."""
+
+    def __init__(self, dim: int, rate: float):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"StochasticDepth: rate is the share of dropped rows, from 0 to below 1; got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * kept / (1 - self.rate)
+
+
 class Times(Scale):
     """y = factor * x, fixed: residual multipliers (Granite, MiniCPM). Shape: (..., D)."""
 

@@ -53,6 +53,7 @@ class Output:
     keep: Tensor | None = None  # (B, T) padding mask of `hidden`, True = real; None = all
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics of parts in training, one tensor a layer
     across: frozenset[str] = frozenset()
+    maps: tuple[Tensor, ...] = ()  # (B, D, rows, columns) of each stage of a pyramid, before its cells are merged
 
 
 class Skeleton(nn.Module, Shown):
@@ -72,6 +73,7 @@ class Skeleton(nn.Module, Shown):
     generates: bool = False  # True if it can continue a text: it has `start` and a vocabulary head
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
+    static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     page: str | None = None
     config: Any = None

@@ -71,10 +71,9 @@ def with_processor(model: Any) -> Any:
     """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
     if model.processor is None:
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
-        side = front.grid * front.patch
         hubs = () if model.page is None else pages.page(model.page).module.HUBS
         kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)
-        model.processor = trained(kind, side, side, front.channels)
+        model.processor = trained(kind, front.image, front.image, front.channels)
     return model
 
 

@@ -97,14 +97,18 @@ class RotaryOrder(Op):
         return [t.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2) for t in tensors]
 
 
+@dataclass(frozen=True)
 class Resample(Op):
-    """Positions of a grid of patches, interpolated for a model of another image size. Exact if the sizes agree."""
+    """Positions of a grid of patches, which follow `first` others, interpolated for a model of another image size.
+    Exact if the sizes agree."""
+
+    first: int = 1
 
     def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
         from anyformer.parts.embeddings import resample_grid
 
-        side = round((shapes[0][1] - 1) ** 0.5)
-        return [resample_grid(tensors[0], side, side)]
+        side = round((shapes[0][1] - self.first) ** 0.5)
+        return [resample_grid(tensors[0], side, side, self.first)]
 
     def write(self, tensors: list[Tensor]) -> list[Tensor]:
         return tensors

@@ -9,7 +9,7 @@
 | seq2seq  | EncoderDecoder    | say the target of a source                        | rows with `source` and `target`   |
 | classify | Encoder           | name the class of a text                          | rows with `text` and `label`      |
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
-| images   | Encoder of images | name the class of an image                        | rows with `image` and `label`     |
+| images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
@@ -32,11 +32,13 @@ from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.pyramid import Pyramid
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
+    (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
     (Actor, "states"): ("act", "clone"),
