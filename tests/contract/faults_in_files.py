@@ -104,7 +104,7 @@ def ignored_activation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anyformer.parts.ffn.activation", lambda owner, name: F.gelu)
 
 
-@fault("published counts", on="gpt", says="tiny has 31,621 parameters")
+@fault("published parameter counts", on="gpt", says="tiny has 31,621 parameters")
 def a_norm_has_one_more(patch: pytest.MonkeyPatch) -> None:
     def norm(plain: Any, self: Any, *args: Any, **options: Any) -> None:
         plain(self, *args, **options)
@@ -113,7 +113,7 @@ def a_norm_has_one_more(patch: pytest.MonkeyPatch) -> None:
     around(patch, LayerNorm, "__init__", norm)
 
 
-@fault("counts are the oracles", on="gpt", says="small has 124,490,065 parameters here")
+@fault("parameter counts match the oracle", on="gpt", says="small has 124,490,065 parameters here")
 def another_parameter(patch: pytest.MonkeyPatch) -> None:
     around(
         patch,
@@ -126,7 +126,7 @@ def another_parameter(patch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------- numbers
 
 
-@fault("files say every case", on="gpt", says=r"\['act'\]: in no table")
+@fault("files express every case", on="gpt", says=r"\['act'\]: in no table")
 def unmapped_hyperparameter(patch: pytest.MonkeyPatch) -> None:
     page = af.page("gpt").module
     hub = dataclasses.replace(page.HUBS[0], config=tuple(e for e in page.HUBS[0].config if "act" not in e.fields))
@@ -160,7 +160,7 @@ def no_stretch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dynamic, "scale", lambda self, frequencies, theta, length: (frequencies, 1.0))
 
 
-@fault("round trip", "ours opens there", on="gpt/tiny", says=r"c_attn\.bias. came back changed")
+@fault("round trip", "transformers opens our files", on="gpt/tiny", says=r"c_attn\.bias. came back changed")
 def written_in_another_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Split, "write", lambda self, tensors: [torch.cat(tensors[::-1])])
 
@@ -173,7 +173,7 @@ def rounded_on_disk(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.hub.save"), "write_safetensors", rounded)
 
 
-@fault("stored type is told", on="gpt/tiny", says="the config says {'float32'}, the tensors are torch.bfloat16")
+@fault("stored dtype is reported", on="gpt/tiny", says="the config names {'float32'}, the tensors are torch.bfloat16")
 def old_type_is_told(patch: pytest.MonkeyPatch) -> None:
     around(
         patch,
@@ -213,12 +213,12 @@ def tensors_are_cut(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Link, "read", lambda self, tensors, shapes: [tensors[0][: shapes[0][0]]])
 
 
-@fault("second copy must agree", on="gpt/tiny", says="it was loaded, though 'lm_head.weight'")
+@fault("tied copies must agree", on="gpt/tiny", says="it was loaded, though 'lm_head.weight'")
 def copies_are_not_compared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module("anyformer.hub.fill"), "_same", lambda *args: None)
 
 
-@fault("unknown words are named", on="gpt/tiny", says="it was loaded, though 'no_such_key'")
+@fault("unknown values are named", on="gpt/tiny", says="it was loaded, though 'no_such_key'")
 def unknown_keys_are_dropped(patch: pytest.MonkeyPatch) -> None:
     def read(plain: Any, entries: Any, config: Any, *rest: Any) -> Any:
         known = {name for entry in entries for name in entry.names}
@@ -237,12 +237,14 @@ def with_rope(patch: pytest.MonkeyPatch, entry: Lens) -> None:
     patch.setattr(page, "HUBS", tuple(maps))
 
 
-@fault("an absent key means what it means there", on="llama/tiny", says="without 'rope_parameters', transformers means")
+@fault(
+    "absent keys have their published defaults", on="llama/tiny", says="without 'rope_parameters', transformers means"
+)
 def another_default(patch: pytest.MonkeyPatch) -> None:
     with_rope(patch, rope(theta=500000.0))
 
 
-@fault("both generations of rope keys", on="llama/linear", says="the older words .* are read as")
+@fault("both forms of rope keys", on="llama/linear", says="the older words .* are read as")
 def old_words_are_dropped(patch: pytest.MonkeyPatch) -> None:
     lens = rope()
     get = lambda config: lens.get({k: v for k, v in config.items() if k != "rope_scaling"})  # noqa: E731

@@ -31,13 +31,13 @@ from tests.contract.planting import around, fault, module
 # --------------------------------------------------------------------------------------------- behaviour
 
 
-@fault("batch is solo", on="gpt/tiny", says="hidden, row .: differs")
+@fault("batching changes nothing", on="gpt/tiny", says="hidden, row .: differs")
 def padding_is_seen(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), keep=None)  # noqa: E731
     around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
-@fault("padding has no content", on="gpt/tiny", says="other padding: hidden: differs")
+@fault("content of padding changes nothing", on="gpt/tiny", says="other padding: hidden: differs")
 def padding_is_read(patch: pytest.MonkeyPatch) -> None:
     padding_is_seen(patch)
     patch.setattr(Flow, "keep_now", lambda self, count: None)
@@ -48,7 +48,7 @@ def padding_is_let_in(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flow, "keep_now", lambda self, count: None)
 
 
-@fault("a row of padding alone is harmless", on="llama/tiny", says="an empty row makes something")
+@fault("rows of padding are harmless", on="llama/tiny", says="an empty row gives values")
 def nothing_is_not_a_number(patch: pytest.MonkeyPatch) -> None:
     def sdpa(plain: Any, q: Any, k: Any, v: Any, mask: Any, *rest: Any, **options: Any) -> Any:
         y = plain(q, k, v, mask, *rest, **options)
@@ -57,14 +57,14 @@ def nothing_is_not_a_number(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.kernels"), "_sdpa", sdpa)
 
 
-@fault("an encoder sees both ways", on="bert/tiny", says="place 0 does not see")
+@fault("encoder is bidirectional", on="bert/tiny", says="position 0 does not see")
 def an_encoder_looks_back(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), mask=Causal())  # noqa: E731
     around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
 @fault(
-    "the future changes nothing",
+    "future tokens change nothing",
     "no gradient from the future",
     on="gpt/tiny",
     says="(hidden|logits) (before|of) (token )?[0-9]",
@@ -74,7 +74,7 @@ def the_future_is_seen(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
-@fault("cached is uncached", on="gpt/tiny", says="tokens . to . of row .: differs")
+@fault("caching changes nothing", on="gpt/tiny", says="tokens . to . of row .: differs")
 def kept_keys_change(patch: pytest.MonkeyPatch) -> None:
     around(patch, KeysValues, "append", lambda plain, self, k, v: plain(self, k * (1.001 if self.length else 1.0), v))
 
@@ -98,17 +98,17 @@ def window_is_short(patch: pytest.MonkeyPatch) -> None:
     around(patch, Sliding, "__init__", lambda plain, *args: plain(*args[:6], args[6] - 1, *args[7:]))
 
 
-@fault("a state refuses what it cannot do", on="gpt/tiny", says="expected an error with 'cannot trim'")
+@fault("cache refuses unsupported operations", on="gpt/tiny", says="expected an error with 'cannot trim'")
 def any_length_goes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "trim", lambda self, length: None)
 
 
-@fault("a long text goes on in its regime", on="llama/longrope", says="tokens 11 to 13 of row 0: differs")
+@fault("long text continues with its rope scaling", on="llama/longrope", says="tokens 11 to 13 of row 0: differs")
 def late_keys_change(patch: pytest.MonkeyPatch) -> None:
     kept_keys_change(patch)
 
 
-@fault("padding inside a state is right or refused", on="t5/tiny", says="row 1 after its padding: differs")
+@fault("padding inside a cache is correct or refused", on="t5/tiny", says="row 1 after its padding: differs")
 def gaps_are_accepted(patch: pytest.MonkeyPatch) -> None:
     def advance(self: State, keep: Any, batch: int, count: int) -> Any:
         past = torch.ones(batch, self.length, dtype=torch.bool) if self.keep is None else self.keep
@@ -138,12 +138,12 @@ def flex_is_off(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.kernels"), "_flex", lambda plain, *args: plain(*args) * 1.01)
 
 
-@fault("masks know their reach", on="", says="reaches further than")
+@fault("mask properties match the mask", on="", says="reaches further than")
 def window_says_less(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Window, "reach", lambda self: (max(0, self.left - 1), self.right))
 
 
-@fault("a wide window is no window", on="gpt/tiny", says="window >= length: hidden")
+@fault("wide window equals full attention", on="gpt/tiny", says="window >= length: hidden")
 def window_without_itself(patch: pytest.MonkeyPatch) -> None:
     around(patch, Window, "allowed", lambda plain, self, query, key: plain(self, query, key) & (key != query))
 
@@ -154,19 +154,19 @@ def chunks_count(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.recurrent.mamba"), "scan", scan)
 
 
-@fault("scan is the recurrence", "scan is a convolution", on="", says="(scan|convolution): differs")
+@fault("scan equals recurrence", "scan equals convolution", on="", says="(scan|convolution): differs")
 def scan_is_off(patch: pytest.MonkeyPatch) -> None:
     scan: Callable[..., Any] = lambda plain, *args: (lambda y, h: (y * 1.001, h))(*plain(*args))  # noqa: E731
     around(patch, module("anyformer.parts.recurrent.mamba"), "scan_in_blocks", scan)
 
 
-@fault("matrix recurrences are step by step", on="", says="sum: differs")
+@fault("matrix recurrences equal single steps", on="", says="sum: differs")
 def chunks_forget(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: plain(*args) * 1.001  # noqa: E731
     around(patch, module("anyformer.parts.recurrent.chunked"), "chained", change)
 
 
-@fault("grouped heads are repeated heads", on="llama/tiny", says="all heads: hidden")
+@fault("grouped heads equal repeated heads", on="llama/tiny", says="all heads: hidden")
 def groups_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     def attend(plain: Any, q: Any, k: Any, *rest: Any) -> Any:
         return plain(q, k if k.shape[1] == q.shape[1] else k.roll(1, 1), *rest)
@@ -174,7 +174,7 @@ def groups_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.attention"), "attend", attend)
 
 
-@fault("pairs of rotary are an order of rows", on="llama/tiny", says="adjacent pairs: hidden")
+@fault("rotary pairings are permutations", on="llama/tiny", says="adjacent pairs: hidden")
 def pairs_are_ignored(patch: pytest.MonkeyPatch) -> None:
     around(patch, Rotary, "__init__", lambda plain, self, dim, *args, **options: plain(self, dim, *args[:3]))
 
@@ -187,12 +187,12 @@ def places_are_bent(patch: pytest.MonkeyPatch) -> None:
     around(patch, Rotary, "tables", bent)
 
 
-@fault("stretches of one change nothing", on="", says=r"Linear\(factor=1.0\): differs")
+@fault("rope scaling by one changes nothing", on="", says=r"Linear\(factor=1.0\): differs")
 def one_is_not_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Linear, "scale", lambda self, frequencies, theta, length: (frequencies / (self.factor + 0.1), 1.0))
 
 
-@fault("all experts are the dense mixture", on="mixtral/tiny", says="dense mixture: differs")
+@fault("all experts equal the dense mixture", on="mixtral/tiny", says="dense mixture: differs")
 def answers_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     grouped = lambda plain, self, x, weights, sent, flow: plain(self, x, weights.roll(1, -1), sent, flow)  # noqa: E731
     around(patch, MoE, "_grouped", grouped)
@@ -206,7 +206,7 @@ def weights_do_not_sum_to_one(patch: pytest.MonkeyPatch) -> None:
     around(patch, TopK, "__init__", mixture)
 
 
-@fault("ample capacity is no capacity", on="switch/tiny", says="an expert with one place takes 0")
+@fault("ample capacity equals no capacity", on="switch/tiny", says="an expert of capacity 1 takes 0")
 def one_place_is_lost(patch: pytest.MonkeyPatch) -> None:
     taken = lambda plain, self, chosen, *rest: (  # noqa: E731
         plain(self, chosen, *rest) & (chosen.cumsum(1) < (self.capacity or 99))
@@ -214,7 +214,7 @@ def one_place_is_lost(patch: pytest.MonkeyPatch) -> None:
     around(patch, TopK, "_taken", taken)
 
 
-@fault("experts that choose are refused in a decoder", on="", says="a causal decoder runs with experts that choose")
+@fault("expert choice is refused in decoders", on="", says="a causal decoder runs with experts that choose")
 def nobody_says_causal(patch: pytest.MonkeyPatch) -> None:
     seen = lambda plain, self, x, flow: plain(self, x, dataclasses.replace(flow, causal=False))  # noqa: E731
     around(patch, ExpertChoice, "forward", seen)
@@ -233,7 +233,7 @@ def gradient_is_cut(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MLP, "forward", lambda self, x, flow: self.down(self.act(self.up(x)).detach()))
 
 
-@fault("learns a batch by heart", on="gpt/tiny", says="the loss went from")
+@fault("overfits one batch", on="gpt/tiny", says="the loss went from")
 def gradients_are_lost(patch: pytest.MonkeyPatch) -> None:
     def logits(plain: Any, self: Any, x: Any, flow: Any) -> Any:
         y = plain(self, x, flow)
@@ -242,13 +242,13 @@ def gradients_are_lost(patch: pytest.MonkeyPatch) -> None:
     around(patch, Logits, "forward", logits)
 
 
-@fault("recomputing changes nothing", on="gpt/tiny", says="recompute: loss")
+@fault("activation checkpointing changes nothing", on="gpt/tiny", says="recompute: loss")
 def other_when_recomputed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anyformer.core.recompute._again", lambda forward, x, flow: forward(x, flow) * 1.001)
 
 
 @fault("compiling changes nothing", on="gpt/tiny", says="torch.compile, aot_eager: loss")
-@fault("compiling to machine code changes nothing", on="gpt/tiny", says="torch.compile, inductor: loss")
+@fault("compiling with inductor changes nothing", on="gpt/tiny", says="torch.compile, inductor: loss")
 def other_when_compiled(patch: pytest.MonkeyPatch) -> None:
     def forward(plain: Any, self: Any, x: Any, flow: Any) -> Any:
         return plain(self, x, flow) * (1.01 if torch.compiler.is_compiling() else 1.0)
@@ -256,7 +256,7 @@ def other_when_compiled(patch: pytest.MonkeyPatch) -> None:
     around(patch, MLP, "forward", forward)
 
 
-@fault("small batches add up", on="gpt/tiny", says="accumulated: loss")
+@fault("gradient accumulation equals one batch", on="gpt/tiny", says="accumulated: loss")
 def mean_of_each_batch(patch: pytest.MonkeyPatch) -> None:
     def entropy(plain: Any, logits: Any, labels: Any, count: Any, *rest: Any) -> Any:
         return plain(logits, labels, counted(labels).clamp(min=1), *rest)
@@ -264,13 +264,13 @@ def mean_of_each_batch(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.train.objectives"), "_cross_entropy", entropy)
 
 
-@fault("recipe is its own description", on="gpt/tiny", says="JSON changes the recipe")
+@fault("recipe survives serialisation", on="gpt/tiny", says="JSON changes the recipe")
 def an_option_is_lost(patch: pytest.MonkeyPatch) -> None:
     read = Recipe.from_json
     patch.setattr(Recipe, "from_json", staticmethod(lambda data: read(data).but(context=7)))
 
 
-@fault("first weights depend on the seed alone", on="gpt/tiny", says="the same seed gives other weights")
+@fault("initial weights depend only on the seed", on="gpt/tiny", says="the same seed gives other weights")
 def chance_of_its_own(patch: pytest.MonkeyPatch) -> None:
     noise = torch.Generator()
     patch.setattr(MLP, "reset_parameters", lambda self: [w.data.normal_(0.0, 0.02, generator=noise)
@@ -286,7 +286,7 @@ def listening_changes(patch: pytest.MonkeyPatch) -> None:
     around(patch, Taps, "_recorder", recorder)
 
 
-@fault("a copy is independent", on="gpt/tiny", says="after the copy changed: hidden")
+@fault("copies are independent", on="gpt/tiny", says="after the copy changed: hidden")
 def a_part_is_shared_with_copies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MLP, "__deepcopy__", lambda self, memo: self, raising=False)
 
@@ -310,12 +310,12 @@ def levels_move(patch: pytest.MonkeyPatch) -> None:
     around(patch, LoraLinear, "whole", lambda plain, self: plain(self) * 1.001)
 
 
-@fault("four bits stay inside their error", on="gpt/tiny", says="mixer.q: off by")
+@fault("four bit error is within its bound", on="gpt/tiny", says="mixer.q: off by")
 def levels_are_wrong(patch: pytest.MonkeyPatch) -> None:
     around(patch, Nf4, "dequantised", lambda plain, self: plain(self).roll(1, 1))
 
 
-@fault("int8 stays inside its error", on="gpt/tiny", says="mixer.q: off by")
+@fault("int8 error is within its bound", on="gpt/tiny", says="mixer.q: off by")
 def steps_are_too_long(patch: pytest.MonkeyPatch) -> None:
     around(patch, Int8Linear, "product", lambda plain, self, x: plain(self, x) * 1.1)
 
@@ -330,12 +330,12 @@ def another_program(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.edge.export"), "_traced", traced)
 
 
-@fault("generation honours nothing", on="gpt/tiny", says="seed 0 is not a seed")
+@fault("generation honours zero", on="gpt/tiny", says="seed=0 is not reproducible")
 def seed_0_is_none(patch: pytest.MonkeyPatch) -> None:
     around(patch, Options, "seeds", lambda plain, self, rows: [seed or None for seed in plain(self, rows)])
 
 
-@fault("zero is no default", on="gpt/tiny", says="ffn.hidden=0 does what None does")
+@fault("zero differs from the default", on="gpt/tiny", says="ffn.hidden=0 acts as None")
 def zero_is_4(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anyformer.contract.features.tried_before", lambda subject: frozenset())  # as if it were the first
     fingerprint.cache_clear()
@@ -347,7 +347,7 @@ def zero_is_4(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@fault("the last place alone", on="gpt/tiny", says="last=True gives 7 places")
+@fault("logits of the last position", on="gpt/tiny", says="last=True gives 7 places")
 def all_places(patch: pytest.MonkeyPatch) -> None:
     around(patch, CausalLM, "forward", lambda plain, self, last=False, **inputs: plain(self, **inputs))
 
@@ -377,13 +377,13 @@ def any_part_will_do(patch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------------------------- packing
 
 
-@fault("packed is separate", on="gpt/tiny", says="document .: hidden: differs")
+@fault("packing changes nothing", on="gpt/tiny", says="document .: hidden: differs")
 @fault("no gradient between documents", on="gpt/tiny", says="depend on others")
 def documents_are_seen(patch: pytest.MonkeyPatch) -> None:
     change = lambda plain, *args: dataclasses.replace(plain(*args), mine=None, theirs=None)  # noqa: E731
     around(patch, module("anyformer.parts.attention.attention"), "view", change)
 
 
-@fault("documents are kept apart or refused", on="bert/tag", says="expected an error with 'one piece'")
+@fault("packed documents are separate or refused", on="bert/tag", says="expected an error with 'one piece'")
 def documents_in_pieces(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.skeletons.base"), "places", lambda plain, ids: plain(ids.sort(1).values))

@@ -26,13 +26,13 @@ def many_keys_are_too_many(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.kernels"), "_sdpa", sdpa)
 
 
-@fault("long texts cached are uncached", on="gpt/tiny", says="tokens .* of 1100, row .: differs")
+@fault("caching changes nothing in long texts", on="gpt/tiny", says="tokens .* of 1100, row .: differs")
 def late_keys_are_off(patch: pytest.MonkeyPatch) -> None:
     late = lambda plain, self, k, v: plain(self, k * (1.01 if self.length > 40 else 1.0), v)  # noqa: E731
     around(patch, KeysValues, "append", late)
 
 
-@fault("first weights have the oracles sizes", on="gpt/tiny", says=r"wte.weight: std 0\.(1|09)")
+@fault("initial weights match the oracle", on="gpt/tiny", says=r"wte.weight: std 0\.(1|09)")
 def first_weights_are_too_wide(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vars(initialise)["__wrapped__"], "__defaults__", (0.1, None, "depth", None))
 
@@ -45,7 +45,7 @@ def dropping(patch: pytest.MonkeyPatch, drop: Callable[..., Any]) -> None:
     patch.setattr(module("anyformer.parts.block"), "drop", drop)
 
 
-@fault("dropout stands where theirs does", on="gpt/tiny", says="with dropout: .*: differs")
+@fault("dropout is where the oracle has it", on="gpt/tiny", says="with dropout: .*: differs")
 @fault("dropout drops elements at its rate", on="gpt/tiny", says=r"Block.dropout=0.3: dropped at the rate \[0.15\]")
 def half_the_rate(patch: pytest.MonkeyPatch) -> None:
     dropping(patch, lambda part, x: F.dropout(x, part.dropout / 2, part.training))
@@ -69,13 +69,13 @@ def fused_attention_drops_half(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.kernels"), "_sdpa", sdpa)
 
 
-@fault("loss is the oracles", on="gpt/tiny", says="loss: differs")
+@fault("loss matches the oracle", on="gpt/tiny", says="loss: differs")
 def labels_are_late(patch: pytest.MonkeyPatch) -> None:
     late = lambda plain, out, labels, count: plain(out, labels.roll(1, 1), count)  # noqa: E731
     around(patch, module("anyformer.train.objectives"), "causal_lm", late)
 
 
-@fault("norms in half precision are as in float32", on="gpt/tiny", says="norm.*: off by .* roundings")
+@fault("norms in half precision match float32", on="gpt/tiny", says="norm.*: off by .* roundings")
 def coarse_norm(patch: pytest.MonkeyPatch) -> None:
     def forward(self: Any, x: Any) -> Any:
         centred = x - x.mean(-1, keepdim=True)
@@ -94,7 +94,7 @@ def coarse_attention(patch: pytest.MonkeyPatch) -> None:
     around(patch, module("anyformer.parts.attention.kernels"), "_sdpa", sdpa)
 
 
-@fault("one stored tensor does not decide the type", on="gpt/tiny", says=r"the config says \{'float32'\}")
+@fault("stored dtype is that of most weights", on="gpt/tiny", says=r"the config names \{'float32'\}")
 def the_first_tensor_decides(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module("anyformer.hub.save"), "stored_type", lambda tensors: next(iter(tensors.values())).dtype)
 
@@ -102,20 +102,22 @@ def the_first_tensor_decides(patch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------ roles
 
 
-@fault("padded in its role it is as alone", on="Attention in an encoder", says="row .: differs")
+@fault("batching changes nothing in any role", on="Attention in an encoder", says="row .: differs")
 def padding_is_seen_everywhere(patch: pytest.MonkeyPatch) -> None:
     padding_is_seen(patch)
 
 
-@fault(
-    "generation in its role needs no cache", on="Attention in a decoder", says="with a cache it is continued otherwise"
-)
+@fault("caching changes nothing in any role", on="Attention in a decoder", says="it continues differently with a cache")
 def kept_keys_are_others(patch: pytest.MonkeyPatch) -> None:
     late = lambda plain, self, k, v: plain(self, k * (-2.0 if self.length else 1.0), v)  # noqa: E731
     around(patch, KeysValues, "append", late)
 
 
-@fault("every option acts in its role or is refused", on="Attention in the place of cross-attention", says="'mask'")
+@fault(
+    "every option has an effect in its role or is refused",
+    on="Attention in the place of cross-attention",
+    says="'mask'",
+)
 def a_mask_is_dropped(patch: pytest.MonkeyPatch) -> None:
     def init(plain: Any, self: Any, *args: Any, **options: Any) -> None:
         plain(self, *args, **options | ({"mask": None} if options.get("cross") else {}))

@@ -27,9 +27,9 @@ and the state forgets within some tokens; ours are Mamba's steps, between 0.001 
 }
 ROLES = ("a decoder", "an encoder", "the encoder of a decoder", "a decoder that reads a source")
 KNOWN: dict[tuple[str, str], str] = {
-    **{("first weights have the oracles sizes", page): why for page, why in FIRST.items()},
+    **{("initial weights match the oracle", page): why for page, why in FIRST.items()},
     **{
-        ("every option acts in its role or is refused", f"LocalAttention in {role}"): FILL
+        ("every option has an effect in its role or is refused", f"LocalAttention in {role}"): FILL
         for role in ROLES
         if role != "an encoder"
     },

@@ -41,7 +41,7 @@ def test_document_in_two_pieces_is_refused(ids):
 def test_a_scaling_by_length_goes_by_the_length_of_the_document(scaling):
     recipe = af.recipe("llama", "tiny").but({"blocks.*.mixer.positions": Rotary.of(scaling=scaling)})
     for seed in range(3):
-        packing.packed_is_separate(subject(recipe), random.Random(seed))
+        packing.packing_changes_nothing(subject(recipe), random.Random(seed))
 
 
 @pytest.mark.parametrize("mask", [None, Window(20)], ids=["full", "window"])
@@ -63,7 +63,7 @@ def test_masks_by_place_go_by_the_place_in_the_document(mask):
     for name in ("llama", "bert"):
         recipe = af.recipe(name, "tiny", **({"task": "masked"} if name == "bert" else {}))
         for seed in range(3):
-            packing.packed_is_separate(subject(recipe.but({"blocks.*.mixer.mask": mask})), random.Random(seed))
+            packing.packing_changes_nothing(subject(recipe.but({"blocks.*.mixer.mask": mask})), random.Random(seed))
 
 
 def test_open_scan_begins_again_too():

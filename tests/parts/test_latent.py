@@ -193,7 +193,7 @@ def test_documents_of_a_row_are_kept_apart() -> None:
     for recipe in (SMALL.but(heads=4), SMALL.but(heads=4, mask=Window(4), q_rank=5)):
         subject = Subject(f"latent {hash(recipe)}", af.recipe("llama", "tiny").but({"blocks.*.mixer": recipe}))
         for seed in range(3):
-            packing.packed_is_separate(subject, random.Random(seed))
+            packing.packing_changes_nothing(subject, random.Random(seed))
         packing.no_gradient_between_documents(subject, random.Random(0))
 
 

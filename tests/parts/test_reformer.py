@@ -51,9 +51,9 @@ def test_long_texts_are_transformers(case: str) -> None:
 def test_long_rows_do_not_see_each_other(case: str) -> None:
     here = subject(case)
     for i in range(4):
-        behaviour.batch_is_solo(here, rng=random.Random(i))
-        behaviour.padding_has_no_content(here, rng=random.Random(i))
-        behaviour.a_row_of_padding_alone_is_harmless(here, rng=random.Random(i))
+        behaviour.batching_changes_nothing(here, rng=random.Random(i))
+        behaviour.content_of_padding_changes_nothing(here, rng=random.Random(i))
+        behaviour.rows_of_padding_are_harmless(here, rng=random.Random(i))
     if here.decodes:
         behaviour.no_gradient_from_the_future(here, rng=random.Random(9))
 
@@ -61,9 +61,9 @@ def test_long_rows_do_not_see_each_other(case: str) -> None:
 @cases
 def test_long_texts_train(case: str) -> None:
     here = subject(case)
-    training.learns_a_batch_by_heart(here)
-    training.recomputing_changes_nothing(here)
-    training.small_batches_add_up(here, rng=random.Random(0))
+    training.overfits_one_batch(here)
+    training.activation_checkpointing_changes_nothing(here)
+    training.gradient_accumulation_equals_one_batch(here, rng=random.Random(0))
 
 
 def test_local_layers_decode_over_any_length() -> None:
@@ -71,9 +71,13 @@ def test_local_layers_decode_over_any_length() -> None:
     config = page.at("tiny", layers=("local",) * 2, local=(4, 1, 0))
     here = Subject("reformer/long, local", page.recipe(config), "reformer", config)
     for i in range(4):
-        for check in (behaviour.cached_is_uncached, behaviour.cached_after_reorder, behaviour.cached_after_rollback):
+        for check in (
+            behaviour.caching_changes_nothing,
+            behaviour.cached_after_reorder,
+            behaviour.cached_after_rollback,
+        ):
             check(here, rng=random.Random(i))
-        behaviour.the_future_changes_nothing(here, rng=random.Random(i))
+        behaviour.future_tokens_change_nothing(here, rng=random.Random(i))
 
 
 def test_generating_beyond_a_chunk() -> None:

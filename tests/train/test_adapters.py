@@ -177,7 +177,10 @@ def test_a_config_that_means_something_else_is_refused(change, said, written):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda t: {k.replace("layers.0", "layers.7"): v for k, v in t.items()}, r"cannot take an adapter.*layers\.7.*did you mean"),
+        (
+            lambda t: {k.replace("layers.0", "layers.7"): v for k, v in t.items()},
+            r"cannot take an adapter.*layers\.7.*did you mean",
+        ),
         (lambda t: {k.replace("base_model.model.", ""): v for k, v in t.items()}, "does not begin with"),
         (lambda t: {k: v for k, v in t.items() if "0.self_attn.q_proj.lora_B" not in k}, "has lora_A; expected"),
         (lambda t: {k: v[:, :-1].clone() if "lora_A" in k else v for k, v in t.items()}, "shape"),

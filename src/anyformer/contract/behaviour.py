@@ -38,7 +38,7 @@ def lengths(subject: Subject, rng: random.Random, rows: int) -> list[int]:
 
 
 @check(6, "model", examples=8, checkpoint=True)
-def batch_is_solo(subject: Subject, rng: random.Random) -> float:
+def batching_changes_nothing(subject: Subject, rng: random.Random) -> float:
     """A row of a padded batch, at any index and with padding on any side, gives the same result as alone."""
     batch = draw(subject, rng, lengths(subject, rng, 3), rng.choice(("left", "right", "mixed")))
     order = rng.sample(range(3), 3)
@@ -47,13 +47,13 @@ def batch_is_solo(subject: Subject, rng: random.Random) -> float:
     for place, i in enumerate(order):
         alone = run(subject.model, batch.row(i))
         for name in filter(batch.has_rows, alone):
-            found = batch.rows(order).real(name, together[name], place)
-            worst = max(worst, close(found, alone[name][0], f"{name}, row {i}"))
+            actual = batch.rows(order).real(name, together[name], place)
+            worst = max(worst, close(actual, alone[name][0], f"{name}, row {i}"))
     return worst
 
 
 @check(6, "model", examples=4, needs=pads, checkpoint=True)
-def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
+def content_of_padding_changes_nothing(subject: Subject, rng: random.Random) -> float:
     """Other tokens at padded positions, or NaN for numbers, change nothing, gradients included."""
     sizes = lengths(subject, rng, 2)
     batch = draw(subject, rng, sizes, rng.choice(("left", "right")))
@@ -75,7 +75,7 @@ def padding_has_no_content(subject: Subject, rng: random.Random) -> float:
 
 
 @check(6, "model", examples=3, needs=pads, checkpoint=True, later=apart_from_tiny)
-def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> float:
+def rows_of_padding_are_harmless(subject: Subject, rng: random.Random) -> float:
     """A row without any real token does not change its neighbours, and everything is finite."""
     batch = draw(subject, rng, lengths(subject, rng, 2), "left")
     alone = run(subject.model, batch)
@@ -84,13 +84,13 @@ def a_row_of_padding_alone_is_harmless(subject: Subject, rng: random.Random) -> 
         if name.endswith("attention_mask"):
             empty.inputs[name][-1] = 0
     together = run(subject.model, empty)
-    expect(all(v.isfinite().all() for v in together.values()), "an empty row makes something that is not finite")
+    expect(all(v.isfinite().all() for v in together.values()), "an empty row gives values that are not finite")
     names = filter(batch.has_rows, alone)
     return max(close(together[n][:2], alone[n], f"beside an empty row: {n}") for n in names)
 
 
 @check(7, "model", examples=6, needs=decodes, checkpoint=True)
-def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
+def future_tokens_change_nothing(subject: Subject, rng: random.Random) -> float:
     """Other tokens from some position on change no logit before that position."""
     count = rng.randint(2, min(LONGEST, subject.limit or LONGEST))
     batch, cut = draw(subject, rng, [count, count], source=[5, 5]), rng.randint(1, count - 1)
@@ -103,11 +103,11 @@ def the_future_changes_nothing(subject: Subject, rng: random.Random) -> float:
 def sees_all(subject: Subject) -> str | None:
     """The reason why not every position sees every other one, or None."""
     hides = subject.causal or subject.values(Mask) or subject.holds(Windows)
-    return "it does not see everything" if hides else None
+    return "it is not bidirectional" if hides else None
 
 
 @check(7, "model", needs=sees_all)
-def an_encoder_sees_both_ways(subject: Subject) -> float:
+def encoder_is_bidirectional(subject: Subject) -> float:
     """Without a mask, the output at every position depends on the input at every other position."""
     batch = draw(subject, random.Random(7), [6])
     entered: list[Tensor] = []
@@ -119,7 +119,7 @@ def an_encoder_sees_both_ways(subject: Subject) -> float:
     for at in (0, hidden.shape[1] - 1):
         (gradient,) = torch.autograd.grad(hidden[:, at].square().sum(), entered[0], retain_graph=True)
         blind = [i for i in range(hidden.shape[1]) if not bool(gradient[:, i].ne(0).any())]
-        expect(not blind, f"place {at} does not see the places {blind}")
+        expect(not blind, f"position {at} does not see the positions {blind}")
     return 0.0
 
 
@@ -159,26 +159,26 @@ class Decoding:
 
     def piece(self, start: int, end: int, whole_mask: bool = False) -> dict[str, Tensor]:
         """The inputs of one call; the source is with the first piece only."""
-        given = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
-        given = {} if self.subject.has_source and start else given
-        given |= {name: self.batch.inputs[name][:, start:end] for name in self.names}
+        inputs = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
+        inputs = {} if self.subject.has_source and start else inputs
+        inputs |= {name: self.batch.inputs[name][:, start:end] for name in self.names}
         if self.mask in self.batch.inputs:
-            given[self.mask] = self.batch.inputs[self.mask][:, 0 if whole_mask else start : end]
-        return given
+            inputs[self.mask] = self.batch.inputs[self.mask][:, 0 if whole_mask else start : end]
+        return inputs
 
     def feed(self, count: int, whole_mask: bool = False) -> None:
         """Feeds the next `count` tokens, with the mask of these alone or of all so far, as other libraries pass it."""
         end = self.at + count
         with torch.no_grad():
-            found = self.model(**self.piece(self.at, end, whole_mask), state=self.state).logits
+            actual = self.model(**self.piece(self.at, end, whole_mask), state=self.state).logits
             expected = self.model(**self.piece(0, end)).logits[:, self.at :]
         for i in range(len(self.batch)):
             keep = slice(None) if self.batch.keep is None else self.batch.keep[i, self.at : end]
             what = f"tokens {self.at} to {end} of row {i}"
-            self.worst = max(self.worst, close(found[i][keep], expected[i][keep], what))
+            self.worst = max(self.worst, close(actual[i][keep], expected[i][keep], what))
         self.at = end
         seen = end * self.each
-        expect(self.state.length == seen, f"the state says {self.state.length} places, it has seen {seen}")
+        expect(self.state.length == seen, f"the state holds {self.state.length} positions, expected {seen}")
 
     def reorder(self, index: list[int]) -> None:
         """Reorders the rows, as in a beam search."""
@@ -205,7 +205,7 @@ def longest(subject: Subject) -> int:
 
 
 @check(8, "model", examples=6, needs=decodes, checkpoint=True)
-def cached_is_uncached(subject: Subject, rng: random.Random) -> float:
+def caching_changes_nothing(subject: Subject, rng: random.Random) -> float:
     """A text in random pieces through a cache gives the same logits as the whole text."""
     steps = decoding(subject, rng)
     while steps.at < steps.total:
@@ -266,12 +266,12 @@ def cached_at_window_boundaries(subject: Subject) -> float:
 
 def windows(subject: Subject) -> list[int]:
     """The widths, in tokens, of windows in the recipe that fit eight times into the longest text."""
-    found = {mask.reach()[0] + 1 for mask in subject.values(Mask) if mask.reach()[0] < FAR}
-    return sorted(w for w in found if 8 * w < min(subject.limit or 200, 200))
+    sizes = {mask.reach()[0] + 1 for mask in subject.values(Mask) if mask.reach()[0] < FAR}
+    return sorted(w for w in sizes if 8 * w < min(subject.limit or 200, 200))
 
 
 @check(8, "model", examples=3, needs=decodes, checkpoint=True, later=apart_from_tiny)
-def a_state_refuses_what_it_cannot_do(subject: Subject, rng: random.Random) -> float:
+def cache_refuses_unsupported_operations(subject: Subject, rng: random.Random) -> float:
     """Another batch size, or a rollback beyond its length or memory, is an error and leaves the cache unchanged."""
     steps = decoding(subject, rng, count=6)
     steps.feed(4)
@@ -290,7 +290,7 @@ def refuses(call: Any, word: str) -> None:
     try:
         call()
     except ValueError as error:
-        expect(word in str(error), f"the error does not say {word!r}: {error}")
+        expect(word in str(error), f"the error does not contain {word!r}: {error}")
         return
     expect(False, f"it was accepted; expected an error with {word!r}")
 
@@ -303,8 +303,8 @@ def refuses(call: Any, word: str) -> None:
         or (None if any(v.by_length for v in s.values(Scaling)) else "its positions do not depend on the length")
     ),
 )
-def a_long_text_goes_on_in_its_regime(subject: Subject) -> float:
-    """With a rotary scaling by length, cached is uncached beyond the trained length, where it no longer changes."""
+def long_text_continues_with_its_rope_scaling(subject: Subject) -> float:
+    """With a rotary scaling by length, caching changes nothing beyond the trained length, where it is constant."""
     worst, checked = 0.0, False
     for scaling in subject.values(Scaling):
         first = scaling.trained + 3
@@ -321,7 +321,7 @@ def a_long_text_goes_on_in_its_regime(subject: Subject) -> float:
 
 
 @check(8, "model", needs=lambda s: decodes(s) or pads(s))
-def padding_inside_a_state_is_right_or_refused(subject: Subject) -> float:
+def padding_inside_a_cache_is_correct_or_refused(subject: Subject) -> float:
     """Right padding before more tokens gives either the result of the row alone or an error."""
     batch = draw(subject, random.Random(9), [6, 3], "right", source=[4, 4])
     steps = Decoding(subject, batch)
@@ -330,13 +330,13 @@ def padding_inside_a_state_is_right_or_refused(subject: Subject) -> float:
     try:
         with torch.no_grad():
             subject.model(**steps.piece(0, 6), state=steps.state)
-            found = subject.model(**more, state=steps.state).logits
+            actual = subject.model(**more, state=steps.state).logits
     except ValueError as error:
-        expect("padding" in str(error), f"the refusal does not speak of padding: {error}")
+        expect("padding" in str(error), f"the refusal does not mention padding: {error}")
         return 0.0
     worst = 0.0
     for i in range(2):
         row = batch.row(i)
         whole = row.with_(**{n: torch.cat((row.inputs[n], v[i : i + 1]), 1) for n, v in more.items()})
-        worst = max(worst, close(found[i], run(subject.model, whole)["logits"][0, -2:], f"row {i} after its padding"))
+        worst = max(worst, close(actual[i], run(subject.model, whole)["logits"][0, -2:], f"row {i} after its padding"))
     return worst

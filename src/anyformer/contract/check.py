@@ -90,18 +90,18 @@ class Check:
         """
         if not self.examples:
             return self.run(*case)
-        found, why = [], ""
+        differences, why = [], ""
         for i in range(min(most, self.examples)):
             try:
-                found.append(self.run(*case, rng=random.Random(i)))
+                differences.append(self.run(*case, rng=random.Random(i)))
             except LeftOut as reason:
                 why = str(reason)
             except Exception as error:
                 error.add_note(f"drawn with rng=random.Random({i})")
                 raise
-        if not found:
+        if not differences:
             raise LeftOut(why)
-        return max(found)
+        return max(differences)
 
 
 class LeftOut(Exception):
@@ -113,8 +113,8 @@ def no_file(subject: Subject) -> str:
     if subject.page is None:
         return "a composition: transformers has no such model"
     if apart(subject.page):
-        return "transformers does not know the page; its ORACLE says what is compared instead"
-    return "no file of theirs can say these hyperparameters"
+        return "transformers lacks the page; its ORACLE states the comparison instead"
+    return "no published file can express these hyperparameters"
 
 
 def check(
@@ -158,14 +158,14 @@ def varied(subject: Subject) -> bool:
 
 def decodes(subject: Subject) -> str | None:
     """The reason why checks of decoders do not apply, or None."""
-    return None if subject.decodes else "sees both directions: no token is before another one"
+    return None if subject.decodes else "it is bidirectional: no token precedes another one"
 
 
 def writes(subject: Subject) -> str | None:
     """The reason why checks of generation do not apply, or None."""
     if not subject.writes and subject.recipe.part.generates and subject.has_source:
         return "its source is no text: tests/generate/test_transcribing.py"
-    return None if subject.writes else "it writes no text"
+    return None if subject.writes else "it does not generate text"
 
 
 def pads(subject: Subject) -> str | None:

@@ -64,10 +64,10 @@ def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
 
 def _spans(change: Callable[[list[int]], list[int]]) -> Callable[[bytes], bytes]:
     def apply(data: bytes) -> bytes:
-        told = header(data)
-        name = next(n for n in told if n != "__metadata__")
-        told[name]["data_offsets"] = change(told[name]["data_offsets"])
-        return with_header(data, told)
+        entries = header(data)
+        name = next(n for n in entries if n != "__metadata__")
+        entries[name]["data_offsets"] = change(entries[name]["data_offsets"])
+        return with_header(data, entries)
 
     return apply
 
@@ -95,7 +95,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
     "weights: empty": _bytes(lambda data: b""),
     "weights: cut off": _bytes(lambda data: data[: len(data) * 2 // 3]),
     "weights: cut off in the header": _bytes(lambda data: data[:50]),
-    "weights: more than is told": _bytes(lambda data: data + bytes(8)),
+    "weights: more than declared": _bytes(lambda data: data + bytes(8)),
     "weights: a header of 2^63 bytes": _bytes(lambda data: (1 << 63).to_bytes(8, "little") + data[8:]),
     "weights: ranges that overlap": _bytes(_spans(lambda span: [span[0] + 4, span[1] + 4])),
     "weights: a range beyond the end": _bytes(_spans(lambda span: [span[0], span[1] + (1 << 40)])),
@@ -112,7 +112,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
         "config.json", lambda f: (f / "config.json").symlink_to(f.parent / "config.json")
     ),
     "config: another model": _config(model_type="no_such_type"),
-    "config: a key that nobody reads": _config(auto_map={"AutoModel": "evil.Model"}),
+    "config: an unknown key": _config(auto_map={"AutoModel": "evil.Model"}),
 }
 
 
@@ -123,7 +123,7 @@ def tampered_directories_are_refused(subject: Subject) -> float:
     for name, attack in ATTACKS.items():
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "model"
-            if save(subject.model, folder) == NATIVE and name == "config: a key that nobody reads":
+            if save(subject.model, folder) == NATIVE and name == "config: an unknown key":
                 continue  # our own format reads the recipe alone
             attack(folder)
             worst = max(worst, refusal(folder, name))
@@ -139,7 +139,7 @@ def refusal(folder: Path, name: str, **options: Any) -> float:
     except (ValueError, FileNotFoundError) as error:
         seconds = time.monotonic() - start
         expect(seconds < SECONDS, f"{name}: refused after {seconds:.1f} s")
-        expect(bool(str(error)), f"{name}: the error says nothing")
+        expect(bool(str(error)), f"{name}: the error has no message")
         return seconds
     expect(False, f"{name}: it was loaded")
     return 0.0

@@ -58,10 +58,10 @@ def dropping(subject: Subject) -> Subject:
 
 
 @check(19, "files", later=apart_from_tiny)
-def dropout_stands_where_theirs_does(subject: Subject, hub: Hub) -> float:
+def dropout_is_where_the_oracle_has_it(subject: Subject, hub: Hub) -> float:
     """With a factor instead of chance, outputs and hidden states in training are the oracle's."""
     other = dropping(subject)
-    expect(hub in hubs(other), "its map cannot say that there is dropout")
+    expect(hub in hubs(other), "its map cannot express dropout")
     side = meet(other, hub)
     ours = pages.empty(changed(other.recipe, Part, kernel="reference"))  # fused attention drops inside
     ours.load_state_dict(side.ours.state_dict(keep_vars=True), assign=True)
@@ -70,28 +70,28 @@ def dropout_stands_where_theirs_does(subject: Subject, hub: Hub) -> float:
     try:
         side.theirs.train()
         with standing_in("dropout", shrunk), torch.no_grad():
-            expected, found = side.named(side.call(batch)), trace(ours.train(), batch)
+            expected, actual = side.named(side.call(batch)), trace(ours.train(), batch)
     finally:
         side.theirs.eval()
     names = [n for n in expected if not n[-1].isdigit()]
-    expect(any(not torch.equal(found[n], quiet[n]) for n in quiet), "no dropout acts in training")
-    return max(close(found[n], expected[n], f"with dropout: {n}") for n in names)
+    expect(any(not torch.equal(actual[n], quiet[n]) for n in quiet), "no dropout acts in training")
+    return max(close(actual[n], expected[n], f"with dropout: {n}") for n in names)
 
 
 def rates(recipe: Recipe) -> dict[tuple[str, str], list[str]]:
     """The paths of every option of dropout, by the part or value that has it."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_option: dict[tuple[str, str], list[str]] = {}
     for path, value in recipe.walk():
         above, _, option = path.rpartition(".")
         if "dropout" in option and (value is None or type(value) is float):
             owner = dict(recipe.walk()).get(above, recipe)
-            found.setdefault(key_of(owner, option), []).append(path)
-    return found
+            by_option.setdefault(key_of(owner, option), []).append(path)
+    return by_option
 
 
 def with_rates(subject: Subject, paths: list[str], rate: float) -> Any:
     """The subject's weights in a model with this rate at these paths, and no other dropout."""
-    every = [path for found in rates(subject.recipe).values() for path in found]
+    every = [path for group in rates(subject.recipe).values() for path in group]
     model = redrawn(subject.recipe.but(dict.fromkeys(every, 0.0)).but(dict.fromkeys(paths, rate)).build())
     model.load_state_dict(subject.model.state_dict())
     return model
@@ -100,7 +100,7 @@ def with_rates(subject: Subject, paths: list[str], rate: float) -> Any:
 @check(19, "model", later=apart_from_tiny)
 def dropout_is_off_in_evaluation(subject: Subject) -> float:
     """With the largest rates, evaluation is the same as without dropout, bit for bit; training is not."""
-    every = [path for found in rates(subject.recipe).values() for path in found]
+    every = [path for paths in rates(subject.recipe).values() for path in paths]
     if not every:
         raise LeftOut("no part of it has dropout")
     batch = draw(subject, random.Random(53), [7, 4], "left")
@@ -115,12 +115,12 @@ def dropout_is_off_in_evaluation(subject: Subject) -> float:
 @check(19, "model", later=apart_from_tiny)
 def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
     """Each option of dropout alone drops elements at its rate, and with a separate mask for every row of a batch."""
-    found = {key: paths for key, paths in rates(subject.recipe).items() if key[1] != "classifier_dropout"}
-    if not found:
+    by_option = {key: paths for key, paths in rates(subject.recipe).items() if key[1] != "classifier_dropout"}
+    if not by_option:
         raise LeftOut("no part of it has dropout")
     rows, plain, fused, worst = 3, F.dropout, F.scaled_dot_product_attention, 0.0
     batches = [draw(subject, random.Random(54), [n] * rows) for n in (11, 2)]  # sparse attention is full in short texts
-    for (part, option), paths in found.items():
+    for (part, option), paths in by_option.items():
         calls: list[tuple[float, int, int, int]] = []  # rate, rows, elements before and after
 
         def noted(

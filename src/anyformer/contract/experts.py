@@ -42,7 +42,7 @@ def at_each(model: Any, batch: Any) -> dict[str, tuple[Any, Tensor, Tensor, Any]
 
 
 @check(10, "model", needs=routed)
-def all_experts_are_the_dense_mixture(subject: Subject) -> float:
+def all_experts_equal_the_dense_mixture(subject: Subject) -> float:
     """If every token goes to all experts and none is full, y = sum of softmax(router) * expert over all of them."""
     recipe = subject.recipe
     for path, value in list(recipe.walk()):
@@ -52,27 +52,29 @@ def all_experts_are_the_dense_mixture(subject: Subject) -> float:
     model.load_state_dict(dict(subject.model.named_parameters()), assign=True)
     batch, worst = draw(subject, random.Random(27), [9, 5], "left"), 0.0
     with torch.no_grad():
-        for path, (moe, x, found, flow) in at_each(model.eval(), batch).items():
+        for path, (moe, x, actual, flow) in at_each(model.eval(), batch).items():
             p = moe.router.proj(x).softmax(-1)  # (B, T, E)
             expected = sum(p[..., e, None] * expert(x, flow) for e, expert in enumerate(moe.experts))
             if moe.shared is not None:
                 expected = expected + moe.shared(x, flow)
             keep = flow.keep_now(x.shape[1])
-            worst = max(worst, close(found[keep], expected[keep], f"{path}: dense mixture"))
+            worst = max(worst, close(actual[keep], expected[keep], f"{path}: dense mixture"))
     return worst
 
 
 @check(10, "model", needs=routed)
-def ample_capacity_is_no_capacity(subject: Subject) -> float:
+def ample_capacity_equals_no_capacity(subject: Subject) -> float:
     """With an expert capacity of as many tokens as the text has, none is dropped."""
     batch = draw(subject, random.Random(28), [9, 9], "none", source=[9, 9])
     free = like(subject, TopK, capacity=None)
     worst = same(run(like(subject, TopK, capacity=9), batch), run(free, batch), "capacity = length")
     for path, (moe, x, _, flow) in at_each(like(subject, TopK, capacity=1), batch).items():
         weights, sent = moe.router(x, flow)
-        expect(int(sent.sum(1).max()) == 1, f"{path}: an expert with one place takes {int(sent.sum(1).max())} tokens")
+        expect(int(sent.sum(1).max()) == 1, f"{path}: an expert of capacity 1 takes {int(sent.sum(1).max())} tokens")
         every = like(subject, TopK, capacity=None).get_submodule(path).router(x, flow)[1]
-        expect(bool((sent.int().argmax(1) == every.int().argmax(1)).all()), f"{path}: the place is not the first one's")
+        expect(
+            bool((sent.int().argmax(1) == every.int().argmax(1)).all()), f"{path}: the first token is not the one taken"
+        )
         expect(bool((weights[~sent] == 0).all()), f"{path}: a dropped token has a weight")
     return worst
 
@@ -94,19 +96,19 @@ def learned(model: Any, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], d
     losses = model(**inputs).aux
     names, parameters = zip(*model.named_parameters(), strict=True)
     total = torch.stack(list(losses.values())).sum()
-    found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-    return {n: v.detach() for n, v in losses.items()}, dict(zip(names, found, strict=True))
+    slopes = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    return {n: v.detach() for n, v in losses.items()}, dict(zip(names, slopes, strict=True))
 
 
 @check(7, "parts")
-def experts_that_choose_are_refused_in_a_decoder() -> float:
+def expert_choice_is_refused_in_decoders() -> float:
     """Experts that choose among all tokens of a text would see the future: a causal decoder refuses them."""
     ffn = MoE.of(router=ExpertChoice.of(experts=2), expert=MLP.of(hidden=8))
     model = pages.build(pages.recipe("gpt", "tiny").but({"blocks.0.ffn": ffn}))
     try:
         model(torch.ones(1, 3, dtype=torch.long))
     except ValueError as error:
-        expect("TopK" in str(error), f"the refusal does not say what to do: {error}")
+        expect("TopK" in str(error), f"the refusal does not state what to do: {error}")
         return 0.0
     expect(False, "a causal decoder runs with experts that choose")
     return 0.0

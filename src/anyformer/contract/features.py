@@ -48,23 +48,23 @@ def taps_change_nothing(subject: Subject) -> float:
 
 def speaking(model: nn.Module, batch: Batch) -> list[str]:
     """The paths that taps can record: modules that run on a batch and return tensors."""
-    found: dict[str, None] = {}
+    speakers: dict[str, None] = {}
 
     def note(path: str, output: Any) -> None:
         values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
         if path and any(isinstance(v, Tensor) for v in values):
-            found[path] = None
+            speakers[path] = None
 
     paths = [(path, module) for path, module in model.named_modules()]
     hooks = [m.register_forward_hook(lambda m, inputs, output, path=p: note(path, output)) for p, m in paths]
     run(model, batch)
     for hook in hooks:
         hook.remove()
-    return list(found)
+    return list(speakers)
 
 
 @check(13, "model", later=apart_from_tiny)
-def a_copy_is_independent(subject: Subject) -> float:
+def copies_are_independent(subject: Subject) -> float:
     """A deep copy gives the same outputs, and changing it does not change the original."""
     batch = draw(subject, random.Random(41), [5, 5])
     before, copy = run(subject.model, batch), fresh(subject.model)
@@ -124,18 +124,18 @@ def run_with(model: nn.Module, change: Any, batch: Any) -> dict[str, Tensor]:
 
 
 @check(13, "model", later=apart_from_tiny)
-def int8_stays_inside_its_error(subject: Subject) -> float:
+def int8_error_is_within_its_bound(subject: Subject) -> float:
     """In 8 bits, the output of every linear layer is within the stated bound of the original one for the same input."""
-    return inside_its_error(subject, int8.quantise, int8.Int8Linear)
+    return within_its_bound(subject, int8.quantise, int8.Int8Linear)
 
 
 @check(13, "model", later=apart_from_tiny)
-def four_bits_stay_inside_their_error(subject: Subject) -> float:
+def four_bit_error_is_within_its_bound(subject: Subject) -> float:
     """The same in 4 bits."""
-    return inside_its_error(subject, nf4.quantise, nf4.Nf4Linear)
+    return within_its_bound(subject, nf4.quantise, nf4.Nf4Linear)
 
 
-def inside_its_error(subject: Subject, quantise: Any, kind: type[nn.Module]) -> float:
+def within_its_bound(subject: Subject, quantise: Any, kind: type[nn.Module]) -> float:
     """Compares every linear layer with its quantised form, both on the inputs of the quantised model."""
     batch = draw(subject, random.Random(43), [7, 4], "left")
     model, plain = fresh(subject.model), dict(fresh(subject.model).named_modules())
@@ -171,10 +171,10 @@ def export_runs_and_matches(subject: Subject) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
         try:
-            found = export(subject.model, path)
+            exported = export(subject.model, path)
         except ValueError as error:
             raise Failed(f"refused by `export`: {error}") from error
-        expect(found.bytes > 0 and len(found.checked) > 1, "the program was not compared on other sizes")
+        expect(exported.bytes > 0 and len(exported.checked) > 1, "the program was not compared on other sizes")
         program = torch.export.load(path).module()
         batch = Batch(inputs(subject.model, batch=3, time=11, source=6))
         expected = run(subject.model, batch)
@@ -185,16 +185,16 @@ def export_runs_and_matches(subject: Subject) -> float:
 
 
 @check(16, "model", needs=lambda s: writes(s) or in_full(s))
-def generation_honours_nothing(subject: Subject) -> float:
+def generation_honours_zero(subject: Subject) -> float:
     """Temperature 0 is greedy, seed 0 is a seed, 0 new tokens are none; senseless values are refused by name."""
     prompts = [[5, 6, 7], [8, 9]]
-    write = lambda **given: subject.model.generate(prompts, **{"max_new_tokens": 6, **given})  # noqa: E731
+    write = lambda **options: subject.model.generate(prompts, **{"max_new_tokens": 6, **options})  # noqa: E731
     greedy = write(temperature=0)
     expect(greedy == write(temperature=0.0, seed=1, top_k=3) == write(cache=False), "temperature 0 is not greedy")
     expect(greedy == [by_hand(subject, row, 6) for row in prompts], "greedy is not the likeliest token each time")
-    expect(write(max_new_tokens=0) == [[], []], "0 new tokens are not none")
+    expect(write(max_new_tokens=0) == [[], []], "max_new_tokens=0 gives tokens")
     hot = {"temperature": 3.0, "max_new_tokens": 12}
-    expect(write(**hot, seed=0) == write(**hot, seed=0), "seed 0 is not a seed")
+    expect(write(**hot, seed=0) == write(**hot, seed=0), "seed=0 is not reproducible")
     expect(write(**hot, seed=0) != write(**hot, seed=1), "the seed has no effect")
     expect(write(**hot, seed=0, min_p=0) == write(**hot, seed=0), "min_p=0 is not 'all'")
     expect(write(**hot, seed=5, top_k=1) == write(temperature=0, max_new_tokens=12), "top_k=1 is not greedy")
@@ -220,18 +220,18 @@ def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
     first = len(text)
     for _ in range(count):
         ids = torch.tensor([text])
-        given = (
+        inputs = (
             {"input_ids": torch.tensor([prompt]), "decoder_input_ids": ids}
             if subject.has_source
             else {"input_ids": ids}
         )
         with torch.no_grad():
-            text.append(int(subject.model(**given).logits[0, -1].argmax()))
+            text.append(int(subject.model(**inputs).logits[0, -1].argmax()))
     return text[first:]
 
 
 @check(16, "model", needs=in_full)
-def zero_is_no_default(subject: Subject) -> float:
+def zero_differs_from_the_default(subject: Subject) -> float:
     """0 for any option is refused by a ValueError, or means 0: never the default. An option is tried in the first
     subject with it."""
     usual, earlier, tried = fingerprint(subject, subject.recipe), tried_before(subject), 0
@@ -249,7 +249,7 @@ def zero_is_no_default(subject: Subject) -> float:
             kind = type(error).__name__
             raise Failed(f"{path}=0 is refused by a {kind}: {error}; a ValueError should name the option") from None
         default = subject.recipe.but({path: None}) if "None" in kinds else subject.recipe
-        found, expected = fingerprint(subject, zero), fingerprint(subject, default)
+        actual, expected = fingerprint(subject, zero), fingerprint(subject, default)
         counts = (
             value is None
             or "None" in kinds
@@ -258,10 +258,10 @@ def zero_is_no_default(subject: Subject) -> float:
                 for other in edited(subject.recipe, path, alternatives(option, value, kinds))
             )
         )
-        if counts and found is not None and expected is not None:
-            expect(differ(found, expected), f"{path}=0 does what {None if 'None' in kinds else value} does")
+        if counts and actual is not None and expected is not None:
+            expect(differ(actual, expected), f"{path}=0 acts as {None if 'None' in kinds else value}")
     if not tried:
-        raise LeftOut("every option of its parts is proved on an earlier page")
+        raise LeftOut("every option of its parts is checked on an earlier page")
     return 0.0
 
 
@@ -285,12 +285,12 @@ def tried_before(subject: Subject) -> frozenset[tuple[str, str]]:
 
 
 @check(16, "model", examples=3, needs=decodes, checkpoint=True)
-def the_last_place_alone(subject: Subject, rng: random.Random) -> float:
+def logits_of_the_last_position(subject: Subject, rng: random.Random) -> float:
     """`last=True` gives the last position of the logits, and nothing else changes."""
     batch = draw(subject, rng, [rng.randint(1, 9)] * 2, source=[4, 4])
     whole = run(subject.model, batch)
     with torch.no_grad():
-        found = outputs(subject.model(**batch.inputs, last=True))
-    expect(found["logits"].shape[1] == 1, f"last=True gives {found['logits'].shape[1]} places")
-    worst = close(found["logits"], whole["logits"][:, -1:], "the last logits")
-    return max(worst, close(found["hidden"], whole["hidden"], "hidden", 0.0, 0.0))
+        last = outputs(subject.model(**batch.inputs, last=True))
+    expect(last["logits"].shape[1] == 1, f"last=True gives {last['logits'].shape[1]} places")
+    worst = close(last["logits"], whole["logits"][:, -1:], "the last logits")
+    return max(worst, close(last["hidden"], whole["hidden"], "hidden", 0.0, 0.0))

@@ -19,7 +19,7 @@ FEW = 32  # values: with fewer, chance decides the size
 
 
 @check(19, "files", later=apart_from_tiny)
-def first_weights_have_the_oracles_sizes(subject: Subject, hub: Hub) -> float:
+def initial_weights_match_the_oracle(subject: Subject, hub: Hub) -> float:
     """Every tensor of a new model has the standard deviation of the oracle's, within the sampling error; a constant is
     the same constant."""
     side, schemes = oracle(subject, hub), ("depth", "normal")
@@ -36,14 +36,14 @@ def first_weights_have_the_oracles_sizes(subject: Subject, hub: Hub) -> float:
     return 0.0
 
 
-def differs(found: Tensor, expected: Tensor) -> str:
+def differs(actual: Tensor, expected: Tensor) -> str:
     """The difference in size of two first weights, as text; "" if there is none."""
-    count = found.numel()
-    a, b = (float(t.float().std(correction=0)) for t in (found, expected))
+    count = actual.numel()
+    a, b = (float(t.float().std(correction=0)) for t in (actual, expected))
     if b < 1e-9:
-        same = a < 1e-9 and math.isclose(float(found.float().mean()), float(expected.float().mean()), abs_tol=1e-6)
+        same = a < 1e-9 and math.isclose(float(actual.float().mean()), float(expected.float().mean()), abs_tol=1e-6)
         return (
-            "" if same else f"mean {found.float().mean():.3g}, std {a:.3g}, expected all {expected.float().mean():.3g}"
+            "" if same else f"mean {actual.float().mean():.3g}, std {a:.3g}, expected all {expected.float().mean():.3g}"
         )
     if count < FEW:
         return ""

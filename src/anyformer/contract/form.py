@@ -75,7 +75,7 @@ def page_explains_itself(name: str) -> float:
     expect(
         bool(re.search(r"arXiv:\d{4}\.\d{4,5}|\"[^\"]{10,}\"", text)), "the docstring has no arXiv number and no title"
     )
-    expect(bool(re.search(r"[Dd]iffers\s+from", text)), "the docstring does not say from what it differs")
+    expect(bool(re.search(r"[Dd]iffers\s+from", text)), "the docstring does not state what it differs from")
     drawing = re.search(r"```\n(.*?)```", text, re.S)
     expect(drawing is not None and len(re.findall(r"[─│┬┴└┘┌┐├┤+|>]", drawing[1])) > 5, "the docstring draws nothing")
     return 0.0
@@ -88,7 +88,7 @@ def page_has_its_parts(name: str) -> float:
     frozen = dataclasses.is_dataclass(page.config) and vars(page.config)["__dataclass_params__"].frozen
     expect(frozen, "its config is no frozen dataclass")
     expect("tiny" in page.sizes, "SIZES has no 'tiny'")
-    expect(apart(name) != "", "no map to files of transformers, and no ORACLE that says what is compared instead")
+    expect(apart(name) != "", "no map to files of transformers, and no ORACLE that states the comparison instead")
     counts = list(page.module.PARAMETERS)
     expect(counts == list(page.sizes), f"PARAMETERS counts {counts}, and SIZES has {list(page.sizes)}, in this order")
     expect(isinstance(page.recipe(page.at("tiny")), Recipe), f"{name}(config) is no recipe")

@@ -142,14 +142,14 @@ def every_option_has_an_effect(name: str) -> float:
     An option is proved on the first page with it only."""
     own = {key for subject in subjects(name) for key in keys(subject.recipe)} - held_before(name)
     if not own:
-        raise LeftOut("every option of its parts is proved on an earlier page")
+        raise LeftOut("every option of its parts is checked on an earlier page")
     wanted = own - NO_NUMBER.keys()
     shown: dict[tuple[str, str], bool] = {}
     near = subjects(name)  # for options with an effect only beside another one: `Logits.vocab` of an untied head
     elsewhere = [s for other in pages.names() if other != name for s in subjects(other) if not s.light]
     for drawn in ([s for s in near if not s.light], [*(s for s in near if s.light), *compositions()], elsewhere):
         shown |= effects(drawn, {key for key in wanted if not shown.get(key)})
-    idle = [key for key, found in shown.items() if not found]
+    idle = [key for key, acts in shown.items() if not acts]
     expect(not idle, f"no other value of {sorted(idle)} has any effect: drop it, or add a case to CASES that uses it")
     return 0.0
 
@@ -180,19 +180,19 @@ def choices(key: tuple[str, str]) -> list[Any]:
 
 def effects(drawn: list[Subject], wanted: set[tuple[str, str]]) -> dict[tuple[str, str], bool]:
     """The wanted options with another value; True for those with an effect in one of these recipes."""
-    found: dict[tuple[str, str], bool] = {}
+    acts: dict[tuple[str, str], bool] = {}
     for subject in drawn if wanted else ():
         for path, owner, option, value in options(subject.recipe):
             key = key_of(owner, option)
-            if key not in wanted or found.get(key) or isinstance(value, Recipe | tuple | dict):
+            if key not in wanted or acts.get(key) or isinstance(value, Recipe | tuple | dict):
                 continue
             others = [*alternatives(option, value, declared(owner, option)), *choices(key)]
             seen, others = fingerprint(subject, subject.recipe), [o for o in others if o != value]
             if others:
-                found[key] = any(
+                acts[key] = any(
                     differ(seen, fingerprint(subject, other)) for other in edited(subject.recipe, path, others)
                 )
-    return found
+    return acts
 
 
 def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
@@ -211,14 +211,14 @@ def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
 @functools.cache
 def harvest() -> dict[tuple[str, str], list[Any]]:
     """The values of each option anywhere; under ("", option) also the recipes and values in it in any part."""
-    found: dict[tuple[str, str], list[Any]] = {}
+    values: dict[tuple[str, str], list[Any]] = {}
     for subject in (*(s for name in pages.names() for s in subjects(name)), *compositions()):
         for _, owner, option, value in options(subject.recipe):
             key = key_of(owner, option)
             for place in (key, ("", option)) if isinstance(value, Recipe | Value) else (key,):
-                if not isinstance(value, tuple | dict) and value not in found.setdefault(place, []):
-                    found[place].append(value)
-    return found
+                if not isinstance(value, tuple | dict) and value not in values.setdefault(place, []):
+                    values[place].append(value)
+    return values
 
 
 def edited(recipe: Recipe, path: str, values: list[Any]) -> Iterator[Recipe]:
@@ -281,7 +281,7 @@ def alike(a: Any, b: Any) -> bool:
 
 
 @check(5, "page")
-def published_counts(name: str) -> float:
+def published_parameter_counts(name: str) -> float:
     """Every size has the number of parameters that its page states (as published), counted without memory."""
     page = pages.page(name)
     for size, stated in page.module.PARAMETERS.items():
@@ -291,13 +291,13 @@ def published_counts(name: str) -> float:
 
 
 @check(5, "page", oracle=True)
-def counts_are_the_oracles(name: str) -> float:
+def parameter_counts_match_the_oracle(name: str) -> float:
     """Two published sizes have as many parameters as in `transformers`; constants that both hold are not counted."""
     from anyformer.contract.subjects import hubs
 
     page = pages.page(name)
     if apart(name):
-        raise LeftOut("transformers does not know the page; its ORACLE says what is compared instead")
+        raise LeftOut("transformers lacks the page; its ORACLE states the comparison instead")
     for size in [s for s in page.sizes if s not in ("tiny", "mini")][:2]:
         config = page.at(size)
         subject = Subject(f"{name}/{size}", page.recipe(config), name, config)
@@ -307,7 +307,8 @@ def counts_are_the_oracles(name: str) -> float:
         model = pages.empty(subject.recipe)
         frozen = {n for n, p in theirs.named_parameters() if not p.requires_grad}  # sines that files store
         stored = model.state_dict()
-        constants = [k.ours for k in links(hubs(subject)[0].weights(config), stored) if frozen.issuperset(k.theirs)]
+        table = links(hubs(subject)[0].weights(config), stored) if frozen else []
+        constants = [link.ours for link in table if frozen.issuperset(link.theirs)]
         ours, there = (sum(t.numel() for t in weights(m)) for m in (model, theirs))
         ours -= sum(stored[name].numel() for names in constants for name in names)
         expect(ours == there, f"{size} has {ours:,} parameters here, {there:,} in transformers")

@@ -119,9 +119,9 @@ def kernels_agree(rng: random.Random) -> float:
     for kernel in ("auto", "reference", "sdpa", "chunked", "blockwise"):
         if kernel == "sdpa" and case.cap is not None:  # refused by sdpa
             continue
-        found, gradient = case.by(kernel)
+        actual, gradient = case.by(kernel)
         what = f"{kernel} over {case.view.mask}"
-        worst = max(worst, close(found, expected, what), slopes_agree(gradient, slopes, what))
+        worst = max(worst, close(actual, expected, what), slopes_agree(gradient, slopes, what))
     return worst
 
 
@@ -146,10 +146,10 @@ def flex(case: Case, kernel: Any) -> float:
         if kernel is not None:
             kernel_module._compiled_flex = lambda: kernel  # type: ignore[assignment]
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # it warns that it is not compiled
-            found = case.attend("flex")
+            actual = case.attend("flex")
     finally:
         kernel_module._compiled_flex = before
-    return close(found, case.definition()[0], f"flex over {case.view.mask}")
+    return close(actual, case.definition()[0], f"flex over {case.view.mask}")
 
 
 class Case:
@@ -209,8 +209,8 @@ class Case:
 
     def attend(self, kernel: str, **inputs: Tensor) -> Tensor:
         """The result of one of our kernels."""
-        given = {**self.given, **inputs}
-        q, k, v, bias = given["q"], given["k"], given["v"], given.get("bias")
+        tensors = {**self.given, **inputs}
+        q, k, v, bias = tensors["q"], tensors["k"], tensors["v"], tensors.get("bias")
         return attend(q, k, v, self.view, None, bias, self.scale, kernel=kernel, cap=self.cap)
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -219,10 +219,10 @@ class Case:
 
     def slopes(self, y: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of a random combination of the result."""
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             (y * self.out).sum(), list(inputs.values()), allow_unused=True, materialize_grads=True
         )
-        return {n: g.float() for n, g in zip(inputs, found, strict=True)}
+        return {n: g.float() for n, g in zip(inputs, gradients, strict=True)}
 
 
 def documents(batch: int, count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -288,21 +288,23 @@ def draws(block: int, count: int, seed: int) -> list[int]:
 
 
 @check(9, "parts", examples=60)
-def masks_know_their_reach(rng: random.Random) -> float:
+def mask_properties_match_the_mask(rng: random.Random) -> float:
     """A mask as a tensor is its definition; nothing beyond its reach is seen; the shortcuts agree with it."""
     mask = expression(rng, 3)
     T, S, query, key = rng.randint(1, 12), rng.randint(1, 12), rng.randint(0, 9), rng.randint(0, 9)
     view = View(mask, query, T, key, S)
     pairs = torch.tensor([[sees(mask, query + i, key + j) for j in range(S)] for i in range(T)])
-    expect(torch.equal(view.tensor()[0, 0], pairs), f"{mask} as a tensor is not what it says")
+    expect(torch.equal(view.tensor()[0, 0], pairs), f"{mask} as a tensor differs from its definition")
     left, right = mask.reach()
     for i, j in pairs.nonzero().tolist():
         expect(-left <= key + j - query - i <= right, f"{mask} reaches further than {mask.reach()}")
-    expect(not view.nothing() or not bool(pairs.any()), f"{mask} shows something, but says that it does not")
-    expect(abs(mask.kept(T, S) - true_share(mask, T, S)) < 1e-9, f"{mask} does not know its cost")
-    expect(not view.everything() or bool(pairs.all()), f"{mask} does not show everything, but says so")
+    expect(not view.nothing() or not bool(pairs.any()), f"{mask} shows something, but is reported as empty")
+    expect(abs(mask.kept(T, S) - true_share(mask, T, S)) < 1e-9, f"{mask} reports a wrong cost")
+    expect(not view.everything() or bool(pairs.all()), f"{mask} does not show everything, but is reported as full")
     triangle = torch.ones(T, S, dtype=torch.bool).tril()
-    expect(not view.plainly_causal() or torch.equal(pairs, triangle), f"{mask} is not plainly causal, but says so")
+    expect(
+        not view.plainly_causal() or torch.equal(pairs, triangle), f"{mask} is not plainly causal, but is reported so"
+    )
     return 0.0
 
 
@@ -322,6 +324,6 @@ def kernels_agree_while_decoding(subject: Subject, rng: random.Random) -> float:
         state, pieces = model.start(2), Decoding(subject, batch)
         for t in range(pieces.total):
             with torch.no_grad():
-                found = model(**pieces.piece(t, t + 1), state=state).logits[:, 0]
-            worst = max(worst, close(found, expected[:, t], f"{kernel}, token {t}"))
+                actual = model(**pieces.piece(t, t + 1), state=state).logits[:, 0]
+            worst = max(worst, close(actual, expected[:, t], f"{kernel}, token {t}"))
     return worst

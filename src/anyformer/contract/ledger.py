@@ -86,14 +86,16 @@ def complete(model: Any, path: Path) -> float:
         config = json.loads((path / "config.json").read_text())
         keys = sorted(line.key for line in ledger.config)
         inner = {key.partition(".")[0] for key in keys if "." in key}  # configs of a part, read by a table of their own
-        told = [f"{k}.{n}" for k in config if k in inner for n in config[k]] + [k for k in config if k not in inner]
-        expect(ledger.format != "hf" or keys == sorted(told), f"config keys: {set(keys) ^ set(told)}")
+        expected = [f"{k}.{n}" for k in config if k in inner for n in config[k]] + [k for k in config if k not in inner]
+        expect(ledger.format != "hf" or keys == sorted(expected), f"config keys: {set(keys) ^ set(expected)}")
     for line in ledger.tensors:
-        expect(line.status in ("used", "derived", "ignored") and bool(line.detail), f"tensor {line.name!r} has no fate")
+        expect(
+            line.status in ("used", "derived", "ignored") and bool(line.detail), f"tensor {line.name!r} has no status"
+        )
     for key in ledger.config:
-        expect(key.status in ("used", "fixed", "ignored") and bool(key.detail), f"config key {key.key!r} has no fate")
+        expect(key.status in ("used", "fixed", "ignored") and bool(key.detail), f"config key {key.key!r} has no status")
     held = {n for line in ledger.tensors if line.status == "used" for n in line.detail.split(", ")}
-    expect(held == set(model.state_dict()), f"weights of no known origin: {sorted(set(model.state_dict()) ^ held)[:5]}")
+    expect(held == set(model.state_dict()), f"weights without an origin: {sorted(set(model.state_dict()) ^ held)[:5]}")
     return 0.0
 
 
@@ -106,10 +108,10 @@ def one_a_row(subject: Subject, hub: Hub, names: Iterable[str]) -> list[str]:
     """The first tensor of each row of the map, without rows of earlier cases of the page."""
     known = {row_of(name, hub) for other in earlier(subject, hub) for name in theirs(other, hub)}
     first = {row_of(name, hub): name for name in sorted(names, reverse=True)}
-    found = [name for row, name in first.items() if row not in known]
-    if not found:
-        raise LeftOut("every row of its map is proved by an earlier case of the page")
-    return found
+    chosen = [name for row, name in first.items() if row not in known]
+    if not chosen:
+        raise LeftOut("every row of its map is checked by an earlier case of the page")
+    return chosen
 
 
 def earlier(subject: Subject, hub: Hub) -> list[Subject]:
@@ -161,7 +163,7 @@ def unexpected_tensor_is_named(subject: Subject, hub: Hub) -> float:
 
 
 @check(3, "files", later=apart_from_tiny)
-def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
+def tied_copies_must_agree(subject: Subject, hub: Hub) -> float:
     """A tied weight stored twice: equal copies load, different ones are an error; so are two names of one tensor."""
     config, tensors = files(subject, hub)
     model = oracle(subject, hub).ours
@@ -194,7 +196,7 @@ def second_copy_must_agree(subject: Subject, hub: Hub) -> float:
 
 
 @check(3, "files", later=apart_from_tiny)
-def unknown_words_are_named(subject: Subject, hub: Hub) -> float:
+def unknown_values_are_named(subject: Subject, hub: Hub) -> float:
     """An unknown config key, architecture, model type, activation or rope type is an error with key and value."""
     config, tensors = files(subject, hub)
     refused(config | {"no_such_key": 1}, tensors, "no_such_key")
@@ -221,7 +223,7 @@ def hub_reads(hub: Hub, key: str) -> bool:
 
 
 @check(3, "files", light=True, later=varied)
-def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float:
+def absent_keys_have_their_published_defaults(subject: Subject, hub: Hub) -> float:
     """Loading without a config key, each in turn, is an error, or uses the default of `transformers`."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
@@ -249,7 +251,7 @@ def an_absent_key_means_what_it_means_there(subject: Subject, hub: Hub) -> float
 
 
 @check(3, "files", needs=lambda s: None if s.holds(Rotary) else "it has no rotary positions")
-def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
+def both_forms_of_rope_keys(subject: Subject, hub: Hub) -> float:
     """New `rope_parameters` and older `rope_theta` and `rope_scaling` give one model, the same as in `transformers`."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
@@ -266,8 +268,8 @@ def both_generations_of_rope_keys(subject: Subject, hub: Hub) -> float:
     oldest = scaling and {("type" if k == "rope_type" else k): v for k, v in scaling.items()}
     for words in (scaling,) if near else (scaling, oldest):  # with several thetas, transformers does not support `type`
         old = config | far | {"rope_scaling": words} | near
-        found = tables.read(hub.config, old, page.config, fixed)[0]
-        expect(not rewritten(subject.config, found), f"the older words {words} are read as {found}")
+        read_back = tables.read(hub.config, old, page.config, fixed)[0]
+        expect(not rewritten(subject.config, read_back), f"the older words {words} are read as {read_back}")
         theirs = kind.from_dict(old).rope_parameters
         for other in near.values():
             expect(

@@ -27,7 +27,7 @@ from anyformer.parts.recurrent.mamba import scan
 
 
 @check(10, "model", needs=attends)
-def a_wide_window_is_no_window(subject: Subject) -> float:
+def wide_window_equals_full_attention(subject: Subject) -> float:
     """A window of the text's length is full attention."""
     batch = draw(subject, random.Random(22), [9, 5], "left")
     other = like(subject, SOFTMAX, mask=Window(9 if subject.reads_text else 400, 400))
@@ -51,7 +51,7 @@ def chunk_size_does_not_matter(subject: Subject) -> float:
 
 
 @check(10, "model", needs=attends)
-def grouped_heads_are_repeated_heads(subject: Subject) -> float:
+def grouped_heads_equal_repeated_heads(subject: Subject) -> float:
     """Grouped heads are the same as one key/value head for each query head, repeated within each group."""
     recipe, weights = changed(subject.recipe, Attention, kv_heads=None), dict(subject.model.state_dict())
     for path, module in subject.model.named_modules():
@@ -71,7 +71,7 @@ def turns(subject: Subject) -> str | None:
 
 
 @check(10, "model", needs=turns)
-def pairs_of_rotary_are_an_order_of_rows(subject: Subject) -> float:
+def rotary_pairings_are_permutations(subject: Subject) -> float:
     """Rotary pairs (i, i + K/2) and pairs (2i, 2i + 1) are the same function of reordered rows."""
     recipe, weights = changed(subject.recipe, Rotary, pairs="adjacent"), dict(subject.model.state_dict())
     for path, module in subject.model.named_modules():
@@ -105,12 +105,12 @@ def only_distances_count(subject: Subject) -> float:
     """With rotary positions alone, moving the whole text to later positions changes nothing."""
     batch = draw(subject, random.Random(26), [9, 9])
     moved = batch.with_(position_ids=torch.arange(9) + 17)
-    found, expected = run(subject.model, moved), run(subject.model, batch)
-    return same(found, expected, "moved by 17 places", atol=1e-4)  # angles are float32: 26 radians carry 2e-6
+    actual, expected = run(subject.model, moved), run(subject.model, batch)
+    return same(actual, expected, "moved by 17 places", atol=1e-4)  # angles are float32: 26 radians carry 2e-6
 
 
 @check(10, "parts")
-def stretches_of_one_change_nothing() -> float:
+def rope_scaling_by_one_changes_nothing() -> float:
     """Every rotary scaling by the factor 1, or within the trained length, is no scaling."""
     ones = (1.0,) * 4
     neutral = [Linear(1.0), YaRN(1.0, 16), Llama3(1.0, 1.0, 4.0, 16), LongRope(ones, ones, 8, 1.0), Dynamic(8.0, 64)]
@@ -118,12 +118,12 @@ def stretches_of_one_change_nothing() -> float:
     expect(not missing, f"the contract has no neutral {missing}")
     places = torch.arange(40)
     expected = Rotary(8).tables(Flow(places), torch.float32)
-    found = [(s, Rotary(8, scaling=s).tables(Flow(places), torch.float32)) for s in neutral]
-    return max(close(a, b, f"{s}") for s, pair in found for a, b in zip(pair, expected, strict=True))
+    tables = [(s, Rotary(8, scaling=s).tables(Flow(places), torch.float32)) for s in neutral]
+    return max(close(a, b, f"{s}") for s, pair in tables for a, b in zip(pair, expected, strict=True))
 
 
 @check(10, "parts", examples=25)
-def scan_is_the_recurrence(rng: random.Random) -> float:
+def scan_equals_recurrence(rng: random.Random) -> float:
     """The chunked scan is the recurrence step by step, from any state, whole or in two halves; so are its gradients."""
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
     T, E, N, chunk = rng.randint(1, 40), rng.randint(1, 4), rng.randint(1, 3), rng.choice((1, 2, 5, 32))
@@ -141,8 +141,8 @@ def scan_is_the_recurrence(rng: random.Random) -> float:
     out = torch.randn(2, T, E, generator=noise)
     mine, theirs = (torch.autograd.grad((v * out).sum(), inputs, retain_graph=True) for v in (y, expected))
     names = ("u", "step", "A", "B", "C", "h")
-    found, wanted = (dict(zip(names, slopes, strict=True)) for slopes in (mine, theirs))
-    worst = max(worst, slopes_agree(found, wanted, "scan"))
+    actual, wanted = (dict(zip(names, slopes, strict=True)) for slopes in (mine, theirs))
+    worst = max(worst, slopes_agree(actual, wanted, "scan"))
     if T > 1:
         cut = rng.randint(1, T - 1)
         one, middle = scan(u[:, :cut], step[:, :cut], A, B[:, :cut], C[:, :cut], h, chunk)
@@ -152,23 +152,23 @@ def scan_is_the_recurrence(rng: random.Random) -> float:
 
 
 @check(10, "parts")
-def scan_is_a_convolution() -> float:
+def scan_equals_convolution() -> float:
     """With constant step, B and C the scan is a convolution: y_t = sum_s C exp((t-s) step A) step B u_s."""
     noise = torch.Generator().manual_seed(0)
     T, E, N = 37, 3, 4
     u, step = torch.randn(1, T, E, generator=noise), torch.rand(E, generator=noise)
     A, B, C = -torch.rand(E, N, generator=noise), torch.randn(N, generator=noise), torch.randn(N, generator=noise)
     at_all = B.expand(1, T, N), C.expand(1, T, N)
-    found, _ = scan(u, step.expand(1, T, E), A, *at_all, torch.zeros(1, E, N))
+    actual, _ = scan(u, step.expand(1, T, E), A, *at_all, torch.zeros(1, E, N))
     age = torch.arange(T)[:, None, None]
     kernel = ((age * step[:, None] * A).exp() * step[:, None] * B * C).sum(-1)  # (T, E)
     padded = torch.nn.functional.pad(u.mT, (T - 1, 0))  # (1, E, 2T - 1)
     expected = torch.nn.functional.conv1d(padded, kernel.flip(0).T[:, None], groups=E).mT
-    return close(found, expected, "convolution")
+    return close(actual, expected, "convolution")
 
 
 @check(10, "parts", examples=25)
-def matrix_recurrences_are_step_by_step(rng: random.Random) -> float:
+def matrix_recurrences_equal_single_steps(rng: random.Random) -> float:
     """Decaying sums and the delta rule, in chunks of any size, whole or in two halves, are the recurrence; gradients
     too."""
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
@@ -190,8 +190,8 @@ def matrix_recurrences_are_step_by_step(rng: random.Random) -> float:
         y, end = rule(slice(None), x[3], *x[:3])
         worst = max(worst, close(y, expected, what), close(end, last, f"{what}: its last state"))
         slopes = [torch.autograd.grad((t * out).sum(), x, retain_graph=True) for t in (y, expected)]
-        found, wanted = (dict(zip(("q", "k", "v", "state"), s, strict=True)) for s in slopes)
-        worst = max(worst, slopes_agree(found, wanted, what))
+        actual, wanted = (dict(zip(("q", "k", "v", "state"), s, strict=True)) for s in slopes)
+        worst = max(worst, slopes_agree(actual, wanted, what))
         if T > 1:
             one, two = slice(0, T // 2), slice(T // 2, T)
             first, middle = rule(one, x[3], *(t[:, one] for t in x[:3]))

@@ -73,7 +73,7 @@ def steady(subject: Subject) -> str | None:
 
 
 @check(20, "model", later=apart_from_tiny, needs=steady)
-def long_texts_cached_are_uncached(subject: Subject) -> float:
+def caching_changes_nothing_in_long_texts(subject: Subject) -> float:
     """1,100 tokens through a cache, in pieces and token by token, padded on the left, give the whole text's logits."""
     longer = stretched(subject)
     count = max(LENGTHS)
@@ -85,10 +85,10 @@ def long_texts_cached_are_uncached(subject: Subject) -> float:
         while at < count:
             number = sum(at >= sum(PIECES[: i + 1]) for i in range(len(PIECES)))
             end = at + (PIECES[number] if number < len(PIECES) else 1)
-            found = longer.model(**steps.piece(at, end), state=steps.state).logits
+            actual = longer.model(**steps.piece(at, end), state=steps.state).logits
             for i in range(2):
                 keep = batch.keep[i, at:end]  # type: ignore[index]
                 what = f"tokens {at} to {end} of {count}, row {i}"
-                worst = max(worst, close(found[i][keep], expected[i, at:end][keep], what, atol=atol))
+                worst = max(worst, close(actual[i][keep], expected[i, at:end][keep], what, atol=atol))
             at = end
     return worst

@@ -23,7 +23,7 @@ HIDDEN = 0.3  # the share of tokens with a label, for masked tokens
 
 
 @check(19, "files")
-def loss_is_the_oracles(subject: Subject, hub: Hub) -> float:
+def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     """The training objective of a model of this kind gives the oracle's loss for the same labels."""
     side, rng = oracle(subject, hub), random.Random(55)
     if "labels" not in inspect.signature(side.theirs.forward).parameters:
@@ -72,7 +72,7 @@ def encoder_loss(
             drawn = drawn.masked_fill(~hidden if batch.keep is None else ~hidden | ~batch.keep, IGNORE)
         labels[name] = drawn
     if not labels:
-        raise LeftOut("it has no head that could learn")
+        raise LeftOut("it has no head to train")
     if set(labels) == {"mlm", "nsp"}:
         both = objectives.MaskedAndNextSentence()
         joined = torch.cat((labels["nsp"][:, None], labels["mlm"]), 1)
@@ -80,6 +80,6 @@ def encoder_loss(
         return both(out, joined, both.counted(joined)), theirs, inputs
     (name, drawn), *more = labels.items()
     if more:
-        raise LeftOut(f"no objective learns its heads {', '.join(labels)} at once")
+        raise LeftOut(f"no objective trains its heads {', '.join(labels)} at once")
     objective = objectives.masked_lm if name == "mlm" else objectives.classification
     return objective(out, drawn, counted(drawn)), {"labels": drawn}, inputs

@@ -48,24 +48,24 @@ def compare(side: Oracle, batch: Batch, what: str) -> float:
     worst = 0.0
     for name, expected in theirs.items():
         for i in range(len(batch)):
-            found, wanted = batch.real(over(name), ours[pairs[name]], i), batch.real(over(name), expected, i)
-            worst = max(worst, close(found, wanted, f"{what}: {name}, row {i}"))
+            actual, wanted = batch.real(over(name), ours[pairs[name]], i), batch.real(over(name), expected, i)
+            worst = max(worst, close(actual, wanted, f"{what}: {name}, row {i}"))
     return worst
 
 
 @check(1, "page")
-def files_say_every_case(name: str) -> float:
+def files_express_every_case(name: str) -> float:
     """Every hyperparameter is in a map and every case can be written: without a file there is no comparison."""
     if apart(name):
-        raise LeftOut("transformers does not know the page; its ORACLE says what is compared instead")
+        raise LeftOut("transformers lacks the page; its ORACLE states the comparison instead")
     page, drawn = pages.page(name), [s for s in subjects(name) if not s.light]
-    said = {f for hub in of_page(drawn[0]) for f in tables.hyperparameters(hub.config)}
-    said |= {f for hub in of_page(drawn[0]) for fixed in hub.architectures.values() for f in fixed}
-    unmapped = sorted(hyper.kinds(page.config).keys() - said)
-    expect(not unmapped, f"{unmapped}: in no table of HUBS; no file can say another value, so add them to `config=`")
+    expressed = {f for hub in of_page(drawn[0]) for f in tables.hyperparameters(hub.config)}
+    expressed |= {f for hub in of_page(drawn[0]) for fixed in hub.architectures.values() for f in fixed}
+    unmapped = sorted(hyper.kinds(page.config).keys() - expressed)
+    expect(not unmapped, f"{unmapped}: in no table of HUBS; no file can hold another value, so add them to `config=`")
     for subject in drawn:
         why = "; ".join(f"{hub}: {reason}" for hub, reason in unsaid(subject).items())
-        expect(bool(hubs(subject)), f"{subject} cannot be compared with an oracle, no file can say it: {why}")
+        expect(bool(hubs(subject)), f"{subject} cannot be compared with an oracle, no file can express it: {why}")
     return 0.0
 
 
@@ -86,13 +86,13 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
         theirs.train()
         theirs.zero_grad()
         expected = side.named(side.call(batch))
-        found = trace(ours, batch)
+        actual = trace(ours, batch)
         noise = torch.Generator().manual_seed(3)
         names = [n for n in expected if not n[-1].isdigit()]
         weights = {n: torch.randn(expected[n].shape, generator=noise) for n in names}
         sum((expected[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
-        sum((found[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
-        worst = max(close(found[n], expected[n], f"training: {n}") for n in names)
+        sum((actual[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
+        worst = max(close(actual[n], expected[n], f"training: {n}") for n in names)
         wanted = their_gradients(side)
     finally:
         theirs.eval()
@@ -117,11 +117,11 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
         for name, value in theirs.items():
             if not batch.has_rows(name):
                 continue
-            found = batch.real(over(name), ours[pairs[name]], i)
-            worst = max(worst, close(found, alone[name][0], f"padding {where}, {name}, row {i} against it alone"))
+            actual = batch.real(over(name), ours[pairs[name]], i)
+            worst = max(worst, close(actual, alone[name][0], f"padding {where}, {name}, row {i} against it alone"))
             if deviates(subject, lengths, where, value) is None:
                 wanted = batch.real(over(name), value, i)
-                worst = max(worst, close(found, wanted, f"padding {where}, {name}, row {i}"))
+                worst = max(worst, close(actual, wanted, f"padding {where}, {name}, row {i}"))
     return worst
 
 
@@ -141,8 +141,8 @@ def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
     for length in sorted({1, 2, *edges, min(limit, LONG)}):
         if 0 < length <= limit:
             batch = draw(subject, rng, [length])
-            for given in (batch, *([batch.plain()] if "global_attention_mask" in batch.inputs else [])):
-                worst = max(worst, compare(side, given, f"{length} tokens"))
+            for inputs in (batch, *([batch.plain()] if "global_attention_mask" in batch.inputs else [])):
+                worst = max(worst, compare(side, inputs, f"{length} tokens"))
     return worst
 
 
@@ -151,10 +151,10 @@ def parity_of_random_hyperparameters(name: str, rng: random.Random) -> float:
     """Hyperparameters drawn together from the values of all cases give the oracle's numbers, and files survive."""
     subject = chance(name, rng)
     if subject is None:
-        raise LeftOut("no file of theirs can say its hyperparameters" if apart(name) else "no draw goes together")
+        raise LeftOut("no published file can express its hyperparameters" if apart(name) else "no draw is valid")
     worst, known = 0.0, [hub for hub in hubs(subject) if accepts(subject, hub)]
     if not known:
-        raise LeftOut("their config class refuses what was drawn")
+        raise LeftOut("their config class refuses the draw")
     for hub in known:
         side = meet(subject, hub)
         worst = max(worst, compare(side, draw(subject, rng, [9, 9]), f"{subject.config}, {hub.name}"))
@@ -188,7 +188,7 @@ def activations_by_every_name() -> float:
 
     x = torch.linspace(-8, 8, 1001)
     pairs = {theirs: (ACTIVATIONS[ours](x), ACT2FN[theirs](x)) for theirs, ours in ACTS.items()}
-    return max(close(found, expected, f"activation {name!r}") for name, (found, expected) in pairs.items())
+    return max(close(actual, expected, f"activation {name!r}") for name, (actual, expected) in pairs.items())
 
 
 @check(2, "files", light=True)
@@ -205,7 +205,7 @@ def round_trip(subject: Subject, hub: Hub) -> float:
 
 
 @check(2, "files", light=True, later=apart_from_tiny)
-def ours_opens_there(subject: Subject, hub: Hub) -> float:
+def transformers_opens_our_files(subject: Subject, hub: Hub) -> float:
     """A model that was built here, not loaded, opens in `transformers` with the same numbers."""
     side = oracle(subject, hub)
     model = subject.recipe.build()
@@ -258,20 +258,20 @@ def save_and_load(subject: Subject) -> float:
 
 
 @check(2, "files", later=apart_from_tiny)
-def stored_type_is_told(subject: Subject, hub: Hub) -> float:
+def stored_dtype_is_reported(subject: Subject, hub: Hub) -> float:
     """In half precision and back, the config has the type of the tensors, and both sides load that, unrounded."""
     model = fresh(oracle(subject, hub).ours)
     for dtype in (torch.bfloat16, torch.float32):
         model.to(dtype)
         with tempfile.TemporaryDirectory() as folder:
             save(model, folder)
-            told = json.loads((Path(folder) / "config.json").read_text())
-            names = {told[k] for k in ("dtype", "torch_dtype") if k in told}
-            expect(names == {str(dtype).removeprefix("torch.")}, f"the config says {names}, the tensors are {dtype}")
+            config = json.loads((Path(folder) / "config.json").read_text())
+            names = {config[k] for k in ("dtype", "torch_dtype") if k in config}
+            expect(names == {str(dtype).removeprefix("torch.")}, f"the config names {names}, the tensors are {dtype}")
             again, theirs = load(folder), type(oracle(subject, hub).theirs).from_pretrained(folder)
-            expect({p.dtype for p in again.parameters()} == {dtype}, f"ours loaded another type than {dtype}")
+            expect({p.dtype for p in again.parameters()} == {dtype}, f"ours loaded another dtype than {dtype}")
             made = {p.dtype for n, p in theirs.named_parameters() if "position_embeddings.weights" not in n}
-            expect(made == {dtype}, f"transformers loaded another type than {dtype}")  # its grid: float32
+            expect(made == {dtype}, f"transformers loaded another dtype than {dtype}")  # its grid: float32
     return 0.0
 
 

@@ -74,11 +74,11 @@ class Oracle:
     def run(self, batch: Batch) -> dict[str, Tensor]:
         """Their outputs for a batch, under our names, with hidden states (see `trace`)."""
         with torch.no_grad():
-            found = self.named(self.call(batch))
+            outputs = self.named(self.call(batch))
         if "input_ids" in batch.inputs:  # some return the stream with padding that they added
             T = batch.inputs["input_ids"].shape[1]
-            found = {n: v[:, :T] if n.isdigit() else v for n, v in found.items()}
-        return found
+            outputs = {n: v[:, :T] if n.isdigit() else v for n, v in outputs.items()}
+        return outputs
 
     def call(self, batch: Batch) -> Any:
         """Their own output for a batch."""
@@ -105,19 +105,19 @@ class Oracle:
         """Their output under our names."""
         logits = [v for k, v in out.items() if k.endswith("logits")]
         heads = [f"heads.{name}" for name in getattr(self.ours, "heads", {})] or ["logits"] * bool(logits)
-        found = dict(zip(heads, logits, strict=True)) if logits else {}
+        by_name = dict(zip(heads, logits, strict=True)) if logits else {}
         renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
-        found |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
+        by_name |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
         for name in {"hidden_states", "encoder_hidden_states", "decoder_hidden_states"} - self.outputs().keys():
             stack = name.removesuffix("hidden_states").replace("_", ".")
-            found |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
+            by_name |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
         for theirs, name in self.outputs().items():
             value = out
             for key in theirs.split("."):
                 value = value[key]
             several = isinstance(value, tuple)
-            found |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
-        return found
+            by_name |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
+        return by_name
 
     def outputs(self) -> Mapping[str, str]:
         """Their names of outputs, with ours, from the map of their files."""
@@ -132,13 +132,13 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
     In an encoder-decoder these names begin with `encoder.` and `decoder.`. Of two streams, the second one is taken. Of
     a pyramid it is `stages.0`, …: the input of each stage, the output of the last one.
     """
-    found: dict[str, Tensor] = {}
+    traced: dict[str, Tensor] = {}
     hooks = []
 
     def keep(name: str, after: bool, halves: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
             value = output if after else inputs[0]
-            found[name] = (value[0] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
+            traced[name] = (value[0] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
 
         return hook
 
@@ -152,7 +152,7 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
             after = [*stack.blocks, *([] if stack.norm is None else [stack.norm])]
             hooks += [m.register_forward_hook(keep(f"{prefix}{i}", True, halves)) for i, m in enumerate(after, 1)]
     try:
-        return found | outputs(model(**batch.inputs))
+        return traced | outputs(model(**batch.inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -246,13 +246,13 @@ def build(subject: Subject, hub: Hub) -> Any:
     """Their class, made from the config that our map writes; on the meta device if that is the present one."""
     import transformers
 
-    said = words(subject, hub)
-    assert said is not None
+    published = words(subject, hub)
+    assert published is not None
     try:
-        config = transformers.AutoConfig.for_model(hub.name, **said[1])
-        return reference(getattr(transformers, said[0])._from_config(config)).eval()
+        config = transformers.AutoConfig.for_model(hub.name, **published[1])
+        return reference(getattr(transformers, published[0])._from_config(config)).eval()
     except TypeError as error:  # most often a null in a computation of their class
-        nulls = [k for k, v in said[1].items() if v is None]
+        nulls = [k for k, v in published[1].items() if v is None]
         raise Failed(f"transformers refuses the config that the map writes ({error}); null in it: {nulls}") from error
 
 
@@ -260,9 +260,9 @@ def accepts(subject: Subject, hub: Hub) -> bool:
     """True if their config class accepts these hyperparameters; it refuses some, with several errors."""
     import transformers
 
-    said = words(subject, hub)
+    published = words(subject, hub)
     try:
-        return said is not None and transformers.AutoConfig.for_model(hub.name, **said[1]) is not None
+        return published is not None and transformers.AutoConfig.for_model(hub.name, **published[1]) is not None
     except Exception:
         return False
 
@@ -325,7 +325,7 @@ def _published(subject: Subject, path: Path) -> Any:
     if "task" in subject.options:
         from anyformer.hub.save import hub_for
 
-        named = found[1] if (found := hub_for(subject.model)) else named
+        named = published[1] if (published := hub_for(subject.model)) else named
     kind = getattr(transformers, named) if named else transformers.AutoModel
     return reference(kind.from_pretrained(path, dtype=torch.float32)).eval()
 
@@ -339,9 +339,9 @@ def scratch() -> Path:
 
 def their_gradients(side: Oracle) -> dict[str, Tensor]:
     """The gradients of their model, under the names and in the form of their files."""
-    found = {name: p.grad for name, p in side.theirs.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in side.theirs.named_parameters() if p.grad is not None}
     with tempfile.TemporaryDirectory() as folder:
-        side.theirs.save_pretrained(folder, state_dict=found)
+        side.theirs.save_pretrained(folder, state_dict=gradients)
         file = open_weights(folder)
         return {name: file.get(name).clone() for name in file.names()}
 
@@ -350,13 +350,13 @@ def as_theirs(side: Oracle, hub: Hub, tensors: dict[str, Tensor]) -> dict[str, T
     """Tensors under our names (weights, gradients) under the names and in the form of their files."""
     from anyformer.hub.save import hub_for
 
-    found = hub_for(side.ours)
-    if found is None:
-        raise Failed("no map says this model")
+    published = hub_for(side.ours)
+    if published is None:
+        raise Failed("no map expresses this model")
     made: dict[str, Tensor] = {}
     for link in links(hub.weights(side.ours.config), tensors):
         made |= {} if link.tied else link.write(tensors)
-    return {k.removeprefix(hub.base) if found[1] in hub.bare else k: v for k, v in made.items()}
+    return {k.removeprefix(hub.base) if published[1] in hub.bare else k: v for k, v in made.items()}
 
 
 def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> str | None:

@@ -39,32 +39,32 @@ def packed(subject: Subject, rng: random.Random) -> tuple[Batch, list[list[slice
     ids, places = torch.full((2, most), -1), []
     for row in ids:
         at = rng.choice((0, 0, rng.randint(1, 3)))
-        found: list[slice] = []
-        while at < most and len(found) < 5 and (not found or rng.random() < 0.9):
+        documents: list[slice] = []
+        while at < most and len(documents) < 5 and (not documents or rng.random() < 0.9):
             end = min(most, at + rng.randint(1, 14))
-            row[at:end] = len(found)
-            found.append(slice(at, end))
+            row[at:end] = len(documents)
+            documents.append(slice(at, end))
             at = end
-        places.append(found)
+        places.append(documents)
     return batch.with_(document_ids=ids), places
 
 
-def combined(found: list[dict[str, Tensor]]) -> Tensor:
+def combined(documents: list[dict[str, Tensor]]) -> Tensor:
     """A random combination of all values."""
     noise = torch.Generator().manual_seed(0)
-    values = [value for document in found for value in document.values()]
+    values = [value for document in documents for value in document.values()]
     return torch.stack([(value * torch.randn(value.shape, generator=noise)).sum() for value in values]).sum()
 
 
 def slopes(model: Any, total: Tensor) -> dict[str, Tensor]:
     """The gradient of a number by all parameters."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-    return dict(zip(names, found, strict=True))
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, gradients, strict=True))
 
 
 @check(6, "model", examples=4, needs=packs, checkpoint=True)
-def packed_is_separate(subject: Subject, rng: random.Random) -> float:
+def packing_changes_nothing(subject: Subject, rng: random.Random) -> float:
     """Documents that share a row give the same outputs, at every position, and gradients as each alone.
 
     In float64: at the kink of ReLU, rounding in float32 decides about a whole gradient.
@@ -80,8 +80,8 @@ def packed_is_separate(subject: Subject, rng: random.Random) -> float:
             together.append({n: out[n][row, place] for n in names})
             apart.append({n: alone[n][0] for n in names})
     worst = 0.0
-    for i, (found, expected) in enumerate(zip(together, apart, strict=True)):
-        worst = max(worst, *(close(found[n], expected[n], f"document {i}: {n}") for n in expected))
+    for i, (actual, expected) in enumerate(zip(together, apart, strict=True)):
+        worst = max(worst, *(close(actual[n], expected[n], f"document {i}: {n}") for n in expected))
     return max(worst, slopes_agree(slopes(model, combined(together)), slopes(model, combined(apart)), "packed"))
 
 
@@ -108,7 +108,7 @@ def no_gradient_between_documents(subject: Subject, rng: random.Random) -> float
 
 
 @check(6, "model", needs=lambda s: None if s.reads_text and not s.has_source else "it takes no document_ids")
-def documents_are_kept_apart_or_refused(subject: Subject) -> float:
+def packed_documents_are_separate_or_refused(subject: Subject) -> float:
     """Documents in two pieces, a mask beside them, a cache, or one vector for several documents are clear errors."""
     batch = draw(subject, random.Random(60), [6])
     ids, model = torch.tensor([[0, 0, 1, 1, -1, -1]]), subject.model

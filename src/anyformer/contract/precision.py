@@ -52,7 +52,7 @@ def both(subject: Subject) -> tuple[Any, Any]:
 
 
 @check(18, "model", later=apart_from_tiny)
-def norms_in_half_precision_are_as_in_float32(subject: Subject) -> float:
+def norms_in_half_precision_match_float32(subject: Subject) -> float:
     """For the same input, a norm in bfloat16 gives the result of float32, up to a few roundings."""
     half, whole = both(subject)
     pairs, worst, hooks = dict(whole.named_modules()), [0.0], []
@@ -86,38 +86,38 @@ def norms_in_half_precision_are_as_in_float32(subject: Subject) -> float:
 def half_precision_stays_close_to_float32(subject: Subject) -> float:
     """In bfloat16, outputs are of that type, finite, and off by at most a few times the error of rounding each step."""
     if subject.holds(ExpertChoice):
-        raise LeftOut("which tokens an expert chooses may turn with a rounding")
+        raise LeftOut("rounding can change the tokens that an expert chooses")
     half, whole = both(subject)
     batch = draw(subject, random.Random(57), [9, 9])
     return compared(run(half, in_half(batch)), run(whole, batch), rounded(whole, batch), HALF)
 
 
-def own_type_is_close_to_float32(subject: Subject) -> float:
+def stored_dtype_is_close_to_float32(subject: Subject) -> float:
     """In the default type of `load`, a file's model gives the outputs of float32, up to roundings of that type."""
     loaded = load(str(subject.path), **subject.options)
     types = {t.dtype for t in loaded.parameters() if t.is_floating_point()}
-    expect(len(types) == 1, f"its weights are of several types: {', '.join(sorted(map(str, types)))}")
+    expect(len(types) == 1, f"its weights have several dtypes: {', '.join(sorted(map(str, types)))}")
     if subject.holds(ExpertChoice):
-        raise LeftOut("which tokens an expert chooses may turn with a rounding")
+        raise LeftOut("rounding can change the tokens that an expert chooses")
     dtype, batch = types.pop(), draw(subject, random.Random(58), [9, 9])
     if dtype == torch.float32:
         return max(
-            float((found - subject.model.state_dict()[n]).abs().max()) for n, found in loaded.state_dict().items()
+            float((stored - subject.model.state_dict()[n]).abs().max()) for n, stored in loaded.state_dict().items()
         )
     whole = subject.model
     return compared(run(loaded, in_half(batch, dtype)), run(whole, batch), rounded(whole, batch, dtype), dtype)
 
 
 def compared(
-    found: dict[str, Tensor], expected: dict[str, Tensor], least: dict[str, Tensor], dtype: torch.dtype
+    actual: dict[str, Tensor], expected: dict[str, Tensor], least: dict[str, Tensor], dtype: torch.dtype
 ) -> float:
     """The largest relative error of outputs in a type; at most a few times that of `least`, and never infinite."""
     worst = 0.0
     for name in (n for n in expected if not n.startswith("aux.")):
-        expect(found[name].dtype == dtype, f"{name} is {found[name].dtype}")
-        expect(bool(found[name].isfinite().all()), f"{name} is not finite")
+        expect(actual[name].dtype == dtype, f"{name} is {actual[name].dtype}")
+        expect(bool(actual[name].isfinite().all()), f"{name} is not finite")
         size = float(expected[name].square().mean().sqrt())
-        off = float((found[name].float() - expected[name]).square().mean().sqrt()) / size
+        off = float((actual[name].float() - expected[name]).square().mean().sqrt()) / size
         least_off = float((least[name] - expected[name]).square().mean().sqrt()) / size
         expect(off <= WIDE * (least_off + EPS), f"{name}: off by {off:.3f}, rounding alone by {least_off:.3f}")
         worst = max(worst, off)
@@ -125,15 +125,15 @@ def compared(
 
 
 @check(18, "model", later=apart_from_tiny)
-def one_stored_tensor_does_not_decide_the_type(subject: Subject) -> float:
+def stored_dtype_is_that_of_most_weights(subject: Subject) -> float:
     """If the first tensor alone has another type, the config names the type of the others."""
     model = fresh(subject.model).to(HALF)
     state = model.state_dict()
     first = next(iter(state))
     with tempfile.TemporaryDirectory() as folder:
         if save(model, folder, weights=state | {first: state[first].float()}) == NATIVE:
-            raise LeftOut("its files do not say their type")
-        told = json.loads((Path(folder) / "config.json").read_text())
-        names = {told[k] for k in ("dtype", "torch_dtype") if k in told}
-        expect(names == {"bfloat16"}, f"the config says {names}: {first} alone is float32")
+            raise LeftOut("its files do not name their dtype")
+        config = json.loads((Path(folder) / "config.json").read_text())
+        names = {config[k] for k in ("dtype", "torch_dtype") if k in config}
+        expect(names == {"bfloat16"}, f"the config names {names}; only {first} is float32")
     return 0.0

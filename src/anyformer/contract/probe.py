@@ -33,17 +33,17 @@ def expect(holds: bool, message: str) -> None:
         raise Failed(message)
 
 
-def close(found: Tensor, expected: Tensor, what: str, rtol: float = RTOL, atol: float = ATOL) -> float:
+def close(actual: Tensor, expected: Tensor, what: str, rtol: float = RTOL, atol: float = ATOL) -> float:
     """The largest difference; with real weights as a share of the largest value.
 
     Raises:
         Failed: if the two are not the same within the tolerance, or in shape, or if either is not finite.
     """
-    expect(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    if not found.numel():
+    expect(actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
+    if not actual.numel():
         return 0.0
-    expect(bool(found.isfinite().all()), f"{what}: not finite")
-    difference = (found - expected).detach().abs()
+    expect(bool(actual.isfinite().all()), f"{what}: not finite")
+    difference = (actual - expected).detach().abs()
     largest = max(1.0, float(expected.detach().abs().max())) if scaled.get() else 1.0
     if scaled.get() and atol:
         atol = max(atol, REAL * largest)
@@ -134,16 +134,16 @@ def draw(
     places = None
     for entrance in model.entrances():
         if entrance.mask is None:
-            found = model.example(len(lengths), {}, noise)
-            inputs |= {name: value for name, value in found.items() if name in entrance.inputs()}
+            example = model.example(len(lengths), {}, noise)
+            inputs |= {name: value for name, value in example.items() if name in entrance.inputs()}
             continue
         own = (list(source) or lengths[::-1]) if subject.has_source and entrance.prefix != model.target else lengths
         keep = keeps[entrance.prefix] = None if side == "none" else masks(rng, own, side)
-        found = entrance.front.example(len(own), (own[0] if keep is None else max(own),), noise)
-        inputs |= {entrance.prefix + name: value for name, value in found.items()}
+        example = entrance.front.example(len(own), (own[0] if keep is None else max(own),), noise)
+        inputs |= {entrance.prefix + name: value for name, value in example.items()}
         if keep is not None:
             inputs[entrance.mask] = keep.long()
-            places = entrance.front.keep(keep, found) if entrance.prefix == model.target else places
+            places = entrance.front.keep(keep, example) if entrance.prefix == model.target else places
     keep = keeps.get(model.target)
     if "global_attention_mask" in model.inputs():
         wide = torch.rand(inputs["input_ids"].shape, generator=noise) < WIDE
@@ -166,13 +166,13 @@ def content(subject: Subject, batch: Batch, rng: random.Random, prefix: str | No
     Args:
         prefix: of a single entrance.
     """
-    noise, found = torch.Generator().manual_seed(rng.randrange(1 << 30)), dict[str, Tensor]()
+    noise, inputs = torch.Generator().manual_seed(rng.randrange(1 << 30)), dict[str, Tensor]()
     for entrance in subject.model.entrances():
         if entrance.mask is not None and prefix in (None, entrance.prefix):
             count = batch.inputs[entrance.prefix + entrance.front.main].shape[1]
             made = {entrance.prefix + n: v for n, v in entrance.front.example(len(batch), (count,), noise).items()}
-            found |= {name: value for name, value in made.items() if name in batch.inputs}
-    return found
+            inputs |= {name: value for name, value in made.items() if name in batch.inputs}
+    return inputs
 
 
 def changed_from(batch: Batch, other: dict[str, Tensor], at: int) -> Batch:
@@ -200,11 +200,11 @@ def masks(rng: random.Random, lengths: list[int], side: str) -> Tensor:
 
 def outputs(out: Output) -> dict[str, Tensor]:
     """All tensors that a model returns, by name."""
-    found = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled, "memory": out.memory}
-    found |= {f"heads.{name}": value for name, value in out.heads.items()} | {
+    named = {"hidden": out.hidden, "logits": out.logits, "pooled": out.pooled, "memory": out.memory}
+    named |= {f"heads.{name}": value for name, value in out.heads.items()} | {
         f"aux.{name}": v for name, v in out.aux.items()
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def run(model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -227,25 +227,28 @@ def goal(model: Any, batch: Batch, seed: int = 0) -> Tensor:
 def gradients(model: Any, batch: Batch) -> dict[str, Tensor]:
     """The gradient of `goal` by every parameter that has one."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(goal(model, batch), parameters, allow_unused=True)
-    return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+    slopes = torch.autograd.grad(goal(model, batch), parameters, allow_unused=True)
+    return {n: g for n, g in zip(names, slopes, strict=True) if g is not None}
 
 
-def slopes_agree(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> float:
+def slopes_agree(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> float:
     """The result of `same` for gradients: sums over a batch, so the absolute tolerance grows with the largest value of
     each, with real weights with the largest of all: the true gradient of a key bias is 0, the computed one is noise."""
     expect(
-        found.keys() == expected.keys(), f"{what}: gradients only on one side: {sorted(found.keys() ^ expected.keys())}"
+        actual.keys() == expected.keys(),
+        f"{what}: gradients only on one side: {sorted(actual.keys() ^ expected.keys())}",
     )
     sizes = {n: float(g.abs().max()) if g.numel() else 0.0 for n, g in expected.items()}
     most = max(sizes.values(), default=0.0) if scaled.get() else 0.0
     atol = {n: ATOL * max(1.0, size, most) for n, size in sizes.items()}
-    return max((close(found[n], g, f"{what}: gradient of {n}", atol=atol[n]) for n, g in expected.items()), default=0.0)
+    return max(
+        (close(actual[n], g, f"{what}: gradient of {n}", atol=atol[n]) for n, g in expected.items()), default=0.0
+    )
 
 
 def same(
-    found: dict[str, Tensor], expected: dict[str, Tensor], what: str, rtol: float = RTOL, atol: float = ATOL
+    actual: dict[str, Tensor], expected: dict[str, Tensor], what: str, rtol: float = RTOL, atol: float = ATOL
 ) -> float:
     """The largest difference of two sets of named tensors."""
-    expect(found.keys() == expected.keys(), f"{what}: {sorted(found.keys() ^ expected.keys())} only on one side")
-    return max((close(found[n], expected[n], f"{what}: {n}", rtol, atol) for n in expected), default=0.0)
+    expect(actual.keys() == expected.keys(), f"{what}: {sorted(actual.keys() ^ expected.keys())} only on one side")
+    return max((close(actual[n], expected[n], f"{what}: {n}", rtol, atol) for n in expected), default=0.0)

@@ -10,13 +10,13 @@ from typing import Any
 
 from anyformer.contract.check import CHECKS, ROLES, Check, LeftOut
 from anyformer.contract.oracle import NO_ORACLE, available
-from anyformer.contract.precision import own_type_is_close_to_float32
+from anyformer.contract.precision import stored_dtype_is_close_to_float32
 from anyformer.contract.probe import scaled
 from anyformer.contract.subjects import Subject, apart, checkpoint
 from anyformer.core import pages
 
 EXAMPLES = 2  # of a property, on a checkpoint: real models are large
-OWN = Check(18, "own type is close to float32", own_type_is_close_to_float32, "model", checkpoint=True)
+OWN = Check(18, "stored dtype is close to float32", stored_dtype_is_close_to_float32, "model", checkpoint=True)
 SLOW = "takes more than ten seconds a case: verify(..., slow=True)"
 
 
@@ -135,29 +135,29 @@ def selected(check: Check, name: str, own: Subject | None) -> tuple[Iterator[tup
         from anyformer.contract.subjects import subjects
 
         reasons = [] if check.over == "page" else [why for s in subjects(name) if (why := check.needs(s))]
-        return check.cases(name), next(iter(reasons), f"transformers does not know it: {apart(name)}")
+        return check.cases(name), next(iter(reasons), f"transformers lacks it: {apart(name)}")
     if why := check.needs(own):
         return iter(()), why
     if check.over == "files" and own.published is None:
-        return iter(()), "transformers does not know this model; its numbers have nothing to be compared with"
+        return iter(()), "transformers lacks this model, so its numbers cannot be compared"
     return iter([(own, None)] if check.over == "files" else [(own,)]), ""
 
 
 def row(check: Check, cases: Iterator[tuple[Any, ...]], why: str, slow: bool, most: int) -> Row:
     """Runs a check on its cases, with `most` examples of a property each."""
-    found = Row(check.item, check.name, 0, 0.0, 0.0, "left out", why)
+    entry = Row(check.item, check.name, 0, 0.0, 0.0, "left out", why)
     if check.oracle and not available():
-        found.detail = NO_ORACLE
-        return found
+        entry.detail = NO_ORACLE
+        return entry
     if check.slow and not slow:
-        found.detail = SLOW
-        return found
+        entry.detail = SLOW
+        return entry
     start, failures = time.monotonic(), []
     for case in cases:
         try:
-            found.difference = max(found.difference, check.once(case, most))
+            entry.difference = max(entry.difference, check.once(case, most))
         except LeftOut as reason:  # nothing to compare in this case
-            found.detail = found.detail if found.cases else str(reason)
+            entry.detail = entry.detail if entry.cases else str(reason)
             continue
         except Exception as error:  # any error in a check is a finding
             first = str(error).strip().splitlines()[:1]
@@ -165,13 +165,13 @@ def row(check: Check, cases: Iterator[tuple[Any, ...]], why: str, slow: bool, mo
             failures.append(
                 f"{label}: {'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{''.join(first)}"
             )
-        found.cases += 1
-        found.result, found.detail = "pass", ""
-    found.seconds = time.monotonic() - start
+        entry.cases += 1
+        entry.result, entry.detail = "pass", ""
+    entry.seconds = time.monotonic() - start
     if failures:
-        found.result = "FAIL"
-        found.detail = failures[0] + (f" (and {len(failures) - 1} more cases)" if failures[1:] else "")
-    return found
+        entry.result = "FAIL"
+        entry.detail = failures[0] + (f" (and {len(failures) - 1} more cases)" if failures[1:] else "")
+    return entry
 
 
 def dumps(report: Report) -> str:

@@ -70,14 +70,14 @@ def example(kind: Any, held: Recipe | None) -> Recipe:
     if held is not None:
         wanted: dict[str, Any] = {n: v for n, v in {"cross": False, "heads": 4, "kv_heads": None}.items() if n in names}
         return held.but(wanted)
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         if name in names and parameter.default is parameter.empty:
             kept = str(parameter.annotation)
-            given[name] = Attention.of(heads=4) if "Recipe" in kept else 4 if name == "heads" else 3
+            settings[name] = Attention.of(heads=4) if "Recipe" in kept else 4 if name == "heads" else 3
             if name == "blocks":
-                given[name] = [pages.recipe("gpt", "tiny")["blocks"][0]]
-    return kind.of(**given)
+                settings[name] = [pages.recipe("gpt", "tiny")["blocks"][0]]
+    return kind.of(**settings)
 
 
 @functools.cache
@@ -85,18 +85,18 @@ def in_roles() -> list[Subject]:
     """Every mask and mixer in every home whose slot takes it."""
     missing = {k.__name__ for k in kinds(Mask)} - {type(m).__name__ for m in SAMPLES} - {"And", "Or", "Not"}
     expect(not missing, f"the contract has no sample of the masks {sorted(missing)}")
-    found = []
-    for role, (page, place, given) in HOMES.items():
-        home = pages.recipe(page, "tiny", **given)
+    subjects = []
+    for role, (page, place, settings) in HOMES.items():
+        home = pages.recipe(page, "tiny", **settings)
         for name, mixer in mixers().items():
             try:
-                found.append(Subject(f"{name} in {role}", home.but({place: mixer})))
+                subjects.append(Subject(f"{name} in {role}", home.but({place: mixer})))
             except ValueError:  # the slot takes no such part: routers, positions
                 continue
         for mask in SAMPLES:
             for shown, one in ((mask, mask), (f"Window(1) | {mask}", Window(1) | mask)):
-                found.append(Subject(f"{shown} in {role}", home.but({f"{place}.mask": one})))
-    return found
+                subjects.append(Subject(f"{shown} in {role}", home.but({f"{place}.mask": one})))
+    return subjects
 
 
 def role(subject: Subject) -> Any:
@@ -113,7 +113,7 @@ def role(subject: Subject) -> Any:
 
 
 @check(21, "role", examples=3)
-def padded_in_its_role_it_is_as_alone(subject: Subject, rng: random.Random) -> float:
+def batching_changes_nothing_in_any_role(subject: Subject, rng: random.Random) -> float:
     """In a batch padded on the left, each row gives the same result as alone, without a cache and with one."""
     model, lengths = role(subject), [rng.randint(2, 13) for _ in range(3)]
     batch, worst = draw(subject, rng, lengths, "left"), 0.0
@@ -135,14 +135,14 @@ def padded_in_its_role_it_is_as_alone(subject: Subject, rng: random.Random) -> f
 
 
 @check(21, "role")
-def generation_in_its_role_needs_no_cache(subject: Subject) -> float:
+def caching_changes_nothing_in_any_role(subject: Subject) -> float:
     """Prompts of several lengths in one batch have the same continuations with a cache, without it, and alone."""
     if not subject.decodes:
-        raise LeftOut("sees both directions: no token is before another one")
+        raise LeftOut("it is bidirectional: no token precedes another one")
     model, prompts = role(subject), [[5, 6, 7, 8, 9, 10], [8, 9], [4, 3, 2]]
     plain = model.generate(prompts, max_new_tokens=8, temperature=0, cache=False)
     alone = [model.generate([p], max_new_tokens=8, temperature=0, cache=False)[0] for p in prompts]
-    expect(plain == alone, "a row of a batch is continued otherwise than alone")
+    expect(plain == alone, "a row continues differently in a batch than alone")
     try:
         cached = model.generate(prompts, max_new_tokens=8, temperature=0)
     except ValueError as error:
@@ -150,28 +150,28 @@ def generation_in_its_role_needs_no_cache(subject: Subject) -> float:
         expect("cannot decode step by step" in str(error) and where != "the encoder of a decoder",
                f"with a cache it is refused: {error}")  # fmt: skip
         raise LeftOut("its mixer has no state") from error
-    expect(cached == plain, "with a cache it is continued otherwise")
+    expect(cached == plain, "it continues differently with a cache")
     return 0.0
 
 
 @functools.cache
 def with_options() -> list[Subject]:
     """Every mixer in every role, cross-attention included for mixers that support it."""
-    found = [s for s in in_roles() if s.name.split(" in ")[0] in mixers()]
+    subjects = [s for s in in_roles() if s.name.split(" in ")[0] in mixers()]
     home = pages.recipe(CROSS[0], "tiny")
     for name, mixer in mixers().items():
         if "cross" in signature(mixer.part):
-            found.append(
+            subjects.append(
                 Subject(f"{name} in the place of cross-attention", home.but({CROSS[1]: mixer.but(cross=True)}))
             )
-    return found
+    return subjects
 
 
 ROLES.update(role=in_roles, option=with_options)
 
 
 @check(21, "option", later=lambda s: not s.name.startswith("Attention "))
-def every_option_acts_in_its_role_or_is_refused(subject: Subject) -> float:
+def every_option_has_an_effect_in_its_role_or_is_refused(subject: Subject) -> float:
     """For each option of a mixer in this role, some other value changes the numbers, or all others are refused."""
     role(subject)
     name, silent = subject.name.split(" in ")[0], []
@@ -188,5 +188,5 @@ def every_option_acts_in_its_role_or_is_refused(subject: Subject) -> float:
         shown = [p for p in prints if p is not None and any(r is not None for r in p[1])]  # else the parts do not fit
         if shown and not any(differ(usual, p) for p in shown):
             silent.append(option)
-    expect(not silent, f"no value of {silent} does anything here, and none is refused")
+    expect(not silent, f"no value of {silent} has an effect here, and none is refused")
     return 0.0

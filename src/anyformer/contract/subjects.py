@@ -190,7 +190,7 @@ def subjects(name: str) -> list[Subject]:
     page = pages.page(name)
     tiny = page.at("tiny")
     drawn = {"tiny": tiny} | {case: page.at("tiny", **changes) for case, changes in page.module.CASES.items()}
-    found = [Subject(f"{name}/{case}", page.recipe(config), name, config) for case, config in drawn.items()]
+    every = [Subject(f"{name}/{case}", page.recipe(config), name, config) for case, config in drawn.items()]
     for leaf, value in leaves(tiny).items():
         others = (
             [not value] if isinstance(value, bool) else [a for a in ACTIVATIONS if value in ACTIVATIONS and a != value]
@@ -198,8 +198,8 @@ def subjects(name: str) -> list[Subject]:
         for other in others:
             config = changed(tiny, {leaf: other})
             label = f"{name}/{leaf}={other}"
-            found.append(Subject(label, page.recipe(config), name, config, light=True))
-    return found
+            every.append(Subject(label, page.recipe(config), name, config, light=True))
+    return every
 
 
 @functools.cache
@@ -276,14 +276,14 @@ def whole() -> list[Subject]:
 def first_of(kind: type) -> frozenset[str]:
     """The names of the subjects, of `whole`, that hold a part of this kind in a skeleton for the first time."""
     seen: set[tuple[type, type]] = set()
-    found = []
+    names = []
     for subject in whole():
         parts = [v.part for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
         pairs = {(subject.recipe.part, part) for part in (*parts, subject.recipe.part) if issubclass(part, kind)}
         if pairs - seen:
-            found.append(subject.name)
+            names.append(subject.name)
         seen |= pairs
-    return frozenset(found)
+    return frozenset(names)
 
 
 def checkpoint(path: str, **options: Any) -> Subject:
@@ -291,13 +291,13 @@ def checkpoint(path: str, **options: Any) -> Subject:
     from anyformer.hub import load
 
     model = load(path, dtype=torch.float32, **options)
-    found = model.ledger.path  # a hub id is now a folder
-    return Subject(path, model.recipe, model.page, model.config, found, options=options)
+    folder = model.ledger.path  # a hub id is now a folder
+    return Subject(path, model.recipe, model.page, model.config, folder, options=options)
 
 
 def hubs(subject: Subject) -> list[Hub]:
     """The Hugging Face maps of its page that can express its hyperparameters."""
-    return [hub for hub in of_page(subject) if isinstance(_said(subject, hub), tuple)]
+    return [hub for hub in of_page(subject) if isinstance(_published(subject, hub), tuple)]
 
 
 def of_page(subject: Subject) -> list[Hub]:
@@ -313,17 +313,17 @@ def apart(name: str) -> str | None:
 
 def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:
     """The architecture's name and the config file of this subject, or None if these files cannot express it."""
-    said = _said(subject, hub)
-    return None if isinstance(said, str) else said
+    published = _published(subject, hub)
+    return None if isinstance(published, str) else published
 
 
 def unsaid(subject: Subject) -> dict[str, str]:
     """The Hugging Face maps of its page that cannot express its hyperparameters, with the reasons."""
-    said = {hub.name: _said(subject, hub) for hub in of_page(subject)}
-    return {name: why for name, why in said.items() if isinstance(why, str)}
+    published = {hub.name: _published(subject, hub) for hub in of_page(subject)}
+    return {name: why for name, why in published.items() if isinstance(why, str)}
 
 
-def _said(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | str:
+def _published(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | str:
     """The result of `words`, or the reason why these files cannot express the subject."""
     for architecture, fixed in hub.architectures.items():
         if all(getattr(subject.config, k) == v for k, v in fixed.items()):
@@ -331,4 +331,4 @@ def _said(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | str:
                 return architecture, tables.write(hub.config, subject.config, fixed, {})
             except ValueError as error:
                 return str(error)
-    return f"none of its architectures ({', '.join(hub.architectures)}) goes with these hyperparameters"
+    return f"none of its architectures ({', '.join(hub.architectures)}) fits these hyperparameters"

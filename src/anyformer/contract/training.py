@@ -32,20 +32,20 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         out = model(**batch.inputs)
-    found: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
     for name, value in scores(out).items():
         if value.shape[-1] == 1:  # a number, not a class
-            found[name] = torch.randn(value.shape, generator=noise)
+            targets[name] = torch.randn(value.shape, generator=noise)
             continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
         if batch.keep is not None and labels.ndim == 2:
             labels = labels.masked_fill(~batch.keep, IGNORE)
-        found[name] = labels
-    if not found:
-        found = {"hidden": torch.randn(out.hidden.shape, generator=noise)}
+        targets[name] = labels
+    if not targets:
+        targets = {"hidden": torch.randn(out.hidden.shape, generator=noise)}
         if out.pooled is not None:
-            found["pooled"] = torch.randn(out.pooled.shape, generator=noise).tanh()
-    return found
+            targets["pooled"] = torch.randn(out.pooled.shape, generator=noise).tanh()
+    return targets
 
 
 def scores(out: Output) -> dict[str, Tensor]:
@@ -82,8 +82,8 @@ def learn(model: Any, batch: Batch, labels: dict[str, Tensor]) -> tuple[Tensor, 
     """Loss and gradients of a batch."""
     loss = loss_of(model, batch, labels, counts(labels, batch))
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return loss.detach(), dict(zip(names, found, strict=True))
+    slopes = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return loss.detach(), dict(zip(names, slopes, strict=True))
 
 
 def agree(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]], what: str) -> float:
@@ -108,7 +108,7 @@ def every_parameter_gets_a_gradient(subject: Subject) -> float:
 
 
 @check(11, "model", later=apart_from_tiny)
-def learns_a_batch_by_heart(subject: Subject) -> float:
+def overfits_one_batch(subject: Subject) -> float:
     """From first weights, 40 steps of AdamW leave at most a fifth of the loss on one padded batch."""
     model = fresh(subject.model).train()
     initialise(model, seed=0)
@@ -129,7 +129,7 @@ def learns_a_batch_by_heart(subject: Subject) -> float:
 
 
 @check(11, "model", later=apart_from_tiny)
-def recomputing_changes_nothing(subject: Subject) -> float:
+def activation_checkpointing_changes_nothing(subject: Subject) -> float:
     """Activation checkpointing gives the same loss and gradients."""
     batch = draw(subject, random.Random(32), [9, 5], "left")
     model = fresh(subject.model).train()
@@ -174,13 +174,13 @@ def compiling_changes_nothing(subject: Subject) -> float:
 
 
 @check(11, "model", needs=in_full, slow=True)
-def compiling_to_machine_code_changes_nothing(subject: Subject) -> float:
+def compiling_with_inductor_changes_nothing(subject: Subject) -> float:
     """With torch.compile and its own backend, loss and gradients are the same."""
     return compiled(subject, "inductor")
 
 
 @check(11, "model", examples=3, later=apart_from_tiny)
-def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
+def gradient_accumulation_equals_one_batch(subject: Subject, rng: random.Random) -> float:
     """Small batches with random padding add up to the loss and gradients of one big batch of the same rows."""
     side = rng.choice(("left", "right"))
     batch = draw(subject, rng, [rng.randint(1, 9) for _ in range(4)], side)
@@ -194,14 +194,14 @@ def small_batches_add_up(subject: Subject, rng: random.Random) -> float:
         part, some = batch.rows(rows), {n: y[rows] for n, y in labels.items()}
         loss = loss_of(model, part, some, count)
         names, parameters = zip(*model.named_parameters(), strict=True)
-        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        slopes = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         losses = losses + loss.detach()
-        sums = {n: sums[n] + g for n, g in zip(names, found, strict=True)}
+        sums = {n: sums[n] + g for n, g in zip(names, slopes, strict=True)}
     return agree((losses, sums), whole, "accumulated")
 
 
 @check(12, "model", light=True, later=varied, checkpoint=True)
-def recipe_is_its_own_description(subject: Subject) -> float:
+def recipe_survives_serialisation(subject: Subject) -> float:
     """A recipe to JSON and back, printed and evaluated, or pickled, is the same and builds the same modules."""
     import pickle
 
@@ -212,7 +212,7 @@ def recipe_is_its_own_description(subject: Subject) -> float:
     expect(pickle.loads(pickle.dumps(recipe)) == recipe, "pickling changes the recipe")
     modules = {page.name: page.module for page in pages.pages()}
     printed = eval(repr(recipe), {"__builtins__": {}}, {**Part.kinds, **Value.kinds, **modules})
-    expect(printed == recipe, f"what is printed is another recipe: {printed!r}")
+    expect(printed == recipe, f"the printed recipe differs: {printed!r}")
     with torch.device("meta"):
         one, two = recipe.build(), again.build()
     shapes = [{n: (tuple(p.shape), p.dtype) for n, p in m.state_dict().items()} for m in (one, two)]
@@ -222,7 +222,7 @@ def recipe_is_its_own_description(subject: Subject) -> float:
 
 
 @check(12, "model", later=apart_from_tiny)
-def first_weights_depend_on_the_seed_alone(subject: Subject) -> float:
+def initial_weights_depend_only_on_the_seed(subject: Subject) -> float:
     """The same seed gives the same first weights, another one others; all are finite."""
     made = []
     for seed in (3, 3, 4):

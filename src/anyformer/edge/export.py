@@ -55,8 +55,8 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
     Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. The bounds are
     the context of the model; for images, whole patches, at least 2 in each direction; for Mamba,
     `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed, and height and width of a pyramid's image (Swin):
-    the trained size, or that of `example`. Attention over a window computes all pairs in the exported program (the eager
-    model's choice of kernel depends on the length, which is open here).
+    the trained size, or that of `example`. Attention over a window computes all pairs in the exported program (the
+    eager model's choice of kernel depends on the length, which is open here).
 
     Args:
         model: traced in evaluation mode; it is not changed.
