@@ -34,19 +34,19 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--rounds", type=int, help="turns of each contestant; more for a machine that is not quiet")
     parser.add_argument("--data", help="a text for char_lm, e.g. tinyshakespeare.txt; without it char_lm is left out")
-    given = parser.parse_args()
-    if given.data:
-        os.environ["BENCH_DATA"] = given.data  # the contestants are processes of their own
-    if wrong := [n for n in given.names if n not in NAMES]:
+    arguments = parser.parse_args()
+    if arguments.data:
+        os.environ["BENCH_DATA"] = arguments.data  # the contestants are processes of their own
+    if wrong := [n for n in arguments.names if n not in NAMES]:
         parser.error(f"there is no benchmark {wrong[0]!r}; there is {', '.join(NAMES)}")
-    if given.rounds is not None and given.rounds < 1:
-        parser.error(f"--rounds must be 1 or more, got {given.rounds}")
+    if arguments.rounds is not None and arguments.rounds < 1:
+        parser.error(f"--rounds must be 1 or more, got {arguments.rounds}")
     facts = machine.facts()
     path, readme, failed = ROOT / "docs" / "benchmarks.md", ROOT / "README.md", 0
-    for name in given.names or [n for n in NAMES if n != "char_lm" or given.data]:
+    for name in arguments.names or [n for n in NAMES if n != "char_lm" or arguments.data]:
         print(name, flush=True)
         busy = machine.busy()
-        options = {} if given.rounds is None else {"rounds": given.rounds}
+        options = {} if arguments.rounds is None else {"rounds": arguments.rounds}
         try:
             section = importlib.import_module(f"benchmarks.{name}").run(**options)
         except Missing as error:

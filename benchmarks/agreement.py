@@ -80,13 +80,13 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     """The function that says, for a file and prompts, which token is likeliest after each, and by how much."""
 
     def serve(request: dict[str, Any]) -> dict[str, Any]:
-        found, logits = [], globals()[name](request["path"])
+        best_tokens, logits = [], globals()[name](request["path"])
         for ids in request["prompts"]:
             scores = logits(ids)
             best = max(range(len(scores)), key=scores.__getitem__)
             second = max(s for i, s in enumerate(scores) if i != best)
-            found.append((best, scores[best] - second))
-        return {"found": found}
+            best_tokens.append((best, scores[best] - second))
+        return {"found": best_tokens}
 
     return {}, serve
 
@@ -120,12 +120,12 @@ def run(rounds: int = 1) -> Section:
         for worker in workers.values():
             worker.close()
         mine = answers.pop("ours")
-        for key, found in answers.items():
-            same = [(a[0] == b[0], a[1]) for a, b in zip(mine, found, strict=True)]
+        for key, theirs in answers.items():
+            same = [(a[0] == b[0], a[1]) for a, b in zip(mine, theirs, strict=True)]
             yes, no = ([margin for equal, margin in same if equal is side] for side in (True, False))
             cells = f"{len(yes)} of {len(same)}", f"{min(yes, default=0):.3f}", f"{max(no):.3f}" if no else ""
             table.append(row(title, CONTESTANTS[key].name, *cells))
-            for prompt, a, b in zip(PROMPTS, mine, found, strict=True):
+            for prompt, a, b in zip(PROMPTS, mine, theirs, strict=True):
                 if a[0] != b[0]:
                     here, there = (repr(decode([t])) for t in (a[0], b[0]))
                     notes.append(f"after {prompt!r} {CONTESTANTS[key].name} prefers {there} to {here} ({title}).")

@@ -36,25 +36,25 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=("cost", "decode", "report", []), help="all but `report` by default")
     parser.add_argument("--only", default="", help="mixers whose name contains this")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="in tokens")
-    given = parser.parse_args()
-    chosen = [name for name in ENTRIES if given.only in name]
+    arguments = parser.parse_args()
+    chosen = [name for name in ENTRIES if arguments.only in name]
     if not chosen:
-        parser.error(f"no mixer is called {given.only!r}; there is {', '.join(ENTRIES)}")
-    what = given.what or ["cost", "decode"]
+        parser.error(f"no mixer is called {arguments.only!r}; there is {', '.join(ENTRIES)}")
+    what = arguments.what or ["cost", "decode"]
     busy = machine.busy()
     if "cost" in what:
         for name in chosen:
-            keep("attention-cost", family(name, [n for n in LENGTHS if n <= given.longest], busy))
+            keep("attention-cost", family(name, [n for n in LENGTHS if n <= arguments.longest], busy))
     if "decode" in what:
-        keep("attention-decode", {name: decoding(name, busy) for name in DECODING if given.only in name})
+        keep("attention-decode", {name: decoding(name, busy) for name in DECODING if arguments.only in name})
     attention_report.write()
 
 
-def keep(kind: str, found: dict[str, Found]) -> None:
+def keep(kind: str, results: dict[str, Found]) -> None:
     """Adds to what was found before; a mixer that is no longer measured is forgotten."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{kind}.json"
-    everything = {**(json.loads(path.read_text()) if path.exists() else {}), **found}
+    everything = {**(json.loads(path.read_text()) if path.exists() else {}), **results}
     known = {*ENTRIES, *PEERS, *DECODING}
     everything = {name: value for name, value in everything.items() if name in known}
     replace(path, json.dumps(everything, indent=1, sort_keys=True) + "\n")
@@ -67,29 +67,29 @@ def family(name: str, lengths: list[int], busy: float) -> dict[str, Found]:
     no longer one.
     """
     rivals = {name: name, **{peer: f"peer: {peer}" for peer, p in PEERS.items() if p.ours == name}}
-    found: dict[str, Found] = {}
+    results: dict[str, Found] = {}
     workers: dict[str, dict[str, Worker]] = {}
     for key, asked in rivals.items():
-        found[key] = {"points": {}, "stopped": "", "busy": round(busy, 2), "machine": machine.facts()}
+        results[key] = {"points": {}, "stopped": "", "busy": round(busy, 2), "machine": machine.facts()}
         try:
             workers[key] = {what: Worker("attention_worker", f"{what} of {asked}") for what in ("time", "memory")}
             if key != name:
-                found[key]["error"] = workers[key]["time"].ask(error=CHECKED)["error"]
+                results[key]["error"] = workers[key]["time"].ask(error=CHECKED)["error"]
         except (Missing, Died) as error:
             if key == name:
                 raise
-            found[key]["stopped"] = f"was not measured: {' '.join(str(error).split())[-200:]}"
+            results[key]["stopped"] = f"was not measured: {' '.join(str(error).split())[-200:]}"
     for length in lengths:
-        running = {key: pair for key, pair in workers.items() if not found[key]["stopped"]}
+        running = {key: pair for key, pair in workers.items() if not results[key]["stopped"]}
         if not running:
             break
         for key, point in points(running, length).items():
             say(key, length, point)
-            found[key]["points"][str(length)] = point
-            found[key]["stopped"] = why_stop(found[key]["points"], length)
+            results[key]["points"][str(length)] = point
+            results[key]["stopped"] = why_stop(results[key]["points"], length)
     for worker in itertools.chain.from_iterable(pair.values() for pair in workers.values()):
         worker.close()
-    return found
+    return results
 
 
 def points(workers: dict[str, dict[str, Worker]], length: int) -> dict[str, Found]:
@@ -150,13 +150,13 @@ def say(name: str, length: int, point: Found) -> None:
 def decoding(name: str, busy: float) -> Found:
     """Tokens a second and bytes of state of a decoder of this mixer, as its context grows."""
     worker = Worker("attention_decode", name)
-    found: Found = {"busy": round(busy, 2), "machine": machine.facts(), "points": {}}
+    result: Found = {"busy": round(busy, 2), "machine": machine.facts(), "points": {}}
     for context in CONTEXTS:
         answer = worker.ask(context=context)
-        found["points"][str(context)] = answer
+        result["points"][str(context)] = answer
         print(f"  {name}, {context:,}: {answer['rate']:.0f} tokens/s, {answer['bytes'] / 1e6:.2f} MB", flush=True)
     worker.close()
-    return found
+    return result
 
 
 if __name__ == "__main__":

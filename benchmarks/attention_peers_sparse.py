@@ -73,11 +73,11 @@ def big_bird(ours: Any, length: int) -> Layer:
 def reformer_config(ours: Any, kind: str, causal: bool, **more: Any) -> Any:
     from transformers import ReformerConfig
 
-    given = {f"{kind}_attn_chunk_length": ours.size, f"{kind}_num_chunks_before": ours.before,
+    options = {f"{kind}_attn_chunk_length": ours.size, f"{kind}_num_chunks_before": ours.before,
              f"{kind}_num_chunks_after": ours.after, f"{kind}_attention_probs_dropout_prob": 0.0}  # fmt: skip
     return ReformerConfig(
         attn_layers=[kind], is_decoder=causal, hidden_size=DIM, num_attention_heads=HEADS,
-        attention_head_size=DIM // HEADS, **given, **more,
+        attention_head_size=DIM // HEADS, **options, **more,
     )  # fmt: skip
 
 

@@ -140,8 +140,8 @@ def verdict(r: dict[int, tuple[float, float, float]]) -> str:
     """Ahead at every length, or where not. Level: 1 is within the quartiles of the turns."""
     behind = [f"{n:,}" for n, (_, _, high) in r.items() if high < 1]
     level = [f"{n:,}" for n, (_, low, high) in r.items() if low <= 1 <= high]
-    said = [f"behind at {', '.join(behind)}"] * bool(behind) + [f"level at {', '.join(level)}"] * bool(level)
-    return "; ".join(said) or ("ahead at every length" if r else "not measured")
+    parts = [f"behind at {', '.join(behind)}"] * bool(behind) + [f"level at {', '.join(level)}"] * bool(level)
+    return "; ".join(parts) or ("ahead at every length" if r else "not measured")
 
 
 def decoding(decode: dict[str, Found]) -> Section:
@@ -167,12 +167,12 @@ def mine(cost: dict[str, Found]) -> dict[str, Any]:
     return {name: entry for name, entry in ENTRIES.items() if name in cost}
 
 
-def grown(values: dict[int, float], said: str) -> tuple[str, str, str]:
+def grown(values: dict[int, float], stated: str) -> tuple[str, str, str]:
     """The exponent, what it is said to be, and whether it is."""
-    found, (low, high) = exponent(values), BOUNDS[said]
-    if found is None:
-        return "—", said, "fewer than three lengths"
-    return f"{found:.2f}", said, "held" if low <= found <= high else "less" if found < low else "missed"
+    fitted, (low, high) = exponent(values), BOUNDS[stated]
+    if fitted is None:
+        return "—", stated, "fewer than three lengths"
+    return f"{fitted:.2f}", stated, "held" if low <= fitted <= high else "less" if fitted < low else "missed"
 
 
 def notes(cost: dict[str, Found]) -> list[str]:
@@ -181,12 +181,12 @@ def notes(cost: dict[str, Found]) -> list[str]:
     for name in mine(cost):
         if cost[name]["stopped"]:
             ends.setdefault(cost[name]["stopped"], []).append(name)
-    said = [f"no longer text, {why}: {'; '.join(names)}." for why, names in ends.items()]
-    said += [
+    lines = [f"no longer text, {why}: {'; '.join(names)}." for why, names in ends.items()]
+    lines += [
         f"{name} {cost[name]['stopped']}." for name in PEERS if "not measured" in cost.get(name, {}).get("stopped", "")
     ]
     loud = [name for name in mine(cost) if cost[name]["busy"] > QUIET]
-    return said + ([f"other programs kept cores busy: trust no figure of {', '.join(loud)}."] if loud else [])
+    return lines + ([f"other programs kept cores busy: trust no figure of {', '.join(loud)}."] if loud else [])
 
 
 def _axes(panels: int, title: str, across: str) -> list[Any]:

@@ -37,7 +37,7 @@ def exponent(values: dict[int, float]) -> float | None:
     return statistics.linear_regression(*zip(*pairs, strict=True)).slope if len(pairs) >= 3 else None
 
 
-def medians(found: Found, way: str) -> dict[int, float]:
+def medians(result: Found, way: str) -> dict[int, float]:
     """Seconds by length (`way` forward or both), or bytes (forward_bytes, both_bytes)."""
-    values: Iterable[tuple[int, Any]] = sorted((int(n), p[way]) for n, p in found["points"].items() if way in p)
+    values: Iterable[tuple[int, Any]] = sorted((int(n), p[way]) for n, p in result["points"].items() if way in p)
     return {n: statistics.median(v) if isinstance(v, list) else float(v) for n, v in values}

@@ -28,14 +28,14 @@ TIMES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {  # seconds, f
 
 def both(name: str, old: Path) -> dict[str, Contestant]:
     """The contestants of a benchmark, each of ours twice; the older one is measured against the newer one."""
-    found = {}
+    contestants = {}
     for key, contestant in importlib.import_module(f"benchmarks.{name}").CONTESTANTS.items():
         if key not in BOUNDS:
-            found[key] = contestant
+            contestants[key] = contestant
             if not contestant.against:
                 earlier = replace(contestant, name=f"{contestant.name}, before", against=key, root=old)
-                found[f"{key}@before"] = earlier
-    return found
+                contestants[f"{key}@before"] = earlier
+    return contestants
 
 
 def measured(name: str, old: Path, rounds: int, notes: list[str]) -> list[str]:
@@ -52,12 +52,12 @@ def measured(name: str, old: Path, rounds: int, notes: list[str]) -> list[str]:
             worker.close()
     else:
         answers = afresh(name, contestants, rounds, {}, notes)
-    seconds = {key: [TIMES[name](a) for a in found] for key, found in answers.items()}
+    seconds = {key: [TIMES[name](a) for a in series] for key, series in answers.items()}
     table = []
-    for key, found in seconds.items():
+    for key, series in seconds.items():
         against = contestants[key].against
-        for kind in found[0]:
-            taken = [f[kind] for f in found]
+        for kind in series[0]:
+            taken = [f[kind] for f in series]
             r = ratio(taken, [f[kind] for f in seconds[against]]) if against else None
             beside = (times(r), verdict(r, len(taken))) if r else ("", "")
             table.append(row(f"{contestants[key].name}: {kind}", times(spread(taken), 3), *beside))
@@ -70,11 +70,11 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="the older checkout")
     parser.add_argument("names", nargs="+", choices=TIMES, metavar="name", help=f"of {', '.join(TIMES)}")
     parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print(machine.facts())
-    for name in given.names:
+    for name in arguments.names:
         notes: list[str] = []
-        lines = measured(name, given.path.resolve(), given.rounds, notes)
+        lines = measured(name, arguments.path.resolve(), arguments.rounds, notes)
         print(row("", "s, median (quartiles)", "time / that of now", "verdict"), *lines, *notes, sep="\n")
 
 

@@ -138,16 +138,16 @@ def run(rounds: int = 5, steps: int = STEPS) -> Section:
     notes: list[str] = []
     answers = afresh("char_lm", CONTESTANTS, rounds, {"steps": steps}, notes)
     table = [row("", "parameters", "held-out loss", "training, s", "the whole call, s", "tokens/s", "time / ours")]
-    claims, seconds = [], {name: [a["seconds"] for a in found] for name, found in answers.items()}
-    for name, found in answers.items():
+    claims, seconds = [], {name: [a["seconds"] for a in rows] for name, rows in answers.items()}
+    for name, rows in answers.items():
         against, r = "", (1.0, 1.0, 1.0)
         if CONTESTANTS[name].against:
             r = ratio(seconds[name], seconds["ours"])
             against = times(r)
             mine, theirs = (f"{spread(seconds[n])[0]:.1f} s" for n in ("ours", name))
             claims.append(Claim(f"character model, {steps:,} steps", CONTESTANTS[name].name, mine, theirs, r, rounds))
-        size, whole = found[0]["parameters"], spread([a["whole"] for a in found])[0]
-        figures = times(spread([a["loss"] for a in found]), 3), times(spread(seconds[name]), 1), f"{whole:.1f}"
+        size, whole = rows[0]["parameters"], spread([a["whole"] for a in rows])[0]
+        figures = times(spread([a["loss"] for a in rows]), 3), times(spread(seconds[name]), 1), f"{whole:.1f}"
         speed = f"{steps * BATCH * TIME / spread(seconds[name])[0]:,.0f}"
         table.append(row(CONTESTANTS[name].name, f"{size / 1e6:.2f} M", *figures, speed, against))
     worst = max(a["loss"] for a in answers["ours"])

@@ -80,10 +80,10 @@ class Tables:
     def bits(self, group: str, name: str, times: int = 1) -> float | None:
         """A byte of held-out text; None where the row was not run, or cannot."""
         try:
-            found = self.quality.bits(group, name, times)
+            value = self.quality.bits(group, name, times)
         except Lacking:
             return None
-        return None if math.isinf(found) else found
+        return None if math.isinf(value) else value
 
     def seeds(self, group: str, name: str) -> str:
         """How many seeds a figure is the mean of."""
@@ -144,10 +144,10 @@ def lengths(t: Tables) -> list[str]:
         lines.append(f"Not faster than full attention at any length measured here: {', '.join(never)}.")
     masked = [n for n, e in ENTRIES.items() if "mask" in n and e.time == "quadratic" and n in t.cost]
     grown = {n: exponent(medians(t.cost[n], "both")) for n in masked}
-    told = [f"{n} grows with exponent {x:.2f}" for n, x in grown.items() if x]
-    if told:
+    grows = [f"{n} grows with exponent {x:.2f}" for n, x in grown.items() if x]
+    if grows:
         lines.append(
-            f"A mask alone saves nothing unless it is a window: {', '.join(told)}. What is skipped must be local."
+            f"A mask alone saves nothing unless it is a window: {', '.join(grows)}. What is skipped must be local."
         )
     return lines
 
@@ -156,8 +156,8 @@ def decoding(t: Tables) -> list[str]:
     """Tokens a second and memory at the shortest and the longest context."""
     short, long = str(CONTEXTS[0]), str(CONTEXTS[-1])
     lines = []
-    for name, found in t.decode.items():
-        a, b = found["points"][short], found["points"][long]
+    for name, result in t.decode.items():
+        a, b = result["points"][short], result["points"][long]
         lines.append(
             f"`{name}`: {a['rate']:,.0f} tokens/s after {int(short):,} tokens, {b['rate']:,.0f} after {int(long):,}; "
             f"state {a['bytes'] / 1e6:,.2f} MB, then {b['bytes'] / 1e6:,.2f} MB."
@@ -180,9 +180,9 @@ def early(t: Tables) -> list[str]:
             f"`linear` and `FAVOR+` stand behind a convolution over 4 bytes; full attention there: {behind:.3f}."
         )
     for name in EARLY:
-        found = t.bits("mixers", name)
-        if found is not None:
-            lines.append(f"`{name}`: {found - base:+.3f} bits so far ({t.seeds('mixers', name)}).")
+        value = t.bits("mixers", name)
+        if value is not None:
+            lines.append(f"`{name}`: {value - base:+.3f} bits so far ({t.seeds('mixers', name)}).")
     return lines
 
 

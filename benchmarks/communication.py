@@ -46,12 +46,12 @@ def run(rounds: int = 2) -> Section:
         subprocess.run(
             [*command, "-m", "benchmarks.communication", made, str(rounds)], env=environment, cwd=ROOT, check=True
         )
-        found = json.loads(Path(made).read_text())
+        runs = json.loads(Path(made).read_text())
     table = [row("", "kB sent a step, each process", "of ddp", "held-out loss, nats a byte", "against one process")]
     base = sum(x["loss"] for x in alone) / rounds
     table.append(row("one process, the same batches", "0", "0 %", f"{base:.4f}", ""))
-    whole = found["ddp"][0]["bytes"]
-    for name, results in found.items():
+    whole = runs["ddp"][0]["bytes"]
+    for name, results in runs.items():
         loss, sent = sum(x["loss"] for x in results) / rounds, results[0]["bytes"]
         cells = f"{sent / 1000:,.1f}", f"{sent / whole:.1%}", f"{loss:.4f}", f"{loss - base:+.4f}"
         table.append(row(name, *cells))
@@ -110,9 +110,9 @@ def main(made: str, rounds: int) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    found = {name: [train(options, seed) for seed in range(rounds)] for name, options in CONTESTANTS.items()}
+    runs = {name: [train(options, seed) for seed in range(rounds)] for name, options in CONTESTANTS.items()}
     if dist.get_rank() == COPIES - 1:
-        Path(made).write_text(json.dumps(found))
+        Path(made).write_text(json.dumps(runs))
     dist.barrier()
     dist.destroy_process_group()
 

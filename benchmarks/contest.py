@@ -40,10 +40,10 @@ def python_of(env: str) -> str:
     """
     if not env:
         return sys.executable
-    found = os.environ.get(f"BENCH_{env.upper()}_PYTHON") or str(ROOT / f".venv-{env}" / "bin" / "python")
-    if not Path(found).exists():
+    interpreter = os.environ.get(f"BENCH_{env.upper()}_PYTHON") or str(ROOT / f".venv-{env}" / "bin" / "python")
+    if not Path(interpreter).exists():
         raise Missing(f"no .venv-{env}: `make bench` makes it (or set BENCH_{env.upper()}_PYTHON)")
-    return found
+    return interpreter
 
 
 class Worker:
@@ -81,9 +81,9 @@ class Worker:
         if not line:
             code = self._process.wait(60)
             self._errors.seek(0)
-            said = self._errors.read()[-2000:].strip()
+            errors = self._errors.read()[-2000:].strip()
             self.close()
-            raise Died(f"its process ended with code {code}: {said}")
+            raise Died(f"its process ended with code {code}: {errors}")
         answer = json.loads(line)
         if "missing" in answer:
             self.close()

@@ -134,11 +134,11 @@ def run(rounds: int = 8) -> Section:
     speeds = ("prefill, tokens/s", "of the peak", "time / ours")
     table = [row("", "weights", *speeds, "decoding, tokens/s", "of the memory bound", "time / ours")]
     claims: dict[str, list[Claim]] = {"prefill": [], "decode": []}
-    for name, found in answers.items():
+    for name, rows in answers.items():
         size = facts["gguf_bytes"] if name == "llama_cpp" else 4 * facts["parameters"]
         cells = []
         for part, count in (("prefill", weights.PROMPT), ("decode", NEW)):
-            taken = [a[part] for a in found]
+            taken = [a[part] for a in rows]
             ours = [a[part] for a in answers["ours"]]
             rate = count / spread(taken)[0]
             bound = work / matmul if part == "prefill" else size / read  # seconds a token, at least

@@ -135,17 +135,17 @@ def run(rounds: int = 5) -> Section:
     for key, name, against, source, tokenizer in ROWS:
         if source not in answers:
             continue
-        found = answers[source]
-        load[key] = [a["load"] + (a["tokenizer"] if tokenizer else 0.0) for a in found]
+        rows = answers[source]
+        load[key] = [a["load"] + (a["tokenizer"] if tokenizer else 0.0) for a in rows]
         cells = [f"{spread(load[key])[0]:.2f}", times(ratio(load[key], load[against])) if against else ""]
-        if "forward" in found[0]:
-            both[key] = [t + a["forward"] for t, a in zip(load[key], found, strict=True)]
-            cells += [f"{spread([a['forward'] for a in found])[0]:.2f}"]
+        if "forward" in rows[0]:
+            both[key] = [t + a["forward"] for t, a in zip(load[key], rows, strict=True)]
+            cells += [f"{spread([a['forward'] for a in rows])[0]:.2f}"]
             cells += [times(ratio(both[key], both[against])) if against else ""]
-        memory = [f"{_middle(found, k) / size:.2f} ×" for k in ("peak_load", "peak", "file") if k in found[0]]
+        memory = [f"{_middle(rows, k) / size:.2f} ×" for k in ("peak_load", "peak", "file") if k in rows[0]]
         cells += [""] * (4 - len(cells)) + (memory if not tokenizer else [])
         table.append(row(name, *cells, *[""] * (7 - len(cells))))
-    if len({str(a["best"]) for found in answers.values() for a in found if "best" in a}) > 1:
+    if len({str(a["best"]) for rows in answers.values() for a in rows if "best" in a}) > 1:
         notes.append("**the contestants' likeliest next tokens differ.**")
     claims = [
         *_claim("load, GGUF", load, "gguf", "hf_gguf"),
@@ -160,8 +160,8 @@ def run(rounds: int = 5) -> Section:
     return Section("Loading", text, table, claims, notes)
 
 
-def _middle(found: list[dict[str, Any]], key: str) -> float:
-    return spread([float(a[key]) for a in found])[0]
+def _middle(rows: list[dict[str, Any]], key: str) -> float:
+    return spread([float(a[key]) for a in rows])[0]
 
 
 def _claim(what: str, taken: dict[str, list[float]], ours: str, peer: str) -> list[Claim]:

@@ -39,7 +39,7 @@ def facts(threads: int | None = None) -> str:
 
 def recorded(results: Iterable[Mapping[str, Any]]) -> str:
     """The machine that results were measured on, as they recorded it."""
-    machines = sorted({found.get("machine", UNKNOWN) for found in results})
+    machines = sorted({result.get("machine", UNKNOWN) for result in results})
     several = "several machines, whose figures cannot be compared: " if len(machines) > 1 else ""
     return several + " / ".join(machines)
 

@@ -57,7 +57,7 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
     dry_run(tiny, short, objective, s)
     base = resident()["VmRSS"]
     model = af.build(page, "tiny", seed=0, **PAGES[page])
-    said = estimate(model, batches(0), objective, s)
+    predicted = estimate(model, batches(0), objective, s)
     done = dry_run(model, batches(0), objective, s)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     with tempfile.TemporaryDirectory() as folder, Run(folder) as run:
@@ -68,8 +68,8 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
             loop.advance()
         took = (time.perf_counter() - began) / (STEPS - 1)
     assert done.bytes is not None
-    found = {"counted": said.peak, "rehearsed": done.bytes - base}
-    return {**found, "measured": resident()["VmHWM"] - base, "foreseen_s": done.seconds, "measured_s": took}
+    figures = {"counted": predicted.peak, "rehearsed": done.bytes - base}
+    return {**figures, "measured": resident()["VmHWM"] - base, "foreseen_s": done.seconds, "measured_s": took}
 
 
 def run(rounds: int = 1, pages: tuple[str, ...] = tuple(PAGES)) -> Section:

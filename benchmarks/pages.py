@@ -103,14 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.pages", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("all", "report"), default="all", help="report: nothing is trained")
     parser.add_argument("--only", choices=[shown.folder for shown in ALL], help="this one alone")
-    given = parser.parse_args()
-    for shown in ALL if given.what == "all" else ():
-        if given.only in (None, shown.folder) and not known(shown):
+    arguments = parser.parse_args()
+    for shown in ALL if arguments.what == "all" else ():
+        if arguments.only in (None, shown.folder) and not known(shown):
             print(f"{shown.command}", flush=True)
-            found = one(shown)
+            result = one(shown)
             RESULTS.mkdir(parents=True, exist_ok=True)
-            replace(file(shown), json.dumps(found, indent=1) + "\n")
-            print(f"  {found['bits']:.3f} bits a byte, {found['seconds']:.0f} s of CPU", flush=True)
+            replace(file(shown), json.dumps(result, indent=1) + "\n")
+            print(f"  {result['bits']:.3f} bits a byte, {result['seconds']:.0f} s of CPU", flush=True)
     write()
 
 
@@ -123,8 +123,8 @@ def known(shown: Shown) -> dict[str, Any] | None:
     """The result of a row, if it is of the command that it has now."""
     if not file(shown).exists():
         return None
-    found: dict[str, Any] = json.loads(file(shown).read_text())
-    return found if found["command"] == shown.command else None
+    result: dict[str, Any] = json.loads(file(shown).read_text())
+    return result if result["command"] == shown.command else None
 
 
 def one(shown: Shown) -> dict[str, Any]:
@@ -140,17 +140,17 @@ def one(shown: Shown) -> dict[str, Any]:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )  # fmt: skip
         seconds = _cpu() - before
-        said = re.search(r"held-out: ([\d.]+) (.+) \(\w+: ([\d.]+)\)\nmodel: (.+)", done.stdout)
-        assert said is not None, done.stdout
-        bit = 1.0 if said[2] == "bits per byte" else math.log(2)  # else nats a label, and a label is a byte
-        model = af.load(Path(folder) / said[4])
-        found = {
-            "command": shown.command, "bits": float(said[1]) / bit, "guess": float(said[3]) / bit, "seconds": seconds,
+        match = re.search(r"held-out: ([\d.]+) (.+) \(\w+: ([\d.]+)\)\nmodel: (.+)", done.stdout)
+        assert match is not None, done.stdout
+        bit = 1.0 if match[2] == "bits per byte" else math.log(2)  # else nats a label, and a label is a byte
+        model = af.load(Path(folder) / match[4])
+        result = {
+            "command": shown.command, "bits": float(match[1]) / bit, "guess": float(match[3]) / bit, "seconds": seconds,
             "parameters": sum(p.numel() for p in model.parameters()), "machine": machine.facts(1),
         }  # fmt: skip
         if shown.segment:
-            found |= {f"segments, {w}": segments(model, shown.segment, w == "carried") for w in ("carried", "alone")}
-    return found
+            result |= {f"segments, {w}": segments(model, shown.segment, w == "carried") for w in ("carried", "alone")}
+    return result
 
 
 def _cpu() -> float:
@@ -194,26 +194,26 @@ def _lines() -> Iterator[str]:
         yield from (f"\n## {title}\n", "```sh", *(shown.command for shown in rows), "```\n")
         yield from (row(*HEAD, "what it shows"), "|---|---|---|---|---|")
         yield row("a bigram", "", f"{bigram:.3f}", "", "A table: which byte follows which. The same text.")
-        runs = _found(rows)
+        runs = _known(rows)
         if rows is ENCODERS and runs:
             yield row("a guess", "", f"{runs[0][1]['guess']:.3f}", "", "How often each byte is. Nothing is looked at.")
-        for shown, found in runs:
-            yield row(f"`{shown.name}`", *_figures(found), shown.shows)
-    if memories := [(shown, found) for shown, found in _found(ALL) if shown.segment]:
+        for shown, result in runs:
+            yield row(f"`{shown.name}`", *_figures(result), shown.shows)
+    if memories := [(shown, result) for shown, result in _known(ALL) if shown.segment]:
         yield from ("\n## Memory\n", row("page", "one state", "an empty one each segment", "gain"), "|---|---|---|---|")
-    for shown, found in memories:
-        with_, without = found["segments, carried"], found["segments, alone"]
+    for shown, result in memories:
+        with_, without = result["segments, carried"], result["segments, alone"]
         yield row(f"`{shown.name}`", f"{with_:.3f}", f"{without:.3f}", f"{without - with_:.3f}")
-    yield f"\nMeasured on: {machine.recorded(found for _, found in _found(ALL))}\n"
+    yield f"\nMeasured on: {machine.recorded(result for _, result in _known(ALL))}\n"
 
 
-def _figures(found: dict[str, Any]) -> tuple[str, ...]:
-    return f"{found['parameters'] / 1e6:.2f} M", f"{found['bits']:.3f}", f"{found['seconds']:.0f}"
+def _figures(result: dict[str, Any]) -> tuple[str, ...]:
+    return f"{result['parameters'] / 1e6:.2f} M", f"{result['bits']:.3f}", f"{result['seconds']:.0f}"
 
 
-def _found(rows: tuple[Shown, ...]) -> list[tuple[Shown, dict[str, Any]]]:
+def _known(rows: tuple[Shown, ...]) -> list[tuple[Shown, dict[str, Any]]]:
     """Rows with a result."""
-    return [(shown, found) for shown in rows if (found := known(shown)) is not None]
+    return [(shown, result) for shown in rows if (result := known(shown)) is not None]
 
 
 if __name__ == "__main__":

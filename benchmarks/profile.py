@@ -101,7 +101,7 @@ def _kinds(events: Any, steps: int) -> dict[str, list[float]]:
     for event in events:
         if event.sequence_nr >= 0 and not event.name.startswith(BACKWARD):
             scopes.setdefault(event.sequence_nr, _scope(event)[0])
-    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    by_kind: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for event in events:
         if event.name.startswith((SCOPE, BACKWARD)) or not event.name.startswith(("aten::", "Root")):
             continue
@@ -117,8 +117,8 @@ def _kinds(events: Any, steps: int) -> dict[str, list[float]]:
             which = kinds.get((left[0] == TOKENS, left[1] == TOKENS), "backward") if backward else "forward"
             label = f"product {which}: {left[0]} x {left[1]} x {right[1]}"
         for i, value in enumerate((event.self_cpu_time_total / 1e6, work, 1.0 if work else 0.0)):
-            found[label][i] += value / steps
-    return found
+            by_kind[label][i] += value / steps
+    return by_kind
 
 
 def _scope(event: Any) -> tuple[str, int | None]:
@@ -138,9 +138,9 @@ def run(rounds: int = 3) -> Section:
     notes = []
     for name in ("ours_gpt", "ours_llama"):
         worker = Worker("profile", name)
-        found = worker.ask(steps=rounds)
+        answer = worker.ask(steps=rounds)
         worker.close()
-        step, kinds, peak = statistics.median(found["seconds"]), found["kinds"], found["rate"]
+        step, kinds, peak = statistics.median(answer["seconds"]), answer["kinds"], answer["rate"]
         who = CONTESTANTS[name].name
         rows = sorted(kinds.items(), key=lambda kind: (not kind[1][1], -kind[1][0]))
         products = [sum(values[i] for values in kinds.values() if values[1]) for i in (0, 1)]

@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="groups whose name contains this: mixers, positions, probe: recall …"
     )
-    given = parser.parse_args()
-    if given.what == "all":
+    arguments = parser.parse_args()
+    if arguments.what == "all":
         for more in (False, True):
-            train([run for run in planned(more) if given.only in run[0] and not known(run)], given.jobs)
+            train([run for run in planned(more) if arguments.only in run[0] and not known(run)], arguments.jobs)
     from benchmarks import quality_report
 
     quality_report.write()
@@ -47,13 +47,13 @@ def planned(more: bool) -> list[Run]:
     first += [(f"probe: {task}", name, SEEDS[0]) for name in NAMES for task in TASKS]
     if not more:
         return first
-    found = results()
-    hidden = undecided(found)
+    finished = results()
+    hidden = undecided(finished)
     near = [
         (group, name)
         for group, rows in GROUPS.items()
         for name in rows
-        if (group, name) in hidden or abs(bits(found, group, name) - bits(found, group, next(iter(rows)))) < NEAR
+        if (group, name) in hidden or abs(bits(finished, group, name) - bits(finished, group, next(iter(rows)))) < NEAR
     ]
     return [(group, name, seed) for seed in SEEDS[1:] for group, name in near]
 
@@ -83,15 +83,15 @@ def one(run: Run) -> str:
     torch.set_num_threads(1)
     group, name, seed = run
     if group.startswith("probe: "):
-        found = quality_probes.one(group.removeprefix("probe: "), name, seed)
-        said = f"{found['right']:.1%} right after {found['steps']} steps"
+        result = quality_probes.one(group.removeprefix("probe: "), name, seed)
+        summary = f"{result['right']:.1%} right after {result['steps']} steps"
     else:
-        found = twin(run) or quality_text.one(group, name, seed)
-        said = f"{found['bits']['1']:.3f} bits a byte"
+        result = twin(run) or quality_text.one(group, name, seed)
+        summary = f"{result['bits']['1']:.3f} bits a byte"
     path = file(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps({"machine": machine.facts(1), **found, "group": group, "name": name}, indent=1) + "\n")
-    return f"{said}, {found['seconds']:.0f} s"
+    replace(path, json.dumps({"machine": machine.facts(1), **result, "group": group, "name": name}, indent=1) + "\n")
+    return f"{summary}, {result['seconds']:.0f} s"
 
 
 def twin(run: Run) -> Found | None:
@@ -101,13 +101,13 @@ def twin(run: Run) -> Found | None:
     v = GROUPS[run[0]][run[1]]
     recipe = repr(fitted(v))
     for (group, _), runs in results().items():
-        for found in runs:
+        for result in runs:
             if (
                 group in GROUPS
-                and (found["recipe"], found["seed"]) == (recipe, run[2])
-                and {*v.scalings} <= {*found["scaled"]}
+                and (result["recipe"], result["seed"]) == (recipe, run[2])
+                and {*v.scalings} <= {*result["scaled"]}
             ):
-                return found
+                return result
     return None
 
 

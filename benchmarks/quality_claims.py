@@ -20,8 +20,8 @@ class Lacking(Exception):
 class Evidence:
     """What was found, by name; and of which rows (group and name) somebody asked."""
 
-    def __init__(self, found: dict[tuple[str, str], list[Found]]):
-        self.found = found
+    def __init__(self, runs: dict[tuple[str, str], list[Found]]):
+        self.found = runs
         self.asked: set[tuple[str, str]] = set()
 
     def bits(self, group: str, name: str, times: int = 1, way: str = "") -> float:
@@ -36,8 +36,8 @@ class Evidence:
 
     def spread(self, group: str) -> float:
         """How far seeds of the same row of a group lie from their mean: the pooled standard deviation, in bits."""
-        found = [runs for key, runs in self.found.items() if key[0] == group and len(runs) > 1]
-        rows = [[r["bits"]["1"] for r in runs] for runs in found]
+        several = [runs for key, runs in self.found.items() if key[0] == group and len(runs) > 1]
+        rows = [[r["bits"]["1"] for r in runs] for runs in several]
         free = sum(len(values) - 1 for values in rows)
         return math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in rows) / free) if free else SPREAD
 
@@ -103,8 +103,8 @@ def repaired(way: str) -> Callable[[Evidence], Said]:
 
     def judge(e: Evidence) -> Said:
         plain, scaled = e.bits("positions", "rotary", 4), e.bits("positions", "rotary", 4, way)
-        said = f"at 4 x: {scaled:.3f} bits with it, {plain:.3f} without"
-        return said, scaled < plain - 0.01  # of the same models: seeds do not matter
+        measured = f"at 4 x: {scaled:.3f} bits with it, {plain:.3f} without"
+        return measured, scaled < plain - 0.01  # of the same models: seeds do not matter
 
     return judge
 
@@ -125,8 +125,8 @@ def beats_both(hybrid: str, a: str, b: str) -> Callable[[Evidence], Said]:
     def judge(e: Evidence) -> Said:
         x, y, z = (e.bits("mixers", n) for n in (hybrid, a, b))
         rival = a if y < z else b
-        said = f"{hybrid}: {x:.3f} bits, {a}: {y:.3f}, {b}: {z:.3f}"
-        return said, None if abs(x - min(y, z)) <= e.noise("mixers", hybrid, rival) else x < min(y, z)
+        measured = f"{hybrid}: {x:.3f} bits, {a}: {y:.3f}, {b}: {z:.3f}"
+        return measured, None if abs(x - min(y, z)) <= e.noise("mixers", hybrid, rival) else x < min(y, z)
 
     return judge
 
@@ -138,17 +138,17 @@ def best(e: Evidence) -> Said:
     if not others:
         raise Lacking("mixers")
     winner = min(others, key=lambda n: others[n])
-    said = f"full: {full:.3f} bits; the best other, {winner}: {others[winner]:.3f}"
-    return said, full <= others[winner] + e.noise("mixers", "full", winner)
+    measured = f"full: {full:.3f} bits; the best other, {winner}: {others[winner]:.3f}"
+    return measured, full <= others[winner] + e.noise("mixers", "full", winner)
 
 
-def undecided(found: dict[tuple[str, str], list[Found]]) -> set[tuple[str, str]]:
+def undecided(runs: dict[tuple[str, str], list[Found]]) -> set[tuple[str, str]]:
     """The rows of claims that the noise hides."""
     rows: set[tuple[str, str]] = set()
     for claim in CLAIMS:
-        evidence = Evidence(found)
-        said = claim.check(evidence)
-        if said is not None and said[1] is None:
+        evidence = Evidence(runs)
+        verdict = claim.check(evidence)
+        if verdict is not None and verdict[1] is None:
             rows |= evidence.asked
     return rows
 

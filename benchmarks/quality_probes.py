@@ -124,7 +124,7 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
         tried.append(trained(task, name, seed, rate))
         if tried[-1]["right"] >= GOAL:
             break
-    best = max(tried, key=lambda found: found["right"])
+    best = max(tried, key=lambda run: run["right"])
     return {**best, "seed": seed, "setup": setup(task), "seconds": time.perf_counter() - began}
 
 

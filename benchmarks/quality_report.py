@@ -29,12 +29,12 @@ def write() -> None:
     """All quality sections, and the guide."""
     from benchmarks import choose
 
-    found = results()
-    facts = machine.recorded(run for runs in found.values() for run in runs)
-    sections = [text(group, found) for group in GROUPS if any(key[0] == group for key in found)]
-    if any(key[0].startswith("probe: ") for key in found):
-        sections.append(probes(found))
-    sections.append(claims(found))
+    every = results()
+    facts = machine.recorded(run for runs in every.values() for run in runs)
+    sections = [text(group, every) for group in GROUPS if any(key[0] == group for key in every)]
+    if any(key[0].startswith("probe: ") for key in every):
+        sections.append(probes(every))
+    sections.append(claims(every))
     for section in sections:
         print(section.markdown(facts))
     report.write(PATH, sections, facts, HEADER)
@@ -42,15 +42,15 @@ def write() -> None:
     choose.write()
 
 
-def text(group: str, found: All) -> Section:
+def text(group: str, every: All) -> Section:
     """Bits a byte of the rows of a group, at the trained length and beyond."""
     rows = GROUPS[group]
     first = next(iter(rows))
-    base = found.get((group, first), [])
+    base = every.get((group, first), [])
     lengths = [f"{n} x" for n in LENGTHS[1:]]
     table = [row("", "bits a byte", "against the first", *lengths, "seeds", "parameters")]
     for name in rows:
-        runs = found.get((group, name), [])
+        runs = every.get((group, name), [])
         if not runs:
             table.append(row(name, "not run yet", *[""] * (len(lengths) + 3)))
             continue
@@ -101,13 +101,13 @@ def _figure(values: list[Any]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
 
 
-def probes(found: All) -> Section:
+def probes(every: All) -> Section:
     """The share of right answers."""
     table = [row("", *TASKS)]
     for name in NAMES:
         cells = []
         for task in TASKS:
-            runs = found.get((f"probe: {task}", name), [])
+            runs = every.get((f"probe: {task}", name), [])
             cells.append(_probe(runs) if runs else "not run yet")
         table.append(row(name, *cells))
     text = (
@@ -125,14 +125,14 @@ def _probe(runs: list[Found]) -> str:
     return f"{right:.0%}{steps} → {longer:.0%}"
 
 
-def claims(found: All) -> Section:
+def claims(every: All) -> Section:
     """Claims of textbooks, and the measurements here."""
-    table, evidence = [row("the claim", "measured here", "seeds", "")], Evidence(found)
+    table, evidence = [row("the claim", "measured here", "seeds", "")], Evidence(every)
     for claim in CLAIMS:
-        asked = Evidence(found)
-        said = claim.check(asked)
-        seeds = min((len(found[key]) for key in asked.asked), default=0)
-        cells = ("not run yet", "", "") if said is None else (said[0], str(seeds), _seen(said[1], seeds))
+        asked = Evidence(every)
+        verdict = claim.check(asked)
+        seeds = min((len(every[key]) for key in asked.asked), default=0)
+        cells = ("not run yet", "", "") if verdict is None else (verdict[0], str(seeds), _seen(verdict[1], seeds))
         table.append(row(claim.text, *cells))
     spreads = ", ".join(f"{evidence.spread(group):.3f} ({group})" for group in GROUPS)
     text = (
@@ -146,8 +146,8 @@ def claims(found: All) -> Section:
     return Section("Textbook claims in the first 800 steps", text, table)
 
 
-def _seen(said: bool | None, seeds: int) -> str:
+def _seen(holds: bool | None, seeds: int) -> str:
     """The verdict; a row with one seed has none."""
     if seeds < 2:
         return "one seed, no verdict"
-    return "within the noise" if said is None else "seen" if said else "not seen"
+    return "within the noise" if holds is None else "seen" if holds else "not seen"

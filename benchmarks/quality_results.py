@@ -33,15 +33,15 @@ def setup(group: str) -> Found:
 
 def results() -> dict[tuple[str, str], list[Found]]:
     """What was found, by group and name; a list of seeds."""
-    found: dict[tuple[str, str], list[Found]] = {}
+    by_row: dict[tuple[str, str], list[Found]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         one = json.loads(path.read_text())
         if one["setup"] == setup(one["group"]):
-            found.setdefault((one["group"], one["name"]), []).append(one)
-    return found
+            by_row.setdefault((one["group"], one["name"]), []).append(one)
+    return by_row
 
 
-def bits(found: dict[tuple[str, str], list[Found]], group: str, name: str, times: int = 1) -> float:
+def bits(by_row: dict[tuple[str, str], list[Found]], group: str, name: str, times: int = 1) -> float:
     """The mean over seeds of the bits a byte at `times` the trained length; infinite where there are none."""
-    values = [f["bits"][str(times)] for f in found.get((group, name), [])]
+    values = [f["bits"][str(times)] for f in by_row.get((group, name), [])]
     return statistics.mean(values) if values and None not in values else float("inf")

@@ -113,8 +113,8 @@ def summarise(readme: Path, report: Path) -> bool:
     for line in report.read_text().splitlines():
         inside = line == SHORT or (inside and line.startswith("|"))
         if inside and line != SHORT and not line.startswith("|---"):
-            what, ours, theirs, peer, ratio, said = (cell.strip() for cell in line.strip("|").split("|"))
-            lines[what, peer] = row(what, ours, f"{theirs}, {peer}", ratio, said)
+            what, ours, theirs, peer, ratio, judged = (cell.strip() for cell in line.strip("|").split("|"))
+            lines[what, peer] = row(what, ours, f"{theirs}, {peer}", ratio, judged)
     rows = [lines[key] for key in HEADLINES if key in lines]
     return fill(readme, BEGIN, END, "\n".join(_ruled([README, *rows])) if rows else "")
 

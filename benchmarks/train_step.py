@@ -167,7 +167,7 @@ def run(rounds: int = 20) -> Section:
     compete(workers, CONTESTANTS, 1, {"steps": 3}, notes)  # warm-up
     answers = compete(workers, CONTESTANTS, rounds, {"steps": 1}, notes)
     peak = max(a["rate"] for a in answers.pop("peak"))
-    seconds = {name: [min(a["seconds"]) for a in found] for name, found in answers.items()}
+    seconds = {name: [min(a["seconds"]) for a in rows] for name, rows in answers.items()}
     table = [row("", "parameters", "ms a step", "tokens/s", "GFLOP/s", "of the peak", "time / ours")]
     claims = []
     for name, taken in seconds.items():

@@ -117,13 +117,13 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
         def fetched() -> None:
             moments.append((time.perf_counter(), resident().get("VmHWM", 0)))
 
-        given = request["steps"], request["recompute"], fetched
+        arguments = request["steps"], request["recompute"], fetched
         if name.startswith("ours"):
-            _ours(model, *given)
+            _ours(model, *arguments)
         elif name.startswith("hf"):
-            _trainer(model, *given)
+            _trainer(model, *arguments)
         else:
-            _plain(model, logits, *given)
+            _plain(model, logits, *arguments)
         taken = [b - a for (a, _), (b, _) in itertools.pairwise(moments)]
         return {"seconds": statistics.median(taken[2:]), "memory": moments[-1][1] - before}
 
@@ -142,8 +142,8 @@ def run(rounds: int = 4) -> Section:
             print(f"  {size}, {'recomputed' if recompute else 'kept'}", flush=True)
             answers = afresh("training", taking_part, rounds, request, notes)
             peak = max(a["rate"] for a in answers.pop("peak"))
-            for name, found in answers.items():
-                rows, made = _compared(name, found, answers, size, recompute, shape.flops / peak)
+            for name, answered in answers.items():
+                rows, made = _compared(name, answered, answers, size, recompute, shape.flops / peak)
                 table.append(rows)
                 claims += made
     steps = f"Rounds: {rounds}, of {STEPS - 2} steps each after two to warm up; medians (quartiles)."
@@ -152,11 +152,11 @@ def run(rounds: int = 4) -> Section:
 
 
 def _compared(
-    name: str, found: list[dict[str, Any]], answers: dict[str, Any], size: str, recompute: bool, least: float
+    name: str, answered: list[dict[str, Any]], answers: dict[str, Any], size: str, recompute: bool, least: float
 ) -> tuple[str, list[Claim]]:
     """A contestant's line, and what is claimed of it; `least` are the seconds of a step at the peak."""
     contestant = CONTESTANTS[name]
-    seconds, memory = ([a[k] for a in found] for k in ("seconds", "memory"))
+    seconds, memory = ([a[k] for a in answered] for k in ("seconds", "memory"))
     speed, held = TOKENS / spread(seconds)[0], spread(memory)[0] / 1e6
     ratios, claims = ["", ""], []
     if contestant.against in answers:
@@ -168,8 +168,8 @@ def _compared(
         rate = f"{TOKENS / spread(mine[0])[0]:,.0f} tokens/s", f"{speed:,.0f} tokens/s"
         size_of = f"{spread(mine[1])[0] / 1e6:,.0f} MB", f"{held:,.0f} MB"
         claims = [
-            Claim(f"training, {what}", contestant.name, *rate, r, len(found)),
-            Claim(f"memory of training, {what}", contestant.name, *size_of, m, len(found)),
+            Claim(f"training, {what}", contestant.name, *rate, r, len(answered)),
+            Claim(f"memory of training, {what}", contestant.name, *size_of, m, len(answered)),
         ]
     share = percent(least / spread(seconds)[0])
     cells = contestant.name, size, "yes" if recompute else "no", f"{speed:,.0f}", share, ratios[0], f"{held:,.0f}"

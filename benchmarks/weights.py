@@ -49,13 +49,13 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     BARE.mkdir()
     for file in ("config.json", "model.safetensors"):
         (BARE / file).hardlink_to(WITH_TOKENIZER / file)
-    found = {
+    facts = {
         "gguf": str(gguf),
         "gguf_bytes": gguf.stat().st_size,
         "parameters": sum(p.numel() for p in model.parameters()),
         "table": model.embed.tokens.weight.numel(),
         "prompt": model.tokenizer.encode(topics["compound"])[:PROMPT],
     }
-    assert len(found["prompt"]) == PROMPT
-    (FOLDER / "facts.json").write_text(json.dumps(found))
-    return found, lambda request: {}
+    assert len(facts["prompt"]) == PROMPT
+    (FOLDER / "facts.json").write_text(json.dumps(facts))
+    return facts, lambda request: {}

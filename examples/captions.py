@@ -65,19 +65,19 @@ def read(folder: Path, part: str) -> tuple[list[Path], list[str]]:
 
 def recall(scores: np.ndarray) -> list[float]:
     """R@1 and R@5 of rows that each look for the column of their number, then of the columns. Shape: (N, N)."""
-    found = []
+    shares = []
     for table in (scores, scores.T):
         right = table.diagonal()[:, None]
         before = (table > right).sum(1) + ((table == right).sum(1) - 1) / 2  # ties: in the middle
-        found += [float((before < k).mean()) for k in (1, 5)]
-    return found
+        shares += [float((before < k).mean()) for k in (1, 5)]
+    return shares
 
 
 def linear(folder: Path) -> np.ndarray:
     """The scores of a linear map from colours to words, (N, N)."""
-    (seen, said), (pictures, texts) = read(folder, "train"), read(folder, "test")
-    words = TfidfVectorizer(token_pattern=r"\w+").fit(said)
-    x, y, held = histograms(seen), words.transform(said).toarray(), np.arange(len(seen)) % 10 == 0
+    (seen, captions), (pictures, texts) = read(folder, "train"), read(folder, "test")
+    words = TfidfVectorizer(token_pattern=r"\w+").fit(captions)
+    x, y, held = histograms(seen), words.transform(captions).toarray(), np.arange(len(seen)) % 10 == 0
 
     def scores(strength: float, learn: np.ndarray, x_: np.ndarray, y_: np.ndarray) -> np.ndarray:
         guess = Ridge(alpha=strength).fit(x[learn], y[learn]).predict(x_)  # (N, W)
@@ -89,12 +89,12 @@ def linear(folder: Path) -> np.ndarray:
 
 def histograms(pictures: list[Path]) -> np.ndarray:
     """The roots of the shares of COLOURS^3 colours, (N, COLOURS^3)."""
-    found = []
+    rows = []
     for path in pictures:
         steps = np.asarray(Image.open(path)).reshape(-1, 3).astype(int) * COLOURS // 256
         counts = np.bincount(steps @ (COLOURS**2, COLOURS, 1), minlength=COLOURS**3)
-        found.append(np.sqrt(counts / counts.sum()))
-    return np.array(found)
+        rows.append(np.sqrt(counts / counts.sum()))
+    return np.array(rows)
 
 
 def towers(run: Path, folder: Path) -> np.ndarray:

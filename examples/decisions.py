@@ -79,9 +79,9 @@ def collect(name: str, control: Controller, episodes: int, path: Path) -> list[f
 def best(path: Path, returns: list[float], share: float = 0.1) -> Path:
     """The file with the episodes of the highest returns alone."""
     order = np.argsort(returns, kind="stable")[::-1][: round(share * len(returns))]
-    lines, found = path.read_text("utf-8").splitlines(), path.with_name(f"best-{path.name}")
-    found.write_text("".join(lines[i] + "\n" for i in sorted(order.tolist())), "utf-8")
-    return found
+    lines, chosen = path.read_text("utf-8").splitlines(), path.with_name(f"best-{path.name}")
+    chosen.write_text("".join(lines[i] + "\n" for i in sorted(order.tolist())), "utf-8")
+    return chosen
 
 
 def learned(task: str, data: Path, seed: int, args: argparse.Namespace) -> Any:
@@ -101,12 +101,12 @@ def reached(name: str, path: Path, top: Path, seed: int, args: argparse.Namespac
     act = learned("act", path, seed, args)
     runs: dict[str, tuple[Any, float | None]] = {label: (model, None) for label, model in cloned.items()}
     runs |= {f"act, asked for {target:g}": (act, target) for target in ENVIRONMENTS[name][1]}
-    found = {}
+    means = {}
     for label, (model, target) in runs.items():
         some = rollout(model, name, target, args.episodes, seed=10_000 + 1000 * seed)
-        found[label] = statistics.fmean(e.reached for e in some)
-    print(f"{name}, seed {seed}: " + "; ".join(f"{n} {v:.0f}" for n, v in found.items()), flush=True)
-    return found
+        means[label] = statistics.fmean(e.reached for e in some)
+    print(f"{name}, seed {seed}: " + "; ".join(f"{n} {v:.0f}" for n, v in means.items()), flush=True)
+    return means
 
 
 def measured(name: str, args: argparse.Namespace) -> list[str]:
@@ -118,11 +118,11 @@ def measured(name: str, args: argparse.Namespace) -> list[str]:
         every = list(pool.map(partial(reached, name, path, top, args=args), range(args.seeds)))
     quarters = ", ".join(f"{q:.0f}" for q in np.quantile(returns, (0, 0.25, 0.5, 0.75, 0.9, 1)))
     first = "episodes of training: least, quarter, half, three quarters, nine tenths, most"
-    rows = [f"| {name} | {label} | {told([found[label] for found in every])} |" for label in every[0]]
+    rows = [f"| {name} | {label} | {summary([run[label] for run in every])} |" for label in every[0]]
     return [f"| {name} | {first} | {quarters} |", *rows]
 
 
-def told(values: list[float]) -> str:
+def summary(values: list[float]) -> str:
     """Mean and deviation between seeds."""
     return f"{statistics.fmean(values):.1f} ± {statistics.pstdev(values):.1f}"
 

@@ -57,7 +57,7 @@ def main():
     options.add_argument("--out", default="", help="a JSON file for the figures")
     o = options.parse_args()
     path = o.model or sources.get("smollm2")
-    found = {}
+    results = {}
     for name, pool in (("as published", False), (f"{o.kv_heads} key and value head", True)):
         model = af.load(path)
         ids = torch.tensor(model.tokenizer.encode(sources.text("pydoc"), special=False))
@@ -69,9 +69,9 @@ def main():
         print(f"{name}: {count:,} parameters, {state / 1e6:.1f} MB of state at 1,000 tokens, {before:.2f}", flush=True)
         after = perplexity(trained(model, learn, o.steps, o.batch, o.lr), held, o.windows)
         print(f"{name}: {after:.2f} after {o.steps} steps, {time.perf_counter() - start:.0f} s", flush=True)
-        found[name] = {"parameters": count, "state": state, "before": before, "after": after}
+        results[name] = {"parameters": count, "state": state, "before": before, "after": after}
     if o.out:
-        Path(o.out).write_text(json.dumps({**vars(o), "perplexity": found}, indent=1))
+        Path(o.out).write_text(json.dumps({**vars(o), "perplexity": results}, indent=1))
 
 
 if __name__ == "__main__":

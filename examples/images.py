@@ -72,8 +72,8 @@ def learn(model: nn.Module, images: Tensor, labels: Tensor, steps: int, batch: i
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images whose kind is named."""
     model.eval()
-    found = [model(pixel_values=part).logits.argmax(-1) for part in images.split(500)]
-    return float((torch.cat(found) == labels).float().mean())
+    predicted = [model(pixel_values=part).logits.argmax(-1) for part in images.split(500)]
+    return float((torch.cat(predicted) == labels).float().mean())
 
 
 def main() -> None:
@@ -83,15 +83,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=64)
-    given = parser.parse_args()
-    images, labels = read(given.folder, "train")
-    test = read(given.folder, "t10k")
+    arguments = parser.parse_args()
+    images, labels = read(arguments.folder, "train")
+    test = read(arguments.folder, "t10k")
     print("| images | network | parameters | accuracy | seconds |\n|---|---|---|---|---|", flush=True)
-    for count in given.images:
+    for count in arguments.images:
         vit = af.build("vit", "tiny", dim=64, depth=4, hidden=128, image=28, patch=4, channels=1, classes=10, seed=0)
         torch.manual_seed(0)
         for name, model, lr in (("ViT", vit, 1e-3), ("convolutions", Convolutions(), 1e-3)):
-            seconds = learn(model, images[:count], labels[:count], given.steps, given.batch, lr)
+            seconds = learn(model, images[:count], labels[:count], arguments.steps, arguments.batch, lr)
             size = sum(p.numel() for p in model.parameters())
             print(f"| {count:,} | {name} | {size:,} | {accuracy(model, *test):.3f} | {seconds:.0f} |", flush=True)
 

@@ -44,14 +44,14 @@ def held_out_loss(model, batches):
     return total / count
 
 
-def score(found, references):
+def score(translations, references):
     """BLEU and chrF of sacrebleu, with its signatures."""
     import sacrebleu
 
     bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
     values = {
-        "bleu": bleu.corpus_score(found, [references]).score,
-        "chrf": chrf.corpus_score(found, [references]).score,
+        "bleu": bleu.corpus_score(translations, [references]).score,
+        "chrf": chrf.corpus_score(translations, [references]).score,
     }
     return {name: round(value, 2) for name, value in values.items()}, [str(m.get_signature()) for m in (bleu, chrf)]
 
@@ -63,8 +63,8 @@ def translate(model, texts, beams, batch=32):
     for start in range(0, len(order), batch):
         some = order[start : start + batch]
         prompts = [[*model.tokenizer.encode(texts[i]), model.begin_id] for i in some]
-        found = generate(model, prompts, max_new_tokens=2 * LONGEST, num_beams=beams)
-        for i, row in zip(some, found, strict=True):
+        outputs = generate(model, prompts, max_new_tokens=2 * LONGEST, num_beams=beams)
+        for i, row in zip(some, outputs, strict=True):
             out[i] = model.tokenizer.decode(row)
     return out
 
@@ -114,18 +114,18 @@ def main():
     model.eval()
     sources, references = map(list, zip(*random.Random(0).sample(test, min(o.score, len(test))), strict=True))
     dictionary = parallel.Dictionary(train)
-    found = {
+    by_method = {
         "copy of the source": sources,
         "word by word": [dictionary(text) for text in sources],
         "transformer, greedy": translate(model, sources, 1),
         f"transformer, {o.beams} beams": translate(model, sources, o.beams),
     }
     results = {}
-    for name, texts in found.items():
+    for name, texts in by_method.items():
         results[name], signatures = score(texts, references)
         print(f"{name:24} BLEU {results[name]['bleu']:5.2f}   chrF {results[name]['chrf']:5.2f}", flush=True)
     print(*signatures, sep="\n")
-    best = found[f"transformer, {o.beams} beams"]
+    best = by_method[f"transformer, {o.beams} beams"]
     rows = [{"source": s, "reference": r, "found": f} for s, r, f in zip(sources, references, best, strict=True)]
     Path(o.out, "scores.json").write_text(json.dumps({"scores": results, "texts": rows}, indent=1, ensure_ascii=False))
 

@@ -65,15 +65,15 @@ def paragraphs(text: str) -> list[str]:
     The form is that of Debian's policy, section 5.6.13: each line after the title begins with a space, a line of one
     full stop separates paragraphs, and lines that begin with two spaces are verbatim.
     """
-    found: list[list[str]] = [[]]
+    parts: list[list[str]] = [[]]
     title, *lines = text.split("\n")
     for line in lines:
         if line.strip() == ".":
-            found.append([])
+            parts.append([])
         else:
-            found[-1].append(line)
-    kept = ["" if any(line.startswith("  ") for line in part) else " ".join(" ".join(part).split()) for part in found]
-    return [" ".join(title.split()), *kept]
+            parts[-1].append(line)
+    texts = ["" if any(line.startswith("  ") for line in part) else " ".join(" ".join(part).split()) for part in parts]
+    return [" ".join(title.split()), *texts]
 
 
 def _descriptions(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -116,8 +116,8 @@ def _fetch(home: Path, target: str, files: tuple[Path, Path]) -> None:
         command = ["apt-get", "update", "-q", *(f"-o{key}={value}" for key, value in options.items())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         for language, file in zip(("en", target), files, strict=True):
-            found = sorted(Path(work).glob(f"lists/*_Translation-{language}"), key=lambda p: p.stat().st_size)
-            if not found:
-                said = (done.stderr.strip().splitlines() or ["it found none"])[-1]
-                raise OSError(f"apt could not fetch the descriptions in {language!r}: {said}")
-            os.rename(found[-1], file)  # the largest: that of the release, not of its updates
+            lists = sorted(Path(work).glob(f"lists/*_Translation-{language}"), key=lambda p: p.stat().st_size)
+            if not lists:
+                reason = (done.stderr.strip().splitlines() or ["it found none"])[-1]
+                raise OSError(f"apt could not fetch the descriptions in {language!r}: {reason}")
+            os.rename(lists[-1], file)  # the largest: that of the release, not of its updates

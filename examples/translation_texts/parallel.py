@@ -43,15 +43,15 @@ def handbook(source: str = "en-US", target: str = "de-DE") -> list[Pair]:
         OSError: with advice, without apt or if it cannot fetch. ValueError: for a missing language.
     """
     folders = _pages(source, target)
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for page in sorted(folders[0].glob("*.html")):
         other = folders[1] / page.name
         sides = [blocks(p.read_text(encoding="utf-8")) for p in (page, other) if p.exists()]
         if len(sides) == 2 and len(sides[0]) == len(sides[1]):
             for ours, theirs in zip(*sides, strict=True):
                 if ours != theirs and ours and theirs:
-                    found.setdefault(ours, theirs)
-    return list(found.items())
+                    pairs.setdefault(ours, theirs)
+    return list(pairs.items())
 
 
 def split(pairs: list[Pair], share: float = 0.1) -> tuple[list[Pair], list[Pair]]:
@@ -105,8 +105,8 @@ class Batches:
         rows = [self.pairs[i] for i in self.batches[order[place]]]
         ids, labels = (pad_sequence([torch.tensor(r[k]) for r in rows], True, IGNORE) for k in (0, 1))  # (B, S), (B, T)
         keep = ids != IGNORE
-        given = {"input_ids": ids.masked_fill(~keep, 0), "attention_mask": keep, "labels": labels}
-        return {**given, "decoder_input_ids": shift_right(labels, self.begin_id)}
+        batch = {"input_ids": ids.masked_fill(~keep, 0), "attention_mask": keep, "labels": labels}
+        return {**batch, "decoder_input_ids": shift_right(labels, self.begin_id)}
 
 
 class Dictionary:
