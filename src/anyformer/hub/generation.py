@@ -57,7 +57,7 @@ KEYS = Keys(
         "a habit: an option of `generate`, which the caller chooses": _OPTIONS,
         "identifies the file, requests outputs, or is for the tokenizer": _MARKS,
         "changes how it is computed, not the result": _SPEED,
-        "for speech, which no page here reads": _SPEECH,
+        "for `transcribe`, which reads or derives it": _SPEECH,
     },
 )
 

@@ -1,0 +1,159 @@
+"""The vocabulary of a speech model: its marks, languages, and the grammar of its times. V vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.core.value import nearest
+from anyformer.generate.prompts import tokenizer_of
+from anyformer.generate.rules import OUT
+from anyformer.hub.generation import check_rule
+
+ENGLISH = 51864  # tokens of the published English models; the others have more
+FIRST = 50  # times up to 1 s can be the first of a window, where the files name no other number
+LANGUAGES = """
+en english zh chinese de german es spanish ru russian ko korean fr french ja japanese pt portuguese tr turkish pl polish
+ca catalan nl dutch ar arabic sv swedish it italian id indonesian hi hindi fi finnish vi vietnamese he hebrew
+uk ukrainian el greek ms malay cs czech ro romanian da danish hu hungarian ta tamil no norwegian th thai ur urdu
+hr croatian bg bulgarian lt lithuanian la latin mi maori ml malayalam cy welsh sk slovak te telugu fa persian lv latvian
+bn bengali sr serbian az azerbaijani sl slovenian kn kannada et estonian mk macedonian br breton eu basque is icelandic
+hy armenian ne nepali mn mongolian bs bosnian kk kazakh sq albanian sw swahili gl galician mr marathi pa punjabi
+si sinhala km khmer sn shona yo yoruba so somali af afrikaans oc occitan ka georgian be belarusian tg tajik sd sindhi
+gu gujarati am amharic yi yiddish lo lao uz uzbek fo faroese ht haitian ps pashto tk turkmen nn nynorsk mt maltese
+sa sanskrit lb luxembourgish my myanmar bo tibetan tl tagalog mg malagasy as assamese tt tatar haw hawaiian ln lingala
+ha hausa ba bashkir jw javanese su sundanese yue cantonese
+"""
+CODES = {name: code for code, name in re.findall(r"(\w+) (\w+)", LANGUAGES)}  # name -> code
+TASKS = ("transcribe", "translate")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The special tokens of a speech model.
+
+    Attributes:
+        start, end, previous, silence, untimed: the tokens that begin and end a text, that precede the text before it,
+            that mark a window without speech and a text without times.
+        tasks: of each task. languages: of each language code; both empty in a model of one language.
+        hidden: tokens that are never written.
+    """
+
+    start: int
+    end: int
+    previous: int
+    silence: int
+    untimed: int
+    tasks: Mapping[str, int]
+    languages: Mapping[str, int]
+    hidden: tuple[int, ...]
+
+    @property
+    def zero(self) -> int:
+        """The token of the time 0; those of later times follow, 0.02 s each."""
+        return self.untimed + 1
+
+
+def marks(model: Any, settings: Mapping[str, Any]) -> Marks:
+    """The marks of a model, from its tokenizer.
+
+    Raises:
+        ValueError: naming the token, if the tokenizer is missing, or that of another model.
+    """
+    core = tokenizer_of(model, "sounds").core
+
+    def token(*names: str) -> int:
+        found = next((i for n in names if (i := core.token_to_id(f"<|{n}|>")) is not None), None)
+        if found is None or found >= model.vocab:
+            raise ValueError(f"the tokenizer has no token <|{names[0]}|> of this model; is it that of another one?")
+        return found
+
+    start, untimed, tasks = token("startoftranscript"), token("notimestamps"), {n: token(n) for n in TASKS}
+    if start != model.begin_id:
+        raise ValueError(f"<|startoftranscript|> is {start} in the tokenizer, and {model.begin_id} in the model")
+    special = core.get_added_tokens_decoder()
+    codes = {i: re.fullmatch(r"<\|([a-z]{2,3})\|>", t.content) for i, t in special.items() if start < i < untimed}
+    languages = {match[1]: i for i, match in codes.items() if match}
+    if not settings.get("is_multilingual", model.vocab > ENGLISH):
+        languages, tasks = {}, {}
+    words = [core.token_to_id(f"<|{name}|>") for name in ("startoftranscript", "startoflm", *TASKS)]
+    previous, silence = token("startofprev"), token("nospeech", "nocaptions")
+    hidden = tuple(sorted({*(i for i in words if i is not None), *languages.values(), previous, silence}))
+    return Marks(start, token("endoftext"), previous, silence, untimed, tasks, languages, hidden)
+
+
+def language_of(known: Marks, asked: str | None, settings: Mapping[str, Any]) -> str | None:
+    """The code of the language that the caller asks for, else that of the files; None if neither names one.
+
+    Raises:
+        ValueError: with the nearest codes, for a language that the model does not know.
+    """
+    if not known.languages:
+        if asked is not None and CODES.get(asked.lower(), asked) != "en":
+            raise ValueError(f"language is {asked!r}, and this model knows English only; take a multilingual one")
+        return None
+    forced = [pair[1] for pair in settings.get("forced_decoder_ids") or [] if isinstance(pair, list) and len(pair) == 2]
+    stored = next((code for code, i in known.languages.items() if i in forced), None)
+    name = asked or settings.get("language") or stored
+    if name is None:
+        return None
+    code = str(name).lower().removeprefix("<|").removesuffix("|>")
+    code = CODES.get(code, code)
+    if code not in known.languages:
+        near = nearest(code, [*known.languages, *CODES])
+        raise ValueError(f"language is {name!r}{near}; known are {', '.join(known.languages)}")
+    return code
+
+
+class SpeechRules:
+    """The rules of a written window: tokens that are never written or never come first, and the grammar of times.
+
+    ```
+    <0.00> text <2.40> <2.40> text <5.20> end        times come in pairs around a text, and never go back
+    ```
+    A time is written where all times together are likelier than any token of text (Radford et al., 2022).
+
+    Args:
+        times: write times.
+    """
+
+    def __init__(self, known: Marks, settings: Mapping[str, Any], vocab: int, times: bool):
+        for key in ("suppress_tokens", "begin_suppress_tokens"):
+            check_rule("generation", key, settings.get(key))
+        never = {*(settings.get("suppress_tokens") or []), *known.hidden, *([known.untimed] if times else [])}
+        self.never = torch.tensor(sorted(i for i in never if i < vocab))
+        self.not_first = [i for i in settings.get("begin_suppress_tokens") or [] if i < vocab]
+        self.marks, self.times = known, times
+        first = settings.get("max_initial_timestamp_index")
+        self.first = FIRST if first is None else int(first)
+
+    def apply(self, scores: Tensor, written: list[int]) -> Tensor:
+        """Scores (V,) of the next token of a window with forbidden tokens at minus infinity, and their logarithms of
+        probability."""
+        scores, zero = scores.float().index_fill(0, self.never.to(scores.device), OUT), self.marks.zero
+        if not written:
+            scores[self.not_first] = OUT
+        if not self.times:
+            scores[zero:] = OUT
+            return scores.log_softmax(-1)
+        if not written:
+            scores[:zero] = OUT
+            scores[zero + self.first + 1 :] = OUT
+            return scores.log_softmax(-1)
+        ended = written[-1] >= zero  # the last token is a time
+        paired = len(written) < 2 or written[-2] >= zero  # and so is the one before it, or there is none
+        if ended and paired:
+            scores[zero:] = OUT
+        elif ended:
+            scores[: self.marks.end] = OUT
+        last = next((t for t in reversed(written) if t >= zero), zero - 1)
+        scores[zero : last if ended and not paired else last + 1] = OUT
+        logs = scores.log_softmax(-1)
+        if logs[zero:].logsumexp(-1) > logs[:zero].max():
+            logs = scores.index_fill(0, torch.arange(zero, device=scores.device), OUT).log_softmax(-1)
+        return logs
