@@ -92,7 +92,7 @@ ENCODERS = (
           "The baseline: every byte sees all 512."),
     Shown("longformer", ENCODER, "Each byte sees 32 to either side; over four layers that is 128."),
     Shown("bigbird", ENCODER, "Blocks of 16 see their neighbours, the first and the last, and two at random."),
-    Shown("linformer", f"--overrides.context 512 {ENCODER}", "All 512 places are mixed to 64 before anybody looks."),
+    Shown("linformer", f"--overrides.context 512 {ENCODER}", "Keys and values of 512 positions are projected to 64."),
     Shown("modernbert", ENCODER, "Layers 0 and 3 see everything, 1 and 2 see 32 to either side; rotary positions."),
 )  # fmt: skip
 ALL = (*DECODERS, *ENCODERS)
@@ -196,7 +196,7 @@ def _lines() -> Iterator[str]:
         yield row("a bigram", "", f"{bigram:.3f}", "", "A table: which byte follows which. The same text.")
         runs = _known(rows)
         if rows is ENCODERS and runs:
-            yield row("a guess", "", f"{runs[0][1]['guess']:.3f}", "", "How often each byte is. Nothing is looked at.")
+            yield row("a guess", "", f"{runs[0][1]['guess']:.3f}", "", "The frequency of each byte, without context.")
         for shown, result in runs:
             yield row(f"`{shown.name}`", *_figures(result), shown.shows)
     if memories := [(shown, result) for shown, result in _known(ALL) if shown.segment]:

@@ -84,7 +84,7 @@ def every_hyperparameter_is_read(name: str) -> float:
         expect(page.recipe(proxy) == subject.recipe, f"{subject}: the recipe depends on more than the hyperparameters")
         read |= seen
     unread = hyper.kinds(page.config).keys() - read
-    expect(not unread, f"nobody reads {sorted(unread)}")
+    expect(not unread, f"unused hyperparameters: {sorted(unread)}")
     return 0.0
 
 

@@ -270,8 +270,15 @@ HUBS = (
             must("tie_word_embeddings", False),
             quiet("axial_norm_std", why="first weights"),
             quiet("chunk_size_lm_head", "output_past", why="requests outputs or memory, not other numbers"),
-            quiet("attention_probs_dropout_prob", "classifier_dropout", "intermediate_size", why="nobody reads it"),
-            quiet("num_chunks_before", "num_chunks_after", "sinusoidal_pos_embds", why="nobody reads it"),
+            quiet(
+                "attention_probs_dropout_prob",
+                "classifier_dropout",
+                "intermediate_size",
+                "num_chunks_before",
+                "num_chunks_after",
+                "sinusoidal_pos_embds",
+                why="transformers does not read it",
+            ),
         ),
     ),
 )
