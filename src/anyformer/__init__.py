@@ -65,8 +65,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"anyformer.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'anyformer' has no attribute {name!r}")
-    globals()[name] = found = getattr(importlib.import_module(f"anyformer.{_HOME[name]}"), name)
-    return found
+    globals()[name] = value = getattr(importlib.import_module(f"anyformer.{_HOME[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

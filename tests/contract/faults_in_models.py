@@ -179,7 +179,7 @@ def pairs_are_ignored(patch: pytest.MonkeyPatch) -> None:
     around(patch, Rotary, "__init__", lambda plain, self, dim, *args, **options: plain(self, dim, *args[:3]))
 
 
-@fault("only distances count", on="llama/tiny", says="moved by 17 places: hidden")
+@fault("only distances count", on="llama/tiny", says="moved by 17 positions: hidden")
 def places_are_bent(patch: pytest.MonkeyPatch) -> None:
     def bent(plain: Any, self: Any, flow: Any, dtype: Any) -> Any:
         return plain(self, dataclasses.replace(flow, positions=flow.positions.float() ** 1.1), dtype)

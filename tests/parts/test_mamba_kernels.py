@@ -57,7 +57,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return y.transpose(1, 2), last.mT
 
     names = {"selective_scan_fn": selective, "mamba_chunk_scan_combined": chunks}
-    monkeypatch.setattr(mamba_cuda, "found", lambda module, name: names[name])
+    monkeypatch.setattr(mamba_cuda, "load_kernel", lambda module, name: names[name])
     monkeypatch.setattr(mamba_cuda, "fits", lambda like, time: time > 1)
     return calls
 
@@ -100,15 +100,15 @@ def test_what_a_kernel_cannot_do_is_plain(taken: list[str]) -> None:
 
 def test_a_package_that_does_not_work_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mamba_cuda, "PACKAGE", "json")  # is there, and has no such module
-    mamba_cuda.found.cache_clear()
+    mamba_cuda.load_kernel.cache_clear()
     with pytest.warns(UserWarning, match="ops.x.f cannot be used .*built for this torch"):
-        assert mamba_cuda.found("ops.x", "f") is None
+        assert mamba_cuda.load_kernel("ops.x", "f") is None
     monkeypatch.setattr(mamba_cuda, "PACKAGE", "no_such_package")
-    mamba_cuda.found.cache_clear()
+    mamba_cuda.load_kernel.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert mamba_cuda.found("ops.x", "f") is None
-    mamba_cuda.found.cache_clear()
+        assert mamba_cuda.load_kernel("ops.x", "f") is None
+    mamba_cuda.load_kernel.cache_clear()
 
 
 INTERPRETED = """

@@ -179,7 +179,7 @@ def test_paths_that_lead_nowhere_are_named(tmp_path, options, said):
 
 
 def test_patience_without_a_measure_is_named(tmp_path):
-    with pytest.raises(ValueError, match="give measure"):
+    with pytest.raises(ValueError, match="need measure"):
         fit(gpt(), batches, objectives.causal_lm, Settings(4, patience=1, eval_every=1), tmp_path)
 
 

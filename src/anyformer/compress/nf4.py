@@ -64,8 +64,8 @@ class Nf4(nn.Module):
         middles = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(LEVELS)], device=matrix.device)
         parts = zip(blocks.split(CHUNK), largest.split(CHUNK), strict=True)
         tiny = torch.finfo(torch.float32).tiny  # for a block of zeros
-        places = [torch.bucketize(w.float() / a.clamp(min=tiny)[:, None], middles).to(torch.uint8) for w, a in parts]
-        high, low = torch.cat(places).view(-1, 2).unbind(1)
+        index = [torch.bucketize(w.float() / a.clamp(min=tiny)[:, None], middles).to(torch.uint8) for w, a in parts]
+        high, low = torch.cat(index).view(-1, 2).unbind(1)
         self.register_buffer("codes", high * 16 + low)
 
     def _in_8_bits(self, largest: Tensor) -> None:

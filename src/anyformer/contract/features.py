@@ -291,6 +291,6 @@ def logits_of_the_last_position(subject: Subject, rng: random.Random) -> float:
     whole = run(subject.model, batch)
     with torch.no_grad():
         last = outputs(subject.model(**batch.inputs, last=True))
-    expect(last["logits"].shape[1] == 1, f"last=True gives {last['logits'].shape[1]} places")
+    expect(last["logits"].shape[1] == 1, f"last=True gives {last['logits'].shape[1]} positions")
     worst = close(last["logits"], whole["logits"][:, -1:], "the last logits")
     return max(worst, close(last["hidden"], whole["hidden"], "hidden", 0.0, 0.0))

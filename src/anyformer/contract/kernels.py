@@ -167,13 +167,13 @@ class Case:
         H, K = self.groups * share, 4
         shapes = {"q": (B, H, T, K), "k": (B, self.groups, S, K), "v": (B, self.groups, S, K)}
         shapes |= {"bias": (1, H, T, S)} if rng.random() < 0.4 else {}
-        self.given = {name: torch.randn(shape, generator=noise) for name, shape in shapes.items()}
+        self.tensors = {name: torch.randn(shape, generator=noise) for name, shape in shapes.items()}
         self.out = torch.randn(B, H, T, K, generator=noise)
         self.scale, self.cap = rng.choice((None, 1.0, 0.3)), rng.choice((None, None, 0.8))
 
     def copies(self) -> dict[str, Tensor]:
         """Copies of the inputs, which can be changed."""
-        return {name: tensor.clone() for name, tensor in self.given.items()}
+        return {name: tensor.clone() for name, tensor in self.tensors.items()}
 
     def seen(self) -> Tensor:
         """The mask, (B, 1, T, S), pair by pair."""
@@ -209,7 +209,7 @@ class Case:
 
     def attend(self, kernel: str, **inputs: Tensor) -> Tensor:
         """The result of one of our kernels."""
-        tensors = {**self.given, **inputs}
+        tensors = {**self.tensors, **inputs}
         q, k, v, bias = tensors["q"], tensors["k"], tensors["v"], tensors.get("bias")
         return attend(q, k, v, self.view, None, bias, self.scale, kernel=kernel, cap=self.cap)
 

@@ -106,7 +106,7 @@ def only_distances_count(subject: Subject) -> float:
     batch = draw(subject, random.Random(26), [9, 9])
     moved = batch.with_(position_ids=torch.arange(9) + 17)
     actual, expected = run(subject.model, moved), run(subject.model, batch)
-    return same(actual, expected, "moved by 17 places", atol=1e-4)  # angles are float32: 26 radians carry 2e-6
+    return same(actual, expected, "moved by 17 positions", atol=1e-4)  # angles are float32: 26 radians carry 2e-6
 
 
 @check(10, "parts")
@@ -116,9 +116,9 @@ def rope_scaling_by_one_changes_nothing() -> float:
     neutral = [Linear(1.0), YaRN(1.0, 16), Llama3(1.0, 1.0, 4.0, 16), LongRope(ones, ones, 8, 1.0), Dynamic(8.0, 64)]
     missing = {k.__name__ for k in Scaling.__subclasses__()} - {type(s).__name__ for s in neutral}
     expect(not missing, f"the contract has no neutral {missing}")
-    places = torch.arange(40)
-    expected = Rotary(8).tables(Flow(places), torch.float32)
-    tables = [(s, Rotary(8, scaling=s).tables(Flow(places), torch.float32)) for s in neutral]
+    positions = torch.arange(40)
+    expected = Rotary(8).tables(Flow(positions), torch.float32)
+    tables = [(s, Rotary(8, scaling=s).tables(Flow(positions), torch.float32)) for s in neutral]
     return max(close(a, b, f"{s}") for s, pair in tables for a, b in zip(pair, expected, strict=True))
 
 

@@ -73,8 +73,8 @@ def example(kind: Any, held: Recipe | None) -> Recipe:
     settings: dict[str, Any] = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         if name in names and parameter.default is parameter.empty:
-            kept = str(parameter.annotation)
-            settings[name] = Attention.of(heads=4) if "Recipe" in kept else 4 if name == "heads" else 3
+            annotation = str(parameter.annotation)
+            settings[name] = Attention.of(heads=4) if "Recipe" in annotation else 4 if name == "heads" else 3
             if name == "blocks":
                 settings[name] = [pages.recipe("gpt", "tiny")["blocks"][0]]
     return kind.of(**settings)

@@ -39,6 +39,6 @@ def counted(keep: Tensor) -> Tensor:
 
 
 def lengths(positions: Tensor) -> Tensor:
-    """The length of each token's document, from `places`, (B, T)."""
+    """The length of each token's document, from `positions`, (B, T)."""
     number = (positions == 0).cumsum(1) - 1
     return torch.zeros_like(positions).scatter_add_(1, number, torch.ones_like(positions)).gather(1, number)

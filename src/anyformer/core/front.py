@@ -47,7 +47,7 @@ MASK = Input(("time",), ("time",), required=False, ids=True)  # a padding mask: 
 
 
 class FrontEnd(Part):
-    """Base of the parts at the input of the stream: `forward(given, flow)`, (B, T, D).
+    """Base of the parts at the input of the stream: `forward(inputs, flow)`, (B, T, D).
 
     Checks, batching, padding, export, explanation and the contract use a front-end's declaration, never the model's
     class.
@@ -69,7 +69,7 @@ class FrontEnd(Part):
         """The tensors that it reads, by name, the main one first."""
 
     @abstractmethod
-    def length(self, given: Inputs) -> int:
+    def length(self, inputs: Inputs) -> int:
         """The number of positions of the input.
 
         Raises:
@@ -77,7 +77,7 @@ class FrontEnd(Part):
         """
 
     @abstractmethod
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
         """(B, T, D)"""
 
     @abstractmethod
@@ -92,11 +92,11 @@ class FrontEnd(Part):
     def sizes(self) -> list[tuple[int, ...]]:
         """Sizes of inputs worth comparing, the usual one first: the number of tokens, rows and columns of patches."""
 
-    def units(self, given: Inputs) -> int:
+    def units(self, inputs: Inputs) -> int:
         """The number of units that the padding mask counts: by default the positions."""
-        return self.length(given)
+        return self.length(inputs)
 
-    def keep(self, mask: Tensor, given: Inputs) -> Tensor:
+    def keep(self, mask: Tensor, inputs: Inputs) -> Tensor:
         """The padding mask of the positions, (B, T), from the mask of the input, (B, units); by default the same."""
         return mask
 
@@ -111,11 +111,11 @@ class FrontEnd(Part):
             return torch.arange(first, first + count, device=device)
         return counted(keep)[:, first:]
 
-    def cells(self, given: Inputs) -> tuple[int, int] | None:
+    def cells(self, inputs: Inputs) -> tuple[int, int] | None:
         """Rows and columns of a picture's positions, the last ones of the stream; None without a grid."""
         return None
 
-    def check_ids(self, given: Inputs) -> None:
+    def check_ids(self, inputs: Inputs) -> None:
         """Raises ValueError for an id outside every table of this front-end; called after a failed look-up."""
 
 

@@ -31,7 +31,7 @@ class Taps(Shown):
     def __init__(self, model: nn.Module, *patterns: str):
         self.model, self.patterns = model, patterns
         self.names = {module: name for name, module in model.named_modules()}
-        self.found: dict[str, Tensor] = {}
+        self.recorded: dict[str, Tensor] = {}
         self._inner = [p for p in patterns if not any(_fits(n, p) for n in self.names.values())]
         self._hooks: list[Any] = []
         for pattern in patterns:
@@ -45,16 +45,16 @@ class Taps(Shown):
 
     def put(self, module: nn.Module, inner: str, value: Tensor) -> None:
         """Records an inner value that a module offers."""
-        self.found[f"{self.names[module]}.{inner}"] = value
+        self.recorded[f"{self.names[module]}.{inner}"] = value
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.found:
-            raise ValueError(f"nothing was recorded at {name!r}; recorded: {', '.join(self.found) or 'nothing'}")
-        return self.found[name]
+        if name not in self.recorded:
+            raise ValueError(f"nothing was recorded at {name!r}; recorded: {', '.join(self.recorded) or 'nothing'}")
+        return self.recorded[name]
 
     def items(self) -> list[tuple[str, Tensor]]:
         """All recorded (path, value), in the order of the forward pass."""
-        return list(self.found.items())
+        return list(self.recorded.items())
 
     def __enter__(self) -> Taps:
         models = [m for m in self.names if hasattr(type(m), "taps")]  # the model, and models inside it
@@ -78,7 +78,7 @@ class Taps(Shown):
         if kind is not None:
             return
         for pattern in self.patterns:
-            if not any(_records(name, pattern) for name in self.found):
+            if not any(_records(name, pattern) for name in self.recorded):
                 known = pattern not in self._inner
                 raise ValueError(
                     f"{pattern!r} recorded nothing: "
@@ -95,7 +95,7 @@ class Taps(Shown):
                 tensors = {name: output}
             elif len(tensors) == 1:  # of a stack, which returns its flow as well
                 tensors = {name: next(iter(tensors.values()))}
-            self.found.update(tensors)
+            self.recorded.update(tensors)
 
         return record
 

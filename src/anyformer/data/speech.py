@@ -29,8 +29,8 @@ def clips() -> list[Clip]:
     """
     wanted = rf"{FOLDER}/librivox/.*(wav|transcription)"
     folder = debian.fetch("pocketsphinx-testdata", wanted, 2, "public domain (the recordings)") / FOLDER / "librivox"
-    found = LINE.findall((folder / "transcription").read_text())
-    return [Clip(folder / f"{name}.wav", text.strip()) for text, name in found]
+    lines = LINE.findall((folder / "transcription").read_text())
+    return [Clip(folder / f"{name}.wav", text.strip()) for text, name in lines]
 
 
 def words(text: str) -> list[str]:

@@ -167,10 +167,10 @@ def _kinds(value: Any) -> list[tuple[str, Any]]:
     return [(_ranges(places) if len(kinds) > 1 else f"{len(value)} x", one) for one, places in kinds.items()]
 
 
-def _ranges(places: list[int]) -> str:
+def _ranges(indices: list[int]) -> str:
     """The numbers as text: `layers 0-4, 6-10`."""
-    starts = [n for n in places if n - 1 not in places]
-    ends = [n for n in places if n + 1 not in places]
+    starts = [n for n in indices if n - 1 not in indices]
+    ends = [n for n in indices if n + 1 not in indices]
     shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
     more = f" … {shown[-1]}" if len(shown) > 5 else ""
     return f"layers {', '.join(shown[:4] if more else shown)}{more}:"

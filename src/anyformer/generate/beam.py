@@ -94,12 +94,12 @@ def search(model: Any, prompts: list[list[int]], options: Options) -> list[Hypot
         scores = run.ruled(run.scores().float().log_softmax(-1), count - 1)  # (P L, V)
         sums = torch.tensor([[h.score for h in b.live] for b in beams], device=scores.device)  # (P, L)
         totals = (sums[..., None] + scores.unflatten(0, sums.shape)).flatten(1)  # (P, L V)
-        best, places = totals.topk(min(width, totals.shape[1]))  # (P, N), best first
+        best, flat = totals.topk(min(width, totals.shape[1]))  # (P, N), best first
         if not bool(best[:, 0].isfinite().all()):
             raise ValueError(
                 f"the scores for new token {count - 1} are not finite (NaN or infinite); are the weights damaged?"
             )
-        parents, tokens = places // scores.shape[1], places % scores.shape[1]
+        parents, tokens = flat // scores.shape[1], flat % scores.shape[1]
         rows = [
             list(zip(*row, strict=True)) for row in zip(*(t.tolist() for t in (best, parents, tokens)), strict=True)
         ]

@@ -17,7 +17,7 @@ class Prompts:
     """The prompts of one call.
 
     Args:
-        given: a text, a list of texts, ids (a list, a 1-D tensor), or several rows of ids (lists, a 2-D tensor).
+        prompts: a text, a list of texts, ids (a list, a 1-D tensor), or several rows of ids (lists, a 2-D tensor).
 
     Attributes:
         rows: the token ids of each.
@@ -27,13 +27,19 @@ class Prompts:
         ValueError: for anything else, an empty prompt, an id outside the vocabulary, text without a tokenizer.
     """
 
-    def __init__(self, model: Any, given: Any):
+    def __init__(self, model: Any, prompts: Any):
         check_generates(model)
-        self.given = given
-        self.text = isinstance(given, str) or (_is_list(given) and len(given) > 0 and isinstance(given[0], str))
-        items = [given] if _is_one(given) else list(given) if _is_list(given) or isinstance(given, Tensor) else None
+        self.prompts = prompts
+        self.text = isinstance(prompts, str) or (_is_list(prompts) and len(prompts) > 0 and isinstance(prompts[0], str))
+        items = (
+            [prompts]
+            if _is_one(prompts)
+            else list(prompts)
+            if _is_list(prompts) or isinstance(prompts, Tensor)
+            else None
+        )
         if items is None:
-            raise ValueError(f"prompts must be a text, token ids, or several of them; got {type(given).__name__}")
+            raise ValueError(f"prompts must be a text, token ids, or several of them; got {type(prompts).__name__}")
         if not items:
             raise ValueError("prompts is an empty list; pass at least one prompt")
         tokenizer = tokenizer_of(model, "text prompts") if self.text else None
@@ -44,12 +50,12 @@ class Prompts:
 
     def back(self, results: list[Any], fill: int) -> Any:
         """Results, one a row, in the form in which the prompts came. A 2-D tensor is padded with `fill`."""
-        if isinstance(self.given, Tensor):
+        if isinstance(self.prompts, Tensor):
             width = max(map(len, results))
             rows = [row + [fill] * (width - len(row)) for row in results]
-            made = torch.tensor(rows, dtype=torch.long, device=self.given.device)  # (B, N)
-            return made if self.given.ndim == 2 else made[0]
-        return results[0] if _is_one(self.given) else results
+            made = torch.tensor(rows, dtype=torch.long, device=self.prompts.device)  # (B, N)
+            return made if self.prompts.ndim == 2 else made[0]
+        return results[0] if _is_one(self.prompts) else results
 
 
 def check_generates(model: Any) -> None:

@@ -37,8 +37,8 @@ def tag(model: Any, texts: Sequence[str | Sequence[str]], batch: int = 32) -> li
     tokenizer = tokenizer_of(model, "texts")
     split = [text.split() if isinstance(text, str) else list(map(str, text)) for text in texts]
     read = [of_words(tokenizer, words) for words in split]
-    for i, (ids, places) in enumerate(read):
-        if not any(place is not None for place in places):
+    for i, (ids, positions) in enumerate(read):
+        if not any(position is not None for position in positions):
             raise ValueError(f"text {i} has no words: {texts[i]!r:.60}")
         if model.context is not None and len(ids) > model.context:
             raise ValueError(f"text {i} has {len(ids)} tokens, and the model reads {model.context}; split the text")

@@ -93,8 +93,8 @@ def load(
     filling = Filling(model, hub, file, ledger, dtype, device, fresh, others, untied)
     filling.run(links(hub.weights(hyper), model.state_dict()))
     model.page, model.config, model.ledger = page.name, hyper, ledger
-    kept = {k: v for k, v in config.items() if k not in ignore} if hub.format in WRITTEN else {}
-    model.origin = {"hub": hub.name, "format": hub.format, "config": kept, **filling.habits}
+    unignored = {k: v for k, v in config.items() if k not in ignore} if hub.format in WRITTEN else {}
+    model.origin = {"hub": hub.name, "format": hub.format, "config": unignored, **filling.habits}
     if hub.format == "ct2":
         model.origin["generation"] = ct2.habits(config)
     return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor, ignore)

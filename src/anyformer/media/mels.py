@@ -29,13 +29,13 @@ def log_mels(samples: np.ndarray, mels: int, rate: int, size: int, hop: int) -> 
     inner = torch.from_numpy(samples)[None, None]
     padded = torch.nn.functional.pad(inner, (size // 2, size // 2), mode="reflect")[0, 0]
     window, weights = torch.hann_window(size), filters(mels, size // 2 + 1, rate)  # (M, K)
-    found = torch.empty(mels, count)
+    powers = torch.empty(mels, count)
     for first in range(0, count, PIECE):
         last = min(count, first + PIECE)
         piece = padded[first * hop : (last - 1) * hop + size]
         waves = torch.stft(piece, size, hop, window=window, center=False, return_complex=True)  # (K, F)
-        found[:, first:last] = weights @ (waves.abs() ** 2)
-    x = found.clamp(min=LEAST).log10()
+        powers[:, first:last] = weights @ (waves.abs() ** 2)
+    x = powers.clamp(min=LEAST).log10()
     return (torch.maximum(x, x.max() - RANGE) + 4.0) / 4.0
 
 

@@ -38,7 +38,7 @@ def picture(source: Any) -> Any:
     """A Pillow image of 8 bits from any kind of picture: upright, with its colours and its alpha.
 
     Args:
-        given: a path, the bytes of a file, a Pillow image, an array, nested lists, a tensor of torch, or {"bytes": …}
+        source: a path, the bytes of a file, a Pillow image, an array, nested lists, a tensor of torch, or {"bytes": …}
             as in `datasets`.
 
     Raises:

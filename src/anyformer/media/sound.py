@@ -51,26 +51,26 @@ class Sound:
         return Sound(_module("soxr").resample(self.samples, self.rate, rate).astype(np.float32), rate, self.name)
 
 
-def sound(given: Any) -> Sound:
+def sound(source: Any) -> Sound:
     """A sound from any of the forms above.
 
     Args:
-        given: a path, an array with its rate, a tensor with its rate, or a `Sound`.
+        source: a path, an array with its rate, a tensor with its rate, or a `Sound`.
 
     Raises:
         ValueError: naming the file, for a value that is no sound, is damaged, empty or holds NaN.
         ImportError: without soundfile, for a file.
     """
-    if isinstance(given, Sound):
-        return given
-    if isinstance(given, str | os.PathLike):
-        return _file(os.fspath(given))
-    if not isinstance(given, tuple) or len(given) != 2:
+    if isinstance(source, Sound):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _file(os.fspath(source))
+    if not isinstance(source, tuple) or len(source) != 2:
         raise ValueError(
-            f"a sound is the name of a file, or (samples, rate in Hz); got {type(given).__name__}. The rate must be "
+            f"a sound is the name of a file, or (samples, rate in Hz); got {type(source).__name__}. The rate must be "
             "known: samples alone could be any sound"
         )
-    samples, rate = given
+    samples, rate = source
     samples = samples.detach().cpu().numpy() if hasattr(samples, "detach") else np.asarray(samples)
     return _checked("the sound", _floats(samples), rate)
 

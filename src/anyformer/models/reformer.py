@@ -77,8 +77,8 @@ def reformer(c: Reformer) -> Recipe:
     ffn = ChunkedMLP.of(hidden=c.hidden, act=c.act, dropout=c.dropout, chunk=c.chunk)
     kinds = [choose("reformer", "layers", kind, mixers) for kind in c.layers]
     blocks = [ReversibleBlock.of(mixer=mixer, ffn=ffn, norm=norm, dropout=c.dropout) for mixer in kinds]
-    places = Learned.of(context=c.context) if c.axial is None else Axial.of(shape=c.axial[:2], widths=c.axial[2:])
-    embed = TwoStreams.of(vocab=c.vocab, positions=places, dropout=c.dropout)
+    positions = Learned.of(context=c.context) if c.axial is None else Axial.of(shape=c.axial[:2], widths=c.axial[2:])
+    embed = TwoStreams.of(vocab=c.vocab, positions=positions, dropout=c.dropout)
     head = Logits.of(vocab=c.vocab, bias=True)
     same: dict[str, Any] = {"norm": norm, "dropout": c.dropout, "context": c.context}
     if c.task == "lm":
@@ -146,8 +146,8 @@ CASES = {
 
 def first_weights(c: Reformer) -> dict[str, float]:
     """The same size for all, output projections of branches too, except positions made of rows and columns."""
-    places = {} if c.axial is None else {"embed.positions.rows": 1.0, "embed.positions.columns": 1.0}
-    return places | {"blocks.*.mixer.o": 0.02, "blocks.*.ffn.down": 0.02}
+    positions = {} if c.axial is None else {"embed.positions.rows": 1.0, "embed.positions.columns": 1.0}
+    return positions | {"blocks.*.mixer.o": 0.02, "blocks.*.ffn.down": 0.02}
 
 
 def _weights(c: Reformer) -> list:

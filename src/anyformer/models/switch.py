@@ -57,17 +57,17 @@ def switch(c: Switch) -> Recipe:
     bias = RelativeBias.of(heads=c.heads, buckets=c.buckets, far=c.far)
 
     def stack(block: Recipe, depth: int, sparse: int, bias: Recipe) -> Recipe:
-        places = _sparse(depth, sparse)
+        sparse_layers = _sparse(depth, sparse)
         router = TopK.of(
             experts=c.experts,
             capacity=c.capacity,
             jitter=c.jitter,
             bias=c.router_bias,
-            balance=c.balance / len(places),  # the sum of these is the mean over layers
-            z=c.z / len(places),
+            balance=c.balance / len(sparse_layers),  # the sum of these is the mean over layers
+            z=c.z / len(sparse_layers),
         )
         many = block.but(ffn=MoE.of(router=router, expert=mlp))
-        blocks = [many if i in places else block for i in range(depth)]
+        blocks = [many if i in sparse_layers else block for i in range(depth)]
         return Stack.of(blocks, norm=norm, bias=bias, dropout=c.dropout)
 
     block = Block.of(mixer=mixer, ffn=mlp, norm=norm, dropout=c.dropout)

@@ -118,9 +118,9 @@ class Tokens(FrontEnd):
         time = Input(("time",), ("time",), ids=True)
         return {"input_ids": time} | ({"token_type_ids": replace(time, required=False)} if self.types else {})
 
-    def length(self, given: Inputs) -> int:
-        shape = given["input_ids"].shape
-        for name, value in given.items():
+    def length(self, inputs: Inputs) -> int:
+        shape = inputs["input_ids"].shape
+        for name, value in inputs.items():
             if value.ndim != 2 or (name != self.mask and value.shape != shape):
                 expected = "(batch, tokens)" if len(shape) != 2 else tuple(shape)
                 raise ValueError(f"{name} must be {expected}, got {tuple(value.shape)}")
@@ -133,9 +133,9 @@ class Tokens(FrontEnd):
     def sizes(self) -> list[tuple[int, ...]]:
         return [(16,)]
 
-    def check_ids(self, given: Inputs) -> None:
+    def check_ids(self, inputs: Inputs) -> None:
         for name, (what, count) in self._tables().items():
-            ids = given.get(name, torch.zeros(0))
+            ids = inputs.get(name, torch.zeros(0))
             bad = ids[(ids < 0) | (ids >= count)]
             if len(bad):
                 raise ValueError(
@@ -147,12 +147,12 @@ class Tokens(FrontEnd):
         tables = {"input_ids": ("token", self.vocab or 0)}
         return tables | ({"token_type_ids": ("segment", self.types.num_embeddings)} if self.types else {})
 
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
-        x = self.tokens(given["input_ids"])  # (B, T, D)
-        flow.put(TokenIds(given["input_ids"]))
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        x = self.tokens(inputs["input_ids"])  # (B, T, D)
+        flow.put(TokenIds(inputs["input_ids"]))
         x = x if self.scale == 1.0 else x * self.scale
         if self.types is not None:
-            types = given.get("token_type_ids")
+            types = inputs.get("token_type_ids")
             x = x + (self.types.weight[0] if types is None else self.types(types))
         if self.positions is not None:
             x = x + self.positions(flow.positions).to(x.dtype)
@@ -225,9 +225,9 @@ class Pictures(FrontEnd):
     def inputs(self) -> dict[str, Input]:
         return {"pixel_values": Input(("channels", "height", "width"), fixed=("channels",))}
 
-    def pixels(self, given: Inputs) -> Tensor:
+    def pixels(self, inputs: Inputs) -> Tensor:
         """The checked pixels, (B, C, height, width)."""
-        pixels = given["pixel_values"]
+        pixels = inputs["pixel_values"]
         if pixels.ndim != 4 or pixels.shape[1] != self.channels:
             raise ValueError(f"pixel_values must be (batch, {self.channels}, height, width), got {tuple(pixels.shape)}")
         return pixels
@@ -292,20 +292,20 @@ class Patches(Pictures):
         if isinstance(self.positions, nn.Parameter):
             nn.init.normal_(self.positions, std=0.02)
 
-    def length(self, given: Inputs) -> int:
-        rows, columns = self.cells(given)
+    def length(self, inputs: Inputs) -> int:
+        rows, columns = self.cells(inputs)
         return 1 + rows * columns
 
-    def cells(self, given: Inputs) -> tuple[int, int]:
-        pixels = self.pixels(given)
+    def cells(self, inputs: Inputs) -> tuple[int, int]:
+        pixels = self.pixels(inputs)
         if pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
             raise ValueError(
                 f"pixel_values of {tuple(pixels.shape[2:])} pixels are no whole number of patches of {self.patch}"
             )
         return pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
 
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
-        x = self.project(given["pixel_values"])  # (B, D, rows, columns)
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        x = self.project(inputs["pixel_values"])  # (B, D, rows, columns)
         grid = x.shape[2], x.shape[3]
         flow.put(Cells(*grid))
         cells = x.flatten(2).mT  # (B, rows * columns, D)

@@ -94,5 +94,5 @@ class Rotary2D(Rotary):
         columns, patch = cells.columns, (flow.positions - cells.first).clamp(min=0)
         steps = torch.arange(0, self.width, 4, device=patch.device, dtype=torch.float32)
         frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/4,)
-        places = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
-        return (places[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (T, 1, K/2)
+        coordinates = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
+        return (coordinates[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (T, 1, K/2)

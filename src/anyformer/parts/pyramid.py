@@ -61,16 +61,16 @@ class PatchGrid(Pictures):
         if self.positions is not None:
             nn.init.zeros_(self.positions)
 
-    def length(self, given: Inputs) -> int:
-        rows, columns = self.cells(given)
+    def length(self, inputs: Inputs) -> int:
+        rows, columns = self.cells(inputs)
         return rows * columns
 
-    def cells(self, given: Inputs) -> tuple[int, int]:
-        height, width = self.pixels(given).shape[2:]
+    def cells(self, inputs: Inputs) -> tuple[int, int]:
+        height, width = self.pixels(inputs).shape[2:]
         return -(-height // self.patch), -(-width // self.patch)
 
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
-        x = self.project(completed(given["pixel_values"], self.patch, 2))  # (B, D, R, S)
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        x = self.project(completed(inputs["pixel_values"], self.patch, 2))  # (B, D, R, S)
         rows, columns = x.shape[2], x.shape[3]
         flow.put(Cells(rows, columns, first=0))
         x = call(self.norm, x.flatten(2).mT)  # (B, T, D)

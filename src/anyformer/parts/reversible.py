@@ -25,8 +25,8 @@ class TwoStreams(Tokens):
     def __init__(self, dim: int, vocab: int, positions: Recipe[Positions] | None = None, dropout: float = 0.0):
         super().__init__(half("TwoStreams", dim), vocab, positions, dropout=dropout)
 
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
-        x = super().forward(given, flow)  # (B, T, D)
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        x = super().forward(inputs, flow)  # (B, T, D)
         return torch.cat((x, x), -1)
 
 

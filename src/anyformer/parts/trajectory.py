@@ -72,22 +72,22 @@ class Trajectory(FrontEnd):
         declared = {n: Input(("time", axis), ("time",), fixed=(axis,)) for n, axis in named.items()}
         return {**declared, "timesteps": Input(("time",), ("time",), ids=True)}
 
-    def units(self, given: Inputs) -> int:
+    def units(self, inputs: Inputs) -> int:
         """The number of steps."""
-        return self.length(given) // len(PLACES)
+        return self.length(inputs) // len(PLACES)
 
-    def length(self, given: Inputs) -> int:
-        shape = given["states"].shape[:2]
+    def length(self, inputs: Inputs) -> int:
+        shape = inputs["states"].shape[:2]
         for name, size in self.sizes_of.items():
-            value = given[name]
+            value = inputs[name]
             if value.ndim != 3 or value.shape[2] != size or value.shape[:2] != shape:
                 wanted = f"({', '.join(map(str, (*shape, size)))})" if len(shape) == 2 else f"(batch, steps, {size})"
                 raise ValueError(f"{name} must be {wanted}, got {tuple(value.shape)}")
-        if given["timesteps"].shape != shape:
-            raise ValueError(f"timesteps must be {tuple(shape)}, got {tuple(given['timesteps'].shape)}")
+        if inputs["timesteps"].shape != shape:
+            raise ValueError(f"timesteps must be {tuple(shape)}, got {tuple(inputs['timesteps'].shape)}")
         return len(PLACES) * shape[1]
 
-    def keep(self, mask: Tensor, given: Inputs) -> Tensor:
+    def keep(self, mask: Tensor, inputs: Inputs) -> Tensor:
         return mask.repeat_interleave(len(PLACES), 1)
 
     def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
@@ -97,23 +97,23 @@ class Trajectory(FrontEnd):
     def sizes(self) -> list[tuple[int, ...]]:
         return [(8,)]
 
-    def check_ids(self, given: Inputs) -> None:
-        times = given["timesteps"]
+    def check_ids(self, inputs: Inputs) -> None:
+        times = inputs["timesteps"]
         bad = times[(times < 0) | (times >= self.steps)]
         if len(bad):
             raise ValueError(
                 f"timestep {int(bad[0])} in timesteps is beyond the longest episode: they go from 0 to {self.steps - 1}"
             )
 
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
-        keep = flow.keep_now(self.length(given))
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        keep = flow.keep_now(self.length(inputs))
         if keep is not None:  # no value at padding passes: NaN times a gradient of 0 would be NaN
             gaps = ~keep[:, :: len(PLACES)]  # (B, T)
-            wide = {n: gaps[(...,) + (None,) * (given[n].ndim - 2)] for n in self.inputs()}
-            given = {n: given[n].masked_fill(where, 0) for n, where in wide.items()}
-        R, s, a = (given[n].to(self.norm.weight.dtype) for n in ("returns_to_go", "states", "actions"))
+            wide = {n: gaps[(...,) + (None,) * (inputs[n].ndim - 2)] for n in self.inputs()}
+            inputs = {n: inputs[n].masked_fill(where, 0) for n, where in wide.items()}
+        R, s, a = (inputs[n].to(self.norm.weight.dtype) for n in ("returns_to_go", "states", "actions"))
         x = torch.stack((self.returns(R), self.state(s), self.action(a)), 2)  # (B, T, 3, D)
-        x = x + self.time(given["timesteps"])[:, :, None]
+        x = x + self.time(inputs["timesteps"])[:, :, None]
         return drop(self, self.norm(x.flatten(1, 2)) + self.places.weight[0])  # (B, 3 T, D)
 
 

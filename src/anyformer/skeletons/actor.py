@@ -71,11 +71,11 @@ class Actor(CausalLM):
         """
         named = {"states": states, "actions": actions, "returns_to_go": returns_to_go, "timesteps": timesteps}
         entrance = Entrance(self.embed)
-        given, flow = self.begin(
+        tensors, flow = self.begin(
             entrance, self.check_inputs({**named, "attention_mask": attention_mask, **inputs}), state=state, causal=True
         )
-        x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, P T, D)
-        each = self.embed.length(given) // self.embed.units(given)
+        x, flow = self.run(embed_inputs(self.embed, tensors, flow), flow)  # (B, P T, D)
+        each = self.embed.length(tensors) // self.embed.units(tensors)
         heads = {name: head(x[:, -each:] if last else x, flow) for name, head in self.heads.items()}
         first, keep = next(iter(heads.values()), None), flow.keep_now(x.shape[1])
         return Output(x, first, heads, aux=flow.aux, keep=keep, figures=flow.figures)

@@ -141,8 +141,8 @@ class Skeleton(nn.Module, Shown):
         made = {}
         for entrance in self.entrances():
             size = sizes.get(entrance.prefix) or entrance.front.sizes()[0]
-            found = entrance.front.example(rows, size, noise)
-            made.update({entrance.prefix + name: value for name, value in found.items()})
+            tensors = entrance.front.example(rows, size, noise)
+            made.update({entrance.prefix + name: value for name, value in tensors.items()})
         return self.complete(made)
 
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,13 +160,13 @@ class Skeleton(nn.Module, Shown):
         Raises:
             ValueError: for one that no part reads, with the nearest names.
         """
-        given = {name: value for name, value in inputs.items() if value is not None}
+        present = {name: value for name, value in inputs.items() if value is not None}
         known = self.inputs()
-        for name in given:
+        for name in present:
             if name not in known:
                 reads = "; ".join(f"{n} {read}" for n, read in known.items())
                 raise ValueError(f"no part of this model reads {name!r}{nearest(name, list(known))}; it reads {reads}")
-        return given
+        return present
 
     def begin(
         self,
@@ -178,21 +178,21 @@ class Skeleton(nn.Module, Shown):
         causal: bool = False,
     ) -> tuple[dict[str, Tensor], Flow]:
         """The inputs of one entrance and the flow of the pass over them: checks names, lengths, padding, positions."""
-        front, given = entrance.front, entrance.given(inputs)
-        main = next(iter(given.values()))
-        batch, count, first = main.shape[0], front.length(given), 0 if state is None else state.length
+        front, tensors = entrance.front, entrance.given(inputs)
+        main = next(iter(tensors.values()))
+        batch, count, first = main.shape[0], front.length(tensors), 0 if state is None else state.length
         limit = self.longest(entrance)
         if limit is not None and first + count > limit:
             raise ValueError(
                 f"{first + count} tokens do not fit the context of {limit}; give fewer tokens, "
                 f"or build with a longer one: recipe.but(context={first + count}), load(..., context={first + count})"
             )
-        mask = given.get(front.mask) if front.mask else None
+        mask = tensors.get(front.mask) if front.mask else None
         if documents is not None:
             check_packed(self, documents, main, mask, positions, state)
             flow = Flow(places(documents), causal=causal, keep=documents >= 0, documents=documents, taps=self.taps)
         else:
-            keep = None if mask is None else self._keep(entrance, mask, given, batch, first)
+            keep = None if mask is None else self._keep(entrance, mask, tensors, batch, first)
             if state is not None:
                 keep = state.advance(keep, batch, count)
             if positions is None:
@@ -202,16 +202,16 @@ class Skeleton(nn.Module, Shown):
             flow = Flow(positions, first=first, causal=causal, keep=keep, state=state, taps=self.taps)
         if front.unembed is not None:
             flow.put(Unembedding(front.unembed))
-        return given, flow
+        return tensors, flow
 
-    def _keep(self, entrance: Entrance, mask: Tensor, given: Inputs, batch: int, first: int) -> Tensor:
+    def _keep(self, entrance: Entrance, mask: Tensor, tensors: Inputs, batch: int, first: int) -> Tensor:
         """The checked padding mask of the positions: of this call, or of all so far."""
         front = entrance.front
-        units = front.units(given)
-        seen = first * units // front.length(given) if first and units else 0
+        units = front.units(tensors)
+        seen = first * units // front.length(tensors) if first and units else 0
         keep = checks.attention_mask(mask, batch, (units, seen + units), str(entrance.mask))
         check_gaps(self, keep, str(entrance.mask))
-        return front.keep(keep, given)
+        return front.keep(keep, tensors)
 
     def start(self, batch: int, length: int = 0) -> State:
         """Empty decoding state for `batch` rows; `length` is a hint of their final length."""
@@ -240,12 +240,12 @@ class Skeleton(nn.Module, Shown):
         return save(self, folder, overwrite=overwrite)
 
 
-def embed_inputs(front: FrontEnd, given: Inputs, flow: Flow) -> Tensor:
+def embed_inputs(front: FrontEnd, tensors: Inputs, flow: Flow) -> Tensor:
     """The stream (B, T, D) after a front-end; an id outside its tables is an error that names it."""
     try:
-        return front(given, flow)
+        return front(tensors, flow)
     except IndexError:
-        front.check_ids(given)
+        front.check_ids(tensors)
         raise
 
 

@@ -78,7 +78,7 @@ class CausalLM(Skeleton, Blocks):
             inputs: the front-end's other inputs, by name (`model.inputs()`).
         """
         named = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
-        given, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)
-        x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, T, D)
+        tensors, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)
+        x, flow = self.run(embed_inputs(self.embed, tensors, flow), flow)  # (B, T, D)
         logits = None if self.head is None else self.head(x[:, -1:] if last else x, flow)
         return Output(x, logits, aux=flow.aux, keep=flow.keep_now(x.shape[1]), figures=flow.figures)

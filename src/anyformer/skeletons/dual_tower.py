@@ -71,8 +71,8 @@ class DualTower(Skeleton, Part):
         Raises:
             ValueError: for an input that no tower reads, or a missing one.
         """
-        given = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
-        outs = {name: self._run(name, given) for name in self.towers}
+        present = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
+        outs = {name: self._run(name, present) for name in self.towers}
         first, second = (self._vector(out) for out in outs.values())
         scale = self.scale.exp()
         heads = dict(zip(outs, (first, second), strict=True)) | {"scale": scale}
@@ -97,9 +97,9 @@ class DualTower(Skeleton, Part):
         with torch.no_grad():
             self.scale.clamp_(max=torch.tensor(HOTTEST).log().item())
 
-    def _run(self, name: str, given: dict[str, Tensor]) -> Output:
+    def _run(self, name: str, inputs: dict[str, Tensor]) -> Output:
         tower: Any = self.towers[name]
-        return tower(**{n: value for n, value in given.items() if n in tower.inputs()})
+        return tower(**{n: value for n, value in inputs.items() if n in tower.inputs()})
 
     def _vector(self, out: Output) -> Tensor:
         assert out.logits is not None, "a tower must end in a head"

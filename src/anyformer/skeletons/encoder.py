@@ -99,9 +99,9 @@ class Encoder(Skeleton, Blocks):
             )
         return self.begin(Entrance(self.embed), self.check_inputs(inputs), positions, documents=documents)
 
-    def read(self, given: dict[str, Tensor], flow: Flow) -> Output:
+    def read(self, tensors: dict[str, Tensor], flow: Flow) -> Output:
         """The output of the heads, from the inputs of the front-end."""
-        x, flow = self.run(embed_inputs(self.embed, given, flow), flow)  # (B, T, D)
+        x, flow = self.run(embed_inputs(self.embed, tensors, flow), flow)  # (B, T, D)
         pooled = None if self.pool is None else self.pool(x, flow)  # (B, D)
         if pooled is not None:
             flow.put(Pooled(pooled))
@@ -130,11 +130,11 @@ class GlobalEncoder(Encoder):
     ) -> Output:  # fmt: skip
         """The output as in `Encoder`; `global_attention_mask` (B, T): 1 or True = a global token."""
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        given, flow = self.enter({**texts, **inputs}, position_ids, document_ids)
-        mask = self._mask(next(iter(given.values())), global_attention_mask, flow)
+        tensors, flow = self.enter({**texts, **inputs}, position_ids, document_ids)
+        mask = self._mask(next(iter(tensors.values())), global_attention_mask, flow)
         if mask is not None:
             flow.put(GlobalTokens(mask))
-        return self.read(given, flow)
+        return self.read(tensors, flow)
 
     def _mask(self, ids: Tensor, mask: Tensor | None, flow: Flow) -> Tensor | None:
         if mask is None:

@@ -103,11 +103,11 @@ class EncoderDecoder(Skeleton, Part):
                 "an encoder-decoder needs decoder_input_ids: the target so far, beginning with the id begin_id"
             )
         memory, read = self._memory(source, named, state)
-        given, flow = self.begin(target, named, None, state, causal=True)
+        tensors, flow = self.begin(target, named, None, state, causal=True)
         flow.memory = memory
         if read is not None:
             flow.take(read)
-        x, flow = self.decoder(embed_inputs(target.front, given, flow), flow)  # (B, T, D)
+        x, flow = self.decoder(embed_inputs(target.front, tensors, flow), flow)  # (B, T, D)
         logits = self.head(x[:, -1:] if last else x, flow)
         keep = flow.keep_now(x.shape[1])
         return Output(x, logits, memory=memory.stream, aux=flow.aux, keep=keep, figures=flow.figures)
@@ -121,8 +121,8 @@ class EncoderDecoder(Skeleton, Part):
 
     def _read(self, source: Entrance, named: Inputs) -> tuple[Memory, Flow]:
         """The memory of a source, and the flow after the encoder."""
-        given, flow = self.begin(source, named)
-        x, flow = self.encoder(embed_inputs(source.front, given, flow), flow)
+        tensors, flow = self.begin(source, named)
+        x, flow = self.encoder(embed_inputs(source.front, tensors, flow), flow)
         return Memory(x, flow.keep), flow
 
     def _memory(self, source: Entrance, named: Inputs, state: State | None) -> tuple[Memory, Flow | None]:

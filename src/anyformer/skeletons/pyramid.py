@@ -69,8 +69,8 @@ class Pyramid(Skeleton, Part):
 
     def forward(self, **inputs: Tensor | None) -> Output:
         """The front-end's inputs, by name (`model.inputs()`), to an Output."""
-        given, flow = self.begin(Entrance(self.embed), self.check_inputs(inputs))
-        x, maps = embed_inputs(self.embed, given, flow), list[Tensor]()  # (B, T, D)
+        tensors, flow = self.begin(Entrance(self.embed), self.check_inputs(inputs))
+        x, maps = embed_inputs(self.embed, tensors, flow), list[Tensor]()  # (B, T, D)
         for i, stage in enumerate(self.stages):
             if i:
                 merge: Any = self.merges[i - 1]

@@ -176,9 +176,9 @@ class Run:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(work, ignore_errors=True)
             last = latest(self.folder)
-            kept = f"{last} is still there" if last else "there is no older one"
+            remaining = f"{last} is still there" if last else "there is no older one"
             number = getattr(error, "errno", None) or errno.EIO
-            raise OSError(number, f"the checkpoint of step {step} was not written ({error}); {kept}") from error
+            raise OSError(number, f"the checkpoint of step {step} was not written ({error}); {remaining}") from error
         for old in checkpoints(self.folder)[:-keep]:
             if old != self.folder / f"step-{best or 0:06d}":
                 shutil.rmtree(old)

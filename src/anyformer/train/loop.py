@@ -279,10 +279,10 @@ class Loop:
 
     def _fail(self, row: dict[str, Any], batches: list[Batch]) -> None:
         where = diagnostics.nonfinite_origin(self.model, batches, self._loss)
-        kept = checkpoint.latest(self.folder.folder) or "none"
+        latest = checkpoint.latest(self.folder.folder) or "none"
         raise FloatingPointError(
             f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; {where}. Nothing was saved "
-            f"after it. Last good checkpoint: {kept}. A lower lr or a longer warmup may help"
+            f"after it. Last good checkpoint: {latest}. A lower lr or a longer warmup may help"
         )
 
     def _grown(self, batches: list[Batch]) -> str:

@@ -23,7 +23,7 @@ ENDS = {  # names of published architectures with such a head
 }  # fmt: skip
 
 
-def with_classifier(given: Any, task: str, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
+def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
     """An encoder with a head for these classes, as published files of its page have it where they do.
 
     A head for the same classes, by name, stays; another one makes room.
@@ -35,32 +35,32 @@ def with_classifier(given: Any, task: str, names: Sequence[str], seed: int) -> t
         The model, and the paths of the parameters that have first weights.
     """
     torch.manual_seed(seed)
-    recipe: Any = given.recipe
-    found, words = _published(given, ENDS[task]), {str(i): name for i, name in enumerate(names)}
-    if found is None:
+    recipe: Any = base.recipe
+    published, words = _published(base, ENDS[task]), {str(i): name for i, name in enumerate(names)}
+    if published is None:
         each = task == "tag"
         pool = None if each else recipe["pool"] or First.of()
         heads = {HEAD: Classifier.of(classes=len(names), each=each)}
         model = pages.build(recipe.but({"heads": heads, "pool": pool}), seed=seed)
     else:
-        fixed, field = found
-        hyper = dataclasses.replace(given.config, **fixed, **{field: len(names)})
-        model = pages.build(pages.page(given.page).recipe(hyper), seed=seed)
-        model.page, model.config = given.page, hyper
-    before = (given.origin or {}).get("config", {})
-    kept = {} if found is None else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
+        fixed, field = published
+        hyper = dataclasses.replace(base.config, **fixed, **{field: len(names)})
+        model = pages.build(pages.page(base.page).recipe(hyper), seed=seed)
+        model.page, model.config = base.page, hyper
+    before = (base.origin or {}).get("config", {})
+    config = {} if published is None else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
     labels = {"id2label": words, "label2id": {name: i for i, name in enumerate(names)}}
-    model.origin = {**(given.origin or {}), "config": {**kept, **labels} if kept else {}, "classes": list(names)}
-    model.tokenizer, model.processor = given.tokenizer, given.processor
+    model.origin = {**(base.origin or {}), "config": {**config, **labels} if config else {}, "classes": list(names)}
+    model.tokenizer, model.processor = base.tokenizer, base.processor
     same = before.get("id2label") == words
-    types = {n: t.dtype for n, t in given.state_dict().items()}
-    like = next(given.parameters()).dtype
+    types = {n: t.dtype for n, t in base.state_dict().items()}
+    like = next(base.parameters()).dtype
     master_weights.restore_types(
         model, {n: types.get(n, like) for n, t in model.state_dict().items() if t.is_floating_point()}
     )
     mine = model.state_dict()
     known = {
-        n: t for n, t in given.state_dict().items()
+        n: t for n, t in base.state_dict().items()
         if n in mine and t.shape == mine[n].shape and (same or not n.startswith(f"heads.{HEAD}."))
     }  # fmt: skip
     model.load_state_dict(known, strict=False)

@@ -95,9 +95,9 @@ class SoundProcessor(Processor):
 
     @classmethod
     def read(
-        cls, said: Mapping[str, Any], kind: str | None, ignore: Collection[str]
+        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
     ) -> tuple[SoundProcessor, list[Line]]:
-        return read(entries(kind), said, cls, {}, ignore)
+        return read(entries(kind), content, cls, {}, ignore)
 
     def words(self) -> dict[str, Any]:
         return write(entries(KIND), self, {"origin": self.origin}, self.origin.words)
@@ -132,11 +132,11 @@ def entries(kind: str | None) -> tuple[Lens, ...]:
 def _derived(name: str, value: Any) -> Lens:
     """A key that follows from others, and must agree with them."""
 
-    def get(said: Mapping[str, Any]) -> dict[str, Any]:
-        if name in said:
-            made, _ = read(entries(KIND)[1:6], {k: v for k, v in said.items() if k in _NUMBERS}, SoundProcessor, {})
-            if said[name] != value(made):
-                raise ValueError(f"{name!r} is {short(said[name])}, and the other keys make it {value(made)}")
+    def get(content: Mapping[str, Any]) -> dict[str, Any]:
+        if name in content:
+            made, _ = read(entries(KIND)[1:6], {k: v for k, v in content.items() if k in _NUMBERS}, SoundProcessor, {})
+            if content[name] != value(made):
+                raise ValueError(f"{name!r} is {short(content[name])}, and the other keys make it {value(made)}")
         return {}
 
     return Lens((name,), (), get, lambda p: {name: value(p)}, "follows from other keys, and agrees")
@@ -145,13 +145,13 @@ def _derived(name: str, value: Any) -> Lens:
 _NUMBERS = ("feature_size", "sampling_rate", "hop_length", "n_fft", "chunk_length")
 
 
-def _filters(said: Mapping[str, Any]) -> dict[str, Any]:
+def _filters(content: Mapping[str, Any]) -> dict[str, Any]:
     """Compares a stored filter matrix, (M, K), with ours: old files hold it."""
-    if "mel_filters" in said:
-        made, _ = read(entries(KIND)[1:6], {k: v for k, v in said.items() if k in _NUMBERS}, SoundProcessor, {})
+    if "mel_filters" in content:
+        made, _ = read(entries(KIND)[1:6], {k: v for k, v in content.items() if k in _NUMBERS}, SoundProcessor, {})
         ours = filters(made.mels, made.size // 2 + 1, made.rate).numpy()
         try:
-            stored = np.array(said["mel_filters"], np.float64)
+            stored = np.array(content["mel_filters"], np.float64)
         except (TypeError, ValueError):
             stored = np.empty(0)
         if stored.shape != ours.shape or not np.allclose(stored, ours, rtol=0, atol=CLOSE):

@@ -18,8 +18,8 @@ class Reading:
         """At most `limit` ids: the end of the text is cut; its closing tokens stay if `closed`."""
         if len(self.ids) <= limit:
             return self.ids
-        kept = min(self.closing, limit) if closed else 0
-        return self.ids[: limit - kept] + self.ids[len(self.ids) - kept :]
+        closing = min(self.closing, limit) if closed else 0
+        return self.ids[: limit - closing] + self.ids[len(self.ids) - closing :]
 
 
 def reading(tokenizer: Any, text: str, ends: bool = False) -> Reading:
@@ -53,12 +53,12 @@ def of_words(tokenizer: Any, words: Sequence[str]) -> tuple[list[int], list[int 
     Raises:
         ValueError: for a tokenizer without [CLS] and [SEP].
     """
-    ids, places = [_around(tokenizer, "cls_token")], []
+    ids, positions = [_around(tokenizer, "cls_token")], []
     for word in words:
         new = tokenizer.encode(f" {word}" if len(ids) > 1 else word, special=False)
-        places.append(len(ids) if new else None)
+        positions.append(len(ids) if new else None)
         ids += new
-    return [*ids, _around(tokenizer, "sep_token")], places
+    return [*ids, _around(tokenizer, "sep_token")], positions
 
 
 def _around(tokenizer: Any, name: str) -> int:

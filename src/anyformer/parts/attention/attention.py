@@ -99,9 +99,9 @@ class Attention(Mixer):
         self.norm = None if norm is None else nn.ModuleDict({n: norm.build(self.head_dim) for n in ("q", "k")})
         self.positions = built(positions, self.head_dim)
         self.mask, self.cross, self.scale, self.dropout, self.kernel = mask, cross, scale, dropout, kernel
-        found = made(scores, dim, heads, self.head_dim, cross)
-        self.scores: Any = nn.ModuleList(found) if found else None
-        self._shared = (repr(scores), heads) if all(s.fixed for s in found) else None
+        parts = made(scores, dim, heads, self.head_dim, cross)
+        self.scores: Any = nn.ModuleList(parts) if parts else None
+        self._shared = (repr(scores), heads) if all(s.fixed for s in parts) else None
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         T = x.shape[1]

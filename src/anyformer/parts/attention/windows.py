@@ -69,14 +69,14 @@ class Windows(Mixer):
         if flow.keep is not None or flow.documents is not None:
             raise ValueError("Windows reads grids without padding: one picture a row, without a mask or document_ids")
         self.needs_both_ways(flow)
-        places, region = torch.arange(w * w, device=grid.device), None
+        positions, region = torch.arange(w * w, device=grid.device), None
         if shift:
             lines = [torch.arange(size, device=grid.device) - size for size in grid.shape[1:3]]  # from the end
             row, column = ((line >= -w).long() + (line >= -shift) for line in lines)  # 0; 1 and 2 in the last window
             region = cut((3 * row[:, None] + column)[None, :, :, None], w)[..., 0]  # (1, W, w w)
             region = region.expand(grid.shape[0], -1, -1).flatten(0, 1)  # (B W, w w)
-            places = places.expand(region.shape)
-        inner = flow.inside(places, None, documents=region)
+            positions = positions.expand(region.shape)
+        inner = flow.inside(positions, None, documents=region)
         inner.put(Cells(w, w, first=0))
         return inner
 

@@ -31,12 +31,12 @@ Kernel = Callable[..., Any]
 
 def selective_scan(like: Tensor) -> Kernel | None:
     """Mamba's kernel, or None if it does not support tensors like `like`, (B, T, E)."""
-    return found("ops.selective_scan_interface", "selective_scan_fn") if fits(like, like.shape[1]) else None
+    return load_kernel("ops.selective_scan_interface", "selective_scan_fn") if fits(like, like.shape[1]) else None
 
 
 def chunk_scan(like: Tensor) -> Kernel | None:
     """Mamba-2's kernel, or None if it does not support tensors like `like`, (…, T, P)."""
-    return found("ops.triton.ssd_combined", "mamba_chunk_scan_combined") if fits(like, like.shape[-2]) else None
+    return load_kernel("ops.triton.ssd_combined", "mamba_chunk_scan_combined") if fits(like, like.shape[-2]) else None
 
 
 def fits(like: Tensor, time: int | torch.SymInt) -> bool:
@@ -45,7 +45,7 @@ def fits(like: Tensor, time: int | torch.SymInt) -> bool:
 
 
 @functools.cache
-def found(module: str, name: str) -> Kernel | None:
+def load_kernel(module: str, name: str) -> Kernel | None:
     """A function of mamba-ssm, or None without the package; a broken installation is reported once."""
     if importlib.util.find_spec(PACKAGE) is None:
         return None

@@ -62,8 +62,8 @@ class Mels(FrontEnd):
     def inputs(self) -> dict[str, Input]:
         return {"input_features": Input(("mels", "frames"), fixed=("mels", "frames"))}
 
-    def length(self, given: Inputs) -> int:
-        features = given["input_features"]
+    def length(self, inputs: Inputs) -> int:
+        features = inputs["input_features"]
         if features.ndim != 3 or tuple(features.shape[1:]) != (self.mels, 2 * self.context):
             raise ValueError(
                 f"input_features must be (batch, {self.mels}, {2 * self.context}), got {tuple(features.shape)}; the "
@@ -77,8 +77,8 @@ class Mels(FrontEnd):
     def sizes(self) -> list[tuple[int, ...]]:
         return [(2 * self.context,)]
 
-    def forward(self, given: Inputs, flow: Flow) -> Tensor:
-        x = F.gelu(self.first(given["input_features"]))  # (B, D, 2 T)
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        x = F.gelu(self.first(inputs["input_features"]))  # (B, D, 2 T)
         x = F.gelu(self.second(x)).mT  # (B, T, D)
         return drop(self, x + self.places)
 

@@ -46,7 +46,7 @@ class EpisodeData:
         self.parts: tuple[list[Episodes], list[Episodes]] = ([], [])
         self.keys = [table.key(COLUMNS) for table in self.tables]
         for table, key in zip(self.tables, self.keys, strict=True):
-            store = kept(table, key, options.cache)
+            store = stored_episodes(table, key, options.cache)
             for part, places in zip(self.parts, one_in_ten(table.source.name, len(store)), strict=True):
                 part.append(Episodes(store, places.of(np.arange(places.size))))
         self._check()
@@ -139,7 +139,7 @@ class EpisodeData:
             )
 
 
-def kept(table: tables.Table, key: str, cache: str | Path | None) -> Store:
+def stored_episodes(table: tables.Table, key: str, cache: str | Path | None) -> Store:
     """The episodes of a table, read now or before."""
     return stored(lambda: examples(table.rows(COLUMNS), table.source.name), f"episodes {key}", cache)
 
