@@ -1,17 +1,20 @@
 """Attention pictures: every page, every view, and a forward pass that does not notice."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 
 import anyformer as af
 from anyformer.core import pages
+from anyformer.core.flow import Flow
 from anyformer.core.taps import Taps
 from anyformer.explain import attention_picture
 from anyformer.explain.labels import label
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts import Attention, Mamba
+from anyformer.parts.embeddings import Cells
 from tests.later import later
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -112,6 +115,30 @@ def test_an_image_is_a_grid_of_patches(drawn, tmp_path):
     shapes = {t.split("\n")[0]: m.shape for t, m in _maps(drawn[0]).items()}
     assert shapes.pop("the image, brightness stretched")[:2] == (24, 16)
     assert set(shapes.values()) == {(6, 4)} and len(shapes) == 4
+
+
+def test_windows_are_put_together_on_the_grid_of_their_stage(drawn, tmp_path):
+    model: Any = af.build("swin", "tiny", seed=0).eval()
+    pixels = torch.rand(1, 3, 28, 21)  # 7 x 6 cells in windows of 3, then 4 x 3
+    attention_picture(model, pixels, tmp_path / "a.png")
+    maps = {t.split("\n")[0]: torch.tensor(m) for t, m in _maps(drawn[0]).items()}
+    del maps["the image, brightness stretched"]
+    means = {"layer 0, mean of 4 heads": (7, 6), "layer 1, mean of 4 heads": (7, 6), "layer 2, mean of 2 heads": (4, 3)}
+    assert {title: tuple(m.shape) for title, m in maps.items()} == means
+    mixer = model.stages[0].blocks[1].mixer
+    flow = Flow(torch.arange(42))
+    flow.put(Cells(7, 6, 0))
+    inner: list[torch.Tensor] = []
+    mixer.inside.register_forward_hook(lambda m, inputs, y: inner.append(inputs[0]))
+    mixer(torch.arange(42.0)[None, :, None].expand(1, 42, 16), flow)
+    torch.testing.assert_close(mixer.joined(inner[0], 7, 6)[0, :, :, 0].flatten(), torch.arange(42.0))  # back in place
+    uniform: Any = af.build(af.recipe("swin", "tiny", depths=(1, 1), window=6), seed=0)
+    with torch.no_grad():
+        for attention in (m for m in uniform.modules() if isinstance(m, Attention)):
+            attention.q.weight.zero_()
+    attention_picture(uniform, torch.rand(1, 3, 24, 24), tmp_path / "b.png", layer=0)
+    flat = [m for t, m in _maps(drawn[1]).items() if t.startswith("layer")]
+    assert len(flat) == 4 and all(abs(m - 1 / 36).max() < 1e-6 for m in flat)  # every patch sees every other alike
 
 
 def test_a_hybrid_shows_the_layers_that_have_attention(drawn, tmp_path):

@@ -20,7 +20,7 @@ def recipe(name, size="tiny", **changes):
 @pytest.mark.parametrize("name", pages.names())
 def test_every_page_is_drawn_with_all_its_parts(name, tmp_path):
     drawn = re.sub(r"<[^>]+>", "\n", draw(recipe(name), tmp_path / "x.svg", name).read_text())
-    blocks = [v for path, v in recipe(name).walk() if re.fullmatch(r"(\w+\.)?blocks\.\d+", path)]
+    blocks = [v for path, v in recipe(name).walk() if re.fullmatch(r"([\w.]+\.)?blocks\.\d+", path)]
     for block in blocks:
         for branch in ("mixer", "cross", "ffn"):
             if block.options.get(branch) is not None:
@@ -28,6 +28,14 @@ def test_every_page_is_drawn_with_all_its_parts(name, tmp_path):
     heads = recipe(name).options.get("heads") or {"head": recipe(name).options.get("head")}
     for label, head in heads.items():
         assert head is None or f"{label}: {head.part.__name__}" in drawn
+
+
+def test_the_stages_of_a_pyramid_are_drawn_in_a_row_with_a_merge_between_them(tmp_path):
+    drawn = re.sub(r"<[^>]+>", "\n", draw(recipe("swin"), tmp_path / "x.svg").read_text())
+    order = ("embed: PatchGrid", "stage 0", "shift=1", "merge: Merge", "stage 1", "norm: LayerNorm", "pool: Mean")
+    places = [drawn.index(label) for label in order]
+    assert places == sorted(places) and drawn.count("merge: Merge") == 1
+    assert seen(recipe("swin")) == {}  # windows of cells are no mask of tokens in a row
 
 
 def test_masks_are_those_of_the_skeleton_and_the_part():

@@ -5,8 +5,9 @@ B batch, H heads, T queries, S keys.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
-from anyformer.parts import Attention, LatentAttention
+from anyformer.parts import Attention, LatentAttention, Windows
+from anyformer.parts.embeddings import Cells
 
 LAYERS = 4  # shown by default, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be distinguished
@@ -40,7 +42,8 @@ def attention_picture(
     head              that head, in four layers                    layer and head     one large map
     ```
     Each kind of attention (an encoder's, a decoder's, cross-attention) has its own maps. For a model that reads images
-    they show the attention of the class token to the image.
+    they show the attention of the class token to the image; without a class token, the mean attention of all patches to
+    each of them, in a pyramid (Swin) on the grid of each stage. The layers of a pyramid are counted through all stages.
 
     Args:
         model: any model with attention, whatever other mixers it has.
@@ -64,29 +67,66 @@ def attention_picture(
         model = model.towers[model.tower(model.takes if pixels else "input_ids")]
     chosen = _chosen(model, layer)
     arguments, axes = _inputs(model, tokenizer, inputs, answer)
-    with torch.no_grad(), Taps(model, *(f"{p}.weights" for kind in chosen.values() for p in kind)) as taps:
+    paths = [path for kind in chosen.values() for path in kind.values()]
+    with torch.no_grad(), _cells(model) as cells, Taps(model, *(f"{p}.weights" for p in paths)) as taps:
         model(**arguments)
-    maps = {k: [m for p in kind for m in _heads(p, taps[f"{p}.weights"][0], layer, head)] for k, kind in chosen.items()}
+    image = model.entrances()[0].front.cells(arguments) is not None
+    weights = {p: taps[f"{p}.weights"] for p in paths}
+    seen = {p: _on_grid(model, p, w, cells) if image else w[0] for p, w in weights.items()}
+    maps = {k: [m for n, p in kind.items() for m in _heads(n, seen[p], layer, head)] for k, kind in chosen.items()}
     title = f"{_name(whole)}: {_which(maps, layer, head)}"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if (cells := model.entrances()[0].front.cells(arguments)) is not None:
-        seen = [
-            (name, weights[0, -cells[0] * cells[1] :].view(cells)) for kind in maps.values() for name, weights in kind
-        ]
-        draw_image(arguments[model.takes][0], seen, f"{title}\nattention of the class token", path)
+    if image:
+        whose = "the class token" if any(c.first for c in cells.values()) else "all patches, on average"
+        flat = [m for kind in maps.values() for m in kind]
+        draw_image(arguments[model.takes][0], flat, f"{title}\nattention of {whose}", path)
     else:
         draw_maps({k: [_panel(k, m, axes) for m in kind] for k, kind in maps.items()}, title, path)
     return path
 
 
-def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
-    """The paths of the attention modules to record, by kind (their path with `*` for the layer)."""
+@contextlib.contextmanager
+def _cells(model: Any) -> Iterator[dict[str, Cells]]:
+    """A dictionary that receives the grid of every mixer that runs inside the block, by its path."""
+    found: dict[str, Cells] = {}
+
+    def note(path: str) -> Any:
+        def hook(mixer: Any, inputs: tuple[Any, ...]) -> None:
+            if (cells := inputs[1].find(Cells)) is not None:
+                found[path] = cells
+
+        return hook
+
+    mixers = [(path, module) for path, module in model.named_modules() if isinstance(module, Mixer)]
+    hooks = [module.register_forward_pre_hook(note(path)) for path, module in mixers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _on_grid(model: Any, path: str, weights: Tensor, cells: Mapping[str, Cells]) -> Tensor:
+    """The weights of each patch on the grid, (H, rows, columns): of the class token, or the mean of all patches."""
+    above = path.rpartition(".")[0]
+    owner = model.get_submodule(above)
+    if isinstance(owner, Windows):  # weights (B W, H, w w, w w)
+        grid = cells[above]
+        return owner.joined(weights.sum(2).mT, grid.rows, grid.columns)[0].permute(2, 0, 1) / (grid.rows * grid.columns)
+    grid = cells[path]
+    row = weights[0, :, 0] if grid.first else weights[0].mean(1)  # (H, S)
+    return row[:, grid.first :].unflatten(1, (grid.rows, grid.columns))
+
+
+def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
+    """The paths of the attention modules to record, by kind (their path with `*` for the layer) and layer; the layers
+    of several stacks in a row are counted through all of them."""
     kinds: dict[str, dict[int, str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Attention | LatentAttention):
-            number = re.search(r"\d+", name)
-            kinds.setdefault(re.sub(r"\d+", "*", name), {})[int(number[0]) if number else 0] = name
+            layers, numbers = kinds.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
+            layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name
     if not kinds:
         mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
         raise ValueError(f"this model has no attention to draw; its mixers are {', '.join(mixers)}")
@@ -99,7 +139,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, list[str]]:
         else:
             numbers = numbers[layer:][:1] if -len(numbers) <= layer < 0 else [layer] if layer in layers else []
         if numbers:
-            chosen[kind] = [layers[n] for n in numbers]
+            chosen[kind] = {n: layers[n] for n in numbers}
     if not chosen:
         there = ", ".join(str(n) for n in sorted({n for layers in kinds.values() for n in layers}))
         raise ValueError(f"layer {layer} has no attention; layers with attention: {there}")
@@ -158,9 +198,9 @@ def _ids(tokenizer: Any, value: Any, special: bool) -> list[int]:
     return ids
 
 
-def _heads(path: str, weights: Tensor, layer: int | None, head: int | None) -> list[tuple[str, Tensor]]:
-    """The maps to draw of one module's weights (H, T, S): (title, (T, S)) each."""
-    number, count = (re.search(r"\d+", path) or ["0"])[0], len(weights)
+def _heads(number: int, weights: Tensor, layer: int | None, head: int | None) -> list[tuple[str, Tensor]]:
+    """The maps to draw of one layer's weights (H, …): the title and the map (…) of each."""
+    count = len(weights)
     if head is not None:
         if not -count <= head < count:
             raise ValueError(f"no head {head}; layer {number} has the heads 0 to {count - 1}")

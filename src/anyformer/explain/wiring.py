@@ -14,6 +14,7 @@ from typing import Any
 from anyformer.core.recipe import Recipe, signature
 from anyformer.explain.draw import PAPER, plotting
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
+from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
@@ -22,7 +23,7 @@ FORMATS = (".svg", ".png", ".pdf")
 INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
 COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee"}
 BRANCHES = ("mixer", "cross", "ffn")
-FRONT = ("embed", "entry", "blocks", "norm")  # the order in a stack; the rest follows
+FRONT = ("embed", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
 
 
 @dataclass
@@ -122,8 +123,11 @@ def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
 def seen(recipe: Recipe) -> dict[str, Mask]:
     """The mask of each kind of attention in a model, by its paths: that of the part and the skeleton together."""
     paths_of: dict[Mask, list[str]] = {}
+    windows = [f"{path}." for path, value in recipe.walk() if isinstance(value, Recipe) and value.part is Windows]
     for path, value in recipe.walk():
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
+            if path.startswith(tuple(windows)):
+                continue  # of cells, not of tokens in a row
             causal = recipe.part.generates and not path.startswith("encoder")
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
@@ -143,9 +147,11 @@ def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: s
     order = [n for n in FRONT if n in options] + [n for n in options if n not in FRONT]
     shared = [f"{n}: {_short(options[n])}" for n in ("bias",) if isinstance(options.get(n), Recipe)]
     begun = False
-    for option in (n for n in order if n != "bias"):
+    for option in (n for n in order if n not in ("bias", "merge")):
         value = options[option]
         things = list(value.items()) if isinstance(value, dict) else [(option, value)]
+        if option == "stages":
+            things = _stages(value, options["merge"])
         for label, thing in things:
             for where, one in _kinds(thing):
                 if not isinstance(one, Recipe):
@@ -153,8 +159,19 @@ def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: s
                 if begun:
                     canvas.path([(x, y), (x, y + GAP)], arrow=True)
                     y += GAP
-                y, begun = _thing(canvas, x, y, label, one, where, shared), True
+                if "blocks" in one.options:
+                    canvas.axes.text(x - WIDE / 2 - 0.3, y - GAP / 2, label, fontsize=10, color=FAINT, va="center")
+                    y = _column(canvas, x, y, one.options, "")
+                else:
+                    y = _thing(canvas, x, y, label, one, where, shared)
+                begun = True
     return y
+
+
+def _stages(stages: tuple[Recipe, ...], merge: Recipe) -> list[tuple[str, Recipe]]:
+    """The stages of a pyramid by name, with what stands between them."""
+    pairs = [(("merge", merge), (f"stage {i}", stage)) for i, stage in enumerate(stages)]
+    return [pair for both in pairs for pair in both][1:]
 
 
 def _kinds(value: Any) -> list[tuple[str, Any]]:

@@ -51,17 +51,25 @@ class Windows(Mixer):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         rows, columns = grid_of(flow, "Windows")
-        w, shift = self.window, self.shift
-        if min(rows, columns) <= w:
-            w, shift = min(rows, columns), 0
+        w, shift = self.fitted(rows, columns)
         grid = completed(x.unflatten(1, (rows, columns)), w, 1)  # (B, R, S, D), whole windows
-        down, across = grid.shape[1] // w, grid.shape[2] // w
         grid = grid.roll((-shift, -shift), (1, 2)) if shift else grid
         inner = flow.once(("windows", self.window, self.shift), lambda: self._flow(grid, flow, w, shift))
         y = self.inside(cut(grid, w).flatten(0, 1), inner)  # (B W, w w, D)
-        y = y.view(-1, down, across, w, w, x.shape[-1]).transpose(2, 3).reshape(grid.shape)
-        y = y.roll((shift, shift), (1, 2)) if shift else y
-        return y[:, :rows, :columns].flatten(1, 2)
+        return self.joined(y, rows, columns).flatten(1, 2)
+
+    def fitted(self, rows: int, columns: int) -> tuple[int, int]:
+        """Side and shift of the windows in a grid of this size."""
+        shorter = min(rows, columns)
+        return (shorter, 0) if shorter <= self.window else (self.window, self.shift)
+
+    def joined(self, y: Tensor, rows: int, columns: int) -> Tensor:
+        """What was made in the windows, at its place on the grid: (B W, w w, D) -> (B, rows, columns, D)."""
+        w, shift = self.fitted(rows, columns)
+        down, across = -(-rows // w), -(-columns // w)
+        y = y.reshape(-1, down, across, w, w, y.shape[-1]).transpose(2, 3)  # (B, down, w, across, w, D)
+        y = y.flatten(3, 4).flatten(1, 2)
+        return (y.roll((shift, shift), (1, 2)) if shift else y)[:, :rows, :columns]
 
     def _flow(self, grid: Tensor, flow: Flow, w: int, shift: int) -> Flow:
         """The flow inside the windows, which all layers of one kind share. Its documents are the regions of the rolled
