@@ -53,7 +53,7 @@ BOUNDS = {"linear": (0.0, 1.15), "T log T": (0.0, 1.25), "quadratic": (1.7, 2.3)
 
 @dataclass(frozen=True)
 class Entry:
-    """A mixer: its recipe for a text of T tokens, and how time and memory are said to grow.
+    """A mixer: its recipe for a text of T tokens, and the stated growth of time and memory.
 
     Attributes:
         causal: measured as in a decoder; otherwise both ways.

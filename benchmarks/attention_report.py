@@ -63,16 +63,16 @@ def write() -> None:
 
 def times(title: str, way: str, cost: dict[str, Found]) -> Section:
     """Milliseconds by length, and the exponent."""
-    table = [row("ms at a length of", *(f"{n:,}" for n in LENGTHS), "exponent", "said", "")]
+    table = [row("ms at a length of", *(f"{n:,}" for n in LENGTHS), "exponent", "expected", "")]
     for name, entry in mine(cost).items():
         values = medians(cost[name], way)
         cells = [f"{1000 * values[n]:,.1f}" if n in values else "—" for n in LENGTHS]
         table.append(row(name, *cells, *grown(values, entry.time)))
     text = (
         f"One layer: {DIM} numbers wide, {HEADS} heads of {DIM // HEADS}, one text, float32, its projections included. "
-        f"In a decoder, where not said to go both ways. Median of up to {ROUNDS} turns. The exponent is fitted over "
-        f"lengths from {FROM:,} on, at least the three longest: time grows as length to that power. Aim: below "
-        f"{BOUNDS['linear'][1]} for what is said to be linear, from {BOUNDS['quadratic'][0]} to "
+        f'Causal, except rows "both ways" and bidirectional mixers. Median of up to {ROUNDS} turns. The exponent is fitted '
+        f"over lengths from {FROM:,} on, at least the three longest: time grows as length to that power. Aim: below "
+        f"{BOUNDS['linear'][1]} for mixers of linear cost, from {BOUNDS['quadratic'][0]} to "
         f"{BOUNDS['quadratic'][1]} for what is quadratic (the projections are linear, so it stays below 2)."
     )
     text += (
@@ -88,7 +88,9 @@ def times(title: str, way: str, cost: dict[str, Found]) -> Section:
 
 def memory(cost: dict[str, Found]) -> Section:
     """Megabytes by length, and the exponent."""
-    table = [row("MB at a length of", *(f"{n:,}" for n in LENGTHS), "exponent", "said", "", "forward, MB", "exponent")]
+    table = [
+        row("MB at a length of", *(f"{n:,}" for n in LENGTHS), "exponent", "expected", "", "forward, MB", "exponent")
+    ]
     for name, entry in mine(cost).items():
         values, forward = medians(cost[name], "both_bytes"), medians(cost[name], "forward_bytes")
         cells = [f"{values[n] / 1e6:,.1f}" if n in values else "—" for n in LENGTHS]
@@ -155,7 +157,7 @@ def decoding(decode: dict[str, Found]) -> Section:
             table.append(row(name, *rates, *sizes))
     text = (
         f"A decoder of {DEPTH} layers with an MLP of {4 * DIM}, one text, float32; the median of {STEPS} tokens after "
-        "the context. State: what `state.bytes()` says, room that is kept for more tokens included.\n\n"
+        "the context. State: `state.bytes()`, with the space reserved for more tokens.\n\n"
         "![tokens a second by context](attention-decoding.png)"
     )
     plot_decoding(decode)
@@ -168,7 +170,7 @@ def mine(cost: dict[str, Found]) -> dict[str, Any]:
 
 
 def grown(values: dict[int, float], stated: str) -> tuple[str, str, str]:
-    """The exponent, what it is said to be, and whether it is."""
+    """The exponent, the expected growth, and whether it holds."""
     fitted, (low, high) = exponent(values), BOUNDS[stated]
     if fitted is None:
         return "—", stated, "fewer than three lengths"
@@ -207,7 +209,7 @@ def _axes(panels: int, title: str, across: str) -> list[Any]:
 
 
 def _line(axes: Any, values: dict[int, float], number: int, label: str) -> None:
-    """A line that can be told from its neighbours; number -1: grey, to compare with."""
+    """A line that differs from its neighbours; number -1: grey, to compare with."""
     colour, style = ("0.6", "o--") if number < 0 else (f"C{number % 10}", ("o-", "s:")[number // 10 % 2])
     axes.plot(list(values), list(values.values()), style, color=colour, label=label, lw=1.4, ms=3)
 

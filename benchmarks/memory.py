@@ -75,7 +75,7 @@ def one(page: str, settings: dict[str, Any]) -> dict[str, float]:
 def run(rounds: int = 1, pages: tuple[str, ...] = tuple(PAGES)) -> Section:
     """The section of the report; of several rounds, the last counts."""
     if not Path("/proc/self/clear_refs").exists():
-        raise Missing("resident memory is told by Linux, in /proc/self")
+        raise Missing("resident memory is read from Linux's /proc/self")
     heads = "counted, MB", "rehearsed, MB", "measured, MB", "", "foreseen, s a step", "measured, s a step", ""
     table = [row("page", "settings", *heads)]
     for page in pages:

@@ -87,7 +87,7 @@ def times(r: tuple[float, float, float], digits: int = 2) -> str:
 
 
 def verdict(r: tuple[float, float, float], rounds: int) -> str:
-    """The verdict on a ratio, peer / ours. With 1 within the quartiles, nobody is ahead."""
+    """The verdict on a ratio, peer / ours. With 1 within the quartiles, neither is ahead."""
     if rounds < FEWEST:
         return f"{rounds} round{'s' * (rounds > 1)}, no verdict"
     if r[1] <= 1.0 <= r[2]:
