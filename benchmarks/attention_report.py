@@ -70,8 +70,9 @@ def times(title: str, way: str, cost: dict[str, Found]) -> Section:
         table.append(row(name, *cells, *grown(values, entry.time)))
     text = (
         f"One layer: {DIM} numbers wide, {HEADS} heads of {DIM // HEADS}, one text, float32, its projections included. "
-        f'Causal, except rows "both ways" and bidirectional mixers. Median of up to {ROUNDS} turns. The exponent is fitted '
-        f"over lengths from {FROM:,} on, at least the three longest: time grows as length to that power. Aim: below "
+        'Causal, except rows "both ways" and bidirectional mixers. '
+        f"Median of up to {ROUNDS} turns. The exponent is fitted over lengths from {FROM:,} on, at least the three "
+        "longest: time grows as length to that power. Aim: below "
         f"{BOUNDS['linear'][1]} for mixers of linear cost, from {BOUNDS['quadratic'][0]} to "
         f"{BOUNDS['quadratic'][1]} for what is quadratic (the projections are linear, so it stays below 2)."
     )
