@@ -88,20 +88,20 @@ def attention_picture(
 
 @contextlib.contextmanager
 def _cells(model: Any) -> Iterator[dict[str, Cells]]:
-    """A dictionary that receives the grid of every mixer that runs inside the block, by its path."""
-    found: dict[str, Cells] = {}
+    """A dictionary that the block fills with the grid of every mixer that runs, by its path."""
+    grids: dict[str, Cells] = {}
 
     def note(path: str) -> Any:
         def hook(mixer: Any, inputs: tuple[Any, ...]) -> None:
             if (cells := inputs[1].find(Cells)) is not None:
-                found[path] = cells
+                grids[path] = cells
 
         return hook
 
     mixers = [(path, module) for path, module in model.named_modules() if isinstance(module, Mixer)]
     hooks = [module.register_forward_pre_hook(note(path)) for path, module in mixers]
     try:
-        yield found
+        yield grids
     finally:
         for hook in hooks:
             hook.remove()

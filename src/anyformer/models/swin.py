@@ -12,7 +12,7 @@ block:  ──┬─ LayerNorm ─ attention in windows + bias ─(+)─┬─ L
 ```
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,10 +151,9 @@ def _weights(c: Swin) -> list:
     ]
 
 
-def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
+def _check_stages(config: Mapping[str, Any]) -> dict[str, Any]:
     depths, dim = config.get("depths", Swin.depths), config.get("embed_dim", Swin.dim)
-    meant = {"num_layers": len(depths), "hidden_size": dim * 2 ** (len(depths) - 1)}
-    for name, value in meant.items():
+    for name, value in _derived(depths, dim).items():
         if config.get(name) not in (None, value):
             raise ValueError(
                 f"config key {name!r} is {config[name]!r}; by depths={depths} and embed_dim={dim} it is {value}"
@@ -162,12 +161,17 @@ def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _said(c: Swin) -> dict[str, Any]:
-    return {"num_layers": len(c.depths), "hidden_size": c.dim * 2 ** (len(c.depths) - 1)}
+def _write_stages(c: Swin) -> dict[str, Any]:
+    return _derived(c.depths, c.dim)
 
 
-INDEX = "says which entry of the table belongs to which pair of cells; it follows from the size of the window"
-FEATURES = "for a backbone in another model: which stages it returns; here an output's `maps` are all of them"
+def _derived(depths: Sequence[int], dim: int) -> dict[str, Any]:
+    return {"num_layers": len(depths), "hidden_size": dim * 2 ** (len(depths) - 1)}
+
+
+INDEX = "the entry of the table for each pair of cells, which follows from the size of the window"
+DERIVED = "follows from 'depths' and 'embed_dim', and agrees with them"
+FEATURES = "the stages that a backbone returns to another model; an output's `maps` are all of them"
 HUBS = (
     Hub(
         "swin",
@@ -195,7 +199,7 @@ HUBS = (
             key("attention_probs_dropout_prob", "attention_dropout", default=0.0),
             key("drop_path_rate", "drop_path", default=0.1),
             CLASSES,
-            Lens(("num_layers", "hidden_size"), (), _stages, _said, "says again what 'depths' and 'embed_dim' say"),
+            Lens(("num_layers", "hidden_size"), (), _check_stages, _write_stages, DERIVED),
             quiet("encoder_stride", why="for masked image modelling, a head that this file does not have"),
             quiet("out_features", "out_indices", "stage_names", why=FEATURES),
             quiet("path_norm", why="left over from the authors' code, which no published class reads"),
