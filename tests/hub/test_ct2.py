@@ -96,6 +96,15 @@ def test_a_folder_is_read_exactly(model: Any, tmp_path: Path) -> None:
     assert derived == ["decoder.projection.weight"]
 
 
+def test_marks_of_speech_come_from_the_vocabulary(model: Any, tmp_path: Path) -> None:
+    written(tmp_path, binary(tensors_of(model)))
+    special = ["<|startofprev|>", "<|notimestamps|>", "<|transcribe|>", "<|translate|>", "<|de|>", "<|yue|>"]
+    (tmp_path / "vocabulary.json").write_text(json.dumps([*TOKENS[: -len(special)], *special]))
+    found = af.load(tmp_path).origin["generation"]
+    assert found["decoder_start_token_id"] == 3 and found["eos_token_id"] == 2 and found["prev_sot_token_id"] == 122
+    assert found["no_timestamps_token_id"] == 123 and found["is_multilingual"] is False and "lang_to_id" not in found
+
+
 def test_saved_it_is_a_directory_of_transformers(model: Any, tmp_path: Path) -> None:
     found = af.load(written(tmp_path / "a", binary(tensors_of(model))))
     found.processor = SoundProcessor(mels=7)
@@ -108,6 +117,15 @@ def test_saved_it_is_a_directory_of_transformers(model: Any, tmp_path: Path) -> 
     with torch.no_grad():
         expected = theirs(input_features=features, decoder_input_ids=ids).logits
         torch.testing.assert_close(found(input_features=features, decoder_input_ids=ids).logits, expected)
+
+
+@pytest.mark.slow
+def test_a_folder_passes_the_contract(model: Any, tmp_path: Path) -> None:
+    """Its numbers are those of transformers on the directory that is saved of it."""
+    from anyformer.contract import verify
+
+    report = verify(str(written(tmp_path, binary(tensors_of(model)))))
+    assert report.ok and {row.check for row in report.rows if row.result == "pass"} >= {"parity", "ledger is complete"}
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

@@ -20,6 +20,7 @@ from anyformer.contract.probe import expect
 from anyformer.contract.subjects import Subject, apart_from_tiny, hubs, subjects
 from anyformer.core import pages
 from anyformer.hub import load
+from anyformer.hub.formats.ct2 import CTranslate2, is_ct2
 from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.config import ACTS
@@ -78,7 +79,7 @@ def complete(model: Any, path: Path) -> float:
     """Compares the ledger of a loaded model with the content of the file."""
     ledger = model.ledger
     if path.is_dir():
-        names = sorted(open_weights(path, allow_pickle=True).names())
+        names = sorted((CTranslate2(path) if is_ct2(path) else open_weights(path, allow_pickle=True)).names())
         expect(
             sorted(line.name for line in ledger.tensors if line.status != "fresh") == names,
             "tensors are not all in the ledger",

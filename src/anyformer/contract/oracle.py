@@ -29,6 +29,7 @@ from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import Subject, redrawn, words
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
+from anyformer.hub.formats.ct2 import is_ct2
 from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
@@ -320,6 +321,11 @@ def _published(subject: Subject, path: Path) -> Any:
     if path.is_file():
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         return reference(model).eval()
+    if is_ct2(path):  # transformers reads the directory that we save of it
+        from anyformer.hub import save
+
+        path = scratch()
+        save(subject.model, path)
     config = json.loads((path / "config.json").read_text())
     named = (config.get("architectures") or [None])[0]
     if "task" in subject.options:

@@ -96,7 +96,7 @@ def load(
     unignored = {k: v for k, v in config.items() if k not in ignore} if hub.format in WRITTEN else {}
     model.origin = {"hub": hub.name, "format": hub.format, "config": unignored, **filling.habits}
     if hub.format == "ct2":
-        model.origin["generation"] = ct2.habits(config)
+        model.origin["generation"] = ct2.habits(path, config)
     return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor, ignore)
 
 

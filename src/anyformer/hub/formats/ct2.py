@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -34,6 +35,15 @@ MAX_VARIABLES = 200_000
 MAX_DIMS = 8
 MAX_VOCABULARY = 50_000_000  # bytes
 SCALE = "_scale"
+ENGLISH = 51864  # tokens of the published English speech models; the others have more
+SPEECH = {  # tokens of speech models, with their keys in generation_config.json
+    "<|startoftranscript|>": ("decoder_start_token_id",),
+    "<|endoftext|>": ("eos_token_id", "pad_token_id", "bos_token_id"),
+    "<|startofprev|>": ("prev_sot_token_id",),
+    "<|notimestamps|>": ("no_timestamps_token_id",),
+    "<|transcribe|>": (),
+    "<|translate|>": (),
+}
 
 
 def is_ct2(folder: str | os.PathLike[str]) -> bool:
@@ -188,8 +198,21 @@ def config_of(folder: Path, file: CTranslate2, keys: list[str]) -> dict[str, Any
     return config
 
 
-def habits(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of generation, under the names of generation_config.json."""
+def habits(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of generation, under the names of generation_config.json; of a speech model, with its marks, which
+    transformers reads there."""
     names = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
     names |= {"alignment_heads": "alignment_heads"}
-    return {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
+    found = {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
+    tokens = vocabulary(folder)
+    place = {token: i for i, token in enumerate(tokens) if token.startswith("<|")}
+    if not place.keys() >= SPEECH.keys():
+        return found
+    found |= {key: place[token] for token, keys in SPEECH.items() for key in keys}
+    found |= {"max_length": shape[0]} if (shape := config.get("decoder.position_encodings.encodings.shape")) else {}
+    several = len(tokens) > ENGLISH
+    found |= {"is_multilingual": several, "max_initial_timestamp_index": 50, "return_timestamps": False}
+    if several:
+        found["lang_to_id"] = {token: i for token, i in place.items() if re.fullmatch(r"<\|[a-z]{2,3}\|>", token)}
+        found["task_to_id"] = {name: place[f"<|{name}|>"] for name in ("transcribe", "translate")}
+    return found
