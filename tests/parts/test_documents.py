@@ -10,7 +10,7 @@ import torch
 import anyformer as af
 from anyformer.contract import packing
 from anyformer.contract.subjects import Subject
-from anyformer.core.documents import lengths, places
+from anyformer.core.documents import lengths, positions_in_documents
 from anyformer.parts import Attention, Rotary, Window
 from anyformer.parts.attention.masks import CHUNK, Causal, View
 from anyformer.parts.attention.sparse_masks import BlockWindow, Global, Prefix, Strided
@@ -25,16 +25,16 @@ def subject(recipe):
     return Subject(f"test {hash(recipe)}", recipe)
 
 
-def test_places_and_lengths_begin_again_in_each_document():
+def test_positions_and_lengths_begin_again_in_each_document():
     ids = torch.tensor([[-1, 0, 0, 0, 1, 1, -1], [0, 3, 3, 4, 4, 4, 4]])
-    assert places(ids)[:, 1:].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
-    assert lengths(places(ids))[1].tolist() == [1, 2, 2, 4, 4, 4, 4]
+    assert positions_in_documents(ids)[:, 1:].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
+    assert lengths(positions_in_documents(ids))[1].tolist() == [1, 2, 2, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 0], [0, -1, 0], [1, 0, 0], [0, -2, 1]])
 def test_document_in_two_pieces_is_refused(ids):
     with pytest.raises(ValueError, match="one piece"):
-        places(torch.tensor([ids]))
+        positions_in_documents(torch.tensor([ids]))
 
 
 @pytest.mark.parametrize("scaling", [Dynamic(2.0, 6), LongRope((1.0,) * 4, (3.0,) * 4, 6, 1.2)])

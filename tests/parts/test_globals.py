@@ -20,8 +20,8 @@ from anyformer.parts.attention.masks import Mask
 
 
 def flow(T: int, wide: Tensor | None = None, keep: Tensor | None = None, documents: Tensor | None = None) -> Flow:
-    places = torch.arange(T) if documents is None else af.core.documents.places(documents)
-    made = Flow(places, keep=keep, documents=documents)
+    positions = torch.arange(T) if documents is None else af.core.documents.positions_in_documents(documents)
+    made = Flow(positions, keep=keep, documents=documents)
     if wide is not None:
         made.put(GlobalTokens(wide))
     return made

@@ -182,7 +182,7 @@ class Case:
             places = [(range(view.query, view.query + view.count), range(view.key, view.key + view.keys))]
             same = torch.ones(len(self.out), 1, 1, 1, dtype=torch.bool)
         else:
-            places = [(row, row) for row in view.mine.places.tolist()]
+            places = [(row, row) for row in view.mine.positions.tolist()]
             same = (view.mine.ids[:, :, None] == view.mine.ids[:, None])[:, None]
         pairs = torch.tensor([[[sees(view.mask, i, j) for j in keys] for i in queries] for queries, keys in places])
         pairs = pairs[:, None] & same

@@ -11,7 +11,7 @@ from torch import Tensor
 from anyformer.core.checks import readable
 
 
-def places(document_ids: Tensor) -> Tensor:
+def positions_in_documents(document_ids: Tensor) -> Tensor:
     """The position of each token in its own document: 0 at its start (and at the start of a run of padding), (B, T).
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core import checks
-from anyformer.core.documents import places
+from anyformer.core.documents import positions_in_documents
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
 from anyformer.core.mixer import OverTime, start_state
@@ -190,7 +190,13 @@ class Skeleton(nn.Module, Shown):
         mask = tensors.get(front.mask) if front.mask else None
         if documents is not None:
             check_packed(self, documents, main, mask, positions, state)
-            flow = Flow(places(documents), causal=causal, keep=documents >= 0, documents=documents, taps=self.taps)
+            flow = Flow(
+                positions_in_documents(documents),
+                causal=causal,
+                keep=documents >= 0,
+                documents=documents,
+                taps=self.taps,
+            )
         else:
             keep = None if mask is None else self._keep(entrance, mask, tensors, batch, first)
             if state is not None:

@@ -141,7 +141,7 @@ class GlobalAttention(Attention):
         q, k, v = (self._heads(self.wide[name](of)) for name, of in (("q", theirs), ("k", x), ("v", x)))
         N, mine = few.index.shape[1], None
         if seen.mine is not None:
-            mine = Packed(seen.mine.ids.gather(1, few.index), seen.mine.places.gather(1, few.index))
+            mine = Packed(seen.mine.ids.gather(1, few.index), seen.mine.positions.gather(1, few.index))
         whole = View(Full(), 0, N, 0, seen.keys, seen.keep, seen.device, mine, seen.theirs)
         far = attend(q, k, v, whole, dropout=dropout, kernel=self.kernel)  # (B, H, N, K)
         assert seen.wide is not None

@@ -192,11 +192,11 @@ class Packed:
     """The document of each token, and its position in it: (B, n) each."""
 
     ids: Tensor
-    places: Tensor
+    positions: Tensor
 
     def cut(self, start: int, stop: int) -> Packed:
         """The same for the tokens start … stop."""
-        return Packed(self.ids[:, start:stop], self.places[:, start:stop])
+        return Packed(self.ids[:, start:stop], self.positions[:, start:stop])
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class View:
         """The mask as booleans, (1 or B, 1, T, S), True = visible."""
         if self.mine is not None and self.theirs is not None:
             mine, theirs = self.mine, self.theirs
-            seen = self.mask.allowed(mine.places[:, None, :, None], theirs.places[:, None, None])  # (B, 1, T, S)
+            seen = self.mask.allowed(mine.positions[:, None, :, None], theirs.positions[:, None, None])  # (B, 1, T, S)
             seen = seen & (mine.ids[:, None, :, None] == theirs.ids[:, None, None])
         else:
             query = torch.arange(self.query, self.query + self.count, device=self.device)[:, None]  # (T, 1)
