@@ -345,7 +345,9 @@ def scratch() -> Path:
 
 def their_gradients(side: Oracle) -> dict[str, Tensor]:
     """The gradients of their model, under the names and in the form of their files."""
-    gradients = {name: p.grad for name, p in side.theirs.named_parameters() if p.grad is not None}
+    # With both names of a tied table: `save_pretrained` keeps that of the files, whichever module comes first
+    every = side.theirs.named_parameters(remove_duplicate=False)
+    gradients = {name: p.grad for name, p in every if p.grad is not None}
     with tempfile.TemporaryDirectory() as folder:
         side.theirs.save_pretrained(folder, state_dict=gradients)
         file = open_weights(folder)
