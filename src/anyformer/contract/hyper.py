@@ -40,6 +40,7 @@ NO_NUMBER = {
     ("Favor", "chunk"): "as that of Mamba",
     ("GatedDelta", "chunk"): "as that of Mamba",
     ("Block", "gain"): "first weights; tests/parts/test_block.py",
+    ("ProteinTokens", "theta"): "first values of a stored buffer; tests/parts/test_proteins.py",
     ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",

@@ -259,6 +259,8 @@ def both_forms_of_rope_keys(subject: Subject, hub: Hub) -> float:
     page, kind = pages.page(subject.page or ""), type(side.theirs.config)
     fixed = hub.architectures[config["architectures"][0]]
     older = {name for entry in hub.config for name in entry.names}
+    if "rope_parameters" not in config:
+        raise LeftOut("its config has one generation of rotary keys")
     new, near = config.pop("rope_parameters"), {}
     if "full_attention" in new:  # each kind of layer has its own: the older keys have the theta of the other kind
         local = older & {"rope_local_base_freq", "local_rope_theta"}

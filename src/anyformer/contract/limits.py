@@ -67,7 +67,8 @@ def grouped_heads_equal_repeated_heads(subject: Subject) -> float:
 
 def turns(subject: Subject) -> str | None:
     """The reason why checks of rotary positions do not apply, or None."""
-    return None if subject.holds(Rotary) else "it has no rotary positions"
+    parts = [v.part for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
+    return None if Rotary in parts else "it has no rotary positions, or a file stores their frequencies"
 
 
 @check(10, "model", needs=turns)

@@ -93,7 +93,7 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
         sum((expected[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
         sum((actual[n] * weights[n]).sum() for n in names).backward()  # type: ignore[union-attr]
         worst = max(close(actual[n], expected[n], f"training: {n}") for n in names)
-        wanted = their_gradients(side)
+        wanted = their_gradients(side, hub)
     finally:
         theirs.eval()
     mine = as_theirs(side, hub, {n: p.grad for n, p in ours.named_parameters()})

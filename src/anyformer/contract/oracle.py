@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anyformer.contract import subjects
@@ -34,6 +35,7 @@ from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.proteins import ProteinTokens
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
@@ -48,6 +50,7 @@ DEVIATIONS = {
     "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
     "capacity": "padding takes no place at an expert; in transformers padding on the left does",
     "blocks": "block-sparse attention lays each row out by its real tokens; transformers the batch, padding included",
+    "dropped masks": "ESM-2 scales a protein by its share of mask tokens; transformers counts padded ones, too",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
 }
@@ -227,7 +230,7 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
     theirs = build(subject, hub)
     redrawn(theirs)
     theirs.tie_weights()
-    theirs.save_pretrained(folder)
+    written(theirs, folder, hub)
     ours = load(folder)
     if rewritten(subject.config, ours.config):  # by their config class (T5 is always tied there): theirs from our files
         ours, folder = copy.deepcopy(subject.model), scratch()
@@ -235,6 +238,24 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
         save(ours, folder)
         theirs = reference(type(theirs).from_pretrained(folder)).eval()
     return Oracle(theirs, folder, ours)
+
+
+def written(theirs: Any, folder: Path, hub: Hub, **more: Any) -> None:
+    """Their files under the names in memory, where transformers 5.23 writes others for ESM: its norms as `gamma` and
+    `beta`, its frequencies under a layer with the number `*`."""
+    theirs.save_pretrained(folder, **more)
+    file = folder / "model.safetensors"
+    if not hub.tails or not file.exists():
+        return
+    tensors = load_file(file)
+    names = {name: name.replace("encoder.layer.*.attention.self.", "") for name in tensors}
+    for old, new in hub.tails.items():
+        names = {
+            name: renamed.removesuffix(old) + new if renamed.endswith(old) else renamed
+            for name, renamed in names.items()
+        }
+    if list(names.values()) != list(tensors):
+        save_file({renamed: tensors[name] for name, renamed in names.items()}, file, metadata={"format": "pt"})
 
 
 def rewritten(before: Any, after: Any) -> list[str]:
@@ -343,13 +364,13 @@ def scratch() -> Path:
     return folder
 
 
-def their_gradients(side: Oracle) -> dict[str, Tensor]:
+def their_gradients(side: Oracle, hub: Hub) -> dict[str, Tensor]:
     """The gradients of their model, under the names and in the form of their files."""
     # With both names of a tied table: `save_pretrained` keeps that of the files, whichever module comes first
     every = side.theirs.named_parameters(remove_duplicate=False)
     gradients = {name: p.grad for name, p in every if p.grad is not None}
     with tempfile.TemporaryDirectory() as folder:
-        side.theirs.save_pretrained(folder, state_dict=gradients)
+        written(side.theirs, Path(folder), hub, state_dict=gradients)
         file = open_weights(folder)
         return {name: file.get(name).clone() for name in file.names()}
 
@@ -380,6 +401,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "capacity"
     if (side != "right" or len(set(lengths)) > 1) and any(p.part is BlockSparse for p in parts):
         return "blocks"
+    if len(set(lengths)) > 1 and any(p.part is ProteinTokens and p.hidden is not None for p in parts):
+        return "dropped masks"
     if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None

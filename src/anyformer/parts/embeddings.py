@@ -148,7 +148,7 @@ class Tokens(FrontEnd):
         return tables | ({"token_type_ids": ("segment", self.types.num_embeddings)} if self.types else {})
 
     def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
-        x = self.tokens(inputs["input_ids"])  # (B, T, D)
+        x = self.vectors(inputs["input_ids"], flow)
         flow.put(TokenIds(inputs["input_ids"]))
         x = x if self.scale == 1.0 else x * self.scale
         if self.types is not None:
@@ -157,6 +157,10 @@ class Tokens(FrontEnd):
         if self.positions is not None:
             x = x + self.positions(flow.positions).to(x.dtype)
         return drop(self, call(self.norm, x))
+
+    def vectors(self, ids: Tensor, flow: Flow) -> Tensor:
+        """The rows of the table, (B, T) -> (B, T, D)."""
+        return self.tokens(ids)
 
     def unembed(self, x: Tensor) -> Tensor:
         """Scores of all tokens by the same table, (B, T, D) -> (B, T, V)."""

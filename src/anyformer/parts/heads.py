@@ -236,7 +236,7 @@ class Kept(Head, Pool, Norm, also="Unread"):
 
     def __init__(self, dim: int, held: Recipe[Part] | None = None):
         super().__init__()
-        self.dense = held is None
+        self.dense, self.held = held is None, held and held.part
         if held is None:
             self.register_buffer("weight", torch.zeros(dim, dim))
             self.register_buffer("bias", torch.zeros(dim))
