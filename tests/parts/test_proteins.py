@@ -94,3 +94,30 @@ def test_wrong_use_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"is_folding_model": True}))
     with pytest.raises(ValueError, match="is_folding_model"):
         af.load(tmp_path)
+
+
+TOKENS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+
+
+def test_the_vocabulary_of_a_published_folder_is_its_tokenizer(published, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    roles = {
+        "cls_token": "<cls>",
+        "eos_token": "<eos>",
+        "mask_token": "<mask>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    (published / "vocab.txt").write_text("\n".join(TOKENS))
+    (published / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer", **roles}))
+    theirs, model = transformers.EsmTokenizer(str(published / "vocab.txt")), af.load(published)
+    for text in ("MKTAYIAK", "MK TA<mask>Y", "MKxyzB", "-.", "", "M<pad>K"):
+        assert model.tokenizer.encode(text) == theirs(text).input_ids, text
+    assert model.tokenizer.decode(model.tokenizer.encode("MKT")).replace(" ", "") == "MKT"
+    model.save(tmp_path / "saved")
+    again = af.load(tmp_path / "saved").tokenizer
+    assert again.encode("MK<mask>Z") == theirs("MK<mask>Z").input_ids and again.role_id("mask_token") == MASK
+    for text, reason in (("<cls> A", "<eos>, <unk>"), ("<cls> <eos> <unk> A A", "A stands there twice")):
+        (published / "vocab.txt").write_text(text.replace(" ", "\n"))
+        with pytest.raises(ValueError, match=reason):
+            af.load(published)

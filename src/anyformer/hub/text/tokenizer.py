@@ -22,7 +22,8 @@ from torch import Tensor
 
 from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_bytes, read_json, refuse, short
 from anyformer.hub.tables.config import Line
-from anyformer.hub.text.keys import CONFIG_KEYS, ROLES, SPECIAL_KEYS, account, add_tokens, follow
+from anyformer.hub.text import residues
+from anyformer.hub.text.keys import CONFIG_KEYS, GENERAL, ROLES, SPECIAL_KEYS, account, add_tokens, follow
 from anyformer.hub.text.template import MAX_TEMPLATE, render
 
 MAX_BYTES = 200_000_000  # of tokenizer.json; the largest published ones have 35 MB
@@ -181,7 +182,7 @@ class Tokenizer:
     @staticmethod
     def exists(folder: str | os.PathLike[str]) -> bool:
         """True if the folder has a tokenizer for `load`."""
-        return os.path.lexists(Path(folder) / CORE)
+        return os.path.lexists(Path(folder) / CORE) or residues.reads(folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], ignore: Collection[str] = ()) -> Tokenizer:
@@ -196,12 +197,13 @@ class Tokenizer:
                       if os.path.lexists(Path(folder) / n)]  # fmt: skip
             hint = f"; {', '.join(others)} is not enough alone; convert it with `transformers`" if others else ""
             raise FileNotFoundError(f"{folder}: no tokenizer; looked for {CORE} (with {CONFIG}, {SPECIAL}){hint}")
-        path = inside(folder, CORE)
+        proteins = not os.path.lexists(Path(folder) / CORE)
         special, config = _optional_json(folder, SPECIAL), _optional_json(folder, CONFIG)
         sources = ((SPECIAL, SPECIAL_KEYS, special), (CONFIG, CONFIG_KEYS, config))
         ledger = {name: account(name, keys, file, ignore) for name, keys, file in sources if file}
         special, config = ({k: v for k, v in file.items() if k not in ignore} for file in (special, config))
-        core = _core(read_bytes(path, MAX_BYTES), path)
+        path = inside(folder, residues.VOCABULARY if proteins else CORE)
+        core = residues.core(folder) if proteins else _core(read_bytes(path, MAX_BYTES), path)
         roles = {**_roles(special, Path(folder) / SPECIAL), **_roles(config, Path(folder) / CONFIG)}
         add_tokens(core, Path(folder) / CONFIG, [special, config], _optional_json(folder, ADDED))
         named = config.get("chat_template")
@@ -210,6 +212,8 @@ class Tokenizer:
             config.pop("chat_template", None)  # several named ones are kept, and one is read
         made = cls(core, roles, template, config)
         follow(core, config)
+        if proteins:  # `save` writes tokenizer.json
+            made.config["tokenizer_class"] = GENERAL[1]
         made.special, made.ledger = special, ledger
         return made
 
