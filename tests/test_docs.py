@@ -59,6 +59,17 @@ def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixtu
     assert shorter.positions.tolist() == [0, 1] and shorter.find(names["Frames"]) is None
 
 
+def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("soundfile")
+    text = (DOCS / "sound.md").read_text()
+    code, output = (re.findall(rf"```{kind}\n(.*?)```", text, re.S)[0] for kind in ("python", "text"))
+    try:
+        exec(compile(code, "docs/sound.md", "exec", dont_inherit=True), {})
+    except OSError as error:
+        pytest.skip(f"weights or recordings are not to be had here: {error}")
+    assert capsys.readouterr().out == output
+
+
 @pytest.mark.slow
 def test_the_commands_about_decisions_run(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium")

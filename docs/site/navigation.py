@@ -26,6 +26,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "long-context.md": "docs/long-context.md",
         "translation.md": "docs/translation.md",
         "pictures.md": "docs/pictures.md",
+        "sound.md": "docs/sound.md",
         "decisions.md": "docs/decisions.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",
     },
