@@ -27,6 +27,7 @@ from anyformer.generate.rules import settings_of
 from anyformer.generate.speech import CODES, SpeechRules, language_of, marks
 from anyformer.generate.timing import grouped, median, path_times
 from anyformer.generate.transcribing import Written, _Run
+from anyformer.hub import generation
 from anyformer.hub.processors import SoundProcessor
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.media.sound import sound
@@ -37,6 +38,7 @@ SPECIAL = ["endoftext", "startoftranscript", "en", "de", "yue", "translate", "tr
 SPECIAL += ["nospeech", "notimestamps"]
 END, START, ZERO = 256, 257, 256 + len(SPECIAL)
 VOCAB = ZERO + FRAMES + 1
+A, B = 65, 66  # tokens of text
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def obeyed(tokens: list[int], first: int) -> None:
 def test_any_scores_give_a_text_that_follows_the_grammar(model: Any, seed: int) -> None:
     settings = {"is_multilingual": True, "suppress_tokens": [5, 6], "max_initial_timestamp_index": 7}
     known = marks(model, settings)
-    rules, draw = SpeechRules(known, settings, VOCAB, times=True), torch.Generator().manual_seed(seed)
+    rules, draw = SpeechRules(known, settings, VOCAB, FRAMES, times=True), torch.Generator().manual_seed(seed)
     tokens: list[int] = []
     for _ in range(60):
         scores = torch.randn(VOCAB, generator=draw) * 3
@@ -138,7 +140,7 @@ def test_the_rules_are_the_oracles(model: Any, times: bool) -> None:
     process = pytest.importorskip("transformers.generation.logits_process")
     settings = {"is_multilingual": True, "suppress_tokens": [5, 6], "begin_suppress_tokens": [32, END]}
     known, rng = marks(model, settings), random.Random(0)
-    rules = SpeechRules(known, settings, VOCAB, times)
+    rules = SpeechRules(known, settings, VOCAB, FRAMES, times)
     config = type("Config", (), {"no_timestamps_token_id": known.untimed, "eos_token_id": END, "bos_token_id": END,
                                  "max_initial_timestamp_index": 50})()  # fmt: skip
     steps = [
@@ -170,6 +172,32 @@ def test_senseless_rules_of_a_file_are_refused(model: Any, key: str) -> None:
         transcribe(model, noise(0.5))
 
 
+@pytest.mark.parametrize(("key", "value"), [("no_repeat_ngram_size", 3), ("guidance_scale", 2.0), ("min_length", 5)])
+def test_rules_that_transcribe_cannot_obey_are_refused(model: Any, key: str, value: Any) -> None:
+    model.origin["generation"][key] = value
+    with pytest.raises(ValueError, match=rf"the model's files set {key}={value}, which transcribe cannot do"):
+        transcribe(model, noise(0.5))
+
+
+def test_tokens_behind_the_times_are_never_written(model: Any) -> None:
+    settings = settings_of(model)
+    rules = SpeechRules(marks(model, settings), settings, VOCAB + 3, FRAMES, times=True)
+    scores = torch.zeros(VOCAB + 3)
+    scores[VOCAB:] = 30.0
+    for tokens in ([], [ZERO], [ZERO, A], [ZERO, A, ZERO + FRAMES]):
+        assert float(rules.apply(scores, tokens)[VOCAB:].exp().sum()) == 0.0
+
+
+def test_an_opening_in_the_files_of_speech_is_no_refusal() -> None:
+    speech = {"forced_decoder_ids": [[1, 259], [2, 262]], "no_timestamps_token_id": 266}
+    lines = {line.key: line for line in generation.account("generation_config.json", speech)}
+    assert lines["forced_decoder_ids"].status == "ignored" and "transcribe" in lines["forced_decoder_ids"].detail
+    text = {
+        line.key: line.status for line in generation.account("generation_config.json", {"forced_decoder_ids": [[1, 2]]})
+    }
+    assert text == {"forced_decoder_ids": "refused"}
+
+
 # --------------------------------------------------------------------------------------- windows, gates
 
 
@@ -178,7 +206,6 @@ def t(hundredths: int) -> int:
     return ZERO + hundredths // 2
 
 
-A, B = 65, 66  # tokens of text
 PARTS: list[tuple[list[int], list[tuple[float, float, list[int]]], int]] = [
     ([t(0), A, t(20), t(20), B, t(60)], [(0.0, 0.2, [A]), (0.2, 0.6, [B])], 100),  # closed: the rest is silent
     ([t(0), A, t(20), t(20), B, t(60), t(60)], [(0.0, 0.2, [A]), (0.2, 0.6, [B])], 60),  # begun: read again from there

@@ -13,9 +13,10 @@ from torch import Tensor
 from anyformer.core.value import nearest
 from anyformer.generate.prompts import tokenizer_of
 from anyformer.generate.rules import OUT
-from anyformer.hub.generation import check_rule
+from anyformer.hub.generation import OPENING, RULES, check_rule, unmet
 
 ENGLISH = 51864  # tokens of the published English models; the others have more
+OBEYED = ("eos_token_id", "decoder_start_token_id", "suppress_tokens", "begin_suppress_tokens")  # of RULES
 FIRST = 50  # times up to 1 s can be the first of a window, where the files name no other number
 LANGUAGES = """
 en english zh chinese de german es spanish ru russian ko korean fr french ja japanese pt portuguese tr turkish pl polish
@@ -119,13 +120,23 @@ class SpeechRules:
     A time is written where all times together are likelier than any token of text (Radford et al., 2022).
 
     Args:
-        times: write times.
+        vocab: V. steps: the number of the last time. times: write times.
+
+    Raises:
+        ValueError: naming the key, if the files ask for something unsupported or senseless.
     """
 
-    def __init__(self, known: Marks, settings: Mapping[str, Any], vocab: int, times: bool):
+    def __init__(self, known: Marks, settings: Mapping[str, Any], vocab: int, steps: int, times: bool):
+        for key, value in {**{k: settings.get(k) for k in RULES if k not in OBEYED}, **unmet(settings)}.items():
+            if value and key != OPENING:
+                raise ValueError(
+                    f"the model's files set {key}={value!r:.80}, which transcribe cannot do; "
+                    f"load(..., ignore=[{key!r}]) goes without it"
+                )
         for key in ("suppress_tokens", "begin_suppress_tokens"):
             check_rule("generation", key, settings.get(key))
         never = {*(settings.get("suppress_tokens") or []), *known.hidden, *([known.untimed] if times else [])}
+        never |= {*range(known.zero + steps + 1, vocab)}  # tokens that were added behind the times
         self.never = torch.tensor(sorted(i for i in never if i < vocab))
         self.not_first = [i for i in settings.get("begin_suppress_tokens") or [] if i < vocab]
         self.marks, self.times = known, times

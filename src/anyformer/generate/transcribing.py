@@ -183,7 +183,7 @@ class _Run:
             known = ", ".join(self.marks.tasks) or "transcribe; this model knows English only"
             raise ValueError(f"task is {self.task!r}; known are {known}")
         self.processor, self.temperatures, self.times = processor_of(model), temperatures, times
-        self.rules = SpeechRules(self.marks, self.settings, model.vocab, times)
+        self.rules = SpeechRules(self.marks, self.settings, model.vocab, self.processor.frames // 2, times)
         self.noise = torch.Generator().manual_seed(seed)
         self.step = self.processor.window * 2 / self.processor.frames  # seconds of a time token
         self.like = next(model.parameters())

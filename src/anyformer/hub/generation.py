@@ -44,6 +44,7 @@ _SPEECH = (
     "alignment_heads", "is_multilingual", "lang_to_id", "task_to_id", "language", "task", "no_timestamps_token_id",
     "return_timestamps", "max_initial_timestamp_index", "prev_sot_token_id", "median_filter_width",
 )  # fmt: skip
+OPENING, SPOKEN = "forced_decoder_ids", "no_timestamps_token_id"  # the second: a file of a speech model
 OFF: dict[str, Collection[Any]] = {  # keys that `generate` does not support: the values that switch them off
     "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1.0,), "sequence_bias": ({}, []),
     "exponential_decay_length_penalty": (), "forced_decoder_ids": ([],), "num_beam_groups": (1,),
@@ -71,7 +72,8 @@ def account(where: object, settings: Mapping[str, Any], ignore: Collection[str] 
     beyond = {key: value for key, value in settings.items() if key in unmet(settings) and key not in ignore}
     off = {key: value for key, value in settings.items() if key in OFF and key not in beyond and key not in ignore}
     lines = KEYS.account(where, {k: v for k, v in settings.items() if k not in {**beyond, **off}}, ignore)
-    lines += [Line(key, value, "ignored", "asks for nothing") for key, value in off.items()]
+    why = {OPENING: "names language and task, which are options of `transcribe`"} if SPOKEN in settings else {}
+    lines += [Line(key, value, "ignored", why.get(key, "asks for nothing")) for key, value in off.items()]
     lines += [Line(key, value, "refused", f"`generate` cannot do it. {passing(key)}") for key, value in beyond.items()]
     for key in RULES:
         if key in settings and key not in ignore:
@@ -81,9 +83,8 @@ def account(where: object, settings: Mapping[str, Any], ignore: Collection[str] 
 
 def unmet(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that ask for something that `generate` does not support."""
-    return {
-        key: settings[key] for key, off in OFF.items() if settings.get(key) is not None and settings[key] not in off
-    }
+    asked = {k: settings[k] for k, off in OFF.items() if settings.get(k) is not None and settings[k] not in off}
+    return {k: value for k, value in asked.items() if not (k == OPENING and SPOKEN in settings)}
 
 
 def check_rule(where: object, key: str, value: Any) -> None:
