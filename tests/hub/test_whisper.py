@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -81,3 +84,16 @@ def test_letters_of_no_projection_are_refused(bias: str) -> None:
 def test_sizes_that_make_no_front_end_are_refused(dim: int, mels: int, context: int) -> None:
     with pytest.raises(ValueError, match="Mels: mels="):
         Mels(dim, mels=mels, context=context)
+
+
+def test_keys_of_its_training_are_read_listed_and_written_back(tmp_path: Path) -> None:
+    model = af.build("whisper", "tiny", seed=0)
+    model.save(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    added = {"encoder_layerdrop": 0.1, "decoder_layerdrop": 0.05, "apply_spec_augment": True, "mask_time_prob": 0.05}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config | added))
+    again = af.load(tmp_path / "a")
+    lines = {line.key: line for line in again.ledger.config}
+    assert all(lines[key].status == "ignored" and "training" in lines[key].detail for key in added)
+    again.save(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()).items() >= added.items()

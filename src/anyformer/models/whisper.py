@@ -153,8 +153,9 @@ HUBS = (
             key("dropout", "dropout", default=0.0),
             key("attention_dropout", "attention_dropout", default=0.0),
             key("activation_dropout", "hidden_dropout", default=0.0),
-            must("encoder_layerdrop", 0.0),
-            must("decoder_layerdrop", 0.0),
+            quiet(
+                "encoder_layerdrop", "decoder_layerdrop", why="layers that its training left out; `fit` leaves out none"
+            ),
             must("scale_embedding", False),
             must("tie_word_embeddings", True),
             must("is_encoder_decoder", True),
