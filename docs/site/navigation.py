@@ -27,6 +27,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "translation.md": "docs/translation.md",
         "pictures.md": "docs/pictures.md",
         "sound.md": "docs/sound.md",
+        "vision.md": "docs/vision.md",
         "decisions.md": "docs/decisions.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",
     },

@@ -83,7 +83,7 @@ class Narrowing(Part):
     """Base of the parts between two stages of a pyramid: `forward(x, flow)` makes fewer cells of another width.
 
     Attributes:
-        width: of what it returns.
+        width: of its output.
     """
 
     width: int

@@ -36,7 +36,7 @@ class Windows(Mixer):
         inside: attention in a window, e.g. `Attention.of(heads=3, scores=[GridBias.of(7)])`.
         window: the side of a window, in cells.
         shift: cells by which the windows are shifted, down and to the right; by half a window in every second block,
-            so that neighbouring windows exchange what they hold.
+            so that information passes between neighbouring windows.
 
     Shape: (B, T, D) -> same, after a front-end without class token.
     """
@@ -64,7 +64,7 @@ class Windows(Mixer):
         return (shorter, 0) if shorter <= self.window else (self.window, self.shift)
 
     def joined(self, y: Tensor, rows: int, columns: int) -> Tensor:
-        """What was made in the windows, at its place on the grid: (B W, w w, D) -> (B, rows, columns, D)."""
+        """The outputs of the windows at their places on the grid: (B W, w w, D) -> (B, rows, columns, D)."""
         w, shift = self.fitted(rows, columns)
         down, across = -(-rows // w), -(-columns // w)
         y = y.reshape(-1, down, across, w, w, y.shape[-1]).transpose(2, 3)  # (B, down, w, across, w, D)
