@@ -63,7 +63,7 @@ class ProteinTokens(Tokens):
     frequencies: Tensor
 
     def reset_parameters(self) -> None:
-        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.frequencies.device)
+        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")  # on "meta" it imports a compiler
         self.frequencies.copy_(1.0 / self.theta ** (steps / self.head_dim))
 
     def forward(self, inputs: Inputs, flow: Flow) -> Tensor:

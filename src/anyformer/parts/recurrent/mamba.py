@@ -82,11 +82,14 @@ class Mamba(Mixer):
     def reset_parameters(self) -> None:
         """Sets A = -1 … -N on every channel and draws steps log-uniformly in 0.001 … 0.1 (the paper's section
         3.6)."""
-        self.A_log.copy_(torch.arange(1, self.state + 1, dtype=torch.float32).log().expand_as(self.A_log))
-        self.skip.fill_(1.0)
         nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
-        steps = torch.empty(self.hidden).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+        with torch.device("cpu"):  # on "meta", arithmetic imports PyTorch's compiler
+            rates = torch.arange(1, self.state + 1, dtype=torch.float32).log()
+            steps = torch.empty(self.hidden).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+            biases = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
+        self.A_log.copy_(rates.expand_as(self.A_log))
+        self.skip.fill_(1.0)
+        self.step.bias.copy_(biases)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_causal(flow)

@@ -82,10 +82,13 @@ class Mamba2(Mixer):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws A uniformly in -16 … -1, steps log-uniformly in 0.001 … 0.1."""
-        self.A_log.uniform_(1, 16).log_()
+        with torch.device("cpu"):  # on "meta", arithmetic imports PyTorch's compiler
+            rates = torch.empty(self.heads).uniform_(1, 16).log()
+            steps = torch.empty(self.heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+            biases = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
+        self.A_log.copy_(rates)
         self.skip.fill_(1.0)
-        steps = self.step.uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.step.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+        self.step.copy_(biases)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_causal(flow)
