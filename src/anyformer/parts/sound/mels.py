@@ -54,7 +54,8 @@ class Mels(FrontEnd):
         self.first = TimeConvolution(mels, dim, 3, padding=1)
         self.second = TimeConvolution(dim, dim, 3, stride=2, padding=1)
         self.places: Tensor
-        self.register_buffer("places", sines(context, dim))  # (T, D)
+        self.register_buffer("places", torch.empty(context, dim))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         self.places.copy_(sines(*self.places.shape))
@@ -88,6 +89,7 @@ def sines(context: int, dim: int, theta: float = 10000.0) -> Tensor:
 
     The 2017 Transformer has D/2 in place of D/2 - 1.
     """
-    steps = torch.arange(dim // 2, dtype=torch.float32)
-    angles = torch.arange(context)[:, None] * torch.exp(-math.log(theta) / (dim // 2 - 1) * steps)  # (T, D/2)
-    return torch.cat((angles.sin(), angles.cos()), 1)
+    with torch.device("cpu"):  # on "meta", arithmetic imports PyTorch's compiler
+        steps = torch.arange(dim // 2, dtype=torch.float32)
+        angles = torch.arange(context)[:, None] * torch.exp(-math.log(theta) / (dim // 2 - 1) * steps)  # (T, D/2)
+        return torch.cat((angles.sin(), angles.cos()), 1)
