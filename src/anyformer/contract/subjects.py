@@ -130,7 +130,7 @@ class Subject:
     @property
     def has_source(self) -> bool:
         """True if the model reads a source beside its target."""
-        return self.model.reads_source
+        return self.outline.reads_source
 
     def holds(self, kind: type[Recipe] | type[Value] | type) -> bool:
         """True if the recipe holds a part or a value of this class."""

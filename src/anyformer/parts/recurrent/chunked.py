@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -209,3 +210,16 @@ class Recurrent:
 
     def bytes(self) -> int:
         return sum(t.nbytes for t in self.held)
+
+
+def drawn_rates(count: int) -> Tensor:
+    """log A of Mamba-2, A uniform in 1 … 16. (count,)"""
+    with torch.device("cpu"):  # on "meta", arithmetic imports PyTorch's compiler
+        return torch.empty(count).uniform_(1, 16).log()
+
+
+def drawn_steps(count: int) -> Tensor:
+    """Biases whose softplus, the step, is log-uniform in 0.001 … 0.1 (Gu and Dao, 2023, section 3.6). (count,)"""
+    with torch.device("cpu"):
+        steps = torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        return steps + torch.log(-torch.expm1(-steps))

@@ -99,6 +99,8 @@ class ConvPositions(Mixer):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.direction, std=2 / (self.width * self.direction.shape[0]) ** 0.5)
         nn.init.zeros_(self.bias)
+        if self.direction.is_meta:
+            return  # there, arithmetic imports PyTorch's compiler
         with torch.no_grad():
             self.gain.copy_(self.direction.norm(dim=(0, 1)))
 

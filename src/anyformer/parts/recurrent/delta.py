@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +10,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.parts.attention.heads import width
 from anyformer.parts.norms import RMSNorm
-from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, delta
+from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, delta, drawn_rates, drawn_steps
 
 
 class GatedDelta(Mixer):
@@ -75,9 +73,8 @@ class GatedDelta(Mixer):
         """Draws A uniformly in 1 … 16, steps log-uniformly in 0.001 … 0.1, as in Mamba-2."""
         if self.fade is None or self.A_log is None:
             return
-        self.A_log.uniform_(1, 16).log_()
-        steps = torch.empty_like(self.fade.bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.fade.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+        self.A_log.copy_(drawn_rates(len(self.A_log)))
+        self.fade.bias.copy_(drawn_steps(len(self.fade.bias)))
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_causal(flow)

@@ -13,7 +13,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
-from anyformer.parts.recurrent.chunked import Recurrent, convolved
+from anyformer.parts.recurrent.chunked import Recurrent, convolved, drawn_steps
 from anyformer.parts.recurrent.mamba_cpu import scan_in_blocks
 from anyformer.parts.recurrent.mamba_cuda import scanned, selective_scan
 
@@ -83,13 +83,10 @@ class Mamba(Mixer):
         """Sets A = -1 … -N on every channel and draws steps log-uniformly in 0.001 … 0.1 (the paper's section
         3.6)."""
         nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
-        with torch.device("cpu"):  # on "meta", arithmetic imports PyTorch's compiler
-            rates = torch.arange(1, self.state + 1, dtype=torch.float32).log()
-            steps = torch.empty(self.hidden).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            biases = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
+        rates = torch.arange(1, self.state + 1, dtype=torch.float32, device="cpu").log()
         self.A_log.copy_(rates.expand_as(self.A_log))
         self.skip.fill_(1.0)
-        self.step.bias.copy_(biases)
+        self.step.bias.copy_(drawn_steps(self.hidden))
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_causal(flow)

@@ -3,8 +3,6 @@ convolution."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part
-from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, decayed
+from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, decayed, drawn_rates, drawn_steps
 from anyformer.parts.recurrent.mamba_cuda import chunk_scan, chunked
 
 
@@ -82,13 +80,9 @@ class Mamba2(Mixer):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws A uniformly in -16 … -1, steps log-uniformly in 0.001 … 0.1."""
-        with torch.device("cpu"):  # on "meta", arithmetic imports PyTorch's compiler
-            rates = torch.empty(self.heads).uniform_(1, 16).log()
-            steps = torch.empty(self.heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            biases = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
-        self.A_log.copy_(rates)
+        self.A_log.copy_(drawn_rates(self.heads))
         self.skip.fill_(1.0)
-        self.step.copy_(biases)
+        self.step.copy_(drawn_steps(self.heads))
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_causal(flow)
