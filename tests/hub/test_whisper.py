@@ -12,6 +12,7 @@ import anyformer as af
 from anyformer.core import pages
 from anyformer.parts import Attention, Mels
 from anyformer.parts.sound.mels import sines
+from anyformer.train import train
 
 torch.set_num_threads(1)
 PUBLISHED = {  # values in the published files, tied ones once
@@ -97,3 +98,9 @@ def test_keys_of_its_training_are_read_listed_and_written_back(tmp_path: Path) -
     assert all(lines[key].status == "ignored" and "training" in lines[key].detail for key in added)
     again.save(tmp_path / "b")
     assert json.loads((tmp_path / "b" / "config.json").read_text()).items() >= added.items()
+
+
+def test_no_task_learns_from_texts_here(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 60)
+    with pytest.raises(ValueError, match=r"whisper \(EncoderDecoder\) cannot be trained on text or rows"):
+        train(model="whisper", data=[str(tmp_path / "text.txt")], out=str(tmp_path / "run"))

@@ -24,7 +24,7 @@ from typing import Any
 
 from tokenizers import AddedToken, processors
 
-from anyformer.core.front import FrontEnd
+from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
@@ -77,8 +77,7 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
     Raises:
         ValueError: for a task that this model cannot be trained on.
     """
-    fronts = (part.part for path, part in recipe.walk() if path.rpartition(".")[2] == "embed")
-    fits = _fits(FITS, recipe.part, next(front.main for front in fronts if issubclass(front, FrontEnd)))
+    fits = _fits(FITS, recipe.part, empty(recipe).takes)
     task = task or default or next(iter(fits), None)
     if task not in fits:
         raise ValueError(
