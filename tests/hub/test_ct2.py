@@ -214,6 +214,12 @@ def test_a_folder_without_its_start_token_or_vocabulary_is_refused(model: Any, t
     assert vocabulary(tmp_path) == TOKENS and af.load(tmp_path).config == model.config
 
 
+def test_a_directory_with_safetensors_is_none(model: Any, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"left over")
+    assert af.load(tmp_path).origin["format"] == "hf"
+
+
 def test_another_kind_is_refused(model: Any, tmp_path: Path) -> None:
     other = binary(tensors_of(model)).replace(b"\x0c\0WhisperSpec", b"\x0c\0WhisperZpec")
     with pytest.raises(ValueError, match=r"no page reads the kind 'WhisperZpec' .did you mean WhisperSpec"):

@@ -65,20 +65,10 @@ def load(
     """
     fresh, ignore = _several("fresh", fresh), _several("ignore", ignore)
     path = _find(source, allow_pickle)
-    if path.is_file():
-        file: TensorFile = open_gguf(path)
-        page, hub, config = _gguf_config(file)
-    elif ct2.is_ct2(path):
-        file = ct2.CTranslate2(path)
-        page, hub = choose.by_name(file.kind, "ct2")
-        config = ct2.config_of(path, file, [name for entry in hub.config for name in entry.names])
-    else:
-        config = _json(path, "config.json")
-        file = open_weights(path, allow_pickle, DIFFUSERS if choose.of_diffusers(config) else MODEL)
-        if config.get("model_type") == NATIVE:
-            model = _native(path, config, file, fresh, dtype, device)
-            return _finish(model, path, {}, None, ignore)
-        page, hub = choose.by_config(config)
+    file, config, known = _opened(path, allow_pickle)
+    if known is None:
+        return _finish(_native(path, config, file, fresh, dtype, device), path, {}, None, ignore)
+    page, hub = known
     hyper, lines, stored = _read(page, hub, config, ignore, changes)
     model = shape.empty(page, hub, hyper, file)
     ledger = Ledger(str(path), hub.format, config=lines)
@@ -98,6 +88,22 @@ def load(
     if hub.format == "ct2":
         model.origin["generation"] = ct2.habits(path, config)
     return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor, ignore)
+
+
+def _opened(path: Path, allow_pickle: bool) -> tuple[TensorFile, dict[str, Any], choose.Known | None]:
+    """The weights of a file or folder, its settings, and its page and map; None for our own format."""
+    if path.is_file():
+        file: TensorFile = open_gguf(path)
+        page, hub, config = _gguf_config(file)
+        return file, config, (page, hub)
+    if ct2.is_ct2(path):
+        stored = ct2.CTranslate2(path)
+        page, hub = choose.by_name(stored.kind, "ct2")
+        keys = [name for entry in hub.config for name in entry.names]
+        return stored, ct2.config_of(path, stored, keys), (page, hub)
+    config = _json(path, "config.json")
+    file = open_weights(path, allow_pickle, DIFFUSERS if choose.of_diffusers(config) else MODEL)
+    return file, config, None if config.get("model_type") == NATIVE else choose.by_config(config)
 
 
 def outline(source: str | Path, *, ignore: Iterable[str] = (), **changes: Any) -> Any:

@@ -47,8 +47,8 @@ SPEECH = {  # tokens of speech models, with their keys in generation_config.json
 
 
 def is_ct2(folder: str | os.PathLike[str]) -> bool:
-    """True for a folder of CTranslate2."""
-    return (Path(folder) / MODEL).is_file()
+    """True for a folder of CTranslate2: with its file of weights, and none of a Hugging Face directory."""
+    return (Path(folder) / MODEL).is_file() and not any(Path(folder).glob("*.safetensors*"))
 
 
 class CTranslate2(TensorFile):
