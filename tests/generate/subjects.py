@@ -11,10 +11,12 @@ import torch
 import anyformer as af
 from anyformer.core import pages
 from anyformer.hub.text.tokenizer import Tokenizer
+from tests.later import later
 
 torch.set_num_threads(1)
 
 
+@functools.cache
 def names() -> list[str]:
     """page:case of everything that generates, and "hybrid"."""
     cases = [(p, case, p.module.CASES.get(case, {})) for p in af.pages() for case in ("", *p.module.CASES)]
@@ -22,6 +24,11 @@ def names() -> list[str]:
         f"{p.name}:{case}" for p, case, changes in cases if pages.empty(p.recipe(p.at("tiny", **changes))).generates
     ]
     return [*able, "hybrid:"]
+
+
+def each_page() -> list[Any]:
+    """The names, those of variants marked slow."""
+    return [*(n for n in names() if n.endswith(":")), *later(*(n for n in names() if not n.endswith(":")))]
 
 
 @functools.cache

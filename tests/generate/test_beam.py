@@ -14,7 +14,7 @@ from anyformer.generate.options import Options
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from tests.later import later
 
-from .subjects import model, names, reading
+from .subjects import each_page, model, reading
 
 torch.set_num_threads(1)
 
@@ -92,7 +92,7 @@ def test_with_few_beams_it_is_the_definition(beams):
         assert best.score == pytest.approx(ended[0][0], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", each_page())
 def test_a_row_gets_what_it_gets_alone_with_and_without_a_cache(name):
     m = model(name)
     rows = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [13]]

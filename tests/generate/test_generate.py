@@ -9,14 +9,12 @@ import anyformer as af
 from anyformer.generate import generate
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
-from tests.later import later
 
-from .subjects import model, names
+from .subjects import each_page, model, names
 
 ROWS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [13], [4, 5, 6, 7, 8, 9, 10, 11, 12]]
 EACH = pytest.mark.parametrize("name", names())
-TINY, VARIANTS = [n for n in names() if n.endswith(":")], [n for n in names() if not n.endswith(":")]
-EACH_PAGE = pytest.mark.parametrize("name", [*TINY, *later(*VARIANTS)])
+EACH_PAGE = pytest.mark.parametrize("name", each_page())
 WARM: dict[str, Any] = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
 
 
