@@ -59,6 +59,13 @@ def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixtu
     assert shorter.positions.tolist() == [0, 1] and shorter.find(names["Frames"]) is None
 
 
+def test_the_python_about_proteins_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "proteins.md").read_text()
+    code, output = (re.findall(rf"```{kind}\n(.*?)```", text, re.S)[0] for kind in ("python", "text"))
+    exec(compile(code, "docs/proteins.md", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out == output
+
+
 def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("soundfile")
     text = (DOCS / "sound.md").read_text()
