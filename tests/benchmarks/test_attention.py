@@ -28,7 +28,7 @@ from benchmarks.attention_peers import PEERS
 from benchmarks.attention_worker import Contestant
 from benchmarks.contest import Worker
 
-NO_MIXING = {"Chunked", "ConvPositions"}  # a base, positions
+NO_MIXING = {"Chunked", "ConvPositions", "Windows"}  # a base, positions, of pictures alone
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 
 

@@ -9,7 +9,7 @@ import pickle
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -82,6 +82,8 @@ def _some(kind: Any) -> Any:
             takes = typing.get_args(choice) or (LayerNorm,)
             fitting = [Part.kinds[name] for name in PARTS if issubclass(Part.kinds[name], takes)]
             return _recipe(min(fitting, key=lambda part: len(_needs(part))))
+    if typing.get_origin(kind) is Sequence:
+        return [_some(typing.get_args(kind)[0])]
     some = _some(typing.get_args(kind)[-1]) if typing.get_origin(kind) in (dict, Mapping) else LayerNorm.of()
     plain = (1, 1.0, True, "a", [1], [Attention.of()], [Alibi.of()], {"a": some}, Window(1), None)
     return next(v for v in plain if not _refused(v, kind))
