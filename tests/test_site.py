@@ -93,7 +93,7 @@ def test_the_link_to_an_oracle_leads_to_its_folder_in_transformers(hub: Any) -> 
     transformers = pytest.importorskip("transformers", reason="links are compared with its folders")
     for name in hub.architectures:
         folder = getattr(transformers, name).__module__.split(".")[2]
-        assert gallery.oracle(hub) == gallery.ORACLES + folder
+        assert gallery.oracle(hub).removeprefix(gallery.ORACLES).replace("-", "_") == folder
 
 
 def test_links_lead_to_the_site() -> None:

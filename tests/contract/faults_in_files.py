@@ -100,6 +100,9 @@ def ignored_hyperparameter(patch: pytest.MonkeyPatch) -> None:
 def ignored_activation(patch: pytest.MonkeyPatch) -> None:
     others = frozenset(key for s in subjects("gpt") for key in hyper.keys(s.recipe) if key != ("MLP", "act"))
     patch.setattr(hyper, "held_before", lambda name: others)  # as if earlier pages held all but this one
+    hyper.harvest()
+    patch.setattr(hyper.pages, "names", lambda: ("gpt",))  # and there were no others, in which it is searched in vain
+    patch.setattr(hyper, "compositions", lambda: [])
     hyper.fingerprint.cache_clear()
     patch.setattr("anyformer.parts.ffn.activation", lambda owner, name: F.gelu)
 

@@ -347,7 +347,7 @@ def zero_is_4(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@fault("logits of the last position", on="gpt/tiny", says="last=True gives 7 places")
+@fault("logits of the last position", on="gpt/tiny", says="last=True gives 7 positions")
 def all_places(patch: pytest.MonkeyPatch) -> None:
     around(patch, CausalLM, "forward", lambda plain, self, last=False, **inputs: plain(self, **inputs))
 
@@ -386,4 +386,4 @@ def documents_are_seen(patch: pytest.MonkeyPatch) -> None:
 
 @fault("packed documents are separate or refused", on="bert/tag", says="expected an error with 'one piece'")
 def documents_in_pieces(patch: pytest.MonkeyPatch) -> None:
-    around(patch, module("anyformer.skeletons.base"), "places", lambda plain, ids: plain(ids.sort(1).values))
+    around(patch, module("anyformer.skeletons.base"), "positions_in_documents", lambda plain, ids: plain(ids.sort(1).values))
