@@ -386,4 +386,9 @@ def documents_are_seen(patch: pytest.MonkeyPatch) -> None:
 
 @fault("packed documents are separate or refused", on="bert/tag", says="expected an error with 'one piece'")
 def documents_in_pieces(patch: pytest.MonkeyPatch) -> None:
-    around(patch, module("anyformer.skeletons.base"), "positions_in_documents", lambda plain, ids: plain(ids.sort(1).values))
+    around(
+        patch,
+        module("anyformer.skeletons.base"),
+        "positions_in_documents",
+        lambda plain, ids: plain(ids.sort(1).values),
+    )

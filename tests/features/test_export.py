@@ -86,6 +86,7 @@ def test_the_open_scan_is_the_scan(time):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rewritten_models_are_exported_too(tmp_path):
     made = model("llama")
     lora.add(made)

@@ -17,6 +17,9 @@ from tests.train.launched import close, files, launch, rows, same
 
 torch.set_num_threads(1)
 KINDS = ("ddp", "fsdp")
+pytestmark = (
+    pytest.mark.slow
+)  # two processes are one, in full precision and for LoRA: test_distributed.py, test_tuning.py
 FULL: dict[str, dict[str, Any]] = {
     "everything": {"ema": 0.8, "activation_checkpointing": ["blocks.*"], "accumulate": 5, "steps": 20},
     "ema": {"ema": 0.9, "steps": 8},

@@ -334,6 +334,7 @@ def test_processes_resume_bit_for_bit_and_one_goes_on_from_two(job, both, place,
     )
 
 
+@pytest.mark.slow  # `train` under torchrun is in test_distributed.py
 def test_the_command_runs_under_a_launcher_and_speaks_once(place, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "anyformer", "finetune"]
     command += [f"--model={place / 'gpt'}", f"--data={place / 'asked.jsonl'}", "--steps=4", "--out=run", "--batch=4"]
