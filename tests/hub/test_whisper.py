@@ -103,4 +103,4 @@ def test_keys_of_its_training_are_read_listed_and_written_back(tmp_path: Path) -
 def test_no_task_learns_from_texts_here(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 60)
     with pytest.raises(ValueError, match=r"whisper \(EncoderDecoder\) cannot be trained on text or rows"):
-        train(model="whisper", data=[str(tmp_path / "text.txt")], out=str(tmp_path / "run"))
+        train(model="whisper", data=str(tmp_path / "text.txt"), out=str(tmp_path / "run"))
