@@ -38,6 +38,13 @@ def test_the_stages_of_a_pyramid_are_drawn_in_a_row_with_a_merge_between_them(tm
     assert seen(recipe("swin")) == {}  # windows of cells are no mask of tokens in a row
 
 
+def test_an_encoder_of_sound_begins_with_its_own_front_end(tmp_path):
+    drawn = re.sub(r"<[^>]+>", "\n", draw(recipe("whisper"), tmp_path / "x.svg").read_text())
+    order = ("encoder", "embed: Mels", "decoder", "embed: Tokens", "head: Logits")
+    positions = [drawn.index(label) for label in order]
+    assert positions == sorted(positions) and "source:" not in drawn
+
+
 def test_masks_are_those_of_the_skeleton_and_the_part():
     assert seen(recipe("bert")) == {"blocks.0.mixer and 1 more": Full()}
     assert seen(recipe("t5")) == {"encoder.blocks.0.mixer and 1 more": Full(),

@@ -91,8 +91,10 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
         ends = []
         for name in sides:
             last = name == sides[-1]
-            front = {"embed": recipe.embed} | {k: v for k, v in recipe[name].options.items() if v is not None}
-            rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", *sides)}
+            source = recipe.options.get("source")  # the encoder's own front-end, of sound
+            embed = recipe.embed if last or source is None else source
+            front = {"embed": embed} | {k: v for k, v in recipe[name].options.items() if v is not None}
+            rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", "source", *sides)}
             ends.append((x, _column(canvas, x, 0.85, front | rest, name)))
             ends[-1] = (x, ends[-1][1] + GAP)
             x = canvas.right + 1.1 + WIDE / 2
