@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from anyformer.contract.check import LeftOut, check, pads, varied
+from anyformer.contract.deviations import deviates
 from anyformer.contract.oracle import (
     Oracle,
     accepts,
     aligned,
     as_theirs,
-    deviates,
     fresh,
     meet,
     oracle,

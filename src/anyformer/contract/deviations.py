@@ -1,0 +1,46 @@
+"""Intended differences from the oracle, and where they apply."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from anyformer.contract.subjects import Subject
+from anyformer.core.recipe import Recipe
+from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
+from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.proteins import ProteinTokens
+
+# Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
+# the contract promises (item 6).
+DEVIATIONS = {
+    "pooled": "with padding on the left, the vector of a text is its first real token's; transformers reads place 0, "
+    "which is padding",
+    "places": "an encoder-decoder with places in its stream: with padding on the left, ours counts real tokens; "
+    "transformers counts the padding, and takes no position_ids",
+    "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
+    "capacity": "padding takes no place at an expert; in transformers padding on the left does",
+    "blocks": "block-sparse attention lays each row out by its real tokens; transformers the batch, padding included",
+    "dropped masks": "ESM-2 scales a protein by its share of mask tokens; transformers counts padded ones, too",
+    "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
+    "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
+}
+
+
+def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> str | None:
+    """The entry of `DEVIATIONS` that applies to an output of this shape on a padded batch, or None."""
+    parts = [v for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
+    if side != "right" and value.ndim == 2:
+        return "pooled"
+    if side != "right" and subject.has_source and any(p.part in (Learned, Sinusoidal) for p in parts):
+        return "places"
+    if len(set(lengths)) > 1 and any(p.part is Rotary and p.scaling and p.scaling.by_length for p in parts):
+        return "by length"
+    if side != "right" and any(p.part is TopK and p.capacity for p in parts):
+        return "capacity"
+    if (side != "right" or len(set(lengths)) > 1) and any(p.part is BlockSparse for p in parts):
+        return "blocks"
+    if len(set(lengths)) > 1 and any(p.part is ProteinTokens and p.hidden is not None for p in parts):
+        return "dropped masks"
+    if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
+        return "biased convolution"
+    return None
