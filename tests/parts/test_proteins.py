@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
-from anyformer.parts.proteins import contacts
+from anyformer.core.flow import Flow
+from anyformer.parts import Rotary
+from anyformer.parts.proteins import Frequencies, StoredRotary, contacts
 
 torch.set_num_threads(1)
 BEGIN, END, PAD, MASK = 0, 2, 1, 32
@@ -55,6 +57,13 @@ def test_contacts_and_logits_are_those_of_transformers_by_the_frequencies_of_the
     assert torch.equal(model.embed.frequencies, exact.half().float()) and not torch.equal(exact.half().float(), exact)
     used = {line.name for line in model.ledger.tensors if line.status == "used"}
     assert "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq" in used
+
+
+def test_plain_rotary_positions_in_the_same_pass_have_their_own_frequencies():
+    x, flow = torch.randn(1, 5, 2, 8), Flow(torch.arange(5))
+    flow.put(Frequencies(torch.tensor([1.0, 0.5, 0.25, 0.125])))
+    stored, plain = StoredRotary(8)(x, flow), Rotary(8)(x, flow)
+    assert torch.equal(plain, Rotary(8)(x, Flow(torch.arange(5)))) and not torch.allclose(stored, plain)
 
 
 def test_a_new_model_turns_by_theta():

@@ -86,6 +86,7 @@ class StoredRotary(Rotary):
 
     def __init__(self, dim: int):
         super().__init__(dim)
+        self._key = ("stored", *self._key)  # its tables are not those of a `Rotary` in the same pass
 
     def angles(self, flow: Flow) -> tuple[Tensor, float]:
         frequencies = flow.get(Frequencies, "StoredRotary").values.float()
