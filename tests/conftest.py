@@ -70,7 +70,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What the tests of a file freed goes back to the system: the next ones find little memory in pieces."""
+    """The return of freed memory to the system behind each file: the next tests find little of it in pieces."""
     if nextitem is None or nextitem.path != item.path:
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -16,7 +16,7 @@ ids ── token x 0.88 / (1 - share of masks) ──┬─ norm ─ attention, 
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import ATTENTION
+from anyformer.hub.tables.bert import ATTENTION, lm_head_rows
 from anyformer.hub.tables.config import CLASSES, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.models._tasks import Top, choose
@@ -120,8 +120,7 @@ def _weights(c: Esm) -> list:
         row("esm.rotary_embeddings.inv_freq", "embed.frequencies", also=_TURNS.format(0)),
         row("esm.contact_head.regression", held),
         row("esm.pooler.dense", "pool.then.dense") if c.task == "none" else [],
-        under("lm_head", "heads.mlm.then", row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
-        row("lm_head.decoder.weight", "heads.mlm.then.proj.weight", tied="embed.tokens.weight"),
+        lm_head_rows("heads.mlm.then"),
         under("classifier", "", *head) if c.task == "classify" else row("classifier", f"{each}.proj"),
     ]
 

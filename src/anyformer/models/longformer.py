@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import bert_rows, text_config
+from anyformer.hub.tables.bert import bert_rows, lm_head_rows, text_config
 from anyformer.hub.tables.config import ONE_VALUE, Lens, key, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.models._tasks import Top, choose
@@ -84,8 +84,7 @@ CASES = {
 def _weights(c: Longformer) -> list:
     return [
         bert_rows("longformer", *(row(f"{n}_global", f"wide.{n[0]}") for n in ("query", "key", "value"))),
-        under("lm_head", "heads.mlm", row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
-        row("lm_head.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
+        lm_head_rows("heads.mlm"),
         row("lm_head.decoder.bias", (), tied="heads.mlm.bias"),
         *(
             [row("classifier", "heads.classes.proj"), row("longformer.pooler.dense", "pool.dense")]

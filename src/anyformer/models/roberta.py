@@ -12,7 +12,7 @@ ids ── token + place + segment ── LayerNorm ── block of BERT x depth
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import bert_rows, text_config
+from anyformer.hub.tables.bert import bert_rows, lm_head_rows, text_config
 from anyformer.hub.tables.config import key, must
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.models._tasks import Top, choose
@@ -88,8 +88,7 @@ def _weights(c: Roberta) -> list:
     classes = [row("dense", "pool.dense"), row("out_proj", "heads.classes.proj")]
     return [
         bert_rows("roberta"),
-        under("lm_head", "heads.mlm", row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
-        row("lm_head.decoder.weight", "heads.mlm.proj.weight", tied="embed.tokens.weight"),
+        lm_head_rows("heads.mlm"),
         row("lm_head.decoder.bias", (), tied="heads.mlm.bias"),
         *(
             [under("classifier", "", *classes)]

@@ -45,6 +45,14 @@ def prediction_rows(mlm: str) -> list[Any]:
     ]
 
 
+def lm_head_rows(mlm: str) -> list[Any]:
+    """Rows of RoBERTa's head for masked tokens; `mlm` is its path."""
+    return [
+        under("lm_head", mlm, row("dense", "dense"), row("layer_norm", "norm"), row("bias", "bias")),
+        row("lm_head.decoder.weight", f"{mlm}.proj.weight", tied="embed.tokens.weight"),
+    ]
+
+
 def encoder_config(dropout: float) -> tuple[Lens, ...]:
     """Entries for the hyperparameters of encoders of texts and of images; `dropout` is the default."""
     return (
