@@ -1,5 +1,5 @@
-"""How many words does Whisper get wrong, here and in transformers, with the same weights? Sentences, joined sentences
-with known times, and sounds without speech, in minutes.
+"""Word errors of Whisper here and in transformers with the same weights: sentences, joined sentences with known times,
+and sounds without speech, in minutes.
 
     python examples/speech.py --into docs/sound.md    # prints the table, writes it there
 
