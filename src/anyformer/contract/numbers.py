@@ -227,7 +227,8 @@ def identical(one: Path, other: Path) -> None:
 
 
 def reopened(side: Oracle, subject: Subject, folder: str) -> float:
-    """Compares theirs, loaded from our files, with theirs as before."""
+    """Compares theirs, loaded from our files, with theirs as before: their weights are `identical`, but products of
+    the same numbers round differently on some processors where they lie otherwise in memory."""
     model, info = type(side.theirs).from_pretrained(folder, output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         expect(not info[kind], f"transformers reports {kind}: {sorted(map(str, info[kind]))}")
@@ -235,12 +236,12 @@ def reopened(side: Oracle, subject: Subject, folder: str) -> float:
     there = Oracle(reference(model).eval(), side.folder, side.ours)
     before, after = side.run(batch), there.run(batch)
     expect(before.keys() == after.keys(), "transformers returns other outputs")
-    return max(close(after[n], before[n], f"reopened: {n}", 0.0, 0.0) for n in before)
+    return max(close(after[n], before[n], f"reopened: {n}") for n in before)
 
 
 @check(2, "model", checkpoint=True, later=apart_from_tiny)
 def save_and_load(subject: Subject) -> float:
-    """A saved and loaded model is the same, bit for bit; saved again, its files are the same, byte for byte."""
+    """A saved and loaded model has the same bits and the same outputs; saved again, its files have the same bytes."""
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one"), Path(folder, "two")
         save(subject.model, one, max_shard_bytes=1_000_000_000 if subject.path else 30_000)
@@ -254,7 +255,7 @@ def save_and_load(subject: Subject) -> float:
         expect(contents(one) == contents(two), "save, load, save: the files differ")
         batch = draw(subject, random.Random(6), [5, 5])
         x, y = run(subject.model, batch), run(again, batch)
-        return max(close(y[n], x[n], f"loaded again: {n}", 0.0, 0.0) for n in x)
+        return max(close(y[n], x[n], f"loaded again: {n}") for n in x)
 
 
 @check(2, "files", later=apart_from_tiny)
