@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from anyformer.core.flow import Companion, Flow
 from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head, Norm, Pool
-from anyformer.parts.embeddings import TokenIds
+from anyformer.parts import unscored
+from anyformer.parts.embeddings import Table, TokenIds, Tokens
 from anyformer.parts.ffn import activation
 
 
@@ -49,7 +50,7 @@ class Logits(Head):
         self, dim: int, vocab: int, tied: bool = False, bias: bool = False, scale: float = 1.0, offset: bool = False
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.vocab = scale, vocab
         self.proj = None if tied else nn.Linear(dim, vocab, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
         self.offset: Tensor | None
@@ -61,9 +62,20 @@ class Logits(Head):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = x if self.scale == 1.0 else x * self.scale
+        if unscored.wanted(x[..., 0].numel(), self.vocab) and (plain := self.matrix(flow)) is not None:
+            bias = self.bias if self.offset is None else self.offset[0] + (0.0 if self.bias is None else self.bias)
+            return cast(Tensor, unscored.Unscored(x, plain, bias))  # for an objective, which asked for it
         logits = flow.get(Unembedding, "Logits with tied=True").table(x) if self.proj is None else self.proj(x)
         logits = logits if self.bias is None else logits + self.bias
         return logits if self.offset is None else logits + self.offset
+
+    def matrix(self, flow: Flow) -> Tensor | None:
+        """W, (V, D); None where the product is another one: below an adapter, or quantised."""
+        module: Any = self.proj
+        if module is None:
+            product: Any = flow.get(Unembedding, "Logits with tied=True").table
+            module = product.__self__.tokens if getattr(product, "__func__", None) is Tokens.unembed else None
+        return module.weight if type(module) in (nn.Linear, Table) else None
 
 
 class MaskedLM(Logits):
