@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class ImageProcessor(Processor):
         ValueError: naming the argument at fault.
     """
 
-    takes = ("pixel_values",)
+    takes: ClassVar[tuple[str, ...]] = ("pixel_values",)
     slot = "image_processor"
 
     kind: str = "ViTImageProcessor"
@@ -95,11 +95,16 @@ class ImageProcessor(Processor):
         channels = self.channels or (1 if image.mode in ("1", "L", "LA", "La") else 3)
         image = coloured(image, channels)
         if self.size is not None:
-            image = steps.resize(image, self.size, self.resample)
+            image = self.resized(image)
         pixels = np.asarray(image).reshape(image.height, image.width, channels)
         if self.crop_size is not None:
             pixels = steps.crop(pixels, self.crop_size)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def resized(self, image: Any) -> Any:
+        """A picture in the size that the model wants."""
+        assert self.size is not None
+        return steps.resize(image, self.size, self.resample)
 
     def values(self, source: Any) -> np.ndarray:
         """A picture as (C, height, width) float32."""

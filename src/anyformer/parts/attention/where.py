@@ -1,4 +1,4 @@
-"""Vectors of places that attention adds in every layer. B batch, T positions of the stream, S of the memory, D width."""
+"""Vectors of places that attention adds in every layer. B batch, T positions, S places of the memory, D width."""
 
 from __future__ import annotations
 
