@@ -21,7 +21,9 @@ def test_a_box_in_each_form():
     assert converted(box, "corners", "centre").tolist() == [[5, 8, 6, 10]]
     for one in FORMS:
         for other in FORMS:
-            torch.testing.assert_close(converted(converted(box, "corners", one), one, other), converted(box, "corners", other))
+            torch.testing.assert_close(
+                converted(converted(box, "corners", one), one, other), converted(box, "corners", other)
+            )
     with pytest.raises(ValueError, match="no form 'xywh' of boxes; there is corners, coco, centre"):
         converted(box, "xywh", "corners")
 

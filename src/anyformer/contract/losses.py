@@ -88,9 +88,7 @@ def encoder_loss(
     return objective(out, drawn, counted(drawn)), {"labels": drawn}, inputs
 
 
-def set_loss(
-    out: Any, inputs: dict[str, Any], noise: torch.Generator
-) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+def set_loss(out: Any, inputs: dict[str, Any], noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """The same for a set of boxes; the first picture has none."""
     rows, most, none = len(out.logits), min(3, out.logits.shape[1]), out.logits.shape[2] - 1
     labels = torch.full((rows, most, 5), float(IGNORE))

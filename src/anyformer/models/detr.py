@@ -115,13 +115,13 @@ SIZES = {
         decoder_hidden=192,
         dropout=0.0,
         norm="group",
-        net=ResNet(stem=32, widths=(48, 96), depths=(1, 2), kind="basic"),
+        net=ResNet(stem=24, widths=(32, 64), depths=(1, 2), kind="basic"),
         classes=10,
     ),
     "r50": DETR(),
     "r101": DETR(net=ResNet(depths=(3, 4, 23, 3))),
 }
-PARAMETERS = {"tiny": 10_240, "mini": 854_383, "r50": 41_524_768, "r101": 60_464_672}
+PARAMETERS = {"tiny": 10_240, "mini": 666_663, "r50": 41_524_768, "r101": 60_464_672}
 CASES = {
     "none": {"task": "none", "net.channels": 1, "places": "learned"},
     "odd": {
