@@ -3,8 +3,8 @@
     python examples/boxes.py --out runs/boxes
 
 Noto's emoji (Debian's fonts-noto-color-emoji, 10 MB, OFL-1.1, fetched by apt once) of ten kinds lie on canvases of 64 x
-64 pixels, one to five on each, in sizes of 14 to 28 pixels, some of them over one another. The canvases are written as a
-data set in COCO's form, on which `anyformer train` works as on any other; the scores are counted on 500 canvases of
+64 pixels, one to five on each, in sizes of 14 to 28 pixels, some of them over one another. The canvases are written as
+a data set in COCO's form, on which `anyformer train` works as on any other; the scores are counted on 500 canvases of
 another seed. The baseline knows that a canvas has one colour, which DETR is not told.
 """
 

@@ -21,6 +21,7 @@ def detect(
     out: str | None = None,
     batch: int = 8,
     json: bool = False,
+    task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
     """Prints the class, the score and the box of each thing in each picture, in pixels of the upright original.
@@ -32,12 +33,13 @@ def detect(
         out: a file for the picture with its boxes; for several pictures a folder.
         batch: pictures at once.
         json: print them as JSON.
+        task: read another class of the same files.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate.detecting import detect as things
     from anyformer.generate.detecting import drawn
 
-    loaded = models.load(model, text=False, ignore=ignore)
+    loaded = models.load(model, text=False, task=task, ignore=ignore)
     found = things(loaded, image, threshold, batch)
     if json:
         print(show.dump([{"image": n, "found": [asdict(f) for f in own]} for n, own in zip(image, found, strict=True)]))

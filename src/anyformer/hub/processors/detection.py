@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class DetectionProcessor(ImageProcessor):
         ValueError: naming the argument at fault.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_mask")
+    takes = ("pixel_values", "pixel_mask")  # type: ignore[assignment]
 
     kind: str = KIND
     longest: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class ImageProcessor(Processor):
         ValueError: naming the argument at fault.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    takes = ("pixel_values",)
     slot = "image_processor"
 
     kind: str = "ViTImageProcessor"
