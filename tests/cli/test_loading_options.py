@@ -16,7 +16,8 @@ OTHER_CLASS = {"train": "overrides", "finetune": "overrides"}  # where `task` sa
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
-    "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"), "act": ("MODEL", "--env", "CartPole-v1"),
+    "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"),
+    "act": ("MODEL", "--env", "CartPole-v1"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),

@@ -15,6 +15,7 @@ from anyformer.core.slots import Head
 from anyformer.core.state import Memory
 from anyformer.parts.attention.attention import Attention
 from anyformer.parts.attention.where import Where
+from anyformer.parts.embeddings import Cells
 from anyformer.parts.places import Queries
 from anyformer.skeletons.base import Output, Skeleton, embed_inputs
 from anyformer.skeletons.stack import Stack
@@ -41,7 +42,6 @@ class QueryDecoder(Skeleton, Part):
 
     slow = True  # queries differ by their places alone, so the weights must part them first
     idle = frozenset({"decoder.blocks.0.mixer.v.weight"})  # what it reads is 0: queries begin without content
-    static = frozenset({"height", "width"})  # each stage rounds the size, which torch.export cannot follow
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class QueryDecoder(Skeleton, Part):
         """The front-end's inputs, by name (`model.inputs()`), to an Output."""
         tensors, flow = self.begin(Entrance(self.embed), self.check_inputs(inputs))
         x = embed_inputs(self.embed, tensors, flow)  # (B, T, D)
-        cells = flow.get(Where, "QueryDecoder").vectors
+        cells, grid = flow.get(Where, "QueryDecoder").vectors, flow.find(Cells)
         memory, flow = self.encoder(x, flow)
         places = self.queries()[None]  # (1, N, D)
         inner = flow.inside(torch.arange(places.shape[1], device=x.device), None)
         inner.memory = Memory(memory, flow.keep)
-        inner.put(Where(places, cells))
+        inner.put(Where(places, cells, grid))
         states: list[Tensor] = []
         y = places.new_zeros(()).expand(x.shape[0], *places.shape[1:]).to(x.dtype)
         for block in self.decoder.blocks:

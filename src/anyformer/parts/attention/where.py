@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,3 +18,4 @@ class Where(Companion):
     per_position: ClassVar[bool] = True
     vectors: Tensor  # (B or 1, T, D) of the stream
     memory: Tensor | None = None  # (B or 1, S, D) of the memory
+    grid: Any = None  # the `Cells` of the memory
