@@ -66,6 +66,13 @@ def test_the_python_about_proteins_runs_and_prints_what_it_says(capsys: pytest.C
     assert capsys.readouterr().out == output
 
 
+def test_the_python_about_vision_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "vision.md").read_text()
+    code, output = ("\n".join(re.findall(rf"```{kind}\n(.*?)```", text, re.S)) for kind in ("python", "text"))
+    exec(compile(code, "docs/vision.md", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out.split() == output.split()
+
+
 def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("soundfile")
     text = (DOCS / "sound.md").read_text()

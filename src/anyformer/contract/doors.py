@@ -163,7 +163,14 @@ def pickles_are_refused(subject: Subject) -> float:
     return 0.0
 
 
-@check(14, "model", needs=lambda s: "it has no recipe in its file" if s.page else None)
+def without_blocks(subject: Subject) -> str | None:
+    """The reason why no recipe in its file can be spoilt, or None."""
+    if subject.page:
+        return "it has no recipe in its file"
+    return None if "blocks" in subject.recipe.options else "its blocks are in stacks inside; other compositions show it"
+
+
+@check(14, "model", needs=without_blocks)
 def bad_recipes_are_refused(subject: Subject) -> float:
     """A recipe of our own format with unknown parts, options or values, or without end, is refused."""
     with tempfile.TemporaryDirectory() as place:

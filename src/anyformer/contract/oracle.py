@@ -87,8 +87,9 @@ class Oracle:
 
     def named(self, out: Any) -> dict[str, Tensor]:
         """Their output under our names."""
-        logits = [v for k, v in out.items() if k.endswith("logits")]
-        heads = [f"heads.{name}" for name in getattr(self.ours, "heads", {})] or ["logits"] * bool(logits)
+        logits = [v for k, v in out.items() if k.endswith("logits") and k not in self.outputs()]
+        held = [f"heads.{name}" for name in getattr(self.ours, "heads", ())]
+        heads = held or ["logits"] * bool(logits)
         by_name = dict(zip(heads, logits, strict=True)) if logits else {}
         renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
         by_name |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
@@ -96,6 +97,8 @@ class Oracle:
             stack = name.removesuffix("hidden_states").replace("_", ".")
             by_name |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
         for theirs, name in self.outputs().items():
+            if name.startswith("heads.") and hasattr(self.ours, "heads") and name not in held:
+                continue  # a class of theirs without that head
             value = out
             for key in theirs.split("."):
                 value = value[key]
@@ -294,6 +297,8 @@ def mended(part: Any) -> None:
             part.eval().learns = False
             part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
+        case "DetrConvEncoder":  # it freezes its convolutions when it is made
+            part.requires_grad_(True)
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))

@@ -211,7 +211,10 @@ def compositions() -> list[Subject]:
     )
     vit = pages.recipe("vit", "tiny").but({"blocks.*.mixer.kv_heads": 2})
     near = pages.recipe("bert", "tiny").but({"blocks.*.mixer.mask": Window(3, 2)})
-    named = {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
+    named = {
+        "detr, norms of groups": pages.recipe("detr", "tiny", norm="group", **{"net.widths": (16, 24), "net.stem": 16})
+    }
+    named |= {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
     named["bert, windows"] = near
     mixed = {
         1: GatedDelta.of(heads=4),

@@ -19,6 +19,7 @@ from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention, Windows
+from anyformer.parts.attention.where import Where
 from anyformer.parts.embeddings import Cells
 
 LAYERS = 4  # shown by default, evenly from the first to the last
@@ -72,13 +73,21 @@ def attention_picture(
         model(**arguments)
     image = model.entrances()[0].front.cells(arguments) is not None
     weights = {p: taps[f"{p}.weights"] for p in paths}
-    seen = {p: _on_grid(model, p, w, cells) if image else w[0] for p, w in weights.items()}
+    if image:  # of a decoder, what its queries see of the picture, not each other
+        chosen = {
+            k: kind
+            for k, kind in chosen.items()
+            if all(p in cells or _around(model, p) in cells for p in kind.values())
+        }
+    paths = [path for kind in chosen.values() for path in kind.values()]
+    seen = {p: _on_grid(model, p, weights[p], cells) if image else weights[p][0] for p in paths}
     maps = {k: [m for n, p in kind.items() for m in _heads(n, seen[p], layer, head)] for k, kind in chosen.items()}
     title = f"{_name(whole)}: {_which(maps, layer, head)}"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if image:
-        whose = "the class token" if any(c.first for c in cells.values()) else "all patches, on average"
+        queries = "all queries" if any(k.endswith("cross") for k in maps) else "all patches"
+        whose = "the class token" if any(c.first for c in cells.values()) else f"{queries}, on average"
         flat = [m for kind in maps.values() for m in kind]
         draw_image(arguments[model.takes][0], flat, f"{title}\nattention of {whose}", path)
     else:
@@ -93,7 +102,9 @@ def _cells(model: Any) -> Iterator[dict[str, Cells]]:
 
     def note(path: str) -> Any:
         def hook(mixer: Any, inputs: tuple[Any, ...]) -> None:
-            if (cells := inputs[1].find(Cells)) is not None:
+            where = inputs[1].find(Where)
+            cells = where.grid if where is not None and getattr(mixer, "cross", False) else inputs[1].find(Cells)
+            if cells is not None:
                 grids[path] = cells
 
         return hook
@@ -105,6 +116,12 @@ def _cells(model: Any) -> Iterator[dict[str, Cells]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _around(model: Any, path: str) -> str:
+    """The path of the mixer around one, or its own."""
+    above = path.rpartition(".")[0]
+    return above if isinstance(model.get_submodule(above), Windows) else path
 
 
 def _on_grid(model: Any, path: str, weights: Tensor, cells: Mapping[str, Cells]) -> Tensor:

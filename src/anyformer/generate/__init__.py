@@ -11,6 +11,7 @@ embedding.py     `embed`
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
+detecting.py     `detect`: pictures to boxes
 transcribing.py  `transcribe`: sounds to text
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
@@ -19,8 +20,9 @@ timing.py        times of words
 from anyformer.generate.acting import rollout
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
+from anyformer.generate.detecting import detect
 from anyformer.generate.embedding import embed
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
-__all__ = ["chat", "classify", "embed", "generate", "rollout", "stream", "tag", "transcribe"]
+__all__ = ["chat", "classify", "detect", "embed", "generate", "rollout", "stream", "tag", "transcribe"]

@@ -54,6 +54,7 @@ class Output:
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics of parts in training, one tensor a layer
     across: frozenset[str] = frozenset()
     maps: tuple[Tensor, ...] = ()  # (B, D, rows, columns) of each stage of a pyramid, before its cells are merged
+    deep: tuple[dict[str, Tensor], ...] = ()  # in training, the heads of each earlier block of a decoder of queries
 
 
 class Skeleton(nn.Module, Shown):
@@ -75,6 +76,8 @@ class Skeleton(nn.Module, Shown):
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
+    slow: ClassVar[bool] = False  # True if it learns in many small steps only
+    idle: ClassVar[frozenset[str]] = frozenset()  # parameters that multiply 0 by design, and never learn
     page: str | None = None
     config: Any = None
     origin: Any = None

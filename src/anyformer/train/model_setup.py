@@ -12,7 +12,7 @@ from torch import nn
 from anyformer.compress import nf4
 from anyformer.core import pages
 from anyformer.core.rewrite import select
-from anyformer.hub.processors import ImageProcessor, trained
+from anyformer.hub.processors import ImageProcessor, from_scratch, trained
 from anyformer.parts import Classifier, First
 from anyformer.train import lora, master_weights
 
@@ -68,12 +68,16 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
 
 
 def with_processor(model: Any) -> Any:
-    """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
+    """A model of images with its processor; one without gets ours: its own size (where it has one), bytes to -1 … 1.
+    Saving keeps it."""
     if model.processor is None:
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
         hubs = () if model.page is None else pages.page(model.page).module.HUBS
         kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)
-        model.processor = trained(kind, front.image, front.image, front.channels)
+        one_size = hasattr(front, "image")
+        model.processor = (
+            trained(kind, front.image, front.image, front.channels) if one_size else from_scratch(front.channels)
+        )
     return model
 
 

@@ -24,7 +24,12 @@ from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
-HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> its name in pages with several heads
+HEADS = {
+    "classify": "classify",
+    "images": "classify",
+    "tag": "tag",
+    "detect": "detect",
+}  # task -> its name in pages with several heads
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class ModelSource:
         """
         if self.task in registry.WITHOUT_TEXT:
             model = self.given if self.make is None else self.make(0, seed, classes)
-            return with_processor(model) if self.task == "images" else model
+            return with_processor(model) if self.task in registry.PICTURED else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:

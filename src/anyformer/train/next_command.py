@@ -13,11 +13,12 @@ from anyformer.data.corpus import weights
 from anyformer.data.models import last
 from anyformer.data.pictures import below
 from anyformer.data.records import HUB, find, records
+from anyformer.train.tasks.boxes import first_picture
 
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "act": "act", "clone": "act",
+    "tag": "tag", "act": "act", "clone": "act", "detect": "detect",
 }  # fmt: skip
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
@@ -40,6 +41,8 @@ def next_command(
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
+    if task == "detect":
+        return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
 
 
@@ -56,6 +59,8 @@ def _words(
     if task in ("act", "clone"):
         named = re.fullmatch(r"[\w-]+-v\d+", Path(source).stem)  # as gymnasium names environments
         return ["--env", named[0] if named else "ENVIRONMENT"]
+    if task == "detect":
+        return [first_picture(source)]
     if source.startswith(HUB):
         return ["PICTURE"] if task in ("images", "match") else ["A text."]
     return _of_rows(task, source, fields)

@@ -18,15 +18,16 @@ from typing import Any
 
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
+from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.images import ImageProcessor, trained
-from anyformer.hub.processors.keys import CLASS
+from anyformer.hub.processors.keys import CLASS, kind_of
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor", "assumed",
-    "read_processor", "trained", "write_processor",
+    "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor",
+    "assumed", "from_scratch", "read_processor", "trained", "write_processor",
 ]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
@@ -99,6 +100,8 @@ def _of(made: type[Processor], name: str, whole: Any, kind: str | None, ignore: 
             return []
         if not isinstance(content, dict):
             raise ValueError(f"{made.slot} must be a dictionary, got {type(content).__name__}")
+    if made is ImageProcessor and kind_of(content, kind) == KIND:
+        made = DetectionProcessor
     processor, lines = made.read(content, kind, ignore)
     lines += [Line(key, value, "ignored", AROUND.get(key, "as asked")) for key, value in around.items()]
     return [replace(processor, origin=Origin(name, around, content, tuple(lines)))]  # type: ignore[type-var]

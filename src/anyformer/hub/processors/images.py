@@ -95,11 +95,16 @@ class ImageProcessor(Processor):
         channels = self.channels or (1 if image.mode in ("1", "L", "LA", "La") else 3)
         image = coloured(image, channels)
         if self.size is not None:
-            image = steps.resize(image, self.size, self.resample)
+            image = self.resized(image)
         pixels = np.asarray(image).reshape(image.height, image.width, channels)
         if self.crop_size is not None:
             pixels = steps.crop(pixels, self.crop_size)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def resized(self, image: Any) -> Any:
+        """A picture in the size that the model wants."""
+        assert self.size is not None
+        return steps.resize(image, self.size, self.resample)
 
     def values(self, source: Any) -> np.ndarray:
         """A picture as (C, height, width) float32."""

@@ -32,6 +32,7 @@ class Habits:
 KINDS = {
     "ViTImageProcessor": Habits(square=True, resample=2, rgb=False, crop=False),
     "CLIPImageProcessor": Habits(square=False, resample=3, rgb=True, crop=True),
+    "DetrImageProcessor": Habits(square=False, resample=2, rgb=False, crop=False),
 }
 
 

@@ -11,6 +11,7 @@
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
+| detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 
@@ -33,6 +34,7 @@ from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.pyramid import Pyramid
+from anyformer.skeletons.query_decoder import QueryDecoder
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
@@ -41,9 +43,10 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
+    (QueryDecoder, "pixel_values"): ("detect",),
     (Actor, "states"): ("act", "clone"),
 }
-WITHOUT_TEXT = ("images", "act", "clone")
+WITHOUT_TEXT = ("images", "detect", "act", "clone")
 TUNED = {(CausalLM, "input_ids"): ("write",), (Encoder, "input_ids"): ("classify", "tag", "embed")}  # else as FITS
 COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "write": (("messages",), ("prompt", "response"), ("source", "target"), ("text",)),
@@ -54,7 +57,7 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "match": (("image", "text"),),
     "classify": (("text", "label"),),
 }
-PICTURED = ("images", "match")  # tasks whose rows have an image
+PICTURED = ("images", "match", "detect")  # tasks whose rows have an image
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
