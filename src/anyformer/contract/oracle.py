@@ -294,6 +294,11 @@ def mended(part: Any) -> None:
             part.eval().learns = False
             part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
+        case "IdeficsForVisionText2Text":  # its loss has no place for the additional ids
+            usual_loss = part.loss_function
+            part.loss_function = lambda logits, labels, vocab_size, **more: usual_loss(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], **more
+            )
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
