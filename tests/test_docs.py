@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def test_the_python_of_the_parts_runs_and_prints_what_it_says(capsys: pytest.Cap
     right, wrong = (float(found) for found in re.findall(r"tensor\((.*?)\)", said))
     assert right < 1e-6 < 0.02 < wrong
     assert "Linformer mixes every token" in said
+
+
+def test_the_python_about_pictures_in_a_text_runs() -> None:
+    names: dict[str, Any] = {"__name__": __name__}
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "flamingo.md").read_text(), re.S))
+    exec(compile(code, "docs/flamingo.md", "exec", dont_inherit=True), names)
+    learns = {n.partition(".")[0] for n, p in names["model"].named_parameters() if p.requires_grad}
+    assert learns == {"images", "gated"}
 
 
 def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixture[str]) -> None:

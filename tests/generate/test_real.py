@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.core.init import initialise
 from anyformer.data import sources
 from anyformer.generate import chat, embed, generate, stream
+from anyformer.models.clip import Image
+from anyformer.models.flamingo import Latents, around
 
 torch.set_num_threads(1)
 PROMPTS = ["The capital of France is", "Water boils at", "def add(a, b):"]
@@ -43,6 +46,23 @@ def test_smollm2_streams_what_it_generates_alone_and_in_a_batch(smollm):
     batch = generate(smollm, PROMPTS, max_new_tokens=2)  # sure ones: in 16 bits rows of a batch round differently
     assert batch[0] == " Paris."
     assert "".join(stream(smollm, PROMPTS[0], max_new_tokens=2)) == batch[0]
+
+
+@pytest.mark.slow
+def test_smollm2_with_pictures_is_smollm2_until_its_gates_open(smollm):
+    latents, hole = Latents(latents=4, depth=1, heads=2, head_dim=16), smollm.tokenizer.role_id("eos_token")
+    tower = Image(dim=32, depth=1, heads=2, hidden=64, image=32, patch=16)
+    model = around(smollm.recipe, tower, latents, every=10, heads=9, placeholder=hole).build().eval().bfloat16()
+    initialise(model, seed=0)
+    missing, unexpected = model.load_state_dict(smollm.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith(("images.", "gated.")) for name in missing)
+    ids = torch.tensor([[hole, *smollm.tokenizer.encode(PROMPTS[0])]])
+    pixels = torch.randn(1, 1, 3, 32, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        plain = smollm(ids).logits
+        assert torch.equal(model(ids, pixel_values=pixels).logits, plain)
+        model.gated[1].scale["cross"].weight.fill_(0.5)
+        assert not torch.equal(model(ids, pixel_values=pixels).logits, plain)
 
 
 def test_minilm_gives_the_vectors_of_sentence_transformers():

@@ -23,7 +23,9 @@ CLIP: dict[str, Any] = {
     **VIT, "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "size": {"shortest_edge": 20},
     "resample": 3, "do_center_crop": True, "crop_size": {"height": 19, "width": 18},
 }  # fmt: skip
+IDEFICS: dict[str, Any] = {**VIT, "image_processor_type": "IdeficsImageProcessor", "image_num_channels": 3}
 FILES: dict[str, dict[str, Any]] = {
+    "idefics": IDEFICS,
     "vit": VIT, "clip": CLIP, "clip, crop larger": {**CLIP, "crop_size": {"height": 25, "width": 32}},
     "clip, odd": {**CLIP, "size": {"shortest_edge": 7}, "crop_size": {"height": 8, "width": 5}},
     **{f"vit, filter {i}": {**VIT, "resample": i} for i in range(6)},
@@ -74,8 +76,8 @@ ODD = odd()
 def reference(said: dict, image: Image.Image, **changes) -> np.ndarray:
     transformers = pytest.importorskip("transformers")
     cls = getattr(transformers, said["image_processor_type"] + "Pil")
-    out = cls(**{**said, "do_convert_rgb": True, **changes})(image, return_tensors="np")["pixel_values"]
-    return out[0]
+    out = cls(**{**said, "do_convert_rgb": True, **changes})(image, return_tensors="np")
+    return (out if isinstance(out, np.ndarray | list) else out["pixel_values"])[0]  # IDEFICS's gives pixels alone
 
 
 def made(said: Any, folder: Path, name: str = "preprocessor_config.json") -> ImageProcessor:
@@ -141,6 +143,12 @@ OLD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"feature_extractor_type": "ViTFeatureExtractor", **{k: VIT[k] for k in ("size", "image_mean", "image_std")}},
         {"kind": "ViTImageProcessor"},
     ),
+    "idefics, the older name": (
+        {"image_processor_type": "IdeficsImageProcessor", "image_size": 16, "image_num_channels": 3,
+         "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]},
+        {"size": (16, 16), "resample": 3, "convert_rgb": True, "rescale_factor": 1 / 255},
+    ),
+    "idefics, both names": ({**IDEFICS, "size": {"height": 9, "width": 9}, "image_size": 9}, {"size": (9, 9)}),
     "quick": ({**CLIP, "image_processor_type": "CLIPImageProcessorFast"}, {"kind": "CLIPImageProcessor"}),
     "null": (
         {**VIT, "do_convert_rgb": None, "do_pad": None, "pad_size": None, "crop_size": None, "device": None,
@@ -198,6 +206,11 @@ def test_one_that_was_made_opens_in_transformers(tmp_path):
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"crop_pct": 0.9}, "crop_pct=0.9"),
+    "two sizes": (
+        {**IDEFICS, "image_size": 9}, r"'size' and 'image_size' are names of one value.*\(17, 23\) and \(9, 9\)",
+    ),
+    "grey in IDEFICS's": ({**IDEFICS, "image_num_channels": 1}, "'image_num_channels' is 1; here it can be 3"),
+    "IDEFICS's key in ViT's": ({"image_size": 9}, "image_size=9"),
     "unknown type": ({"image_processor_type": "BeitImageProcessor"}, "BeitImageProcessor.*known are ViT"),
     "no type": ({"image_processor_type": None}, "lacks 'image_processor_type'"),
     "code": ({"auto_map": {"AutoImageProcessor": "x.Y"}}, "names code in the folder"),

@@ -10,7 +10,7 @@ from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
 CALL = "anyformer.generate:generate"
-OURS = ("model", "prompts")  # what `anyformer.generate.generate` takes and the words of the command give
+OURS = ("model", "prompts", "images")  # of `anyformer.generate.generate`; the first two are words of the command
 NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
 

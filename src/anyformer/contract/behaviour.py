@@ -158,9 +158,9 @@ class Decoding:
         return self.batch.inputs[self.names[0]].shape[1]
 
     def piece(self, start: int, end: int, whole_mask: bool = False) -> dict[str, Tensor]:
-        """The inputs of one call; the source is with the first piece only."""
+        """The inputs of one call; a source, or pictures of the text, are with the first piece only."""
         inputs = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
-        inputs = {} if self.subject.has_source and start else inputs
+        inputs = {} if start else inputs
         inputs |= {name: self.batch.inputs[name][:, start:end] for name in self.names}
         if self.mask in self.batch.inputs:
             inputs[self.mask] = self.batch.inputs[self.mask][:, 0 if whole_mask else start : end]

@@ -33,6 +33,11 @@ NO_NUMBER = {
     ("GlobalAttention", "kernel"): "as that of Attention",
     ("BlockSparse", "kernel"): "as that of Attention",
     ("LatentAttention", "kernel"): "as that of Attention",
+    ("MediaAttention", "kernel"): "as that of Attention",
+    (
+        "Interleaved",
+        "placeholder",
+    ): "which tokens stand for pictures; in examples a mask says it: tests/hub/test_flamingo.py",
     ("BlockSparse", "planned"): "which blocks texts of 1024 tokens and more draw: tests/parts/test_blocksparse.py",
     ("Mamba", "chunk"): "how the recurrence is computed; that it does not matter is item 10",
     ("Mamba2", "chunk"): "as that of Mamba",

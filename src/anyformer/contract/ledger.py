@@ -171,11 +171,12 @@ def tied_copies_must_agree(subject: Subject, hub: Hub) -> float:
     short, tried = not any(name.startswith(hub.base) for name in tensors), 0
     for link in links(hub.weights(model.config), model.state_dict()):
         if link.tied:
-            [(name, copy)] = link.write(model.state_dict()).items()
-            bare = name.removeprefix(hub.base) if short else name
-            with written(config, tensors | {bare: copy}) as folder:
+            whole = link.write(model.state_dict())  # one copy, in the files perhaps in pieces
+            copies = {name.removeprefix(hub.base) if short else name: piece for name, piece in whole.items()}
+            with written(config, tensors | copies) as folder:
                 load(folder)
-            refused(config, tensors | {bare: copy + 1.0}, bare)
+            for name, piece in copies.items():
+                refused(config, tensors | copies | {name: piece + 1.0}, name)
             tried += 1
         for older in link.also:
             if tensors.keys() >= set(link.theirs):

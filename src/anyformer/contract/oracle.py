@@ -299,6 +299,11 @@ def mended(part: Any) -> None:
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
         case "DetrConvEncoder":  # it freezes its convolutions when it is made
             part.requires_grad_(True)
+        case "IdeficsForVisionText2Text":  # its loss has no place for the additional ids
+            usual_loss = part.loss_function
+            part.loss_function = lambda logits, labels, vocab_size, **more: usual_loss(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], **more
+            )
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))

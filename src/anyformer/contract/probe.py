@@ -172,7 +172,8 @@ def content(subject: Subject, batch: Batch, rng: random.Random, prefix: str | No
             count = batch.inputs[entrance.prefix + entrance.front.main].shape[1]
             made = {entrance.prefix + n: v for n, v in entrance.front.example(len(batch), (count,), noise).items()}
             inputs |= {name: value for name, value in made.items() if name in batch.inputs}
-    return inputs
+    completed = subject.model.complete({**batch.inputs, **inputs})
+    return {name: completed[name] for name in inputs}
 
 
 def changed_from(batch: Batch, other: dict[str, Tensor], at: int) -> Batch:

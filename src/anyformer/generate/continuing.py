@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
+from anyformer.generate.pictures import picture_inputs
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.writing import Writer
 
@@ -30,6 +31,7 @@ def generate(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
+    images: Any = None,
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -56,6 +58,8 @@ def generate(
             power. 0 = the likeliest text, which is often short; above 1 prefers long ones.
         early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when no live text would be
             better than these, if it ended now (false), or at any length (never).
+        images: for a model that reads pictures between its tokens: a list of pictures for each prompt, one for each of
+            its placeholders, in this order.
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -71,12 +75,13 @@ def generate(
         num_beams, length_penalty, early_stopping,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
+    media = picture_inputs(model, images, inputs.rows)
     writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
     rows: list[list[int]] = [[] for _ in inputs.rows]
     texts = ["" for _ in inputs.rows]
     beams = num_beams > 1
     for row, token in (
-        _searched(model, inputs.rows, options) if beams else _chosen(model, inputs.rows, options, writers)
+        _searched(model, inputs.rows, options, media) if beams else _chosen(model, inputs.rows, options, writers, media)
     ):
         rows[row].append(token)
         if writers and not writers[row].stopped:
@@ -87,17 +92,21 @@ def generate(
     return inputs.back(texts if inputs.text else rows, min(end_ids(model), default=0))
 
 
-def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: list[Writer]) -> Iterator[tuple[int, int]]:
+def _chosen(
+    model: Any, prompts: list[list[int]], options: Options, writers: list[Writer], media: Mapping[str, Tensor]
+) -> Iterator[tuple[int, int]]:
     """The pairs (row, token), token by token; a row whose writer has stopped is done."""
-    run = Decoding(model, prompts, options)
+    run = Decoding(model, prompts, options, media)
     while run.rows:
         yield from run.step()
         run.finish([row for row in run.rows if writers and writers[row].stopped])
 
 
-def _searched(model: Any, prompts: list[list[int]], options: Options) -> Iterator[tuple[int, int]]:
+def _searched(
+    model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor]
+) -> Iterator[tuple[int, int]]:
     """The pairs (row, token) of the texts that a beam search finds."""
-    for row, text in enumerate(search(model, prompts, options)):
+    for row, text in enumerate(search(model, prompts, options, media)):
         yield from ((row, token) for token in text.tokens)
 
 
@@ -114,6 +123,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
+    images: Any = None,
 ) -> Iterator[str]:
     """The text that `generate` would return, in pieces, as soon as they are final.
 
@@ -125,7 +135,7 @@ def stream(
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
     writer = _writer(model, inputs.rows[0], options)
-    return _pieces(Decoding(model, inputs.rows, options), writer)
+    return _pieces(Decoding(model, inputs.rows, options, picture_inputs(model, images, inputs.rows)), writer)
 
 
 def chat(

@@ -9,7 +9,7 @@ prompts ─ scores of the next token ─ sampler ─ tokens ───┴─> (ro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,12 +32,15 @@ class Decoding:
     Args:
         prompts: token ids of each row. A decoder continues them; an encoder-decoder reads them as the source, and
             continues its start token.
+        media: other inputs of the first call, by name, a row for each prompt.
 
     Attributes:
         rows: the numbers of the rows that are not done, in the order of the batch.
     """
 
-    def __init__(self, model: Any, prompts: list[list[int]], options: Options):
+    def __init__(
+        self, model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor] | None = None
+    ):
         check_room(model, prompts, options.max_new_tokens)
         self.model, self.options, self.ends = model, options, end_ids(model)
         self.rows = list(range(len(prompts))) if options.max_new_tokens else []
@@ -45,6 +48,7 @@ class Decoding:
         ids, mask = padded(prompts, like.device)
         # the inputs of an encoder; (B, T) all tokens so far; (B, T) padding mask or None
         self.source, self.ids, self.mask = model.opening(ids, mask)
+        self.source = {**self.source, **(media or {})}
         if model.reads_source:
             self.ids = torch.full_like(self.ids, begin_of(model))
             prompts = self.ids.tolist()

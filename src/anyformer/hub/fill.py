@@ -71,7 +71,7 @@ class Filling:
                 continue
             tensors = link.read([self.file.get(name) for name in names], [shapes[o] for o in link.ours])
             if link.tied:
-                _same(names[0], tensors[0], link.ours[0], self.model)
+                _same(", ".join(names), tensors[0], link.ours[0], self.model)
             else:
                 for ours, tensor in zip(link.ours, tensors, strict=True):
                     self._put(ours, tensor, ", ".join(names))

@@ -20,7 +20,7 @@ from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
 from anyformer.hub.pooling import account, read_pooling
-from anyformer.hub.processors import assumed, read_processor
+from anyformer.hub.processors import MAKES, assumed, read_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, Link, links
 
@@ -172,7 +172,8 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
         model.tokenizer = Tokenizer.load(path, ignore)
         model.ledger.files.update(model.tokenizer.ledger)
     if path.is_dir():
-        model.processor = read_processor(path, processor, ignore, model.takes)
+        made = (entrance.front.main for entrance in model.entrances() if entrance.front.main in MAKES)
+        model.processor = read_processor(path, processor, ignore, next(made, model.takes))
         if model.processor is None and model.origin["format"] == "ct2":
             model.processor = assumed(model)
         if model.processor is not None:

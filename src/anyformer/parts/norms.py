@@ -96,6 +96,26 @@ class StochasticDepth(Scale):
         return x * keep / (1 - self.rate)
 
 
+class Gate(Scale):
+    """y = tanh(weight) x, 0 at first: the branch of a block that is added to a finished model does nothing until it has
+    learned something (Alayrac et al., 2022; arXiv:2204.14198). Shape: (..., D).
+
+    Args:
+        each: a weight for each channel; else one number.
+    """
+
+    def __init__(self, dim: int, each: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim if each else 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.tanh()
+
+
 class Times(Scale):
     """y = factor * x, fixed: residual multipliers (Granite, MiniCPM). Shape: (..., D)."""
 

@@ -75,6 +75,7 @@ class Skeleton(nn.Module, Shown):
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
+    unwritten: tuple[int, ...] = ()  # token ids that stand for other media: `generate` writes none
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     slow: ClassVar[bool] = False  # True if it learns in many small steps only
     idle: ClassVar[frozenset[str]] = frozenset()  # parameters that multiply 0 by design, and never learn

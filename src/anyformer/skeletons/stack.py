@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class Blocks(Part):
         self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
         self.entry = built(entry, dim)
 
+    def layers(self) -> Iterable[nn.Module]:
+        """The blocks in their order, and those that a skeleton puts between them."""
+        return self.blocks
+
     def run(self, x: Tensor, flow: Flow) -> tuple[Tensor, Flow]:
         """(B, T, D) after all blocks and the norm, and the flow after them."""
         if self.bias is not None:
@@ -48,7 +53,7 @@ class Blocks(Part):
         x = flow.clear(x)
         if self.entry is not None:
             x = flow.clear(self.entry(x, flow))  # positions and norms write at padding, too
-        for block in self.blocks:
+        for block in self.layers():
             x, flow = block(x, flow), behind(block, flow)
         return drop(self, call(self.norm, x)), flow
 

@@ -21,18 +21,37 @@ class Habits:
 
     Attributes:
         square: a `size` that is one number is height and width; else the shorter edge.
+        side: a second name of `size`, or None.
+        more: keys that only this type has.
     """
 
     square: bool
     resample: int
     rgb: bool
     crop: bool
+    side: str | None = None
+    more: tuple[Lens, ...] = ()
+
+
+def _only(name: str, *values: Any) -> Lens:
+    """A key that is accepted only with the values that this processor has anyway."""
+
+    def get(content: Mapping[str, Any]) -> dict[str, Any]:
+        if content.get(name) not in (None, *values):
+            wanted = " or ".join(map(str, values or [None]))
+            raise ValueError(f"{name!r} is {short(content[name])}; here it can be {wanted}")
+        return {}
+
+    return Lens((name,), (), get, lambda p: {}, "states the only way supported here")
 
 
 KINDS = {
     "ViTImageProcessor": Habits(square=True, resample=2, rgb=False, crop=False),
     "CLIPImageProcessor": Habits(square=False, resample=3, rgb=True, crop=True),
     "DetrImageProcessor": Habits(square=False, resample=2, rgb=False, crop=False),
+    "IdeficsImageProcessor": Habits(
+        square=True, resample=3, rgb=True, crop=False, side="image_size", more=(_only("image_num_channels", 3),)
+    ),
 }
 
 
@@ -60,15 +79,18 @@ def kind_of(content: Mapping[str, Any], default: str | None) -> str:
 def entries(kind: str) -> tuple[Lens, ...]:
     """The keys of a type, in both directions."""
     habits = KINDS[kind]
-    square = {"default_to_square"}
+    names = ("do_resize", "size", "resample", "default_to_square", *([habits.side] if habits.side else []))
 
     def size(content: Mapping[str, Any]) -> dict[str, Any]:
         resample = content.get("resample")
         if not _flag(content, "do_resize", True):
             return {"size": None, "resample": habits.resample if resample is None else resample}
         whole = _flag(content, "default_to_square", habits.square)
+        sizes = [_size(n, content[n], whole) for n in ("size", habits.side) if n and content.get(n) is not None]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"'size' and {habits.side!r} are names of one value, and are {sizes[0]} and {sizes[1]}")
         return {
-            "size": _size("size", content.get("size"), whole),
+            "size": sizes[0] if sizes else _size("size", None, whole),
             "resample": habits.resample if resample is None else _whole("resample", resample, 0, 5),
         }
 
@@ -96,9 +118,9 @@ def entries(kind: str) -> tuple[Lens, ...]:
              lambda p: {"image_processor_type": p.kind}),
         Lens(("do_convert_rgb",), ("convert_rgb",),
              lambda content: {"convert_rgb": _flag(content, "do_convert_rgb", habits.rgb)}, put_rgb),
-        Lens(("do_resize", "size", "resample", *square), ("size", "resample"), size, put_size),
+        Lens(names, ("size", "resample"), size, put_size),
         Lens(("do_center_crop", "crop_size"), ("crop_size",), crop, put_crop),
-        *_NUMBERS, *_NOTHING,
+        *_NUMBERS, *_NOTHING, *habits.more,
     )  # fmt: skip
 
 
@@ -125,18 +147,6 @@ def _put_normal(p: Any) -> dict[str, Any]:
     if p.image_mean is None or p.image_std is None:
         return {"do_normalize": False}
     return {"do_normalize": True, "image_mean": list(p.image_mean), "image_std": list(p.image_std)}
-
-
-def _only(name: str, *values: Any) -> Lens:
-    """A key that is accepted only with the values that this processor has anyway."""
-
-    def get(content: Mapping[str, Any]) -> dict[str, Any]:
-        if content.get(name) not in (None, *values):
-            wanted = " or ".join(map(str, values or [None]))
-            raise ValueError(f"{name!r} is {short(content[name])}; here it can be {wanted}")
-        return {}
-
-    return Lens((name,), (), get, lambda p: {}, "states the only way supported here")
 
 
 _NUMBERS = (

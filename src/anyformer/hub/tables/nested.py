@@ -1,6 +1,7 @@
 """Entries for a part of the model with its own hyperparameters and table.
 
 within("text_config", "text", Text, …)   a config one level down
+within_if("use_text", "text_config", …)  the same for a part that a model can lack
 beside("text", Text, …)                  keys among those of the model
 """
 
@@ -82,6 +83,38 @@ class Beside(Within):
         return [("", {name: config[name] for name in self.names if name in config}, where)]
 
 
+@dataclass(frozen=True)
+class If(Within):
+    """The entry for a part that a model can lack: a dictionary, and a key beside it that says whether it counts.
+
+    The first name is the dictionary, checked in any case, and the second one is the key.
+    """
+
+    def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        counts = config.get(self.names[1])
+        if not isinstance(counts, bool | None):
+            raise ValueError(f"config key {where + self.names[1]!r} is {shown(counts)}; expected true or false")
+        part = super().values(config, where)
+        return part if counts else dict.fromkeys(part)
+
+    def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
+        name = self.names[1]
+        here = [Line(where + name, config[name], "used", self.fields[0])] if name in config else []
+        return here + super().lines(config, where)
+
+    def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        (name, switch), inner = self.names, getattr(hyper, self.fields[0])
+        if inner is None:
+            kept = {name: origin[name]} if name in origin else {}
+            return kept | ({switch: False} if not origin or switch in origin else {})
+        return {switch: True, name: write(self.entries, inner, {}, origin.get(name) or {})}
+
+    def _inner(self, config: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any], str]]:
+        return super()._inner(
+            {self.names[0]: {} if config.get(self.names[0]) is None else config[self.names[0]]}, where
+        )
+
+
 def within(theirs: str, ours: str, cls: type, *entries: Lens, also: tuple[str, ...] = ()) -> Lens:
     """Their dictionary `theirs` is our nested hyperparameters `ours`, of the dataclass `cls`, by a table of its own.
 
@@ -89,6 +122,11 @@ def within(theirs: str, ours: str, cls: type, *entries: Lens, also: tuple[str, .
         also: other names of the dictionary; all present ones must agree.
     """
     return Within((theirs, *also), (ours,), dict, dict, cls=cls, entries=entries)
+
+
+def within_if(switch: str, theirs: str, ours: str, cls: type, *entries: Lens) -> Lens:
+    """As `within`, for a part that a model has only if the key `switch` beside the dictionary is true."""
+    return If((theirs, switch), (ours,), dict, dict, cls=cls, entries=entries)
 
 
 def beside(ours: str, cls: type, *entries: Lens) -> Lens:
