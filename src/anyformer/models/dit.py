@@ -168,6 +168,7 @@ HUBS = (
             key("activation_fn", "act", GELUS, default="gelu-approximate"),
             key("attention_bias", "bias", default=True),
             key("norm_eps", "eps", default=1e-5),
+            quiet("id2label", "label2id", why="the names of the classes, which diffusers keeps beside the model"),
             must("norm_type", "ada_norm_zero"),
             must("norm_elementwise_affine", False),
             must("dropout", 0.0),
