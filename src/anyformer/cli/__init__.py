@@ -21,7 +21,7 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "transcribe", "act",
+VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "transcribe", "paint", "act",
          "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -33,6 +33,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
+    ("make a picture", 'anyformer paint runs/clothes "Ankle boot" --out boot.png'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),

@@ -66,7 +66,7 @@ def dit(c: DiT) -> Recipe:
 SIZES = {
     # narrow: gates and scales multiply from block to block, and redrawn weights are large
     "tiny": DiT(dim=8, depth=2, heads=2, image=8, patch=2, channels=3, out=3, classes=5),
-    "mini": DiT(dim=128, depth=6, heads=4, image=32, patch=4, channels=1, out=1, classes=10),
+    "mini": DiT(dim=128, depth=6, heads=4, image=32, patch=4, channels=3, out=3, classes=10),
     "s2": DiT(dim=384, depth=12, heads=6),
     "b2": DiT(dim=768, depth=12, heads=12),
     "l2": DiT(dim=1024, depth=24, heads=16),
@@ -75,7 +75,7 @@ SIZES = {
 }
 PARAMETERS = {
     "tiny": 5_076,
-    "mini": 1_869_072,
+    "mini": 1_877_296,
     "s2": 32_865_056,
     "b2": 130_315_808,
     "l2": 457_840_672,

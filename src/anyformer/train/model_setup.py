@@ -12,6 +12,7 @@ from torch import nn
 from anyformer.compress import nf4
 from anyformer.core import pages
 from anyformer.core.rewrite import select
+from anyformer.hub.noising import FlowMatching
 from anyformer.hub.processors import ImageProcessor, trained
 from anyformer.parts import Classifier, First
 from anyformer.train import lora, master_weights
@@ -68,7 +69,10 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
 
 
 def with_processor(model: Any) -> Any:
-    """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
+    """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it. A
+    model that makes images of noise gets flow matching, too, if it has no noising."""
+    if "timestep" in model.inputs() and model.noising is None:
+        model.noising = FlowMatching()
     if model.processor is None:
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
         hubs = () if model.page is None else pages.page(model.page).module.HUBS

@@ -59,9 +59,9 @@ class ModelSource:
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if self.task in registry.WITHOUT_TEXT:
+        if self.task in registry.WITHOUT_TEXT or (self.task == "paint" and classes):
             model = self.given if self.make is None else self.make(0, seed, classes)
-            return with_processor(model) if self.task == "images" else model
+            return with_processor(model) if self.task in registry.PICTURED else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
@@ -106,7 +106,8 @@ def model_source(
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
-            wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
+            wanted = {"vocab": vocab} | ({"classes": classes} if classes else {})
+            wanted |= {"task": HEADS[kind]} if classes and kind in HEADS else {}
             known = hyper.kinds(page.config)
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
             return page.at(size, **wanted | overrides | others)

@@ -17,7 +17,7 @@ from anyformer.data.records import HUB, find, records
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "act": "act", "clone": "act",
+    "tag": "tag", "paint": "paint", "act": "act", "clone": "act",
 }  # fmt: skip
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
@@ -56,6 +56,9 @@ def _words(
     if task in ("act", "clone"):
         named = re.fullmatch(r"[\w-]+-v\d+", Path(source).stem)  # as gymnasium names environments
         return ["--env", named[0] if named else "ENVIRONMENT"]
+    if task == "paint":
+        names = (model.origin or {}).get("classes") or ["A picture."]
+        return [names[0], "--out", "picture.png"]
     if source.startswith(HUB):
         return ["PICTURE"] if task in ("images", "match") else ["A text."]
     return _of_rows(task, source, fields)

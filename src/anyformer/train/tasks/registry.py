@@ -11,6 +11,7 @@
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
+| paint    | Denoiser          | make an image of noise, by its class              | rows with `image` and `label`     |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 
@@ -29,6 +30,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -41,6 +43,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
+    (Denoiser, "pixel_values"): ("paint",),
     (Actor, "states"): ("act", "clone"),
 }
 WITHOUT_TEXT = ("images", "act", "clone")
@@ -52,9 +55,10 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "tag": (("words", "labels"),),
     "images": (("image", "label"),),
     "match": (("image", "text"),),
+    "paint": (("image", "label"), ("image", "text")),
     "classify": (("text", "label"),),
 }
-PICTURED = ("images", "match")  # tasks whose rows have an image
+PICTURED = ("images", "match", "paint")  # tasks whose rows have an image
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
