@@ -83,7 +83,15 @@ def test_the_loss_is_the_formula() -> None:
 
 
 def trained(pictures: Path, out: Path, **options: Any) -> Any:
-    given = {"overrides": {"classes": 2}, "steps": 4, "batch": 4, "quiet": True, "save_every": 2, "schedule": "constant", "warmup": 1}
+    given = {
+        "overrides": {"classes": 2},
+        "steps": 4,
+        "batch": 4,
+        "quiet": True,
+        "save_every": 2,
+        "schedule": "constant",
+        "warmup": 1,
+    }
     given |= options
     return train("dit", "tiny", data=pictures, out=out, **given)
 

@@ -43,9 +43,7 @@ def paint(
     from anyformer.media.picture import write
 
     loaded = models.load(model, text=False, ignore=ignore)
-    made = pictures(
-        loaded, what, steps=steps, guidance=guidance, seed=seed, sampler=sampler, eta=eta, count=count
-    )
+    made = pictures(loaded, what, steps=steps, guidance=guidance, seed=seed, sampler=sampler, eta=eta, count=count)
     path = Path(out)
     for number, picture in enumerate(made, 1):
         print(write(picture, path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")))

@@ -15,7 +15,7 @@ from anyformer.parts.attention.score_parts import Alibi, Decay, Distances, Forge
 from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.attention.windows import GridBias, Windows
 from anyformer.parts.block import Block, deepnorm
-from anyformer.parts.conditions import Label, Time, Vector
+from anyformer.parts.conditions import Label, States, Time, Vector
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.grid import Axial, Rotary2D, Sines2D
@@ -56,17 +56,19 @@ from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.parts.sound.mels import Mels
+from anyformer.parts.streams import JointAttention, JointBlock, LastJointAttention
 from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
     "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block",
     "BlockWindow", "Causal", "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay",
     "Dense", "Dilated", "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full",
-    "GatedDelta", "GatedMLP", "Global", "GridBias", "LSHAttention", "Label", "LatentAttention", "LayerNorm",
-    "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM",
-    "Mean", "Mels", "MemoryTokens", "Merge", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches",
-    "PlainNorm", "Pooler", "Prefix", "ProbSparse", "Project", "RMSNorm", "Random", "Relative", "RelativeBias",
-    "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal",
-    "SoftCap", "Span", "StochasticDepth", "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK",
-    "Trajectory", "TwoStreams", "Unpatch", "Vector", "Window", "Windows", "deepnorm",
+    "GatedDelta", "GatedMLP", "Global", "GridBias", "JointAttention", "JointBlock", "LSHAttention", "Label",
+    "LastJointAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer",
+    "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "MoE",
+    "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse",
+    "Project", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm",
+    "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth", "Strided",
+    "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch", "Vector",
+    "Window", "Windows", "deepnorm",
 ]  # fmt: skip

@@ -69,7 +69,7 @@ class Side(Telling):
         └───────────────────────────────────────────────────(+)──┴──────────────────────────────────────┘
     ```
     Args:
-        norm: of each branch's input: {"mixer": PlainNorm.of(), "ffn": PlainNorm.of()}, and "own" if there is one.
+        norm: of each branch's input: {"mixer": PlainNorm.of(), "ffn": PlainNorm.of()}.
         ffn: feed-forward part.
         own: a second mixer beside the shared one, for this stream alone (Stable Diffusion 3.5), or None.
     """
@@ -81,11 +81,10 @@ class Side(Telling):
         ffn: Recipe[FeedForward],
         own: Recipe[Mixer] | None = None,
     ):
-        names = ("mixer", "ffn") if own is None else ("mixer", "ffn", "own")
-        super().__init__(dim, 3 * len(names))
-        if set(norm) != set(names):
-            raise ValueError(f"Side: norm has an entry for each of {', '.join(names)}; got {', '.join(norm) or 'none'}")
-        self.norm = nn.ModuleDict({name: norm[name].build(dim) for name in names})
+        super().__init__(dim, 6 if own is None else 9)
+        if set(norm) != {"mixer", "ffn"}:
+            raise ValueError(f"Side: norm has the entries 'mixer' and 'ffn'; got {', '.join(norm) or 'none'}")
+        self.norm = nn.ModuleDict({name: norm[name].build(dim) for name in ("mixer", "ffn")})
         self.ffn, self.own = ffn.build(dim), built(own, dim)
 
     def enter(self, x: Tensor, flow: Flow) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -98,7 +97,7 @@ class Side(Telling):
         after = x + changes[2] * y
         if self.own is not None:
             shift, scale, gate = changes[6:]
-            after = after + gate * self.own(moved(self.norm["own"](x), shift, scale), flow)
+            after = after + gate * self.own(moved(self.norm["mixer"](x), shift, scale), flow)
         shift, scale, gate = changes[3:6]
         return after + gate * self.ffn(moved(self.norm["ffn"](after), shift, scale), flow)
 

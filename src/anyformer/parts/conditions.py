@@ -1,4 +1,7 @@
-"""Conditions: front-ends that make one vector of a whole row, for adaptive norms. B batch, D width."""
+"""Conditions: front-ends that make one vector of a whole row, for adaptive norms; and texts of other models.
+
+B batch, S positions of a text, D width.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
-from anyformer.core.front import FrontEnd, Input, Inputs
+from anyformer.core.front import MASK, FrontEnd, Input, Inputs
 
 PERIODS = 10000.0  # the longest wave of a time, over the shortest
+
+
+class States(FrontEnd):
+    """A text as the states that another model made of it, for the second stream of a Denoiser: x = W states + b.
+
+    Padding is seen like text unless `attention_mask` marks it: the published models were trained so, and a text padded
+    to another length gives another picture.
+
+    Args:
+        width: of the states.
+
+    Shape: hidden_states (B, S, width) -> (B, S, D).
+    """
+
+    main = "hidden_states"
+
+    def __init__(self, dim: int, width: int):
+        super().__init__()
+        self.width, self.project = width, nn.Linear(width, dim)
+
+    def inputs(self) -> dict[str, Input]:
+        states = Input(("time", "channels"), ("time",), fixed=("channels",))
+        return {"hidden_states": states, "attention_mask": MASK}
+
+    def length(self, inputs: Inputs) -> int:
+        states, wanted = inputs["hidden_states"], self.width
+        if states.ndim != 3 or states.shape[2] != wanted:
+            raise ValueError(f"hidden_states of a text must be (batch, time, {wanted}), got {tuple(states.shape)}")
+        return states.shape[1]
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        return [(7,)]
+
+    def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
+        return {"hidden_states": torch.randn(rows, size[0], self.width, generator=noise)}
+
+    def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
+        return self.project(inputs["hidden_states"])
 
 
 class Condition(FrontEnd):
@@ -123,13 +164,14 @@ class Vector(Condition):
 
     def __init__(self, dim: int, width: int):
         super().__init__()
+        self.width = width
         self.up, self.down = nn.Linear(width, dim), nn.Linear(dim, dim)
 
     def inputs(self) -> dict[str, Input]:
         return {"pooled_projections": Input(("channels",), fixed=("channels",))}
 
     def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
-        return {"pooled_projections": torch.randn(rows, self.up.in_features, generator=noise)}
+        return {"pooled_projections": torch.randn(rows, self.width, generator=noise)}
 
     def forward(self, inputs: Inputs, flow: Flow) -> Tensor:
         self.length(inputs)

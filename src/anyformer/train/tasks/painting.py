@@ -50,7 +50,11 @@ class Noised:
     def noised(self, batch: Batch, first: int) -> Batch:
         """A batch whose rows have the numbers from `first` on."""
         clean = batch["pixel_values"]
-        noise, times, empty = torch.empty_like(clean), torch.empty(len(clean)), torch.zeros(len(clean), dtype=torch.bool)
+        noise, times, empty = (
+            torch.empty_like(clean),
+            torch.empty(len(clean)),
+            torch.zeros(len(clean), dtype=torch.bool),
+        )
         generator = torch.Generator()
         for i in range(len(clean)):
             words = np.random.SeedSequence((self.seed, self.part, first + i)).generate_state(2, np.uint32)
