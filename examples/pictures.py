@@ -11,8 +11,8 @@ arXiv:1706.08500) between its features of samples and of 5,000 real test picture
 
     |m - m'|^2 + tr(C + C' - 2 (C C')^1/2),
 
-with means m and covariances C of 32 features. Beside them: real pictures, and draws from a Gaussian for each class, with
-the mean and the 50 main components of its pictures. N pictures.
+with means m and covariances C of 32 features. Beside them: real pictures, and draws from a Gaussian for each class,
+with the mean and the 50 main components of its pictures. N pictures.
 """
 
 from __future__ import annotations
@@ -134,18 +134,17 @@ def measure(run: Path, grid: Path | None) -> None:
     }  # fmt: skip
     dit = af.load(run)
     for options in RUNS:
-        drawn, seconds = painted(dit, **options)
+        drawn, spent = painted(dit, **options)
         name = "DDIM, eta 1" if options.get("eta") else "Euler"
-        rows[f"DiT, {name}, {options['steps']} steps, guidance {options['guidance']:g}"] = drawn, f"{seconds:.2f}"
+        rows[f"DiT, {name}, {options['steps']} steps, guidance {options['guidance']:g}"] = drawn, f"{spent:.2f}"
     print(f"The judge names {accuracy(model, tests, names):.3f} of the test pictures.\n")
     print("| | named as asked | Fréchet distance | seconds a picture |\n|---|---|---|---|")
     for name, (drawn, seconds) in rows.items():
-        print(
-            f"| {name} | {accuracy(model, drawn, wanted):.3f} | {distance(features(model, drawn), real):.2f} | {seconds} |"
-        )
+        share, far = accuracy(model, drawn, wanted), distance(features(model, drawn), real)
+        print(f"| {name} | {share:.3f} | {far:.2f} | {seconds} |")
     if grid is not None:
-        drawn = af.paint(dit, list(NAMES), count=12, steps=50, guidance=2.0, seed=1)[..., 0]  # (120, 28, 28)
-        Image.fromarray(np.vstack([np.hstack(list(row)) for row in drawn.reshape(10, 12, 28, 28)])).save(grid)
+        samples = af.paint(dit, list(NAMES), count=12, steps=50, guidance=2.0, seed=1)[..., 0]  # (120, 28, 28)
+        Image.fromarray(np.vstack([np.hstack(list(row)) for row in samples.reshape(10, 12, 28, 28)])).save(grid)
 
 
 def main() -> None:

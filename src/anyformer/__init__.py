@@ -44,7 +44,8 @@ _PACKAGES = ("core", "generate", "hub", "models", "parts", "skeletons")
 _HOMES = {
     "core.flow": ("Flow",), "core.mixer": ("Mixer",), "core.pages": ("build", "names", "page", "pages", "recipe"),
     "core.part": ("Part",), "core.recipe": ("Recipe",), "core.state": ("State",), "core.taps": ("Taps",),
-    "generate.painting": ("paint",), "hub": ("load", "save"), "skeletons.base": ("Output",), "skeletons.decoder": ("CausalLM",),
+    "generate.painting": ("paint",), "hub": ("load", "save"),
+    "skeletons.base": ("Output",), "skeletons.decoder": ("CausalLM",),
     "skeletons.dual_tower": ("DualTower",), "skeletons.encoder": ("Encoder",),
     "skeletons.encoder_decoder": ("EncoderDecoder",), "skeletons.stack": ("Stack",),
 }  # fmt: skip

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hub.test_published import CONFIGS
 
 from anyformer.core import pages
 from anyformer.hub import load, save
 from anyformer.hub.noising import COSINE, DDPM, FILE, KINDS, SIGMOID, SPACINGS, FlowMatching, Noising, from_words, words
+from tests.hub.test_published import CONFIGS
 
 EVERY = [
     FlowMatching(),

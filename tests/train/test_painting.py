@@ -1,5 +1,6 @@
 """The task paint: pictures are noised by the number of the example, and the loss is its formula."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,54 @@ def test_a_model_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         trained(pictures, tmp_path / "run", overrides=overrides)
+
+
+@pytest.fixture
+def captions(pictures: Path) -> Path:
+    """The same pictures as rows with a text."""
+    rows = [
+        {"image": str(path.relative_to(pictures)), "text": f"a {path.parent.name} square"}
+        for path in sorted(pictures.glob("*/*.png"))
+    ]
+    file = pictures / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+SMALL = {"dim": 32, "text": 32, "pooled": 32}
+
+
+def test_a_model_of_texts_learns_with_an_encoder_of_its_own(captions: Path, tmp_path: Path) -> None:
+    given: Any = {"overrides": SMALL, "batch": 8, "quiet": True, "lr": 1e-2, "vocab": 280}
+    done = train("mmdit", "tiny", data=captions, steps=200, out=tmp_path / "run", **given)
+    assert done.task == "paint" and done.held_out < done.baseline * 0.9
+    model = af.load(done.checkpoint)
+    assert type(model).__name__ == "Painter" and model.noising == FlowMatching()
+    red, blue = (af.paint(model, f"a {hue} square", steps=4, guidance=1.0, count=8).astype(float) for hue in HUES)
+    redness = [float(c[..., 0].mean() - c[..., 2].mean()) for c in (red, blue)]
+    assert redness[0] > 40 and redness[1] < -40, redness
+    assert not np.array_equal(red, af.paint(model, "a red square", steps=4, guidance=3.0, count=8))
+
+
+HUES = ("red", "blue")
+
+
+def test_texts_are_dropped_by_number_and_are_the_empty_text_then(captions: Path, tmp_path: Path) -> None:
+    done = train("mmdit", "tiny", data=captions, steps=1, out=tmp_path / "run", quiet=True, overrides=SMALL, vocab=280)
+    task = training_data("paint", TrainOptions(data=captions, model="mmdit", seed=3)).task(done.model, 64)
+    batch = task.rows.rows(0, 200)
+    empty = done.model.tokenizer.encode("")
+    ids, keep = batch["input_ids"], batch["attention_mask"].bool()
+    texts = [row[real].tolist() for row, real in zip(ids, keep, strict=True)]
+    share = sum(text == empty for text in texts) / len(texts)
+    assert 0.03 < share < 0.2 and all(len(text) > 2 for text in texts if text != empty)
+
+
+def test_states_and_vector_of_different_widths_are_refused(captions: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="states are 10 wide and its vector 6"):
+        train("mmdit", "tiny", data=captions, steps=1, out=tmp_path / "run", quiet=True, vocab=280)
+
+
+def test_published_states_are_not_painted_from_a_word() -> None:
+    with pytest.raises(ValueError, match=r"reads encoder_attention_mask, encoder_hidden_states, .*generate.diffusion"):
+        af.paint(af.build("mmdit", "tiny"), "a cat")

@@ -96,8 +96,8 @@ def ddpm(
     after: float | None,
     noise: torch.Generator | None = None,
 ) -> Tensor:
-    """A draw from the posterior N((a' (b^2 - r^2 b'^2) clean + r b'^2 x) / b^2, w), r = a / a'; without noise behind the
-    last time."""
+    """A draw from the posterior N((a' (b^2 - r^2 b'^2) clean + r b'^2 x) / b^2, w), r = a / a'; behind the last time
+    without noise."""
     (a, b), (a_after, b_after) = noising.scales(time), (1.0, 0.0) if after is None else noising.scales(after)
     clean, ratio = noising.parts(x, said, time)[0], a / a_after
     added = b**2 - (ratio * b_after) ** 2  # the variance of the step from the next time to this one

@@ -97,6 +97,6 @@ def _check(model: Any) -> None:
         )
     if model.processor is None:
         raise ValueError(
-            "the model has no preprocessor_config.json, so the meaning of its numbers is unknown: they may be latents of "
-            "an autoencoder; generate.diffusion.sample returns them"
+            "the model has no preprocessor_config.json, so the meaning of its numbers is unknown: they may be "
+            "latents of an autoencoder; generate.diffusion.sample returns them"
         )

@@ -197,8 +197,7 @@ class DDPM(Noising):
         if self.spacing == "leading":
             stride = self.steps // count
             return [float(i * stride + self.offset) for i in reversed(range(count))]
-        stride = self.steps / count
-        return [float(round(self.steps - i * stride) - 1) for i in range(count)]
+        return [float(round(self.steps - i * self.steps / count) - 1) for i in range(count)]
 
     def drawn(self, share: Tensor) -> Tensor:
         return (share.double() * self.steps).floor().clamp(max=self.steps - 1).float()

@@ -1,7 +1,7 @@
-"""MMDiT (Esser et al., 2024; arXiv:2403.03206), the transformer of Stable Diffusion 3 and 3.5. It makes pictures of texts.
+"""MMDiT (Esser et al., 2024; arXiv:2403.03206), the transformer of Stable Diffusion 3 and 3.5: pictures of texts.
 
-Differs from DiT by: a text in place of a class: its tokens are a second stream beside the picture's, with norms, MLP and
-projections of its own, and the attention of a block is over both; one vector of the whole text joins the time; places
+Differs from DiT by: a text in place of a class: its tokens are a second stream beside the picture's, with norms, MLP
+and projections of its own, and a block's attention is over both; one vector of the whole text joins the time; places
 are cut from the middle of a stored table. In the last block the text is only read. 3.5 norms q and k, and in its first
 blocks the picture attends to itself a second time.
 

@@ -6,7 +6,7 @@ B batch, T positions of the first stream, S of the second, D width, H heads, K h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,9 @@ class Heads(Part):
             raise ValueError(f"JointAttention: heads must be at least 1, got {heads}")
         self.heads = heads
         self.head_dim = width("JointAttention", dim, heads, None)
-        self.q = nn.Linear(dim, dim) if asks else Kept(dim)
+        self.q: Any = nn.Linear(dim, dim) if asks else Kept(dim)
         self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim) if asks else None
+        self.o: Any = nn.Linear(dim, dim) if asks else None
         self.norm = None
         if norm is not None:
             asked = norm if asks else Kept.of(held=norm)

@@ -7,11 +7,12 @@ from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder, GlobalEncoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output",
+    "Actor", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output", "Painter",
     "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
 ]  # fmt: skip

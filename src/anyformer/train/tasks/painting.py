@@ -111,8 +111,8 @@ def check(model: Any, batch: Batch, names: tuple[str, ...]) -> None:
     wanted, said = inputs.pop("labels").shape[1], model(**inputs).logits.shape[1]
     if wanted != said:
         raise ValueError(
-            f"the model says {said} channels of pictures with {wanted}: a predicted variance is not trained here; build "
-            f"it with out={wanted}"
+            f"the model says {said} channels of pictures with {wanted}: a predicted variance is not trained here; "
+            f"build it with out={wanted}"
         )
     if names and nothing_of(model) != len(names):
         raise ValueError(f"the data has {len(names)} classes, the model {nothing_of(model)}")

@@ -11,7 +11,8 @@
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
-| paint    | Denoiser          | make an image of noise, by its class              | rows with `image` and `label`     |
+| paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
+|          |                   |                                                   | `image` and `text`                |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 
@@ -34,6 +35,7 @@ from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
@@ -44,6 +46,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
     (Denoiser, "pixel_values"): ("paint",),
+    (Painter, "pixel_values"): ("paint",),
     (Actor, "states"): ("act", "clone"),
 }
 WITHOUT_TEXT = ("images", "act", "clone")
