@@ -1,5 +1,6 @@
 """Samplers: every step is diffusers', and distributions with a known answer are met."""
 
+import itertools
 import math
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_each_step_of_ddpm_is_that_of_diffusers(predicts: str, variance: str) ->
 )
 def test_ddpm_is_ddim_with_all_noise_in_mean_and_variance(noising: Any) -> None:
     times, rows = noising.times(STEPS), 20_000
-    for time, after in list(zip(times, times[1:], strict=False))[3::8]:
+    for time, after in list(itertools.pairwise(times))[3::8]:
         x, said = (drawn(i, 1).expand(rows, -1, -1, -1) for i in (0, 1))
         one = ddim(noising, x, said, time, after, 1.0, torch.Generator().manual_seed(0))
         other = ddpm(noising, x, said, time, after, torch.Generator().manual_seed(0))

@@ -23,6 +23,7 @@ def paint(
     seed: int = 0,
     sampler: str | None = None,
     eta: float = 0.0,
+    task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
     """Writes pictures, and prints the names of their files.
@@ -37,12 +38,13 @@ def paint(
         seed: of the noise.
         sampler: euler, ddim or ddpm; by default that of the model.
         eta: of ddim: the share of new noise in each step.
+        task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate import paint as pictures
     from anyformer.media.picture import write
 
-    loaded = models.load(model, text=False, ignore=ignore)
+    loaded = models.load(model, text=False, task=task, ignore=ignore)
     made = pictures(loaded, what, steps=steps, guidance=guidance, seed=seed, sampler=sampler, eta=eta, count=count)
     path = Path(out)
     for number, picture in enumerate(made, 1):

@@ -13,6 +13,6 @@ from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output", "Painter",
-    "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
+    "Actor", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output",
+    "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
 ]  # fmt: skip
