@@ -140,6 +140,8 @@ def test_no_mixer_is_forgotten() -> None:
         "TopK",
         "ExpertChoice",
         "Windows",
-    }  # positions, what wraps blocks, routers, what needs a grid
+        "JointAttention",
+        "LastJointAttention",
+    }  # positions, what wraps blocks, routers, what needs a grid or two streams
     mixers = {n for n in parts.__all__ if isinstance(getattr(parts, n), type) and issubclass(getattr(parts, n), Mixer)}
     assert mixers - others <= listed

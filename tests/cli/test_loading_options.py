@@ -17,7 +17,7 @@ CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
     "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"),
-    "act": ("MODEL", "--env", "CartPole-v1"),
+    "act": ("MODEL", "--env", "CartPole-v1"), "paint": ("MODEL", "a"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -30,6 +30,7 @@ HEADLESS = {
     "tag",
     "detect",
     "act",
+    "paint",
     "train",
     "finetune",
 }  # they need a head
@@ -89,7 +90,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
         return  # a minute of checks; `test_verify` has them
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
-    refused = ("classify", "tag", "detect", "transcribe", "act")  # a LLaMA has no classes, sees and hears nothing …
+    refused = ("classify", "tag", "detect", "transcribe", "act", "paint")  # a LLaMA has no classes, sees nothing …
     assert code == (2 if name in refused else 0), err
 
 

@@ -18,7 +18,7 @@ from anyformer.core import pages
 from anyformer.core.hyper import changed, leaves
 from anyformer.core.recipe import Recipe
 from anyformer.core.value import Value
-from anyformer.hub.load import NATIVE
+from anyformer.hub.load import NATIVE, WRITTEN
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import (
@@ -304,14 +304,14 @@ def hubs(subject: Subject) -> list[Hub]:
 
 
 def of_page(subject: Subject) -> list[Hub]:
-    """The Hugging Face maps of its page."""
-    return [] if subject.page is None else [h for h in pages.page(subject.page).module.HUBS if h.format == "hf"]
+    """The maps of its page to directories that both sides write."""
+    return [] if subject.page is None else [h for h in pages.page(subject.page).module.HUBS if h.format in WRITTEN]
 
 
 def apart(name: str) -> str | None:
     """The reference for the numbers of a page that `transformers` lacks; None for all other pages."""
     module = pages.page(name).module
-    return None if any(hub.format == "hf" for hub in module.HUBS) else getattr(module, "ORACLE", "")
+    return None if any(hub.format in WRITTEN for hub in module.HUBS) else getattr(module, "ORACLE", "")
 
 
 def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:

@@ -13,9 +13,11 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe, signature
 from anyformer.explain.draw import PAPER, plotting
+from anyformer.parts.adaptive import Side
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
 from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
+from anyformer.parts.reversible import ReversibleBlock
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
 SUM = 0.09  # radius of the sign (+)
@@ -23,6 +25,10 @@ FORMATS = (".svg", ".png", ".pdf")
 INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
 COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee"}
 BRANCHES = ("mixer", "cross", "ffn")
+OTHER = {  # kinds of blocks beside `Block`: their difference from it
+    ReversibleBlock: "two streams: each sum goes to the other one",
+    Side: "told: shift and scale after each norm, a gate before each sum",
+}
 FRONT = ("embed", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
 
 
@@ -148,8 +154,10 @@ def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: s
         canvas.axes.text(x, y - 0.2, name, ha="center", fontsize=10, color=FAINT)
     order = [n for n in FRONT if n in options] + [n for n in options if n not in FRONT]
     shared = [f"{n}: {_short(options[n])}" for n in ("bias",) if isinstance(options.get(n), Recipe)]
+    if options.get("conditions"):
+        shared.append(f"told: {', '.join(map(_short, options['conditions'].values()))}")
     begun = False
-    for option in (n for n in order if n not in ("bias", "merge")):
+    for option in (n for n in order if n not in ("bias", "merge", "conditions")):
         value = options[option]
         things = list(value.items()) if isinstance(value, dict) else [(option, value)]
         if option == "stages":
@@ -207,7 +215,7 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
     from matplotlib.patches import FancyBboxPatch
 
     top, known = y, {*BRANCHES, "norm", "wiring"}
-    other = [] if issubclass(block.part, Block) else ["two streams: each sum goes to the other one"]
+    other = [why for kind, why in OTHER.items() if issubclass(block.part, kind)]
     more = [line for text in [*_lines(block, known), *other, *shared] for line in textwrap.wrap(text, SIGNS + 8)]
     for line in [*textwrap.wrap(f"{where} {block.part.__name__}, {_wiring(block)}", SIGNS), *more]:
         size, colour = (7, FAINT) if line in more else (9, INK)
@@ -249,7 +257,8 @@ def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> flo
             canvas.add(x, y + SUM)
             y += 2 * SUM
         else:
-            y = _inner(canvas, x, y, step, block.options[step])
+            inner = block.options[step]
+            y = _inner(canvas, x, y, step, inner[name] if isinstance(inner, dict) else inner)
     return y
 
 

@@ -1,4 +1,4 @@
-"""Text and token ids out of models, vectors and classes of texts and pictures, labels of words.
+"""Text and token ids out of models, pictures out of noise, vectors and classes of texts and pictures, labels of words.
 
 options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
@@ -8,6 +8,8 @@ beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 embedding.py     `embed`
+diffusion.py     pictures, or latents, out of noise: samplers
+painting.py      `paint`: pictures of a class or a text
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
@@ -22,7 +24,8 @@ from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
 from anyformer.generate.embedding import embed
+from anyformer.generate.painting import paint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
-__all__ = ["chat", "classify", "detect", "embed", "generate", "rollout", "stream", "tag", "transcribe"]
+__all__ = ["chat", "classify", "detect", "embed", "generate", "paint", "rollout", "stream", "tag", "transcribe"]

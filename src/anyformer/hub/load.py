@@ -19,6 +19,8 @@ from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
+from anyformer.hub.noising import FILE as NOISING
+from anyformer.hub.noising import lines_of, read_noising
 from anyformer.hub.pooling import account, read_pooling
 from anyformer.hub.processors import MAKES, assumed, read_processor
 from anyformer.hub.tables import config as tables
@@ -149,7 +151,7 @@ def _several(name: str, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str | None, ignore: tuple[str, ...]) -> Any:
-    """The model with the files beside its weights: tokenizer, processor, generation config, pooling."""
+    """The model with the files beside its weights: tokenizer, processor, noising, generation config, pooling."""
     from anyformer.hub.text.tokenizer import Tokenizer
 
     if path.is_dir():
@@ -178,6 +180,9 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
             model.processor = assumed(model)
         if model.processor is not None:
             model.ledger.files[model.processor.origin.file] = list(model.processor.origin.lines)
+        model.noising = read_noising(path, ignore)
+        if model.noising is not None:
+            model.ledger.files[NOISING] = lines_of(model.noising)
     return model.eval()
 
 

@@ -13,7 +13,8 @@ from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head, Norm, Pool
 from anyformer.parts import unscored
-from anyformer.parts.embeddings import Table, TokenIds, Tokens
+from anyformer.parts.adaptive import AdaptiveNorm
+from anyformer.parts.embeddings import Cells, Table, TokenIds, Tokens
 from anyformer.parts.ffn import activation
 
 
@@ -220,6 +221,38 @@ class Dense(Head, Pool):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         return self.norm(self.act(self.dense(x)))
+
+
+class Unpatch(Head):
+    """A picture of each patch's vector, side by side: the inverse of cutting a picture into patches.
+
+    ```
+    (B, T, D) ── norm ── linear ── (B, rows, columns, patch, patch, C) ── (B, C, rows patch, columns patch)
+    ```
+    Args:
+        patch: height and width of a patch.
+        channels: C.
+        norm: of the stream, told about the row.
+
+    Shape: (B, T, D), whose first T cells are a grid -> (B, C, height, width). The weights are 0 at first.
+    """
+
+    def __init__(self, dim: int, patch: int, channels: int, norm: Recipe[AdaptiveNorm]):
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        self.norm = norm.build(dim)
+        self.proj = nn.Linear(dim, patch * patch * channels)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        cells = flow.get(Cells, "Unpatch")
+        p = self.patch
+        pixels = self.proj(self.norm(x, flow)).unflatten(2, (p, p, self.channels))  # (B, T, p, p, C)
+        grid = pixels.unflatten(1, (cells.rows, cells.columns))  # (B, rows, columns, p, p, C)
+        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class Through(Head, Pool):

@@ -67,6 +67,7 @@ class Skeleton(nn.Module, Shown):
             defaults), kept for `save`; or None.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
         processor: an `anyformer.hub.processors.Processor`, which makes inputs of pictures, or None.
+        noising: an `anyformer.hub.noising.Noising`, of a model that makes pictures of noise, or None.
         ledger: the use of each tensor and config key of the file, if the model was loaded.
     """
 
@@ -84,6 +85,7 @@ class Skeleton(nn.Module, Shown):
     origin: Any = None
     tokenizer: Any = None
     processor: Any = None
+    noising: Any = None
     ledger: Any = None
     taps: Taps | None = None
     context: int | None = None

@@ -18,7 +18,8 @@ from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train.model_setup import with_processor
+from anyformer.skeletons.painter import Painter
+from anyformer.train.model_setup import with_processor, with_text
 from anyformer.train.mup import Transfer
 from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
@@ -64,7 +65,7 @@ class ModelSource:
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if self.task in registry.WITHOUT_TEXT:
+        if self.task in registry.WITHOUT_TEXT or (self.task == "paint" and classes):
             model = self.given if self.make is None else self.make(0, seed, classes)
             return with_processor(model) if self.task in registry.PICTURED else model
         if vocab is not None and tokenizer not in (None, "bpe"):
@@ -111,15 +112,19 @@ def model_source(
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
-            wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
+            wanted: dict[str, Any] = {"vocab": vocab} | ({"classes": classes} if classes else {})
+            wanted |= {"task": HEADS[kind]} if classes and kind in HEADS else {}
             known = hyper.kinds(page.config)
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
             return page.at(size, **wanted | overrides | others)
 
         def make(vocab: int, seed: int, classes: int) -> Any:
+            whole = with_text(page.recipe(sized(vocab, classes, {})), vocab)
+            if whole.part is Painter:
+                return pages.build(whole, seed=seed)
             return pages.build(page.name, size, seed=seed, overrides=hyper.leaves(sized(vocab, classes, {})))
 
-        return ModelSource(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
+        return ModelSource(model, facts, kind, make, lambda *of: with_text(page.recipe(sized(*of)), of[0]))
     place = find(model) if isinstance(model, str) and what != "recipe" else Path()
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture; {str(model)[:60]!r} is not one")

@@ -18,7 +18,7 @@ from anyformer.train.tasks.boxes import first_picture
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "act": "act", "clone": "act", "detect": "detect",
+    "tag": "tag", "detect": "detect", "paint": "paint", "act": "act", "clone": "act",
 }  # fmt: skip
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
@@ -61,6 +61,9 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "paint":
+        names = (model.origin or {}).get("classes") or ["A picture."]
+        return [names[0], "--out", "picture.png"]
     if source.startswith(HUB):
         return ["PICTURE"] if task in ("images", "match") else ["A text."]
     return _of_rows(task, source, fields)

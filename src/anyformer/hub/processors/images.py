@@ -111,6 +111,14 @@ class ImageProcessor(Processor):
         pixels = self.pixels(source)
         return np.stack([row[channel] for row, channel in zip(self._tables[len(pixels)], pixels, strict=True)])
 
+    def pictures(self, values: np.ndarray) -> np.ndarray:
+        """Pixel values as pictures again: (N, C, height, width) -> (N, height, width, C) uint8."""
+        values = values.transpose(0, 2, 3, 1)
+        if self.image_mean is not None and self.image_std is not None:
+            values = values * np.array(self.image_std) + np.array(self.image_mean)
+        values = values / (self.rescale_factor or 1.0)
+        return values.round().clip(0, 255).astype(np.uint8)
+
     @property
     def channels(self) -> int | None:
         """The number of channels; None if it is the picture's."""

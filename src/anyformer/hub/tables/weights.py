@@ -289,6 +289,7 @@ class Hub:
         tails: older suffixes of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf" (a directory of transformers), "gguf", "diffusers" or "ct2" (a folder of CTranslate2).
+        inputs: our names of inputs, with theirs where they differ: {"pixel_values": "hidden_states"}.
         outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};
             lists of hidden states are those of the blocks there.
         processor: the default type of image processor of its files, see `hub.processors`.
@@ -304,6 +305,7 @@ class Hub:
     tails: Mapping[str, str] = field(default_factory=dict)
     ignore: Mapping[str, str] = field(default_factory=dict)
     format: str = "hf"
+    inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     processor: str | None = None
 

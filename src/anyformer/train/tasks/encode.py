@@ -10,6 +10,7 @@
 | embed    | Encoder           | `anchor`, `positive`, which belong together  | to find the second text among all    |
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
+| paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
@@ -53,10 +54,15 @@ class RowEncoder:
         """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
         parts: list[Any] = [self.task, self.columns, self.names]
-        if self.task != "images":
+        if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
         return repr(parts)
+
+    @property
+    def tokenized(self) -> bool:
+        """True if its examples hold token ids."""
+        return self.task != "images" and self.columns != ("image", "label")
 
     def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
         """The examples of all rows; None for a row with nothing to learn.
@@ -165,6 +171,10 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
 
 
+def _painted(e: RowEncoder, row: Row) -> list[Example]:
+    return _matched(e, row) if e.tokenized else _pictured(e, row)
+
+
 def _number(text: str) -> np.ndarray:
     """Equal for equal texts: a hash, of 31 bits."""
     return np.array(zlib.crc32(text.encode("utf-8", "replace")) >> 1)
@@ -172,7 +182,7 @@ def _number(text: str) -> np.ndarray:
 
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured, "match": _matched,
+    "images": _pictured, "match": _matched, "paint": _painted,
 }  # fmt: skip
 
 

@@ -12,6 +12,8 @@
 | images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
 | detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
+| paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
+|          |                   |                                                   | `image` and `text`                |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 
@@ -30,9 +32,11 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.query_decoder import QueryDecoder
 
@@ -44,6 +48,8 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
     (QueryDecoder, "pixel_values"): ("detect",),
+    (Denoiser, "pixel_values"): ("paint",),
+    (Painter, "pixel_values"): ("paint",),
     (Actor, "states"): ("act", "clone"),
 }
 WITHOUT_TEXT = ("images", "detect", "act", "clone")
@@ -55,9 +61,10 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "tag": (("words", "labels"),),
     "images": (("image", "label"),),
     "match": (("image", "text"),),
+    "paint": (("image", "label"), ("image", "text")),
     "classify": (("text", "label"),),
 }
-PICTURED = ("images", "match", "detect")  # tasks whose rows have an image
+PICTURED = ("images", "match", "detect", "paint")  # tasks whose rows have an image
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
