@@ -226,7 +226,9 @@ def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
             else {"input_ids": ids}
         )
         with torch.no_grad():
-            text.append(int(subject.model(**inputs).logits[0, -1].argmax()))
+            scores = subject.model(**inputs).logits[0, -1]
+        scores[[i for i in subject.model.placeholders if i < len(scores)]] = float("-inf")  # they are never written
+        text.append(int(scores.argmax()))
     return text[first:]
 
 

@@ -26,6 +26,7 @@ from anyformer.parts.moe import ExpertChoice, MoE, TopK
 from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, StochasticDepth, Times
 from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.positions import RelativeBias, Rotary
+from anyformer.parts.projector import Projector
 from anyformer.parts.pyramid import Merge, PatchGrid
 from anyformer.parts.recurrent.convolution import Convolution, ConvPositions
 from anyformer.parts.recurrent.delta import GatedDelta
@@ -42,8 +43,8 @@ __all__ = [
     "GatedMLP", "Global", "GridBias", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned",
     "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels",
     "MemoryTokens", "Merge", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "Pooler",
-    "Prefix", "ProbSparse", "Project", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary",
-    "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "StochasticDepth",
-    "Strided", "Temperature", "Through", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Window", "Windows",
-    "deepnorm",
+    "Prefix", "ProbSparse", "Project", "Projector", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock",
+    "Rotary", "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span",
+    "StochasticDepth", "Strided", "Temperature", "Through", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams",
+    "Window", "Windows", "deepnorm",
 ]  # fmt: skip

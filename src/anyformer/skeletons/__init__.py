@@ -6,11 +6,13 @@ from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder, GlobalEncoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.media import Medium
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
+from anyformer.skeletons.spliced import Spliced, add_media, with_media
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output",
-    "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
+    "Actor", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Medium",
+    "Output", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Spliced", "Stack", "add_media", "with_media",
 ]  # fmt: skip

@@ -61,6 +61,7 @@ class Skeleton(nn.Module, Shown):
 
     Attributes:
         recipe: the recipe of this model.
+        width: of its hidden states.
         page, config: the page and its hyperparameters, if the model came from one.
         origin: a dictionary of the file's other contents (config keys that change nothing here, generation
             defaults), kept for `save`; or None.
@@ -75,6 +76,8 @@ class Skeleton(nn.Module, Shown):
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
+    placeholders: frozenset[int] = frozenset()  # ids that stand for media in a text, and are never written
+    width: int
     page: str | None = None
     config: Any = None
     origin: Any = None
@@ -148,6 +151,11 @@ class Skeleton(nn.Module, Shown):
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Example inputs with the tokens that the model needs in each row, such as an end token."""
         return inputs
+
+    def inserts(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The inputs with an entry for each medium in place of one for each row: by name the row, the first position
+        and the position behind the last one of every entry, (N, 3)."""
+        return {}
 
     @property
     def decodes(self) -> bool:
@@ -253,6 +261,25 @@ def embed_inputs(front: FrontEnd, tensors: Inputs, flow: Flow) -> Tensor:
     except IndexError:
         front.check_ids(tensors)
         raise
+
+
+def rows_of(inputs: Inputs, owners: Mapping[str, Tensor], index: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inputs of the rows `index`, in that order, and their owners.
+
+    Args:
+        owners: the row of each entry, (N,), of inputs with an entry for each medium (`Skeleton.inserts`); such an input
+            without entries is left out.
+    """
+    made, left = {}, {}
+    for name, value in inputs.items():
+        if name not in owners:
+            made[name] = value[index]
+            continue
+        entry, row = (owners[name][:, None] == index).nonzero(as_tuple=True) if len(index) else (index, index)
+        order = row.argsort(stable=True)
+        if len(order):
+            made[name], left[name] = value[entry[order]], row[order]
+    return made, left
 
 
 def check_gaps(model: Any, keep: Tensor, name: str) -> None:
