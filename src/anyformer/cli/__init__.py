@@ -21,8 +21,8 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "transcribe", "act",
-         "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "transcribe", "caption",
+         "ask", "act", "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -33,6 +33,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
+    ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
+    ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),

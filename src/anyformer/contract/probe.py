@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
-from anyformer.skeletons.base import Output, Skeleton, rows_of
+from anyformer.generate.decoding import rows_of
+from anyformer.skeletons.base import Output, Skeleton
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
 scaled: ContextVar[bool] = ContextVar("scaled", default=False)  # True for real weights

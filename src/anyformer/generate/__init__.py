@@ -11,16 +11,19 @@ embedding.py     `embed`
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
+seeing.py        pictures in prompts
+captioning.py    `caption`, `ask`: texts about pictures
 transcribing.py  `transcribe`: sounds to text
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
 """
 
 from anyformer.generate.acting import rollout
+from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.embedding import embed
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
-__all__ = ["chat", "classify", "embed", "generate", "rollout", "stream", "tag", "transcribe"]
+__all__ = ["ask", "caption", "chat", "classify", "embed", "generate", "rollout", "stream", "tag", "transcribe"]

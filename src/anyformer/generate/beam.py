@@ -12,9 +12,11 @@ prompts ─ log-probabilities of the next token + those of each beam ───�
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
@@ -79,7 +81,9 @@ class Beams:
 
 
 @torch.inference_mode()
-def search(model: Any, prompts: list[list[int]], options: Options) -> list[Hypothesis]:
+def search(
+    model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor] | None = None
+) -> list[Hypothesis]:
     """The best text that a beam search finds for each prompt (rows of token ids, checked).
 
     The prompts are read once; their beams share a batch, and rows of the cache are reordered with the beams.
@@ -87,7 +91,7 @@ def search(model: Any, prompts: list[list[int]], options: Options) -> list[Hypot
     Raises:
         ValueError: if the model's scores are not finite, and as `Decoding`.
     """
-    run = Decoding(model, prompts, options)
+    run = Decoding(model, prompts, options, media)
     every = [Beams(options, run.ends) for _ in prompts]
     beams, width = every if run.rows else [], (1 + len(run.ends)) * options.num_beams
     for count in range(1, options.max_new_tokens + 1):

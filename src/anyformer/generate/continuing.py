@@ -11,6 +11,7 @@ from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
+from anyformer.generate.seeing import with_pictures
 from anyformer.generate.writing import Writer
 
 
@@ -18,6 +19,7 @@ def generate(
     model: Any,
     prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor,
     *,
+    images: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -38,6 +40,8 @@ def generate(
 
     Args:
         prompts: a text, texts, token ids (list or 1-D tensor), or rows of ids (lists, or a 2-D tensor without padding).
+        images: pictures, for a model that sees them inside its text: as many as the prompts have placeholders, in their
+            order.
         max_new_tokens: the most new tokens for each prompt; 0 gives nothing.
         temperature: 0 = always the likeliest token; 1 = the model's distribution; more = flatter.
         top_k: draw among the k likeliest; None = all.
@@ -71,12 +75,13 @@ def generate(
         num_beams, length_penalty, early_stopping,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
+    read, media = with_pictures(model, inputs.rows, images)
     writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
     rows: list[list[int]] = [[] for _ in inputs.rows]
     texts = ["" for _ in inputs.rows]
     beams = num_beams > 1
     for row, token in (
-        _searched(model, inputs.rows, options) if beams else _chosen(model, inputs.rows, options, writers)
+        _searched(model, read, options, media) if beams else _chosen(model, read, options, media, writers)
     ):
         rows[row].append(token)
         if writers and not writers[row].stopped:
@@ -87,17 +92,21 @@ def generate(
     return inputs.back(texts if inputs.text else rows, min(end_ids(model), default=0))
 
 
-def _chosen(model: Any, prompts: list[list[int]], options: Options, writers: list[Writer]) -> Iterator[tuple[int, int]]:
+def _chosen(
+    model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor], writers: list[Writer]
+) -> Iterator[tuple[int, int]]:
     """The pairs (row, token), token by token; a row whose writer has stopped is done."""
-    run = Decoding(model, prompts, options)
+    run = Decoding(model, prompts, options, media)
     while run.rows:
         yield from run.step()
         run.finish([row for row in run.rows if writers and writers[row].stopped])
 
 
-def _searched(model: Any, prompts: list[list[int]], options: Options) -> Iterator[tuple[int, int]]:
+def _searched(
+    model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor]
+) -> Iterator[tuple[int, int]]:
     """The pairs (row, token) of the texts that a beam search finds."""
-    for row, text in enumerate(search(model, prompts, options)):
+    for row, text in enumerate(search(model, prompts, options, media)):
         yield from ((row, token) for token in text.tokens)
 
 
@@ -105,6 +114,7 @@ def stream(
     model: Any,
     prompt: str | Sequence[int] | Tensor,
     *,
+    images: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -124,14 +134,16 @@ def stream(
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
+    rows, media = with_pictures(model, inputs.rows, images)
     writer = _writer(model, inputs.rows[0], options)
-    return _pieces(Decoding(model, inputs.rows, options), writer)
+    return _pieces(Decoding(model, rows, options, media), writer)
 
 
 def chat(
     model: Any,
     messages: list[dict[str, Any]],
     *,
+    images: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -146,7 +158,8 @@ def chat(
 
     Args:
         messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its
-            chat template. The others are those of `generate`.
+            chat template.
+        images: pictures, where the template writes placeholders. The others are those of `generate`.
 
     Raises:
         ValueError: without a tokenizer or a chat template, and as `generate`.
@@ -155,7 +168,8 @@ def chat(
     check_generates(model)
     ids = tokenizer_of(model, "messages").chat_ids(messages)
     check_ids(model, ids)
-    return _pieces(Decoding(model, [ids], options), _writer(model, ids, options))
+    rows, media = with_pictures(model, [ids], images)
+    return _pieces(Decoding(model, rows, options, media), _writer(model, ids, options))
 
 
 def _writer(model: Any, prompt: list[int], options: Options) -> Writer:

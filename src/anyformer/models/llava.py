@@ -141,6 +141,7 @@ HUBS = (
         weights=tables.weights,
         ignore=tables.PLACES,
         processor="CLIPImageProcessor",
+        around=tables.around,
         config=(
             within("vision_config", "image", Tower, *tables.IMAGE),
             tables.language("text", Text),

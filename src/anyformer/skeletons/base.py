@@ -263,25 +263,6 @@ def embed_inputs(front: FrontEnd, tensors: Inputs, flow: Flow) -> Tensor:
         raise
 
 
-def rows_of(inputs: Inputs, owners: Mapping[str, Tensor], index: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inputs of the rows `index`, in that order, and their owners.
-
-    Args:
-        owners: the row of each entry, (N,), of inputs with an entry for each medium (`Skeleton.inserts`); such an input
-            without entries is left out.
-    """
-    made, left = {}, {}
-    for name, value in inputs.items():
-        if name not in owners:
-            made[name] = value[index]
-            continue
-        entry, row = (owners[name][:, None] == index).nonzero(as_tuple=True) if len(index) else (index, index)
-        order = row.argsort(stable=True)
-        if len(order):
-            made[name], left[name] = value[entry[order]], row[order]
-    return made, left
-
-
 def check_gaps(model: Any, keep: Tensor, name: str) -> None:
     """Raises ValueError for padding in the middle of a text, if a part of the model would count it as text."""
     if not checks.readable(keep) or isinstance(keep.shape[1], torch.SymInt):

@@ -71,6 +71,10 @@ class Spliced(CausalLM):
         """The media, in their order."""
         return list(self.media.values())  # type: ignore[arg-type]
 
+    def medium(self, reads: str) -> Medium:
+        """The medium that reads an input."""
+        return next(medium for medium in self.mediums() if reads in medium.inputs())
+
     @property
     def vocab(self) -> int | None:
         return self.embed.vocab
@@ -104,6 +108,14 @@ class Spliced(CausalLM):
             spans = torch.stack((first[:, 0], first[:, 1], last[:, 1] + 1), 1)
             made |= {medium.prefix + name: spans for name in given}
         return made
+
+    def example(self, rows: int, sizes: Mapping[str, tuple[int, ...]], noise: torch.Generator) -> dict[str, Tensor]:
+        """Random valid inputs; `sizes` are of the text, media have their usual ones."""
+        size = sizes.get("") or self.embed.sizes()[0]
+        made = self.embed.example(rows, size, noise)
+        for medium in self.mediums():
+            made |= {medium.prefix + n: v for n, v in medium.tower.example(rows, {}, noise).items()}
+        return self.complete(made)
 
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Example inputs with the placeholders of one medium of each kind in every row that has room; the others are
