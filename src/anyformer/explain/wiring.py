@@ -132,7 +132,7 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
             if path.startswith(tuple(windows)):
                 continue  # of cells, not of tokens in a row
-            causal = recipe.part.generates and not path.startswith("encoder")
+            causal = recipe.part.generates and not path.startswith(("encoder", "media."))
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
             paths_of.setdefault(mask, []).append(path)

@@ -11,6 +11,7 @@
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
+| caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 
@@ -33,6 +34,7 @@ from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.pyramid import Pyramid
+from anyformer.skeletons.spliced import Spliced
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
@@ -41,10 +43,15 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
+    (Spliced, "input_ids"): ("caption", "causal"),
     (Actor, "states"): ("act", "clone"),
 }
 WITHOUT_TEXT = ("images", "act", "clone")
-TUNED = {(CausalLM, "input_ids"): ("write",), (Encoder, "input_ids"): ("classify", "tag", "embed")}  # else as FITS
+TUNED = {  # else as FITS
+    (CausalLM, "input_ids"): ("write",),
+    (Encoder, "input_ids"): ("classify", "tag", "embed"),
+    (Spliced, "input_ids"): ("caption", "write"),
+}
 COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "write": (("messages",), ("prompt", "response"), ("source", "target"), ("text",)),
     "seq2seq": (("source", "target"), ("prompt", "response")),
@@ -52,9 +59,10 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "tag": (("words", "labels"),),
     "images": (("image", "label"),),
     "match": (("image", "text"),),
+    "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
 }
-PICTURED = ("images", "match")  # tasks whose rows have an image
+PICTURED = ("images", "match", "caption")  # tasks whose rows have an image
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
@@ -64,6 +72,7 @@ ROLES = {
 }
 AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # special tokens around a text
 SENTINELS = 100
+PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 
 
 def _fits(tasks: dict[tuple[type, str], tuple[str, ...]], skeleton: type, takes: str) -> tuple[str, ...]:
@@ -121,11 +130,13 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task != "causal" and task not in WITHOUT_TEXT:
+    if task not in ("causal", "caption", *WITHOUT_TEXT):
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
         tokenizer.core.post_processor = processors.TemplateProcessing(one, two, special_tokens=used)
+    if task == "caption" and tokenizer.core.token_to_id(PICTURE) is None:
+        return tokenizer.with_special(tokenizer.vocab_size, PICTURE)
     return Tokenizer(tokenizer.core, {**tokenizer.roles, **roles}, tokenizer.template, tokenizer.config)
 
 

@@ -43,7 +43,7 @@ class TableData:
         self.kind, self.options, self.tables = kind, options, tables.read(options.data, options.fields)
         choices, has = registry.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
-        self.names = () if kind in ("seq2seq", "match") else tables.classes(self.tables, self.columns)
+        self.names = () if kind in ("seq2seq", "match", "caption") else tables.classes(self.tables, self.columns)
 
     @property
     def longest(self) -> int:
@@ -186,8 +186,8 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
-    if encoder.task in ("write", "seq2seq"):
-        tokens = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
+    if encoder.task in ("write", "seq2seq", "caption"):
+        tokens = objectives.causal_lm if encoder.task != "seq2seq" else objectives.seq2seq
         return tokens, tokens, "nats a token"
     return objectives.classification, None, WRONG
 
