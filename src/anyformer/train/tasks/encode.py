@@ -102,7 +102,7 @@ class RowEncoder:
     def _known(self, example: Example | None) -> None:
         ids = () if example is None else example.get("input_ids", ())
         most = max((i for i in ids if i not in self.model.placeholders), default=0)
-        if most >= self.model.vocab:
+        if len(ids) and most >= self.model.vocab:
             raise ValueError(
                 f"token id {most} is outside the model's vocabulary of {self.model.vocab}: the tokenizer belongs "
                 "to another model"
