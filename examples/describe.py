@@ -40,7 +40,7 @@ def joined(clip: Path, folder: Path) -> Path:
     text: Any = af.load(find("smollm2"))
     both: Any = af.load(find(str(clip)))
     tower = both.towers["image"]
-    model = add_media(text, image=Medium.of(token=text.vocab, tower=tower.recipe, cut=1))
+    model: Any = add_media(text, image=Medium.of(token=text.vocab, tower=tower.recipe, cut=1))
     model.media["image"].tower.load_state_dict(tower.state_dict(), strict=False)  # heads and pool are not there
     model.tokenizer, model.processor = text.tokenizer.with_special(text.vocab, "<image>"), both.processor
     model.save(folder, overwrite=True)
@@ -110,7 +110,7 @@ def run(clip: Path, folder: Path, out: Path, steps: list[int]) -> str:
     common: dict[str, Any] = {"data": folder / "train.jsonl", "held_out": str(watched), "batch": BATCH, "context": 96,
                               "precision": "bf16", "eval_every": 0, "save_every": 0}  # fmt: skip
     model: Any = af.load(start)
-    table = [("SmolLM2 as it is", [None, None, measured(model, folder)[2]])]
+    table: list[tuple[str, list[Any]]] = [("SmolLM2 as it is", [None, None, measured(model, folder)[2]])]
     table.append(("frequency of the token", [None, None, frequencies(model, folder)]))
     only = ["media.image.project.**"]
     first = finetune(

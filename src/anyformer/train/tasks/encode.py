@@ -206,9 +206,7 @@ def _captioned(e: RowEncoder, row: Row) -> list[Example]:
     counted = [v for v, n in zip(counted, counts, strict=True) for _ in range(n)]
     ids = [v for v, n in zip(ids, counts, strict=True) for _ in range(n)]
     if e.limit <= (most := len(ids) - ids[::-1].index(token)):
-        raise ValueError(
-            f"the picture takes {e.positions} of {most} positions, and an example has {e.limit}; see context"
-        )
+        raise ValueError(f"the picture ends at token {most}, and an example has {e.limit} tokens; see context")
     ids, labels = shifted(ids, counted, e.limit)
     return [{**_kept(e, row["image"]), "input_ids": np.array(ids), "labels": np.array(labels)}]
 
