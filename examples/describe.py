@@ -31,7 +31,7 @@ from anyformer.train.objectives import IGNORE
 from anyformer.train.tasks.base import collate
 from anyformer.train.tasks.encode import RowEncoder
 
-MARKS = ("<!-- describe: begin -->", "<!-- describe: end -->")
+MARKS = ("<!-- table -->", "<!-- end -->")
 WATCHED, BATCH = 32, 16
 
 

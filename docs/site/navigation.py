@@ -28,6 +28,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "pictures.md": "docs/pictures.md",
         "sound.md": "docs/sound.md",
         "vision.md": "docs/vision.md",
+        "multimodal.md": "docs/multimodal.md",
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",

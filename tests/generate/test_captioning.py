@@ -55,7 +55,7 @@ def by_hand(model: Any, before: str, images: list[Any], count: int) -> list[int]
 def test_pictures_in_prompts_give_what_the_logits_say(model):
     """With a cache or not, together or alone, by beams of one, in a stream."""
     prompts, images = ["<image>\na", "no picture at all", "see <image> and <image>."], [picture(i) for i in range(3)]
-    sizes = (images[:1], [], images[1:])
+    sizes: tuple[list[Any], ...] = (images[:1], [], images[1:])
     wanted = [
         by_hand(model, p, some, 8) if some else generate(model, model.tokenizer.encode(p), max_new_tokens=8)
         for p, some in zip(prompts, sizes, strict=True)
