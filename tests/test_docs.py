@@ -82,6 +82,15 @@ def test_the_python_about_vision_runs_and_prints_what_it_says(capsys: pytest.Cap
     assert capsys.readouterr().out.split() == output.split()
 
 
+def test_the_python_about_pictures_inside_a_text_runs_and_prints_what_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (DOCS / "multimodal.md").read_text()
+    code, output = (re.findall(rf"```{kind}\n(.*?)```", text, re.S)[0] for kind in ("python", "text"))
+    exec(compile(code, "docs/multimodal.md", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out == output
+
+
 def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("soundfile")
     text = (DOCS / "sound.md").read_text()

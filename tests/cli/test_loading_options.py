@@ -18,6 +18,7 @@ CALLS = {
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
     "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"),
     "act": ("MODEL", "--env", "CartPole-v1"), "paint": ("MODEL", "a"),
+    "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -29,6 +30,8 @@ HEADLESS = {
     "classify",
     "tag",
     "detect",
+    "caption",
+    "ask",
     "act",
     "paint",
     "train",
@@ -90,7 +93,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
         return  # a minute of checks; `test_verify` has them
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
-    refused = ("classify", "tag", "detect", "transcribe", "act", "paint")  # a LLaMA has no classes, sees nothing …
+    # a LLaMA has no classes, sees and hears nothing, draws nothing and does not act
+    refused = ("classify", "tag", "detect", "transcribe", "caption", "ask", "act", "paint")
     assert code == (2 if name in refused else 0), err
 
 

@@ -21,6 +21,7 @@ from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention, Windows
 from anyformer.parts.attention.where import Where
 from anyformer.parts.embeddings import Cells
+from anyformer.skeletons import Skeleton
 
 LAYERS = 4  # shown by default, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be distinguished
@@ -49,7 +50,7 @@ def attention_picture(
     Args:
         model: any model with attention, whatever other mixers it has.
         inputs: a text, token ids, or another main input, e.g. pixel values (1, C, height, width); of two towers, that
-            of the medium is drawn.
+            of the medium is drawn. A tower inside a decoder (LLaVA) is drawn alone: `model.media["image"].tower`.
             For a model that reads several tensors: all of them by name (`model.inputs()`), one row each.
         path: the PNG to write.
         answer: the continuation of `inputs` in a decoder, the target in an encoder-decoder. The rows are its tokens.
@@ -140,7 +141,10 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
     """The paths of the attention modules to record, by kind (their path with `*` for the layer) and layer; the layers
     of several stacks in a row are counted through all of them."""
     kinds: dict[str, dict[int, str]] = {}
+    inner = tuple(f"{path}." for path, module in model.named_modules() if path and isinstance(module, Skeleton))
     for name, module in model.named_modules():
+        if name.startswith(inner):
+            continue  # the tower of a medium, which has a picture of its own
         if isinstance(module, Attention | LatentAttention):
             layers, numbers = kinds.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
             layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name

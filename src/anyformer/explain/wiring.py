@@ -17,7 +17,9 @@ from anyformer.parts.adaptive import Side
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
 from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
+from anyformer.parts.heads import Kept
 from anyformer.parts.reversible import ReversibleBlock
+from anyformer.skeletons.media import bare
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
 SUM = 0.09  # radius of the sign (+)
@@ -112,7 +114,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
                 dashed=True,
             )
     else:
-        _column(canvas, x, 0.85, recipe.options, "")
+        _beside(canvas, x, recipe)
     _masks(canvas, canvas.right + 0.6, seen(recipe))
     return _write(figure, canvas, file)
 
@@ -136,7 +138,7 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
             if path.startswith(tuple(windows)):
                 continue  # of cells, not of tokens in a row
-            causal = recipe.part.generates and not path.startswith("encoder")
+            causal = recipe.part.generates and not path.startswith(("encoder", "media."))
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
             paths_of.setdefault(mask, []).append(path)
@@ -146,6 +148,20 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
 def _together(paths: list[str]) -> str:
     """The first path and the number of others: `blocks.0.mixer and 11 more`."""
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _beside(canvas: Canvas, x: float, recipe: Recipe) -> None:
+    """Draws one stack, and to the left of it the towers of the media inside its text."""
+    ends = []
+    for name, medium in (recipe.options.get("media") or {}).items():
+        options = {**bare(medium.tower).options, "project": medium.project}
+        ends.append((x, _column(canvas, x, 0.85, options, name) + GAP))
+        x = canvas.right + 1.1 + WIDE / 2
+    _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n != "media"}, "")
+    for left, low in ends:  # from the end of the tower to the front-end of the text
+        turn, high = x - WIDE / 2 - 0.62, 1.0
+        points = [(left, low - GAP), (left, low), (turn, low), (turn, high), (x - WIDE / 2, high)]
+        canvas.path(points, arrow=True, dashed=True)
 
 
 def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: str) -> float:
@@ -205,6 +221,9 @@ def _ranges(indices: list[int]) -> str:
 
 def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where: str, shared: list[str]) -> float:
     name = recipe.part.__name__
+    if issubclass(recipe.part, Kept):
+        held = "" if recipe.held is None else f"{recipe.held.part.__name__}, "
+        return canvas.box(x, y, f"{where or f'{label}:'} {name}", [f"{held}not computed"], PAPER)
     if not {"mixer", "norm"} <= recipe.options.keys():
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
     return _block(canvas, x, y, recipe, where, shared)

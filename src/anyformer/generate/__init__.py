@@ -14,12 +14,15 @@ acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
 detecting.py     `detect`: pictures to boxes
+seeing.py        pictures in prompts
+captioning.py    `caption`, `ask`: texts about pictures
 transcribing.py  `transcribe`: sounds to text
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
 """
 
 from anyformer.generate.acting import rollout
+from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
@@ -28,4 +31,7 @@ from anyformer.generate.painting import paint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
-__all__ = ["chat", "classify", "detect", "embed", "generate", "paint", "rollout", "stream", "tag", "transcribe"]
+__all__ = [
+    "ask", "caption", "chat", "classify", "detect", "embed", "generate", "paint", "rollout", "stream", "tag",
+    "transcribe",
+]  # fmt: skip

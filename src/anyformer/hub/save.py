@@ -18,7 +18,7 @@ from anyformer.core import pages
 from anyformer.hub.choose import of_diffusers
 from anyformer.hub.formats.guard import atomic_write, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, write_safetensors
-from anyformer.hub.load import NATIVE, WRITTEN
+from anyformer.hub.load import NATIVE, WRITTEN, around_of
 from anyformer.hub.noising import write_noising
 from anyformer.hub.pooling import write_pooling
 from anyformer.hub.processors import write_processor
@@ -67,7 +67,8 @@ def save(
     write_safetensors(folder, tensors, max_shard_bytes, DIFFUSERS if of_diffusers(config) else MODEL)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
-    write_processor(folder, model.processor)
+    published = hub_for(model)
+    write_processor(folder, model.processor, {} if published is None else around_of(published[0], model))
     write_noising(folder, model.noising)
     if generation := (model.origin or {}).get("generation"):
         atomic_write(folder / "generation_config.json", _json(generation))

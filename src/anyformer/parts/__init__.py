@@ -49,6 +49,7 @@ from anyformer.parts.norms import (
 )
 from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.positions import RelativeBias, Rotary
+from anyformer.parts.projector import Projector
 from anyformer.parts.pyramid import Merge, PatchGrid
 from anyformer.parts.recurrent.convolution import Convolution, ConvPositions
 from anyformer.parts.recurrent.delta import GatedDelta
@@ -67,8 +68,9 @@ __all__ = [
     "LastJointAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer",
     "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "MoE",
     "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse",
-    "Project", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "ScaleNorm",
-    "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth", "Strided",
-    "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch", "Vector",
+    "Project", "Projector", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D",
+    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth",
+    "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch",
+    "Vector",
     "Window", "Windows", "deepnorm",
 ]  # fmt: skip

@@ -269,7 +269,8 @@ class Through(Head, Pool):
 class Kept(Head, Pool, Norm, also="Unread"):
     """A part in checkpoints that the model never uses: kept for round trips, not trained; returns x.
 
-    Its tensors have the paths that they would have if the part itself were here.
+    Its tensors have the paths that they would have if the part itself were here. They are in modules without a kind:
+    no adapter, tap or state reaches them.
 
     Args:
         held: the part, of any kind; None: a dense layer.
@@ -286,15 +287,7 @@ class Kept(Head, Pool, Norm, also="Unread"):
             self.register_buffer("weight", torch.zeros(dim, dim))
             self.register_buffer("bias", torch.zeros(dim))
             return
-        part = held.build(dim)
-        for module in part.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())  # no optimizer sees it
-        for name, child in part.named_children():
-            self.add_module(name, child)
-        for name, buffer in part.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=name not in part._non_persistent_buffers_set)
+        _hold(held.build(dim), self)
 
     def reset_parameters(self) -> None:
         if self.dense:  # the common rule for a layer
@@ -302,3 +295,13 @@ class Kept(Head, Pool, Norm, also="Unread"):
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
+
+
+def _hold(part: nn.Module, holder: nn.Module) -> nn.Module:
+    """The holder with all stored tensors of a part, as buffers: no optimizer sees them."""
+    stored = part.state_dict(keep_vars=True)
+    for name in [name for name in stored if "." not in name]:
+        holder.register_buffer(name, stored[name].detach())
+    for name, child in part.named_children():
+        holder.add_module(name, _hold(child, nn.Module()))
+    return holder

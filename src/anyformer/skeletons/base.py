@@ -62,6 +62,7 @@ class Skeleton(nn.Module, Shown):
 
     Attributes:
         recipe: the recipe of this model.
+        width: of its hidden states.
         page, config: the page and its hyperparameters, if the model came from one.
         origin: a dictionary of the file's other contents (config keys that change nothing here, generation
             defaults), kept for `save`; or None.
@@ -76,10 +77,11 @@ class Skeleton(nn.Module, Shown):
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
-    unwritten: tuple[int, ...] = ()  # token ids that stand for other media: `generate` writes none
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
     slow: ClassVar[bool] = False  # True if it learns in many small steps only
     idle: ClassVar[frozenset[str]] = frozenset()  # parameters that multiply 0 by design, and never learn
+    placeholders: frozenset[int] = frozenset()  # ids that stand for media in a text, and are never written
+    width: int
     page: str | None = None
     config: Any = None
     origin: Any = None
@@ -154,6 +156,11 @@ class Skeleton(nn.Module, Shown):
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Example inputs with the tokens that the model needs in each row, such as an end token."""
         return inputs
+
+    def inserts(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The inputs with an entry for each medium in place of one for each row: by name the row, the first position
+        and the position behind the last one of every entry, (N, 3)."""
+        return {}
 
     @property
     def decodes(self) -> bool:

@@ -163,7 +163,7 @@ def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions)
 
 def _measured(measured: float, goal: Task) -> str:
     """A measure with its unit, and the perplexity of texts."""
-    more = f" (perplexity {math.exp(min(measured, 700)):.2f})" if goal.name in ("write", "seq2seq") else ""
+    more = f" (perplexity {math.exp(min(measured, 700)):.2f})" if goal.name in ("write", "seq2seq", "caption") else ""
     return f"{measured:.4f} {goal.unit}{more}"
 
 

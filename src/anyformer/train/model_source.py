@@ -76,7 +76,7 @@ class ModelSource:
             made = _tokenizer(tokenizer or "bpe", VOCAB if vocab is None else vocab, text)
             made = registry.add_special_tokens(made, self.task) if tokenizer in (None, "bpe", "bytes") else made
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
-        if made.vocab_size > model.vocab:
+        if _beyond(made, model):
             raise ValueError(
                 f"the tokenizer has {made.vocab_size} tokens, the model has {model.vocab}; use the model's own"
             )
@@ -115,6 +115,7 @@ def model_source(
             wanted: dict[str, Any] = {"vocab": vocab} | ({"classes": classes} if classes else {})
             wanted |= {"task": HEADS[kind]} if classes and kind in HEADS else {}
             known = hyper.kinds(page.config)
+            wanted |= {"token": vocab - 1} if kind == "caption" else {}  # the placeholder is the last one
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
             return page.at(size, **wanted | overrides | others)
 
@@ -165,11 +166,16 @@ def pretrained(
         raise ValueError(
             f"{name} has no tokenizer, which examples of text need; set tokenizer to a folder that holds one"
         )
-    if model.tokenizer.vocab_size > model.vocab:
+    if _beyond(model.tokenizer, model):
         raise ValueError(
             f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model has {model.vocab}; they do not match"
         )
     return model
+
+
+def _beyond(tokenizer: Tokenizer, model: Any) -> bool:
+    """True if a tokenizer has tokens that the model has not; its placeholders are in no table."""
+    return any(i not in model.placeholders for i in range(model.vocab, tokenizer.vocab_size))
 
 
 def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:

@@ -293,6 +293,7 @@ class Hub:
         outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};
             lists of hidden states are those of the blocks there.
         processor: the default type of image processor of its files, see `hub.processors`.
+        around: the keys of processor_config.json beside the steps, for given hyperparameters; a file can lack them.
     """
 
     name: str
@@ -308,6 +309,7 @@ class Hub:
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     processor: str | None = None
+    around: Callable[[Any], Mapping[str, Any]] | None = None
 
     def ignored(self, name: str) -> str | None:
         """The reason why a tensor of theirs carries nothing, or None."""

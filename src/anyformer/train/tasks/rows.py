@@ -196,8 +196,8 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return Matching(), Matching(), "nats a row"
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
-    if encoder.task in ("write", "seq2seq"):
-        tokens = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
+    if encoder.task in ("write", "seq2seq", "caption"):
+        tokens = objectives.causal_lm if encoder.task != "seq2seq" else objectives.seq2seq
         return tokens, tokens, "nats a token"
     return objectives.classification, None, WRONG
 
