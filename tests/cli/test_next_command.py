@@ -25,6 +25,8 @@ TRAIN = {
     "tag": (*ENCODER, "--task", "tag", "--data", "WORDS"),
     "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
     "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
+    "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
+    "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
     "detect": ("--model", "detr", "--size", "mini", "--data", "BOXES"),
     "act": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--data", "EPISODES"),
     "clone": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--task", "clone",
@@ -103,7 +105,10 @@ def test_every_task_is_here() -> None:
 
 
 @pytest.mark.parametrize("task", TRAIN)
-def test_what_train_prints_works(cli, places: dict[str, Path], task: str) -> None:
+def test_what_train_prints_works(
+    cli, places: dict[str, Path], task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what it writes
     if task in ("act", "clone"):
         pytest.importorskip("gymnasium")
     folder, words = trained(cli, places, task)
