@@ -24,6 +24,7 @@ NAMES = (
     "char_lm",
     "communication",
     "memory",
+    "vision",
     "profile",
 )
 QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet
