@@ -34,7 +34,7 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         out = model(**batch.inputs)
     targets: dict[str, Tensor] = {}
     for name, value in scores(out).items():
-        if value.shape[-1] == 1:  # a number, not a class
+        if value.shape[-1] == 1 or value.ndim == 4:  # numbers, not classes: a picture has four axes
             targets[name] = torch.randn(value.shape, generator=noise)
             continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)

@@ -1,6 +1,7 @@
 """Skeletons: the connections of streams. One file each."""
 
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.dual_tower import DualTower
@@ -12,6 +13,6 @@ from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Images",
+    "Actor", "Autoencoder", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Images",
     "Interleaved", "Output", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
 ]  # fmt: skip

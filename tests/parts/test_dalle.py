@@ -1,0 +1,173 @@
+"""The discrete autoencoder beside dalle-pytorch's, with the same weights and noise; codes, pixels, losses."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import anyformer as af
+from anyformer.contract.subjects import redrawn
+from anyformer.models.dvae import annealed
+from anyformer.parts.codes import gumbel
+from anyformer.train.objectives import reconstruction
+
+STUBS = {  # packages that it imports for models that it downloads, and one that setuptools no longer has
+    "omegaconf": ("OmegaConf",), "taming.models.vqgan": ("VQModel", "GumbelVQ"), "pkg_resources": ("get_distribution",),
+}  # fmt: skip
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """dalle-pytorch, without packages that only its downloads need."""
+    for path, names in STUBS.items():
+        for depth in range(1, path.count(".") + 2):
+            name = ".".join(path.split(".")[:depth])
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        for name in names:
+            setattr(sys.modules[path], name, object)
+    return pytest.importorskip("dalle_pytorch.dalle_pytorch", reason="needs pip install --no-deps dalle-pytorch")
+
+
+def theirs_of(package: Any, model: Any) -> nn.Module:
+    """Their model with our weights: every tensor is used once."""
+    c = model.config
+    other = package.DiscreteVAE(
+        image_size=c.image, num_tokens=c.vocab, codebook_dim=c.width, num_layers=c.layers, num_resnet_blocks=c.residual,
+        hidden_dim=c.dim, channels=c.channels, temperature=c.temperature, straight_through=c.draws != "soft",
+        reinmax=c.draws == "reinmax", kl_div_loss_weight=1.0, normalization=((c.mean,) * 3, (c.std,) * 3),
+    )  # fmt: skip
+    left = dict(model.state_dict())
+    tensors = {"codebook.weight": left.pop("codes.table.weight")}
+    scores, last = c.layers + c.residual, bool(c.residual) + c.layers + c.residual
+    for tail in ("weight", "bias"):
+        whole = left.pop(f"codes.scores.{tail}")
+        tensors[f"encoder.{scores}.{tail}"] = whole[..., None, None] if tail == "weight" else whole
+        tensors[f"decoder.{last}.{tail}"] = left.pop(f"decoder.last.{tail}")
+        if c.residual:
+            tensors[f"decoder.0.{tail}"] = left.pop(f"decoder.enter.{tail}")
+    nets = {"conv": "0", "first": "net.0", "second": "net.2", "last": "net.4"}
+    for name in list(left):
+        side, _, number, layer, tail = name.split(".")
+        place = int(number) + (bool(c.residual) if side == "decoder" else 0)
+        tensors[f"{'encoder' if side == 'embed' else side}.{place}.{nets[layer]}.{tail}"] = left.pop(name)
+    other.load_state_dict(tensors)
+    return other
+
+
+CASES = {
+    "soft": {"residual": 1}, "no residual": {"residual": 0, "layers": 3, "channels": 1}, "two": {"residual": 2},
+    "straight": {"draws": "straight", "temperature": 0.4}, "reinmax": {"draws": "reinmax", "temperature": 0.7},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_dalle_pytorchs_with_the_same_noise(package: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = af.build("dvae", "tiny", **{"layers": 2, "dim": 6, "vocab": 9, "width": 5, **CASES[case]})
+    redrawn(model)
+    other, c = theirs_of(package, model), model.config
+    pixels = torch.rand(3, c.channels, c.image, c.image)
+    cells = (c.image // 2**c.layers) ** 2
+    noise = gumbel(3, cells, c.vocab, generator=torch.Generator().manual_seed(1))
+    side = math.isqrt(cells)
+
+    def exponential(like: torch.Tensor, **_: Any) -> torch.Tensor:  # what gumbel_softmax draws: -log of it is the noise
+        return (-noise).exp().mT.unflatten(2, (side, side)).to(like)
+
+    kept = torch.Tensor.exponential_
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda x, *a, **k: x.copy_(exponential(x)))
+    loss, wanted = other(pixels, return_loss=True, return_recons=True)
+    monkeypatch.setattr(torch.Tensor, "exponential_", kept)
+    given = (pixels - c.mean) / c.std
+    out = model(pixel_values=given, noise=noise)
+    torch.testing.assert_close(out.heads["pixels"], wanted)
+    torch.testing.assert_close(out.logits, other(pixels, return_logits=True).flatten(2).mT)
+    # theirs adds up the divergence over cells and pictures; ours is its mean
+    ours = reconstruction(out, given, given.numel(), divergence=3 * cells)
+    torch.testing.assert_close(ours, loss)
+    other.zero_grad()
+    loss.backward()
+    ours.backward()
+    slopes = {name: p.grad for name, p in model.named_parameters()}
+    mirror = af.build("dvae", "tiny", **{"layers": 2, "dim": 6, "vocab": 9, "width": 5, **CASES[case]})
+    with torch.no_grad():
+        for name, parameter in mirror.named_parameters():
+            parameter.copy_(slopes[name])
+    for name, parameter in theirs_of(package, mirror).named_parameters():
+        torch.testing.assert_close(dict(other.named_parameters())[name].grad, parameter.data, msg=name)
+    codes = model.coded(given)
+    assert torch.equal(codes.flatten(1), other.get_codebook_indices(pixels))
+    torch.testing.assert_close(model.decode(codes), (other.decode(codes.flatten(1)) * c.std + c.mean).clamp(0, 1))
+
+
+def test_the_divergence_does_not_grow_with_the_batch_or_the_cells() -> None:
+    model = redrawn(af.build("dvae", "tiny"))
+    one = torch.randn(1, 3, 8, 8)
+    losses = []
+    for many in (one, one.expand(4, -1, -1, -1), torch.cat((one, one.flip(3)), 3)):
+        out = model(pixel_values=many)
+        q = out.logits.log_softmax(-1)
+        losses.append((reconstruction(out, many, many.numel(), 1.0) - reconstruction(out, many, many.numel())).item())
+        assert losses[-1] == pytest.approx((q.exp() * (q - math.log(1 / 20))).sum(-1).mean().item(), rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_pixels_go_from_0_to_1_and_codes_survive() -> None:
+    model = redrawn(af.build("dvae", "tiny", mean=0.3, std=0.2))
+    codes = torch.arange(20).view(1, 4, 5)
+    pixels = model.decode(codes)
+    assert pixels.shape == (1, 3, 8, 10) and 0 <= pixels.min() < pixels.max() <= 1
+    raw = model.decoder(model.codes.table(codes).permute(0, 3, 1, 2))
+    torch.testing.assert_close(pixels, (raw * 0.2 + 0.3).clamp(0, 1))
+    given = torch.randn(2, 3, 8, 12)
+    out = model(pixel_values=given)
+    torch.testing.assert_close(model.decode(model.coded(given)), (out.heads["pixels"] * 0.2 + 0.3).clamp(0, 1))
+
+
+def test_noise_draws_codes_by_their_probability() -> None:
+    model = redrawn(af.build("dvae", "tiny", draws="straight"))
+    x = torch.randn(1, 1, 12).expand(4000, 1, 12)
+    noise = gumbel(4000, 1, 20, generator=torch.Generator().manual_seed(0))
+    vectors, scores = model.codes(x, noise)
+    drawn = (vectors @ model.codes.table.weight.pinverse()).argmax(-1).flatten()
+    counted = torch.cdist(vectors[:, 0], model.codes.table.weight).argmin(-1).bincount(minlength=20) / 4000
+    assert drawn.shape == (4000,) and (counted - scores[0, 0].softmax(-1)).abs().max() < 0.03
+
+
+def test_a_lower_temperature_is_nearer_to_one_code() -> None:
+    model, given = redrawn(af.build("dvae", "tiny")), torch.randn(1, 3, 8, 8)
+    noise = gumbel(1, 16, 20, generator=torch.Generator().manual_seed(0))
+    one = redrawn(af.build("dvae", "tiny", draws="straight"))(pixel_values=given, noise=noise).heads["pixels"]
+    off = []
+    for temperature in (annealed(0, 10), annealed(5, 10), annealed(10, 10)):
+        model.codes.temperature = temperature
+        off.append(F.mse_loss(model(pixel_values=given, noise=noise).heads["pixels"], one).item())
+    assert off[0] > off[1] > off[2]
+    assert annealed(0, 10) == 1 and annealed(10, 10) == annealed(99, 10) == 1 / 16
+
+
+def test_bad_input_is_named() -> None:
+    model = af.build("dvae", "tiny", layers=2)
+    for inputs, said in (
+        ({"pixel_values": torch.zeros(1, 3, 8, 6)}, r"\(8, 6\) pixels are no whole number of cells of 4"),
+        ({"pixel_values": torch.zeros(1, 1, 8, 8)}, r"pixel_values must be \(batch, 3, height, width\)"),
+        ({"pixel_values": torch.zeros(1, 3, 8, 8), "noise": torch.zeros(1, 4, 9)}, r"\(1, 4, 20\), got \(1, 4, 9\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model(**inputs)
+    with pytest.raises(ValueError, match="code 20 is outside the table: codes go from 0 to 19"):
+        model.decode(torch.full((1, 2, 2), 20))
+    with pytest.raises(ValueError, match=r"codes must be whole numbers \(batch, rows, columns\)"):
+        model.decode(torch.zeros(1, 4, dtype=torch.long))
+    for options, said in (
+        ({"temperature": 0.0}, "temperature is above 0"), ({"draws": "hard"}, "soft.*straight.*reinmax"),
+        ({"image": 9, "layers": 1}, "an image of 9 pixels cannot be halved layers=1 times"), ({"std": 0.0}, "above 0"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            af.build("dvae", "tiny", **options)
