@@ -57,7 +57,7 @@ PARAMETERS = {"tiny": 9_079, "mini": 393_347, "base": 5_246_979}
 CASES = {
     "plain": {"residual": 0, "layers": 2, "channels": 1},
     "straight": {"draws": "straight", "temperature": 0.5, "mean": 0.4, "std": 0.3},
-    "reinmax": {"draws": "reinmax", "dim": 21, "width": 25, "image": 12},
+    "reinmax": {"draws": "reinmax", "dim": 16, "width": 30, "image": 10},
 }
 ORACLE = (
     "nobody published checkpoints in a common format; scores, pixels, losses and gradients are compared with "
