@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.contract.subjects import redrawn
+from anyformer.models.dalle import sequence
 from anyformer.models.dvae import annealed
 from anyformer.parts.codes import gumbel
 from anyformer.train.objectives import reconstruction
@@ -171,3 +172,104 @@ def test_bad_input_is_named() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             af.build("dvae", "tiny", **options)
+
+
+# ------------------------------------------------------------------------------------------------ the decoder
+
+
+VIEWS = {"full": "full", "row": "axial_row", "column": "axial_col", "square": "conv_like"}
+SIZES: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2, "head_dim": 14, "vocab": 40, "text": 5, "codes": 20}
+PLACES = {
+    "norm.mixer": "fn.norm",
+    "norm.ffn": "fn.norm",
+    "norm.mixer_out": "fn.norm_out",
+    "norm.ffn_out": "fn.norm_out",
+}
+
+
+def decoder_of(package: Any, model: Any) -> Any:
+    """Their decoder with our weights."""
+    c = model.config
+    vae = package.DiscreteVAE(image_size=2 * c.columns, num_tokens=c.codes, codebook_dim=4, num_layers=1, hidden_dim=4)
+    other = package.DALLE(
+        dim=c.dim, vae=vae, num_text_tokens=c.vocab, text_seq_len=c.text, depth=c.depth, heads=c.heads,
+        dim_head=c.head_dim, attn_types=tuple(VIEWS[view] for view in c.views), shift_tokens=c.shift,
+        sandwich_norm=c.sandwich,
+    ).eval()  # fmt: skip
+    ours = dict(model.state_dict())
+    wanted = other.state_dict()
+    made = {name: value for name, value in wanted.items() if name.startswith("vae.") or "pos_emb" in name}
+    table = ours.pop("embed.tokens.weight")
+    made |= {"text_emb.weight": table[: c.vocab + c.text], "image_emb.weight": table[c.vocab + c.text :]}
+    made |= {f"to_logits.0.{t}": ours.pop(f"norm.{t}") for t in ("weight", "bias")}
+    made |= {"to_logits.1.weight": ours.pop("head.proj.weight"), "to_logits.1.bias": ours.pop("head.bias")}
+    for i in range(c.depth):
+        for half, branch in enumerate(("mixer", "ffn")):
+            block, at = (f"blocks.{2 * i + half}", "mixer") if c.shift else (f"blocks.{i}", branch)
+            to = f"transformer.layers.layers.{i}.{half}"
+            made[f"{to}.scale"] = ours.pop(f"{block}.scale.{at}.weight")[None, None]
+            for name in (at, f"{at}_out"):
+                for tail in ("weight", "bias") if f"{block}.norm.{name}.weight" in ours else ():
+                    to_norm = f"{to}.fn.norm{'_out' if name.endswith('_out') else ''}"
+                    made[f"{to_norm}.{tail}"] = ours.pop(f"{block}.norm.{name}.{tail}")
+            inner = f"{block}.{at}.inside" if c.shift else f"{block}.{at}"
+            theirs = f"{to}.fn.fn.fn.fn.fn" if c.shift else f"{to}.fn.fn.fn" if half == 0 else f"{to}.fn.fn"
+            theirs = f"{to}.fn.fn.fn.fn" if c.shift and half == 1 else theirs
+            if half == 0:
+                whole = torch.cat([ours.pop(f"{inner}.{n}.weight") for n in "qkv"])
+                made[f"{theirs}.to_qkv.weight"] = whole
+                made |= {f"{theirs}.to_out.0.{t}": ours.pop(f"{inner}.o.{t}") for t in ("weight", "bias")}
+            else:  # their gate is the second half
+                for tail in ("weight", "bias"):
+                    made[f"{theirs}.net.0.{tail}"] = torch.cat(
+                        [ours.pop(f"{inner}.{n}.{tail}") for n in ("up", "gate")]
+                    )
+                    made[f"{theirs}.net.3.{tail}"] = ours.pop(f"{inner}.down.{tail}")
+    assert not ours, list(ours)
+    other.load_state_dict(made)
+    return other
+
+
+@pytest.mark.parametrize("changes", [{}, {"shift": False}, {"sandwich": True}], ids=str)
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_decoder_is_dalle_pytorchs(package: Any, view: str, changes: dict[str, Any]) -> None:
+    c: dict[str, Any] = {**SIZES, "views": (view, "full"), "columns": 4, "square": 5, **changes}
+    model = redrawn(af.build("dalle", "tiny", **c)).eval()
+    other, c = decoder_of(package, model), model.config
+    noise = torch.Generator().manual_seed(0)
+    text = torch.tensor([[5, 6, 7, 0, 0], [9, 8, 3, 2, 1], [0] * 5])
+    codes = torch.randint(0, c.codes, (3, 16), generator=noise)
+    ids = sequence(c, text.tolist(), codes)
+    theirs = other(text.clone(), codes)
+    ours, allowed = model(ids).logits, theirs > -1e30
+    assert torch.equal(allowed, ours > -9e3)
+    torch.testing.assert_close(ours[allowed], theirs[allowed])
+    # the loss, and its gradient by the table of tokens
+    loss = other(text.clone(), codes, return_loss=True)
+    wanted = torch.cat((sequence(c, text.tolist())[:, 1:], codes + c.vocab + c.text), 1)
+    nll = F.cross_entropy(ours.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+    mine = (nll[:, : c.text].mean() + 7 * nll[:, c.text :].mean()) / 8
+    torch.testing.assert_close(mine, loss)
+    mine.backward()
+    loss.backward()
+    slope = model.embed.tokens.weight.grad
+    torch.testing.assert_close(slope[: c.vocab + c.text], other.text_emb.weight.grad)
+    torch.testing.assert_close(slope[c.vocab + c.text :], other.image_emb.weight.grad)
+    scale = model.blocks[0].scale["mixer"].weight.grad
+    torch.testing.assert_close(scale, other.transformer.layers.layers[0][0].scale.grad.flatten())
+
+
+def test_the_scale_of_a_branch_falls_with_the_depth() -> None:
+    recipe = af.recipe("dalle", "tiny", depth=25)
+    starts = [block.scale.start for block in recipe["blocks"]][::2]
+    assert starts == [0.1] * 18 + [1e-5] * 6 + [1e-6]
+
+
+def test_a_text_that_does_not_fit_is_named() -> None:
+    c = af.page("dalle").at("tiny")
+    with pytest.raises(ValueError, match="text 1 must be at most 5 ids from 0 to 39"):
+        sequence(c, [[1], [1, 2, 3, 4, 5, 6]])
+    with pytest.raises(ValueError, match="text 0 must be"):
+        sequence(c, [[40]])
+    codes = torch.arange(16).view(1, 4, 4)
+    assert sequence(c, [[7]], codes).tolist() == [[0, 7, 41, 42, 43, 44, *range(45, 60)]]

@@ -39,6 +39,8 @@ NO_NUMBER = {
         "Interleaved",
         "placeholder",
     ): "which tokens stand for pictures; in examples a mask says it: tests/hub/test_flamingo.py",
+    ("TurnedAttention", "kernel"): "as that of Attention",
+    ("LayerScale", "start"): "first weights; tests/parts/test_norms.py",
     ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
     ("Autoencoder", "mean"): "the scale of `decode`; tests/parts/test_dalle.py",
     ("Autoencoder", "std"): "as its mean",
