@@ -14,9 +14,12 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.contract.subjects import redrawn
-from anyformer.models.dalle import sequence
+from anyformer.generate import embed
+from anyformer.generate.drawing import draw, ranked
+from anyformer.hub.processors import ImageProcessor
 from anyformer.models.dvae import annealed
 from anyformer.parts.codes import gumbel
+from anyformer.parts.text_and_codes import sequence
 from anyformer.train.objectives import reconstruction
 
 STUBS = {  # packages that it imports for models that it downloads, and one that setuptools no longer has
@@ -239,14 +242,14 @@ def test_the_decoder_is_dalle_pytorchs(package: Any, view: str, changes: dict[st
     noise = torch.Generator().manual_seed(0)
     text = torch.tensor([[5, 6, 7, 0, 0], [9, 8, 3, 2, 1], [0] * 5])
     codes = torch.randint(0, c.codes, (3, 16), generator=noise)
-    ids = sequence(c, text.tolist(), codes)
+    ids = sequence(text.tolist(), c.vocab, c.text, codes)[:, :-1]  # the last code predicts nothing
     theirs = other(text.clone(), codes)
     ours, allowed = model(ids).logits, theirs > -1e30
     assert torch.equal(allowed, ours > -9e3)
     torch.testing.assert_close(ours[allowed], theirs[allowed])
     # the loss, and its gradient by the table of tokens
     loss = other(text.clone(), codes, return_loss=True)
-    wanted = torch.cat((sequence(c, text.tolist())[:, 1:], codes + c.vocab + c.text), 1)
+    wanted = torch.cat((sequence(text.tolist(), c.vocab, c.text)[:, 1:], codes + c.vocab + c.text), 1)
     nll = F.cross_entropy(ours.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
     mine = (nll[:, : c.text].mean() + 7 * nll[:, c.text :].mean()) / 8
     torch.testing.assert_close(mine, loss)
@@ -266,10 +269,82 @@ def test_the_scale_of_a_branch_falls_with_the_depth() -> None:
 
 
 def test_a_text_that_does_not_fit_is_named() -> None:
-    c = af.page("dalle").at("tiny")
     with pytest.raises(ValueError, match="text 1 must be at most 5 ids from 0 to 39"):
-        sequence(c, [[1], [1, 2, 3, 4, 5, 6]])
+        sequence([[1], [1, 2, 3, 4, 5, 6]], 40, 5)
     with pytest.raises(ValueError, match="text 0 must be"):
-        sequence(c, [[40]])
+        sequence([[40]], 40, 5)
     codes = torch.arange(16).view(1, 4, 4)
-    assert sequence(c, [[7]], codes).tolist() == [[0, 7, 41, 42, 43, 44, *range(45, 60)]]
+    assert sequence([[7]], 40, 5, codes).tolist() == [[0, 7, 41, 42, 43, 44, *range(45, 61)]]
+
+
+# ------------------------------------------------------------------------------------------------ pictures of texts
+
+
+@pytest.fixture(scope="module")
+def writer() -> Any:
+    model = redrawn(af.build("dalle", "tiny")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.5)  # so that the text matters
+    return model
+
+
+def by_hand(model: Any, text: list[int], guidance: float = 1.0) -> list[int]:
+    """The likeliest codes, each from the whole sequence."""
+    codes: list[int] = []
+    for _ in range(16):
+        known = torch.tensor([codes], dtype=torch.long)
+        with torch.no_grad():
+            told, free = (model(sequence([t], 40, 5, known)).logits[0, -1, 45:] for t in (text, []))
+        codes.append(int((free + guidance * (told - free)).argmax()))
+    return codes
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5, 0.0])
+def test_codes_are_those_of_the_formula(writer: Any, guidance: float) -> None:
+    texts = [[7, 9, 3], [5]]
+    found = draw(writer, texts, guidance=guidance, temperature=0.0)
+    assert found.shape == (2, 4, 4) and texts == [[7, 9, 3], [5]]  # what was given is not written
+    assert found.flatten(1).tolist() == [by_hand(writer, text, guidance) for text in texts]
+
+
+def test_guidance_of_1_is_the_text_and_of_0_none(writer: Any) -> None:
+    options: dict[str, Any] = {"seed": 3, "temperature": 1.0}
+    free = draw(writer, [[]], **options)
+    assert torch.equal(draw(writer, [[7, 9]], guidance=0.0, **options), free)
+    assert not torch.equal(draw(writer, [[7, 9]], **options), free)
+    both = draw(writer, [[7, 9], [5]], seed=3, top_k=4)
+    assert torch.equal(both[1:], draw(writer, [[5]], seed=3, top_k=4))
+    assert not torch.equal(both, draw(writer, [[7, 9], [5]], seed=4, top_k=4))
+
+
+def test_known_codes_stay(writer: Any) -> None:
+    known = torch.tensor([[3, 1, 4, 1, 5]])
+    found = draw(writer, [[7]], known=known, seed=0).flatten(1)
+    assert torch.equal(found[:, :5], known)
+    whole = draw(writer, [[7]], known=torch.tensor([by_hand(writer, [7])[:6]]), temperature=0.0)
+    assert whole.flatten().tolist() == by_hand(writer, [7])
+
+
+def test_drawing_refuses_what_it_cannot_do(writer: Any) -> None:
+    for call, said in (
+        (lambda: draw(af.build("llama", "tiny"), [[5]]), "llama writes no codes of pictures"),
+        (lambda: draw(writer, []), "texts is empty"), (lambda: draw(writer, ["a bird"]), "need a tokenizer"),
+        (lambda: draw(writer, [[7]], known=torch.zeros(1, 16, dtype=torch.long)), "known must be"),
+        (lambda: draw(writer, [[7]], known=torch.full((1, 2), 20)), "code 20"),
+        (lambda: draw(writer, [[7]], guidance=float("nan")), "guidance"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_clip_ranks_candidates() -> None:
+    clip = af.build("clip", "tiny", seed=0)
+    clip.processor = ImageProcessor(size=(16, 16), image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+    pictures = torch.rand(5, 3, 16, 16)
+    vector = F.normalize(torch.randn(20), dim=0)
+    order = ranked(clip, pictures, vector)
+    seen = embed(clip, [p.numpy() for p in pictures]) @ vector
+    assert order.tolist() == seen.argsort(descending=True).tolist()
+    with pytest.raises(ValueError, match="ranked needs a model of pictures and texts, with vectors of one space"):
+        ranked(af.build("vit", "tiny"), pictures, "a bird")

@@ -7,6 +7,7 @@ decoding.py      the loop: a batch, continued token by token; rows that are done
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
+drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
@@ -19,8 +20,9 @@ timing.py        times of words
 from anyformer.generate.acting import rollout
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
+from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
-__all__ = ["chat", "classify", "embed", "generate", "rollout", "stream", "tag", "transcribe"]
+__all__ = ["chat", "classify", "draw", "embed", "generate", "ranked", "rollout", "stream", "tag", "transcribe"]

@@ -11,14 +11,10 @@ branch; only tokens of the text, or only codes, can be next.
                           └─────────────────────────────────────────────┘└──────────────────────────────────────┤
                                       scores of one medium ── LayerNorm ── … x depth ───────────────────────────┘
 ```
-Ids: those of the text, one of padding for each place of text, the codes (`sequence`).
+Ids: those of the text, one of padding for each place of text, the codes: `parts.text_and_codes.sequence` writes them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.weights import Hub
@@ -68,21 +64,6 @@ def layer(c: DallE, mask: Mask | None, rotary: Recipe, norm: Recipe, start: floa
         return [Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring=wiring, scale=scale)]
     shifted = [Shifted.of(inside=part, first=c.text + 1, columns=c.columns) for part in (mixer, ffn)]
     return [Block.of(mixer=part, norm=norm, wiring=wiring, scale=scale) for part in shifted]
-
-
-def sequence(c: DallE, text: Sequence[Sequence[int]], codes: Tensor | None = None) -> Tensor:
-    """Rows of text ids, and codes (B, R, S) or as many as are known (B, n), as the model's ids: 0, text, padding with
-    an id for each place, codes. The last code of a whole picture predicts nothing and is left out."""
-    rows = []
-    for i, row in enumerate(text):
-        if len(row) > c.text or any(not 0 <= token < c.vocab for token in row):
-            raise ValueError(f"text {i} must be at most {c.text} ids from 0 to {c.vocab - 1}, got {list(row)[:9]}…")
-        padded = [*row, *[0] * (c.text - len(row))]
-        rows.append([0, *(token or c.vocab + place for place, token in enumerate(padded))])
-    ids = torch.tensor(rows)  # (B, 1 + text)
-    if codes is None:
-        return ids
-    return torch.cat((ids, codes.flatten(1) + c.vocab + c.text), 1)[:, : c.text + c.columns**2]
 
 
 SIZES = {

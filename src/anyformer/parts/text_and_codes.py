@@ -6,6 +6,7 @@ the sequence: `first` places of text, then columns x columns cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,3 +211,24 @@ class OneMedium(Logits):
         drawn = flow.positions[..., -x.shape[1] :] + 1 >= self.first  # the next one is a code
         code = torch.arange(scores.shape[-1], device=x.device) >= self.codes
         return scores.masked_fill(drawn[..., None] != code, NEVER)
+
+
+def sequence(text: Sequence[Sequence[int]], vocab: int, places: int, codes: Tensor | None = None) -> Tensor:
+    """Rows of text ids, and the codes of their pictures, as ids of one sequence (B, T): 0, text, padding with an id of
+    its own for each place, codes.
+
+    Args:
+        vocab: ids of the text; 0 is padding. places: of the text.
+        codes: (B, R, S) of whole pictures, or (B, n) the first ones.
+
+    Raises:
+        ValueError: naming the text, if it is too long or has another id.
+    """
+    rows = []
+    for i, row in enumerate(text):
+        if len(row) > places or any(not 0 <= token < vocab for token in row):
+            raise ValueError(f"text {i} must be at most {places} ids from 0 to {vocab - 1}, got {list(row)[:9]}")
+        padded = [*row, *[0] * (places - len(row))]
+        rows.append([0, *(token or vocab + place for place, token in enumerate(padded))])
+    ids = torch.tensor(rows)  # (B, 1 + places)
+    return ids if codes is None else torch.cat((ids.to(codes.device), codes.flatten(1) + vocab + places), 1)
