@@ -29,6 +29,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "sound.md": "docs/sound.md",
         "vision.md": "docs/vision.md",
         "flamingo.md": "docs/flamingo.md",
+        "multimodal.md": "docs/multimodal.md",
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",
