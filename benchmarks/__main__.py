@@ -18,6 +18,7 @@ NAMES = (
     "training",
     "decode",
     "load",
+    "loss",
     "imports",
     "agreement",
     "char_lm",

@@ -20,6 +20,8 @@ LEFT_OUT = ": left out: "  # between what a test of the contract would have chec
 omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
 spent: dict[str, float] = {}  # seconds of processor time of each group of the contract, a page or a composition
 memory = [0]  # the largest resident memory of a process that ran tests, in bytes
+held = [0]  # the resident memory behind the last collection, in bytes
+GROWTH = 50_000_000  # bytes that tests may leave until the next collection
 
 
 gc.set_threshold(
@@ -69,11 +71,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+def resident() -> int:
+    """The memory that this process holds now, in bytes; 0 where the system does not say."""
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The return of freed memory to the system behind each file: the next tests find little of it in pieces."""
-    if nextitem is None or nextitem.path != item.path:
+    """The return of memory to the system behind each file, and behind a test that left much: models are cycles, which
+    stay until a collection, and freed memory stays in pieces."""
+    if resident() > held[0] + GROWTH or nextitem is None or nextitem.path != item.path:
+        gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+        held[0] = resident()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -83,6 +83,22 @@ def test_the_python_about_proteins_runs_and_prints_what_it_says(capsys: pytest.C
     assert capsys.readouterr().out == output
 
 
+def test_the_python_about_vision_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "vision.md").read_text()
+    code, output = ("\n".join(re.findall(rf"```{kind}\n(.*?)```", text, re.S)) for kind in ("python", "text"))
+    exec(compile(code, "docs/vision.md", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out.split() == output.split()
+
+
+def test_the_python_about_pictures_inside_a_text_runs_and_prints_what_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (DOCS / "multimodal.md").read_text()
+    code, output = (re.findall(rf"```{kind}\n(.*?)```", text, re.S)[0] for kind in ("python", "text"))
+    exec(compile(code, "docs/multimodal.md", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out == output
+
+
 def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("soundfile")
     text = (DOCS / "sound.md").read_text()
@@ -141,6 +157,8 @@ def test_no_mixer_is_forgotten() -> None:
         "TopK",
         "ExpertChoice",
         "Windows",
-    }  # positions, what wraps blocks, routers, what needs a grid
+        "JointAttention",
+        "LastJointAttention",
+    }  # positions, what wraps blocks, routers, what needs a grid or two streams
     mixers = {n for n in parts.__all__ if isinstance(getattr(parts, n), type) and issubclass(getattr(parts, n), Mixer)}
     assert mixers - others <= listed

@@ -30,6 +30,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "vision.md": "docs/vision.md",
         "flamingo.md": "docs/flamingo.md",
         "dalle.md": "docs/dalle.md",
+        "multimodal.md": "docs/multimodal.md",
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from anyformer.core.recipe import Recipe
     from anyformer.core.state import State
     from anyformer.core.taps import Taps
+    from anyformer.generate.detecting import detect
+    from anyformer.generate.painting import paint
     from anyformer.hub import load, save
     from anyformer.skeletons.base import Output
     from anyformer.skeletons.decoder import CausalLM
@@ -37,13 +39,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "Flow", "Mixer", "Output", "Part", "Recipe", "Stack", "State",
-    "Taps", "build", "generate", "load", "names", "page", "pages", "parts", "recipe", "save",
+    "Taps", "build", "detect", "generate", "load", "names", "page", "pages", "paint", "parts", "recipe", "save",
 ]  # fmt: skip
 _PACKAGES = ("core", "generate", "hub", "models", "parts", "skeletons")
 _HOMES = {
     "core.flow": ("Flow",), "core.mixer": ("Mixer",), "core.pages": ("build", "names", "page", "pages", "recipe"),
     "core.part": ("Part",), "core.recipe": ("Recipe",), "core.state": ("State",), "core.taps": ("Taps",),
-    "hub": ("load", "save"), "skeletons.base": ("Output",), "skeletons.decoder": ("CausalLM",),
+    "generate.detecting": ("detect",), "generate.painting": ("paint",), "hub": ("load", "save"),
+    "skeletons.base": ("Output",), "skeletons.decoder": ("CausalLM",),
     "skeletons.dual_tower": ("DualTower",), "skeletons.encoder": ("Encoder",),
     "skeletons.encoder_decoder": ("EncoderDecoder",), "skeletons.stack": ("Stack",),
 }  # fmt: skip

@@ -16,7 +16,9 @@ OTHER_CLASS = {"train": "overrides", "finetune": "overrides"}  # where `task` sa
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
-    "transcribe": ("a.wav", "--model", "MODEL"), "act": ("MODEL", "--env", "CartPole-v1"),
+    "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"),
+    "act": ("MODEL", "--env", "CartPole-v1"), "paint": ("MODEL", "a"),
+    "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -27,7 +29,11 @@ HEADLESS = {
     "chat",
     "classify",
     "tag",
+    "detect",
+    "caption",
+    "ask",
     "act",
+    "paint",
     "train",
     "finetune",
 }  # they need a head
@@ -87,7 +93,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
         return  # a minute of checks; `test_verify` has them
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
-    refused = ("classify", "tag", "transcribe", "act")  # a LLaMA has no classes, hears nothing, and does not act
+    # a LLaMA has no classes, sees and hears nothing, draws nothing and does not act
+    refused = ("classify", "tag", "detect", "transcribe", "caption", "ask", "act", "paint")
     assert code == (2 if name in refused else 0), err
 
 

@@ -45,6 +45,8 @@ def linear(made: Any) -> dict[str, torch.nn.Linear]:
     return {path: m for path, m in made.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
-def idle(layers: Any) -> set[str]:
-    """Paths of layers that only global tokens go through, which the inputs here have none of (Longformer)."""
-    return {path for path in layers if ".wide." in path}
+def idle(layers: Any, made: Any) -> set[str]:
+    """Paths of layers that only global tokens go through, which the inputs here have none of (Longformer), and of those
+    beside a matrix that multiplies 0 by design: all values are then one, whatever q and k are (DETR's queries)."""
+    beside = tuple(f"{name.rsplit('.', 2)[0]}.{letter}" for name in made.idle for letter in "qkv")
+    return {path for path in layers if ".wide." in path or path in beside}

@@ -39,7 +39,7 @@ def test_every_linear_layer_learns_and_merges_to_the_same_function(name):
 
     learn(made)
     for path, layer in added.items():
-        assert path in idle(added) or layer.lora_b.abs().max() > 0, f"{path} did not learn"
+        assert path in idle(added, made) or layer.lora_b.abs().max() > 0, f"{path} did not learn"
     assert all(torch.equal(p, frozen[n]) for n, p in made.named_parameters() if n in frozen), "a frozen weight moved"
     tuned = outputs(made)
     assert any((tuned[k] - before[k]).abs().max() > 1e-3 for k in before)
@@ -60,8 +60,11 @@ def test_a_merged_model_saves_and_loads(name, tmp_path):
     learn(made, steps=1)
     lora.merge(made)
     made.save(tmp_path)
-    for key, value in outputs(af.load(tmp_path)).items():
-        assert torch.equal(value, outputs(made)[key])
+    again = af.load(tmp_path)
+    for key, value in made.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    for key, value in outputs(again).items():
+        torch.testing.assert_close(value, outputs(made)[key])
 
 
 def test_the_formula():
@@ -202,7 +205,7 @@ def test_dora_learns_and_merges_to_the_same_function(name):
     learn(made)
     assert len(first) == len(added)
     still = {n.rpartition(".")[0] for n, t in first.items() if torch.equal(lora.state(made)[n], t)}
-    assert still <= idle(added), "a length did not learn"
+    assert still <= idle(added, made), "a length did not learn"
     tuned = outputs(made)
     assert lora.merge(made) == list(layers)
     for key, value in outputs(made).items():

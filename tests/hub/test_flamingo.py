@@ -263,14 +263,14 @@ def test_bad_input_is_named_with_its_row():
         logits(model, ids, pixel_values=given, image_attention_mask=mask)
     with pytest.raises(ValueError, match="no part of this model reads 'pixel_values'"):
         af.build("llama", "tiny")(torch.tensor(ids), pixel_values=given)
-    with pytest.raises(ValueError, match="llama reads no pictures between its tokens"):
+    with pytest.raises(ValueError, match="llama sees no pictures inside a text"):
         generate(af.build("llama", "tiny"), [5, 6], images=[picture(0)])
-    with pytest.raises(ValueError, match="images need a processor"):
+    with pytest.raises(ValueError, match="the model has no processor"):
         generate(model, [HOLE], images=[picture(0)])
     model.processor = processor()
-    with pytest.raises(ValueError, match="images must be 2 lists of pictures, one for each prompt; got 1"):
+    with pytest.raises(ValueError, match="images must be pictures, or 2 lists of pictures, one for each prompt; got 1"):
         generate(model, [[HOLE], [5]], images=[[picture(0)]])
-    with pytest.raises(ValueError, match="row 1 has 0 placeholders"):
+    with pytest.raises(ValueError, match=r"there are 1 \+ 1 images, and prompt 0 has 1, prompt 1 has 0 placeholders"):
         generate(model, [[HOLE], [5]], images=[[picture(0)], [picture(1)]], max_new_tokens=2)
     bare = built(extra=0, placeholder=None)
     with pytest.raises(ValueError, match="no token that stands for a picture: pass image_attention_mask"):

@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"image_mean": [float("nan"), 0, 0]}, "'image_mean' is nan"),
     "endless": ({"rescale_factor": float("inf")}, "'rescale_factor' is inf"),
     "huge": ({"size": 10**30}, "'size': expected a whole number, got a whole number beyond"),
-    "negative": ({"size": -3}, "'size': expected a whole number from 0 to .*, got -3"),
+    "negative": ({"size": -3}, "'size' is -3; expected a whole number from 1 to"),
     "size of nothing": ({"size": None}, "'size' is None"),
     "size in words": ({"size": "big"}, "'size' is big"),
     "size of three": ({"size": [1, 2, 3]}, "'size' is .1, 2, 3."),

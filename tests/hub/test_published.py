@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
 OWN = (
     "bert", "gpt2", "llama", "mistral", "smollm", "qwen2", "gemma3", "gemma3_text", "mixtral", "modernbert",
     "longformer", "t5", "mt5", "marian", "bart", "vit", "swin", "jamba", "mamba", "reformer", "transfo-xl", "whisper",
-    "roberta", "xlm-roberta", "esm", "idefics",
+    "roberta", "xlm-roberta", "esm", "detr", "idefics", "sd3", "llava",
 )  # fmt: skip
 OTHERS = {  # of another family, though the folder or the model_type is one of ours: what the error says
     "dummy-chronos-bolt-model": "ChronosBoltModelForForecasting",
@@ -29,6 +29,9 @@ OTHERS = {  # of another family, though the folder or the model_type is one of o
     "assets-gemma3_27b": "gemma3",
     "gemma-3-4b-it": "gemma3",
     "gemma3/gemma3": "gemma3",
+    "tvm_detr_layout": "DetrForSegmentation",
+    "intel-extension-for-pytorch-llava": "LlavaLlamaForCausalLM",  # the authors' own form, with the tower elsewhere
+    "llava_v1.5_7b": "LlavaLlamaForCausalLM",
 }
 REFUSED = {  # ours, and refused: another direction, a head that no page has, code of a repository, no map yet
     "sd-scripts-blip-med": "add_cross_attention",

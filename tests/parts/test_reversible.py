@@ -77,7 +77,7 @@ def test_gradients_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve layers back and forth lose nothing that matters."""
     found, expected = both(model(torch.float32, depth=12).train(), batch(40), monkeypatch)
     for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() <= 1e-4 * other.norm()
+        assert (one - other).norm() <= 5e-4 * other.norm()
 
 
 def test_every_layer_is_invertible() -> None:

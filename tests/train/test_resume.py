@@ -40,6 +40,7 @@ def options(tmp_path_factory):
     [
         *later(("epochs", {})),
         ("random", {"precision": "fp16", "activation_checkpointing": ["blocks.*"], "schedule": "wsd"}),
+        ("epochs", {"chunked_loss": "on", "z_loss": 1e-3, "label_smoothing": 0.0}),
         *later(("packed", {"optimizer": "muon", "precision": "bf16", "patience": 50})),
     ],
 )

@@ -21,8 +21,8 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "transcribe", "act",
-         "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
+         "caption", "ask", "paint", "act", "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -32,7 +32,11 @@ GOALS = (  # (what somebody wants to do, the command)
     ("name the class of a text", 'anyformer classify runs/reviews "A fine film."'),
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
+    ("find the things in a picture", "anyformer detect street.jpg --out drawn.png"),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
+    ("make a picture", 'anyformer paint runs/clothes "Ankle boot" --out boot.png'),
+    ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
+    ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),

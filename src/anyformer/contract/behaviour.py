@@ -80,7 +80,7 @@ def rows_of_padding_are_harmless(subject: Subject, rng: random.Random) -> float:
     """A row without any real token does not change its neighbours, and everything is finite."""
     batch = draw(subject, rng, lengths(subject, rng, 2), "left")
     alone = run(subject.model, batch)
-    empty = Batch({n: torch.cat((v, v[:1])) for n, v in batch.inputs.items()})
+    empty = batch.rows([*range(len(batch)), 0])
     for name in empty.inputs:
         if name.endswith("attention_mask"):
             empty.inputs[name][-1] = 0
@@ -159,9 +159,11 @@ class Decoding:
         return self.batch.inputs[self.names[0]].shape[1]
 
     def piece(self, start: int, end: int, whole_mask: bool = False) -> dict[str, Tensor]:
-        """The inputs of one call; a source, or pictures of the text, are with the first piece only."""
-        inputs = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
-        inputs = {} if start else inputs
+        """The inputs of one call; a source, or pictures beside the text, are with the first piece only."""
+        others = {n: v for n, v in self.batch.inputs.items() if n not in self.names and n != self.mask}
+        inputs = {} if start else {n: others[n] for n in others.keys() - self.batch.inserts}
+        for name in self.batch.inserts:
+            inputs |= self.batch.begun(name, start, end)
         inputs |= {name: self.batch.inputs[name][:, start:end] for name in self.names}
         if self.mask in self.batch.inputs:
             inputs[self.mask] = self.batch.inputs[self.mask][:, 0 if whole_mask else start : end]
@@ -172,7 +174,7 @@ class Decoding:
         end = self.at + count
         with torch.no_grad():
             actual = self.model(**self.piece(self.at, end, whole_mask), state=self.state).logits
-            expected = self.model(**self.piece(0, end)).logits[:, self.at :]
+            expected = self.model(**self.piece(0, self.batch.stop(end))).logits[:, self.at : end]
         for i in range(len(self.batch)):
             keep = slice(None) if self.batch.keep is None else self.batch.keep[i, self.at : end]
             what = f"tokens {self.at} to {end} of row {i}"

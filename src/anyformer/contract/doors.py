@@ -19,10 +19,13 @@ from anyformer.contract.probe import expect
 from anyformer.contract.subjects import Subject
 from anyformer.contract.training import in_full
 from anyformer.hub import load, save
+from anyformer.hub.formats.safetensors import DIFFUSERS
 from anyformer.hub.load import NATIVE
 
 SECONDS = 1.0  # the longest time of a refusal
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+DIFFUSED = {WEIGHTS: f"{DIFFUSERS}.safetensors", INDEX: f"{DIFFUSERS}.safetensors.index.json",
+            PICKLE: f"{DIFFUSERS}.bin"}  # fmt: skip
 
 
 class Payload:
@@ -33,6 +36,12 @@ class Payload:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.path,)
+
+
+def at(folder: Path, name: str) -> Path:
+    """A file of a model, under its name in the folder's format."""
+    other = any(folder.glob(f"{DIFFUSERS}*")) or any(folder.parent.glob(f"{DIFFUSERS}*"))
+    return folder / (DIFFUSED.get(name, name) if other else name)
 
 
 def header(data: bytes) -> dict[str, Any]:
@@ -47,15 +56,16 @@ def with_header(data: bytes, new: dict[str, Any]) -> bytes:
 
 
 def _index(folder: Path, place: str) -> None:
-    names = [n for n in header((folder / WEIGHTS).read_bytes()) if n != "__metadata__"]
-    (folder.parent / "elsewhere.safetensors").write_bytes((folder / WEIGHTS).read_bytes())
-    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    names = [n for n in header(at(folder, WEIGHTS).read_bytes()) if n != "__metadata__"]
+    (folder.parent / "elsewhere.safetensors").write_bytes(at(folder, WEIGHTS).read_bytes())
+    index = at(folder, INDEX)
+    at(folder, WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
     weights = {name: place.format(folder=folder) for name in names}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
 
 
 def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda folder: _rewrite(folder / WEIGHTS, change)
+    return lambda folder: _rewrite(at(folder, WEIGHTS), change)
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -74,8 +84,9 @@ def _spans(change: Callable[[list[int]], list[int]]) -> Callable[[bytes], bytes]
 
 def _replace(name: str, make: Callable[[Path], None]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        (folder / name).rename(folder.parent / name)
-        make(folder)
+        path = at(folder, name)
+        path.rename(folder.parent / path.name)
+        make(path)
 
     return apply
 
@@ -89,9 +100,11 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
     "index: an absolute path": lambda folder: _index(folder, "{folder}/../elsewhere.safetensors"),
     "index: a file of another kind": lambda folder: _index(folder, "config.json"),
     "index: no file": lambda folder: _index(folder, "model-00002-of-00002.safetensors"),
-    "weights: a link out of the folder": _replace(WEIGHTS, lambda f: (f / WEIGHTS).symlink_to(f.parent / WEIGHTS)),
-    "weights: a pipe": _replace(WEIGHTS, lambda f: os.mkfifo(f / WEIGHTS)),
-    "weights: a folder": _replace(WEIGHTS, lambda f: (f / WEIGHTS).mkdir()),
+    "weights: a link out of the folder": _replace(
+        WEIGHTS, lambda path: path.symlink_to(path.parent.parent / path.name)
+    ),
+    "weights: a pipe": _replace(WEIGHTS, lambda path: os.mkfifo(path)),
+    "weights: a folder": _replace(WEIGHTS, lambda path: path.mkdir()),
     "weights: empty": _bytes(lambda data: b""),
     "weights: cut off": _bytes(lambda data: data[: len(data) * 2 // 3]),
     "weights: cut off in the header": _bytes(lambda data: data[:50]),
@@ -109,7 +122,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
         f / "config.json", lambda d: d.replace(b"{", b'{"model_type": "x",', 1)
     ),
     "config: a link out of the folder": _replace(
-        "config.json", lambda f: (f / "config.json").symlink_to(f.parent / "config.json")
+        "config.json", lambda path: path.symlink_to(path.parent.parent / path.name)
     ),
     "config: another model": _config(model_type="no_such_type"),
     "config: an unknown key": _config(auto_map={"AutoModel": "evil.Model"}),
@@ -151,19 +164,27 @@ def pickles_are_refused(subject: Subject) -> float:
     with tempfile.TemporaryDirectory() as place:
         folder, trace = Path(place) / "model", Path(place) / "it ran"
         save(subject.model, folder)
-        (folder / WEIGHTS).unlink()
+        pickled = at(folder, PICKLE)
+        at(folder, WEIGHTS).unlink()
         for write in (
             lambda path: path.write_bytes(pickle.dumps(Payload(trace))),
             lambda path: torch.save(Payload(trace), path),
         ):
-            write(folder / PICKLE)
+            write(pickled)
             refusal(folder, "a pickle")
             refusal(folder, "a pickle with code", allow_pickle=True)
             expect(not trace.exists(), "the code in the pickle ran")
     return 0.0
 
 
-@check(14, "model", needs=lambda s: "it has no recipe in its file" if s.page else None)
+def without_blocks(subject: Subject) -> str | None:
+    """The reason why no recipe in its file can be spoilt, or None."""
+    if subject.page:
+        return "it has no recipe in its file"
+    return None if "blocks" in subject.recipe.options else "its blocks are in stacks inside; other compositions show it"
+
+
+@check(14, "model", needs=without_blocks)
 def bad_recipes_are_refused(subject: Subject) -> float:
     """A recipe of our own format with unknown parts, options or values, or without end, is refused."""
     with tempfile.TemporaryDirectory() as place:

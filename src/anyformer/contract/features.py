@@ -227,7 +227,7 @@ def by_hand(subject: Subject, prompt: list[int], count: int) -> list[int]:
         )
         with torch.no_grad():
             scores = subject.model(**inputs).logits[0, -1]
-        scores[list(subject.model.unwritten)] = float("-inf")
+        scores[[i for i in subject.model.placeholders if i < len(scores)]] = float("-inf")  # they are never written
         text.append(int(scores.argmax()))
     return text[first:]
 

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anyformer.contract.check import LeftOut, check, no_file, varied
+from anyformer.contract.diffusers import stem, weights_in
 from anyformer.contract.oracle import oracle, rewritten
 from anyformer.contract.probe import expect
 from anyformer.contract.subjects import Subject, apart_from_tiny, hubs, subjects
 from anyformer.core import pages
 from anyformer.hub import load
+from anyformer.hub.choose import implied
 from anyformer.hub.formats.ct2 import CTranslate2, is_ct2
-from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub, links
@@ -33,7 +34,7 @@ Files = tuple[dict[str, Any], dict[str, Tensor]]
 def files(subject: Subject, hub: Hub) -> Files:
     """The config and the tensors of the oracle's folder."""
     folder = oracle(subject, hub).folder
-    weights = open_weights(folder)
+    weights = weights_in(folder)
     return json.loads((folder / "config.json").read_text()), {n: weights.get(n) for n in weights.names()}
 
 
@@ -42,7 +43,9 @@ def written(config: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Path
     """A folder with this config and these tensors."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "config.json").write_text(json.dumps(config))
-        save_file({k: v.clone() for k, v in tensors.items()}, Path(name) / "model.safetensors", {"format": "pt"})
+        save_file(
+            {k: v.clone() for k, v in tensors.items()}, Path(name) / f"{stem(config)}.safetensors", {"format": "pt"}
+        )
         yield Path(name)
 
 
@@ -79,7 +82,7 @@ def complete(model: Any, path: Path) -> float:
     """Compares the ledger of a loaded model with the content of the file."""
     ledger = model.ledger
     if path.is_dir():
-        names = sorted((CTranslate2(path) if is_ct2(path) else open_weights(path, allow_pickle=True)).names())
+        names = sorted((CTranslate2(path) if is_ct2(path) else weights_in(path, allow_pickle=True)).names())
         expect(
             sorted(line.name for line in ledger.tensors if line.status != "fresh") == names,
             "tensors are not all in the ledger",
@@ -203,8 +206,11 @@ def unknown_values_are_named(subject: Subject, hub: Hub) -> float:
     config, tensors = files(subject, hub)
     refused(config | {"no_such_key": 1}, tensors, "no_such_key")
     refused(config | {"quantization_config": {"quant_method": "no_such_method"}}, tensors, "quantization_config")
-    refused(config | {"model_type": "no_such_type"}, tensors, "no_such_type")
-    refused(config | {"architectures": ["NoSuchModel"]}, tensors, "NoSuchModel")
+    if hub.format == "diffusers":
+        refused(config | {"_class_name": "NoSuchModel"}, tensors, "NoSuchModel")
+    else:
+        refused(config | {"model_type": "no_such_type"}, tensors, "no_such_type")
+        refused(config | {"architectures": ["NoSuchModel"]}, tensors, "NoSuchModel")
     for key, value in config.items():
         if isinstance(value, str) and value.removeprefix("gated-") in ACTS and hub_reads(hub, key):
             refused(config | {key: "swoosh"}, tensors, key, "swoosh")
@@ -229,8 +235,7 @@ def absent_keys_have_their_published_defaults(subject: Subject, hub: Hub) -> flo
     """Loading without a config key, each in turn, is an error, or uses the default of `transformers`."""
     side = oracle(subject, hub)
     config = json.loads((side.folder / "config.json").read_text())
-    page, kind = pages.page(subject.page or ""), type(side.theirs.config)
-    fixed = hub.architectures[config["architectures"][0]]
+    page, fixed = pages.page(subject.page or ""), implied(hub, config)
     whole = tables.read(hub.config, config, page.config, fixed)[0]
     expect(not rewritten(subject.config, whole), f"the config says {whole}, and the model is {subject.config}")
     for key in config:
@@ -242,7 +247,7 @@ def absent_keys_have_their_published_defaults(subject: Subject, hub: Hub) -> flo
         except ValueError:
             continue
         try:
-            default = kind.from_dict(less).to_dict()
+            default = side.defaults(less)
         except Exception:  # theirs refuses it, with one of several errors
             continue
         theirs = tables.read(hub.config, {key: default.get(key), **less}, page.config, fixed)[0]

@@ -61,8 +61,15 @@ def changes(subject: Subject) -> Iterator[Any]:
 def parity_of_long_texts(subject: Subject, hub: Hub) -> float:
     """Texts of 257 and 1,100 tokens: outputs and hidden states are the oracle's."""
     longer = stretched(subject)
-    side, rng = meet(longer, hub), random.Random(50)
-    return max(compare(side, draw(longer, rng, [n], source=[300]), f"{n} tokens") for n in LENGTHS)
+    side, rng, each = meet(longer, hub), random.Random(50), positions_each(longer)
+    return max(compare(side, draw(longer, rng, [n // each], source=[300]), f"{n} tokens") for n in LENGTHS)
+
+
+def positions_each(subject: Subject) -> int:
+    """The positions of one unit of its input: 1 for a token, 3 for a step of a trajectory."""
+    front = next(e.front for e in subject.model.entrances() if e.mask and e.prefix == subject.model.target)
+    example = front.example(1, (4,), torch.Generator().manual_seed(0))
+    return front.length(example) // front.units(example)
 
 
 def steady(subject: Subject) -> str | None:

@@ -18,6 +18,7 @@ from anyformer.hub.tables.weights import Hub
 from anyformer.parts.positions import Scaling
 from anyformer.train import objectives
 from anyformer.train.objectives import IGNORE, counted
+from anyformer.train.set_prediction import SetPrediction
 
 HIDDEN = 0.3  # the share of tokens with a label, for masked tokens
 
@@ -38,7 +39,7 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     return close(ours, expected, "loss")
 
 
-def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """Our loss of a batch with random labels; the labels and the inputs in their form."""
     model, inputs = side.ours, dict(batch.inputs)
     if "decoder_input_ids" in inputs:
@@ -61,9 +62,11 @@ def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor
 
 def encoder_loss(
     out: Any, batch: Batch, inputs: dict[str, Any], noise: torch.Generator
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """The same for heads of an encoder: masked tokens, the next sentence, classes."""
-    labels: dict[str, Tensor] = {}
+    if out.heads.keys() == {"classes", "boxes"}:
+        return set_loss(out, inputs, noise)
+    labels: dict[str, Any] = {}
     for name, scores in out.heads.items():
         drawn = torch.randint(0, scores.shape[-1], scores.shape[:-1], generator=noise)
         if drawn.ndim == 2:
@@ -83,3 +86,18 @@ def encoder_loss(
         raise LeftOut(f"no objective trains its heads {', '.join(labels)} at once")
     objective = objectives.masked_lm if name == "mlm" else objectives.classification
     return objective(out, drawn, counted(drawn)), {"labels": drawn}, inputs
+
+
+def set_loss(out: Any, inputs: dict[str, Any], noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+    """The same for a set of boxes; the first picture has none."""
+    rows, most, none = len(out.logits), min(3, out.logits.shape[1]), out.logits.shape[2] - 1
+    labels = torch.full((rows, most, 5), float(IGNORE))
+    for row in range(1, rows):
+        count = 1 + (row + 1) % most
+        size = torch.empty(count, 2).uniform_(0.1, 0.5, generator=noise)
+        centre = size / 2 + (1 - size) * torch.rand(count, 2, generator=noise)
+        labels[row, :count] = torch.cat((torch.randint(0, none, (count, 1), generator=noise), centre, size), 1)
+    real = [own[own[:, 0] != IGNORE] for own in labels]
+    theirs = [{"class_labels": own[:, 0].long(), "boxes": own[:, 1:]} for own in real]
+    objective = SetPrediction()
+    return objective(out, labels, objective.counted(labels)), {"labels": theirs}, inputs

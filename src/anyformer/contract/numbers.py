@@ -11,6 +11,7 @@ import torch
 
 from anyformer.contract.check import LeftOut, check, pads, varied
 from anyformer.contract.deviations import deviates
+from anyformer.contract.diffusers import weights_in
 from anyformer.contract.oracle import (
     Oracle,
     accepts,
@@ -28,7 +29,6 @@ from anyformer.contract.probe import Batch, close, draw, expect, run, slopes_agr
 from anyformer.contract.subjects import Subject, apart, apart_from_tiny, hubs, of_page, subjects, unsaid
 from anyformer.core import hyper, pages
 from anyformer.hub import load, save
-from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub
@@ -96,7 +96,8 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
         wanted = their_gradients(side, hub)
     finally:
         theirs.eval()
-    mine = as_theirs(side, hub, {n: p.grad for n, p in ours.named_parameters()})
+    still = {n: torch.zeros_like(b) for n, b in ours.state_dict().items() if b.is_floating_point()}  # buffers: never
+    mine = as_theirs(side, hub, still | {n: p.grad for n, p in ours.named_parameters()})
     wanted |= {n: g for n, g in mine.items() if n not in wanted and not g.any()}  # an expert without tokens: none is 0
     return max(worst, slopes_agree(mine, wanted, "training"))
 
@@ -212,14 +213,14 @@ def transformers_opens_our_files(subject: Subject, hub: Hub) -> float:
     model.load_state_dict(side.ours.state_dict())
     model.page, model.config, model.origin = subject.page, subject.config, {"hub": hub.name}
     with tempfile.TemporaryDirectory() as folder:
-        expect(save(model, folder) == hub.name, f"it was not written as {hub.name}")
+        expect(save(model, folder) in (hub.name, *hub.architectures), f"it was not written as {hub.name}")
         identical(side.folder, Path(folder))
         return reopened(side, subject, folder)
 
 
 def identical(one: Path, other: Path) -> None:
     """Raises unless the weights in both folders have the same names, shapes, types and bits."""
-    a, b = open_weights(one), open_weights(other)
+    a, b = weights_in(one), weights_in(other)
     expect(set(a.names()) == set(b.names()), f"tensors only on one side: {sorted(set(a.names()) ^ set(b.names()))}")
     for name in a.names():
         same = a.dtype(name) == b.dtype(name) and torch.equal(a.get(name), b.get(name))
@@ -227,7 +228,8 @@ def identical(one: Path, other: Path) -> None:
 
 
 def reopened(side: Oracle, subject: Subject, folder: str) -> float:
-    """Compares theirs, loaded from our files, with theirs as before."""
+    """Compares theirs, loaded from our files, with theirs as before: their weights are `identical`, but products of
+    the same numbers round differently on some processors where they lie otherwise in memory."""
     model, info = type(side.theirs).from_pretrained(folder, output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         expect(not info[kind], f"transformers reports {kind}: {sorted(map(str, info[kind]))}")
@@ -235,12 +237,12 @@ def reopened(side: Oracle, subject: Subject, folder: str) -> float:
     there = Oracle(reference(model).eval(), side.folder, side.ours)
     before, after = side.run(batch), there.run(batch)
     expect(before.keys() == after.keys(), "transformers returns other outputs")
-    return max(close(after[n], before[n], f"reopened: {n}", 0.0, 0.0) for n in before)
+    return max(close(after[n], before[n], f"reopened: {n}") for n in before)
 
 
 @check(2, "model", checkpoint=True, later=apart_from_tiny)
 def save_and_load(subject: Subject) -> float:
-    """A saved and loaded model is the same, bit for bit; saved again, its files are the same, byte for byte."""
+    """A saved and loaded model has the same bits and the same outputs; saved again, its files have the same bytes."""
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one"), Path(folder, "two")
         save(subject.model, one, max_shard_bytes=1_000_000_000 if subject.path else 30_000)
@@ -254,13 +256,15 @@ def save_and_load(subject: Subject) -> float:
         expect(contents(one) == contents(two), "save, load, save: the files differ")
         batch = draw(subject, random.Random(6), [5, 5])
         x, y = run(subject.model, batch), run(again, batch)
-        return max(close(y[n], x[n], f"loaded again: {n}", 0.0, 0.0) for n in x)
+        return max(close(y[n], x[n], f"loaded again: {n}") for n in x)
 
 
 @check(2, "files", later=apart_from_tiny)
 def stored_dtype_is_reported(subject: Subject, hub: Hub) -> float:
     """In half precision and back, the config has the type of the tensors, and both sides load that, unrounded."""
     model = fresh(oracle(subject, hub).ours)
+    if hub.format == "diffusers":
+        raise LeftOut("files of diffusers name no type, and it loads float32 from all of them")
     for dtype in (torch.bfloat16, torch.float32):
         model.to(dtype)
         with tempfile.TemporaryDirectory() as folder:

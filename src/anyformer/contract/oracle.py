@@ -12,7 +12,6 @@ import dataclasses
 import importlib.util
 import inspect
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,13 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anyformer.contract import subjects
+from anyformer.contract import diffusers, subjects
 from anyformer.contract.check import LeftOut
+from anyformer.contract.mended import mended
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import Subject, redrawn, words
 from anyformer.core import pages
 from anyformer.hub.formats.ct2 import is_ct2
-from anyformer.hub.formats.safetensors import open_weights
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import Reversible
@@ -68,7 +67,9 @@ class Oracle:
         """Their own output for a batch."""
         theirs = self.restored()
         takes = inspect.signature(self.theirs.forward).parameters
-        inputs = dict(batch.inputs)
+        inputs = {self.named_there(name): value for name, value in batch.inputs.items()}
+        if self.hub is not None and self.hub.format == "diffusers":
+            return diffusers.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
         if "position_ids" in takes and (batch.keep is not None or offset):  # positions count real tokens, by the mask
             keep = torch.ones_like(inputs["input_ids"]) if batch.keep is None else batch.keep.long()
@@ -81,14 +82,16 @@ class Oracle:
 
     def restored(self) -> Any:
         """Their model, restored after loading: a short text switches BigBird to full attention permanently."""
-        if restore := getattr(self.theirs.base_model, "set_attention_type", None):
+        base = getattr(self.theirs, "base_model", None)
+        if restore := getattr(base, "set_attention_type", None):
             restore(self.theirs.config.attention_type)
         return self.theirs
 
     def named(self, out: Any) -> dict[str, Tensor]:
         """Their output under our names."""
-        logits = [v for k, v in out.items() if k.endswith("logits")]
-        heads = [f"heads.{name}" for name in getattr(self.ours, "heads", {})] or ["logits"] * bool(logits)
+        logits = [v for k, v in out.items() if k.endswith("logits") and k not in self.outputs()]
+        held = [f"heads.{name}" for name in getattr(self.ours, "heads", ())]
+        heads = held or ["logits"] * bool(logits)
         by_name = dict(zip(heads, logits, strict=True)) if logits else {}
         renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
         by_name |= {ours: out[theirs] for theirs, ours in renamed.items() if out.get(theirs) is not None}
@@ -96,6 +99,8 @@ class Oracle:
             stack = name.removesuffix("hidden_states").replace("_", ".")
             by_name |= {f"{stack}{i}": value for i, value in enumerate(out.get(name) or ())}
         for theirs, name in self.outputs().items():
+            if name.startswith("heads.") and hasattr(self.ours, "heads") and name not in held:
+                continue  # a class of theirs without that head
             value = out
             for key in theirs.split("."):
                 value = value[key]
@@ -103,11 +108,26 @@ class Oracle:
             by_name |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
         return by_name
 
-    def outputs(self) -> Mapping[str, str]:
-        """Their names of outputs, with ours, from the map of their files."""
+    @property
+    def hub(self) -> Hub | None:
+        """The map of their files."""
         kind = (self.ours.origin or {}).get("hub")
         known = () if self.ours.page is None else pages.page(self.ours.page).module.HUBS
-        return next((hub.outputs for hub in known if hub.name == kind), {})
+        return next((hub for hub in known if hub.name == kind), None)
+
+    def outputs(self) -> Mapping[str, str]:
+        """Their names of outputs, with ours."""
+        return {} if self.hub is None else self.hub.outputs
+
+    def named_there(self, name: str) -> str:
+        """Their name of an input."""
+        return name if self.hub is None else self.hub.inputs.get(name, name)
+
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config with their defaults for absent keys."""
+        if self.hub is not None and self.hub.format == "diffusers":
+            return diffusers.filled(self.theirs, config)
+        return type(self.theirs.config).from_dict(config).to_dict()
 
 
 def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -209,7 +229,8 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
     folder = scratch()
     theirs = build(subject, hub)
     redrawn(theirs)
-    theirs.tie_weights()
+    if hub.format != "diffusers":
+        theirs.tie_weights()
     written(theirs, folder, hub)
     ours = load(folder)
     if rewritten(subject.config, ours.config):  # by their config class (T5 is always tied there): theirs from our files
@@ -223,6 +244,8 @@ def meet(subject: Subject, hub: Hub | None) -> Oracle:
 def written(theirs: Any, folder: Path, hub: Hub, **more: Any) -> None:
     """Their files under the names in memory, where transformers 5.23 writes others for ESM: its norms as `gamma` and
     `beta`, its frequencies under a layer with the number `*`."""
+    if hub.format == "diffusers":
+        return diffusers.write(theirs, folder, more.get("state_dict") or theirs.state_dict())
     theirs.save_pretrained(folder, **more)
     file = folder / "model.safetensors"
     if not hub.tails or not file.exists():
@@ -250,6 +273,8 @@ def build(subject: Subject, hub: Hub) -> Any:
 
     published = words(subject, hub)
     assert published is not None
+    if hub.format == "diffusers":
+        return reference(diffusers.build(*published)).eval()
     try:
         config = transformers.AutoConfig.for_model(hub.name, **published[1])
         return reference(getattr(transformers, published[0])._from_config(config)).eval()
@@ -263,6 +288,8 @@ def accepts(subject: Subject, hub: Hub) -> bool:
     import transformers
 
     published = words(subject, hub)
+    if hub.format == "diffusers":
+        return published is not None
     try:
         return published is not None and transformers.AutoConfig.for_model(hub.name, **published[1]) is not None
     except Exception:
@@ -281,43 +308,6 @@ def reference(model: Any) -> Any:
     for part in model.modules():
         mended(part)
     return model
-
-
-def mended(part: Any) -> None:
-    """Mends faults of their classes that no file can express."""
-    match type(part).__name__:
-        case "ReformerOnlyLMHead":  # since 5.0 it lacks its bias, which published weights have
-            part.register_forward_hook(lambda head, inputs, logits: logits + head.bias)
-        case "ReformerModel":  # its hidden states include the padding that it adds
-            part.register_forward_hook(cut)
-        case "AxialPositionEmbeddings":  # in training it takes texts of one length only, and drops whole channels
-            part.eval().learns = False
-            part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
-            part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
-        case "IdeficsForVisionText2Text":  # its loss has no place for the additional ids
-            usual_loss = part.loss_function
-            part.loss_function = lambda logits, labels, vocab_size, **more: usual_loss(
-                logits=logits, labels=labels, vocab_size=logits.shape[-1], **more
-            )
-        case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
-            usual = {"window_size": part.window_size, "shift_size": part.shift_size}
-            part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
-            part.attention.relative_position_bias.register_forward_hook(
-                lambda bias, inputs, whole: inner(whole, part.window_size)
-            )
-
-
-def cut(model: nn.Module, inputs: Any, out: Any) -> None:
-    """Cuts hidden states to the length of the last one."""
-    if out.hidden_states is not None:
-        out.hidden_states = tuple(h[:, : out.last_hidden_state.shape[1]] for h in out.hidden_states)
-
-
-def inner(bias: Tensor, side: int) -> Tensor:
-    """The part of Swin's bias (1, H, n n, n n) that belongs to windows of side x side."""
-    whole = math.isqrt(bias.shape[-1])
-    places = torch.arange(whole**2).view(whole, whole)[:side, :side].flatten()
-    return bias[:, :, places][..., places]
 
 
 def _published(subject: Subject, path: Path) -> Any:
@@ -356,7 +346,7 @@ def their_gradients(side: Oracle, hub: Hub) -> dict[str, Tensor]:
     gradients = {name: p.grad for name, p in every if p.grad is not None}
     with tempfile.TemporaryDirectory() as folder:
         written(side.theirs, Path(folder), hub, state_dict=gradients)
-        file = open_weights(folder)
+        file = diffusers.weights_in(folder)
         return {name: file.get(name).clone() for name in file.names()}
 
 

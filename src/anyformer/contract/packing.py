@@ -35,7 +35,7 @@ def packs(subject: Subject) -> str | None:
 def packed(subject: Subject, rng: random.Random) -> tuple[Batch, list[list[slice]]]:
     """Two rows of random documents with padding on some side, and the slices of the documents in each."""
     most = min(MOST, subject.limit or MOST)
-    batch = draw(subject, rng, [most] * 2)
+    batch = draw(subject, rng, [most] * 2, media=False)
     ids, places = torch.full((2, most), -1), []
     for row in ids:
         at = rng.choice((0, 0, rng.randint(1, 3)))
@@ -110,7 +110,7 @@ def no_gradient_between_documents(subject: Subject, rng: random.Random) -> float
 @check(6, "model", needs=lambda s: None if s.reads_text and not s.has_source else "it takes no document_ids")
 def packed_documents_are_separate_or_refused(subject: Subject) -> float:
     """Documents in two pieces, a mask beside them, a cache, or one vector for several documents are clear errors."""
-    batch = draw(subject, random.Random(60), [6])
+    batch = draw(subject, random.Random(60), [6], media=False)
     ids, model = torch.tensor([[0, 0, 1, 1, -1, -1]]), subject.model
     if packs(subject):
         why = "one vector" if getattr(model, "pool", None) is not None else "cannot keep packed documents apart"

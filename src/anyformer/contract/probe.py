@@ -6,15 +6,16 @@ B batch, T time, D width, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
+from anyformer.generate.decoding import rows_of
 from anyformer.skeletons.base import Output, Skeleton
 
 REAL = 1e-4  # of the largest value: real weights have a few huge activations, and rounding is relative to these
@@ -64,6 +65,7 @@ class Batch:
         full: the paths of inner models without padding in their inputs.
         places: (B, P) the same over the positions of the stream, if a unit of the input has several.
         counted: the inputs whose axis 1 the padding mask counts.
+        inserts: of inputs with an entry for each medium, the row, first position and end of every entry, (N, 3).
     """
 
     inputs: dict[str, Tensor]
@@ -73,15 +75,20 @@ class Batch:
     full: tuple[str, ...] = ()
     places: Tensor | None = None
     counted: frozenset[str] = frozenset()
+    inserts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def row(self, i: int) -> Batch:
         """Row `i` on its own, without padding."""
-        alone = {}
+        alone = dict[str, Tensor]()
         for name, value in self.inputs.items():
             if name in ("attention_mask", "decoder_attention_mask"):
+                continue
+            if name in self.inserts:
+                own = self.inserts[name][:, 0] == i
+                alone |= {name: value[own]} if bool(own.any()) else {}
                 continue
             keep = self.source if self.source is not None and name == "input_ids" else self.keep
             padded = keep is not None and name in self.counted
@@ -90,9 +97,25 @@ class Batch:
 
     def rows(self, index: list[int]) -> Batch:
         """Some rows, in this order."""
-        picked = {name: value[index] for name, value in self.inputs.items()}
+        owners = {name: spans[:, 0] for name, spans in self.inserts.items()}
+        picked, _ = rows_of(self.inputs, owners, torch.tensor(index))
+        spans, rows = rows_of(self.inserts, owners, torch.tensor(index))
+        spans = {name: torch.cat((rows[name][:, None], value[:, 1:]), 1) for name, value in spans.items()}
         keep, source, places = (None if k is None else k[index] for k in (self.keep, self.source, self.places))
-        return replace(self, inputs=picked, keep=keep, source=source, places=places)
+        return replace(self, inputs=picked, keep=keep, source=source, places=places, inserts=spans)
+
+    def begun(self, name: str, start: int, end: int) -> dict[str, Tensor]:
+        """The entries of an input of media that begin at the positions from `start` to `end`, by name."""
+        first = self.inserts[name][:, 1]
+        chosen = (first >= start) & (first < end)
+        return {name: self.inputs[name][chosen]} if bool(chosen.any()) else {}
+
+    def stop(self, end: int) -> int:
+        """The first position from `end` on where no row is inside a medium."""
+        spans = [span for each in self.inserts.values() for span in each.tolist()]
+        while inside := [last for _, first, last in spans if first < end < last]:
+            end = max(inside)
+        return end
 
     def with_(self, **inputs: Tensor) -> Batch:
         """The batch with other inputs."""
@@ -119,13 +142,19 @@ class Batch:
 
 
 def draw(
-    subject: Subject, rng: random.Random, lengths: Iterable[int], side: str = "none", source: Iterable[int] = ()
+    subject: Subject,
+    rng: random.Random,
+    lengths: Iterable[int],
+    side: str = "none",
+    source: Iterable[int] = (),
+    media: bool = True,
 ) -> Batch:
     """Random inputs, one row for each of `lengths`.
 
     Args:
         side: of padding: left, right, mixed (each row its own), or none (all rows are as long as the first).
         source: lengths of the sources of an encoder-decoder; as `lengths` by default, backwards.
+        media: with media inside the text, where the model reads some.
     """
     lengths = list(lengths)
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
@@ -152,7 +181,9 @@ def draw(
     full = tuple(f"{path}." for path, inner in model.named_modules() if path and reads_whole(inner))
     source_keep = keeps.get("") if subject.has_source else None
     counted = frozenset(name for name, read in model.inputs().items() if read.counted)
-    return Batch(model.complete(inputs), keep, source_keep, model.across, full, places, counted)
+    required = {name for name, read in model.inputs().items() if read.required or read.counted}
+    made = model.complete(inputs if media else {n: v for n, v in inputs.items() if n in required})
+    return Batch(made, keep, source_keep, model.across, full, places, counted, model.inserts(made))
 
 
 def reads_whole(model: Any) -> bool:
@@ -172,8 +203,8 @@ def content(subject: Subject, batch: Batch, rng: random.Random, prefix: str | No
             count = batch.inputs[entrance.prefix + entrance.front.main].shape[1]
             made = {entrance.prefix + n: v for n, v in entrance.front.example(len(batch), (count,), noise).items()}
             inputs |= {name: value for name, value in made.items() if name in batch.inputs}
-    completed = subject.model.complete({**batch.inputs, **inputs})
-    return {name: completed[name] for name in inputs}
+    whole = subject.model.complete({**batch.inputs, **inputs})  # the tokens that belong to media stay
+    return {name: whole[name] for name in inputs}
 
 
 def changed_from(batch: Batch, other: dict[str, Tensor], at: int) -> Batch:

@@ -18,7 +18,7 @@ from anyformer.core import pages
 from anyformer.core.hyper import changed, leaves
 from anyformer.core.recipe import Recipe
 from anyformer.core.value import Value
-from anyformer.hub.load import NATIVE
+from anyformer.hub.load import NATIVE, WRITTEN
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts import (
@@ -42,6 +42,7 @@ from anyformer.parts import (
     Mamba2,
     MoE,
     Nystrom,
+    Projector,
     Relative,
     RelativeBias,
     RMSNorm,
@@ -56,6 +57,8 @@ from anyformer.parts import (
     deepnorm,
 )
 from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.skeletons.media import Medium
+from anyformer.skeletons.spliced import with_media
 
 STD = 0.25
 
@@ -211,7 +214,10 @@ def compositions() -> list[Subject]:
     )
     vit = pages.recipe("vit", "tiny").but({"blocks.*.mixer.kv_heads": 2})
     near = pages.recipe("bert", "tiny").but({"blocks.*.mixer.mask": Window(3, 2)})
-    named = {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
+    named = {
+        "detr, norms of groups": pages.recipe("detr", "tiny", norm="group", **{"net.widths": (16, 24), "net.stem": 16})
+    }
+    named |= {"llama, every third block Mamba": third, "bert, rotary and RMSNorm": bert, "vit, grouped heads": vit}
     named["bert, windows"] = near
     mixed = {
         1: GatedDelta.of(heads=4),
@@ -233,7 +239,7 @@ def compositions() -> list[Subject]:
     choice = MoE.of(router=ExpertChoice.of(experts=3, factor=1.5, z=0.01), expert=MLP.of(hidden=20))
     named["llama, experts with few places and a shared one"] = places
     named["bert, experts that choose"] = pages.recipe("bert", "tiny").but({"blocks.*.ffn": choice})
-    return [Subject(name, recipe) for name, recipe in (named | scored()).items()]
+    return [Subject(name, recipe) for name, recipe in (named | scored() | pictured()).items()]
 
 
 def scored() -> dict[str, Recipe]:
@@ -260,6 +266,20 @@ def scored() -> dict[str, Recipe]:
         "bert, convolution, ALiBi, DeepNorm, pooled": bert,
         "vit, sines and rotary on the grid": vit,
     }
+
+
+def pictured() -> dict[str, Recipe]:
+    """Decoders of text that see pictures by the towers of other pages."""
+    vit = pages.recipe("vit", "tiny", image=8, patch=4, depth=1).but(heads={})
+    clip = pages.recipe("clip", "tiny", text=None).but({"embed.image": 8, "heads": {}})
+    swin = pages.recipe("swin", "tiny").but({"embed.image": 16, "heads": {}})
+    towers = {
+        ("llama", "a Swin"): Medium.of(token=3, tower=swin, project=Projector.of(bias=False)),
+        ("mamba", "CLIP's tower"): Medium.of(token=999, tower=clip, project=Projector.of(act="relu"), cut=1),
+        ("jamba", "a ViT"): Medium.of(token=127, tower=vit),
+    }
+    named = {f"{text}, pictures by {name}": (text, medium) for (text, name), medium in towers.items()}
+    return {name: with_media(pages.recipe(text, "tiny"), image=medium) for name, (text, medium) in named.items()}
 
 
 def apart_from_tiny(subject: Subject) -> bool:
@@ -301,14 +321,14 @@ def hubs(subject: Subject) -> list[Hub]:
 
 
 def of_page(subject: Subject) -> list[Hub]:
-    """The Hugging Face maps of its page."""
-    return [] if subject.page is None else [h for h in pages.page(subject.page).module.HUBS if h.format == "hf"]
+    """The maps of its page to directories that both sides write."""
+    return [] if subject.page is None else [h for h in pages.page(subject.page).module.HUBS if h.format in WRITTEN]
 
 
 def apart(name: str) -> str | None:
     """The reference for the numbers of a page that `transformers` lacks; None for all other pages."""
     module = pages.page(name).module
-    return None if any(hub.format == "hf" for hub in module.HUBS) else getattr(module, "ORACLE", "")
+    return None if any(hub.format in WRITTEN for hub in module.HUBS) else getattr(module, "ORACLE", "")
 
 
 def words(subject: Subject, hub: Hub) -> tuple[str, dict[str, Any]] | None:

@@ -2,6 +2,8 @@
 kind when it is written. Beside these there are `Mixer` (`core.mixer`), and bases with code of their own: `Score`,
 `Router`, `Rotary`."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from anyformer.core.part import Part
@@ -32,4 +34,10 @@ class Pool(Part):
 
 
 class Head(Part):
-    """Reads the stream or its pooled vector: `forward(x, flow)`. Shape: (B, T, D) -> that of its output."""
+    """Reads the stream or its pooled vector: `forward(x, flow)`. Shape: (B, T, D) -> that of its output.
+
+    Attributes:
+        between: its output is numbers between these two; None: scores of classes or tokens.
+    """
+
+    between: ClassVar[tuple[float, float] | None] = None

@@ -19,7 +19,9 @@ from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, LatentAttention, Windows
+from anyformer.parts.attention.where import Where
 from anyformer.parts.embeddings import Cells
+from anyformer.skeletons import Skeleton
 
 LAYERS = 4  # shown by default, evenly from the first to the last
 LONGEST = 256  # tokens on an axis; more could not be distinguished
@@ -48,7 +50,7 @@ def attention_picture(
     Args:
         model: any model with attention, whatever other mixers it has.
         inputs: a text, token ids, or another main input, e.g. pixel values (1, C, height, width); of two towers, that
-            of the medium is drawn.
+            of the medium is drawn. A tower inside a decoder (LLaVA) is drawn alone: `model.media["image"].tower`.
             For a model that reads several tensors: all of them by name (`model.inputs()`), one row each.
         path: the PNG to write.
         answer: the continuation of `inputs` in a decoder, the target in an encoder-decoder. The rows are its tokens.
@@ -72,13 +74,21 @@ def attention_picture(
         model(**arguments)
     image = model.entrances()[0].front.cells(arguments) is not None
     weights = {p: taps[f"{p}.weights"] for p in paths}
-    seen = {p: _on_grid(model, p, w, cells) if image else w[0] for p, w in weights.items()}
+    if image:  # of a decoder, what its queries see of the picture, not each other
+        chosen = {
+            k: kind
+            for k, kind in chosen.items()
+            if all(p in cells or _around(model, p) in cells for p in kind.values())
+        }
+    paths = [path for kind in chosen.values() for path in kind.values()]
+    seen = {p: _on_grid(model, p, weights[p], cells) if image else weights[p][0] for p in paths}
     maps = {k: [m for n, p in kind.items() for m in _heads(n, seen[p], layer, head)] for k, kind in chosen.items()}
     title = f"{_name(whole)}: {_which(maps, layer, head)}"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if image:
-        whose = "the class token" if any(c.first for c in cells.values()) else "all patches, on average"
+        queries = "all queries" if any(k.endswith("cross") for k in maps) else "all patches"
+        whose = "the class token" if any(c.first for c in cells.values()) else f"{queries}, on average"
         flat = [m for kind in maps.values() for m in kind]
         draw_image(arguments[model.takes][0], flat, f"{title}\nattention of {whose}", path)
     else:
@@ -93,7 +103,9 @@ def _cells(model: Any) -> Iterator[dict[str, Cells]]:
 
     def note(path: str) -> Any:
         def hook(mixer: Any, inputs: tuple[Any, ...]) -> None:
-            if (cells := inputs[1].find(Cells)) is not None:
+            where = inputs[1].find(Where)
+            cells = where.grid if where is not None and getattr(mixer, "cross", False) else inputs[1].find(Cells)
+            if cells is not None:
                 grids[path] = cells
 
         return hook
@@ -105,6 +117,12 @@ def _cells(model: Any) -> Iterator[dict[str, Cells]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _around(model: Any, path: str) -> str:
+    """The path of the mixer around one, or its own."""
+    above = path.rpartition(".")[0]
+    return above if isinstance(model.get_submodule(above), Windows) else path
 
 
 def _on_grid(model: Any, path: str, weights: Tensor, cells: Mapping[str, Cells]) -> Tensor:
@@ -123,7 +141,10 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
     """The paths of the attention modules to record, by kind (their path with `*` for the layer) and layer; the layers
     of several stacks in a row are counted through all of them."""
     kinds: dict[str, dict[int, str]] = {}
+    inner = tuple(f"{path}." for path, module in model.named_modules() if path and isinstance(module, Skeleton))
     for name, module in model.named_modules():
+        if name.startswith(inner):
+            continue  # the tower of a medium, which has a picture of its own
         if isinstance(module, Attention | LatentAttention):
             layers, numbers = kinds.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
             layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name

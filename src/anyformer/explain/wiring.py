@@ -13,9 +13,13 @@ from typing import Any
 
 from anyformer.core.recipe import Recipe, signature
 from anyformer.explain.draw import PAPER, plotting
+from anyformer.parts.adaptive import Side
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
 from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
+from anyformer.parts.heads import Kept
+from anyformer.parts.reversible import ReversibleBlock
+from anyformer.skeletons.media import bare
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
 SUM = 0.09  # radius of the sign (+)
@@ -23,6 +27,10 @@ FORMATS = (".svg", ".png", ".pdf")
 INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
 COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee"}
 BRANCHES = ("mixer", "cross", "ffn")
+OTHER = {  # kinds of blocks beside `Block`: their difference from it
+    ReversibleBlock: "two streams: each sum goes to the other one",
+    Side: "told: shift and scale after each norm, a gate before each sum",
+}
 FRONT = ("embed", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
 
 
@@ -106,7 +114,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
                 dashed=True,
             )
     else:
-        _column(canvas, x, 0.85, recipe.options, "")
+        _beside(canvas, x, recipe)
     _masks(canvas, canvas.right + 0.6, seen(recipe))
     return _write(figure, canvas, file)
 
@@ -130,7 +138,7 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
             if path.startswith(tuple(windows)):
                 continue  # of cells, not of tokens in a row
-            causal = recipe.part.generates and not path.startswith("encoder")
+            causal = recipe.part.generates and not path.startswith(("encoder", "media."))
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
             paths_of.setdefault(mask, []).append(path)
@@ -142,14 +150,30 @@ def _together(paths: list[str]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
+def _beside(canvas: Canvas, x: float, recipe: Recipe) -> None:
+    """Draws one stack, and to the left of it the towers of the media inside its text."""
+    ends = []
+    for name, medium in (recipe.options.get("media") or {}).items():
+        options = {**bare(medium.tower).options, "project": medium.project}
+        ends.append((x, _column(canvas, x, 0.85, options, name) + GAP))
+        x = canvas.right + 1.1 + WIDE / 2
+    _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n != "media"}, "")
+    for left, low in ends:  # from the end of the tower to the front-end of the text
+        turn, high = x - WIDE / 2 - 0.62, 1.0
+        points = [(left, low - GAP), (left, low), (turn, low), (turn, high), (x - WIDE / 2, high)]
+        canvas.path(points, arrow=True, dashed=True)
+
+
 def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: str) -> float:
     """Draws a stack from top to bottom around the middle `x`; returns its end."""
     if name:
         canvas.axes.text(x, y - 0.2, name, ha="center", fontsize=10, color=FAINT)
     order = [n for n in FRONT if n in options] + [n for n in options if n not in FRONT]
     shared = [f"{n}: {_short(options[n])}" for n in ("bias",) if isinstance(options.get(n), Recipe)]
+    if options.get("conditions"):
+        shared.append(f"told: {', '.join(map(_short, options['conditions'].values()))}")
     begun = False
-    for option in (n for n in order if n not in ("bias", "merge")):
+    for option in (n for n in order if n not in ("bias", "merge", "conditions")):
         value = options[option]
         things = list(value.items()) if isinstance(value, dict) else [(option, value)]
         if option == "stages":
@@ -197,6 +221,9 @@ def _ranges(indices: list[int]) -> str:
 
 def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where: str, shared: list[str]) -> float:
     name = recipe.part.__name__
+    if issubclass(recipe.part, Kept):
+        held = "" if recipe.held is None else f"{recipe.held.part.__name__}, "
+        return canvas.box(x, y, f"{where or f'{label}:'} {name}", [f"{held}not computed"], PAPER)
     if not {"mixer", "norm"} <= recipe.options.keys():
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
     return _block(canvas, x, y, recipe, where, shared)
@@ -207,7 +234,7 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
     from matplotlib.patches import FancyBboxPatch
 
     top, known = y, {*BRANCHES, "norm", "wiring"}
-    other = [] if issubclass(block.part, Block) else ["two streams: each sum goes to the other one"]
+    other = [why for kind, why in OTHER.items() if issubclass(block.part, kind)]
     more = [line for text in [*_lines(block, known), *other, *shared] for line in textwrap.wrap(text, SIGNS + 8)]
     for line in [*textwrap.wrap(f"{where} {block.part.__name__}, {_wiring(block)}", SIGNS), *more]:
         size, colour = (7, FAINT) if line in more else (9, INK)
@@ -249,7 +276,8 @@ def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> flo
             canvas.add(x, y + SUM)
             y += 2 * SUM
         else:
-            y = _inner(canvas, x, y, step, block.options[step])
+            inner = block.options[step]
+            y = _inner(canvas, x, y, step, inner[name] if isinstance(inner, dict) else inner)
     return y
 
 

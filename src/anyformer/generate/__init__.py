@@ -1,4 +1,4 @@
-"""Text and token ids out of models, vectors and classes of texts and pictures, labels of words.
+"""Text and token ids out of models, pictures out of noise, vectors and classes of texts and pictures, labels of words.
 
 options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
@@ -9,20 +9,31 @@ writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
+diffusion.py     pictures, or latents, out of noise: samplers
+painting.py      `paint`: pictures of a class or a text
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
+detecting.py     `detect`: pictures to boxes
+seeing.py        pictures in prompts
+captioning.py    `caption`, `ask`: texts about pictures
 transcribing.py  `transcribe`: sounds to text
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
 """
 
 from anyformer.generate.acting import rollout
+from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
+from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
+from anyformer.generate.painting import paint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
-__all__ = ["chat", "classify", "draw", "embed", "generate", "ranked", "rollout", "stream", "tag", "transcribe"]
+__all__ = [
+    "ask", "caption", "chat", "classify", "detect", "draw", "embed", "generate", "paint", "ranked", "rollout", "stream",
+    "tag", "transcribe",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch import Tensor
 from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding
 from anyformer.generate.options import Options
-from anyformer.generate.pictures import picture_inputs
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
+from anyformer.generate.seeing import with_pictures
 from anyformer.generate.writing import Writer
 
 
@@ -19,6 +19,7 @@ def generate(
     model: Any,
     prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor,
     *,
+    images: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -31,7 +32,6 @@ def generate(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
-    images: Any = None,
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -40,6 +40,8 @@ def generate(
 
     Args:
         prompts: a text, texts, token ids (list or 1-D tensor), or rows of ids (lists, or a 2-D tensor without padding).
+        images: pictures, for a model that sees them inside its text: as many as the prompts have placeholders, in their
+            order; in one list, or in a list for each prompt.
         max_new_tokens: the most new tokens for each prompt; 0 gives nothing.
         temperature: 0 = always the likeliest token; 1 = the model's distribution; more = flatter.
         top_k: draw among the k likeliest; None = all.
@@ -58,8 +60,6 @@ def generate(
             power. 0 = the likeliest text, which is often short; above 1 prefers long ones.
         early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when no live text would be
             better than these, if it ended now (false), or at any length (never).
-        images: for a model that reads pictures between its tokens: a list of pictures for each prompt, one for each of
-            its placeholders, in this order.
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -75,13 +75,13 @@ def generate(
         num_beams, length_penalty, early_stopping,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
-    media = picture_inputs(model, images, inputs.rows)
+    read, media = with_pictures(model, inputs.rows, images)
     writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
     rows: list[list[int]] = [[] for _ in inputs.rows]
     texts = ["" for _ in inputs.rows]
     beams = num_beams > 1
     for row, token in (
-        _searched(model, inputs.rows, options, media) if beams else _chosen(model, inputs.rows, options, writers, media)
+        _searched(model, read, options, media) if beams else _chosen(model, read, options, media, writers)
     ):
         rows[row].append(token)
         if writers and not writers[row].stopped:
@@ -93,7 +93,7 @@ def generate(
 
 
 def _chosen(
-    model: Any, prompts: list[list[int]], options: Options, writers: list[Writer], media: Mapping[str, Tensor]
+    model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor], writers: list[Writer]
 ) -> Iterator[tuple[int, int]]:
     """The pairs (row, token), token by token; a row whose writer has stopped is done."""
     run = Decoding(model, prompts, options, media)
@@ -103,7 +103,7 @@ def _chosen(
 
 
 def _searched(
-    model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor]
+    model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor]
 ) -> Iterator[tuple[int, int]]:
     """The pairs (row, token) of the texts that a beam search finds."""
     for row, text in enumerate(search(model, prompts, options, media)):
@@ -114,6 +114,7 @@ def stream(
     model: Any,
     prompt: str | Sequence[int] | Tensor,
     *,
+    images: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -123,7 +124,6 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
-    images: Any = None,
 ) -> Iterator[str]:
     """The text that `generate` would return, in pieces, as soon as they are final.
 
@@ -134,14 +134,16 @@ def stream(
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
+    rows, media = with_pictures(model, inputs.rows, images)
     writer = _writer(model, inputs.rows[0], options)
-    return _pieces(Decoding(model, inputs.rows, options, picture_inputs(model, images, inputs.rows)), writer)
+    return _pieces(Decoding(model, rows, options, media), writer)
 
 
 def chat(
     model: Any,
     messages: list[dict[str, Any]],
     *,
+    images: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -156,7 +158,8 @@ def chat(
 
     Args:
         messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its
-            chat template. The others are those of `generate`.
+            chat template.
+        images: pictures, where the template writes placeholders. The others are those of `generate`.
 
     Raises:
         ValueError: without a tokenizer or a chat template, and as `generate`.
@@ -165,7 +168,8 @@ def chat(
     check_generates(model)
     ids = tokenizer_of(model, "messages").chat_ids(messages)
     check_ids(model, ids)
-    return _pieces(Decoding(model, [ids], options), _writer(model, ids, options))
+    rows, media = with_pictures(model, [ids], images)
+    return _pieces(Decoding(model, rows, options, media), _writer(model, ids, options))
 
 
 def _writer(model: Any, prompt: list[int], options: Options) -> Writer:

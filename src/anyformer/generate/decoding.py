@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.core.front import Inputs
 from anyformer.core.state import State
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import check_room, end_ids
@@ -32,7 +33,7 @@ class Decoding:
     Args:
         prompts: token ids of each row. A decoder continues them; an encoder-decoder reads them as the source, and
             continues its start token.
-        media: other inputs of the first call, by name, a row for each prompt.
+        media: inputs of the media inside the prompts.
 
     Attributes:
         rows: the numbers of the rows that are not done, in the order of the batch.
@@ -47,8 +48,10 @@ class Decoding:
         like = next(model.parameters())
         ids, mask = padded(prompts, like.device)
         # the inputs of an encoder; (B, T) all tokens so far; (B, T) padding mask or None
-        self.source, self.ids, self.mask = model.opening(ids, mask)
-        self.source = {**self.source, **(media or {})}
+        source, self.ids, self.mask = model.opening(ids, mask)
+        self.source = {name: t for name, t in {**source, **(media or {})}.items() if t is not None}
+        spans = model.inserts({"input_ids": ids, **media}) if media else {}
+        self.owners = {name: entries[:, 0] for name, entries in spans.items()}  # the row of each medium
         if model.reads_source:
             self.ids = torch.full_like(self.ids, begin_of(model))
             prompts = self.ids.tolist()
@@ -57,6 +60,7 @@ class Decoding:
         if options.cache and self.rows:
             with torch.inference_mode():
                 self.state = model.start(len(prompts), self.ids.shape[1] + options.max_new_tokens)
+        prompts = [[token for token in row if token not in model.placeholders] for row in prompts]
         self.rules = Rules(model, self.ends, options.max_new_tokens)
         self.written = prompts  # all tokens of each row so far, without padding
         self.sampler = Sampler(options, prompts, model.vocab, like.device)
@@ -102,7 +106,7 @@ class Decoding:
         self.written = [self.written[i] for i in rows]
         self.ids = self.ids[index]
         self.mask, self.new = (None if t is None else t[index] for t in (self.mask, self.new))
-        self.source = {name: None if t is None else t[index] for name, t in self.source.items()}
+        self.source, self.owners = rows_of(self.source, self.owners, index)
         if self.state is not None:
             self.state.reorder(index)
 
@@ -129,6 +133,25 @@ class Decoding:
         inputs = {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask, **(self.source if first else {})}
         with evaluating(self.model):
             return self.model(**inputs, state=self.state, last=True).logits[:, -1]
+
+
+def rows_of(inputs: Inputs, owners: Mapping[str, Tensor], index: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inputs of the rows `index`, in that order, and their owners.
+
+    Args:
+        owners: the row of each entry, (N,), of inputs with an entry for each medium (`Skeleton.inserts`); such an input
+            without entries is left out.
+    """
+    made, left = {}, {}
+    for name, value in inputs.items():
+        if name not in owners:
+            made[name] = value[index]
+            continue
+        entry, row = (owners[name][:, None] == index).nonzero(as_tuple=True) if len(index) else (index, index)
+        order = row.argsort(stable=True)
+        if len(order):
+            made[name], left[name] = value[entry[order]], row[order]
+    return made, left
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def check_ids(model: Any, row: list[int], which: str = "") -> None:
         raise ValueError(f"prompt{which} is empty; pass at least one token, e.g. the one that begins texts")
     vocab = model.vocab
     for token in row:
-        if not 0 <= token < vocab:
+        if not 0 <= token < vocab and token not in model.placeholders:
             raise ValueError(f"prompt{which}: token id {token} is outside the vocabulary: ids go from 0 to {vocab - 1}")
 
 

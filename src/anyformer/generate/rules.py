@@ -43,8 +43,8 @@ class Rules:
             check_rule("generation", key, value)
         self.ends, self.last = sorted(ends), last
         bad = [row for row in rules.get("bad_words_ids", []) if row not in ([e] for e in ends)]
-        single = (row[0] for row in bad if len(row) == 1)
-        self.never = sorted({*rules.get("suppress_tokens", []), *single, *model.unwritten})
+        never = {*rules.get("suppress_tokens", []), *(row[0] for row in bad if len(row) == 1)}
+        self.never = sorted(never | model.placeholders)
         self.phrases = [row for row in bad if len(row) > 1]
         self.not_first = rules.get("begin_suppress_tokens", [])
         self.first, forced = rules.get("forced_bos_token_id"), rules.get("forced_eos_token_id", [])

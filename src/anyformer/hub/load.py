@@ -19,8 +19,10 @@ from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, TensorFile, open_weights
 from anyformer.hub.ledger import Ledger
+from anyformer.hub.noising import FILE as NOISING
+from anyformer.hub.noising import lines_of, read_noising
 from anyformer.hub.pooling import account, read_pooling
-from anyformer.hub.processors import MAKES, assumed, read_processor
+from anyformer.hub.processors import assumed, read_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, Link, links
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 WRITTEN = ("hf", "diffusers")  # formats that `save` writes
 NATIVE = "anyformer"  # model_type of models without a published format
+OURS = Hub(NATIVE, (), lambda c: [])
 
 
 def load(
@@ -67,7 +70,7 @@ def load(
     path = _find(source, allow_pickle)
     file, config, known = _opened(path, allow_pickle)
     if known is None:
-        return _finish(_native(path, config, file, fresh, dtype, device), path, {}, None, ignore)
+        return _finish(_native(path, config, file, fresh, dtype, device), path, {}, OURS, ignore)
     page, hub = known
     hyper, lines, stored = _read(page, hub, config, ignore, changes)
     model = shape.empty(page, hub, hyper, file)
@@ -87,7 +90,7 @@ def load(
     model.origin = {"hub": hub.name, "format": hub.format, "config": unignored, **filling.habits}
     if hub.format == "ct2":
         model.origin["generation"] = ct2.habits(path, config)
-    return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub.processor, ignore)
+    return _finish(model, path, file.metadata if hub.format == "gguf" else {}, hub, ignore)
 
 
 def _opened(path: Path, allow_pickle: bool) -> tuple[TensorFile, dict[str, Any], choose.Known | None]:
@@ -148,8 +151,8 @@ def _several(name: str, values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str | None, ignore: tuple[str, ...]) -> Any:
-    """The model with the files beside its weights: tokenizer, processor, generation config, pooling."""
+def _finish(model: Any, path: Path, metadata: Mapping[str, Any], hub: Hub, ignore: tuple[str, ...]) -> Any:
+    """The model with the files beside its weights: tokenizer, processor, noising, generation config, pooling."""
     from anyformer.hub.text.tokenizer import Tokenizer
 
     if path.is_dir():
@@ -172,13 +175,24 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], processor: str 
         model.tokenizer = Tokenizer.load(path, ignore)
         model.ledger.files.update(model.tokenizer.ledger)
     if path.is_dir():
-        made = (entrance.front.main for entrance in model.entrances() if entrance.front.main in MAKES)
-        model.processor = read_processor(path, processor, ignore, next(made, model.takes))
+        model.processor = read_processor(path, hub.processor, ignore, model.inputs(), around_of(hub, model))
         if model.processor is None and model.origin["format"] == "ct2":
             model.processor = assumed(model)
         if model.processor is not None:
             model.ledger.files[model.processor.origin.file] = list(model.processor.origin.lines)
+        model.noising = read_noising(path, ignore)
+        if model.noising is not None:
+            model.ledger.files[NOISING] = lines_of(model.noising)
     return model.eval()
+
+
+def around_of(hub: Hub, model: Any) -> dict[str, Any]:
+    """The keys of processor_config.json beside the steps that the files of this model have, with their values."""
+    if hub.around is None:
+        return {}
+    tokens = sorted(model.placeholders) if model.tokenizer is not None else []
+    text = model.tokenizer.core.id_to_token(tokens[0]) if len(tokens) == 1 else None
+    return {**hub.around(model.config), **({} if text is None else {"image_token": text})}
 
 
 def _find(source: str | Path, allow_pickle: bool) -> Path:
@@ -249,6 +263,6 @@ def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterabl
     model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
     ledger = Ledger(str(path), NATIVE)
     same = [Link((name,), (name,)) for name in model.state_dict()]
-    Filling(model, Hub(NATIVE, (), lambda c: []), file, ledger, dtype, device, tuple(fresh)).run(same)
+    Filling(model, OURS, file, ledger, dtype, device, tuple(fresh)).run(same)
     model.ledger, model.origin = ledger, {"hub": NATIVE, "format": "hf", "config": config}
     return model

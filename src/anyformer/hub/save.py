@@ -18,7 +18,8 @@ from anyformer.core import pages
 from anyformer.hub.choose import of_diffusers
 from anyformer.hub.formats.guard import atomic_write, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, write_safetensors
-from anyformer.hub.load import NATIVE, WRITTEN
+from anyformer.hub.load import NATIVE, WRITTEN, around_of
+from anyformer.hub.noising import write_noising
 from anyformer.hub.pooling import write_pooling
 from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
@@ -66,7 +67,9 @@ def save(
     write_safetensors(folder, tensors, max_shard_bytes, DIFFUSERS if of_diffusers(config) else MODEL)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
-    write_processor(folder, model.processor)
+    published = hub_for(model)
+    write_processor(folder, model.processor, {} if published is None else around_of(published[0], model))
+    write_noising(folder, model.noising)
     if generation := (model.origin or {}).get("generation"):
         atomic_write(folder / "generation_config.json", _json(generation))
     write_pooling(folder, (model.origin or {}).get("pooling", {}))
@@ -98,7 +101,8 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
             dict.fromkeys(type_keys, str(stored_type(ours))[6:])
         )  # the type of these weights, not of those read
     names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
-    if names and (published is None or len(config.get("id2label", ())) == len(names)):
+    apart = published is None or published[0].format == "diffusers"  # whose classes have no names in their config
+    if names and (apart or len(config.get("id2label", ())) == len(names)):
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     if model.tokenizer is not None and not origin.get("config"):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,21 @@ def coloured(image: Any, channels: int) -> Any:
         image = pil.alpha_composite(pil.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def write(pixels: np.ndarray, path: str | os.PathLike[str]) -> Path:
+    """Writes (height, width, C) uint8, in grey or RGB, as the file that its name says.
+
+    Raises:
+        ValueError: for a name that says no kind of picture.
+    """
+    path = Path(path)
+    image = pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if path.suffix.lower() not in pillow().registered_extensions():
+        raise ValueError(f"{path}: the name must end in .png or another kind of picture")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
 
 
 def _plain(image: Any) -> Any:

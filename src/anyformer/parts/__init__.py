@@ -1,5 +1,6 @@
 """The parts that all pages use. `from anyformer.parts import Attention, Block, ...`"""
 
+from anyformer.parts.adaptive import Adaptive, AdaptiveNorm, Side
 from anyformer.parts.approximate.autocorrelation import AutoCorrelation
 from anyformer.parts.approximate.fourier import Fourier
 from anyformer.parts.approximate.linear import Favor, LinearAttention
@@ -14,18 +15,41 @@ from anyformer.parts.attention.score_parts import Alibi, Decay, Distances, Forge
 from anyformer.parts.attention.sparse_masks import BlockWindow, Dilated, Global, Prefix, Random, Strided
 from anyformer.parts.attention.windows import GridBias, Windows
 from anyformer.parts.block import Block, deepnorm
+from anyformer.parts.conditions import Label, States, Time, Vector
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
 from anyformer.parts.grid import Axial, Rotary2D, Sines2D
-from anyformer.parts.heads import At, Classifier, Dense, First, Logits, MaskedLM, Mean, Pooler, Project, Through
+from anyformer.parts.heads import (
+    At,
+    Classifier,
+    Dense,
+    First,
+    Logits,
+    MaskedLM,
+    Mean,
+    Pooler,
+    Project,
+    Through,
+    Unpatch,
+)
 from anyformer.parts.memory.compressive import CompressiveMemory
 from anyformer.parts.memory.nearest import NearestMemory
 from anyformer.parts.memory.segments import SegmentRecurrence
 from anyformer.parts.memory.tokens import MemoryTokens
 from anyformer.parts.moe import ExpertChoice, MoE, TopK
-from anyformer.parts.norms import LayerNorm, LayerScale, OneRMSNorm, RMSNorm, ScaleNorm, StochasticDepth, Times
+from anyformer.parts.norms import (
+    LayerNorm,
+    LayerScale,
+    OneRMSNorm,
+    PlainNorm,
+    RMSNorm,
+    ScaleNorm,
+    StochasticDepth,
+    Times,
+)
 from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.positions import RelativeBias, Rotary
+from anyformer.parts.projector import Projector
 from anyformer.parts.pyramid import Merge, PatchGrid
 from anyformer.parts.recurrent.convolution import Convolution, ConvPositions
 from anyformer.parts.recurrent.delta import GatedDelta
@@ -33,17 +57,20 @@ from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.parts.sound.mels import Mels
+from anyformer.parts.streams import JointAttention, JointBlock, LastJointAttention
 from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
-    "MLP", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block", "BlockWindow", "Causal",
-    "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay", "Dense", "Dilated",
-    "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta",
-    "GatedMLP", "Global", "GridBias", "LSHAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned",
-    "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels",
-    "MemoryTokens", "Merge", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "Pooler",
-    "Prefix", "ProbSparse", "Project", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary",
-    "Rotary2D", "ScaleNorm", "SegmentRecurrence", "Sines2D", "Sinusoidal", "SoftCap", "Span", "StochasticDepth",
-    "Strided", "Temperature", "Through", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Window", "Windows",
-    "deepnorm",
+    "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block",
+    "BlockWindow", "Causal", "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay",
+    "Dense", "Dilated", "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full",
+    "GatedDelta", "GatedMLP", "Global", "GridBias", "JointAttention", "JointBlock", "LSHAttention", "Label",
+    "LastJointAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer",
+    "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "MoE",
+    "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse",
+    "Project", "Projector", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D",
+    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth",
+    "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch",
+    "Vector",
+    "Window", "Windows", "deepnorm",
 ]  # fmt: skip

@@ -74,6 +74,16 @@ class TokenIds(Companion):
     ids: Tensor
 
 
+@dataclass(frozen=True)
+class Inserted(Companion):
+    """Vectors of media, (B, T, D), in place of the tokens where `here` (B, T) is True."""
+
+    left_by: ClassVar[str] = "the skeleton Spliced"
+    per_position: ClassVar[bool] = True
+    here: Tensor
+    vectors: Tensor
+
+
 class Tokens(FrontEnd):
     """Token ids to vectors: x = norm(scale * tokens[id] + positions[position] + types[segment]).
 
@@ -151,6 +161,8 @@ class Tokens(FrontEnd):
         x = self.vectors(inputs["input_ids"], flow)
         flow.put(TokenIds(inputs["input_ids"]))
         x = x if self.scale == 1.0 else x * self.scale
+        if (media := flow.find(Inserted)) is not None:
+            x = torch.where(media.here[..., None], media.vectors.to(x.dtype), x)
         if self.types is not None:
             types = inputs.get("token_type_ids")
             x = x + (self.types.weight[0] if types is None else self.types(types))

@@ -57,19 +57,51 @@ class Sines2D(Grid):
     """Fixed vectors for the patches of an image, of any size (He et al., 2021, "Masked Autoencoders";
     arXiv:2111.06377): half of the width for the column, half for the row, as in `Sinusoidal`. The class token has none.
 
+    Args:
+        base: rows and columns of the trained grid: on a grid of n rows, row i is at i base / n, so that every grid
+            covers the same range (DiT). None: row i is at i.
+        crop: rows and columns of a table, stored with the weights, from whose middle a smaller grid is cut (Stable
+            Diffusion 3). None: no table, and no largest grid.
+
     Shape: rows, columns -> (R C, D).
     """
 
-    def __init__(self, dim: int, theta: float = 10000.0):
+    def __init__(self, dim: int, theta: float = 10000.0, base: int | None = None, crop: int | None = None):
         super().__init__()
         if dim % 2:
             raise ValueError(f"Sines2D halves the width, and {dim} is odd")
-        self.waves = Sinusoidal(dim // 2, theta)
+        for name, count in (("base", base), ("crop", crop)):
+            if count is not None and count < 1:
+                raise ValueError(f"Sines2D: {name} is a number of rows, at least 1, or None; got {count}")
+        self.waves, self.base, self.crop = Sinusoidal(dim // 2, theta), base, crop
+        self.table: Tensor
+        if crop is not None:
+            self.register_buffer("table", torch.empty(1, crop * crop, dim))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.crop is not None:
+            self.table.copy_(self._waves(self.crop, self.crop, self.table.device)[None])
 
     def forward(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        row, column = (self.waves(torch.arange(n, device=device)) for n in (rows, columns))  # (R or C, D / 2)
+        if self.crop is None:
+            return self._waves(rows, columns, device)
+        if max(rows, columns) > self.crop:
+            raise ValueError(
+                f"Sines2D: a grid of {rows} x {columns} patches is larger than its table of {self.crop} x {self.crop}"
+            )
+        top, left = (self.crop - rows) // 2, (self.crop - columns) // 2
+        table = self.table.unflatten(1, (self.crop, self.crop))[0]
+        return table[top : top + rows, left : left + columns].flatten(0, 1)
+
+    def _waves(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        row, column = (self.waves(self._places(n, device)) for n in (rows, columns))  # (R or C, D / 2)
         both = column[None].expand(rows, -1, -1), row[:, None].expand(-1, columns, -1)
         return torch.cat(both, -1).flatten(0, 1)
+
+    def _places(self, count: int, device: torch.device) -> Tensor:
+        places = torch.arange(count, device=device)
+        return places if self.base is None else places.float() / (count / self.base)
 
 
 class Rotary2D(Rotary):

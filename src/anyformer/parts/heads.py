@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from anyformer.core.flow import Companion, Flow
 from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head, Norm, Pool
-from anyformer.parts.embeddings import TokenIds
+from anyformer.parts import unscored
+from anyformer.parts.adaptive import AdaptiveNorm
+from anyformer.parts.embeddings import Cells, Table, TokenIds, Tokens
 from anyformer.parts.ffn import activation
 
 
@@ -49,7 +51,7 @@ class Logits(Head):
         self, dim: int, vocab: int, tied: bool = False, bias: bool = False, scale: float = 1.0, offset: bool = False
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.vocab = scale, vocab
         self.proj = None if tied else nn.Linear(dim, vocab, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
         self.offset: Tensor | None
@@ -61,9 +63,20 @@ class Logits(Head):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = x if self.scale == 1.0 else x * self.scale
+        if unscored.wanted(x[..., 0].numel(), self.vocab) and (plain := self.matrix(flow)) is not None:
+            bias = self.bias if self.offset is None else self.offset[0] + (0.0 if self.bias is None else self.bias)
+            return cast(Tensor, unscored.Unscored(x, plain, bias))  # for an objective, which asked for it
         logits = flow.get(Unembedding, "Logits with tied=True").table(x) if self.proj is None else self.proj(x)
         logits = logits if self.bias is None else logits + self.bias
         return logits if self.offset is None else logits + self.offset
+
+    def matrix(self, flow: Flow) -> Tensor | None:
+        """W, (V, D); None where the product is another one: below an adapter, or quantised."""
+        module: Any = self.proj
+        if module is None:
+            product: Any = flow.get(Unembedding, "Logits with tied=True").table
+            module = product.__self__.tokens if getattr(product, "__func__", None) is Tokens.unembed else None
+        return module.weight if type(module) in (nn.Linear, Table) else None
 
 
 class MaskedLM(Logits):
@@ -210,6 +223,38 @@ class Dense(Head, Pool):
         return self.norm(self.act(self.dense(x)))
 
 
+class Unpatch(Head):
+    """A picture of each patch's vector, side by side: the inverse of cutting a picture into patches.
+
+    ```
+    (B, T, D) ── norm ── linear ── (B, rows, columns, patch, patch, C) ── (B, C, rows patch, columns patch)
+    ```
+    Args:
+        patch: height and width of a patch.
+        channels: C.
+        norm: of the stream, told about the row.
+
+    Shape: (B, T, D), whose first T cells are a grid -> (B, C, height, width). The weights are 0 at first.
+    """
+
+    def __init__(self, dim: int, patch: int, channels: int, norm: Recipe[AdaptiveNorm]):
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        self.norm = norm.build(dim)
+        self.proj = nn.Linear(dim, patch * patch * channels)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        cells = flow.get(Cells, "Unpatch")
+        p = self.patch
+        pixels = self.proj(self.norm(x, flow)).unflatten(2, (p, p, self.channels))  # (B, T, p, p, C)
+        grid = pixels.unflatten(1, (cells.rows, cells.columns))  # (B, rows, columns, p, p, C)
+        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
 class Through(Head, Pool):
     """A head or a pool in two steps: then(first(x)). Shape: that of `then`, after that of `first`."""
 
@@ -224,7 +269,8 @@ class Through(Head, Pool):
 class Kept(Head, Pool, Norm, also="Unread"):
     """A part in checkpoints that the model never uses: kept for round trips, not trained; returns x.
 
-    Its tensors have the paths that they would have if the part itself were here.
+    Its tensors have the paths that they would have if the part itself were here. They are in modules without a kind:
+    no adapter, tap or state reaches them.
 
     Args:
         held: the part, of any kind; None: a dense layer.
@@ -241,15 +287,7 @@ class Kept(Head, Pool, Norm, also="Unread"):
             self.register_buffer("weight", torch.zeros(dim, dim))
             self.register_buffer("bias", torch.zeros(dim))
             return
-        part = held.build(dim)
-        for module in part.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())  # no optimizer sees it
-        for name, child in part.named_children():
-            self.add_module(name, child)
-        for name, buffer in part.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=name not in part._non_persistent_buffers_set)
+        _hold(held.build(dim), self)
 
     def reset_parameters(self) -> None:
         if self.dense:  # the common rule for a layer
@@ -257,3 +295,13 @@ class Kept(Head, Pool, Norm, also="Unread"):
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
+
+
+def _hold(part: nn.Module, holder: nn.Module) -> nn.Module:
+    """The holder with all stored tensors of a part, as buffers: no optimizer sees them."""
+    stored = part.state_dict(keep_vars=True)
+    for name in [name for name in stored if "." not in name]:
+        holder.register_buffer(name, stored[name].detach())
+    for name, child in part.named_children():
+        holder.add_module(name, _hold(child, nn.Module()))
+    return holder

@@ -26,6 +26,17 @@ class LayerNorm(Norm):
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
+class PlainNorm(Norm):
+    """y = (x - mean) / sqrt(var + eps) over the last axis: LayerNorm without weight and bias. Shape: (..., D)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+
 class OneRMSNorm(Norm):
     """y = x / sqrt(mean(x^2) + eps) * (1 + weight), in float32 at least (Gemma). Shape: (..., D)."""
 

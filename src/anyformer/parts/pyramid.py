@@ -6,6 +6,7 @@ B batch, T cells of the grid row by row, R rows, S columns, D width, C channels.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from anyformer.core.front import Inputs
 from anyformer.core.part import Part, built, call, drop
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
-from anyformer.parts.embeddings import Cells, Pictures, resample_grid
+from anyformer.parts.embeddings import Cells, Grid, Pictures, resample_grid
 
 
 class PatchGrid(Pictures):
@@ -33,7 +34,8 @@ class PatchGrid(Pictures):
         patch: height and width of a patch.
         channels: colours.
         norm: of each patch's vector, or None.
-        positions: add a learned vector for each cell of the trained grid, resampled (bicubic) for others.
+        positions: add a learned vector for each cell of the trained grid, resampled (bicubic) for others; or a part
+            that makes them for any grid, `Sines2D.of(...)`.
         dropout: at the end.
 
     Shape: (B, C, height, width) -> (B, T, D), T = ceil(height / patch) * ceil(width / patch).
@@ -46,7 +48,7 @@ class PatchGrid(Pictures):
         patch: int = 4,
         channels: int = 3,
         norm: Recipe[Norm] | None = None,
-        positions: bool = False,
+        positions: bool | Recipe[Grid] = False,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -55,10 +57,14 @@ class PatchGrid(Pictures):
         self.image, self.grid, self.patch, self.channels = image, image // patch, patch, channels
         self.project = nn.Conv2d(channels, dim, patch, patch)
         self.norm, self.dropout = built(norm, dim), dropout
-        self.positions = nn.Parameter(torch.zeros(1, self.grid**2, dim)) if positions else None
+        self.positions: Any = None
+        if isinstance(positions, Recipe):
+            self.positions = positions.build(dim)
+        elif positions:
+            self.positions = nn.Parameter(torch.zeros(1, self.grid**2, dim))
 
     def reset_parameters(self) -> None:
-        if self.positions is not None:
+        if isinstance(self.positions, nn.Parameter):
             nn.init.zeros_(self.positions)
 
     def length(self, inputs: Inputs) -> int:
@@ -74,7 +80,9 @@ class PatchGrid(Pictures):
         rows, columns = x.shape[2], x.shape[3]
         flow.put(Cells(rows, columns, first=0))
         x = call(self.norm, x.flatten(2).mT)  # (B, T, D)
-        if self.positions is not None:
+        if isinstance(self.positions, Grid):
+            x = x + self.positions(rows, columns, x.device).to(x.dtype)
+        elif self.positions is not None:
             x = x + resample_grid(self.positions, rows, columns, first=0)
         return drop(self, x)
 

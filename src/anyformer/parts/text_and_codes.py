@@ -139,8 +139,8 @@ class TurnedAttention(Attention):
             kernel=kernel,
         )
 
-    def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
-        kv = [self._split(p(x), self.kv_heads) for p in (self.k, self.v)]  # (B, T, G, K) each
+    def _self(self, x: Tensor, at: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
+        kv = [self._split(p, self.kv_heads) for p in (self.k(at), self.v(x))]  # (B, T, G, K) each
         if self.positions is not None:
             q, *kv = (self.positions(t, flow) for t in (q, *kv))
         k, v = (t.transpose(1, 2) for t in kv)  # (B, G, T, K)

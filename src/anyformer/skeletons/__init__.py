@@ -4,15 +4,20 @@ from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder, GlobalEncoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.interleaved import Images, Interleaved
+from anyformer.skeletons.media import Medium
+from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
+from anyformer.skeletons.spliced import Spliced, add_media, with_media
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Autoencoder", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Images",
-    "Interleaved", "Output", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
+    "Actor", "Autoencoder", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder",
+    "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton",
+    "Spliced", "Stack", "add_media", "with_media",
 ]  # fmt: skip

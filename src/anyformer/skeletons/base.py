@@ -54,6 +54,7 @@ class Output:
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics of parts in training, one tensor a layer
     across: frozenset[str] = frozenset()
     maps: tuple[Tensor, ...] = ()  # (B, D, rows, columns) of each stage of a pyramid, before its cells are merged
+    deep: tuple[dict[str, Tensor], ...] = ()  # in training, the heads of each earlier block of a decoder of queries
 
 
 class Skeleton(nn.Module, Shown):
@@ -61,11 +62,13 @@ class Skeleton(nn.Module, Shown):
 
     Attributes:
         recipe: the recipe of this model.
+        width: of its hidden states.
         page, config: the page and its hyperparameters, if the model came from one.
         origin: a dictionary of the file's other contents (config keys that change nothing here, generation
             defaults), kept for `save`; or None.
         tokenizer: an `anyformer.hub.text.tokenizer.Tokenizer`, or None.
         processor: an `anyformer.hub.processors.Processor`, which makes inputs of pictures, or None.
+        noising: an `anyformer.hub.noising.Noising`, of a model that makes pictures of noise, or None.
         ledger: the use of each tensor and config key of the file, if the model was loaded.
     """
 
@@ -74,13 +77,17 @@ class Skeleton(nn.Module, Shown):
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
-    unwritten: tuple[int, ...] = ()  # token ids that stand for other media: `generate` writes none
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
+    slow: ClassVar[bool] = False  # True if it learns in many small steps only
+    idle: ClassVar[frozenset[str]] = frozenset()  # parameters that multiply 0 by design, and never learn
+    placeholders: frozenset[int] = frozenset()  # ids that stand for media in a text, and are never written
+    width: int
     page: str | None = None
     config: Any = None
     origin: Any = None
     tokenizer: Any = None
     processor: Any = None
+    noising: Any = None
     ledger: Any = None
     taps: Taps | None = None
     context: int | None = None
@@ -149,6 +156,11 @@ class Skeleton(nn.Module, Shown):
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Example inputs with the tokens that the model needs in each row, such as an end token."""
         return inputs
+
+    def inserts(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The inputs with an entry for each medium in place of one for each row: by name the row, the first position
+        and the position behind the last one of every entry, (N, 3)."""
+        return {}
 
     @property
     def decodes(self) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from anyformer.core.front import Entrance, FrontEnd
+from anyformer.core.flow import Flow
+from anyformer.core.front import Entrance, FrontEnd, Inputs
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
@@ -79,6 +80,10 @@ class CausalLM(Skeleton, Blocks):
         """
         named = self.check_inputs({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
         tensors, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)
+        return self.written(tensors, flow, last)
+
+    def written(self, tensors: Inputs, flow: Flow, last: bool) -> Output:
+        """The output of the pass over the front-end's inputs."""
         x, flow = self.run(embed_inputs(self.embed, tensors, flow), flow)  # (B, T, D)
         logits = None if self.head is None else self.head(x[:, -1:] if last else x, flow)
         return Output(x, logits, aux=flow.aux, keep=flow.keep_now(x.shape[1]), figures=flow.figures)

@@ -49,6 +49,7 @@ class Images(FrontEnd):
 
     main = "pixel_values"
     closed = True
+    token: int | None = None  # that stands for a picture
     if TYPE_CHECKING:  # a type checker sees the signature of the constructor, which takes no width
 
         @classmethod
@@ -88,6 +89,19 @@ class Images(FrontEnd):
             return self.resampler.latents.shape[0]
         pixels = inputs.get("pixel_values")
         return 0 if pixels is None else self.tower.entrances()[0].front.length({"pixel_values": pixels.flatten(0, 1)})
+
+    def lengths(self, given: Inputs) -> list[int]:
+        """The number of placeholders of each picture."""
+        return [1] * len(given["pixel_values"])
+
+    def arranged(self, given: Inputs, counts: Sequence[int]) -> dict[str, Tensor]:
+        """Pictures one after another (M, C, height, width) by row, (B, N, C, height, width), with `image_mask` where
+        rows have fewer than N. `counts`: of each row."""
+        pixels, most = given["pixel_values"], max(counts)
+        rows = [torch.cat((some, pixels.new_zeros(most - len(some), *some.shape[1:]))) for some in pixels.split(counts)]
+        here = torch.arange(most, device=pixels.device) < torch.tensor(counts, device=pixels.device)[:, None]
+        mask = {} if bool(here.all()) else {"image_mask": here.long()}
+        return {"pixel_values": torch.stack(rows), **mask}
 
     def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
         pixels = self.tower.entrances()[0].front.example(rows * EXAMPLES, size, noise)["pixel_values"]
@@ -158,10 +172,16 @@ class Interleaved(CausalLM):
             raise ValueError(f"Interleaved: placeholder={placeholder} is outside the {self.embed.vocab} token ids")
         self.images, self.every, self.placeholder = images.build(), every, placeholder
         self.gated = nn.ModuleList(block.build(dim) for block in gated)
-        self.last, self.unwritten = LastMedium(), () if placeholder is None else (placeholder,)
+        self.last = LastMedium()
+        self.placeholders = frozenset(() if placeholder is None else (placeholder,))
+        self.images.token = placeholder
 
     def entrances(self) -> tuple[Entrance, ...]:
         return Text(self.embed), Entrance(self.images)
+
+    def medium(self, reads: str) -> Images:
+        """The front-end that reads pictures."""
+        return self.images
 
     def longest(self, entrance: Entrance) -> int | None:
         return None if entrance.front is self.images else self.context

@@ -61,6 +61,7 @@ class Pyramid(Skeleton, Part):
                 dim = merges[-1].width
             built_stages.append(stage.build(dim))
         self.stages, self.merges = nn.ModuleList(built_stages), nn.ModuleList(merges)
+        self.width = dim
         self.norm, self.pool = built(norm, dim), built(pool, dim)
         self.heads = nn.ModuleDict({name: head.build(dim) for name, head in (heads or {}).items()})
 

@@ -38,6 +38,7 @@ class Blocks(Part):
         entry: Recipe[Entry] | Recipe[Mixer] | None = None,
     ):
         super().__init__()
+        self.width = dim
         self.blocks = nn.ModuleList(b.build(dim) for b in blocks)
         self.norm, self.bias, self.dropout = built(norm, dim), built(bias, dim), dropout
         self.entry = built(entry, dim)

@@ -13,7 +13,8 @@ the model
     adapters.py  adapter_config.py         adapters in PEFT's files
 the task
     tasks/             examples, objective and measure of each task
-    objectives.py      losses over counted labels
+    objectives.py      losses over counted labels; set_prediction.py: of sets of boxes
+    average_precision.py                   how well boxes are found
 a step
     step_loss.py       model and objective as one module, auxiliary losses, metrics of parts
     batch_checks.py    checks of the first batch

@@ -88,9 +88,10 @@ def finetune(options: FinetuneOptions) -> Tuned:
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
         kind, columns = registry.infer(options.task, model, lm, columns)
-        names = tables.classes(sources, columns) if kind in model_setup.ENDS else ()
+        labelled = kind in model_setup.ENDS or columns == ("image", "label")
+        names = tables.classes(sources, columns) if labelled else ()
         context = options.context
-        if kind != "images":
+        if columns != ("image", "label"):
             context = context_of(lm, context, LONGEST, 8, "")
         elif context is not None:
             raise ValueError(f"context={context} is a number of tokens, and {model} reads images; leave it out")
@@ -148,7 +149,7 @@ def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions)
     """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
     fresh: list[str] = []
     lm = model_setup.with_processor(lm) if kind in registry.PICTURED else lm
-    if names:
+    if names and kind in model_setup.ENDS:
         lm, fresh = model_setup.with_classifier(lm, kind, names, options.seed)
     torch.manual_seed(options.seed)
     summary = model_setup.add_adapters(lm, options.method, **options.adapters())
@@ -162,7 +163,7 @@ def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions)
 
 def _measured(measured: float, goal: Task) -> str:
     """A measure with its unit, and the perplexity of texts."""
-    more = f" (perplexity {math.exp(min(measured, 700)):.2f})" if goal.name in ("write", "seq2seq") else ""
+    more = f" (perplexity {math.exp(min(measured, 700)):.2f})" if goal.name in ("write", "seq2seq", "caption") else ""
     return f"{measured:.4f} {goal.unit}{more}"
 
 

@@ -147,7 +147,7 @@ class Loop:
         self.undo.enter_context(recomputing(model, *settings.activation_checkpointing))
         if held is not None:
             checkpoint.restore_weights(model, held.folder, exact=held.tensors("master"), loaded=model is run.loaded)
-        self.criterion = Loss(model, self.objective, settings.precision)
+        self.criterion = Loss(model, self.objective, settings, self.world.whole)
         self.part = self.world.wrap(self.criterion)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")

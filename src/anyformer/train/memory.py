@@ -31,10 +31,11 @@ from torch.utils._pytree import tree_leaves
 
 from anyformer.core.recompute import recompute, recomputing
 from anyformer.data.batches import Batch
-from anyformer.train import master_weights, optim, precision, random_state
+from anyformer.train import master_weights, optim, random_state
 from anyformer.train.objectives import Contrastive
 from anyformer.train.progress import Screen
 from anyformer.train.settings import Settings
+from anyformer.train.step_loss import Loss
 
 GB = 1e9
 DRY_RUN_FROM = 100  # a run of so many steps begins with a dry run
@@ -127,9 +128,9 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
 def _loss(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Tensor:
     """The loss of a batch, in the precision of the run."""
     labels = batch["labels"]
-    with precision.cast(labels.device, settings.precision):
-        output = model(**{name: value for name, value in batch.items() if name != "labels"})
-        return objective(output, labels, _one(objective, labels))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    loss: Tensor = Loss(model, objective, settings)(inputs, labels, _one(objective, labels), 1.0)
+    return loss
 
 
 def _one(objective: Any, labels: Tensor) -> Tensor | float:
@@ -148,7 +149,7 @@ class LiveTensors(TorchDispatchMode):
         aten = torch.ops.aten  # missing in PyTorch's table of operations
         back = aten._scaled_dot_product_flash_attention_for_cpu_backward
         cpu = {aten._scaled_dot_product_flash_attention_for_cpu: _attention, back: _attention_backward}
-        self.registry: dict[Any, Any] = {**flop_registry, **cpu}
+        self.registry: dict[Any, Any] = {**flop_registry, **cpu, aten.addmm_: flop_registry[aten.addmm]}
         self.now = self.flops = self.most = 0
         self.seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 

@@ -11,12 +11,18 @@ from torch import nn
 
 from anyformer.compress import nf4
 from anyformer.core import pages
+from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import select
-from anyformer.hub.processors import ImageProcessor, trained
-from anyformer.parts import Classifier, First
+from anyformer.hub.noising import FlowMatching
+from anyformer.hub.processors import ImageProcessor, from_scratch, trained
+from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Learned, Mean, Tokens
+from anyformer.skeletons.denoiser import Denoiser
+from anyformer.skeletons.encoder import Encoder
+from anyformer.skeletons.painter import Painter
 from anyformer.train import lora, master_weights
 
 INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
+LONGEST = 64  # tokens of a text beside a picture
 HEAD = "classes"  # the name of a head of classes
 ENDS = {  # names of published architectures with such a head
     "classify": "ForSequenceClassification", "tag": "ForTokenClassification", "images": "ForImageClassification",
@@ -68,13 +74,39 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
 
 
 def with_processor(model: Any) -> Any:
-    """A model of images with its processor; one without gets ours: its own size, bytes to -1 … 1. Saving keeps it."""
+    """A model of images with its processor; one without gets ours: its own size (where it has one), bytes to -1 … 1.
+    Saving keeps it. A model that makes images of noise gets flow matching, too, if it has no noising."""
+    if "timestep" in model.inputs() and model.noising is None:
+        model.noising = FlowMatching()
     if model.processor is None:
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
         hubs = () if model.page is None else pages.page(model.page).module.HUBS
         kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)
-        model.processor = trained(kind, front.image, front.image, front.channels)
+        one_size = hasattr(front, "image")
+        model.processor = (
+            trained(kind, front.image, front.image, front.channels) if one_size else from_scratch(front.channels)
+        )
     return model
+
+
+def with_text(recipe: Recipe, vocab: int) -> Recipe:
+    """A denoiser of texts with a small encoder of text that learns with it, where `recipe` is one; else `recipe`.
+
+    The encoder is as wide as the states that the denoiser reads: two blocks, 64 tokens, the mean as the text's vector.
+    """
+    if not issubclass(recipe.part, Denoiser) or recipe["text"] is None:
+        return recipe
+    wide, vector = recipe["text"].width, recipe["conditions.text"].width
+    if wide != vector:
+        raise ValueError(
+            f"the text's states are {wide} wide and its vector {vector}; one encoder makes both, so both must be the "
+            "same: set overrides.text and overrides.pooled"
+        )
+    norm, heads = LayerNorm.of(), max(1, wide // 64)
+    block = Block.of(mixer=Attention.of(heads=heads, bias=True), ffn=MLP.of(), norm=norm)
+    embed = Tokens.of(vocab=vocab, positions=Learned.of(context=LONGEST))
+    text = Encoder.of(wide, embed, [block] * 2, norm=norm, pool=Mean.of(), context=LONGEST)
+    return Painter.of(text, recipe)
 
 
 def _published(model: Any, ending: str) -> tuple[Any, str] | None:

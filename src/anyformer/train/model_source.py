@@ -18,13 +18,19 @@ from anyformer.data.vocabulary import lines
 from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.train.model_setup import with_processor
+from anyformer.skeletons.painter import Painter
+from anyformer.train.model_setup import with_processor, with_text
 from anyformer.train.mup import Transfer
 from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
-HEADS = {"classify": "classify", "images": "classify", "tag": "tag"}  # task -> its name in pages with several heads
+HEADS = {
+    "classify": "classify",
+    "images": "classify",
+    "tag": "tag",
+    "detect": "detect",
+}  # task -> its name in pages with several heads
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,9 @@ class ModelSource:
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if self.task in registry.WITHOUT_TEXT:
+        if self.task in registry.WITHOUT_TEXT or (self.task == "paint" and classes):
             model = self.given if self.make is None else self.make(0, seed, classes)
-            return with_processor(model) if self.task == "images" else model
+            return with_processor(model) if self.task in registry.PICTURED else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
@@ -70,7 +76,7 @@ class ModelSource:
             made = _tokenizer(tokenizer or "bpe", VOCAB if vocab is None else vocab, text)
             made = registry.add_special_tokens(made, self.task) if tokenizer in (None, "bpe", "bytes") else made
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
-        if made.vocab_size > model.vocab:
+        if _beyond(made, model):
             raise ValueError(
                 f"the tokenizer has {made.vocab_size} tokens, the model has {model.vocab}; use the model's own"
             )
@@ -106,15 +112,20 @@ def model_source(
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
-            wanted = {"vocab": vocab} | ({"classes": classes, "task": HEADS[kind]} if classes else {})
+            wanted: dict[str, Any] = {"vocab": vocab} | ({"classes": classes} if classes else {})
+            wanted |= {"task": HEADS[kind]} if classes and kind in HEADS else {}
             known = hyper.kinds(page.config)
+            wanted |= {"token": vocab - 1} if kind == "caption" else {}  # the placeholder is the last one
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
             return page.at(size, **wanted | overrides | others)
 
         def make(vocab: int, seed: int, classes: int) -> Any:
+            whole = with_text(page.recipe(sized(vocab, classes, {})), vocab)
+            if whole.part is Painter:
+                return pages.build(whole, seed=seed)
             return pages.build(page.name, size, seed=seed, overrides=hyper.leaves(sized(vocab, classes, {})))
 
-        return ModelSource(model, facts, kind, make, lambda *of: page.recipe(sized(*of)))
+        return ModelSource(model, facts, kind, make, lambda *of: with_text(page.recipe(sized(*of)), of[0]))
     place = find(model) if isinstance(model, str) and what != "recipe" else Path()
     if size is not None:
         raise ValueError(f"size={size!r} is for an architecture; {str(model)[:60]!r} is not one")
@@ -155,11 +166,16 @@ def pretrained(
         raise ValueError(
             f"{name} has no tokenizer, which examples of text need; set tokenizer to a folder that holds one"
         )
-    if model.tokenizer.vocab_size > model.vocab:
+    if _beyond(model.tokenizer, model):
         raise ValueError(
             f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model has {model.vocab}; they do not match"
         )
     return model
+
+
+def _beyond(tokenizer: Tokenizer, model: Any) -> bool:
+    """True if a tokenizer has tokens that the model has not; its placeholders are in no table."""
+    return any(i not in model.placeholders for i in range(model.vocab, tokenizer.vocab_size))
 
 
 def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:

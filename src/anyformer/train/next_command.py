@@ -13,11 +13,13 @@ from anyformer.data.corpus import weights
 from anyformer.data.models import last
 from anyformer.data.pictures import below
 from anyformer.data.records import HUB, find, records
+from anyformer.train.tasks.boxes import first_picture
+from anyformer.train.tasks.registry import PICTURED
 
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "act": "act", "clone": "act",
+    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
 }  # fmt: skip
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
@@ -40,6 +42,8 @@ def next_command(
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
+    if task == "detect":
+        return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
 
 
@@ -56,8 +60,13 @@ def _words(
     if task in ("act", "clone"):
         named = re.fullmatch(r"[\w-]+-v\d+", Path(source).stem)  # as gymnasium names environments
         return ["--env", named[0] if named else "ENVIRONMENT"]
+    if task == "detect":
+        return [first_picture(source)]
+    if task == "paint":
+        names = (model.origin or {}).get("classes") or ["A picture."]
+        return [names[0], "--out", "picture.png"]
     if source.startswith(HUB):
-        return ["PICTURE"] if task in ("images", "match") else ["A text."]
+        return ["PICTURE"] if task in PICTURED else ["A text."]
     return _of_rows(task, source, fields)
 
 
@@ -67,7 +76,7 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
     if source_files.kind == "images":
         return [str(source_files.files[0])]
     rows = list(itertools.islice(records(source_files, fields), LOOKED))
-    if task in ("images", "match"):
+    if task in PICTURED:
         image = rows[0]["image"]
         picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []

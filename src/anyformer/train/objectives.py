@@ -28,6 +28,7 @@ from anyformer.data.labels import IGNORE
 from anyformer.data.labels import next_tokens as next_tokens  # a part of this module's interface
 from anyformer.data.labels import shift_right as shift_right
 from anyformer.hub.pooling import MODES, pooled
+from anyformer.parts.unscored import Unscored
 from anyformer.skeletons.base import Output
 
 Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
@@ -38,35 +39,47 @@ def counted(labels: Tensor) -> Tensor:
     return (labels != IGNORE).sum()
 
 
-def smoothed(objective: Any, share: float) -> Objective:
-    """The objective with label smoothing.
+def adjusted(objective: Any, **options: float) -> Objective:
+    """The objective with options, label_smoothing or z_loss; those of 0 are left out.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it has no such option.
     """
-    if share and "label_smoothing" not in inspect.signature(objective).parameters:
-        raise ValueError(f"label_smoothing={share} is for objectives over classes or tokens; this task's has none")
-    return partial(objective, label_smoothing=share) if share else objective
+    chosen = {name: value for name, value in options.items() if value}
+    for name, value in chosen.items():
+        if name not in inspect.signature(objective).parameters:
+            raise ValueError(f"{name}={value} is for objectives over classes or tokens; this task's has none")
+    return partial(objective, **chosen) if chosen else objective
 
 
-def causal_lm(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
+def in_pieces(objective: Any) -> bool:
+    """True for an objective that takes logits which are left to it, a few rows at a time (`parts.unscored`)."""
+    return isinstance(objective, MaskedAndNextSentence) or getattr(objective, "func", objective) in OVER_TOKENS
+
+
+def causal_lm(
+    output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """-sum log p(label at t | tokens up to t) / count.
 
     With `label_smoothing` e the target is (1 - e) for the label and e / V for every token (Szegedy et al., 2015;
-    arXiv:1512.00567).
+    arXiv:1512.00567). `z_loss` z adds z log^2 sum exp(logits), which keeps that sum near 1 (Chowdhery et al., 2022;
+    arXiv:2204.02311).
     Shapes: logits (B, T, V), labels (B, T) -> a number, in nats a token.
     """
-    return _cross_entropy(output.logits, labels, count, label_smoothing)
+    return _cross_entropy(output.logits, labels, count, label_smoothing, z_loss)
 
 
-def seq2seq(output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
+def seq2seq(
+    output: Output, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """-sum log p(label at t | source, labels before t) / count, for an encoder-decoder that read `shift_right(labels)`.
 
     For translation, span corruption (T5: `data.corrupt.spans`) and denoising (BART: `data.corrupt.infill`), which
     differ in their sources.
     Shapes: logits (B, T, V), labels (B, T) -> a number, in nats a token.
     """
-    return _cross_entropy(output.logits, labels, count, label_smoothing)
+    return _cross_entropy(output.logits, labels, count, label_smoothing, z_loss)
 
 
 def reconstruction(output: Output, labels: Tensor, count: Tensor | float, divergence: float = 0.0) -> Tensor:
@@ -89,13 +102,16 @@ def reconstruction(output: Output, labels: Tensor, count: Tensor | float, diverg
     return error + divergence * apart * (labels[0].numel() / log.shape[1]) / count  # a cell has so many numbers
 
 
-def masked_lm(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+def masked_lm(output: Output, labels: Tensor, count: Tensor | float, z_loss: float = 0.0) -> Tensor:
     """-sum log p(label at t | all tokens) / count (BERT). Labels are -100 wherever nothing was hidden.
 
     Reads the head `mlm`, else the first one.
     Shapes: logits (B, T, V), labels (B, T) -> a number, in nats a hidden token.
     """
-    return _cross_entropy(output.heads.get("mlm", output.logits), labels, count)
+    return _cross_entropy(output.heads.get("mlm", output.logits), labels, count, z_loss=z_loss)
+
+
+OVER_TOKENS = (causal_lm, seq2seq, masked_lm)
 
 
 def next_sentence(output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
@@ -272,17 +288,26 @@ def gathered(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def _cross_entropy(
-    logits: Tensor | None, labels: Tensor, count: Tensor | float, label_smoothing: float = 0.0
+    logits: Tensor | Unscored | None,
+    labels: Tensor,
+    count: Tensor | float,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
     if logits is None or logits.shape[:-1] != labels.shape:
         got = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
         raise ValueError(f"labels of shape {tuple(labels.shape)} need one row of logits each; the model returned {got}")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels must be whole numbers, the class or token of each position; got {labels.dtype}")
-    x, y = logits.flatten(0, -2), labels.flatten().long()
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = labels.flatten().long()
     try:
+        if isinstance(logits, Unscored):
+            return logits.cross_entropy(y, IGNORE, label_smoothing, z_loss) / count
+        x = logits.flatten(0, -2)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         total = F.cross_entropy(x, y, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
+        if z_loss:
+            total = total + z_loss * x.logsumexp(-1).square().masked_fill(y == IGNORE, 0.0).sum()
     except IndexError:
         bad = labels[(labels != IGNORE) & ((labels < 0) | (labels >= logits.shape[-1]))]
         raise ValueError(

@@ -41,6 +41,7 @@ class RunOptions(CommonSettings):
         workers: threads that prepare batches ahead of time; the numbers are the same.
         warmup: steps until lr is reached; by default a tenth of all, at most 100.
         label_smoothing: share of the target that is spread over all tokens or classes; the measure stays plain.
+        z_loss: factor of log^2 of the softmax's sum, added to the loss of tokens, e.g. 1e-4; the measure stays plain.
         cache: the folder of token ids and encoded examples; by default $ANYFORMER_TOKENS, else tokens in the user's
             cache.
         memory: GB that the run may use; by default the free memory. A run that needs more is refused before the first
@@ -67,6 +68,7 @@ class RunOptions(CommonSettings):
     workers: int = 0
     warmup: int | None = None
     label_smoothing: float = 0.0
+    z_loss: float = 0.0
     cache: str | None = None
     memory: float | None = None
     energy: bool = False
@@ -84,6 +86,8 @@ class RunOptions(CommonSettings):
         object.__setattr__(self, "ignore", list(self.ignore or ()))
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        if not 0 <= self.z_loss < float("inf"):
+            raise ValueError(f"z_loss must be at least 0 and finite, got {self.z_loss}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +99,8 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            act or clone; by default the first one that fits the model. Those from seq2seq on read rows, see
-            `train.tasks.registry`; one row of each ten is held out.
+            caption (LLaVA), paint (DiT), act or clone; by default the first one that fits the model. Those from seq2seq
+            on read rows, see `train.tasks.registry`; one row of each ten is held out.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.
@@ -170,7 +174,9 @@ class FinetuneOptions(RunOptions):
     model: str = field(default="", kw_only=False)
     data: str | Path | dict[str, float] = field(default="", kw_only=False)
     method: Literal["full", "lora", "dora", "qlora"] = field(default="lora", kw_only=False)
-    task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match"] = "auto"
+    task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match", "caption", "paint"] = (
+        "auto"
+    )
     targets: list[str] | None = None
     rank: int | None = None
     alpha: float | None = None

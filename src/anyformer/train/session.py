@@ -25,7 +25,7 @@ from anyformer.train.energy import Energy
 from anyformer.train.loggers import observers
 from anyformer.train.loop import Done, Loop, Measure
 from anyformer.train.memory import check_memory
-from anyformer.train.objectives import Objective, smoothed
+from anyformer.train.objectives import Objective, adjusted
 from anyformer.train.options import FinetuneOptions, RunOptions, TrainOptions
 from anyformer.train.progress import Screen
 from anyformer.train.schedule import ENDING
@@ -66,7 +66,7 @@ class Session:
         screen.message(f"{start} to {self.run.folder}")
         screen.unit = task.unit
         measure = functools.partial(task.measure, batch=options.batch)
-        objective = smoothed(task.objective, options.label_smoothing)
+        objective = adjusted(task.objective, label_smoothing=options.label_smoothing, z_loss=options.z_loss)
         facts = {**facts, "batch": options.batch, "context": options.context, **task.facts}
         with ExitStack() as stack:
             batches: Batches = Global(task.rows, options.batch)
@@ -169,6 +169,8 @@ def _loop(
     check_memory(screen, model, batches(0), objective, settings, options.memory)
     screen.energy = Energy() if options.energy else None
     facts = {**facts, "label_smoothing": options.label_smoothing}
+    if options.z_loss:  # runs from before it know nothing of it
+        facts["z_loss"] = options.z_loss
     loop = Loop(model, batches, objective, settings, run, measure, facts, screen, processes)
     loggers = (chosen and processes.main for chosen in (options.tensorboard, options.wandb))
     loop.observer = observers(screen, run.folder, vars(options), *loggers)  # writes: not for a run that is refused

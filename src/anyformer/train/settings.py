@@ -12,7 +12,12 @@ from anyformer.train import renamed
 from anyformer.train.precision import PRECISIONS
 from anyformer.train.schedule import SCHEDULES
 
-OPTIMIZERS = ("adamw", "muon")
+CHOICES = {
+    "optimizer": ("adamw", "muon"),
+    "schedule": tuple(SCHEDULES),
+    "precision": PRECISIONS,
+    "chunked_loss": ("auto", "on", "off"),
+}
 FREE = {"steps", "save_every", "eval_every", "log_every", "keep_last", "patience", "statistics_every"}
 
 
@@ -40,6 +45,8 @@ class CommonSettings:
         activation_checkpointing: path patterns of modules whose activations are computed again in the backward pass,
             e.g. blocks.*
         compile: run through torch.compile.
+        chunked_loss: on: the logits of tokens are made and scored some rows at a time, which takes less memory; off; or
+            auto: from 64 MB of logits on, where nothing else stands against it.
         statistics_every: steps between rows of statistics.jsonl: RMS of activations and gradients; 0 = none.
 
     Raises:
@@ -64,6 +71,7 @@ class CommonSettings:
     precision: str = "fp32"
     activation_checkpointing: Sequence[str] = ()
     compile: bool = False
+    chunked_loss: str = "auto"
     statistics_every: int = 0
 
     if not TYPE_CHECKING:
@@ -89,10 +97,13 @@ class CommonSettings:
         for name, value in {"ema": self.ema, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-        for name, known in {"optimizer": OPTIMIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}.items():
+        for name, known in CHOICES.items():
             check_option("Settings", name, getattr(self, name), known)
         if self.patience and not self.eval_every:
             raise ValueError(f"patience={self.patience} counts evaluations, and eval_every=0 has none before the end")
+        for name in ("compile", "statistics_every") if self.chunked_loss == "on" else ():
+            if getattr(self, name):
+                raise ValueError(f"chunked_loss='on' takes the product out of the head, and {name} needs it there")
         if self.compile and self.statistics_every:
             raise ValueError("statistics_every hooks every module, and compile=True fuses them; choose one")
 

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.data.batches import Batch
+from anyformer.parts import unscored
+from anyformer.parts.heads import Logits
 from anyformer.skeletons.base import Output
 from anyformer.train import precision as half
-from anyformer.train.objectives import Objective
+from anyformer.train.objectives import Objective, in_pieces
+from anyformer.train.settings import CommonSettings
 
 
 class Loss(nn.Module):
@@ -19,20 +22,48 @@ class Loss(nn.Module):
 
     Attributes:
         run: how the model is called. `metrics`: those that its parts reported for the last batch.
+
+    Raises:
+        ValueError: for chunked_loss="on", if the loss cannot be made in pieces.
     """
 
-    def __init__(self, model: Any, objective: Objective, precision: str):
+    def __init__(self, model: Any, objective: Objective, settings: CommonSettings, whole: bool = True):
         super().__init__()
-        self.model, self.objective, self.precision = model, objective, precision
+        self.model, self.objective, self.precision = model, objective, settings.precision
+        self.pieces = pieces_from(model, objective, settings, whole)
         self.run: Callable[..., Output] = lambda **inputs: model(**inputs)
         self.metrics: dict[str, Any] = {}
 
     def forward(self, inputs: Batch, labels: Tensor, count: Any, share: float) -> Tensor:
         """This batch's part of the loss: `count` labels count in the step, a `share` of its real tokens are here."""
-        with half.cast(labels.device, self.precision):
+        with half.cast(labels.device, self.precision), unscored.in_pieces(self.pieces):
             output = self.run(**inputs)
             self.metrics = metrics(output)
             return with_auxiliary(self.objective(output, labels, count), output, share)
+
+
+def pieces_from(model: nn.Module, objective: Objective, settings: CommonSettings, whole: bool) -> int | None:
+    """The bytes of logits from which the loss is made in pieces; None: never.
+
+    Args:
+        whole: this process holds each weight whole.
+
+    Raises:
+        ValueError: for chunked_loss="on", if something stands against it.
+    """
+    against = {
+        "the objective reads logits, which then are never whole": not in_pieces(objective),
+        "processes hold parts of the head": not whole,
+        "the model has no head that is one matrix": not any(
+            isinstance(m, Logits) and (m.proj is None or type(m.proj) is nn.Linear) for m in model.modules()
+        ),
+    }
+    if settings.chunked_loss == "on":
+        if reasons := [why for why, stands in against.items() if stands]:
+            raise ValueError(f"chunked_loss='on' is not for this run: {'; '.join(reasons)}. Use auto or off")
+        return 0
+    never = settings.chunked_loss == "off" or settings.compile or settings.statistics_every
+    return None if never or any(against.values()) else unscored.LEAST
 
 
 def metrics(output: Output) -> dict[str, Tensor]:

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
+from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.images import ImageProcessor, trained
-from anyformer.hub.processors.keys import CLASS
+from anyformer.hub.processors.keys import CLASS, kind_of
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor", "assumed",
-    "read_processor", "trained", "write_processor",
+    "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor",
+    "assumed", "from_scratch", "read_processor", "trained", "write_processor",
 ]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
@@ -35,34 +36,46 @@ MAKES: dict[str, type[Processor]] = {
 
 
 def read_processor(
-    folder: Path, kind: str | None = None, ignore: Collection[str] = (), takes: str = "pixel_values"
+    folder: Path,
+    kind: str | None = None,
+    ignore: Collection[str] = (),
+    takes: Collection[str] = ("pixel_values",),
+    around: Mapping[str, Any] | None = None,
 ) -> Processor | None:
-    """The processor that a folder's files describe; None without files, or for a main input without a processor.
+    """The processor that a folder's files describe; None without files, or for inputs without a processor.
 
     Args:
-        takes: the model's main input.
+        takes: the model's inputs.
         kind: the type of old files that name none.
         ignore: keys that are passed over.
+        around: the keys beside the steps that the model's files have, with the only values that fit it.
 
     Raises:
         ValueError: naming file and key, for unknown keys, an unknown type, impossible values, or two files that
             disagree.
     """
     processors: list[Processor] = []
-    if takes not in MAKES:
+    made = next((MAKES[name] for name in takes if name in MAKES), None)
+    if made is None:
         return None
+    beside: dict[str, Any] = {}
     for name in (ALONE, TOGETHER):
         if os.path.lexists(folder / name):
             whole = read_json(inside(folder, name))
             try:
-                processors += _of(MAKES[takes], name, whole, kind, ignore)
+                found, beside = _of(made, name, whole, kind, ignore, around or {})
             except ValueError as error:
                 raise ValueError(f"{folder / name}: {error}") from None
+            processors += found
     if len(processors) == 2 and processors[0] != processors[1]:
         raise ValueError(
             f"{folder}: {ALONE} describes {processors[0]}, and {TOGETHER} {processors[1]}; remove one of them"
         )
-    return processors[0] if processors else None
+    if not processors:
+        return None
+    origin = replace(processors[0].origin, around=beside)
+    origin = replace(origin, lines=(*origin.lines, *_lines(beside, around or {}, ignore)))
+    return replace(processors[0], origin=origin)  # type: ignore[type-var]
 
 
 def assumed(model: Any) -> SoundProcessor | None:
@@ -75,17 +88,37 @@ def assumed(model: Any) -> SoundProcessor | None:
     return None if rest else SoundProcessor(mels=front.mels, window=window)
 
 
-def write_processor(folder: Path, processor: Processor | None) -> None:
-    """Writes the steps for `read_processor`, with the name and the other keys of the file that was read."""
+def write_processor(folder: Path, processor: Processor | None, around: Mapping[str, Any] | None = None) -> None:
+    """Writes the steps for `read_processor`, with the names and the other keys of the files that were read.
+
+    Args:
+        around: the keys beside the steps, of a processor that was not read.
+    """
     if processor is None:
         return
     origin, words = processor.origin, processor.words()
-    whole = {**origin.around, processor.slot: words} if origin.file == TOGETHER else words
-    atomic_write(folder / origin.file, (json.dumps(dict(sorted(whole.items())), indent=2) + "\n").encode())
+    beside = origin.around if origin.words else around or {}
+    if origin.file == TOGETHER:
+        _write(folder / TOGETHER, {**beside, processor.slot: words})
+        return
+    _write(folder / origin.file, words)
+    if beside:
+        _write(folder / TOGETHER, beside)
 
 
-def _of(made: type[Processor], name: str, whole: Any, kind: str | None, ignore: Collection[str]) -> list[Processor]:
-    """The processor in the content of a file; none in a processor_config.json without one."""
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write(path, (json.dumps(dict(sorted(content.items())), indent=2) + "\n").encode())
+
+
+def _of(
+    made: type[Processor],
+    name: str,
+    whole: Any,
+    kind: str | None,
+    ignore: Collection[str],
+    fitting: Mapping[str, Any],
+) -> tuple[list[Processor], dict[str, Any]]:
+    """The processor in the content of a file, none in a processor_config.json without one; and what stands beside."""
     if not isinstance(whole, dict):
         raise ValueError(f"expected a dictionary, got {type(whole).__name__}")
     around: dict[str, Any] = {}
@@ -93,12 +126,27 @@ def _of(made: type[Processor], name: str, whole: Any, kind: str | None, ignore: 
     if name == TOGETHER:
         around = {k: v for k, v in whole.items() if k != made.slot}
         content = whole.get(made.slot)
-        if unknown := [k for k in around if k not in AROUND and k not in ignore]:
-            raise ValueError(f"unknown keys: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
+        _check_around(around, ignore, fitting)
         if content is None:
-            return []
+            return [], around
         if not isinstance(content, dict):
             raise ValueError(f"{made.slot} must be a dictionary, got {type(content).__name__}")
+    if made is ImageProcessor and kind_of(content, kind) == KIND:
+        made = DetectionProcessor
     processor, lines = made.read(content, kind, ignore)
-    lines += [Line(key, value, "ignored", AROUND.get(key, "as asked")) for key, value in around.items()]
-    return [replace(processor, origin=Origin(name, around, content, tuple(lines)))]  # type: ignore[type-var]
+    return [replace(processor, origin=Origin(name, around, content, tuple(lines)))], around  # type: ignore[type-var]
+
+
+def _check_around(around: Mapping[str, Any], ignore: Collection[str], fitting: Mapping[str, Any]) -> None:
+    """Raises ValueError for an unknown key beside the steps, or one that contradicts the model."""
+    if unknown := [k for k in around if k not in AROUND and k not in fitting and k not in ignore]:
+        raise ValueError(f"unknown keys: {', '.join(f'{k}={short(around[k])}' for k in unknown)}")
+    for key, value in fitting.items():
+        if key not in AROUND and key not in ignore and around.get(key) not in (None, value):
+            raise ValueError(f"{key!r} is {short(around[key])}, and the model beside it needs {short(value)}")
+
+
+def _lines(around: Mapping[str, Any], fitting: Mapping[str, Any], ignore: Collection[str]) -> list[Line]:
+    """The lines of the ledger for the keys beside the steps."""
+    known = {**dict.fromkeys(fitting, "repeats what the model says, and agrees"), **AROUND}
+    return [Line(k, v, "ignored", "as asked" if k in ignore else known[k]) for k, v in around.items()]

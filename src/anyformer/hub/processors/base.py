@@ -19,7 +19,8 @@ class Origin:
     """The file from which a processor was read.
 
     Attributes:
-        file: its name. around: its content beside the steps. words: the steps. lines: of the ledger, for each key.
+        file: its name. around: the content of processor_config.json beside the steps. words: the steps.
+        lines: of the ledger, for each key.
     """
 
     file: str = ALONE

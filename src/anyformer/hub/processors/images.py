@@ -95,16 +95,29 @@ class ImageProcessor(Processor):
         channels = self.channels or (1 if image.mode in ("1", "L", "LA", "La") else 3)
         image = coloured(image, channels)
         if self.size is not None:
-            image = steps.resize(image, self.size, self.resample)
+            image = self.resized(image)
         pixels = np.asarray(image).reshape(image.height, image.width, channels)
         if self.crop_size is not None:
             pixels = steps.crop(pixels, self.crop_size)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
+    def resized(self, image: Any) -> Any:
+        """A picture in the size that the model wants."""
+        assert self.size is not None
+        return steps.resize(image, self.size, self.resample)
+
     def values(self, source: Any) -> np.ndarray:
         """A picture as (C, height, width) float32."""
         pixels = self.pixels(source)
         return np.stack([row[channel] for row, channel in zip(self._tables[len(pixels)], pixels, strict=True)])
+
+    def pictures(self, values: np.ndarray) -> np.ndarray:
+        """Pixel values as pictures again: (N, C, height, width) -> (N, height, width, C) uint8."""
+        values = values.transpose(0, 2, 3, 1)
+        if self.image_mean is not None and self.image_std is not None:
+            values = values * np.array(self.image_std) + np.array(self.image_mean)
+        values = values / (self.rescale_factor or 1.0)
+        return values.round().clip(0, 255).astype(np.uint8)
 
     @property
     def channels(self) -> int | None:

@@ -293,6 +293,7 @@ def _check_words(entry: Lens, config: Mapping[str, Any], cls: type, where: str) 
         if sizes and config.get(name) is not None:
             value = _loose(config[name], kinds[0])
             if entry.plain or type(value) is int:
+                value = value if entry.plain else abs(value)  # what is computed with can count from the end
                 kind, usual = kinds[0] if entry.plain else int, _usual(cls, entry.fields[0])
                 checked(value, kind, f"config key {where + name!r}", usual)
 

@@ -5,6 +5,7 @@ other, is `weights.Split`.
     row(tuple(f"experts.{e}.w1" for e in range(8)), "experts.w1", Stack())    one each, along a new first axis
     row("experts.w1", tuple(f"experts.{e}.w1" for e in range(8)), Unstack())  the reverse
     row(tuple(f"blocks.{i}.norm1.emb" for i in range(28)), "time", Copies(28))  one of ours, stored again and again
+    row("norm_out.linear", "norm.told", Swap())                               the halves of its rows change places
     row(("conv.weight_g", "conv.weight_v"), "conv.weight", WeightNorm(0))
 """
 
@@ -74,6 +75,18 @@ class Copies(Op):
 
     def write(self, tensors: list[Tensor]) -> list[Tensor]:
         return tensors * self.count
+
+
+class Swap(Op):
+    """The two halves of their rows change places: diffusers tells an adaptive norm its scale before its shift."""
+
+    def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+        if tensors[0].ndim == 0 or tensors[0].shape[0] % 2:
+            raise ValueError(f"it has shape {tuple(tensors[0].shape)}, and an even number of rows is expected")
+        return self.write(tensors)
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(t.chunk(2)[::-1]) for t in tensors]
 
 
 @dataclass(frozen=True)

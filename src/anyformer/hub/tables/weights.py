@@ -289,9 +289,11 @@ class Hub:
         tails: older suffixes of names, accepted when reading: {"gamma": "weight"}.
         ignore: patterns ({i} = any index) of tensors that carry nothing, with the reason.
         format: "hf" (a directory of transformers), "gguf", "diffusers" or "ct2" (a folder of CTranslate2).
+        inputs: our names of inputs, with theirs where they differ: {"pixel_values": "hidden_states"}.
         outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};
             lists of hidden states are those of the blocks there.
         processor: the default type of image processor of its files, see `hub.processors`.
+        around: the keys of processor_config.json beside the steps, for given hyperparameters; a file can lack them.
     """
 
     name: str
@@ -304,8 +306,10 @@ class Hub:
     tails: Mapping[str, str] = field(default_factory=dict)
     ignore: Mapping[str, str] = field(default_factory=dict)
     format: str = "hf"
+    inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     processor: str | None = None
+    around: Callable[[Any], Mapping[str, Any]] | None = None
 
     def ignored(self, name: str) -> str | None:
         """The reason why a tensor of theirs carries nothing, or None."""

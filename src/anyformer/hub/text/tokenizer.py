@@ -128,6 +128,19 @@ class Tokenizer:
         asked = self.config.get("clean_up_tokenization_spaces") is True
         return asked and not isinstance(self.core.model, models.BPE)
 
+    def with_special(self, token: int, text: str) -> Tokenizer:
+        """A copy in which `text` is the special token of this id. Errors: ValueError if it is not the next free id."""
+        core = Core.from_str(self.core.to_str())
+        if token != (known := core.token_to_id(text)):
+            if known is not None or token != core.get_vocab_size():
+                raise ValueError(
+                    f"{text!r} cannot be token {token}: it is {known}, and {core.get_vocab_size()} is free"
+                )
+            core.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+        made = Tokenizer(core, self.roles, self.template, self.config)
+        made.eos_ids = set(self.eos_ids)
+        return made
+
     def batch(
         self, texts: Sequence[str], padding: Literal["left", "right"] = "right", special: bool = True
     ) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import KERNELS, attend, weights
 from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees, resolved, view
 from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed, made
+from anyformer.parts.attention.where import Where
 from anyformer.parts.positions import Rotary
 
 
@@ -41,7 +42,8 @@ class Attention(Mixer):
             True if any of them has one.
         norm: of each head's q and k, before the positions: `RMSNorm.of()` for QK-norm (Henry et al., 2020;
             arXiv:2010.04245), or None.
-        positions: `Rotary.of(...)`, or None. The relative bias of a stack (T5) comes with the flow.
+        positions: `Rotary.of(...)`, or None. The relative bias of a stack (T5) and vectors of places (DETR's `Where`)
+            come with the flow.
         mask: the visible pairs, e.g. `Window(255)`; a decoder hides the future under every mask.
         cross: keys and values come from the encoder's memory.
         scale: of the scores; K^-1/2 by default.
@@ -104,16 +106,17 @@ class Attention(Mixer):
         self._shared = (repr(scores), heads) if all(s.fixed for s in parts) else None
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        T = x.shape[1]
-        q = self._normed("q", self._split(self.q(x), self.heads))  # (B, T, H, K)
+        T, where = x.shape[1], flow.find(Where)
+        at = x if where is None else x + where.vectors.to(x.dtype)
+        q = self._normed("q", self._split(self.q(at), self.heads))  # (B, T, H, K)
         if self.cross:
-            k, v = self._memory(flow)
+            k, v = self._memory(flow, where)
             key: Any = "cross"
             bias: Tensor | Bias | None = None
             theirs = None if flow.memory is None else flow.memory.keep
             seen, mask = flow.once(key, lambda: resolved(View(Full(), 0, T, 0, k.shape[2], theirs, x.device)))
         else:
-            q, k, v = self._self(x, q, flow)
+            q, k, v = self._self(x, at, q, flow)
             key = (self.mask, flow.state and k.shape[2])  # layers of one kind share the mask and the bias
             seen, mask = flow.once(key, lambda: resolved(view(flow, self.mask, T, k.shape[2], x.device)))
             stack = flow.find(StackBias)
@@ -136,9 +139,9 @@ class Attention(Mixer):
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_dim))  # (B, T, heads, K)
 
-    def _self(self, x: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values of all tokens so far, (B, G, S, K), and the queries with their positions."""
-        k, v = (self._split(p(x), self.kv_heads) for p in (self.k, self.v))  # (B, T, G, K) each
+    def _self(self, x: Tensor, at: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys (of `at`) and values of all tokens so far, (B, G, S, K), and the queries with their positions."""
+        k, v = (self._split(p(y), self.kv_heads) for p, y in ((self.k, at), (self.v, x)))  # (B, T, G, K) each
         k = self._normed("k", k)
         if self.positions is not None:
             q, k = self.positions(q, flow), self.positions(k, flow)
@@ -146,7 +149,7 @@ class Attention(Mixer):
         slot = flow.slot(self)
         return (q, k, v) if slot is None else (q, *slot.append(k, v))
 
-    def _memory(self, flow: Flow) -> tuple[Tensor, Tensor]:
+    def _memory(self, flow: Flow, where: Where | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder's memory, (B, G, S, K); computed once, then cached in the state."""
         if flow.memory is None:
             raise ValueError(
@@ -155,7 +158,9 @@ class Attention(Mixer):
         slot = flow.slot(self)
         if slot is not None and slot.length:
             return slot.k, slot.v
-        k, v = (self._split(p(flow.memory.stream), self.kv_heads) for p in (self.k, self.v))
+        x = flow.memory.stream
+        at = x if where is None or where.memory is None else x + where.memory.to(x.dtype)
+        k, v = (self._split(p(y), self.kv_heads) for p, y in ((self.k, at), (self.v, x)))
         k, v = self._normed("k", k).transpose(1, 2), v.transpose(1, 2)  # (B, G, S, K) each
         return (k, v) if slot is None else slot.append(k, v)
 

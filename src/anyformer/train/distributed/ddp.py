@@ -65,6 +65,10 @@ class DDP(World):
         self._cut: set[int] = set()  # ids of the parameters in the plan
         self._ddp: DistributedDataParallel | None = None
 
+    @property
+    def whole(self) -> bool:
+        return self.copies == self.size
+
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self._made and kind is None:  # after an error the others may be gone, and nobody would answer
             dist.destroy_process_group()

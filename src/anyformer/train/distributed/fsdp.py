@@ -27,6 +27,10 @@ UNITS = "**.blocks.*"
 class FSDP(DDP):
     """As `DDP`, with weights, gradients and moments in parts. Units are the blocks, and one of all the rest."""
 
+    @property
+    def whole(self) -> bool:
+        return False
+
     def replicate(self, loss: Any) -> Callable[..., Any]:
         self.model, mesh = loss.model, self.mesh["data"]
         # a hidden state may be a view (ViT's class token); a loss does not write into the outputs of a model

@@ -43,6 +43,10 @@ class Zero(DDP):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage = int(stage)
 
+    @property
+    def whole(self) -> bool:
+        return False
+
     def replicate(self, loss: Any) -> Callable[..., Any]:
         if loss.precision == "fp16":
             raise ValueError("parallel=zero does not support a scaled fp16 loss; use bf16, fp32 or fsdp")

@@ -5,7 +5,9 @@ base.py       `Task`: examples by number, an objective, a measure, a baseline
 text.py       tasks on text: causal, masked, span, denoise
 tables.py     tables of rows; splits.py: which of them are held out
 encode.py     a row as examples of a model
-rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, write
+rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, paint, write
+boxes.py      detect: the things in pictures
+painting.py   paint: pictures are noised, by the number of the example
 episodes.py   act and clone: the actions of episodes
 """
 
@@ -13,14 +15,15 @@ from __future__ import annotations
 
 from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
+from anyformer.train.tasks.boxes import BoxData
 from anyformer.train.tasks.episodes import EpisodeData
 from anyformer.train.tasks.rows import TableData, on_rows
 from anyformer.train.tasks.text import TextData, on_text
 
-__all__ = ["EpisodeData", "TableData", "TextData", "on_rows", "on_text", "training_data"]
+__all__ = ["BoxData", "EpisodeData", "TableData", "TextData", "on_rows", "on_text", "training_data"]
 
 
-def training_data(kind: str, options: TrainOptions) -> TextData | TableData | EpisodeData:
+def training_data(kind: str, options: TrainOptions) -> TextData | TableData | EpisodeData | BoxData:
     """The training data of `train` for a task.
 
     Raises:
@@ -28,4 +31,6 @@ def training_data(kind: str, options: TrainOptions) -> TextData | TableData | Ep
     """
     if kind in ("act", "clone"):
         return EpisodeData(kind, options)
+    if kind == "detect":
+        return BoxData(kind, options)
     return (TableData if kind in registry.COLUMNS else TextData)(kind, options)

@@ -19,7 +19,7 @@ from anyformer.train import objectives
 from anyformer.train.objectives import IGNORE, counted
 
 LEARNED = 64  # batches from which a guess learns
-WRONG, LABEL = "error rate", "nats a label"
+WRONG, LABEL, SQUARED = "error rate", "nats a label", "squared error a number"
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,15 @@
 | embed    | Encoder           | `anchor`, `positive`, which belong together  | to find the second text among all    |
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
+| paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
+| caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
+from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
 
@@ -53,10 +58,33 @@ class RowEncoder:
         """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
         parts: list[Any] = [self.task, self.columns, self.names]
-        if self.task != "images":
+        if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
+        if self.task == "caption":
+            parts += [sorted(m.placeholders), self.positions]
         return repr(parts)
+
+    @property
+    def tokenized(self) -> bool:
+        """True if its examples hold token ids."""
+        return self.task != "images" and self.columns != ("image", "label")
+
+    @functools.cached_property
+    def positions(self) -> int:
+        """The positions that a picture takes in a text.
+
+        Raises:
+            ValueError: if that depends on the picture.
+        """
+        blank = [np.zeros((*size, 3), np.uint8) for size in ((40, 60), (60, 40))]
+        shapes = [self.model.processor(picture)["pixel_values"].shape for picture in blank]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the model's processor ({self.model.processor}) makes pictures of different sizes; "
+                "give it a crop, or a size of height and width"
+            )
+        return seen_by(self.model).lengths({"pixel_values": torch.zeros(shapes[0])})[0]
 
     def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
         """The examples of all rows; None for a row with nothing to learn.
@@ -79,9 +107,10 @@ class RowEncoder:
 
     def _known(self, example: Example | None) -> None:
         ids = () if example is None else example.get("input_ids", ())
-        if len(ids) and max(ids) >= self.model.vocab:
+        most = max((i for i in ids if i not in self.model.placeholders), default=0)
+        if len(ids) and most >= self.model.vocab:
             raise ValueError(
-                f"token id {max(ids)} is outside the model's vocabulary of {self.model.vocab}: the tokenizer belongs "
+                f"token id {most} is outside the model's vocabulary of {self.model.vocab}: the tokenizer belongs "
                 "to another model"
             )
 
@@ -165,6 +194,33 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
 
 
+def _painted(e: RowEncoder, row: Row) -> list[Example]:
+    return _matched(e, row) if e.tokenized else _pictured(e, row)
+
+
+def _captioned(e: RowEncoder, row: Row) -> list[Example]:
+    """The picture, its placeholders, and a text of which the caption or the answer is counted."""
+    mark, t = placeholder(e.model), e.model.tokenizer
+    said = [str(row[name]) for name in e.columns[1:]]
+    if any(mark in text for text in said):
+        raise ValueError(f"the text holds {mark}, which stands for the picture; the picture comes first, without it")
+    if len(said) == 2 and t.template is not None:
+        asked = {"role": "user", "content": spoken(t, mark, said[0])}
+        text, spans = _spoken(t, {"messages": [asked, {"role": "assistant", "content": said[1]}]}, "messages")
+        ids, counted = marked(t, text, spans, closed=True)
+    else:
+        before = "\n".join([mark, *said[:-1], ""])
+        ids, counted = marked(t, before + said[-1], [(len(before), len(before) + len(said[-1]))], closed=False)
+    token = seen_by(e.model).token
+    counts = [e.positions if i == token else 1 for i in ids]
+    counted = [v for v, n in zip(counted, counts, strict=True) for _ in range(n)]
+    ids = [v for v, n in zip(ids, counts, strict=True) for _ in range(n)]
+    if e.limit <= (most := len(ids) - ids[::-1].index(token)):
+        raise ValueError(f"the picture ends at token {most}, and an example has {e.limit} tokens; see context")
+    ids, labels = shifted(ids, counted, e.limit)
+    return [{**_kept(e, row["image"]), "input_ids": np.array(ids), "labels": np.array(labels)}]
+
+
 def _number(text: str) -> np.ndarray:
     """Equal for equal texts: a hash, of 31 bits."""
     return np.array(zlib.crc32(text.encode("utf-8", "replace")) >> 1)
@@ -172,7 +228,7 @@ def _number(text: str) -> np.ndarray:
 
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured, "match": _matched,
+    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted,
 }  # fmt: skip
 
 
@@ -196,15 +252,37 @@ def written(tokenizer: Any, row: Row, which: str, limit: int) -> tuple[list[int]
     response, and the end token.
     """
     text, spans = _spoken(tokenizer, row, which)
-    encoded = tokenizer.core.encode(text, add_special_tokens=which == "text")
-    ids, starts = list(encoded.ids), [start for start, _ in encoded.offsets]
-    counted = [any(a <= s < b for a, b in spans) for s in starts]
-    ends = tokenizer.role_id("eos_token")
-    if which == "text" or tokenizer.template is None:
+    if which == "text":
+        encoded = tokenizer.core.encode(text)
+        ids, counted = list(encoded.ids), [any(a <= s < b for a, b in spans) for s, _ in encoded.offsets]
+        ends = tokenizer.role_id("eos_token")
         if ends is not None and ids[-1:] != [ends]:
             ids, counted = [*ids, ends], [*counted, True]
-        if (begin := tokenizer.bos_id) is not None and which != "text" and begin != ends:
+    else:
+        ids, counted = marked(tokenizer, text, spans, closed=tokenizer.template is not None)
+    return shifted(ids, counted, limit)
+
+
+def marked(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], closed: bool) -> tuple[list[int], list[bool]]:
+    """The ids of a text, and which of them are learned: those that begin inside the spans (of characters).
+
+    Args:
+        closed: the text has its own begin and end, as a chat template writes them; else they are put around it, and
+            the end is learned.
+    """
+    encoded = tokenizer.core.encode(text, add_special_tokens=False)
+    ids, counted = list(encoded.ids), [any(a <= s < b for a, b in spans) for s, _ in encoded.offsets]
+    if not closed:
+        ends = tokenizer.role_id("eos_token")
+        if ends is not None and ids[-1:] != [ends]:
+            ids, counted = [*ids, ends], [*counted, True]
+        if (begin := tokenizer.bos_id) is not None and begin != ends:
             ids, counted = [begin, *ids], [False, *counted]
+    return ids, counted
+
+
+def shifted(ids: list[int], counted: list[bool], limit: int) -> tuple[list[int], list[int]]:
+    """The first `limit` ids, and the next one as label of each, where it is learned."""
     ids, counted = ids[:limit], counted[:limit]
     labels = [i if c else IGNORE for i, c in zip(ids[1:], counted[1:], strict=True)] + [IGNORE]
     return ids, labels

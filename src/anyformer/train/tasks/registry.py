@@ -11,6 +11,10 @@
 | tag      | Encoder           | name the class of each word                       | rows with `words` and `labels`    |
 | images   | Encoder, Pyramid  | name the class of an image                        | rows with `image` and `label`     |
 | match    | DualTower         | find an image's text, and a text's image          | rows with `image` and `text`      |
+| detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
+| paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
+|          |                   |                                                   | `image` and `text`                |
+| caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 
@@ -29,10 +33,14 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
+from anyformer.skeletons.query_decoder import QueryDecoder
+from anyformer.skeletons.spliced import Spliced
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
@@ -41,10 +49,18 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
+    (QueryDecoder, "pixel_values"): ("detect",),
+    (Denoiser, "pixel_values"): ("paint",),
+    (Painter, "pixel_values"): ("paint",),
+    (Spliced, "input_ids"): ("caption", "causal"),
     (Actor, "states"): ("act", "clone"),
 }
-WITHOUT_TEXT = ("images", "act", "clone")
-TUNED = {(CausalLM, "input_ids"): ("write",), (Encoder, "input_ids"): ("classify", "tag", "embed")}  # else as FITS
+WITHOUT_TEXT = ("images", "detect", "act", "clone")
+TUNED = {  # else as FITS
+    (CausalLM, "input_ids"): ("write",),
+    (Encoder, "input_ids"): ("classify", "tag", "embed"),
+    (Spliced, "input_ids"): ("caption", "write"),
+}
 COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "write": (("messages",), ("prompt", "response"), ("source", "target"), ("text",)),
     "seq2seq": (("source", "target"), ("prompt", "response")),
@@ -52,9 +68,11 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "tag": (("words", "labels"),),
     "images": (("image", "label"),),
     "match": (("image", "text"),),
+    "paint": (("image", "label"), ("image", "text")),
+    "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
 }
-PICTURED = ("images", "match")  # tasks whose rows have an image
+PICTURED = ("images", "match", "caption", "detect", "paint")  # tasks whose rows have an image
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
@@ -64,6 +82,7 @@ ROLES = {
 }
 AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # special tokens around a text
 SENTINELS = 100
+PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 
 
 def _fits(tasks: dict[tuple[type, str], tuple[str, ...]], skeleton: type, takes: str) -> tuple[str, ...]:
@@ -121,11 +140,13 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task != "causal" and task not in WITHOUT_TEXT:
+    if task not in ("causal", "caption", *WITHOUT_TEXT):
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
         tokenizer.core.post_processor = processors.TemplateProcessing(one, two, special_tokens=used)
+    if task == "caption" and tokenizer.core.token_to_id(PICTURE) is None:
+        return tokenizer.with_special(tokenizer.vocab_size, PICTURE)
     return Tokenizer(tokenizer.core, {**tokenizer.roles, **roles}, tokenizer.template, tokenizer.config)
 
 

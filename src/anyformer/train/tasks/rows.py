@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +15,15 @@ import torch
 from anyformer.data import corpus as corpora
 from anyformer.data.batches import Batch
 from anyformer.data.mixing import picked, shares
-from anyformer.data.order import shuffled
+from anyformer.data.order import Rows, shuffled
 from anyformer.data.store import Example, Store
+from anyformer.hub.noising import words
 from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
-from anyformer.train.tasks import registry, tables
-from anyformer.train.tasks.base import WRONG, Task, collate
+from anyformer.train.tasks import painting, registry, tables
+from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
 from anyformer.train.tasks.tables import Table, listed
@@ -43,12 +44,12 @@ class TableData:
         self.kind, self.options, self.tables = kind, options, tables.read(options.data, options.fields)
         choices, has = registry.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
-        self.names = () if kind in ("seq2seq", "match") else tables.classes(self.tables, self.columns)
+        self.names = tables.classes(self.tables, self.columns) if self.columns[-1] in ("label", "labels") else ()
 
     @property
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
-        return 0 if self.kind == "images" else LONGEST
+        return 0 if self.columns == ("image", "label") else LONGEST
 
     @property
     def classes(self) -> int:
@@ -64,7 +65,10 @@ class TableData:
         options = self.options
         encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        check_head(model, task, self.names)
+        if self.kind == "paint":
+            painting.check(model, next(iter(task.held_out(1))), self.names)
+        else:
+            check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
         return task
@@ -157,7 +161,7 @@ def on_rows(
             parts[len(parts[0]) >= len(learn)].append(
                 StoredExamples(store, Subset(count, lambda i: i), encoder.model, pair)
             )
-    pad = encoder.model.tokenizer.pad_id if encoder.task != "images" else 0
+    pad = encoder.model.tokenizer.pad_id if encoder.tokenized else 0
     mixed = tuple(table.weight for table in learn)
     rule = "drawn of ten" if held_out is one_in_ten else ""  # older runs held out others
     digest = hashlib.sha256(repr(keys).encode() + encoder.fingerprint().encode() + rule.encode()).hexdigest()[:16]
@@ -174,8 +178,12 @@ def on_rows(
     if encoder.names:
         summary += f"; {listed(encoder.names)}"
         notes += _missing(encoder.names, parts[1])
-    rows = TableRows(tuple(parts[0]), mixed, seed, pad)
-    return Task(encoder.task, rows, measured, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
+    rows: Rows = TableRows(tuple(parts[0]), mixed, seed, pad)
+    batches: Callable[[int], Iterator[Batch]] = measured
+    if encoder.task == "paint":
+        facts["noising"] = words(encoder.model.noising)
+        rows, batches = painting.prepared(rows, measured, encoder.model, seed)
+    return Task(encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
 
 
 def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
@@ -186,8 +194,10 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
-    if encoder.task in ("write", "seq2seq"):
-        tokens = objectives.causal_lm if encoder.task == "write" else objectives.seq2seq
+    if encoder.task == "paint":
+        return objectives.regression, objectives.regression, SQUARED
+    if encoder.task in ("write", "seq2seq", "caption"):
+        tokens = objectives.causal_lm if encoder.task != "seq2seq" else objectives.seq2seq
         return tokens, tokens, "nats a token"
     return objectives.classification, None, WRONG
 
