@@ -39,7 +39,7 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         if between := getattr(dict(model.named_modules()).get(f"heads.{name}"), "between", None):
             targets[name] = torch.empty(value.shape).uniform_(*between, generator=noise)
             continue
-        if value.shape[-1] == 1 or value.ndim == 4:  # numbers, not classes: a picture has four axes
+        if value.shape[-1] == 1:  # a number, not a class
             targets[name] = torch.randn(value.shape, generator=noise)
             continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
