@@ -108,6 +108,11 @@ def learn(model: nn.Module, seen: list[Pair], aside: list[Pair], steps: int, o: 
     rng, pick = random.Random(o.seed), pictures
     check = drawn(by_kind(aside), 64, random.Random(1))
     optimizer = optim.make(model, Settings(steps=steps, lr=o.lr, weight_decay=0.1))
+    gates = {p for name, p in model.named_parameters() if ".scale." in name}
+    for group in optimizer.param_groups:
+        group.update(params=[p for p in group["params"] if p not in gates], times=1.0)
+    if gates:  # while a gate is 0, what it scales learns nothing
+        optimizer.add_param_group({"params": list(gates), "times": 20.0, "weight_decay": 0.0})
     best, kept, at = math.inf, dict[str, Tensor](), 0
     for step in range(steps + 1):
         if step % max(1, steps // 10) == 0:
@@ -123,7 +128,7 @@ def learn(model: nn.Module, seen: list[Pair], aside: list[Pair], steps: int, o: 
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = o.lr * rate("cosine", step, steps, max(1, steps // 20), 0.05)
+            group["lr"] = o.lr * group["times"] * rate("cosine", step, steps, max(1, steps // 20), 0.05)
         optimizer.step()
         optimizer.zero_grad()
     model.load_state_dict(kept, strict=False)
@@ -201,7 +206,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fewshot"))
     parser.add_argument("--doc", type=Path, help="the document whose table is replaced")
     parser.add_argument("--lm-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=550)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--dim", type=int, default=128)

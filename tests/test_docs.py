@@ -58,6 +58,14 @@ def test_the_python_about_pictures_in_a_text_runs() -> None:
     assert learns == {"images", "gated"}
 
 
+def test_the_python_about_codes_of_pictures_runs() -> None:
+    names: dict[str, Any] = {"__name__": __name__}
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "dalle.md").read_text(), re.S))
+    exec(compile(code, "docs/dalle.md", "exec", dont_inherit=True), names)
+    assert names["again"].shape == (3, 3, 8, 8) and names["pictures"].shape == (2, 3, 8, 8)
+    assert all(parameter.grad is not None for parameter in names["dvae"].parameters())
+
+
 def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixture[str]) -> None:
     section = (DOCS / "adding-an-architecture.md").read_text().split("## 5. Another kind of input")[1]
     names: dict[str, object] = {"__name__": __name__}

@@ -29,6 +29,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "sound.md": "docs/sound.md",
         "vision.md": "docs/vision.md",
         "flamingo.md": "docs/flamingo.md",
+        "dalle.md": "docs/dalle.md",
         "multimodal.md": "docs/multimodal.md",
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",

@@ -26,6 +26,7 @@ from anyformer.core.state import State
 from anyformer.parts.attention.cache import Sliding
 from anyformer.parts.attention.masks import FAR, Mask
 from anyformer.parts.attention.windows import Windows
+from anyformer.parts.codes import ConvGrid
 from anyformer.parts.positions import Scaling
 from anyformer.parts.recurrent.chunked import Recurrent
 
@@ -102,7 +103,7 @@ def future_tokens_change_nothing(subject: Subject, rng: random.Random) -> float:
 
 def sees_all(subject: Subject) -> str | None:
     """The reason why not every position sees every other one, or None."""
-    hides = subject.causal or subject.values(Mask) or subject.holds(Windows)
+    hides = subject.causal or subject.values(Mask) or subject.holds(Windows) or subject.holds(ConvGrid)
     return "it is not bidirectional" if hides else None
 
 

@@ -25,6 +25,7 @@ from anyformer.core.value import Value
 from anyformer.hub.tables.weights import links
 from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
+from anyformer.parts.codes import DRAWS
 from anyformer.parts.ffn import ACTIVATIONS
 
 # Options that must not change any number: their effect, and the check of it.
@@ -38,6 +39,11 @@ NO_NUMBER = {
         "Interleaved",
         "placeholder",
     ): "which tokens stand for pictures; in examples a mask says it: tests/hub/test_flamingo.py",
+    ("TurnedAttention", "kernel"): "as that of Attention",
+    ("LayerScale", "start"): "first weights; tests/parts/test_norms.py",
+    ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
+    ("Autoencoder", "mean"): "the scale of `decode`; tests/parts/test_dalle.py",
+    ("Autoencoder", "std"): "as its mean",
     ("BlockSparse", "planned"): "which blocks texts of 1024 tokens and more draw: tests/parts/test_blocksparse.py",
     ("Mamba", "chunk"): "how the recurrence is computed; that it does not matter is item 10",
     ("Mamba2", "chunk"): "as that of Mamba",
@@ -56,6 +62,7 @@ WORDS = {
     "kernel": KERNELS,
     "wiring": ("pre", "post", "sandwich", "parallel"),
     "pairs": ("half", "adjacent"),
+    "draws": DRAWS,
 }
 
 

@@ -19,6 +19,7 @@ from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.core.recompute import recompute
 from anyformer.core.value import Value
+from anyformer.parts.text_and_codes import NEVER
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train.objectives import IGNORE, classification, counted
 
@@ -42,6 +43,8 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
             targets[name] = torch.randn(value.shape, generator=noise)
             continue
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
+        if bool((value <= NEVER).any()):  # some classes can never be: labels are among the others
+            labels = torch.rand(value.shape, generator=noise).masked_fill(value <= NEVER, -1.0).argmax(-1)
         if batch.keep is not None and labels.ndim == 2:
             labels = labels.masked_fill(~batch.keep, IGNORE)
         targets[name] = labels

@@ -7,6 +7,7 @@ decoding.py      the loop: a batch, continued token by token; rows that are done
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
+drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
 painting.py      `paint`: pictures of a class or a text
@@ -26,12 +27,13 @@ from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
+from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
 from anyformer.generate.painting import paint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "ask", "caption", "chat", "classify", "detect", "embed", "generate", "paint", "rollout", "stream", "tag",
-    "transcribe",
+    "ask", "caption", "chat", "classify", "detect", "draw", "embed", "generate", "paint", "ranked", "rollout", "stream",
+    "tag", "transcribe",
 ]  # fmt: skip

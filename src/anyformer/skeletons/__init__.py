@@ -1,6 +1,7 @@
 """Skeletons: the connections of streams. One file each."""
 
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -16,7 +17,7 @@ from anyformer.skeletons.spliced import Spliced, add_media, with_media
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Images",
-    "Interleaved", "Medium", "Output", "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Spliced",
-    "Stack", "add_media", "with_media",
+    "Actor", "Autoencoder", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder",
+    "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton",
+    "Spliced", "Stack", "add_media", "with_media",
 ]  # fmt: skip

@@ -82,6 +82,26 @@ def seq2seq(
     return _cross_entropy(output.logits, labels, count, label_smoothing, z_loss)
 
 
+def reconstruction(output: Output, labels: Tensor, count: Tensor | float, divergence: float = 0.0) -> Tensor:
+    """sum (pixels - labels)^2 / count + divergence * mean over cells and pictures of KL(q(code | cell) | uniform), of a
+    discrete autoencoder.
+
+    Both are means: neither the number of pictures nor of cells changes their balance.
+
+    Args:
+        labels: (B, C, height, width), the pictures in the scale of `pixel_values`. count: their numbers, in the step.
+        divergence: its weight; DALL-E had 6.6.
+
+    Shapes: heads pixels (B, C, height, width), codes (B, T, V) -> a number.
+    """
+    error = (output.heads["pixels"] - labels).square().sum() / count
+    if not divergence:
+        return error
+    log = output.heads["codes"].log_softmax(-1)  # (B, T, V)
+    apart = (log.exp() * (log + torch.tensor(float(log.shape[-1])).log())).sum()
+    return error + divergence * apart * (labels[0].numel() / log.shape[1]) / count  # a cell has so many numbers
+
+
 def masked_lm(output: Output, labels: Tensor, count: Tensor | float, z_loss: float = 0.0) -> Tensor:
     """-sum log p(label at t | all tokens) / count (BERT). Labels are -100 wherever nothing was hidden.
 
