@@ -7,10 +7,11 @@ from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder, GlobalEncoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 from anyformer.skeletons.pyramid import Pyramid
+from anyformer.skeletons.query_decoder import QueryDecoder
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
     "Actor", "Blocks", "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output",
-    "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
+    "Pyramid", "QueryDecoder", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
 ]  # fmt: skip
