@@ -299,6 +299,12 @@ def mended(part: Any) -> None:
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
         case "DetrConvEncoder":  # it freezes its convolutions when it is made
             part.requires_grad_(True)
+        case (
+            "DPTViTHybridEmbeddings"
+        ):  # its model has no argument for other sizes than the trained one, which it can do
+            part.register_forward_pre_hook(
+                lambda module, inputs, named: (inputs, {**named, "interpolate_pos_encoding": True}), with_kwargs=True
+            )
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
