@@ -45,6 +45,13 @@ def test_an_encoder_of_sound_begins_with_its_own_front_end(tmp_path):
     assert positions == sorted(positions) and "source:" not in drawn
 
 
+def test_a_decoder_of_queries_begins_with_them(tmp_path):
+    drawn = re.sub(r"<[^>]+>", "\n", draw(recipe("detr"), tmp_path / "x.svg").read_text())
+    order = ("encoder", "embed: Features", "decoder", "queries: Queries", "boxes: Boxes")
+    positions = [drawn.index(label) for label in order]
+    assert positions == sorted(positions) and drawn.count("embed: Features") == 1
+
+
 def test_masks_are_those_of_the_skeleton_and_the_part():
     assert seen(recipe("bert")) == {"blocks.0.mixer and 1 more": Full()}
     assert seen(recipe("t5")) == {"encoder.blocks.0.mixer and 1 more": Full(),

@@ -73,6 +73,13 @@ def test_a_whole_model_finds_the_same_in_a_batch_as_alone(changes):
                 torch.testing.assert_close(together[name][i : i + 1], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_mask_of_real_pixels_alone_changes_no_bit():
+    model, pixels = redrawn(af.build("detr", "tiny", norm="group")).eval(), torch.randn(2, 3, 20, 17)
+    with torch.no_grad():
+        plain, masked = model(pixel_values=pixels), model(pixel_values=pixels, pixel_mask=torch.ones(2, 20, 17))
+    assert torch.equal(plain.logits, masked.logits) and torch.equal(plain.heads["boxes"], masked.heads["boxes"])
+
+
 def test_a_frozen_norm_is_a_batch_norm_in_evaluation_and_never_changes():
     frozen, usual = redrawn(FrozenNorm.of().build(6)), nn.BatchNorm2d(6)
     usual.load_state_dict(frozen.state_dict(), strict=False)

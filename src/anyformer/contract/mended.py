@@ -34,6 +34,10 @@ def mended(part: Any) -> None:
             diffusers.unsquared(part)
         case "LabelEmbedding":  # in training it drops classes at random, which the objective does here
             part.dropout_prob = 0.0
+        case "DPTViTHybridEmbeddings":  # its model has no argument for other sizes than the trained one
+            part.register_forward_pre_hook(
+                lambda module, inputs, named: (inputs, {**named, "interpolate_pos_encoding": True}), with_kwargs=True
+            )
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))

@@ -31,7 +31,7 @@ OTHER = {  # kinds of blocks beside `Block`: their difference from it
     ReversibleBlock: "two streams: each sum goes to the other one",
     Side: "told: shift and scale after each norm, a gate before each sum",
 }
-FRONT = ("embed", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
+FRONT = ("embed", "queries", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
 
 
 @dataclass
@@ -99,10 +99,12 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
         ends = []
         for name in sides:
             last = name == sides[-1]
-            source = recipe.options.get("source")  # the encoder's own front-end, of sound
-            embed = recipe.embed if last or source is None else source
-            front = {"embed": embed} | {k: v for k, v in recipe[name].options.items() if v is not None}
-            rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", "source", *sides)}
+            other = "queries" if last else "source"  # a decoder's own queries, an encoder's own front-end, of sound
+            begin = {other: recipe.options[other]} if recipe.options.get(other) is not None else {"embed": recipe.embed}
+            front = {"embed" if other == "source" else n: part for n, part in begin.items()} | {
+                k: v for k, v in recipe[name].options.items() if v is not None
+            }
+            rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", "source", "queries", *sides)}
             ends.append((x, _column(canvas, x, 0.85, front | rest, name)))
             ends[-1] = (x, ends[-1][1] + GAP)
             x = canvas.right + 1.1 + WIDE / 2

@@ -95,13 +95,13 @@ SIZES = {
         dim=16,
         queries=5,
         depth=1,
-        decoder_depth=2,
+        decoder_depth=1,
         heads=4,
         decoder_heads=2,
         hidden=24,
         decoder_hidden=20,
         dropout=0.0,
-        net=ResNet(stem=6, widths=(8, 12), depths=(1, 2)),
+        net=ResNet(stem=6, widths=(8, 12), depths=(1, 1)),
         classes=3,
     ),
     "mini": DETR(
@@ -121,14 +121,14 @@ SIZES = {
     "r50": DETR(),
     "r101": DETR(net=ResNet(depths=(3, 4, 23, 3))),
 }
-PARAMETERS = {"tiny": 10_240, "mini": 666_663, "r50": 41_524_768, "r101": 60_464_672}
+PARAMETERS = {"tiny": 7_139, "mini": 666_663, "r50": 41_524_768, "r101": 60_464_672}
 CASES = {
     "none": {"task": "none", "net.channels": 1, "places": "learned"},
     "odd": {
         "dim": 12,
         "queries": 3,
         "depth": 2,
-        "decoder_depth": 1,
+        "decoder_depth": 2,
         "heads": 3,
         "decoder_heads": 6,
         "hidden": 10,
@@ -141,7 +141,7 @@ CASES = {
         "net.first_stride": True,
         "classes": 2,
     },
-    "early": {"net.early": True, "net.widths": (4, 8, 12), "net.depths": (1, 1, 1), "places": "learned"},
+    "early": {"net.early": True, "net.widths": (16, 24), "net.depths": (1, 1), "places": "learned"},
 }
 
 

@@ -106,13 +106,16 @@ class GroupNorm(CellNorm):
     Args:
         size: channels of a group: the largest divisor of all channels up to this.
         eps: added to the variance.
+        groups: their number, in place of `size`; it divides the channels.
     """
 
-    def __init__(self, dim: int, size: int = 8, eps: float = 1e-5):
+    def __init__(self, dim: int, size: int = 8, eps: float = 1e-5, groups: int | None = None):
         super().__init__()
         if size < 1:
             raise ValueError(f"GroupNorm: size, the channels of a group, must be at least 1; got {size}")
-        self.groups = dim // max(n for n in range(1, size + 1) if dim % n == 0)
+        if groups is not None and (groups < 1 or dim % groups):
+            raise ValueError(f"GroupNorm: groups={groups} does not divide {dim} channels")
+        self.groups = dim // max(n for n in range(1, size + 1) if dim % n == 0) if groups is None else groups
         self.eps = eps
         self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 

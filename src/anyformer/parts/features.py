@@ -79,8 +79,8 @@ class Features(FrontEnd):
         return drop(self, x.flatten(2).mT)
 
 
-def extent_of(mask: Tensor) -> Extent:
-    """The extents that a mask of pixels marks, (B, height, width), 1 or True = real.
+def extent_of(mask: Tensor) -> Extent | None:
+    """The extents that a mask of pixels marks, (B, height, width), 1 or True = real; None if every pixel is.
 
     Raises:
         ValueError: for real pixels of a row that are no rectangle from the top left, or none at all.
@@ -93,4 +93,6 @@ def extent_of(mask: Tensor) -> Extent:
             raise ValueError(
                 f"pixel_mask of row {row} must mark a rectangle from the top left, and padding at the right and below"
             )
+        if bool(real.all()):
+            return None
     return extent

@@ -12,12 +12,13 @@ from anyformer.skeletons.interleaved import Images, Interleaved
 from anyformer.skeletons.media import Medium
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
+from anyformer.skeletons.query_decoder import QueryDecoder
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.spliced import Spliced, add_media, with_media
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
     "Actor", "Autoencoder", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder",
-    "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton",
-    "Spliced", "Stack", "add_media", "with_media",
+    "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid", "QueryDecoder", "ReversibleEncoder",
+    "ReversibleLM", "Skeleton", "Spliced", "Stack", "add_media", "with_media",
 ]  # fmt: skip

@@ -122,6 +122,11 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     first = max(matching.values(), key=len)  # text and label are more specific than text
     matches = [kind for kind, options in matching.items() if options and (kind == task or options == first)]
     fits = _fits(FITS | TUNED, type(model), model.takes)
+    if "detect" in fits:
+        raise ValueError(
+            f"{name} finds things in pictures, and learns from boxes, which are no columns of rows: `anyformer train "
+            "--model MODEL --data SET` goes on from its weights"
+        )
     chosen = next((kind for kind in matches if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
         known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
