@@ -57,8 +57,10 @@ def _words(
         named = re.fullmatch(r"[\w-]+-v\d+", Path(source).stem)  # as gymnasium names environments
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "paint":
-        names = (model.origin or {}).get("classes") or ["A picture."]
-        return [names[0], "--out", "picture.png"]
+        classes = (model.origin or {}).get("classes", [])
+        hub = source.startswith(HUB)
+        text = classes[:1] or (["A picture."] if hub else _of_rows(task, source, fields))
+        return [*text, "--out", "picture.png"]
     if source.startswith(HUB):
         return ["PICTURE"] if task in ("images", "match") else ["A text."]
     return _of_rows(task, source, fields)
