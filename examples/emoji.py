@@ -2,7 +2,7 @@
 
     python examples/emoji.py data emoji                                       # writes emoji/train.jsonl, test.jsonl
     anyformer train --config examples/emoji.yaml --data emoji/train.jsonl --out runs/emoji
-    python examples/emoji.py measure runs/emoji emoji --grid emoji.png
+    python examples/emoji.py measure runs/emoji/step-000700/ema emoji --grid emoji.png
 
 Noto's bitmaps with their Unicode names (OFL-1.1), fetched by apt once, 32 x 32 pixels on white; a tenth of the names is
 held out. A sample of a name is compared with real pictures by the mean squared difference of pixels. Measured is the

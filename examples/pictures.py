@@ -2,7 +2,7 @@
 
     python examples/pictures.py data clothes                                  # 20,000 pictures: clothes/train/CLASS
     anyformer train --config examples/pictures.yaml --data clothes/train --out runs/clothes
-    python examples/pictures.py measure runs/clothes --grid clothes.png
+    python examples/pictures.py measure runs/clothes/step-001400/ema --grid clothes.png
 
 Fashion-MNIST (Xiao et al., 2017; arXiv:1708.07747) is the Debian package dataset-fashion-mnist (31 MB, MIT), fetched by
 apt once. The judge is a small convolutional network that learned the classes of 20,000 real pictures. Measured are the
@@ -35,7 +35,7 @@ from anyformer.skeletons.base import Output
 from anyformer.train import objectives
 
 NAMES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-TRAINED, EACH = 20_000, 50  # pictures to learn from; samples of each class
+TRAINED, EACH = 20_000, 25  # pictures to learn from; samples of each class
 FEATURES, COMPONENTS = 32, 50
 BEGIN, END = "<!-- clothes -->", "<!-- end of clothes -->"
 RUNS: list[dict[str, Any]] = [
