@@ -1,4 +1,4 @@
-"""The oracle: the same model in `transformers`, by way of files, never by its names in memory.
+"""The oracle: the same model in `transformers` or `diffusers`, by way of files, never by its names in memory.
 
 `transformers` is imported when a check first needs it. A model is made from the config that our map writes, gets
 revealing weights, and is saved; from these files ours is loaded.
@@ -67,7 +67,8 @@ class Oracle:
         """Their own output for a batch."""
         theirs = self.restored()
         takes = inspect.signature(self.theirs.forward).parameters
-        inputs = {self.named_there(name): value for name, value in batch.inputs.items()}
+        other = {} if self.hub is None else self.hub.inputs
+        inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
         if self.hub is not None and self.hub.format == "diffusers":
             return diffusers.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
@@ -115,10 +116,6 @@ class Oracle:
     def outputs(self) -> Mapping[str, str]:
         """Their names of outputs, with ours."""
         return {} if self.hub is None else self.hub.outputs
-
-    def named_there(self, name: str) -> str:
-        """Their name of an input."""
-        return name if self.hub is None else self.hub.inputs.get(name, name)
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config with their defaults for absent keys."""
