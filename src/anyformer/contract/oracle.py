@@ -12,7 +12,6 @@ import dataclasses
 import importlib.util
 import inspect
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,11 +25,13 @@ from torch import Tensor, nn
 
 from anyformer.contract import diffusers, subjects
 from anyformer.contract.check import LeftOut
+from anyformer.contract.mended import mended
 from anyformer.contract.probe import Batch, Failed, outputs
 from anyformer.contract.subjects import Subject, redrawn, words
 from anyformer.core import pages
 from anyformer.hub.formats.ct2 import is_ct2
 from anyformer.hub.tables.weights import Hub, links
+from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
@@ -90,7 +91,7 @@ class Oracle:
 
     def named(self, out: Any) -> dict[str, Tensor]:
         """Their output under our names."""
-        logits = [v for k, v in out.items() if k.endswith("logits")]
+        logits = [v for k, v in out.items() if k.endswith("logits") and k not in self.outputs()]
         heads = [f"heads.{name}" for name in getattr(self.ours, "heads", {})] or ["logits"] * bool(logits)
         by_name = dict(zip(heads, logits, strict=True)) if logits else {}
         renamed = {"last_hidden_state": "hidden", "pooler_output": "pooled", "encoder_last_hidden_state": "memory"}
@@ -101,7 +102,9 @@ class Oracle:
         for theirs, name in self.outputs().items():
             value = out
             for key in theirs.split("."):
-                value = value[key]
+                value = None if value is None else value.get(key)
+            if value is None:  # of another class of these files
+                continue
             several = isinstance(value, tuple)
             by_name |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
         return by_name
@@ -133,10 +136,10 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
     traced: dict[str, Tensor] = {}
     hooks = []
 
-    def keep(name: str, after: bool, halves: int) -> Any:
+    def keep(name: str, after: bool, halves: int, side: int = 0) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
             value = output if after else inputs[0]
-            traced[name] = (value[0] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
+            traced[name] = (value[side] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
 
         return hook
 
@@ -144,6 +147,12 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
         if isinstance(stack, Pyramid):
             hooks += [m.register_forward_pre_hook(keep(f"stages.{i}", False, 1)) for i, m in enumerate(stack.stages)]
             hooks.append(stack.stages[-1].register_forward_hook(keep(f"stages.{len(stack.stages)}", True, 1)))
+        elif isinstance(stack, CrossEncoder):
+            layers: Any = stack.cross
+            for i, layer in enumerate(layers, 1):
+                for side, name in enumerate(("language", "vision")):
+                    place = len(getattr(stack, name).blocks) + i
+                    hooks.append(layer.register_forward_hook(keep(f"{name}.{place}", True, 1, side)))
         elif isinstance(stack, Blocks):
             prefix, halves = f"{path}." if path else "", 2 if isinstance(stack, Reversible) else 1
             hooks.append(stack.blocks[0].register_forward_pre_hook(keep(f"{prefix}0", False, halves)))
@@ -302,43 +311,6 @@ def reference(model: Any) -> Any:
     for part in model.modules():
         mended(part)
     return model
-
-
-def mended(part: Any) -> None:
-    """Mends faults of their classes that no file can express."""
-    match type(part).__name__:
-        case "ReformerOnlyLMHead":  # since 5.0 it lacks its bias, which published weights have
-            part.register_forward_hook(lambda head, inputs, logits: logits + head.bias)
-        case "ReformerModel":  # its hidden states include the padding that it adds
-            part.register_forward_hook(cut)
-        case "AxialPositionEmbeddings":  # in training it takes texts of one length only, and drops whole channels
-            part.eval().learns = False
-            part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
-            part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
-        case "DiTTransformer2DModel":
-            diffusers.shared(part)
-            diffusers.unsquared(part)
-        case "LabelEmbedding":  # in training it drops classes at random, which the objective does here
-            part.dropout_prob = 0.0
-        case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
-            usual = {"window_size": part.window_size, "shift_size": part.shift_size}
-            part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
-            part.attention.relative_position_bias.register_forward_hook(
-                lambda bias, inputs, whole: inner(whole, part.window_size)
-            )
-
-
-def cut(model: nn.Module, inputs: Any, out: Any) -> None:
-    """Cuts hidden states to the length of the last one."""
-    if out.hidden_states is not None:
-        out.hidden_states = tuple(h[:, : out.last_hidden_state.shape[1]] for h in out.hidden_states)
-
-
-def inner(bias: Tensor, side: int) -> Tensor:
-    """The part of Swin's bias (1, H, n n, n n) that belongs to windows of side x side."""
-    whole = math.isqrt(bias.shape[-1])
-    places = torch.arange(whole**2).view(whole, whole)[:side, :side].flatten()
-    return bias[:, :, places][..., places]
 
 
 def _published(subject: Subject, path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.base import Output, Skeleton
+from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
@@ -13,6 +14,6 @@ from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.stack import Blocks, Stack
 
 __all__ = [
-    "Actor", "Blocks", "CausalLM", "Denoiser", "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Output",
-    "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
+    "Actor", "Blocks", "CausalLM", "CrossEncoder", "Denoiser", "DualTower", "Encoder", "EncoderDecoder",
+    "GlobalEncoder", "Output", "Painter", "Pyramid", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Stack",
 ]  # fmt: skip
