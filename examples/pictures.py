@@ -2,7 +2,7 @@
 
     python examples/pictures.py data clothes                                  # 20,000 pictures: clothes/train/CLASS
     anyformer train --config examples/pictures.yaml --data clothes/train --out runs/clothes
-    python examples/pictures.py measure runs/clothes --grid clothes.png
+    python examples/pictures.py measure runs/clothes/step-001400/ema --grid clothes.png
 
 Fashion-MNIST (Xiao et al., 2017; arXiv:1708.07747) is the Debian package dataset-fashion-mnist (31 MB, MIT), fetched by
 apt once. The judge is a small convolutional network that learned the classes of 20,000 real pictures. Measured are the
@@ -35,8 +35,9 @@ from anyformer.skeletons.base import Output
 from anyformer.train import objectives
 
 NAMES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-TRAINED, EACH = 20_000, 50  # pictures to learn from; samples of each class
+TRAINED, EACH = 20_000, 20  # pictures to learn from; samples of each class
 FEATURES, COMPONENTS = 32, 50
+BEGIN, END = "<!-- clothes -->", "<!-- end of clothes -->"
 RUNS: list[dict[str, Any]] = [
     *({"steps": 25, "guidance": float(w)} for w in (1, 2, 3, 4)),
     *({"steps": n, "guidance": 2.0} for n in (10, 50)),
@@ -117,14 +118,14 @@ def gaussians(images: Tensor, labels: Tensor) -> Tensor:
 
 
 def painted(model: Any, **options: Any) -> tuple[Tensor, float]:
-    """EACH samples of every class, (N, 1, 28, 28), and the seconds that one took."""
-    began = time.perf_counter()
+    """EACH samples of every class, (N, 1, 28, 28), and the processor seconds of one."""
+    began = time.process_time()
     pixels = af.paint(model, list(NAMES), count=EACH, **options)  # (N, 28, 28, 1)
-    return torch.tensor(pixels).permute(0, 3, 1, 2) / 127.5 - 1, (time.perf_counter() - began) / len(pixels)
+    return torch.tensor(pixels).permute(0, 3, 1, 2) / 127.5 - 1, (time.process_time() - began) / len(pixels)
 
 
-def measure(run: Path, grid: Path | None) -> None:
-    """Prints the table, and writes samples: a row for each class."""
+def measure(run: Path, grid: Path | None, into: Path | None) -> None:
+    """Prints the table; writes it into a text, and samples into a picture, a row for each class, where asked."""
     (images, labels), (tests, names) = (tuple(x[:TRAINED] for x in clothes("train")), clothes("t10k"))
     model, wanted = judge(images, labels), torch.arange(10).repeat_interleave(EACH)
     real = features(model, tests[:5000])
@@ -137,11 +138,14 @@ def measure(run: Path, grid: Path | None) -> None:
         drawn, spent = painted(dit, **options)
         name = "DDIM, eta 1" if options.get("eta") else "Euler"
         rows[f"DiT, {name}, {options['steps']} steps, guidance {options['guidance']:g}"] = drawn, f"{spent:.2f}"
-    print(f"The judge names {accuracy(model, tests, names):.3f} of the test pictures.\n")
-    print("| | named as asked | Fréchet distance | seconds a picture |\n|---|---|---|---|")
+    table = ["| | named as asked | Fréchet distance | processor seconds a picture |", "|---|---|---|---|"]
     for name, (drawn, seconds) in rows.items():
         share, far = accuracy(model, drawn, wanted), distance(features(model, drawn), real)
-        print(f"| {name} | {share:.3f} | {far:.2f} | {seconds} |")
+        table.append(f"| {name} | {share:.3f} | {far:.2f} | {seconds} |")
+    print("\n".join((*table, "", f"The judge names {accuracy(model, tests, names):.3f} of the test pictures.")))
+    if into is not None:
+        before, _, rest = into.read_text("utf-8").partition(BEGIN)
+        into.write_text("\n".join((before + BEGIN, *table, END)) + rest.partition(END)[2], "utf-8")
     if grid is not None:
         samples = af.paint(dit, list(NAMES), count=12, steps=50, guidance=2.0, seed=1)[..., 0]  # (120, 28, 28)
         Image.fromarray(np.vstack([np.hstack(list(row)) for row in samples.reshape(10, 12, 28, 28)])).save(grid)
@@ -151,9 +155,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("data", "measure"))
     parser.add_argument("path", type=Path, help="the folder of pictures, or of a run")
-    parser.add_argument("--grid", type=Path)
+    parser.add_argument("--grid", type=Path, help="a picture of samples")
+    parser.add_argument("--into", type=Path, help=f"a text whose table, between {BEGIN} and {END}, is written anew")
     given = parser.parse_args()
-    data(given.path) if given.what == "data" else measure(given.path, given.grid)
+    data(given.path) if given.what == "data" else measure(given.path, given.grid, given.into)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,15 @@ def test_the_python_about_pictures_inside_a_text_runs_and_prints_what_it_says(
     assert capsys.readouterr().out == output
 
 
+def test_the_python_about_pictures_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text, names = (DOCS / "pictures.md").read_text(), dict[str, object]()
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
+    assert len(blocks) >= 2
+    for code, output in blocks:
+        exec(compile(code, "docs/pictures.md", "exec", dont_inherit=True), names)
+        assert capsys.readouterr().out == output
+
+
 def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("soundfile")
     text = (DOCS / "sound.md").read_text()

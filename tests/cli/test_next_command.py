@@ -35,7 +35,7 @@ TRAIN = {
 TUNE = {  # task -> what it starts from, and its rows
     "write": ("causal", "PAIRS"), "seq2seq": ("seq2seq", "PAIRS"), "classify": ("masked", "TEXTS"),
     "tag": ("masked", "WORDS"), "embed": ("masked", "TWINS"), "images": ("images", "PICTURES"),
-    "match": ("match", "CAPTIONS"),
+    "match": ("match", "CAPTIONS"), "paint": ("paint", "PICTURES"),
 }  # fmt: skip
 WAYS = {"write": "lora", "seq2seq": "full", "classify": "lora", "tag": "full", "match": "full"}
 
@@ -75,6 +75,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             {"states": s, "actions": [i % 2] * len(s), "rewards": [1.0] * len(s)} for i, s in enumerate(steps)
         ]),
     }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _at_home(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands write their files there."""
+    monkeypatch.chdir(places["HOME"])
 
 
 def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
@@ -139,6 +145,20 @@ def test_a_model_with_a_chat_template_is_talked_with(cli, decoder: Path, places:
     words = run(cli, places, "finetune", *argv)
     assert words[:3] == ["anyformer", "chat", str(out)]
     assert cli(*words[1:], "--max-new-tokens", "2")[0] == 0
+
+
+def test_a_model_of_texts_paints_one_of_its_data(cli, places: dict[str, Path]) -> None:
+    sizes = ("--overrides.text", "8", "--overrides.pooled", "8", "--vocab", "300")
+    argv = ("--model", "mmdit", "--size", "tiny", *sizes, "--data", "CAPTIONS", "--steps", "1", "--batch", "2")
+    words = run(cli, places, "train", *argv, "--out", str(places["HOME"] / "texts"))
+    assert words[1:] == [
+        "paint",
+        str(places["HOME"] / "texts"),
+        "the old cat sat on the mat number",
+        "--out",
+        "picture.png",
+    ]
+    assert cli(*words[1:], "--steps", "2")[0] == 0
 
 
 def test_an_environment_or_a_picture_without_a_name_is_left_open(tmp_path: Path) -> None:

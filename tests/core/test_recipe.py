@@ -271,7 +271,7 @@ def test_each_slot_takes_parts_of_its_kind_only(part, option, kind):
             assert Recipe(part, {**needed, option: other}).options[option] == other
         else:
             with pytest.raises(
-                ValueError, match=rf"{part.__name__}\.{option}: expected a recipe of a .*, got {re.escape(repr(other))}"
+                ValueError, match=rf"{part.__name__}\.{option}: expected .*recipe of a .*, got {re.escape(repr(other))}"
             ):
                 Recipe(part, {**needed, option: other})
 

@@ -145,6 +145,14 @@ def test_parts_invert_noised_and_target(noising: Noising) -> None:
         torch.testing.assert_close(held, added[i], rtol=1e-3, atol=1e-3)
 
 
+def test_sampling_begins_with_the_noisiest_time_unless_a_file_says_otherwise() -> None:
+    assert DDPM().times(50)[0] == 999 and FlowMatching().times(50)[0] == 1000
+    content = words(DDPM())
+    del content["timestep_spacing"]  # whose default in diffusers is leading
+    assert from_words(content).times(50)[0] == 980
+    assert from_words(content | {"timestep_spacing": "trailing"}).times(50)[0] == 999
+
+
 def test_drawn_times_are_those_of_training() -> None:
     share = torch.linspace(0, 1, 1001)
     assert DDPM(10).drawn(share).unique().tolist() == list(range(10))

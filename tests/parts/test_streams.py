@@ -5,6 +5,7 @@ B batch, T cells of the picture, S positions of the text, D width.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from anyformer.parts import (
 from anyformer.parts.adaptive import Told
 from anyformer.parts.embeddings import Cells
 from anyformer.parts.streams import Border, first_alone, joined
+from anyformer.train.model_setup import with_text
 
 DIM, HEADS, T, S = 8, 2, 6, 4
 NORM = {"mixer": PlainNorm.of(), "ffn": PlainNorm.of()}
@@ -241,3 +243,44 @@ def test_states_declare_a_mask_that_may_be_left_out() -> None:
     reads = af.build("mmdit", "tiny").inputs()
     assert [n for n, read in reads.items() if not read.required] == ["encoder_attention_mask"]
     assert States.of(width=5).build(DIM).inputs()["hidden_states"].fixed == ("channels",)
+
+
+def test_a_painter_reads_a_padded_text_as_the_text_alone() -> None:
+    """Token ids beside a picture: padding on either side changes nothing, and files keep the model."""
+    model = painter()
+    noise = torch.Generator().manual_seed(0)
+    picture = {"pixel_values": torch.randn(2, 3, 8, 8, generator=noise), "timestep": torch.tensor([3.0, 700.0])}
+    ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 5, 6, 7]])
+    keep = (torch.arange(5) < torch.tensor([[3], [5]])).long()
+    both = model(**picture, input_ids=ids, attention_mask=keep).logits
+    left = model(**picture, input_ids=ids[:, [3, 4, 0, 1, 2]], attention_mask=keep[:, [3, 4, 0, 1, 2]]).logits[:1]
+    alone = model(**{k: v[:1] for k, v in picture.items()}, input_ids=ids[:1, :3]).logits
+    torch.testing.assert_close(both[:1], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(left, alone, rtol=1e-4, atol=1e-5)
+    other = model(**picture, input_ids=ids[:, [1, 0, 2, 3, 4]], attention_mask=keep).logits
+    assert (other - both).abs().max() > 1e-3
+
+
+def test_files_keep_a_painter_and_every_weight_learns(tmp_path: Path) -> None:
+    model = painter()
+    model.save(tmp_path)
+    again = af.load(tmp_path)
+    assert again.recipe == model.recipe
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    inputs = model.example(3, {}, torch.Generator().manual_seed(0))
+    assert inputs.keys() == {"pixel_values", "timestep", "input_ids"}
+    model(**inputs).logits.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(("part", "message"), [("picture", "reads no encoder_hidden_states"), ("text", "needs a pool")])
+def test_a_painter_of_parts_that_do_not_fit_is_refused(part: str, message: str) -> None:
+    recipe = painter().recipe
+    other = af.recipe("dit", "tiny") if part == "picture" else recipe["text"].but({"pool": None})
+    with pytest.raises(ValueError, match=message):
+        recipe.but({part: other}).build()
+
+
+def painter() -> Any:
+    recipe = af.recipe("mmdit", "tiny", text=12, pooled=12)
+    return drawn(af.build(with_text(recipe, 11), seed=0))

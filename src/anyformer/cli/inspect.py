@@ -22,7 +22,7 @@ def inspect(
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
-    """Prints parameters, memory, recipe, tokenizer, processor and the ledger of a model or an architecture.
+    """Prints parameters, memory, recipe, tokenizer, processor, noising and the ledger of a model or an architecture.
 
     Args:
         model: a directory, a .gguf file, a hub id, real weights by name, an architecture, or a config.json alone (no
@@ -58,6 +58,8 @@ def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = F
         sections.append("tokenizer\n" + show.table((k, _text(v)) for k, v in facts.tokenizer.items()))
     if facts.processor is not None:
         sections.append("processor\n" + show.table((step,) for step in facts.processor.split("; ")))
+    if facts.noising is not None:
+        sections.append(f"noising\n  {facts.noising}")
     if facts.ledger is not None:
         sections.append(_ledger(facts, tensors, keys))
     if tree:

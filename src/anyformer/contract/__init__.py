@@ -2,7 +2,8 @@
 
 check.py         a check and its cases                          report.py        `verify` and its table
 subjects.py      every page, compositions, checkpoints          probe.py         inputs, outputs, 'the same'
-oracle.py        the same model in transformers
+oracle.py        the same model in transformers          diffusers.py    ... and in diffusers
+mended.py        its faults, mended
 
 The checks, by the items of the contract:
 form.py          a page is short and explains itself            numbers.py       1, 2: the oracle's numbers, round trips

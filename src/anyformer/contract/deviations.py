@@ -8,6 +8,7 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
 
 # Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
@@ -31,7 +32,11 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
     parts = [v for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
     if side != "right" and value.ndim == 2:
         return "pooled"
-    if side != "right" and subject.has_source and any(p.part in (Learned, Sinusoidal) for p in parts):
+    if (
+        side != "right"
+        and (subject.has_source or subject.holds(Objects))
+        and any(p.part in (Learned, Sinusoidal) for p in parts)
+    ):
         return "places"
     if len(set(lengths)) > 1 and any(p.part is Rotary and p.scaling and p.scaling.by_length for p in parts):
         return "by length"

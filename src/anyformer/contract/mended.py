@@ -32,6 +32,8 @@ def mended(part: Any) -> None:
         case "DiTTransformer2DModel":
             diffusers.shared(part)
             diffusers.unsquared(part)
+        case "LxmertForPreTraining":  # it scores objects only beside their labels
+            part.register_forward_hook(scored)
         case "LabelEmbedding":  # in training it drops classes at random, which the objective does here
             part.dropout_prob = 0.0
         case "DPTViTHybridEmbeddings":  # its model has no argument for other sizes than the trained one
@@ -44,6 +46,14 @@ def mended(part: Any) -> None:
             part.attention.relative_position_bias.register_forward_hook(
                 lambda bias, inputs, whole: inner(whole, part.window_size)
             )
+
+
+def scored(model: nn.Module, inputs: Any, out: Any) -> None:
+    """Adds the scores of objects to LXMERT's output."""
+    head: Any = model.obj_predict_head
+    if out.vision_hidden_states is not None:
+        for name, value in head(out.vision_hidden_states[-1]).items():
+            out[{"obj": "object", "attr": "attribute", "feat": "feature"}[name] + "_score"] = value
 
 
 def cut(model: nn.Module, inputs: Any, out: Any) -> None:

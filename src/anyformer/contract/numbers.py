@@ -97,7 +97,7 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
     finally:
         theirs.eval()
     still = {n: torch.zeros_like(b) for n, b in ours.state_dict().items() if b.is_floating_point()}  # buffers: never
-    mine = as_theirs(side, hub, still | {n: p.grad for n, p in ours.named_parameters()})
+    mine = as_theirs(side, hub, still | {n: p.grad for n, p in ours.named_parameters() if p.grad is not None})
     wanted |= {n: g for n, g in mine.items() if n not in wanted and not g.any()}  # an expert without tokens: none is 0
     return max(worst, slopes_agree(mine, wanted, "training"))
 

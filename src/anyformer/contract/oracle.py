@@ -1,4 +1,4 @@
-"""The oracle: the same model in `transformers`, by way of files, never by its names in memory.
+"""The oracle: the same model in `transformers` or `diffusers`, by way of files, never by its names in memory.
 
 `transformers` is imported when a check first needs it. A model is made from the config that our map writes, gets
 revealing weights, and is saved; from these files ours is loaded.
@@ -31,6 +31,7 @@ from anyformer.contract.subjects import Subject, redrawn, words
 from anyformer.core import pages
 from anyformer.hub.formats.ct2 import is_ct2
 from anyformer.hub.tables.weights import Hub, links
+from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
@@ -67,7 +68,8 @@ class Oracle:
         """Their own output for a batch."""
         theirs = self.restored()
         takes = inspect.signature(self.theirs.forward).parameters
-        inputs = {self.named_there(name): value for name, value in batch.inputs.items()}
+        other = {} if self.hub is None else self.hub.inputs
+        inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
         if self.hub is not None and self.hub.format == "diffusers":
             return diffusers.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
@@ -103,7 +105,9 @@ class Oracle:
                 continue  # a class of theirs without that head
             value = out
             for key in theirs.split("."):
-                value = value[key]
+                value = None if value is None else value.get(key)
+            if value is None:  # of another class of these files
+                continue
             several = isinstance(value, tuple)
             by_name |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
         return by_name
@@ -118,10 +122,6 @@ class Oracle:
     def outputs(self) -> Mapping[str, str]:
         """Their names of outputs, with ours."""
         return {} if self.hub is None else self.hub.outputs
-
-    def named_there(self, name: str) -> str:
-        """Their name of an input."""
-        return name if self.hub is None else self.hub.inputs.get(name, name)
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config with their defaults for absent keys."""
@@ -139,10 +139,10 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
     traced: dict[str, Tensor] = {}
     hooks = []
 
-    def keep(name: str, after: bool, halves: int) -> Any:
+    def keep(name: str, after: bool, halves: int, side: int = 0) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
             value = output if after else inputs[0]
-            traced[name] = (value[0] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
+            traced[name] = (value[side] if isinstance(value, tuple) else value).chunk(halves, -1)[-1]
 
         return hook
 
@@ -150,6 +150,12 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
         if isinstance(stack, Pyramid):
             hooks += [m.register_forward_pre_hook(keep(f"stages.{i}", False, 1)) for i, m in enumerate(stack.stages)]
             hooks.append(stack.stages[-1].register_forward_hook(keep(f"stages.{len(stack.stages)}", True, 1)))
+        elif isinstance(stack, CrossEncoder):
+            layers: Any = stack.cross
+            for i, layer in enumerate(layers, 1):
+                for side, name in enumerate(("language", "vision")):
+                    place = len(getattr(stack, name).blocks) + i
+                    hooks.append(layer.register_forward_hook(keep(f"{name}.{place}", True, 1, side)))
         elif isinstance(stack, Blocks):
             prefix, halves = f"{path}." if path else "", 2 if isinstance(stack, Reversible) else 1
             hooks.append(stack.blocks[0].register_forward_pre_hook(keep(f"{prefix}0", False, halves)))

@@ -21,10 +21,17 @@ from anyformer.core.mixer import OverTime
 MOST = 40  # tokens of a row
 
 
+def takes_documents(subject: Subject) -> str | None:
+    """The reason why a model takes no document_ids, or None."""
+    return None if subject.reads_text and len(subject.outline.entrances()) == 1 else "it takes no document_ids"
+
+
 def packs(subject: Subject) -> str | None:
     """The reason why checks of packed documents do not apply, or None."""
     if subject.has_source:
         return "sources and targets are not packed: one pair a row"
+    if len(subject.outline.entrances()) > 1:
+        return "it reads a text and something else: one pair a row"
     if not subject.reads_text:
         return "it reads no text: a row is one picture, or one episode"
     for part in (m for m in subject.outline.modules() if isinstance(m, OverTime) and not m.packs):
@@ -107,7 +114,7 @@ def no_gradient_between_documents(subject: Subject, rng: random.Random) -> float
     return 0.0
 
 
-@check(6, "model", needs=lambda s: None if s.reads_text and not s.has_source else "it takes no document_ids")
+@check(6, "model", needs=takes_documents)
 def packed_documents_are_separate_or_refused(subject: Subject) -> float:
     """Documents in two pieces, a mask beside them, a cache, or one vector for several documents are clear errors."""
     batch = draw(subject, random.Random(60), [6], media=False)

@@ -84,7 +84,7 @@ class Batch:
         """Row `i` on its own, without padding."""
         alone = dict[str, Tensor]()
         for name, value in self.inputs.items():
-            if name in ("attention_mask", "decoder_attention_mask"):
+            if name.endswith("attention_mask") and name != "global_attention_mask":
                 continue
             if name in self.inserts:
                 own = self.inserts[name][:, 0] == i
@@ -167,7 +167,9 @@ def draw(
             inputs |= {name: value for name, value in example.items() if name in entrance.inputs()}
             continue
         own = (list(source) or lengths[::-1]) if subject.has_source and entrance.prefix != model.target else lengths
-        keep = keeps[entrance.prefix] = None if side == "none" else masks(rng, own, side)
+        alike = next(iter(keeps.values()), None) if not subject.has_source else None  # padded like the first input
+        keep = None if side == "none" else masks(rng, own, side) if alike is None else alike
+        keeps[entrance.prefix] = keep
         example = entrance.front.example(len(own), (own[0] if keep is None else max(own),), noise)
         inputs |= {entrance.prefix + name: value for name, value in example.items()}
         if keep is not None:

@@ -49,6 +49,7 @@ class Facts:
     tree: list[tuple[str, str]]  # module path, its class and shapes
     tokenizer: dict[str, Any] | None
     processor: str | None  # the processing of a picture, or of the steps of an episode
+    noising: str | None  # how pictures become noise
     ledger: dict[str, Any] | None
     summary: str | None  # of the ledger
 
@@ -79,6 +80,7 @@ def inspect(model: Any) -> Facts:
         tree=tree(model),
         tokenizer=None if model.tokenizer is None else _tokenizer(model.tokenizer, model),
         processor=None if model.processor is None else str(model.processor),
+        noising=None if model.noising is None else str(model.noising),
         ledger=None if model.ledger is None else model.ledger.to_json(),
         summary=None if model.ledger is None else model.ledger.summary(),
     )

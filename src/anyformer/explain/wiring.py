@@ -19,16 +19,20 @@ from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
 from anyformer.parts.heads import Kept
 from anyformer.parts.reversible import ReversibleBlock
+from anyformer.parts.streams import JointBlock
 from anyformer.skeletons.media import bare
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
 SUM = 0.09  # radius of the sign (+)
 FORMATS = (".svg", ".png", ".pdf")
 INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
-COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee"}
+COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee", "first": "#d5f0d5",
+           "second": "#d5f0d5"}  # fmt: skip
 BRANCHES = ("mixer", "cross", "ffn")
+STREAMS = ("first", "second")  # of a block with two
 OTHER = {  # kinds of blocks beside `Block`: their difference from it
     ReversibleBlock: "two streams: each sum goes to the other one",
+    JointBlock: "two streams: the mixer joins them; each has norms, gates and an MLP of its own",
     Side: "told: shift and scale after each norm, a gate before each sum",
 }
 FRONT = ("embed", "queries", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
@@ -174,6 +178,10 @@ def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: s
     shared = [f"{n}: {_short(options[n])}" for n in ("bias",) if isinstance(options.get(n), Recipe)]
     if options.get("conditions"):
         shared.append(f"told: {', '.join(map(_short, options['conditions'].values()))}")
+    beside = options.get("text")
+    if isinstance(beside, Recipe) and "blocks" not in beside.options:
+        shared.append(f"second stream: {_short(beside)}")
+        order.remove("text")
     begun = False
     for option in (n for n in order if n not in ("bias", "merge", "conditions")):
         value = options[option]
@@ -226,16 +234,16 @@ def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where
     if issubclass(recipe.part, Kept):
         held = "" if recipe.held is None else f"{recipe.held.part.__name__}, "
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", [f"{held}not computed"], PAPER)
-    if not {"mixer", "norm"} <= recipe.options.keys():
+    if "mixer" not in recipe.options or not recipe.options.keys() & {"norm", *STREAMS}:
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
     return _block(canvas, x, y, recipe, where, shared)
 
 
 def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared: list[str]) -> float:
-    """Draws a frame around the branches of a block and the sums between them."""
+    """Draws a frame around the branches of a block and the sums between them, or around the parts of two streams."""
     from matplotlib.patches import FancyBboxPatch
 
-    top, known = y, {*BRANCHES, "norm", "wiring"}
+    top, known = y, {*BRANCHES, "norm", "wiring", *STREAMS}
     other = [why for kind, why in OTHER.items() if issubclass(block.part, kind)]
     more = [line for text in [*_lines(block, known), *other, *shared] for line in textwrap.wrap(text, SIGNS + 8)]
     for line in [*textwrap.wrap(f"{where} {block.part.__name__}, {_wiring(block)}", SIGNS), *more]:
@@ -244,7 +252,12 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
         y += LINE
     y += 0.15
     branches = [name for name in BRANCHES if block.options.get(name) is not None]
-    if _wiring(block) == "parallel":
+    if STREAMS[0] in block.options:
+        left, right = x - WIDE / 2 - 0.45, x + WIDE / 2 + 0.3
+        for name in (*branches, *STREAMS):
+            canvas.path([(x, y), (x, y + GAP)], arrow=True)
+            y = _inner(canvas, x, y + GAP, name, block.options[name])
+    elif _wiring(block) == "parallel":
         y, left, right = _parallel(canvas, x, y, block, branches)
     else:
         left, right = x - WIDE / 2 - 0.45, x + WIDE / 2 + 0.3

@@ -15,7 +15,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +53,12 @@ class Noising(ABC):
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST:
             raise ValueError(f"{type(self).__name__}: steps must be from 1 to {MOST:,}, got {self.steps}")
+
+    def __str__(self) -> str:
+        """The options that differ from their defaults: `DDPM(predicts='velocity', clip=1.0)`."""
+        other = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)
+                 if f.name != "origin" and getattr(self, f.name) != f.default]  # fmt: skip
+        return f"{type(self).__name__}({', '.join(other)})"
 
     @abstractmethod
     def scales(self, time: float | None) -> tuple[float, float]:

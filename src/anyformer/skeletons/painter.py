@@ -10,6 +10,8 @@ from anyformer.core.front import Entrance
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.skeletons.base import Output, Skeleton
+from anyformer.skeletons.denoiser import Denoiser
+from anyformer.skeletons.encoder import Encoder
 
 
 class Painter(Skeleton, Part):
@@ -29,7 +31,7 @@ class Painter(Skeleton, Part):
         picture: a Denoiser that reads `encoder_hidden_states` and `pooled_projections`.
     """
 
-    def __init__(self, text: Recipe, picture: Recipe):
+    def __init__(self, text: Recipe[Encoder], picture: Recipe[Denoiser]):
         super().__init__()
         self.text, self.picture = text.build(), picture.build()
         missing = {"encoder_hidden_states", "pooled_projections"} - set(self.picture.inputs())

@@ -151,6 +151,8 @@ def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions)
     lm = model_setup.with_processor(lm) if kind in registry.PICTURED else lm
     if names and kind in model_setup.ENDS:
         lm, fresh = model_setup.with_classifier(lm, kind, names, options.seed)
+    elif names:
+        lm.origin = {**(lm.origin or {}), "classes": list(names)}
     torch.manual_seed(options.seed)
     summary = model_setup.add_adapters(lm, options.method, **options.adapters())
     full = options.method == "full"

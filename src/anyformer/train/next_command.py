@@ -63,8 +63,10 @@ def _words(
     if task == "detect":
         return [first_picture(source)]
     if task == "paint":
-        names = (model.origin or {}).get("classes") or ["A picture."]
-        return [names[0], "--out", "picture.png"]
+        classes = (model.origin or {}).get("classes", [])
+        hub = source.startswith(HUB)
+        text = classes[:1] or (["A picture."] if hub else _of_rows(task, source, fields))
+        return [*text, "--out", "picture.png"]
     if source.startswith(HUB):
         return ["PICTURE"] if task in PICTURED else ["A text."]
     return _of_rows(task, source, fields)

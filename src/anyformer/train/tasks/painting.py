@@ -19,6 +19,7 @@ from anyformer.data.batches import Batch
 from anyformer.data.order import Rows
 from anyformer.hub.noising import Noising
 from anyformer.hub.text.reading import reading
+from anyformer.parts.heads import Unpatch
 from anyformer.train.tasks.base import collate
 
 DROPPED = 0.1  # the share of examples that are about nothing, as in the published runs
@@ -104,11 +105,10 @@ def nothing_of(model: Any) -> int | tuple[int, ...]:
     return tuple(reading(model.tokenizer, "", False).ids)
 
 
-@torch.no_grad()
-def check(model: Any, batch: Batch, names: tuple[str, ...]) -> None:
+def check(model: Any, names: tuple[str, ...]) -> None:
     """Raises ValueError for a model that does not say as many channels as pictures have, or has other classes."""
-    inputs = {name: value.to(next(model.parameters()).device) for name, value in batch.items()}
-    wanted, said = inputs.pop("labels").shape[1], model(**inputs).logits.shape[1]
+    wanted = model.entrances()[0].front.channels
+    said = next(m for m in model.modules() if isinstance(m, Unpatch)).channels
     if wanted != said:
         raise ValueError(
             f"the model says {said} channels of pictures with {wanted}: a predicted variance is not trained here; "

@@ -65,9 +65,7 @@ class TableData:
         options = self.options
         encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        if self.kind == "paint":
-            painting.check(model, next(iter(task.held_out(1))), self.names)
-        else:
+        if self.kind != "paint":
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
@@ -181,6 +179,7 @@ def on_rows(
     rows: Rows = TableRows(tuple(parts[0]), mixed, seed, pad)
     batches: Callable[[int], Iterator[Batch]] = measured
     if encoder.task == "paint":
+        painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
     return Task(encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
