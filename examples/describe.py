@@ -1,11 +1,12 @@
-"""SmolLM2 learns to see, in minutes: captions of small pictures, with the right picture, a wrong one, and none.
+"""A language model learns to see, in minutes: captions of pictures, with the right picture, a wrong one, and none.
 
     python examples/captions.py data captions
     anyformer train --config examples/captions.yaml --steps 250 --data captions/train.jsonl --out runs/captions
     python examples/describe.py runs/captions captions runs/describe --doc docs/multimodal.md
 
-SmolLM2-135M-Instruct (Apache-2.0, real weights) reads 16 vectors of a picture out of the image tower of that CLIP, in
-place of <image>. First the projector alone learns, with everything else frozen; then adapters on SmolLM2's blocks, too.
+A decoder of text (--text; by default SmolLM2-135M-Instruct, Apache-2.0, real weights) reads 16 vectors of a picture,
+out of the image tower of that CLIP, in place of <image>. First the projector alone learns, with everything else frozen;
+then adapters on the decoder's blocks, too.
 Measured are the 208 held-out captions, whose words no picture to learn from has: the perplexity of a token, beside that
 of its frequency among the captions to learn from. A wrong picture is that of the next caption. T tokens.
 """
@@ -35,9 +36,9 @@ MARKS = ("<!-- table -->", "<!-- end -->")
 WATCHED, BATCH = 32, 16
 
 
-def joined(clip: Path, folder: Path) -> Path:
-    """SmolLM2 with the image tower of a trained CLIP, and a projector with first weights."""
-    text: Any = af.load(find("smollm2"))
+def joined(clip: Path, words: str, folder: Path) -> Path:
+    """A decoder with the image tower of a trained CLIP, and a projector with first weights."""
+    text: Any = af.load(find(words))
     both: Any = af.load(find(str(clip)))
     tower = both.towers["image"]
     model: Any = add_media(text, image=Medium.of(token=text.vocab, tower=tower.recipe, cut=1))
@@ -101,16 +102,16 @@ def frequencies(model: Any, folder: Path) -> float:
     return math.exp(-logs[labels[labels != IGNORE]].mean())
 
 
-def run(clip: Path, folder: Path, out: Path, steps: list[int]) -> str:
+def run(clip: Path, folder: Path, words: str, out: Path, steps: list[int]) -> str:
     """The table."""
-    start, watched = joined(clip, out / "start"), out / "watched.jsonl"
+    start, watched = joined(clip, words, out / "start"), out / "watched.jsonl"
     lines = (folder / "test.jsonl").read_text("utf-8").splitlines()[:WATCHED]
     rows = [{**(row := json.loads(line)), "image": str((folder / row["image"]).absolute())} for line in lines]
     watched.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     common: dict[str, Any] = {"data": folder / "train.jsonl", "held_out": str(watched), "batch": BATCH, "context": 96,
                               "precision": "bf16", "eval_every": 0, "save_every": 0}  # fmt: skip
     model: Any = af.load(start)
-    table: list[tuple[str, list[Any]]] = [("SmolLM2 as it is", [None, None, measured(model, folder)[2]])]
+    table: list[tuple[str, list[Any]]] = [("the decoder as it is", [None, None, measured(model, folder)[2]])]
     table.append(("frequency of the token", [None, None, frequencies(model, folder)]))
     only = ["media.image.project.**"]
     first = finetune(
@@ -131,10 +132,11 @@ if __name__ == "__main__":
     parser.add_argument("clip", type=Path, help="the folder of the run of CLIP")
     parser.add_argument("captions", type=Path, help="the folder that `captions.py data` wrote")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--text", default="smollm2", help="the decoder: a model directory, or real weights by name")
     parser.add_argument("--steps", type=int, nargs=2, default=[80, 30], help="of the projector, and of the adapters")
     parser.add_argument("--doc", type=Path, help="a document whose table is replaced")
     given = parser.parse_args()
-    made = run(given.clip, given.captions, given.out, given.steps)
+    made = run(given.clip, given.captions, given.text, given.out, given.steps)
     print(made)
     if given.doc is not None:
         before, _, rest = given.doc.read_text("utf-8").partition(MARKS[0])

@@ -193,6 +193,26 @@ def test_a_real_processor_file_is_read(tmp_path):
     assert model.processor.crop_size == (336, 336) and model.processor.image_mean[0] == 0.48145466
 
 
+@pytest.mark.parametrize("form", ["together", "two files"])
+def test_in_our_own_format_the_processor_has_its_steps_alone(form, tmp_path):
+    """Its other keys repeat what a LLaVA is, and a changed recipe is none."""
+    whole = {**AROUND, "image_processor": STEPS} if form == "together" else AROUND
+    model = af.load(with_files(tmp_path / "a", whole, None if form == "together" else STEPS))
+    model.page = None
+    assert model.save(tmp_path / "b") == "anyformer"
+    assert af.load(tmp_path / "b").processor == model.processor
+
+
+def test_the_chat_template_of_a_processor_is_that_of_the_model(tmp_path):
+    """Older folders hold it in a file of its own; it comes before the tokenizer's, as in transformers."""
+    folder = with_files(tmp_path / "a", AROUND, STEPS)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }} ASSISTANT:"}))
+    model = af.load(folder)
+    assert model.tokenizer.chat([{"role": "user", "content": "what?"}]) == "what? ASSISTANT:"
+    model.save(tmp_path / "b")
+    assert af.load(tmp_path / "b").tokenizer.template == model.tokenizer.template
+
+
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "another patch": ({"patch_size": 14}, "'patch_size' is 14, and the model beside it needs 4"),
     "another strategy (trap 20)": ({"vision_feature_select_strategy": "full"}, "select_strategy' is full"),

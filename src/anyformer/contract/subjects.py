@@ -272,9 +272,9 @@ def pictured() -> dict[str, Recipe]:
     """Decoders of text that see pictures by the towers of other pages."""
     vit = pages.recipe("vit", "tiny", image=8, patch=4, depth=1).but(heads={})
     clip = pages.recipe("clip", "tiny", text=None).but({"embed.image": 8, "heads": {}})
-    swin = pages.recipe("swin", "tiny").but({"embed.image": 16, "heads": {}})
+    turned = vit.but({"embed.positions": None, "blocks.*.mixer.positions": Rotary2D.of()})
     towers = {
-        ("llama", "a Swin"): Medium.of(token=3, tower=swin, project=Projector.of(bias=False)),
+        ("llama", "a rotary ViT"): Medium.of(token=3, tower=turned, project=Projector.of(bias=False)),
         ("mamba", "CLIP's tower"): Medium.of(token=999, tower=clip, project=Projector.of(act="relu"), cut=1),
         ("jamba", "a ViT"): Medium.of(token=127, tower=vit),
     }

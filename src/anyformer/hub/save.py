@@ -68,7 +68,7 @@ def save(
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
     published = hub_for(model)
-    write_processor(folder, model.processor, {} if published is None else around_of(published[0], model))
+    write_processor(folder, model.processor, None if published is None else around_of(published[0], model))
     write_noising(folder, model.noising)
     if generation := (model.origin or {}).get("generation"):
         atomic_write(folder / "generation_config.json", _json(generation))

@@ -92,12 +92,15 @@ def write_processor(folder: Path, processor: Processor | None, around: Mapping[s
     """Writes the steps for `read_processor`, with the names and the other keys of the files that were read.
 
     Args:
-        around: the keys beside the steps, of a processor that was not read.
+        around: the keys beside the steps, for a processor that was not read; None: such keys have no meaning for these
+            files, and those that were read are left out.
     """
     if processor is None:
         return
     origin, words = processor.origin, processor.words()
     beside = origin.around if origin.words else around or {}
+    if around is None:
+        beside = {key: value for key, value in beside.items() if key in AROUND}
     if origin.file == TOGETHER:
         _write(folder / TOGETHER, {**beside, processor.slot: words})
         return

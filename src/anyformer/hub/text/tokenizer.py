@@ -29,13 +29,8 @@ from anyformer.hub.text.template import MAX_TEMPLATE, render
 MAX_BYTES = 200_000_000  # of tokenizer.json; the largest published ones have 35 MB
 MAX_CONFIG = 20_000_000
 END = "<|endoftext|>"
-CORE, CONFIG, SPECIAL, TEMPLATE, ADDED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-)
+CORE, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TEMPLATE, OF_PROCESSOR, ADDED = "chat_template.jinja", "chat_template.json", "added_tokens.json"
 
 
 OPEN = re.compile(r"(^|\s)('\S*|n('t?)?|)$")  # a last word that later text may still join to the one before
@@ -380,13 +375,14 @@ def _roles(config: dict[str, Any], path: Path) -> dict[str, str]:
 
 
 def _template(folder: str | os.PathLike[str], value: Any) -> str | None:
-    """The chat template: the file, else that of the config (a text, or `default` of several named ones)."""
+    """The chat template: the file, else that of a processor, else of the config (a text, or `default` of several)."""
     path = Path(folder) / TEMPLATE
     if os.path.lexists(path):
         try:
             return read_bytes(inside(folder, TEMPLATE), 4 * MAX_TEMPLATE).decode("utf-8")
         except UnicodeDecodeError as error:
             raise FileRefused(f"{path}: not UTF-8 at byte {error.start}") from None
+    value = _optional_json(folder, OF_PROCESSOR).get("chat_template", value)
     if isinstance(value, list):
         named = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
         value = named[0].get("template") if named else None
