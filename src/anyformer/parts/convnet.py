@@ -276,6 +276,11 @@ class ConvNet(Part):
             self.stages.append(nn.ModuleList([first, *rest]))
             self.stride *= stride
 
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He et al., 2015; arXiv:1502.01852
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
     def cells(self, size: Any) -> Any:
         """The cells along a side of so many pixels."""
         size = after(after(size, 7, 2, 3), 3, 2, 1)
