@@ -43,6 +43,7 @@ from anyformer.train.schedule import rate
 SIDE, VERSIONS = 48, 6  # P; versions of each picture to learn from
 END, HOLE = 0, 1  # ids: the end of a caption, the place of a picture
 SHOTS = (0, 1, 2, 4)
+GATES = 20.0  # the learning rate of gates, in that of the others
 MOST = max(SHOTS) + 1  # pictures of a row
 MARKS = "<!-- fewshot: begin -->", "<!-- fewshot: end -->"
 
@@ -107,12 +108,13 @@ def learn(model: nn.Module, seen: list[Pair], aside: list[Pair], steps: int, o: 
     """Trains in place, measures on pairs kept aside every tenth of the steps, and leaves the best; returns its step."""
     rng, pick = random.Random(o.seed), pictures
     check = drawn(by_kind(aside), 64, random.Random(1))
+    gates = [p for name, p in model.named_parameters() if ".scale." in name]  # while one is 0, its branch cannot learn
+    faster = torch.optim.Adam(gates, lr=0.0) if gates else None
+    for gate in gates:
+        gate.requires_grad_(False)  # the other optimiser leaves them
     optimizer = optim.make(model, Settings(steps=steps, lr=o.lr, weight_decay=0.1))
-    gates = {p for name, p in model.named_parameters() if ".scale." in name}
-    for group in optimizer.param_groups:
-        group.update(params=[p for p in group["params"] if p not in gates], times=1.0)
-    if gates:  # while a gate is 0, what it scales learns nothing
-        optimizer.add_param_group({"params": list(gates), "times": 20.0, "weight_decay": 0.0})
+    for gate in gates:
+        gate.requires_grad_(True)
     best, kept, at = math.inf, dict[str, Tensor](), 0
     for step in range(steps + 1):
         if step % max(1, steps // 10) == 0:
@@ -127,10 +129,13 @@ def learn(model: nn.Module, seen: list[Pair], aside: list[Pair], steps: int, o: 
         loss = loss_of(model.train(), batch_of(drawn(by_kind(seen), o.batch, rng), rng), pick)
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = o.lr * group["times"] * rate("cosine", step, steps, max(1, steps // 20), 0.05)
-        optimizer.step()
-        optimizer.zero_grad()
+        now = o.lr * rate("cosine", step, steps, max(1, steps // 20), 0.05)
+        for one, times in ((optimizer, 1.0), (faster, GATES)):
+            if one is not None:
+                for group in one.param_groups:
+                    group["lr"] = now * times
+                one.step()
+                one.zero_grad()
     model.load_state_dict(kept, strict=False)
     return at
 

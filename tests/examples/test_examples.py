@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import anyformer as af
+from anyformer.data import captions, debian
+from anyformer.data.captions import Captioned
+from anyformer.generate import draw
 from anyformer.hub.text.tokenizer import Tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -63,3 +67,51 @@ def test_grouped_heads(tmp_path, monkeypatch, capsys):
     assert pooled["parameters"] < whole["parameters"] and 2 * pooled["state"] == whole["state"]
     assert all(100 < row[when] < 500 for row in (whole, pooled) for when in ("before", "after"))
     assert "2 key and value head" in capsys.readouterr().out
+
+
+def pictured(count: int) -> list[Captioned]:
+    """Pictures of one colour with its name, of two kinds."""
+    colours = {"red": (220, 30, 30), "green": (20, 190, 40), "blue": (20, 40, 210), "grey": (128, 128, 128)}
+    made = []
+    for i in range(count):
+        name, colour = list(colours.items())[i % 4]
+        image = Image.new("RGB", (20 + i % 3, 24), colour)
+        made.append(Captioned(image, f"{name} thing {i}", "emoji" if i % 2 else "things"))
+    return made
+
+
+def test_fewshot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(captions, "captions", lambda: pictured(200))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    doc = tmp_path / "doc.md"
+    doc.write_text("before\n<!-- fewshot: begin -->\nold\n<!-- fewshot: end -->\nafter\n")
+    small = ["--lm-steps", "2", "--steps", "2", "--batch", "2", "--dim", "16", "--depth", "2", "--doc", str(doc)]
+    monkeypatch.setattr(sys, "argv", ["fewshot.py", "--out", str(tmp_path / "run"), *small])
+    runpy.run_path(str(EXAMPLES / "fewshot.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "equal, bit for bit" in said and said.count("\n| ") == 4
+    assert doc.read_text() == f"before\n<!-- fewshot: begin -->\n{said.strip()}\n<!-- fewshot: end -->\nafter\n"
+    model = af.load(tmp_path / "run")
+    text = model.generate(
+        "<image>red thing<|endoftext|><image>", images=[p.image for p in pictured(2)], max_new_tokens=3
+    )
+    assert isinstance(text, str)
+
+
+def test_drawing(tmp_path, monkeypatch, capsys):
+    flags = tmp_path / "flags" / "usr/share/iso-flags-png-320x240"
+    flags.mkdir(parents=True)
+    for i, letters in enumerate(("de", "fr", "it")):
+        Image.new("RGB", (32, 24), (80 * i, 200, 90)).save(flags / f"{letters}.png")
+    monkeypatch.setattr(captions, "emoji", lambda: pictured(150))
+    monkeypatch.setattr(debian, "fetch", lambda *_: tmp_path / "flags")
+    doc = tmp_path / "doc.md"
+    doc.write_text("<!-- drawing: begin --><!-- drawing: end -->")
+    small = ["--steps", "2", "--decoder-steps", "2", "--batch", "4", "--doc", str(doc)]
+    monkeypatch.setattr(sys, "argv", ["drawing.py", "--out", str(tmp_path / "run"), *small])
+    runpy.run_path(str(EXAMPLES / "drawing.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert all(f"| {name}" in said for name in ("PCA, ", "dVAE, 64 codes of 256", "DALL-E, another text"))
+    assert said.strip() in doc.read_text()
+    dvae, dalle = (af.load(tmp_path / "run" / name) for name in ("dvae", "dalle"))
+    assert dvae.decode(draw(dalle, ["red thing"], seed=0)).shape == (1, 3, 32, 32)
