@@ -69,7 +69,7 @@ def squared(image: Image.Image) -> Image.Image:
     """The whole picture in the middle of a white square."""
     canvas, factor = Image.new("RGB", (SIDE, SIDE), "white"), SIDE / max(image.size)
     image = image.resize([max(1, round(edge * factor)) for edge in image.size], Image.Resampling.BOX)
-    canvas.paste(image, tuple((SIDE - edge) // 2 for edge in image.size))
+    canvas.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     return canvas
 
 
@@ -141,8 +141,8 @@ def learn_codes(model: Any, texts: list[list[int]], codes: Tensor, o: Any) -> in
         rows = torch.randint(aside, len(codes), (o.batch,), generator=noise).tolist()
         blank = (torch.rand(o.batch, generator=noise) < 0.2).tolist()  # so that the model knows what no text means
         ids, labels = told(model.config, [[] if b else texts[r] for r, b in zip(rows, blank, strict=True)], codes[rows])
-        loss = objectives.causal_lm(model.train()(ids), labels, int((labels >= 0).sum()))
-        loss.backward()
+        now = objectives.causal_lm(model.train()(ids), labels, int((labels >= 0).sum()))
+        now.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = o.lr * rate("cosine", step, o.decoder_steps, o.decoder_steps // 20, 0.05)
@@ -182,7 +182,7 @@ def decoder(o: Any, seen: tuple[Tensor, list[str]], held: tuple[Tensor, list[str
     at = learn_codes(model, [texts[i] for i in order.tolist()], seen[0][order], o)
     right = bits(model, others, held[0])
     rows = {
-        "frequency of each code in its cell": frequencies(*(codes for codes, _ in (seen, held)), count),
+        "frequency of each code in its cell": frequencies(seen[0], held[0], count),
         "DALL-E, right text": right,
         "DALL-E, another text": bits(model, others[1:] + others[:1], held[0]),
         "DALL-E, no text": bits(model, [[]] * len(others), held[0]),

@@ -126,8 +126,8 @@ def learn(model: nn.Module, seen: list[Pair], aside: list[Pair], steps: int, o: 
                 kept = {n: v.clone() for n, v in model.state_dict().items() if n in trained}
         if step == steps:
             break
-        loss = loss_of(model.train(), batch_of(drawn(by_kind(seen), o.batch, rng), rng), pick)
-        loss.backward()
+        now = loss_of(model.train(), batch_of(drawn(by_kind(seen), o.batch, rng), rng), pick)
+        now.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         now = o.lr * rate("cosine", step, steps, max(1, steps // 20), 0.05)
         for one, times in ((optimizer, 1.0), (faster, GATES)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,11 +168,11 @@ def test_pictures_that_come_piece_by_piece_give_the_whole_texts_numbers():
         torch.testing.assert_close(found, whole[:, start:end])
     order = [1, 0, 1]
     state.reorder(torch.tensor(order))
-    more = torch.tensor([[4, HOLE]] * 3)
-    again = torch.cat((ids[order], more), 1).tolist()
+    behind = torch.tensor([[4, HOLE]] * 3)
+    again = torch.cat((ids[order], behind), 1).tolist()
     last = pixels(3, 1, seed=5)
     torch.testing.assert_close(
-        logits(model, more.tolist(), state=state, pixel_values=last),
+        logits(model, behind.tolist(), state=state, pixel_values=last),
         logits(model, again, pixel_values=torch.cat((given[order], last), 1))[:, -2:],
     )
 
@@ -304,13 +305,13 @@ def test_a_published_config_is_read_with_its_resampler():
     assert (c.resampler.latents, c.resampler.depth, c.image.dim, c.image.image) == (16, 2, 32, 30)
 
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "idefics", "architectures": ["IdeficsForVisionText2Text"], "hidden_size": 32, "vocab_size": 120,
     "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "max_position_embeddings": 64,
     "vision_config": {"embed_dim": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 36,
                       "image_size": 8, "patch_size": 4},
 }  # fmt: skip
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unused resampler with an unknown key": ({"perceiver_config": {"depth": 3}}, "perceiver_config.depth=3"),
     "a switch that is no switch": ({"use_resampler": "yes"}, "'use_resampler' is 'yes'; expected true or false"),
     "an unknown kind of gate": ({"alpha_type": "matrix"}, "'alpha_type' is 'matrix'; expected one of float, vector"),

@@ -42,6 +42,7 @@ def test_diffusers_reads_our_files_as_we_do(noising: Noising, tmp_path: Path) ->
     if isinstance(noising, DDPM):
         torch.testing.assert_close(ours[:, 0] ** 2, theirs.alphas_cumprod, rtol=1e-4, atol=1e-6)
     else:
+        assert isinstance(noising, FlowMatching)
         shifted = torch.tensor(
             [noising.scales(noising.steps * noising.shifted(float(t) / noising.steps))[1] for t in every]
         )

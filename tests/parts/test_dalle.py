@@ -65,7 +65,7 @@ def theirs_of(package: Any, model: Any) -> nn.Module:
     return other
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "soft": {"residual": 1}, "no residual": {"residual": 0, "layers": 3, "channels": 1}, "two": {"residual": 2},
     "straight": {"draws": "straight", "temperature": 0.4}, "reinmax": {"draws": "reinmax", "temperature": 0.7},
 }  # fmt: skip
@@ -73,7 +73,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_dalle_pytorchs_with_the_same_noise(package: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = af.build("dvae", "tiny", **{"layers": 2, "dim": 6, "vocab": 9, "width": 5, **CASES[case]})
+    model: Any = af.build("dvae", "tiny", **{"layers": 2, "dim": 6, "vocab": 9, "width": 5, **CASES[case]})
     redrawn(model)
     other, c = theirs_of(package, model), model.config
     pixels = torch.rand(3, c.channels, c.image, c.image)
@@ -102,12 +102,12 @@ def test_it_is_dalle_pytorchs_with_the_same_noise(package: Any, case: str, monke
     mirror = af.build("dvae", "tiny", **{"layers": 2, "dim": 6, "vocab": 9, "width": 5, **CASES[case]})
     with torch.no_grad():
         for name, parameter in mirror.named_parameters():
-            parameter.copy_(slopes[name])
+            parameter.copy_(slopes[name])  # type: ignore[arg-type]
     for name, parameter in theirs_of(package, mirror).named_parameters():
         torch.testing.assert_close(dict(other.named_parameters())[name].grad, parameter.data, msg=name)
-    codes = model.coded(given)
+    codes = model.coded(given)  # type: ignore[operator]
     assert torch.equal(codes.flatten(1), other.get_codebook_indices(pixels))
-    torch.testing.assert_close(model.decode(codes), (other.decode(codes.flatten(1)) * c.std + c.mean).clamp(0, 1))
+    torch.testing.assert_close(model.decode(codes), (other.decode(codes.flatten(1)) * c.std + c.mean).clamp(0, 1))  # type: ignore[operator]
 
 
 def test_the_divergence_does_not_grow_with_the_batch_or_the_cells() -> None:
@@ -238,26 +238,28 @@ def decoder_of(package: Any, model: Any) -> Any:
 def test_the_decoder_is_dalle_pytorchs(package: Any, view: str, changes: dict[str, Any]) -> None:
     c: dict[str, Any] = {**SIZES, "views": (view, "full"), "columns": 4, "square": 5, **changes}
     model = redrawn(af.build("dalle", "tiny", **c)).eval()
-    other, c = decoder_of(package, model), model.config
+    other, config = decoder_of(package, model), model.config
     noise = torch.Generator().manual_seed(0)
     text = torch.tensor([[5, 6, 7, 0, 0], [9, 8, 3, 2, 1], [0] * 5])
-    codes = torch.randint(0, c.codes, (3, 16), generator=noise)
-    ids = sequence(text.tolist(), c.vocab, c.text, codes)[:, :-1]  # the last code predicts nothing
+    codes = torch.randint(0, config.codes, (3, 16), generator=noise)
+    ids = sequence(text.tolist(), config.vocab, config.text, codes)[:, :-1]  # the last code predicts nothing
     theirs = other(text.clone(), codes)
     ours, allowed = model(ids).logits, theirs > -1e30
     assert torch.equal(allowed, ours > -9e3)
     torch.testing.assert_close(ours[allowed], theirs[allowed])
     # the loss, and its gradient by the table of tokens
     loss = other(text.clone(), codes, return_loss=True)
-    wanted = torch.cat((sequence(text.tolist(), c.vocab, c.text)[:, 1:], codes + c.vocab + c.text), 1)
+    wanted = torch.cat(
+        (sequence(text.tolist(), config.vocab, config.text)[:, 1:], codes + config.vocab + config.text), 1
+    )
     nll = F.cross_entropy(ours.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
-    mine = (nll[:, : c.text].mean() + 7 * nll[:, c.text :].mean()) / 8
+    mine = (nll[:, : config.text].mean() + 7 * nll[:, config.text :].mean()) / 8
     torch.testing.assert_close(mine, loss)
     mine.backward()
     loss.backward()
     slope = model.embed.tokens.weight.grad
-    torch.testing.assert_close(slope[: c.vocab + c.text], other.text_emb.weight.grad)
-    torch.testing.assert_close(slope[c.vocab + c.text :], other.image_emb.weight.grad)
+    torch.testing.assert_close(slope[: config.vocab + config.text], other.text_emb.weight.grad)
+    torch.testing.assert_close(slope[config.vocab + config.text :], other.image_emb.weight.grad)
     scale = model.blocks[0].scale["mixer"].weight.grad
     torch.testing.assert_close(scale, other.transformer.layers.layers[0][0].scale.grad.flatten())
 

@@ -213,9 +213,11 @@ def test_unpatch_is_the_inverse_of_cutting_patches() -> None:
     """With the identity as both linear maps, a picture comes back, whatever its shape."""
     front = PatchGrid.of(image=8, patch=2, channels=3).build(12)
     head = Unpatch.of(patch=2, channels=3, norm=AdaptiveNorm.of(norm=PlainNorm.of())).build(12)
-    head.norm = Same()
+    head.norm = Same()  # type: ignore[assignment]
     order = torch.eye(12).view(12, 2, 2, 3).permute(0, 3, 1, 2)  # patches are stored (row, column, channel)
+    assert front.project.bias is not None
     front.project.weight.data, front.project.bias.data = order.contiguous(), torch.zeros(12)
+    assert head.proj.bias is not None
     head.proj.weight.data, head.proj.bias.data = torch.eye(12), torch.zeros(12)
     for shape in ((8, 8), (4, 16), (2, 6)):
         picture, here = torch.randn(2, 3, *shape), Flow(torch.arange(shape[0] * shape[1] // 4))

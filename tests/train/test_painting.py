@@ -84,7 +84,7 @@ def test_the_loss_is_the_formula() -> None:
 
 
 def trained(pictures: Path, out: Path, **options: Any) -> Any:
-    given = {
+    given: dict[str, Any] = {
         "overrides": {"classes": 2},
         "steps": 4,
         "batch": 4,
@@ -118,7 +118,8 @@ def test_a_step_in_parts_is_the_same_step(pictures: Path, tmp_path: Path) -> Non
 
 def test_a_run_learns_and_keeps_classes_processor_and_noising(pictures: Path, tmp_path: Path) -> None:
     done = trained(pictures, tmp_path / "run", steps=200, batch=8, lr=1e-2, overrides={"classes": 2, "dim": 32})
-    assert done.task == "paint" and done.held_out < done.baseline * 0.9
+    assert done.task == "paint" and done.held_out is not None and done.baseline is not None
+    assert done.held_out < done.baseline * 0.9
     model = af.load(done.checkpoint)
     assert model.origin["config"]["id2label"] == {"0": "blue", "1": "red"}
     assert model.noising == FlowMatching() and model.processor.size == (8, 8)
@@ -131,7 +132,7 @@ def test_a_run_learns_and_keeps_classes_processor_and_noising(pictures: Path, tm
 def test_fine_tuning_goes_on_from_a_model(pictures: Path, tmp_path: Path) -> None:
     start = trained(pictures, tmp_path / "run").checkpoint
     tuned = finetune(str(start), str(pictures), "lora", steps=2, quiet=True, out=tmp_path / "tuned")
-    assert tuned.task == "paint" and af.load(tuned.folder).noising == FlowMatching()
+    assert tuned.task == "paint" and tuned.folder is not None and af.load(tuned.folder).noising == FlowMatching()
 
 
 def test_a_noising_of_the_files_is_used(pictures: Path, tmp_path: Path) -> None:
@@ -175,7 +176,8 @@ SMALL = {"dim": 32, "text": 32, "pooled": 32}
 def test_a_model_of_texts_learns_with_an_encoder_of_its_own(captions: Path, tmp_path: Path) -> None:
     given: Any = {"overrides": SMALL, "batch": 8, "quiet": True, "lr": 1e-2, "vocab": 280}
     done = train("mmdit", "tiny", data=captions, steps=200, out=tmp_path / "run", **given)
-    assert done.task == "paint" and done.held_out < done.baseline * 0.9
+    assert done.task == "paint" and done.held_out is not None and done.baseline is not None
+    assert done.held_out < done.baseline * 0.9
     model = af.load(done.checkpoint)
     assert type(model).__name__ == "Painter" and model.noising == FlowMatching()
     red, blue = (af.paint(model, f"a {hue} square", steps=4, guidance=1.0, count=8).astype(float) for hue in HUES)
