@@ -147,6 +147,26 @@ def test_any_decoder_can_get_pictures(page):
     assert torch.equal(one[:, 0], two[:, 0]) and not torch.equal(one[:, 1:], two[:, 1:])
 
 
+def test_a_frozen_language_model_learns_to_name_what_it_sees():
+    """Pictures of one colour, each with its own word, after 60 steps of the new parts alone."""
+    text = af.recipe("llama", "tiny")
+    model = around(text, TOWER, Latents(3, 1, 2, 6), every=1, heads=2, placeholder=3).build()
+    initialise(model, seed=0, scheme="xavier")
+    new = [p.requires_grad_(n.startswith(("images.", "gated."))) for n, p in model.named_parameters()]
+    optimiser = torch.optim.Adam([p for p in new if p.requires_grad], lr=1e-2)
+    colours = torch.randn(4, 1, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, -1, 8, 8)
+    ids, words = torch.tensor([[7, 3]] * 4), torch.tensor([20, 21, 22, 23])
+    for _ in range(60):
+        optimiser.zero_grad()
+        F.cross_entropy(model(ids, pixel_values=colours).logits[:, 1], words).backward()
+        optimiser.step()
+    with torch.no_grad():
+        said = [model(ids, pixel_values=seen).logits[:, 1].argmax(-1) for seen in (colours, colours.roll(1, 0))]
+        blind = model(ids, pixel_values=colours, image_attention_mask=torch.zeros(4, 2, 1)).logits[:, 1]
+    assert torch.equal(said[0], words) and torch.equal(said[1], words.roll(1))
+    assert torch.equal(blind, blind[:1].expand(4, -1))
+
+
 def test_another_skeleton_is_refused():
     with pytest.raises(ValueError, match="need a decoder, a CausalLM; got a Encoder"):
         around(af.recipe("bert", "tiny"), TOWER, None)
