@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help="a document with the marks of the table")
     o = parser.parse_args()
+    if o.table is not None and (not o.table.is_file() or BEGIN not in o.table.read_text()):
+        parser.error(f"--table {o.table}: there is no document with the line {BEGIN}")
     drawings = glyphs()
     learn, test = (
         canvases(n, seed, o.out / name, drawings)
