@@ -143,9 +143,9 @@ def main() -> None:
     """Prints a table, writes it between the marks of a document, and draws some results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/boxes"))
-    parser.add_argument("--canvases", type=int, default=4000)
+    parser.add_argument("--canvases", type=int, default=3000)
     parser.add_argument("--test", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
