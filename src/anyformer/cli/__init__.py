@@ -33,7 +33,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
-    ("make a picture", 'anyformer paint runs/clothes "Ankle boot" --out boot.png'),
+    ("make a picture", 'anyformer paint runs/clothes "ankle boot" --out boot.png'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),
