@@ -13,7 +13,7 @@ from anyformer.core.taps import Taps
 from anyformer.explain import attention_picture
 from anyformer.explain.labels import label
 from anyformer.hub.text.tokenizer import Tokenizer
-from anyformer.parts import Attention, Mamba
+from anyformer.parts import Attention, JointAttention, Mamba
 from anyformer.parts.embeddings import Cells
 from tests.later import later
 
@@ -35,6 +35,9 @@ def drawn(monkeypatch):
 
 
 def _inputs(model):
+    required = [name for name, read in model.inputs().items() if read.required]
+    if len(required) > 1 and not model.reads_source and not model.alike:
+        return {"inputs": model.example(1, {}, torch.Generator().manual_seed(0))}
     if not model.reads_text:
         made = model.example(1, {}, torch.Generator().manual_seed(0))
         answer = {"answer": [3, 4, 5]} if model.reads_source else {}
@@ -48,7 +51,9 @@ def _maps(figure):
     return {a.get_title(): a.images[0].get_array() for f in figures for a in f.axes if a.images and a.get_title()}
 
 
-WITH = [n for n in pages.names() if any(isinstance(m, Attention) for m in af.build(n, "tiny").modules())]
+WITH = [
+    n for n in pages.names() if any(isinstance(m, Attention | JointAttention) for m in af.build(n, "tiny").modules())
+]
 
 
 @pytest.mark.parametrize("name", WITH)
@@ -71,8 +76,8 @@ def test_looking_changes_nothing(name, tmp_path):
     given = _inputs(model)
     ask = model.complete(model.example(1, {}, torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        before = _seen(model(**ask))
-        with Taps(model, *(f"{n}.weights" for n, m in model.named_modules() if isinstance(m, Attention))):
+        before, kinds = _seen(model(**ask)), Attention | JointAttention
+        with Taps(model, *(f"{n}.weights" for n, m in model.named_modules() if isinstance(m, kinds))):
             during = _seen(model(**ask))
         attention_picture(model, path=tmp_path / "a.png", **given)
         after = _seen(model(**ask))

@@ -147,6 +147,12 @@ def test_a_noising_of_the_files_is_used(pictures: Path, tmp_path: Path) -> None:
     assert (batch["timestep"] == batch["timestep"].floor()).all()
 
 
+def test_a_model_of_files_without_a_noising_is_refused(pictures: Path, tmp_path: Path) -> None:
+    af.build("dit", "tiny", seed=0, overrides={"classes": 2}).save(tmp_path / "start")
+    with pytest.raises(ValueError, match=r"start has no scheduler_config\.json.*diffusers keeps it"):
+        finetune(str(tmp_path / "start"), str(pictures), "full", steps=1, quiet=True, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [({"classes": 2, "out": 6}, "says 6 channels of pictures with 3"), ({"classes": 7}, "has 2 classes, the model 7")],

@@ -34,7 +34,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
     ("find the things in a picture", "anyformer detect street.jpg --out drawn.png"),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
-    ("make a picture", 'anyformer paint runs/clothes "Ankle boot" --out boot.png'),
+    ("make a picture", 'anyformer paint runs/clothes "ankle boot" --out boot.png'),
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),

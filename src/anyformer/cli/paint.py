@@ -9,7 +9,7 @@ from typing import Any
 from anyformer.cli import models
 from anyformer.cli.options import Parser, pick
 
-EXAMPLE = 'anyformer paint runs/clothes "Ankle boot" --out boot.png --guidance 3'
+EXAMPLE = 'anyformer paint runs/clothes "ankle boot" --out boot.png --guidance 3'
 
 
 def paint(
@@ -19,7 +19,7 @@ def paint(
     out: str = "picture.png",
     count: int = 1,
     steps: int = 50,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
     seed: int = 0,
     sampler: str | None = None,
     eta: float = 0.0,

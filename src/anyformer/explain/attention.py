@@ -18,7 +18,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
-from anyformer.parts import Attention, LatentAttention, Windows
+from anyformer.parts import Attention, JointAttention, LatentAttention, Windows
 from anyformer.parts.attention.where import Where
 from anyformer.parts.embeddings import Cells
 from anyformer.skeletons import Skeleton
@@ -134,7 +134,8 @@ def _on_grid(model: Any, path: str, weights: Tensor, cells: Mapping[str, Cells])
         return owner.joined(weights.sum(2).mT, grid.rows, grid.columns)[0].permute(2, 0, 1) / (grid.rows * grid.columns)
     grid = cells[path]
     row = weights[0, :, 0] if grid.first else weights[0].mean(1)  # (H, S)
-    return row[:, grid.first :].unflatten(1, (grid.rows, grid.columns))
+    patches = slice(grid.first, grid.first + grid.rows * grid.columns)  # a text can follow
+    return row[:, patches].unflatten(1, (grid.rows, grid.columns))
 
 
 def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
@@ -145,7 +146,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
     for name, module in model.named_modules():
         if name.startswith(inner):
             continue  # the tower of a medium, which has a picture of its own
-        if isinstance(module, Attention | LatentAttention):
+        if isinstance(module, Attention | JointAttention | LatentAttention):
             layers, numbers = kinds.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
             layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name
     if not kinds:
@@ -237,7 +238,13 @@ def _panel(kind: str, titled: tuple[str, Tensor], axes: dict[str, Any]) -> Panel
     if kind.startswith("encoder."):
         return Panel(title, weights, axes["source"], axes["source"], 0)
     keys, first = ("source", 0) if kind.endswith("cross") else ("target", axes["first"])
-    return Panel(title, weights[first:], axes["target"][first:], axes[keys], first)
+    queries, over = (_fitting(axes[n], count) for n, count in zip(("target", keys), weights.shape, strict=True))
+    return Panel(title, weights[first:], queries[first:], over, first)
+
+
+def _fitting(names: list[str], count: int) -> list[str]:
+    """The labels of an axis; of a stream of another length, such as that of a picture's objects, numbers."""
+    return names if len(names) == count else [str(n) for n in range(count)]
 
 
 def _name(model: Any) -> str:

@@ -23,7 +23,7 @@ def paint(
     what: str | Sequence[str],
     *,
     steps: int = 50,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
     seed: int = 0,
     sampler: str | None = None,
     eta: float = 0.0,

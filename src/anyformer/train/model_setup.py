@@ -75,8 +75,17 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
 
 def with_processor(model: Any) -> Any:
     """A model of images with its processor; one without gets ours: its own size (where it has one), bytes to -1 … 1.
-    Saving keeps it. A model that makes images of noise gets flow matching, too, if it has no noising."""
+    Saving keeps it. A new model that makes images of noise gets flow matching, too.
+
+    Raises:
+        ValueError: for a model of images from files that do not say how its images became noise.
+    """
     if "timestep" in model.inputs() and model.noising is None:
+        if model.ledger is not None:
+            raise ValueError(
+                f"{model.ledger.path} has no scheduler_config.json, so it is unknown how its images became noise in "
+                "training; copy it there (diffusers keeps it in the folder scheduler)"
+            )
         model.noising = FlowMatching()
     if model.processor is None:
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
