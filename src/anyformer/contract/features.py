@@ -33,8 +33,8 @@ TINY = 1e-6  # a smaller float, added to others, counts as 0
 @check(13, "model", checkpoint=True, later=apart_from_tiny)
 def taps_change_nothing(subject: Subject) -> float:
     """Taps on every module, and on attention weights, change no output, bit for bit."""
-    batch = draw(subject, random.Random(40), [7, 4], "left")
     model = subject.model
+    batch = draw(subject, random.Random(40), [7 + model.room(), 4 + model.room()], "left")
     before, every = run(model, batch), speaking(model, batch)
     inner = [f"{name}.weights" for name, module in model.named_modules() if isinstance(module, SOFTMAX)]
     with Taps(model, *every, *inner) as taps, torch.no_grad():

@@ -104,8 +104,9 @@ def every_parameter_gets_a_gradient(subject: Subject) -> float:
     skeleton calls idle gets 0 always."""
     model = fresh(subject.model).train()
     rng, still = random.Random(30), dict(model.named_parameters())
+    lengths = [count + model.room() for count in (9, 4, 7)]
     for _ in range(BATCHES):
-        goal(model, draw(subject, rng, [9, 4, 7], "right")).backward()
+        goal(model, draw(subject, rng, lengths, "right")).backward()
         for name, parameter in still.items():
             expect(parameter.grad is not None, f"{name} gets no gradient")
             expect(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite")

@@ -104,7 +104,7 @@ PARAMETERS = {"tiny": 26_168, "mini": 2_651_584, "1.5-7b": 7_050_828_800, "1.5-1
 CASES = {
     "class token": {"cls": True, "image.depth": 3, "text.depth": 1, "text.scaling": Linear(4.0)},
     "tied": {"text.tied": True, "bias": False},
-    "last layer": {"unread": 0, "image.image": 6, "image.patch": 3, "image.channels": 1, "act": "relu", "token": 3},
+    "last layer": {"unread": 0, "image.image": 6, "image.patch": 3, "image.channels": 1, "act": "relu", "token": 121},
     "second layer": {
         "unread": 2,
         "image.depth": 3,

@@ -162,6 +162,10 @@ class Skeleton(nn.Module, Shown):
         and the position behind the last one of every entry, (N, 3)."""
         return {}
 
+    def room(self) -> int:
+        """The positions that one medium of each kind takes inside a text, at its usual size."""
+        return 0
+
     @property
     def decodes(self) -> bool:
         """True if it can continue from a state, step by step, as every model that writes text."""

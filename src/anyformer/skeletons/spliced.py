@@ -109,6 +109,10 @@ class Spliced(CausalLM):
             made |= {medium.prefix + name: spans for name in given}
         return made
 
+    def room(self) -> int:
+        examples = [(medium, medium.tower.example(1, {}, torch.Generator())) for medium in self.mediums()]
+        return sum(medium.lengths(example)[0] for medium, example in examples)
+
     def example(self, rows: int, sizes: Mapping[str, tuple[int, ...]], noise: torch.Generator) -> dict[str, Tensor]:
         """Random valid inputs; `sizes` are of the text, media have their usual ones."""
         size = sizes.get("") or self.embed.sizes()[0]
