@@ -106,7 +106,7 @@ def test_it_is_dalle_pytorchs_with_the_same_noise(package: Any, case: str, monke
     for name, parameter in theirs_of(package, mirror).named_parameters():
         torch.testing.assert_close(dict(other.named_parameters())[name].grad, parameter.data, msg=name)
     codes = model.coded(given)  # type: ignore[operator]
-    assert torch.equal(codes.flatten(1), other.get_codebook_indices(pixels))
+    assert torch.equal(codes.flatten(1), other.get_codebook_indices(pixels))  # type: ignore[operator]
     torch.testing.assert_close(model.decode(codes), (other.decode(codes.flatten(1)) * c.std + c.mean).clamp(0, 1))  # type: ignore[operator]
 
 
