@@ -52,7 +52,7 @@ def glyphs() -> list[Any]:
 
 def canvases(count: int, seed: int, out: Path, drawings: Sequence[Any]) -> Path:
     """A data set in COCO's form."""
-    noise, images, annotations = np.random.default_rng(seed), [], []
+    noise, images, annotations = np.random.default_rng(seed), list[dict[str, Any]](), list[dict[str, Any]]()
     (out / "images").mkdir(parents=True, exist_ok=True)
     for number in range(count):
         canvas = Image.new("RGB", (SIDE, SIDE), tuple(noise.integers(160, 256, 3).tolist()))
@@ -109,10 +109,10 @@ class Components:
         different = (abs(pixels - colours[counts.argmax()]) > 8).any(2)
         found = []
         for rows, columns in ndimage.find_objects(ndimage.label(different, np.ones((3, 3)))[0]):
-            box = (columns.start, rows.start, columns.stop, rows.stop)
+            box: Any = (columns.start, rows.start, columns.stop, rows.stop)
             if different[rows, columns].sum() >= 9:
                 far = np.square(self.means - vector(image.crop(box))).mean((1, 2, 3))
-                found.append(Found(KINDS[int(far.argmin())], float(np.exp(-far.min())), tuple(map(float, box))))
+                found.append(Found(KINDS[int(far.argmin())], float(np.exp(-far.min())), box))
         return found
 
 
@@ -187,7 +187,8 @@ def main() -> None:
               f"({processor:.0f} of the processor); scored on {o.test} other canvases."]  # fmt: skip
     for number in range(min(4, len(images))):
         large = images[number].resize((8 * SIDE, 8 * SIDE), Image.Resampling.NEAREST)
-        sure = [Found(f.name, f.score, tuple(8 * side for side in f.box)) for f in found[number] if f.score >= 0.5]
+        eight: Any = [tuple(8 * side for side in f.box) for f in found[number]]
+        sure = [Found(f.name, f.score, box) for f, box in zip(found[number], eight, strict=True) if f.score >= 0.5]
         drawn(large, sure, o.out / f"drawn-{number}.png")
     print("\n".join(lines))
     if o.table is not None:
