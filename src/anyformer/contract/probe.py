@@ -84,8 +84,8 @@ class Batch:
         """Row `i` on its own, without padding."""
         alone = dict[str, Tensor]()
         for name, value in self.inputs.items():
-            if name.endswith("attention_mask") and name != "global_attention_mask":
-                continue
+            if name.endswith("attention_mask") and name != "global_attention_mask" and value.ndim == 2:
+                continue  # of padding; what tokens see of pictures (B, T, N) is no padding
             if name in self.inserts:
                 own = self.inserts[name][:, 0] == i
                 alone |= {name: value[own]} if bool(own.any()) else {}
