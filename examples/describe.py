@@ -1,8 +1,8 @@
 """A language model learns to see, in minutes: captions of pictures, with the right picture, a wrong one, and none.
 
     python examples/captions.py data captions
-    anyformer train --config examples/captions.yaml --steps 250 --data captions/train.jsonl --out runs/captions
-    python examples/describe.py runs/captions captions runs/describe --doc docs/multimodal.md
+    anyformer train --config examples/captions.yaml --steps 90 --warmup 15 --data captions/train.jsonl --out runs/tower
+    python examples/describe.py runs/tower captions runs/describe --doc docs/multimodal.md
 
 A decoder of text (--text; by default SmolLM2-135M-Instruct, Apache-2.0, real weights) reads 16 vectors of a picture,
 out of the image tower of that CLIP, in place of <image>. First the projector alone learns, with everything else frozen;
@@ -133,7 +133,7 @@ if __name__ == "__main__":
     parser.add_argument("captions", type=Path, help="the folder that `captions.py data` wrote")
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", default="smollm2", help="the decoder: a model directory, or real weights by name")
-    parser.add_argument("--steps", type=int, nargs=2, default=[80, 30], help="of the projector, and of the adapters")
+    parser.add_argument("--steps", type=int, nargs=2, default=[60, 25], help="of the projector, and of the adapters")
     parser.add_argument("--doc", type=Path, help="a document whose table is replaced")
     given = parser.parse_args()
     made = run(given.clip, given.captions, given.text, given.out, given.steps)

@@ -66,6 +66,7 @@ class Batch:
         places: (B, P) the same over the positions of the stream, if a unit of the input has several.
         counted: the inputs whose axis 1 the padding mask counts.
         inserts: of inputs with an entry for each medium, the row, first position and end of every entry, (N, 3).
+        padding: the padding masks among the inputs.
     """
 
     inputs: dict[str, Tensor]
@@ -76,6 +77,7 @@ class Batch:
     places: Tensor | None = None
     counted: frozenset[str] = frozenset()
     inserts: Mapping[str, Tensor] = field(default_factory=dict)
+    padding: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -84,8 +86,8 @@ class Batch:
         """Row `i` on its own, without padding."""
         alone = dict[str, Tensor]()
         for name, value in self.inputs.items():
-            if name.endswith("attention_mask") and name != "global_attention_mask" and value.ndim == 2:
-                continue  # of padding; what tokens see of pictures (B, T, N) is no padding
+            if name in self.padding:
+                continue
             if name in self.inserts:
                 own = self.inserts[name][:, 0] == i
                 alone |= {name: value[own]} if bool(own.any()) else {}
@@ -93,7 +95,7 @@ class Batch:
             keep = self.source if self.source is not None and name == "input_ids" else self.keep
             padded = keep is not None and name in self.counted
             alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
-        return Batch(alone, across=self.across, counted=self.counted)
+        return Batch(alone, across=self.across, counted=self.counted, padding=self.padding)
 
     def rows(self, index: list[int]) -> Batch:
         """Some rows, in this order."""
@@ -185,7 +187,8 @@ def draw(
     counted = frozenset(name for name, read in model.inputs().items() if read.counted)
     required = {name for name, read in model.inputs().items() if read.required or read.counted}
     made = model.complete(inputs if media else {n: v for n, v in inputs.items() if n in required})
-    return Batch(made, keep, source_keep, model.across, full, places, counted, model.inserts(made))
+    padding = frozenset(entrance.mask for entrance in model.entrances() if entrance.mask is not None)
+    return Batch(made, keep, source_keep, model.across, full, places, counted, model.inserts(made), padding)
 
 
 def reads_whole(model: Any) -> bool:

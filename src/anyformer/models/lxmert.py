@@ -72,13 +72,13 @@ def lxmert(c: Lxmert) -> Recipe:
 
 SIZES = {
     "tiny": Lxmert(
-        dim=32,
-        language=2,
+        dim=16,
+        language=1,
         vision=1,
-        cross=2,
-        heads=4,
-        hidden=48,
-        vocab=128,
+        cross=1,
+        heads=2,
+        hidden=24,
+        vocab=64,
         context=64,
         features=20,
         dropout=0.0,
@@ -103,10 +103,10 @@ SIZES = {
     "base": Lxmert(task="none"),
     "vqa": Lxmert(task="answer", answers=3129),
 }
-PARAMETERS = {"tiny": 75_969, "mini": 1_670_720, "base": 207_936_768, "vqa": 213_930_297}
+PARAMETERS = {"tiny": 14_113, "mini": 1_670_720, "base": 207_936_768, "vqa": 213_930_297}
 CASES = {
-    "answer": {"task": "answer", "answers": 5, "types": 3, "vision": 2, "act": "relu"},
-    "none": {"task": "none", "dim": 30, "heads": 3, "language": 1, "cross": 1, "box": 5, "hidden": 40},
+    "answer": {"task": "answer", "answers": 5, "types": 3, "vision": 2, "cross": 2, "act": "relu"},
+    "none": {"task": "none", "dim": 30, "heads": 3, "language": 2, "box": 5, "hidden": 40},
 }
 
 LAYER = (
