@@ -57,6 +57,7 @@ from anyformer.parts import (
     deepnorm,
 )
 from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.parts.grid import RotaryAxes
 from anyformer.skeletons.media import Medium
 from anyformer.skeletons.spliced import with_media
 
@@ -274,12 +275,14 @@ def pictured() -> dict[str, Recipe]:
     clip = pages.recipe("clip", "tiny", text=None).but({"embed.image": 8, "heads": {}})
     turned = vit.but({"embed.positions": None, "blocks.*.mixer.positions": Rotary2D.of()})
     towers = {
-        ("llama", "a rotary ViT"): Medium.of(token=3, tower=turned, project=Projector.of(bias=False)),
+        ("llama", "a rotary ViT"): Medium.of(token=3, tower=turned, project=Projector.of(bias=False), cut=1, grid=True),
         ("mamba", "CLIP's tower"): Medium.of(token=999, tower=clip, project=Projector.of(act="relu"), cut=1),
         ("jamba", "a ViT"): Medium.of(token=127, tower=vit),
     }
     named = {f"{text}, pictures by {name}": (text, medium) for (text, name), medium in towers.items()}
-    return {name: with_media(pages.recipe(text, "tiny"), image=medium) for name, (text, medium) in named.items()}
+    made = {name: with_media(pages.recipe(text, "tiny"), image=medium) for name, (text, medium) in named.items()}
+    axes = {"blocks.*.mixer.positions": RotaryAxes.of(sections=(1, 2, 1))}
+    return {name: recipe.but(axes) if "llama" in name else recipe for name, recipe in made.items()}
 
 
 def apart_from_tiny(subject: Subject) -> bool:

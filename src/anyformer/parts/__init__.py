@@ -18,7 +18,7 @@ from anyformer.parts.block import Block, deepnorm
 from anyformer.parts.conditions import Label, States, Time, Vector
 from anyformer.parts.embeddings import Entry, Learned, Patches, Sinusoidal, Tokens
 from anyformer.parts.ffn import MLP, GatedMLP
-from anyformer.parts.grid import Axial, Rotary2D, Sines2D
+from anyformer.parts.grid import Axial, Rotary2D, RotaryAxes, Sines2D
 from anyformer.parts.heads import (
     At,
     Classifier,
@@ -63,14 +63,13 @@ from anyformer.parts.trajectory import EachStep, Trajectory
 __all__ = [
     "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Axial", "Block",
     "BlockWindow", "Causal", "ChunkedMLP", "Classifier", "CompressiveMemory", "ConvPositions", "Convolution", "Decay",
-    "Dense", "Dilated", "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full",
-    "GatedDelta", "GatedMLP", "Global", "GridBias", "JointAttention", "JointBlock", "LSHAttention", "Label",
+    "Dense", "Dilated", "Distances", "EachStep", "Entry", "ExpertChoice", "Favor", "First", "Forget", "Fourier",
+    "Full", "GatedDelta", "GatedMLP", "Global", "GridBias", "JointAttention", "JointBlock", "LSHAttention", "Label",
     "LastJointAttention", "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer",
     "LocalAttention", "Logits", "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "MoE",
     "NearestMemory", "Nystrom", "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse",
     "Project", "Projector", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D",
-    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth",
-    "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch",
-    "Vector",
-    "Window", "Windows", "deepnorm",
+    "RotaryAxes", "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States",
+    "StochasticDepth", "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory",
+    "TwoStreams", "Unpatch", "Vector", "Window", "Windows", "deepnorm",
 ]  # fmt: skip

@@ -5,12 +5,13 @@ B batch, T time, D width, K head width, R rows, C columns.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from anyformer.core.flow import Flow
+from anyformer.core.flow import Companion, Flow
 from anyformer.core.slots import Positions
 from anyformer.parts.embeddings import Cells, Grid, Sinusoidal
 from anyformer.parts.positions import Rotary
@@ -128,3 +129,45 @@ class Rotary2D(Rotary):
         frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/4,)
         coordinates = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
         return (coordinates[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (T, 1, K/2)
+
+
+@dataclass(frozen=True)
+class Axes(Companion):
+    """The places of the tokens on several axes, (A, B, T): time, row and column."""
+
+    left_by: ClassVar[str] = "the skeleton Spliced"
+    per_position: ClassVar[bool] = True
+    places: Tensor
+
+
+class RotaryAxes(Rotary):
+    """Rotary positions on several axes (Wang et al., 2024, "Qwen2-VL"; arXiv:2409.12191): the pairs of a section turn
+    by the place on its axis, all with the frequencies theta^(-2i/K) of `Rotary`. Where no part gives places, every axis
+    is the position: the part is then `Rotary`.
+
+    Args:
+        sections: the number of pairs of each axis, K / 2 together.
+
+    Shape: (B, T, H, K) -> same.
+    """
+
+    def __init__(self, dim: int, sections: tuple[int, ...], theta: float = 10000.0, pairs: str = "half"):
+        super().__init__(dim, theta, pairs=pairs)
+        if min(sections, default=0) < 1 or sum(sections) != self.width // 2:
+            raise ValueError(f"RotaryAxes: sections are pairs, {self.width // 2} together; got {sections}")
+        self.sections = sections
+        self._key = ("rotary axes", dim, theta, pairs, sections)
+
+    def angles(self, flow: Flow) -> tuple[Tensor, float]:
+        if (axes := flow.find(Axes)) is None:
+            return super().angles(flow)
+        places = axes.places
+        if len(places) != len(self.sections):
+            raise ValueError(f"RotaryAxes has {len(self.sections)} sections, and the tokens {len(places)} places each")
+        steps = torch.arange(0, self.width, 2, device=places.device, dtype=torch.float32)
+        frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/2,)
+        parts = [
+            place[..., None].float() * section
+            for place, section in zip(places, frequencies.split(self.sections), strict=True)
+        ]
+        return torch.cat(parts, -1)[:, :, None], 1.0  # (B, T, 1, K/2)

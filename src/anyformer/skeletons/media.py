@@ -34,12 +34,20 @@ class Medium(Part):
         tower: any encoder, e.g. `recipe("vit", "tiny")`, whose hidden states are read; heads and a pool are not built.
         project: from the tower's width to the stream's.
         cut: positions at the beginning that are left out: 1 for a class token.
+        grid: True gives the cells of a picture places of their own on three axes, for `RotaryAxes`: time, row and
+            column; the text goes on behind the largest of them.
 
     Shape: the tower's inputs -> (N, P, D).
     """
 
     def __init__(
-        self, dim: int, token: int, tower: Recipe[Skeleton], project: Recipe[Bridge] = Projector.of(), cut: int = 0
+        self,
+        dim: int,
+        token: int,
+        tower: Recipe[Skeleton],
+        project: Recipe[Bridge] = Projector.of(),
+        cut: int = 0,
+        grid: bool = False,
     ):
         super().__init__()
         if token < 0:
@@ -50,7 +58,7 @@ class Medium(Part):
             raise ValueError(f"Medium: tower must be an encoder, with hidden states; got a {tower.part.__name__}")
         self.tower: Any = bare(tower).build()
         self.project = project.build(dim, self.tower.width)
-        self.token, self.cut, self.prefix = token, cut, ""
+        self.token, self.cut, self.prefix, self.grid = token, cut, "", grid
 
     def entrances(self) -> tuple[Entrance, ...]:
         """The front-ends of the tower."""
@@ -87,6 +95,20 @@ class Medium(Part):
         """The inputs of media one after another, as the model takes them. `counts`: of each row."""
         return dict(given)
 
+    def places(self, given: Inputs) -> list[Tensor] | None:
+        """The places of the positions of each medium behind its beginning, (3, P); None: one after another."""
+        if not self.grid:
+            return None
+        front, count = self.tower.entrances()[0].front, self.lengths(given)[0]
+        cells = front.cells(given)
+        if cells is None or cells[0] * cells[1] != count:
+            raise ValueError(
+                f"Medium: grid=True needs a position for each cell of a picture; {cells} cells are {count}"
+            )
+        index = torch.arange(count, device=next(iter(given.values())).device)
+        place = torch.stack((torch.zeros_like(index), index // cells[1], index % cells[1]))  # (3, P)
+        return [place] * next(iter(given.values())).shape[0]
+
     def lengths(self, given: Inputs) -> list[int]:
         """The number of positions that each medium takes."""
         front = self.tower.entrances()[0].front
@@ -119,12 +141,19 @@ class Row:
 
     Attributes:
         vectors: of all media that have begun, (P, D), or None. ends: where each ends in them.
-        places: the index in the text of each placeholder.
+        places: the index in the text of each placeholder. axes: the places of each medium, (3, P), or None.
     """
 
     vectors: Tensor | None = None
     ends: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
+    axes: tuple[Tensor | None, ...] = ()
+
+    def spans(self) -> list[tuple[list[int], Tensor]]:
+        """The indices of the placeholders of each medium with places of its own, so far, and these places."""
+        starts = (0, *self.ends)
+        every = zip(starts, self.ends, self.axes, strict=False)
+        return [(list(self.places[start:end]), axis) for start, end, axis in every if axis is not None]
 
 
 class Read(Slot):
@@ -146,28 +175,40 @@ class Read(Slot):
         """The row with the media that have begun before `length`."""
         places = tuple(place for place in row.places if place < length)
         begun = [end for number, end in enumerate(row.ends) if (row.ends[number - 1] if number else 0) < len(places)]
-        return Row(None if row.vectors is None else row.vectors[: max(begun, default=0)], tuple(begun), places)
+        vectors = None if row.vectors is None else row.vectors[: max(begun, default=0)]
+        return Row(vectors, tuple(begun), places, row.axes[: len(begun)])
 
 
 def placed(
-    name: str, medium: Medium, here: Tensor, each: list[Tensor], rows: list[Row], first: int, state: State | None
+    name: str,
+    medium: Medium,
+    here: Tensor,
+    each: list[Tensor],
+    axes: list[Tensor] | None,
+    rows: list[Row],
+    first: int,
+    state: State | None,
 ) -> list[Row]:
     """The rows with the media of this call.
 
     Args:
         name: of the medium, for errors. here: (B, T) its placeholders. each: the vectors of each medium, (P, D).
+        axes: the places of each medium, or None.
         first: the number of tokens before this call. state: with one, a medium can go on in the next call.
 
     Raises:
         ValueError: naming the row, if its media do not fill its placeholders exactly, or media are left over.
     """
-    queue, filled = list(each), []
+    own_axes: list[Tensor | None] = list(axes) if axes is not None else [None] * len(each)
+    queue, filled = list(zip(each, own_axes, strict=True)), []
     for number, (row, marks) in enumerate(zip(rows, here.tolist(), strict=True)):
         spots = [at for at, mark in enumerate(marks) if mark]
-        vectors, ends = [] if row.vectors is None else [row.vectors], list(row.ends)
+        vectors, ends, own = [] if row.vectors is None else [row.vectors], list(row.ends), list(row.axes)
         before, total = len(row.places), len(row.places) + len(spots)
         while total > (ends[-1] if ends else 0) and queue:
-            vectors.append(queue.pop(0))
+            one, axis = queue.pop(0)
+            vectors.append(one)
+            own.append(axis)
             ends.append((ends[-1] if ends else 0) + len(vectors[-1]))
         stops = [before + i for i, at in enumerate(spots) if not i or at != spots[i - 1] + 1] + [total]
         stops = [stop for stop in stops if stop != before or not spots or spots[0]]  # a run that goes on from before
@@ -176,11 +217,11 @@ def placed(
         if total > (ends[-1] if ends else 0) or not {0, *ends}.issuperset(stops):
             raise ValueError(_problem(name, medium, number, len(spots), before, ends, bool(each)))
         joined = torch.cat(vectors) if len(vectors) > 1 else vectors[0] if vectors else None
-        filled.append(Row(joined, tuple(ends), (*row.places, *(first + at for at in spots))))
+        filled.append(Row(joined, tuple(ends), (*row.places, *(first + at for at in spots)), tuple(own)))
     if queue:
         raise ValueError(
             f"{len(queue)} of {len(each)} media of the kind {name} are left over: the rows have no placeholders (token "
-            f"{medium.token}) for them; each needs as many as it makes positions, here {len(queue[0])}"
+            f"{medium.token}) for them; each needs as many as it makes positions, here {len(queue[0][0])}"
         )
     return filled
 
@@ -194,6 +235,44 @@ def joined(rows: list[Row], here: Tensor) -> Tensor | None:
         if row.vectors is not None and count
     ]
     return torch.cat(pieces) if pieces else None
+
+
+def at_once(positions: Tensor, media: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """`on_axes` for a whole text, without a look at its content.
+
+    Args:
+        media: of each kind, where its placeholders are, (B, T), and the places in each of its media, (3, P).
+    """
+    counts = [(here, place, here.long().cumsum(1) - here.long()) for here, place in media]  # placeholders before
+    saved = sum((before // place.shape[1]) * (place.shape[1] - 1 - place.amax()) for _, place, before in counts)
+    text = positions - saved  # (B, T)
+    places = text[None].repeat(3, 1, 1)
+    for here, place, before in counts:
+        index = before % place.shape[1]
+        places = torch.where(here, text - index + place[:, index], places)
+    return places
+
+
+def on_axes(positions: Tensor, first: int, rows: list[list[Row]]) -> Tensor:
+    """The places of the tokens of this call, (3, B, T): of a text its position on every axis, behind a medium from the
+    largest place in it on.
+
+    Args:
+        positions: (B, T), padding not counted. first: the number of tokens before this call.
+        rows: of each kind of medium, the rows with the media of this call.
+    """
+    places, count = positions[None].repeat(3, 1, 1), positions.shape[1]
+    for number, kinds in enumerate(zip(*rows, strict=True)):
+        saved, row = 0, places[:, number]  # (3, T)
+        for index, axis in sorted((span for kind in kinds for span in kind.spans()), key=lambda span: span[0]):
+            inside = [(at - first, j) for j, at in enumerate(index) if first <= at < first + count]
+            for at, j in inside:  # the position of its first placeholder, and its own place behind it
+                row[:, at] = positions[number, at] - j - saved + axis[:, j]
+            if len(index) == axis.shape[1]:
+                fewer = len(index) - int(axis.max()) - 1
+                saved += fewer
+                row[:, max(0, index[-1] + 1 - first) :] -= fewer
+    return places
 
 
 def _problem(name: str, medium: Medium, row: int, count: int, before: int, ends: list[int], any_: bool) -> str:

@@ -24,10 +24,11 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head, Norm
 from anyformer.core.state import State
 from anyformer.parts.embeddings import Entry, Inserted
+from anyformer.parts.grid import Axes
 from anyformer.parts.positions import RelativeBias
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.decoder import CausalLM
-from anyformer.skeletons.media import Medium, Read, joined, placed
+from anyformer.skeletons.media import Medium, Read, at_once, joined, on_axes, placed
 
 
 class Spliced(CausalLM):
@@ -170,24 +171,37 @@ class Spliced(CausalLM):
         read = [self._read(name, named, state) for name in self.media] if fits else []  # else `begin` names the fault
         tensors, flow = self.begin(Entrance(self.embed), named, position_ids, state, document_ids, causal=True)
         self._splice(tensors, flow, read)
+        if any(medium.grid for medium in self.mediums()):
+            flow.put(Axes(self._places(flow, read)))
         return self.written(tensors, flow, last)
 
-    def _read(self, name: str, named: Inputs, state: State | None) -> tuple[Medium, Tensor, Output | None, Any]:
-        """One kind of medium: the medium, where its placeholders are, (B, T), the output of its tower, and what fills
-        them: the rows of the state with their vectors; the vectors alone, (P, D), where no content can be checked."""
+    def _read(
+        self, name: str, named: Inputs, state: State | None
+    ) -> tuple[Medium, Tensor, Output | None, Any, list[Tensor] | None]:
+        """One kind of medium: the medium, where its placeholders are, (B, T), the output of its tower, what fills them
+        (the rows of the state with their vectors; the vectors alone, (P, D), where no content can be checked), and the
+        places of each, (3, P), if it has some."""
         medium: Any = self.media[name]
         here, given = named["input_ids"] == medium.token, medium.own(named)
         out, vectors = medium(given) if given else (None, None)  # (N, P, D)
+        axes = medium.places(given) if given else None
         if not readable(here):
-            return medium, here, out, None if vectors is None else medium.flat(out, vectors)
+            return medium, here, out, None if vectors is None else medium.flat(out, vectors), axes
         rows = Read(len(here)).rows if state is None else state.slots[medium].rows  # type: ignore[attr-defined]
-        each = [] if vectors is None else medium.each(out, vectors)
-        return medium, here, out, placed(name, medium, here, each, rows, 0 if state is None else state.length, state)
+        each, first = [] if vectors is None else medium.each(out, vectors), 0 if state is None else state.length
+        return medium, here, out, placed(name, medium, here, each, axes, rows, first, state), axes
+
+    def _places(self, flow: Flow, read: list[Any]) -> Tensor:
+        """The places of the tokens of this call on three axes, (3, B, T)."""
+        positions = flow.positions.expand(read[0][1].shape)  # (B, T)
+        if flow.state is not None:
+            return on_axes(positions, flow.first, [filled for _, _, _, filled, _ in read])
+        return at_once(positions, [(here, axes[0]) for _, here, _, _, axes in read if axes])
 
     def _splice(self, tensors: dict[str, Tensor], flow: Flow, read: list[Any]) -> None:
         """Puts the vectors of all media into the flow, and what they are into the state."""
         whole = None
-        for medium, here, out, filled in read:
+        for medium, here, out, filled, _ in read:
             if out is not None:
                 for loss, value in out.aux.items():
                     flow.add_aux(loss, value)
