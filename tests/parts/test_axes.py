@@ -53,7 +53,7 @@ def test_places_of_pictures_in_a_text_are_those_of_transformers():
     configuration = pytest.importorskip("transformers.models.qwen2_5_omni.configuration_qwen2_5_omni")
     config = configuration.Qwen2_5OmniThinkerConfig(image_token_id=MARK, vision_start_token_id=98)
 
-    class Theirs(modeling.Qwen2_5OmniPreTrainedModelForConditionalGeneration):
+    class Theirs(modeling.Qwen2_5OmniPreTrainedModelForConditionalGeneration):  # type: ignore[name-defined]
         def __init__(self):
             torch.nn.Module.__init__(self)
             self.config, self.spatial_merge_size = config, 2
