@@ -78,7 +78,7 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
     if source_files.kind == "images":
         return [str(source_files.files[0])]
     rows = list(itertools.islice(records(source_files, fields), LOOKED))
-    if task in PICTURED:
+    if task in PICTURED and task != "paint":  # which makes one of a text
         image = rows[0]["image"]
         picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []
