@@ -24,7 +24,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import anyformer as af
 from anyformer.data.captions import emoji, split
 
-SIDE, SEEN = 32, 139  # pixels; names to learn from that are asked for, as many as are held out
+SIDE, SEEN = 32, 139  # pixels; names to learn from that are asked for, about as many as are held out
 GUIDANCE = (1.0, 2.0, 4.0)
 BEGIN, END = "<!-- emoji -->", "<!-- end of emoji -->"
 
@@ -84,8 +84,8 @@ def measure(run: Path, folder: Path, grid: Path | None, into: Path | None) -> No
     table.append(
         line("the picture with the most similar name", None, ranks(pictures[like], np.arange(len(like)), tests))
     )
-    some = np.random.default_rng(1).permutation(len(names))[: len(wanted)]
-    anything = ranks(pictures[some], asked, pictures), ranks(pictures[some], np.arange(len(wanted)), tests)
+    some = pictures[np.random.default_rng(1).permutation(len(names))]
+    anything = ranks(some[: len(asked)], asked, pictures), ranks(some[: len(wanted)], np.arange(len(wanted)), tests)
     table.append(line("any picture", *anything))
     print("\n".join(table))
     if into is not None:

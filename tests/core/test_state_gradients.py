@@ -37,6 +37,7 @@ def gradients(model, ids, sizes, evaluate=False):
 
 def check(model):
     ids = torch.randint(3, model.vocab, (2, 13), generator=torch.Generator().manual_seed(0))
+    ids[torch.isin(ids, torch.tensor([*model.placeholders], dtype=torch.long))] = 3  # a text without media
     wanted = gradients(model, ids, [12])
     for sizes in CUTS:
         found = gradients(model, ids, sizes)
