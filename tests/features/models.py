@@ -35,7 +35,10 @@ def model(name: str, std: float = 0.2) -> Any:
 
 def outputs(made: Any, padding: bool = True, **sizes: int) -> dict[str, torch.Tensor]:
     """Everything that the model says about random inputs."""
-    out = made(**inputs(made, padding=padding, **sizes))
+    given = inputs(made, padding=padding, **sizes)
+    if made.placeholders:  # media, too
+        given = made.example(sizes.get("batch", 2), {}, torch.Generator().manual_seed(0))
+    out = made(**given)
     single = {n: getattr(out, n) for n in ("hidden", "logits", "pooled", "memory")}
     return {n: t for n, t in (single | out.heads).items() if t is not None}
 

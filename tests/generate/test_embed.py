@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.core import pages
 from anyformer.generate import embed
 from anyformer.hub.formats.guard import FileRefused
 from anyformer.hub.pooling import PROMPTS, Pooling, meaning, read_pooling
@@ -14,11 +15,18 @@ from anyformer.hub.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 TEXTS = ["a cat", "the other cat sleeps", "x", "naïve 🙂", "the other cat sleeps"]
-READERS = [p.name for p in af.pages() if p.recipe(p.sizes["tiny"]).build().takes == "input_ids"]
+TEXT_ALONE = {"input_ids", "decoder_input_ids"}
+TINY = {p.name: pages.empty(p.recipe(p.sizes["tiny"])) for p in af.pages()}
+READERS = [
+    name
+    for name, model in TINY.items()
+    if model.takes == "input_ids" and TEXT_ALONE.issuperset(n for n, read in model.inputs().items() if read.required)
+]
+VOCAB = {"llava": {"text.vocab": 300, "token": 299}}  # by the name of the page; else vocab
 
 
 def reader(name="bert", **changes):
-    m = af.build(name, "tiny", vocab=300, seed=0, **changes).eval()
+    m = af.build(name, "tiny", seed=0, **VOCAB.get(name, {"vocab": 300}), **changes).eval()
     with torch.no_grad():
         for weight in m.parameters():
             if weight.ndim > 1:
