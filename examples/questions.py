@@ -148,10 +148,10 @@ class Questions:
         self.pos = corners()
 
     def draw(self, count: int, seed: Sequence[int]) -> tuple[Inputs, list[str]]:
-        """As many questions with their answers, of each kind in turn, about drawn scenes; and their kinds."""
+        """As many questions with their answers, of each sort in turn, about drawn scenes; and their sorts."""
         noise, rows = np.random.default_rng(seed), list[tuple[int, list[int], int]]()
-        kinds = [list(ASKED)[number % len(ASKED)] for number in range(count)]
-        for asked in kinds:
+        sorts = [list(ASKED)[number % len(ASKED)] for number in range(count)]
+        for asked in sorts:
             found = None
             while found is None:
                 scene = int(noise.integers(len(self.cells)))
@@ -160,7 +160,7 @@ class Questions:
         scenes, ids, labels = (torch.tensor(column) for column in zip(*rows, strict=True))
         pos = self.pos.expand(count, -1, -1)
         return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "visual_feats": self.feats[scenes],
-                "visual_pos": pos, "labels": labels}, kinds  # fmt: skip
+                "visual_pos": pos, "labels": labels}, sorts  # fmt: skip
 
 
 def whole(batch: Inputs) -> Inputs:
@@ -198,14 +198,14 @@ def right(model: Any, batch: Inputs) -> np.ndarray:
         return (model(**inputs).heads["answer"].argmax(-1) == batch["labels"]).numpy()
 
 
-def commonest(learn: Questions, test: Inputs, kinds: Sequence[str], seed: int) -> np.ndarray:
-    """(B,): whether the commonest answer to a question of this kind is the right one."""
+def commonest(learn: Questions, test: Inputs, sorts: Sequence[str], seed: int) -> np.ndarray:
+    """(B,): whether the commonest answer to a question of this sort is the right one."""
     batch, asked = learn.draw(4000, (seed, 0))
     counts: dict[str, Counter[int]] = {name: Counter() for name in ASKED}
     for name, label in zip(asked, batch["labels"].tolist(), strict=True):
         counts[name][label] += 1
     best = {name: count.most_common(1)[0][0] for name, count in counts.items()}
-    return np.array([best[name] == label for name, label in zip(kinds, test["labels"].tolist(), strict=True)])
+    return np.array([best[name] == label for name, label in zip(sorts, test["labels"].tolist(), strict=True)])
 
 
 def main() -> None:
@@ -225,8 +225,8 @@ def main() -> None:
         parser.error(f"--doc {o.doc}: there is no document with the lines {' and '.join(MARKS)}")
     began, drawings = time.process_time(), glyphs()
     learn, other = Questions(o.scenes, o.seed, drawings), Questions(1000, o.seed + 1000, drawings)
-    test, kinds = other.draw(o.test, (o.seed + 1000, 0))
-    rows, count = {"commonest answer to its kind": commonest(learn, test, kinds, o.seed)}, 0
+    test, sorts = other.draw(o.test, (o.seed + 1000, 0))
+    rows, count = {"commonest answer of each sort": commonest(learn, test, sorts, o.seed)}, 0
     for name, shown in {"question only": unseen, "objects only": unasked, "LXMERT": whole}.items():
         model = learned(learn, shown, o, name.replace(" ", "-"))
         rows[name] = right(model, shown(test))
@@ -234,7 +234,7 @@ def main() -> None:
         print(f"{name}: {rows[name].mean():.3f}", flush=True)
     lines = [f"| | {' | '.join(ASKED)} | all |", "|---" * (len(ASKED) + 2) + "|"]
     for name, row in rows.items():
-        parts = [row[np.array(kinds) == asked].mean() for asked in ASKED]
+        parts = [row[np.array(sorts) == asked].mean() for asked in ASKED]
         lines.append(f"| {name} | {' | '.join(f'{part:.3f}' for part in [*parts, row.mean()])} |")
     minutes = (time.process_time() - began) / 60
     lines += ["", f"Seed {o.seed}: {count:,} parameters, {o.steps:,} steps of {o.batch} each, {o.scenes:,} scenes; "

@@ -51,8 +51,8 @@ def test_a_scene_has_its_layout_and_a_batch_its_question(module: Any, drawings: 
     scenes = module["Questions"](12, 0, drawings)
     taken = torch.from_numpy(scenes.cells != module["NOTHING"])
     assert torch.equal(scenes.feats.any(-1), taken)  # an empty cell has nothing but the canvas
-    batch, kinds = scenes.draw(8, (0, 1))
-    assert kinds == list(module["ASKED"]) * 2 and batch["labels"].shape == (8,)
+    batch, sorts = scenes.draw(8, (0, 1))
+    assert sorts == list(module["ASKED"]) * 2 and batch["labels"].shape == (8,)
     first = [module["WORDS"][i - 2] for i in batch["input_ids"][0].tolist() if i > 1]
     assert first[:3] == ["is", "there", "a"] and first[3] in module["KINDS"] and len(first) == 4
     assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())
