@@ -1,7 +1,7 @@
 """The discrete VAE of DALL-E (Ramesh et al., 2021; arXiv:2102.12092). A picture as a grid of codes, which a decoder can
 write like words.
 
-Differs from an encoder of patches (ViT) by: convolutions that halve the grid, no attention; each cell becomes one of a
+Differs from ViT, an encoder of patches, by: convolutions that halve the grid, no attention; each cell becomes one of a
 few hundred codes, whose vectors alone the decoder of pixels sees.
 
 ```
