@@ -1,9 +1,10 @@
-"""A vision transformer, Swin and a small convolutional network on clothes, with few and with many images.
+"""Vision transformers, Swin and a small convolutional network on clothes, with few and with many images.
 
     python examples/images.py --images 1000 10000 --seeds 0 1 2
+    python examples/images.py --networks "ViT hybrid" convolutions
 
 Fashion-MNIST (Xiao et al., 2017; arXiv:1708.07747) is the Debian package dataset-fashion-mnist (31 MB, MIT), which apt
-fetches once: 28 x 28 grey pixels, 10 kinds of clothes, 10,000 images to test on. The three networks have the same
+fetches once: 28 x 28 grey pixels, 10 kinds of clothes, 10,000 images to test on. The four networks have the same
 number of parameters within 2 %. They see the same batches in the same order, learn with the same optimiser and
 schedule, and are measured on all test images. B batch, N images.
 """
@@ -28,6 +29,7 @@ import anyformer as af
 from anyformer.core.init import SCHEMES, initialise
 from anyformer.data.debian import fetch
 from anyformer.data.order import shuffled
+from anyformer.parts import Classifier, First
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train import Settings, objectives, optim
 from anyformer.train.schedule import rate
@@ -55,6 +57,13 @@ def swin(seed: int) -> nn.Module:
     """14 x 14 patches of 2 x 2 pixels: two blocks in windows of 7 x 7, one of them shifted; then two on 7 x 7 cells."""
     sizes: Any = {"dim": 32, "depths": (2, 2), "heads": (2, 4), "window": 7, "patch": 2}
     return af.build("swin", "tiny", **sizes, **PICTURES, seed=seed)
+
+
+def hybrid(seed: int) -> nn.Module:
+    """7 x 7 cells of four pixels, as in `vit`, that three residual layers make; three blocks."""
+    net: Any = {"net.stem": 32, "net.widths": (96,), "net.depths": (3,), "net.groups": 8, "net.channels": 1}
+    page = af.recipe("vit_hybrid", "tiny", dim=64, depth=3, hidden=112, image=28, **net)
+    return af.build(page.but({"pool": First.of(), "heads": {"classes": Classifier.of(classes=10)}}), seed=seed)
 
 
 def convolutions(seed: int) -> nn.Module:
@@ -103,7 +112,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((torch.cat(predicted) == labels).float().mean())
 
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {"ViT": vit, "Swin": swin, "convolutions": convolutions}
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "ViT": vit, "Swin": swin, "ViT hybrid": hybrid, "convolutions": convolutions,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -111,7 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--init", choices=SCHEMES[:-1], default="xavier", help="first weights of ViT and Swin")
+    parser.add_argument("--networks", choices=list(NETWORKS), nargs="+", default=list(NETWORKS))
+    parser.add_argument("--init", choices=SCHEMES[:-1], default="xavier", help="first weights of all but convolutions")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -122,8 +134,8 @@ def main() -> None:
     results: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     for seed in arguments.seeds:
         for count in arguments.images:
-            for name, make in NETWORKS.items():
-                model = make(seed)
+            for name in arguments.networks:
+                model = NETWORKS[name](seed)
                 if isinstance(model, Skeleton):
                     initialise(model, seed=seed, scheme=arguments.init)
                 seconds = learn(

@@ -208,8 +208,10 @@ def effects(drawn: list[Subject], wanted: set[tuple[str, str]]) -> dict[tuple[st
     return acts
 
 
-def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
+@functools.cache  # each page asks for those of all others
+def options(recipe: Recipe) -> list[tuple[str, Any, str, Any]]:
     """Every option in a recipe: (path, owner, option, value); of equal neighbours, only the first."""
+    found: list[tuple[str, Any, str, Any]] = []
     owners: dict[str, Any] = {"": recipe} | dict(recipe.walk())
     done: set[tuple[Any, ...]] = set()
     for path, value in recipe.walk():
@@ -218,7 +220,8 @@ def options(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
         kind = (above.rpartition(".")[2], option, repr(owner))
         if isinstance(owner, Recipe | Value) and kind not in done:
             done.add(kind)
-            yield path, owner, option, value
+            found.append((path, owner, option, value))
+    return found
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Rotary
 
 Files = tuple[dict[str, Any], dict[str, Tensor]]
+NAMED = 5  # the missing tensors that an error names
 
 
 def files(subject: Subject, hub: Hub) -> Files:
@@ -132,10 +133,13 @@ def theirs(subject: Subject, hub: Hub) -> list[str]:
 
 @check(3, "files", later=apart_from_tiny)
 def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
-    """Loading without a tensor, one of each row of the map in turn, is an error with its name."""
+    """Loading without a tensor, one of each row of the map, is an error that counts and names what is missing: a first
+    tensor alone, the others by five."""
     config, tensors = files(subject, hub)
-    for name in one_a_row(subject, hub, tensors):
-        refused(config, {k: v for k, v in tensors.items() if k != name}, name)
+    first, *others = one_a_row(subject, hub, tensors)
+    for names in ([first], *(others[i : i + NAMED] for i in range(0, len(others), NAMED))):
+        present = {k: v for k, v in tensors.items() if k not in names}
+        refused(config, present, *names, f"{len(names)} tensors are missing")
     return 0.0
 
 
@@ -172,6 +176,8 @@ def tied_copies_must_agree(subject: Subject, hub: Hub) -> float:
     config, tensors = files(subject, hub)
     model = oracle(subject, hub).ours
     short, tried = not any(name.startswith(hub.base) for name in tensors), 0
+    aged: dict[int, dict[str, str]] = {}  # with the first, second ... older name of each tensor: name -> older name
+    rows: set[tuple[str, str]] = set()
     for link in links(hub.weights(model.config), model.state_dict()):
         if link.tied:
             whole = link.write(model.state_dict())  # one copy, in the files perhaps in pieces
@@ -181,13 +187,18 @@ def tied_copies_must_agree(subject: Subject, hub: Hub) -> float:
             for name, piece in copies.items():
                 refused(config, tensors | copies | {name: piece + 1.0}, name)
             tried += 1
-        for older in link.also:
+        for place, older in enumerate(link.also):
             if tensors.keys() >= set(link.theirs):
-                aged = {o: tensors[name] for o, name in zip(older, link.theirs, strict=True)}
-                with written(config, {k: v for k, v in tensors.items() if k not in link.theirs} | aged) as folder:
-                    load(folder)
-                refused(config, tensors | aged, older[0], link.theirs[0])
+                renamed = dict(zip(link.theirs, older, strict=True))
+                aged.setdefault(place, {}).update(renamed)
+                row = row_of(link.theirs[0], hub), row_of(older[0], hub)
+                if row not in rows:
+                    refused(config, tensors | {o: tensors[n] for n, o in renamed.items()}, older[0], link.theirs[0])
+                rows.add(row)
                 tried += 1
+    for older_names in aged.values():
+        with written(config, {older_names.get(n, n): v for n, v in tensors.items()}) as folder:
+            load(folder)
     for old_tail, tail in hub.tails.items():
         renamed = {n: n[: -len(tail)] + old_tail for n in tensors if n.endswith(f"Norm.{tail}")}
         for name, old in list(renamed.items())[:2]:
