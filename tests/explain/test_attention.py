@@ -60,6 +60,7 @@ WITH = [
 @pytest.mark.parametrize("view", [{"layer": 1}, *later({}, {"head": 0}, {"layer": -1, "head": -1})], ids=str)
 def test_every_page_with_attention_is_drawn(name, view, tmp_path):
     model = af.build(name, "tiny", seed=0).eval()
+    view = {"layer": 0} if view == {"layer": 1} and name in ("dalle", "detr", "lxmert") else view  # none of that number
     path = attention_picture(model, path=tmp_path / "deep" / "a.png", **_inputs(model), **view)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     image = plt.imread(path)

@@ -29,7 +29,7 @@ def noise(count: int, size: float = 0.1) -> np.ndarray:
 
 def made(said: Any, folder: Path, name: str = "preprocessor_config.json", **options: Any) -> SoundProcessor:
     (folder / name).write_text(json.dumps(said))
-    found = read_processor(folder, takes="input_features", **options)
+    found = read_processor(folder, takes=("input_features",), **options)
     assert isinstance(found, SoundProcessor)
     return found
 
@@ -116,7 +116,7 @@ def test_ours_opens_there(tmp_path: Path) -> None:
     write_processor(tmp_path, SoundProcessor(mels=128))
     theirs = type(oracle()).from_pretrained(tmp_path)
     assert (theirs.feature_size, theirs.n_fft, theirs.nb_max_frames) == (128, 400, 3000)
-    assert read_processor(tmp_path, takes="input_features") == SoundProcessor(mels=128)
+    assert read_processor(tmp_path, takes=("input_features",)) == SoundProcessor(mels=128)
 
 
 def test_a_stored_filter_matrix_is_compared_and_kept(tmp_path: Path) -> None:

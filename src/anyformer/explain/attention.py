@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.core.front import FrontEnd
 from anyformer.core.mixer import Mixer
 from anyformer.core.taps import Taps
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, JointAttention, LatentAttention, Windows
+from anyformer.parts.attention.media import MediaAttention
 from anyformer.parts.attention.where import Where
 from anyformer.parts.embeddings import Cells
 from anyformer.skeletons import Skeleton
@@ -142,10 +144,12 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
     """The paths of the attention modules to record, by kind (their path with `*` for the layer) and layer; the layers
     of several stacks in a row are counted through all of them."""
     kinds: dict[str, dict[int, str]] = {}
-    inner = tuple(f"{path}." for path, module in model.named_modules() if path and isinstance(module, Skeleton))
+    inner = tuple(
+        f"{path}." for path, module in model.named_modules() if path and isinstance(module, Skeleton | FrontEnd)
+    )
     for name, module in model.named_modules():
-        if name.startswith(inner):
-            continue  # the tower of a medium, which has a picture of its own
+        if name.startswith(inner) or isinstance(module, MediaAttention):
+            continue  # of a medium, which has a picture of its own, or to latents of media, which have no names
         if isinstance(module, Attention | JointAttention | LatentAttention):
             layers, numbers = kinds.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
             layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name

@@ -42,8 +42,11 @@ def _wrap(text: str, width: int, indent: int) -> list[str]:
     lines, last = [], 0
     for start, end in cuts:
         lines.append(pad + text[last : start + 1])
-        for item in _items(text[start + 1 : end]):
-            lines += _wrap(item + ",", width, indent + 4)
+        items = _items(text[start + 1 : end])
+        called = start > 0 and (text[start - 1].isalnum() or text[start - 1] in "_])")
+        group = text[start] == "(" and not called and len(items) == 1  # a comma would make it a tuple
+        for item in items:
+            lines += _wrap(item if group else item + ",", width, indent + 4)
         last = end
     return [*lines, pad + text[last:]]
 

@@ -163,11 +163,22 @@ def _beside(canvas: Canvas, x: float, recipe: Recipe) -> None:
         options = {**bare(medium.tower).options, "project": medium.project}
         ends.append((x, _column(canvas, x, 0.85, options, name) + GAP))
         x = canvas.right + 1.1 + WIDE / 2
-    _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n != "media"}, "")
+    for name, options in _pictures(recipe.options.get("images")):
+        _column(canvas, x, 0.85, options, name)
+        x = canvas.right + 1.1 + WIDE / 2
+    _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n not in ("media", "images")}, "")
     for left, low in ends:  # from the end of the tower to the front-end of the text
         turn, high = x - WIDE / 2 - 0.62, 1.0
         points = [(left, low - GAP), (left, low), (turn, low), (turn, high), (x - WIDE / 2, high)]
         canvas.path(points, arrow=True, dashed=True)
+
+
+def _pictures(images: Recipe | None) -> list[tuple[str, dict[str, Any]]]:
+    """The stacks that make the pictures between the tokens of a text: a tower, and what makes its positions fewer."""
+    if images is None:
+        return []
+    made = [("images", dict(bare(images.tower).options))]
+    return made if images.resampler is None else [*made, ("resampler", dict(images.resampler.options))]
 
 
 def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: str) -> float:

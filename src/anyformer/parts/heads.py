@@ -47,6 +47,8 @@ class Logits(Head):
     Shape: (B, T, D) -> (B, T, V).
     """
 
+    plain: ClassVar[bool] = True  # nothing happens to the scores behind W x + b + offset
+
     def __init__(
         self, dim: int, vocab: int, tied: bool = False, bias: bool = False, scale: float = 1.0, offset: bool = False
     ):
@@ -63,7 +65,8 @@ class Logits(Head):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = x if self.scale == 1.0 else x * self.scale
-        if unscored.wanted(x[..., 0].numel(), self.vocab) and (plain := self.matrix(flow)) is not None:
+        in_pieces = self.plain and unscored.wanted(x[..., 0].numel(), self.vocab)
+        if in_pieces and (plain := self.matrix(flow)) is not None:
             bias = self.bias if self.offset is None else self.offset[0] + (0.0 if self.bias is None else self.bias)
             return cast(Tensor, unscored.Unscored(x, plain, bias))  # for an objective, which asked for it
         logits = flow.get(Unembedding, "Logits with tied=True").table(x) if self.proj is None else self.proj(x)

@@ -198,6 +198,8 @@ class OneMedium(Logits):
     Shape: (B, T, D) -> (B, T, V).
     """
 
+    plain = False
+
     def __init__(self, dim: int, vocab: int, codes: int, first: int, tied: bool = False, bias: bool = False):
         super().__init__(dim, vocab, tied, bias)
         if not 0 < codes < vocab or first < 1:

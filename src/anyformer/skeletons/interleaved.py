@@ -104,7 +104,9 @@ class Images(FrontEnd):
         return {"pixel_values": torch.stack(rows), **mask}
 
     def example(self, rows: int, size: tuple[int, ...], noise: torch.Generator) -> dict[str, Tensor]:
-        pixels = self.tower.entrances()[0].front.example(rows * EXAMPLES, size, noise)["pixel_values"]
+        front = self.tower.entrances()[0].front
+        size = size if len(size) > 1 else front.sizes()[0]  # that of the text, where both get one
+        pixels = front.example(rows * EXAMPLES, size, noise)["pixel_values"]
         return {"pixel_values": pixels.unflatten(0, (rows, EXAMPLES))}
 
     def sizes(self) -> list[tuple[int, ...]]:

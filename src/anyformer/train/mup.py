@@ -70,8 +70,11 @@ class Transfer:
         scales: dict[str, float] = {}
         for path, module in ours.items():
             other: Any = there[path]
-            if isinstance(module, nn.Linear):
-                a, b = module.in_features / other.in_features, module.out_features / other.out_features
+            if isinstance(module, nn.ConvTranspose2d):  # it is drawn by its own inputs
+                if (a := module.in_channels / other.in_channels) != 1:
+                    self.lr_multipliers[f"{path}.weight"] = 1 / a
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                b, a = (x / y for x, y in zip(module.weight.shape[:2], other.weight.shape[:2], strict=True))
                 if a != 1:
                     self.factors[path] = 1 / a if b == 1 else 1 / math.sqrt(a)
                     self.lr_multipliers[f"{path}.weight"] = 1 / a

@@ -15,7 +15,7 @@ from anyformer.core.value import nearest
 from anyformer.train.lora import LoraLinear
 from anyformer.train.settings import Settings
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 
 
 class Optimizer:

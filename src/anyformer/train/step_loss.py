@@ -55,7 +55,7 @@ def pieces_from(model: nn.Module, objective: Objective, settings: CommonSettings
         "the objective reads logits, which then are never whole": not in_pieces(objective),
         "processes hold parts of the head": not whole,
         "the model has no head that is one matrix": not any(
-            isinstance(m, Logits) and (m.proj is None or type(m.proj) is nn.Linear) for m in model.modules()
+            isinstance(m, Logits) and m.plain and (m.proj is None or type(m.proj) is nn.Linear) for m in model.modules()
         ),
     }
     if settings.chunked_loss == "on":
