@@ -1,4 +1,4 @@
-"""What an oracle's classes do that no file expresses: mended here, so that their numbers are those of the paper."""
+"""Faults of an oracle's classes that no file expresses: mended here, so that their numbers are those of the paper."""
 
 from __future__ import annotations
 

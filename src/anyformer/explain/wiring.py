@@ -6,7 +6,7 @@ One unit is an inch, y grows downwards; matplotlib, imported when something is d
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from anyformer.parts.block import Block
 from anyformer.parts.heads import Kept
 from anyformer.parts.reversible import ReversibleBlock
 from anyformer.parts.streams import JointBlock
+from anyformer.skeletons.base import Skeleton
 from anyformer.skeletons.media import bare
 
 WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
@@ -35,7 +36,7 @@ OTHER = {  # kinds of blocks beside `Block`: their difference from it
     JointBlock: "two streams: the mixer joins them; each has norms, gates and an MLP of its own",
     Side: "told: shift and scale after each norm, a gate before each sum",
 }
-FRONT = ("embed", "queries", "entry", "blocks", "stages", "norm")  # the order in a stack; the rest follows
+FRONT = ("embed", "queries", "entry", "gated", "blocks", "stages", "norm")  # the order in a stack; the rest follows
 
 
 @dataclass
@@ -109,16 +110,10 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
                 k: v for k, v in recipe[name].options.items() if v is not None
             }
             rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", "source", "queries", *sides)}
-            ends.append((x, _column(canvas, x, 0.85, front | rest, name)))
-            ends[-1] = (x, ends[-1][1] + GAP)
+            ends.append((x, _column(canvas, x, 0.85, front | rest, name) + GAP))
             x = canvas.right + 1.1 + WIDE / 2
-        for at in canvas.reads:  # from the end of the encoder to each branch that reads it
-            (left, low), turn = ends[0], at[0] - WIDE / 2 - 0.62
-            canvas.path(
-                [(left, low - GAP), (left, low), (turn, low), (turn, at[1]), (at[0] - WIDE / 2, at[1])],
-                arrow=True,
-                dashed=True,
-            )
+        for at in canvas.reads:  # the branches that read the encoder
+            _arrow(canvas, ends[0], at)
     else:
         _beside(canvas, x, recipe)
     _masks(canvas, canvas.right + 0.6, seen(recipe))
@@ -139,12 +134,14 @@ def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
 def seen(recipe: Recipe) -> dict[str, Mask]:
     """The mask of each kind of attention in a model, by its paths: that of the part and the skeleton together."""
     paths_of: dict[Mask, list[str]] = {}
-    windows = [f"{path}." for path, value in recipe.walk() if isinstance(value, Recipe) and value.part is Windows]
+    parts = {path: value.part for path, value in recipe.walk() if isinstance(value, Recipe)}
+    windows = [f"{path}." for path, part in parts.items() if part is Windows]
+    towers = [f"{path}." for path, part in parts.items() if path and issubclass(part, Skeleton)]
     for path, value in recipe.walk():
         if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
             if path.startswith(tuple(windows)):
                 continue  # of cells, not of tokens in a row
-            causal = recipe.part.generates and not path.startswith(("encoder", "media."))
+            causal = recipe.part.generates and not path.startswith(("encoder", *towers))
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
             paths_of.setdefault(mask, []).append(path)
@@ -158,30 +155,33 @@ def _together(paths: list[str]) -> str:
 
 def _beside(canvas: Canvas, x: float, recipe: Recipe) -> None:
     """Draws one stack, and to the left of it the towers of the media inside its text."""
-    ends = []
-    for name, medium in (recipe.options.get("media") or {}).items():
-        options = {**bare(medium.tower).options, "project": medium.project}
-        ends.append((x, _column(canvas, x, 0.85, options, name) + GAP))
-        x = canvas.right + 1.1 + WIDE / 2
-    for name, options in _pictures(recipe.options.get("images")):
-        _column(canvas, x, 0.85, options, name)
+    ends, media = {}, recipe.options.get("media") or {}
+    for name, options in _towers(media, recipe.options.get("images")).items():
+        ends[name] = x, _column(canvas, x, 0.85, options, name) + GAP
         x = canvas.right + 1.1 + WIDE / 2
     _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n not in ("media", "images")}, "")
-    for left, low in ends:  # from the end of the tower to the front-end of the text
-        turn, high = x - WIDE / 2 - 0.62, 1.0
-        points = [(left, low - GAP), (left, low), (turn, low), (turn, high), (x - WIDE / 2, high)]
-        canvas.path(points, arrow=True, dashed=True)
+    for name in media:  # into the front-end of the text
+        _arrow(canvas, ends[name], (x, 1.0))
+    for at in canvas.reads if ends else ():  # the branches that read the last of the stacks
+        _arrow(canvas, list(ends.values())[-1], at)
 
 
-def _pictures(images: Recipe | None) -> list[tuple[str, dict[str, Any]]]:
-    """The stacks that make the pictures between the tokens of a text: a tower, and what makes its positions fewer."""
-    if images is None:
-        return []
-    made = [("images", dict(bare(images.tower).options))]
-    return made if images.resampler is None else [*made, ("resampler", dict(images.resampler.options))]
+def _arrow(canvas: Canvas, end: tuple[float, float], at: tuple[float, float]) -> None:
+    """Draws a dashed arrow from the end of a stack to a box further to the right."""
+    (left, low), (x, high) = end, at
+    turn = x - WIDE / 2 - 0.62
+    points = [(left, low - GAP), (left, low), (turn, low), (turn, high), (x - WIDE / 2, high)]
+    canvas.path(points, arrow=True, dashed=True)
 
 
-def _column(canvas: Canvas, x: float, y: float, options: dict[str, Any], name: str) -> float:
+def _towers(media: Mapping[str, Recipe], images: Recipe | None) -> dict[str, Mapping[str, Any]]:
+    """The stacks that read the media of a text, by name: towers, and what makes the positions of pictures fewer."""
+    made = {name: {**bare(medium.tower).options, "project": medium.project} for name, medium in media.items()}
+    read = {} if images is None else {"images": bare(images.tower), "resampler": images.resampler}
+    return made | {name: stack.options for name, stack in read.items() if stack is not None}
+
+
+def _column(canvas: Canvas, x: float, y: float, options: Mapping[str, Any], name: str) -> float:
     """Draws a stack from top to bottom around the middle `x`; returns its end."""
     if name:
         canvas.axes.text(x, y - 0.2, name, ha="center", fontsize=10, color=FAINT)

@@ -66,7 +66,7 @@ def paint(
 
 
 def about(model: Any, words: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What rows are about, and the same for rows about nothing, as inputs of the model."""
+    """The subjects of rows, and those of rows about nothing, as inputs of the model."""
     if "input_ids" in model.inputs():
         return inputs_of(model, list(words)), inputs_of(model, [""] * len(words))
     condition = next(e.front for e in model.entrances() if e.front.main == "class_labels")

@@ -74,7 +74,7 @@ class Noising(ABC):
 
     @abstractmethod
     def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the model is to say. (B, C, height, width) twice, (B,) -> (B, C, height, width)."""
+        """The answer that is asked of the model. (B, C, height, width) twice, (B,) -> (B, C, height, width)."""
 
     @abstractmethod
     def parts(self, x: Tensor, said: Tensor, time: float) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from anyformer.core.slots import FeedForward, Norm
 
 @dataclass(frozen=True)
 class Told(Companion):
-    """What adaptive norms are told about each row, (B, D)."""
+    """The vector that adaptive norms are told about each row, (B, D)."""
 
     left_by: ClassVar[str] = "the skeleton Denoiser"
     vector: Tensor

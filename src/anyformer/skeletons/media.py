@@ -227,7 +227,7 @@ def placed(
 
 
 def joined(rows: list[Row], here: Tensor) -> Tensor | None:
-    """What fills the placeholders `here` (B, T) of this call, the last ones of each row: (P, D), or None."""
+    """The vectors that fill the placeholders `here` (B, T) of this call, the last ones of each row: (P, D), or None."""
     counts = here.sum(1).tolist()
     pieces = [
         row.vectors[len(row.places) - count : len(row.places)]

@@ -14,13 +14,13 @@ from anyformer.data.models import last
 from anyformer.data.pictures import below
 from anyformer.data.records import HUB, find, records
 from anyformer.train.tasks.boxes import first_picture
-from anyformer.train.tasks.registry import PICTURED
 
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
 }  # fmt: skip
+SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
 
@@ -68,7 +68,7 @@ def _words(
         text = classes[:1] or (["A picture."] if hub else _of_rows(task, source, fields))
         return [*text, "--out", "picture.png"]
     if source.startswith(HUB):
-        return ["PICTURE"] if task in PICTURED else ["A text."]
+        return ["PICTURE"] if task in SHOWN else ["A text."]
     return _of_rows(task, source, fields)
 
 
@@ -78,7 +78,7 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
     if source_files.kind == "images":
         return [str(source_files.files[0])]
     rows = list(itertools.islice(records(source_files, fields), LOOKED))
-    if task in PICTURED and task != "paint":  # which makes one of a text
+    if task in SHOWN:
         image = rows[0]["image"]
         picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []

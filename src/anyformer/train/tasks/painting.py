@@ -99,7 +99,7 @@ def prepared(rows: Rows, held_out: Callable[[int], Iterator[Batch]], model: Any,
 
 
 def nothing_of(model: Any) -> int | tuple[int, ...]:
-    """What the model reads of a row that is about nothing."""
+    """The inputs of the model for a row that is about nothing."""
     if "class_labels" in model.inputs():
         return next(e.front.nothing for e in model.entrances() if e.front.main == "class_labels")
     return tuple(reading(model.tokenizer, "", False).ids)
