@@ -106,9 +106,8 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
             last = name == sides[-1]
             other = "queries" if last else "source"  # a decoder's own queries, an encoder's own front-end, of sound
             begin = {other: recipe.options[other]} if recipe.options.get(other) is not None else {"embed": recipe.embed}
-            front = {"embed" if other == "source" else n: part for n, part in begin.items()} | {
-                k: v for k, v in recipe[name].options.items() if v is not None
-            }
+            front = {"embed" if other == "source" else n: part for n, part in begin.items()}
+            front |= {k: v for k, v in recipe[name].options.items() if v is not None}
             rest = {k: v for k, v in recipe.options.items() if last and k not in ("embed", "source", "queries", *sides)}
             ends.append((x, _column(canvas, x, 0.85, front | rest, name) + GAP))
             x = canvas.right + 1.1 + WIDE / 2
@@ -138,9 +137,8 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
     windows = [f"{path}." for path, part in parts.items() if part is Windows]
     towers = [f"{path}." for path, part in parts.items() if path and issubclass(part, Skeleton)]
     for path, value in recipe.walk():
-        if isinstance(value, Recipe) and "mask" in value.options and not value.options.get("cross"):
-            if path.startswith(tuple(windows)):
-                continue  # of cells, not of tokens in a row
+        cells = path.startswith(tuple(windows))  # no tokens in a row
+        if path in parts and not cells and "mask" in value.options and not value.options.get("cross"):
             causal = recipe.part.generates and not path.startswith(("encoder", *towers))
             own = value.mask or Full()
             mask = own if not causal else Causal() if own == Full() else Causal() & own
@@ -329,7 +327,7 @@ def _parallel(canvas: Canvas, x: float, y: float, block: Recipe, branches: list[
 def _inner(canvas: Canvas, x: float, y: float, name: str, recipe: Recipe) -> float:
     title = recipe.part.__name__ if name == "norm" else f"{name}: {recipe.part.__name__}"
     end = canvas.box(x, y, title, _lines(recipe), COLOURS[name])
-    if recipe.options.get("cross"):
+    if name == "cross":
         canvas.reads.append((x, (y + end) / 2))
     return end
 
