@@ -6,7 +6,7 @@ BIN    := .venv/bin
 # The environment variables reach pip's isolated build environments, which `-c` does not (older and newer pip).
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 PIP    := -m pip install $(if $(CI),--quiet)
-CHECKED := src tests docs/site examples/tutorials examples/translation_texts $(wildcard benchmarks/*.py examples/*.py)
+CHECKED := src tests docs/site examples/tutorials examples/translation_texts examples/documents $(wildcard benchmarks/*.py examples/*.py)
 
 .PHONY: help demo test test-all lint format docs docs-serve dist stranger bench bench-env bench-attention bench-quality
 help:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 from PIL import Image
@@ -194,9 +195,7 @@ def main() -> None:
         drawn(large, sure, o.out / f"drawn-{number}.png")
     print("\n".join(lines))
     if o.table is not None:
-        text = o.table.read_text()
-        before, _, rest = text.partition(BEGIN)
-        o.table.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}")
+        documents.put(o.table, BEGIN, END, "\n".join(lines))
     print(f"drawn: {o.out}/drawn-0.png …", file=sys.stderr)
 
 

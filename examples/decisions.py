@@ -26,6 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import documents
 import gymnasium
 import numpy as np
 import torch
@@ -142,8 +143,7 @@ def main() -> None:
         table += measured(name, args)
     print("\n".join(table))
     if args.into is not None:
-        before, _, rest = args.into.read_text("utf-8").partition(BEGIN)
-        args.into.write_text("\n".join((before + BEGIN, *table, END)) + rest.partition(END)[2], "utf-8")
+        documents.put(args.into, BEGIN, END, "\n".join(table))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 
@@ -139,6 +140,4 @@ if __name__ == "__main__":
     made = run(given.clip, given.captions, given.text, given.out, given.steps)
     print(made)
     if given.doc is not None:
-        before, _, rest = given.doc.read_text("utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        given.doc.write_text(f"{before}{MARKS[0]}\n{made}\n{MARKS[1]}{after}", "utf-8")
+        documents.put(given.doc, *MARKS, made)

@@ -23,6 +23,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 from PIL import Image
@@ -239,8 +240,7 @@ def main() -> None:
     )
     print(text)
     if o.doc is not None:
-        before, _, rest = o.doc.read_text().partition(MARKS[0])
-        o.doc.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        documents.put(o.doc, *MARKS, text)
     half = (0.5,) * 3
     model.processor = ImageProcessor(size=(SIDE, SIDE), image_mean=half, image_std=half)
     model.save(o.out / "dvae", overwrite=True)

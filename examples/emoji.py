@@ -17,6 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
+import documents
 import numpy as np
 from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -89,8 +90,7 @@ def measure(run: Path, folder: Path, grid: Path | None, into: Path | None) -> No
     table.append(line("any picture", *anything))
     print("\n".join(table))
     if into is not None:
-        before, _, rest = into.read_text("utf-8").partition(BEGIN)
-        into.write_text("\n".join((before + BEGIN, *table, END)) + rest.partition(END)[2], "utf-8")
+        documents.put(into, BEGIN, END, "\n".join(table))
     if grid is not None:
         shown = af.paint(model, [*texts[:10], *wanted[:10]], steps=50, guidance=2.0, seed=1)
         real = [(np.stack([pictures[i] for i in asked[:10]])), tests[:10]]

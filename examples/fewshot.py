@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 from captions import squared
@@ -249,9 +250,7 @@ def main() -> None:
     )
     print(text, note, sep="\n\n")
     if o.doc is not None:
-        before, _, rest = o.doc.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        o.doc.write_text(f"{before}{MARKS[0]}\n{text}\n\n{note}\n{MARKS[1]}{after}")
+        documents.put(o.doc, *MARKS, f"{text}\n\n{note}")
     half = (0.5,) * 3
     model.tokenizer = tokenizer
     model.processor = ImageProcessor("IdeficsImageProcessor", True, (SIDE, SIDE), 3, image_mean=half, image_std=half)

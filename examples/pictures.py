@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 from images import FOLDER, accuracy, read
@@ -144,8 +145,7 @@ def measure(run: Path, grid: Path | None, into: Path | None) -> None:
         table.append(f"| {name} | {share:.3f} | {far:.2f} | {seconds} |")
     print("\n".join((*table, "", f"The judge names {accuracy(model, tests, names):.3f} of the test pictures.")))
     if into is not None:
-        before, _, rest = into.read_text("utf-8").partition(BEGIN)
-        into.write_text("\n".join((before + BEGIN, *table, END)) + rest.partition(END)[2], "utf-8")
+        documents.put(into, BEGIN, END, "\n".join(table))
     if grid is not None:
         samples = af.paint(dit, list(NAMES), count=12, steps=50, guidance=2.0, seed=1)[..., 0]  # (120, 28, 28)
         Image.fromarray(np.vstack([np.hstack(list(row)) for row in samples.reshape(10, 12, 28, 28)])).save(grid)

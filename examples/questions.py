@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 from PIL import Image
@@ -241,8 +242,7 @@ def main() -> None:
               f"{o.test:,} questions about 1,000 other scenes; {minutes:.1f} minutes of the processor."]  # fmt: skip
     print("\n".join(lines))
     if o.doc is not None:
-        before, _, rest = o.doc.read_text().partition(MARKS[0])
-        o.doc.write_text(f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        documents.put(o.doc, *MARKS, "\n".join(lines))
 
 
 if __name__ == "__main__":

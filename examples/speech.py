@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import documents
 import numpy as np
 import torch
 
@@ -135,8 +136,7 @@ def main() -> None:
                 print(table[-1], flush=True)
     print("\n".join(table))
     if args.into is not None:
-        before, _, rest = args.into.read_text("utf-8").partition(BEGIN)
-        args.into.write_text("\n".join((before + BEGIN, *table, END)) + rest.partition(END)[2], "utf-8")
+        documents.put(args.into, BEGIN, END, "\n".join(table))
 
 
 if __name__ == "__main__":

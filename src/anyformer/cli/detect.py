@@ -46,9 +46,8 @@ def detect(
     for name, own in zip(image, found, strict=True):
         if not json:
             print(f"{name}: {len(own)} found" if own else f"{name}: nothing above {threshold:g}")
-            print(
-                show.table((f"{f.score:.2f}", f.name, *(f"{side:.0f}" for side in f.box)) for f in own)
-            ) if own else None
+        if own and not json:
+            print(show.table((f"{f.score:.2f}", f.name, *(f"{side:.0f}" for side in f.box)) for f in own))
         if out is not None:
             if len(image) > 1:
                 Path(out).mkdir(parents=True, exist_ok=True)
