@@ -18,7 +18,7 @@ crossing:  text ────┬─ attention to objects ─(+)─ LayerNorm ─ 
 from dataclasses import dataclass
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.bert import ATTENTION
+from anyformer.hub.tables.bert import ATTENTION, EMBEDDINGS, layer_rows
 from anyformer.hub.tables.config import ACTS, Lens, key, keys, must, quiet
 from anyformer.hub.tables.weights import Hub, row, under
 from anyformer.models._tasks import Top, choose
@@ -109,15 +109,6 @@ CASES = {
     "none": {"task": "none", "dim": 30, "heads": 3, "language": 2, "box": 5, "hidden": 40},
 }
 
-LAYER = (
-    under("attention.self", "mixer", *ATTENTION),
-    row("attention.output.dense", "mixer.o"),
-    row("attention.output.LayerNorm", "norm.mixer"),
-    row("intermediate.dense", "ffn.up"),
-    row("output.dense", "ffn.down"),
-    row("output.LayerNorm", "norm.ffn"),
-)
-
 
 def _side(theirs: str, ours: str) -> list:
     """One stream's block in a crossing."""
@@ -133,14 +124,7 @@ def _side(theirs: str, ours: str) -> list:
 
 def _weights(c: Lxmert) -> list:
     return [
-        under(
-            "lxmert.embeddings",
-            "embed",
-            row("word_embeddings", "tokens"),
-            row("position_embeddings", "positions"),
-            row("token_type_embeddings", "types"),
-            row("LayerNorm", "norm"),
-        ),
+        under("lxmert.embeddings", "embed", *EMBEDDINGS),
         under(
             "lxmert.encoder.visn_fc",
             "objects",
@@ -149,8 +133,8 @@ def _weights(c: Lxmert) -> list:
             row("box_fc", "place"),
             row("box_layer_norm", "norm.place"),
         ),
-        under("lxmert.encoder.layer.{i}", "language.blocks.{i}", *LAYER),
-        under("lxmert.encoder.r_layers.{i}", "vision.blocks.{i}", *LAYER),
+        under("lxmert.encoder.layer.{i}", "language.blocks.{i}", *layer_rows()),
+        under("lxmert.encoder.r_layers.{i}", "vision.blocks.{i}", *layer_rows()),
         under(
             "lxmert.encoder.x_layers.{i}",
             "cross.{i}",

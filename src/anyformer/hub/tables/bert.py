@@ -8,29 +8,31 @@ from anyformer.hub.tables.config import ACTS, CLASSES, Lens, key, keys, must
 from anyformer.hub.tables.weights import row, under
 
 ATTENTION = [row("query", "q"), row("key", "k"), row("value", "v")]
+EMBEDDINGS = [
+    row("word_embeddings", "tokens"),
+    row("position_embeddings", "positions"),
+    row("token_type_embeddings", "types"),
+    row("LayerNorm", "norm"),
+]
+
+
+def layer_rows(*inner: Any) -> list[Any]:
+    """Rows of a layer; `inner` are more of its attention."""
+    return [
+        under("attention.self", "mixer", *ATTENTION, *inner),
+        row("attention.output.dense", "mixer.o"),
+        row("attention.output.LayerNorm", "norm.mixer"),
+        row("intermediate.dense", "ffn.up"),
+        row("output.dense", "ffn.down"),
+        row("output.LayerNorm", "norm.ffn"),
+    ]
 
 
 def bert_rows(name: str, *inner: Any) -> list[Any]:
     """Rows of the front-end and the layers below the prefix `name`; `inner` are more of a layer's attention."""
     return [
-        under(
-            f"{name}.embeddings",
-            "embed",
-            row("word_embeddings", "tokens"),
-            row("position_embeddings", "positions"),
-            row("token_type_embeddings", "types"),
-            row("LayerNorm", "norm"),
-        ),
-        under(
-            f"{name}.encoder.layer.{{i}}",
-            "blocks.{i}",
-            under("attention.self", "mixer", *ATTENTION, *inner),
-            row("attention.output.dense", "mixer.o"),
-            row("attention.output.LayerNorm", "norm.mixer"),
-            row("intermediate.dense", "ffn.up"),
-            row("output.dense", "ffn.down"),
-            row("output.LayerNorm", "norm.ffn"),
-        ),
+        under(f"{name}.embeddings", "embed", *EMBEDDINGS),
+        under(f"{name}.encoder.layer.{{i}}", "blocks.{i}", *layer_rows(*inner)),
     ]
 
 
