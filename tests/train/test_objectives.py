@@ -218,6 +218,7 @@ def one_of_two(rank, folder):
     loss = objectives.Contrastive(0.1, True)(Output(mine, keep=keep[rows]), labels, 4)
     loss.backward()
     torch.save((loss.detach(), mine.grad), f"{folder}/{rank}.pt")
+    dist.barrier()  # neither ends while the other still speaks to it
     dist.destroy_process_group()
 
 

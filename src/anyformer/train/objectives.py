@@ -264,6 +264,29 @@ def as_right(labels: Tensor, numbers: Tensor, first: int) -> Tensor:
     return alike
 
 
+class _AllRows(torch.autograd.Function):
+    """The equal-sized rows of every process, stacked, whose gradient is the sum of all processes' gradients.
+
+    No process group is kept for the way back: one that outlives its end leaves gloo's threads running at exit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        every = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, rows.contiguous())
+        return torch.stack(every)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
 def gathered(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
     """The rows and labels of all processes while learning, with gradients, and where this one's begin.
 
@@ -274,13 +297,11 @@ def gathered(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
     alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
     if alone or not torch.is_grad_enabled():  # whoever measures may be on its own
         return rows, labels, 0
-    from torch.distributed.nn.functional import all_gather
-
     counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
     sizes = [int(count) for count in counts]
     short = max(sizes) - len(rows)  # all must send alike
-    every = all_gather(F.pad(rows, (0, 0, 0, short)))
+    every = _AllRows.apply(F.pad(rows, (0, 0, 0, short)))
     numbers = [torch.empty(max(sizes), dtype=labels.dtype, device=labels.device) for _ in sizes]
     dist.all_gather(numbers, F.pad(labels, (0, short)))
     cut = [torch.cat([t[:size] for t, size in zip(parts, sizes, strict=True)]) for parts in (every, numbers)]
