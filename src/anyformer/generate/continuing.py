@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -26,6 +26,9 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
     cache: bool = True,
@@ -48,6 +51,9 @@ def generate(
         top_p: then among the likeliest that together have this probability; None = all.
         min_p: then among those with at least this share of the likeliest one's probability; None = all.
         repetition_penalty: values above 1 penalise tokens already in the text (of an encoder-decoder: the target).
+        presence_penalty: subtracted from the scores of tokens that are in the new text.
+        frequency_penalty: the same, times their number there.
+        logit_bias: added to the scores of tokens, by their ids: -100 all but forbids one.
         stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
             complete first counts. For ids, a token in which it begins is not part either.
         seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
@@ -72,7 +78,7 @@ def generate(
     """
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
-        num_beams, length_penalty, early_stopping,
+        num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
     read, media = with_pictures(model, inputs.rows, images)
@@ -121,6 +127,9 @@ def stream(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
@@ -130,7 +139,10 @@ def stream(
     Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
-    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    options = Options(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+    )  # fmt: skip
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
@@ -150,6 +162,9 @@ def chat(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
@@ -164,7 +179,10 @@ def chat(
     Raises:
         ValueError: without a tokenizer or a chat template, and as `generate`.
     """
-    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    options = Options(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+    )  # fmt: skip
     check_generates(model)
     ids = tokenizer_of(model, "messages").chat_ids(messages)
     check_ids(model, ids)
