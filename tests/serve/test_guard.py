@@ -51,7 +51,8 @@ class Site:
 
     def routes(self) -> list[tuple[str, str]]:
         """Every method and path, those that are in no document, too."""
-        found, waiting = [], [self.app.app.router]
+        inner: Any = self.app.app
+        found, waiting = [], [inner.router]
         while waiting:
             for route in waiting.pop().routes:
                 inner = getattr(route, "original_router", None) or getattr(route, "router", None)

@@ -39,7 +39,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
-    ("serve models, with a page to talk to them", "anyformer serve smollm2"),
+    ("serve it to browsers and programs", "anyformer serve smollm2"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),

@@ -33,7 +33,8 @@ def served(names: list[str], places: list[Path | str], models: list[Any]) -> dic
     """The models by the last part of their names; the same name twice gets a number."""
     made: dict[str, Served] = {}
     for given, place, model in zip(names, places, models, strict=True):
-        short = base = re.sub(r"[^\w.:-]", "-", Path(given.rstrip("/")).name)[:64] or "model"
+        plain = Path(given.rstrip("/")).name.removesuffix(".gguf")
+        short = base = re.sub(r"[^\w.:-]", "-", plain)[:64] or "model"
         number = 2
         while short in made:
             short, number = f"{base}-{number}", number + 1
