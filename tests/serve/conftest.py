@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 
 import anyformer as af
 from anyformer.hub.text.tokenizer import Tokenizer
-
-pytest.importorskip("fastapi", reason="the server: left out: fastapi is not installed")
-openai = pytest.importorskip("openai", reason="the server: left out: the openai client is not installed")
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 

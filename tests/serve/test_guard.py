@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.serve.app import application
 from anyformer.serve.card import served
 from anyformer.serve.engine import Engine
 from anyformer.serve.limits import Limits
 from anyformer.serve.server import check_key, listening
+from tests.serve.site import Site
 
 KEY = "correct-horse-battery"
 JSON = {"content-type": "application/json"}
@@ -33,34 +31,6 @@ def engine(folders: dict[str, Path]) -> Iterator[tuple[Engine, dict[str, Any]]]:
     made.start()
     yield made, known
     made.stop()
-
-
-class Site:
-    """The application, asked as a browser or a program asks."""
-
-    def __init__(self, engine: tuple[Engine, dict[str, Any]], key: str | None = None, **options: Any):
-        self.app = application(*engine, key, **options)
-
-    def __call__(self, method: str, path: str, host: str = "localhost:8000", **request: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", timeout=30) as client:
-                return await client.request(method, path, **request)
-
-        return asyncio.run(ask())
-
-    def routes(self) -> list[tuple[str, str]]:
-        """Every method and path, those that are in no document, too."""
-        inner: Any = self.app.app
-        found, waiting = [], [inner.router]
-        while waiting:
-            for route in waiting.pop().routes:
-                inner = getattr(route, "original_router", None) or getattr(route, "router", None)
-                if inner is not None:
-                    waiting.append(inner)
-                elif hasattr(route, "methods"):
-                    found += [(method, route.path) for method in sorted(route.methods or ["GET"])]
-        return found
 
 
 @pytest.fixture(scope="module")
