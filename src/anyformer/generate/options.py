@@ -30,6 +30,7 @@ class Options:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
+    speculate: str | None = None
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 0)
@@ -57,6 +58,10 @@ class Options:
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             if seed is not None:
                 _whole("seed", seed, 0)
+        if self.speculate not in (None, "lookup"):
+            raise ValueError(f"speculate must be 'lookup' or None; got {self.speculate!r}")
+        if self.speculate and not self.cache:
+            raise ValueError("speculate saves passes over a cache: it needs cache=True")
         self._check_beams()
 
     def _check_beams(self) -> None:
@@ -68,7 +73,9 @@ class Options:
             raise ValueError("length_penalty and early_stopping are for a beam search: set num_beams to 2 or more")
         draws: dict[str, Any] = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
         draws |= {"min_p": self.min_p, "repetition_penalty": self.repetition_penalty, "seed": self.seed}
-        draws |= {name: getattr(self, name) for name in ("presence_penalty", "frequency_penalty", "logit_bias")}
+        draws |= {
+            name: getattr(self, name) for name in ("presence_penalty", "frequency_penalty", "logit_bias", "speculate")
+        }
         if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
             raise ValueError(
                 f"a beam search takes the likeliest text and does not sample: with num_beams={self.num_beams} "
