@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anyformer.serve.engine import Engine
 
 LEAST_KEY = 8  # characters
+CONNECTIONS = 2048  # open at once, idle ones included; more get 503
 
 
 def serve(
@@ -62,7 +63,7 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off", http="h11",
         proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=int(engine.limits.drain) or 1,
-        h11_max_incomplete_event_size=65_536,
+        h11_max_incomplete_event_size=65_536, limit_concurrency=CONNECTIONS,
     )  # fmt: skip
     with listening(host, port) as bound:
         engine.start()
