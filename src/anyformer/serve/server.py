@@ -106,6 +106,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((host, port))
+            made.listen(CONNECTIONS)  # before the address is printed: who reads it can connect
         except OSError as error:
             raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
         yield made
