@@ -4,6 +4,7 @@ options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
 sampling.py      scores -> the next token of each row
 decoding.py      the loop: a batch, continued token by token; rows that are done leave it
+speculating.py   several tokens a pass, by guesses that are verified
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -170,6 +170,16 @@ class Read(Slot):
 
     def bytes(self) -> int:
         return sum(row.vectors.nbytes for row in self.rows if row.vectors is not None)
+
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        self.rows = [replace(row, places=tuple(place + count for place in row.places)) for row in self.rows]
+
+    def join(self, other: Read) -> None:
+        self.rows = self.rows + other.rows
 
     def _trimmed(self, row: Row, length: int) -> Row:
         """The row with the media that have begun before `length`."""
