@@ -167,7 +167,7 @@ class BatchNorm(CellNorm):
         else:
             real = torch.ones_like(x[:, :1], dtype=torch.bool) if extent is None else extent.real(*x.shape[2:])
             mean, var = (moment[0] for moment in moments(x, real, (0, 2, 3)))  # (C, 1, 1) each
-            count = int(real.sum())
+            count = x[:, 0].numel() if extent is None else int(real.sum())
             with torch.no_grad():
                 spread = var * (count / max(1, count - 1))
                 self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Likelihood:
         law: the name of the model's. targets: C.
     """
 
+    gaps: ClassVar[bool] = True  # labels can be missing
     law: str = "student_t"
     targets: int = 1
 
