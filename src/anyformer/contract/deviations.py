@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
@@ -10,6 +12,7 @@ from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
+from anyformer.parts.series.decomposition import SeasonBlock
 
 # Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
 # the contract promises (item 6).
@@ -24,7 +27,19 @@ DEVIATIONS = {
     "dropped masks": "ESM-2 scales a protein by its share of mask tokens; transformers counts padded ones, too",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
+    "delays": "auto-correlation: each row has its own delays; transformers takes those of the batch's mean in training"
+    ", and in evaluation mixes up those of all rows. So its layers are given one row after another",
+    "unseen": "a window of a series without any observed value has the scale 1; transformers takes that of other rows",
 }
+
+# Parameters whose gradient in training is 0 but for rounding: what follows them takes a constant off again.
+VANISHING = {SeasonBlock: "encoder.layers.*.self_attn_layer_norm.bias"}
+ROUNDING = 1e-4
+
+
+def vanishing(subject: Subject, name: str) -> bool:
+    """True if the gradient of a parameter, by its name in files, is 0 but for rounding."""
+    return any(subject.holds(part) and fnmatch(name, f"*{end}") for part, end in VANISHING.items())
 
 
 def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> str | None:

@@ -21,17 +21,18 @@ from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.images import ImageProcessor, trained
 from anyformer.hub.processors.keys import CLASS, kind_of
+from anyformer.hub.processors.series import SeriesProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps", "TrajectoryProcessor",
-    "assumed", "from_scratch", "read_processor", "trained", "write_processor",
+    "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor", "SoundProcessor", "Steps",
+    "TrajectoryProcessor", "assumed", "from_scratch", "read_processor", "trained", "write_processor",
 ]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
-    p.takes[0]: p for p in (ImageProcessor, SoundProcessor, TrajectoryProcessor)
+    p.takes[0]: p for p in (ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor)
 }  # by main input
 
 

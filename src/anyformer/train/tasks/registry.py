@@ -17,6 +17,7 @@
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
+| forecast | Forecaster        | say what comes                                    | tables of time series             |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -37,6 +38,7 @@ from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.query_decoder import QueryDecoder
@@ -54,8 +56,9 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Painter, "pixel_values"): ("paint",),
     (Spliced, "input_ids"): ("caption", "causal"),
     (Actor, "states"): ("act", "clone"),
+    (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone")
+WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
