@@ -41,7 +41,7 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
 
 def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """Our loss of a batch with random labels; the labels and the inputs in their form."""
-    model, inputs = side.ours, dict(batch.inputs)
+    model, inputs = side.ours, side.inputs(batch)
     if "decoder_input_ids" in inputs:
         keep = inputs.pop("decoder_attention_mask").bool()
         labels = inputs.pop("decoder_input_ids").masked_fill(~keep, IGNORE)
