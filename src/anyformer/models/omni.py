@@ -1,7 +1,7 @@
 """Qwen2.5-Omni's thinker (Xu et al., 2025; arXiv:2503.20215). Text, pictures, videos and sounds in one stream.
 
-Differs from LLaVA by: pictures of any size; videos, with their seconds; sounds; places on three axes, by time, row and
-column. Differs from Qwen2 by: these places.
+Differs from LLaVA 1.5 by: pictures of any size; videos, with their seconds; sounds; places on three axes, by time, row
+and column. Differs from Qwen2 by: these places.
 
 ```
 patches ── cube ── RMSNorm, attention in windows, in few blocks in frames, gated MLP ── cells ── MLP ─┐ image, video
