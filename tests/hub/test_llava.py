@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.generate import generate
-from anyformer.generate.seeing import with_pictures
+from anyformer.generate.seeing import with_media
 from anyformer.hub.load import outline
 from anyformer.hub.processors import ImageProcessor
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -251,7 +251,7 @@ def test_prompts_and_pictures_become_what_their_processor_makes_and_the_same_wor
     images = [Image.fromarray(rng.integers(0, 256, (h, 12, 3), dtype=np.uint8)) for h in (9, 30)]
     text = "see <image> and <image>\nwhat"
     theirs = processor(images=images, text=text, return_tensors="pt")
-    rows, media = with_pictures(model, [model.tokenizer.encode(text)], images)
+    rows, media = with_media(model, [model.tokenizer.encode(text)], images)
     assert rows == theirs["input_ids"].tolist() and rows[0].count(MARK) == 8
     torch.testing.assert_close(media["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
     reference = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "again").eval()

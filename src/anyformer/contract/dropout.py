@@ -115,7 +115,10 @@ def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
     if not by_option:
         raise LeftOut("no part of it has dropout")
     rows, plain, fused, worst = 3, F.dropout, F.scaled_dot_product_attention, 0.0
-    batches = [draw(subject, random.Random(54), [n] * rows) for n in (11, 2)]  # sparse attention is full in short texts
+    batches = [
+        draw(subject, random.Random(54), [n] * rows) for n in (11 + subject.model.room(), 2)
+    ]  # sparse attention is full in short texts
+    packed = {len(b.inputs[name]) for b in batches for name in b.inserts}  # media of all rows in one sequence
     for (part, option), paths in by_option.items():
         calls: list[tuple[float, int, int, int]] = []  # rate, rows, elements before and after
 
@@ -124,7 +127,8 @@ def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
         ) -> Tensor:
             y = plain(x, p, training)
             if training and p:
-                size = x.shape[0] if x.ndim > 2 else rows  # two axes: tokens of all rows, at an expert
+                every = x.ndim < 3 or (len(x) == 1 and x.shape[1] in packed)  # tokens of all rows, at an expert
+                size = rows if every else len(x)
                 calls.append((p, size, int(x.count_nonzero()), int(y.count_nonzero())))
             return y
 

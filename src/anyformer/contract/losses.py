@@ -61,7 +61,7 @@ def loss_of_forecast(side: Oracle, batch: Batch, rng: random.Random) -> float:
 
 def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """Our loss of a batch with random labels; the labels and the inputs in their form."""
-    model, inputs = side.ours, dict(batch.inputs)
+    model, inputs = side.ours, side.inputs(batch)
     if "decoder_input_ids" in inputs:
         keep = inputs.pop("decoder_attention_mask").bool()
         labels = inputs.pop("decoder_input_ids").masked_fill(~keep, IGNORE)

@@ -72,15 +72,14 @@ class Oracle:
 
     def call(self, batch: Batch) -> Any:
         """Their own output for a batch."""
-        theirs = self.restored()
+        theirs, inputs = self.restored(), self.inputs(batch)
         torch.manual_seed(SEED)
         takes = inspect.signature(self.theirs.forward).parameters
-        other = {} if self.hub is None else self.hub.inputs
-        inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
         if self.hub is not None and self.hub.format == "diffusers":
             return diffusers.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
-        if "position_ids" in takes and (batch.keep is not None or offset):  # positions count real tokens, by the mask
+        counts = "position_ids" in takes and not self.on_axes
+        if counts and (batch.keep is not None or offset):  # positions count real tokens, by the mask
             keep = torch.ones_like(inputs["input_ids"]) if batch.keep is None else batch.keep.long()
             inputs["position_ids"] = (keep.cumsum(1) - 1).clamp(min=0) + offset
         if "interpolate_pos_encoding" in takes:
@@ -90,6 +89,19 @@ class Oracle:
         if "use_cache" in takes:
             inputs["use_cache"] = False  # type: ignore[assignment]
         return theirs(**inputs, output_hidden_states=True)
+
+    @property
+    def on_axes(self) -> bool:
+        """True if their places on three axes follow from the mask."""
+        return hasattr(getattr(self.theirs, "model", None), "get_rope_index")
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The inputs of a batch under their names."""
+        other = {} if self.hub is None else self.hub.inputs
+        inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
+        if self.on_axes:
+            inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return inputs
 
     def restored(self) -> Any:
         """Their model, restored after loading: a short text switches BigBird to full attention permanently."""

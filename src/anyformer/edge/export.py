@@ -123,7 +123,7 @@ def _every(model: Any, batch: int, time: int, source: int, names: Collection[str
         front, reads = entrance.front, entrance.inputs()
         first, second = (source, time) if model.reads_source and entrance.prefix != model.target else (time, source)
         if model.static or (entrance.mask is None and not any(model.inputs()[name].required for name in reads)):
-            first, second = front.sizes()[0]
+            first, second = (*front.sizes()[0], 1)[:2]
         elif entrance.mask is None:
             first, second = max(2, first), max(2, second)
         else:

@@ -122,7 +122,12 @@ def _arrow(canvas: Canvas, end: tuple[float, float], at: tuple[float, float]) ->
 
 def _towers(media: Mapping[str, Recipe], images: Recipe | None) -> dict[str, Mapping[str, Any]]:
     """The stacks that read the media of a text, by name: towers, and what makes the positions of pictures fewer."""
-    made = {name: {**bare(medium.tower).options, "project": medium.project} for name, medium in media.items()}
+    own = {name: medium for name, medium in media.items() if "tower" in medium.options}
+    others = {name: [other for other, medium in media.items() if medium.options.get("like") == name] for name in own}
+    made = {
+        ", ".join((name, *others[name])): {**bare(medium.tower).options, "project": medium.project}
+        for name, medium in own.items()
+    }
     read = {} if images is None else {"images": bare(images.tower), "resampler": images.resampler}
     return made | {name: stack.options for name, stack in read.items() if stack is not None}
 
