@@ -178,6 +178,7 @@ HUBS = (
             "Wav2Vec2Model": {"task": "none"},
         },
         base="wav2vec2.",
+        processor="Wav2Vec2FeatureExtractor",
         bare=("Wav2Vec2Model",),
         inputs={"hidden_frames": "mask_time_indices"},
         outputs={"projected_states": "heads.context", "projected_quantized_states": "heads.target"},

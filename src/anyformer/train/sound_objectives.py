@@ -53,23 +53,23 @@ class CTCLoss:
     def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
         logits = output.logits
         assert logits is not None, "a model with a CTC head"
-        B, T = logits.shape[:2]
-        real, log = labels != IGNORE, logits.float().log_softmax(-1)  # (B, U), (B, T, V)
-        if isinstance(labels, FakeTensor):
-            frames, sizes = torch.full((B,), T), torch.full((B,), labels.shape[1])
-        else:
-            self.check(labels)
-            frames = torch.full((B,), T) if output.keep is None else output.keep.sum(1).cpu()
-            sizes, need = real.sum(1).cpu(), frames_needed(labels).cpu()
-            if bool((need > frames).any()):
-                row = int((need > frames).nonzero()[0])
-                raise ValueError(
-                    f"row {row}: {int(sizes[row])} symbols need at least {int(need[row])} frames, one each and one "
-                    f"between two equal ones; the sound has {int(frames[row])}: leave it out, or read it by smaller "
-                    "strides"
-                )
-            if bool(((labels >= log.shape[2]) | ((labels < 0) & real)).any()):
-                raise ValueError(f"labels must be 0 to {log.shape[2] - 1}, the symbols of the head, or {IGNORE}")
+        log = logits.float().log_softmax(-1)  # (B, T, V)
+        if isinstance(labels, FakeTensor):  # of a prediction of memory: no paths
+            return -log[..., self.blank].sum() / count
+        self.check(labels)
+        B, T = log.shape[:2]
+        frames = torch.full((B,), T) if output.keep is None else output.keep.sum(1).cpu()
+        real, need = labels != IGNORE, frames_needed(labels).cpu()
+        sizes = real.sum(1).cpu()
+        if bool((need > frames).any()):
+            row = int((need > frames).nonzero()[0])
+            raise ValueError(
+                f"row {row}: {int(sizes[row])} symbols need at least {int(need[row])} frames, one each and one "
+                f"between two equal ones; the sound has {int(frames[row])}: leave it out, or read it by smaller "
+                "strides"
+            )
+        if bool(((labels >= log.shape[2]) | ((labels < 0) & real)).any()):
+            raise ValueError(f"labels must be 0 to {log.shape[2] - 1}, the symbols of the head, or {IGNORE}")
         targets = labels.masked_fill(~real, 0)
         total: Tensor = F.ctc_loss(log.transpose(0, 1), targets, frames, sizes, blank=self.blank, reduction="sum")
         return total / count
