@@ -61,7 +61,7 @@ def content_of_padding_changes_nothing(subject: Subject, rng: random.Random) -> 
     inputs = dict(batch.inputs)
     for name, new in content(subject, batch, rng).items():
         source = batch.source is not None and not name.startswith(subject.model.target)
-        keep = batch.source if source else batch.keep
+        keep = batch.mask(name, source)
         assert keep is not None
         new = torch.full_like(new, float("nan")) if new.is_floating_point() else new
         inputs[name] = torch.where(keep.view(*keep.shape, *[1] * (new.ndim - 2)), inputs[name], new)

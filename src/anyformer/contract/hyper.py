@@ -56,6 +56,10 @@ NO_NUMBER = {
     ("ProteinTokens", "theta"): "first values of a stored buffer; tests/parts/test_proteins.py",
     ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
+    (
+        "CTC",
+        "blank",
+    ): "the symbol that stands for none, in the loss and in reading; tests/train/test_sound_objectives.py",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
 WORDS = {

@@ -59,21 +59,23 @@ from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.parts.sound.chunks import Chunks
+from anyformer.parts.sound.heads import CTC, Context, Quantised, SoundClasses
 from anyformer.parts.sound.mels import Mels
+from anyformer.parts.sound.waves import Waves
 from anyformer.parts.streams import JointAttention, JointBlock, LastJointAttention
 from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
-    "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Averager",
-    "Axial", "Block", "BlockWindow", "Causal", "ChunkedMLP", "Chunks", "Classifier", "CompressiveMemory",
+    "CTC", "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Averager",
+    "Axial", "Block", "BlockWindow", "Causal", "ChunkedMLP", "Chunks", "Classifier", "CompressiveMemory", "Context",
     "ConvPositions", "Convolution", "Cubes", "Decay", "Dense", "Dilated", "Distances", "EachStep", "Entry",
     "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "GridBias",
     "Grouped", "JointAttention", "JointBlock", "LSHAttention", "Label", "LastJointAttention", "LatentAttention",
-    "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba",
-    "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "Merger", "MoE", "NearestMemory", "Nystrom",
-    "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse", "Project", "Projector",
-    "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes",
-    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth",
-    "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch",
-    "Vector", "Window", "Windows", "deepnorm",
+    "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2",
+    "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "Merger", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm",
+    "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse", "Project", "Projector", "Quantised",
+    "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes", "ScaleNorm",
+    "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "SoundClasses", "Span", "States",
+    "StochasticDepth", "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory",
+    "TwoStreams", "Unpatch", "Vector", "Waves", "Window", "Windows", "deepnorm",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import select
 from anyformer.hub.noising import FlowMatching
-from anyformer.hub.processors import ImageProcessor, from_scratch, trained
+from anyformer.hub.processors import ImageProcessor, assumed, from_scratch, trained
 from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Learned, Mean, Tokens
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.encoder import Encoder
@@ -74,7 +74,8 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
 
 
 def with_processor(model: Any) -> Any:
-    """A model of images with its processor; one without gets ours: its own size (where it has one), bytes to -1 … 1.
+    """A model of images or sounds with its processor; one of images without it gets ours: its own size (where it has
+    one), bytes to -1 … 1; one of sounds the published one.
     Saving keeps it. A new model that makes images of noise gets flow matching, too.
 
     Raises:
@@ -87,7 +88,9 @@ def with_processor(model: Any) -> Any:
                 "training; copy it there (diffusers keeps it in the folder scheduler)"
             )
         model.noising = FlowMatching()
-    if model.processor is None:
+    if model.processor is None and "pixel_values" not in model.inputs():
+        model.processor = assumed(model)  # of sounds
+    if model.processor is None and "pixel_values" in model.inputs():
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
         hubs = () if model.page is None else pages.page(model.page).module.HUBS
         kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)

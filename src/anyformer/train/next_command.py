@@ -19,7 +19,7 @@ VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
-    "forecast": "forecast",
+    "ctc": "transcribe", "forecast": "forecast",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -43,7 +43,7 @@ def next_command(
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
-    if task == "detect":
+    if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
 
@@ -66,6 +66,9 @@ def _words(
     if task == "forecast":
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]
+    if task == "ctc" and not source.startswith(HUB):
+        rows = find(source)
+        return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
     if task == "paint":
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

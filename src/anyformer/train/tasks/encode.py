@@ -11,6 +11,7 @@
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
+| ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
@@ -35,6 +36,7 @@ from anyformer.data.store import Example
 from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
+from anyformer.train.tasks import sounds
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,13 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
 
 
+def _heard(e: RowEncoder, row: Row) -> list[Example]:
+    """The name of the file, which is read when a batch needs it, and the symbols of the text."""
+    path = pictures.below(e.root, row["sound"], "sound")
+    named = np.frombuffer(os.fsencode(path), np.uint8)
+    return [{"path": named, "labels": sounds.labelled(e.model, path, str(row["text"]))}]
+
+
 def _painted(e: RowEncoder, row: Row) -> list[Example]:
     return _matched(e, row) if e.tokenized else _pictured(e, row)
 
@@ -229,6 +238,7 @@ def _number(text: str) -> np.ndarray:
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted,
+    "ctc": _heard,
 }  # fmt: skip
 
 

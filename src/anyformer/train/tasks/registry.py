@@ -18,6 +18,7 @@
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
+| ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -48,6 +49,8 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
+    (Encoder, "input_values"): ("ctc",),
+    (Encoder, "input_features"): ("ctc",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
@@ -74,8 +77,9 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "paint": (("image", "label"), ("image", "text")),
     "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
+    "ctc": (("sound", "text"),),
 }
-PICTURED = ("images", "match", "caption", "detect", "paint")  # tasks whose rows have an image
+MEDIA = ("images", "match", "caption", "detect", "paint", "ctc")  # tasks whose rows have an image or a sound
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
@@ -148,7 +152,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task not in ("causal", "caption", *WITHOUT_TEXT):
+    if task not in ("causal", "caption", "ctc", *WITHOUT_TEXT):
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]

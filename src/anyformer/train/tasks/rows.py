@@ -22,7 +22,8 @@ from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
-from anyformer.train.tasks import painting, registry, tables
+from anyformer.train.sound_objectives import CTCLoss
+from anyformer.train.tasks import painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -49,7 +50,7 @@ class TableData:
     @property
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
-        return 0 if self.columns == ("image", "label") else LONGEST
+        return 0 if self.columns in (("image", "label"), ("sound", "text")) else LONGEST
 
     @property
     def classes(self) -> int:
@@ -63,9 +64,11 @@ class TableData:
     def task(self, model: Any, context: int | None) -> Task:
         """The task for a model."""
         options = self.options
+        if self.kind == "ctc":
+            sounds.check(model)
         encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        if self.kind != "paint":
+        if self.kind not in ("paint", "ctc"):
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
@@ -92,6 +95,8 @@ class StoredExamples:
         if len(rest) == len(example):
             return example
         named = example.get("path")
+        if "pixel_values" not in self.model.inputs():
+            return {**sounds.heard(self.model, Path(os.fsdecode(named.tobytes()))), **rest}  # type: ignore[union-attr]
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
         return {"pixel_values": self.model.processor.values(data), **rest}
 
@@ -182,7 +187,12 @@ def on_rows(
         painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
-    return Task(encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
+    about = (encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes))
+    if encoder.task == "ctc":
+        learned, out = (tuple(sounds.texts(half)) for half in parts)
+        spelling, blank = encoder.model.tokenizer.decode, objective.blank
+        return sounds.SpeechTask(*about, size=sizes[0], spelling=spelling, blank=blank, texts=(learned, out))
+    return Task(*about, size=sizes[0])
 
 
 def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
@@ -193,6 +203,8 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
+    if encoder.task == "ctc":
+        return CTCLoss(sounds.check(encoder.model)), None, sounds.UNIT
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
     if encoder.task in ("write", "seq2seq", "caption"):

@@ -19,7 +19,7 @@ from anyformer.data.mixing import shares
 from anyformer.data.records import Row, Source, find, fingerprint, records
 from anyformer.data.store import Example, Store, stored
 from anyformer.train.tasks.encode import RowEncoder
-from anyformer.train.tasks.registry import PICTURED
+from anyformer.train.tasks.registry import MEDIA
 from anyformer.train.tasks.splits import EVERY, _drawn
 
 
@@ -75,7 +75,7 @@ class Table:
         def examples() -> Iterator[Example | None]:
             return encoder.all(self.rows(encoder.columns), self.source.name)
 
-        images = encoder.task in PICTURED  # where they lie is a part of what is stored
+        images = encoder.task in MEDIA  # where they lie is a part of what is stored
         return stored(examples, f"{key} {root if images else ''} {encoder.fingerprint()}", cache)
 
 
@@ -120,7 +120,7 @@ def listed(names: Sequence[str]) -> str:
 
 def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
     """All text of the rows that `one_in_ten` does not hold out, for a tokenizer."""
-    texts = [name for name in columns if name not in ("label", "labels", "image")]
+    texts = [name for name in columns if name not in ("label", "labels", "image", "sound")]
     for table in tables:
         every = iter(table.rows(columns))
         for number in itertools.count():
