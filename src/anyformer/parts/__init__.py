@@ -3,6 +3,7 @@
 from anyformer.parts.adaptive import Adaptive, AdaptiveNorm, Side
 from anyformer.parts.approximate.autocorrelation import AutoCorrelation
 from anyformer.parts.approximate.fourier import Fourier
+from anyformer.parts.approximate.hierarchical import Hierarchical
 from anyformer.parts.approximate.linear import Favor, LinearAttention
 from anyformer.parts.approximate.low_rank import Linformer, Nystrom
 from anyformer.parts.approximate.lsh import LocalAttention, LSHAttention
@@ -70,12 +71,12 @@ __all__ = [
     "Axial", "Block", "BlockWindow", "Causal", "ChunkedMLP", "Chunks", "Classifier", "CompressiveMemory", "Context",
     "ConvPositions", "Convolution", "Cubes", "Decay", "Dense", "Dilated", "Distances", "EachStep", "Entry",
     "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "GridBias",
-    "Grouped", "JointAttention", "JointBlock", "LSHAttention", "Label", "LastJointAttention", "LatentAttention",
-    "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba", "Mamba2",
-    "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "Merger", "MoE", "NearestMemory", "Nystrom", "OneRMSNorm",
-    "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse", "Project", "Projector", "Quantised",
-    "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes", "ScaleNorm",
-    "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "SoundClasses", "Span", "States",
+    "Grouped", "Hierarchical", "JointAttention", "JointBlock", "LSHAttention", "Label", "LastJointAttention",
+    "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits",
+    "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "Merger", "MoE", "NearestMemory", "Nystrom",
+    "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse", "Project", "Projector",
+    "Quantised", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes",
+    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "SoundClasses", "Span", "States",
     "StochasticDepth", "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory",
     "TwoStreams", "Unpatch", "Vector", "Waves", "Window", "Windows", "deepnorm",
 ]  # fmt: skip
