@@ -52,4 +52,5 @@ def test_a_row_that_joins_gets_what_it_gets_alone(name):
         places = [places[i] for i in left]
         longest.append(run.state.length)
     assert [texts[row] for row in range(3)] == alone
+    assert run.state.memory is None or run.state.memory.stream.shape[1] == len(prompts[2])
     assert longest[-1] <= len(prompts[2]) + NEW  # the padding in front of a short text has gone

@@ -138,7 +138,7 @@ def test_each_client_has_a_turn():
 
 def test_limits_refuse_by_name(engine, loaded):
     running = engine(rows=1, waiting=2)
-    begun = [write(running, "mamba", "x", 4000, temperature=1.0)]
+    begun = [write(running, "mamba", "x", 4000, temperature=1.0, logit_bias={256: -100.0})]
     while not begun[0].tokens[0]:
         time.sleep(0.001)
     begun += [write(running, "mamba", "x", 1) for _ in range(2)]
@@ -160,7 +160,7 @@ def test_time_ends_a_text_and_a_wait(engine, loaded):
     running = engine(rows=1)
     text, wait = Answer(1), Answer(1)
     ids, now = [65], time.monotonic()
-    options = [Options(4000, 1.0, None, None, None, None, (), 0, True)]
+    options = [Options(4000, 1.0, None, None, None, None, (), 0, True, logit_bias={256: -100.0})]
     running.submit("mamba", [Write("a", now + 0.4, text, ids=ids, options=options)])
     running.submit("mamba", [Write("a", now + 0.2, wait, ids=ids, options=options)])
     with pytest.raises(TimeoutError):

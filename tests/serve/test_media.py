@@ -59,10 +59,13 @@ def test_pictures_in_messages_are_seen_and_share_a_batch_with_texts(site):
             chat(model, [{"role": "user", "content": "<image>\nwhat?"}], images=[image], max_new_tokens=8)
         )
         assert said == [expected, expected]
-    plain = {"prompt": ["no picture", "at all"], "max_tokens": 8, "temperature": 0}
+    plain: dict[str, Any] = {"prompt": ["no picture", "at all"], "max_tokens": 8, "temperature": 0}
     texts = [c["text"] for c in here("POST", "/v1/completions", json=plain).json()["choices"]]
     assert texts == generate(model, plain["prompt"], max_new_tokens=8)
-    broken = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, {"type": "text", "text": "?"}]
+    broken: Any = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "text", "text": "?"},
+    ]
     for content, word in ((broken, "image"), ([{"type": "text", "text": "<image>"}], "no images are given")):
         answer = here("POST", "/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
         assert answer.status_code == 400 and word in answer.json()["error"]["message"]

@@ -91,6 +91,26 @@ def test_stop_bias_and_penalties_act(client, llama):
     assert made.choices[0].text == expected
 
 
+def test_an_answer_follows_its_schema(client):
+    pytest.importorskip("llguidance", reason="grammars: left out: llguidance is not installed")
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    schema = {
+        "type": "object", "properties": {"n": digit, "b": {"type": "boolean"}}, "required": ["n", "b"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    form: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
+    made = client.chat.completions.create(
+        model="llama", messages=HELLO, max_tokens=60, temperature=1.5, seed=1, n=4, response_format=form
+    )
+    found = [json.loads(choice.message.content) for choice in made.choices]
+    assert all(list(one) == ["n", "b"] and 0 <= one["n"] <= 9 and isinstance(one["b"], bool) for one in found)
+    assert all(choice.finish_reason == "stop" for choice in made.choices) and len({str(one) for one in found}) > 1
+    for wrong in ({"type": 7}, {"$ref": "http://127.0.0.1/schema.json"}):
+        form = {"type": "json_schema", "json_schema": {"name": "it", "schema": wrong}}
+        with pytest.raises(openai.BadRequestError, match="schema"):
+            client.chat.completions.create(model="llama", messages=HELLO, max_tokens=3, response_format=form)
+
+
 def test_log_probabilities_are_those_of_the_model_with_alternatives(client, llama):
     ids = llama.tokenizer.chat_ids(HELLO)
     made = client.chat.completions.create(
@@ -227,12 +247,15 @@ def test_a_client_that_goes_away_ends_its_text(server, client):
 
     import time
 
-    stream = client.completions.create(model="mamba", prompt="x", max_tokens=4000, temperature=1.0, stream=True)
+    endless: dict[str, Any] = {
+        "model": "mamba", "prompt": "x", "max_tokens": 4000, "temperature": 1.0, "logit_bias": {"256": -100},
+    }  # fmt: skip
+    stream = client.completions.create(**endless, stream=True)
     next(iter(stream))
     assert running().endswith(" 1")
     stream.close()
     with pytest.raises(openai.APITimeoutError):
-        client.completions.create(model="mamba", prompt="x", max_tokens=4000, temperature=1.0, timeout=0.2)
+        client.completions.create(**endless, timeout=0.2)
     end = time.monotonic() + 5
     while not running().endswith(" 0"):
         assert time.monotonic() < end, "the text is still being written"

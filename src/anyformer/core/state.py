@@ -38,6 +38,10 @@ class Slot(Protocol):
         """Puts `count` positions of padding in front of every row; below 0, drops as many, which are padding."""
         raise ValueError(f"rows of {type(self).__name__} cannot join others")
 
+    def crop(self, count: int) -> None:
+        """Drops `count` positions in front of what it keeps of the encoder's memory, which are padding."""
+        return
+
     def join(self, other: Any) -> None:
         """Adds the rows of another slot of the same mixer, which has seen as many tokens."""
         raise ValueError(f"rows of {type(self).__name__} cannot join others")
@@ -156,9 +160,16 @@ class State:
             slot.join(other.slots[mixer])
 
     def pack(self, device: torch.device) -> None:
-        """Drops the positions in front that are padding in every row: the state is as long as the longest row."""
+        """Drops the positions in front that are padding in every row: the state is as long as the longest row, and its
+        memory as the longest source."""
         if self.keep is not None:
             self.shift(-int(self.keep.long().argmax(1).min()), device)
+        if self.memory is not None and self.memory.keep is not None:
+            gap = int(self.memory.keep.long().argmax(1).min())
+            keep = self.memory.keep[:, gap:]
+            self.memory = Memory(self.memory.stream[:, gap:], None if bool(keep.all()) else keep)
+            for slot in self.slots.values() if gap else ():
+                slot.crop(gap)
 
     def bytes(self) -> int:
         """Memory held by all slots, in bytes."""

@@ -2,6 +2,7 @@
 
 options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
+constraining.py  texts that follow a schema or an expression
 sampling.py      scores -> the next token of each row
 decoding.py      the loop: a batch, continued token by token; rows that are done leave it
 speculating.py   several tokens a pass, by guesses that are verified

@@ -35,6 +35,8 @@ def generate(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup"] | None = None,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
     cache: bool = True,
@@ -63,6 +65,8 @@ def generate(
         logit_bias: added to the scores of tokens, by their ids: -100 all but forbids one.
         speculate: "lookup" guesses the tokens that followed the same words before, and verifies them in one pass: the
             same text, sooner where it repeats its prompt or itself. Several prompts then come one after another.
+        schema: a JSON schema that the text follows: only tokens that can still become such a text are left.
+        regex: a regular expression that it follows, from its first character to its last.
         stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
             complete first counts. For ids, a token in which it begins is not part either.
         seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
@@ -87,7 +91,8 @@ def generate(
     """
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
-        num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias, speculate,
+        num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
+        speculate, schema, regex,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
     read, media = with_media(model, inputs.rows, images, sounds, videos)
@@ -164,6 +169,8 @@ def stream(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup"] | None = None,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
@@ -176,7 +183,7 @@ def stream(
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-        speculate=speculate,
+        speculate=speculate, schema=schema, regex=regex,
     )  # fmt: skip
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
@@ -203,6 +210,8 @@ def chat(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup"] | None = None,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
@@ -220,7 +229,7 @@ def chat(
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-        speculate=speculate,
+        speculate=speculate, schema=schema, regex=regex,
     )  # fmt: skip
     check_generates(model)
     ids = tokenizer_of(model, "messages").chat_ids(messages)

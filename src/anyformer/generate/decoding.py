@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyformer.core.front import Inputs
 from anyformer.core.state import State
+from anyformer.generate.constraining import constraints
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import check_room, end_ids
 from anyformer.generate.rules import Rules, begin_of, grown
@@ -145,7 +146,9 @@ class Decoding(Rows):
         self.rows = list(range(len(prompts))) if options.max_new_tokens else []
         self.rules = Rules(model, self.ends, options.max_new_tokens)
         self.written = self.begins  # all tokens of each row so far, without padding
-        self.sampler = Sampler(options, self.begins, model.vocab, self.device)
+        self.sampler = Sampler(
+            options, self.begins, model.vocab, self.device, constraints(model, options, len(self.rows))
+        )
         self.count = 0
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The engine: one thread that computes for all models, and a fair queue in front of each."""
+"""The engine: a thread that writes the texts of all models, one for calls, and a fair queue in front of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Queue:
         self._clients: dict[str, deque[Job]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._clients.values()))
+        return sum(not job.cancelled for jobs in self._clients.values() for job in jobs)
 
     def put(self, job: Job) -> None:
         self._clients.setdefault(job.client, deque()).append(job)
@@ -55,7 +55,10 @@ class Queue:
 
 
 class Engine:
-    """The thread that computes. `submit` from any thread; answers come by `Job.emit`, in the engine's thread.
+    """The threads that compute. `submit` from any thread; answers come by `Job.emit`, in a thread of the engine.
+
+    Texts are written by one thread, token by token. Calls (vectors, recordings) have another one, so that a long
+    recording holds up no text.
 
     Args:
         models: by the names under which they are served.
@@ -70,17 +73,21 @@ class Engine:
         self._calls = Queue()
         self._work = threading.Condition()
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="anyformer-engine", daemon=True)
+        self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._write, self._call)]
+        for model in models.values():
+            model.eval()  # no thread changes a mode under another one
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after its present step; jobs that are left fail."""
+        """Ends the threads after their present steps; jobs that are left fail."""
         with self._work:
             self._stopped = self.draining = True
-            self._work.notify()
-        self._thread.join(timeout=60)
+            self._work.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=60)
 
     def joins(self, name: str) -> bool:
         """True if the texts of different requests share a batch."""
@@ -108,7 +115,7 @@ class Engine:
                 raise Refused(429, "queue_full", text, 2)
             for job in jobs:
                 (self._queues[name] if isinstance(job, Write) else self._calls).put(job)
-            self._work.notify()
+            self._work.notify_all()
 
     def measure(self) -> str:
         """The metrics, in Prometheus's format."""
@@ -120,50 +127,63 @@ class Engine:
         return self.metrics.text()
 
     @torch.inference_mode()
-    def _run(self) -> None:
+    def _write(self) -> None:
+        """The loop of texts: a chunk of a prompt and a token of each text of each model, again and again."""
         while True:
             with self._work:
-                calls, begins = self._next()
+                begins = self._next()
                 if self._stopped:
                     break
-                if not (calls or begins or self.running):
+                if not (begins or self.running):
                     self._work.wait(timeout=1.0)
                     continue
-            for batch, write in begins:
-                batch.begin(write)
-            for call in calls:
-                _called(call)
+            for batch, job in begins:
+                batch.begin(job)
             for batch in self._batches.values():
                 batch.step()
         error = Refused(503, "server_stopped", "the server was stopped")
         for batch in self._batches.values():
             batch.stop(error)
-        for queue in (*self._queues.values(), self._calls):
-            while queue.peek() is not None:
-                job = queue.take()
-                job.emit(getattr(job, "first", 0), Failed(error))
+        for queue in self._queues.values():
+            _fail(queue, error)
 
-    def _next(self) -> tuple[list[Call], list[tuple[Batch, Write]]]:
-        """What can begin now: at most one call, and one prompt a model."""
-        for queue in (*self._queues.values(), self._calls):
-            for job in queue.late():
-                job.emit(getattr(job, "first", 0), Failed(TimeoutError()))
-        calls = [
-            job for job in ([self._calls.take()] if self._calls.peek() is not None else []) if isinstance(job, Call)
-        ]
+    @torch.inference_mode()
+    def _call(self) -> None:
+        """The loop of calls, one after another."""
+        while True:
+            with self._work:
+                _overdue(self._calls)
+                if self._stopped:
+                    break
+                if self._calls.peek() is None:
+                    self._work.wait(timeout=1.0)
+                    continue
+                call = self._calls.take()
+            assert isinstance(call, Call)
+            try:
+                call.emit(call.first, Made(call.work()))
+            except Exception as error:
+                call.emit(call.first, Failed(error))
+        _fail(self._calls, Refused(503, "server_stopped", "the server was stopped"))
+
+    def _next(self) -> list[tuple[Batch, Write]]:
+        """What can begin now: at most one prompt a model."""
         begins = []
         for name, queue in self._queues.items():
-            write = queue.peek()
-            if isinstance(write, Write) and self._batches[name].fits(write):
+            _overdue(queue)
+            job = queue.peek()
+            if isinstance(job, Write) and self._batches[name].fits(job):
                 queue.take()
-                begins.append((self._batches[name], write))
-        return calls, begins
+                begins.append((self._batches[name], job))
+        return begins
 
 
-def _called(call: Call) -> None:
-    if call.cancelled:
-        return
-    try:
-        call.emit(call.first, Made(call.work()))
-    except Exception as error:
-        call.emit(call.first, Failed(error))
+def _overdue(queue: Queue) -> None:
+    for job in queue.late():
+        job.emit(job.first, Failed(TimeoutError()))
+
+
+def _fail(queue: Queue, error: Exception) -> None:
+    while queue.peek() is not None:
+        job = queue.take()
+        job.emit(job.first, Failed(error))

@@ -56,12 +56,14 @@ class Job:
 
     Attributes:
         client: for the fair queue. emit: is called in the engine's thread.
+        first: the number of its first text in its request.
         cancelled: set when nobody waits for the answer any more.
     """
 
     client: str
     deadline: float
     emit: Emit
+    first: int = 0
     born: float = field(default_factory=time.monotonic)
     cancelled: bool = False
 
@@ -79,7 +81,6 @@ class Write(Job):
         options: of each text, of the same prompt; none = the prompt is read only.
         top: likeliest tokens to report at each token; None = no log-probabilities.
         echo: report those of the prompt, too.
-        first: the number of the first text in its request.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -87,12 +88,10 @@ class Write(Job):
     options: list[Options] = field(default_factory=list)
     top: int | None = None
     echo: bool = False
-    first: int = 0
 
 
 @dataclass(eq=False)
 class Call(Job):
-    """A function that is called between two tokens: an embedding, a transcription."""
+    """A function that is called beside the texts: an embedding, a transcription."""
 
     work: Callable[[], Any] = lambda: None
-    first: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from anyformer.generate.options import Options
 
@@ -42,6 +42,31 @@ class Body(BaseModel):
     prompt_cache_key: Short | None = None
 
 
+class Plain(BaseModel):
+    """An answer without a form, or in the form of any JSON object."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["text", "json_object"]
+
+
+class Schema(BaseModel):
+    """A JSON schema; the answer always follows it, `strict` or not."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    name: Short | None = None
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    strict: bool | None = None
+    schema_: dict[str, JsonValue] = Field(alias="schema")
+
+
+class Formed(BaseModel):
+    """An answer that follows a JSON schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+
 class StreamOptions(BaseModel):
     """Options of a stream: a last piece with the numbers of tokens."""
 
@@ -67,6 +92,14 @@ class Writing(Body):
     max_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: Annotated[Plain | Formed, Field(discriminator="type")] | None = None
+
+    def schema_asked(self) -> dict[str, Any] | None:
+        """The JSON schema that the text must follow, or None."""
+        if isinstance(self.response_format, Formed):
+            return dict(self.response_format.json_schema.schema_)
+        plain = self.response_format is None or self.response_format.type == "text"
+        return None if plain else {"type": "object"}
 
     def options(self, new_tokens: int) -> list[Options]:
         """The options of each of the `n` texts: with a seed s they draw from s, s + 1 …"""
@@ -76,6 +109,7 @@ class Writing(Body):
                 new_tokens, 1.0 if self.temperature is None else self.temperature, self.top_k, self.top_p, self.min_p,
                 self.repetition_penalty, self.stop or (), None if self.seed is None else (self.seed + i) % 2**63, True,
                 presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty, logit_bias=bias,
+                schema=self.schema_asked(),
             )
             for i in range(self.n or 1)
         ]  # fmt: skip
@@ -121,13 +155,6 @@ class Message(BaseModel):
     name: Short | None = None
 
 
-class Format(BaseModel):
-    """The form of the answer: text is the only one."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    type: Literal["text"]
-
-
 class Chat(Writing):
     """The body of /v1/chat/completions."""
 
@@ -135,7 +162,6 @@ class Chat(Writing):
     max_completion_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: Format | None = None
 
     def count(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

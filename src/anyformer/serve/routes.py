@@ -212,7 +212,7 @@ async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: in
 
 
 async def _called(request: Request, one: Served, work: Any) -> Any:
-    """The result of a function that the engine calls between two tokens."""
+    """The result of a function that the engine calls."""
     inbox = Inbox(_engine(request))
     limit = time.monotonic() + inbox.engine.limits.seconds
     inbox.submit(one.name, [Call(_client(request), limit, inbox.emit, work=work)])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anyformer.serve.engine import Engine
 
 LEAST_KEY = 8  # characters
+CONNECTIONS = 2048  # open at once, idle ones included; more get 503
 
 
 def serve(
@@ -62,7 +63,7 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off", http="h11",
         proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=int(engine.limits.drain) or 1,
-        h11_max_incomplete_event_size=65_536,
+        h11_max_incomplete_event_size=65_536, limit_concurrency=CONNECTIONS,
     )  # fmt: skip
     with listening(host, port) as bound:
         engine.start()
@@ -105,6 +106,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((host, port))
+            made.listen(CONNECTIONS)  # before the address is printed: who reads it can connect
         except OSError as error:
             raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
         yield made

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.generate.constraining import constraints
 from anyformer.generate.decoding import Rows, unfinite
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import end_ids
@@ -64,7 +65,7 @@ class Text:
         model = run.model
         self.options, self.top, self.ends, self.count = options, top, end_ids(model), 0
         self.rules = Rules(model, self.ends, options.max_new_tokens)
-        self.sampler = Sampler(options, run.begins[:1], model.vocab, run.device)
+        self.sampler = Sampler(options, run.begins[:1], model.vocab, run.device, constraints(model, options, 1))
         self.written = list(run.begins[0])
         self.writer = Writer(model.tokenizer, before, options.stops)
         self.held: list[Token] = []  # tokens whose text is not final

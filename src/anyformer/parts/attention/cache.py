@@ -92,6 +92,9 @@ class Frozen(KeysValues):
     def shift(self, count: int) -> None:
         pass
 
+    def crop(self, count: int) -> None:
+        super().shift(-count)
+
 
 class Sliding(KeysValues):
     """Keys and values of a window: tokens out of every later query's reach are dropped, so memory stays bounded.
