@@ -17,7 +17,7 @@ from anyformer.media.series import read_series
 from anyformer.train import train
 
 STEPS = 120
-SMALL = {"horizon": 4, "context": 8, "lags": (1, 2, 6), "scaling": "std"}
+SMALL = {"horizon": 4, "context": 8, "lags": (1, 2, 6), "scaler": "std"}
 
 
 def table(path: Path, count: int = STEPS, seed: int = 0, missing: int = 13, names: tuple[str, ...] = ("",)) -> Path:
