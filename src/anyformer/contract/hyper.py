@@ -71,6 +71,7 @@ WORDS = {
     "draws": (*DRAWS, "few", "many"),
     "law": tuple(LAWS),
     "scaling": SCALINGS,
+    "scaler": SCALINGS,
     "attention": ("prob", "full"),
 }
 

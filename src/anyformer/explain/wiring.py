@@ -16,6 +16,7 @@ from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
 from anyformer.parts.heads import Kept
 from anyformer.parts.reversible import ReversibleBlock
+from anyformer.parts.series.decomposition import SeasonBlock, TrendBlock
 from anyformer.parts.streams import JointBlock
 from anyformer.skeletons.base import Skeleton
 from anyformer.skeletons.media import bare
@@ -26,6 +27,8 @@ BRANCHES = ("mixer", "cross", "ffn")
 STREAMS = ("first", "second")  # of a block with two
 OTHER = {  # kinds of blocks beside `Block`: their difference from it
     ReversibleBlock: "two streams: each sum goes to the other one",
+    SeasonBlock: "a trend is taken off each sum",
+    TrendBlock: "a trend is taken off each sum, and added up beside the stream",
     JointBlock: "two streams: the mixer joins them; each has norms, gates and an MLP of its own",
     Side: "told: shift and scale after each norm, a gate before each sum",
 }
@@ -236,7 +239,8 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
 
 def _wiring(block: Recipe) -> str:
     """The wiring of a block; that of `Block` if a page's own kind of block has no such option."""
-    return block.options.get("wiring", signature(Block)["wiring"])
+    usual = getattr(block.part, "wired", signature(Block)["wiring"])
+    return block.options.get("wiring", usual)
 
 
 def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> float:

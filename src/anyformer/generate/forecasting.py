@@ -173,11 +173,14 @@ class Tally:
 
 
 def crps(drawn: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """E|X - y| - E|X - X'| / 2 over the draws X, exactly: (M, …) and (…) -> (…)."""
+    """E|X - y| - E|X - X'| / 2 over M draws X, where X' is another one of them: (M, …) and (…) -> (…).
+
+    So its mean does not depend on M (Ferro, 2014, "Fair scores for ensemble forecasts").
+    """
     count = len(drawn)
     ordered = np.sort(drawn, 0)
     rank = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, *[1] * (drawn.ndim - 1))
-    return np.abs(drawn - true).mean(0) - (rank * ordered).sum(0) / count**2
+    return np.abs(drawn - true).mean(0) - (rank * ordered).sum(0) / (count * max(1, count - 1))
 
 
 def window(model: Any, processor: SeriesProcessor, series: TimeSeries, at: int) -> Window:

@@ -41,7 +41,7 @@ class Autoformer:
     start: int = 10  # steps of the context before the horizon
     targets: int = 1  # of a step
     lags: tuple[int, ...] = LAGS
-    scaling: str = "mean"  # of absolute values; std, none
+    scaler: str = "mean"  # of absolute values; std, none
     calendar: int = 0  # features of the time of a step
     known: int = 0  # other features that are known ahead
     numbers: int = 0  # static numbers of a series
@@ -65,7 +65,7 @@ def autoformer(c: Autoformer) -> Recipe:
         horizon=c.horizon,
         size=c.targets,
         lags=c.lags,
-        scaling=c.scaling,
+        scaling=c.scaler,
         times=c.calendar + c.known,
         numbers=c.numbers,
         categories=c.categories,
@@ -73,12 +73,20 @@ def autoformer(c: Autoformer) -> Recipe:
         start=c.start,
     )
     places = Stored.of(context=c.context + c.horizon)
-    entry = Inward.of(features=c.row, positions=places, norm=LayerNorm.of(), dropout=c.dropout)
+    norm = LayerNorm.of()
+    entry = Inward.of(features=c.row, positions=places, norm=norm, dropout=c.dropout)
     mixer = AutoCorrelation.of(factor=c.factor)
     ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
-    block = SeasonBlock.of(mixer=mixer, ffn=ffn, average=c.average, dropout=c.dropout)
-    cross = mixer.but(cross=True)
-    both = TrendBlock.of(mixer=mixer, cross=cross, ffn=ffn, features=c.row, average=c.average, dropout=c.dropout)
+    block = SeasonBlock.of(mixer=mixer, ffn=ffn, norm=norm, average=c.average, dropout=c.dropout)
+    both = TrendBlock.of(
+        mixer=mixer,
+        cross=mixer.but(cross=True),
+        ffn=ffn,
+        norm=norm,
+        features=c.row,
+        average=c.average,
+        dropout=c.dropout,
+    )
     encoder = Stack.of([block] * c.depth, entry=entry)
     decoder = TrendStack.of([both] * c.decoder_depth, entry=entry, average=c.average)
     head = WithTrend.of(features=c.row, then=Forecast.of(law=c.law, size=c.targets))
@@ -96,11 +104,11 @@ SIZES = {
         lags=(1, 3),
         calendar=2,
         average=5,
-        factor=1,
+        factor=2,
         dropout=0.0,
         hidden_dropout=0.0,
     ),
-    "mini": Autoformer(dim=64, hidden=128, horizon=48, context=96, start=48, scaling="std"),
+    "mini": Autoformer(dim=64, hidden=128, horizon=48, context=96, start=48, scaler="std"),
     "base": Autoformer(),
     "monthly": Autoformer(depth=4, decoder_depth=4, lags=MONTHS, calendar=2, numbers=1, categories=(366,), widths=(3,)),
 }
@@ -111,7 +119,7 @@ PARAMETERS = {
     "monthly": 260_269,
 }  # without the places, constants that files store
 CASES = {
-    "wide": {"targets": 2, "scaling": "std", "calendar": 0, "law": "normal", "depth": 1, "start": 8, "horizon": 6},
+    "wide": {"targets": 2, "scaler": "std", "calendar": 0, "law": "normal", "depth": 1, "start": 8, "horizon": 6},
     "static": {
         "categories": (5, 3),
         "widths": (2, 4),
@@ -123,14 +131,14 @@ CASES = {
         "average": 3,
     },
     "plain": {
-        "scaling": "none",
+        "scaler": "none",
         "targets": 3,
         "calendar": 0,
         "lags": (2,),
         "context": 9,
         "horizon": 4,
         "start": 1,
-        "factor": 2,
+        "factor": 3,
     },
 }
 

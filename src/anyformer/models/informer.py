@@ -21,6 +21,7 @@ from anyformer.hub.tables.bart import layers
 from anyformer.hub.tables.config import alike, key
 from anyformer.hub.tables.series import LAGS, law_rows, row_size, series_config, series_rows
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._tasks import choose
 from anyformer.parts import MLP, Attention, Block, LayerNorm, ProbSparse
 from anyformer.parts.series.distil import Distil
 from anyformer.parts.series.laws import LAWS, Forecast
@@ -41,7 +42,7 @@ class Informer:
     context: int = 24  # steps of the past, beside those that the lags reach
     targets: int = 1  # of a step
     lags: tuple[int, ...] = LAGS
-    scaling: str = "mean"  # of absolute values; std, none
+    scaler: str = "mean"  # of absolute values; std, none
     calendar: int = 0  # features of the time of a step
     known: int = 0  # other features that are known ahead
     numbers: int = 0  # static numbers of a series
@@ -68,7 +69,7 @@ def informer(c: Informer) -> Recipe:
         horizon=c.horizon,
         size=c.targets,
         lags=c.lags,
-        scaling=c.scaling,
+        scaling=c.scaler,
         times=c.calendar + c.known,
         numbers=c.numbers,
         categories=c.categories,
@@ -80,7 +81,7 @@ def informer(c: Informer) -> Recipe:
     full = Attention.of(heads=c.heads, dropout=c.attention_dropout)
     few = ProbSparse.of(heads=c.heads, factor=c.factor, draws="many", dropout=c.attention_dropout)
     ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
-    mixer = {"prob": few, "full": full}[c.attention]
+    mixer = choose("informer", "attention", c.attention, {"prob": few, "full": full})
     block = Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring="post", dropout=c.dropout)
     both = block.but(cross=full.but(cross=True))
     between = Distil.of() if c.distil else None
@@ -105,7 +106,7 @@ SIZES = {
         attention_dropout=0.0,
         hidden_dropout=0.0,
     ),
-    "mini": Informer(dim=64, heads=4, hidden=128, horizon=48, context=96, scaling="std"),
+    "mini": Informer(dim=64, heads=4, hidden=128, horizon=48, context=96, scaler="std"),
     "base": Informer(),
     "monthly": Informer(depth=4, decoder_depth=4, lags=MONTHS, calendar=2, numbers=1, categories=(366,), widths=(3,)),
 }
@@ -116,7 +117,7 @@ PARAMETERS = {
     "monthly": 277_837,
 }  # without the places, constants that files store
 CASES = {
-    "full": {"attention": "full", "distil": False, "targets": 2, "scaling": "std", "calendar": 0, "law": "normal"},
+    "full": {"attention": "full", "distil": False, "targets": 2, "scaler": "std", "calendar": 0, "law": "normal"},
     "static": {
         "categories": (5, 3),
         "widths": (2, 4),
@@ -127,7 +128,7 @@ CASES = {
         "depth": 2,
     },
     "few": {"factor": 1, "depth": 1, "decoder_depth": 1, "context": 14, "horizon": 8},
-    "plain": {"scaling": "none", "targets": 3, "calendar": 0, "lags": (2,), "context": 7, "horizon": 4, "depth": 2},
+    "plain": {"scaler": "none", "targets": 3, "calendar": 0, "lags": (2,), "context": 7, "horizon": 4, "depth": 2},
 }
 
 

@@ -160,14 +160,17 @@ class BatchNorm(CellNorm):
             nn.init.constant_(tensor, value)
 
     def forward(self, x: Tensor, extent: Extent | None) -> Tensor:
+        if extent is None:
+            stored = self.running_mean, self.running_var
+            return F.batch_norm(x, *stored, self.weight, self.bias, self.training, self.momentum, self.eps)
         kind = x.dtype
         x = x.to(torch.promote_types(kind, torch.float32))
         if not self.training:
             mean, var = self.running_mean[:, None, None].to(x.dtype), self.running_var[:, None, None].to(x.dtype)
         else:
-            real = torch.ones_like(x[:, :1], dtype=torch.bool) if extent is None else extent.real(*x.shape[2:])
+            real = extent.real(*x.shape[2:])
             mean, var = (moment[0] for moment in moments(x, real, (0, 2, 3)))  # (C, 1, 1) each
-            count = x[:, 0].numel() if extent is None else int(real.sum())
+            count = int(real.sum())
             with torch.no_grad():
                 spread = var * (count / max(1, count - 1))
                 self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)

@@ -83,8 +83,6 @@ class Forecaster(Skeleton, Part):
     def forward(self, **inputs: Tensor | None) -> Output:
         """A window by name (`model.inputs()`) to an Output with the parameters of the law of each step ahead,
         `heads.forecast` (B, H, P) or with several targets (B, H, C, P).
-
-        Without `future_values`, a forecaster of one step after another gives the law of the first step.
         """
         named = self.check_inputs(inputs)
         return self.told(self.read(named), named)
@@ -98,10 +96,7 @@ class Forecaster(Skeleton, Part):
     def told(self, read: Read, named: Mapping[str, Tensor]) -> Output:
         """The steps ahead of windows that were read, by `future_values` and `future_time_features`."""
         names = ("future_values", "future_time_features")
-        ahead: dict[str, Any] = {name: named[name] for name in names if name in named}
-        if self.stepwise and "future_values" not in ahead:
-            first = read.window.shift.squeeze(1) if self.embed.size == 1 else read.window.shift  # read by no row
-            ahead = {n: v[:, :1] for n, v in ahead.items()} | {"future_values": first}
+        ahead = {name: named[name] for name in names if name in named}
         front, window = self.embed, read.window
         rows = front.ahead(window, ahead)  # (B, n, F)
         places = torch.arange(front.first, front.first + rows.shape[1], device=rows.device)

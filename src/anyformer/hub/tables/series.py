@@ -40,11 +40,11 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     value = config.get("scaling", "mean")
     if not isinstance(value, str | bool | None) or value not in SCALINGS:
         raise ValueError(f"config key 'scaling' is {value!r}; expected 'mean', 'std', true, false or null")
-    return {"scaling": SCALINGS[value]}
+    return {"scaler": SCALINGS[value]}
 
 
 def _write_scaling(hyper: Any) -> dict[str, Any]:
-    return {"scaling": False if hyper.scaling == "none" else hyper.scaling}
+    return {"scaling": False if hyper.scaler == "none" else hyper.scaler}
 
 
 def _categories(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def series_config() -> tuple[Lens, ...]:
         key("context_length", "context", default=Same("horizon")),
         key("input_size", "targets", default=1),
         Lens(("lags_sequence",), ("lags",), _lags, lambda hyper: {"lags_sequence": list(hyper.lags)}),
-        Lens(("scaling",), ("scaling",), _scaling, _write_scaling),
+        Lens(("scaling",), ("scaler",), _scaling, _write_scaling),
         key("num_time_features", "calendar", default=0),
         key("num_dynamic_real_features", "known", default=0),
         key("num_static_real_features", "numbers", default=0),

@@ -86,6 +86,10 @@ class AutoCorrelation(Mixer):
         circular one. The gradient is one transform, too, instead of one for each of A copies of the text.
         """
         wide, time = torch.promote_types(v.dtype, torch.float32), v.shape[1]
+        if there.whole:  # a transform of the text's own length is circular
+            weight = share.new_zeros(v.shape[0], time, dtype=wide).scatter_add(1, delay, share.to(wide))
+            a, b = torch.fft.rfft(v.to(wide), dim=1), torch.fft.rfft(weight, dim=1)
+            return torch.fft.irfft(a * b.conj()[..., None], time, dim=1).to(v.dtype)
         weight = share.new_zeros(v.shape[0], 2 * time, dtype=wide)
         for lag in (delay, (delay - there.count) % (2 * time)):
             weight = weight.scatter_add(1, lag, share.to(wide))
@@ -99,6 +103,9 @@ class AutoCorrelation(Mixer):
         tokens, which are the same, are added.
         """
         wide, time = torch.promote_types(q.dtype, torch.float32), q.shape[1]
+        if there.whole:
+            a, b = (torch.fft.rfft(t.to(wide), dim=1) for t in (q, k))
+            return torch.fft.irfft((a * b.conj()).mean(-1), time, dim=1)
         a, b = (torch.fft.rfft(t.to(wide), 2 * time, dim=1) for t in (q, k))  # (B, T + 1, D)
         linear = torch.fft.irfft((a * b.conj()).mean(-1), 2 * time, dim=1)  # (B, 2 T): d, and 2 T - d for -d
         delay = torch.arange(time, device=q.device)

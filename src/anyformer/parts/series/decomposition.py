@@ -65,20 +65,28 @@ class SeasonBlock(Part):
         └───────────┘                       └─────────┘
     ```
     Args:
-        mixer, ffn: the two branches.
+        mixer, ffn: the two branches. `norm`: after the mixer; the last one is a `SeasonNorm`.
         average: steps of a trend's mean, an odd number.
         dropout: at the end of each branch.
 
     Shape: (B, T, D) -> same.
     """
 
+    wired: ClassVar[str] = "post"  # as `Block.wiring`
+
     def __init__(
-        self, dim: int, mixer: Recipe[Mixer], ffn: Recipe[FeedForward], average: int = 25, dropout: float = 0.0
+        self,
+        dim: int,
+        mixer: Recipe[Mixer],
+        ffn: Recipe[FeedForward],
+        norm: Recipe[Norm],
+        average: int = 25,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.average, self.dropout = check_width("SeasonBlock", average), dropout
         self.mixer, self.ffn = mixer.build(dim), ffn.build(dim)
-        self.norm = nn.ModuleDict({"mixer": LayerNorm(dim), "ffn": SeasonNorm(dim)})
+        self.norm = nn.ModuleDict({"mixer": norm.build(dim), "ffn": SeasonNorm(dim)})
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = self.norm["mixer"](x + drop(self, self.mixer(x, flow)))
@@ -96,7 +104,7 @@ class TrendBlock(Part):
     trends ── added ── convolution of 3 in a circle ──> (B, T, F)
     ```
     Args:
-        mixer, cross, ffn: the three branches.
+        mixer, cross, ffn: the three branches. `norm`: after the first two; the last one is a `SeasonNorm`.
         features: F, the numbers of a row.
         average: steps of a trend's mean, an odd number.
         dropout: at the end of each branch.
@@ -104,12 +112,15 @@ class TrendBlock(Part):
     Shape: (B, T, D) -> (B, T, D) and (B, T, F).
     """
 
+    wired: ClassVar[str] = "post"
+
     def __init__(
         self,
         dim: int,
         mixer: Recipe[Mixer],
         cross: Recipe[Mixer],
         ffn: Recipe[FeedForward],
+        norm: Recipe[Norm],
         features: int,
         average: int = 25,
         dropout: float = 0.0,
@@ -117,7 +128,7 @@ class TrendBlock(Part):
         super().__init__()
         self.average, self.dropout = check_width("TrendBlock", average), dropout
         self.mixer, self.cross, self.ffn = mixer.build(dim), cross.build(dim), ffn.build(dim)
-        self.norm = nn.ModuleDict({"mixer": LayerNorm(dim), "cross": LayerNorm(dim), "ffn": SeasonNorm(dim)})
+        self.norm = nn.ModuleDict({"mixer": norm.build(dim), "cross": norm.build(dim), "ffn": SeasonNorm(dim)})
         self.trend = TimeConvolution(dim, features, 3, padding=1, padding_mode="circular", bias=False)
 
     def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:

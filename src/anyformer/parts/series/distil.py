@@ -52,7 +52,7 @@ class Distil(Part):
         if flow.keep is not None:
             raise ValueError("Distil reads whole windows, and this input has padding; mark missing values instead")
         y = self.norm(self.conv(x.mT))  # (B, D, T)
-        return F.max_pool1d(F.elu(y), 3, 2, 1).mT
+        return F.max_pool1d(F.elu(y), 3, 2, 1).mT.contiguous()
 
     def behind(self, flow: Flow) -> Flow:
         """The flow behind: every second position."""

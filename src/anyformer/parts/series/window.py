@@ -60,7 +60,7 @@ class Series(FrontEnd):
     from `ahead`:
 
     - start None: one step after another. The row of a step has the values before it (`future_values`), true ones in
-      training, drawn ones in a forecast.
+      training, drawn ones in a forecast. So the last one of them is never read.
     - start n: all at once. The last n rows of the context begin them, and lags of the steps ahead are 0.
 
     Args:
@@ -126,7 +126,7 @@ class Series(FrontEnd):
             "future_time_features": Input(("steps", "features"), fixed=("features",), required=self.times > 0),
         }
         if self.start is None:
-            read["future_values"] = Input(ahead, fixed=open_, required=False)
+            read["future_values"] = Input(ahead, fixed=open_)
         if self.numbers:
             read["static_real_features"] = Input(("numbers",), fixed=("numbers",))
         if len(self.categories):
@@ -277,6 +277,8 @@ class Stored(Positions):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if self.weight.is_meta:  # nothing to compute, of a file's size, however large
+            return
         with torch.device("cpu"):
             self.weight.copy_(Sinusoidal(self.weight.shape[1])(torch.arange(len(self.weight))))
 
