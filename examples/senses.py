@@ -39,15 +39,9 @@ from anyformer.media.sound import Sound, sound
 
 MARKS = ("<!-- senses -->", "<!-- end of senses -->")
 SENSES = ("picture", "video", "spoken", "written")
-LEAST, PIXELS, FRAMES, RATE, BATCH = (
-    30,
-    1024,
-    6,
-    4.0,
-    16,
-)  # stamps of a kind, of a picture, of a video, a second, examples
-BYTES, ASK, IMAGE, VIDEO, SOUND, AROUND = 256, 256, 257, 258, 259, (260, 261, 262, 263)  # the ids of the vocabulary
-FIRST = 264  # of the kinds
+LEAST, PIXELS, BATCH = 30, 1024, 16  # stamps of a kind, the most pixels of a picture, examples of a batch
+FRAMES, RATE = 6, 4.0  # of a video, and of a second
+ASK, IMAGE, VIDEO, SOUND, AROUND, FIRST = 256, 257, 258, 259, (260, 261, 262, 263), 264  # ids behind the bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Thing:
 
 def network(kinds: int) -> tuple[Any, CubeProcessor]:
     """A model with first weights, and its processor."""
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "view": {"dim": 96, "depth": 2, "heads": 4, "hidden": 256, "patch": 4, "window": 16, "full": (1,)},
         "sound": {"dim": 96, "depth": 2, "heads": 4, "hidden": 256, "mels": 40, "window": 50},
         "text": {"dim": 128, "depth": 3, "heads": 4, "kv_heads": 4, "hidden": 384, "vocab": FIRST + kinds,
@@ -116,11 +110,6 @@ def pixels(image: Any) -> np.ndarray:
 def inputs(model: Any, things: Sequence[Thing], senses: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
     """The inputs of a batch: each example has its senses in their order, and the question at the end."""
     rows, media = [], dict[str, list[torch.Tensor]]()
-    names = {
-        "picture": ("pixel_values", "image"),
-        "video": ("video_pixel_values", "video"),
-        "spoken": ("input_features", "sound"),
-    }
     for one, chosen in zip(things, senses, strict=True):
         row = list[int]()
         for sense in chosen:
