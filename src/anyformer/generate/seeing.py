@@ -109,19 +109,24 @@ def seen_by(model: Any, kind: str = "images") -> Any:
 
 
 def placeholder(model: Any) -> str:
-    """The text of the placeholder for pictures.
+    """The text of the placeholder for pictures, with what stands around it.
 
     Raises:
         ValueError: if the tokenizer has none.
     """
-    token, tokenizer = seen_by(model).token, tokenizer_of(model, "texts about pictures")
-    text = tokenizer.core.id_to_token(token)
-    if text is None or tokenizer.encode(text, special=False) != [token]:
-        raise ValueError(
-            f"the model's placeholder for pictures is token {token}, and its tokenizer has no text for it; set "
-            f"model.tokenizer = model.tokenizer.with_special({token}, '<image>')"
-        )
-    return text
+    medium, tokenizer = seen_by(model), tokenizer_of(model, "texts about pictures")
+    around = getattr(medium, "around", ())
+    texts = []
+    for token in (*around[:1], medium.token, *around[1:]):
+        text = tokenizer.core.id_to_token(token)
+        if text is None or tokenizer.encode(text, special=False) != [token]:
+            raise ValueError(
+                f"the model's placeholder for pictures is token {medium.token}"
+                f"{f', between {around[0]} and {around[1]}' if around else ''}, and its tokenizer has no text for "
+                f"{token}; set model.tokenizer = model.tokenizer.with_special({token}, '<image>')"
+            )
+        texts.append(text)
+    return "".join(texts)
 
 
 def spoken(tokenizer: Any, mark: str, text: str) -> Any:
