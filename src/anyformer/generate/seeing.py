@@ -108,6 +108,14 @@ def seen_by(model: Any, kind: str = "images") -> Any:
     return model.medium(needed)
 
 
+def prepared(model: Any, source: Any) -> dict[str, Any]:
+    """A picture as inputs of a model: an array of pixels, or for a model that reads pictures of any size tensors, which
+    stand one after another in a batch."""
+    if getattr(model, "placeholders", ()) and (medium := seen_by(model)).packed:
+        return {f"{medium.prefix}{name}": value for name, value in model.processor([source]).items()}
+    return {PIXELS: model.processor.values(source)}
+
+
 def placeholder(model: Any) -> str:
     """The text of the placeholder for pictures, with what stands around it.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Medium(Part):
 
     Shape: the tower's inputs -> (N, P, D).
     """
+
+    packed: ClassVar[bool] = False  # True if media of several sizes stand one after another in one sequence
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class RowEncoder:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
         if self.task == "caption":
-            parts += [sorted(m.placeholders), self.positions]
+            parts += [sorted(m.placeholders), str(m.processor) if seen_by(m).packed else self.positions]
         return repr(parts)
 
     @property
@@ -85,6 +85,15 @@ class RowEncoder:
                 "give it a crop, or a size of height and width"
             )
         return seen_by(self.model).lengths({"pixel_values": torch.zeros(shapes[0])})[0]
+
+    def taken(self, image: Any) -> int:
+        """The positions that this picture takes in a text."""
+        medium = seen_by(self.model)
+        if not medium.packed:
+            return self.positions
+        named = isinstance(image, str | os.PathLike)
+        source = self.root / pictures.below(self.root, image) if named else pictures.content(image)
+        return medium.lengths(self.model.processor([source]))[0]
 
     def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
         """The examples of all rows; None for a row with nothing to learn.
@@ -212,7 +221,8 @@ def _captioned(e: RowEncoder, row: Row) -> list[Example]:
         before = "\n".join([mark, *said[:-1], ""])
         ids, counted = marked(t, before + said[-1], [(len(before), len(before) + len(said[-1]))], closed=False)
     token = seen_by(e.model).token
-    counts = [e.positions if i == token else 1 for i in ids]
+    size = e.taken(row["image"])
+    counts = [size if i == token else 1 for i in ids]
     counted = [v for v, n in zip(counted, counts, strict=True) for _ in range(n)]
     ids = [v for v, n in zip(ids, counts, strict=True) for _ in range(n)]
     if e.limit <= (most := len(ids) - ids[::-1].index(token)):

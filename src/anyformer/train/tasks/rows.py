@@ -17,6 +17,7 @@ from anyformer.data.batches import Batch
 from anyformer.data.mixing import picked, shares
 from anyformer.data.order import Rows, shuffled
 from anyformer.data.store import Example, Store
+from anyformer.generate.seeing import prepared
 from anyformer.hub.noising import words
 from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
@@ -93,7 +94,7 @@ class StoredExamples:
             return example
         named = example.get("path")
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
-        return {"pixel_values": self.model.processor.values(data), **rest}
+        return {**prepared(self.model, data), **rest}
 
     def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
         """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""
