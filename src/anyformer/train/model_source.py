@@ -30,6 +30,7 @@ HEADS = {
     "images": "classify",
     "tag": "tag",
     "detect": "detect",
+    "answer": "answer",
 }  # task -> its name in pages with several heads
 
 

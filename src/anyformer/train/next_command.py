@@ -18,7 +18,8 @@ from anyformer.train.tasks.boxes import first_picture
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
+    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
+    "clone": "act",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -62,6 +63,8 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "answer":
+        return [source]
     if task == "paint":
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

@@ -12,6 +12,7 @@
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
+| answer   | CrossEncoder      | `question`, `features`, `boxes`, `label`     | the label                            |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
@@ -32,6 +33,7 @@ import torch
 from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
+from anyformer.generate.answering import asked
 from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
@@ -135,7 +137,8 @@ class RowEncoder:
 
 def _check(column: str, value: Any) -> None:
     """Lists where there must be some; elsewhere text or a number; images are looked at later."""
-    wanted = {"messages": list, "words": list, "labels": list, "image": object}.get(column, (str, int, float))
+    lists = dict.fromkeys(("messages", "words", "labels", "features", "boxes"), list)
+    wanted = {**lists, "image": object}.get(column, (str, int, float))
     if not isinstance(value, wanted) or (isinstance(value, str | list) and not value):  # type: ignore[arg-type]
         kind = "a list that is not empty" if wanted is list else "text or a number"
         raise ValueError(f"{column!r} is {value!r:.60}; every row needs {kind} there")
@@ -231,6 +234,10 @@ def _captioned(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": np.array(ids), "labels": np.array(labels)}]
 
 
+def _answered(e: RowEncoder, row: Row) -> list[Example]:
+    return [{**asked(e.model, row, 0, e.limit), "labels": np.array(e.place(row["label"]))}]
+
+
 def _number(text: str) -> np.ndarray:
     """Equal for equal texts: a hash, of 31 bits."""
     return np.array(zlib.crc32(text.encode("utf-8", "replace")) >> 1)
@@ -238,7 +245,7 @@ def _number(text: str) -> np.ndarray:
 
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted,
+    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
 }  # fmt: skip
 
 
