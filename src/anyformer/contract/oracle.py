@@ -100,7 +100,11 @@ class Oracle:
         other = {} if self.hub is None else self.hub.inputs
         inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
         if self.on_axes:
-            inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+            ids = inputs["input_ids"]
+            inputs.setdefault("attention_mask", torch.ones_like(ids))
+            if "mm_token_type_ids" in inspect.signature(self.theirs.forward).parameters:  # 1 a picture's, 2 a video's
+                kinds = enumerate((self.ours.media[name].token for name in ("image", "video")), 1)
+                inputs["mm_token_type_ids"] = sum(number * (ids == token).int() for number, token in kinds)
         return inputs
 
     def restored(self) -> Any:

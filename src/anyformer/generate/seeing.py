@@ -108,20 +108,33 @@ def seen_by(model: Any, kind: str = "images") -> Any:
     return model.medium(needed)
 
 
+def prepared(model: Any, source: Any) -> dict[str, Any]:
+    """A picture as inputs of a model: an array of pixels, or for a model that reads pictures of any size tensors, which
+    stand one after another in a batch."""
+    if getattr(model, "placeholders", ()) and (medium := seen_by(model)).packed:
+        return {f"{medium.prefix}{name}": value for name, value in model.processor([source]).items()}
+    return {PIXELS: model.processor.values(source)}
+
+
 def placeholder(model: Any) -> str:
-    """The text of the placeholder for pictures.
+    """The text of the placeholder for pictures, with what stands around it.
 
     Raises:
         ValueError: if the tokenizer has none.
     """
-    token, tokenizer = seen_by(model).token, tokenizer_of(model, "texts about pictures")
-    text = tokenizer.core.id_to_token(token)
-    if text is None or tokenizer.encode(text, special=False) != [token]:
-        raise ValueError(
-            f"the model's placeholder for pictures is token {token}, and its tokenizer has no text for it; set "
-            f"model.tokenizer = model.tokenizer.with_special({token}, '<image>')"
-        )
-    return text
+    medium, tokenizer = seen_by(model), tokenizer_of(model, "texts about pictures")
+    around = getattr(medium, "around", ())
+    texts = []
+    for token in (*around[:1], medium.token, *around[1:]):
+        text = tokenizer.core.id_to_token(token)
+        if text is None or tokenizer.encode(text, special=False) != [token]:
+            raise ValueError(
+                f"the model's placeholder for pictures is token {medium.token}"
+                f"{f', between {around[0]} and {around[1]}' if around else ''}, and its tokenizer has no text for "
+                f"{token}; set model.tokenizer = model.tokenizer.with_special({token}, '<image>')"
+            )
+        texts.append(text)
+    return "".join(texts)
 
 
 def spoken(tokenizer: Any, mark: str, text: str) -> Any:

@@ -8,7 +8,8 @@ patches ── cube ── RMSNorm, attention in windows, in few blocks in frame
 log-mels ── conv, GELU ── conv / 2, GELU ── + place ── Whisper's blocks, in chunks ── mean of 2 ── W ─┤ sound
 ids ── token ─────────────────────────────────────────────────────────────────────────────────────────┴─ Qwen2 ──
 ```
-One tower reads pictures and videos. The talker and its decoder, which make speech of the text, are not here.
+One tower reads pictures and videos. Qwen2.5-VL (Bai et al., 2025; arXiv:2502.13923) is this page without sounds. The
+talker and its decoder, which make speech of the text, are not here.
 """
 
 from dataclasses import dataclass, field, fields
@@ -82,7 +83,7 @@ class Omni:
 
 def omni(c: Omni) -> Recipe:
     text = {f.name: getattr(c.text, f.name) for f in fields(c.text) if f.name != "sections"}
-    media = {
+    media: dict[str, Recipe] = {
         "image": Views.of(c.image_token, tower(c.view), Merger.of(RMSNorm.of()), c.view_around),
         "video": Videos.of(c.video_token, "image", c.rate, c.view_around),
     }
@@ -131,10 +132,12 @@ SIZES = {
         sound_around=(2, 3),
     ),
     "7b": Omni(),
+    "vl-7b": Omni(sound=None, rate=2, text=Text(context=128000)),
 }
-PARAMETERS = {"tiny": 30_720, "mini": 3_560_512, "7b": 8_931_806_720}
+PARAMETERS = {"tiny": 30_720, "mini": 3_560_512, "7b": 8_931_806_720, "vl-7b": 8_292_166_656}
 CASES = {
     "tied": {"tied": True, "text.act": "gelu_tanh", "rate": 10},
+    "no sound": {"sound": None, "sound_token": 151646, "sound_around": (151647, 151648), "text.depth": 1},
     "other sizes": {
         "view.dim": 24,
         "view.depth": 3,
@@ -176,6 +179,7 @@ HUBS = (
             "video_pixel_values": "pixel_values_videos",
             "video_seconds": "video_second_per_grid",
         },
+        processor="Qwen2VLImageProcessor",
         config=(
             within("text_config", "text", Text, *tables.TEXT),
             tables.tower("vision_config", "view", View, "out_hidden_size", *tables.VIEW),
@@ -185,5 +189,23 @@ HUBS = (
             key("tie_word_embeddings", "tied", default=False),
             tables.NOTHING,
         ),
+    ),
+    Hub(
+        "qwen2_5_vl",
+        architectures={"Qwen2_5_VLForConditionalGeneration": {"sound": None}},
+        weights=lambda c: tables.weights(c, joined=True),
+        inputs={
+            "grid_thw": "image_grid_thw",
+            "video_pixel_values": "pixel_values_videos",
+            "video_seconds": "second_per_grid_ts",
+        },
+        config=(
+            tables.language("text", Text),
+            tables.seeing("view", View),
+            *tables.SEEING_IDS,
+            key("tie_word_embeddings", "tied", default=False),
+            tables.NOTHING,
+        ),
+        processor="Qwen2VLImageProcessor",
     ),
 )

@@ -16,10 +16,10 @@ layer window_from …         · · · ■ ■ ■    the last `window` tokens, 
 from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, keys, must
+from anyformer.hub.tables.config import keys, must
 from anyformer.hub.tables.gguf import decoder_config, decoder_rows
 from anyformer.hub.tables.llama import llama_config, llama_rows
-from anyformer.hub.tables.qwen2 import WINDOW
+from anyformer.hub.tables.qwen2 import HEAD_DIM, WINDOW
 from anyformer.hub.tables.weights import Hub
 from anyformer.models._tasks import choose
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
@@ -107,12 +107,7 @@ HUBS = (
             *keys(num_key_value_heads="kv_heads"),
             WINDOW,
             must("use_mrope", False),
-            Lens(
-                ("head_dim",),
-                ("head_dim",),
-                lambda c: {"head_dim": c.get("head_dim")},  # null is not valid there
-                lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim},
-            ),
+            HEAD_DIM,
         ),
     ),
     Hub("qwen2", format="gguf", weights=lambda c: decoder_rows(), config=decoder_config("qwen2")),

@@ -31,6 +31,8 @@ class Views(Medium):
     Shape: pixel_values (patches of all pictures, numbers of a patch), grid_thw (N, 3) -> (1, P, D).
     """
 
+    packed = True
+
     def __init__(
         self,
         dim: int,

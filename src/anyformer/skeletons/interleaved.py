@@ -50,7 +50,7 @@ class Images(FrontEnd):
     main = "pixel_values"
     closed = True
     token: int | None = None  # that stands for a picture
-    prefix = ""
+    prefix, packed = "", False
     if TYPE_CHECKING:  # a type checker sees the signature of the constructor, which takes no width
 
         @classmethod

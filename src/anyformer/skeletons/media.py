@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Medium(Part):
 
     Shape: the tower's inputs -> (N, P, D).
     """
+
+    packed: ClassVar[bool] = False  # True if media of several sizes stand one after another in one sequence
 
     def __init__(
         self,
@@ -296,10 +298,11 @@ def placed(
             taken += len(vectors[-1])
             ends.append((ends[-1] if ends else 0) + len(vectors[-1]))
         stops = [before + i for i, at in enumerate(spots) if not i or at != spots[i - 1] + 1] + [total]
+        apart = not medium.around or {end for end in ends if before < end < total} <= {*stops}  # something between them
         stops = [stop for stop in stops if stop != before or not spots or spots[0]]  # a run that goes on from before
         if state is not None and spots and spots[-1] == len(here_) - 1:
             stops = stops[:-1]  # it goes on in the next call
-        if total > (ends[-1] if ends else 0) or not {0, *ends}.issuperset(stops):
+        if not apart or total > (ends[-1] if ends else 0) or not {0, *ends}.issuperset(stops):
             raise ValueError(_problem(name, medium, number, len(spots), before, ends, bool(each)))
         new = [] if marks is None or taken == begun else [marks[begun:taken]]
         own = [*([] if row.marks is None else [row.marks]), *new]
@@ -357,5 +360,5 @@ def _problem(name: str, medium: Medium, row: int, count: int, before: int, ends:
     made = " + ".join(map(str, sizes)) or "none"
     return (
         f"{said}{after}, and its media make {made} positions: in each row every medium needs exactly as many "
-        "placeholders as it makes positions, one after another"
+        f"placeholders as it makes positions, one after another{', and ids around them' if medium.around else ''}"
     )

@@ -32,6 +32,7 @@ HEADS = {
     "images": "classify",
     "tag": "tag",
     "detect": "detect",
+    "answer": "answer",
 }  # task -> its name in pages with several heads
 
 

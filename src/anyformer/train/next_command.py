@@ -18,8 +18,8 @@ from anyformer.train.tasks.boxes import first_picture
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
-    "ctc": "transcribe", "forecast": "forecast",
+    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
+    "clone": "act", "ctc": "transcribe", "forecast": "forecast",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -69,6 +69,8 @@ def _words(
     if task == "ctc" and not source.startswith(HUB):
         rows = find(source)
         return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
+    if task == "answer":
+        return [source]
     if task == "paint":
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

@@ -106,8 +106,8 @@ class CubeProcessor(ImageProcessor):
             raise ValueError("there are no sounds: the list is empty")
         lengths = torch.tensor([one.shape[1] for one in made])
         values = torch.zeros(len(made), self.ears.mels, int(lengths.max()))
-        for row, one in zip(values, made, strict=True):
-            row[:, : one.shape[1]] = one
+        for row, features in zip(values, made, strict=True):
+            row[:, : features.shape[1]] = features
         return {
             "input_features": values,
             "feature_attention_mask": (torch.arange(values.shape[2]) < lengths[:, None]).long(),
@@ -160,14 +160,14 @@ class CubeProcessor(ImageProcessor):
     ) -> tuple[CubeProcessor, list[Line]]:
         heard = {name: value for name, value in content.items() if name in SOUNDS}
         seen = {name: value for name, value in content.items() if name not in SOUNDS}
-        made, lines = read(ENTRIES, seen, cls, {"ears": None, "rate": 2.0}, ignore)
+        made, lines = read(ENTRIES, seen, cls, {"ears": None}, ignore)
         if "feature_extractor_type" not in heard:
             return made, lines
         ears, more = SoundProcessor.read(heard, None, ignore)
         return replace(made, ears=ears), [*lines, *more]
 
     def words(self) -> dict[str, Any]:
-        fixed = {name: getattr(self, name) for name in ("origin", "crop_size", "ears", "rate", "size", "convert_rgb")}
+        fixed = {name: getattr(self, name) for name in ("origin", "crop_size", "ears", "size", "convert_rgb")}
         origin = {name: value for name, value in self.origin.words.items() if name not in SOUNDS}
         seen = write(ENTRIES, self, fixed, origin)
         if self.ears is None:
@@ -217,6 +217,7 @@ ENTRIES = (
     key("patch_size", "patch", default=14),
     key("temporal_patch_size", "frames", default=2),
     key("merge_size", "merge", default=2),
+    key("fps", "rate", default=2.0),
     *keys._NUMBERS,
     *keys._NOTHING,
     quiet("default_to_square", why="sizes are pixels here"),

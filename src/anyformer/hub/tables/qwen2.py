@@ -46,6 +46,14 @@ WINDOW = Lens(
 )  # fmt: skip
 
 
+HEAD_DIM = Lens(
+    ("head_dim",),
+    ("head_dim",),
+    lambda c: {"head_dim": c.get("head_dim")},  # null is not valid there
+    lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim},
+)
+
+
 def _no_window(config: Mapping[str, Any]) -> dict[str, Any]:
     if (window := _get_window(config)["window"]) is not None:
         raise ValueError(f"'use_sliding_window' is true, of {window} tokens; this page has full attention only")

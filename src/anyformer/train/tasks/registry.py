@@ -15,6 +15,8 @@
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
+| answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
+|          |                   |                                                   | `boxes` and `label`               |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
@@ -34,6 +36,7 @@ from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
@@ -58,6 +61,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Denoiser, "pixel_values"): ("paint",),
     (Painter, "pixel_values"): ("paint",),
     (Spliced, "input_ids"): ("caption", "causal"),
+    (CrossEncoder, "input_ids"): ("answer",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
@@ -78,6 +82,7 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
+    "answer": (("question", "features", "boxes", "label"),),
 }
 MEDIA = ("images", "match", "caption", "detect", "paint", "ctc")  # tasks whose rows have an image or a sound
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
@@ -85,9 +90,10 @@ ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
     "classify": ROUND,
     "tag": ROUND,
+    "answer": ROUND,
     "denoise": {"mask_token": "[MASK]"},
 }
-AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # special tokens around a text
+AROUND = dict.fromkeys(("masked", "classify", "tag", "answer"), ("[CLS]", "[SEP]"))  # special tokens around a text
 SENTINELS = 100
 PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 
