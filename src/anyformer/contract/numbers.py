@@ -83,6 +83,7 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
     side = oracle(subject, hub)
     ours, theirs = fresh(side.ours).train(), side.theirs
     batch = draw(subject, random.Random(2), [9, 9, 9])
+    held = {name: value.clone() for name, value in theirs.named_buffers()}  # running means change in training
     try:
         theirs.train()
         theirs.zero_grad()
@@ -98,7 +99,7 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
         worst = max(close(actual[n], expected[n], f"training: {n}") for n in names)
         wanted = their_gradients(side, hub)
     finally:
-        theirs.eval()
+        theirs.eval().load_state_dict(held, strict=False)
     still = {n: torch.zeros_like(b) for n, b in ours.state_dict().items() if b.is_floating_point()}  # buffers: never
     mine = as_theirs(side, hub, still | {n: p.grad for n, p in ours.named_parameters() if p.grad is not None})
     wanted |= {n: g for n, g in mine.items() if n not in wanted and not g.any()}  # an expert without tokens: none is 0
