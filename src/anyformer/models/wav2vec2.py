@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import key
-from anyformer.hub.tables.wav2vec import BESIDE, CODES, CONFIG, HEADS, QUANTISER, layer_rows
-from anyformer.hub.tables.weights import Hub
+from anyformer.hub.tables.wav2vec import BESIDE, CODES, CONFIG, HEADS, POSITIONS, QUANTISER, layer_rows
+from anyformer.hub.tables.weights import Hub, under
 from anyformer.models._speech import Coded, tops, waves
 from anyformer.models._tasks import choose
 from anyformer.parts import MLP, Attention, Block, ConvPositions, LayerNorm
@@ -136,7 +136,7 @@ HUBS = (
         bare=("Wav2Vec2Model",),
         inputs={"hidden_frames": "mask_time_indices"},
         outputs={"projected_states": "heads.context", "projected_quantized_states": "heads.target"},
-        weights=lambda c: [layer_rows("wav2vec2", c.stable), HEADS, QUANTISER],
+        weights=lambda c: [layer_rows("wav2vec2", c.stable, *under("conv", "entry", *POSITIONS)), HEADS, QUANTISER],
         config=(*CONFIG, *BESIDE, *CODES, key("do_stable_layer_norm", "stable", default=False)),
     ),
 )

@@ -34,11 +34,12 @@ QUANTISER = [
 ]
 
 
-def layer_rows(name: str, stable: bool) -> list[Row]:
+def layer_rows(name: str, stable: bool, *places: Row) -> list[Row]:
     """Rows of the front-end and the stack below the prefix `name`.
 
     Args:
         stable: norms are before the branches, and `encoder.layer_norm` is the last one; else it is the first.
+        places: of the convolution of positions.
     """
     layer = under(
         "encoder.layers.{i}",
@@ -52,7 +53,7 @@ def layer_rows(name: str, stable: bool) -> list[Row]:
         name,
         "",
         *FRONT,
-        under("encoder.pos_conv_embed.conv", "entry", *POSITIONS),
+        under("encoder.pos_conv_embed", "", *places),
         row("encoder.layer_norm", "norm" if stable else "entry.norm"),
         layer,
     )
