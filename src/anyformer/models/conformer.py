@@ -202,6 +202,7 @@ HUBS = (
             key("rotary_embedding_base", "theta", default=10000),
             key("conv_depthwise_kernel_size", "kernel", default=31),
             key("conformer_conv_dropout", "conv_dropout", default=0.1),
+            quiet("do_stable_layer_norm", why="its blocks have one order of norms"),
             quiet("max_source_positions", why="the table of distances grows with the sound"),
         ),
     ),

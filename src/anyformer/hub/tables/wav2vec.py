@@ -117,7 +117,7 @@ CONFIG = (
     quiet("mask_feature_min_masks", "mask_time_other", "mask_time_selection", "mask_channel_other", why=TRAINING),
     quiet("mask_channel_length", "mask_channel_min_space", "mask_channel_prob", "mask_channel_selection", why=TRAINING),
     quiet("no_mask_channel_overlap", "no_mask_time_overlap", "mask_time_min_space", why=TRAINING),
-    quiet("freeze_feat_extract_train", why="what its training changed; `frozen` says it here"),
+    quiet("freeze_feat_extract_train", "feat_extract_dropout", why="what its training changed; `frozen` says it here"),
     quiet("ctc_loss_reduction", "ctc_zero_infinity", why="of another loss; here it is a mean over label tokens"),
     quiet("do_ctc", "tokenizer_class", "num_ctc_classes", why="for other programs"),
 )

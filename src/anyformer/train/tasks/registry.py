@@ -18,6 +18,8 @@
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
+| contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
+| units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -47,7 +49,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
-    (Encoder, "input_values"): ("ctc",),
+    (Encoder, "input_values"): ("ctc", "contrast", "units"),
     (Encoder, "input_features"): ("ctc",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
@@ -58,7 +60,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Spliced, "input_ids"): ("caption", "causal"),
     (Actor, "states"): ("act", "clone"),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone")
+WITHOUT_TEXT = ("images", "detect", "act", "clone", "contrast", "units")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -75,8 +77,19 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
+    "contrast": (("sound",),),
+    "units": (("sound",),),
 }
-MEDIA = ("images", "match", "caption", "detect", "paint", "ctc")  # tasks whose rows have an image or a sound
+MEDIA = (
+    "images",
+    "match",
+    "caption",
+    "detect",
+    "paint",
+    "ctc",
+    "contrast",
+    "units",
+)  # tasks whose rows have an image or a sound
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
