@@ -113,7 +113,9 @@ def test_sounds_that_cannot_be_learned_are_refused_by_name(
 
 
 def test_a_sound_without_its_text_and_a_file_that_is_none_are_refused(talks: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    (tmp_path / "b.txt").write_text("b")
     with pytest.raises(ValueError, match=r"a\.wav has no a\.txt beside it"):
         list(records(tmp_path))
     row = json.dumps({"sound": "a.wav", "text": "a"})

@@ -22,9 +22,8 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "act", "forecast", "serve", "inspect", "draw", "diff", "verify", "convert",
-         "ls",
-         "demo")  # fmt: skip
+         "caption", "ask", "answer", "paint", "act", "forecast", "serve", "inspect", "draw", "diff", "verify",
+         "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),

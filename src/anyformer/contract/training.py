@@ -19,8 +19,10 @@ from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.core.recompute import recompute
 from anyformer.core.value import Value
+from anyformer.parts.norms import TimeBatchNorm
 from anyformer.parts.series.distil import Distil
 from anyformer.parts.sound.heads import Quantised
+from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.text_and_codes import NEVER
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train.objectives import IGNORE, classification, counted
@@ -198,6 +200,8 @@ def compiling_with_inductor_changes_nothing(subject: Subject) -> float:
 
 def same_in_parts(subject: Subject) -> str | None:
     """The reason why a batch differs from its rows in training, or None."""
+    if subject.holds(TimeBatchNorm) or subject.holds(NormedPositions):
+        return "in training a batch norm takes the statistics of its batch"
     return "in training a quantiser draws noise for a batch" if subject.holds(Quantised) else None
 
 

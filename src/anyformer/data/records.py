@@ -132,7 +132,8 @@ def records(
     if resolved.kind == "images":
         return tables.images(resolved.root, resolved.files)
     if resolved.kind in ("sounds", "kaldi"):
-        return (sounds.kaldi if resolved.kind == "kaldi" else sounds.beside)(resolved.root, resolved.files)
+        rows = (sounds.kaldi if resolved.kind == "kaldi" else sounds.beside)(resolved.root, resolved.files)
+        return columns.of(resolved.name, rows)
     if resolved.kind == "hub":
         return columns.of(resolved.name, tables.hub(resolved.name.removeprefix(HUB)))
     if resolved.kind == "arrow":

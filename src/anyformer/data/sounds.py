@@ -9,16 +9,20 @@ from anyformer.data import files
 
 
 def beside(root: Path, paths: Sequence[Path]) -> Iterator[dict[str, str]]:
-    """Rows of a folder in which each sound has a text of its name: `1.wav`, `1.txt`.
+    """Rows of a folder in which each sound has a text of its name: `1.wav`, `1.txt`; or none has one.
 
     Raises:
         ValueError: for a sound without a text, or a text without a sound.
     """
     texts = {path.with_suffix(""): path for path in paths if files.suffix(path) == ".txt"}
+    said = bool(texts)
     for path in paths:
-        if path in texts.values():
+        if files.suffix(path) == ".txt":
             continue
         text = texts.pop(path.with_suffix(""), None)
+        if not said:
+            yield {"sound": str(path.relative_to(root))}
+            continue
         if text is None:
             raise ValueError(f"{path} has no {path.stem}.txt beside it, which says what is said in it")
         yield {"sound": str(path.relative_to(root)), "text": "".join(files.decoded(text)).strip()}

@@ -17,79 +17,33 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables.config import key
-from anyformer.hub.tables.wav2vec import BESIDE, CODES, CONFIG, HEADS, QUANTISER, layer_rows
-from anyformer.hub.tables.weights import Hub
+from anyformer.hub.tables.wav2vec import BESIDE, CODES, CONFIG, HEADS, POSITIONS, QUANTISER, layer_rows
+from anyformer.hub.tables.weights import Hub, under
+from anyformer.models._speech import Coded, tops, waves
 from anyformer.models._tasks import choose
-from anyformer.parts import (
-    CTC,
-    MLP,
-    Attention,
-    Block,
-    Context,
-    ConvPositions,
-    LayerNorm,
-    Quantised,
-    SoundClasses,
-    Waves,
-)
+from anyformer.parts import MLP, Attention, Block, ConvPositions, LayerNorm
 from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class Wav2Vec2:
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int = 3072
-    act: str = "gelu"
-    eps: float = 1e-5
-    widths: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)  # of the convolutions
-    kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    conv_norm: str = "group"  # after the first one, over time; layer: after each, over channels
-    conv_bias: bool = False
-    conv_act: str = "gelu"
-    position_width: int = 128  # frames
-    position_groups: int = 16
-    stable: bool = False
-    hides: bool = True  # frames can be hidden
-    task: str = "ctc"  # ctc, classify, pretrain, none
-    vocab: int = 32
-    blank: int = 0
-    classes: int = 2
-    class_width: int = 256
-    groups: int = 2  # of codes
-    codes: int = 320  # of a group
-    code_width: int = 256
-    out_width: int = 256  # in which guesses and codes are compared
-    diversity: float = 0.1  # weight of its loss
-    dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    project_dropout: float = 0.0
-    quantiser_dropout: float = 0.0
-    final_dropout: float = 0.0
+class Wav2Vec2(Coded):
+    stable: bool = False  # norms before the branches
 
 
 def wav2vec2(c: Wav2Vec2) -> Recipe:
     norm = LayerNorm.of(eps=c.eps)
-    convolutions = (c.widths, c.kernels, c.strides, c.conv_norm, c.conv_bias, c.conv_act, c.eps)
-    embed = Waves.of(*convolutions, hides=c.hides, dropout=c.project_dropout)
     places = ConvPositions.of(
-        c.position_width, c.position_groups, c.conv_act, norm=None if c.stable else norm, dropout=c.dropout
+        width=c.position_width,
+        groups=c.position_groups,
+        act=c.conv_act,
+        norm=None if c.stable else norm,
+        dropout=c.dropout,
     )
     mixer = Attention.of(heads=c.heads, dropout=c.attention_dropout)
     ffn = MLP.of(hidden=c.hidden, act=c.act, dropout=c.hidden_dropout)
     block = Block.of(mixer=mixer, ffn=ffn, norm=norm, wiring="pre" if c.stable else "post", dropout=c.dropout)
-    target = Quantised.of(c.widths[-1], c.groups, c.codes, c.code_width, c.out_width, c.diversity, c.quantiser_dropout)
-    heads: dict[str, dict[str, Recipe]] = {
-        "ctc": {"ctc": CTC.of(c.vocab, c.blank, c.final_dropout)},
-        "classify": {"classes": SoundClasses.of(classes=c.classes, width=c.class_width)},
-        "pretrain": {"context": Context.of(width=c.out_width), "target": target},
-        "none": {},
-    }
-    last, top = norm if c.stable else None, choose("wav2vec2", "task", c.task, heads)
-    return Encoder.of(c.dim, embed, [block] * c.depth, norm=last, heads=top, entry=places)
+    last, top = norm if c.stable else None, choose("wav2vec2", "task", c.task, tops(c))
+    return Encoder.of(c.dim, waves(c), [block] * c.depth, norm=last, heads=top, entry=places)
 
 
 _tiny = Wav2Vec2(
@@ -182,7 +136,7 @@ HUBS = (
         bare=("Wav2Vec2Model",),
         inputs={"hidden_frames": "mask_time_indices"},
         outputs={"projected_states": "heads.context", "projected_quantized_states": "heads.target"},
-        weights=lambda c: [layer_rows("wav2vec2", c.stable), HEADS, QUANTISER],
+        weights=lambda c: [layer_rows("wav2vec2", c.stable, *under("conv", "entry", *POSITIONS)), HEADS, QUANTISER],
         config=(*CONFIG, *BESIDE, *CODES, key("do_stable_layer_norm", "stable", default=False)),
     ),
 )

@@ -60,7 +60,7 @@ from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.parts.sound.chunks import Chunks
-from anyformer.parts.sound.heads import CTC, Context, Quantised, SoundClasses
+from anyformer.parts.sound.heads import CTC, Context, Quantised, SoundClasses, Units
 from anyformer.parts.sound.mels import Mels
 from anyformer.parts.sound.waves import Waves
 from anyformer.parts.streams import JointAttention, JointBlock, LastJointAttention
@@ -78,5 +78,5 @@ __all__ = [
     "Quantised", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes",
     "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "SoundClasses", "Span", "States",
     "StochasticDepth", "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory",
-    "TwoStreams", "Unpatch", "Vector", "Waves", "Window", "Windows", "deepnorm",
+    "TwoStreams", "Units", "Unpatch", "Vector", "Waves", "Window", "Windows", "deepnorm",
 ]  # fmt: skip

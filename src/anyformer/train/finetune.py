@@ -13,6 +13,7 @@ from anyformer.compress import nf4
 from anyformer.core.options import takes
 from anyformer.core.shown import Shown
 from anyformer.generate.answering import known_answers
+from anyformer.generate.paths import ctc_head
 from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
 from anyformer.train.loop import Done
 from anyformer.train.next_command import next_command
@@ -151,6 +152,9 @@ def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions)
     """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
     fresh: list[str] = []
     lm = model_setup.with_processor(lm) if kind in registry.MEDIA else lm
+    if kind == "ctc" and ctc_head(lm) is None:
+        said = tables.words(tables.read(options.data, options.fields), ("sound", "text"))
+        lm, fresh = model_setup.with_letters(lm, said, options.seed)
     if names and kind in model_setup.ENDS:
         lm, fresh = model_setup.with_classifier(lm, kind, names, options.seed)
     elif names:

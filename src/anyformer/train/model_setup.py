@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from anyformer.compress import nf4
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import select
+from anyformer.data.vocabulary import letters
 from anyformer.hub.noising import FlowMatching
 from anyformer.hub.processors import ImageProcessor, assumed, from_scratch, trained
-from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Learned, Mean, Tokens
+from anyformer.parts import CTC, MLP, Attention, Block, Classifier, First, LayerNorm, Learned, Mean, Tokens
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.painter import Painter
@@ -69,6 +70,30 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
         n: t for n, t in base.state_dict().items()
         if n in mine and t.shape == mine[n].shape and (same or not n.startswith(f"heads.{HEAD}."))
     }  # fmt: skip
+    model.load_state_dict(known, strict=False)
+    return model, [n for n, _ in model.named_parameters() if n not in known]
+
+
+def with_letters(base: Any, texts: Iterable[str], seed: int) -> tuple[Any, list[str]]:
+    """A model of speech with a new CTC head for the letters of these texts, and the parameters that are new.
+
+    A page that has such a head (task=ctc) keeps being that page; else the head is the only one of the recipe.
+    """
+    tokenizer = letters(texts)
+    sizes = {"vocab": tokenizer.vocab_size, "blank": tokenizer.pad_id}
+    fields = set() if base.page is None else {f.name for f in dataclasses.fields(base.config)}
+    if fields >= {"task", *sizes}:
+        hyper = dataclasses.replace(base.config, task="ctc", **sizes)
+        model = pages.build(pages.page(base.page).recipe(hyper), seed=seed)
+        model.page, model.config = base.page, hyper
+    else:
+        model = pages.build(base.recipe.but({"heads": {"ctc": CTC.of(**sizes)}}), seed=seed)
+    model.tokenizer, model.processor = tokenizer, base.processor
+    gone = ("architectures", "vocab_size", *tokenizer.ids())
+    before = (base.origin or {}).get("config", {})
+    model.origin = {**(base.origin or {}), "config": {k: v for k, v in before.items() if k not in gone}}
+    mine = model.state_dict()
+    known = {n: t for n, t in base.state_dict().items() if n in mine and t.shape == mine[n].shape}
     model.load_state_dict(known, strict=False)
     return model, [n for n, _ in model.named_parameters() if n not in known]
 

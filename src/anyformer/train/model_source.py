@@ -33,6 +33,8 @@ HEADS = {
     "tag": "tag",
     "detect": "detect",
     "answer": "answer",
+    "contrast": "pretrain",
+    "units": "units",
 }  # task -> its name in pages with several heads
 
 
@@ -116,8 +118,9 @@ def model_source(
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
-            wanted: dict[str, Any] = {"vocab": vocab} | ({"classes": classes} if classes else {})
-            wanted |= {"task": HEADS[kind]} if classes and kind in HEADS else {}
+            wanted: dict[str, Any] = {"vocab": vocab} if vocab else {}
+            wanted |= {"classes": classes} if classes else {}
+            wanted |= {"task": HEADS[kind]} if (classes or kind == "contrast") and kind in HEADS else {}
             known = hyper.kinds(page.config)
             wanted |= {"token": vocab - 1} if kind == "caption" else {}  # the placeholder is the last one
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}

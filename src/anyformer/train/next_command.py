@@ -19,7 +19,7 @@ VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
-    "clone": "act", "ctc": "transcribe", "forecast": "forecast",
+    "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -40,6 +40,8 @@ def next_command(
         place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.
     """
     run = next((p for p in (place.parent, place.parent.parent) if place.name and last(p) == place), place)
+    if VERBS[task] == "finetune":
+        return shlex.join(["anyformer", "finetune", "--model", str(run), "--data", next(iter(weights(data)))])
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"

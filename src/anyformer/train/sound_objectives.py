@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,10 @@ class MaskedContrast:
     def counted(self, labels: Tensor) -> Tensor:
         """The number of hidden frames."""
         return (labels[..., 0] != IGNORE).sum()
+
+    def guess(self, labels: Tensor) -> float:
+        """Sum of the losses of a uniform guess."""
+        return float(self.counted(labels)) * math.log(1 + labels.shape[-1])
 
     def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
         context, target = output.heads["context"], output.heads["target"]

@@ -34,11 +34,12 @@ QUANTISER = [
 ]
 
 
-def layer_rows(name: str, stable: bool) -> list[Row]:
+def layer_rows(name: str, stable: bool, *places: Row) -> list[Row]:
     """Rows of the front-end and the stack below the prefix `name`.
 
     Args:
         stable: norms are before the branches, and `encoder.layer_norm` is the last one; else it is the first.
+        places: of the convolution of positions.
     """
     layer = under(
         "encoder.layers.{i}",
@@ -52,7 +53,7 @@ def layer_rows(name: str, stable: bool) -> list[Row]:
         name,
         "",
         *FRONT,
-        under("encoder.pos_conv_embed.conv", "entry", *POSITIONS),
+        under("encoder.pos_conv_embed", "", *places),
         row("encoder.layer_norm", "norm" if stable else "entry.norm"),
         layer,
     )
@@ -116,7 +117,7 @@ CONFIG = (
     quiet("mask_feature_min_masks", "mask_time_other", "mask_time_selection", "mask_channel_other", why=TRAINING),
     quiet("mask_channel_length", "mask_channel_min_space", "mask_channel_prob", "mask_channel_selection", why=TRAINING),
     quiet("no_mask_channel_overlap", "no_mask_time_overlap", "mask_time_min_space", why=TRAINING),
-    quiet("freeze_feat_extract_train", why="what its training changed; `frozen` says it here"),
+    quiet("freeze_feat_extract_train", "feat_extract_dropout", why="what its training changed; `frozen` says it here"),
     quiet("ctc_loss_reduction", "ctc_zero_infinity", why="of another loss; here it is a mean over label tokens"),
     quiet("do_ctc", "tokenizer_class", "num_ctc_classes", why="for other programs"),
 )

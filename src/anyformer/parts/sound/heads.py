@@ -68,6 +68,30 @@ class Context(Head):
         return self.proj(x)
 
 
+class Units(Head):
+    """Scores of hidden units: cos(A x, e_c) / temperature (Hsu et al., 2021, "HuBERT"; arXiv:2106.07447).
+
+    Args:
+        codes: V, the clusters. width: of A x and of their vectors e_c.
+
+    Shape: (B, T, D) -> (B, T, V).
+    """
+
+    def __init__(self, dim: int, codes: int = 500, width: int = 256, temperature: float = 0.1):
+        super().__init__()
+        if codes < 1 or not temperature > 0:
+            raise ValueError(f"Units: codes={codes} is at least 1, and temperature={temperature} above 0")
+        self.proj, self.vectors = nn.Linear(dim, width), nn.Parameter(torch.empty(codes, width))
+        self.temperature = temperature
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.vectors)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return F.normalize(self.proj(x), dim=-1) @ F.normalize(self.vectors, dim=-1).mT / self.temperature
+
+
 class Quantiser(Part):
     """Vectors of frames by product quantisation (Jegou et al., 2011): one of V codes in each of G groups, side by side.
 

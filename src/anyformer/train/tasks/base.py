@@ -72,7 +72,8 @@ class Task:
             return self.guess
         if guess := getattr(self.objective, "guess", None):
             every = [b["labels"] for b in self.held_out(batch)]
-            return sum(map(guess, every)) / max(1, sum(int(counted(labels)) for labels in every))
+            own = getattr(self.objective, "counted", counted)
+            return sum(map(guess, every)) / max(1, sum(int(own(labels)) for labels in every))
         learned = torch.cat(
             [self._token_labels(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)]
         )

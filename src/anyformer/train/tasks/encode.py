@@ -12,6 +12,8 @@
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
 | ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
+| contrast | Encoder of sound  | `sound`                                      | hidden frames, found among others    |
+| units    | Encoder of sound  | `sound`                                      | the clusters of hidden frames        |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
 | answer   | CrossEncoder      | `question`, `features`, `boxes`, `label`     | the label                            |
 
@@ -49,6 +51,7 @@ class RowEncoder:
         columns: those of the task that the rows have.
         names: the classes, where there are any. limit: tokens; longer texts are cut.
         root: the folder below which images lie that a row names.
+        units: clusters of frames (`tasks.hiding.Clusters`), of the task units.
     """
 
     task: str
@@ -57,11 +60,14 @@ class RowEncoder:
     names: tuple[str, ...]
     limit: int
     root: Path = field(default_factory=Path)
+    units: Any = None
 
     def fingerprint(self) -> str:
         """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
         parts: list[Any] = [self.task, self.columns, self.names]
+        if self.task in ("ctc", "contrast", "units"):
+            parts += [str(m.embed), str(m.processor), None if self.units is None else self.units.centres.tobytes()]
         if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
@@ -72,7 +78,7 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        return self.task != "images" and self.columns != ("image", "label")
+        return self.task not in ("images", "contrast", "units") and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
@@ -215,6 +221,15 @@ def _heard(e: RowEncoder, row: Row) -> list[Example]:
     return [{"path": named, "labels": sounds.labelled(e.model, path, str(row["text"]))}]
 
 
+def _sounded(e: RowEncoder, row: Row) -> list[Example]:
+    """The name of the file, and for units the cluster of each frame."""
+    path = pictures.below(e.root, row["sound"], "sound")
+    if sounds.frames(e.model, path) < 1:
+        raise ValueError(f"{path} is shorter than one frame of the model; leave it out")
+    named = {"path": np.frombuffer(os.fsencode(path), np.uint8)}
+    return [named if e.units is None else {**named, "labels": e.units.labels(path)}]
+
+
 def _painted(e: RowEncoder, row: Row) -> list[Example]:
     return _matched(e, row) if e.tokenized else _pictured(e, row)
 
@@ -255,7 +270,7 @@ def _number(text: str) -> np.ndarray:
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
-    "ctc": _heard,
+    "ctc": _heard, "contrast": _sounded, "units": _sounded,
 }  # fmt: skip
 
 

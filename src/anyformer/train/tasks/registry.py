@@ -21,6 +21,8 @@
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
+| contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
+| units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -52,7 +54,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
-    (Encoder, "input_values"): ("ctc",),
+    (Encoder, "input_values"): ("ctc", "contrast", "units"),
     (Encoder, "input_features"): ("ctc",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
@@ -65,7 +67,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast")
+WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast", "contrast", "units")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -83,8 +85,11 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
     "answer": (("question", "features", "boxes", "label"),),
+    "contrast": (("sound",),),
+    "units": (("sound",),),
 }
-MEDIA = ("images", "match", "caption", "detect", "paint", "ctc")  # tasks whose rows have an image or a sound
+# tasks whose rows have an image or a sound
+MEDIA = ("images", "match", "caption", "detect", "paint", "ctc", "contrast", "units")
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},

@@ -16,6 +16,7 @@ from anyformer.data import corpus as corpora
 from anyformer.data.batches import Batch
 from anyformer.data.mixing import picked, shares
 from anyformer.data.order import Rows, shuffled
+from anyformer.data.pictures import below
 from anyformer.data.store import Example, Store
 from anyformer.generate.answering import check_answers, widths
 from anyformer.generate.seeing import prepared
@@ -24,8 +25,8 @@ from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
-from anyformer.train.sound_objectives import CTCLoss
-from anyformer.train.tasks import painting, registry, sounds, tables
+from anyformer.train.sound_objectives import CTCLoss, MaskedContrast
+from anyformer.train.tasks import hiding, painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -58,7 +59,7 @@ class TableData:
     @property
     def classes(self) -> int:
         """Their number, or 0."""
-        return len(self.names)
+        return self.options.clusters if self.kind == "units" else len(self.names)
 
     def words(self) -> Iterable[str]:
         """To make a tokenizer from."""
@@ -71,13 +72,27 @@ class TableData:
             sounds.check(model)
         if self.kind == "answer":
             check_answers(model)
-        encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
+        units = None
+        if self.kind in ("contrast", "units"):
+            hiding.check(model, self.kind)
+        if self.kind == "units":
+            units = hiding.learn(options.units, model, self._learned(), options.clusters, options.seed)
+        encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0, units=units)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        if self.kind not in ("paint", "ctc"):
+        if self.kind not in ("paint", "ctc", "contrast"):
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
         return task
+
+    def _learned(self) -> list[Path]:
+        """The sounds of the training part."""
+        paths: list[Path] = []
+        for table in self.tables:
+            every = [below(table.source.root.absolute(), row["sound"], "sound") for row in table.rows(("sound",))]
+            part = one_in_ten(table.source.name, len(every))[0]
+            paths += [every[i] for i in part.of(np.arange(part.size)).tolist()]
+        return paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +211,9 @@ def on_rows(
         painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
+    if encoder.task in ("contrast", "units"):
+        among = hiding.DISTRACTORS if encoder.task == "contrast" else 0
+        rows, batches = hiding.prepared(rows, measured, encoder.model, seed, among)
     about = (encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes))
     if encoder.task == "ctc":
         learned, out = (tuple(sounds.texts(half)) for half in parts)
@@ -214,6 +232,10 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return Matching(), Matching(), "nats a row"
     if encoder.task == "ctc":
         return CTCLoss(sounds.check(encoder.model)), None, sounds.UNIT
+    if encoder.task == "contrast":
+        return MaskedContrast(), MaskedContrast(), "nats a hidden frame"
+    if encoder.task == "units":
+        return objectives.masked_lm, None, "of the hidden frames get a wrong unit"
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
     if encoder.task in ("write", "seq2seq", "caption"):

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Table:
     def store(self, encoder: RowEncoder, key: str, cache: str | Path | None) -> Store:
         """Its examples, encoded now or before."""
         root = self.source.root.absolute()
-        encoder = RowEncoder(encoder.task, encoder.columns, encoder.model, encoder.names, encoder.limit, root)
+        encoder = replace(encoder, root=root)
 
         def examples() -> Iterator[Example | None]:
             return encoder.all(self.rows(encoder.columns), self.source.name)
