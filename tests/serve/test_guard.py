@@ -223,7 +223,9 @@ def test_an_open_address_needs_a_key_and_a_key_is_one():
     for key in ("", "short", "with a space", "ключключключ"):
         with pytest.raises(ValueError, match="at least 8"):
             check_key("127.0.0.1", key)
-    with listening("127.0.0.1", 0) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match="choose another --port"), listening("127.0.0.1", port):
-            pass
+    with (
+        listening("127.0.0.1", 0) as taken,
+        pytest.raises(OSError, match="choose another --port"),
+        listening("127.0.0.1", taken.getsockname()[1]),
+    ):
+        pass

@@ -16,6 +16,7 @@ from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
 from anyformer.parts.heads import Kept
 from anyformer.parts.reversible import ReversibleBlock
+from anyformer.parts.series.decomposition import SeasonBlock, TrendBlock
 from anyformer.parts.streams import JointBlock
 from anyformer.skeletons.base import Skeleton
 from anyformer.skeletons.media import bare
@@ -26,6 +27,8 @@ BRANCHES = ("mixer", "cross", "ffn")
 STREAMS = ("first", "second")  # of a block with two
 OTHER = {  # kinds of blocks beside `Block`: their difference from it
     ReversibleBlock: "two streams: each sum goes to the other one",
+    SeasonBlock: "a trend is taken off each sum",
+    TrendBlock: "a trend is taken off each sum, and added up beside the stream",
     JointBlock: "two streams: the mixer joins them; each has norms, gates and an MLP of its own",
     Side: "told: shift and scale after each norm, a gate before each sum",
 }
@@ -122,7 +125,12 @@ def _arrow(canvas: Canvas, end: tuple[float, float], at: tuple[float, float]) ->
 
 def _towers(media: Mapping[str, Recipe], images: Recipe | None) -> dict[str, Mapping[str, Any]]:
     """The stacks that read the media of a text, by name: towers, and what makes the positions of pictures fewer."""
-    made = {name: {**bare(medium.tower).options, "project": medium.project} for name, medium in media.items()}
+    own = {name: medium for name, medium in media.items() if "tower" in medium.options}
+    others = {name: [other for other, medium in media.items() if medium.options.get("like") == name] for name in own}
+    made = {
+        ", ".join((name, *others[name])): {**bare(medium.tower).options, "project": medium.project}
+        for name, medium in own.items()
+    }
     read = {} if images is None else {"images": bare(images.tower), "resampler": images.resampler}
     return made | {name: stack.options for name, stack in read.items() if stack is not None}
 
@@ -231,7 +239,8 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
 
 def _wiring(block: Recipe) -> str:
     """The wiring of a block; that of `Block` if a page's own kind of block has no such option."""
-    return block.options.get("wiring", signature(Block)["wiring"])
+    usual = getattr(block.part, "wired", signature(Block)["wiring"])
+    return block.options.get("wiring", usual)
 
 
 def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> float:

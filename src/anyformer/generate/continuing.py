@@ -13,7 +13,7 @@ from anyformer.generate.beam import search
 from anyformer.generate.decoding import Decoding, Rows, rows_of
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
-from anyformer.generate.seeing import with_pictures
+from anyformer.generate.seeing import with_media
 from anyformer.generate.speculating import Speculation
 from anyformer.generate.writing import Writer
 
@@ -23,6 +23,8 @@ def generate(
     prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor,
     *,
     images: Sequence[Any] | None = None,
+    sounds: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -51,6 +53,7 @@ def generate(
         prompts: a text, texts, token ids (list or 1-D tensor), or rows of ids (lists, or a 2-D tensor without padding).
         images: pictures, for a model that sees them inside its text: as many as the prompts have placeholders, in their
             order; in one list, or in a list for each prompt.
+        sounds, videos: the same, for a model that reads them: see `media.sound` and `media.clip`.
         max_new_tokens: the most new tokens for each prompt; 0 gives nothing.
         temperature: 0 = always the likeliest token; 1 = the model's distribution; more = flatter.
         top_k: draw among the k likeliest; None = all.
@@ -92,7 +95,7 @@ def generate(
         speculate, schema, regex,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
-    read, media = with_pictures(model, inputs.rows, images)
+    read, media = with_media(model, inputs.rows, images, sounds, videos)
     writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
     rows: list[list[int]] = [[] for _ in inputs.rows]
     texts = ["" for _ in inputs.rows]
@@ -154,6 +157,8 @@ def stream(
     prompt: str | Sequence[int] | Tensor,
     *,
     images: Sequence[Any] | None = None,
+    sounds: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -183,7 +188,7 @@ def stream(
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
-    rows, media = with_pictures(model, inputs.rows, images)
+    rows, media = with_media(model, inputs.rows, images, sounds, videos)
     writer = _writer(model, inputs.rows[0], options)
     return _pieces(run_of(model, rows, options, media), writer)
 
@@ -193,6 +198,8 @@ def chat(
     messages: list[dict[str, Any]],
     *,
     images: Sequence[Any] | None = None,
+    sounds: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -214,7 +221,7 @@ def chat(
     Args:
         messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its
             chat template.
-        images: pictures, where the template writes placeholders. The others are those of `generate`.
+        images, sounds, videos: where the template writes placeholders. The others are those of `generate`.
 
     Raises:
         ValueError: without a tokenizer or a chat template, and as `generate`.
@@ -227,7 +234,7 @@ def chat(
     check_generates(model)
     ids = tokenizer_of(model, "messages").chat_ids(messages)
     check_ids(model, ids)
-    rows, media = with_pictures(model, [ids], images)
+    rows, media = with_media(model, [ids], images, sounds, videos)
     return _pieces(run_of(model, rows, options, media), _writer(model, ids, options))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_ids
-from anyformer.generate.seeing import placeholder, with_pictures
+from anyformer.generate.seeing import placeholder, with_media
 from anyformer.serve.card import Served
 from anyformer.serve.jobs import Emit, Refused, Write
 from anyformer.serve.limits import Limits
@@ -63,7 +63,7 @@ def chat_prompt(one: Served, messages: list[Message]) -> tuple[list[int], dict[s
         plain.append({"role": role, "content": _content(one.model, parts, bool(seen))})
     ids = tokenizer.chat_ids(plain)
     check_ids(one.model, ids)
-    rows, media = with_pictures(one.model, [ids], pictures or None)
+    rows, media = with_media(one.model, [ids], pictures or None)
     return rows[0], media
 
 
