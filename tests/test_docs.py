@@ -166,6 +166,7 @@ def test_no_mixer_is_forgotten() -> None:
         "TopK",
         "ExpertChoice",
         "Windows",
+        "Grouped",
         "JointAttention",
         "LastJointAttention",
     }  # positions, what wraps blocks, routers, what needs a grid or two streams

@@ -26,6 +26,7 @@ TRAIN = {
     "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
     "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
     "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
+    "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
     "detect": ("--model", "detr", "--size", "mini", "--data", "BOXES"),
     "act": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--data", "EPISODES"),
@@ -71,6 +72,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "PAIRS": rows("pairs.jsonl", [{"source": s, "target": s.upper()} for s in SENTENCES]),
         "TWINS": rows("twins.jsonl", [{"anchor": s, "positive": s.title()} for s in SENTENCES]),
         "CAPTIONS": rows("captions.jsonl", [{"image": f"flat/{i}.png", "text": SENTENCES[i]} for i in range(24)]),
+        "QUESTIONS": rows("questions.jsonl", [
+            {"question": s, "features": [[0.5] * 3] * n, "boxes": [[0, 0, 1, 1]] * n, "label": s[4:7]}
+            for s, n in zip(SENTENCES, [1, 2] * 15, strict=True)
+        ]),
         "EPISODES": rows("CartPole-v1.jsonl", [
             {"states": s, "actions": [i % 2] * len(s), "rewards": [1.0] * len(s)} for i, s in enumerate(steps)
         ]),

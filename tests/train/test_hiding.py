@@ -76,14 +76,9 @@ def test_units_are_cosines() -> None:
 def test_pretraining_resumes_exactly_and_then_learns_letters(task: str, sounds: Path, tmp_path: Path) -> None:
     page = {"contrast": "wav2vec2", "units": "hubert"}[task]
     options: dict[str, Any] = {
-        "model": page,
-        "size": "tiny",
-        "task": task,
-        "data": str(sounds),
-        "batch": 4,
-        "clusters": 3,
-    }
-    options |= {"lr": 0.005, "warmup": 0, "schedule": "constant", "cache": str(sounds.parent / "cache")}
+        "model": page, "size": "tiny", "task": task, "data": str(sounds), "batch": 4, "lr": 0.005, "warmup": 0,
+        "schedule": "constant", "clusters": 3, "cache": str(sounds.parent / "cache"),
+    }  # fmt: skip
     straight = train(**options, steps=4, out=tmp_path / "one")
     assert straight.held_out is not None and straight.baseline is not None
     train(**options, steps=2, out=tmp_path / "two")

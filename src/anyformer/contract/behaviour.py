@@ -82,7 +82,7 @@ def rows_of_padding_are_harmless(subject: Subject, rng: random.Random) -> float:
     alone = run(subject.model, batch)
     empty = batch.rows([*range(len(batch)), 0])
     for name in empty.inputs:
-        if name.endswith("attention_mask"):
+        if name.endswith("attention_mask") and name not in empty.inserts:
             empty.inputs[name][-1] = 0
     together = run(subject.model, empty)
     expect(all(v.isfinite().all() for v in together.values()), "an empty row gives values that are not finite")
@@ -112,14 +112,18 @@ def encoder_is_bidirectional(subject: Subject) -> float:
     """Without a mask, the output at every position depends on the input at every other position."""
     batch = draw(subject, random.Random(7), [6])
     entered: list[Tensor] = []
-    hook = subject.model.embed.register_forward_hook(lambda module, inputs, output: entered.append(output))
+
+    def enter(module: Any, inputs: Any, output: Tensor) -> None:
+        entered.append(output if output.requires_grad else output.requires_grad_())  # a front-end without weights
+
+    hook = subject.model.embed.register_forward_hook(enter)
     try:
         hidden = subject.model(**batch.inputs).hidden  # (1, T, D)
     finally:
         hook.remove()
     for at in (0, hidden.shape[1] - 1):
         (gradient,) = torch.autograd.grad(hidden[:, at].square().sum(), entered[0], retain_graph=True)
-        blind = [i for i in range(hidden.shape[1]) if not bool(gradient[:, i].ne(0).any())]
+        blind = [i for i in range(gradient.shape[1]) if not bool(gradient[:, i].ne(0).any())]
         expect(not blind, f"position {at} does not see the positions {blind}")
     return 0.0
 

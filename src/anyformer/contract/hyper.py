@@ -27,6 +27,8 @@ from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.codes import DRAWS
 from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.parts.series.laws import LAWS
+from anyformer.parts.series.window import SCALINGS
 
 # Options that must not change any number: their effect, and the check of it.
 NO_NUMBER = {
@@ -69,7 +71,11 @@ WORDS = {
     "kernel": KERNELS,
     "wiring": ("pre", "post", "sandwich", "parallel"),
     "pairs": ("half", "adjacent"),
-    "draws": DRAWS,
+    "draws": (*DRAWS, "few", "many"),
+    "law": tuple(LAWS),
+    "scaling": SCALINGS,
+    "scaler": SCALINGS,
+    "attention": ("prob", "full"),
 }
 
 

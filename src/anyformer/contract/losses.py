@@ -17,6 +17,7 @@ from anyformer.data.labels import next_tokens, shift_right
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts.positions import Scaling
 from anyformer.train import objectives
+from anyformer.train.likelihood import Likelihood
 from anyformer.train.objectives import IGNORE, counted
 from anyformer.train.set_prediction import SetPrediction
 from anyformer.train.sound_objectives import CTCLoss
@@ -28,7 +29,10 @@ HIDDEN = 0.3  # the share of tokens with a label, for masked tokens
 def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     """The training objective of a model of this kind gives the oracle's loss for the same labels."""
     side, rng = oracle(subject, hub), random.Random(55)
-    if "labels" not in inspect.signature(side.theirs.forward).parameters:
+    takes = inspect.signature(side.theirs.forward).parameters
+    if "future_observed_mask" in takes:
+        return loss_of_forecast(side, draw(subject, rng, [7, 7, 7]), rng)
+    if "labels" not in takes:
         raise LeftOut("its class in transformers has no loss")
     differs = not subject.decodes or any(s.by_length for s in subject.values(Scaling))  # see DEVIATIONS
     batch = draw(subject, rng, [9, 6, 9], "none" if differs else "right", source=[7, 7, 5])
@@ -42,9 +46,25 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     return close(ours, expected, "loss")
 
 
+def loss_of_forecast(side: Oracle, batch: Batch, rng: random.Random) -> float:
+    """The same for forecasters, with a third of the values ahead missing."""
+    noise, model, front = torch.Generator().manual_seed(rng.randrange(1 << 30)), side.ours, side.ours.embed
+    shape = (len(batch), front.horizon, front.size)[: 2 + (front.size > 1)]
+    values = torch.randint(0, 9, shape, generator=noise).float()  # counts are in the range of every law
+    there = torch.rand(shape, generator=noise) > 0.33
+    values = values.masked_fill(~there, 0.0)
+    ahead = batch.with_(future_values=values)
+    objective, labels = Likelihood.of(model), values.masked_fill(~there, float("nan"))
+    with torch.no_grad():
+        takes = {n: v for n, v in ahead.inputs.items() if n in model.inputs()}
+        out = model(**takes)
+        expected = side.restored()(**ahead.inputs, future_observed_mask=there.float(), use_cache=False).loss
+    return close(objective(out, labels, float(objective.counted(labels))), expected, "loss")
+
+
 def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """Our loss of a batch with random labels; the labels and the inputs in their form."""
-    model, inputs = side.ours, dict(batch.inputs)
+    model, inputs = side.ours, side.inputs(batch)
     if "decoder_input_ids" in inputs:
         keep = inputs.pop("decoder_attention_mask").bool()
         labels = inputs.pop("decoder_input_ids").masked_fill(~keep, IGNORE)

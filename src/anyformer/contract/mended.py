@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,18 +36,65 @@ def mended(part: Any) -> None:
             diffusers.unsquared(part)
         case "LxmertForPreTraining":  # it scores objects only beside their labels
             part.register_forward_hook(scored)
+        case "Qwen2_5_VLModel":  # since 5.0 text behind a video begins inside it; before, and in Omni, behind it
+            part.get_rope_index = behind(part)
         case "LabelEmbedding":  # in training it drops classes at random, which the objective does here
             part.dropout_prob = 0.0
         case "DPTViTHybridEmbeddings":  # its model has no argument for other sizes than the trained one
             part.register_forward_pre_hook(
                 lambda module, inputs, named: (inputs, {**named, "interpolate_pos_encoding": True}), with_kwargs=True
             )
+        case "InformerProbSparseAttention":  # it draws other keys in each pass, in evaluation, too
+            part.register_forward_pre_hook(lambda mixer, inputs: None if mixer.training else void(torch.manual_seed(0)))
+        case "AutoformerForPrediction":  # the last of its decoder's states is one of the head, in another width
+            part.register_forward_hook(without_last)
+        case "AutoformerAttention":  # the delays of a row are those of others: it is given one after another
+            part.forward = functools.partial(alone, part.forward)
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
             part.attention.relative_position_bias.register_forward_hook(
                 lambda bias, inputs, whole: inner(whole, part.window_size)
             )
+
+
+def alone(forward: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **more: Any) -> Any:
+    """What the layer gives for each row by itself."""
+    sources = [None] * len(hidden_states) if key_value_states is None else key_value_states.split(1)
+    each = [forward(x, source, **more) for x, source in zip(hidden_states.split(1), sources, strict=True)]
+    return tuple(map(torch.cat, zip(*each, strict=True)))
+
+
+def without_last(model: nn.Module, inputs: Any, out: Any) -> None:
+    """Takes the last state of the decoder out of the output."""
+    if out.decoder_hidden_states is not None:
+        out.decoder_hidden_states = out.decoder_hidden_states[:-1]
+
+
+def void(_: Any) -> None:
+    """Nothing, of anything: what a hook returns replaces its module's inputs."""
+
+
+def behind(model: Any) -> Any:
+    """The places of Qwen2.5-VL by the code of Qwen2.5-Omni, which are those of its paper."""
+    from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as omni
+
+    class Places(omni.Qwen2_5OmniPreTrainedModelForConditionalGeneration):  # type: ignore[misc]
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            words = model.config.to_dict() | {"audio_token_id": -1, "audio_start_token_id": -1, "seconds_per_chunk": 2}
+            rate = model.config.vision_config.tokens_per_second
+            self.config = SimpleNamespace(**words, position_id_per_seconds=rate)
+            self.spatial_merge_size = model.config.vision_config.spatial_merge_size
+
+    places = Places()
+
+    def index(
+        input_ids: Tensor, *_: Any, second_per_grid_ts: Any = None, mm_token_type_ids: Any = None, **more: Any
+    ) -> Any:
+        return places.get_rope_index(input_ids, second_per_grids=second_per_grid_ts, **more)
+
+    return index
 
 
 def scored(model: nn.Module, inputs: Any, out: Any) -> None:

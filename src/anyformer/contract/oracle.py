@@ -7,6 +7,7 @@ revealing weights, and is saved; from these files ours is loaded.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -14,7 +15,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
 
 SCRATCH = "anyformer-contract-"  # the prefix of temporary folders
+SEED = 0  # of both sides' passes: what they draw is then the same
 
 
 NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
@@ -55,6 +57,10 @@ class Oracle:
     folder: Path
     ours: Any
 
+    def doubled(self) -> Oracle:
+        """Both in float64."""
+        return Oracle(copy.deepcopy(self.theirs).double(), self.folder, copy.deepcopy(self.ours).double())
+
     def run(self, batch: Batch) -> dict[str, Tensor]:
         """Their outputs for a batch, under our names, with hidden states (see `trace`)."""
         with torch.no_grad():
@@ -66,21 +72,40 @@ class Oracle:
 
     def call(self, batch: Batch) -> Any:
         """Their own output for a batch."""
-        theirs = self.restored()
+        theirs, inputs = self.restored(), self.inputs(batch)
+        torch.manual_seed(SEED)
         takes = inspect.signature(self.theirs.forward).parameters
-        other = {} if self.hub is None else self.hub.inputs
-        inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
         if self.hub is not None and self.hub.format == "diffusers":
             return diffusers.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
-        if "position_ids" in takes and (batch.keep is not None or offset):  # positions count real tokens, by the mask
+        counts = "position_ids" in takes and not self.on_axes
+        if counts and (batch.keep is not None or offset):  # positions count real tokens, by the mask
             keep = torch.ones_like(inputs["input_ids"]) if batch.keep is None else batch.keep.long()
             inputs["position_ids"] = (keep.cumsum(1) - 1).clamp(min=0) + offset
         if "interpolate_pos_encoding" in takes:
             inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]
+        if "future_values" in takes and "future_values" not in inputs:  # read by no layer, and asked for all the same
+            inputs["future_values"] = torch.zeros_like(inputs["past_values"])[:, : theirs.config.prediction_length]
         if "use_cache" in takes:
             inputs["use_cache"] = False  # type: ignore[assignment]
         return theirs(**inputs, output_hidden_states=True)
+
+    @property
+    def on_axes(self) -> bool:
+        """True if their places on three axes follow from the mask."""
+        return hasattr(getattr(self.theirs, "model", None), "get_rope_index")
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The inputs of a batch under their names."""
+        other = {} if self.hub is None else self.hub.inputs
+        inputs = {other.get(name, name): value for name, value in batch.inputs.items()}
+        if self.on_axes:
+            ids = inputs["input_ids"]
+            inputs.setdefault("attention_mask", torch.ones_like(ids))
+            if "mm_token_type_ids" in inspect.signature(self.theirs.forward).parameters:  # 1 a picture's, 2 a video's
+                kinds = enumerate((self.ours.media[name].token for name in ("image", "video")), 1)
+                inputs["mm_token_type_ids"] = sum(number * (ids == token).int() for number, token in kinds)
+        return inputs
 
     def restored(self) -> Any:
         """Their model, restored after loading: a short text switches BigBird to full attention permanently."""
@@ -108,6 +133,8 @@ class Oracle:
                 value = None if value is None else value.get(key)
             if value is None:  # of another class of these files
                 continue
+            if name.startswith("heads.") and isinstance(value, tuple):  # the parameters of a law
+                value = torch.stack(value, -1)
             several = isinstance(value, tuple)
             by_name |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
         return by_name
@@ -138,6 +165,7 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
     """
     traced: dict[str, Tensor] = {}
     hooks = []
+    torch.manual_seed(SEED)
 
     def keep(name: str, after: bool, halves: int, side: int = 0) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
@@ -336,6 +364,18 @@ def _published(subject: Subject, path: Path) -> Any:
         named = published[1] if (published := hub_for(subject.model)) else named
     kind = getattr(transformers, named) if named else transformers.AutoModel
     return reference(kind.from_pretrained(path, dtype=torch.float32)).eval()
+
+
+@contextlib.contextmanager
+def in_training(model: Any) -> Iterator[None]:
+    """Their model in training, with the statistics of its norms as before behind it."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield model.train()
+    finally:
+        model.eval()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 def scratch() -> Path:

@@ -135,6 +135,10 @@ class Batch:
         """The batch with other inputs."""
         return replace(self, inputs={**self.inputs, **inputs})
 
+    def to(self, dtype: torch.dtype) -> Batch:
+        """The batch with pictures and other numbers in this type."""
+        return self.with_(**{n: v.to(dtype) for n, v in self.inputs.items() if v.is_floating_point()})
+
     def plain(self) -> Batch:
         """The batch without global tokens."""
         return replace(self, inputs={n: v for n, v in self.inputs.items() if n != "global_attention_mask"})
@@ -260,6 +264,7 @@ def outputs(out: Output) -> dict[str, Tensor]:
     named |= {f"heads.{name}": value for name, value in out.heads.items()} | {
         f"aux.{name}": v for name, v in out.aux.items()
     }
+    named |= {f"beside.{name}": value for name, value in out.beside.items()}
     return {name: value for name, value in named.items() if value is not None}
 
 

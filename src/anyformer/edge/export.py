@@ -123,7 +123,7 @@ def _every(model: Any, batch: int, time: int, source: int, names: Collection[str
         front, reads = entrance.front, entrance.inputs()
         first, second = (source, time) if model.reads_source and entrance.prefix != model.target else (time, source)
         if model.static or (entrance.mask is None and not any(model.inputs()[name].required for name in reads)):
-            first, second = front.sizes()[0]
+            first, second = (*front.sizes()[0], 1)[:2]
         elif entrance.mask is None:
             first, second = max(2, first), max(2, second)
         else:
@@ -157,7 +157,8 @@ def _check(model: Any, example: Mapping[str, Tensor]) -> None:
 def _named(output: Output) -> dict[str, Tensor]:
     """The outputs of the program, by plain names: loading it needs no class of ours."""
     single = {n: getattr(output, n) for n in ("hidden", "logits", "pooled", "memory")}
-    return {n: t for n, t in (single | {f"heads.{n}": t for n, t in output.heads.items()}).items() if t is not None}
+    several = {f"heads.{n}": t for n, t in output.heads.items()} | {f"beside.{n}": t for n, t in output.beside.items()}
+    return {n: t for n, t in (single | several).items() if t is not None}
 
 
 @contextlib.contextmanager
@@ -197,8 +198,8 @@ def _compared(model: Any, program: ExportedProgram, example: dict[str, Tensor]) 
     for size in CHECKED:
         every = _every(model, *size, names=example.keys())
         if model.static:
-            every = {name: torch.randn_like(tensor[:1].repeat(size[0], *[1] * (tensor.ndim - 1)))
-                     for name, tensor in example.items()}  # fmt: skip
+            rows = {n: t[:1].repeat(size[0], *[1] * (t.ndim - 1)) for n, t in example.items()}
+            every = {n: torch.randn_like(t) if t.is_floating_point() else t for n, t in rows.items()}
         if not example.keys() <= every.keys():
             continue  # a text too short for the media in it
         inputs = {name: every[name] for name in example}

@@ -12,6 +12,7 @@ import torch
 from anyformer.compress import nf4
 from anyformer.core.options import takes
 from anyformer.core.shown import Shown
+from anyformer.generate.answering import known_answers
 from anyformer.generate.paths import ctc_head
 from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
 from anyformer.train.loop import Done
@@ -89,8 +90,9 @@ def finetune(options: FinetuneOptions) -> Tuned:
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
         kind, columns = registry.infer(options.task, model, lm, columns)
-        labelled = kind in model_setup.ENDS or columns == ("image", "label")
+        labelled = kind in (*model_setup.ENDS, "answer") or columns == ("image", "label")
         names = tables.classes(sources, columns) if labelled else ()
+        names = known_answers(lm, names) if kind == "answer" else names
         context = options.context
         if columns not in (("image", "label"), ("sound", "text")):
             context = context_of(lm, context, LONGEST, 8, "")

@@ -141,7 +141,8 @@ def with_text(recipe: Recipe, vocab: int) -> Recipe:
         )
     norm, heads = LayerNorm.of(), max(1, wide // 64)
     block = Block.of(mixer=Attention.of(heads=heads, bias=True), ffn=MLP.of(), norm=norm)
-    embed = Tokens.of(vocab=vocab, positions=Learned.of(context=LONGEST))
+    # tokens of size 1: small ones look alike beside the blocks' sums, and many seeds learn one picture for all texts
+    embed = Tokens.of(vocab=vocab, positions=Learned.of(context=LONGEST), scale=wide**0.5)
     text = Encoder.of(wide, embed, [block] * 2, norm=norm, pool=Mean.of(), context=LONGEST)
     return Painter.of(text, recipe)
 

@@ -32,6 +32,7 @@ HEADS = {
     "images": "classify",
     "tag": "tag",
     "detect": "detect",
+    "answer": "answer",
     "contrast": "pretrain",
     "units": "units",
 }  # task -> its name in pages with several heads

@@ -18,8 +18,8 @@ from anyformer.train.tasks.boxes import first_picture
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption",
-    "act": "act", "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune",
+    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
+    "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -65,9 +65,14 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "forecast":
+        columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
+        return [source, "--horizon", str(model.embed.horizon), *columns]
     if task == "ctc" and not source.startswith(HUB):
         rows = find(source)
         return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
+    if task == "answer":
+        return [source]
     if task == "paint":
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

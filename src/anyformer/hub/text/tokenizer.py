@@ -251,7 +251,7 @@ class Tokenizer:
     @classmethod
     def bytes_level(cls) -> Tokenizer:
         """One token for each byte (id = byte) and `<|endoftext|>` (id 256), which is bos, eos and pad."""
-        core = Core(models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
+        core = Core(models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[]))
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         core.add_special_tokens([AddedToken(END, normalized=False, special=True)])
         return cls._byte_level(core)
@@ -271,7 +271,7 @@ class Tokenizer:
         core.train_from_iterator(
             texts,
             trainers.BpeTrainer(
-                vocab_size=vocab, special_tokens=[END, *special], initial_alphabet=_letters(), show_progress=False
+                vocab_size=vocab, special_tokens=[END, *special], initial_alphabet=byte_letters(), show_progress=False
             ),
         )
         return cls._byte_level(core)
@@ -337,7 +337,7 @@ def tidied(text: str) -> str:
     return text
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The letters in which byte-level BPE writes the 256 bytes: itself where it prints, else one from 256 on."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))

@@ -93,9 +93,12 @@ class Task:
 
 def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
     """Examples as a batch, padded on the right to the longest, with masks where anything is padded."""
-    fill = {"labels": IGNORE, "token_type_ids": 0, "input_values": 0}
+    fill = {"labels": IGNORE, "token_type_ids": 0, "visual_attention_mask": 0, "input_values": 0}
     batch: Batch = {}
     for name in examples[0]:
+        if isinstance(examples[0][name], torch.Tensor):  # media, one after another
+            batch[name] = torch.cat([torch.as_tensor(example[name]) for example in examples])
+            continue
         values = [np.asarray(example[name]) for example in examples]
         if values[0].ndim == 3:  # an image
             batch[name] = torch.from_numpy(np.stack(values))  # (B, C, height, width)

@@ -15,6 +15,7 @@
 | contrast | Encoder of sound  | `sound`                                      | hidden frames, found among others    |
 | units    | Encoder of sound  | `sound`                                      | the clusters of hidden frames        |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
+| answer   | CrossEncoder      | `question`, `features`, `boxes`, `label`     | the label                            |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
@@ -35,6 +36,7 @@ import torch
 from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
+from anyformer.generate.answering import asked
 from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
@@ -70,7 +72,7 @@ class RowEncoder:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
         if self.task == "caption":
-            parts += [sorted(m.placeholders), self.positions]
+            parts += [sorted(m.placeholders), str(m.processor) if seen_by(m).packed else self.positions]
         return repr(parts)
 
     @property
@@ -93,6 +95,15 @@ class RowEncoder:
                 "give it a crop, or a size of height and width"
             )
         return seen_by(self.model).lengths({"pixel_values": torch.zeros(shapes[0])})[0]
+
+    def taken(self, image: Any) -> int:
+        """The positions that this picture takes in a text."""
+        medium = seen_by(self.model)
+        if not medium.packed:
+            return self.positions
+        named = isinstance(image, str | os.PathLike)
+        source = self.root / pictures.below(self.root, image) if named else pictures.content(image)
+        return medium.lengths(self.model.processor([source]))[0]
 
     def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
         """The examples of all rows; None for a row with nothing to learn.
@@ -134,7 +145,8 @@ class RowEncoder:
 
 def _check(column: str, value: Any) -> None:
     """Lists where there must be some; elsewhere text or a number; images are looked at later."""
-    wanted = {"messages": list, "words": list, "labels": list, "image": object}.get(column, (str, int, float))
+    lists = dict.fromkeys(("messages", "words", "labels", "features", "boxes"), list)
+    wanted = {**lists, "image": object}.get(column, (str, int, float))
     if not isinstance(value, wanted) or (isinstance(value, str | list) and not value):  # type: ignore[arg-type]
         kind = "a list that is not empty" if wanted is list else "text or a number"
         raise ValueError(f"{column!r} is {value!r:.60}; every row needs {kind} there")
@@ -236,13 +248,18 @@ def _captioned(e: RowEncoder, row: Row) -> list[Example]:
         before = "\n".join([mark, *said[:-1], ""])
         ids, counted = marked(t, before + said[-1], [(len(before), len(before) + len(said[-1]))], closed=False)
     token = seen_by(e.model).token
-    counts = [e.positions if i == token else 1 for i in ids]
+    size = e.taken(row["image"])
+    counts = [size if i == token else 1 for i in ids]
     counted = [v for v, n in zip(counted, counts, strict=True) for _ in range(n)]
     ids = [v for v, n in zip(ids, counts, strict=True) for _ in range(n)]
     if e.limit <= (most := len(ids) - ids[::-1].index(token)):
         raise ValueError(f"the picture ends at token {most}, and an example has {e.limit} tokens; see context")
     ids, labels = shifted(ids, counted, e.limit)
     return [{**_kept(e, row["image"]), "input_ids": np.array(ids), "labels": np.array(labels)}]
+
+
+def _answered(e: RowEncoder, row: Row) -> list[Example]:
+    return [{**asked(e.model, row, 0, e.limit), "labels": np.array(e.place(row["label"]))}]
 
 
 def _number(text: str) -> np.ndarray:
@@ -252,7 +269,7 @@ def _number(text: str) -> np.ndarray:
 
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted,
+    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
     "ctc": _heard, "contrast": _sounded, "units": _sounded,
 }  # fmt: skip
 

@@ -15,8 +15,11 @@
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
+| answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
+|          |                   |                                                   | `boxes` and `label`               |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
+| forecast | Forecaster        | say what comes                                    | tables of time series             |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 | contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
 | units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
@@ -35,11 +38,13 @@ from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.query_decoder import QueryDecoder
@@ -58,9 +63,11 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Denoiser, "pixel_values"): ("paint",),
     (Painter, "pixel_values"): ("paint",),
     (Spliced, "input_ids"): ("caption", "causal"),
+    (CrossEncoder, "input_ids"): ("answer",),
     (Actor, "states"): ("act", "clone"),
+    (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone", "contrast", "units")
+WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast", "contrast", "units")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -77,27 +84,21 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
+    "answer": (("question", "features", "boxes", "label"),),
     "contrast": (("sound",),),
     "units": (("sound",),),
 }
-MEDIA = (
-    "images",
-    "match",
-    "caption",
-    "detect",
-    "paint",
-    "ctc",
-    "contrast",
-    "units",
-)  # tasks whose rows have an image or a sound
+# tasks whose rows have an image or a sound
+MEDIA = ("images", "match", "caption", "detect", "paint", "ctc", "contrast", "units")
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
     "classify": ROUND,
     "tag": ROUND,
+    "answer": ROUND,
     "denoise": {"mask_token": "[MASK]"},
 }
-AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # special tokens around a text
+AROUND = dict.fromkeys(("masked", "classify", "tag", "answer"), ("[CLS]", "[SEP]"))  # special tokens around a text
 SENTINELS = 100
 PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 

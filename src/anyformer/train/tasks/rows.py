@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from anyformer.data.mixing import picked, shares
 from anyformer.data.order import Rows, shuffled
 from anyformer.data.pictures import below
 from anyformer.data.store import Example, Store
+from anyformer.generate.answering import check_answers, widths
+from anyformer.generate.seeing import prepared
 from anyformer.hub.noising import words
 from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
@@ -38,8 +40,6 @@ LONGEST = 256
 class TableData:
     """Rows of tables; one of each ten is held out."""
 
-    implied: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, kind: str, options: TrainOptions):
         if options.order == "packed":
             raise ValueError(f"order=packed is for text, and {kind} reads each row once in an epoch; leave order out")
@@ -47,6 +47,9 @@ class TableData:
         choices, has = registry.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
         self.names = tables.classes(self.tables, self.columns) if self.columns[-1] in ("label", "labels") else ()
+        self.implied: dict[str, Any] = {}
+        if kind == "answer":
+            self.implied = {"answers": len(self.names), "features": tables.width(self.tables[0], "features")}
 
     @property
     def longest(self) -> int:
@@ -67,6 +70,8 @@ class TableData:
         options = self.options
         if self.kind == "ctc":
             sounds.check(model)
+        if self.kind == "answer":
+            check_answers(model)
         units = None
         if self.kind in ("contrast", "units"):
             hiding.check(model, self.kind)
@@ -107,13 +112,17 @@ class StoredExamples:
 
     def _ready(self, example: Example) -> Example:
         rest = {name: value for name, value in example.items() if name not in ("path", "bytes")}
+        if "visual_feats" in rest:  # stored as one list of numbers
+            for name, width in widths(self.model).items():
+                rest[name] = rest[name].reshape(-1, width)
+            return rest | {"visual_attention_mask": np.ones(len(rest["visual_feats"]), np.int64)}
         if len(rest) == len(example):
             return example
         named = example.get("path")
         if "pixel_values" not in self.model.inputs():
             return {**sounds.heard(self.model, Path(os.fsdecode(named.tobytes()))), **rest}  # type: ignore[union-attr]
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
-        return {"pixel_values": self.model.processor.values(data), **rest}
+        return {**prepared(self.model, data), **rest}
 
     def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
         """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""

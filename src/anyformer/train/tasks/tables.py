@@ -118,9 +118,23 @@ def listed(names: Sequence[str]) -> str:
     return f"{len(names)} classes: {shown}{more}"
 
 
+def width(table: Table, column: str) -> int:
+    """The numbers of an object in the first row.
+
+    Raises:
+        ValueError: if its value is no list of lists.
+    """
+    value = next(table.rows((column,)))[column]
+    if not isinstance(value, list) or not value or not isinstance(value[0], list):
+        raise ValueError(
+            f"{table.source.name}: {column!r} must be a list of numbers for each object, got {value!r:.60}"
+        )
+    return len(value[0])
+
+
 def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
     """All text of the rows that `one_in_ten` does not hold out, for a tokenizer."""
-    texts = [name for name in columns if name not in ("label", "labels", "image", "sound")]
+    texts = [name for name in columns if name not in ("label", "labels", "image", "sound", "features", "boxes")]
     for table in tables:
         every = iter(table.rows(columns))
         for number in itertools.count():
