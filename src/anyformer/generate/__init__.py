@@ -10,7 +10,7 @@ continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
-painting.py      `paint`: pictures of a class or a text
+painting.py      `paint`: pictures of a class or a text; `repaint`: of codes
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
@@ -31,11 +31,11 @@ from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
-from anyformer.generate.painting import paint
+from anyformer.generate.painting import paint, repaint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "answer", "ask", "caption", "chat", "classify", "detect", "draw", "embed", "generate", "paint", "ranked", "rollout",
-    "stream", "tag", "transcribe",
+    "answer", "ask", "caption", "chat", "classify", "detect", "draw", "embed", "generate", "paint", "ranked", "repaint",
+    "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

@@ -11,6 +11,7 @@
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
+| reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
 | answer   | CrossEncoder      | `question`, `features`, `boxes`, `label`     | the label                            |
 
@@ -70,7 +71,7 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        return self.task != "images" and self.columns != ("image", "label")
+        return self.task not in ("images", "reconstruct") and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
@@ -206,6 +207,10 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
 
 
+def _drawn(e: RowEncoder, row: Row) -> list[Example]:
+    return [_kept(e, row["image"])]
+
+
 def _painted(e: RowEncoder, row: Row) -> list[Example]:
     return _matched(e, row) if e.tokenized else _pictured(e, row)
 
@@ -246,6 +251,7 @@ def _number(text: str) -> np.ndarray:
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
+    "reconstruct": _drawn,
 }  # fmt: skip
 
 

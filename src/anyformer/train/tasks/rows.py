@@ -24,7 +24,7 @@ from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
-from anyformer.train.tasks import painting, registry, tables
+from anyformer.train.tasks import codes, painting, registry, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -52,7 +52,7 @@ class TableData:
     @property
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
-        return 0 if self.columns == ("image", "label") else LONGEST
+        return 0 if self.columns in (("image", "label"), ("image",)) else LONGEST
 
     @property
     def classes(self) -> int:
@@ -70,7 +70,7 @@ class TableData:
             check_answers(model)
         encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        if self.kind != "paint":
+        if self.kind not in ("paint", "reconstruct"):
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
@@ -191,6 +191,8 @@ def on_rows(
         painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
+    if encoder.task == "reconstruct":
+        rows, batches = codes.prepared(rows, measured, encoder.model, seed)
     return Task(encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
 
 
@@ -202,6 +204,8 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
+    if encoder.task == "reconstruct":
+        return objectives.reconstruction, objectives.reconstruction, SQUARED
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
     if encoder.task in ("write", "seq2seq", "caption"):
