@@ -17,6 +17,7 @@ NAMES = (
     "train_step",
     "training",
     "decode",
+    "serve",
     "load",
     "loss",
     "imports",
@@ -25,6 +26,7 @@ NAMES = (
     "communication",
     "memory",
     "vision",
+    "series",
     "profile",
 )
 QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet

@@ -19,6 +19,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
     },
     "How to": {
         "command-line.md": "docs/command-line.md",
+        "serving.md": "docs/serving.md",
         "data.md": "docs/data.md",
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
@@ -33,6 +34,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "multimodal.md": "docs/multimodal.md",
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",
+        "series.md": "docs/series.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",
     },
     "Parts": {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anyformer.core.state import State
     from anyformer.core.taps import Taps
     from anyformer.generate.detecting import detect
+    from anyformer.generate.forecasting import forecast
     from anyformer.generate.painting import paint
     from anyformer.hub import load, save
     from anyformer.skeletons.base import Output
@@ -39,13 +40,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CausalLM", "DualTower", "Encoder", "EncoderDecoder", "Flow", "Mixer", "Output", "Part", "Recipe", "Stack", "State",
-    "Taps", "build", "detect", "generate", "load", "names", "page", "pages", "paint", "parts", "recipe", "save",
+    "Taps", "build", "detect", "forecast", "generate", "load", "names", "page", "pages", "paint", "parts", "recipe",
+    "save",
 ]  # fmt: skip
 _PACKAGES = ("core", "generate", "hub", "models", "parts", "skeletons")
 _HOMES = {
     "core.flow": ("Flow",), "core.mixer": ("Mixer",), "core.pages": ("build", "names", "page", "pages", "recipe"),
     "core.part": ("Part",), "core.recipe": ("Recipe",), "core.state": ("State",), "core.taps": ("Taps",),
-    "generate.detecting": ("detect",), "generate.painting": ("paint",), "hub": ("load", "save"),
+    "generate.detecting": ("detect",), "generate.forecasting": ("forecast",), "generate.painting": ("paint",),
+    "hub": ("load", "save"),
     "skeletons.base": ("Output",), "skeletons.decoder": ("CausalLM",),
     "skeletons.dual_tower": ("DualTower",), "skeletons.encoder": ("Encoder",),
     "skeletons.encoder_decoder": ("EncoderDecoder",), "skeletons.stack": ("Stack",),

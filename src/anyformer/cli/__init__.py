@@ -22,8 +22,8 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "act", "inspect", "draw", "diff", "verify", "convert", "ls",
-         "demo")  # fmt: skip
+         "caption", "ask", "answer", "paint", "act", "forecast", "serve", "inspect", "draw", "diff", "verify",
+         "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -40,6 +40,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("answer about the objects in pictures", "anyformer answer runs/lxmert questions.jsonl"),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
+    ("serve it to browsers and programs", "anyformer serve smollm2"),
+    ("forecast a series", "anyformer forecast runs/demand demand.csv --horizon 48"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),

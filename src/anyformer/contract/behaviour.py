@@ -61,7 +61,7 @@ def content_of_padding_changes_nothing(subject: Subject, rng: random.Random) -> 
     inputs = dict(batch.inputs)
     for name, new in content(subject, batch, rng).items():
         source = batch.source is not None and not name.startswith(subject.model.target)
-        keep = batch.source if source else batch.keep
+        keep = batch.mask(name, source)
         assert keep is not None
         new = torch.full_like(new, float("nan")) if new.is_floating_point() else new
         inputs[name] = torch.where(keep.view(*keep.shape, *[1] * (new.ndim - 2)), inputs[name], new)
@@ -112,14 +112,18 @@ def encoder_is_bidirectional(subject: Subject) -> float:
     """Without a mask, the output at every position depends on the input at every other position."""
     batch = draw(subject, random.Random(7), [6])
     entered: list[Tensor] = []
-    hook = subject.model.embed.register_forward_hook(lambda module, inputs, output: entered.append(output))
+
+    def enter(module: Any, inputs: Any, output: Tensor) -> None:
+        entered.append(output if output.requires_grad else output.requires_grad_())  # a front-end without weights
+
+    hook = subject.model.embed.register_forward_hook(enter)
     try:
         hidden = subject.model(**batch.inputs).hidden  # (1, T, D)
     finally:
         hook.remove()
     for at in (0, hidden.shape[1] - 1):
         (gradient,) = torch.autograd.grad(hidden[:, at].square().sum(), entered[0], retain_graph=True)
-        blind = [i for i in range(hidden.shape[1]) if not bool(gradient[:, i].ne(0).any())]
+        blind = [i for i in range(gradient.shape[1]) if not bool(gradient[:, i].ne(0).any())]
         expect(not blind, f"position {at} does not see the positions {blind}")
     return 0.0
 

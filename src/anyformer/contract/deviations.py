@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
@@ -10,6 +12,10 @@ from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
+from anyformer.parts.series.decomposition import SeasonBlock
+from anyformer.parts.sound.conformer import ConvModule
+from anyformer.parts.sound.positions import NormedPositions
+from anyformer.parts.sound.waves import Waves
 
 # Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
 # the contract promises (item 6).
@@ -22,9 +28,28 @@ DEVIATIONS = {
     "capacity": "padding takes no place at an expert; in transformers padding on the left does",
     "blocks": "block-sparse attention lays each row out by its real tokens; transformers the batch, padding included",
     "dropped masks": "ESM-2 scales a protein by its share of mask tokens; transformers counts padded ones, too",
+    "convolution module": "the convolution of a Conformer's block sees 0 beyond the end of a sound; transformers its "
+    "padding",
+    "batch norm": "a batch norm before the convolution of positions moves transformers' padding off 0; here it is 0",
+    "group norm": "the norm over time of a sound takes its own frames; transformers takes the padded ones, too",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
+    "delays": "auto-correlation: each row has its own delays; transformers takes those of the batch's mean in training"
+    ", and in evaluation mixes up those of all rows. So its layers are given one row after another",
+    "unseen": "a window of a series without any observed value has the scale 1; transformers takes that of other rows",
 }
+
+# Parameters whose gradient in training is 0 but for rounding: what follows them takes a constant off again.
+VANISHING = {
+    SeasonBlock: ("encoder*.self_attn_layer_norm.bias", "encoder*.fc2.bias", "final_layer_norm.layernorm.bias")
+}
+ROUNDING = 1e-4
+
+
+def vanishing(subject: Subject, name: str) -> bool:
+    """True if the gradient of a parameter, by its name in files, is 0 but for rounding."""
+    ends = [end for part, own in VANISHING.items() if subject.holds(part) for end in own]
+    return any(fnmatch(name, f"*{end}") for end in ends)
 
 
 def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> str | None:
@@ -46,6 +71,12 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "blocks"
     if len(set(lengths)) > 1 and any(p.part is ProteinTokens and p.hidden is not None for p in parts):
         return "dropped masks"
+    if len(set(lengths)) > 1 and any(p.part is ConvModule for p in parts):
+        return "convolution module"
+    if len(set(lengths)) > 1 and any(p.part is NormedPositions for p in parts):
+        return "batch norm"
+    if len(set(lengths)) > 1 and any(p.part is Waves and p.norm == "group" for p in parts):
+        return "group norm"
     if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None

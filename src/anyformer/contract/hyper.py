@@ -27,6 +27,8 @@ from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.codes import DRAWS
 from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.parts.series.laws import LAWS
+from anyformer.parts.series.window import SCALINGS
 
 # Options that must not change any number: their effect, and the check of it.
 NO_NUMBER = {
@@ -39,6 +41,9 @@ NO_NUMBER = {
         "Interleaved",
         "placeholder",
     ): "which tokens stand for pictures; in examples a mask says it: tests/hub/test_flamingo.py",
+    ("TurnedInput", "kernel"): "as that of Attention",
+    ("TurnedInput", "heads"): "as those of Attention; the frequencies in its files fit heads of one width",
+    ("TimeBatchNorm", "momentum"): "how the running means follow; tests/parts/test_conformer.py",
     ("TurnedAttention", "kernel"): "as that of Attention",
     ("LayerScale", "start"): "first weights; tests/parts/test_norms.py",
     ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
@@ -54,6 +59,10 @@ NO_NUMBER = {
     ("ProteinTokens", "theta"): "first values of a stored buffer; tests/parts/test_proteins.py",
     ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
+    (
+        "CTC",
+        "blank",
+    ): "the symbol that stands for none, in the loss and in reading; tests/train/test_sound_objectives.py",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
 WORDS = {
@@ -62,7 +71,11 @@ WORDS = {
     "kernel": KERNELS,
     "wiring": ("pre", "post", "sandwich", "parallel"),
     "pairs": ("half", "adjacent"),
-    "draws": DRAWS,
+    "draws": (*DRAWS, "few", "many"),
+    "law": tuple(LAWS),
+    "scaling": SCALINGS,
+    "scaler": SCALINGS,
+    "attention": ("prob", "full"),
 }
 
 

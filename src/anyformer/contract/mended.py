@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -43,12 +44,35 @@ def mended(part: Any) -> None:
             part.register_forward_pre_hook(
                 lambda module, inputs, named: (inputs, {**named, "interpolate_pos_encoding": True}), with_kwargs=True
             )
+        case "InformerProbSparseAttention":  # it draws other keys in each pass, in evaluation, too
+            part.register_forward_pre_hook(lambda mixer, inputs: None if mixer.training else void(torch.manual_seed(0)))
+        case "AutoformerForPrediction":  # the last of its decoder's states is one of the head, in another width
+            part.register_forward_hook(without_last)
+        case "AutoformerAttention":  # the delays of a row are those of others: it is given one after another
+            part.forward = functools.partial(alone, part.forward)
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
             part.attention.relative_position_bias.register_forward_hook(
                 lambda bias, inputs, whole: inner(whole, part.window_size)
             )
+
+
+def alone(forward: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **more: Any) -> Any:
+    """What the layer gives for each row by itself."""
+    sources = [None] * len(hidden_states) if key_value_states is None else key_value_states.split(1)
+    each = [forward(x, source, **more) for x, source in zip(hidden_states.split(1), sources, strict=True)]
+    return tuple(map(torch.cat, zip(*each, strict=True)))
+
+
+def without_last(model: nn.Module, inputs: Any, out: Any) -> None:
+    """Takes the last state of the decoder out of the output."""
+    if out.decoder_hidden_states is not None:
+        out.decoder_hidden_states = out.decoder_hidden_states[:-1]
+
+
+def void(_: Any) -> None:
+    """Nothing, of anything: what a hook returns replaces its module's inputs."""
 
 
 def behind(model: Any) -> Any:

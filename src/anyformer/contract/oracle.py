@@ -7,6 +7,7 @@ revealing weights, and is saved; from these files ours is loaded.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -14,7 +15,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from anyformer.skeletons.reversible import Reversible
 from anyformer.skeletons.stack import Blocks
 
 SCRATCH = "anyformer-contract-"  # the prefix of temporary folders
+SEED = 0  # of both sides' passes: what they draw is then the same
 
 
 NO_ORACLE = "needs transformers: pip install 'anyformer[dev]'"
@@ -55,6 +57,10 @@ class Oracle:
     folder: Path
     ours: Any
 
+    def doubled(self) -> Oracle:
+        """Both in float64."""
+        return Oracle(copy.deepcopy(self.theirs).double(), self.folder, copy.deepcopy(self.ours).double())
+
     def run(self, batch: Batch) -> dict[str, Tensor]:
         """Their outputs for a batch, under our names, with hidden states (see `trace`)."""
         with torch.no_grad():
@@ -67,6 +73,7 @@ class Oracle:
     def call(self, batch: Batch) -> Any:
         """Their own output for a batch."""
         theirs, inputs = self.restored(), self.inputs(batch)
+        torch.manual_seed(SEED)
         takes = inspect.signature(self.theirs.forward).parameters
         if self.hub is not None and self.hub.format == "diffusers":
             return diffusers.call(theirs, inputs)
@@ -77,6 +84,8 @@ class Oracle:
             inputs["position_ids"] = (keep.cumsum(1) - 1).clamp(min=0) + offset
         if "interpolate_pos_encoding" in takes:
             inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]
+        if "future_values" in takes and "future_values" not in inputs:  # read by no layer, and asked for all the same
+            inputs["future_values"] = torch.zeros_like(inputs["past_values"])[:, : theirs.config.prediction_length]
         if "use_cache" in takes:
             inputs["use_cache"] = False  # type: ignore[assignment]
         return theirs(**inputs, output_hidden_states=True)
@@ -124,6 +133,8 @@ class Oracle:
                 value = None if value is None else value.get(key)
             if value is None:  # of another class of these files
                 continue
+            if name.startswith("heads.") and isinstance(value, tuple):  # the parameters of a law
+                value = torch.stack(value, -1)
             several = isinstance(value, tuple)
             by_name |= {f"{name}.{i}": state for i, state in enumerate(value)} if several else {name: value}
         return by_name
@@ -154,6 +165,7 @@ def trace(model: Any, batch: Batch) -> dict[str, Tensor]:
     """
     traced: dict[str, Tensor] = {}
     hooks = []
+    torch.manual_seed(SEED)
 
     def keep(name: str, after: bool, halves: int, side: int = 0) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any = None) -> None:
@@ -352,6 +364,18 @@ def _published(subject: Subject, path: Path) -> Any:
         named = published[1] if (published := hub_for(subject.model)) else named
     kind = getattr(transformers, named) if named else transformers.AutoModel
     return reference(kind.from_pretrained(path, dtype=torch.float32)).eval()
+
+
+@contextlib.contextmanager
+def in_training(model: Any) -> Iterator[None]:
+    """Their model in training, with the statistics of its norms as before behind it."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield model.train()
+    finally:
+        model.eval()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 def scratch() -> Path:

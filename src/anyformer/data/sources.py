@@ -194,7 +194,11 @@ def get(name: str) -> Path:
     Raises ValueError for an unknown name and OSError, with advice, when the fetch fails. Safe to call
     from several processes at once: one fetches, the others wait.
     """
-    source = _find(name)
+    return place(_find(name))
+
+
+def place(source: Source) -> Path:
+    """The file or the folder of a source that is not listed, as `get`."""
     home = _installed(source) or _cached(source) or _fetch(source)
     return home / source.files[0].path if source.single else home
 

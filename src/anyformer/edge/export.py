@@ -128,11 +128,13 @@ def _every(model: Any, batch: int, time: int, source: int, names: Collection[str
             first, second = max(2, first), max(2, second)
         else:
             first = min(first, model.context or first)
+            if front.least(1) > 1:  # several units a position, and torch.export would close a single one
+                first = front.least(max(2, first))
         inputs = {entrance.prefix + n: t for n, t in front.example(batch, (first, second), noise).items()}
         if entrance.mask is not None:
             length = front.units(front.example(batch, (first, second), noise))
             keep = torch.ones(batch, length, dtype=torch.long)
-            keep[0, : length // 3] = 0
+            keep[0, : 0 if front.right else length // 3] = 0
             keep[-1, length - length // 4 :] = 0
             inputs[entrance.mask] = keep
         made |= {name: t.to(like.device if reads[name].ids else like) for name, t in inputs.items()}
@@ -155,7 +157,8 @@ def _check(model: Any, example: Mapping[str, Tensor]) -> None:
 def _named(output: Output) -> dict[str, Tensor]:
     """The outputs of the program, by plain names: loading it needs no class of ours."""
     single = {n: getattr(output, n) for n in ("hidden", "logits", "pooled", "memory")}
-    return {n: t for n, t in (single | {f"heads.{n}": t for n, t in output.heads.items()}).items() if t is not None}
+    several = {f"heads.{n}": t for n, t in output.heads.items()} | {f"beside.{n}": t for n, t in output.beside.items()}
+    return {n: t for n, t in (single | several).items() if t is not None}
 
 
 @contextlib.contextmanager
@@ -195,8 +198,8 @@ def _compared(model: Any, program: ExportedProgram, example: dict[str, Tensor]) 
     for size in CHECKED:
         every = _every(model, *size, names=example.keys())
         if model.static:
-            every = {name: torch.randn_like(tensor[:1].repeat(size[0], *[1] * (tensor.ndim - 1)))
-                     for name, tensor in example.items()}  # fmt: skip
+            rows = {n: t[:1].repeat(size[0], *[1] * (t.ndim - 1)) for n, t in example.items()}
+            every = {n: torch.randn_like(t) if t.is_floating_point() else t for n, t in rows.items()}
         if not example.keys() <= every.keys():
             continue  # a text too short for the media in it
         inputs = {name: every[name] for name in example}

@@ -1,87 +1,38 @@
-"""Drawings of a model from its recipe: the wiring of each kind of block, and the masks.
-
-One unit is an inch, y grows downwards; matplotlib, imported when something is drawn, writes SVG, PNG or PDF.
-"""
+"""Drawings of a model from its recipe: the wiring of each kind of block, and the masks."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anyformer.core.recipe import Recipe, signature
-from anyformer.explain.draw import PAPER, plotting
+from anyformer.explain.canvas import FAINT, FRAME, GAP, INK, LINE, SIGNS, SUM, WIDE, Canvas, opened, written
+from anyformer.explain.draw import PAPER
 from anyformer.parts.adaptive import Side
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
 from anyformer.parts.attention.windows import Windows
 from anyformer.parts.block import Block
 from anyformer.parts.heads import Kept
 from anyformer.parts.reversible import ReversibleBlock
+from anyformer.parts.series.decomposition import SeasonBlock, TrendBlock
 from anyformer.parts.streams import JointBlock
 from anyformer.skeletons.base import Skeleton
 from anyformer.skeletons.media import bare
 
-WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
-SUM = 0.09  # radius of the sign (+)
-FORMATS = (".svg", ".png", ".pdf")
-INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
 COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee", "first": "#d5f0d5",
            "second": "#d5f0d5"}  # fmt: skip
 BRANCHES = ("mixer", "cross", "ffn")
 STREAMS = ("first", "second")  # of a block with two
 OTHER = {  # kinds of blocks beside `Block`: their difference from it
     ReversibleBlock: "two streams: each sum goes to the other one",
+    SeasonBlock: "a trend is taken off each sum",
+    TrendBlock: "a trend is taken off each sum, and added up beside the stream",
     JointBlock: "two streams: the mixer joins them; each has norms, gates and an MLP of its own",
     Side: "told: shift and scale after each norm, a gate before each sum",
 }
 FRONT = ("embed", "queries", "entry", "gated", "blocks", "stages", "norm")  # the order in a stack; the rest follows
-
-
-@dataclass
-class Canvas:
-    """Axes to draw on, and the extent of the drawing. `reads`: the points where a decoder reads the encoder output."""
-
-    axes: Any
-    right: float = 0.0
-    bottom: float = 0.0
-    reads: list[tuple[float, float]] = field(default_factory=list)
-
-    def box(self, x: float, y: float, title: str, lines: Iterable[str], colour: str) -> float:
-        """Draws a box around the middle `x` from `y` on; returns its end."""
-        from matplotlib.patches import FancyBboxPatch
-
-        lines = list(lines)
-        high = 0.3 + LINE * len(lines)
-        shape = FancyBboxPatch(
-            (x - WIDE / 2, y), WIDE, high, "round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor=INK, lw=0.8
-        )
-        self.axes.add_patch(shape)
-        self.axes.text(x, y + 0.16, title, ha="center", va="center", fontsize=9, fontweight="bold", color=INK)
-        for i, line in enumerate(lines):
-            self.axes.text(x, y + 0.33 + LINE * i, line, ha="center", va="center", fontsize=7, color=INK)
-        return self.reach(x + WIDE / 2, y + high)
-
-    def path(self, points: list[tuple[float, float]], arrow: bool = False, dashed: bool = False) -> None:
-        """Draws a line through points, with a head at its end."""
-        xs, ys = zip(*points, strict=True)
-        style = {"color": FAINT if dashed else INK, "lw": 1.0, "ls": "--" if dashed else "-"}
-        self.axes.plot(xs, ys, zorder=1, **style)
-        if arrow:
-            self.axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", **style, "shrinkB": 0})
-
-    def add(self, x: float, y: float) -> None:
-        """Draws the sign of a sum around a point."""
-        from matplotlib.patches import Circle
-
-        self.axes.add_patch(Circle((x, y), SUM, facecolor=PAPER, edgecolor=INK, lw=0.8, zorder=3))
-        self.axes.text(x, y, "+", ha="center", va="center", fontsize=9, color=INK, zorder=4)
-
-    def reach(self, x: float, y: float) -> float:
-        """Extends the drawing to this point; returns y."""
-        self.right, self.bottom = max(self.right, x), max(self.bottom, y)
-        return y
 
 
 def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
@@ -95,7 +46,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
     Raises:
         ValueError: for another kind of file. ImportError: without matplotlib.
     """
-    figure, canvas, file = _canvas(path)
+    figure, canvas, file = opened(path)
     heading = title + ("" if "dim" not in recipe.options else f"   width {recipe.dim}")
     canvas.axes.text(0.2, 0.25, heading, fontsize=13, fontweight="bold", color=INK, va="center")
     sides = [name for name in ("encoder", "decoder") if name in recipe.options]
@@ -116,7 +67,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
     else:
         _beside(canvas, x, recipe)
     _masks(canvas, canvas.right + 0.6, seen(recipe))
-    return _write(figure, canvas, file)
+    return written(figure, canvas, file)
 
 
 def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
@@ -125,9 +76,9 @@ def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
     Raises:
         ValueError: for another kind of file than .svg, .png, .pdf. ImportError: without matplotlib.
     """
-    figure, canvas, file = _canvas(path)
+    figure, canvas, file = opened(path)
     _mask(canvas, 0.2, 0.2, "", mask, size)
-    return _write(figure, canvas, file)
+    return written(figure, canvas, file)
 
 
 def seen(recipe: Recipe) -> dict[str, Mask]:
@@ -288,7 +239,8 @@ def _block(canvas: Canvas, x: float, y: float, block: Recipe, where: str, shared
 
 def _wiring(block: Recipe) -> str:
     """The wiring of a block; that of `Block` if a page's own kind of block has no such option."""
-    return block.options.get("wiring", signature(Block)["wiring"])
+    usual = getattr(block.part, "wired", signature(Block)["wiring"])
+    return block.options.get("wiring", usual)
 
 
 def _branch(canvas: Canvas, x: float, y: float, block: Recipe, name: str) -> float:
@@ -381,25 +333,3 @@ def _mask(canvas: Canvas, x: float, y: float, path: str, mask: Mask, size: int) 
         x, y + high + 0.1, f"{size} tokens: rows are queries, columns keys", fontsize=6, color=FAINT, va="center"
     )
     return canvas.reach(x + max(high, 2.4), y + high + 0.15)
-
-
-def _canvas(path: str | Path) -> tuple[Any, Canvas, Path]:
-    file = Path(path)
-    if file.suffix.lower() not in FORMATS:
-        raise ValueError(f"a drawing is written as {', '.join(FORMATS)}; got {str(path)!r}")
-    figure = plotting()[0].figure(facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    return figure, Canvas(axes), file
-
-
-def _write(figure: Any, canvas: Canvas, file: Path) -> Path:
-    wide, high = canvas.right + 0.3, canvas.bottom + 0.3
-    figure.set_size_inches(wide, high)
-    canvas.axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pyplot = plotting()[0]
-    with pyplot.rc_context({"svg.fonttype": "none"}):  # text stays searchable
-        figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
-    pyplot.close(figure)
-    return file

@@ -2,8 +2,10 @@
 
 options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
+constraining.py  texts that follow a schema or an expression
 sampling.py      scores -> the next token of each row
 decoding.py      the loop: a batch, continued token by token; rows that are done leave it
+speculating.py   several tokens a pass, by guesses that are verified
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
@@ -19,6 +21,7 @@ seeing.py        pictures, sounds and videos in prompts
 captioning.py    `caption`, `ask`: texts about pictures
 answering.py     `answer`: questions about the objects of pictures
 transcribing.py  `transcribe`: sounds to text
+forecasting.py   `forecast`: what comes in a time series
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
 """
@@ -31,11 +34,12 @@ from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
+from anyformer.generate.forecasting import backtest, forecast
 from anyformer.generate.painting import paint, repaint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "answer", "ask", "caption", "chat", "classify", "detect", "draw", "embed", "generate", "paint", "ranked", "repaint",
-    "rollout", "stream", "tag", "transcribe",
+    "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate",
+    "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

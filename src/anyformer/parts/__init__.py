@@ -3,6 +3,7 @@
 from anyformer.parts.adaptive import Adaptive, AdaptiveNorm, Side
 from anyformer.parts.approximate.autocorrelation import AutoCorrelation
 from anyformer.parts.approximate.fourier import Fourier
+from anyformer.parts.approximate.hierarchical import Hierarchical
 from anyformer.parts.approximate.linear import Favor, LinearAttention
 from anyformer.parts.approximate.low_rank import Linformer, Nystrom
 from anyformer.parts.approximate.lsh import LocalAttention, LSHAttention
@@ -59,21 +60,23 @@ from anyformer.parts.recurrent.mamba import Mamba
 from anyformer.parts.recurrent.mamba2 import Mamba2
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.parts.sound.chunks import Chunks
+from anyformer.parts.sound.heads import CTC, Context, Quantised, SoundClasses, Units
 from anyformer.parts.sound.mels import Mels
+from anyformer.parts.sound.waves import Waves
 from anyformer.parts.streams import JointAttention, JointBlock, LastJointAttention
 from anyformer.parts.trajectory import EachStep, Trajectory
 
 __all__ = [
-    "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Averager",
-    "Axial", "Block", "BlockWindow", "Causal", "ChunkedMLP", "Chunks", "Classifier", "CompressiveMemory",
+    "CTC", "MLP", "Adaptive", "AdaptiveNorm", "AdditivePool", "Alibi", "At", "Attention", "AutoCorrelation", "Averager",
+    "Axial", "Block", "BlockWindow", "Causal", "ChunkedMLP", "Chunks", "Classifier", "CompressiveMemory", "Context",
     "ConvPositions", "Convolution", "Cubes", "Decay", "Dense", "Dilated", "Distances", "EachStep", "Entry",
     "ExpertChoice", "Favor", "First", "Forget", "Fourier", "Full", "GatedDelta", "GatedMLP", "Global", "GridBias",
-    "Grouped", "JointAttention", "JointBlock", "LSHAttention", "Label", "LastJointAttention", "LatentAttention",
-    "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits", "Mamba",
-    "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "Merger", "MoE", "NearestMemory", "Nystrom",
+    "Grouped", "Hierarchical", "JointAttention", "JointBlock", "LSHAttention", "Label", "LastJointAttention",
+    "LatentAttention", "LayerNorm", "LayerScale", "Learned", "LinearAttention", "Linformer", "LocalAttention", "Logits",
+    "Mamba", "Mamba2", "MaskedLM", "Mean", "Mels", "MemoryTokens", "Merge", "Merger", "MoE", "NearestMemory", "Nystrom",
     "OneRMSNorm", "PatchGrid", "Patches", "PlainNorm", "Pooler", "Prefix", "ProbSparse", "Project", "Projector",
-    "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes",
-    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "Span", "States", "StochasticDepth",
-    "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory", "TwoStreams", "Unpatch",
-    "Vector", "Window", "Windows", "deepnorm",
+    "Quantised", "RMSNorm", "Random", "Relative", "RelativeBias", "ReversibleBlock", "Rotary", "Rotary2D", "RotaryAxes",
+    "ScaleNorm", "SegmentRecurrence", "Side", "Sines2D", "Sinusoidal", "SoftCap", "SoundClasses", "Span", "States",
+    "StochasticDepth", "Strided", "Temperature", "Through", "Time", "Times", "Tokens", "TopK", "Trajectory",
+    "TwoStreams", "Units", "Unpatch", "Vector", "Waves", "Window", "Windows", "deepnorm",
 ]  # fmt: skip

@@ -160,18 +160,23 @@ class BatchNorm(CellNorm):
             nn.init.constant_(tensor, value)
 
     def forward(self, x: Tensor, extent: Extent | None) -> Tensor:
+        if extent is None:
+            stored = self.running_mean, self.running_var
+            return F.batch_norm(x, *stored, self.weight, self.bias, self.training, self.momentum, self.eps)
+        kind = x.dtype
+        x = x.to(torch.promote_types(kind, torch.float32))
         if not self.training:
-            mean, var = self.running_mean[:, None, None], self.running_var[:, None, None]
+            mean, var = self.running_mean[:, None, None].to(x.dtype), self.running_var[:, None, None].to(x.dtype)
         else:
-            real = torch.ones_like(x[:, :1], dtype=torch.bool) if extent is None else extent.real(*x.shape[2:])
+            real = extent.real(*x.shape[2:])
             mean, var = (moment[0] for moment in moments(x, real, (0, 2, 3)))  # (C, 1, 1) each
             count = int(real.sum())
             with torch.no_grad():
                 spread = var * (count / max(1, count - 1))
-                self.running_mean.lerp_(mean.flatten(), self.momentum)
-                self.running_var.lerp_(spread.flatten(), self.momentum)
+                self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(spread.flatten().to(self.running_var.dtype), self.momentum)
         y = (x - mean) * (var + self.eps).rsqrt()
-        return y * self.weight[:, None, None] + self.bias[:, None, None]
+        return (y * self.weight[:, None, None].to(x.dtype) + self.bias[:, None, None].to(x.dtype)).to(kind)
 
 
 def moments(x: Tensor, real: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ class Output:
     keep: Tensor | None = None  # (B, T) padding mask of `hidden`, True = real; None = all
     figures: dict[str, list[Tensor]] = field(default_factory=dict)  # metrics of parts in training, one tensor a layer
     across: frozenset[str] = frozenset()
+    beside: dict[str, Tensor] = field(default_factory=dict)  # values without a part of their own: a window's scale
     maps: tuple[Tensor, ...] = ()  # (B, D, rows, columns) of each stage of a pyramid, before its cells are merged
     deep: tuple[dict[str, Tensor], ...] = ()  # in training, the heads of each earlier block of a decoder of queries
 

@@ -249,6 +249,16 @@ class Read(Slot):
     def bytes(self) -> int:
         return sum(t.nbytes for row in self.rows for t in (row.vectors, row.marks) if t is not None)
 
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        self.rows = [replace(row, places=tuple(place + count for place in row.places)) for row in self.rows]
+
+    def join(self, other: Read) -> None:
+        self.rows = self.rows + other.rows
+
     def _trimmed(self, row: Row, length: int) -> Row:
         """The row with the media that have begun before `length`."""
         places = tuple(place for place in row.places if place < length)

@@ -41,6 +41,8 @@ def check(batch: Batch, objective: Objective) -> None:
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise ValueError(f"the batch's {name} must be a tensor, got {kind}; torch.as_tensor makes one")
+        if name == "labels" and getattr(objective, "gaps", False):
+            continue  # NaN is a missing value
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(f"the batch's {name} hold NaN or infinity before the first step: clean the data")
     if own := getattr(objective, "check", None):

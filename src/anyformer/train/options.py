@@ -99,13 +99,14 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            caption (LLaVA), paint (DiT), reconstruct (dVAE), answer (LXMERT), act or clone; by default the first one
-            that fits the model. Those from seq2seq on read rows, see `train.tasks.registry`; one row of each ten is
-            held out.
+            caption (LLaVA), paint (DiT), reconstruct (dVAE), answer (LXMERT), act or clone, forecast (Informer), ctc,
+            contrast or units (sound); by default the first one that fits the model. Those from seq2seq on read rows,
+            see `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.
-        context: tokens in a window; by default the context of the model, at most 256. Of act and clone steps; 20.
+        context: tokens in a window; by default the context of the model, at most 256. Of act and clone
+            steps, 20; of forecast steps of the past, beside those that the lags reach.
         order: random: windows from anywhere, again and again; epochs: each window once in an epoch; packed: whole
             documents, each once in an epoch, which do not see each other.
         lr: the highest learning rate.
@@ -115,6 +116,9 @@ class TrainOptions(RunOptions):
         tokenizer: bpe or chars (trained on the text), bytes, or a folder with one; by default a start model's own, else
             bpe.
         vocab: tokens of the bpe that is trained; 1024 by default.
+        units: of the task units: mfcc, or FOLDER:PATH, what a trained model has at a path, as in
+            runs/one/step-000500:blocks.2.
+        clusters: of these, of the task units.
         prompt: the text that the sample at the end continues.
     """
 
@@ -129,6 +133,8 @@ class TrainOptions(RunOptions):
     base: dict[str, Any] | None = None
     tokenizer: str | None = None
     vocab: int | None = None
+    units: str = "mfcc"
+    clusters: int = 100
     eval_every: int = 250
     save_every: int = 250
     prompt: str = "The "

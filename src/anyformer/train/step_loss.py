@@ -86,8 +86,10 @@ def with_auxiliary(loss: Tensor, output: Output, share: float) -> Tensor:
 
 
 def real_tokens(batch: dict[str, Tensor]) -> int:
-    """The number of tokens in a batch (for images, of pixels) without padding: auxiliary losses are means over them."""
+    """The number of tokens in a batch (for images of pixels, for series of values) without padding: auxiliary losses
+    are means over them."""
     for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
         if name in batch:
             return int((batch[name] >= at_least).sum())
-    return next(batch[n] for n in ("decoder_input_ids", "input_ids", "pixel_values") if n in batch).numel()
+    names = ("decoder_input_ids", "input_ids", "pixel_values", "input_values", "input_features", "past_values")
+    return next(batch[n] for n in names if n in batch).numel()

@@ -23,18 +23,21 @@ from anyformer.hub.processors.cubes import CubeProcessor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.images import ImageProcessor, trained
 from anyformer.hub.processors.keys import CLASS, kind_of
+from anyformer.hub.processors.series import SeriesProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
+from anyformer.hub.processors.waves import WaveProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "CubeProcessor", "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SoundProcessor", "Steps",
-    "TrajectoryProcessor", "assumed", "from_scratch", "read_processor", "trained", "write_processor",
+    "CubeProcessor", "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor", "SoundProcessor",
+    "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch", "read_processor", "trained",
+    "write_processor",
 ]  # fmt: skip
 OWN: dict[str, type[ImageProcessor]] = {KIND: DetectionProcessor, cubes.KIND: CubeProcessor}  # else ImageProcessor
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
-    p.takes[0]: p for p in (ImageProcessor, SoundProcessor, TrajectoryProcessor)
+    p.takes[0]: p for p in (ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor, WaveProcessor)
 }  # by main input
 
 
@@ -81,9 +84,11 @@ def read_processor(
     return replace(processors[0], origin=origin)  # type: ignore[type-var]
 
 
-def assumed(model: Any) -> SoundProcessor | None:
+def assumed(model: Any) -> SoundProcessor | WaveProcessor | None:
     """The processor of a model whose files have none: for sound, the published one of all models of that size; None for
     other inputs."""
+    if model.takes == "input_values":
+        return WaveProcessor()
     if model.takes != "input_features":
         return None
     front, usual = model.entrances()[0].front, SoundProcessor()

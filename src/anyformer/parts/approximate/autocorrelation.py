@@ -1,6 +1,6 @@
 """Auto-correlation: attention of a text to its own shifts, at the delays of the largest self-similarity.
 
-B batch, T time, D width, A delays.
+B batch, T time, S time of the memory, D width, A delays.
 """
 
 from __future__ import annotations
@@ -28,26 +28,33 @@ class AutoCorrelation(Mixer):
     training takes the delays of their mean, evaluation mixes up the delays of rows. There is at least one delay;
     transformers has none for a text of one token, and returns zeros.
 
+    With `cross`, k and v are of the encoder's memory: its first T steps. In a memory with fewer steps, zeros follow,
+    and of the T queries only the first T - S are read, as in transformers.
+
     Args:
         factor: see above.
         bias: of all projections.
+        cross: keys and values come from the encoder's memory; neither side can have padding.
 
-    Shape: (B, T, D) -> same. It mixes the future in: no use in a decoder, and no state.
+    Shape: (B, T, D) -> same. It mixes the future in: no use in a causal decoder, and no state.
     """
 
-    def __init__(self, dim: int, factor: float = 3.0, bias: bool = True):
+    def __init__(self, dim: int, factor: float = 3.0, bias: bool = True, cross: bool = False):
         super().__init__()
         if factor <= 0:
             raise ValueError(f"AutoCorrelation: factor must be above 0; got {factor}")
-        self.factor = factor
+        self.factor, self.cross = factor, cross
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias) for _ in range(4))
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.needs_both_ways(flow)
         there = rows(flow, x)
-        real = there.real()[:, None, :, None]
-        q, k, v = (there.packed(p(x)[:, None]).where(real, 0.0)[:, 0] for p in (self.q, self.k, self.v))  # (B, T, D)
-        likeness = self.likeness(q, k, there)  # (B, T)
+        if self.cross:
+            q, k, v = self._across(x, flow)
+        else:
+            real = there.real()[:, None, :, None]
+            q, k, v = (there.packed(p(x)[:, None]).where(real, 0.0)[:, 0] for p in (self.q, self.k, self.v))
+        likeness = self.likeness(q, k, there)  # (B, T) of (B, T, D) each
         delays = (self.factor * there.count.double().log()).long().minimum(there.count).clamp(min=1)  # (B, 1) A
         most = max(1, min(int(self.factor * math.log(x.shape[1])), x.shape[1]))
         top, delay = likeness.topk(most, 1)  # (B, A) each
@@ -57,6 +64,21 @@ class AutoCorrelation(Mixer):
         y = self.delayed(v, top.softmax(1), delay, there)  # (B, T, D)
         return self.o(there.unpacked(y[:, None])[:, 0])
 
+    def _across(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the memory, (B, T, D) each."""
+        memory = flow.memory
+        if memory is None or memory.keep is not None or flow.keep is not None:
+            raise ValueError(
+                "AutoCorrelation with cross=True needs an encoder's output, and whole windows on both sides: an "
+                "encoder-decoder without padding"
+            )
+        time, source = x.shape[1], memory.stream.shape[1]
+        q, k, v = self.q(x), *(p(memory.stream[:, :time]) for p in (self.k, self.v))
+        if time > source:
+            q = torch.cat((q[:, : time - source], torch.zeros_like(q[:, :source])), 1)
+            k, v = (torch.cat((t, t.new_zeros(t.shape[0], time - source, t.shape[2])), 1) for t in (k, v))
+        return q, k, v
+
     def delayed(self, v: Tensor, share: Tensor, delay: Tensor, there: Rows) -> Tensor:
         """sum_i share_i v[t + delay_i], modulo the length of the row: (B, T, D), (B, A) twice -> (B, T, D).
 
@@ -64,7 +86,11 @@ class AutoCorrelation(Mixer):
         circular one. The gradient is one transform, too, instead of one for each of A copies of the text.
         """
         wide, time = torch.promote_types(v.dtype, torch.float32), v.shape[1]
-        weight = share.new_zeros(len(v), 2 * time, dtype=wide)
+        if there.whole:  # a transform of the text's own length is circular
+            weight = share.new_zeros(v.shape[0], time, dtype=wide).scatter_add(1, delay, share.to(wide))
+            a, b = torch.fft.rfft(v.to(wide), dim=1), torch.fft.rfft(weight, dim=1)
+            return torch.fft.irfft(a * b.conj()[..., None], time, dim=1).to(v.dtype)
+        weight = share.new_zeros(v.shape[0], 2 * time, dtype=wide)
         for lag in (delay, (delay - there.count) % (2 * time)):
             weight = weight.scatter_add(1, lag, share.to(wide))
         a, b = torch.fft.rfft(v.to(wide), 2 * time, dim=1), torch.fft.rfft(weight, dim=1)
@@ -77,6 +103,9 @@ class AutoCorrelation(Mixer):
         tokens, which are the same, are added.
         """
         wide, time = torch.promote_types(q.dtype, torch.float32), q.shape[1]
+        if there.whole:
+            a, b = (torch.fft.rfft(t.to(wide), dim=1) for t in (q, k))
+            return torch.fft.irfft((a * b.conj()).mean(-1), time, dim=1)
         a, b = (torch.fft.rfft(t.to(wide), 2 * time, dim=1) for t in (q, k))  # (B, T + 1, D)
         linear = torch.fft.irfft((a * b.conj()).mean(-1), 2 * time, dim=1)  # (B, 2 T): d, and 2 T - d for -d
         delay = torch.arange(time, device=q.device)

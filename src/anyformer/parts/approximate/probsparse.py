@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
@@ -96,7 +97,7 @@ class ProbSparse(Mixer):
         many = self._few(count) if few else count  # (B, 1) U of each row
         most = min(self.factor * math.ceil(math.log1p(time)), time) if few else time
         lengths = [time] if there.whole else count[:, 0].tolist()
-        key = torch.stack([self._drawn(n, most) for n in lengths]).to(q.device).expand(len(q), most)  # (B, U)
+        key = torch.stack([self._drawn(n, most) for n in lengths]).to(q.device).expand(q.shape[0], most)  # (B, U)
         drawn = _at(k, key[:, None].expand(-1, k.shape[1], -1)).mT  # (B, H, K, U)
         if there.whole:  # some queries at a time: their scores stay in the processor's cache
             pieces = (part @ drawn for part in q.split(CHUNK, 2))  # (B, H, C, U) each
@@ -110,12 +111,20 @@ class ProbSparse(Mixer):
     def _drawn(self, count: int, most: int) -> Tensor:
         """Indices of drawn keys of a text of `count` tokens, (U,); the same for a row in a batch and alone."""
         fixed = self.seed is not None or not self.training
+        if fixed and torch.compiler.is_exporting() and isinstance(count, int):
+            return torch.tensor(_numbers(count, most, self.seed or 0))  # a program would draw others each time
         noise = torch.Generator().manual_seed(self.seed or 0) if fixed else None
         return torch.randint(max(count, 1), (most,), generator=noise)
 
     def _few(self, count: Tensor) -> Tensor:
         """factor * ceil(ln(1 + n)) of n tokens, but at most n."""
         return (self.factor * count.double().log1p().ceil()).long().minimum(count)
+
+
+def _numbers(count: int, most: int, seed: int) -> list[int]:
+    """The drawn indices, in real numbers while a model is traced."""
+    with _disable_current_modes():
+        return torch.randint(max(count, 1), (most,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _at(t: Tensor, index: Tensor) -> Tensor:

@@ -12,6 +12,9 @@
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
 | reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
+| ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
+| contrast | Encoder of sound  | `sound`                                      | hidden frames, found among others    |
+| units    | Encoder of sound  | `sound`                                      | the clusters of hidden frames        |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
 | answer   | CrossEncoder      | `question`, `features`, `boxes`, `label`     | the label                            |
 
@@ -38,6 +41,7 @@ from anyformer.generate.answering import asked
 from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
+from anyformer.train.tasks import sounds
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class RowEncoder:
         columns: those of the task that the rows have.
         names: the classes, where there are any. limit: tokens; longer texts are cut.
         root: the folder below which images lie that a row names.
+        units: clusters of frames (`tasks.hiding.Clusters`), of the task units.
     """
 
     task: str
@@ -56,11 +61,14 @@ class RowEncoder:
     names: tuple[str, ...]
     limit: int
     root: Path = field(default_factory=Path)
+    units: Any = None
 
     def fingerprint(self) -> str:
         """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
         parts: list[Any] = [self.task, self.columns, self.names]
+        if self.task in ("ctc", "contrast", "units"):
+            parts += [str(m.embed), str(m.processor), None if self.units is None else self.units.centres.tobytes()]
         if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
@@ -71,7 +79,8 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        return self.task not in ("images", "reconstruct") and self.columns != ("image", "label")
+        apart = ("images", "contrast", "units", "reconstruct")
+        return self.task not in apart and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
@@ -211,6 +220,22 @@ def _drawn(e: RowEncoder, row: Row) -> list[Example]:
     return [_kept(e, row["image"])]
 
 
+def _heard(e: RowEncoder, row: Row) -> list[Example]:
+    """The name of the file, which is read when a batch needs it, and the symbols of the text."""
+    path = pictures.below(e.root, row["sound"], "sound")
+    named = np.frombuffer(os.fsencode(path), np.uint8)
+    return [{"path": named, "labels": sounds.labelled(e.model, path, str(row["text"]))}]
+
+
+def _sounded(e: RowEncoder, row: Row) -> list[Example]:
+    """The name of the file, and for units the cluster of each frame."""
+    path = pictures.below(e.root, row["sound"], "sound")
+    if sounds.frames(e.model, path) < 1:
+        raise ValueError(f"{path} is shorter than one frame of the model; leave it out")
+    named = {"path": np.frombuffer(os.fsencode(path), np.uint8)}
+    return [named if e.units is None else {**named, "labels": e.units.labels(path)}]
+
+
 def _painted(e: RowEncoder, row: Row) -> list[Example]:
     return _matched(e, row) if e.tokenized else _pictured(e, row)
 
@@ -251,7 +276,7 @@ def _number(text: str) -> np.ndarray:
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
-    "reconstruct": _drawn,
+    "ctc": _heard, "contrast": _sounded, "units": _sounded, "reconstruct": _drawn,
 }  # fmt: skip
 
 

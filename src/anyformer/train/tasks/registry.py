@@ -20,6 +20,10 @@
 |          |                   |                                                   | `boxes` and `label`               |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
+| forecast | Forecaster        | say what comes                                    | tables of time series             |
+| ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
+| contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
+| units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -42,6 +46,7 @@ from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.query_decoder import QueryDecoder
@@ -51,6 +56,8 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
+    (Encoder, "input_values"): ("ctc", "contrast", "units"),
+    (Encoder, "input_features"): ("ctc",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
@@ -61,8 +68,9 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CrossEncoder, "input_ids"): ("answer",),
     (Autoencoder, "pixel_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
+    (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -78,10 +86,14 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "paint": (("image", "label"), ("image", "text")),
     "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
+    "ctc": (("sound", "text"),),
     "answer": (("question", "features", "boxes", "label"),),
     "reconstruct": (("image",),),
+    "contrast": (("sound",),),
+    "units": (("sound",),),
 }
-PICTURED = ("images", "match", "caption", "detect", "paint", "reconstruct")  # tasks whose rows have an image
+# tasks whose rows have an image or a sound
+MEDIA = ("images", "match", "caption", "detect", "paint", "reconstruct", "ctc", "contrast", "units")
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
@@ -155,7 +167,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task not in ("causal", "caption", *WITHOUT_TEXT):
+    if task not in ("causal", "caption", "ctc", *WITHOUT_TEXT):
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]

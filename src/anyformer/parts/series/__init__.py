@@ -1,0 +1,1 @@
+"""Time series: their front-end, distilling and decomposition, the laws of what comes."""
