@@ -83,7 +83,7 @@ def llava(c: LLaVA) -> Recipe:
 
 
 def text(c: Text) -> Recipe:
-    known: dict[str, Any] = {"llama": (Llama, llama), "mistral": (Llama, llama), "qwen2": (Qwen2, qwen2)}
+    known: dict[str, tuple[Any, Any]] = {"llama": (Llama, llama), "mistral": (Llama, llama), "qwen2": (Qwen2, qwen2)}
     kind, page = choose("LLaVA", "text.family", c.family, known)
     given = {f.name: getattr(c, f.name) for f in fields(c) if f.name != "family"}
     own = {f.name for f in fields(kind)}
