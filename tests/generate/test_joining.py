@@ -24,7 +24,7 @@ def start(m, prompt: list[int], chunk: int) -> tuple[Rows, int]:
 
 def likeliest(m, run: Rows) -> torch.Tensor:
     """The next token of each row; placeholders of media are never written."""
-    scores = run.scores()
+    scores = run.scores().clone()
     scores[:, [n for n in m.placeholders if n < scores.shape[1]]] = -torch.inf
     return scores.argmax(-1)
 
