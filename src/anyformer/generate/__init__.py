@@ -12,7 +12,7 @@ continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
-painting.py      `paint`: pictures of a class or a text
+painting.py      `paint`: pictures of a class or a text; `repaint`: of codes
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
@@ -35,11 +35,11 @@ from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
 from anyformer.generate.forecasting import backtest, forecast
-from anyformer.generate.painting import paint
+from anyformer.generate.painting import paint, repaint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
     "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate",
-    "paint", "ranked", "rollout", "stream", "tag", "transcribe",
+    "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

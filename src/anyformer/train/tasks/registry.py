@@ -14,6 +14,7 @@
 | detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
+| reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
 |          |                   |                                                   | `boxes` and `label`               |
@@ -38,6 +39,7 @@ from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -64,10 +66,11 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Painter, "pixel_values"): ("paint",),
     (Spliced, "input_ids"): ("caption", "causal"),
     (CrossEncoder, "input_ids"): ("answer",),
+    (Autoencoder, "pixel_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast", "contrast", "units")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -85,11 +88,12 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
     "answer": (("question", "features", "boxes", "label"),),
+    "reconstruct": (("image",),),
     "contrast": (("sound",),),
     "units": (("sound",),),
 }
 # tasks whose rows have an image or a sound
-MEDIA = ("images", "match", "caption", "detect", "paint", "ctc", "contrast", "units")
+MEDIA = ("images", "match", "caption", "detect", "paint", "reconstruct", "ctc", "contrast", "units")
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
