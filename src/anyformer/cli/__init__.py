@@ -22,7 +22,7 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "paint", "act", "forecast", "inspect", "draw", "diff", "verify", "convert", "ls",
+         "caption", "ask", "paint", "act", "forecast", "predict", "inspect", "draw", "diff", "verify", "convert", "ls",
          "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -40,6 +40,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
     ("forecast a series", "anyformer forecast runs/demand demand.csv --horizon 48"),
+    ("judge a molecule", "anyformer predict runs/tpsa molecules.jsonl"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),

@@ -67,6 +67,7 @@ class Batch:
         counted: the inputs whose axis 1 the padding mask counts.
         inserts: of inputs with an entry for each medium, the row, first position and end of every entry, (N, 3).
         padding: the padding masks among the inputs.
+        square: the inputs whose axis 2 the padding mask counts, too: what lies between two nodes.
     """
 
     inputs: dict[str, Tensor]
@@ -78,6 +79,7 @@ class Batch:
     counted: frozenset[str] = frozenset()
     inserts: Mapping[str, Tensor] = field(default_factory=dict)
     padding: frozenset[str] = frozenset()
+    square: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -95,7 +97,9 @@ class Batch:
             keep = self.source if self.source is not None and name == "input_ids" else self.keep
             padded = keep is not None and name in self.counted
             alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
-        return Batch(alone, across=self.across, counted=self.counted, padding=self.padding)
+            if keep is not None and name in self.square:
+                alone[name] = alone[name][:, :, keep[i]]
+        return replace(Batch(alone), across=self.across, counted=self.counted, padding=self.padding, square=self.square)
 
     def rows(self, index: list[int]) -> Batch:
         """Some rows, in this order."""
@@ -192,7 +196,8 @@ def draw(
     required = {name for name, read in model.inputs().items() if read.required or read.counted}
     made = model.complete(inputs if media else {n: v for n, v in inputs.items() if n in required})
     padding = frozenset(entrance.mask for entrance in model.entrances() if entrance.mask is not None)
-    return Batch(made, keep, source_keep, model.across, full, places, counted, model.inserts(made), padding)
+    square = frozenset(name for name, read in model.inputs().items() if len(read.counted) > 1)
+    return Batch(made, keep, source_keep, model.across, full, places, counted, model.inserts(made), padding, square)
 
 
 def reads_whole(model: Any) -> bool:

@@ -18,6 +18,7 @@ detecting.py     `detect`: pictures to boxes
 seeing.py        pictures in prompts
 captioning.py    `caption`, `ask`: texts about pictures
 transcribing.py  `transcribe`: sounds to text
+judging.py       `judge`: the value or the class of graphs
 forecasting.py   `forecast`: what comes in a time series
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
@@ -31,11 +32,12 @@ from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
 from anyformer.generate.forecasting import backtest, forecast
+from anyformer.generate.judging import judge
 from anyformer.generate.painting import paint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate", "paint",
-    "ranked", "rollout", "stream", "tag", "transcribe",
+    "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate", "judge",
+    "paint",     "ranked", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

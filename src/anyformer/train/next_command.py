@@ -19,7 +19,7 @@ VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
-    "forecast": "forecast",
+    "forecast": "forecast", "graphs": "predict",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -63,6 +63,8 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "graphs":
+        return [source, *(word for name, column in fields.items() for word in (f"--fields.{name}", column))]
     if task == "forecast":
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]

@@ -99,7 +99,7 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            caption (LLaVA), paint (DiT), act or clone, forecast (Informer); by default the
+            caption (LLaVA), paint (DiT), act or clone, forecast (Informer), graphs; by default the
             first one that fits the model. Those from seq2seq on read rows, see `train.tasks.registry`; one row of each
             ten is held out, of series the last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or

@@ -92,5 +92,5 @@ def real_tokens(batch: dict[str, Tensor]) -> int:
         if name in batch:
             return int((batch[name] >= at_least).sum())
     return next(
-        batch[n] for n in ("decoder_input_ids", "input_ids", "pixel_values", "past_values") if n in batch
+        batch[n] for n in ("decoder_input_ids", "input_ids", "pixel_values", "past_values", "nodes") if n in batch
     ).numel()

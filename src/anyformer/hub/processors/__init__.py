@@ -19,6 +19,7 @@ from typing import Any
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
+from anyformer.hub.processors.graphs import GraphProcessor
 from anyformer.hub.processors.images import ImageProcessor, trained
 from anyformer.hub.processors.keys import CLASS, kind_of
 from anyformer.hub.processors.series import SeriesProcessor
@@ -27,12 +28,13 @@ from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor", "SoundProcessor", "Steps",
-    "TrajectoryProcessor", "assumed", "from_scratch", "read_processor", "trained", "write_processor",
+    "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor",
+    "SoundProcessor", "Steps", "TrajectoryProcessor", "assumed", "from_scratch", "read_processor", "trained",
+    "write_processor",
 ]  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
-    p.takes[0]: p for p in (ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor)
+    p.takes[0]: p for p in (GraphProcessor, ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor)
 }  # by main input
 
 

@@ -17,6 +17,8 @@
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
+| graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
+|          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
@@ -48,6 +50,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
+    (Encoder, "nodes"): ("graphs",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
@@ -58,7 +61,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast")
+WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast", "graphs")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
