@@ -33,8 +33,7 @@ from anyformer.hub.tables.config import Line
 __all__ = [
     "CubeProcessor", "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor",
     "SoundProcessor", "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch", "read_processor",
-    "trained",
-    "write_processor",
+    "trained", "write_processor",
 ]  # fmt: skip
 OWN: dict[str, type[ImageProcessor]] = {KIND: DetectionProcessor, cubes.KIND: CubeProcessor}  # else ImageProcessor
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
