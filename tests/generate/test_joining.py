@@ -1,7 +1,7 @@
 """Rows that join a batch while others are decoded, and leave it: every page that generates."""
 
 import pytest
-from torch import Tensor
+import torch
 
 from anyformer.generate import generate
 from anyformer.generate.decoding import Rows
@@ -22,10 +22,10 @@ def start(m, prompt: list[int], chunk: int) -> tuple[Rows, int]:
     return run, int(token)
 
 
-def likeliest(m, run: Rows) -> Tensor:
-    """The likeliest next tokens, (B,), without placeholders of media."""
+def likeliest(m, run: Rows) -> torch.Tensor:
+    """The next token of each row; placeholders of media are never written."""
     scores = run.scores().clone()
-    scores[:, list(m.placeholders)] = float("-inf")
+    scores[:, [n for n in m.placeholders if n < scores.shape[1]]] = -torch.inf
     return scores.argmax(-1)
 
 
