@@ -23,10 +23,10 @@ REPEATS = [5, 6, 7, 8] * 2
 def test_the_text_is_that_without_guesses(name):
     m = model(name)
     begin = rows(m)[0]
-    count = min(12, (m.context or 64) - len(begin) - len(REPEATS))
+    count = min(9, (m.context or 64) - len(begin) - len(REPEATS))
     prompts = [begin + REPEATS, begin]
     bias: dict[str, Any] = {"logit_bias": {token: 8.0 for token in (5, 6, 7, 8)}}  # so that guesses are right at times
-    for options in ({}, bias, {**bias, **WARM, "seed": [3, 4]}, {**bias, "temperature": 0.7, "seed": 5}):
+    for options in (bias, {**bias, **WARM, "seed": [3, 4]}):
         expected = generate(m, prompts, max_new_tokens=count, **options)
         assert generate(m, prompts, max_new_tokens=count, speculate="lookup", **options) == expected
 
@@ -42,15 +42,15 @@ def test_right_guesses_save_passes(name):
 
 
 def test_draws_have_the_probabilities_of_the_model():
-    """Texts of three tokens over a vocabulary of four, against their exact probabilities: chi-square with 63 degrees of
-    freedom, whose 99.9 % quantile is 103.4, at temperature 3."""
-    m = af.build("gpt", "tiny", vocab=4, context=32, seed=0)
+    """Texts of three tokens over a vocabulary of three, against their exact probabilities at temperature 3: chi-square
+    with 26 degrees of freedom, whose 99.9 % quantile is 54.1."""
+    m = af.build("gpt", "tiny", vocab=3, context=32, seed=0)
     with torch.no_grad():
         for weight in m.parameters():
             if weight.ndim > 1:
                 weight.normal_(std=0.2, generator=torch.Generator().manual_seed(weight.numel()))
-    prompt, draws = [1, 2, 1, 2, 3, 1, 2], 1500
-    expected, counted = {}, dict.fromkeys(itertools.product(range(4), repeat=3), 0)
+    prompt, draws = [1, 2, 1, 2, 0, 1, 2], 450
+    expected, counted = {}, dict.fromkeys(itertools.product(range(3), repeat=3), 0)
     for text in counted:
         with torch.no_grad():
             logs = m(input_ids=torch.tensor([prompt + list(text)])).logits[0].div(3).log_softmax(-1)
@@ -62,7 +62,7 @@ def test_draws_have_the_probabilities_of_the_model():
         counted[tuple(found)] += 1
         passes += run.passes
     assert min(expected.values()) > 1
-    assert sum((counted[text] - expected[text]) ** 2 / expected[text] for text in counted) < 103.4
+    assert sum((counted[text] - expected[text]) ** 2 / expected[text] for text in counted) < 54.1
     assert passes < 3 * draws
 
 

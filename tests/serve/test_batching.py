@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -13,10 +14,12 @@ import anyformer as af
 from anyformer.generate import generate
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts
+from anyformer.serve.card import served
 from anyformer.serve.engine import Engine, Queue
 from anyformer.serve.jobs import Call, Event, Failed, Job, Made, Refused, Write
 from anyformer.serve.limits import Limits
 from anyformer.serve.texts import Piece, Token
+from tests.serve.site import Site
 
 
 class Answer:
@@ -88,7 +91,7 @@ def test_greedy_texts_do_not_depend_on_the_batch(engine, loaded, exact):
         text = f"{name} says: "
         alone = write(running, name, text).wait()
         asked, others = [], []
-        for i in range(5):  # they come at different times, with other lengths and options
+        for i in range(3):  # they come at different times, with other lengths and options
             asked.append(write(running, name, text, client=f"u{i}"))
             others.append(
                 write(running, name, "other " * (1 + 7 * i), 3 + 4 * i, temperature=1.5, seed=i, rows=1 + i % 2)
@@ -194,3 +197,16 @@ def test_a_job_that_fails_leaves_the_others_alone(engine, loaded):
     called = Answer(1)
     running.submit("llama", [Call("a", time.monotonic() + 9, called, work=lambda: 6 * 7)])
     assert called.wait().value == 42
+
+
+def test_a_stream_that_waits_gives_signs_of_life(loaded, monkeypatch):
+    monkeypatch.setattr("anyformer.serve.inbox.QUIET", 0.02)
+    engine = Engine({"llama": loaded["llama"]}, Limits())
+    site = Site((engine, served(["llama"], ["llama"], [loaded["llama"]])))
+    threading.Timer(0.3, engine.start).start()
+    body = {"prompt": "x", "max_tokens": 3, "temperature": 0, "stream": True}
+    parts = site("POST", "/v1/completions", json=body).text.split("\n\n")
+    engine.stop()
+    assert parts[0] == ": waiting" and parts[-2] == "data: [DONE]"
+    said = [json.loads(part[6:])["choices"][0]["text"] for part in parts if part.startswith("data: {")]
+    assert "".join(said) == generate(loaded["llama"], "x", max_new_tokens=3)

@@ -190,7 +190,7 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
     assert set(bodies) == {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"}
     seen: set[int] = set()
 
-    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def drawn(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(sorted(bodies)))

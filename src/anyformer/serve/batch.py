@@ -90,8 +90,9 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """The number of places taken."""
-        waiting = 0 if self.reading is None else sum(map(_places, self.reading.jobs))
+        """The number of places taken; any thread may ask."""
+        reading = self.reading
+        waiting = 0 if reading is None else sum(map(_places, reading.jobs))
         return waiting + sum(len(rows) for _, rows in self.groups)
 
     def bytes(self) -> int:

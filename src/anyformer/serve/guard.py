@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 BODIES = ("application/json", "multipart/form-data")
+DROPPED, DROP_SECONDS = 64_000_000, 2.0  # of the body of a request that is refused
 
 
 class Guard:
@@ -89,6 +91,7 @@ class Guard:
             self.open, counted = self.open + 1, True
             await self.app(scope, self._bounded(scope, receive), answer)
         except Refused as refused:
+            await _drop(receive)
             await _refuse(answer, refused, scope)
         except Exception as error:  # the place is printed, the text goes nowhere: a user's could be in it
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -138,6 +141,8 @@ class Guard:
             got += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if got > self.limits.body:
+                if not whole:
+                    await _drop(receive)
                 raise HTTPException(413, self._large().message)  # FastAPI lets these pass
             return message
 
@@ -177,6 +182,18 @@ def _address(name: str) -> bool:
 def _route(scope: Scope) -> str:
     """The route's own pattern, never what a user wrote."""
     return getattr(scope.get("route"), "path", None) or "other"
+
+
+async def _drop(receive: Receive) -> None:
+    """Reads the rest of a body and forgets it, for a moment: who is still writing would not see the answer."""
+    dropped = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DROP_SECONDS):
+            while dropped < DROPPED:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
 
 
 async def _refuse(send: Send, refused: Refused, scope: Scope) -> None:

@@ -11,6 +11,8 @@ from anyformer.serve.engine import Engine
 from anyformer.serve.jobs import Event, Failed, Job, Made, Read, Refused, Write
 from anyformer.serve.texts import Piece
 
+QUIET = 15.0  # seconds after which a stream gives a sign of life: proxies close silent connections
+
 
 class Inbox:
     """What happens to the jobs of one request. Leaving the context, in whatever way, cancels what is left of them."""
@@ -38,11 +40,16 @@ class Inbox:
             job.cancelled = True
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece, bool]]:
-        """The pieces of all texts, with the number of the text: of its prompt, if the third is true."""
+        """The pieces of all texts, with the number of the text: of its prompt, if the third is true. An empty piece
+        says that nothing came for a while."""
         writes = {job.first: job for job in self.jobs if isinstance(job, Write)}
         left = sum(max(1, len(job.options)) for job in writes.values())
         while left:
-            number, event = await self.queue.get()
+            try:
+                number, event = await asyncio.wait_for(self.queue.get(), QUIET)
+            except TimeoutError:
+                yield 0, Piece(""), False
+                continue
             if isinstance(event, Failed):
                 raise refusal(event.error)
             if isinstance(event, Read):

@@ -201,7 +201,8 @@ async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: in
                 yield form.piece(index, answers.Piece(head), told)
         async for number, piece, prompt in inbox.pieces():
             choices[number].take(piece, prompt)
-            yield form.piece(number, piece, told)
+            waits = not (piece.text or piece.tokens or piece.end)
+            yield ": waiting\n\n" if waits else form.piece(number, piece, told)
         if told:
             yield form.closing(choices, tokens)
     except Refused as refused:
