@@ -161,9 +161,10 @@ def scored(series: TimeSeries, cut: int, draw: Draw) -> Any:
 def learned(page: str, start: int, before: Path, seed: int, args: argparse.Namespace) -> Any:
     """A forecaster of the part before the test."""
     label = f"{before.stem}-{page}-{start}-{seed}"
+    overrides = {"horizon": HORIZON, "context": args.context, "start": start}
     return train(
-        page, overrides={"horizon": HORIZON, "context": args.context, "start": start}, data=before,
-        out=args.out / label, steps=args.steps, batch=args.batch, lr=args.lr, seed=seed, eval_every=0, save_every=0, quiet=True, memory=100.0,
+        page, overrides=overrides, data=before, out=args.out / label, steps=args.steps, batch=args.batch, lr=args.lr,
+        seed=seed, eval_every=0, save_every=0, quiet=True, memory=100.0,
     ).model  # fmt: skip
 
 
