@@ -8,7 +8,7 @@ PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PI
 PIP    := -m pip install $(if $(CI),--quiet)
 CHECKED := src tests docs/site examples/tutorials examples/translation_texts examples/documents $(wildcard benchmarks/*.py examples/*.py)
 
-.PHONY: help demo test test-all lint format docs docs-serve dist stranger bench bench-env bench-attention bench-quality
+.PHONY: help demo test test-all lint format docs docs-serve dist stranger bench bench-serve bench-env bench-attention bench-quality
 help:
 	@echo "make demo      train a small model, chat with a real one, compare sentences, draw attention (5 minutes)"
 	@echo "make test      run the tests (make test-all: the slow ones too); ARGS='-k name' goes to pytest"
@@ -16,6 +16,7 @@ help:
 	@echo "make docs      the documentation site, in build/site     make docs-serve   the same on http://127.0.0.1:8000"
 	@echo "make dist      sdist and wheel, checked           make stranger     the wheel, in an empty environment, runs the README"
 	@echo "make bench     side by side with other libraries, writes docs/benchmarks.md"
+	@echo "make bench-serve       servers under 1, 4 and 16 clients, and ten minutes at saturation"
 	@echo "make bench-attention   what each mixer costs (an hour)"
 	@echo "make bench-quality     how good each part is: rows on text take an hour, probes another, more seeds of rows that"
 	@echo "                       are near 45 minutes; goes on where it was stopped. Both write docs/attention.md"
@@ -62,6 +63,10 @@ stranger: dist
 
 bench: .venv/.bench bench-env
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-serve: .venv/.bench
+	$(BIN)/python -m benchmarks serve $(ARGS)
+	$(BIN)/python -m benchmarks.soak
 
 bench-attention: .venv/.bench
 	$(BIN)/python -m benchmarks.attention $(ARGS)

@@ -26,6 +26,7 @@ from anyformer.parts import (
     Fourier,
     GatedDelta,
     Global,
+    Hierarchical,
     LatentAttention,
     LinearAttention,
     Linformer,
@@ -95,6 +96,11 @@ def lsh(length: int) -> Recipe:
     return LSHAttention.of(heads=HEADS, size=64, rounds=4, buckets=length // 64, seed=0)
 
 
+def hierarchical(length: int) -> Recipe:
+    """Blocks of 64, and eight levels: nothing is beyond the last one up to 32,768 tokens."""
+    return Hierarchical.of(heads=HEADS, size=64, cells=4, levels=8)
+
+
 def masked(mask: Any) -> Callable[[int], Recipe]:
     """Softmax attention under a mask; the kernel is chosen by the rule of `parts.kernels`."""
     return lambda length: Attention.of(heads=HEADS, mask=mask)
@@ -134,6 +140,8 @@ ENTRIES: dict[str, Entry] = {
         one(BlockSparse.of(heads=HEADS, size=64, random=3)), causal=False, training=True
     ),
     "LSH, 4 rounds, both ways": Entry(lsh, causal=False, time="T log T", memory="T log T"),
+    "hierarchical, blocks of 64": Entry(hierarchical),
+    "hierarchical, blocks of 64, both ways": Entry(hierarchical, causal=False),
     "ProbSparse, both ways": Entry(one(ProbSparse.of(heads=HEADS)), causal=False, time="T log T", memory="T log T"),
     "ProbSparse, all keys, both ways": Entry(
         one(ProbSparse.of(heads=HEADS, draws="many", seed=0)), causal=False, time="quadratic", memory="T log T"
@@ -174,6 +182,7 @@ DECODING: dict[str, Recipe] = {
     "latent (MLA), rank 128": LATENT,
     "window 256": Attention.of(heads=HEADS, mask=Window(255)),
     "local, chunks of 128": LocalAttention.of(heads=HEADS, size=128),
+    "hierarchical, blocks of 64": hierarchical(0),
     "Transformer-XL, 256 + 256": RECURRENT,
     "compressive, 256 + 256 + 64 of 4": COMPRESSIVE,
     "kNN memory of 2,048": NEAREST,

@@ -32,6 +32,7 @@ from anyformer.parts import (
     Fourier,
     GatedDelta,
     GatedMLP,
+    Hierarchical,
     LatentAttention,
     LayerNorm,
     LayerScale,
@@ -148,6 +149,8 @@ def lsh(after: int = 0) -> Recipe:
     return LSHAttention.of(heads=HEADS, size=64, after=after, rounds=2, buckets=16, seed=0)
 
 
+HIERARCHICAL = Hierarchical.of(heads=HEADS, size=32, cells=4, levels=4)
+
 MIXERS: dict[str, Variant] = {
     "full": BASE,
     "full, convolution first": Variant((plain(),), entry=first(4)),
@@ -164,6 +167,7 @@ MIXERS: dict[str, Variant] = {
     "linear, square": Variant((LinearAttention.of(heads=HEADS, bias=False, feature="square"),), entry=first(4)),
     "FAVOR+": Variant((Favor.of(heads=HEADS, bias=False),), entry=first(4)),
     "LSH, 2 rounds": Variant((lsh(),), entry=first(4)),
+    "hierarchical, blocks of 32": Variant((HIERARCHICAL.but(positions=Rotary.of()),)),
     "learned temperature": Variant((attention(scores=[Temperature.of(learned=True)]),)),
     "learned span": Variant((attention(scores=[Span.of(far=CONTEXT)]),)),
     "forgetting gates": Variant((plain(Forget.of()),)),
@@ -225,6 +229,7 @@ ENCODERS = {
     "Nystrom, 64 landmarks": replace(BOTH, mixers=(Nystrom.of(heads=HEADS, landmarks=64, bias=False),)),
     "BigBird, blocks of 32": replace(BOTH, mixers=(BlockSparse.of(heads=HEADS, size=32, random=2, bias=False),)),
     "LSH, 2 rounds": replace(BOTH, mixers=(lsh(after=1),)),
+    "hierarchical, blocks of 32": replace(BOTH, mixers=(HIERARCHICAL,)),
     "ProbSparse": replace(BOTH, mixers=(ProbSparse.of(heads=HEADS, bias=False, seed=0),)),
     "auto-correlation": replace(BOTH, mixers=(AutoCorrelation.of(bias=False),)),
     "Fourier": replace(BOTH, mixers=(Fourier.of(),)),

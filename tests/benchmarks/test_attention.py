@@ -29,8 +29,8 @@ from benchmarks.attention_worker import Contestant
 from benchmarks.contest import Worker
 
 NO_MIXING = {  # a base, positions, of pictures alone, of two streams or a medium, attention with something around it
-    "Chunked", "ConvPositions", "Windows", "JointAttention", "LastJointAttention", "MediaAttention", "ContextAttention",
-    "Shifted", "TurnedAttention",
+    "Chunked", "ConvPositions", "Windows", "Grouped", "JointAttention", "LastJointAttention", "MediaAttention",
+    "ContextAttention", "Shifted", "TurnedAttention",
 }  # fmt: skip
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 

@@ -26,6 +26,8 @@ TRAIN = {
     "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
     "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
     "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
+    "reconstruct": ("--model", "dvae", "--size", "tiny", "--data", "PICTURES"),
+    "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
     "detect": ("--model", "detr", "--size", "mini", "--data", "BOXES"),
     "act": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--data", "EPISODES"),
@@ -78,6 +80,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "CAPTIONS": rows("captions.jsonl", [{"image": f"flat/{i}.png", "text": SENTENCES[i]} for i in range(24)]),
         "GRAPHS": rows("graphs.jsonl", [{"nodes": 2 + i % 3, "edges": [[0, 1]], "label": i} for i in range(20)]),
         "SERIES": table,
+        "QUESTIONS": rows("questions.jsonl", [
+            {"question": s, "features": [[0.5] * 3] * n, "boxes": [[0, 0, 1, 1]] * n, "label": s[4:7]}
+            for s, n in zip(SENTENCES, [1, 2] * 15, strict=True)
+        ]),
         "EPISODES": rows("CartPole-v1.jsonl", [
             {"states": s, "actions": [i % 2] * len(s), "rewards": [1.0] * len(s)} for i, s in enumerate(steps)
         ]),

@@ -77,3 +77,10 @@ def test_a_signature_read_from_source_is_that_of_the_function(name: str) -> None
 def test_a_default_that_must_be_computed_is_read_from_the_function() -> None:
     with pytest.raises(Unread):
         _evaluated(ast.parse("Path('.')", mode="eval").body, _Names("anyformer.cli.texts"))
+
+
+def test_a_mapping_of_tokens_is_read_as_json(cli, decoder):
+    plain, biased = (
+        cli("generate", decoder, "a", "--max-new-tokens", 1, *more)[1] for more in ((), ("--logit-bias", '{"98": 100}'))
+    )
+    assert biased == "ab\n" and plain != biased

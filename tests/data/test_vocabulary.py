@@ -15,7 +15,7 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.data import records, text
 from anyformer.data.vocabulary import Kind, make, train_tokenizer
-from anyformer.hub.text.tokenizer import Tokenizer, _letters
+from anyformer.hub.text.tokenizer import Tokenizer, byte_letters
 
 torch.set_num_threads(1)
 ENGLISH = text.read()[:100_000] + string.printable
@@ -48,7 +48,7 @@ def make_bpe(kept=[]):  # noqa: B006, kept on purpose: hypothesis allows no fixt
 @settings(deadline=None)
 @given(st.binary())
 def test_bpe_has_a_token_for_every_byte(content):
-    tokenizer, letters = make_bpe(), _letters()
+    tokenizer, letters = make_bpe(), byte_letters()
     ids = [tokenizer.core.token_to_id(letters[byte]) for byte in content]
     assert None not in ids and tokenizer.decode(ids) == content.decode("utf-8", "replace")
     assert len({tokenizer.core.token_to_id(letter) for letter in letters}) == 256

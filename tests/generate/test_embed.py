@@ -22,7 +22,10 @@ READERS = [
     for name, model in TINY.items()
     if model.takes == "input_ids" and TEXT_ALONE.issuperset(n for n, read in model.inputs().items() if read.required)
 ]
-VOCAB = {"llava": {"text.vocab": 300, "token": 299}}  # by the name of the page; else vocab
+VOCAB = {
+    "llava": {"text.vocab": 300, "token": 299},
+    "omni": {"text.vocab": 300, **{f"{kind}_token": 297 + i for i, kind in enumerate(("image", "video", "sound"))}},
+}  # by the name of the page; else vocab
 
 
 def reader(name="bert", **changes):

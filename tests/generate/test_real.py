@@ -49,7 +49,7 @@ def test_smollm2_streams_what_it_generates_alone_and_in_a_batch(smollm):
 
 
 @pytest.mark.slow
-def test_smollm2_with_pictures_is_smollm2_until_its_gates_open(smollm):
+def test_smollm2_with_media_is_smollm2_until_its_gates_open(smollm):
     latents, hole = Latents(latents=4, depth=1, heads=2, head_dim=16), smollm.tokenizer.role_id("eos_token")
     tower = Image(dim=32, depth=1, heads=2, hidden=64, image=32, patch=16)
     model = around(smollm.recipe, tower, latents, every=10, heads=9, placeholder=hole).build().eval().bfloat16()

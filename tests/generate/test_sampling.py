@@ -117,3 +117,19 @@ def test_top_k_0_says_what_to_write_instead():
 def test_one_seed_for_each_prompt():
     with pytest.raises(ValueError, match="for each of the 2 prompts; got 3"):
         sampler(rows=2, seed=[1, 2, 3], temperature=0.0)
+
+
+def test_penalties_of_the_new_text_and_a_bias_are_subtracted_and_added():
+    scores = torch.linspace(0, 1, V)[None]
+    ours = sampler(ids=[[V - 1] * 5], presence_penalty=0.012, frequency_penalty=0.004, temperature=0.0)
+    written: list[int] = []
+    for _ in range(30):  # the prompt does not count
+        counts = torch.bincount(torch.tensor(written, dtype=torch.long), minlength=V)
+        expected = (scores[0] - 0.012 * (counts > 0) - 0.004 * counts).argmax()
+        written.append(int(ours.choose(scores)))
+        assert written[-1] == expected
+    assert max(written.count(token) for token in written) > 1 and len(set(written)) > 3
+    biased = sampler(temperature=0.0, logit_bias={V - 1: -100.0, 3: 1.5})
+    assert biased.choose(scores).tolist() == [3]
+    with pytest.raises(ValueError, match=f"logit_bias: token {V} is outside"):
+        sampler(logit_bias={V: 1.0})

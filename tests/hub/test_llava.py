@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.generate import generate
-from anyformer.generate.seeing import with_pictures
+from anyformer.generate.seeing import with_media
 from anyformer.hub.load import outline
 from anyformer.hub.processors import ImageProcessor
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -79,6 +79,23 @@ def test_published_keys_are_all_read_and_what_they_leave_out_is_known(tmp_path):
     assert (theirs.text_config.hidden_size, theirs.text_config.intermediate_size) == (4096, 11008)
 
 
+def test_a_text_of_mistral_has_its_window_and_its_defaults(tmp_path):
+    """The keys of BakLLaVA, as transformers publishes it."""
+    words = {"intermediate_size": 14336, "max_position_embeddings": 32768, "num_key_value_heads": 8,
+             "sliding_window": 4096, "rms_norm_eps": 1e-05, "vocab_size": 32064, "model_type": "mistral"}  # fmt: skip
+    text = {**words, "_name_or_path": "mistralai/Mistral-7B-v0.1", "architectures": ["MistralForCausalLM"]}
+    model = outline(written(tmp_path / "given", {**PUBLISHED, "text_config": text}))
+    assert (model.config.text.window, model.config.text.kv_heads, model.config.text.hidden) == (4096, 8, 14336)
+    bare = outline(written(tmp_path / "bare", {**PUBLISHED, "text_config": {"model_type": "mistral"}}))
+    transformers = pytest.importorskip("transformers")
+    usual, ours = transformers.MistralConfig(), bare.config.text
+    assert (ours.window, ours.context, ours.kv_heads) == (
+        usual.sliding_window, usual.max_position_embeddings, usual.num_key_value_heads
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"LLaVA: text\.family='mistral' has no window_from"):
+        af.build("llava", "tiny", overrides={"text.family": "mistral", "text.window_from": 1})
+
+
 @absent
 @pytest.mark.parametrize("name", ["llava_v1.5_7b", "intel-extension-for-pytorch-llava"])
 def test_the_authors_own_form_is_refused_by_name(name, tmp_path):
@@ -126,7 +143,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another count of positions": ({"image_seq_length": 576}, "'image_seq_length' is 576, and the tower makes 4"),
     "another strategy": ({"vision_feature_select_strategy": "some"}, "is 'some'; expected one of default, full"),
     "another tower": ({"vision_config.model_type": "siglip_vision_model"}, "vision_config: .*siglip_vision_model"),
-    "another text": ({"text_config.model_type": "qwen2"}, "text_config: .*'model_type' is 'qwen2'"),
+    "another text": ({"text_config.model_type": "qwen3"}, "text_config.model_type' is 'qwen3' .did you mean qwen2"),
+    "a window of LLaMA": ({"text_config.sliding_window": 7}, "unknown config keys: text_config.sliding_window=7"),
     "an unknown key": ({"text_config.angle": 3}, "unknown config keys: text_config.angle=3"),
     "no text": ({"text_config": None}, "the config lacks 'text_config'"),
 }
@@ -251,7 +269,7 @@ def test_prompts_and_pictures_become_what_their_processor_makes_and_the_same_wor
     images = [Image.fromarray(rng.integers(0, 256, (h, 12, 3), dtype=np.uint8)) for h in (9, 30)]
     text = "see <image> and <image>\nwhat"
     theirs = processor(images=images, text=text, return_tensors="pt")
-    rows, media = with_pictures(model, [model.tokenizer.encode(text)], images)
+    rows, media = with_media(model, [model.tokenizer.encode(text)], images)
     assert rows == theirs["input_ids"].tolist() and rows[0].count(MARK) == 8
     torch.testing.assert_close(media["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
     reference = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "again").eval()

@@ -150,6 +150,27 @@ def test_the_rate_of_skipped_branches_rises_to_its_last_block(tmp_path):
     torch.testing.assert_close(model.eval()(pixel_values=pixels).logits, af.load(tmp_path)(pixel_values=pixels).logits)
 
 
+def test_skipped_branches_are_scaled_as_theirs(tmp_path, monkeypatch):
+    """With every row kept, a branch in training is divided by the share of rows that are: that shows place and rate.
+    Theirs skips the branch of attention alone; the paper, and this page, that of the MLP, too."""
+    model = af.build("swin", "tiny", drop_path=0.6, seed=0)
+    model.page, model.config = "swin", af.page("swin").at("tiny", drop_path=0.6)
+    model.save(tmp_path)
+    theirs = transformers.SwinForImageClassification.from_pretrained(tmp_path).train()
+    pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    plain = model.eval()(pixel_values=pixels).logits
+    monkeypatch.setattr(
+        torch, "rand", lambda *size, **_: torch.full(size[0] if isinstance(size[0], tuple) else size, 0.99)
+    )
+    both = model.train()(pixel_values=pixels).logits
+    for name, part in model.named_modules():
+        if isinstance(part, StochasticDepth) and name.endswith("ffn"):
+            part.rate = 0.0
+    alone = model(pixel_values=pixels).logits
+    torch.testing.assert_close(alone, theirs(pixel_values=pixels).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(alone, plain) and not torch.allclose(both, alone)
+
+
 def drops(folder: Path) -> list:
     other = transformers.SwinForImageClassification.from_pretrained(folder)
     return [m for m in other.modules() if type(m).__name__ == "SwinDropPath"]

@@ -10,7 +10,7 @@ from anyformer.core.flow import Flow
 from anyformer.parts import Attention, Rotary
 from anyformer.parts.grid import Axes, RotaryAxes
 from anyformer.skeletons import Medium, with_media
-from anyformer.skeletons.media import Row, at_once, on_axes
+from anyformer.skeletons.media import laid, marks_of, on_axes
 
 MARK = 99
 
@@ -63,25 +63,16 @@ def test_places_of_pictures_in_a_text_are_those_of_transformers():
     keep = torch.tensor([[1] * 16, [0] * 3 + [1] * 13])
     grids = torch.tensor([[1, 4, 6], [1, 4, 4], [1, 4, 4]])  # patches; of four each one position
     wanted, _ = Theirs().get_rope_index(ids, grids, attention_mask=keep)
-    cells = [
-        torch.stack((torch.zeros(r * c), *(torch.arange(r * c) // c, torch.arange(r * c) % c))).long()
-        for r, c in ((2, 3), (2, 2), (2, 2))
-    ]
-    spots = [[i for i, t in enumerate(row) if t == MARK] for row in rows]
-    read = [
-        Row(None, (6, 10), tuple(spots[0]), (cells[0], cells[1])), Row(None, (4,), tuple(spots[1]), (cells[2],)),
-    ]  # fmt: skip
-    positions = (keep.cumsum(1) - 1).clamp(min=0)
-    found = on_axes(positions, 0, [read])
+    index = [torch.arange(r * c) for r, c in ((2, 3), (2, 2), (2, 2))]
+    place = [torch.stack((0 * i, i // (len(i) // 2), i % (len(i) // 2)), 1) for i in index]
+    each = [marks_of(p, i, i == i[-1], p.max()) for p, i in zip(place, index, strict=True)]
+    here, positions = ids == MARK, (keep.cumsum(1) - 1).clamp(min=0)
+    marks = torch.where(here[..., None], laid(torch.cat(each), here), 0)  # (B, T, 5)
+    found = on_axes(positions, marks, torch.zeros(2, dtype=torch.long))
     assert torch.equal(found[:, keep.bool()], wanted.long()[:, keep.bool()])
-    mixed = at_once(positions[1:], [(ids[1:] == MARK, cells[2])])
-    assert torch.equal(mixed[:, keep[1:].bool()], wanted.long()[:, 1:][:, keep[1:].bool()])
     for first in range(16):  # as the calls of a cache see them
-        one = on_axes(positions[:, first : first + 1], first, [read])
-        assert torch.equal(
-            one[:, keep[:, first : first + 1].bool()],
-            found[:, :, first : first + 1][:, keep[:, first : first + 1].bool()],
-        )
+        one = on_axes(positions[:, first:], marks[:, first:], marks[:, :first, 4].sum(1))
+        assert torch.equal(one[:, keep[:, first:].bool()], found[:, :, first:][:, keep[:, first:].bool()])
 
 
 @torch.no_grad()

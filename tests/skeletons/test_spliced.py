@@ -212,7 +212,7 @@ def test_two_kinds_of_media_in_one_text():
 
 
 @torch.no_grad()
-def test_a_program_with_pictures_takes_other_batches_and_texts(tmp_path):
+def test_a_program_with_media_takes_other_batches_and_texts(tmp_path):
     model = seeing()
     example = model.example(2, {"": (9,)}, torch.Generator().manual_seed(0))
     report = export(model, tmp_path / "model.pt2", example)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import anyformer as af
 from anyformer.generate import caption
-from anyformer.hub.processors import ImageProcessor, trained
+from anyformer.hub.processors import CubeProcessor, ImageProcessor, trained
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons import Medium, add_media
 from anyformer.train import finetune, train
@@ -156,3 +156,32 @@ def test_rows_and_models_that_do_not_fit_are_refused(name, place, tmp_path):
     given: dict[str, Any] = {"steps": 1, "batch": 2, "quiet": True, "out": tmp_path / "out", **options}
     with pytest.raises(ValueError, match=message):
         finetune(_start(tmp_path, **start), str(tmp_path / "rows.jsonl"), **given)
+
+
+def test_pictures_of_any_size_are_learned_by_omni(tmp_path):
+    """Each takes as many positions as its proportions make; batches mix them."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(40):
+        pixels = rng.normal(20, 5, ((8, 12), (20, 6), (9, 9))[i % 3] + (3,))
+        pixels[..., i % 2] += 200
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(json.dumps({"image": f"{i}.png", "text": COLOURS[i % 2]}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    tokens = {"image_token": 257, "video_token": 260, "sound_token": 261, "view_around": (258, 259)}
+    sizes = {"text.vocab": 270, "text.dim": 32, "text.sections": (2, 2, 1), "text.heads": 3, "sound_around": (262, 263)}
+    made: Any = af.build("omni", "tiny", seed=0, overrides={**tokens, **sizes, "text.dim": 30})
+    made.tokenizer = Tokenizer.bytes_level()
+    for token, name in ((257, "<image>"), (258, "<seen>"), (259, "</seen>")):
+        made.tokenizer = made.tokenizer.with_special(token, name)
+    half = (0.5, 0.5, 0.5)
+    made.processor = CubeProcessor(image_mean=half, image_std=half, patch=2, least=16, most=64)
+    made.save(tmp_path / "start")
+    encoder = RowEncoder("caption", ("image", "text"), af.load(tmp_path / "start"), (), 64, tmp_path)
+    examples = list(encoder.all([json.loads(row) for row in rows[:3]], "rows"))
+    assert len({(example["input_ids"] == 257).sum() for example in examples if example}) > 1
+    given: dict[str, Any] = {"steps": 40, "batch": 8, "lr": 1e-2, "method": "full", "context": 40, "quiet": True}
+    result = finetune(str(tmp_path / "start"), data=tmp_path / "rows.jsonl", out=tmp_path / "run", **given)
+    assert result.task == "caption"
+    model: Any = af.load(result.checkpoint)
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    assert caption(model, files, max_new_tokens=5) == [COLOURS[i % 2] for i in range(4)]

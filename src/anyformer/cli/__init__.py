@@ -22,8 +22,8 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "paint", "act", "forecast", "predict", "inspect", "draw", "diff", "verify", "convert", "ls",
-         "demo")  # fmt: skip
+         "caption", "ask", "answer", "paint", "act", "forecast", "predict", "serve", "inspect", "draw", "diff",
+         "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -38,7 +38,9 @@ GOALS = (  # (what somebody wants to do, the command)
     ("make a picture", 'anyformer paint runs/clothes "ankle boot" --out boot.png'),
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
+    ("answer about the objects in pictures", "anyformer answer runs/lxmert questions.jsonl"),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
+    ("serve it to browsers and programs", "anyformer serve smollm2"),
     ("forecast a series", "anyformer forecast runs/demand demand.csv --horizon 48"),
     ("judge a molecule", "anyformer predict runs/tpsa molecules.jsonl"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),

@@ -11,7 +11,7 @@ from anyformer.cli.options import Parser, pick
 EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
 CALL = "anyformer.generate:generate"
 # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
-OURS = ("model", "prompts", "images", "num_beams", "length_penalty", "early_stopping")
+OURS = ("model", "prompts", "images", "sounds", "videos", "num_beams", "length_penalty", "early_stopping")
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
 HELP = "type a question; /new starts a new conversation, /exit (or Ctrl-D) quits, Ctrl-C stops an answer"
 

@@ -11,7 +11,13 @@ from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
 CALL = "anyformer.generate:generate"
-OURS = ("model", "prompts", "images")  # what `anyformer.generate.generate` takes and the words of the command give
+OURS = (
+    "model",
+    "prompts",
+    "images",
+    "sounds",
+    "videos",
+)  # what `anyformer.generate.generate` takes and the words of the command give
 NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
 
@@ -21,6 +27,8 @@ def generate(
     options: dict[str, Any],
     *,
     image: list[str] | None = None,
+    sound: list[str] | None = None,
+    video: list[str] | None = None,
     json: bool = False,
     task: str | None = None,
     ignore: Sequence[str] = (),
@@ -32,6 +40,8 @@ def generate(
         model: a directory, a .gguf file, a hub id, or real weights by name.
         prompt: one text or several, each in quotes.
         image: files of pictures, as many as the prompts have placeholders such as <image>, in their order.
+        sound: files of sounds, as many as the prompts have placeholders such as <sound>, in their order.
+        video: files of videos, the same.
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
         task: read another class of the same files, e.g. none for hidden states alone.
@@ -41,16 +51,17 @@ def generate(
     from anyformer.generate import stream
 
     loaded = models.load(model, task=task, ignore=ignore)
-    images = [Path(name) for name in image or ()] or None
+    files = {"images": image, "sounds": sound, "videos": video}
+    media: dict[str, Any] = {kind: [Path(name) for name in names or ()] or None for kind, names in files.items()}
     before = [""] * len(prompt) if loaded.reads_source else prompt
     search = any(options[name] != value for name, value in NO_SEARCH.items())  # knows its text only at the end
     if json or len(prompt) > 1 or search:
-        texts = write(loaded, prompt, images=images, **options)
+        texts = write(loaded, prompt, **media, **options)
         pairs = [{"prompt": p, "text": t} for p, t in zip(prompt, texts, strict=True)]
         print(show.dump(pairs) if json else "\n\n".join(p + t for p, t in zip(before, texts, strict=True)))
         return
     some = {name: value for name, value in options.items() if name not in NO_SEARCH}
-    pieces = stream(loaded, prompt[0], images=images, **some)
+    pieces = stream(loaded, prompt[0], **media, **some)
     print(before[0] + next(pieces, ""), end="", flush=True)  # the prompt appears when nothing is wrong with it
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -66,6 +77,6 @@ def options(parser: Parser) -> None:
 def run(args: Any) -> None:
     """Does it."""
     generate(
-        args.model, args.prompt, pick(args, CALL, OURS), image=args.image, json=args.json, task=args.task,
-        ignore=args.ignore,
+        args.model, args.prompt, pick(args, CALL, OURS), image=args.image, sound=args.sound, video=args.video,
+        json=args.json, task=args.task, ignore=args.ignore,
     )  # fmt: skip

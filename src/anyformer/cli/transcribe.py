@@ -24,6 +24,9 @@ def transcribe(
     timestamps: bool = False,
     words: bool = False,
     prompt: str = "",
+    beams: int = 1,
+    lm: str | None = None,
+    lm_weight: float = 0.5,
     json: bool = False,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -31,19 +34,26 @@ def transcribe(
 
     Args:
         sound: files of sound: wav, flac, ogg, mp3; of any length, rate and number of channels.
-        model: a directory, a folder of CTranslate2, a hub id, or real weights by name: whisper-base or whisper-tiny.en.
+        model: a directory, a folder of CTranslate2, a hub id, or real weights by name: whisper-base or whisper-tiny.en;
+            Whisper, or any model with a CTC head.
         language: its code or English name, such as de or german; by default it is detected.
         task: transcribe, or translate to English; by default that of the files, else transcribe.
         timestamps: a line for each segment, with its beginning and end.
         words: a line for each word, with its beginning and end.
         prompt: a text in front of the first words: names and spellings.
+        beams: of a CTC model: 1 reads the likeliest path, more search the likeliest text.
+        lm: of a CTC model with beams: a language model, whose opinion of words counts.
+        lm_weight: of its log p.
         json: print text, language, segments and words as JSON.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate.transcribing import transcribe as written
 
     loaded = models.load(model, ignore=ignore)
-    found = [written(loaded, name, language=language, task=task, words=words, prompt=prompt) for name in sound]
+    reader = None if lm is None else models.load(lm, ignore=ignore)
+    options: dict[str, Any] = {"language": language, "task": task, "words": words, "prompt": prompt}
+    options |= {"beams": beams, "lm": reader, "lm_weight": lm_weight}
+    found = [written(loaded, name, **options) for name in sound]
     if json:
         print(show.dump([{"sound": name, **asdict(one)} for name, one in zip(sound, found, strict=True)]))
         return

@@ -13,6 +13,9 @@ from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
 from anyformer.parts.series.decomposition import SeasonBlock
+from anyformer.parts.sound.conformer import ConvModule
+from anyformer.parts.sound.positions import NormedPositions
+from anyformer.parts.sound.waves import Waves
 
 # Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
 # the contract promises (item 6).
@@ -25,6 +28,10 @@ DEVIATIONS = {
     "capacity": "padding takes no place at an expert; in transformers padding on the left does",
     "blocks": "block-sparse attention lays each row out by its real tokens; transformers the batch, padding included",
     "dropped masks": "ESM-2 scales a protein by its share of mask tokens; transformers counts padded ones, too",
+    "convolution module": "the convolution of a Conformer's block sees 0 beyond the end of a sound; transformers its "
+    "padding",
+    "batch norm": "a batch norm before the convolution of positions moves transformers' padding off 0; here it is 0",
+    "group norm": "the norm over time of a sound takes its own frames; transformers takes the padded ones, too",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
     "delays": "auto-correlation: each row has its own delays; transformers takes those of the batch's mean in training"
@@ -64,6 +71,12 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "blocks"
     if len(set(lengths)) > 1 and any(p.part is ProteinTokens and p.hidden is not None for p in parts):
         return "dropped masks"
+    if len(set(lengths)) > 1 and any(p.part is ConvModule for p in parts):
+        return "convolution module"
+    if len(set(lengths)) > 1 and any(p.part is NormedPositions for p in parts):
+        return "batch norm"
+    if len(set(lengths)) > 1 and any(p.part is Waves and p.norm == "group" for p in parts):
+        return "group norm"
     if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None

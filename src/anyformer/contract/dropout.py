@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from anyformer.contract.check import LeftOut, check
 from anyformer.contract.hyper import key_of
 from anyformer.contract.kernels import changed
-from anyformer.contract.oracle import in_training, meet, trace
+from anyformer.contract.oracle import in_training, meet
 from anyformer.contract.probe import close, draw, expect, run, same
 from anyformer.contract.subjects import Subject, apart_from_tiny, hubs, redrawn
+from anyformer.contract.tracing import trace
 from anyformer.core import hyper, pages
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
@@ -115,7 +116,10 @@ def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
     if not by_option:
         raise LeftOut("no part of it has dropout")
     rows, plain, fused, worst = 3, F.dropout, F.scaled_dot_product_attention, 0.0
-    batches = [draw(subject, random.Random(54), [n] * rows) for n in (11, 2)]  # sparse attention is full in short texts
+    batches = [
+        draw(subject, random.Random(54), [n] * rows) for n in (11 + subject.model.room(), 2)
+    ]  # sparse attention is full in short texts
+    packed = {len(b.inputs[name]) for b in batches for name in b.inserts}  # media of all rows in one sequence
     for (part, option), paths in by_option.items():
         calls: list[tuple[float, int, int, int]] = []  # rate, rows, elements before and after
 
@@ -124,7 +128,8 @@ def dropout_drops_elements_at_its_rate(subject: Subject) -> float:
         ) -> Tensor:
             y = plain(x, p, training)
             if training and p:
-                size = x.shape[0] if x.ndim > 2 else rows  # two axes: tokens of all rows, at an expert
+                every = x.ndim < 3 or (len(x) == 1 and x.shape[1] in packed)  # tokens of all rows, at an expert
+                size = rows if every else len(x)
                 calls.append((p, size, int(x.count_nonzero()), int(y.count_nonzero())))
             return y
 

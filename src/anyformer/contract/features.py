@@ -99,7 +99,8 @@ def adapters_on_4_bits_merge_to_the_same_function(subject: Subject) -> float:
 
 def adapted_and_merged(subject: Subject, model: Any, dora: bool) -> float:
     """Adds adapters to every linear layer of the model, trains, redraws and merges them, and compares."""
-    batch = draw(subject, random.Random(42), [7, 4], "left")
+    room = subject.model.room()
+    batch = draw(subject, random.Random(42), [7 + room, 4 + room], "left")
     before, paths = run(model, batch), [n for n, _ in subject.model.named_parameters()]
     scale = max(1.0, *(float(v.abs().max()) for v in before.values()))
     adding = lambda: lora.add(model, rank=2, targets=("**",), dora=dora)  # noqa: E731
@@ -139,7 +140,8 @@ def four_bit_error_is_within_its_bound(subject: Subject) -> float:
 
 def within_its_bound(subject: Subject, quantise: Any, kind: type[nn.Module]) -> float:
     """Compares every linear layer with its quantised form, both on the inputs of the quantised model."""
-    batch = draw(subject, random.Random(43), [7, 4], "left")
+    room = subject.model.room()
+    batch = draw(subject, random.Random(43), [7 + room, 4 + room], "left")
     model, plain = fresh(subject.model), dict(fresh(subject.model).named_modules())
     coverage = quantise(model)
     expect(len(coverage.layers) == coverage.of > 0, f"{coverage.layers} of {coverage.of} linear layers")

@@ -41,6 +41,9 @@ NO_NUMBER = {
         "Interleaved",
         "placeholder",
     ): "which tokens stand for pictures; in examples a mask says it: tests/hub/test_flamingo.py",
+    ("TurnedInput", "kernel"): "as that of Attention",
+    ("TurnedInput", "heads"): "as those of Attention; the frequencies in its files fit heads of one width",
+    ("TimeBatchNorm", "momentum"): "how the running means follow; tests/parts/test_conformer.py",
     ("TurnedAttention", "kernel"): "as that of Attention",
     ("LayerScale", "start"): "first weights; tests/parts/test_norms.py",
     ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
@@ -56,6 +59,10 @@ NO_NUMBER = {
     ("ProteinTokens", "theta"): "first values of a stored buffer; tests/parts/test_proteins.py",
     ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
+    (
+        "CTC",
+        "blank",
+    ): "the symbol that stands for none, in the loss and in reading; tests/train/test_sound_objectives.py",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
 WORDS = {

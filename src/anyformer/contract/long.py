@@ -66,10 +66,10 @@ def parity_of_long_texts(subject: Subject, hub: Hub) -> float:
 
 
 def positions_each(subject: Subject) -> int:
-    """The positions of one unit of its input: 1 for a token, 3 for a step of a trajectory."""
+    """The positions of one unit of its input: 1 for a token, 3 for a step of a trajectory; 1 if it takes several."""
     front = next(e.front for e in subject.model.entrances() if e.mask and e.prefix == subject.model.target)
-    example = front.example(1, (4,), torch.Generator().manual_seed(0))
-    return front.length(example) // front.units(example)
+    example = front.example(1, (front.least(4),), torch.Generator().manual_seed(0))
+    return max(1, front.length(example) // front.units(example))
 
 
 def steady(subject: Subject) -> str | None:

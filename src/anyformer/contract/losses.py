@@ -20,6 +20,7 @@ from anyformer.train import objectives
 from anyformer.train.likelihood import Likelihood
 from anyformer.train.objectives import IGNORE, counted
 from anyformer.train.set_prediction import SetPrediction
+from anyformer.train.sound_objectives import CTCLoss
 
 HIDDEN = 0.3  # the share of tokens with a label, for masked tokens
 
@@ -37,6 +38,8 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     batch = draw(subject, rng, [9, 6, 9], "none" if differs else "right", source=[7, 7, 5])
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
     ours, labels, inputs = own_loss(side, batch, noise)
+    other = {} if side.hub is None else side.hub.inputs
+    inputs = {other.get(name, name): value for name, value in inputs.items()}
     with torch.no_grad():
         expected = side.restored()(**inputs, **labels).loss
     expect(expected is not None, "theirs gives no loss")
@@ -61,7 +64,7 @@ def loss_of_forecast(side: Oracle, batch: Batch, rng: random.Random) -> float:
 
 def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """Our loss of a batch with random labels; the labels and the inputs in their form."""
-    model, inputs = side.ours, dict(batch.inputs)
+    model, inputs = side.ours, side.inputs(batch)
     if "decoder_input_ids" in inputs:
         keep = inputs.pop("decoder_attention_mask").bool()
         labels = inputs.pop("decoder_input_ids").masked_fill(~keep, IGNORE)
@@ -77,15 +80,18 @@ def own_loss(side: Oracle, batch: Batch, noise: torch.Generator) -> tuple[Tensor
         labels = next_tokens(ids, mask)
         theirs = ids if mask is None else ids.masked_fill(mask == 0, IGNORE)
         return objectives.causal_lm(out, labels, counted(labels)), {"labels": theirs}, inputs
-    return encoder_loss(out, batch, inputs, noise)
+    blank = getattr(getattr(model.heads, "ctc", None), "blank", 0)
+    return encoder_loss(out, batch, inputs, noise, blank)
 
 
 def encoder_loss(
-    out: Any, batch: Batch, inputs: dict[str, Any], noise: torch.Generator
+    out: Any, batch: Batch, inputs: dict[str, Any], noise: torch.Generator, blank: int
 ) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     """The same for heads of an encoder: masked tokens, the next sentence, classes."""
     if out.heads.keys() == {"classes", "boxes"}:
         return set_loss(out, inputs, noise)
+    if out.heads.keys() == {"ctc"}:
+        return ctc_loss(out, blank, inputs, noise)
     labels: dict[str, Any] = {}
     for name, scores in out.heads.items():
         drawn = torch.randint(0, scores.shape[-1], scores.shape[:-1], generator=noise)
@@ -106,6 +112,17 @@ def encoder_loss(
         raise LeftOut(f"no objective trains its heads {', '.join(labels)} at once")
     objective = objectives.masked_lm if name == "mlm" else objectives.classification
     return objective(out, drawn, counted(drawn)), {"labels": drawn}, inputs
+
+
+def ctc_loss(
+    out: Any, blank: int, inputs: dict[str, Any], noise: torch.Generator
+) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+    """The same for the symbols of a sound, summed, as in theirs; the last row has fewer."""
+    frames, vocab = out.logits.shape[1:]
+    labels = torch.randint(0, vocab - 1, (len(out.logits), max(1, frames // 2)), generator=noise)
+    labels[labels >= blank] += 1
+    labels[-1, 1:] = IGNORE
+    return CTCLoss(blank)(out, labels, 1.0), {"labels": labels}, inputs
 
 
 def set_loss(out: Any, inputs: dict[str, Any], noise: torch.Generator) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def mended(part: Any) -> None:
             diffusers.unsquared(part)
         case "LxmertForPreTraining":  # it scores objects only beside their labels
             part.register_forward_hook(scored)
+        case "Qwen2_5_VLModel":  # since 5.0 text behind a video begins inside it; before, and in Omni, behind it
+            part.get_rope_index = behind(part)
         case "LabelEmbedding":  # in training it drops classes at random, which the objective does here
             part.dropout_prob = 0.0
         case "DPTViTHybridEmbeddings":  # its model has no argument for other sizes than the trained one
@@ -70,6 +73,28 @@ def without_last(model: nn.Module, inputs: Any, out: Any) -> None:
 
 def void(_: Any) -> None:
     """Nothing, of anything: what a hook returns replaces its module's inputs."""
+
+
+def behind(model: Any) -> Any:
+    """The places of Qwen2.5-VL by the code of Qwen2.5-Omni, which are those of its paper."""
+    from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as omni
+
+    class Places(omni.Qwen2_5OmniPreTrainedModelForConditionalGeneration):  # type: ignore[misc]
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            words = model.config.to_dict() | {"audio_token_id": -1, "audio_start_token_id": -1, "seconds_per_chunk": 2}
+            rate = model.config.vision_config.tokens_per_second
+            self.config = SimpleNamespace(**words, position_id_per_seconds=rate)
+            self.spatial_merge_size = model.config.vision_config.spatial_merge_size
+
+    places = Places()
+
+    def index(
+        input_ids: Tensor, *_: Any, second_per_grid_ts: Any = None, mm_token_type_ids: Any = None, **more: Any
+    ) -> Any:
+        return places.get_rope_index(input_ids, second_per_grids=second_per_grid_ts, **more)
+
+    return index
 
 
 def scored(model: nn.Module, inputs: Any, out: Any) -> None:

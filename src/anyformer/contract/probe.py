@@ -67,6 +67,7 @@ class Batch:
         counted: the inputs whose axis 1 the padding mask counts.
         inserts: of inputs with an entry for each medium, the row, first position and end of every entry, (N, 3).
         padding: the padding masks among the inputs.
+        positioned: the inputs over positions of the stream.
         square: the inputs whose axis 2 the padding mask counts, too: what lies between two nodes.
     """
 
@@ -79,6 +80,7 @@ class Batch:
     counted: frozenset[str] = frozenset()
     inserts: Mapping[str, Tensor] = field(default_factory=dict)
     padding: frozenset[str] = frozenset()
+    positioned: frozenset[str] = frozenset()
     square: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -94,12 +96,22 @@ class Batch:
                 own = self.inserts[name][:, 0] == i
                 alone |= {name: value[own]} if bool(own.any()) else {}
                 continue
-            keep = self.source if self.source is not None and name == "input_ids" else self.keep
+            keep = self.mask(name, self.source is not None and name == "input_ids")
             padded = keep is not None and name in self.counted
             alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
             if keep is not None and name in self.square:
                 alone[name] = alone[name][:, :, keep[i]]
-        return replace(Batch(alone), across=self.across, counted=self.counted, padding=self.padding, square=self.square)
+        kept = {n: getattr(self, n) for n in ("across", "counted", "padding", "positioned", "square")}
+        return Batch(alone, **kept)
+
+    def mask(self, name: str, source: bool = False) -> Tensor | None:
+        """The padding mask over axis 1 of an input; `source`: it is one of the source."""
+        return self.source if source else self.places if name in self.positioned else self.keep
+
+    def fitting(self, value: Tensor) -> Tensor | None:
+        """The padding mask over axis 1 of an output or its labels."""
+        over_positions = self.places is not None and value.shape[1] == self.places.shape[1]
+        return self.places if over_positions else self.keep
 
     def rows(self, index: list[int]) -> Batch:
         """Some rows, in this order."""
@@ -159,10 +171,11 @@ def draw(
     source: Iterable[int] = (),
     media: bool = True,
 ) -> Batch:
-    """Random inputs, one row for each of `lengths`.
+    """Random inputs, one row for each of `lengths`: of units, or of positions where a position takes several units.
 
     Args:
-        side: of padding: left, right, mixed (each row its own), or none (all rows are as long as the first).
+        side: of padding: left, right, mixed (each row its own), or none (all rows are as long as the first). Right for
+            a front-end that takes no other.
         source: lengths of the sources of an encoder-decoder; as `lengths` by default, backwards.
         media: with media inside the text, where the model reads some.
     """
@@ -177,6 +190,10 @@ def draw(
             inputs |= {name: value for name, value in example.items() if name in entrance.inputs()}
             continue
         own = (list(source) or lengths[::-1]) if subject.has_source and entrance.prefix != model.target else lengths
+        if entrance.front.right and side != "none":
+            own, side = [entrance.front.least(n) + rng.randint(0, 1) for n in own], "right"
+        else:
+            own = [entrance.front.least(n) for n in own]
         alike = next(iter(keeps.values()), None) if not subject.has_source else None  # padded like the first input
         keep = None if side == "none" else masks(rng, own, side) if alike is None else alike
         keeps[entrance.prefix] = keep
@@ -196,8 +213,10 @@ def draw(
     required = {name for name, read in model.inputs().items() if read.required or read.counted}
     made = model.complete(inputs if media else {n: v for n, v in inputs.items() if n in required})
     padding = frozenset(entrance.mask for entrance in model.entrances() if entrance.mask is not None)
+    positioned = frozenset(name for name, read in model.inputs().items() if read.positions)
     square = frozenset(name for name, read in model.inputs().items() if len(read.counted) > 1)
-    return Batch(made, keep, source_keep, model.across, full, places, counted, model.inserts(made), padding, square)
+    inserts = model.inserts(made)
+    return Batch(made, keep, source_keep, model.across, full, places, counted, inserts, padding, positioned, square)
 
 
 def reads_whole(model: Any) -> bool:

@@ -35,6 +35,7 @@ from anyformer.parts import (
     Fourier,
     GatedDelta,
     GatedMLP,
+    Hierarchical,
     LatentAttention,
     LayerScale,
     LinearAttention,
@@ -225,10 +226,11 @@ def compositions() -> list[Subject]:
         2: Convolution.of(width=5),
         3: LinearAttention.of(heads=4),
         4: Mamba2.of(heads=4),
+        5: Hierarchical.of(heads=4, size=2, cells=1, levels=2),
     }
     both = {0: Fourier.of(), 1: Nystrom.of(heads=4, landmarks=5), 2: Convolution.of(width=5)}
-    both |= {3: LinearAttention.of(heads=4), 4: Favor.of(heads=4)}
-    gpt, bert = pages.recipe("llama", "tiny", depth=5), pages.recipe("bert", "tiny", depth=5, task="masked")
+    both |= {3: LinearAttention.of(heads=4), 4: Favor.of(heads=4), 5: mixed[5]}
+    gpt, bert = pages.recipe("llama", "tiny", depth=6), pages.recipe("bert", "tiny", depth=6, task="masked")
     named["llama, another mixer in each block"] = gpt.but({f"blocks.{i}.mixer": m for i, m in mixed.items()})
     named["bert, another mixer in each block"] = bert.but({f"blocks.{i}.mixer": m for i, m in both.items()})
     latent = {1: LatentAttention.of(heads=4, kv_rank=12, nope_dim=6, mask=Window(4))}

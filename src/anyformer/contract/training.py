@@ -19,7 +19,10 @@ from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.core.recompute import recompute
 from anyformer.core.value import Value
+from anyformer.parts.norms import TimeBatchNorm
 from anyformer.parts.series.distil import Distil
+from anyformer.parts.sound.heads import Quantised
+from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.text_and_codes import NEVER
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.train.objectives import IGNORE, classification, counted
@@ -46,8 +49,8 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
         if bool((value <= NEVER).any()):  # some classes can never be: labels are among the others
             labels = torch.rand(value.shape, generator=noise).masked_fill(value <= NEVER, -1.0).argmax(-1)
-        if batch.keep is not None and labels.ndim == 2:
-            labels = labels.masked_fill(~batch.keep, IGNORE)
+        if labels.ndim == 2 and (keep := batch.fitting(labels)) is not None:
+            labels = labels.masked_fill(~keep, IGNORE)
         targets[name] = labels
     if not targets:
         targets = {"hidden": torch.randn(out.hidden.shape, generator=noise)}
@@ -77,8 +80,8 @@ def loss_of(model: Any, batch: Batch, labels: dict[str, Tensor], count: dict[str
     for name, wanted in labels.items():
         if wanted.is_floating_point():
             error = ((scores(out)[name] if name in scores(out) else getattr(out, name)) - wanted).square()
-            if batch.keep is not None and error.ndim == 3:
-                error = error.masked_fill(~batch.keep[..., None], 0.0)
+            if error.ndim == 3 and (keep := batch.fitting(error)) is not None:
+                error = error.masked_fill(~keep[..., None], 0.0)
             total = total + error.sum() / count[name]
         else:
             logits = scores(out).get(name, out.logits)
@@ -195,7 +198,14 @@ def compiling_with_inductor_changes_nothing(subject: Subject) -> float:
     return compiled(subject, "inductor")
 
 
-@check(11, "model", examples=3, later=apart_from_tiny)
+def same_in_parts(subject: Subject) -> str | None:
+    """The reason why a batch differs from its rows in training, or None."""
+    if subject.holds(TimeBatchNorm) or subject.holds(NormedPositions):
+        return "in training a batch norm takes the statistics of its batch"
+    return "in training a quantiser draws noise for a batch" if subject.holds(Quantised) else None
+
+
+@check(11, "model", examples=3, needs=same_in_parts, later=apart_from_tiny)
 def gradient_accumulation_equals_one_batch(subject: Subject, rng: random.Random) -> float:
     """Small batches with random padding add up to the loss and gradients of one big batch of the same rows."""
     if subject.holds(Distil):

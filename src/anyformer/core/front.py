@@ -27,6 +27,7 @@ class Input:
         fixed: the axes whose size the model decides; all others are open.
         required: True if a call without it is an error.
         ids: True for whole numbers, False for numbers in the type of the weights.
+        positions: True if its first axis counts positions of the stream, where a unit of the main input is not one.
     """
 
     axes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Input:
     fixed: tuple[str, ...] = ()
     required: bool = True
     ids: bool = False
+    positions: bool = False
 
     def counts(self) -> tuple[int, ...]:
         """The indices of the counted axes in the tensor, whose axis 0 is the batch."""
@@ -55,12 +57,14 @@ class FrontEnd(Part):
     Attributes:
         main: the name of its main input.
         mask: the name of its padding mask, or None if its input has no padding.
+        right: padding is on the right only, since units on both sides of a gap would share a position.
         vocab: the number of ids, if it reads ids.
         unembed: the scores of all ids by the same table, for tied heads; None without a table.
     """
 
     main: ClassVar[str]
     mask: ClassVar[str | None] = None
+    right: ClassVar[bool] = False
     vocab: int | None = None
     unembed: Any = None
 
@@ -95,6 +99,10 @@ class FrontEnd(Part):
     def units(self, inputs: Inputs) -> int:
         """The number of units that the padding mask counts: by default the positions."""
         return self.length(inputs)
+
+    def least(self, count: int) -> int:
+        """The fewest units that make `count` positions; `count` where a unit makes one position or several."""
+        return count
 
     def keep(self, mask: Tensor, inputs: Inputs) -> Tensor:
         """The padding mask of the positions, (B, T), from the mask of the input, (B, units); by default the same."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,23 @@ class Slot(Protocol):
     def bytes(self) -> int:
         """Memory held, in bytes."""
 
+    @property
+    def joins(self) -> bool:
+        """True if it has `shift` and `join`: rows can be added while others are decoded."""
+        return False
+
+    def shift(self, count: int) -> None:
+        """Puts `count` positions of padding in front of every row; below 0, drops as many, which are padding."""
+        raise ValueError(f"rows of {type(self).__name__} cannot join others")
+
+    def crop(self, count: int) -> None:
+        """Drops `count` positions in front of what it keeps of the encoder's memory, which are padding."""
+        return
+
+    def join(self, other: Any) -> None:
+        """Adds the rows of another slot of the same mixer, which has seen as many tokens."""
+        raise ValueError(f"rows of {type(self).__name__} cannot join others")
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -40,6 +57,29 @@ class Memory:
     def rows(self, index: Tensor) -> Memory:
         """The memory of the rows `index`, in that order."""
         return Memory(self.stream[index], None if self.keep is None else self.keep[index])
+
+    def joined(self, other: Memory) -> Memory:
+        """The rows of both; a shorter memory is padded on the left."""
+        if self.keep is None and other.keep is None and self.stream.shape[1] == other.stream.shape[1]:
+            return Memory(torch.cat((self.stream, other.stream)))
+        mine, theirs = (masked(m.keep, m.stream.shape[0], m.stream.shape[1], m.stream.device) for m in (self, other))
+        return Memory(aligned(self.stream, other.stream, 1), aligned(mine, theirs, 1))
+
+
+def masked(keep: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+    """The padding mask, (B, length); without one, all is real."""
+    return torch.ones(batch, length, dtype=torch.bool, device=device) if keep is None else keep
+
+
+def aligned(a: Tensor, b: Tensor, axis: int, rows: int = 0) -> Tensor:
+    """The rows of both, along the axis `rows`; the one that is shorter along `axis` gets 0 in front."""
+    size = max(a.shape[axis], b.shape[axis])
+    return torch.cat([fronted(t, size - t.shape[axis], axis) for t in (a, b)], rows)
+
+
+def fronted(t: Tensor, count: int, axis: int) -> Tensor:
+    """The tensor with `count` times 0 in front along an axis."""
+    return t if not count else torch.cat((t.new_zeros(*t.shape[:axis], count, *t.shape[axis + 1 :]), t), axis)
 
 
 class State:
@@ -89,6 +129,47 @@ class State:
         self.keep = None if self.keep is None else self.keep[:, :length]
         self.ended = bool(self.keep is not None and length and not self.keep[:, -1].all())
         self.length = length
+
+    @property
+    def joins(self) -> bool:
+        """True if rows can be added while others are decoded: `join`."""
+        return all(slot.joins for slot in self.slots.values())
+
+    def shift(self, count: int, device: torch.device) -> None:
+        """Puts `count` positions of padding in front of every row; below 0, drops as many, which are padding."""
+        if count > 0:
+            self.keep = fronted(masked(self.keep, self.batch, self.length, device), count, 1)
+        elif count < 0:
+            assert self.keep is not None and not self.keep[:, :-count].any()
+            self.keep = None if bool(self.keep[:, -count:].all()) else self.keep[:, -count:]
+        self.length += count
+        for slot in self.slots.values() if count else ():
+            slot.shift(count)
+
+    def join(self, other: State, device: torch.device) -> None:
+        """Adds the rows of another state of the same model, for which `joins` is true; the shorter text is padded on
+        the left. The other state is used up."""
+        self.shift(max(0, other.length - self.length), device)
+        other.shift(max(0, self.length - other.length), device)
+        if self.keep is not None or other.keep is not None:
+            self.keep = torch.cat([masked(s.keep, s.batch, s.length, device) for s in (self, other)])
+        if self.memory is not None and other.memory is not None:
+            self.memory = self.memory.joined(other.memory)
+        self.batch += other.batch
+        for mixer, slot in self.slots.items():
+            slot.join(other.slots[mixer])
+
+    def pack(self, device: torch.device) -> None:
+        """Drops the positions in front that are padding in every row: the state is as long as the longest row, and its
+        memory as the longest source."""
+        if self.keep is not None:
+            self.shift(-int(self.keep.long().argmax(1).min()), device)
+        if self.memory is not None and self.memory.keep is not None:
+            gap = int(self.memory.keep.long().argmax(1).min())
+            keep = self.memory.keep[:, gap:]
+            self.memory = Memory(self.memory.stream[:, gap:], None if bool(keep.all()) else keep)
+            for slot in self.slots.values() if gap else ():
+                slot.crop(gap)
 
     def bytes(self) -> int:
         """Memory held by all slots, in bytes."""

@@ -10,9 +10,10 @@ Both are fetched by apt on first use and kept in the cache. Stamps that are draw
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture (Pillow, RGB on white), its caption, and its kind in the source."""
+    """A picture (Pillow, RGB on white), its caption, its kind in the source, and the file in which it is spoken."""
 
     image: Any
     text: str
     kind: str
+    spoken: Path | None = None
 
 
 def captions() -> list[Captioned]:
@@ -47,12 +49,23 @@ def stamps() -> list[Captioned]:
     """Tux Paint's stamps that are bitmaps, with the first line of their description; the kind is the folder."""
     wanted = rf"{STAMPS}/.*[.](png|txt)"
     root = debian.fetch("tuxpaint-stamps-default", wanted, 161, "GPL-2") / STAMPS
-    captioned = []
-    for file in sorted(root.rglob("*.txt")):
-        bitmap, text = file.with_suffix(".png"), file.read_text("utf-8", "replace").partition("\n")[0].strip()
-        if bitmap.exists() and text:
-            captioned.append(Captioned(coloured(picture(bitmap), 3), text, bitmap.relative_to(root).parts[0]))
-    return captioned
+    return [one for file in sorted(root.rglob("*.txt")) if (one := _stamp(file, root))]
+
+
+def _stamp(file: Path, root: Path) -> Captioned | None:
+    """A stamp by the file of its description, if it is a bitmap."""
+    bitmap, text = file.with_suffix(".png"), file.read_text("utf-8", "replace").partition("\n")[0].strip()
+    if not bitmap.exists() or not text:
+        return None
+    return Captioned(coloured(picture(bitmap), 3), text, bitmap.relative_to(root).parts[0])
+
+
+def spoken_stamps(language: str) -> list[Captioned]:
+    """The stamps whose description is spoken in a language ("fr", "es", "ru" …) in the package; the text is English."""
+    wanted = rf"{STAMPS}/.*([.]png|[.]txt|_desc_{re.escape(language)}[.]ogg)"
+    root = debian.fetch("tuxpaint-stamps-default", wanted, 161, "GPL-2", part=language) / STAMPS
+    made = [(file, file.with_name(f"{file.stem}_desc_{language}.ogg")) for file in sorted(root.rglob("*.txt"))]
+    return [replace(one, spoken=sound) for file, sound in made if sound.exists() and (one := _stamp(file, root))]
 
 
 def emoji() -> list[Captioned]:

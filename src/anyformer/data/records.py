@@ -5,6 +5,8 @@ book.txt  texts/            {"text": piece, "document": 0}     a long document: 
 a.jsonl   a.csv   a.tsv     {"text": …, "label": …, …}         one row a line
 a.parquet                   {column: value}                    one row a row
 pictures/cat/1.png          {"image": PIL.Image, "label": 0, "class": "cat"}
+talks/1.wav  talks/1.txt    {"sound": "1.wav", "text": …}       a sound beside its text
+kaldi/wav.scp  kaldi/text   {"sound": …, "text": …}            Kaldi's two lists, of files and of texts
 saved/ (datasets' own)      {column: value}                    `Dataset.save_to_disk`
 hub:owner/name/config#test  {column: value}                    split `train` by default
 ```
@@ -26,15 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.core.value import nearest
-from anyformer.data import files, sources, tables
+from anyformer.data import files, sounds, sources, tables
 
 Row = dict[str, Any]
 NAMES = (  # the names that our own readers use
     "text", "label", "source", "target", "image", "messages", "prompt", "response", "anchor", "positive", "words",
-    "labels", "states", "actions", "rewards", "nodes", "edges", "smiles",
+    "labels", "states", "actions", "rewards", "sound", "nodes", "edges", "smiles",
 )  # fmt: skip
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".png": "images",
+    ".wav": "sounds", ".flac": "sounds", ".ogg": "sounds", ".mp3": "sounds",
     ".jpg": "images", ".jpeg": "images", ".webp": "images", ".bmp": "images", ".gif": "images",
 }  # fmt: skip
 HUB = "hub:"
@@ -68,6 +71,8 @@ def find(source: str | Path) -> Source:
         kind = "jsonl" if files.suffix(path) == ".json" else KINDS.get(files.suffix(path), "text")
         if kind == "images":
             raise ValueError(f"{path} is one picture; pass the folder of its class folders, with class/name.png below")
+        if kind == "sounds":
+            raise ValueError(f"{path} is one sound; pass its folder, in which each sound has a text beside it")
         return Source(name, kind, (path,), path.parent)
     if path.is_dir():
         visible = [f for f in sorted(path.rglob("*")) if not any(p[0] == "." for p in f.relative_to(path).parts)]
@@ -85,10 +90,14 @@ def find(source: str | Path) -> Source:
 
 
 def _kind(path: Path, paths: Sequence[Path]) -> str:
-    """The one kind of several files."""
+    """The one kind of several files; texts beside sounds are theirs."""
+    if {"wav.scp", "text"} <= {file.name for file in paths if file.parent == path}:
+        return "kaldi"
     kinds: dict[str, Path] = {}
     for file in paths:
         kinds.setdefault(KINDS.get(files.suffix(file), "text"), file)
+    if kinds.keys() == {"sounds", "text"}:
+        return "sounds"
     if len(kinds) > 1:
         listed = ", ".join(f"{kind} ({file.name} …)" for kind, file in kinds.items())
         raise ValueError(
@@ -122,6 +131,9 @@ def records(
         return _texts(resolved, columns)
     if resolved.kind == "images":
         return tables.images(resolved.root, resolved.files)
+    if resolved.kind in ("sounds", "kaldi"):
+        rows = (sounds.kaldi if resolved.kind == "kaldi" else sounds.beside)(resolved.root, resolved.files)
+        return columns.of(resolved.name, rows)
     if resolved.kind == "hub":
         return columns.of(resolved.name, tables.hub(resolved.name.removeprefix(HUB)))
     if resolved.kind == "arrow":

@@ -19,6 +19,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Core
 
 from anyformer.data import corpus, records
+from anyformer.hub.text import letters as spoken
 from anyformer.hub.text.tokenizer import END, Tokenizer
 
 Kind = Literal["bpe", "chars", "wordpiece", "unigram"]
@@ -48,6 +49,17 @@ def make(texts: Iterable[str], kind: Kind = "bpe", vocab: int = 8192, special: S
     if tokenizer.vocab_size > vocab:
         raise _small(vocab, str(tokenizer.vocab_size))
     return tokenizer
+
+
+def letters(texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer of a model that spells what is said: a token for each letter of the texts, `|` for spaces, and
+    `<pad>`, id 0, for the blank of a CTC head. Saved as `vocab.json` of `Wav2Vec2CTCTokenizer`."""
+    found = sorted({letter for text in texts for letter in text if not letter.isspace()})
+    marks = [*spoken.ROLES.values(), "|"]
+    marks = ["<pad>", *(mark for mark in marks if mark != "<pad>")]
+    config = {"tokenizer_class": spoken.KIND, spoken.BETWEEN: "|", "replace_word_delimiter_char": " "}
+    vocabulary = {token: i for i, token in enumerate([*marks, *(f for f in found if f != "|")])}
+    return Tokenizer(spoken.made(vocabulary, config), spoken.ROLES, config={**config, "do_lower_case": False})
 
 
 def _small(vocab: int, least: str) -> ValueError:

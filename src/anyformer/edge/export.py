@@ -123,16 +123,18 @@ def _every(model: Any, batch: int, time: int, source: int, names: Collection[str
         front, reads = entrance.front, entrance.inputs()
         first, second = (source, time) if model.reads_source and entrance.prefix != model.target else (time, source)
         if model.static or (entrance.mask is None and not any(model.inputs()[name].required for name in reads)):
-            first, second = front.sizes()[0]
+            first, second = (*front.sizes()[0], 1)[:2]
         elif entrance.mask is None:
             first, second = max(2, first), max(2, second)
         else:
             first = min(first, model.context or first)
+            if front.least(1) > 1:  # several units a position, and torch.export would close a single one
+                first = front.least(max(2, first))
         inputs = {entrance.prefix + n: t for n, t in front.example(batch, (first, second), noise).items()}
         if entrance.mask is not None:
             length = front.units(front.example(batch, (first, second), noise))
             keep = torch.ones(batch, length, dtype=torch.long)
-            keep[0, : length // 3] = 0
+            keep[0, : 0 if front.right else length // 3] = 0
             keep[-1, length - length // 4 :] = 0
             inputs[entrance.mask] = keep
         made |= {name: t.to(like.device if reads[name].ids else like) for name, t in inputs.items()}

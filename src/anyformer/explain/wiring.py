@@ -1,18 +1,15 @@
-"""Drawings of a model from its recipe: the wiring of each kind of block, and the masks.
-
-One unit is an inch, y grows downwards; matplotlib, imported when something is drawn, writes SVG, PNG or PDF.
-"""
+"""Drawings of a model from its recipe: the wiring of each kind of block, and the masks."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anyformer.core.recipe import Recipe, signature
-from anyformer.explain.draw import PAPER, plotting
+from anyformer.explain.canvas import FAINT, FRAME, GAP, INK, LINE, SIGNS, SUM, WIDE, Canvas, opened, written
+from anyformer.explain.draw import PAPER
 from anyformer.parts.adaptive import Side
 from anyformer.parts.attention.masks import Causal, Full, Mask, View
 from anyformer.parts.attention.windows import Windows
@@ -24,10 +21,6 @@ from anyformer.parts.streams import JointBlock
 from anyformer.skeletons.base import Skeleton
 from anyformer.skeletons.media import bare
 
-WIDE, SIGNS, LINE, GAP = 2.9, 40, 0.15, 0.28  # a box, signs of a line of its text, a line, an arrow between boxes
-SUM = 0.09  # radius of the sign (+)
-FORMATS = (".svg", ".png", ".pdf")
-INK, FAINT, FRAME = "#222233", "#8a8a99", "#f4f4f7"
 COLOURS = {"mixer": "#cfe3fb", "cross": "#fbe3c4", "ffn": "#d5f0d5", "norm": "#eeeeee", "first": "#d5f0d5",
            "second": "#d5f0d5"}  # fmt: skip
 BRANCHES = ("mixer", "cross", "ffn")
@@ -42,51 +35,6 @@ OTHER = {  # kinds of blocks beside `Block`: their difference from it
 FRONT = ("embed", "queries", "entry", "gated", "blocks", "stages", "norm")  # the order in a stack; the rest follows
 
 
-@dataclass
-class Canvas:
-    """Axes to draw on, and the extent of the drawing. `reads`: the points where a decoder reads the encoder output."""
-
-    axes: Any
-    right: float = 0.0
-    bottom: float = 0.0
-    reads: list[tuple[float, float]] = field(default_factory=list)
-
-    def box(self, x: float, y: float, title: str, lines: Iterable[str], colour: str) -> float:
-        """Draws a box around the middle `x` from `y` on; returns its end."""
-        from matplotlib.patches import FancyBboxPatch
-
-        lines = list(lines)
-        high = 0.3 + LINE * len(lines)
-        shape = FancyBboxPatch(
-            (x - WIDE / 2, y), WIDE, high, "round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor=INK, lw=0.8
-        )
-        self.axes.add_patch(shape)
-        self.axes.text(x, y + 0.16, title, ha="center", va="center", fontsize=9, fontweight="bold", color=INK)
-        for i, line in enumerate(lines):
-            self.axes.text(x, y + 0.33 + LINE * i, line, ha="center", va="center", fontsize=7, color=INK)
-        return self.reach(x + WIDE / 2, y + high)
-
-    def path(self, points: list[tuple[float, float]], arrow: bool = False, dashed: bool = False) -> None:
-        """Draws a line through points, with a head at its end."""
-        xs, ys = zip(*points, strict=True)
-        style = {"color": FAINT if dashed else INK, "lw": 1.0, "ls": "--" if dashed else "-"}
-        self.axes.plot(xs, ys, zorder=1, **style)
-        if arrow:
-            self.axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", **style, "shrinkB": 0})
-
-    def add(self, x: float, y: float) -> None:
-        """Draws the sign of a sum around a point."""
-        from matplotlib.patches import Circle
-
-        self.axes.add_patch(Circle((x, y), SUM, facecolor=PAPER, edgecolor=INK, lw=0.8, zorder=3))
-        self.axes.text(x, y, "+", ha="center", va="center", fontsize=9, color=INK, zorder=4)
-
-    def reach(self, x: float, y: float) -> float:
-        """Extends the drawing to this point; returns y."""
-        self.right, self.bottom = max(self.right, x), max(self.bottom, y)
-        return y
-
-
 def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
     """Draws a model: front-end, each kind of block with its residual streams, heads; beside it the masks.
 
@@ -98,7 +46,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
     Raises:
         ValueError: for another kind of file. ImportError: without matplotlib.
     """
-    figure, canvas, file = _canvas(path)
+    figure, canvas, file = opened(path)
     heading = title + ("" if "dim" not in recipe.options else f"   width {recipe.dim}")
     canvas.axes.text(0.2, 0.25, heading, fontsize=13, fontweight="bold", color=INK, va="center")
     sides = [name for name in ("encoder", "decoder") if name in recipe.options]
@@ -119,7 +67,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
     else:
         _beside(canvas, x, recipe)
     _masks(canvas, canvas.right + 0.6, seen(recipe))
-    return _write(figure, canvas, file)
+    return written(figure, canvas, file)
 
 
 def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
@@ -128,9 +76,9 @@ def draw_mask(mask: Mask, path: str | Path, size: int = 32) -> Path:
     Raises:
         ValueError: for another kind of file than .svg, .png, .pdf. ImportError: without matplotlib.
     """
-    figure, canvas, file = _canvas(path)
+    figure, canvas, file = opened(path)
     _mask(canvas, 0.2, 0.2, "", mask, size)
-    return _write(figure, canvas, file)
+    return written(figure, canvas, file)
 
 
 def seen(recipe: Recipe) -> dict[str, Mask]:
@@ -161,8 +109,8 @@ def _beside(canvas: Canvas, x: float, recipe: Recipe) -> None:
         ends[name] = x, _column(canvas, x, 0.85, options, name) + GAP
         x = canvas.right + 1.1 + WIDE / 2
     _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n not in ("media", "images")}, "")
-    for name in media:  # into the front-end of the text
-        _arrow(canvas, ends[name], (x, 1.0))
+    for end in ends.values() if media else ():  # into the front-end of the text
+        _arrow(canvas, end, (x, 1.0))
     for at in canvas.reads if ends else ():  # the branches that read the last of the stacks
         _arrow(canvas, list(ends.values())[-1], at)
 
@@ -177,7 +125,12 @@ def _arrow(canvas: Canvas, end: tuple[float, float], at: tuple[float, float]) ->
 
 def _towers(media: Mapping[str, Recipe], images: Recipe | None) -> dict[str, Mapping[str, Any]]:
     """The stacks that read the media of a text, by name: towers, and what makes the positions of pictures fewer."""
-    made = {name: {**bare(medium.tower).options, "project": medium.project} for name, medium in media.items()}
+    own = {name: medium for name, medium in media.items() if "tower" in medium.options}
+    others = {name: [other for other, medium in media.items() if medium.options.get("like") == name] for name in own}
+    made = {
+        ", ".join((name, *others[name])): {**bare(medium.tower).options, "project": medium.project}
+        for name, medium in own.items()
+    }
     read = {} if images is None else {"images": bare(images.tower), "resampler": images.resampler}
     return made | {name: stack.options for name, stack in read.items() if stack is not None}
 
@@ -380,25 +333,3 @@ def _mask(canvas: Canvas, x: float, y: float, path: str, mask: Mask, size: int) 
         x, y + high + 0.1, f"{size} tokens: rows are queries, columns keys", fontsize=6, color=FAINT, va="center"
     )
     return canvas.reach(x + max(high, 2.4), y + high + 0.15)
-
-
-def _canvas(path: str | Path) -> tuple[Any, Canvas, Path]:
-    file = Path(path)
-    if file.suffix.lower() not in FORMATS:
-        raise ValueError(f"a drawing is written as {', '.join(FORMATS)}; got {str(path)!r}")
-    figure = plotting()[0].figure(facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    return figure, Canvas(axes), file
-
-
-def _write(figure: Any, canvas: Canvas, file: Path) -> Path:
-    wide, high = canvas.right + 0.3, canvas.bottom + 0.3
-    figure.set_size_inches(wide, high)
-    canvas.axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pyplot = plotting()[0]
-    with pyplot.rc_context({"svg.fonttype": "none"}):  # text stays searchable
-        figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
-    pyplot.close(figure)
-    return file

@@ -2,21 +2,24 @@
 
 options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
+constraining.py  texts that follow a schema or an expression
 sampling.py      scores -> the next token of each row
 decoding.py      the loop: a batch, continued token by token; rows that are done leave it
+speculating.py   several tokens a pass, by guesses that are verified
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
-painting.py      `paint`: pictures of a class or a text
+painting.py      `paint`: pictures of a class or a text; `repaint`: of codes
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
 detecting.py     `detect`: pictures to boxes
-seeing.py        pictures in prompts
+seeing.py        pictures, sounds and videos in prompts
 captioning.py    `caption`, `ask`: texts about pictures
+answering.py     `answer`: questions about the objects of pictures
 transcribing.py  `transcribe`: sounds to text
 judging.py       `judge`: the value or the class of graphs
 forecasting.py   `forecast`: what comes in a time series
@@ -25,6 +28,7 @@ timing.py        times of words
 """
 
 from anyformer.generate.acting import rollout
+from anyformer.generate.answering import answer
 from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
 from anyformer.generate.continuing import chat, generate, stream
@@ -33,11 +37,11 @@ from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
 from anyformer.generate.forecasting import backtest, forecast
 from anyformer.generate.judging import judge
-from anyformer.generate.painting import paint
+from anyformer.generate.painting import paint, repaint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate", "judge",
-    "paint",     "ranked", "rollout", "stream", "tag", "transcribe",
+    "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate",
+    "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anyformer.generate.decoding import Decoding
+from anyformer.generate.decoding import Decoding, unfinite
 from anyformer.generate.options import Options
 
 
@@ -100,9 +100,7 @@ def search(
         totals = (sums[..., None] + scores.unflatten(0, sums.shape)).flatten(1)  # (P, L V)
         best, flat = totals.topk(min(width, totals.shape[1]))  # (P, N), best first
         if not bool(best[:, 0].isfinite().all()):
-            raise ValueError(
-                f"the scores for new token {count - 1} are not finite (NaN or infinite); are the weights damaged?"
-            )
+            raise ValueError(unfinite(count - 1))
         parents, tokens = flat // scores.shape[1], flat % scores.shape[1]
         rows = [
             list(zip(*row, strict=True)) for row in zip(*(t.tolist() for t in (best, parents, tokens)), strict=True)

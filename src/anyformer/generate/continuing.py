@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from anyformer.generate.beam import search
-from anyformer.generate.decoding import Decoding
+from anyformer.generate.decoding import Decoding, Rows, rows_of
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
-from anyformer.generate.seeing import with_pictures
+from anyformer.generate.seeing import with_media
+from anyformer.generate.speculating import Speculation
 from anyformer.generate.writing import Writer
 
 
@@ -20,12 +23,20 @@ def generate(
     prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor,
     *,
     images: Sequence[Any] | None = None,
+    sounds: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    speculate: Literal["lookup"] | None = None,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
     cache: bool = True,
@@ -42,12 +53,20 @@ def generate(
         prompts: a text, texts, token ids (list or 1-D tensor), or rows of ids (lists, or a 2-D tensor without padding).
         images: pictures, for a model that sees them inside its text: as many as the prompts have placeholders, in their
             order; in one list, or in a list for each prompt.
+        sounds, videos: the same, for a model that reads them: see `media.sound` and `media.clip`.
         max_new_tokens: the most new tokens for each prompt; 0 gives nothing.
         temperature: 0 = always the likeliest token; 1 = the model's distribution; more = flatter.
         top_k: draw among the k likeliest; None = all.
         top_p: then among the likeliest that together have this probability; None = all.
         min_p: then among those with at least this share of the likeliest one's probability; None = all.
         repetition_penalty: values above 1 penalise tokens already in the text (of an encoder-decoder: the target).
+        presence_penalty: subtracted from the scores of tokens that are in the new text.
+        frequency_penalty: the same, times their number there.
+        logit_bias: added to the scores of tokens, by their ids: -100 all but forbids one.
+        speculate: "lookup" guesses the tokens that followed the same words before, and verifies them in one pass: the
+            same text, sooner where it repeats its prompt or itself. Several prompts then come one after another.
+        schema: a JSON schema that the text follows: only tokens that can still become such a text are left.
+        regex: a regular expression that it follows, from its first character to its last.
         stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
             complete first counts. For ids, a token in which it begins is not part either.
         seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
@@ -72,10 +91,11 @@ def generate(
     """
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
-        num_beams, length_penalty, early_stopping,
+        num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
+        speculate, schema, regex,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
-    read, media = with_pictures(model, inputs.rows, images)
+    read, media = with_media(model, inputs.rows, images, sounds, videos)
     writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
     rows: list[list[int]] = [[] for _ in inputs.rows]
     texts = ["" for _ in inputs.rows]
@@ -96,10 +116,32 @@ def _chosen(
     model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor], writers: list[Writer]
 ) -> Iterator[tuple[int, int]]:
     """The pairs (row, token), token by token; a row whose writer has stopped is done."""
-    run = Decoding(model, prompts, options, media)
+    if options.speculate and len(prompts) > 1:
+        yield from _alone(model, prompts, options, media, writers)
+        return
+    run = run_of(model, prompts, options, media)
     while run.rows:
-        yield from run.step()
+        for row, token in run.step():
+            if not (writers and writers[row].stopped):
+                yield row, token
         run.finish([row for row in run.rows if writers and writers[row].stopped])
+
+
+def run_of(model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor]) -> Decoding:
+    """The loop of these prompts: token by token, or of a single one by guesses."""
+    return (Speculation if options.speculate else Decoding)(model, prompts, options, media)
+
+
+def _alone(
+    model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor], writers: list[Writer]
+) -> Iterator[tuple[int, int]]:
+    """The same, prompt by prompt: guesses of different rows are right for different lengths."""
+    whole = Rows(model, prompts, 0, False, media)  # knows whose each medium is
+    given = {name: t for name, t in whole.source.items() if name in media}
+    for row, seed in enumerate(options.seeds(len(prompts))):
+        own = rows_of(given, whole.owners, torch.tensor([row], device=whole.device))[0]
+        some = replace(options, seed=seed)
+        yield from ((row, token) for _, token in _chosen(model, [prompts[row]], some, own, writers[row : row + 1]))
 
 
 def _searched(
@@ -115,12 +157,20 @@ def stream(
     prompt: str | Sequence[int] | Tensor,
     *,
     images: Sequence[Any] | None = None,
+    sounds: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    speculate: Literal["lookup"] | None = None,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
@@ -130,13 +180,17 @@ def stream(
     Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
-    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    options = Options(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+        speculate=speculate, schema=schema, regex=regex,
+    )  # fmt: skip
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
-    rows, media = with_pictures(model, inputs.rows, images)
+    rows, media = with_media(model, inputs.rows, images, sounds, videos)
     writer = _writer(model, inputs.rows[0], options)
-    return _pieces(Decoding(model, rows, options, media), writer)
+    return _pieces(run_of(model, rows, options, media), writer)
 
 
 def chat(
@@ -144,12 +198,20 @@ def chat(
     messages: list[dict[str, Any]],
     *,
     images: Sequence[Any] | None = None,
+    sounds: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    speculate: Literal["lookup"] | None = None,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
@@ -159,17 +221,21 @@ def chat(
     Args:
         messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its
             chat template.
-        images: pictures, where the template writes placeholders. The others are those of `generate`.
+        images, sounds, videos: where the template writes placeholders. The others are those of `generate`.
 
     Raises:
         ValueError: without a tokenizer or a chat template, and as `generate`.
     """
-    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache)
+    options = Options(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+        speculate=speculate, schema=schema, regex=regex,
+    )  # fmt: skip
     check_generates(model)
     ids = tokenizer_of(model, "messages").chat_ids(messages)
     check_ids(model, ids)
-    rows, media = with_pictures(model, [ids], images)
-    return _pieces(Decoding(model, rows, options, media), _writer(model, ids, options))
+    rows, media = with_media(model, [ids], images, sounds, videos)
+    return _pieces(run_of(model, rows, options, media), _writer(model, ids, options))
 
 
 def _writer(model: Any, prompt: list[int], options: Options) -> Writer:
@@ -180,7 +246,7 @@ def _writer(model: Any, prompt: list[int], options: Options) -> Writer:
 def _pieces(run: Decoding, writer: Writer) -> Iterator[str]:
     while run.rows and not writer.stopped:
         for _, token in run.step():
-            if piece := writer.put(token):
+            if not writer.stopped and (piece := writer.put(token)):
                 yield piece
     if piece := writer.end():
         yield piece

@@ -49,18 +49,32 @@ def embed(
         with evaluating(model):
             parts = [_seen(model, items[at : at + batch]) for at in range(0, len(items), batch)]
         return F.normalize(torch.cat(parts), dim=-1) if normalize else torch.cat(parts)
-    texts = list(items)
     how = meaning((model.origin or {}).get("pooling", {}))
-    tokenizer, before = tokenizer_of(model, "texts"), how.before(prompt)
-    texts = [before + text for text in texts]
-    limits = filter(None, (how.tokens or tokenizer.longest, model.context))
-    rows = _encoded(model, [t.lower() for t in texts] if how.lower else texts, min(limits, default=None))
+    rows = _encoded(model, _as_read(how, items, prompt), limit_of(model, how))
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     with evaluating(model):
         parts = [_pooled(model, [rows[i] for i in order[at : at + batch]], how) for at in range(0, len(order), batch)]
     vectors = torch.cat(parts)  # (N, D), the longest first
     vectors = vectors[torch.tensor(order, device=vectors.device).argsort()]
     return F.normalize(vectors, dim=-1) if (how.normalize if normalize is None else normalize) else vectors
+
+
+def limit_of(model: Any, how: Pooling) -> int | None:
+    """The most tokens of a text; None = any number."""
+    longest = how.tokens or tokenizer_of(model, "texts").longest
+    return min(filter(None, (longest, model.context)), default=None)
+
+
+def limited(model: Any, texts: Sequence[str]) -> tuple[list[int], int | None]:
+    """The number of tokens of each text as `embed` would read it, and the number at which it cuts; None = never."""
+    how, tokenizer = meaning((model.origin or {}).get("pooling", {})), tokenizer_of(model, "texts")
+    return [len(reading(tokenizer, text).ids) for text in _as_read(how, texts, None)], limit_of(model, how)
+
+
+def _as_read(how: Pooling, texts: Sequence[str], prompt: str | None) -> list[str]:
+    """The texts behind their prompt, in small letters where the files ask for these."""
+    made = [how.before(prompt) + text for text in texts]
+    return [text.lower() for text in made] if how.lower else made
 
 
 def _encoded(model: Any, texts: Sequence[str], limit: int | None) -> list[list[int]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+MORE = ("presence_penalty", "frequency_penalty", "logit_bias", "speculate", "schema", "regex")  # not in a search
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Options:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    speculate: str | None = None
+    schema: Mapping[str, Any] | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 0)
@@ -42,13 +51,37 @@ class Options:
             _number(
                 "repetition_penalty", self.repetition_penalty, "above 0 (1 changes nothing), or None", lambda r: r > 0
             )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), "(0 changes nothing), or None", lambda r: True)
+        for token, bias in (self.logit_bias or {}).items():
+            _whole("a token of logit_bias", token, 0)
+            _number(f"logit_bias of token {token}", bias, "added to its score", lambda b: True)
         for text in self.stops:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop must be a text or several, each of at least one character; got {self.stop!r}")
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             if seed is not None:
                 _whole("seed", seed, 0)
+        if self.speculate not in (None, "lookup"):
+            raise ValueError(f"speculate must be 'lookup' or None; got {self.speculate!r}")
+        if self.speculate and not self.cache:
+            raise ValueError("speculate saves passes over a cache: it needs cache=True")
+        self._check_grammar()
         self._check_beams()
+
+    def _check_grammar(self) -> None:
+        if self.schema is not None and self.regex is not None:
+            raise ValueError("give schema or regex, not both")
+        if self.regex is not None and (not isinstance(self.regex, str) or not self.regex):
+            raise ValueError(f"regex must be a regular expression; got {self.regex!r:.80}")
+        if self.schema is not None:
+            try:
+                good = isinstance(self.schema, Mapping) and bool(json.dumps(self.schema, allow_nan=False))
+            except (TypeError, ValueError, RecursionError):
+                good = False
+            if not good:
+                raise ValueError(f"schema must be a JSON schema, a dict of plain values; got {self.schema!r:.80}")
 
     def _check_beams(self) -> None:
         _whole("num_beams", self.num_beams, 1)
@@ -59,6 +92,7 @@ class Options:
             raise ValueError("length_penalty and early_stopping are for a beam search: set num_beams to 2 or more")
         draws: dict[str, Any] = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
         draws |= {"min_p": self.min_p, "repetition_penalty": self.repetition_penalty, "seed": self.seed}
+        draws |= {name: getattr(self, name) for name in MORE}
         if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
             raise ValueError(
                 f"a beam search takes the likeliest text and does not sample: with num_beams={self.num_beams} "

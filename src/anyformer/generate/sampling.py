@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from anyformer.generate.options import Options
+
+if TYPE_CHECKING:
+    from anyformer.generate.constraining import Constraint
 
 
 class Sampler:
     """Chooses the next token of every row, in this order:
 
     ```
-    scores ─ repetition_penalty ─┬─ temperature 0: the highest
-                                 └─ / temperature ─ top_k ─ top_p ─ min_p ─ softmax ─ one draw
+    scores ─ penalties ─ logit_bias ─ grammar ─┬─ temperature 0: the highest
+                                               └─ / temperature ─ top_k ─ top_p ─ min_p ─ softmax ─ one draw
     ```
     - repetition_penalty r: the score s of a token that the row has already becomes s / r where s > 0, else s r
       (Keskar et al., 2019; arXiv:1909.05858).
+    - presence_penalty p and frequency_penalty f: the score of a token that the new text has n > 0 times loses p + f n.
+    - logit_bias: a number is added to the scores of these tokens.
     - top_k: the k highest stay (Fan et al., 2018; arXiv:1805.04833).
     - top_p: of the rest, the likeliest stay until their probabilities reach p (Holtzman et al., 2020;
         arXiv:1904.09751).
@@ -30,9 +38,18 @@ class Sampler:
         rows: the tokens of each row so far.
         vocab: V.
         device: that of the model.
+        grammars: of each row, or none.
     """
 
-    def __init__(self, options: Options, rows: list[list[int]], vocab: int, device: torch.device):
+    def __init__(
+        self,
+        options: Options,
+        rows: list[list[int]],
+        vocab: int,
+        device: torch.device,
+        grammars: Sequence[Constraint] = (),
+    ):
+        self.grammars = list(grammars)
         self.options = options
         seeds = options.seeds(len(rows))
         self.draws = [_generator(seed) for seed in seeds] if options.temperature else []
@@ -41,18 +58,37 @@ class Sampler:
             self.seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=device)  # (B, V)
             for row, ids in zip(self.seen, rows, strict=True):
                 row[ids] = True
+        counting = options.presence_penalty or options.frequency_penalty
+        self.counts = torch.zeros(len(rows), vocab, device=device) if counting else None  # (B, V) in the new text
+        self.bias: Tensor | None = None
+        if options.logit_bias:
+            self.bias = torch.zeros(vocab, device=device)  # (V,)
+            for token, bias in options.logit_bias.items():
+                if token >= vocab:
+                    raise ValueError(f"logit_bias: token {token} is outside the vocabulary: ids go to {vocab - 1}")
+                self.bias[token] = bias
 
     def choose(self, scores: Tensor) -> Tensor:
         """Scores (B, V) to tokens (B,); -1 where the scores are not finite."""
         if self.seen is not None:
             penalty = self.options.repetition_penalty or 1.0
             scores = torch.where(self.seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+        if self.counts is not None:
+            o, counts = self.options, self.counts
+            scores = scores - (o.presence_penalty or 0.0) * (counts > 0) - (o.frequency_penalty or 0.0) * counts
+        scores = scores if self.bias is None else scores + self.bias
+        if self.grammars:
+            scores = torch.stack([g.allowed(row) for g, row in zip(self.grammars, scores, strict=True)])
         best, tokens = scores.max(-1)  # NaN counts as the highest
         if self.options.temperature:
             tokens = self._draw(scores)
         tokens = torch.where(best.isfinite(), tokens, -1)
         if self.seen is not None:
             self.seen.scatter_(1, tokens.clamp(min=0)[:, None], True)
+        for grammar, token in zip(self.grammars, tokens.tolist() if self.grammars else (), strict=True):
+            grammar.accept(token)
+        if self.counts is not None:
+            self.counts.scatter_add_(1, tokens.clamp(min=0)[:, None], torch.ones_like(self.counts[:, :1]))
         return tokens
 
     def candidates(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -86,7 +122,8 @@ class Sampler:
     def keep(self, index: list[int]) -> None:
         """Makes old row `index[i]` the new row i."""
         self.draws = [self.draws[i] for i in index] if self.draws else []
-        self.seen = None if self.seen is None else self.seen[index]
+        self.grammars = [self.grammars[i] for i in index] if self.grammars else []
+        self.seen, self.counts = (None if t is None else t[index] for t in (self.seen, self.counts))
 
 
 def _generator(seed: int | None) -> torch.Generator:

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from anyformer.core.state import Memory
 from anyformer.generate.decoding import evaluating
+from anyformer.generate.paths import ctc_head
 from anyformer.generate.rules import settings_of
 from anyformer.generate.speech import TASKS, SpeechRules, language_of, marks
+from anyformer.generate.spelling import Spelt, spell
 from anyformer.generate.timing import Word, word_times
 from anyformer.hub.processors import SoundProcessor, assumed
 from anyformer.media.sound import sound
@@ -103,10 +105,13 @@ def transcribe(
     previous: bool = True,
     prompt: str = "",
     seed: int = 0,
+    beams: int = 1,
+    lm: Any = None,
+    lm_weight: float = 0.5,
 ) -> Transcript:
-    """Writes the words of a sound of any length.
+    """Writes the words of a sound of any length, by Whisper or by a model with a CTC head (`generate.spelling`).
 
-    The model reads 30 seconds at once. It writes times, and the next window begins at the last one, so that no word is
+    Whisper reads 30 seconds at once. It writes times, and the next window begins at the last one, so that no word is
     cut; times are absolute. A text that repeats itself or is unlikely is drawn again at the next temperature. Windows
     without speech give nothing (Radford et al., 2022, section 4.5; arXiv:2212.04356).
 
@@ -122,11 +127,20 @@ def transcribe(
         previous: the text of the window before is the prompt of the next one.
         prompt: the text in front of the first window: names and spellings.
         seed: of the draws.
+        beams, lm, lm_weight: of a CTC head, see `generate.spelling.spell`; it has the options `words` and these.
 
     Raises:
         ValueError: naming the argument, for values that make no sense, a model that reads no sound, or a sound that
             cannot be read.
     """
+    if ctc_head(model) is not None:
+        if language or task or prompt or not timestamps:
+            raise ValueError("language, task, prompt and timestamps are of Whisper; a CTC head spells what it hears")
+        if words and beams != 1:
+            raise ValueError(f"words have times on the likeliest path, and beams is {beams}; leave one of them out")
+        return _of_frames(spell(model, audio, beams, lm, lm_weight), words)
+    if beams != 1 or lm is not None:
+        raise ValueError("beams and lm are for models with a CTC head; Whisper draws its text token by token")
     if model.takes != "input_features" or not model.reads_source:
         raise ValueError(f"{getattr(model, 'page', None) or type(model).__name__} reads {model.takes}, and no sound")
     if not temperatures or any(not 0 <= t <= 2 for t in temperatures):
@@ -145,6 +159,14 @@ def transcribe(
         segments = run.windows(samples, words, previous, prompt)
     text = "".join(segment.text for segment in segments).strip()
     return Transcript(text, run.language, tuple(segments), heard.seconds)
+
+
+def _of_frames(spelt: Spelt, words: bool) -> Transcript:
+    """One segment from the first letter to the last one; nothing for a sound without letters."""
+    start, end = (spelt.words[0].start, spelt.words[-1].end) if spelt.words else (0.0, spelt.seconds)
+    shown = spelt.words if words else ()
+    one = Segment(spelt.text, start, end, spelt.symbols, 0.0, spelt.log_probability, 0.0, shown)
+    return Transcript(spelt.text, None, (one,) if spelt.text else (), spelt.seconds)
 
 
 def processor_of(model: Any) -> SoundProcessor:

@@ -101,7 +101,8 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
             dict.fromkeys(type_keys, str(stored_type(ours))[6:])
         )  # the type of these weights, not of those read
     names = origin.get("classes") or list(origin.get("config", {}).get("id2label", {}).values())
-    apart = published is None or published[0].format == "diffusers"  # whose classes have no names in their config
+    unnamed = bool(origin.get("classes")) and "id2label" not in config  # answers of LXMERT
+    apart = published is None or published[0].format == "diffusers" or unnamed  # no names in their config's table
     if names and (apart or len(config.get("id2label", ())) == len(names)):
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}

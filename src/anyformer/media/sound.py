@@ -75,6 +75,22 @@ def sound(source: Any) -> Sound:
     return _checked("the sound", _floats(samples), rate)
 
 
+def length(path: Any) -> tuple[int, int]:
+    """The samples of a file and its rate in Hz, without reading them.
+
+    Raises:
+        ValueError: naming the file, if it is none or cannot be read. ImportError: without soundfile.
+    """
+    files, name = _module("soundfile"), os.fspath(path)
+    if not os.path.isfile(name):
+        raise ValueError(f"there is no file {name!r}")
+    try:
+        about = files.info(name)
+    except files.SoundFileError as error:
+        raise ValueError(f"{name} cannot be read as a sound: {error}") from None
+    return about.frames, about.samplerate
+
+
 def _file(name: str) -> Sound:
     files = _module("soundfile")
     if not os.path.isfile(name):

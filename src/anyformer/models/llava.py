@@ -1,24 +1,27 @@
 """LLaVA 1.5 (Liu et al., 2023; arXiv:2310.03744). A decoder of text that sees pictures in the middle of it.
 
-Differs from LLaMA by: in place of each run of placeholders stand the patches of a picture, out of a tower of CLIP, read
-before its last block, through an MLP of two layers.
+Differs from LLaMA, Mistral and Qwen2 by: in place of each run of placeholders stand the patches of a picture, out of
+a tower of CLIP, read before its last block, through an MLP of two layers.
 
 ```
 pixels ── [class] + patches + place ── LayerNorm ── block x (depth - 1) ── patches ── MLP ────────────┐ <image>
-ids ── token ─────────────────────────────────────────────────────────────────────────────────────────┴─ LLaMA ──
+ids ── token ─────────────────────────────────────────────────────────────────────────────────────────┴─ LLaMA …
 ```
 Files keep the blocks and the norm behind the layer that is read; nothing computes them.
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables import llava as tables
 from anyformer.hub.tables.config import ACTS, key
 from anyformer.hub.tables.nested import within
 from anyformer.hub.tables.weights import Hub
+from anyformer.models._tasks import choose
 from anyformer.models.clip import Image, blocks
 from anyformer.models.llama import Llama, llama
+from anyformer.models.qwen2 import Qwen2, qwen2
 from anyformer.parts import Entry, First, LayerNorm, Patches, Projector
 from anyformer.parts.heads import Kept
 from anyformer.parts.positions import Linear, Scaling
@@ -39,6 +42,7 @@ class Tower(Image):
 
 @dataclass(frozen=True)
 class Text:
+    family: str = "llama"  # or mistral, which can have a window, or qwen2: biases of q, k and v
     dim: int = 4096
     depth: int = 32
     heads: int = 32
@@ -51,6 +55,8 @@ class Text:
     eps: float = 1e-5
     theta: float = 10000.0
     scaling: Scaling | None = None
+    window: int | None = None
+    window_from: int = 28  # of qwen2
     bias: bool = False  # in attention
     ffn_bias: bool = False
     tied: bool = False
@@ -71,9 +77,19 @@ class LLaVA:
 def llava(c: LLaVA) -> Recipe:
     project = Projector.of(act=c.act, bias=c.bias)
     return with_media(
-        llama(Llama(**{f.name: getattr(c.text, f.name) for f in fields(c.text)})),
+        text(c.text),
         image=Medium.of(c.token, tower(c.image, c.unread), project, cut=0 if c.cls else 1),
     )
+
+
+def text(c: Text) -> Recipe:
+    known: dict[str, tuple[Any, Any]] = {"llama": (Llama, llama), "mistral": (Llama, llama), "qwen2": (Qwen2, qwen2)}
+    kind, page = choose("LLaVA", "text.family", c.family, known)
+    given = {f.name: getattr(c, f.name) for f in fields(c) if f.name != "family"}
+    own = {f.name for f in fields(kind)}
+    if idle := [f.name for f in fields(c) if f.name in given and f.name not in own and given[f.name] != f.default]:
+        raise ValueError(f"LLaVA: text.family={c.family!r} has no {', '.join(idle)}")
+    return page(kind(**{name: value for name, value in given.items() if name in own}))
 
 
 def tower(c: Tower, unread: int) -> Recipe:
@@ -87,7 +103,7 @@ def tower(c: Tower, unread: int) -> Recipe:
 
 _tiny = LLaVA(
     image=Tower(dim=32, depth=2, heads=4, hidden=48, image=8, patch=4),
-    text=Text(dim=24, depth=2, heads=4, kv_heads=2, hidden=40, vocab=128, context=64),
+    text=Text(dim=24, depth=2, heads=4, kv_heads=2, hidden=40, vocab=128, context=64, window_from=28),
     token=127,
 )
 SIZES = {
@@ -104,6 +120,8 @@ PARAMETERS = {"tiny": 26_168, "mini": 2_651_584, "1.5-7b": 7_050_828_800, "1.5-1
 CASES = {
     "class token": {"cls": True, "image.depth": 3, "text.depth": 1, "text.scaling": Linear(4.0)},
     "tied": {"text.tied": True, "bias": False},
+    "Mistral": {"text.family": "mistral", "text.window": 6, "text.depth": 1},
+    "Qwen2": {"text.family": "qwen2", "text.window": 5, "text.window_from": 1, "text.head_dim": 8},
     "last layer": {"unread": 0, "image.image": 6, "image.patch": 3, "image.channels": 1, "act": "relu", "token": 121},
     "second layer": {
         "unread": 2,

@@ -13,14 +13,13 @@ layer window_from …         · · · ■ ■ ■    the last `window` tokens, 
 ```
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from anyformer.core.recipe import Recipe
-from anyformer.hub.tables.config import Lens, keys, must
+from anyformer.hub.tables.config import keys, must
 from anyformer.hub.tables.gguf import decoder_config, decoder_rows
 from anyformer.hub.tables.llama import llama_config, llama_rows
+from anyformer.hub.tables.qwen2 import HEAD_DIM, WINDOW
 from anyformer.hub.tables.weights import Hub
 from anyformer.models._tasks import choose
 from anyformer.parts import Attention, Block, GatedMLP, Logits, RMSNorm, Rotary, Tokens, Window
@@ -96,36 +95,6 @@ CASES = {
 }
 
 
-def _get_window(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The window of a config: an optional `layer_types` overrides `max_window_layers`, as in transformers."""
-    window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
-    first = 28 if config.get("max_window_layers") is None else config["max_window_layers"]
-    near, wide = "sliding_attention", "full_attention"
-    depth, types = config["num_hidden_layers"], config.get("layer_types")
-
-    def kinds(first: int) -> list[str]:
-        return [wide if window is None or i < first else near for i in range(depth)]
-
-    if types is not None and types != kinds(first):
-        first = types.index(near) if isinstance(types, list) and near in types else depth
-        if types != kinds(first):
-            raise ValueError(
-                f"config key 'layer_types' is {types!r}; of {depth} layers this page supports {wide!r} in the lower "
-                f"ones and, where 'use_sliding_window' is true and there is a 'sliding_window', {near!r} in all above "
-                "them"
-            )
-    return {"window": window, "window_from": first}
-
-
-def _put_window(c: Qwen2) -> dict[str, Any]:
-    return {
-        "use_sliding_window": c.window is not None,
-        "sliding_window": c.window,
-        "max_window_layers": c.window_from,
-    }
-
-
-_WINDOW = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 HUBS = (
     Hub(
         "qwen2",
@@ -136,14 +105,9 @@ HUBS = (
         config=(
             *llama_config(),
             *keys(num_key_value_heads="kv_heads"),
-            Lens(_WINDOW, ("window", "window_from"), _get_window, _put_window),
+            WINDOW,
             must("use_mrope", False),
-            Lens(
-                ("head_dim",),
-                ("head_dim",),
-                lambda c: {"head_dim": c.get("head_dim")},  # null is not valid there
-                lambda c: {} if c.head_dim is None else {"head_dim": c.head_dim},
-            ),
+            HEAD_DIM,
         ),
     ),
     Hub("qwen2", format="gguf", weights=lambda c: decoder_rows(), config=decoder_config("qwen2")),

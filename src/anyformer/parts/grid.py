@@ -105,11 +105,21 @@ class Sines2D(Grid):
         return places if self.base is None else places.float() / (count / self.base)
 
 
+@dataclass(frozen=True)
+class Axes(Companion):
+    """The places of the positions on several axes, (A, B, T): time, row and column; of patches the last two."""
+
+    left_by: ClassVar[str] = "the skeleton Spliced, or Grouped"
+    per_position: ClassVar[bool] = True
+    places: Tensor
+
+
 class Rotary2D(Rotary):
     """Rotary positions of an image's patches (Su, 2021; EVA-02: Fang et al., 2023, arXiv:2303.11331): the first half of
     the pairs turns by the row, the second by the column, each with the frequencies theta^(-4i/K).
 
-    A class token is not turned, so it meets every patch as if at row 0, column 0. Only after a front-end of pictures.
+    A class token is not turned, so it meets every patch as if at row 0, column 0. Only after a front-end of pictures;
+    of several sizes in one sequence, each patch has its own row and column (`Axes`).
 
     Args: as in `Rotary`. Shape: (B, T, H, K) -> same, K a multiple of 4.
     """
@@ -123,21 +133,15 @@ class Rotary2D(Rotary):
             )
 
     def angles(self, flow: Flow) -> tuple[Tensor, float]:
-        cells = flow.get(Cells, "Rotary2D (for a text take Rotary)")
-        columns, patch = cells.columns, (flow.positions - cells.first).clamp(min=0)
-        steps = torch.arange(0, self.width, 4, device=patch.device, dtype=torch.float32)
+        steps = torch.arange(0, self.width, 4, device=flow.positions.device, dtype=torch.float32)
         frequencies = 1.0 / self.theta ** (steps / self.width)  # (K/4,)
-        coordinates = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
-        return (coordinates[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (T, 1, K/2)
-
-
-@dataclass(frozen=True)
-class Axes(Companion):
-    """The places of the tokens on several axes, (A, B, T): time, row and column."""
-
-    left_by: ClassVar[str] = "the skeleton Spliced"
-    per_position: ClassVar[bool] = True
-    places: Tensor
+        if (axes := flow.find(Axes)) is not None:
+            coordinates = axes.places.movedim(0, -1)  # (B, T, 2)
+        else:
+            cells = flow.get(Cells, "Rotary2D (for a text take Rotary)")
+            columns, patch = cells.columns, (flow.positions - cells.first).clamp(min=0)
+            coordinates = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
+        return (coordinates[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (…, T, 1, K/2)
 
 
 class RotaryAxes(Rotary):

@@ -27,7 +27,7 @@ from anyformer.core.mixer import OverTime
 from anyformer.core.part import built
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import FeedForward
-from anyformer.core.state import Slot
+from anyformer.core.state import Slot, aligned, fronted
 
 
 def load_balance(probabilities: Tensor, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -80,6 +80,18 @@ class Sent(Slot):
 
     def trim(self, length: int) -> None:
         self.length = length
+
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        if self.length:  # without a capacity nothing is counted
+            self.memory = fronted(self.memory[:, : self.length], count, 1) if count > 0 else self.memory[:, -count:]
+            self.length += count
+
+    def join(self, other: Sent) -> None:
+        self.memory = aligned(self.memory[:, : self.length], other.memory[:, : other.length], 1)
 
     def bytes(self) -> int:
         return self.memory.nbytes

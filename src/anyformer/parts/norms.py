@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyformer.core.part import Part
 from anyformer.core.slots import Norm, Scale
 from anyformer.parts.fused import rms_norm
 
@@ -24,6 +25,58 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class TimeBatchNorm(Part):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias for each channel (Ioffe and Szegedy, 2015; arXiv:1502.03167): in
+    training by mean and variance over the real positions of the batch, else by their stored running means.
+
+    PyTorch's own takes padding for data. The statistics are those of one batch: neither accumulated batches nor other
+    processes enter them.
+
+    Args:
+        momentum: share of a batch in the running means.
+
+    Shape: (B, T, D), keep (B, T) or None -> (B, T, D).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.eps, self.momentum = eps, momentum
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.running_mean)
+        nn.init.ones_(self.running_var)
+        nn.init.zeros_(self.num_batches_tracked)
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        mean, var = self._of_batch(x, keep) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight * (var + self.eps).rsqrt().to(self.weight.dtype)
+        return (x - mean.to(x.dtype)) * scale + self.bias
+
+    def _of_batch(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the real positions, (D,) each; the running means follow."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        real = torch.ones_like(wide[..., :1]) if keep is None else keep[..., None].to(wide)  # (B, T, 1)
+        count = real.sum().clamp(min=1)
+        mean = (wide * real).sum((0, 1)) / count
+        var = ((wide - mean).square() * real).sum((0, 1)) / count
+        with torch.no_grad():
+            whole = var * count / (count - 1).clamp(min=1)  # without the bias of the sample
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(whole.to(self.running_var), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return mean, var
 
 
 class PlainNorm(Norm):

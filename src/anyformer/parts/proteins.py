@@ -25,7 +25,7 @@ HIDDEN = 0.15 * 0.8  # share of tokens that training replaces by the mask token
 class Frequencies(Companion):
     """The frequencies of rotary positions, (K/2,), as a file stores them."""
 
-    left_by: ClassVar[str] = "ProteinTokens"
+    left_by: ClassVar[str] = "ProteinTokens or ConformerEntry"
     values: Tensor
 
 

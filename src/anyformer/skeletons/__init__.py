@@ -3,6 +3,7 @@
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.base import Output, Skeleton
+from anyformer.skeletons.clips import Sounds, Videos, Views
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -21,5 +22,6 @@ from anyformer.skeletons.stack import Blocks, Stack
 __all__ = [
     "Actor", "Autoencoder", "Blocks", "CausalLM", "CrossEncoder", "Denoiser", "DualTower", "Encoder", "EncoderDecoder",
     "GlobalEncoder", "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid", "QueryDecoder",
-    "ReversibleEncoder", "ReversibleLM", "Skeleton", "Spliced", "Stack", "add_media", "with_media",
+    "ReversibleEncoder", "ReversibleLM", "Skeleton", "Sounds", "Spliced", "Stack", "Videos", "Views", "add_media",
+    "with_media",
 ]  # fmt: skip

@@ -50,6 +50,7 @@ class Images(FrontEnd):
     main = "pixel_values"
     closed = True
     token: int | None = None  # that stands for a picture
+    prefix, packed = "", False
     if TYPE_CHECKING:  # a type checker sees the signature of the constructor, which takes no width
 
         @classmethod
@@ -66,6 +67,10 @@ class Images(FrontEnd):
             "pixel_values": Input(axes, fixed=fixed, required=False),
             "image_mask": Input(("images",), required=False, ids=True),
         }
+
+    def reads(self) -> dict[str, Input]:
+        """The same as `inputs`: what a medium reads, by its own names."""
+        return self.inputs()
 
     def count(self, inputs: Inputs) -> int:
         """N, after checking shapes."""

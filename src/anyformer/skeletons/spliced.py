@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,24 @@ from anyformer.parts.grid import Axes
 from anyformer.parts.positions import RelativeBias
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.decoder import CausalLM
-from anyformer.skeletons.media import Medium, Read, at_once, joined, on_axes, placed
+from anyformer.skeletons.media import Medium, Read, Row, joined, laid, on_axes, placed
+
+
+class Taken(NamedTuple):
+    """One kind of medium in one call.
+
+    Attributes:
+        here: (B, T) its placeholders. out: of its tower, if media came.
+        rows: what each row has so far; None where no content can be looked at.
+        vectors, marks: of the placeholders of this call, one after another, (P, …).
+    """
+
+    medium: Medium
+    here: Tensor
+    out: Output | None
+    rows: list[Row] | None
+    vectors: Tensor | None
+    marks: Tensor | None
 
 
 class Spliced(CausalLM):
@@ -58,14 +75,24 @@ class Spliced(CausalLM):
         entry: Recipe[Entry] | Recipe[Mixer] | None = None,
     ):
         super().__init__(dim, embed, blocks, norm, head, bias, context, entry)
-        self.media = nn.ModuleDict({name: medium.build(dim) for name, medium in media.items()})
+        self.media = nn.ModuleDict()
+        for name, recipe in media.items():
+            made: Any = recipe.build(dim)
+            made.share(self.media)
+            self.media[name] = made
         tokens = [medium.token for medium in self.mediums()]
         if not tokens or len(set(tokens)) < len(tokens):
             raise ValueError(f"Spliced needs media with a placeholder each; got the tokens {tokens}")
+        for medium in self.mediums():
+            if any(not 0 <= token < (self.embed.vocab or 0) for token in medium.around):
+                raise ValueError(
+                    f"Spliced: the ids around token {medium.token} are {medium.around}, and a text has ids from 0 to "
+                    f"{(self.embed.vocab or 0) - 1}"
+                )
         self.placeholders = frozenset(tokens)
         known = set(Entrance(self.embed).inputs())
         for name, medium in zip(self.media, self.mediums(), strict=True):
-            medium.prefix = f"{name}_" if known & set(medium.tower.inputs()) else ""
+            medium.prefix = f"{name}_" if known & set(medium.reads()) else ""
             known |= set(medium.inputs())
 
     def mediums(self) -> list[Medium]:
@@ -107,44 +134,50 @@ class Spliced(CausalLM):
             ends = torch.tensor(medium.lengths(given), device=places.device).cumsum(0)  # (N,)
             first, last = places[torch.cat((ends.new_zeros(1), ends[:-1]))], places[ends - 1]  # (N, 2)
             spans = torch.stack((first[:, 0], first[:, 1], last[:, 1] + 1), 1)
-            made |= {medium.prefix + name: spans for name in given}
+            several = {n: torch.tensor(c, device=ends.device) for n, c in medium.entries(given).items()}
+            made |= {
+                medium.prefix + name: spans.repeat_interleave(several[name], 0) if name in several else spans
+                for name in given
+            }
         return made
 
     def room(self) -> int:
-        examples = [(medium, medium.tower.example(1, {}, torch.Generator())) for medium in self.mediums()]
-        return sum(medium.lengths(example)[0] for medium, example in examples)
+        examples = [(medium, medium.example(1, torch.Generator())) for medium in self.mediums()]
+        return sum(medium.lengths(example)[0] + len(medium.around) for medium, example in examples)
 
     def example(self, rows: int, sizes: Mapping[str, tuple[int, ...]], noise: torch.Generator) -> dict[str, Tensor]:
         """Random valid inputs; `sizes` are of the text, media have their usual ones."""
         size = sizes.get("") or self.embed.sizes()[0]
         made = self.embed.example(rows, size, noise)
         for medium in self.mediums():
-            made |= {medium.prefix + n: v for n, v in medium.tower.example(rows, {}, noise).items()}
+            made |= {medium.prefix + n: v for n, v in medium.example(rows, noise).items()}
         return self.complete(made)
 
     def complete(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Example inputs with the placeholders of one medium of each kind in every row that has room; the others are
         left out. No other token is a placeholder."""
         ids, made = inputs["input_ids"].clone(), dict(inputs)
-        known = torch.tensor(sorted(self.placeholders), device=ids.device)
-        ids[torch.isin(ids, known)] = min({*range(len(known) + 1)} - self.placeholders)
+        marks = self.placeholders.union(*(medium.around for medium in self.mediums()))
+        known = torch.tensor(sorted(marks), device=ids.device)
+        ids[torch.isin(ids, known)] = min({*range(len(known) + 1)} - marks)
         mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         spots = [row.nonzero()[:, 0].tolist() for row in mask]  # real tokens of each row that are free
         for medium in self.mediums():
             if not (given := medium.own(inputs)):
                 continue
-            sizes, row = medium.lengths(given), 0
-            used: list[int] = []
-            for number, size in enumerate(sizes):
-                row = next((r for r in range(row, len(spots)) if len(spots[r]) >= size), len(spots))
+            row, used = 0, list[int]()
+            for number, size in enumerate(medium.lengths(given)):
+                run = [*medium.around[:1], *[medium.token] * size, *medium.around[1:]]
+                row = next((r for r in range(row, len(spots)) if len(spots[r]) >= len(run)), len(spots))
                 if row < len(spots):
-                    first = int(len(spots[row]) > size)  # text in front of it, where there is room
-                    ids[row, spots[row][first : first + size]] = medium.token
-                    spots[row], row = spots[row][first + size :], row + 1
+                    first = int(len(spots[row]) > len(run))  # text in front of it, where there is room
+                    ids[row, spots[row][first : first + len(run)]] = torch.tensor(run, device=ids.device)
+                    spots[row], row = spots[row][first + len(run) :], row + 1
                     used.append(number)
             for name in given:
-                value = made.pop(medium.prefix + name)
-                made |= {medium.prefix + name: value[used]} if used else {}
+                made.pop(medium.prefix + name)
+            if used:
+                made |= {medium.prefix + name: value for name, value in medium.picked(given, used).items()}
         return made | {"input_ids": ids}
 
     def forward(
@@ -175,46 +208,46 @@ class Spliced(CausalLM):
             flow.put(Axes(self._places(flow, read)))
         return self.written(tensors, flow, last)
 
-    def _read(
-        self, name: str, named: Inputs, state: State | None
-    ) -> tuple[Medium, Tensor, Output | None, Any, list[Tensor] | None]:
-        """One kind of medium: the medium, where its placeholders are, (B, T), the output of its tower, what fills them
-        (the rows of the state with their vectors; the vectors alone, (P, D), where no content can be checked), and the
-        places of each, (3, P), if it has some."""
+    def _read(self, name: str, named: Inputs, state: State | None) -> Taken:
+        """One kind of medium in this call."""
         medium: Any = self.media[name]
         here, given = named["input_ids"] == medium.token, medium.own(named)
         out, vectors = medium(given) if given else (None, None)  # (N, P, D)
-        axes = medium.places(given) if given else None
+        marks = medium.marks(given) if given else None
         if not readable(here):
-            return medium, here, out, None if vectors is None else medium.flat(out, vectors), axes
+            return Taken(medium, here, out, None, None if out is None else medium.flat(out, vectors, given), marks)
         rows = Read(len(here)).rows if state is None else state.slots[medium].rows  # type: ignore[attr-defined]
-        each, first = [] if vectors is None else medium.each(out, vectors), 0 if state is None else state.length
-        return medium, here, out, placed(name, medium, here, each, axes, rows, first, state), axes
+        each, first = [] if out is None else medium.each(out, vectors, given), 0 if state is None else state.length
+        rows = placed(name, medium, here, each, marks, rows, first, state)
+        return Taken(medium, here, out, rows, joined(rows, here), joined(rows, here, "marks"))
 
-    def _places(self, flow: Flow, read: list[Any]) -> Tensor:
+    def _places(self, flow: Flow, read: list[Taken]) -> Tensor:
         """The places of the tokens of this call on three axes, (3, B, T)."""
-        positions = flow.positions.expand(read[0][1].shape)  # (B, T)
-        if flow.state is not None:
-            return on_axes(positions, flow.first, [filled for _, _, _, filled, _ in read])
-        return at_once(positions, [(here, axes[0]) for _, here, _, _, axes in read if axes])
+        positions = flow.positions.expand(read[0].here.shape)  # (B, T)
+        marks, short = positions.new_zeros(*positions.shape, 5), positions.new_zeros(positions.shape[0])
+        for one in read:
+            if one.marks is not None:
+                marks = torch.where(one.here[..., None], laid(one.marks, one.here), marks)
+            if one.rows is not None and flow.state is not None:
+                counts = one.here.sum(1).tolist()
+                before = [row.short(count) for row, count in zip(one.rows, counts, strict=True)]
+                short = short + torch.tensor(before, device=short.device)
+        return on_axes(positions, marks, short)
 
-    def _splice(self, tensors: dict[str, Tensor], flow: Flow, read: list[Any]) -> None:
+    def _splice(self, tensors: dict[str, Tensor], flow: Flow, read: list[Taken]) -> None:
         """Puts the vectors of all media into the flow, and what they are into the state."""
         whole = None
-        for medium, here, out, filled, _ in read:
-            if out is not None:
-                for loss, value in out.aux.items():
+        for one in read:
+            if one.out is not None:
+                for loss, value in one.out.aux.items():
                     flow.add_aux(loss, value)
-                for figure, values in out.figures.items():
+                for figure, values in one.out.figures.items():
                     flow.figures.setdefault(figure, []).extend(values)
-            if isinstance(filled, list):
-                if flow.state is not None:
-                    flow.state.slots[medium].rows = filled  # type: ignore[attr-defined]
-                filled = joined(filled, here)
-            if filled is None:
+            if one.rows is not None and flow.state is not None:
+                flow.state.slots[one.medium].rows = one.rows  # type: ignore[attr-defined]
+            if one.vectors is None:
                 continue
-            index = here.flatten().cumsum(0) - 1
-            vectors = filled[index.clamp(min=0)].view(*here.shape, -1)  # (B, T, D)
+            vectors, here = laid(one.vectors, one.here), one.here  # (B, T, D)
             if whole is not None:
                 vectors, here = torch.where(here[..., None], vectors, whole.vectors), here | whole.here
             whole = Inserted(here, vectors)

@@ -12,6 +12,8 @@ import torch
 from anyformer.compress import nf4
 from anyformer.core.options import takes
 from anyformer.core.shown import Shown
+from anyformer.generate.answering import known_answers
+from anyformer.generate.paths import ctc_head
 from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
 from anyformer.train.loop import Done
 from anyformer.train.next_command import next_command
@@ -88,13 +90,14 @@ def finetune(options: FinetuneOptions) -> Tuned:
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
         kind, columns = registry.infer(options.task, model, lm, columns)
-        labelled = kind in model_setup.ENDS or columns == ("image", "label")
+        labelled = kind in (*model_setup.ENDS, "answer") or columns == ("image", "label")
         names = tables.classes(sources, columns) if labelled else ()
+        names = known_answers(lm, names) if kind == "answer" else names
         context = options.context
-        if columns != ("image", "label"):
+        if columns not in (("image", "label"), ("sound", "text")):
             context = context_of(lm, context, LONGEST, 8, "")
         elif context is not None:
-            raise ValueError(f"context={context} is a number of tokens, and {model} reads images; leave it out")
+            raise ValueError(f"context={context} is a number of tokens, and {model} reads {lm.takes}; leave it out")
         if kind == "embed" and batch % now.world.size:
             raise ValueError(
                 f"batch={batch} pairs cannot be shared by {now.world.size} processes without splitting one; use a "
@@ -148,7 +151,10 @@ def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -
 def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
     fresh: list[str] = []
-    lm = model_setup.with_processor(lm) if kind in registry.PICTURED else lm
+    lm = model_setup.with_processor(lm) if kind in registry.MEDIA else lm
+    if kind == "ctc" and ctc_head(lm) is None:
+        said = tables.words(tables.read(options.data, options.fields), ("sound", "text"))
+        lm, fresh = model_setup.with_letters(lm, said, options.seed)
     if names and kind in model_setup.ENDS:
         lm, fresh = model_setup.with_classifier(lm, kind, names, options.seed)
     elif names:

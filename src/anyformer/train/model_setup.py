@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from anyformer.compress import nf4
 from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.core.rewrite import select
+from anyformer.data.vocabulary import letters
 from anyformer.hub.noising import FlowMatching
-from anyformer.hub.processors import ImageProcessor, from_scratch, trained
-from anyformer.parts import MLP, Attention, Block, Classifier, First, LayerNorm, Learned, Mean, Tokens
+from anyformer.hub.processors import ImageProcessor, assumed, from_scratch, trained
+from anyformer.parts import CTC, MLP, Attention, Block, Classifier, First, LayerNorm, Learned, Mean, Tokens
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.painter import Painter
@@ -73,8 +74,33 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
     return model, [n for n, _ in model.named_parameters() if n not in known]
 
 
+def with_letters(base: Any, texts: Iterable[str], seed: int) -> tuple[Any, list[str]]:
+    """A model of speech with a new CTC head for the letters of these texts, and the parameters that are new.
+
+    A page that has such a head (task=ctc) keeps being that page; else the head is the only one of the recipe.
+    """
+    tokenizer = letters(texts)
+    sizes = {"vocab": tokenizer.vocab_size, "blank": tokenizer.pad_id}
+    fields = set() if base.page is None else {f.name for f in dataclasses.fields(base.config)}
+    if fields >= {"task", *sizes}:
+        hyper = dataclasses.replace(base.config, task="ctc", **sizes)
+        model = pages.build(pages.page(base.page).recipe(hyper), seed=seed)
+        model.page, model.config = base.page, hyper
+    else:
+        model = pages.build(base.recipe.but({"heads": {"ctc": CTC.of(**sizes)}}), seed=seed)
+    model.tokenizer, model.processor = tokenizer, base.processor
+    gone = ("architectures", "vocab_size", *tokenizer.ids())
+    before = (base.origin or {}).get("config", {})
+    model.origin = {**(base.origin or {}), "config": {k: v for k, v in before.items() if k not in gone}}
+    mine = model.state_dict()
+    known = {n: t for n, t in base.state_dict().items() if n in mine and t.shape == mine[n].shape}
+    model.load_state_dict(known, strict=False)
+    return model, [n for n, _ in model.named_parameters() if n not in known]
+
+
 def with_processor(model: Any) -> Any:
-    """A model of images with its processor; one without gets ours: its own size (where it has one), bytes to -1 … 1.
+    """A model of images or sounds with its processor; one of images without it gets ours: its own size (where it has
+    one), bytes to -1 … 1; one of sounds the published one.
     Saving keeps it. A new model that makes images of noise gets flow matching, too.
 
     Raises:
@@ -87,7 +113,9 @@ def with_processor(model: Any) -> Any:
                 "training; copy it there (diffusers keeps it in the folder scheduler)"
             )
         model.noising = FlowMatching()
-    if model.processor is None:
+    if model.processor is None and "pixel_values" not in model.inputs():
+        model.processor = assumed(model)  # of sounds
+    if model.processor is None and "pixel_values" in model.inputs():
         front = next(e.front for e in model.entrances() if e.front.main == "pixel_values")
         hubs = () if model.page is None else pages.page(model.page).module.HUBS
         kind = next((hub.processor for hub in hubs if hub.processor), ImageProcessor.kind)
@@ -113,7 +141,8 @@ def with_text(recipe: Recipe, vocab: int) -> Recipe:
         )
     norm, heads = LayerNorm.of(), max(1, wide // 64)
     block = Block.of(mixer=Attention.of(heads=heads, bias=True), ffn=MLP.of(), norm=norm)
-    embed = Tokens.of(vocab=vocab, positions=Learned.of(context=LONGEST))
+    # tokens of size 1: small ones look alike beside the blocks' sums, and many seeds learn one picture for all texts
+    embed = Tokens.of(vocab=vocab, positions=Learned.of(context=LONGEST), scale=wide**0.5)
     text = Encoder.of(wide, embed, [block] * 2, norm=norm, pool=Mean.of(), context=LONGEST)
     return Painter.of(text, recipe)
 

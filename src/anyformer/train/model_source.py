@@ -14,7 +14,8 @@ from anyformer.core.recipe import Recipe
 from anyformer.data import vocabulary
 from anyformer.data.models import find
 from anyformer.data.models import kind as kind_of
-from anyformer.data.vocabulary import lines
+from anyformer.data.vocabulary import letters, lines
+from anyformer.generate.paths import ctc_head
 from anyformer.hub import load
 from anyformer.hub.formats.guard import read_json
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -25,11 +26,15 @@ from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
+MADE = ("bpe", "bytes")  # tokenizers that get the special tokens of a task
 HEADS = {
     "classify": "classify",
     "images": "classify",
     "tag": "tag",
     "detect": "detect",
+    "answer": "answer",
+    "contrast": "pretrain",
+    "units": "units",
 }  # task -> its name in pages with several heads
 
 
@@ -67,21 +72,22 @@ class ModelSource:
         """
         if self.task in registry.WITHOUT_TEXT or (self.task == "paint" and classes):
             model = self.given if self.make is None else self.make(0, seed, classes)
-            return with_processor(model) if self.task in registry.PICTURED else model
+            return with_processor(model) if self.task in registry.MEDIA else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
             made = self.given.tokenizer
         else:
-            made = _tokenizer(tokenizer or "bpe", VOCAB if vocab is None else vocab, text)
-            made = registry.add_special_tokens(made, self.task) if tokenizer in (None, "bpe", "bytes") else made
+            usual = "letters" if self.task == "ctc" else "bpe"
+            made = _tokenizer(tokenizer or usual, VOCAB if vocab is None else vocab, text)
+            made = registry.add_special_tokens(made, self.task) if (tokenizer or usual) in MADE else made
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
         if _beyond(made, model):
             raise ValueError(
                 f"the tokenizer has {made.vocab_size} tokens, the model has {model.vocab}; use the model's own"
             )
         model.tokenizer = made
-        return with_processor(model) if self.task in registry.PICTURED else model
+        return with_processor(model) if self.task in registry.MEDIA else model
 
 
 def model_source(
@@ -107,13 +113,14 @@ def model_source(
         size = size or SIZE
         page = pages.page(model)
         kind = registry.choose(task, model, page.recipe(page.at(size, **overrides)), getattr(page.module, "TASK", None))
-        if "vocab" in overrides:
+        if "vocab" in overrides and kind not in registry.WITHOUT_TEXT:
             raise ValueError("overrides.vocab: the tokenizer determines the number of tokens; set vocab instead")
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
-            wanted: dict[str, Any] = {"vocab": vocab} | ({"classes": classes} if classes else {})
-            wanted |= {"task": HEADS[kind]} if classes and kind in HEADS else {}
+            wanted: dict[str, Any] = {"vocab": vocab} if vocab else {}
+            wanted |= {"classes": classes} if classes else {}
+            wanted |= {"task": HEADS[kind]} if (classes or kind == "contrast") and kind in HEADS else {}
             known = hyper.kinds(page.config)
             wanted |= {"token": vocab - 1} if kind == "caption" else {}  # the placeholder is the last one
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
@@ -139,7 +146,7 @@ def model_source(
     facts = {"model": recipe.to_json(), "size": "", "overrides": {}}
 
     def changed(vocab: int, classes: int, others: dict[str, Any]) -> Recipe:
-        sizes = {"vocab": vocab, "classes": classes} if classes else {"vocab": vocab}
+        sizes = {name: count for name, count in (("vocab", vocab), ("classes", classes)) if count}
         ends = {path: sizes.get(path.split(".")[-1]) for path, _ in recipe.walk()}
         return recipe.but({path: value for path, value in ends.items() if value is not None}).but(others)
 
@@ -175,12 +182,16 @@ def pretrained(
 
 def _beyond(tokenizer: Tokenizer, model: Any) -> bool:
     """True if a tokenizer has tokens that the model has not; its placeholders are in no table."""
-    return any(i not in model.placeholders for i in range(model.vocab, tokenizer.vocab_size))
+    head = ctc_head(model)
+    count = model.vocab if head is None else head.proj.out_features
+    return any(i not in model.placeholders for i in range(count, tokenizer.vocab_size))
 
 
 def _tokenizer(kind: str, vocab: int, text: str | Iterable[str]) -> Tokenizer:
     if kind == "bytes":
         return Tokenizer.bytes_level()
+    if kind == "letters":
+        return letters([text] if isinstance(text, str) else text)
     if kind == "chars":
         return vocabulary.make([text] if isinstance(text, str) else text, "chars", 1 << 20)
     if kind == "bpe":

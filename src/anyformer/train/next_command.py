@@ -18,10 +18,11 @@ from anyformer.train.tasks.boxes import first_picture
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "act": "act", "clone": "act",
-    "forecast": "forecast", "graphs": "predict",
+    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
+    "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
+    "reconstruct": "paint", "graphs": "predict",
 }  # fmt: skip
-SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
+SHOWN = ("images", "match", "caption", "reconstruct")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
 
@@ -40,10 +41,12 @@ def next_command(
         place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.
     """
     run = next((p for p in (place.parent, place.parent.parent) if place.name and last(p) == place), place)
+    if VERBS[task] == "finetune":
+        return shlex.join(["anyformer", "finetune", "--model", str(run), "--data", next(iter(weights(data)))])
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
-    if task == "detect":
+    if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
 
@@ -68,6 +71,13 @@ def _words(
     if task == "forecast":
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]
+    if task == "ctc" and not source.startswith(HUB):
+        rows = find(source)
+        return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
+    if task == "answer":
+        return [source]
+    if task == "reconstruct":
+        return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
     if task == "paint":
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

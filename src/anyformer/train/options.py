@@ -99,9 +99,9 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            caption (LLaVA), paint (DiT), act or clone, forecast (Informer), graphs; by default the
-            first one that fits the model. Those from seq2seq on read rows, see `train.tasks.registry`; one row of each
-            ten is held out, of series the last tenth.
+            caption (LLaVA), paint (DiT), reconstruct (dVAE), answer (LXMERT), act or clone, forecast (Informer), ctc,
+            contrast or units (sound), graphs; by default the first one that fits the model. Those from seq2seq on read
+            rows, see `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.
@@ -116,6 +116,9 @@ class TrainOptions(RunOptions):
         tokenizer: bpe or chars (trained on the text), bytes, or a folder with one; by default a start model's own, else
             bpe.
         vocab: tokens of the bpe that is trained; 1024 by default.
+        units: of the task units: mfcc, or FOLDER:PATH, what a trained model has at a path, as in
+            runs/one/step-000500:blocks.2.
+        clusters: of these, of the task units.
         prompt: the text that the sample at the end continues.
     """
 
@@ -130,6 +133,8 @@ class TrainOptions(RunOptions):
     base: dict[str, Any] | None = None
     tokenizer: str | None = None
     vocab: int | None = None
+    units: str = "mfcc"
+    clusters: int = 100
     eval_every: int = 250
     save_every: int = 250
     prompt: str = "The "
@@ -176,9 +181,20 @@ class FinetuneOptions(RunOptions):
     model: str = field(default="", kw_only=False)
     data: str | Path | dict[str, float] = field(default="", kw_only=False)
     method: Literal["full", "lora", "dora", "qlora"] = field(default="lora", kw_only=False)
-    task: Literal["auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match", "caption", "paint"] = (
-        "auto"
-    )
+    task: Literal[
+        "auto",
+        "write",
+        "seq2seq",
+        "classify",
+        "tag",
+        "embed",
+        "images",
+        "match",
+        "caption",
+        "paint",
+        "answer",
+        "reconstruct",
+    ] = "auto"
     targets: list[str] | None = None
     rank: int | None = None
     alpha: float | None = None

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
+from anyformer.hub.processors import cubes
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
+from anyformer.hub.processors.cubes import CubeProcessor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.graphs import GraphProcessor
 from anyformer.hub.processors.images import ImageProcessor, trained
@@ -25,16 +27,20 @@ from anyformer.hub.processors.keys import CLASS, kind_of
 from anyformer.hub.processors.series import SeriesProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
+from anyformer.hub.processors.waves import WaveProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor",
-    "SoundProcessor", "Steps", "TrajectoryProcessor", "assumed", "from_scratch", "read_processor", "trained",
+    "CubeProcessor", "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor",
+    "SoundProcessor", "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch", "read_processor",
+    "trained",
     "write_processor",
 ]  # fmt: skip
+OWN: dict[str, type[ImageProcessor]] = {KIND: DetectionProcessor, cubes.KIND: CubeProcessor}  # else ImageProcessor
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
-    p.takes[0]: p for p in (GraphProcessor, ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor)
+    p.takes[0]: p
+    for p in (GraphProcessor, ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor, WaveProcessor)
 }  # by main input
 
 
@@ -81,9 +87,11 @@ def read_processor(
     return replace(processors[0], origin=origin)  # type: ignore[type-var]
 
 
-def assumed(model: Any) -> SoundProcessor | None:
+def assumed(model: Any) -> SoundProcessor | WaveProcessor | None:
     """The processor of a model whose files have none: for sound, the published one of all models of that size; None for
     other inputs."""
+    if model.takes == "input_values":
+        return WaveProcessor()
     if model.takes != "input_features":
         return None
     front, usual = model.entrances()[0].front, SoundProcessor()
@@ -105,11 +113,18 @@ def write_processor(folder: Path, processor: Processor | None, around: Mapping[s
     if around is None:
         beside = {key: value for key, value in beside.items() if key in AROUND}
     if origin.file == TOGETHER:
-        _write(folder / TOGETHER, {**beside, processor.slot: words})
+        apart = {name: words.pop(name) for name in list(words) if name in cubes.SOUNDS} if _cubes(words) else {}
+        heard = {cubes.HEARD: apart} if apart else {}
+        _write(folder / TOGETHER, {**beside, processor.slot: words, **heard})
         return
     _write(folder / origin.file, words)
     if beside:
         _write(folder / TOGETHER, beside)
+
+
+def _cubes(content: Any) -> bool:
+    """True for steps of pictures that can have steps of sounds beside them."""
+    return isinstance(content, dict) and content.get("image_processor_type", "").removesuffix("Fast") == cubes.KIND
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
@@ -130,15 +145,17 @@ def _of(
     around: dict[str, Any] = {}
     content: Any = whole
     if name == TOGETHER:
-        around = {k: v for k, v in whole.items() if k != made.slot}
         content = whole.get(made.slot)
+        heard = whole.get(cubes.HEARD) if _cubes(content) else None
+        around = {k: v for k, v in whole.items() if k != made.slot and (heard is None or k != cubes.HEARD)}
+        content = {**content, **heard} if isinstance(heard, dict) else content
         _check_around(around, ignore, fitting)
         if content is None:
             return [], around
         if not isinstance(content, dict):
             raise ValueError(f"{made.slot} must be a dictionary, got {type(content).__name__}")
-    if made is ImageProcessor and kind_of(content, kind) == KIND:
-        made = DetectionProcessor
+    if made is ImageProcessor:
+        made = OWN.get(kind_of(content, kind), made)
     processor, lines = made.read(content, kind, ignore)
     return [replace(processor, origin=Origin(name, around, content, tuple(lines)))], around  # type: ignore[type-var]
 

@@ -1,4 +1,4 @@
-"""Keys and tensors of LLaVA's files: a text model of LLaMA, a picture tower of CLIP, a projector."""
+"""Keys and tensors of LLaVA's files: a text model of LLaMA, Mistral or Qwen2, a picture tower of CLIP, a projector."""
 
 from __future__ import annotations
 
@@ -7,35 +7,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from anyformer.core.value import nearest
 from anyformer.hub.tables import clip
-from anyformer.hub.tables.config import ACTS, Lens, Line, Same, key, must, quiet, write
-from anyformer.hub.tables.llama import llama_rows
+from anyformer.hub.tables.config import ACTS, Lens, Line, Same, hyperparameters, key, must, quiet, read, write
+from anyformer.hub.tables.llama import llama_rows, window_config
 from anyformer.hub.tables.nested import Within
+from anyformer.hub.tables.qwen2 import HEAD_DIM, WINDOW
 from anyformer.hub.tables.rope import rope
 from anyformer.hub.tables.weights import Row, row, under
 
 TIE = "tie_word_embeddings"
 
 
-TEXT = (
-    key("hidden_size", "dim", default=4096),
-    key("num_hidden_layers", "depth", default=32),
-    key("num_attention_heads", "heads", default=32),
-    key("num_key_value_heads", "kv_heads", default=Same("heads")),
-    key("head_dim", "head_dim", default=None),
-    key("intermediate_size", "hidden", default=11008),
-    key("hidden_act", "act", ACTS, default="silu"),
-    key("vocab_size", "vocab", default=32000),
-    key("max_position_embeddings", "context", default=2048),
-    key("rms_norm_eps", "eps", default=1e-6),
-    key("attention_dropout", "attention_dropout", default=0.0),
-    key("attention_bias", "bias", default=False),
-    key("mlp_bias", "ffn_bias", default=False),
-    rope(theta=10000.0),
-    must("model_type", "llama"),
-    key(TIE, "tied", default=False),
-    quiet("pretraining_tp", why="splits the same sums over devices"),
-)
+def _text(
+    family: str, depth: int, kv_heads: Any, hidden: int, vocab: int, context: int, *more: Lens
+) -> tuple[Lens, ...]:
+    """The keys of a text model, with the defaults of its family."""
+    return (
+        Lens(("model_type",), ("family",), lambda config: {"family": family}, lambda text: {"model_type": family}),
+        key("hidden_size", "dim", default=4096),
+        key("num_hidden_layers", "depth", default=depth),
+        key("num_attention_heads", "heads", default=32),
+        key("num_key_value_heads", "kv_heads", default=kv_heads),
+        key("intermediate_size", "hidden", default=hidden),
+        key("hidden_act", "act", ACTS, default="silu"),
+        key("vocab_size", "vocab", default=vocab),
+        key("max_position_embeddings", "context", default=context),
+        key("rms_norm_eps", "eps", default=1e-6),
+        key("attention_dropout", "attention_dropout", default=0.0),
+        rope(theta=10000.0),
+        key(TIE, "tied", default=False),
+        *more,
+    )
+
+
+TEXTS = {  # by model_type
+    "llama": _text(
+        "llama", 32, Same("heads"), 11008, 32000, 2048, key("head_dim", "head_dim", default=None),
+        key("attention_bias", "bias", default=False), key("mlp_bias", "ffn_bias", default=False),
+        quiet("pretraining_tp", why="splits the same sums over devices"),
+    ),
+    "mistral": _text(
+        "mistral", 32, 8, 14336, 32000, 131072, key("head_dim", "head_dim", default=None), window_config(4096)
+    ),
+    "qwen2": _text("qwen2", 32, 32, 22016, 151936, 32768, HEAD_DIM, WINDOW),
+}  # fmt: skip
 IMAGE = (
     *clip.IMAGE,
     clip.WIDTH_ABOVE,
@@ -46,7 +62,8 @@ IMAGE = (
 
 @dataclass(frozen=True)
 class Language(Within):
-    """The entry for the text model: the table is tied if either level says so."""
+    """The entry for the text model: its family decides the table of keys, and the token table is tied if either level
+    says so."""
 
     def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:
         above = [Line(where + TIE, config[TIE], "used", f"{self.fields[0]}.tied")] if TIE in config else []
@@ -57,11 +74,23 @@ class Language(Within):
         levels = {TIE: inner.tied}
         if origin and bool(origin.get(TIE)) | bool(before.get(TIE)) == inner.tied:  # each level keeps its word
             levels = {TIE: origin[TIE]} if TIE in origin else {}
-        words = write(self.entries, inner, {}, before)
+        words = write(TEXTS[inner.family], inner, {}, before)
         if before and levels.get(TIE) == origin.get(TIE):
             words |= {TIE: before[TIE]} if TIE in before else {}
             words = words if TIE in before else {k: v for k, v in words.items() if k != TIE}
         return {self.names[0]: words} | levels
+
+    def hyperparameters(self) -> set[str]:
+        return {f"{self.fields[0]}.{name}" for entries in TEXTS.values() for name in hyperparameters(entries)}
+
+    def _read(self, inner: Mapping[str, Any], path: str) -> tuple[Any, list[Line]]:
+        family = inner.get("model_type", "llama")
+        if family not in TEXTS:
+            raise ValueError(
+                f"config key {path + 'model_type'!r} is {family!r}{nearest(str(family), list(TEXTS))}; this page reads "
+                f"texts of {', '.join(TEXTS)}"
+            )
+        return read(TEXTS[family], inner, self.cls, {}, where=path)
 
     def _inner(self, config: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any], str]]:
         name = self.names[0]
@@ -72,7 +101,7 @@ class Language(Within):
 
 def language(ours: str, cls: type) -> Lens:
     """`text_config` and the word about tied tables above it."""
-    return Language(("text_config", TIE), (ours,), dict, dict, cls=cls, entries=TEXT)
+    return Language(("text_config", TIE), (ours,), dict, dict, cls=cls)
 
 
 def _write_token(c: Any) -> dict[str, Any]:

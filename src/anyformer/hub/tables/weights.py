@@ -84,6 +84,22 @@ class Bare(Op):
         return [t.reshape(t.shape[self.axes :]) for t in tensors]
 
 
+class Columns(Op):
+    """The columns of their matrix read sines and cosines in turns; ours read all sines, then all cosines."""
+
+    def read(self, tensors: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
+        return [torch.cat((t[:, ::2], t[:, 1::2]), 1) for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self._mixed(t) for t in tensors]
+
+    def _mixed(self, t: Tensor) -> Tensor:
+        out = torch.empty_like(t)
+        sines = (t.shape[1] + 1) // 2
+        out[:, ::2], out[:, 1::2] = t[:, :sines], t[:, sines:]
+        return out
+
+
 @dataclass(frozen=True)
 class RotaryOrder(Op):
     """GGUF files of LLaMA order the rows of q and k for rotary pairs (2i, 2i + 1); we pair i with i + K/2."""

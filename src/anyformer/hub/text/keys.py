@@ -35,6 +35,8 @@ CONFIG_KEYS = Keys(
         "strip_accents": "for BERT's rules: accents are left out",
         "tokenize_chinese_chars": "for BERT's rules: Chinese characters stand alone",
         "clean_up_tokenization_spaces": "`decode` leaves out spaces before marks, but with BPE",
+        "word_delimiter_token": "the token of a space, of spoken letters",
+        "replace_word_delimiter_char": "what that token is in a text",
         "add_prefix_space": "for byte-level rules, of a class of one model: a space before the text",
     },
     ignored={
@@ -58,6 +60,7 @@ CONFIG_KEYS = Keys(
         ),
         "for tokenizers without a tokenizer.json, which are not read": ("spaces_between_special_tokens",),
         "the caller passes a system prompt as a message": ("use_default_system_prompt",),
+        "for the processor of its sounds": ("do_normalize", "do_phonemize", "phonemizer_lang", "phonemizer_backend"),
         "how an answer is parsed; the caller decides": ("response_schema", "response_template"),
     },
     refused={"auto_map": "the tokenizer is code of its repository, which is not run here"},

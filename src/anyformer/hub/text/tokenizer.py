@@ -22,7 +22,7 @@ from torch import Tensor
 
 from anyformer.hub.formats.guard import FileRefused, atomic_write, inside, read_bytes, read_json, refuse, short
 from anyformer.hub.tables.config import Line
-from anyformer.hub.text import residues
+from anyformer.hub.text import letters, residues
 from anyformer.hub.text.keys import CONFIG_KEYS, GENERAL, ROLES, SPECIAL_KEYS, account, add_tokens, follow
 from anyformer.hub.text.template import MAX_TEMPLATE, render
 
@@ -190,7 +190,7 @@ class Tokenizer:
     @staticmethod
     def exists(folder: str | os.PathLike[str]) -> bool:
         """True if the folder has a tokenizer for `load`."""
-        return os.path.lexists(Path(folder) / CORE) or residues.reads(folder)
+        return os.path.lexists(Path(folder) / CORE) or residues.reads(folder) or letters.reads(folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], ignore: Collection[str] = ()) -> Tokenizer:
@@ -205,15 +205,21 @@ class Tokenizer:
                       if os.path.lexists(Path(folder) / n)]  # fmt: skip
             hint = f"; {', '.join(others)} is not enough alone; convert it with `transformers`" if others else ""
             raise FileNotFoundError(f"{folder}: no tokenizer; looked for {CORE} (with {CONFIG}, {SPECIAL}){hint}")
-        proteins = not os.path.lexists(Path(folder) / CORE)
+        spoken = not os.path.lexists(Path(folder) / CORE) and letters.reads(folder)
+        proteins = not spoken and not os.path.lexists(Path(folder) / CORE)
         special, config = _optional_json(folder, SPECIAL), _optional_json(folder, CONFIG)
         sources = ((SPECIAL, SPECIAL_KEYS, special), (CONFIG, CONFIG_KEYS, config))
         ledger = {name: account(name, keys, file, ignore) for name, keys, file in sources if file}
         special, config = ({k: v for k, v in file.items() if k not in ignore} for file in (special, config))
-        path = inside(folder, residues.VOCABULARY if proteins else CORE)
-        core = residues.core(folder) if proteins else _core(read_bytes(path, MAX_BYTES), path)
+        if spoken or proteins:
+            core = letters.core(folder, config) if spoken else residues.core(folder)
+        else:
+            path = inside(folder, CORE)
+            core = _core(read_bytes(path, MAX_BYTES), path)
         roles = {**_roles(special, Path(folder) / SPECIAL), **_roles(config, Path(folder) / CONFIG)}
-        add_tokens(core, Path(folder) / CONFIG, [special, config], _optional_json(folder, ADDED))
+        roles = {**letters.ROLES, **roles} if spoken else roles
+        rest = letters.beside(config, core) if spoken else config
+        add_tokens(core, Path(folder) / CONFIG, [special, rest], _optional_json(folder, ADDED))
         named = config.get("chat_template")
         template = _template(folder, named)
         if not isinstance(named, list):
@@ -229,7 +235,10 @@ class Tokenizer:
         """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and the template."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / CORE, self.core.to_str(pretty=True).encode())
+        if self.config.get("tokenizer_class") == letters.KIND:
+            letters.save(folder, self.core)
+        else:
+            atomic_write(folder / CORE, self.core.to_str(pretty=True).encode())
         for name, content in ((CONFIG, {**self.config, **self.roles}), (SPECIAL, {**self.special, **self.roles})):
             atomic_write(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
         if self.template is not None:
@@ -242,7 +251,7 @@ class Tokenizer:
     @classmethod
     def bytes_level(cls) -> Tokenizer:
         """One token for each byte (id = byte) and `<|endoftext|>` (id 256), which is bos, eos and pad."""
-        core = Core(models.BPE(vocab={letter: byte for byte, letter in enumerate(_letters())}, merges=[]))
+        core = Core(models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[]))
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         core.add_special_tokens([AddedToken(END, normalized=False, special=True)])
         return cls._byte_level(core)
@@ -262,7 +271,7 @@ class Tokenizer:
         core.train_from_iterator(
             texts,
             trainers.BpeTrainer(
-                vocab_size=vocab, special_tokens=[END, *special], initial_alphabet=_letters(), show_progress=False
+                vocab_size=vocab, special_tokens=[END, *special], initial_alphabet=byte_letters(), show_progress=False
             ),
         )
         return cls._byte_level(core)
@@ -328,7 +337,7 @@ def tidied(text: str) -> str:
     return text
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The letters in which byte-level BPE writes the 256 bytes: itself where it prints, else one from 256 on."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))

@@ -107,7 +107,7 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         T, where = x.shape[1], flow.find(Where)
-        at = x if where is None else x + where.vectors.to(x.dtype)
+        at = self._asked(x, where, flow)
         q = self._normed("q", self._split(self.q(at), self.heads))  # (B, T, H, K)
         if self.cross:
             k, v = self._memory(flow, where)
@@ -132,6 +132,10 @@ class Attention(Mixer):
 
     def skips_gaps(self) -> bool:
         return isinstance(self.mask, Full | Causal | None) and self.scores is None
+
+    def _asked(self, x: Tensor, where: Where | None, flow: Flow) -> Tensor:
+        """What queries and keys are made of; values are made of x. (B, T, D)"""
+        return x if where is None else x + where.vectors.to(x.dtype)
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm[name](x)

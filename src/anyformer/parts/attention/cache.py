@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anyformer.core.state import Slot
+from anyformer.core.state import Slot, aligned, fronted
 from anyformer.parts.attention.masks import FAR, Mask
 
 
@@ -65,6 +65,20 @@ class KeysValues(Slot):
     def trim(self, length: int) -> None:
         self.length = length
 
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        self.memory = fronted(self.memory, count, 3) if count > 0 else self.memory[:, :, :, -count:]
+        self.length += count
+
+    def join(self, other: KeysValues) -> None:
+        held = aligned(self.memory[:, :, :, : self.length], other.memory[:, :, :, : other.length], 3, 1)
+        room = max(slot.memory.shape[3] - slot.length for slot in (self, other))
+        self.memory, self.length = held, held.shape[3]
+        self.memory = self._grown(self.length + room)
+
     def bytes(self) -> int:
         return self.memory.nbytes
 
@@ -74,6 +88,12 @@ class Frozen(KeysValues):
 
     def trim(self, length: int) -> None:
         pass
+
+    def shift(self, count: int) -> None:
+        pass
+
+    def crop(self, count: int) -> None:
+        super().shift(-count)
 
 
 class Sliding(KeysValues):
@@ -105,3 +125,15 @@ class Sliding(KeysValues):
 
     def mark(self) -> None:
         self.marked = self.dropped + self.length
+
+    def shift(self, count: int) -> None:
+        """Stores no padding: dropped tokens are out of reach, and so is padding."""
+        left = self.dropped + count
+        self.dropped = max(0, left)
+        if left < 0:
+            super().shift(left)
+
+    def join(self, other: KeysValues) -> None:
+        seen = self.dropped + self.length
+        super().join(other)
+        self.dropped = seen - self.length

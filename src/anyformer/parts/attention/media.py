@@ -143,6 +143,10 @@ class MediaKeys(KeysValues):
         self.arrivals.trim(length)
         self.length = self.arrivals.total
 
+    @property
+    def joins(self) -> bool:
+        return False  # what came with a call is counted for all rows at once
+
 
 class LastMedium(OverTime):
     """The number of the medium that each token sees: of the last one that begins at the token or before it.

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import OverTime
 from anyformer.core.part import check_option
+from anyformer.core.state import Slot, aligned, fronted
 from anyformer.parts.attention.masks import View
 from anyformer.parts.attention.scores import Bias, Call, Score
 
@@ -273,7 +274,7 @@ class Forget(Score, OverTime):
         return Gates(like.new_empty(batch, self.heads, 0, dtype=wide))
 
 
-class Gates:
+class Gates(Slot):
     """Decoding state of `Forget`: a number for each head and key, from the key `first` on."""
 
     def __init__(self, held: Tensor):
@@ -294,8 +295,19 @@ class Gates:
     def trim(self, length: int) -> None:
         self.held = self.held[..., : length - self.first]
 
-    def mark(self) -> None:
-        pass
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        left = self.first + count
+        self.held = fronted(self.held, count, 2) if count > 0 else self.held[..., max(0, -left) :]
+        self.first = self.first if count > 0 else max(0, left)
+
+    def join(self, other: Gates) -> None:
+        seen = self.first + self.held.shape[2]
+        self.held = aligned(self.held, other.held, 2)
+        self.first = seen - self.held.shape[2]
 
     def bytes(self) -> int:
         return self.held.nbytes

@@ -123,6 +123,10 @@ class Memory(Sliding):
     def returns_to(self, length: int) -> bool:
         return super().returns_to(length + self.known.shape[1])
 
+    @property
+    def joins(self) -> bool:
+        return False  # items are counted for all rows at once
+
     def trim(self, length: int) -> None:
         super().trim(length + self.known.shape[1])
         self._made.clear()

@@ -18,7 +18,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer, OverTime
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
-from anyformer.core.state import Slot
+from anyformer.core.state import Slot, aligned
 from anyformer.parts.attention.heads import width
 from anyformer.parts.attention.kernels import reader
 from anyformer.parts.attention.masks import Causal, View
@@ -216,6 +216,14 @@ class Tail(Recurrent):
         k, v = self.held[:2]
         start = max(0, k.shape[2] - count)
         return k[:, :, start:], v[:, :, start:]
+
+    @property
+    def joins(self) -> bool:
+        return len(self.held) == 2  # a compressed memory has its slots at the same indices in all rows
+
+    def join(self, other: Recurrent) -> None:
+        self.held = tuple(aligned(a, b, 2) for a, b in zip(self.held, other.held, strict=True))
+        self.mark()
 
 
 class SegmentRecurrence(Mixer):

@@ -98,6 +98,16 @@ class Inserted(Slot):
     def trim(self, length: int) -> None:
         """Keeps the memory tokens."""
 
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        self.at = None if self.at is None else self.at + count
+
+    def join(self, other: Inserted) -> None:
+        self.at = None if self.at is None or other.at is None else torch.cat((self.at, other.at))
+
     def bytes(self) -> int:
         return 0 if self.at is None else self.at.nbytes
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
+from anyformer.core.state import Slot
 from anyformer.parts.fused import depthwise
 
 CHUNK = 64
@@ -182,7 +183,7 @@ def convolved(conv: nn.Conv1d, u: Tensor, past: Tensor, flow: Flow) -> tuple[Ten
     return (y if conv.bias is None else y + conv.bias), rest
 
 
-class Recurrent:
+class Recurrent(Slot):
     """State of a recurrent mixer: tensors of a fixed size, a row for each sequence. It can return only to a
     mark."""
 
@@ -207,6 +208,17 @@ class Recurrent:
 
     def mark(self) -> None:
         self.marked = (self.length, self.held)
+
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def shift(self, count: int) -> None:
+        self.length += count
+
+    def join(self, other: Recurrent) -> None:
+        self.held = tuple(torch.cat(pair) for pair in zip(self.held, other.held, strict=True))
+        self.mark()
 
     def bytes(self) -> int:
         return sum(t.nbytes for t in self.held)

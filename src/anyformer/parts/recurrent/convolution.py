@@ -8,6 +8,10 @@ from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
+from anyformer.core.part import built, call, drop
+from anyformer.core.recipe import Recipe
+from anyformer.core.slots import Norm
+from anyformer.parts.ffn import activation
 from anyformer.parts.fused import depthwise
 from anyformer.parts.recurrent.chunked import Recurrent
 
@@ -69,7 +73,7 @@ class Convolution(Mixer):
 
 
 class ConvPositions(Mixer):
-    """Positions by convolution (Baevski et al., 2020, "wav2vec 2.0"; arXiv:2006.11477): x + gelu(conv(x)) before the
+    """Positions by convolution (Baevski et al., 2020, "wav2vec 2.0"; arXiv:2006.11477): x + act(conv(x)) before the
     first block, `entry=ConvPositions.of()`. A token infers its position from its neighbours.
 
     ```
@@ -79,12 +83,22 @@ class ConvPositions(Mixer):
 
     Args:
         width: W. `groups`: the channels mix inside each of these groups; D groups are a depthwise convolution.
+        act: after the convolution.
+        norm: of the sum, or None. `dropout`: after it.
 
     Parameters: `direction` (D, D / groups, W), `gain` (W,), `bias` (D,). Shape: (B, T, D) -> same. State: the last
     W - 1 inputs.
     """
 
-    def __init__(self, dim: int, width: int = 128, groups: int = 16):
+    def __init__(
+        self,
+        dim: int,
+        width: int = 128,
+        groups: int = 16,
+        act: str = "gelu",
+        norm: Recipe[Norm] | None = None,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         if width < 1 or groups < 1 or dim % groups:
             raise ValueError(
@@ -94,6 +108,7 @@ class ConvPositions(Mixer):
         self.width, self.groups = width, groups
         self.direction = nn.Parameter(torch.empty(dim, dim // groups, width))
         self.gain, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.zeros(dim))
+        self.act, self.norm, self.dropout = activation("ConvPositions", act), built(norm, dim), dropout
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -114,7 +129,8 @@ class ConvPositions(Mixer):
             inputs = torch.cat((slot.held[0], clean), 1)
             slot.put(x.shape[1], inputs[:, inputs.shape[1] - before :])
         weight = self.direction * (self.gain / self.direction.norm(dim=(0, 1)))
-        return x + F.gelu(F.conv1d(inputs.mT, weight, self.bias, groups=self.groups)).mT
+        places = self.act(F.conv1d(inputs.mT, weight, self.bias, groups=self.groups)).mT  # (B, T, D)
+        return drop(self, call(self.norm, x + places))
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         return Recurrent(like.new_zeros(batch, self.width - 1, len(self.bias)))

@@ -72,7 +72,8 @@ class Task:
             return self.guess
         if guess := getattr(self.objective, "guess", None):
             every = [b["labels"] for b in self.held_out(batch)]
-            return sum(map(guess, every)) / max(1, sum(int(counted(labels)) for labels in every))
+            own = getattr(self.objective, "counted", counted)
+            return sum(map(guess, every)) / max(1, sum(int(own(labels)) for labels in every))
         learned = torch.cat(
             [self._token_labels(self.rows.rows(i * batch, batch)["labels"]).flatten() for i in range(LEARNED)]
         )
@@ -92,9 +93,12 @@ class Task:
 
 def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
     """Examples as a batch, padded on the right to the longest, with masks where anything is padded."""
-    fill = {"labels": IGNORE, "token_type_ids": 0}
+    fill = {"labels": IGNORE, "token_type_ids": 0, "visual_attention_mask": 0, "input_values": 0}
     batch: Batch = {}
     for name in examples[0]:
+        if isinstance(examples[0][name], torch.Tensor):  # media, one after another
+            batch[name] = torch.cat([torch.as_tensor(example[name]) for example in examples])
+            continue
         values = [np.asarray(example[name]) for example in examples]
         if values[0].ndim == 3:  # an image
             batch[name] = torch.from_numpy(np.stack(values))  # (B, C, height, width)
@@ -108,7 +112,7 @@ def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
         batch[name] = torch.full((len(values), width, *inner), fill.get(name, pad), dtype=kind)  # (B, T, …)
         for row, value in zip(batch[name], values, strict=True):
             row[: len(value)] = torch.as_tensor(value.astype(np.float32 if kind.is_floating_point else np.int64))
-        if name.endswith("input_ids") and min(lengths) < width:
-            mask = name.replace("input_ids", "attention_mask")
+        if name.endswith(("input_ids", "input_values")) and min(lengths) < width:
+            mask = name.replace("input_ids", "attention_mask").replace("input_values", "attention_mask")
             batch[mask] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
     return batch

@@ -11,7 +11,12 @@
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
+| reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
+| ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
+| contrast | Encoder of sound  | `sound`                                      | hidden frames, found among others    |
+| units    | Encoder of sound  | `sound`                                      | the clusters of hidden frames        |
 | caption  | Spliced           | `image`, `text`; or `prompt`, `response`     | the text or the response, its end    |
+| answer   | CrossEncoder      | `question`, `features`, `boxes`, `label`     | the label                            |
 
 `messages` are [{"role", "content"}, …]. An example is arrays by name: the model's inputs (T,), and `labels`.
 """
@@ -32,9 +37,11 @@ import torch
 from anyformer.data import pictures
 from anyformer.data.records import Row
 from anyformer.data.store import Example
+from anyformer.generate.answering import asked
 from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
+from anyformer.train.tasks import sounds
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class RowEncoder:
         columns: those of the task that the rows have.
         names: the classes, where there are any. limit: tokens; longer texts are cut.
         root: the folder below which images lie that a row names.
+        units: clusters of frames (`tasks.hiding.Clusters`), of the task units.
     """
 
     task: str
@@ -53,22 +61,26 @@ class RowEncoder:
     names: tuple[str, ...]
     limit: int
     root: Path = field(default_factory=Path)
+    units: Any = None
 
     def fingerprint(self) -> str:
         """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
         parts: list[Any] = [self.task, self.columns, self.names]
+        if self.task in ("ctc", "contrast", "units"):
+            parts += [str(m.embed), str(m.processor), None if self.units is None else self.units.centres.tobytes()]
         if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
         if self.task == "caption":
-            parts += [sorted(m.placeholders), self.positions]
+            parts += [sorted(m.placeholders), str(m.processor) if seen_by(m).packed else self.positions]
         return repr(parts)
 
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        return self.task != "images" and self.columns != ("image", "label")
+        apart = ("images", "contrast", "units", "reconstruct")
+        return self.task not in apart and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
@@ -85,6 +97,15 @@ class RowEncoder:
                 "give it a crop, or a size of height and width"
             )
         return seen_by(self.model).lengths({"pixel_values": torch.zeros(shapes[0])})[0]
+
+    def taken(self, image: Any) -> int:
+        """The positions that this picture takes in a text."""
+        medium = seen_by(self.model)
+        if not medium.packed:
+            return self.positions
+        named = isinstance(image, str | os.PathLike)
+        source = self.root / pictures.below(self.root, image) if named else pictures.content(image)
+        return medium.lengths(self.model.processor([source]))[0]
 
     def all(self, rows: Iterable[Row], where: str) -> Iterator[Example | None]:
         """The examples of all rows; None for a row with nothing to learn.
@@ -126,7 +147,8 @@ class RowEncoder:
 
 def _check(column: str, value: Any) -> None:
     """Lists where there must be some; elsewhere text or a number; images are looked at later."""
-    wanted = {"messages": list, "words": list, "labels": list, "image": object}.get(column, (str, int, float))
+    lists = dict.fromkeys(("messages", "words", "labels", "features", "boxes"), list)
+    wanted = {**lists, "image": object}.get(column, (str, int, float))
     if not isinstance(value, wanted) or (isinstance(value, str | list) and not value):  # type: ignore[arg-type]
         kind = "a list that is not empty" if wanted is list else "text or a number"
         raise ValueError(f"{column!r} is {value!r:.60}; every row needs {kind} there")
@@ -194,6 +216,26 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
 
 
+def _drawn(e: RowEncoder, row: Row) -> list[Example]:
+    return [_kept(e, row["image"])]
+
+
+def _heard(e: RowEncoder, row: Row) -> list[Example]:
+    """The name of the file, which is read when a batch needs it, and the symbols of the text."""
+    path = pictures.below(e.root, row["sound"], "sound")
+    named = np.frombuffer(os.fsencode(path), np.uint8)
+    return [{"path": named, "labels": sounds.labelled(e.model, path, str(row["text"]))}]
+
+
+def _sounded(e: RowEncoder, row: Row) -> list[Example]:
+    """The name of the file, and for units the cluster of each frame."""
+    path = pictures.below(e.root, row["sound"], "sound")
+    if sounds.frames(e.model, path) < 1:
+        raise ValueError(f"{path} is shorter than one frame of the model; leave it out")
+    named = {"path": np.frombuffer(os.fsencode(path), np.uint8)}
+    return [named if e.units is None else {**named, "labels": e.units.labels(path)}]
+
+
 def _painted(e: RowEncoder, row: Row) -> list[Example]:
     return _matched(e, row) if e.tokenized else _pictured(e, row)
 
@@ -212,13 +254,18 @@ def _captioned(e: RowEncoder, row: Row) -> list[Example]:
         before = "\n".join([mark, *said[:-1], ""])
         ids, counted = marked(t, before + said[-1], [(len(before), len(before) + len(said[-1]))], closed=False)
     token = seen_by(e.model).token
-    counts = [e.positions if i == token else 1 for i in ids]
+    size = e.taken(row["image"])
+    counts = [size if i == token else 1 for i in ids]
     counted = [v for v, n in zip(counted, counts, strict=True) for _ in range(n)]
     ids = [v for v, n in zip(ids, counts, strict=True) for _ in range(n)]
     if e.limit <= (most := len(ids) - ids[::-1].index(token)):
         raise ValueError(f"the picture ends at token {most}, and an example has {e.limit} tokens; see context")
     ids, labels = shifted(ids, counted, e.limit)
     return [{**_kept(e, row["image"]), "input_ids": np.array(ids), "labels": np.array(labels)}]
+
+
+def _answered(e: RowEncoder, row: Row) -> list[Example]:
+    return [{**asked(e.model, row, 0, e.limit), "labels": np.array(e.place(row["label"]))}]
 
 
 def _number(text: str) -> np.ndarray:
@@ -228,7 +275,8 @@ def _number(text: str) -> np.ndarray:
 
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted,
+    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
+    "ctc": _heard, "contrast": _sounded, "units": _sounded, "reconstruct": _drawn,
 }  # fmt: skip
 
 

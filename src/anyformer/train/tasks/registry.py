@@ -14,12 +14,18 @@
 | detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
+| reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
+| answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
+|          |                   |                                                   | `boxes` and `label`               |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
 | graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
 |          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
+| ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
+| contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
+| units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
 
 The first one of a skeleton is its default; a page may say another (`TASK = "denoise"`).
 """
@@ -35,6 +41,8 @@ from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.autoencoder import Autoencoder
+from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
@@ -50,6 +58,8 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
+    (Encoder, "input_values"): ("ctc", "contrast", "units"),
+    (Encoder, "input_features"): ("ctc",),
     (Encoder, "nodes"): ("graphs",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
@@ -58,10 +68,12 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Denoiser, "pixel_values"): ("paint",),
     (Painter, "pixel_values"): ("paint",),
     (Spliced, "input_ids"): ("caption", "causal"),
+    (CrossEncoder, "input_ids"): ("answer",),
+    (Autoencoder, "pixel_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast", "graphs")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -77,16 +89,23 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "paint": (("image", "label"), ("image", "text")),
     "caption": (("image", "prompt", "response"), ("image", "text")),
     "classify": (("text", "label"),),
+    "ctc": (("sound", "text"),),
+    "answer": (("question", "features", "boxes", "label"),),
+    "reconstruct": (("image",),),
+    "contrast": (("sound",),),
+    "units": (("sound",),),
 }
-PICTURED = ("images", "match", "caption", "detect", "paint")  # tasks whose rows have an image
+# tasks whose rows have an image or a sound
+MEDIA = ("images", "match", "caption", "detect", "paint", "reconstruct", "ctc", "contrast", "units")
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},
     "classify": ROUND,
     "tag": ROUND,
+    "answer": ROUND,
     "denoise": {"mask_token": "[MASK]"},
 }
-AROUND = dict.fromkeys(("masked", "classify", "tag"), ("[CLS]", "[SEP]"))  # special tokens around a text
+AROUND = dict.fromkeys(("masked", "classify", "tag", "answer"), ("[CLS]", "[SEP]"))  # special tokens around a text
 SENTINELS = 100
 PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 
@@ -151,7 +170,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = ROLES.get(task, {})
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task not in ("causal", "caption", *WITHOUT_TEXT):
+    if task not in ("causal", "caption", "ctc", *WITHOUT_TEXT):
         begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]

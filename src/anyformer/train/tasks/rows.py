@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,17 @@ from anyformer.data import corpus as corpora
 from anyformer.data.batches import Batch
 from anyformer.data.mixing import picked, shares
 from anyformer.data.order import Rows, shuffled
+from anyformer.data.pictures import below
 from anyformer.data.store import Example, Store
+from anyformer.generate.answering import check_answers, widths
+from anyformer.generate.seeing import prepared
 from anyformer.hub.noising import words
 from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
-from anyformer.train.tasks import painting, registry, tables
+from anyformer.train.sound_objectives import CTCLoss, MaskedContrast
+from anyformer.train.tasks import codes, hiding, painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -36,8 +40,6 @@ LONGEST = 256
 class TableData:
     """Rows of tables; one of each ten is held out."""
 
-    implied: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, kind: str, options: TrainOptions):
         if options.order == "packed":
             raise ValueError(f"order=packed is for text, and {kind} reads each row once in an epoch; leave order out")
@@ -45,16 +47,20 @@ class TableData:
         choices, has = registry.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
         self.names = tables.classes(self.tables, self.columns) if self.columns[-1] in ("label", "labels") else ()
+        self.implied: dict[str, Any] = {}
+        if kind == "answer":
+            self.implied = {"answers": len(self.names), "features": tables.width(self.tables[0], "features")}
 
     @property
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
-        return 0 if self.columns == ("image", "label") else LONGEST
+        short = (("image", "label"), ("image",), ("sound", "text"))
+        return 0 if self.columns in short else LONGEST
 
     @property
     def classes(self) -> int:
         """Their number, or 0."""
-        return len(self.names)
+        return self.options.clusters if self.kind == "units" else len(self.names)
 
     def words(self) -> Iterable[str]:
         """To make a tokenizer from."""
@@ -63,13 +69,31 @@ class TableData:
     def task(self, model: Any, context: int | None) -> Task:
         """The task for a model."""
         options = self.options
-        encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0)
+        if self.kind == "ctc":
+            sounds.check(model)
+        if self.kind == "answer":
+            check_answers(model)
+        units = None
+        if self.kind in ("contrast", "units"):
+            hiding.check(model, self.kind)
+        if self.kind == "units":
+            units = hiding.learn(options.units, model, self._learned(), options.clusters, options.seed)
+        encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0, units=units)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        if self.kind != "paint":
+        if self.kind not in ("paint", "reconstruct", "ctc", "contrast"):
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
         return task
+
+    def _learned(self) -> list[Path]:
+        """The sounds of the training part."""
+        paths: list[Path] = []
+        for table in self.tables:
+            every = [below(table.source.root.absolute(), row["sound"], "sound") for row in table.rows(("sound",))]
+            part = one_in_ten(table.source.name, len(every))[0]
+            paths += [every[i] for i in part.of(np.arange(part.size)).tolist()]
+        return paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +113,17 @@ class StoredExamples:
 
     def _ready(self, example: Example) -> Example:
         rest = {name: value for name, value in example.items() if name not in ("path", "bytes")}
+        if "visual_feats" in rest:  # stored as one list of numbers
+            for name, width in widths(self.model).items():
+                rest[name] = rest[name].reshape(-1, width)
+            return rest | {"visual_attention_mask": np.ones(len(rest["visual_feats"]), np.int64)}
         if len(rest) == len(example):
             return example
         named = example.get("path")
+        if "pixel_values" not in self.model.inputs():
+            return {**sounds.heard(self.model, Path(os.fsdecode(named.tobytes()))), **rest}  # type: ignore[union-attr]
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
-        return {"pixel_values": self.model.processor.values(data), **rest}
+        return {**prepared(self.model, data), **rest}
 
     def in_order(self, batch: int, pad: int) -> Iterator[Batch]:
         """Every example once, to measure: the longest first, so that little is padded; pairs and images as they are."""
@@ -182,7 +212,17 @@ def on_rows(
         painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
-    return Task(encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes), size=sizes[0])
+    if encoder.task == "reconstruct":
+        rows, batches = codes.prepared(rows, measured, encoder.model, seed)
+    if encoder.task in ("contrast", "units"):
+        among = hiding.DISTRACTORS if encoder.task == "contrast" else 0
+        rows, batches = hiding.prepared(rows, measured, encoder.model, seed, among)
+    about = (encoder.task, rows, batches, objective, loss, unit, summary, facts, tuple(notes))
+    if encoder.task == "ctc":
+        learned, out = (tuple(sounds.texts(half)) for half in parts)
+        spelling, blank = encoder.model.tokenizer.decode, objective.blank
+        return sounds.SpeechTask(*about, size=sizes[0], spelling=spelling, blank=blank, texts=(learned, out))
+    return Task(*about, size=sizes[0])
 
 
 def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
@@ -193,6 +233,14 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
+    if encoder.task == "reconstruct":
+        return objectives.reconstruction, objectives.reconstruction, SQUARED
+    if encoder.task == "ctc":
+        return CTCLoss(sounds.check(encoder.model)), None, sounds.UNIT
+    if encoder.task == "contrast":
+        return MaskedContrast(), MaskedContrast(), "nats a hidden frame"
+    if encoder.task == "units":
+        return objectives.masked_lm, None, "of the hidden frames get a wrong unit"
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
     if encoder.task in ("write", "seq2seq", "caption"):

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from anyformer.data.mixing import shares
 from anyformer.data.records import Row, Source, find, fingerprint, records
 from anyformer.data.store import Example, Store, stored
 from anyformer.train.tasks.encode import RowEncoder
-from anyformer.train.tasks.registry import PICTURED
+from anyformer.train.tasks.registry import MEDIA
 from anyformer.train.tasks.splits import EVERY, _drawn
 
 
@@ -70,12 +70,12 @@ class Table:
     def store(self, encoder: RowEncoder, key: str, cache: str | Path | None) -> Store:
         """Its examples, encoded now or before."""
         root = self.source.root.absolute()
-        encoder = RowEncoder(encoder.task, encoder.columns, encoder.model, encoder.names, encoder.limit, root)
+        encoder = replace(encoder, root=root)
 
         def examples() -> Iterator[Example | None]:
             return encoder.all(self.rows(encoder.columns), self.source.name)
 
-        images = encoder.task in PICTURED  # where they lie is a part of what is stored
+        images = encoder.task in MEDIA  # where they lie is a part of what is stored
         return stored(examples, f"{key} {root if images else ''} {encoder.fingerprint()}", cache)
 
 
@@ -118,9 +118,23 @@ def listed(names: Sequence[str]) -> str:
     return f"{len(names)} classes: {shown}{more}"
 
 
+def width(table: Table, column: str) -> int:
+    """The numbers of an object in the first row.
+
+    Raises:
+        ValueError: if its value is no list of lists.
+    """
+    value = next(table.rows((column,)))[column]
+    if not isinstance(value, list) or not value or not isinstance(value[0], list):
+        raise ValueError(
+            f"{table.source.name}: {column!r} must be a list of numbers for each object, got {value!r:.60}"
+        )
+    return len(value[0])
+
+
 def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
     """All text of the rows that `one_in_ten` does not hold out, for a tokenizer."""
-    texts = [name for name in columns if name not in ("label", "labels", "image")]
+    texts = [name for name in columns if name not in ("label", "labels", "image", "sound", "features", "boxes")]
     for table in tables:
         every = iter(table.rows(columns))
         for number in itertools.count():

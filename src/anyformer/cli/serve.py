@@ -1,0 +1,74 @@
+"""serve models over OpenAI's protocol, with a page to talk to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anyformer.cli import models
+from anyformer.cli.options import Parser, pick
+
+EXAMPLE = "anyformer serve smollm2 --port 8000"
+KEY = "ANYFORMER_API_KEY"
+
+
+def serve(
+    model: list[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key_file: str | None = None,
+    allow_host: Sequence[str] = (),
+    exact: bool = False,
+    rows: int = 8,
+    waiting: int = 256,
+    new_tokens: int = 4096,
+    seconds: float = 600.0,
+    body: int = 8_000_000,
+    drain: float = 30.0,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Serves models until Ctrl-C or SIGTERM: OpenAI's routes under /v1, and a page at /.
+
+    Args:
+        model: a directory, a .gguf file, a hub id, or real weights by name; one or several.
+        host: the address to listen on; another one than this machine's own needs a key.
+        port: 0 = any free one, which is printed.
+        api_key_file: a file with the key that every request must bring; by default the variable ANYFORMER_API_KEY.
+        allow_host: names by which browsers reach the server, beside localhost and addresses.
+        exact: each request decodes in a batch of its own: bit for bit the text that it gets alone.
+        rows: texts that a model writes at once.
+        waiting: texts that may wait; more are refused with 429.
+        new_tokens: the most new tokens of a text.
+        seconds: the most time of a text, its waiting included.
+        body: the most bytes of a request.
+        drain: seconds that answers have to end after SIGTERM.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
+    """
+    from anyformer.data.models import find
+    from anyformer.serve import serve as run
+    from anyformer.serve.limits import Limits
+    from anyformer.serve.server import check_key
+
+    limits = Limits(rows=rows, waiting=waiting, new_tokens=new_tokens, seconds=seconds, body=body, drain=drain)
+    key = os.environ.get(KEY)
+    if api_key_file is not None:
+        key = Path(api_key_file).expanduser().read_text(encoding="utf-8").strip()
+    check_key(host, key)
+    loaded = [models.load(name, text=False, task=task, ignore=ignore) for name in model]
+    places = [find(name) for name in model]
+    run(loaded, model, places=places, host=host, port=port, key=key, allow_host=allow_host, exact=exact, limits=limits)
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(serve)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    serve(**pick(args, serve))

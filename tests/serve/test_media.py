@@ -1,0 +1,95 @@
+"""Pictures in messages and recordings, through the routes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anyformer.generate import generate, transcribe
+from anyformer.generate.captioning import chat
+from anyformer.serve.card import served
+from anyformer.serve.engine import Engine
+from anyformer.serve.limits import Limits
+from tests.generate.test_captioning import made, picture
+from tests.generate.test_transcribing import model as whisper  # noqa: F401
+from tests.generate.test_transcribing import noise
+from tests.serve.site import Site
+
+
+@pytest.fixture
+def site():
+    """`site(model)` serves it."""
+    running: list[Engine] = []
+
+    def start(model: Any) -> Site:
+        known = served(["it"], ["it"], [model])
+        running.append(Engine({"it": model}, Limits()))
+        running[-1].start()
+        return Site((running[-1], known))
+
+    yield start
+    for engine in running:
+        engine.stop()
+
+
+def address(image: Any) -> dict[str, Any]:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"},
+    }
+
+
+def test_pictures_in_messages_are_seen_and_share_a_batch_with_texts(site):
+    model = made()
+    model.tokenizer.template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    images, here = [picture(0), picture(1)], site(model)
+    assert "images" in here("GET", "/v1/models").json()["data"][0]["verbs"]
+    for image in images:
+        content = [address(image), {"type": "text", "text": "what?"}]
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, "n": 2}
+        said = [c["message"]["content"] for c in here("POST", "/v1/chat/completions", json=body).json()["choices"]]
+        expected = "".join(
+            chat(model, [{"role": "user", "content": "<image>\nwhat?"}], images=[image], max_new_tokens=8)
+        )
+        assert said == [expected, expected]
+    plain: dict[str, Any] = {"prompt": ["no picture", "at all"], "max_tokens": 8, "temperature": 0}
+    texts = [c["text"] for c in here("POST", "/v1/completions", json=plain).json()["choices"]]
+    assert texts == generate(model, plain["prompt"], max_new_tokens=8)
+    broken: Any = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "text", "text": "?"},
+    ]
+    for content, word in ((broken, "image"), ([{"type": "text", "text": "<image>"}], "no images are given")):
+        answer = here("POST", "/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
+        assert answer.status_code == 400 and word in answer.json()["error"]["message"]
+
+
+def test_a_recording_is_written_down(site, whisper):  # noqa: F811
+    samples, rate = noise(2.5)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, rate, 0, "NONE", ""))
+        sound.writeframes((samples * 20000).astype("<i2").tobytes())
+    heard = ((samples * 20000).astype(np.int16), rate)
+    expected, here = transcribe(whisper, heard, language="de"), site(whisper)
+    files = {"file": ("talk.wav", file.getvalue())}
+    form = {"language": "de", "response_format": "verbose_json"}
+    answer = here("POST", "/v1/audio/transcriptions", files=files, data=form)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"] == expected.text and answer.json()["language"] == "de"
+    assert [s["start"] for s in answer.json()["segments"]] == [s.start for s in expected.segments]
+    for data, status in (
+        ({"temperature": "nan"}, 422),
+        ({"language": "elvish"}, 400),
+        ({"response_format": "srt"}, 422),
+    ):
+        assert here("POST", "/v1/audio/transcriptions", files=files, data=data).status_code == status
+    bad = here("POST", "/v1/audio/transcriptions", files={"file": ("../../x.wav", b"no sound")})
+    assert bad.status_code == 400 and "recording" in bad.json()["error"]["message"]

@@ -1,0 +1,124 @@
+"""The page in a browser: `pip install playwright`, and Debian's chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anyformer as af
+from anyformer.generate import generate
+
+pytestmark = pytest.mark.slow
+playwright = pytest.importorskip("playwright.sync_api", reason="the page: left out: playwright is not installed")
+KEY = "a-key-for-the-page"
+HOSTILE = "</span><img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+@pytest.fixture(scope="module")
+def page(process, folders: dict[str, Path]) -> Iterator[Any]:
+    chromium = shutil.which("chromium") or pytest.skip("the page: left out: chromium is not installed")
+    server = process(folders["llama"], folders["mamba"], folders["bert"], ANYFORMER_API_KEY=KEY)
+    with playwright.sync_playwright() as made:
+        browser = made.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(http_credentials={"username": "me", "password": KEY})
+        one = context.new_page()
+        one.wrong = []
+        one.on("pageerror", lambda error: one.wrong.append(str(error)))
+        one.on("dialog", lambda dialog: one.wrong.append("a dialog was opened"))
+        one.address = server.url
+        yield one
+        browser.close()
+
+
+@pytest.fixture(autouse=True)
+def _fresh(page: Any) -> Iterator[None]:
+    page.goto(page.address)
+    page.locator(".welcome h2", has_text="llama").wait_for()
+    for name, value in (("temperature", "0"), ("top_p", ""), ("max_tokens", "12")):
+        page.evaluate("([id, v]) => { document.getElementById(id).value = v; }", [name, value])
+    yield
+    assert page.wrong == []
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#say", text)
+    page.press("#say", "Enter")
+    page.locator("#stop").wait_for(state="hidden")
+
+
+def test_a_conversation_and_its_probabilities(page, folders):
+    model = af.load(folders["llama"])
+    ask(page, "hello")
+    ids = model.tokenizer.chat_ids([{"role": "user", "content": "hello"}])
+    said = model.tokenizer.decode(generate(model, ids, max_new_tokens=12))
+    assert page.locator(".text").inner_text().strip() == said.strip()
+    page.locator(".text span").first.hover()
+    rows = page.locator("#tip .row").all_inner_texts()
+    assert len(rows) >= 5 and all("%" in row for row in rows)
+    page.locator(".text").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert page.locator(".text span.at").count() == 1
+    ask(page, "again")
+    assert page.locator(".turn").count() == 2
+    page.reload()
+    assert page.locator(".turn").count() == 0
+
+
+def test_two_models_and_a_stop(page):
+    page.select_option("#two", "mamba")
+    page.evaluate("document.getElementById('max_tokens').value = 240")
+    page.evaluate("document.getElementById('temperature').value = 1")
+    page.fill("#say", "go on")
+    page.press("#say", "Enter")
+    page.locator("#stop").wait_for(state="visible")
+    page.locator(".text span").first.wait_for(state="attached")
+    page.keyboard.press("Escape")
+    page.locator("#stop").wait_for(state="hidden")
+    assert page.locator(".answer").count() == 2
+    assert any("stopped" in text for text in page.locator(".who").all_inner_texts())
+
+
+def test_hostile_text_stays_text(page):
+    def hostile(route: Any) -> None:
+        token = {"token": HOSTILE, "logprob": -0.1}
+        told = {"content": [{**token, "top_logprobs": [token]}]}
+        choice = {"index": 0, "delta": {"content": HOSTILE}, "finish_reason": "stop", "logprobs": told}
+        body = {"choices": [choice]}
+        route.fulfill(body=f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n", content_type="text/event-stream")
+
+    page.route("**/v1/chat/completions", hostile)
+    ask(page, HOSTILE)
+    page.unroute("**/v1/chat/completions")
+    assert page.locator(".text").inner_text() == HOSTILE and page.locator(".mine").inner_text() == HOSTILE
+    page.locator(".text span").hover()
+    assert page.locator("#talk img, #talk script, #tip img").count() == 0
+    assert page.evaluate("document.scripts.length") == 1
+
+
+def test_a_card_and_a_mistake(page):
+    page.click("#cards")
+    assert (
+        "apache-2.0" in page.locator("#facts").inner_text()
+        and "CausalLM.of(" in page.locator("#facts pre").inner_text()
+    )
+    page.keyboard.press("Escape")
+    page.evaluate("document.getElementById('max_tokens').value = 99999")
+    ask(page, "x")
+    assert "context of llama is 256" in page.locator("[role=alert]").inner_text()
+
+
+def test_a_phone_shows_all_of_it(page):
+    page.set_viewport_size({"width": 360, "height": 700})
+    ask(page, "hello")
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 360
+    for name in ("#send", "#one", "#two", "#theme", "#controls"):
+        box = page.locator(name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360, name
+    page.set_viewport_size({"width": 1200, "height": 800})
