@@ -35,6 +35,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",
         "series.md": "docs/series.md",
+        "molecules.md": "docs/molecules.md",
         "adding-an-architecture.md": "docs/adding-an-architecture.md",
     },
     "Parts": {

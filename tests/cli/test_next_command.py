@@ -33,6 +33,8 @@ TRAIN = {
     "act": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--data", "EPISODES"),
     "clone": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--task", "clone",
               "--data", "EPISODES"),
+    "forecast": ("--model", "informer", "--size", "tiny", "--overrides.lags", "[1,2]", "--data", "SERIES"),
+    "graphs": ("--model", "graphormer", "--size", "tiny", "--data", "GRAPHS"),
 }  # fmt: skip
 TUNE = {  # task -> what it starts from, and its rows
     "write": ("causal", "PAIRS"), "seq2seq": ("seq2seq", "PAIRS"), "classify": ("masked", "TEXTS"),
@@ -65,6 +67,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     marks = [{"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [2, 3, 5, 6]} for i in range(24)]
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     (home / "boxes.json").write_text(json.dumps({"images": images, "annotations": marks, "categories": kinds}))
+    table = home / "series.csv"
+    days = np.arange("2024-01-01", "2024-04-01", dtype="datetime64[D]")
+    table.write_text("time,target\n" + "".join(f"{day},{i}\n" for i, day in enumerate(days)))
     steps = [[[0.1 * t] * 4 for t in range(5 + i % 3)] for i in range(20)]
     return {
         "HOME": home, "BOXES": home / "boxes.json", "BOOK": home / "book.txt", "PICTURES": home / "pictures",
@@ -73,6 +78,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "PAIRS": rows("pairs.jsonl", [{"source": s, "target": s.upper()} for s in SENTENCES]),
         "TWINS": rows("twins.jsonl", [{"anchor": s, "positive": s.title()} for s in SENTENCES]),
         "CAPTIONS": rows("captions.jsonl", [{"image": f"flat/{i}.png", "text": SENTENCES[i]} for i in range(24)]),
+        "GRAPHS": rows("graphs.jsonl", [{"nodes": 2 + i % 3, "edges": [[0, 1]], "label": i} for i in range(20)]),
+        "SERIES": table,
         "QUESTIONS": rows("questions.jsonl", [
             {"question": s, "features": [[0.5] * 3] * n, "boxes": [[0, 0, 1, 1]] * n, "label": s[4:7]}
             for s, n in zip(SENTENCES, [1, 2] * 15, strict=True)

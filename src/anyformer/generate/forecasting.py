@@ -231,6 +231,7 @@ def checked(model: Any, horizon: int | None) -> tuple[SeriesProcessor, int]:
     return model.processor, horizon or most
 
 
+@torch.no_grad()
 def draws(
     model: Any, processor: SeriesProcessor, windows: Sequence[Window], samples: int, seeds: Sequence[int]
 ) -> list[np.ndarray]:
@@ -260,8 +261,11 @@ def at_once(model: Any, inputs: dict[str, torch.Tensor], samples: int, noise: li
 
 def stepwise(model: Any, inputs: dict[str, torch.Tensor], samples: int, noise: list[torch.Generator]) -> torch.Tensor:
     """(B, M, H, C): each draw goes on from its own values before."""
-    read = model.read(inputs).repeated(samples)
-    rows, steps = len(read.memory), model.embed.horizon
+    steps = model.embed.horizon
+    shape = (len(noise), steps, model.embed.size)[: 2 + (model.embed.size > 1)]
+    unknown = torch.zeros(shape, device=inputs["past_values"].device)  # read by nothing
+    read = model.read({**inputs, "future_values": unknown}).repeated(samples)
+    rows = len(read.memory)
     times = inputs["future_time_features"].repeat_interleave(samples, 0)
     shift, scale = read.window.shift.cpu(), read.window.scale.cpu()  # (B M, 1, C)
     past: list[torch.Tensor] = []

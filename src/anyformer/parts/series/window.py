@@ -61,7 +61,8 @@ class Series(FrontEnd):
 
     - start None: one step after another. The row of a step has the values before it (`future_values`), true ones in
       training, drawn ones in a forecast. So the last one of them is never read.
-    - start n: all at once. The last n rows of the context begin them, and lags of the steps ahead are 0.
+    - start n: all at once. The last n rows of the context begin them. Lags that reach the past hold its values, those
+      of steps ahead are 0.
 
     Args:
         context: S. `horizon`: H, the most steps ahead. `size`: C.
@@ -238,14 +239,17 @@ class Series(FrontEnd):
     def ahead(self, window: Window, inputs: Inputs) -> Tensor:
         """The rows from `self.first` on: a start of the context if there is one, then the steps ahead, (B, n, F)."""
         times = self.times_ahead(window, inputs)
+        steps = times.shape[1]
         if self.start is None:
             known = window.scaled(self._wide(inputs["future_values"]).to(window.values.dtype))
-            values = torch.cat((window.values, known), 1)
-            return self.joined(window, self.lagged(values, self.past, known.shape[1]), times)
+        else:
+            known = window.values.new_zeros(window.values.shape[0], steps, self.size)
+        values = torch.cat((window.values, known), 1)
+        rows = self.joined(window, self.lagged(values, self.past, steps), times)
+        if self.start is None:
+            return rows
         begun = slice(self.context - self.start, None)
-        past = self.joined(window, window.lagged[:, begun], window.times[:, begun])
-        blank = past.new_zeros(past.shape[0], times.shape[1], window.lagged.shape[2])
-        return torch.cat((past, self.joined(window, blank, times)), 1)
+        return torch.cat((self.joined(window, window.lagged[:, begun], window.times[:, begun]), rows), 1)
 
     def times_ahead(self, window: Window, inputs: Inputs) -> Tensor:
         """The features of the steps ahead, (B, n, K)."""
