@@ -3,8 +3,8 @@
     python examples/digits.py --into docs/sound.md    # prints the table, writes it there
 
 Speech is made by flite (voices kal, awb, rms; slt for the test) and espeak-ng (four voices), Debian packages that are
-fetched and unpacked into the cache; nothing is installed. A sentence is one to four digits. Each network learns the
-letters of the words by `train`, with the same steps, batches and seed:
+fetched and unpacked into the cache; nothing is installed. A sentence is one to four words from zero to nine, and its
+text is their figures: `3 0 7`. Each network learns them by `train`, with the same steps, batches and seed:
 
 - wav2vec 2.0: samples of sound, seven convolutions;
 - the same blocks with log-mel features (`Mels`) in place of the convolutions;
@@ -70,32 +70,32 @@ def speak(folder: Path, voices: tuple[str, ...], count: int, seed: int) -> None:
     (bin_, environment), draw = programs(), random.Random(seed)
     folder.mkdir(parents=True)
     for number in range(count):
-        text, voice = " ".join(draw.choices(WORDS, k=draw.randint(1, 4))), draw.choice(voices)
+        figures, voice = draw.choices(range(10), k=draw.randint(1, 4)), draw.choice(voices)
+        said = " ".join(WORDS[figure] for figure in figures)
         pace = draw.uniform(0.85, 1.25) if voices == TRAIN else 1.0
         sound = folder / f"{number:05}.wav"
         if voice in ("kal", "awb", "rms", "slt"):
-            command = ["flite", "-voice", voice, "--setf", f"duration_stretch={pace:.2f}", "-t", text, "-o", str(sound)]
+            command = ["flite", "-voice", voice, "--setf", f"duration_stretch={pace:.2f}", "-t", said, "-o", str(sound)]
         else:
             words = ["-s", str(round(160 / pace)), "-p", str(draw.randint(30, 70))]
-            command = ["espeak-ng", "-v", voice, *words, "-w", str(sound), text]
+            command = ["espeak-ng", "-v", voice, *words, "-w", str(sound), said]
         subprocess.run([str(bin_ / command[0]), *command[1:]], env=environment, check=True, capture_output=True)
-        sound.with_suffix(".txt").write_text(text)
+        sound.with_suffix(".txt").write_text(" ".join(map(str, figures)))
+
+
+SMALL = {"dim": 96, "depth": 3, "hidden": 192, "widths": (48,) * 7}
 
 
 def networks() -> dict[str, Any]:
-    """The models by name: a page, or a recipe."""
-    narrow = {"embed.widths": (64,) * 7}
-    plain = pages.recipe("wav2vec2", "mini").but(narrow)
+    """The models by name."""
+    plain = pages.recipe("wav2vec2", "mini", **SMALL)
     mels: Recipe = plain.but({"embed": Mels.of(mels=80, context=WINDOW * 50)})
-    return {
-        "wav2vec 2.0": plain,
-        "the same blocks, log-mels": mels,
-        "Conformer": pages.recipe("conformer", "mini").but(narrow),
-    }
+    conformer = pages.recipe("conformer", "mini", **SMALL, position_groups=1)
+    return {"wav2vec 2.0": plain, "the same blocks, log-mels": mels, "Conformer": conformer}
 
 
 def errors(model: Any, folder: Path) -> tuple[ErrorRate, ErrorRate, int]:
-    """The wrong characters and words of the test, and the sentences that are right."""
+    """The wrong characters and figures of the test, and the sentences that are right."""
     letters, words, right = ErrorRate(), ErrorRate(), 0
     for sound in sorted(folder.glob("*.wav")):
         expected, found = sound.with_suffix(".txt").read_text(), spell(model, sound).text
@@ -133,7 +133,7 @@ def main() -> None:
         speak(learned, TRAIN, LEARNED, SEED)
         speak(heard, TEST, HEARD, SEED + 1)
         table = [
-            f"| letters of digits, {args.steps} steps of 8 sentences | parameters | wrong characters | wrong words "
+            f"| spoken digits, {args.steps} steps of 8 sentences | parameters | wrong characters | wrong figures "
             "| sentences right | minutes |",
             "|---|---|---|---|---|---|",
             shown("the most frequent sentence", "", guess(learned, heard), ""),
@@ -143,7 +143,7 @@ def main() -> None:
                 continue
             begun = time.perf_counter()
             done = train(
-                model=recipe, data=str(learned), out=Path(work, str(number)), steps=args.steps, batch=8, lr=1e-3,
+                model=recipe, data=str(learned), out=Path(work, str(number)), steps=args.steps, batch=8, lr=2e-3,
                 warmup=args.steps // 10, seed=SEED, save_every=max(1, args.steps // 4), cache=str(Path(work, "cache")),
             )  # fmt: skip
             size = f"{sum(p.numel() for p in done.model.parameters()) / 1e6:.1f} M"

@@ -20,7 +20,7 @@ VERBS = {
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
     "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
-    "reconstruct": "paint",
+    "reconstruct": "paint", "graphs": "predict",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption", "reconstruct")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -66,6 +66,8 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "graphs":
+        return [source, *(word for name, column in fields.items() for word in (f"--fields.{name}", column))]
     if task == "forecast":
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]

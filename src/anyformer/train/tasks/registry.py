@@ -20,6 +20,8 @@
 |          |                   |                                                   | `boxes` and `label`               |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
+| graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
+|          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 | contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
@@ -58,6 +60,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Encoder, "pixel_values"): ("images",),
     (Encoder, "input_values"): ("ctc", "contrast", "units"),
     (Encoder, "input_features"): ("ctc",),
+    (Encoder, "nodes"): ("graphs",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
@@ -70,7 +73,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
