@@ -170,6 +170,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fewer patches than the grid": ({"pixel_values": torch.zeros(60, 24)}, "of 68 patches, and pixel_values has 60"),
     "an odd grid": ({"grid_thw": torch.tensor([[1, 3, 4], [1, 10, 4], [1, 4, 4]])}, "picture 0 has 1 x 3 x 4 patches"),
     "pixels in place of patches": ({"pixel_values": torch.zeros(3, 3, 8, 8)}, r"must be \(patches, 24\)"),
+    "a video among pictures": (
+        {"grid_thw": torch.tensor([[1, 2, 6], [2, 10, 2], [1, 4, 4]])}, "picture 1 has 2 frames; a video is another"
+    ),
     "a grid of fractions": ({"grid_thw": torch.ones(3, 3)}, "whole numbers"),
     "a sound with another one's mels": ({"input_features": torch.zeros(3, 7, 23)}, r"must be \(sounds, 6, frames\)"),
     "a sound without its mask": ({"feature_attention_mask": None}, "feature_attention_mask is missing"),

@@ -52,6 +52,20 @@ class Views(Medium):
     def front(self) -> Cubes:
         return self.tower.entrances()[0].front
 
+    def forward(self, given: Inputs) -> tuple[Output, Tensor]:
+        self.check(given)
+        return super().forward({name: value for name, value in given.items() if name != SECONDS})
+
+    def check(self, given: Inputs) -> None:
+        """Raises ValueError for a picture of several frames."""
+        grid = given.get("grid_thw")
+        if grid is not None and grid.ndim == 2 and readable(grid) and bool((late := grid[:, 0] > 1).any()):
+            at = int(late.nonzero()[0])
+            raise ValueError(
+                f"{self.prefix}grid_thw: picture {at} has {int(grid[at, 0])} frames; a video is another medium, with "
+                "the seconds of its frames"
+            )
+
     def each(self, out: Output, vectors: Tensor, given: Inputs) -> list[Tensor]:
         return list(vectors[0].split(self.lengths(given)))
 
@@ -117,10 +131,6 @@ class Videos(Views):
     def example(self, rows: int, noise: torch.Generator) -> dict[str, Tensor]:
         made = self.front.example(rows, (1, 1, 2), noise)
         return {**made, SECONDS: (torch.arange(rows) % 3 + 1) / (2 * self.rate)}
-
-    def forward(self, given: Inputs) -> tuple[Output, Tensor]:
-        self.check(given)
-        return super().forward({name: value for name, value in given.items() if name != SECONDS})
 
     def check(self, given: Inputs) -> None:
         """Raises ValueError for videos without the seconds of their frames, or with others than theirs."""
