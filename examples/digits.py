@@ -1,6 +1,6 @@
 """Spoken digits by CTC from scratch, on synthetic speech, tested on a voice that training never heard, in minutes.
 
-    python examples/digits.py --into docs/sound.md    # prints the table, writes it there
+    python examples/digits.py --into docs/sound.md    # prints the table, writes it there or at the end
 
 Speech is made by flite (voices kal, awb, rms; slt for the test) and espeak-ng (four voices), Debian packages that are
 fetched and unpacked into the cache; nothing is installed. A sentence is one to four words from zero to nine, and its
