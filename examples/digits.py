@@ -1,6 +1,6 @@
 """Spoken digits by CTC from scratch, on synthetic speech, tested on a voice that training never heard, in minutes.
 
-    python examples/digits.py --into docs/sound.md    # prints the table, writes it there
+    python examples/digits.py --into docs/sound.md    # prints the table, writes it there or at the end
 
 Speech is made by flite (voices kal, awb, rms; slt for the test) and espeak-ng (four voices), Debian packages that are
 fetched and unpacked into the cache; nothing is installed. A sentence is one to four words from zero to nine, and its
@@ -83,12 +83,12 @@ def speak(folder: Path, voices: tuple[str, ...], count: int, seed: int) -> None:
         sound.with_suffix(".txt").write_text(" ".join(map(str, figures)))
 
 
-SMALL = {"dim": 96, "depth": 3, "hidden": 192, "widths": (48,) * 7}
+SMALL = {"dim": 64, "depth": 3, "hidden": 128, "widths": (32,) * 7, "position_width": 16}
 
 
 def networks() -> dict[str, Any]:
     """The models by name."""
-    plain = pages.recipe("wav2vec2", "mini", **SMALL)
+    plain = pages.recipe("wav2vec2", "mini", **SMALL, position_groups=4)
     mels: Recipe = plain.but({"embed": Mels.of(mels=80, context=WINDOW * 50)})
     conformer = pages.recipe("conformer", "mini", **SMALL, position_groups=1)
     return {"wav2vec 2.0": plain, "the same blocks, log-mels": mels, "Conformer": conformer}
@@ -124,7 +124,7 @@ def guess(learned: Path, heard: Path) -> tuple[ErrorRate, ErrorRate, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", nargs="+", help="some of the networks")
     parser.add_argument("--into", type=Path, help=f"a text whose table, between {BEGIN} and {END}, is written anew")
     args = parser.parse_args()
@@ -143,7 +143,7 @@ def main() -> None:
                 continue
             begun = time.perf_counter()
             done = train(
-                model=recipe, data=str(learned), out=Path(work, str(number)), steps=args.steps, batch=8, lr=2e-3,
+                model=recipe, data=str(learned), out=Path(work, str(number)), steps=args.steps, batch=8, lr=3e-3,
                 warmup=args.steps // 10, seed=SEED, save_every=max(1, args.steps // 4), cache=str(Path(work, "cache")),
             )  # fmt: skip
             size = f"{sum(p.numel() for p in done.model.parameters()) / 1e6:.1f} M"

@@ -197,7 +197,8 @@ def _ranges(indices: list[int]) -> str:
 def _thing(canvas: Canvas, x: float, y: float, label: str, recipe: Recipe, where: str, shared: list[str]) -> float:
     name = recipe.part.__name__
     if issubclass(recipe.part, Kept):
-        held = "" if recipe.held is None else f"{recipe.held.part.__name__}, "
+        part = recipe.options.get("held")  # a kind of it can name what it holds itself
+        held = "" if part is None else f"{part.part.__name__}, "
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", [f"{held}not computed"], PAPER)
     if "mixer" not in recipe.options or not recipe.options.keys() & {"norm", *STREAMS}:
         return canvas.box(x, y, f"{where or f'{label}:'} {name}", _lines(recipe), COLOURS.get(label, PAPER))
