@@ -94,9 +94,11 @@ def test_the_python_about_pictures_inside_a_text_runs_and_prints_what_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = (DOCS / "multimodal.md").read_text()
-    code, output = (re.findall(rf"```{kind}\n(.*?)```", text, re.S)[0] for kind in ("python", "text"))
-    exec(compile(code, "docs/multimodal.md", "exec", dont_inherit=True), {})
-    assert capsys.readouterr().out == output
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
+    assert len(blocks) == 2
+    for code, output in blocks:
+        exec(compile(code, "docs/multimodal.md", "exec", dont_inherit=True), {})
+        assert capsys.readouterr().out == output
 
 
 def test_the_python_about_pictures_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

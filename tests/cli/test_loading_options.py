@@ -20,6 +20,7 @@ CALLS = {
     "act": ("MODEL", "--env", "CartPole-v1"), "paint": ("MODEL", "a"),
     "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
+    "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -34,6 +35,7 @@ HEADLESS = {
     "ask",
     "act",
     "paint",
+    "serve",
     "train",
     "finetune",
 }  # they need a head
@@ -94,7 +96,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing and does not act
-    refused = ("classify", "tag", "detect", "transcribe", "caption", "ask", "act", "paint")
+    refused = ("classify", "tag", "detect", "transcribe", "caption", "ask", "act", "paint", "serve")
     assert code == (2 if name in refused else 0), err
 
 

@@ -26,6 +26,7 @@ TRAIN = {
     "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
     "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
     "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
+    "reconstruct": ("--model", "dvae", "--size", "tiny", "--data", "PICTURES"),
     "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
     "detect": ("--model", "detr", "--size", "mini", "--data", "BOXES"),

@@ -1,6 +1,7 @@
 """Rows that join a batch while others are decoded, and leave it: every page that generates."""
 
 import pytest
+import torch
 
 from anyformer.generate import generate
 from anyformer.generate.decoding import Rows
@@ -16,9 +17,16 @@ def start(m, prompt: list[int], chunk: int) -> tuple[Rows, int]:
     run = Rows(m, [prompt], NEW, True)
     while run.unread:
         run.read(chunk)
-    token = run.scores().argmax(-1)
+    token = likeliest(m, run)
     run.append(token[:, None])
     return run, int(token)
+
+
+def likeliest(m, run: Rows) -> torch.Tensor:
+    """The next token of each row; placeholders of media are never written."""
+    scores = run.scores().clone()
+    scores[:, [n for n in m.placeholders if n < scores.shape[1]]] = -torch.inf
+    return scores.argmax(-1)
 
 
 @pytest.mark.parametrize("name", each_page())
@@ -42,7 +50,7 @@ def test_a_row_that_joins_gets_what_it_gets_alone(name):
             texts[step // 2], places = [first], [*places, step // 2]
         if not places:
             break
-        tokens = run.scores().argmax(-1)
+        tokens = likeliest(m, run)
         run.append(tokens[:, None])
         for row, token in zip(places, tokens.tolist(), strict=True):
             texts[row].append(token)

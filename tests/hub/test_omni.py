@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import anyformer as af
-from anyformer.contract import oracle
+from anyformer.contract import oracle, tracing
 from anyformer.contract.probe import Batch, close
 from anyformer.contract.subjects import Subject
 from anyformer.generate import generate
@@ -88,8 +88,8 @@ def test_media_of_any_size_in_any_order_are_those_of_transformers(side, padding)
     given = padded(padding)
     keep = given["attention_mask"].bool()
     batch = Batch(given, keep=keep, inserts=side.ours.inserts(given), padding=frozenset({"attention_mask"}))
-    theirs, ours = side.run(batch), oracle.trace(side.ours, batch)
-    for name, own in oracle.aligned(ours, theirs, batch).items():
+    theirs, ours = side.run(batch), tracing.trace(side.ours, batch)
+    for name, own in tracing.aligned(ours, theirs, batch).items():
         close(ours[own][keep], theirs[name][keep], name)
 
 

@@ -140,6 +140,6 @@ def test_a_state_goes_back_and_on() -> None:
 
 
 @pytest.mark.parametrize("options", [{"size": 0}, {"cells": 3}, {"levels": 0}, {"heads": 0}])
-def test_impossible_options_are_named(options: dict[str, int]) -> None:
+def test_impossible_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="cells a divisor of size"):
         Hierarchical.of(**{"heads": 2, "size": 4, **options}).build(DIM)

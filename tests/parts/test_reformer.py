@@ -33,7 +33,8 @@ def subject(case: str) -> Subject:
 def test_long_texts_are_transformers(case: str) -> None:
     """Each row of a padded batch is theirs alone: logits and hidden states, at lengths around whole chunks."""
     pytest.importorskip("transformers", reason="needs transformers")
-    from anyformer.contract.oracle import meet, trace
+    from anyformer.contract.oracle import meet
+    from anyformer.contract.tracing import trace
 
     here, rng = subject(case), random.Random(0)
     side = meet(here, hubs(here)[0])

@@ -12,6 +12,7 @@ import pytest
 import anyformer as af
 from anyformer.generate import generate
 from anyformer.generate.options import Options
+from anyformer.generate.prompts import Prompts
 from anyformer.serve.engine import Engine, Queue
 from anyformer.serve.jobs import Call, Event, Failed, Job, Made, Refused, Write
 from anyformer.serve.limits import Limits
@@ -54,7 +55,7 @@ def write(
     """Submits one prompt."""
     given = {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None, "stop": (),
              "seed": None, "cache": True, **options}  # fmt: skip
-    made, ids = Answer(rows), engine.models[name].tokenizer.encode(text)
+    made, ids = Answer(rows), Prompts(engine.models[name], text).rows[0]
     each = [Options(count, **given) for _ in range(rows)]
     engine.submit(name, [Write(client, time.monotonic() + 60, made, ids=ids, options=each, top=2)])
     return made
@@ -109,6 +110,21 @@ def test_drawn_texts_are_those_of_generate_with_their_seeds(engine, loaded):
         generate(loaded["llama"], f"prompt {i} {'é' * i}", max_new_tokens=12, seed=i, **options) for i in range(7)
     ]
     assert [one.wait().texts[0] for one in many] == expected and len(set(expected)) == 7
+
+
+def test_short_prompts_are_read_together_and_fail_alone(engine, loaded):
+    running = engine(rows=16)
+    for name in ("llama", "mamba", "t5"):
+        before = running.metrics.text()
+        model, texts = loaded[name], [f"{i} {'é' * (i % 4)}" for i in range(8)]
+        with running._work:  # all of them wait before the engine looks
+            many = [write(running, name, text, 6, rows=1 + i % 3) for i, text in enumerate(texts)]
+            wrong = write(running, name, "x", 6, logit_bias={999: 1.0})
+        for text, one in zip(texts, many, strict=True):
+            assert one.wait().texts == [generate(model, text, max_new_tokens=6)] * len(one.texts)
+        with pytest.raises(ValueError, match="999"):
+            wrong.wait()
+        assert before != running.metrics.text()
 
 
 def test_a_long_prompt_does_not_hold_up_the_others(engine, loaded):

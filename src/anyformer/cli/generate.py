@@ -52,7 +52,7 @@ def generate(
 
     loaded = models.load(model, task=task, ignore=ignore)
     files = {"images": image, "sounds": sound, "videos": video}
-    media = {kind: [Path(name) for name in names or ()] or None for kind, names in files.items()}
+    media: dict[str, Any] = {kind: [Path(name) for name in names or ()] or None for kind, names in files.items()}
     before = [""] * len(prompt) if loaded.reads_source else prompt
     search = any(options[name] != value for name, value in NO_SEARCH.items())  # knows its text only at the end
     if json or len(prompt) > 1 or search:

@@ -1,4 +1,4 @@
-"""make pictures of a class or a text, out of noise."""
+"""make pictures of a class or a text, out of noise; or a picture again, of its codes (dVAE)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def paint(
 
     Args:
         model: a directory, of a model that `anyformer train --task paint` made.
-        what: a class by its name or number, or a text, as the model learned.
+        what: a class by its name or number, or a text, as the model learned; for a dVAE the file of a picture.
         out: a file; several pictures are numbered: boot-1.png, boot-2.png.
         count: pictures.
         steps: of the sampler.
@@ -42,9 +42,13 @@ def paint(
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate import paint as pictures
+    from anyformer.generate import repaint
     from anyformer.media.picture import write
 
     loaded = models.load(model, text=False, task=task, ignore=ignore)
+    if hasattr(loaded, "coded"):
+        print(write(repaint(loaded, [Path(what)])[0], Path(out)))
+        return
     made = pictures(loaded, what, steps=steps, guidance=guidance, seed=seed, sampler=sampler, eta=eta, count=count)
     path = Path(out)
     for number, picture in enumerate(made, 1):

@@ -28,6 +28,7 @@ def serve(
     seconds: float = 600.0,
     body: int = 8_000_000,
     drain: float = 30.0,
+    task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
     """Serves models until Ctrl-C or SIGTERM: OpenAI's routes under /v1, and a page at /.
@@ -45,6 +46,7 @@ def serve(
         seconds: the most time of a text, its waiting included.
         body: the most bytes of a request.
         drain: seconds that answers have to end after SIGTERM.
+        task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.data.models import find
@@ -57,7 +59,7 @@ def serve(
     if api_key_file is not None:
         key = Path(api_key_file).expanduser().read_text(encoding="utf-8").strip()
     check_key(host, key)
-    loaded = [models.load(name, text=False, ignore=ignore) for name in model]
+    loaded = [models.load(name, text=False, task=task, ignore=ignore) for name in model]
     places = [find(name) for name in model]
     run(loaded, model, places=places, host=host, port=port, key=key, allow_host=allow_host, exact=exact, limits=limits)
 

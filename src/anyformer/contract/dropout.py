@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from anyformer.contract.check import LeftOut, check
 from anyformer.contract.hyper import key_of
 from anyformer.contract.kernels import changed
-from anyformer.contract.oracle import in_training, meet, trace
+from anyformer.contract.oracle import in_training, meet
 from anyformer.contract.probe import close, draw, expect, run, same
 from anyformer.contract.subjects import Subject, apart_from_tiny, hubs, redrawn
+from anyformer.contract.tracing import trace
 from anyformer.core import hyper, pages
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
@@ -68,10 +69,7 @@ def dropout_is_where_the_oracle_has_it(subject: Subject, hub: Hub) -> float:
     batch = draw(other, random.Random(52), [9, 9])
     quiet = run(ours.eval(), batch)
     with in_training(side.theirs), standing_in("dropout", shrunk), torch.no_grad():
-        torch.manual_seed(0)
-        expected = side.named(side.call(batch))
-        torch.manual_seed(0)
-        actual = trace(ours.train(), batch)
+        expected, actual = side.named(side.call(batch)), trace(ours.train(), batch)
     names = [n for n in expected if not n[-1].isdigit()]
     expect(any(not torch.equal(actual[n], quiet[n]) for n in quiet), "no dropout acts in training")
     return max(close(actual[n], expected[n], f"with dropout: {n}") for n in names)

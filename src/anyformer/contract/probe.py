@@ -68,6 +68,7 @@ class Batch:
         inserts: of inputs with an entry for each medium, the row, first position and end of every entry, (N, 3).
         padding: the padding masks among the inputs.
         positioned: the inputs over positions of the stream.
+        square: the inputs whose axis 2 the padding mask counts, too: what lies between two nodes.
     """
 
     inputs: dict[str, Tensor]
@@ -80,6 +81,7 @@ class Batch:
     inserts: Mapping[str, Tensor] = field(default_factory=dict)
     padding: frozenset[str] = frozenset()
     positioned: frozenset[str] = frozenset()
+    square: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -97,7 +99,9 @@ class Batch:
             keep = self.mask(name, self.source is not None and name == "input_ids")
             padded = keep is not None and name in self.counted
             alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
-        kept = {n: getattr(self, n) for n in ("across", "counted", "padding", "positioned")}
+            if keep is not None and name in self.square:
+                alone[name] = alone[name][:, :, keep[i]]
+        kept = {n: getattr(self, n) for n in ("across", "counted", "padding", "positioned", "square")}
         return Batch(alone, **kept)
 
     def mask(self, name: str, source: bool = False) -> Tensor | None:
@@ -210,8 +214,9 @@ def draw(
     made = model.complete(inputs if media else {n: v for n, v in inputs.items() if n in required})
     padding = frozenset(entrance.mask for entrance in model.entrances() if entrance.mask is not None)
     positioned = frozenset(name for name, read in model.inputs().items() if read.positions)
+    square = frozenset(name for name, read in model.inputs().items() if len(read.counted) > 1)
     inserts = model.inserts(made)
-    return Batch(made, keep, source_keep, model.across, full, places, counted, inserts, padding, positioned)
+    return Batch(made, keep, source_keep, model.across, full, places, counted, inserts, padding, positioned, square)
 
 
 def reads_whole(model: Any) -> bool:

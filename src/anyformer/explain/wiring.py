@@ -109,8 +109,8 @@ def _beside(canvas: Canvas, x: float, recipe: Recipe) -> None:
         ends[name] = x, _column(canvas, x, 0.85, options, name) + GAP
         x = canvas.right + 1.1 + WIDE / 2
     _column(canvas, x, 0.85, {n: v for n, v in recipe.options.items() if n not in ("media", "images")}, "")
-    for name in media:  # into the front-end of the text
-        _arrow(canvas, ends[name], (x, 1.0))
+    for end in ends.values() if media else ():  # into the front-end of the text
+        _arrow(canvas, end, (x, 1.0))
     for at in canvas.reads if ends else ():  # the branches that read the last of the stacks
         _arrow(canvas, list(ends.values())[-1], at)
 

@@ -12,7 +12,7 @@ continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
-painting.py      `paint`: pictures of a class or a text
+painting.py      `paint`: pictures of a class or a text; `repaint`: of codes
 acting.py        `rollout`: episodes of an environment
 classifying.py   `classify`
 tagging.py       `tag`
@@ -21,6 +21,7 @@ seeing.py        pictures, sounds and videos in prompts
 captioning.py    `caption`, `ask`: texts about pictures
 answering.py     `answer`: questions about the objects of pictures
 transcribing.py  `transcribe`: sounds to text
+judging.py       `judge`: the value or the class of graphs
 forecasting.py   `forecast`: what comes in a time series
 speech.py        marks, languages and the grammar of times
 timing.py        times of words
@@ -35,11 +36,12 @@ from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
 from anyformer.generate.forecasting import backtest, forecast
-from anyformer.generate.painting import paint
+from anyformer.generate.judging import judge
+from anyformer.generate.painting import paint, repaint
 from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
     "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate",
-    "paint", "ranked", "rollout", "stream", "tag", "transcribe",
+    "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

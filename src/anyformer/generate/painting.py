@@ -65,6 +65,30 @@ def paint(
     return model.processor.pictures(torch.cat(made).float().cpu().numpy())
 
 
+@torch.inference_mode()
+def repaint(model: Any, pictures: Sequence[Any]) -> np.ndarray:
+    """Pictures as a discrete autoencoder (dVAE) says them, by the likeliest code of each cell.
+
+    Args:
+        pictures: of any kind that `media.picture` reads.
+
+    Returns:
+        (N, height, width, C) uint8, in the size of the model.
+
+    Raises:
+        ValueError: for a model without codes or without a processor.
+    """
+    if not hasattr(model, "coded") or model.processor is None:
+        what = "no codes" if not hasattr(model, "coded") else "no processor"
+        raise ValueError(f"a {type(model).__name__} has {what}; train one: anyformer train --model dvae --data …")
+    like, made = next(model.parameters()), []
+    with evaluating(model):
+        for at in range(0, len(pictures), BATCH):
+            pixels = model.processor(list(pictures[at : at + BATCH]))["pixel_values"].to(like)
+            made.append(model(pixel_values=pixels).heads["pixels"].float().cpu().numpy())
+    return model.processor.pictures(np.concatenate(made))
+
+
 def about(model: Any, words: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The subjects of rows, and those of rows about nothing, as inputs of the model."""
     if "input_ids" in model.inputs():

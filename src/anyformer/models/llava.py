@@ -11,6 +11,7 @@ Files keep the blocks and the norm behind the layer that is read; nothing comput
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables import llava as tables
@@ -82,7 +83,7 @@ def llava(c: LLaVA) -> Recipe:
 
 
 def text(c: Text) -> Recipe:
-    known = {"llama": (Llama, llama), "mistral": (Llama, llama), "qwen2": (Qwen2, qwen2)}
+    known: dict[str, tuple[Any, Any]] = {"llama": (Llama, llama), "mistral": (Llama, llama), "qwen2": (Qwen2, qwen2)}
     kind, page = choose("LLaVA", "text.family", c.family, known)
     given = {f.name: getattr(c, f.name) for f in fields(c) if f.name != "family"}
     own = {f.name for f in fields(kind)}

@@ -9,7 +9,7 @@ waiting ── prompt, a chunk at a time ──┬── one batch of all texts 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from anyformer.serve.jobs import Failed, Read, Write
 from anyformer.serve.limits import Limits
 from anyformer.serve.metrics import Metrics
 from anyformer.serve.texts import Piece, Text, Token, logs
+
+if TYPE_CHECKING:
+    from anyformer.serve.engine import Queue
 
 ROOM = 256  # new tokens for which memory is reserved at once; it grows when they are used
 
@@ -35,26 +38,39 @@ class Row:
 
 
 class Reading:
-    """A prompt that is being read."""
+    """Prompts that are being read: one of any length, or several short ones at once.
 
-    def __init__(self, model: Any, job: Write):
-        self.job = job
-        self.tokens: list[Token] = [Token(job.ids[0])] if job.echo else []
-        self.run = _rows(model, job)
-        # every rule and option is checked before anything is computed
-        before = None if model.reads_source else job.ids[-1]
-        self.texts = [Text(self.run, before, options, job.top) for options in job.options]
-        self.scores: Tensor | None = None  # (1, V) when all is read
+    Jobs whose options make no sense are told, and are not among `jobs`.
+    """
+
+    def __init__(self, model: Any, jobs: list[Write]):
+        self.jobs: list[Write] = []
+        self.texts: list[list[Text]] = []  # of each job
+        self.run, left = _rows(model, jobs), []
+        for row, job in enumerate(jobs):  # every rule and option is checked before anything is computed
+            before = None if model.reads_source else job.ids[-1]
+            try:
+                self.texts.append([Text(self.run, row, before, options, job.top) for options in job.options])
+            except ValueError as error:
+                _fail([job], error)
+            else:
+                self.jobs.append(job)
+                left.append(row)
+        if left:
+            self.run.reorder(left)
+        self.tokens: list[Token] = [Token(jobs[0].ids[0])] if jobs[0].echo else []
+        self.scores: Tensor | None = None  # (B, V) when all is read
 
     def step(self, chunk: int) -> bool:
         """Reads the next tokens; true if all are read."""
-        if self.run.unread > (0 if self.job.echo else chunk):
+        job = self.jobs[0]
+        if self.run.unread > (0 if job.echo else chunk):
             at = 0 if self.run.state is None else self.run.state.length
             scores = self.run.read(chunk)[0]  # (T, V)
-            if self.job.echo:
-                self.tokens += logs(scores, self.job.ids[at + 1 : at + 1 + len(scores)], self.job.top)
+            if job.echo:
+                self.tokens += logs(scores, job.ids[at + 1 : at + 1 + len(scores)], job.top)
             return False
-        if self.job.options:
+        if job.options:
             self.scores = self.run.scores()
         return True
 
@@ -68,26 +84,44 @@ class Batch:
 
     def __init__(self, model: Any, limits: Limits, exact: bool, metrics: Metrics, name: str):
         self.model, self.limits, self.exact, self.metrics, self.name = model, limits, exact, metrics, name
+        self.joins = not exact and _joins(model)
         self.reading: Reading | None = None
         self.groups: list[tuple[Rows, list[Row]]] = []
 
     @property
     def rows(self) -> int:
         """The number of places taken."""
-        waiting = 0 if self.reading is None else max(1, len(self.reading.texts))
+        waiting = 0 if self.reading is None else sum(map(_places, self.reading.jobs))
         return waiting + sum(len(rows) for _, rows in self.groups)
 
     def bytes(self) -> int:
         """Memory of the states."""
         return sum(run.state.bytes() for run, _ in self.groups if run.state is not None)
 
-    def fits(self, job: Write) -> bool:
-        """True if the job can begin now."""
-        return self.reading is None and self.rows + max(1, len(job.options)) <= max(self.limits.rows, len(job.options))
+    def take(self, queue: Queue) -> list[Write]:
+        """The jobs that can begin now: the first one, and with a short prompt others behind it that fit in a chunk."""
+        jobs: list[Write] = []
+        while self.reading is None and isinstance(job := queue.peek(), Write):
+            taken = self.rows + sum(map(_places, jobs))
+            if taken + _places(job) > max(self.limits.rows, 0 if jobs else _places(job)):
+                break
+            together = [*jobs, job]
+            if jobs and not (
+                all(map(self._short, together)) and sum(len(j.ids) for j in together) <= self.limits.chunk
+            ):
+                break
+            queue.take()
+            jobs.append(job)
+        return jobs
 
-    def begin(self, job: Write) -> None:
-        """Begins to read the prompt of a job."""
-        self._guarded([job], lambda: setattr(self, "reading", Reading(self.model, job)))
+    def _short(self, job: Write) -> bool:
+        """True if the prompt can be read together with others."""
+        return self.joins and not job.media and not job.echo and bool(job.options)
+
+    def begin(self, jobs: list[Write]) -> None:
+        """Begins to read prompts."""
+        if self._guarded(jobs, lambda: setattr(self, "reading", Reading(self.model, jobs))):
+            self.reading = self.reading if self.reading is not None and self.reading.jobs else None
 
     def step(self) -> bool:
         """A chunk of a prompt and a token of each text; false if there is nothing to do."""
@@ -95,7 +129,7 @@ class Batch:
             return False
         self._leave()
         if (reading := self.reading) is not None:
-            self._guarded([reading.job], lambda: self._read(reading))
+            self._guarded(reading.jobs, lambda: self._read(reading))
         for group in list(self.groups):
             run, rows = group
             if not self._guarded(list({row.job for row in rows}), lambda r=run, p=rows: self._write(r, p)):  # type: ignore[misc]
@@ -106,54 +140,57 @@ class Batch:
     def _read(self, reading: Reading) -> None:
         if not reading.step(self.limits.chunk):
             return
-        self.reading, job, run = None, reading.job, reading.run
-        self.metrics.add("prompt_tokens_total", len(job.ids), model=self.name)
-        if job.echo or not job.options:
-            job.emit(job.first, Read(reading.tokens))
-        if reading.scores is None:
-            return
-        rows, tokens = [], []
-        for number, text in enumerate(reading.texts):
-            row = Row(job, job.first + number, text)
-            token, piece = text.take(reading.scores)
-            row.give(piece)
-            self.metrics.add("generated_tokens_total", 1, model=self.name)
-            if piece.end is None:
-                rows.append(row)
-                tokens.append(token)
-        self.metrics.first(job.born, self.name)
+        self.reading, run = None, reading.run
+        rows, tokens, index = list[Row](), list[int](), list[int]()
+        for place, job in enumerate(reading.jobs):
+            self.metrics.add("prompt_tokens_total", len(job.ids), model=self.name)
+            if job.echo or not job.options:
+                job.emit(job.first, Read(reading.tokens))
+            if reading.scores is None:
+                continue
+            for number, text in enumerate(reading.texts[place]):
+                row = Row(job, job.first + number, text)
+                token = self._one(row, reading.scores[place : place + 1])
+                if not text.ended and not job.cancelled:
+                    rows.append(row)
+                    tokens.append(token)
+                    index.append(place)
+            self.metrics.first(job.born, self.name)
         if not rows:
             return
-        if len(rows) > 1:
-            run.reorder([0] * len(rows))
+        run.reorder(index)
         run.append(torch.tensor(tokens, device=run.device)[:, None])
-        joins = not self.exact and run.state is not None and run.state.joins
-        if joins and self.groups:
-            self.groups[0][0].join(run)
-            self.groups[0][1].extend(rows)
+        shared = next((group for group in self.groups if self.joins and group[0].state is not None), None)
+        if shared is not None and run.state is not None:
+            shared[0].join(run)
+            shared[1].extend(rows)
         else:
             self.groups.append((run, rows))
 
     def _write(self, run: Rows, rows: list[Row]) -> None:
-        scores, tokens = run.scores(), []  # (B, V)
-        for place, row in enumerate(rows):
-            try:
-                token, piece = row.text.take(scores[place : place + 1])
-            except ValueError as error:  # of one text; the others go on
-                self._fail([row.job], error)
-                token, piece = 0, Piece("")
-            tokens.append(token)
-            row.give(piece)
-            row.text.ended = piece.end is not None
-        self.metrics.add("generated_tokens_total", len(tokens), model=self.name)
+        scores = run.scores()  # (B, V)
+        tokens = [self._one(row, scores[place : place + 1]) for place, row in enumerate(rows)]
         self.metrics.add("steps_total", 1, model=self.name)
         run.append(torch.tensor(tokens, device=run.device)[:, None])
 
+    def _one(self, row: Row, scores: Tensor) -> int:
+        """The next token of a text, whose piece is given; an error is of this text alone."""
+        try:
+            token, piece = row.text.take(scores)
+        except ValueError as error:
+            _fail([row.job], error)
+            return 0
+        row.give(piece)
+        row.text.ended = piece.end is not None
+        self.metrics.add("generated_tokens_total", 1, model=self.name)
+        return token
+
     def _leave(self) -> None:
         """Takes out texts that have ended, or are late, or that nobody waits for."""
-        if self.reading is not None and (self.reading.job.cancelled or self.reading.job.late):
-            self._late(self.reading.job)
-            self.reading = None
+        if self.reading is not None and (gone := [j for j in self.reading.jobs if j.cancelled or j.late]):
+            _fail([job for job in gone if not job.cancelled], TimeoutError())
+            if len(self.reading.jobs) == 1:  # of several short ones the others are read in a moment
+                self.reading = None
         for run, rows in self.groups:
             for row in rows:
                 if row.job.late and not row.text.ended and not row.job.cancelled:
@@ -165,38 +202,49 @@ class Batch:
             rows[:] = [rows[i] for i in left]
         self.groups = [group for group in self.groups if group[1]]
 
-    def _late(self, job: Write) -> None:
-        job.emit(job.first, Failed(TimeoutError()))
-
     def _guarded(self, jobs: list[Write], work: Callable[[], Any]) -> bool:
         """False if the work failed; then its jobs have been told."""
         try:
             work()
             return True
         except Exception as error:
-            if self.reading is not None and self.reading.job in jobs:
+            if self.reading is not None and set(self.reading.jobs) & set(jobs):
                 self.reading = None
-            self._fail(jobs, error)
+            _fail(jobs, error)
             return False
-
-    def _fail(self, jobs: list[Write], error: Exception) -> None:
-        for job in jobs:
-            job.emit(job.first, Failed(error))
-            job.cancelled = True
 
     def stop(self, error: Exception) -> None:
         """Ends all texts with an error."""
         jobs = {row.job for _, rows in self.groups for row in rows}
-        jobs |= set() if self.reading is None else {self.reading.job}
-        for job in jobs:
-            job.emit(job.first, Failed(error))
+        _fail([*jobs, *(self.reading.jobs if self.reading is not None else ())], error)
         self.groups, self.reading = [], None
 
 
-def _rows(model: Any, job: Write) -> Rows:
-    """The prompt in a batch of its own; a model whose parts cannot decode step by step reads all for each token."""
-    room = min(ROOM, max((options.max_new_tokens for options in job.options), default=0))
+def _fail(jobs: list[Write], error: Exception) -> None:
+    """Tells jobs that they have failed; nobody works on them any more."""
+    for job in jobs:
+        job.emit(job.first, Failed(error))
+        job.cancelled = True
+
+
+def _places(job: Write) -> int:
+    """The places that the texts of a job take."""
+    return max(1, len(job.options))
+
+
+def _joins(model: Any) -> bool:
+    """True if rows of the model's state can join others."""
     try:
-        return Rows(model, [job.ids], room, True, job.media)
+        return bool(model.generates and model.start(1, 2).joins)
+    except ValueError:  # a part that cannot decode step by step
+        return False
+
+
+def _rows(model: Any, jobs: list[Write]) -> Rows:
+    """The prompts in a batch; a model whose parts cannot decode step by step reads all for each token."""
+    room = min(ROOM, max((options.max_new_tokens for job in jobs for options in job.options), default=0))
+    prompts, media = [job.ids for job in jobs], jobs[0].media
+    try:
+        return Rows(model, prompts, room, True, media)
     except ValueError:
-        return Rows(model, [job.ids], room, False, job.media)
+        return Rows(model, prompts, room, False, media)

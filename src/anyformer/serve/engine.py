@@ -91,7 +91,7 @@ class Engine:
 
     def joins(self, name: str) -> bool:
         """True if the texts of different requests share a batch."""
-        return not self.exact and self.models[name].start(1, 2).joins
+        return self._batches[name].joins
 
     @property
     def waiting(self) -> int:
@@ -137,8 +137,8 @@ class Engine:
                 if not (begins or self.running):
                     self._work.wait(timeout=1.0)
                     continue
-            for batch, job in begins:
-                batch.begin(job)
+            for batch, jobs in begins:
+                batch.begin(jobs)
             for batch in self._batches.values():
                 batch.step()
         error = Refused(503, "server_stopped", "the server was stopped")
@@ -166,15 +166,13 @@ class Engine:
                 call.emit(call.first, Failed(error))
         _fail(self._calls, Refused(503, "server_stopped", "the server was stopped"))
 
-    def _next(self) -> list[tuple[Batch, Write]]:
-        """What can begin now: at most one prompt a model."""
+    def _next(self) -> list[tuple[Batch, list[Write]]]:
+        """What can begin now."""
         begins = []
         for name, queue in self._queues.items():
             _overdue(queue)
-            job = queue.peek()
-            if isinstance(job, Write) and self._batches[name].fits(job):
-                queue.take()
-                begins.append((self._batches[name], job))
+            if jobs := self._batches[name].take(queue):
+                begins.append((self._batches[name], jobs))
         return begins
 
 

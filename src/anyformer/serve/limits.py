@@ -19,7 +19,7 @@ class Limits:
         prompt_tokens: of a prompt, for models without a context.
         samples: texts of one prompt (`n`).
         prompts: of one request.
-        chunk: tokens of a new prompt that are read between two tokens of the others.
+        chunk: tokens of new prompts that are read between two tokens of the others.
         drain: seconds that running answers have after SIGTERM.
         body_seconds: for the body of a request to arrive.
     """

@@ -107,6 +107,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         try:
             made.bind((host, port))
             made.listen(CONNECTIONS)  # before the address is printed: who reads it can connect
+        except OverflowError:
+            raise ValueError(f"port must be 0 … 65535; got {port}") from None
         except OSError as error:
             raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
         yield made

@@ -53,20 +53,22 @@ class Text:
     """A text that is being written, token by token, from the scores of its row.
 
     Args:
-        run: the batch that has its prompt in row 0. before: the last token of that prompt, or None where the text does
-            not continue it.
+        run: the batch that has its prompt. row: where.
+        before: the last token of that prompt, or None where the text does not continue it.
         top: likeliest tokens to report at each token; None = no log-probabilities.
 
     Raises:
         ValueError: as `Sampler` and `Rules`.
     """
 
-    def __init__(self, run: Rows, before: int | None, options: Options, top: int | None):
+    def __init__(self, run: Rows, row: int, before: int | None, options: Options, top: int | None):
         model = run.model
         self.options, self.top, self.ends, self.count = options, top, end_ids(model), 0
         self.rules = Rules(model, self.ends, options.max_new_tokens)
-        self.sampler = Sampler(options, run.begins[:1], model.vocab, run.device, constraints(model, options, 1))
-        self.written = list(run.begins[0])
+        self.sampler = Sampler(
+            options, run.begins[row : row + 1], model.vocab, run.device, constraints(model, options, 1)
+        )
+        self.written = list(run.begins[row])
         self.writer = Writer(model.tokenizer, before, options.stops)
         self.held: list[Token] = []  # tokens whose text is not final
         self.given, self.ended = 0, False  # tokens in pieces so far

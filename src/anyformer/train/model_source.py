@@ -113,7 +113,7 @@ def model_source(
         size = size or SIZE
         page = pages.page(model)
         kind = registry.choose(task, model, page.recipe(page.at(size, **overrides)), getattr(page.module, "TASK", None))
-        if "vocab" in overrides:
+        if "vocab" in overrides and kind not in registry.WITHOUT_TEXT:
             raise ValueError("overrides.vocab: the tokenizer determines the number of tokens; set vocab instead")
         facts = {"model": model, "size": size, "overrides": overrides}
 
@@ -146,7 +146,7 @@ def model_source(
     facts = {"model": recipe.to_json(), "size": "", "overrides": {}}
 
     def changed(vocab: int, classes: int, others: dict[str, Any]) -> Recipe:
-        sizes = {"vocab": vocab, "classes": classes} if classes else {"vocab": vocab}
+        sizes = {name: count for name, count in (("vocab", vocab), ("classes", classes)) if count}
         ends = {path: sizes.get(path.split(".")[-1]) for path, _ in recipe.walk()}
         return recipe.but({path: value for path, value in ends.items() if value is not None}).but(others)
 

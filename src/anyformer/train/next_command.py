@@ -20,8 +20,9 @@ VERBS = {
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
     "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
+    "reconstruct": "paint", "graphs": "predict",
 }  # fmt: skip
-SHOWN = ("images", "match", "caption")  # tasks whose verbs are given a picture of the rows
+SHOWN = ("images", "match", "caption", "reconstruct")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
 
@@ -65,6 +66,8 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "graphs":
+        return [source, *(word for name, column in fields.items() for word in (f"--fields.{name}", column))]
     if task == "forecast":
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]
@@ -73,6 +76,8 @@ def _words(
         return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
     if task == "answer":
         return [source]
+    if task == "reconstruct":
+        return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
     if task == "paint":
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

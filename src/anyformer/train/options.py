@@ -99,9 +99,9 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            caption (LLaVA), paint (DiT), answer (LXMERT), act or clone, forecast (Informer), ctc, contrast or units
-            (sound); by default the first one that fits the model. Those from seq2seq on read rows, see
-            `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
+            caption (LLaVA), paint (DiT), reconstruct (dVAE), answer (LXMERT), act or clone, forecast (Informer), ctc,
+            contrast or units (sound), graphs; by default the first one that fits the model. Those from seq2seq on read
+            rows, see `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.
@@ -182,7 +182,18 @@ class FinetuneOptions(RunOptions):
     data: str | Path | dict[str, float] = field(default="", kw_only=False)
     method: Literal["full", "lora", "dora", "qlora"] = field(default="lora", kw_only=False)
     task: Literal[
-        "auto", "write", "seq2seq", "classify", "tag", "embed", "images", "match", "caption", "paint", "answer"
+        "auto",
+        "write",
+        "seq2seq",
+        "classify",
+        "tag",
+        "embed",
+        "images",
+        "match",
+        "caption",
+        "paint",
+        "answer",
+        "reconstruct",
     ] = "auto"
     targets: list[str] | None = None
     rank: int | None = None

@@ -91,5 +91,7 @@ def real_tokens(batch: dict[str, Tensor]) -> int:
     for name, at_least in (("decoder_attention_mask", 1), ("attention_mask", 1), ("document_ids", 0)):
         if name in batch:
             return int((batch[name] >= at_least).sum())
-    names = ("decoder_input_ids", "input_ids", "pixel_values", "input_values", "input_features", "past_values")
+    names = (
+        "decoder_input_ids", "input_ids", "pixel_values", "input_values", "input_features", "past_values", "nodes"
+    )  # fmt: skip
     return next(batch[n] for n in names if n in batch).numel()

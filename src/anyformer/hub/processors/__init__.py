@@ -21,6 +21,7 @@ from anyformer.hub.processors import cubes
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.cubes import CubeProcessor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
+from anyformer.hub.processors.graphs import GraphProcessor
 from anyformer.hub.processors.images import ImageProcessor, trained
 from anyformer.hub.processors.keys import CLASS, kind_of
 from anyformer.hub.processors.series import SeriesProcessor
@@ -30,14 +31,16 @@ from anyformer.hub.processors.waves import WaveProcessor
 from anyformer.hub.tables.config import Line
 
 __all__ = [
-    "CubeProcessor", "DetectionProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor", "SoundProcessor",
-    "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch", "read_processor", "trained",
+    "CubeProcessor", "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor",
+    "SoundProcessor", "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch", "read_processor",
+    "trained",
     "write_processor",
 ]  # fmt: skip
 OWN: dict[str, type[ImageProcessor]] = {KIND: DetectionProcessor, cubes.KIND: CubeProcessor}  # else ImageProcessor
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
-    p.takes[0]: p for p in (ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor, WaveProcessor)
+    p.takes[0]: p
+    for p in (GraphProcessor, ImageProcessor, SeriesProcessor, SoundProcessor, TrajectoryProcessor, WaveProcessor)
 }  # by main input
 
 

@@ -5,10 +5,12 @@ base.py       `Task`: examples by number, an objective, a measure, a baseline
 text.py       tasks on text: causal, masked, span, denoise
 tables.py     tables of rows; splits.py: which of them are held out
 encode.py     a row as examples of a model
-rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, paint, write
+rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, paint, reconstruct, answer, write
 boxes.py      detect: the things in pictures
+codes.py      reconstruct: the noise of codes, by the number of the example
 painting.py   paint: pictures are noised, by the number of the example
 episodes.py   act and clone: the actions of episodes
+graphs.py     graphs: their value or class
 series.py     forecast: the steps ahead of time series
 """
 
@@ -18,14 +20,27 @@ from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.boxes import BoxData
 from anyformer.train.tasks.episodes import EpisodeData
+from anyformer.train.tasks.graphs import GraphData
 from anyformer.train.tasks.rows import TableData, on_rows
 from anyformer.train.tasks.series import SeriesData
 from anyformer.train.tasks.text import TextData, on_text
 
-__all__ = ["BoxData", "EpisodeData", "SeriesData", "TableData", "TextData", "on_rows", "on_text", "training_data"]
+__all__ = [
+    "BoxData",
+    "EpisodeData",
+    "GraphData",
+    "SeriesData",
+    "TableData",
+    "TextData",
+    "on_rows",
+    "on_text",
+    "training_data",
+]
 
 
-def training_data(kind: str, options: TrainOptions) -> TextData | TableData | EpisodeData | BoxData | SeriesData:
+def training_data(
+    kind: str, options: TrainOptions
+) -> TextData | TableData | EpisodeData | BoxData | SeriesData | GraphData:
     """The training data of `train` for a task.
 
     Raises:
@@ -33,6 +48,8 @@ def training_data(kind: str, options: TrainOptions) -> TextData | TableData | Ep
     """
     if kind in ("act", "clone"):
         return EpisodeData(kind, options)
+    if kind == "graphs":
+        return GraphData(kind, options)
     if kind == "forecast":
         return SeriesData(kind, options)
     if kind == "detect":

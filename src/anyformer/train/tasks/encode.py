@@ -11,6 +11,7 @@
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
+| reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
 | ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
 | contrast | Encoder of sound  | `sound`                                      | hidden frames, found among others    |
 | units    | Encoder of sound  | `sound`                                      | the clusters of hidden frames        |
@@ -78,7 +79,8 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        return self.task not in ("images", "contrast", "units") and self.columns != ("image", "label")
+        apart = ("images", "contrast", "units", "reconstruct")
+        return self.task not in apart and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
@@ -214,6 +216,10 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": ids, "labels": _number(text)}]
 
 
+def _drawn(e: RowEncoder, row: Row) -> list[Example]:
+    return [_kept(e, row["image"])]
+
+
 def _heard(e: RowEncoder, row: Row) -> list[Example]:
     """The name of the file, which is read when a batch needs it, and the symbols of the text."""
     path = pictures.below(e.root, row["sound"], "sound")
@@ -270,7 +276,7 @@ def _number(text: str) -> np.ndarray:
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
-    "ctc": _heard, "contrast": _sounded, "units": _sounded,
+    "ctc": _heard, "contrast": _sounded, "units": _sounded, "reconstruct": _drawn,
 }  # fmt: skip
 
 

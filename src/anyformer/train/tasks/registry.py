@@ -14,11 +14,14 @@
 | detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
+| reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
 |          |                   |                                                   | `boxes` and `label`               |
 | act      | Actor             | take the actions of episodes, by their returns    | rows that are episodes            |
 | clone    | Actor             | the same without returns                          | rows that are episodes            |
+| graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
+|          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 | contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
@@ -38,6 +41,7 @@ from anyformer.core.pages import empty
 from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
+from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -56,6 +60,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Encoder, "pixel_values"): ("images",),
     (Encoder, "input_values"): ("ctc", "contrast", "units"),
     (Encoder, "input_features"): ("ctc",),
+    (Encoder, "nodes"): ("graphs",),
     (Pyramid, "pixel_values"): ("images",),
     (EncoderDecoder, "input_ids"): ("span", "denoise", "seq2seq"),
     (DualTower, "pixel_values"): ("match",),
@@ -64,10 +69,11 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Painter, "pixel_values"): ("paint",),
     (Spliced, "input_ids"): ("caption", "causal"),
     (CrossEncoder, "input_ids"): ("answer",),
+    (Autoencoder, "pixel_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
-WITHOUT_TEXT = ("images", "detect", "act", "clone", "forecast", "contrast", "units")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -85,11 +91,12 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
     "answer": (("question", "features", "boxes", "label"),),
+    "reconstruct": (("image",),),
     "contrast": (("sound",),),
     "units": (("sound",),),
 }
 # tasks whose rows have an image or a sound
-MEDIA = ("images", "match", "caption", "detect", "paint", "ctc", "contrast", "units")
+MEDIA = ("images", "match", "caption", "detect", "paint", "reconstruct", "ctc", "contrast", "units")
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 ROLES = {
     "masked": {**ROUND, "mask_token": "[MASK]"},

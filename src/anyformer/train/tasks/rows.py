@@ -26,7 +26,7 @@ from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
 from anyformer.train.sound_objectives import CTCLoss, MaskedContrast
-from anyformer.train.tasks import hiding, painting, registry, sounds, tables
+from anyformer.train.tasks import codes, hiding, painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -54,7 +54,8 @@ class TableData:
     @property
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
-        return 0 if self.columns in (("image", "label"), ("sound", "text")) else LONGEST
+        short = (("image", "label"), ("image",), ("sound", "text"))
+        return 0 if self.columns in short else LONGEST
 
     @property
     def classes(self) -> int:
@@ -79,7 +80,7 @@ class TableData:
             units = hiding.learn(options.units, model, self._learned(), options.clusters, options.seed)
         encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0, units=units)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
-        if self.kind not in ("paint", "ctc", "contrast"):
+        if self.kind not in ("paint", "reconstruct", "ctc", "contrast"):
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
@@ -211,6 +212,8 @@ def on_rows(
         painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
+    if encoder.task == "reconstruct":
+        rows, batches = codes.prepared(rows, measured, encoder.model, seed)
     if encoder.task in ("contrast", "units"):
         among = hiding.DISTRACTORS if encoder.task == "contrast" else 0
         rows, batches = hiding.prepared(rows, measured, encoder.model, seed, among)
@@ -230,6 +233,8 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
+    if encoder.task == "reconstruct":
+        return objectives.reconstruction, objectives.reconstruction, SQUARED
     if encoder.task == "ctc":
         return CTCLoss(sounds.check(encoder.model)), None, sounds.UNIT
     if encoder.task == "contrast":
