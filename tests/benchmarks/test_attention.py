@@ -30,7 +30,7 @@ from benchmarks.contest import Worker
 
 NO_MIXING = {  # a base, positions, of pictures alone, of two streams or a medium, attention with something around it
     "Chunked", "ConvPositions", "Windows", "Grouped", "JointAttention", "LastJointAttention", "MediaAttention",
-    "ContextAttention", "Shifted", "TurnedAttention",
+    "ContextAttention", "Shifted", "TurnedAttention", "TurnedInput", "NormedPositions", "ConformerEntry", "ConvModule",
 }  # fmt: skip
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16384)
 

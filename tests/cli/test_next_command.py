@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from anyformer.train.next_command import VERBS, next_command
@@ -35,6 +36,9 @@ TRAIN = {
               "--data", "EPISODES"),
     "forecast": ("--model", "informer", "--size", "tiny", "--overrides.lags", "[1,2]", "--data", "SERIES"),
     "graphs": ("--model", "graphormer", "--size", "tiny", "--data", "GRAPHS"),
+    "ctc": ("--model", "wav2vec2", "--size", "tiny", "--data", "SOUNDS"),
+    "contrast": ("--model", "wav2vec2", "--size", "tiny", "--task", "contrast", "--data", "SOUNDS"),
+    "units": ("--model", "hubert", "--size", "tiny", "--task", "units", "--clusters", "3", "--data", "SOUNDS"),
 }  # fmt: skip
 TUNE = {  # task -> what it starts from, and its rows
     "write": ("causal", "PAIRS"), "seq2seq": ("seq2seq", "PAIRS"), "classify": ("masked", "TEXTS"),
@@ -62,6 +66,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (home / name).write_text("".join(json.dumps(row) + "\n" for row in content))
         return home / name
 
+    (home / "sounds").mkdir()
+    for i in range(24):
+        soundfile.write(home / "sounds" / f"{i}.wav", noise.normal(0, 0.1, 1600 + 80 * i), 16000)
+        (home / "sounds" / f"{i}.txt").write_text("ab"[i % 2])
     sides = {"height": 16, "width": 16}
     images = [{"id": i, "file_name": str(home / "flat" / f"{i}.png"), **sides} for i in range(24)]
     marks = [{"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [2, 3, 5, 6]} for i in range(24)]
@@ -73,6 +81,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     steps = [[[0.1 * t] * 4 for t in range(5 + i % 3)] for i in range(20)]
     return {
         "HOME": home, "BOXES": home / "boxes.json", "BOOK": home / "book.txt", "PICTURES": home / "pictures",
+        "SOUNDS": home / "sounds",
         "TEXTS": rows("texts.jsonl", [{"text": s, "label": s.split()[1]} for s in SENTENCES]),
         "WORDS": rows("words.jsonl", [{"words": s.split(), "labels": [w[0] for w in s.split()]} for s in SENTENCES]),
         "PAIRS": rows("pairs.jsonl", [{"source": s, "target": s.upper()} for s in SENTENCES]),
@@ -105,9 +114,14 @@ def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
 
 def check(cli, words: list[str], task: str, folder: Path) -> None:
     assert words[:2] == ["anyformer", VERBS[task]]
-    assert words[-1 if task == "detect" else 2] == str(folder)  # the run stands for its model
-    code, out, err = cli(*words[1:], *(["--max-new-tokens", "4"] if words[1] in ("generate", "chat") else []))
-    assert code == 0 and (out.strip() or words[1] == "generate"), err  # two steps may teach to write nothing
+    place = {"finetune": 3, "detect": -1, "transcribe": -1}.get(words[1], 2)
+    assert words[place] == str(folder)  # the run stands for its model
+    short = {"finetune": ["--steps", "2", "--batch", "4", "--out", str(folder / "tuned"), "--device", "cpu"]}
+    short |= {verb: ["--max-new-tokens", "4"] for verb in ("generate", "chat")}
+    code, out, err = cli(*words[1:], *short.get(words[1], []))
+    assert code == 0 and (out.strip() or words[1] in ("generate", "transcribe")), (
+        err
+    )  # two steps may teach to write nothing
 
 
 def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:

@@ -20,6 +20,7 @@ def answer(
     top: int = 1,
     batch: int = 32,
     json: bool = False,
+    task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
     """Prints the likeliest answers to the question of each row.
@@ -32,6 +33,7 @@ def answer(
         top: answers that are printed.
         batch: rows at once.
         json: all answers with their probabilities, as JSON.
+        task: read another class of the same files.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.data.records import find, records
@@ -39,7 +41,7 @@ def answer(
 
     if most < 1 or top < 1:
         raise ValueError(f"most and top must be at least 1, got {most} and {top}")
-    loaded = models.load(model, ignore=ignore)
+    loaded = models.load(model, task=task, ignore=ignore)
     given = list(itertools.islice(records(find(rows), {}), most))
     ranked = answers(loaded, given, batch)
     if json:
