@@ -31,6 +31,7 @@ from anyformer.hub import load, save
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub
+from anyformer.parts.approximate.autocorrelation import AutoCorrelation
 from anyformer.parts.attention.masks import FAR, Mask
 from anyformer.parts.ffn import ACTIVATIONS
 from anyformer.parts.series.distil import Distil
@@ -83,7 +84,7 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
     side = oracle(subject, hub)
     ours, theirs = fresh(side.ours).train(), side.theirs
     batch = draw(subject, random.Random(2), [9, 9, 9])
-    if subject.holds(Distil):  # over steps that are nearly alike it multiplies what is rounded
+    if subject.holds(Distil) or subject.holds(AutoCorrelation):  # both multiply what is rounded
         side, ours, batch = side.doubled(), ours.double(), batch.to(torch.float64)
         theirs = side.theirs
     with in_training(theirs):
