@@ -21,7 +21,8 @@ CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
 OWN = (
     "bert", "gpt2", "llama", "mistral", "smollm", "qwen2", "gemma3", "gemma3_text", "mixtral", "modernbert",
     "longformer", "t5", "mt5", "marian", "bart", "vit", "swin", "jamba", "mamba", "reformer", "transfo-xl", "whisper",
-    "roberta", "xlm-roberta", "esm", "detr", "idefics", "sd3", "llava", "lxmert", "wav2vec2", "qwen2_5_vl",
+    "roberta", "xlm-roberta", "informer", "autoformer", "esm", "detr", "idefics", "sd3", "llava", "lxmert", "wav2vec2",
+    "qwen2_5_vl",
     "hubert", "wav2vec2-conformer",
 )  # fmt: skip
 OTHERS = {  # of another family, though the folder or the model_type is one of ours: what the error says

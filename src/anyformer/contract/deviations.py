@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
-
 from torch import Tensor
 
 from anyformer.contract.subjects import Subject
@@ -12,7 +10,6 @@ from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
-from anyformer.parts.series.decomposition import SeasonBlock
 from anyformer.parts.sound.conformer import ConvModule
 from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.sound.waves import Waves
@@ -38,18 +35,6 @@ DEVIATIONS = {
     ", and in evaluation mixes up those of all rows. So its layers are given one row after another",
     "unseen": "a window of a series without any observed value has the scale 1; transformers takes that of other rows",
 }
-
-# Parameters whose gradient in training is 0 but for rounding: what follows them takes a constant off again.
-VANISHING = {
-    SeasonBlock: ("encoder*.self_attn_layer_norm.bias", "encoder*.fc2.bias", "final_layer_norm.layernorm.bias")
-}
-ROUNDING = 1e-4
-
-
-def vanishing(subject: Subject, name: str) -> bool:
-    """True if the gradient of a parameter, by its name in files, is 0 but for rounding."""
-    ends = [end for part, own in VANISHING.items() if subject.holds(part) for end in own]
-    return any(fnmatch(name, f"*{end}") for end in ends)
 
 
 def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> str | None:

@@ -6,6 +6,7 @@ import functools
 import math
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ def mended(part: Any) -> None:
 def alone(forward: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **more: Any) -> Any:
     """What the layer gives for each row by itself."""
     sources = [None] * len(hidden_states) if key_value_states is None else key_value_states.split(1)
-    each = [forward(x, source, **more) for x, source in zip(hidden_states.split(1), sources, strict=True)]
+    kept = lambda t: t if t.dtype is torch.float64 else t.to(torch.float32)  # noqa: E731
+    with mock.patch.object(torch.Tensor, "float", kept):  # it adds up in float32, float64, too
+        each = [forward(x, source, **more) for x, source in zip(hidden_states.split(1), sources, strict=True)]
     return tuple(map(torch.cat, zip(*each, strict=True)))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from anyformer.contract.check import LeftOut, check, pads, varied
-from anyformer.contract.deviations import ROUNDING, deviates, vanishing
+from anyformer.contract.deviations import deviates
 from anyformer.contract.diffusers import weights_in
 from anyformer.contract.oracle import (
     Oracle,
@@ -100,9 +100,6 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
     still = {n: torch.zeros_like(b) for n, b in ours.state_dict().items() if b.is_floating_point()}  # buffers: never
     mine = as_theirs(side, hub, still | {n: p.grad for n, p in ours.named_parameters() if p.grad is not None})
     wanted |= {n: g for n, g in mine.items() if n not in wanted and not g.any()}  # an expert without tokens: none is 0
-    for name in [n for n in wanted if vanishing(subject, n)]:
-        rounding = max(float(side.pop(name).abs().max()) for side in (mine, wanted))
-        expect(rounding < ROUNDING, f"the gradient of {name} reaches {rounding:.1e}, and it is 0 but for rounding")
     return max(worst, slopes_agree(mine, wanted, "training"))
 
 

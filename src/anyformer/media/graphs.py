@@ -82,7 +82,9 @@ def of_smiles(text: str) -> Graph:
     try:
         from rdkit import Chem, RDLogger
     except ImportError:
-        raise ImportError("molecules as SMILES need RDKit: pip install rdkit; or give nodes and edges") from None
+        raise ImportError(
+            "molecules as SMILES need RDKit: pip install 'anyformer[molecules]'; or give nodes and edges"
+        ) from None
     RDLogger.DisableLog("rdApp.*")
     molecule = Chem.MolFromSmiles(text)
     if molecule is None or not molecule.GetNumAtoms():

@@ -169,7 +169,7 @@ class Series(FrontEnd):
             "past_observed_mask": there.long(),
             "past_time_features": torch.randn(rows, self.past, self.times, generator=noise),
             "future_time_features": torch.randn(rows, self.horizon, self.times, generator=noise),
-            "future_values": 2 + 3 * torch.randn(rows, self.horizon, *wide, generator=noise),
+            "future_values": torch.randint(0, 9, (rows, self.horizon, *wide), generator=noise).float(),  # for any law
             "static_real_features": torch.randn(rows, self.numbers, generator=noise),
         }
         drawn = [torch.randint(0, t.num_embeddings, (rows,), generator=noise) for t in self._tables()]
