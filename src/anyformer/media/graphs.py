@@ -80,12 +80,12 @@ def of_smiles(text: str) -> Graph:
         ValueError: for text that is no molecule. ImportError: without RDKit.
     """
     try:
-        from rdkit import Chem, RDLogger
+        from rdkit import Chem, rdBase
     except ImportError:
         raise ImportError(
             "molecules as SMILES need RDKit: pip install 'anyformer[molecules]'; or give nodes and edges"
         ) from None
-    RDLogger.DisableLog("rdApp.*")
+    rdBase.DisableLog("rdApp.*")
     molecule = Chem.MolFromSmiles(text)
     if molecule is None or not molecule.GetNumAtoms():
         raise ValueError(f"{text!r:.60} is no molecule in SMILES")
