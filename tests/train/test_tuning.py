@@ -201,7 +201,10 @@ def test_tables_are_mixed_by_weight_and_fields_rename(place, tmp_path):
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"model": "vit", "data": "pictures", "context": 9}, "context=9 is a number of tokens, and .*vit reads images"),
+        (
+            {"model": "vit", "data": "pictures", "context": 9},
+            "context=9 is a number of tokens, and .*vit reads pixel_values",
+        ),
         (
             {"model": "vit", "data": "pictures", "tokenizer": "t5"},
             "vit reads pixel_values, not text; leave tokenizer out",
