@@ -254,22 +254,36 @@ class Pyramid(Slot):
 
     def append(self, pair: Tensor, start: Tensor) -> None:
         """Adds keys and values (2, B, H, T, K) behind the first `start` tokens of each row, (B,)."""
-        many, steps = pair.shape[3], torch.arange
+        many = pair.shape[3]
         self._reserve(int(start.max()) + many)
-        self.memory = self._put(self.memory, pair, start[:, None] + steps(many, device=start.device))
-        wide = self.size // self.cells
-        below, first, many, each = self.memory, start // wide, (many - 1) // wide + 2, wide
-        for level in range(self.depth):  # the cells that the new tokens touch
-            index = first[:, None] + steps(many, device=start.device)  # (B, m)
-            inner = picked(below, index[..., None] * each + steps(each, device=start.device))
-            self.levels[level] = self._put(self.levels[level], inner.to(self.before.dtype).sum(4), index)
-            below, first, many, each = self.levels[level], first // 2, many // 2 + 1, 2
-        first, many = index[:, 0] // self.cells, (index.shape[1] - 1) // self.cells + 2
-        index = first[:, None] + steps(many, device=start.device)
-        inner = picked(below, index[..., None] * self.cells + steps(self.cells, device=start.device)).sum(4)
-        total = picked(self.before, index[:, :1, None])[:, :, :, 0] + inner.cumsum(3)
-        self.before = self._put(self.before, total, index + 1)
+        self.memory = self._put(self.memory, pair, start[:, None] + torch.arange(many, device=start.device))
+        self._add(start, many)
         self.watched = torch.is_grad_enabled()
+
+    def _add(self, start: Tensor, many: int) -> None:
+        """Makes the sums of the cells that `many` tokens behind `start` fill, level by level, up to the first level
+        where they fill none."""
+        below, wide, each, end = self.memory, self.size // self.cells, self.size // self.cells, start + many
+
+        def touched() -> Tensor:
+            """The numbers of the cells, (B, m): some rows fill fewer."""
+            return start[:, None] // wide + torch.arange((many - 1) // wide + 2, device=start.device)
+
+        def inside(index: Tensor) -> Tensor:
+            """The sums of what lies in the cells, (2, B, H, m, K)."""
+            parts = index[..., None] * each + torch.arange(each, device=start.device)
+            return picked(below, parts).to(self.before.dtype).sum(4)
+
+        for level in range(self.depth):
+            if bool((end // wide == start // wide).all()):
+                return
+            index = touched()
+            self.levels[level] = self._put(self.levels[level], inside(index), index)
+            below, wide, each = self.levels[level], 2 * wide, 2
+        wide, each = wide // 2 * self.cells, self.cells
+        index = touched()
+        total = picked(self.before, index[:, :1, None])[:, :, :, 0] + inside(index).cumsum(3)
+        self.before = self._put(self.before, total, index + 1)
 
     def _put(self, table: Tensor, values: Tensor, index: Tensor) -> Tensor:
         where = index[None, :, None, :, None].expand(2, -1, table.shape[2], -1, table.shape[4])
