@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help=f"a text whose table, between {BEGIN} and {END}, is written anew")
     parser.add_argument("--series", nargs="+", default=list(SERIES))
     parser.add_argument("--lr", type=float, default=2e-3)
-    for name, value in {"steps": 100, "batch": 16, "context": 48, "seeds": 1, "processes": 2}.items():
+    for name, value in {"steps": 400, "batch": 32, "context": 96, "seeds": 2, "processes": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
