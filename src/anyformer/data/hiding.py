@@ -10,7 +10,7 @@ STARTS, SPAN = 0.065, 10  # share of frames at which a span starts, and its fram
 
 
 def hidden_frames(frames: int, draw: np.random.Generator, starts: float = STARTS, span: int = SPAN) -> np.ndarray:
-    """Which frames are hidden, (T,) bool: spans that begin anywhere in the sound, overlap, and end inside it.
+    """The hidden frames, (T,) bool: spans that begin anywhere in the sound, overlap, and end inside it.
 
     At least one span, and at most all but one frame: what is hidden is told from the rest.
     """

@@ -21,10 +21,11 @@ from anyformer.hub.tables.bart import layers
 from anyformer.hub.tables.config import key, quiet
 from anyformer.hub.tables.series import LAGS, law_rows, row_size, series_config, series_rows
 from anyformer.hub.tables.weights import Hub, flat, row, under
+from anyformer.models._series import MONTHS, window
 from anyformer.parts import MLP, AutoCorrelation, LayerNorm
 from anyformer.parts.series.decomposition import SeasonBlock, TrendBlock, WithTrend
 from anyformer.parts.series.laws import LAWS, Forecast
-from anyformer.parts.series.window import Inward, Series, Stored
+from anyformer.parts.series.window import Inward, Stored
 from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.series_stacks import TrendStack
 from anyformer.skeletons.stack import Stack
@@ -60,18 +61,6 @@ class Autoformer:
 
 
 def autoformer(c: Autoformer) -> Recipe:
-    embed = Series.of(
-        context=c.context,
-        horizon=c.horizon,
-        size=c.targets,
-        lags=c.lags,
-        scaling=c.scaler,
-        times=c.calendar + c.known,
-        numbers=c.numbers,
-        categories=c.categories,
-        widths=c.widths,
-        start=c.start,
-    )
     places = Stored.of(context=c.context + c.horizon)
     norm = LayerNorm.of()
     entry = Inward.of(features=c.row, positions=places, norm=norm, dropout=c.dropout)
@@ -90,10 +79,9 @@ def autoformer(c: Autoformer) -> Recipe:
     encoder = Stack.of([block] * c.depth, entry=entry)
     decoder = TrendStack.of([both] * c.decoder_depth, entry=entry, average=c.average)
     head = WithTrend.of(features=c.row, then=Forecast.of(law=c.law, size=c.targets))
-    return Forecaster.of(c.dim, embed, encoder, decoder, head, causal=False)
+    return Forecaster.of(c.dim, window(c), encoder, decoder, head, causal=False)
 
 
-MONTHS = (*LAGS, 11, 12, 13, 23, 24, 25, 35, 36, 37)
 SIZES = {
     "tiny": Autoformer(
         dim=32,

@@ -21,11 +21,12 @@ from anyformer.hub.tables.bart import layers
 from anyformer.hub.tables.config import alike, key
 from anyformer.hub.tables.series import LAGS, law_rows, row_size, series_config, series_rows
 from anyformer.hub.tables.weights import Hub, row, under
+from anyformer.models._series import MONTHS, window
 from anyformer.models._tasks import choose
 from anyformer.parts import MLP, Attention, Block, LayerNorm, ProbSparse
 from anyformer.parts.series.distil import Distil
 from anyformer.parts.series.laws import LAWS, Forecast
-from anyformer.parts.series.window import Inward, Series, Stored
+from anyformer.parts.series.window import Inward, Stored
 from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.series_stacks import DistilledStack
 from anyformer.skeletons.stack import Stack
@@ -64,18 +65,6 @@ class Informer:
 
 
 def informer(c: Informer) -> Recipe:
-    embed = Series.of(
-        context=c.context,
-        horizon=c.horizon,
-        size=c.targets,
-        lags=c.lags,
-        scaling=c.scaler,
-        times=c.calendar + c.known,
-        numbers=c.numbers,
-        categories=c.categories,
-        widths=c.widths,
-        start=c.start,
-    )
     places, norm = Stored.of(context=c.context + c.horizon), LayerNorm.of()
     entry = Inward.of(features=c.row, positions=places, norm=norm, dropout=c.dropout)
     full = Attention.of(heads=c.heads, dropout=c.attention_dropout)
@@ -87,10 +76,9 @@ def informer(c: Informer) -> Recipe:
     between = Distil.of() if c.distil else None
     encoder = DistilledStack.of([block] * c.depth, entry=entry, between=between)
     decoder = Stack.of([both] * c.decoder_depth, entry=entry)
-    return Forecaster.of(c.dim, embed, encoder, decoder, Forecast.of(law=c.law, size=c.targets))
+    return Forecaster.of(c.dim, window(c), encoder, decoder, Forecast.of(law=c.law, size=c.targets))
 
 
-MONTHS = (*LAGS, 11, 12, 13, 23, 24, 25, 35, 36, 37)
 SIZES = {
     "tiny": Informer(
         dim=32,

@@ -44,7 +44,7 @@ def application(
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether requests are taken."""
+        """True while requests are taken."""
         state = "draining" if engine.draining else "ok"
         return JSONResponse({"status": state}, 503 if engine.draining else 200)
 
