@@ -33,10 +33,13 @@ from anyformer.hub.tables.config import ACTS
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts.attention.masks import FAR, Mask
 from anyformer.parts.ffn import ACTIVATIONS
+from anyformer.parts.norms import RunningNorm
 from anyformer.parts.series.decomposition import SeasonBlock
 from anyformer.parts.series.distil import Distil
+from anyformer.parts.sound.positions import NormedPositions
 
 WIDE = ("position_embeddings.weights", "codevectors")  # in transformers float32 always
+STEEP = (Distil, SeasonBlock, RunningNorm, NormedPositions)  # they multiply rounding, of entries that are nearly alike
 LONG = 96  # tokens for a model without a limit: beyond the trained length of every stretched page
 
 
@@ -84,7 +87,7 @@ def parity_of_gradients_in_training(subject: Subject, hub: Hub) -> float:
     side = oracle(subject, hub)
     ours, theirs = fresh(side.ours).train(), side.theirs
     batch = draw(subject, random.Random(2), [9, 9, 9])
-    if subject.holds(Distil) or subject.holds(SeasonBlock):  # over steps that are nearly alike both multiply rounding
+    if any(subject.holds(kind) for kind in STEEP):
         side, ours, batch = side.doubled(), ours.double(), batch.to(torch.float64)
         theirs = side.theirs
     with in_training(theirs):

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from anyformer.core.part import Part, check_option
 from anyformer.core.recipe import Recipe
+from anyformer.parts.norms import RunningNorm
 
 KINDS = ("bottleneck", "basic")
 NARROW = 4  # a bottleneck's inner convolution has a quarter of its channels
@@ -133,50 +134,15 @@ class GroupNorm(CellNorm):
         return y * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-class BatchNorm(CellNorm):
-    """Each channel normed over all real cells of the batch in training, by running means in evaluation (Ioffe and
-    Szegedy, 2015; arXiv:1502.03167).
-
-    In training a picture's numbers depend on the others of its batch: accumulated small batches are then not one big
-    batch, and each process norms by its own pictures.
-
-    Args:
-        eps: added to the variance.
-        momentum: the share of a batch in the running means.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-
-    def reset_parameters(self) -> None:
-        for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
-            nn.init.constant_(tensor, value)
+class BatchNorm(RunningNorm, CellNorm):
+    """Each channel normed over all real cells of the batch in training, by running means in evaluation, see
+    `RunningNorm`: in training a picture's numbers depend on the others of its batch."""
 
     def forward(self, x: Tensor, extent: Extent | None) -> Tensor:
         if extent is None:
             stored = self.running_mean, self.running_var
             return F.batch_norm(x, *stored, self.weight, self.bias, self.training, self.momentum, self.eps)
-        kind = x.dtype
-        x = x.to(torch.promote_types(kind, torch.float32))
-        if not self.training:
-            mean, var = self.running_mean[:, None, None].to(x.dtype), self.running_var[:, None, None].to(x.dtype)
-        else:
-            real = extent.real(*x.shape[2:])
-            mean, var = (moment[0] for moment in moments(x, real, (0, 2, 3)))  # (C, 1, 1) each
-            count = int(real.sum())
-            with torch.no_grad():
-                spread = var * (count / max(1, count - 1))
-                self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(spread.flatten().to(self.running_var.dtype), self.momentum)
-        y = (x - mean) * (var + self.eps).rsqrt()
-        return (y * self.weight[:, None, None].to(x.dtype) + self.bias[:, None, None].to(x.dtype)).to(kind)
+        return self.normed(x.movedim(1, -1), extent.real(*x.shape[2:]).movedim(1, -1)).movedim(-1, 1)
 
 
 def moments(x: Tensor, real: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

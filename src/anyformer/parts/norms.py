@@ -27,56 +27,78 @@ class LayerNorm(Norm):
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
-class TimeBatchNorm(Part):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias for each channel (Ioffe and Szegedy, 2015; arXiv:1502.03167): in
-    training by mean and variance over the real positions of the batch, else by their stored running means.
+class RunningNorm(Part):
+    """Base of the norms of a batch (Ioffe and Szegedy, 2015; arXiv:1502.03167): y = (x - mean) / sqrt(var + eps) *
+    weight + bias for each channel, in training by mean and variance over the real entries of the batch, else by their
+    stored running means.
 
     PyTorch's own takes padding for data. The statistics are those of one batch: neither accumulated batches nor other
     processes enter them.
 
     Args:
-        momentum: share of a batch in the running means.
-
-    Shape: (B, T, D), keep (B, T) or None -> (B, T, D).
+        eps: added to the variance.
+        momentum: the share of a batch in the running means.
     """
 
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
         self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
-        nn.init.zeros_(self.running_mean)
-        nn.init.ones_(self.running_var)
-        nn.init.zeros_(self.num_batches_tracked)
+        for tensor, value in ((self.weight, 1), (self.bias, 0), (self.running_mean, 0), (self.running_var, 1)):
+            nn.init.constant_(tensor, value)
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        mean, var = self._of_batch(x, keep) if self.training else (self.running_mean, self.running_var)
-        scale = self.weight * (var + self.eps).rsqrt().to(self.weight.dtype)
-        return (x - mean.to(x.dtype)) * scale + self.bias
-
-    def _of_batch(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the real positions, (D,) each; the running means follow."""
+    def normed(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """(..., D), and which of its entries are real, (..., 1), None = all; in float32 at least -> (..., D)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        real = torch.ones_like(wide[..., :1]) if keep is None else keep[..., None].to(wide)  # (B, T, 1)
-        count = real.sum().clamp(min=1)
-        mean = (wide * real).sum((0, 1)) / count
-        var = ((wide - mean).square() * real).sum((0, 1)) / count
+        mean, var = self._of_batch(wide, real) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight.to(wide) * (var.to(wide) + self.eps).rsqrt()
+        return ((wide - mean.to(wide)) * scale + self.bias.to(wide)).to(x.dtype)
+
+    def _of_batch(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the real entries, (D,) each; the running means follow."""
+        x = x.flatten(0, -2)
+        if real is None:
+            mean, var, count = x.mean(0), x.var(0, correction=0), torch.tensor(len(x))
+        else:
+            other = ~real.reshape(-1, 1)
+            count = (~other).sum().clamp(min=1)
+            mean = x.masked_fill(other, 0.0).sum(0) / count
+            var = (x - mean).masked_fill(other, 0.0).square().sum(0) / count
         with torch.no_grad():
             whole = var * count / (count - 1).clamp(min=1)  # without the bias of the sample
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_(whole.to(self.running_var), self.momentum)
-            self.num_batches_tracked.add_(1)
         return mean, var
+
+
+class TimeBatchNorm(RunningNorm):
+    """A norm of the batch over the real positions of all rows, with the number of its batches, which files hold and
+    nothing reads.
+
+    Shape: (B, T, D), keep (B, T) or None -> (B, T, D).
+    """
+
+    num_batches_tracked: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__(dim, eps, momentum)
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.num_batches_tracked.zero_()
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        if self.training:
+            self.num_batches_tracked += 1
+        return self.normed(x, None if keep is None else keep[..., None])
 
 
 class PlainNorm(Norm):
