@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,9 +102,11 @@ def test_dilation_is_written_as_it_came(tmp_path):
     small = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 2}
     small |= {f"{s}_{name}": 2 for s in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
     old = {"use_timm_backbone": True, "backbone": "resnet18", "dilation": True}
-    model = af.build("detr", "tiny", dim=8, heads=2, decoder_heads=2, hidden=2, decoder_hidden=2, queries=2, classes=2,
-                     **{"net.stem": 64, "net.widths": (64, 128, 256, 512), "net.depths": (2, 2, 2, 2),
-                        "net.kind": "basic"})  # fmt: skip
+    sizes: dict[str, Any] = {
+        "dim": 8, "heads": 2, "decoder_heads": 2, "hidden": 2, "decoder_hidden": 2, "queries": 2, "classes": 2,
+        "net.stem": 64, "net.widths": (64, 128, 256, 512), "net.depths": (2, 2, 2, 2), "net.kind": "basic",
+    }  # fmt: skip
+    model = af.build("detr", "tiny", **sizes)
     model.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     plain = {name: v for name, v in config.items() if name not in ("backbone_config", "use_timm_backbone")}
