@@ -22,6 +22,7 @@ def serve(
     api_key_file: str | None = None,
     allow_host: Sequence[str] = (),
     exact: bool = False,
+    tools: Sequence[str] = (),
     rows: int = 8,
     waiting: int = 256,
     new_tokens: int = 4096,
@@ -40,6 +41,7 @@ def serve(
         api_key_file: a file with the key that every request must bring; by default the variable ANYFORMER_API_KEY.
         allow_host: names by which browsers reach the server, beside localhost and addresses.
         exact: each request decodes in a batch of its own: bit for bit the text that it gets alone.
+        tools: functions that the server runs for conversations that ask for them, of those included: calculator.
         rows: texts that a model writes at once.
         waiting: texts that may wait; more are refused with 429.
         new_tokens: the most new tokens of a text.
@@ -61,7 +63,10 @@ def serve(
     check_key(host, key)
     loaded = [models.load(name, text=False, task=task, ignore=ignore) for name in model]
     places = [find(name) for name in model]
-    run(loaded, model, places=places, host=host, port=port, key=key, allow_host=allow_host, exact=exact, limits=limits)
+    run(
+        loaded, model, places=places, host=host, port=port, key=key, allow_host=allow_host, exact=exact, tools=tools,
+        limits=limits,
+    )  # fmt: skip
 
 
 def options(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 limits.py     what a server and a request may use
 protocol.py   the bodies of requests, checked
 asking.py     requests -> work for the engine
+calling.py    functions in conversations
 jobs.py       the work, and what happens to it
 engine.py     the thread that computes, and the fair queue
 batch.py      continuous batching: texts join and leave at any token

@@ -26,15 +26,20 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def application(
-    engine: Engine, models: dict[str, Served], key: str | None = None, hosts: tuple[str, ...] = ()
+    engine: Engine,
+    models: dict[str, Served],
+    key: str | None = None,
+    hosts: tuple[str, ...] = (),
+    tools: tuple[str, ...] = (),
 ) -> Guard:
     """The server as an ASGI application.
 
     Args:
         engine: started by the caller. models: by name. key, hosts: as of `Guard`.
+        tools: names of those that the server runs for a conversation that asks for them.
     """
     app = FastAPI(title="anyformer", version=__version__, docs_url=None, redoc_url=None)
-    app.state.engine, app.state.models, app.state.born = engine, models, int(time.time())
+    app.state.engine, app.state.models, app.state.born, app.state.tools = engine, models, int(time.time()), tools
     app.include_router(router)
     page = files("anyformer.serve").joinpath("page.html").read_text(encoding="utf-8")
 

@@ -15,15 +15,18 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from anyformer.generate.embedding import embed, limited
 from anyformer.serve import answers, asking
 from anyformer.serve.asking import bad
+from anyformer.serve.calling import Toolbox
 from anyformer.serve.card import Served
 from anyformer.serve.engine import Engine
 from anyformer.serve.hearing import MOST_SECONDS, heard, spoken
 from anyformer.serve.inbox import Inbox
 from anyformer.serve.jobs import Call, Refused
 from anyformer.serve.protocol import Chat, Completion, Embedding, Tokenize
+from anyformer.serve.texts import Piece
 
 router = APIRouter()
 R = TypeVar("R")
+Pieces = AsyncIterator[tuple[int, Piece, bool]]
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
     for status, text in {
@@ -54,8 +57,10 @@ async def model(request: Request, name: str) -> JSONResponse:
 async def chat(request: Request, body: Chat) -> Response:
     """The answer to a conversation."""
     one = asking.find(_models(request), body.model, "chat")
-    row = await asyncio.to_thread(asking.chat_prompt, one, body.messages)
-    return await _written(request, one, body, [row], answers.Form(True, one.name, one.model.tokenizer, body.top()))
+    tools = await asyncio.to_thread(Toolbox, one, body, request.app.state.tools)
+    row = await asyncio.to_thread(asking.chat_prompt, one, body.messages, tools.told)
+    form = answers.Form(True, one.name, one.model.tokenizer, body.top())
+    return await _written(request, one, body, [row], form, tools)
 
 
 @router.post("/v1/completions", responses=ERRORS)
@@ -159,22 +164,25 @@ def _client(request: Request) -> str:
 
 
 async def _written(
-    request: Request, one: Served, body: Chat | Completion, rows: list[tuple[list[int], Any]], form: answers.Form
-) -> Response:
+    request: Request, one: Served, body: Chat | Completion, rows: list[tuple[list[int], Any]], form: answers.Form,
+    tools: Toolbox | None = None,
+) -> Response:  # fmt: skip
     """The texts of one request, whole or as a stream."""
     inbox = Inbox(_engine(request))
-    jobs = asking.jobs(one, rows, body, inbox.engine.limits, _client(request), inbox.emit)
+    client, grammar = _client(request), None if tools is None else tools.grammar
+    jobs = asking.jobs(one, rows, body, inbox.engine.limits, client, inbox.emit, grammar)
     tokens, count = sum(len(ids) for ids, _ in rows), len(rows) * (body.n or 1)
     heads = [""] * count
     if isinstance(body, Completion) and body.echo:
         heads = [_prompt(one, prompt) for prompt in body.prompts() for _ in range(body.n or 1)]
     inbox.submit(one.name, jobs)
+    pieces = inbox.pieces() if tools is None else tools.pieces(inbox, client)
     if body.stream:
         told = body.stream_options is not None and bool(body.stream_options.include_usage)
-        events = _stream(inbox, form, heads, tokens, told)
+        events = _stream(pieces, form, heads, tokens, told)
         return Events(inbox, events)
     with inbox:
-        choices = await _unless_gone(request, _whole(inbox, heads))
+        choices = await _unless_gone(request, _whole(pieces, heads))
     return JSONResponse(form.whole(choices, tokens))
 
 
@@ -183,14 +191,14 @@ def _prompt(one: Served, prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else one.model.tokenizer.decode(prompt, skip_special=False)
 
 
-async def _whole(inbox: Inbox, heads: list[str]) -> list[answers.Choice]:
+async def _whole(pieces: Pieces, heads: list[str]) -> list[answers.Choice]:
     choices = [answers.Choice(head) for head in heads]
-    async for number, piece, prompt in inbox.pieces():
+    async for number, piece, prompt in pieces:
         choices[number].take(piece, prompt)
     return choices
 
 
-async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: int, told: bool) -> AsyncIterator[str]:
+async def _stream(pieces: Pieces, form: answers.Form, heads: list[str], tokens: int, told: bool) -> AsyncIterator[str]:
     """The events of a stream; an error after its beginning is an event, too."""
     choices = [answers.Choice() for _ in heads]
     try:
@@ -198,8 +206,8 @@ async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: in
             yield line
         for index, head in enumerate(heads):
             if head:
-                yield form.piece(index, answers.Piece(head), told)
-        async for number, piece, prompt in inbox.pieces():
+                yield form.piece(index, Piece(head), told)
+        async for number, piece, prompt in pieces:
             choices[number].take(piece, prompt)
             waits = not (piece.text or piece.tokens or piece.end)
             yield ": waiting\n\n" if waits else form.piece(number, piece, told)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from anyformer.generate.calculator import INCLUDED
 from anyformer.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def serve(
     key: str | None = None,
     allow_host: Sequence[str] = (),
     exact: bool = False,
+    tools: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> None:
     """Serves models until SIGINT or SIGTERM; answers that have begun then have `limits.drain` seconds.
@@ -43,9 +45,11 @@ def serve(
         allow_host: names by which browsers reach the server, beside localhost and addresses.
         exact: each request decodes in a batch of its own: bit for bit the text that it gets alone, at less speed for
             several at once.
+        tools: names of `generate.calculator.INCLUDED` that the server runs for conversations that ask for them.
 
     Raises:
-        ValueError: for a model that answers nothing here, a short key, or an open address without a key.
+        ValueError: for a model that answers nothing here, an unknown tool, a short key, or an open address without a
+            key.
         ImportError: without the packages of `anyformer[serve]`.
     """
     try:
@@ -56,10 +60,12 @@ def serve(
         from anyformer.serve.engine import Engine
     except ImportError as error:
         raise ImportError(f"serve needs `pip install 'anyformer[serve]'` ({error})") from None
+    if unknown := [name for name in tools if name not in INCLUDED]:
+        raise ValueError(f"tools: {unknown[0]} is not included; there is {', '.join(INCLUDED)}")
     check_key(host, key)
     known = served(list(names), list(places or names), list(models))
     engine = Engine({name: one.model for name, one in known.items()}, limits or Limits(), exact)
-    app = application(engine, known, key, tuple(allow_host))
+    app = application(engine, known, key, tuple(allow_host), tuple(tools))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off", http="h11",
         proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=int(engine.limits.drain) or 1,
