@@ -11,6 +11,9 @@ texts.py      one text that is being written
 inbox.py      from the engine's thread to the loop of requests
 answers.py    pieces of texts -> OpenAI's objects and events
 routes.py     the routes
+items.py      the body of /v1/responses
+responses.py  its route and its events
+handling.py   what the routes share
 hearing.py    recordings
 card.py       the facts of a model
 metrics.py    counters for Prometheus

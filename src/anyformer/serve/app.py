@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from anyformer import __version__
+from anyformer.serve import responses
 from anyformer.serve.answers import problem
 from anyformer.serve.card import Served
 from anyformer.serve.engine import Engine
@@ -41,6 +42,7 @@ def application(
     app = FastAPI(title="anyformer", version=__version__, docs_url=None, redoc_url=None)
     app.state.engine, app.state.models, app.state.born, app.state.tools = engine, models, int(time.time()), tools
     app.include_router(router)
+    app.include_router(responses.router)
     page = files("anyformer.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
