@@ -16,7 +16,7 @@ import anyformer as af
 from anyformer.serve.card import served
 from anyformer.serve.engine import Engine
 from anyformer.serve.limits import Limits
-from anyformer.serve.server import check_key, listening
+from anyformer.serve.server import check_keys, listening
 from tests.serve.site import Site
 
 KEY = "correct-horse-battery"
@@ -219,14 +219,14 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
 
 def test_an_open_address_needs_a_key_and_a_key_is_one():
     for host in ("127.0.0.1", "localhost", "::1"):
-        check_key(host, None)
+        check_keys(host, [])
     for host in ("0.0.0.0", "::", "192.168.1.5", "models.example"):
         with pytest.raises(ValueError, match="lets other machines in"):
-            check_key(host, None)
-        check_key(host, KEY)
+            check_keys(host, [])
+        check_keys(host, [KEY])
     for key in ("", "short", "with a space", "ключключключ"):
         with pytest.raises(ValueError, match="at least 8"):
-            check_key("127.0.0.1", key)
+            check_keys("127.0.0.1", [key])
     with (
         listening("127.0.0.1", 0) as taken,
         pytest.raises(OSError, match="choose another --port"),

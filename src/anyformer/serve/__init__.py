@@ -7,6 +7,7 @@ calling.py    functions in conversations
 jobs.py       the work, and what happens to it
 engine.py     the thread that computes, and the fair queue
 batch.py      continuous batching: texts join and leave at any token
+prefixes.py   beginnings of prompts that were read before
 texts.py      one text that is being written
 inbox.py      from the engine's thread to the loop of requests
 answers.py    pieces of texts -> OpenAI's objects and events

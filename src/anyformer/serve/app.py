@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -29,14 +30,14 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 def application(
     engine: Engine,
     models: dict[str, Served],
-    key: str | None = None,
+    keys: Sequence[str] = (),
     hosts: tuple[str, ...] = (),
     tools: tuple[str, ...] = (),
 ) -> Guard:
     """The server as an ASGI application.
 
     Args:
-        engine: started by the caller. models: by name. key, hosts: as of `Guard`.
+        engine: started by the caller. models: by name. keys, hosts: as of `Guard`.
         tools: names of those that the server runs for a conversation that asks for them.
     """
     app = FastAPI(title="anyformer", version=__version__, docs_url=None, redoc_url=None)
@@ -64,7 +65,7 @@ def application(
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(ValueError, _value)
-    return Guard(app, key, hosts, engine.limits, policy(page), engine.metrics)
+    return Guard(app, keys, hosts, engine.limits, policy(page), engine.metrics)
 
 
 def policy(page: str) -> str:

@@ -13,6 +13,7 @@ from anyformer.generate.tools import Call, Reader, Tool, grammar, tools_of
 from anyformer.serve import asking
 from anyformer.serve.card import Served
 from anyformer.serve.inbox import Inbox
+from anyformer.serve.jobs import Job
 from anyformer.serve.protocol import Chat, Chosen, FunctionTool
 from anyformer.serve.texts import Piece, Token
 
@@ -58,12 +59,12 @@ class Toolbox:
         several = body.parallel_tool_calls is not False and not self.own
         self.grammar = grammar(one.model.tokenizer, every, choice, several) if self.told else None
 
-    async def pieces(self, inbox: Inbox, client: str) -> AsyncIterator[tuple[int, Piece, bool]]:
+    async def pieces(self, inbox: Inbox) -> AsyncIterator[tuple[int, Piece, bool]]:
         """The pieces of all texts, as of `Inbox.pieces`: their texts without calls, and calls with the last piece.
 
         Calls of the server's own tools are run, and the text goes on behind their results.
         """
-        deadline, left = inbox.jobs[0].deadline, MOST_CALLS
+        first, left = inbox.jobs[0], MOST_CALLS
         said = list[Any]()
         while True:
             readers, made, text = dict[int, Reader](), list[Call](), ""
@@ -88,16 +89,16 @@ class Toolbox:
                     held[number] = tokens
             if not made:
                 return
-            seconds = deadline - time.monotonic()
+            seconds = first.deadline - time.monotonic()
             made = [await asyncio.to_thread(perform, call, self.own, seconds) for call in made[:left]]
             left, said = left - len(made), said + turns(text, made)
-            await self._again(inbox, client, said, deadline, left)
+            await self._again(inbox, first, said, left)
 
-    async def _again(self, inbox: Inbox, client: str, said: list[Any], deadline: float, left: int) -> None:
+    async def _again(self, inbox: Inbox, first: Job, said: list[Any], left: int) -> None:
         """Asks for the text behind results; without calls left, one without calls."""
         self.grammar = grammar(self.one.model.tokenizer, self.told, "auto", False) if left > 0 else None
         row = await asyncio.to_thread(asking.chat_prompt, self.one, self.body.messages, self.told, said)
-        jobs = asking.jobs(self.one, [row], self.body, inbox.engine.limits, client, inbox.emit, self.grammar)
+        jobs = asking.jobs(self.one, [row], self.body, inbox.engine.limits, first.client, inbox.emit, self.grammar)
         for job in jobs:
-            job.deadline = deadline
+            job.deadline, job.owner = first.deadline, first.owner
         inbox.submit(self.one.name, jobs)

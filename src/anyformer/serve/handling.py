@@ -55,6 +55,11 @@ def client_of(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
+def owner_of(request: Request) -> str:
+    """Who may share what a request sent: its key, or without keys its address."""
+    return getattr(request.state, "owner", "") or client_of(request)
+
+
 async def whole(pieces: Pieces, heads: list[str]) -> list[Choice]:
     """The texts of a request, when all have ended; `heads` stand in front of them."""
     choices = [Choice(head) for head in heads]

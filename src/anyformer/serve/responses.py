@@ -15,7 +15,17 @@ from anyformer.generate.tools import Call
 from anyformer.serve import asking
 from anyformer.serve.answers import Choice, event
 from anyformer.serve.calling import Toolbox
-from anyformer.serve.handling import ERRORS, Events, Pieces, client_of, engine_of, models_of, unless_gone, whole
+from anyformer.serve.handling import (
+    ERRORS,
+    Events,
+    Pieces,
+    client_of,
+    engine_of,
+    models_of,
+    owner_of,
+    unless_gone,
+    whole,
+)
 from anyformer.serve.inbox import Inbox
 from anyformer.serve.items import Respond
 from anyformer.serve.jobs import Refused
@@ -32,8 +42,10 @@ async def responses(request: Request, body: Respond) -> Response:
     row = await asyncio.to_thread(asking.chat_prompt, one, asked.messages, tools.told)
     inbox, client = Inbox(engine_of(request)), client_of(request)
     jobs = asking.jobs(one, [row], asked, inbox.engine.limits, client, inbox.emit, tools.grammar)
+    for job in jobs:
+        job.owner = owner_of(request)
     inbox.submit(one.name, jobs)
-    pieces, made = tools.pieces(inbox, client), Made(body, one.name, len(row[0]))
+    pieces, made = tools.pieces(inbox), Made(body, one.name, len(row[0]))
     if body.stream:
         return Events(inbox, _stream(pieces, made))
     with inbox:

@@ -17,7 +17,17 @@ from anyformer.serve import answers, asking
 from anyformer.serve.asking import bad
 from anyformer.serve.calling import Toolbox
 from anyformer.serve.card import Served
-from anyformer.serve.handling import ERRORS, Events, Pieces, client_of, engine_of, models_of, unless_gone, whole
+from anyformer.serve.handling import (
+    ERRORS,
+    Events,
+    Pieces,
+    client_of,
+    engine_of,
+    models_of,
+    owner_of,
+    unless_gone,
+    whole,
+)
 from anyformer.serve.hearing import MOST_SECONDS, heard, spoken
 from anyformer.serve.inbox import Inbox
 from anyformer.serve.jobs import Call, Refused
@@ -136,12 +146,14 @@ async def _written(
     inbox = Inbox(engine_of(request))
     client, grammar = client_of(request), None if tools is None else tools.grammar
     jobs = asking.jobs(one, rows, body, inbox.engine.limits, client, inbox.emit, grammar)
+    for job in jobs:
+        job.owner = owner_of(request)
     tokens, count = sum(len(ids) for ids, _ in rows), len(rows) * (body.n or 1)
     heads = [""] * count
     if isinstance(body, Completion) and body.echo:
         heads = [_prompt(one, prompt) for prompt in body.prompts() for _ in range(body.n or 1)]
     inbox.submit(one.name, jobs)
-    pieces = inbox.pieces() if tools is None else tools.pieces(inbox, client)
+    pieces = inbox.pieces() if tools is None else tools.pieces(inbox)
     if body.stream:
         told = body.stream_options is not None and bool(body.stream_options.include_usage)
         events = _stream(pieces, form, heads, tokens, told)
