@@ -2,13 +2,16 @@
 
 options.py       the options, checked
 prompts.py       text, texts, ids, tensors -> rows of token ids, checked
-constraining.py  texts that follow a schema or an expression
+constraining.py  texts that follow a schema, an expression or a grammar
 sampling.py      scores -> the next token of each row
 decoding.py      the loop: a batch, continued token by token; rows that are done leave it
 speculating.py   several tokens a pass, by guesses that are verified
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
+tools.py         functions that a model can call: schemas, the form of calls
+calling.py       the loop of calls and results
+calculator.py    a calculator for models
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
