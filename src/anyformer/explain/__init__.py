@@ -1,6 +1,13 @@
-"""Looking inside: the facts of a model (`inspect`), and pictures of its attention (`attention_picture`)."""
+"""Looking inside: the facts of a model (`inspect`), pictures of its attention (`attention_picture`), and what made it
+say something: shares of the input (`attribute`), of layers (`lens`), of branches and heads (`direct`, `patch`)."""
 
 from anyformer.explain.attention import attention_picture
+from anyformer.explain.attribution import Attribution, attribute
+from anyformer.explain.direct import Direct, direct
 from anyformer.explain.facts import Facts, inspect
+from anyformer.explain.lens import Lens, lens
+from anyformer.explain.patching import Patched, patch
+from anyformer.explain.target import Contrast
 
-__all__ = ["Facts", "attention_picture", "inspect"]
+__all__ = ["Attribution", "Contrast", "Direct", "Facts", "Lens", "Patched", "attention_picture", "attribute", "direct",
+           "inspect", "lens", "patch"]  # fmt: skip

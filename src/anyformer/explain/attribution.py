@@ -1,0 +1,171 @@
+"""Attribution: how much each token, patch, frame or step of the input added to a score.
+
+B batch, T units, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.explain.features import Explained, Values
+from anyformer.explain.integral import gradients, integrated, summed
+from anyformer.explain.target import Goal, Target, goal
+
+METHODS = ("ig", "grad", "occlusion")
+MOST = 512  # points of the integral
+TOLERANCE = 1e-3  # of the change of the score
+FEW = 128  # units of one input that occlusion hides one by one; longer inputs are cut into so many windows
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The shares of a score.
+
+    Args:
+        values: by input the share of each unit, (B, T) of tokens, frames, steps, (B, rows, columns) of patches.
+        each: by input the share of each number, in the shape of the input (of tokens (B, T, D)).
+        target: the score that was explained, in words.
+        method: ig, grad or occlusion.
+        score, base: the score of the input and of the baseline, (B,).
+        residual: score - base - the sum of all shares, (B,): 0 of a complete method.
+        points: of the integral; 1 of others.
+        goal: the target as a function.
+    """
+
+    values: Values
+    each: Values
+    target: str
+    method: str
+    score: Tensor
+    base: Tensor
+    residual: Tensor
+    points: int = 1
+    goal: Goal | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all shares, (B,)."""
+        return self.score - self.base - self.residual
+
+
+def attribute(
+    model: Any,
+    inputs: str | Sequence[int] | Tensor | Mapping[str, Tensor],
+    target: Target = None,
+    method: str = "ig",
+    *,
+    baseline: Any = "mean",
+    at: int | None = None,
+    head: str | None = None,
+    only: Sequence[str] | None = None,
+    tolerance: float = TOLERANCE,
+    points: int = MOST,
+) -> Attribution:
+    """The share of each unit of the input in the score of a target. The model does not change.
+
+    ```
+    ig         integrated gradients: (x - b) * mean of dF/dx on the line from b to x. The shares sum to F(x) - F(b).
+    grad       gradient x input: x * dF/dx, one pass. The sum is nothing in particular.
+    occlusion  F(x) - F(x with the unit at its baseline), a pass for each unit. Needs no gradient.
+    ```
+    F is a logit, not a probability: a probability near 1 hardly changes, so its gradients are near 0. The integral
+    (Sundararajan et al., 2017; arXiv:1703.01365) is a Gauss-Legendre sum of 8 points, which are doubled where the line
+    needs more, until the shares sum to F(x) - F(b) within the tolerance; see `explain.integral`.
+
+    Args:
+        model: any model, in evaluation mode.
+        inputs: a text, token ids, or all tensors of a call by name (`model.inputs()`); rows can be padded.
+        target: a token, a class, `Contrast(" Paris", " Rome")`, or a function of the output; None: the highest score.
+        method: ig, grad or occlusion.
+        baseline: what stands for no information: "mean", "zeros", "pad", "blur", a token, tensors; see
+            `features.Explained.baseline`.
+        at, head: the position and the head of the target; see `target.goal`.
+        only: the inputs to explain; the others stay as they are.
+        tolerance: |residual| of ig, as a share of |F(x) - F(b)|.
+        points: the most points of ig.
+
+    Raises:
+        ValueError: if the integral is not complete with that many points, for a training model, a wrong target,
+            baseline, method or input; for gradients through weights that have none (quantised ones).
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected {', '.join(METHODS)}; got {method!r}")
+    explained = Explained(model, named(model, inputs), only)
+    with torch.no_grad():
+        out = explained.run()
+        aim = goal(model, out, target, at, head)
+        score = aim(out).double()
+        base = explained.baseline(baseline)
+        bare = aim(explained.run(base)).double()
+    own = [f.name for f in explained.features.values() if len(f.value) != len(score)]
+    if own and len(score) > 1:
+        raise ValueError(f"{own[0]} has {len(explained.features[own[0]].value)} entries for {len(score)} rows, so "
+                         "shares belong to several rows; explain one row at a time")  # fmt: skip
+    counts = 1
+    if method == "occlusion":
+        each = _occluded(explained, aim, base, score)
+    elif method == "grad":
+        slopes = gradients(explained, aim, {n: f.value for n, f in explained.features.items()})
+        each = {n: slopes[n] * f.value for n, f in explained.features.items()}
+    else:
+        each, counts = integrated(explained, aim, base, (bare, score), tolerance, points)
+    values = {n: f.units(each[n]) for n, f in explained.features.items()}
+    residual = score - bare - summed(each, len(score))
+    return Attribution(values, each, aim.name, method, score, bare, residual, counts, aim)
+
+
+def named(model: Any, inputs: Any) -> dict[str, Tensor]:
+    """The tensors of a call by name, of a text, of token ids, or as they are."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        if model.reads_text:
+            raise ValueError(f"this model reads {model.takes}, token ids; got numbers of shape {tuple(inputs.shape)}")
+        return {model.takes: inputs}
+    if not model.reads_text:
+        raise ValueError(f"this model reads {model.takes}, no text; pass its tensors by name: {{{model.takes!r}: …}}")
+    if isinstance(inputs, str):
+        if model.tokenizer is None:
+            raise ValueError("this model has no tokenizer; pass token ids instead of a text")
+        inputs = model.tokenizer.encode(inputs)
+    ids = torch.as_tensor(inputs, dtype=torch.long, device=next(model.parameters()).device)
+    ids = ids[None] if ids.ndim == 1 else ids
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(f"token ids: expected (tokens,) or (batch, tokens), at least one; got {tuple(ids.shape)}")
+    made = {model.takes: ids}
+    if model.reads_source:
+        made["decoder_input_ids"] = ids.new_full((len(ids), 1), model.begin_id)
+    return made
+
+
+@torch.no_grad()
+def _occluded(explained: Explained, aim: Goal, base: Values, score: Tensor) -> Values:
+    """The fall of the score when a unit, or a window of units, is at its baseline; spread over its numbers."""
+    each = {}
+    for name, feature in explained.features.items():
+        total = torch.zeros_like(feature.value)
+        shape = feature.shape()
+        count = math.prod(shape) if shape else 1
+        width = -(-count // FEW) if len(shape) <= 1 else 1
+        for first in range(0, count, width):
+            flat = torch.zeros(count, device=score.device)
+            flat[first : first + width] = 1.0
+            there = feature.spread(flat.reshape(1, *shape) if shape else flat.reshape(1)).bool()
+            there = there.expand_as(feature.value[:1])
+            hidden = torch.where(there, base[name], feature.value)
+            fall = score - aim(explained.run({name: hidden})).double()
+            total += _share(fall, there, feature.value, len(score))
+        each[name] = total
+    return each
+
+
+def _share(fall: Tensor, there: Tensor, like: Tensor, rows: int) -> Tensor:
+    """The fall of each row, equally over the numbers that were hidden."""
+    fall = fall.reshape(-1, *[1] * (like.ndim - 1)) if len(like) == rows else fall.reshape(1, *[1] * (like.ndim - 1))
+    return (fall / there.sum() * there).to(like.dtype)
