@@ -10,6 +10,7 @@ beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
+recoding.py      `encode`, `decode`: sounds to the codes of a codec and back
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
 painting.py      `paint`: pictures of a class or a text; `repaint`: of codes
