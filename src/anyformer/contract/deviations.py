@@ -11,6 +11,7 @@ from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
 from anyformer.parts.sound.conformer import ConvModule
+from anyformer.parts.sound.pieces import SoundEncoder
 from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.sound.waves import Waves
 
@@ -29,6 +30,8 @@ DEVIATIONS = {
     "padding",
     "batch norm": "a batch norm before the convolution of positions moves transformers' padding off 0; here it is 0",
     "group norm": "the norm over time of a sound takes its own frames; transformers takes the padded ones, too",
+    "codec": "a sound ends with its own last sample: convolutions, norms and loudness of a codec see no padding; in "
+    "transformers they do",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
     "delays": "auto-correlation: each row has its own delays; transformers takes those of the batch's mean in training"
@@ -62,6 +65,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "batch norm"
     if len(set(lengths)) > 1 and any(p.part is Waves and p.norm == "group" for p in parts):
         return "group norm"
+    if any(p.part is SoundEncoder for p in parts):
+        return "codec"
     if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None

@@ -23,6 +23,7 @@ from anyformer.core import hyper, pages
 from anyformer.core.recipe import Recipe
 from anyformer.core.value import Value
 from anyformer.hub.tables.weights import links
+from anyformer.media.patterns import PATTERNS
 from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.codes import DRAWS
@@ -46,6 +47,11 @@ NO_NUMBER = {
     ("TimeBatchNorm", "momentum"): "how the running means follow; tests/parts/test_conformer.py",
     ("TurnedAttention", "kernel"): "as that of Attention",
     ("LayerScale", "start"): "first weights; tests/parts/test_norms.py",
+    ("Books", "commitment"): "weight of a loss of training; tests/parts/test_codec.py",
+    ("Codec", "rate"): "how many samples are a second, for bandwidths and files; tests/parts/test_codec.py",
+    ("Composer", "pattern"): "how codes are laid out before they enter; tests/generate/test_composing.py",
+    ("Composer", "stereo"): "which codes are of which channel, behind the network; tests/generate/test_composing.py",
+    ("Delay", "together"): "as the pattern of Composer",
     ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
     ("Autoencoder", "mean"): "the scale of `decode`; tests/parts/test_dalle.py",
     ("Autoencoder", "std"): "as its mean",
@@ -76,6 +82,7 @@ WORDS = {
     "scaling": SCALINGS,
     "scaler": SCALINGS,
     "attention": ("prob", "full"),
+    "pattern": tuple(PATTERNS),
 }
 
 
@@ -293,7 +300,7 @@ def result(model: Any, batch: Batch) -> dict[str, bytes] | str | None:
 
 def digest(value: Tensor) -> bytes:
     """The shape and the bits of a tensor, in a few bytes."""
-    bits = (value + 0.0).contiguous().view(torch.uint8) if value.ndim else value[None].view(torch.uint8)
+    bits = (value + 0.0).reshape(-1).contiguous().view(torch.uint8)
     return hashlib.sha256(repr(tuple(value.shape)).encode() + bits.numpy().tobytes()).digest()
 
 

@@ -22,6 +22,7 @@ from anyformer.hub.choose import of_diffusers
 from anyformer.hub.load import NATIVE
 from anyformer.parts import AutoCorrelation, ExpertChoice, ProbSparse
 from anyformer.parts.codes import Codes
+from anyformer.parts.sound.books import Books
 
 HALF = torch.bfloat16
 EPS = 2.0**-8  # half the distance of two numbers of bfloat16 near 1
@@ -86,6 +87,8 @@ def steady(subject: Subject) -> None:
         raise LeftOut("rounding can change the tokens that an expert chooses")
     if subject.holds(ProbSparse) or subject.holds(AutoCorrelation):
         raise LeftOut("rounding can change the queries that attend, or the delays")
+    if subject.holds(Books):
+        raise LeftOut("rounding can change the code of a frame")
     if any(isinstance(v, Recipe) and v.part is Codes and v.draws != "soft" for _, v in subject.recipe.walk()):
         raise LeftOut("rounding can change the code of a cell")
 

@@ -142,6 +142,8 @@ def overfits_one_batch(subject: Subject) -> float:
         loss = loss_of(model, batch, labels, count)
         loss.backward()
         optimiser.step()
+        for bound in [part.bound for part in model.modules() if hasattr(part, "bound")]:  # as in `train.fit`
+            bound()
         losses.append(loss.item())
     expect(losses[-1] < LEARNED * losses[0], f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {steps} steps")
     return 0.0

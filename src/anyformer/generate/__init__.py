@@ -13,6 +13,7 @@ tools.py         functions that a model can call: schemas, the form of calls
 calling.py       the loop of calls and results
 calculator.py    a calculator for models
 drawing.py       `draw`: texts to codes of pictures
+recoding.py      `encode`, `decode`: sounds to the codes of a codec and back
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
 painting.py      `paint`: pictures of a class or a text; `repaint`: of codes

@@ -46,6 +46,8 @@ def next_command(
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
+    if task == "reconstruct" and model.takes == "input_values":
+        verb = "reconstruct"
     if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
@@ -72,10 +74,11 @@ def _words(
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]
     if task == "ctc" and not source.startswith(HUB):
-        rows = find(source)
-        return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
+        return _first_sound(source, fields)
     if task == "answer":
         return [source]
+    if task == "reconstruct" and model.takes == "input_values":
+        return [*(["SOUND"] if source.startswith(HUB) else _first_sound(source, fields)), "--out", "again.wav"]
     if task == "reconstruct":
         return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
     if task == "paint":
@@ -86,6 +89,11 @@ def _words(
     if source.startswith(HUB):
         return ["PICTURE"] if task in SHOWN else ["A text."]
     return _of_rows(task, source, fields)
+
+
+def _first_sound(source: str, fields: Mapping[str, str]) -> list[str]:
+    rows = find(source)
+    return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
 
 
 def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:

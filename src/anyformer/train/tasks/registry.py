@@ -15,6 +15,7 @@
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
 | reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
+| reconst… | Codec             | say a sound by codes, and the sound again         | rows with `sound`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
 |          |                   |                                                   | `boxes` and `label`               |
@@ -42,6 +43,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.autoencoder import Autoencoder
+from anyformer.skeletons.codec import Codec
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -70,6 +72,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Spliced, "input_ids"): ("caption", "causal"),
     (CrossEncoder, "input_ids"): ("answer",),
     (Autoencoder, "pixel_values"): ("reconstruct",),
+    (Codec, "input_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
 }
@@ -91,7 +94,7 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
     "answer": (("question", "features", "boxes", "label"),),
-    "reconstruct": (("image",),),
+    "reconstruct": (("image",), ("sound",)),
     "contrast": (("sound",),),
     "units": (("sound",),),
 }
