@@ -22,7 +22,8 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "reconstruct", "act", "forecast", "predict", "serve", "inspect", "draw",
+         "caption", "ask", "answer", "paint", "reconstruct", "act", "forecast", "predict", "fold", "serve", "inspect",
+         "draw",
          "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -44,6 +45,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("serve it to browsers and programs", "anyformer serve smollm2"),
     ("forecast a series", "anyformer forecast runs/demand demand.csv --horizon 48"),
     ("judge a molecule", "anyformer predict runs/tpsa molecules.jsonl"),
+    ("fold a protein", "anyformer fold runs/folder protein.fasta --out protein.pdb"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),

@@ -8,6 +8,7 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.folding.front import Stem
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
 from anyformer.parts.sound.conformer import ConvModule
@@ -36,6 +37,8 @@ DEVIATIONS = {
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
     "delays": "auto-correlation: each row has its own delays; transformers takes those of the batch's mean in training"
     ", and in evaluation mixes up those of all rows. So its layers are given one row after another",
+    "end token": "ESMFold with padding on the left: transformers writes the end token of its language model over a "
+    "residue; ours behind the last one",
     "unseen": "a window of a series without any observed value has the scale 1; transformers takes that of other rows",
 }
 
@@ -57,6 +60,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "capacity"
     if (side != "right" or len(set(lengths)) > 1) and any(p.part is BlockSparse for p in parts):
         return "blocks"
+    if side != "right" and any(p.part is Stem for p in parts):
+        return "end token"
     if len(set(lengths)) > 1 and any(p.part is ProteinTokens and p.hidden is not None for p in parts):
         return "dropped masks"
     if len(set(lengths)) > 1 and any(p.part is ConvModule for p in parts):

@@ -63,6 +63,7 @@ NO_NUMBER = {
     ("GatedDelta", "chunk"): "as that of Mamba",
     ("Block", "gain"): "first weights; tests/parts/test_block.py",
     ("ProteinTokens", "theta"): "first values of a stored buffer; tests/parts/test_proteins.py",
+    ("Folder", "lines"): "how many rows of pairs attention takes at a time; tests/parts/test_folding.py",
     ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
     (

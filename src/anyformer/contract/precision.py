@@ -123,7 +123,8 @@ def compared(
     """The largest relative error of outputs in a type; at most a few times that of `least`, and never infinite."""
     worst = 0.0
     for name in (n for n in expected if not n.startswith("aux.")):
-        expect(actual[name].dtype == dtype, f"{name} is {actual[name].dtype}")
+        wide = name.startswith("beside.") and actual[name].dtype == torch.float32  # places of atoms are never rounded
+        expect(wide or actual[name].dtype == dtype, f"{name} is {actual[name].dtype}")
         expect(bool(actual[name].isfinite().all()), f"{name} is not finite")
         size = float(expected[name].square().mean().sqrt())
         off = float((actual[name].float() - expected[name]).square().mean().sqrt()) / size

@@ -49,6 +49,11 @@ def labels_for(model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         labels = torch.randint(0, value.shape[-1], value.shape[:-1], generator=noise)
         if bool((value <= NEVER).any()):  # some classes can never be: labels are among the others
             labels = torch.rand(value.shape, generator=noise).masked_fill(value <= NEVER, -1.0).argmax(-1)
+        if f"heads.{name}" in model.pairs:
+            labels = torch.minimum(labels, labels.mT)  # of distances, which a head says the same in both directions
+        if labels.ndim == 3 and name in out.heads and model.pairs and batch.keep is not None:
+            labels = labels.masked_fill(~batch.keep[..., None], IGNORE)
+            labels = labels.masked_fill(~batch.keep[:, None], IGNORE) if f"heads.{name}" in model.pairs else labels
         if labels.ndim == 2 and (keep := batch.fitting(labels)) is not None:
             labels = labels.masked_fill(~keep, IGNORE)
         targets[name] = labels

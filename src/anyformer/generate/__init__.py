@@ -25,6 +25,7 @@ seeing.py        pictures, sounds and videos in prompts
 captioning.py    `caption`, `ask`: texts about pictures
 answering.py     `answer`: questions about the objects of pictures
 transcribing.py  `transcribe`: sounds to text
+folding.py       `fold`: the atoms of proteins
 judging.py       `judge`: the value or the class of graphs
 forecasting.py   `forecast`: what comes in a time series
 speech.py        marks, languages and the grammar of times
@@ -39,6 +40,7 @@ from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
 from anyformer.generate.embedding import embed
+from anyformer.generate.folding import fold
 from anyformer.generate.forecasting import backtest, forecast
 from anyformer.generate.judging import judge
 from anyformer.generate.painting import paint, repaint
@@ -46,6 +48,7 @@ from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate",
+    "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "fold", "forecast",
+    "generate",
     "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip
