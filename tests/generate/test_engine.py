@@ -183,11 +183,22 @@ def test_forms_are_within_their_bounds_and_the_quality_is_printed(capsys):
     assert "4-bit blocks up to 3 rows: perplexity" in said and "±" in said and "KLD" in said
 
 
-def test_a_whole_zero_point_fails(monkeypatch):
+def test_the_command_prints_the_quality_and_a_whole_zero_point_fails_it(tmp_path, monkeypatch, capsys):
+    from anyformer.cli import main
+
+    m = text_model(shift=0.6)
+    m.save(tmp_path / "model")
+    words = ["generate", str(tmp_path / "model"), "the cat", "--max-new-tokens", "6", "--engine", "onnx"]
+    assert main([*words, "--precision", "float32"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "the cat" + generate(m, "the cat", max_new_tokens=6) + "\n"
+    assert "float32: perplexity" in said.err and "KLD" in said.err
     exact = build.Blocks
     monkeypatch.setattr(build, "Blocks", lambda bits: exact(bits, exact=False))
-    with pytest.raises(Unsupported, match="int4 changes this model too much: perplexity"):
-        with_engine(text_model(shift=0.6), "onnx", "auto")
+    assert main(words) != 0
+    said = capsys.readouterr()
+    assert "int4 changes this model too much: perplexity" in said.err and not said.out
+    assert not list((tmp_path / "engine").glob(".making-*"))  # nothing is left of it
 
 
 def test_four_bits_store_such_weights_exactly():

@@ -29,12 +29,27 @@ DOMAIN, LINEAR = "anyformer", "Linear"
 
 @dataclass(frozen=True)
 class Matrix:
-    """W (O, I) and b (O,) of one product, the sizes of its outputs, and whether it scores tokens."""
+    """The matrices W (O, I) and biases b (O,) of one product, side by side, and whether it scores tokens."""
 
-    weight: Tensor
-    bias: Tensor | None
-    sizes: tuple[int, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
     head: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the outputs."""
+        return tuple(len(weight) for weight in self.weights)
+
+    def weight(self) -> Tensor:
+        """All rows, float32."""
+        return torch.cat([weight.detach().float() for weight in self.weights])
+
+    def bias(self) -> Tensor | None:
+        """The bias of all rows, float32; None without any."""
+        if all(bias is None for bias in self.biases):
+            return None
+        pairs = zip(self.weights, self.biases, strict=True)
+        return torch.cat([torch.zeros(len(w)) if b is None else b.detach().float() for w, b in pairs])
 
 
 class Matrices:
@@ -45,16 +60,12 @@ class Matrices:
 
     def one(self, weight: Tensor, bias: Tensor | None, head: bool = False) -> Callable[[Tensor], Tensor]:
         """y = W x + b, (..., I) -> (..., O)."""
-        product = self._add(Matrix(weight.detach(), bias, (len(weight),), head))
+        product = self._add(Matrix((weight,), (bias,), head))
         return lambda x: product(x)[0]
 
     def joined(self, *layers: Any) -> Callable[[Tensor], Sequence[Tensor]]:
         """Linear layers of the same input as one product with several outputs."""
-        weight, bias = torch.cat([layer.weight.detach() for layer in layers]), None
-        if any(layer.bias is not None for layer in layers):
-            zeros = [layer.weight.new_zeros(layer.out_features) for layer in layers]
-            bias = torch.cat([z if f.bias is None else f.bias.detach() for z, f in zip(zeros, layers, strict=True)])
-        return self._add(Matrix(weight, bias, tuple(layer.out_features for layer in layers)))
+        return self._add(Matrix(tuple(layer.weight for layer in layers), tuple(layer.bias for layer in layers)))
 
     def _add(self, matrix: Matrix) -> Callable[[Tensor], Sequence[Tensor]]:
         number: list[int] = []
@@ -88,8 +99,8 @@ class Form:
 
     def write(self, to: Writer, x: Any, matrix: Matrix) -> Any:
         """The nodes of y = W x + b; returns y."""
-        y = self.product(to, x, matrix.weight.float(), matrix.head)
-        return y if matrix.bias is None else to.node("Add", (y, to.constant(matrix.bias.detach().float().numpy())))
+        y, bias = self.product(to, x, matrix.weight(), matrix.head), matrix.bias()
+        return y if bias is None else to.node("Add", (y, to.constant(bias.numpy())))
 
     def product(self, to: Writer, x: Any, weight: Tensor, head: bool) -> Any:
         """W x, for W (O, I) float32."""
