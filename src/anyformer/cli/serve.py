@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anyformer.cli import models
 from anyformer.cli.options import Parser, pick
@@ -32,6 +32,8 @@ def serve(
     prefix_cache: int = 0,
     task: str | None = None,
     ignore: Sequence[str] = (),
+    engine: Literal["auto", "torch", "onnx"] = "torch",
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> None:
     """Serves models until Ctrl-C or SIGTERM: OpenAI's routes under /v1, and a page at /.
 
@@ -53,8 +55,11 @@ def serve(
         prefix_cache: bytes of memory for beginnings of prompts, which the same key then reads only once; 0 = none.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
+        engine: what computes the steps: PyTorch, ONNX Runtime (docs/engine.md), or auto, ONNX Runtime if it can.
+        precision: of the matrices in ONNX Runtime; auto is 4 bits for weights from a file of 4 bits, else 8.
     """
     from anyformer.data.models import find
+    from anyformer.generate.engine import with_engine
     from anyformer.serve import serve as run
     from anyformer.serve.limits import Limits
     from anyformer.serve.server import check_keys
@@ -68,6 +73,7 @@ def serve(
         keys = [key.strip() for key in keys if key.strip()] or [""]
     check_keys(host, keys)
     loaded = [models.load(name, text=False, task=task, ignore=ignore) for name in model]
+    loaded = [with_engine(one.eval(), engine, precision) for one in loaded]
     places = [find(name) for name in model]
     run(
         loaded, model, places=places, host=host, port=port, key=keys, allow_host=allow_host, exact=exact, tools=tools,

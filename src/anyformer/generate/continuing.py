@@ -12,6 +12,7 @@ from torch import Tensor
 from anyformer.generate.beam import search
 from anyformer.generate.calling import converse
 from anyformer.generate.decoding import Decoding, Rows, rows_of
+from anyformer.generate.engine import with_engine
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.seeing import with_media
@@ -46,6 +47,8 @@ def generate(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
+    engine: Literal["auto", "torch", "onnx"] | None = None,
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -83,6 +86,10 @@ def generate(
             power. 0 = the likeliest text, which is often short; above 1 prefers long ones.
         early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when no live text would be
             better than these, if it ended now (false), or at any length (never).
+        engine: what computes the steps: "torch"; "onnx", ONNX Runtime (`docs/engine.md`); "auto", ONNX Runtime if it is
+            installed and computes this model, else PyTorch. None = the model as it is.
+        precision: of the matrices in ONNX Runtime; "auto" is 4 bits for weights from a file of 4 bits, else 8. What it
+            costs in quality is measured before the first use, bounded, and printed.
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -93,6 +100,7 @@ def generate(
             vocabulary, text without a tokenizer, a model that cannot generate, or if the prompt and `max_new_tokens`
             together are longer than the context.
     """
+    model = with_engine(model, engine, precision)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
@@ -179,12 +187,15 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
+    engine: Literal["auto", "torch", "onnx"] | None = None,
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> Iterator[str]:
     """The text that `generate` would return, in pieces, as soon as they are final.
 
     Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
+    model = with_engine(model, engine, precision)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
@@ -226,6 +237,8 @@ def chat(
     max_calls: int = 8,
     max_seconds: float = 60.0,
     on_call: Callable[[Call], None] | None = None,
+    engine: Literal["auto", "torch", "onnx"] | None = None,
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> Iterator[str]:
     """The model's answer to a conversation, in pieces, as in `stream`.
 
@@ -246,6 +259,7 @@ def chat(
         ValueError: without a tokenizer or a chat template, for tools with media, a schema or a grammar, and as
             `generate`.
     """
+    model = with_engine(model, engine, precision)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
