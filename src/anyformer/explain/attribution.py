@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anyformer.explain.features import Explained, Values
-from anyformer.explain.integral import gradients, integrated, summed
+from anyformer.explain.integral import gradients, grouped, integrated, summed, together
 from anyformer.explain.target import Goal, Target, goal
 
 METHODS = ("ig", "grad", "occlusion")
@@ -108,6 +108,9 @@ def attribute(
         raise ValueError(f"{own[0]} has {len(explained.features[own[0]].value)} entries for {len(score)} rows, so "
                          "shares belong to several rows; explain one row at a time")  # fmt: skip
     counts = 1
+    if method != "grad" and len(score) == 1:
+        ends = {n: f.value for n, f in explained.features.items()}
+        explained.together = together(explained, aim, out.logits, (base, ends), (bare, score))
     if method == "occlusion":
         each = _occluded(explained, aim, base, score)
     elif method == "grad":
@@ -153,14 +156,19 @@ def _occluded(explained: Explained, aim: Goal, base: Values, score: Tensor) -> V
         shape = feature.shape()
         count = math.prod(shape) if shape else 1
         width = -(-count // FEW) if len(shape) <= 1 else 1
+        hidden = []
         for first in range(0, count, width):
             flat = torch.zeros(count, device=score.device)
             flat[first : first + width] = 1.0
             there = feature.spread(flat.reshape(1, *shape) if shape else flat.reshape(1)).bool()
-            there = there.expand_as(feature.value[:1])
-            hidden = torch.where(there, base[name], feature.value)
-            fall = score - aim(explained.run({name: hidden})).double()
-            total += _share(fall, there, feature.value, len(score))
+            hidden.append({name: there.expand_as(feature.value[:1])})
+        for group in grouped(explained, hidden):
+            masks = torch.cat([mask[name] for mask in group])
+            rows = explained if len(group) == 1 else explained.copies(len(group))
+            falls = score - aim(rows.run({name: torch.where(masks, base[name], feature.value)})).double()
+            for i, mask in enumerate(group):
+                fall = falls[i : i + 1] if len(group) > 1 else falls
+                total += _share(fall, mask[name], feature.value, len(score))
         each[name] = total
     return each
 

@@ -20,6 +20,7 @@ from anyformer.skeletons.base import Output
 
 CHANNELS = {"channels", "features", "mels", "state", "action", "return", "numbers", "sides"}  # axes inside a unit
 BASELINES = ("mean", "zeros", "pad", "blur")
+COPIES, NUMBERS = 8, 1 << 26  # of a row in one pass: at most, and so that its largest tensor has at most these numbers
 Values = dict[str, Tensor]  # by the name of the input
 
 
@@ -85,7 +86,7 @@ class Explained:
             raise ValueError(f"expected a model of anyformer (load, build), got {type(model).__name__}")
         if model.training:
             raise ValueError("the model is in training mode, where dropout changes every pass; call model.eval() first")
-        self.model, self.inputs = model, dict(inputs)
+        self.model, self.inputs, self.only = model, dict(inputs), only
         self.features = {f.name: f for f in self._found()}
         if only is not None:
             for name in only:
@@ -94,6 +95,8 @@ class Explained:
             self.features = {name: self.features[name] for name in only}
         if not self.features:
             raise ValueError("this call has no token ids and no numbers, so nothing can be explained")
+
+    together = 1  # copies of the row in one pass
 
     def run(self, values: Mapping[str, Tensor] | None = None) -> Output:
         """The output with these values in place of some features; random parts draw the same numbers every time."""
@@ -109,6 +112,20 @@ class Explained:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def copies(self, count: int) -> Explained:
+        """The call with its one row `count` times."""
+        rows = {n: v.expand(count, *v.shape[1:]) for n, v in self.inputs.items()}
+        return Explained(self.model, rows, self.only)
+
+    def room(self, logits: Tensor | None) -> int:
+        """The copies of the row that fit into one pass; 1 where rows act on each other or belong to no one."""
+        model = self.model
+        single = all(v.ndim > 0 and len(v) == 1 for v in self.inputs.values())
+        if not single or model.alike or model.across or model.inserts(self.inputs):
+            return 1
+        size = max([f.value.numel() for f in self.features.values()] + ([] if logits is None else [logits.numel()]))
+        return max(1, min(COPIES, NUMBERS // size))
 
     def _replaced(self, name: str, value: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

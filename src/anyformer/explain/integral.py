@@ -15,6 +15,7 @@ from anyformer.explain.target import Goal
 POINTS = 8  # of a piece
 LEAST = 0.05  # of the score: a smaller change is held to the tolerance of this one, since scores are rounded
 CANCEL = 8  # pieces may miss this many times the tolerance where they cancel: bends of ReLU miss by chance
+SAME = 1e-5  # of the score: rounding
 NARROW = 1e-5  # a piece of the line that is not halved any more: there the score jumps
 
 
@@ -41,6 +42,40 @@ def _no_slope(explained: Explained) -> str:
         f"the score does not depend on {names} through anything that has a gradient (quantised weights, whole numbers "
         "in between); use method='occlusion', which needs none"
     )
+
+
+def slopes_at(explained: Explained, aim: Goal, points: list[Values]) -> list[Values]:
+    """The slopes at several points; of one row as copies in one pass, where that gives the same score."""
+    found: list[Values] = []
+    for group in grouped(explained, points):
+        rows = explained if len(group) == 1 else explained.copies(len(group))
+        together = gradients(rows, aim, {n: torch.cat([p[n] for p in group]) for n in group[0]})
+        found += (
+            [{n: v[i : i + 1] for n, v in together.items()} for i in range(len(group))]
+            if len(group) > 1
+            else [together]
+        )
+    return found
+
+
+def grouped(explained: Explained, points: list[Values]) -> list[list[Values]]:
+    """The points of each pass."""
+    count = explained.together
+    return [points[at : at + count] for at in range(0, len(points), count)]
+
+
+def together(
+    explained: Explained, aim: Goal, logits: Tensor | None, ends: tuple[Values, Values], scores: tuple[Tensor, Tensor]
+) -> int:
+    """The copies of the row that one pass takes; 1 where copies change each other's score (experts with few places,
+    random parts), which is tried out."""
+    count = explained.room(logits)
+    if count == 1:
+        return 1
+    with torch.no_grad():
+        both = aim(explained.copies(2).run({n: torch.cat([v, ends[1][n]]) for n, v in ends[0].items()})).double()
+    wanted = torch.cat(scores)
+    return count if bool(((both - wanted).abs() <= SAME * wanted.abs().max()).all()) else 1
 
 
 @dataclass
@@ -110,9 +145,9 @@ def _piece(
 ) -> Piece:
     """The shares of one piece by Gauss and Legendre's points."""
     nodes, weights = np.polynomial.legendre.leggauss(POINTS)
+    points = [_point(explained, base, start + float(node) * (end - start)) for node in (nodes + 1) / 2]
     each = {n: torch.zeros_like(f.value) for n, f in explained.features.items()}
-    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        slopes = gradients(explained, aim, _point(explained, base, start + float(node) * (end - start)))
+    for weight, slopes in zip(weights / 2, slopes_at(explained, aim, points), strict=True):
         for name, slope in slopes.items():
             each[name] += float(weight) * (end - start) * slope * (explained.features[name].value - base[name])
     rows = len(scores[start])

@@ -106,7 +106,8 @@ def _of_rows(model: Any, logits: Tensor, target: Target, read: Callable[[Output]
     index = [torch.tensor(column, device=logits.device)[:, None] for column in zip(*ids, strict=True)]
 
     def score(out: Output) -> Tensor:
-        picked = [read(out).gather(1, i)[:, 0] for i in index]
+        logits = read(out)
+        picked = [logits.gather(1, _for(logits, i))[:, 0] for i in index]
         return picked[0] if len(picked) == 1 else picked[0] - picked[1]
 
     return Goal(_name([[names[i] for i in row] for row in ids], " - "), score, ids)
@@ -129,10 +130,17 @@ def _of_positions(
     index = [torch.tensor(column, device=logits.device) for column in zip(*ids, strict=True)]
 
     def score(out: Output) -> Tensor:
-        picked = [read(out)[rows, where, i] for i in index]
+        logits = read(out)
+        every = torch.arange(len(logits), device=logits.device)
+        picked = [logits[every, _for(logits, where), _for(logits, i)] for i in index]
         return picked[0] if len(picked) == 1 else picked[0] - picked[1]
 
     return Goal(_name(names, " - "), score, ids, tuple(places))
+
+
+def _for(logits: Tensor, index: Tensor) -> Tensor:
+    """An index for each row; that of one row for many copies of it."""
+    return index.expand(len(logits), *index.shape[1:]) if len(index) == 1 else index
 
 
 def _places(model: Any, out: Output, logits: Tensor, at: int | None) -> list[int] | None:
