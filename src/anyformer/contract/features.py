@@ -21,7 +21,7 @@ from anyformer.contract.hyper import alternatives, declared, differ, edited, fin
 from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, outputs, run, same
-from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, whole
+from anyformer.contract.subjects import HEAVY, Subject, apart_from_tiny, first_of, whole
 from anyformer.contract.training import in_full
 from anyformer.core.recipe import Recipe
 from anyformer.core.taps import Taps
@@ -186,10 +186,7 @@ def _read_back() -> Iterator[dict[bytes, Any]]:
         yield programs
 
 
-LONG = {"compressive/tiny", "reformer/tiny"}  # programs of many operations: 15 and 30 seconds
-
-
-@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - LONG)
+@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - HEAVY)
 def export_runs_and_matches(subject: Subject) -> float:
     """The exported program, for any batch and length, runs without anyformer and gives the model's numbers."""
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anyformer.contract.check import LeftOut, check
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import draw, expect, run
-from anyformer.contract.subjects import Subject, apart_from_tiny
+from anyformer.contract.subjects import Subject, apart_from_tiny, of_page
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.hub import load, save
@@ -134,7 +134,7 @@ def compared(
     return worst
 
 
-@check(18, "model", later=apart_from_tiny)
+@check(18, "model", later=apart_from_tiny, needs=lambda s: None if of_page(s) else "its files do not name their dtype")
 def stored_dtype_is_that_of_most_weights(subject: Subject) -> float:
     """If the first tensor alone has another type, the config names the type of the others."""
     model = fresh(subject.model).to(HALF)
