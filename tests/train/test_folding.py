@@ -176,6 +176,28 @@ def test_train_learns_a_protein_and_measures_distances(folder: Path, tmp_path: P
     assert done.held_out < 0.75 * done.baseline  # 1 - lDDT
 
 
+def test_alignments_beside_the_files_are_read_and_their_cells_hidden(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*.pdb"):
+        (tmp_path / file.name).write_text(file.read_text())
+    letters = data(folder).chains[0].letters
+    (tmp_path / "0.a3m").write_text(f">q\n{letters}\n>r\n{'A' * len(letters)}\n>s\n{'-' * len(letters)}\n")
+    model = af.build("alphafold2", "tiny", seed=0)
+    task = data(tmp_path).task(model, None)
+    batch = task.rows.rows(0, 2)
+    assert batch["msa"].shape[2] == 2 and batch["labels"].shape[2] == 45
+    chosen = batch["labels"][..., 43:] >= 0
+    assert chosen.any() and torch.equal(batch["msa"] == 22, chosen)
+    labels = batch.pop("labels")
+    parts = Folding().each(model(**batch), labels)
+    assert set(parts) == {"fape", "torsion", "distogram", "lddt", "errors", "cells"}
+    assert "msa" in next(task.held_out(2)) and "the model reads no alignment" in " ".join(
+        data(tmp_path).task(af.build("esmfold", "tiny"), None).notes
+    )
+    (tmp_path / "0_A.a3m").write_text(">q\nMK\n")
+    with pytest.raises(ValueError, match="the first row is not chain 0_A"):
+        data(tmp_path)
+
+
 def test_what_is_no_structure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="reads a PDB file, or a folder"):
         data(tmp_path / "none")

@@ -23,6 +23,7 @@ from anyformer.train.objectives import IGNORE
 
 CA = 1
 NEAR, FAR = 2.3125, 21.6875  # of the bins of distances that are learned
+WIDTH = 1 + 3 * residues.SLOTS  # numbers of a residue in the labels; those behind are cells of an alignment
 SEEN = 15.0  # pairs nearer than this count in lDDT
 STEPS = (0.5, 1.0, 2.0, 4.0)  # of an error in lDDT
 Known = tuple[Tensor, Tensor, Tensor]
@@ -33,7 +34,7 @@ def unpacked(labels: Tensor) -> Known:
     the number of the residue, -100 at padding, and 14 places, NaN where an atom is unknown."""
     chain = labels[..., 0].nan_to_num(residues.UNKNOWN)
     chain = torch.where(chain == IGNORE, residues.UNKNOWN, chain).long()
-    places = labels[..., 1:].float().unflatten(-1, (residues.SLOTS, 3))
+    places = labels[..., 1:WIDTH].float().unflatten(-1, (residues.SLOTS, 3))
     there = places.isfinite().all(-1) & (labels[..., 0] != IGNORE)[..., None]
     there = there & residues.EXISTS.to(labels.device)[chain]
     return chain, places.masked_fill(~there[..., None], 0.0), there
@@ -69,16 +70,19 @@ class Folding:
     fape        (mean over layers of the backbone's + that of all atoms, last layer) / 2
     torsion     |angle - known one|^2, of the nearer of two names, + 0.02 ||raw| - 1|
     distogram, lddt, errors    cross-entropy of the bins of distances, of lDDT, of aligned errors
+    cells       cross-entropy of the hidden cells of an alignment
     ```
     Frames are those of the backbone. FAPE is clamped at 10 angstrom in a share of proteins, drawn for each.
 
-    Labels (B, L, 43), see `unpacked`. A residue without N, CA and C has no frame and counts nowhere.
+    Labels (B, L, 43), see `unpacked`, and behind them the cells of an alignment that were hidden, -100 elsewhere. A
+    residue without N, CA and C has no frame and counts nowhere.
     """
 
     torsion: float = 0.5
     distogram: float = 0.3
     lddt: float = 0.01
     errors: float = 0.1
+    cells: float = 2.0
     clamped: float = 0.9
     gaps: ClassVar[bool] = True  # labels hold NaN where an atom is unknown
 
@@ -121,6 +125,10 @@ class Folding:
             count = scores["ptm"].shape[-1]
             number = (off / FARTHEST_ERROR * (count - 2)).long().clamp(max=count - 1)
             parts["errors"] = self.errors * _surprise(scores["ptm"], number, pairs).sum()
+        if "cells" in scores and labels.shape[-1] > WIDTH:
+            hidden = labels[..., WIDTH:]
+            mine = scores["cells"][:, :, 1:]  # behind the protein itself
+            parts["cells"] = self.cells * _surprise(mine, hidden.clamp(min=0).long(), hidden >= 0).sum()
         return parts
 
     def _torsion(self, output: Output, chain: Tensor, places: Tensor, there: Tensor) -> Tensor:

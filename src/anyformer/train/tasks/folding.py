@@ -15,7 +15,8 @@ from anyformer.data.batches import Batch
 from anyformer.data.corpus import weights
 from anyformer.data.labels import IGNORE
 from anyformer.data.order import shuffled
-from anyformer.media.proteins import Structure, read_pdb
+from anyformer.media.proteins import Structure, read_alignment, read_pdb
+from anyformer.parts.folding.front import ABSENT, GAP, HIDDEN
 from anyformer.parts.folding.residues import LETTERS, SLOTS
 from anyformer.train.folding import CA, Folding, lddt, rmsd, unpacked
 from anyformer.train.options import TrainOptions
@@ -25,6 +26,8 @@ from anyformer.train.tasks.splits import Subset, one_in_ten
 ENDINGS = (".pdb", ".ent")
 UNIT = "(1 - lDDT)"
 CROP = 256  # residues of a longer protein that are learned at a time
+ROWS = 64  # of an alignment, behind the first one
+SHARE = 0.15  # of its cells that are hidden
 FEW = 10  # proteins: with fewer, none is held out
 SHORTEST = 4  # residues with a backbone
 
@@ -47,9 +50,11 @@ class FoldData:
                 f"{kind} reads one folder of proteins, got {len(sources)}: {', '.join(sources)}; join them"
             )
         self.source, self.options = sources[0], options
-        self.chains = [c for path in files(self.source) for c in read_pdb(path) if _known(c) >= SHORTEST]
+        paths = {path: [c for c in read_pdb(path) if _known(c) >= SHORTEST] for path in files(self.source)}
+        self.chains = [c for chains in paths.values() for c in chains]
         if not self.chains:
             raise ValueError(f"{self.source}: no chain has {SHORTEST} residues with N, CA and C")
+        self.alignments = [alignment_of(path, c) for path, chains in paths.items() for c in chains]
 
     def words(self) -> tuple[str, ...]:
         """No text."""
@@ -67,12 +72,17 @@ class FoldData:
             learn, out = one_in_ten(self.source, count)
         else:
             notes = (f"{count} proteins: none is held out; the measure is of those that are learned",)
-        rows = FoldRows(tuple(self.chains), learn, self.options.seed, crop)
-        held_out = [self.chains[i] for i in out.of(np.arange(out.size)).tolist()]
+        reads = "msa" in model.inputs()
+        aligned = tuple(self.alignments) if reads and any(a is not None for a in self.alignments) else ()
+        if any(a is not None for a in self.alignments) and not reads:
+            notes += ("the model reads no alignment: those beside the PDB files are left out",)
+        rows = FoldRows(tuple(self.chains), learn, self.options.seed, crop, aligned)
+        places = out.of(np.arange(out.size)).tolist()
+        held_out, beside = [self.chains[i] for i in places], [aligned[i] for i in places] if aligned else []
 
         def measured(batch: int) -> Iterator[Batch]:
             for first in range(0, len(held_out), batch):
-                yield batch_of(held_out[first : first + batch])
+                yield batch_of(held_out[first : first + batch], aligned=beside[first : first + batch])
 
         digest = hashlib.sha256()
         for chain in self.chains:
@@ -127,7 +137,12 @@ def straight(chains: Sequence[Structure]) -> float:
     return 1 - kept / max(1, pairs)
 
 
-def batch_of(chains: Sequence[Structure], first: Sequence[int] = (), crop: int | None = None) -> Batch:
+def batch_of(
+    chains: Sequence[Structure],
+    first: Sequence[int] = (),
+    crop: int | None = None,
+    aligned: Sequence[torch.Tensor | None] = (),
+) -> Batch:
     """Inputs and labels (B, L, 43), padded on the right: see `train.folding.unpacked`."""
     cuts = [slice(f, None if crop is None else f + crop) for f in (first or [0] * len(chains))]
     lengths = [len(c.letters[cut]) for c, cut in zip(chains, cuts, strict=True)]
@@ -140,7 +155,36 @@ def batch_of(chains: Sequence[Structure], first: Sequence[int] = (), crop: int |
         labels[row, :count, 0] = ids[row, :count].float()
         labels[row, :count, 1:] = torch.from_numpy(chain.positions[cut]).flatten(1)
     keep = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-    return {"input_ids": ids, "position_ids": places, "attention_mask": keep, "labels": labels}
+    made = {"input_ids": ids, "position_ids": places, "attention_mask": keep, "labels": labels}
+    if any(a is not None and a.shape[1] for a in aligned):
+        made["msa"] = torch.full((*ids.shape, max(a.shape[1] for a in aligned if a is not None)), ABSENT)
+        for row, (cells, cut, count) in enumerate(zip(aligned, cuts, lengths, strict=True)):
+            if cells is not None:
+                made["msa"][row, :count, : cells.shape[1]] = cells[cut]
+    return made
+
+
+def alignment_of(path: Path, chain: Structure) -> torch.Tensor | None:
+    """The rows of the alignment beside a PDB file behind the first one, (L, S), or None: `1abc_A.a3m` of a chain, or
+    `1abc.a3m` of the chain that its first row is; .sto, too.
+
+    Raises:
+        ValueError: if the alignment of a chain is another protein's.
+    """
+    for stem in (chain.name, path.stem):
+        for ending in (".a3m", ".sto"):
+            place = path.with_name(stem + ending)
+            if not place.exists():
+                continue
+            first, *others = read_alignment(place)
+            if first == chain.letters:
+                cells = [[GAP if c == "-" else LETTERS.index(c) for c in row] for row in others[:ROWS]]
+                return torch.tensor(cells, dtype=torch.long).reshape(len(cells), len(first)).T
+            if stem == chain.name:
+                raise ValueError(
+                    f"{place}: the first row is not chain {chain.name}, whose residues are {chain.letters}"
+                )
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +196,7 @@ class FoldRows:
     places: Subset
     seed: int
     crop: int
+    aligned: tuple[torch.Tensor | None, ...] = ()
 
     def rows(self, first: int, count: int) -> Batch:
         """See `data.order.Rows`."""
@@ -161,7 +206,19 @@ class FoldRows:
         for number, chain in enumerate(chains, first):
             room = max(0, len(chain.letters) - self.crop)
             starts.append(int(np.random.default_rng((self.seed, number)).integers(room + 1)))
-        return batch_of(chains, starts, self.crop)
+        batch = batch_of(chains, starts, self.crop, [self.aligned[i] for i in items] if self.aligned else ())
+        return hidden(batch, np.random.default_rng((self.seed, first, 1)))
+
+
+def hidden(batch: Batch, noise: np.random.Generator) -> Batch:
+    """The batch with a share of the cells of its alignments hidden, and these cells behind its labels."""
+    if "msa" not in batch:
+        return batch
+    cells = batch["msa"]
+    chosen = torch.from_numpy(noise.random(cells.shape) < SHARE) & (cells != ABSENT)
+    wanted = cells.masked_fill(~chosen, IGNORE).float()
+    labels = torch.cat((batch["labels"], wanted), -1)
+    return {**batch, "msa": cells.masked_fill(chosen, HIDDEN), "labels": labels}
 
 
 @dataclass(frozen=True, eq=False)
