@@ -3,6 +3,8 @@ ml-collections absl-py gemmi biotite` makes these modules importable; without th
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ def slopes(output: tuple[Tensor, Tensor], x: Tensor, z: Tensor, rows: Tensor, ke
     noise = torch.Generator().manual_seed(1)
     m, pairs = output
     there, real = rows[:, :, None] & keep[:, None], keep[:, :, None] & keep[:, None]
-    total = sum(
+    total: Any = sum(
         (t.masked_fill(~mask[..., None], 0.0) * torch.randn(t.shape, generator=noise)).sum()
         for t, mask in ((m, there), (pairs, real))
     )
