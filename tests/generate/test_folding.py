@@ -52,6 +52,29 @@ def test_chains_are_parted_by_a_linker_that_is_left_out(model: Any) -> None:
     assert "TER" in one.pdb() and one.pdb().count("TER") == 2
 
 
+def test_an_alignment_counts_and_the_order_of_its_rows_does_not(tmp_path: Path) -> None:
+    model = af.build("alphafold2", "tiny", seed=0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.2)
+    rows = ["MKTAY", "M-SAY", "LKTGY"]
+    texts = {"a": rows, "b": [rows[0], rows[2], rows[1]], "c": rows[:1]}
+    made = {}
+    for name, own in texts.items():
+        (tmp_path / f"{name}.a3m").write_text("".join(f">{i}\n{row}\n" for i, row in enumerate(own)))
+        (made[name],) = fold(model, ["MKTAY"], msa=tmp_path / f"{name}.a3m")
+    (alone,) = fold(model, ["MKTAY"])
+    assert np.allclose(made["a"].positions, made["b"].positions, atol=1e-4)
+    assert np.allclose(made["c"].positions, alone.positions, atol=1e-5)
+    assert not np.allclose(made["a"].positions, alone.positions, atol=1e-2)
+    with pytest.raises(ValueError, match="is not protein1"):
+        fold(model, ["MKTAW"], msa=tmp_path / "a.a3m")
+    with pytest.raises(ValueError, match="an alignment belongs to one protein, and there are 2"):
+        fold(model, ["MKTAY", "MK"], msa=tmp_path / "a.a3m")
+    with pytest.raises(ValueError, match=r"msa must be .proteins, residues, rows. = .1, 5"):
+        model(input_ids=torch.zeros(1, 5, dtype=torch.long), msa=torch.zeros(1, 4, 2, dtype=torch.long))
+
+
 def test_what_cannot_be_folded_is_refused(model: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"5 residues, and at most 4 are folded.*most=5"):
         fold(model, ["MKTAY"], most=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def random_frames(*shape: int) -> Frames:
     return Frames(from_quaternion(q / q.norm(dim=-1, keepdim=True)), 4 * torch.randn(*shape, 3))
 
 
-def redrawn(part: torch.nn.Module) -> torch.nn.Module:
+def redrawn(part: torch.nn.Module) -> Any:
     torch.manual_seed(1)
     with torch.no_grad():
         for p in part.parameters():
@@ -127,7 +128,7 @@ def test_attention_of_lines_holds_few_scores_at_a_time() -> None:
     part, L, seen = redrawn(GatedAttention(8, 2)), 24, []
     plain = torch.nn.functional.scaled_dot_product_attention
 
-    def noted(q: Tensor, *rest: Tensor) -> Tensor:
+    def noted(q: Tensor, *rest: Any) -> Tensor:
         seen.append(q.shape[0] if q.ndim == 4 else q.shape[1])
         return plain(q, *rest)
 

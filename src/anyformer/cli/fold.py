@@ -32,7 +32,7 @@ def fold(
 
     Args:
         model: a directory, the folder of a run, or a hub id, of a folding model.
-        data: a FASTA file; `:` in a sequence parts chains.
+        data: a FASTA file, where `:` parts chains; or a PDB file, whose sequence is folded anew.
         out: write the atoms to this .pdb file; of several proteins, to a folder, each under its name. The column of B
             factors holds pLDDT.
         errors: write the expected errors of pairs (PAE), in angstrom, to this .json or .npz file.
@@ -47,11 +47,11 @@ def fold(
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate.folding import fold as folded
-    from anyformer.media.proteins import read_fasta
+    from anyformer.media.proteins import read_sequences
 
     if errors is not None and Path(errors).suffix not in (".json", ".npz"):
         raise ValueError(f"--errors is a .json or .npz file; got {errors!r}")
-    proteins = read_fasta(data)
+    proteins = read_sequences(data)
     if out is not None and len(proteins) > 1 and Path(out).suffix:
         raise ValueError(f"{data} holds {len(proteins)} proteins; --out is a folder for several, got {out!r}")
     loaded = models.load(model, text=False, task=task, ignore=ignore)

@@ -72,6 +72,7 @@ NO_NUMBER = {
     ): "the symbol that stands for none, in the loss and in reading; tests/train/test_sound_objectives.py",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
+FEW = 20  # positions of a model of pairs
 WORDS = {
     "act": tuple(ACTIVATIONS),
     "feature": tuple(FEATURES),
@@ -281,7 +282,8 @@ def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
         return None
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     rng = random.Random(7)
-    long = draw(subject, rng, [min(subject.limit or LONG, LONG)])
+    most = FEW if subject.outline.pairs else LONG  # pairs of positions cost the cube of the length
+    long = draw(subject, rng, [min(subject.limit or most, most)])
     padded = draw(subject, rng, [9, 5], "left")
     results = [result(model.eval(), long), result(model, draw(subject, rng, [5]).plain()), result(model, padded)]
     return shapes, [*results, result(model.train(), long)]

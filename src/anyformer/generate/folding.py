@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyformer.media.proteins import Sequence, pdb_text, read_alignment, read_fasta, sequence
+from anyformer.media.proteins import Sequence, pdb_text, read_alignment, read_sequences, sequence
 from anyformer.parts.folding.front import GAP, Stem
 from anyformer.parts.folding.heads import aligned_errors, lddt_of, ptm_of
 from anyformer.parts.folding.residues import LETTERS, TYPES
@@ -71,7 +71,7 @@ def fold(
 
     Args:
         model: a folding model (ESMFold, AlphaFold 2).
-        data: a FASTA file, or sequences of letters.
+        data: a FASTA file, a PDB file whose sequence counts, or sequences of letters.
         recycles: passes after the first one; None: as the model was trained.
         msa: an alignment of one protein, .a3m or .sto, for a model that reads one; its first row is the protein.
         rows: of the alignment that are read, the first ones.
@@ -85,7 +85,9 @@ def fold(
     """
     if "beside.pair" not in getattr(model, "pairs", ()):
         raise ValueError(f"fold needs a folding model (esmfold, alphafold2); this is a {type(model).__name__}")
-    proteins = read_fasta(data) if isinstance(data, str | Path) else [_sequence(d, i) for i, d in enumerate(data, 1)]
+    proteins = (
+        read_sequences(data) if isinstance(data, str | Path) else [_sequence(d, i) for i, d in enumerate(data, 1)]
+    )
     if not proteins:
         raise ValueError("no protein to fold: give at least one sequence")
     if batch < 1 or most < 1 or rows < 1:

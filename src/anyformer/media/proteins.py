@@ -98,6 +98,13 @@ def read_fasta(path: str | Path) -> list[Sequence]:
     return found
 
 
+def read_sequences(path: str | Path) -> list[Sequence]:
+    """The sequences of a FASTA file; of a PDB file the chains of its one protein, without their atoms."""
+    if Path(path).suffix.lower() not in (".pdb", ".ent"):
+        return read_fasta(path)
+    return [Sequence(Path(path).stem, tuple(chain.letters for chain in read_pdb(path)))]
+
+
 def _text(path: str | Path) -> str:
     file = Path(path)
     if file.is_file() and file.stat().st_size > MOST_BYTES:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Head
-from anyformer.parts import Classifier
-from anyformer.parts.folding.front import CELLS
 from anyformer.parts.folding.heads import PairBins, ResidueBins
 from anyformer.parts.folding.structure import StructureModule
 from anyformer.parts.folding.triangles import PairUpdates
@@ -45,10 +43,9 @@ def updates(c: int, head_dim: int, dropout: float, last_dropout: float = 0.0) ->
 
 
 def tops(pair_dim: int, width: int, hidden: int, relu: bool, each: bool) -> Mapping[str, Recipe[Head]]:
-    """The heads: residues or cells of an alignment, distances, errors of pairs, lDDT of residues."""
+    """The heads of distances, errors of pairs, and lDDT of residues or (`each`) of each type of their atoms."""
     lddt = ResidueBins.of(width=width, hidden=hidden, types=37 if each else 1, relu=relu)
     return {
-        "residues": Classifier.of(classes=CELLS, each=True),
         "distogram": PairBins.of(width=pair_dim, symmetric=True),
         "ptm": PairBins.of(width=pair_dim),
         "lddt": lddt,

@@ -21,8 +21,9 @@ from anyformer.hub.tables import esmfold as tables
 from anyformer.hub.tables.weights import Hub
 from anyformer.models._folding import Structure, structure, tops, updates
 from anyformer.models.esm import Esm, esm
+from anyformer.parts import Classifier
 from anyformer.parts.folding.blocks import FoldingBlock, RowAttention
-from anyformer.parts.folding.front import ALPHABET, Stem
+from anyformer.parts.folding.front import ALPHABET, CELLS, Stem
 from anyformer.skeletons.folder import Folder
 
 
@@ -76,7 +77,8 @@ def esmfold(c: Esmfold) -> Recipe:
     pairs = updates(t.pair_dim, t.pair_head_dim, 2 * t.dropout, t.dropout)
     block = FoldingBlock.of(rows=rows, pairs=pairs, dropout=t.dropout)
     stem = Stem.of(model=language(c.stem), table=c.fold.table)
-    heads = tops(t.pair_dim, t.structure.width, c.fold.hidden, relu=False, each=True)
+    scores = tops(t.pair_dim, t.structure.width, c.fold.hidden, relu=False, each=True)
+    heads = {"residues": Classifier.of(classes=CELLS, each=True), **scores}
     atoms = structure(t.structure)
     return Folder.of(
         t.dim, t.pair_dim, stem, [block] * t.depth, atoms, heads, far=t.far, passes=t.passes, lines=t.lines

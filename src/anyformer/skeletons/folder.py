@@ -99,7 +99,7 @@ class Folder(Skeleton, Part):
             raise ValueError(f"recycles is the number of passes after the first one, 0 or more; got {recycles!r}")
         if self.lines is not None:
             flow.put(Lines(self.lines))
-        given = embed_inputs(self.embed, tensors, flow)  # (B, L, D)
+        given = flow.clear(embed_inputs(self.embed, tensors, flow))  # (B, L, D)
         passes = self.passes if recycles is None else recycles + 1
         x, z, atoms = torch.zeros_like(given), self._pairs(given, flow), None
         start = z

@@ -14,13 +14,14 @@ from anyformer.data.models import last
 from anyformer.data.pictures import below
 from anyformer.data.records import HUB, find, records
 from anyformer.train.tasks.boxes import first_picture
+from anyformer.train.tasks.folding import first_protein
 
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
     "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
-    "reconstruct": "paint", "graphs": "predict",
+    "reconstruct": "paint", "graphs": "predict", "fold": "fold",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption", "reconstruct")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -68,6 +69,8 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "fold":
+        return [str(first_protein(source)), "--out", "folded.pdb"]
     if task == "graphs":
         return [source, *(word for name, column in fields.items() for word in (f"--fields.{name}", column))]
     if task == "forecast":

@@ -99,16 +99,20 @@ class GatedAttention(Part):
 
 def attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor | None) -> Tensor:
     """softmax(K^-1/2 q k^T + bias) v for (B, I, H, L, K), over real keys; 0 where a line has none."""
-    over = None if bias is None else bias[:, None].to(q.dtype)  # (B, 1, H, L, L)
-    if keep is not None:
-        seen = keep[:, :, None, None, :]  # (B, I or 1, 1, 1, L)
-        hidden = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, float("-inf"))
-        over = hidden if over is None else over + hidden
-    if over is not None and over.shape[1] == 1 and checks.readable(q) and not torch.is_grad_enabled():
+    alike = keep is None or keep.shape[1] == 1
+    if bias is not None and alike and checks.readable(q) and not torch.is_grad_enabled():
+        over = bias.to(q.dtype)  # (B, H, L, L)
+        over = over if keep is None else over.masked_fill(~keep[:, :, None], float("-inf"))
         # one protein at a time, its lines as the batch: fused attention then copies no bias and holds no scores
         each = zip(q, k, v, over, strict=False)
         return torch.stack([F.scaled_dot_product_attention(*one) for one in each])
-    return F.scaled_dot_product_attention(q, k, v, over)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    scores = scores if bias is None else scores + bias[:, None].to(q.dtype)
+    if keep is None:
+        return scores.softmax(-1) @ v
+    hidden = ~keep[:, :, None, None, :]  # (B, I or 1, 1, 1, L)
+    weights = scores.masked_fill(hidden, torch.finfo(q.dtype).min).softmax(-1).masked_fill(hidden, 0.0)
+    return weights @ v
 
 
 def real_pairs(flow: Flow, count: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anyformer.core.flow import Companion, Flow
 from anyformer.core.slots import Head
 from anyformer.parts.folding.attention import closed, lecun
+from anyformer.parts.folding.front import CELLS, Grown
 from anyformer.parts.folding.structure import Folded
 from anyformer.parts.norms import LayerNorm
 
@@ -122,3 +123,18 @@ def ptm_of(scores: Tensor, keep: Tensor | None = None) -> Tensor:
     each = torch.einsum("bijn,bn->bij", scores.float().softmax(-1), fits).masked_fill(~real[:, None], 0.0)
     mean = each.sum(-1) / count.clamp(min=1)[:, None]  # (B, L)
     return mean.masked_fill(~real, 0.0).amax(1)
+
+
+class MaskedCells(Head):
+    """A score for each kind of cell at every place of an alignment (supplement 1.9.9). Shape: all rows in the flow ->
+    (B, L, S, 23), the protein itself first."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, CELLS)
+
+    def reset_parameters(self) -> None:
+        closed(self.proj)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.proj(flow.get(Grown, "MaskedCells").stream.transpose(1, 2))

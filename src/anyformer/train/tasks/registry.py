@@ -24,6 +24,7 @@
 | graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
 |          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
+| fold     | Folder            | place the atoms of a protein                      | PDB files                         |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 | contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
 | units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
@@ -50,6 +51,7 @@ from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.folder import Folder
 from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
@@ -75,8 +77,9 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Codec, "input_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
+    (Folder, "input_ids"): ("fold",),
 }
-WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs", "fold")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
