@@ -9,6 +9,7 @@ speculating.py   several tokens a pass, by guesses that are verified
 beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
+engine/          the steps of a model in ONNX Runtime
 drawing.py       `draw`: texts to codes of pictures
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
