@@ -246,10 +246,13 @@ def test_programs_are_made_once_and_again_for_other_weights(monkeypatch, capsys)
     assert math.isfinite(json.loads(report.read_text())["quality"]["many"]["kld"])
 
 
-def test_auto_says_why_it_stays_with_pytorch(capsys):
+def test_auto_says_why_it_stays_with_pytorch(monkeypatch, capsys):
     m = model("compressive:")
     assert with_engine(m, "auto") is m
     assert capsys.readouterr().err.startswith("engine: torch, since CompressiveMemory keeps a Tail")
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "engined", None)  # and does not try again
+        assert with_engine(m, "auto") is m and "CompressiveMemory keeps a Tail" in capsys.readouterr().err
     assert isinstance(with_engine(model("gpt:"), "auto"), Engined)
 
 
