@@ -12,6 +12,7 @@ continuing.py    `generate`, `stream`, `chat`
 tools.py         functions that a model can call: schemas, the form of calls
 calling.py       the loop of calls and results
 calculator.py    a calculator for models
+engine/          the steps of a model in ONNX Runtime
 drawing.py       `draw`: texts to codes of pictures
 recoding.py      `encode`, `decode`: sounds to the codes of a codec and back
 embedding.py     `embed`
