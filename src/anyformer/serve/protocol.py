@@ -262,6 +262,15 @@ class Embedding(Body):
     dimensions: int | None = Field(None, ge=1, le=65536)
 
 
+class Attend(Body):
+    """The body of /attention: what the model continued, its answer, and the number of one token of it."""
+
+    prompt: Long | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] | None = None
+    answer: Annotated[str, Field(min_length=1, max_length=100_000)]
+    token: int = Field(-1, ge=-1_000_000, le=1_000_000)
+
+
 class Tokenize(Body):
     """The body of /tokenize: a text, or the messages of a conversation."""
 
