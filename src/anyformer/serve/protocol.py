@@ -1,6 +1,6 @@
 """The bodies of requests: OpenAI's fields, each of one type, finite and capped. An unknown field is an error.
 
-Beside OpenAI's own: `top_k`, `min_p`, `repetition_penalty`, as in `anyformer.generate.generate`.
+Beside OpenAI's own: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, as in `anyformer.generate.generate`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Writing(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, le=MOST_TOKENS)
     min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -110,7 +111,7 @@ class Writing(Body):
                 new_tokens, 1.0 if self.temperature is None else self.temperature, self.top_k, self.top_p, self.min_p,
                 self.repetition_penalty, self.stop or (), None if self.seed is None else (self.seed + i) % 2**63, True,
                 presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty, logit_bias=bias,
-                schema=self.schema_asked(),
+                schema=self.schema_asked(), typical_p=self.typical_p,
             )
             for i in range(self.n or 1)
         ]  # fmt: skip
