@@ -26,6 +26,14 @@ def probabilities(scores, **options):
     return p if order is None else torch.zeros_like(scores).scatter_(1, order, p)
 
 
+@pytest.mark.parametrize("others", [{}, {"top_k": 5}, {"typical_p": 1e-300}, {"min_p": 1.0}])
+def test_the_smallest_values_leave_the_likeliest(others):
+    scores = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
+    assert sampler(rows=3, top_p=5e-324, **others).choose(scores).tolist() == scores.argmax(-1).tolist()
+    infinite = sampler(ids=[[int(scores[0].argmax())]], repetition_penalty=1e-300, top_p=0.5, **others)
+    assert infinite.choose(scores[:1]).tolist() == [-1]
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("top_k", [None, 1, 30, V])
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.7, 1.0])

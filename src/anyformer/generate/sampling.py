@@ -109,7 +109,8 @@ class Sampler:
             scores, order = scores.sort(descending=True)
         p = scores.softmax(-1)
         if o.top_p is not None and o.top_p < 1:
-            p = p.masked_fill(p.cumsum(-1) - p >= o.top_p, 0.0)  # the tokens before reach p already
+            least = max(o.top_p, 1e-9)  # above 0 in float32 too: the first one stays
+            p = p.masked_fill(p.cumsum(-1) - p >= least, 0.0)  # the tokens before reach p already
         if o.min_p is not None:
             p = p.masked_fill(p < o.min_p * p.amax(-1, keepdim=True), 0.0)
         if o.typical_p is not None and o.typical_p < 1:
@@ -121,6 +122,7 @@ class Sampler:
         below = p.cumsum(-1, dtype=torch.float64)  # (B, N)
         draws = torch.cat([torch.rand(1, generator=g) for g in self.draws]).to(below)  # (B,) in [0, 1)
         place = torch.searchsorted(below, draws[:, None] * below[:, -1:], right=True)  # (B, 1), the first one above
+        place = place.clamp(max=p.shape[1] - 1)  # scores that are no numbers have none; `choose` tells
         return (place if order is None else order.gather(1, place))[:, 0]
 
     def keep(self, index: list[int]) -> None:

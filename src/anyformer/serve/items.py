@@ -128,7 +128,7 @@ class Respond(Body):
     top_k: int | None = Field(None, ge=1, le=MOST_TOKENS)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     stream: bool | None = None
     tools: FlatTools | None = None

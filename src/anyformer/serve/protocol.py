@@ -84,7 +84,7 @@ class Writing(Body):
     top_k: int | None = Field(None, ge=1, le=MOST_TOKENS)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[TokenName, Bias] | None = Field(None, max_length=1024)
