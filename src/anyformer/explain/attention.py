@@ -140,9 +140,13 @@ def _on_grid(model: Any, path: str, weights: Tensor, cells: Mapping[str, Cells])
     return row[:, patches].unflatten(1, (grid.rows, grid.columns))
 
 
-def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
-    """The paths of the attention modules to record, by kind (their path with `*` for the layer) and layer; the layers
-    of several stacks in a row are counted through all of them."""
+def kinds_of(model: Any) -> dict[str, dict[int, str]]:
+    """The paths of the attention modules, by kind (their path with `*` for the layer) and layer; the layers of several
+    stacks in a row are counted through all of them.
+
+    Raises:
+        ValueError: if there are none.
+    """
     kinds: dict[str, dict[int, str]] = {}
     inner = tuple(
         f"{path}." for path, module in model.named_modules() if path and isinstance(module, Skeleton | FrontEnd)
@@ -156,7 +160,12 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
     if not kinds:
         mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
         raise ValueError(f"this model has no attention to draw; its mixers are {', '.join(mixers)}")
-    chosen = {}
+    return kinds
+
+
+def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
+    """The paths of the attention modules to record, as of `kinds_of`."""
+    kinds, chosen = kinds_of(model), {}
     for kind, layers in kinds.items():
         numbers = list(layers)
         if layer is None:
