@@ -76,7 +76,7 @@ def lens(
     aim, kept = None, []
     with behind_each(explained) as (names, outs):
         final = explained.run()
-        aim = goal(model, final, target, at, head)
+        aim = goal(model, final, target, at, head, explained.inputs)
         for out in (*outs, final):
             logits = out.logits if head is None else out.heads[head]
             if logits is None:
