@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import time
+import wave
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import anyformer as af
 from anyformer.core import pages
 from anyformer.explain.features import Explained
 from anyformer.explain.maps import BYTES, Maps, attention_maps, packed, rollout
-from anyformer.explain.reading import Reading
+from anyformer.explain.reading import Reading, read
 from anyformer.explain.report import Report, report
+from anyformer.hub.processors import SoundProcessor, WaveProcessor
 from anyformer.hub.text.tokenizer import Tokenizer
+from tests.generate.test_forecasting import learned, table
 
 HOSTILE = '</script><img src=x onerror="document.title=1"> & <b>'
 CHROME = Path("/usr/bin/chromium")
@@ -108,6 +111,49 @@ def test_where_integrated_gradients_are_not_complete_the_report_says_so(monkeypa
     assert failed.attribution is None and "pass more points" in failed.data["attribution"]["error"]
 
 
+def _sound(path: Path, rate: int, count: int) -> str:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.random.default_rng(0).normal(size=count) * 3000).astype("<i2").tobytes())
+    return str(path)
+
+
+def test_a_sound_of_a_model_that_writes(tmp_path):
+    model = af.build("whisper", "tiny", seed=0).eval()
+    model.processor = SoundProcessor(mels=7, rate=1800, hop=100, size=200, window=1)
+    made = report(model, read(model, _sound(tmp_path / "a.wav", 1800, 1500)), method="grad")
+    data = made.data
+    assert data["kind"] == "sound" and data["seconds"] == 1.0 and len(data["wave"]) == 240 and data["wave"][-1] == 0
+    assert [i["name"] for i in data["attribution"]["inputs"]] == ["input_features", "decoder_input_ids"]
+    assert len(data["attribution"]["inputs"][0]["values"]) == 18 and len(data["maps"]) == 3
+    with pytest.raises(ValueError, match="is no file, and this model reads input_features"):
+        read(model, "a text")
+
+
+def test_a_sound_of_a_model_that_spells(tmp_path):
+    model = af.build("wav2vec2", "tiny", seed=0).eval()
+    model.processor = WaveProcessor(rate=1000)
+    model.tokenizer = Tokenizer.bytes_level()
+    reading = read(model, _sound(tmp_path / "a.wav", 1000, 600))
+    made = report(model, reading, 3, method="grad", at=2)
+    assert made.data["seconds"] == 0.6 and made.data["at"] == 2
+    assert len(made.data["attribution"]["inputs"][0]["values"]) == 400  # pieces of the sound
+
+
+@pytest.mark.parametrize("name", ["informer", "autoformer"])
+def test_a_series_is_explained_in_its_own_unit(tmp_path, name):
+    model = learned(tmp_path, table(tmp_path / "a.csv", missing=99), name).model.eval()
+    reading = read(model, str(tmp_path / "a.csv"))
+    made = report(model, reading, method="occlusion", at=1)
+    assert made.data["target"] == "step 2 ahead" and made.data["kind"] == "series" and not made.data["said"]
+    assert len(made.data["wave"]) == len(made.data["attribution"]["inputs"][0]["values"])
+    assert 5 < made.data["attribution"]["score"] < 35  # the values go from 16 to 24
+    with pytest.raises(ValueError, match="of a forecast it is the number of a series, 0 to 0"):
+        report(model, reading, "a")
+
+
 @pytest.mark.skipif(not CHROME.exists(), reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1300, 390])
 def test_a_browser_opens_it_without_network(tmp_path, width):
@@ -136,6 +182,6 @@ def test_a_browser_opens_it_without_network(tmp_path, width):
         page.locator(".heads canvas").nth(3).click()
         assert page.locator(".large h3").first.inner_text() == "layer 0, head 3"
         page.get_by_role("button", name="rollout over all layers").click()
-        assert page.locator(".large h3").first.inner_text() == "rollout"
+        page.wait_for_function("document.querySelector('.large h3').textContent === 'rollout'")
         browser.close()
     assert took < 20  # seconds on a busy machine; what it needs is in docs/understanding.md

@@ -40,7 +40,8 @@ def explain(
             occlusion where ig is not complete, which is said.
         baseline: what stands for no information: mean, zeros, pad, blur, or a token.
         answer: what the model wrote behind the text, or of the source, before the target.
-        at: the position of the target, of a model with a score at each; by default the last one of a decoder.
+        at: the position of the target, of a model with a score at each; by default the last one of a decoder. Of a
+            forecast the step ahead, 0 = the next one.
         head: of a model with several heads, its name.
         tolerance: of ig: what the shares may miss, as a share of the change of the score.
         points: of ig, at most.
@@ -80,7 +81,7 @@ def explain(
 def lines(data: dict[str, Any]) -> list[str]:
     """The target, the likeliest answers, and the largest shares, for a terminal."""
     said = ", ".join(f"{name} {share:.1%}" for name, share in data["said"][:3])
-    found = [f"says: {said}", f"explained: {data['target']}"]
+    found = [*([f"says: {said}"] if said else []), f"explained: {data['target']}"]
     shares = data["attribution"]
     if "error" in shares:
         return found

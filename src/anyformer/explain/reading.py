@@ -21,6 +21,8 @@ from anyformer.hub.processors import assumed
 from anyformer.media.series import read_series
 from anyformer.media.sound import sound
 
+DRAWS = 50  # of a forecast that is written step by step
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -118,6 +120,11 @@ def _series(model: Any, item: str, answer: str | None) -> Reading:
         raise ValueError(f"{item} holds {len(every)} series; explain a table with one")
     one = every[0]
     inputs = processor([forecasting.window(model, processor, one, len(one))])
+    if model.stepwise:  # each step is written behind those before: the medians of the model's own forecast
+        ahead = torch.from_numpy(forecasting.forecast(model, [one], samples=DRAWS)[0].quantile(0.5))[None]  # (1, H, C)
+        inputs["future_values"] = (ahead if inputs["past_values"].ndim == 3 else ahead[..., 0]).to(
+            inputs["past_values"]
+        )
     values = inputs["past_values"][0].double().reshape(inputs["past_values"].shape[1], -1)[:, 0]
     return Reading(dict(inputs), "series", Path(item).name, wave=values.tolist())
 

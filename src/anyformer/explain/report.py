@@ -134,7 +134,9 @@ def _or_why(make: Callable[[], dict[str, Any]], reason: type[ValueError] = Value
 
 
 def _said(model: Any, logits: Tensor, aim: Goal) -> list[list[Any]]:
-    """The likeliest tokens or classes at the place of the target, with their probabilities."""
+    """The likeliest tokens or classes at the place of the target, with their probabilities; none without such."""
+    if not aim.ids:
+        return []
     row = logits[0] if logits.ndim == 2 else logits[0, aim.at[0] if aim.at else -1]
     best = row.float().softmax(-1).topk(min(5, len(row)))
     return [[_named(model, int(i), len(row)), float(p)] for i, p in zip(best.indices, best.values, strict=True)]

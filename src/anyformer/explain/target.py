@@ -16,6 +16,7 @@ from anyformer.core.value import nearest
 from anyformer.explain.labels import label
 from anyformer.generate.classifying import names_of
 from anyformer.skeletons.base import Output
+from anyformer.skeletons.forecaster import Forecaster
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def goal(
     if callable(target) and not isinstance(target, Contrast):
         return Goal(getattr(target, "__name__", "function"), target)
     logits = _logits(model, out, head)
+    if isinstance(model, Forecaster):
+        return _of_steps(model, logits, target, 0 if at is None else at)
 
     def read(out: Output) -> Tensor:
         return _logits(model, out, head)
@@ -94,6 +97,30 @@ def goal(
             "classes); pass a function of the output as target: lambda out: out.logits[:, 0, 3, 3]"
         )
     return _of_positions(model, out, logits, target, _masked(model, inputs) if at is None else at, read)
+
+
+def _of_steps(model: Forecaster, logits: Tensor, target: Target, at: int) -> Goal:
+    """The forecast of step `at` ahead, 0 = the next one, in the unit of the series; of the series' target by number."""
+    if "loc" not in model.law.names:
+        raise ValueError(
+            f"a forecast by {type(model.law).__name__} has no location, but {', '.join(model.law.names)}; pass a "
+            "function of the output as target: lambda out: out.logits[:, 0, 0]"
+        )
+    place, steps, column = model.law.names.index("loc"), logits.shape[1], 0 if target is None else target
+    if not -steps <= at < steps:
+        raise ValueError(f"at={at}: the forecast has the steps 0 to {steps - 1}")
+    columns = logits.shape[2] if logits.ndim == 4 else 1
+    if isinstance(column, str) and column.isdecimal():
+        column = int(column)
+    if not isinstance(column, int) or not 0 <= column < columns:
+        raise ValueError(f"target {target!r}: of a forecast it is the number of a series, 0 to {columns - 1}")
+
+    def score(out: Output) -> Tensor:
+        assert out.logits is not None
+        value = out.beside["shift"] + out.beside["scale"] * out.logits[..., place]  # (B, H) or (B, H, C)
+        return value[:, at] if value.ndim == 2 else value[:, at, column]
+
+    return Goal(f"step {at % steps + 1} ahead", score)
 
 
 def _logits(model: Any, out: Output, head: str | None) -> Tensor:
