@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,38 @@ def test_the_python_about_pictures_runs_and_prints_what_it_says(capsys: pytest.C
     for code, output in blocks:
         exec(compile(code, "docs/pictures.md", "exec", dont_inherit=True), names)
         assert capsys.readouterr().out == output
+
+
+def test_the_python_about_understanding_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text, names = (DOCS / "understanding.md").read_text(), dict[str, object]()
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
+    assert len(blocks) == 3
+    for code, output in blocks[:2]:
+        exec(compile(code, "docs/understanding.md", "exec", dont_inherit=True), names)
+        assert capsys.readouterr().out == output
+
+
+@pytest.mark.slow
+def test_the_commands_about_understanding_run_on_the_real_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyformer.cli import main
+
+    text = (DOCS / "understanding.md").read_text()
+    command, printed = re.findall(r"```sh\n(.*?)```\n\n```text\n(.*?)```", text, re.S)[0]
+    code, output = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)[2]
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(shlex.split(command)[1:]) == 0
+    except OSError as error:
+        pytest.skip(f"the weights are not to be had here: {error}")
+    assert _numbers(capsys.readouterr().out) == pytest.approx(_numbers(printed), abs=0.02)
+    exec(compile(code, "docs/understanding.md", "exec", dont_inherit=True), {})
+    assert _numbers(capsys.readouterr().out) == pytest.approx(_numbers(output), abs=0.02)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"[-+]?\d+\.\d+", text)]
 
 
 def test_the_python_about_sound_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ CALLS = {
     "reconstruct": ("MODEL", "a.wav"),
     "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"), "answer": ("MODEL", "ROWS"),
     "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"), "fold": ("MODEL", "FASTA"),
+    "explain": ("MODEL", "a", "--json", "--method", "grad"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
@@ -28,6 +29,7 @@ CALLS = {
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
 }  # fmt: skip
 HEADLESS = {
+    "explain",
     "generate",
     "chat",
     "classify",
@@ -105,7 +107,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "inspect", "draw", "diff", "convert", "train", "finetune")
+    takes = ("generate", "chat", "embed", "explain", "inspect", "draw", "diff", "convert", "train", "finetune")
     assert code == (0 if name in takes else 2), err
 
 

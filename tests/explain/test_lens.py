@@ -19,7 +19,8 @@ from anyformer.explain.patching import found, patched, recorded
 
 NO_STACK = "no row of blocks"
 NO_LENS = {
-    "autoformer": "returns more than one stream",
+    "autoformer": "a forecast is numbers",
+    "informer": "a forecast is numbers",
     "clip": NO_STACK,
     "dit": "neither",
     "dvae": NO_STACK,

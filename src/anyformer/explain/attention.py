@@ -140,14 +140,10 @@ def _on_grid(model: Any, path: str, weights: Tensor, cells: Mapping[str, Cells])
     return row[:, patches].unflatten(1, (grid.rows, grid.columns))
 
 
-def kinds_of(model: Any) -> dict[str, dict[int, str]]:
-    """The paths of the attention modules, by kind (their path with `*` for the layer) and layer; the layers of several
-    stacks in a row are counted through all of them.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    kinds: dict[str, dict[int, str]] = {}
+def kinds(model: Any) -> dict[str, dict[int, str]]:
+    """The paths of all attention modules with weights to show, by kind (their path with `*` for the layer) and layer;
+    the layers of several stacks in a row are counted through all of them."""
+    found: dict[str, dict[int, str]] = {}
     inner = tuple(
         f"{path}." for path, module in model.named_modules() if path and isinstance(module, Skeleton | FrontEnd)
     )
@@ -155,18 +151,28 @@ def kinds_of(model: Any) -> dict[str, dict[int, str]]:
         if name.startswith(inner) or isinstance(module, MediaAttention):
             continue  # of a medium, which has a picture of its own, or to latents of media, which have no names
         if isinstance(module, Attention | JointAttention | LatentAttention):
-            layers, numbers = kinds.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
+            layers, numbers = found.setdefault(re.sub(r"\d+", "*", name), {}), re.findall(r"\d+", name)
             layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name
-    if not kinds:
+    return found
+
+
+def kinds_of(model: Any) -> dict[str, dict[int, str]]:
+    """The same as `kinds`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    kinds_ = kinds(model)
+    if not kinds_:
         mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
         raise ValueError(f"this model has no attention to draw; its mixers are {', '.join(mixers)}")
-    return kinds
+    return kinds_
 
 
 def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
     """The paths of the attention modules to record, as of `kinds_of`."""
-    kinds, chosen = kinds_of(model), {}
-    for kind, layers in kinds.items():
+    chosen = {}
+    for kind, layers in kinds_of(model).items():
         numbers = list(layers)
         if layer is None:
             steps = min(LAYERS, len(numbers))
@@ -176,7 +182,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
         if numbers:
             chosen[kind] = {n: layers[n] for n in numbers}
     if not chosen:
-        there = ", ".join(str(n) for n in sorted({n for layers in kinds.values() for n in layers}))
+        there = ", ".join(str(n) for n in sorted({n for layers in kinds(model).values() for n in layers}))
         raise ValueError(f"layer {layer} has no attention; layers with attention: {there}")
     return chosen
 

@@ -99,7 +99,7 @@ def attribute(
     explained = Explained(model, named(model, inputs), only)
     with torch.no_grad():
         out = explained.run()
-        aim = goal(model, out, target, at, head)
+        aim = goal(model, out, target, at, head, explained.inputs)
         score = aim(out).double()
         base = explained.baseline(baseline)
         bare = aim(explained.run(base)).double()

@@ -58,7 +58,7 @@ def direct(model: Any, inputs: Any, target: Target = None, *, at: int | None = N
     paths = {module: name for name, module in model.named_modules()}
     norms = _linear(model, stack, head, paths)
     with torch.no_grad(), _branches(stack, paths) as (added, mixed):
-        aim = goal(model, explained.run(), target, at, head)
+        aim = goal(model, explained.run(), target, at, head, explained.inputs)
     last = added.pop("stream")
     slope, score = _slope(explained, stack, norms, aim, last)
     shares, heads, factor = {}, {}, 1.0
@@ -144,7 +144,7 @@ def _has_heads(mixer: Any) -> bool:
 
 def _of_heads(mixer: Any, mixed: Tensor, slope: Tensor) -> Tensor:
     """The share of each head, (B, T, H)."""
-    each = (slope @ mixer.o.weight.double()) * mixed.double()  # (B, T, H K)
+    each = (slope @ mixer.o.weight.detach().double()) * mixed.double()  # (B, T, H K)
     return each.unflatten(-1, (mixer.heads, -1)).sum(-1)
 
 

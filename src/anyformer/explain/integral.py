@@ -25,13 +25,17 @@ def summed(each: Mapping[str, Tensor], rows: int) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
+class Incomplete(ValueError):
+    """Shares of integrated gradients that do not sum to the change of the score."""
+
+
 def gradients(explained: Explained, aim: Goal, values: Values) -> Values:
     """The slope of the score at these values, of each row's own score."""
     leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
         score = aim(explained.run(leaves)).sum()
         if not score.requires_grad:
-            raise ValueError(_no_slope(explained))
+            raise Incomplete(_no_slope(explained))
         found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
     return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
 
@@ -103,7 +107,7 @@ def integrated(
         most: points.
 
     Raises:
-        ValueError: with more points than `most`, or at a jump, with its place and size.
+        Incomplete: with more points than `most`, or at a jump, with its place and size.
     """
     scores = {0.0: ends[0], 1.0: ends[1]}
     change, size = ends[1] - ends[0], torch.maximum(ends[0].abs(), ends[1].abs())
@@ -120,7 +124,7 @@ def integrated(
         piece = pieces.pop(number)
         middle = (piece.start + piece.end) / 2
         if count + 2 * POINTS > most or piece.end - piece.start < NARROW:
-            raise ValueError(_incomplete(aim, piece, float(missed.sum(0)[over]), float(change[over]), count, int(over)))
+            raise Incomplete(_incomplete(aim, piece, float(missed.sum(0)[over]), float(change[over]), count, int(over)))
         with torch.no_grad():
             scores[middle] = aim(explained.run(_point(explained, base, middle))).double()
         pieces += [_piece(explained, aim, base, scores, *part) for part in ((piece.start, middle), (middle, piece.end))]

@@ -17,6 +17,7 @@ from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
 from anyformer.explain.target import Target, goal
 from anyformer.skeletons.base import Output
+from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.stack import Blocks
 
 
@@ -72,11 +73,15 @@ def lens(
     Raises:
         ValueError: for a model without such blocks, blocks that change the length of the stream, or a wrong target.
     """
+    if isinstance(model, Forecaster):
+        raise ValueError(
+            "a forecast is numbers, no token or class is the likeliest behind a layer; use attribute or patch"
+        )
     explained = Explained(model, named(model, inputs))
     aim, kept = None, []
     with behind_each(explained) as (names, outs):
         final = explained.run()
-        aim = goal(model, final, target, at, head)
+        aim = goal(model, final, target, at, head, explained.inputs)
         for out in (*outs, final):
             logits = out.logits if head is None else out.heads[head]
             if logits is None:

@@ -87,7 +87,7 @@ def patch(
     places = found(model, [paths] if isinstance(paths, str) else paths)
     with recorded(model, places) as values, torch.no_grad():
         out = one.run()
-        aim = goal(model, out, target, at, head)
+        aim = goal(model, out, target, at, head, one.inputs)
         best, theirs = aim(out).double(), dict(values)
     scores, first = dict[str, Tensor](), dict[str, Tensor]()
     slopes, ours, worst = _slopes(two, places, aim)

@@ -5,7 +5,7 @@ B batch, T positions, C classes or tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from anyformer.core.value import nearest
 from anyformer.explain.labels import label
 from anyformer.generate.classifying import names_of
 from anyformer.skeletons.base import Output
+from anyformer.skeletons.forecaster import Forecaster
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,14 @@ class Goal:
         return value
 
 
-def goal(model: Any, out: Output, target: Target = None, at: int | None = None, head: str | None = None) -> Goal:
+def goal(
+    model: Any,
+    out: Output,
+    target: Target = None,
+    at: int | None = None,
+    head: str | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Goal:
     """The precise target of an output.
 
     Args:
@@ -64,6 +72,7 @@ def goal(model: Any, out: Output, target: Target = None, at: int | None = None, 
         at: the position, of logits with one for each; by default the last real one of a decoder, and the only mask
             token of an encoder, else the position of the highest score.
         head: the name of the head, of a model with several; the first one by default.
+        inputs: of the call, for the place of its mask token.
 
     Raises:
         ValueError: for a model without logits, a token that is none or several, an unknown class or head, a position
@@ -72,6 +81,8 @@ def goal(model: Any, out: Output, target: Target = None, at: int | None = None, 
     if callable(target) and not isinstance(target, Contrast):
         return Goal(getattr(target, "__name__", "function"), target)
     logits = _logits(model, out, head)
+    if isinstance(model, Forecaster):
+        return _of_steps(model, logits, target, 0 if at is None else at)
 
     def read(out: Output) -> Tensor:
         return _logits(model, out, head)
@@ -85,7 +96,31 @@ def goal(model: Any, out: Output, target: Target = None, at: int | None = None, 
             f"the logits have the shape {tuple(logits.shape)}, neither (batch, classes) nor (batch, positions, "
             "classes); pass a function of the output as target: lambda out: out.logits[:, 0, 3, 3]"
         )
-    return _of_positions(model, out, logits, target, at, read)
+    return _of_positions(model, out, logits, target, _masked(model, inputs) if at is None else at, read)
+
+
+def _of_steps(model: Forecaster, logits: Tensor, target: Target, at: int) -> Goal:
+    """The forecast of step `at` ahead, 0 = the next one, in the unit of the series; of the series' target by number."""
+    if "loc" not in model.law.names:
+        raise ValueError(
+            f"a forecast by {type(model.law).__name__} has no location, but {', '.join(model.law.names)}; pass a "
+            "function of the output as target: lambda out: out.logits[:, 0, 0]"
+        )
+    place, steps, column = model.law.names.index("loc"), logits.shape[1], 0 if target is None else target
+    if not -steps <= at < steps:
+        raise ValueError(f"at={at}: the forecast has the steps 0 to {steps - 1}")
+    columns = logits.shape[2] if logits.ndim == 4 else 1
+    if isinstance(column, str) and column.isdecimal():
+        column = int(column)
+    if not isinstance(column, int) or not 0 <= column < columns:
+        raise ValueError(f"target {target!r}: of a forecast it is the number of a series, 0 to {columns - 1}")
+
+    def score(out: Output) -> Tensor:
+        assert out.logits is not None
+        value = out.beside["shift"] + out.beside["scale"] * out.logits[..., place]  # (B, H) or (B, H, C)
+        return value[:, at] if value.ndim == 2 else value[:, at, column]
+
+    return Goal(f"step {at % steps + 1} ahead", score)
 
 
 def _logits(model: Any, out: Output, head: str | None) -> Tensor:
@@ -114,9 +149,14 @@ def _of_rows(model: Any, logits: Tensor, target: Target, read: Callable[[Output]
 
 
 def _of_positions(
-    model: Any, out: Output, logits: Tensor, target: Target, at: int | None, read: Callable[[Output], Tensor]
+    model: Any,
+    out: Output,
+    logits: Tensor,
+    target: Target,
+    at: int | list[int] | None,
+    read: Callable[[Output], Tensor],
 ) -> Goal:
-    places = _places(model, out, logits, at)
+    places = at if isinstance(at, list) else _places(model, out, logits, at)
     if places is None:  # the highest score of all, or of the wanted class
         if target is None:
             places = logits.detach().amax(-1).argmax(1).tolist()
@@ -136,6 +176,15 @@ def _of_positions(
         return picked[0] if len(picked) == 1 else picked[0] - picked[1]
 
     return Goal(_name(names, " - "), score, ids, tuple(places))
+
+
+def _masked(model: Any, inputs: Mapping[str, Tensor] | None) -> list[int] | None:
+    """The place of the only mask token of each row of an encoder's text, or None."""
+    ids = None if inputs is None or model.generates or model.reads_source else inputs.get("input_ids")
+    mask = None if model.tokenizer is None else model.tokenizer.role_id("mask_token")
+    if ids is None or mask is None or not bool(((ids == mask).sum(1) == 1).all()):
+        return None
+    return (ids == mask).int().argmax(1).tolist()
 
 
 def _for(logits: Tensor, index: Tensor) -> Tensor:
@@ -229,14 +278,8 @@ def class_id(model: Any, name: str | int, count: int) -> int:
 
 
 def parsed(text: str | None) -> Target:
-    """The target of a command line: "A - B" is a contrast. Quotes around a part keep its spaces."""
-    if text is None:
-        return None
-    if " - " in text:
-        a, _, b = text.partition(" - ")
-        return Contrast(_unquoted(a), _unquoted(b))
-    return _unquoted(text)
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
+    """The target of a command line: "A - B" is a contrast, and with a space in front of A, B has one, too."""
+    if text is None or " - " not in text:
+        return text
+    a, _, b = text.partition(" - ")
+    return Contrast(a, f" {b}" if a.startswith(" ") and not b.startswith(" ") else b)
