@@ -10,6 +10,8 @@ beam.py          the likeliest text as a whole
 writing.py       tokens -> text, up to a stop string
 continuing.py    `generate`, `stream`, `chat`
 drawing.py       `draw`: texts to codes of pictures
+cascade.py       the stages of MusicLM: text to semantic, coarse and fine codes
+composing.py     `compose`: music after a text
 recoding.py      `encode`, `decode`: sounds to the codes of a codec and back
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
@@ -32,6 +34,7 @@ from anyformer.generate.acting import rollout
 from anyformer.generate.answering import answer
 from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
+from anyformer.generate.composing import compose
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
@@ -43,6 +46,6 @@ from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "forecast", "generate",
-    "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
+    "answer", "ask", "backtest", "caption", "chat", "classify", "compose", "detect", "draw", "embed", "forecast",
+    "generate", "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip
