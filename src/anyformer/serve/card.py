@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.data.sources import SOURCES
-from anyformer.explain.attention import kinds_of
+from anyformer.explain.attention import kinds
 from anyformer.explain.facts import inspect
 from anyformer.explain.tree import wrapped
 
@@ -70,10 +70,7 @@ def verbs_of(model: Any) -> tuple[str, ...]:
 
 def attends(model: Any) -> bool:
     """True if the model has attention between tokens that can be shown."""
-    try:
-        return bool(kinds_of(model))
-    except ValueError:
-        return False
+    return bool(kinds(model))
 
 
 def card(name: str, place: Path | str, model: Any) -> dict[str, Any]:
