@@ -52,6 +52,6 @@ from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "answer", "ask", "backtest", "caption", "chat", "classify", "compose", "detect", "draw", "embed", "fold", "forecast",
-    "generate", "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
+    "answer", "ask", "backtest", "caption", "chat", "classify", "compose", "detect", "draw", "embed", "fold",
+    "forecast", "generate", "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip
