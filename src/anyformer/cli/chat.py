@@ -38,7 +38,8 @@ def chat(
         system: what the model is told before the conversation.
         tools: functions that it can call, of those that are included: calculator. Each call is printed.
         tool_choice: required = the first answer to a question is a call.
-        max_calls: of an answer. max_seconds: of an answer with calls.
+        max_calls: of an answer.
+        max_seconds: of an answer with calls.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
