@@ -17,6 +17,7 @@ NAMES = (
     "train_step",
     "training",
     "decode",
+    "engine",
     "serve",
     "load",
     "loss",

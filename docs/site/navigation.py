@@ -20,6 +20,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
     "How to": {
         "command-line.md": "docs/command-line.md",
         "serving.md": "docs/serving.md",
+        "engine.md": "docs/engine.md",
         "data.md": "docs/data.md",
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",

@@ -28,7 +28,7 @@ def book(tmp_path_factory):
     return path
 
 
-QUICK = ("gpt", "jamba", "bert")
+QUICK = ("gpt", "bert")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ CALLS = {
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
     "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"),
     "act": ("MODEL", "--env", "CartPole-v1"), "paint": ("MODEL", "a"),
+    "reconstruct": ("MODEL", "a.wav"),
     "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"), "answer": ("MODEL", "ROWS"),
-    "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"),
+    "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"), "fold": ("MODEL", "FASTA"),
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
@@ -40,7 +41,9 @@ HEADLESS = {
     "act",
     "forecast",
     "predict",
+    "fold",
     "paint",
+    "reconstruct",
     "serve",
     "train",
     "finetune",
@@ -76,7 +79,9 @@ def argv(name: str, model: Path, folder: Path) -> list[str]:
     (folder / "rows.jsonl").write_text(
         "\n".join(json.dumps({"prompt": "a", "response": "b" * i}) for i in range(1, 30))
     )
-    places = {"MODEL": model, "OUT": folder / "out", "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
+    (folder / "a.fasta").write_text(">a\nMKT\n")
+    places = {"MODEL": model, "FASTA": folder / "a.fasta", "OUT": folder / "out",
+              "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
               "ROWS": folder / "rows.jsonl"}  # fmt: skip
     return [name, *(str(places.get(word, word)) for word in CALLS[name])]
 

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from anyformer.media.proteins import pdb_text
 from anyformer.train.next_command import VERBS, next_command
 
 SENTENCES = [f"the {a} cat {b} on the mat number {i}" for i, (a, b) in enumerate([("old", "sat"), ("new", "ran")] * 15)]
@@ -36,6 +37,7 @@ TRAIN = {
               "--data", "EPISODES"),
     "forecast": ("--model", "informer", "--size", "tiny", "--overrides.lags", "[1,2]", "--data", "SERIES"),
     "graphs": ("--model", "graphormer", "--size", "tiny", "--data", "GRAPHS"),
+    "fold": ("--model", "esmfold", "--size", "tiny", "--data", "PROTEINS"),
     "ctc": ("--model", "wav2vec2", "--size", "tiny", "--data", "SOUNDS"),
     "contrast": ("--model", "wav2vec2", "--size", "tiny", "--task", "contrast", "--data", "SOUNDS"),
     "units": ("--model", "hubert", "--size", "tiny", "--task", "units", "--clusters", "3", "--data", "SOUNDS"),
@@ -66,6 +68,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (home / name).write_text("".join(json.dumps(row) + "\n" for row in content))
         return home / name
 
+    (home / "proteins").mkdir()
+    for i in range(2):
+        places = noise.normal(scale=5, size=(6, 14, 3)).astype(np.float32)
+        (home / "proteins" / f"{i}.pdb").write_text(pdb_text([("MKTAYG", places, np.zeros(6))], []))
     (home / "sounds").mkdir()
     for i in range(24):
         soundfile.write(home / "sounds" / f"{i}.wav", noise.normal(0, 0.1, 1600 + 80 * i), 16000)
@@ -81,7 +87,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     steps = [[[0.1 * t] * 4 for t in range(5 + i % 3)] for i in range(20)]
     return {
         "HOME": home, "BOXES": home / "boxes.json", "BOOK": home / "book.txt", "PICTURES": home / "pictures",
-        "SOUNDS": home / "sounds",
+        "SOUNDS": home / "sounds", "PROTEINS": home / "proteins",
         "TEXTS": rows("texts.jsonl", [{"text": s, "label": s.split()[1]} for s in SENTENCES]),
         "WORDS": rows("words.jsonl", [{"words": s.split(), "labels": [w[0] for w in s.split()]} for s in SENTENCES]),
         "PAIRS": rows("pairs.jsonl", [{"source": s, "target": s.upper()} for s in SENTENCES]),

@@ -58,32 +58,26 @@ WITH = [
 
 @pytest.mark.parametrize("name", WITH)
 @pytest.mark.parametrize("view", [{"layer": 1}, *later({}, {"head": 0}, {"layer": -1, "head": -1})], ids=str)
-def test_every_page_with_attention_is_drawn(name, view, tmp_path):
+def test_every_page_with_attention_is_drawn_and_looking_changes_nothing(name, view, tmp_path):
     model = af.build(name, "tiny", seed=0).eval()
+    ask, kinds = model.complete(model.example(1, {}, torch.Generator().manual_seed(0))), Attention | JointAttention
+    with torch.no_grad():
+        before = _seen(model(**ask))
+        with Taps(model, *(f"{n}.weights" for n, m in model.named_modules() if isinstance(m, kinds))):
+            during = _seen(model(**ask))
     view = {"layer": 0} if view == {"layer": 1} and name in ("dalle", "detr", "lxmert") else view  # none of that number
     path = attention_picture(model, path=tmp_path / "deep" / "a.png", **_inputs(model), **view)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     image = plt.imread(path)
     assert image.shape[0] > 200 and image.shape[1] > 200 and image[..., :3].std() > 0.01
+    with torch.no_grad():
+        after = _seen(model(**ask))
+    assert torch.equal(before, during) and torch.equal(before, after)
+    assert model.taps is None
 
 
 def _seen(out):
     return out.hidden if out.logits is None else out.logits
-
-
-@pytest.mark.parametrize("name", WITH)
-def test_looking_changes_nothing(name, tmp_path):
-    model = af.build(name, "tiny", seed=0).eval()
-    given = _inputs(model)
-    ask = model.complete(model.example(1, {}, torch.Generator().manual_seed(0)))
-    with torch.no_grad():
-        before, kinds = _seen(model(**ask)), Attention | JointAttention
-        with Taps(model, *(f"{n}.weights" for n, m in model.named_modules() if isinstance(m, kinds))):
-            during = _seen(model(**ask))
-        attention_picture(model, path=tmp_path / "a.png", **given)
-        after = _seen(model(**ask))
-    assert torch.equal(before, during) and torch.equal(before, after)
-    assert model.taps is None
 
 
 def test_the_picture_shows_the_weights(drawn, tmp_path):

@@ -64,6 +64,7 @@ def test_a_window_and_scaled_rotary_positions_at_any_length(tmp_path):
         same(program, made, batch=2, time=time)
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_is_refused_by_the_program(tmp_path, monkeypatch):
     made = model("gpt")
     report = export(made, tmp_path / "m.pt2")

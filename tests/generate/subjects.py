@@ -47,9 +47,9 @@ def model(name: str) -> Any:
     return made.eval()
 
 
-def reading(tokens: int = 400) -> Any:
+def reading(tokens: int = 400, context: int = 256) -> Any:
     """A model of its own with a byte-level tokenizer; its text is any bytes, characters cut in the middle included."""
-    made = af.build("gpt", "tiny", vocab=tokens, context=256, tied=False, seed=0)
+    made = af.build("gpt", "tiny", vocab=tokens, context=context, tied=False, seed=0)
     with torch.no_grad():
         for weight in made.parameters():
             if weight.ndim > 1:

@@ -56,12 +56,22 @@ def test_every_text_follows_the_expression(model):
     assert re.fullmatch(r"[0-9]{4,9}", rest)  # max_new_tokens ends it
 
 
+def test_every_text_follows_the_grammar(model):
+    lark = 'start: "<" part ("," part){0,2} ">"\npart: /[a-c]+/ | "é"'
+    for seed in range(4):
+        text = generate(model, "x", max_new_tokens=60, temperature=2.0, seed=seed, grammar=lark)
+        assert re.fullmatch("<([a-c]+|é)(,([a-c]+|é)){0,2}>", text) or (
+            len(text) > 20 and re.fullmatch("<[a-cé,]*", text)
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
+        ({"grammar": "start: nothing"}, "grammar: .*nothing"), ({"grammar": ""}, "Lark"),
         ({"regex": "("}, "regex: .*unclosed"), ({"schema": {"type": "nonsense"}}, "schema: .*nonsense"),
         ({"schema": {"a": float("nan")}}, "plain values"), ({"schema": "x"}, "plain values"), ({"regex": ""}, "regex"),
-        ({"regex": "a", "schema": {}}, "not both"), ({"regex": "a" * 200_000}, "at most 100,000"),
+        ({"regex": "a", "schema": {}}, "one of them"), ({"regex": "a" * 200_000}, "at most 100,000"),
         ({"regex": "a", "num_beams": 2}, "regex"), ({"regex": "(a{1000}){1000}"}, "regex|complex"),
     ],
 )  # fmt: skip

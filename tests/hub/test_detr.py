@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,10 +77,60 @@ def test_published_configs():
     assert lines["backbone"].status == "used" and lines["auxiliary_loss"].status == "ignored"
 
 
+NAMED = {"model_type": "timm_backbone", "backbone": "resnet18"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "wide"),
+    [
+        ({"backbone": "resnet18", "dilation": True}, True),
+        ({"backbone": "resnet18", "dilation": False}, False),
+        ({"backbone_config": {**NAMED, "output_stride": 16}, "dilation": True}, True),
+        ({"backbone_config": {**NAMED, "output_stride": 16}}, True),
+        ({"backbone_config": {**NAMED, "output_stride": 32}}, False),
+        ({"backbone_config": NAMED}, False),
+    ],
+)
+def test_dilation_is_that_of_timms_networks(keys, wide, tmp_path):
+    config = {"model_type": "detr", "architectures": ["DetrForObjectDetection"], "use_timm_backbone": True, **keys}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = outline(tmp_path / "config.json").config.net
+    assert read.dilated == wide and read.kind == "basic"
+
+
+def test_dilation_is_written_as_it_came(tmp_path):
+    small = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 2}
+    small |= {f"{s}_{name}": 2 for s in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
+    old = {"use_timm_backbone": True, "backbone": "resnet18", "dilation": True}
+    sizes: dict[str, Any] = {
+        "dim": 8, "heads": 2, "decoder_heads": 2, "hidden": 2, "decoder_hidden": 2, "queries": 2, "classes": 2,
+        "net.stem": 64, "net.widths": (64, 128, 256, 512), "net.depths": (2, 2, 2, 2), "net.kind": "basic",
+    }  # fmt: skip
+    model = af.build("detr", "tiny", **sizes)
+    model.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    plain = {name: v for name, v in config.items() if name not in ("backbone_config", "use_timm_backbone")}
+    (tmp_path / "config.json").write_text(json.dumps(plain | small | old))
+    again = af.load(tmp_path)
+    assert again.config.net.dilated
+    again.save(tmp_path / "back")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert {name: back.get(name) for name in old} == old
+    new = af.build("detr", "tiny", **{"net.dilated": True})
+    with pytest.warns(UserWarning, match="own format.*net.dilated"):  # no published name of this network
+        new.save(tmp_path / "own")
+    assert af.load(tmp_path / "own").recipe == new.recipe
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dilation": True}, "'dilation' is True; this page supports only False"),
+        ({"dilation": 2}, "'dilation'.*expected true or false, got 2"),
+        ({"dilation": True, "backbone_config": {"model_type": "resnet"}}, "'dilation' is True.*remove it, or name"),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50", "output_stride": 8}},
+            "backbone_config.output_stride: expected 16 or 32, got 8",
+        ),
         ({"backbone": "resnet26d"}, "'backbone' is 'resnet26d'.*resnet50"),
         ({"encoder_layerdrop": 0.1}, "'encoder_layerdrop'"),
         ({"backbone_config": {"model_type": "swin"}}, "backbone_config.*'model_type' is 'swin'"),

@@ -164,3 +164,23 @@ def test_mistakes_are_named():
         ShareSines.of().build(6)
     with pytest.raises(ValueError, match="at least 1"):
         af.build("detr", "tiny", queries=0)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+def test_every_second_cell_of_a_dilated_network_is_the_plain_one(kind):
+    """Of the same weights: the last stage of DC5 has the plain cells, and those between them."""
+    recipe = ConvNet.of(FrozenNorm.of(), 5, (8, 12), (2, 3), kind)
+    plain, wide = redrawn(recipe.build(3)), recipe.but({"dilated": True}).build(3)
+    wide.load_state_dict(plain.state_dict())
+    x, extent = torch.randn(2, 3, 50, 67), Extent(torch.tensor([50, 33]), torch.tensor([41, 67]))
+    x = extent.clear(x)
+    for sizes in (None, extent):
+        few, fewer = plain.eval()(x, sizes)
+        many, more = wide.eval()(x, sizes)
+        torch.testing.assert_close(many[:, :, ::2, ::2], few)
+        assert few.shape != many.shape and few.abs().max() > 0
+        if sizes is not None:
+            assert torch.equal((more.rows + 1) // 2, fewer.rows) and torch.equal(
+                more.columns, wide.cells(sizes.columns)
+            )
+    assert (plain.stride, wide.stride) == (8, 4)

@@ -26,6 +26,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def saved(folder: Path, page: str, template: str | None, **changes: Any) -> Path:
+    """The folder of a tiny model that reads bytes."""
+    model = af.build(page, "tiny", **{"vocab": 257, **changes}, seed=0)
+    draw = torch.Generator().manual_seed(len(page))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "A_log" not in name:
+                weight.normal_(std=0.3, generator=draw)
+    model.tokenizer = Tokenizer.bytes_level()
+    model.tokenizer.template = template
+    model.save(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A decoder, a recurrent model, one whose rows cannot join, an encoder-decoder, an encoder and a model of sound."""
@@ -34,16 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama": {"context": 256}, "mamba": {}, "compressive": {}, "t5": {"vocab": 257}, "bert": {"context": 64},
     }  # fmt: skip
     for page, changes in options.items():
-        model = af.build(page, "tiny", **{"vocab": 257, **changes}, seed=0)
-        draw = torch.Generator().manual_seed(len(page))
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if weight.ndim > 1 and "A_log" not in name:
-                    weight.normal_(std=0.3, generator=draw)
-        model.tokenizer = Tokenizer.bytes_level()
-        model.tokenizer.template = TEMPLATE if page == "llama" else None
-        model.save(base / page)
-        made[page] = base / page
+        made[page] = saved(base / page, page, TEMPLATE if page == "llama" else None, **changes)
     (made["llama"] / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     return made
 

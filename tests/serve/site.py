@@ -15,7 +15,7 @@ class Site:
     """`site("GET", "/v1/models")` is the answer."""
 
     def __init__(self, engine: tuple[Engine, dict[str, Any]], key: str | None = None, **options: Any):
-        self.app = application(*engine, key, **options)
+        self.app = application(*engine, [] if key is None else [key], **options)
 
     def __call__(self, method: str, path: str, host: str = "localhost:8000", **request: Any) -> httpx.Response:
         async def ask() -> httpx.Response:

@@ -16,7 +16,7 @@ import anyformer as af
 from anyformer.serve.card import served
 from anyformer.serve.engine import Engine
 from anyformer.serve.limits import Limits
-from anyformer.serve.server import check_key, listening
+from anyformer.serve.server import check_keys, listening
 from tests.serve.site import Site
 
 KEY = "correct-horse-battery"
@@ -47,7 +47,8 @@ def test_no_route_answers_without_the_key(closed_site):
     routes = closed_site.routes()
     paths = {path for _, path in routes}
     assert {"/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/{name}", "/v1/chat/completions",
-            "/v1/completions", "/v1/embeddings", "/v1/audio/transcriptions", "/tokenize"} <= paths  # fmt: skip
+            "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/audio/transcriptions",
+            "/tokenize"} <= paths  # fmt: skip
     for method, path in [*routes, ("GET", "/nothing"), ("OPTIONS", "/v1/models"), ("TRACE", "/")]:
         for headers in ({}, {"authorization": "Bearer wrong-horse-battery"}, {"authorization": f"Bearer {KEY}x"},
                         {"authorization": "Basic ???"}, {"authorization": KEY}, {"x-api-key": KEY}):  # fmt: skip
@@ -187,7 +188,8 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
         if "application/json" in content:
             name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
             bodies[path] = document["components"]["schemas"][name]["properties"]
-    assert set(bodies) == {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"}
+    posts = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize"}
+    assert set(bodies) == posts
     seen: set[int] = set()
 
     @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -203,6 +205,8 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
             body[name] = data.draw(good(name, fields[name]) | SMALL)
         if "max_tokens" not in fields:
             body.pop("max_tokens", None)
+        if "max_output_tokens" in fields:
+            body["max_output_tokens"] = 2
         answer = open_site("POST", path, content=json.dumps(body).encode(), headers=JSON)
         seen.add(answer.status_code)
         assert answer.status_code in (200, 400, 404, 413, 422), (answer.status_code, body)
@@ -215,14 +219,14 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
 
 def test_an_open_address_needs_a_key_and_a_key_is_one():
     for host in ("127.0.0.1", "localhost", "::1"):
-        check_key(host, None)
+        check_keys(host, [])
     for host in ("0.0.0.0", "::", "192.168.1.5", "models.example"):
         with pytest.raises(ValueError, match="lets other machines in"):
-            check_key(host, None)
-        check_key(host, KEY)
+            check_keys(host, [])
+        check_keys(host, [KEY])
     for key in ("", "short", "with a space", "ключключключ"):
         with pytest.raises(ValueError, match="at least 8"):
-            check_key("127.0.0.1", key)
+            check_keys("127.0.0.1", [key])
     with (
         listening("127.0.0.1", 0) as taken,
         pytest.raises(OSError, match="choose another --port"),

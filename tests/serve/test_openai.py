@@ -204,7 +204,7 @@ def test_embeddings_are_those_of_embed_and_truncation_is_told(client, folders):
         ({"max_tokens": 5000}, openai.BadRequestError, "context of llama is 256"),
         ({"temperature": 3}, openai.UnprocessableEntityError, "temperature"),
         ({"extra_body": {"top_k": 0}}, openai.UnprocessableEntityError, "top_k"),
-        ({"extra_body": {"tools": []}}, openai.UnprocessableEntityError, "tools"),
+        ({"extra_body": {"functions": []}}, openai.UnprocessableEntityError, "functions"),
         ({"n": 100}, openai.BadRequestError, "at most 8"),
         ({"logit_bias": {"300": 1}}, openai.BadRequestError, "outside the vocabulary"),
         ({"messages": [{"role": "user", "content": "x" * 300_000}]}, openai.APIStatusError, "bytes"),

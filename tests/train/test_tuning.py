@@ -280,18 +280,21 @@ def title(job):
     return "-".join((job["model"], job["method"], job["parallel"]))
 
 
+QUICK = (JOBS[1], JOBS[3])  # in `make test`
+
+
 @pytest.fixture(scope="module")
-def both(place, tmp_path_factory):
-    """Each job alone and in two processes; and one of these again, in two processes and in one, from its middle."""
+def both(place, tmp_path_factory, request):
+    """Each job alone and in two processes; and two of these again, in two processes and in one, from their middle."""
     folder = tmp_path_factory.mktemp("both")
-    jobs = []
-    for job in JOBS:
+    jobs, chosen = [], QUICK if "not slow" in request.config.option.markexpr else JOBS
+    for job in chosen:
         whole = {**job, "model": str(place / job["model"]), "data": str(place / job["data"]), "save_every": 12}
         whole["keep_last"] = 9
         jobs.append({**whole, "out": str(folder / "two" / title(job))})
         said = tuning_worker.job(**whole, out=str(folder / "one" / title(job)))
         (folder / "one" / title(job) / "said-0.json").write_text(json.dumps(said))
-    for job in [jobs[1], jobs[3]]:
+    for job in [jobs[chosen.index(job)] for job in QUICK]:
         again = {"resume": f"{job['out']}/step-000012", "out": f"{job['out']}-again"}
         jobs.append({**job, **again})
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -303,7 +306,7 @@ def both(place, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("job", JOBS, ids=title)
+@pytest.mark.parametrize("job", [*QUICK, *later(*(job for job in JOBS if job not in QUICK))], ids=title)
 def test_two_processes_are_one(job, both):
     one, two = both / "one" / title(job), both / "two" / title(job)
     for key in ("loss", "grad_norm"):

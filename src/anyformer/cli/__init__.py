@@ -22,7 +22,8 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "act", "forecast", "predict", "serve", "explain", "inspect", "draw",
+         "caption", "ask", "answer", "paint", "reconstruct", "act", "forecast", "predict", "fold", "serve", "explain",
+         "inspect", "draw",
          "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -36,6 +37,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("find the things in a picture", "anyformer detect street.jpg --out drawn.png"),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
     ("make a picture", 'anyformer paint runs/clothes "ankle boot" --out boot.png'),
+    ("write a sound in few bits", "anyformer reconstruct runs/codec talk.wav --out again.wav"),
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("answer about the objects in pictures", "anyformer answer runs/lxmert questions.jsonl"),
@@ -43,6 +45,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("serve it to browsers and programs", "anyformer serve smollm2"),
     ("forecast a series", "anyformer forecast runs/demand demand.csv --horizon 48"),
     ("judge a molecule", "anyformer predict runs/tpsa molecules.jsonl"),
+    ("fold a protein", "anyformer fold runs/folder protein.fasta --out protein.pdb"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("see why it said that", 'anyformer explain smollm2 "The capital of France is"'),
     ("inspect a model", "anyformer inspect smollm2"),

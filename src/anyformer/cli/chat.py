@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from anyformer.cli import models
 from anyformer.cli.options import Parser, pick
@@ -22,6 +22,10 @@ def chat(
     options: dict[str, Any],
     *,
     system: str | None = None,
+    tools: Sequence[str] = (),
+    tool_choice: Literal["auto", "required"] = "auto",
+    max_calls: int = 8,
+    max_seconds: float = 60.0,
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -32,11 +36,21 @@ def chat(
         question: the question, or nothing.
         options: of `anyformer.generate.chat`, by name.
         system: what the model is told before the conversation.
+        tools: functions that it can call, of those that are included: calculator. Each call is printed.
+        tool_choice: required = the first answer to a question is a call.
+        max_calls: of an answer. max_seconds: of an answer with calls.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
+    if tools:
+        from anyformer.generate.calculator import INCLUDED
+
+        if unknown := [name for name in tools if name not in INCLUDED]:
+            raise ValueError(f"--tools: {unknown[0]} is not included; there is {', '.join(INCLUDED)}")
+        options = {**options, "tools": [INCLUDED[name] for name in tools], "tool_choice": tool_choice,
+                   "max_calls": max_calls, "max_seconds": max_seconds}  # fmt: skip
     loaded = models.load(model, task=task, ignore=ignore)
-    begin = [] if system is None else [{"role": "system", "content": system}]
+    begin: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     if question is not None:
         answer(loaded, [*begin, {"role": "user", "content": question}], options)
         return
@@ -48,25 +62,36 @@ def chat(
         elif typed:
             messages.append({"role": "user", "content": typed})
             try:
-                messages.append({"role": "assistant", "content": answer(loaded, messages, options)})
+                messages += answer(loaded, messages, options)
             except ValueError as error:  # most likely the conversation has become too long
                 messages.pop()
                 print(f"{error}\n/new starts a new conversation")
 
 
-def answer(model: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
-    """Prints the model's answer as it is written, and returns it. Ctrl-C ends the answer, not the program."""
+def answer(model: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prints the model's answer as it is written, with its calls, and returns its messages. Ctrl-C ends the answer, not
+    the program."""
     from anyformer.generate import chat as talk
+    from anyformer.generate.calling import turns
 
-    text = ""
+    text, made = "", list[dict[str, Any]]()
+
+    def called(call: Any) -> None:
+        nonlocal text
+        shown = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        print(f"[{call.name}({shown}) = {call.result}]", flush=True)
+        made.extend(turns(text, [call]))
+        text = ""
+
+    more: dict[str, Any] = {"on_call": called} if options.get("tools") else {}
     try:
-        for piece in talk(model, messages, **options):
+        for piece in talk(model, messages, **options, **more):
             print(piece, end="", flush=True)
             text += piece
     except KeyboardInterrupt:
         print(" …", end="")
     print()
-    return text
+    return [*made, {"role": "assistant", "content": text}]
 
 
 def _ask() -> str | None:
@@ -88,4 +113,7 @@ def options(parser: Parser) -> None:
 def run(args: Any) -> None:
     """Does it."""
     asked = " ".join(args.question) or None
-    chat(args.model, asked, pick(args, CALL, OURS), system=args.system, task=args.task, ignore=args.ignore)
+    chat(
+        args.model, asked, pick(args, CALL, OURS), system=args.system, tools=args.tools, tool_choice=args.tool_choice,
+        max_calls=args.max_calls, max_seconds=args.max_seconds, task=args.task, ignore=args.ignore,
+    )  # fmt: skip

@@ -52,7 +52,7 @@ def demo(
         return None
     _say(begun, f"2/4  SmolLM2-135M-Instruct answers: {question}")
     model = models.load("smollm2")
-    text = answer(model, [{"role": "user", "content": question}], {"max_new_tokens": 80})
+    text = answer(model, [{"role": "user", "content": question}], {"max_new_tokens": 80})[-1]["content"]
     _say(begun, f"3/4  MiniLM ranks sentences by likeness to: {QUERY}")
     _rank()
     _say(begun, "4/4  where the answer of step 2 looked")

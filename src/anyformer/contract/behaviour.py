@@ -29,6 +29,7 @@ from anyformer.parts.attention.windows import Windows
 from anyformer.parts.codes import ConvGrid
 from anyformer.parts.positions import Scaling
 from anyformer.parts.recurrent.chunked import Recurrent
+from anyformer.parts.sound.pieces import SoundEncoder
 
 LONGEST = 24  # tokens of a random text
 
@@ -103,7 +104,13 @@ def future_tokens_change_nothing(subject: Subject, rng: random.Random) -> float:
 
 def sees_all(subject: Subject) -> str | None:
     """The reason why not every position sees every other one, or None."""
-    hides = subject.causal or subject.values(Mask) or subject.holds(Windows) or subject.holds(ConvGrid)
+    hides = (
+        subject.causal
+        or subject.values(Mask)
+        or subject.holds(Windows)
+        or subject.holds(ConvGrid)
+        or subject.holds(SoundEncoder)
+    )
     return "it is not bidirectional" if hides else None
 
 

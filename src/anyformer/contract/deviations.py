@@ -8,9 +8,11 @@ from anyformer.contract.subjects import Subject
 from anyformer.core.recipe import Recipe
 from anyformer.parts import Learned, Mamba, Mamba2, Rotary, Sinusoidal, TopK
 from anyformer.parts.attention.block_sparse import BlockSparse
+from anyformer.parts.folding.front import Stem
 from anyformer.parts.objects import Objects
 from anyformer.parts.proteins import ProteinTokens
 from anyformer.parts.sound.conformer import ConvModule
+from anyformer.parts.sound.pieces import SoundEncoder
 from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.sound.waves import Waves
 
@@ -29,10 +31,14 @@ DEVIATIONS = {
     "padding",
     "batch norm": "a batch norm before the convolution of positions moves transformers' padding off 0; here it is 0",
     "group norm": "the norm over time of a sound takes its own frames; transformers takes the padded ones, too",
+    "codec": "a sound ends with its own last sample: convolutions, norms and loudness of a codec see no padding; in "
+    "transformers they do",
     "biased convolution": "Mamba or Mamba-2 with a bias before its convolution: with padding on the left, transformers "
     "lets the bias of the padding into the first tokens; ours leaves no trace of it. No published size has that bias",
     "delays": "auto-correlation: each row has its own delays; transformers takes those of the batch's mean in training"
     ", and in evaluation mixes up those of all rows. So its layers are given one row after another",
+    "end token": "ESMFold with padding on the left: transformers writes the end token of its language model over a "
+    "residue; ours behind the last one",
     "unseen": "a window of a series without any observed value has the scale 1; transformers takes that of other rows",
 }
 
@@ -54,6 +60,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "capacity"
     if (side != "right" or len(set(lengths)) > 1) and any(p.part is BlockSparse for p in parts):
         return "blocks"
+    if side != "right" and any(p.part is Stem for p in parts):
+        return "end token"
     if len(set(lengths)) > 1 and any(p.part is ProteinTokens and p.hidden is not None for p in parts):
         return "dropped masks"
     if len(set(lengths)) > 1 and any(p.part is ConvModule for p in parts):
@@ -62,6 +70,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         return "batch norm"
     if len(set(lengths)) > 1 and any(p.part is Waves and p.norm == "group" for p in parts):
         return "group norm"
+    if any(p.part is SoundEncoder for p in parts):
+        return "codec"
     if side != "right" and any(p.part in (Mamba, Mamba2) and p.bias for p in parts):
         return "biased convolution"
     return None

@@ -21,7 +21,7 @@ from anyformer.contract.hyper import alternatives, declared, differ, edited, fin
 from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, outputs, run, same
-from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, whole
+from anyformer.contract.subjects import HEAVY, Subject, apart_from_tiny, first_of, whole
 from anyformer.contract.training import in_full
 from anyformer.core.recipe import Recipe
 from anyformer.core.taps import Taps
@@ -77,19 +77,25 @@ def copies_are_independent(subject: Subject) -> float:
     return max(worst, same(run(subject.model, batch), before, "after the copy changed", 0.0, 0.0))
 
 
-@check(13, "model", later=apart_from_tiny)
+def multiplies(subject: Subject) -> str | None:
+    """The reason why checks of linear layers do not apply, or None."""
+    linear = any(isinstance(module, nn.Linear) for module in subject.outline.modules())
+    return None if linear else "it has no linear layer: its matrices are convolutions"
+
+
+@check(13, "model", needs=multiplies, later=apart_from_tiny)
 def lora_merges_to_the_same_function(subject: Subject) -> float:
     """New adapters change nothing; they alone get gradients; merged they are plain matrices of the same function."""
     return adapted_and_merged(subject, fresh(subject.model), dora=False)
 
 
-@check(13, "model", later=apart_from_tiny)
+@check(13, "model", needs=multiplies, later=apart_from_tiny)
 def dora_merges_to_the_same_function(subject: Subject) -> float:
     """The same for adapters with a learned length of each row."""
     return adapted_and_merged(subject, fresh(subject.model), dora=True)
 
 
-@check(13, "model", later=apart_from_tiny)
+@check(13, "model", needs=multiplies, later=apart_from_tiny)
 def adapters_on_4_bits_merge_to_the_same_function(subject: Subject) -> float:
     """The same on matrices in 4 bits; merging gives full matrices at the old paths."""
     model = fresh(subject.model)
@@ -126,13 +132,13 @@ def run_with(model: nn.Module, change: Any, batch: Any) -> dict[str, Tensor]:
     return run(model, batch)
 
 
-@check(13, "model", later=apart_from_tiny)
+@check(13, "model", needs=multiplies, later=apart_from_tiny)
 def int8_error_is_within_its_bound(subject: Subject) -> float:
     """In 8 bits, the output of every linear layer is within the stated bound of the original one for the same input."""
     return within_its_bound(subject, int8.quantise, int8.Int8Linear)
 
 
-@check(13, "model", later=apart_from_tiny)
+@check(13, "model", needs=multiplies, later=apart_from_tiny)
 def four_bit_error_is_within_its_bound(subject: Subject) -> float:
     """The same in 4 bits."""
     return within_its_bound(subject, nf4.quantise, nf4.Nf4Linear)
@@ -180,10 +186,7 @@ def _read_back() -> Iterator[dict[bytes, Any]]:
         yield programs
 
 
-LONG = {"compressive/tiny", "reformer/tiny"}  # programs of many operations: 15 and 30 seconds
-
-
-@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - LONG)
+@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - HEAVY)
 def export_runs_and_matches(subject: Subject) -> float:
     """The exported program, for any batch and length, runs without anyformer and gives the model's numbers."""
     with tempfile.TemporaryDirectory() as folder:

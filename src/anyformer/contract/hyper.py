@@ -23,6 +23,7 @@ from anyformer.core import hyper, pages
 from anyformer.core.recipe import Recipe
 from anyformer.core.value import Value
 from anyformer.hub.tables.weights import links
+from anyformer.media.patterns import PATTERNS
 from anyformer.parts.approximate.linear import FEATURES
 from anyformer.parts.attention.kernels import KERNELS
 from anyformer.parts.codes import DRAWS
@@ -46,6 +47,11 @@ NO_NUMBER = {
     ("TimeBatchNorm", "momentum"): "how the running means follow; tests/parts/test_conformer.py",
     ("TurnedAttention", "kernel"): "as that of Attention",
     ("LayerScale", "start"): "first weights; tests/parts/test_norms.py",
+    ("Books", "commitment"): "weight of a loss of training; tests/parts/test_codec.py",
+    ("Codec", "rate"): "how many samples are a second, for bandwidths and files; tests/parts/test_codec.py",
+    ("Composer", "pattern"): "how codes are laid out before they enter; tests/generate/test_composing.py",
+    ("Composer", "stereo"): "which codes are of which channel, behind the network; tests/generate/test_composing.py",
+    ("Delay", "together"): "as the pattern of Composer",
     ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
     ("Autoencoder", "mean"): "the scale of `decode`; tests/parts/test_dalle.py",
     ("Autoencoder", "std"): "as its mean",
@@ -57,6 +63,7 @@ NO_NUMBER = {
     ("GatedDelta", "chunk"): "as that of Mamba",
     ("Block", "gain"): "first weights; tests/parts/test_block.py",
     ("ProteinTokens", "theta"): "first values of a stored buffer; tests/parts/test_proteins.py",
+    ("Folder", "lines"): "how many rows of pairs attention takes at a time; tests/parts/test_folding.py",
     ("DualTower", "scale"): "first weights; tests/hub/test_clip.py",
     ("ChunkedMLP", "chunk"): "the tokens that are computed at a time; that it does not matter is item 10",
     (
@@ -65,6 +72,7 @@ NO_NUMBER = {
     ): "the symbol that stands for none, in the loss and in reading; tests/train/test_sound_objectives.py",
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
+FEW = 20  # positions of a model of pairs
 WORDS = {
     "act": tuple(ACTIVATIONS),
     "feature": tuple(FEATURES),
@@ -76,6 +84,7 @@ WORDS = {
     "scaling": SCALINGS,
     "scaler": SCALINGS,
     "attention": ("prob", "full"),
+    "pattern": tuple(PATTERNS),
 }
 
 
@@ -273,7 +282,8 @@ def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
         return None
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     rng = random.Random(7)
-    long = draw(subject, rng, [min(subject.limit or LONG, LONG)])
+    most = FEW if subject.outline.pairs else LONG  # pairs of positions cost the cube of the length
+    long = draw(subject, rng, [min(subject.limit or most, most)])
     padded = draw(subject, rng, [9, 5], "left")
     results = [result(model.eval(), long), result(model, draw(subject, rng, [5]).plain()), result(model, padded)]
     return shapes, [*results, result(model.train(), long)]
@@ -293,7 +303,7 @@ def result(model: Any, batch: Batch) -> dict[str, bytes] | str | None:
 
 def digest(value: Tensor) -> bytes:
     """The shape and the bits of a tensor, in a few bytes."""
-    bits = (value + 0.0).contiguous().view(torch.uint8) if value.ndim else value[None].view(torch.uint8)
+    bits = (value + 0.0).reshape(-1).contiguous().view(torch.uint8)
     return hashlib.sha256(repr(tuple(value.shape)).encode() + bits.numpy().tobytes()).digest()
 
 

@@ -90,8 +90,7 @@ def complete(model: Any, path: Path) -> float:
         )
         config = json.loads((path / "config.json").read_text())
         keys = sorted(line.key for line in ledger.config)
-        inner = {key.partition(".")[0] for key in keys if "." in key}  # configs of a part, read by a table of their own
-        expected = [f"{k}.{n}" for k in config if k in inner for n in config[k]] + [k for k in config if k not in inner]
+        expected = dotted(config, keys)
         expect(ledger.format != "hf" or keys == sorted(expected), f"config keys: {set(keys) ^ set(expected)}")
     for line in ledger.tensors:
         expect(
@@ -102,6 +101,16 @@ def complete(model: Any, path: Path) -> float:
     held = {n for line in ledger.tensors if line.status == "used" for n in line.detail.split(", ")}
     expect(held == set(model.state_dict()), f"weights without an origin: {sorted(set(model.state_dict()) ^ held)[:5]}")
     return 0.0
+
+
+def dotted(config: dict[str, Any], keys: list[str], where: str = "") -> list[str]:
+    """The paths of all keys of a config, into those of its configs that a table of their own reads."""
+    found = []
+    for name, value in config.items():
+        path = where + name
+        inner = isinstance(value, dict) and any(key.startswith(f"{path}.") for key in keys)
+        found += dotted(value, keys, f"{path}.") if inner else [path]
+    return found
 
 
 def row_of(name: str, hub: Hub) -> str:

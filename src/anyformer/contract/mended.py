@@ -51,6 +51,14 @@ def mended(part: Any) -> None:
             part.register_forward_hook(without_last)
         case "AutoformerAttention":  # the delays of a row are those of others: it is given one after another
             part.forward = functools.partial(alone, part.forward)
+        case "EsmForProteinFolding":  # its language model is cut off; its structures have their layers as first axis
+            part.esm.requires_grad_(True)
+            part.compute_language_model_representations = functools.partial(
+                learning, part.compute_language_model_representations
+            )
+            part.register_forward_hook(proteins_first)
+        case "EsmFoldStructureModule":  # `save_pretrained` cannot write buffers of its first pass
+            part.register_forward_hook(without_tables)
         case "SwinLayer":  # a small grid shrinks its windows for good, and their bias not at all
             usual = {"window_size": part.window_size, "shift_size": part.shift_size}
             part.register_forward_pre_hook(lambda layer, inputs: layer.__dict__.update(usual))
@@ -106,6 +114,26 @@ def scored(model: nn.Module, inputs: Any, out: Any) -> None:
     if out.vision_hidden_states is not None:
         for name, value in head(out.vision_hidden_states[-1]).items():
             out[{"obj": "object", "attr": "attribute", "feat": "feature"}[name] + "_score"] = value
+
+
+def learning(states: Any, ids: Tensor) -> Tensor:
+    """The states of the language model, from which its caller cannot cut the gradient off."""
+    made = states(ids)
+    made.detach = lambda: made
+    return made
+
+
+def without_tables(module: nn.Module, inputs: Any, out: Any) -> None:
+    """Takes buffers that are not stored out of a module; it makes them again."""
+    for name in list(module._non_persistent_buffers_set):
+        delattr(module, name)
+
+
+def proteins_first(model: nn.Module, inputs: Any, out: Any) -> None:
+    """Gives ESMFold's structures the protein as first axis; of the atoms and their confidence, the last layer."""
+    for name in ("frames", "unnormalized_angles", "angles"):
+        out[name] = out[name].movedim(0, 2)  # (B, L, N, …)
+    out["positions"], out["lddt_head"] = out["positions"][-1], out["lddt_head"][-1]
 
 
 def cut(model: nn.Module, inputs: Any, out: Any) -> None:

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anyformer.contract import diffusers, subjects
+from anyformer.contract import codecs, diffusers, subjects
 from anyformer.contract.check import LeftOut
 from anyformer.contract.mended import mended
 from anyformer.contract.probe import Batch, Failed
@@ -33,6 +33,7 @@ from anyformer.contract.tracing import SEED
 from anyformer.core import pages
 from anyformer.hub.formats.ct2 import is_ct2
 from anyformer.hub.tables.weights import Hub, links
+from anyformer.parts.sound.stacked import StackedLogits
 
 SCRATCH = "anyformer-contract-"  # the prefix of temporary folders
 
@@ -73,6 +74,8 @@ class Oracle:
         takes = inspect.signature(self.theirs.forward).parameters
         if self.hub is not None and self.hub.format == "diffusers":
             return diffusers.call(theirs, inputs)
+        if "audio_codes" in takes:
+            return codecs.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
         counts = "position_ids" in takes and not self.on_axes
         if counts and (batch.keep is not None or offset):  # positions count real tokens, by the mask
@@ -84,7 +87,18 @@ class Oracle:
             inputs["future_values"] = torch.zeros_like(inputs["past_values"])[:, : theirs.config.prediction_length]
         if "use_cache" in takes:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        return theirs(**inputs, output_hidden_states=True)
+        if (books := self.books) is None:
+            return theirs(**inputs, output_hidden_states=True)
+        prefix = self.ours.target
+        out = theirs(**codecs.stacked(inputs, f"{prefix}input_ids"), output_hidden_states=True)
+        out["logits"] = codecs.unstacked(out["logits"], books)
+        return out
+
+    @property
+    def books(self) -> int | None:
+        """The books of a decoder of stacked codes, or None."""
+        head = getattr(self.ours, "head", None)
+        return len(head.books) if isinstance(head, StackedLogits) else None
 
     @property
     def on_axes(self) -> bool:

@@ -69,6 +69,7 @@ class Batch:
         padding: the padding masks among the inputs.
         positioned: the inputs over positions of the stream.
         square: the inputs whose axis 2 the padding mask counts, too: what lies between two nodes.
+        pairs: the outputs whose axis 2 it counts, too.
     """
 
     inputs: dict[str, Tensor]
@@ -82,6 +83,7 @@ class Batch:
     padding: frozenset[str] = frozenset()
     positioned: frozenset[str] = frozenset()
     square: frozenset[str] = frozenset()
+    pairs: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -101,7 +103,7 @@ class Batch:
             alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
             if keep is not None and name in self.square:
                 alone[name] = alone[name][:, :, keep[i]]
-        kept = {n: getattr(self, n) for n in ("across", "counted", "padding", "positioned", "square")}
+        kept = {n: getattr(self, n) for n in ("across", "counted", "padding", "positioned", "square", "pairs")}
         return Batch(alone, **kept)
 
     def mask(self, name: str, source: bool = False) -> Tensor | None:
@@ -160,7 +162,9 @@ class Batch:
         keep = self.source if name == "memory" else self.keep
         if name != "memory" and self.places is not None and value.shape[1:2] == self.places.shape[1:]:
             keep = self.places
-        return value[i] if keep is None or value.ndim < 3 else value[i][keep[i]]
+        if keep is None or value.ndim < 3:
+            return value[i]
+        return value[i][keep[i]][:, keep[i]] if name in self.pairs else value[i][keep[i]]
 
 
 def draw(
@@ -216,7 +220,8 @@ def draw(
     positioned = frozenset(name for name, read in model.inputs().items() if read.positions)
     square = frozenset(name for name, read in model.inputs().items() if len(read.counted) > 1)
     inserts = model.inserts(made)
-    return Batch(made, keep, source_keep, model.across, full, places, counted, inserts, padding, positioned, square)
+    axes = (padding, positioned, square, model.pairs)
+    return Batch(made, keep, source_keep, model.across, full, places, counted, inserts, *axes)
 
 
 def reads_whole(model: Any) -> bool:

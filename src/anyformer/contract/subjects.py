@@ -297,6 +297,9 @@ def whole() -> list[Subject]:
     return [*(subjects(name)[0] for name in pages.names()), *compositions()]
 
 
+HEAVY = {"compressive/tiny", "reformer/tiny"}  # traces of many operations: 12 to 30 seconds
+
+
 @functools.cache
 def first_of(kind: type) -> frozenset[str]:
     """The names of the subjects, of `whole`, that hold a part of this kind in a skeleton for the first time."""

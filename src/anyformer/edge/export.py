@@ -206,7 +206,8 @@ def _compared(model: Any, program: ExportedProgram, example: dict[str, Tensor]) 
         ours, theirs = model(**inputs), run(**inputs)
         for name, tensor in ours.items():
             differs = float((tensor.double() - theirs[name].double()).abs().max())
-            allowed = math.sqrt(torch.finfo(tensor.dtype).eps) * max(1.0, float(tensor.abs().max()))
+            eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+            allowed = math.sqrt(eps) * max(1.0, float(tensor.abs().max()))
             if not differs <= allowed:  # also when it is NaN
                 shapes = {n: tuple(t.shape) for n, t in inputs.items()}
                 off = f"{differs:.2e} from the model's; allowed: {allowed:.1e}"

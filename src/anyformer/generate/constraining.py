@@ -1,4 +1,4 @@
-"""Texts that follow a JSON schema or a regular expression: at each token only those that can still become one are left.
+"""Texts that follow a JSON schema, an expression or a grammar: only tokens that can still become one are left.
 
 The grammar is walked by llguidance (`pip install 'anyformer[constrain]'`). JSON is written with one space behind `:`
 and `,` and without line breaks. A text that ends because `max_new_tokens` is reached can be incomplete. V vocabulary.
@@ -33,7 +33,7 @@ class Constraint:
         guide, grammar = _guide(), grammar_of(options)
         self.matcher, self.ends = guide.LLMatcher(_tokens(guide, model), grammar, log_level=0), end_ids(model)
         if self.matcher.is_error():
-            name = "schema" if options.schema is not None else "regex"
+            name = next(n for n in ("schema", "regex", "grammar") if getattr(options, n) is not None)
             raise ValueError(f"{name}: {' '.join(self.matcher.get_error().split())[:300]}")
 
     def allowed(self, scores: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Constraint:
 
 def constraints(model: Any, options: Options, rows: int) -> list[Constraint]:
     """One for each row; none without a grammar."""
-    asked = options.schema is not None or options.regex is not None
+    asked = any(value is not None for value in (options.schema, options.regex, options.grammar))
     return [Constraint(model, options) for _ in range(rows)] if asked else []
 
 
@@ -66,8 +66,10 @@ def grammar_of(options: Options) -> str:
     if options.schema is not None:
         text = json.dumps(options.schema)
         made = guide.LLMatcher.grammar_from_json_schema
+    elif options.regex is not None:
+        text, made = options.regex, guide.LLMatcher.grammar_from_regex
     else:
-        text, made = options.regex or "", guide.LLMatcher.grammar_from_regex
+        text, made = options.grammar or "", guide.LLMatcher.grammar_from_lark
     if len(text) > LARGEST:
         raise ValueError(f"the grammar has {len(text):,} characters, at most {LARGEST:,}")
     return made(text, overrides=SPACING) if options.schema is not None else made(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from anyformer.generate.beam import search
+from anyformer.generate.calling import converse
 from anyformer.generate.decoding import Decoding, Rows, rows_of
+from anyformer.generate.engine import with_engine
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.seeing import with_media
 from anyformer.generate.speculating import Speculation
+from anyformer.generate.tools import Call, tools_of
 from anyformer.generate.writing import Writer
 
 
@@ -37,12 +40,15 @@ def generate(
     speculate: Literal["lookup"] | None = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
+    grammar: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
     cache: bool = True,
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
+    engine: Literal["auto", "torch", "onnx"] | None = None,
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -67,6 +73,7 @@ def generate(
             same text, sooner where it repeats its prompt or itself. Several prompts then come one after another.
         schema: a JSON schema that the text follows: only tokens that can still become such a text are left.
         regex: a regular expression that it follows, from its first character to its last.
+        grammar: a grammar that it follows, in Lark's form as llguidance reads it.
         stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
             complete first counts. For ids, a token in which it begins is not part either.
         seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
@@ -79,6 +86,10 @@ def generate(
             power. 0 = the likeliest text, which is often short; above 1 prefers long ones.
         early_stopping: of the search: it ends when `num_beams` texts have ended (true), or when no live text would be
             better than these, if it ended now (false), or at any length (never).
+        engine: what computes the steps: "torch"; "onnx", ONNX Runtime (`docs/engine.md`); "auto", ONNX Runtime if it is
+            installed and computes this model, else PyTorch. None = the model as it is.
+        precision: of the matrices in ONNX Runtime; "auto" is 4 bits for weights from a file of 4 bits, else 8. What it
+            costs in quality is measured before the first use, bounded, and printed.
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -89,10 +100,11 @@ def generate(
             vocabulary, text without a tokenizer, a model that cannot generate, or if the prompt and `max_new_tokens`
             together are longer than the context.
     """
+    model = with_engine(model, engine, precision)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
-        speculate, schema, regex,
+        speculate, schema, regex, grammar,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
     read, media = with_media(model, inputs.rows, images, sounds, videos)
@@ -171,19 +183,23 @@ def stream(
     speculate: Literal["lookup"] | None = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
+    grammar: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
+    engine: Literal["auto", "torch", "onnx"] | None = None,
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> Iterator[str]:
     """The text that `generate` would return, in pieces, as soon as they are final.
 
     Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
+    model = with_engine(model, engine, precision)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-        speculate=speculate, schema=schema, regex=regex,
+        speculate=speculate, schema=schema, regex=regex, grammar=grammar,
     )  # fmt: skip
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
@@ -212,27 +228,58 @@ def chat(
     speculate: Literal["lookup"] | None = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
+    grammar: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     cache: bool = True,
+    tools: Sequence[Any] = (),
+    tool_choice: Literal["auto", "required"] = "auto",
+    max_calls: int = 8,
+    max_seconds: float = 60.0,
+    on_call: Callable[[Call], None] | None = None,
+    engine: Literal["auto", "torch", "onnx"] | None = None,
+    precision: Literal["auto", "float32", "int8", "int4"] = "auto",
 ) -> Iterator[str]:
     """The model's answer to a conversation, in pieces, as in `stream`.
 
     Args:
         messages: `[{"role": "user", "content": "Why is the sky blue?"}, …]`, written in the model's own format by its
-            chat template.
+            chat template. With `tools` also answers with `tool_calls`, and results (`"role": "tool"`), as in OpenAI's
+            protocol, with arguments as objects.
         images, sounds, videos: where the template writes placeholders. The others are those of `generate`.
+        tools: functions that the model can call, with typed arguments and a docstring; or `Tool`s, such as
+            `calculator.CALCULATOR`. Its calls follow their schemas, are run here, and are no part of the text: the
+            model reads the results and writes on.
+        tool_choice: "required" = the first answer is a call.
+        max_calls: after that many calls the model answers without tools.
+        max_seconds: the same after that time; a function that takes longer is left alone.
+        on_call: called with each `Call` and its result.
 
     Raises:
-        ValueError: without a tokenizer or a chat template, and as `generate`.
+        ValueError: without a tokenizer or a chat template, for tools with media, a schema or a grammar, and as
+            `generate`.
     """
+    model = with_engine(model, engine, precision)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-        speculate=speculate, schema=schema, regex=regex,
+        speculate=speculate, schema=schema, regex=regex, grammar=grammar,
     )  # fmt: skip
     check_generates(model)
-    ids = tokenizer_of(model, "messages").chat_ids(messages)
+    tokenizer = tokenizer_of(model, "messages")
+    if tools:
+        if tool_choice not in ("auto", "required"):
+            raise ValueError(f"tool_choice must be 'auto' or 'required'; got {tool_choice!r}")
+        if images or sounds or videos or schema is not None or regex is not None or grammar is not None:
+            raise ValueError("tools go without images, sounds, videos, schema, regex and grammar")
+
+        def write(ids: list[int], form: str | None) -> Iterator[str]:
+            some = replace(options, grammar=form)
+            check_ids(model, ids)
+            return _pieces(run_of(model, [ids], some, {}), _writer(model, ids, some))
+
+        return converse(model, messages, tools_of(tools), tool_choice, write, max_calls, max_seconds, on_call)
+    ids = tokenizer.chat_ids(messages)
     check_ids(model, ids)
     rows, media = with_media(model, [ids], images, sounds, videos)
     return _pieces(run_of(model, rows, options, media), _writer(model, ids, options))

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MORE = ("presence_penalty", "frequency_penalty", "logit_bias", "speculate", "schema", "regex")  # not in a search
+MORE = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "speculate",
+    "schema",
+    "regex",
+    "grammar",
+)  # not in a search
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Options:
     speculate: str | None = None
     schema: Mapping[str, Any] | None = None
     regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 0)
@@ -71,10 +80,12 @@ class Options:
         self._check_beams()
 
     def _check_grammar(self) -> None:
-        if self.schema is not None and self.regex is not None:
-            raise ValueError("give schema or regex, not both")
-        if self.regex is not None and (not isinstance(self.regex, str) or not self.regex):
-            raise ValueError(f"regex must be a regular expression; got {self.regex!r:.80}")
+        if sum(value is not None for value in (self.schema, self.regex, self.grammar)) > 1:
+            raise ValueError("give schema, regex or grammar, one of them")
+        for name, what in (("regex", "regular expression"), ("grammar", "Lark grammar")):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ValueError(f"{name} must be a {what}; got {value!r:.80}")
         if self.schema is not None:
             try:
                 good = isinstance(self.schema, Mapping) and bool(json.dumps(self.schema, allow_nan=False))

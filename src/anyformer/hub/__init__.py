@@ -2,5 +2,6 @@
 
 from anyformer.hub.load import load
 from anyformer.hub.save import save
+from anyformer.hub.save_gguf import save_gguf
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "save_gguf"]

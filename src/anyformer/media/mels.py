@@ -40,12 +40,13 @@ def log_mels(samples: np.ndarray, mels: int, rate: int, size: int, hop: int) -> 
 
 
 @functools.lru_cache(maxsize=8)
-def filters(mels: int, frequencies: int, rate: int) -> Tensor:
+def filters(mels: int, frequencies: int, rate: int, top: float = TOP) -> Tensor:
     """Triangles over the frequencies, (M, K), evenly spaced on Slaney's scale of mels, each of area 1 (in Hz).
 
-    The scale is linear up to 1000 Hz, 15 mels, and logarithmic above (Slaney, 1998, "Auditory Toolbox").
+    The scale is linear up to 1000 Hz, 15 mels, and logarithmic above (Slaney, 1998, "Auditory Toolbox"). `top` is the
+    end of the last filter, in Hz.
     """
-    edges = hertz(np.linspace(0.0, mel(TOP), mels + 2))  # (M + 2,)
+    edges = hertz(np.linspace(0.0, mel(top), mels + 2))  # (M + 2,)
     lines = np.linspace(0.0, rate / 2, frequencies)  # (K,)
     widths = np.diff(edges)
     slopes = edges[:, None] - lines  # (M + 2, K)

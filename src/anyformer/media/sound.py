@@ -4,7 +4,8 @@
 |------------------------------------|--------------------------------------------------------------------------------|
 | a file (wav, flac, ogg, mp3 …)     | its samples at its rate: 8, 16, 24 and 32 bits are -1 … 1                      |
 | (an array, a rate in Hz)           | floats as they are; int16 and int32 over 2^15 and 2^31; uint8 (x - 128) / 128  |
-| several channels                   | their mean; an array is (samples, channels)                                    |
+| several channels                   | their mean, or as they are where so many are asked for; (samples, channels)    |
+| one channel, several asked for     | that channel in each of them                                                   |
 
 An array without a rate is refused: at another rate the same samples are another sound. So are NaN and sounds without
 samples. N samples.
@@ -27,10 +28,10 @@ SCALES = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """One channel of sound.
+    """One channel of sound, or several.
 
     Attributes:
-        samples: (N,) float32.
+        samples: (N,) float32; (N, C) of several channels.
         rate: samples a second, in Hz.
         name: of the file, for errors.
     """
@@ -51,20 +52,22 @@ class Sound:
         return Sound(_module("soxr").resample(self.samples, self.rate, rate).astype(np.float32), rate, self.name)
 
 
-def sound(source: Any) -> Sound:
+def sound(source: Any, channels: int = 1) -> Sound:
     """A sound from any of the forms above.
 
     Args:
         source: a path, an array with its rate, a tensor with its rate, or a `Sound`.
+        channels: the wanted ones; 1 is their mean.
 
     Raises:
         ValueError: naming the file, for a value that is no sound, is damaged, empty or holds NaN.
         ImportError: without soundfile, for a file.
     """
     if isinstance(source, Sound):
-        return source
+        samples = _as_many(source.name, source.samples, channels)
+        return source if samples is source.samples else Sound(samples, source.rate, source.name)
     if isinstance(source, str | os.PathLike):
-        return _file(os.fspath(source))
+        return _file(os.fspath(source), channels)
     if not isinstance(source, tuple) or len(source) != 2:
         raise ValueError(
             f"a sound is the name of a file, or (samples, rate in Hz); got {type(source).__name__}. The rate must be "
@@ -72,7 +75,7 @@ def sound(source: Any) -> Sound:
         )
     samples, rate = source
     samples = samples.detach().cpu().numpy() if hasattr(samples, "detach") else np.asarray(samples)
-    return _checked("the sound", _floats(samples), rate)
+    return _checked("the sound", _floats(samples), rate, channels)
 
 
 def length(path: Any) -> tuple[int, int]:
@@ -91,7 +94,7 @@ def length(path: Any) -> tuple[int, int]:
     return about.frames, about.samplerate
 
 
-def _file(name: str) -> Sound:
+def _file(name: str, channels: int) -> Sound:
     files = _module("soundfile")
     if not os.path.isfile(name):
         raise ValueError(f"there is no file {name!r}")
@@ -102,7 +105,7 @@ def _file(name: str) -> Sound:
             f"{name} cannot be read as a sound: {error}. Known are wav, flac, ogg, mp3 and other kinds of libsndfile; "
             "convert others first"
         ) from None
-    return _checked(name, samples, rate)
+    return _checked(name, samples, rate, channels)
 
 
 def _floats(samples: np.ndarray) -> np.ndarray:
@@ -117,8 +120,8 @@ def _floats(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32)
 
 
-def _checked(name: str, samples: np.ndarray, rate: Any) -> Sound:
-    """One channel, with nothing in it that is no sound."""
+def _checked(name: str, samples: np.ndarray, rate: Any, channels: int) -> Sound:
+    """The channels, with nothing in them that is no sound."""
     if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"{name}: the rate is {rate!r}; expected {RATES[0]:,} to {RATES[1]:,} samples a second")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= CHANNELS):
@@ -133,8 +136,19 @@ def _checked(name: str, samples: np.ndarray, rate: Any) -> Sound:
     loudest = float(np.abs(samples).max())
     if loudest > LOUDEST:
         raise ValueError(f"{name}: samples are -1 … 1, and one is {loudest:g}; give whole numbers as int16 or int32")
-    mono = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float64).astype(np.float32)
-    return Sound(np.ascontiguousarray(mono), int(rate), name)
+    return Sound(np.ascontiguousarray(_as_many(name, samples, channels)), int(rate), name)
+
+
+def _as_many(name: str, samples: np.ndarray, channels: int) -> np.ndarray:
+    """The samples with so many channels: (N,), or (N, C)."""
+    if channels == 1:
+        return samples if samples.ndim == 1 else samples.mean(1, dtype=np.float64).astype(np.float32)
+    there = 1 if samples.ndim == 1 else samples.shape[1]
+    if there == channels:
+        return samples
+    if there not in (1, channels):
+        raise ValueError(f"{name} has {there} channels, and {channels} are needed; one is put in each of them")
+    return np.broadcast_to(samples.reshape(len(samples), there), (len(samples), channels)).copy()
 
 
 def _module(name: str) -> Any:

@@ -85,7 +85,7 @@ SIZES = {
 PARAMETERS = {"tiny": 43_169, "mini": 2_874_008, "base": 69_340_176}
 CASES = {
     "plain": {"shift": False, "sandwich": True, "views": ("full",), "depth": 2},
-    "other": {"dim": 32, "heads": 3, "head_dim": 8, "vocab": 33, "text": 7, "codes": 11, "columns": 3, "square": 3},
+    "other": {"dim": 32, "heads": 3, "head_dim": 8, "vocab": 33, "text": 7, "codes": 11, "columns": 5, "square": 3},
 }
 ORACLE = (
     "nobody published checkpoints in a common format; scores, losses and gradients are compared with dalle-pytorch "

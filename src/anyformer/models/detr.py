@@ -39,6 +39,7 @@ class ResNet:
     kind: str = "bottleneck"  # or basic
     first_stride: bool = False  # the first stage halves the picture, too
     early: bool = False  # a bottleneck halves it in its first convolution
+    dilated: bool = False  # the last stage looks at every second cell instead of halving it (DC5)
     channels: int = 3
 
 
@@ -80,7 +81,7 @@ def detr(c: DETR) -> Recipe:
 def convnet(c: DETR) -> Recipe:
     norms = {"frozen": FrozenNorm.of(), "group": GroupNorm.of(), "batch": BatchNorm.of()}
     norm, net = choose("detr", "norm", c.norm, norms), c.net
-    return ConvNet.of(norm, net.stem, net.widths, net.depths, net.kind, net.first_stride, net.early)
+    return ConvNet.of(norm, net.stem, net.widths, net.depths, net.kind, net.first_stride, net.early, net.dilated)
 
 
 def block(c: DETR, heads: int, hidden: int, decoder: bool = False) -> Recipe:
@@ -220,7 +221,6 @@ HUBS = (
             CLASSES,
             must("encoder_layerdrop", 0.0),
             must("decoder_layerdrop", 0.0),
-            must("dilation", False),
             quiet("auxiliary_loss", why=EARLIER),
             quiet("class_cost", "bbox_cost", "giou_cost", "eos_coefficient", why=LOSS),
             quiet("bbox_loss_coefficient", "giou_loss_coefficient", why=LOSS),

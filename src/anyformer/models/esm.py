@@ -41,7 +41,7 @@ class Esm:
     eps: float = 1e-5
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    task: str = "masked"  # masked, classify, tag (a class for each amino acid), none
+    task: str = "masked"  # masked, classify, tag (a class for each amino acid), none; stem: of a folding model
     classes: int = 2
 
 
@@ -63,6 +63,7 @@ def esm(c: Esm) -> Recipe:
         "classify": Top({"classes": classes}, Through.of(first=touch, then=Pooler.of(dropout=c.dropout))),
         "tag": Top({"classes": Through.of(first=touch, then=classes)}),
         "none": Top({}, Through.of(first=touch, then=Pooler.of())),
+        "stem": Top({"contacts": touch}),
     }
     top = choose("esm", "task", c.task, tasks)
     return Encoder.of(c.dim, embed, [block] * c.depth, norm=norm, pool=top.pool, heads=top.heads, context=c.context)

@@ -156,10 +156,20 @@ def moments(x: Tensor, real: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Ten
 class Unit(nn.Module):
     """Convolution, norm, ReLU (`act`); other cells than real ones are cleared."""
 
-    def __init__(self, inputs: int, dim: int, kernel: int, stride: int, norm: Recipe[CellNorm], act: bool = True):
+    def __init__(
+        self,
+        inputs: int,
+        dim: int,
+        kernel: int,
+        stride: int,
+        norm: Recipe[CellNorm],
+        act: bool = True,
+        dilation: int = 1,
+    ):
         super().__init__()
-        self.shape = kernel, stride, kernel // 2
-        self.conv = nn.Conv2d(inputs, dim, kernel, stride, kernel // 2, bias=False)
+        padding = kernel // 2 * dilation
+        self.shape = (kernel - 1) * dilation + 1, stride, padding
+        self.conv = nn.Conv2d(inputs, dim, kernel, stride, padding, dilation, bias=False)
         self.norm = norm.build(dim)
         self.act = act
 
@@ -178,15 +188,27 @@ class Residual(nn.Module):
     ```
     """
 
-    def __init__(self, inputs: int, dim: int, stride: int, kind: str, norm: Recipe[CellNorm], early: bool):
+    def __init__(
+        self,
+        inputs: int,
+        dim: int,
+        stride: int,
+        kind: str,
+        norm: Recipe[CellNorm],
+        early: bool,
+        dilations: tuple[int, int] = (1, 1),  # of the first convolution of 3 x 3, of later ones
+    ):
         super().__init__()
         if kind == "bottleneck":
             inner, first = dim // NARROW, stride if early else 1
             sizes = [(inputs, inner, 1, first), (inner, inner, 3, stride // first), (inner, dim, 1, 1)]
         else:
             sizes = [(inputs, dim, 3, stride), (dim, dim, 3, 1)]
-        *inside, last = sizes
-        self.units = nn.ModuleList([*(Unit(*size, norm) for size in inside), Unit(*last, norm, act=False)])
+        at = next(i for i, size in enumerate(sizes) if size[2] == 3)
+        self.units = nn.ModuleList()
+        for i, size in enumerate(sizes):
+            dilation = 1 if size[2] == 1 else dilations[i > at]
+            self.units.append(Unit(*size, norm, act=i < len(sizes) - 1, dilation=dilation))
         plain = inputs == dim and stride == 1
         self.shortcut = None if plain else Unit(inputs, dim, 1, stride, norm, act=False)
 
@@ -211,6 +233,8 @@ class ConvNet(Part):
         kind: of the layers, bottleneck or basic.
         first_stride: the first stage halves the size, too.
         early: a bottleneck halves the size in its first convolution (as published first), else in its second one.
+        dilated: the last stage keeps the size; behind its first convolution of 3 x 3 they look at every second cell
+            (DC5).
 
     Attributes:
         width: channels of its output. stride: pixels a cell.
@@ -230,6 +254,7 @@ class ConvNet(Part):
         kind: str = "bottleneck",
         first_stride: bool = False,
         early: bool = False,
+        dilated: bool = False,
     ):
         super().__init__()
         check_option("ConvNet", "kind", kind, KINDS)
@@ -241,9 +266,11 @@ class ConvNet(Part):
         self.stem = Unit(channels, stem, 7, 2, norm)
         self.stages, self.stride = nn.ModuleList(), 4
         for stage, (inputs, dim, depth) in enumerate(zip((stem, *widths), widths, depths, strict=False)):
-            stride = 2 if stage or first_stride else 1
-            first = Residual(inputs, dim, stride, kind, norm, early)
-            rest = [Residual(dim, dim, 1, kind, norm, early) for _ in range(depth - 1)]
+            wide = dilated and stage == len(widths) - 1
+            stride = 2 if (stage or first_stride) and not wide else 1
+            later = 2 if wide else 1
+            first = Residual(inputs, dim, stride, kind, norm, early, (1, later))
+            rest = [Residual(dim, dim, 1, kind, norm, early, (later, later)) for _ in range(depth - 1)]
             self.stages.append(nn.ModuleList([first, *rest]))
             self.stride *= stride
 

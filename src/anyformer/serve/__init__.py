@@ -3,13 +3,18 @@
 limits.py     what a server and a request may use
 protocol.py   the bodies of requests, checked
 asking.py     requests -> work for the engine
+calling.py    functions in conversations
 jobs.py       the work, and what happens to it
 engine.py     the thread that computes, and the fair queue
 batch.py      continuous batching: texts join and leave at any token
+prefixes.py   beginnings of prompts that were read before
 texts.py      one text that is being written
 inbox.py      from the engine's thread to the loop of requests
 answers.py    pieces of texts -> OpenAI's objects and events
 routes.py     the routes
+items.py      the body of /v1/responses
+responses.py  its route and its events
+handling.py   what the routes share
 hearing.py    recordings
 card.py       the facts of a model
 metrics.py    counters for Prometheus

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anyformer import __version__
+from anyformer.generate.tools import Call
 from anyformer.serve.texts import Piece, Token, token_bytes, token_text
 
 
@@ -21,12 +22,14 @@ class Choice:
     tokens: list[Token] = field(default_factory=list)
     written: int = 0  # tokens, without those of the prompt
     end: str | None = None
+    calls: tuple[Call, ...] = ()
 
     def take(self, piece: Piece, prompt: bool = False) -> None:
         self.text += piece.text
         self.tokens += piece.tokens
         self.written += 0 if prompt else len(piece.tokens)
         self.end = piece.end or self.end
+        self.calls += piece.calls
 
 
 class Form:
@@ -50,7 +53,9 @@ class Form:
             told = self._logs(index, choice.tokens)
             content: dict[str, Any] = {"text": choice.text}
             if self.chat:
-                content = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+                calls = {"tool_calls": [call.spec(text=True) for call in choice.calls]} if choice.calls else {}
+                text = (choice.text or None) if choice.calls else choice.text
+                content = {"message": {"role": "assistant", "content": text, "refusal": None, **calls}}
             made.append({"index": index, **content, "logprobs": told, "finish_reason": choice.end})
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": made, "usage": usage(choices, prompt_tokens)}
@@ -64,7 +69,10 @@ class Form:
         """An event of a stream."""
         told = self._logs(index, piece.tokens) if piece.tokens else None
         if self.chat:
-            return self._event(index, {"content": piece.text} if piece.text else {}, told, piece.end, usage)
+            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            if piece.calls:
+                delta["tool_calls"] = [{"index": i, **call.spec(text=True)} for i, call in enumerate(piece.calls)]
+            return self._event(index, delta, told, piece.end, usage)
         return self._event(index, piece.text, told, piece.end, usage)
 
     def closing(self, choices: list[Choice], prompt_tokens: int) -> str:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from anyformer import __version__
+from anyformer.serve import responses
 from anyformer.serve.answers import problem
 from anyformer.serve.card import Served
 from anyformer.serve.engine import Engine
@@ -26,16 +28,22 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def application(
-    engine: Engine, models: dict[str, Served], key: str | None = None, hosts: tuple[str, ...] = ()
+    engine: Engine,
+    models: dict[str, Served],
+    keys: Sequence[str] = (),
+    hosts: tuple[str, ...] = (),
+    tools: tuple[str, ...] = (),
 ) -> Guard:
     """The server as an ASGI application.
 
     Args:
-        engine: started by the caller. models: by name. key, hosts: as of `Guard`.
+        engine: started by the caller. models: by name. keys, hosts: as of `Guard`.
+        tools: names of those that the server runs for a conversation that asks for them.
     """
     app = FastAPI(title="anyformer", version=__version__, docs_url=None, redoc_url=None)
-    app.state.engine, app.state.models, app.state.born = engine, models, int(time.time())
+    app.state.engine, app.state.models, app.state.born, app.state.tools = engine, models, int(time.time()), tools
     app.include_router(router)
+    app.include_router(responses.router)
     page = files("anyformer.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
@@ -57,7 +65,7 @@ def application(
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(ValueError, _value)
-    return Guard(app, key, hosts, engine.limits, policy(page), engine.metrics)
+    return Guard(app, keys, hosts, engine.limits, policy(page), engine.metrics)
 
 
 def policy(page: str) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_ids
 from anyformer.generate.seeing import placeholder, with_media
+from anyformer.generate.tools import Call, Tool, prompt
 from anyformer.serve.card import Served
 from anyformer.serve.jobs import Emit, Refused, Write
 from anyformer.serve.limits import Limits
@@ -46,25 +50,55 @@ def find(models: dict[str, Served], name: str | None, verb: str) -> Served:
     return models[name]
 
 
-def chat_prompt(one: Served, messages: list[Message]) -> tuple[list[int], dict[str, Any]]:
+def chat_prompt(
+    one: Served, messages: list[Message], tools: Sequence[Tool] = (), more: Sequence[dict[str, Any]] = ()
+) -> tuple[list[int], dict[str, Any]]:
     """The token ids of a conversation and the inputs of its pictures.
+
+    Args:
+        more: messages behind them, in plain form.
 
     Raises:
         Refused, ValueError: for pictures that cannot be read or are not here, and from the template.
     """
     tokenizer, pictures, plain = one.model.tokenizer, list[bytes](), list[dict[str, Any]]()
     for message in messages:
-        parts = message.content if isinstance(message.content, list) else [TextPart(type="text", text=message.content)]
+        if message.content is None and not message.tool_calls:
+            raise bad("a message without content is an answer with tool_calls", "messages")
+        text = message.content or ""
+        parts = text if isinstance(text, list) else [TextPart(type="text", text=text)]
         role = "system" if message.role == "developer" else message.role
         seen = [picture(part) for part in parts if isinstance(part, ImagePart)]
         if seen and "images" not in one.verbs:
             raise bad(f"{one.name} sees no pictures", "messages", "wrong_model")
         pictures += seen
-        plain.append({"role": role, "content": _content(one.model, parts, bool(seen))})
-    ids = tokenizer.chat_ids(plain)
+        calls = {"tool_calls": calls_of(message)} if message.tool_calls else {}
+        named = {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
+        plain.append({"role": role, "content": _content(one.model, parts, bool(seen)), **calls, **named})
+    if pictures and tools:
+        raise bad("tools go without pictures", "tools")
+    ids = prompt(tokenizer, [*plain, *more], tools)
     check_ids(one.model, ids)
     rows, media = with_media(one.model, [ids], pictures or None)
     return rows[0], media
+
+
+def calls_of(message: Message) -> list[dict[str, Any]]:
+    """The calls of a message, as templates read them.
+
+    Raises:
+        Refused: for arguments that are no JSON object.
+    """
+    made = []
+    for call in message.tool_calls or ():
+        try:
+            arguments = json.loads(call.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise bad("the arguments of a call must be the text of a JSON object", "messages")
+        made.append(replace(Call(call.function.name, arguments), id=call.id).spec())
+    return made
 
 
 def _content(model: Any, parts: list[Any], seen: bool) -> Any:
@@ -132,8 +166,9 @@ def jobs(
     limits: Limits,
     client: str,
     emit: Emit,
+    grammar: str | None = None,
 ) -> list[Write]:
-    """The work of one request, a job a prompt.
+    """The work of one request, a job a prompt; with a grammar, texts that follow it.
 
     Raises:
         Refused, ValueError: naming the field, for values that make no sense.
@@ -150,6 +185,7 @@ def jobs(
     for number, (ids, media) in enumerate(rows):
         count = new_tokens(one, ids, body, limits, FEW if completion else None)
         options: list[Options] = body.options(count) if count else []
+        options = [replace(each, grammar=grammar) for each in options] if grammar is not None else options
         made.append(
             Write(
                 client, time.monotonic() + limits.seconds, emit, ids=ids, media=media, options=options, top=top,

@@ -18,6 +18,7 @@ from anyformer.generate.decoding import Rows
 from anyformer.serve.jobs import Failed, Read, Write
 from anyformer.serve.limits import Limits
 from anyformer.serve.metrics import Metrics
+from anyformer.serve.prefixes import Prefixes
 from anyformer.serve.texts import Piece, Text, Token, logs
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Reading:
     Jobs whose options make no sense are told, and are not among `jobs`.
     """
 
-    def __init__(self, model: Any, jobs: list[Write]):
+    def __init__(self, model: Any, jobs: list[Write], name: str, prefixes: Prefixes, chunk: int):
+        self.name, self.prefixes = name, prefixes
         self.jobs: list[Write] = []
         self.texts: list[list[Text]] = []  # of each job
         self.run, left = _rows(model, jobs), []
@@ -58,6 +60,11 @@ class Reading:
                 left.append(row)
         if left:
             self.run.reorder(left)
+        self.shares = prefixes.limit > 0 and len(jobs) == 1 and not jobs[0].echo and self.run.unread > chunk
+        self.found = 0  # tokens whose state was known
+        if self.shares and (fresh := self.run.state) is not None:
+            known = prefixes.find(model, name, jobs[0].owner, jobs[0].ids, chunk, fresh)
+            self.run.state, self.found = known or fresh, 0 if known is None else known.length
         self.tokens: list[Token] = [Token(jobs[0].ids[0])] if jobs[0].echo else []
         self.scores: Tensor | None = None  # (B, V) when all is read
 
@@ -69,6 +76,8 @@ class Reading:
             scores = self.run.read(chunk)[0]  # (T, V)
             if job.echo:
                 self.tokens += logs(scores, job.ids[at + 1 : at + 1 + len(scores)], job.top)
+            if self.shares and self.run.unread <= chunk and (state := self.run.state) is not None:
+                self.prefixes.keep(self.run.model, self.name, job.owner, job.ids[: state.length], state)
             return False
         if job.options:
             self.scores = self.run.scores()
@@ -80,9 +89,11 @@ class Batch:
 
     Args:
         exact: a batch for each request: its texts are bit for bit those that it gets alone.
+        prefixes: beginnings of prompts that have been read.
     """
 
-    def __init__(self, model: Any, limits: Limits, exact: bool, metrics: Metrics, name: str):
+    def __init__(self, model: Any, limits: Limits, exact: bool, metrics: Metrics, name: str, prefixes: Prefixes):
+        self.prefixes = prefixes
         self.model, self.limits, self.exact, self.metrics, self.name = model, limits, exact, metrics, name
         self.joins = not exact and _joins(model)
         self.reading: Reading | None = None
@@ -121,8 +132,12 @@ class Batch:
 
     def begin(self, jobs: list[Write]) -> None:
         """Begins to read prompts."""
-        if self._guarded(jobs, lambda: setattr(self, "reading", Reading(self.model, jobs))):
+        if self._guarded(jobs, lambda: self._begin(jobs)):
             self.reading = self.reading if self.reading is not None and self.reading.jobs else None
+
+    def _begin(self, jobs: list[Write]) -> None:
+        self.reading = Reading(self.model, jobs, self.name, self.prefixes, self.limits.chunk)
+        self.metrics.add("prefix_tokens_total", self.reading.found, model=self.name)
 
     def step(self) -> bool:
         """A chunk of a prompt and a token of each text; false if there is nothing to do."""

@@ -13,6 +13,7 @@ from anyformer.serve.batch import Batch
 from anyformer.serve.jobs import Call, Failed, Job, Made, Refused, Write
 from anyformer.serve.limits import Limits
 from anyformer.serve.metrics import Metrics
+from anyformer.serve.prefixes import Prefixes, unshared
 
 
 class Queue:
@@ -63,12 +64,20 @@ class Engine:
     Args:
         models: by the names under which they are served.
         exact: each request decodes in a batch of its own (see `Batch`).
+
+    Raises:
+        ValueError: naming the model, for a prefix cache and a model that cannot share states.
     """
 
     def __init__(self, models: dict[str, Any], limits: Limits, exact: bool = False):
         self.models, self.limits, self.exact, self.metrics = models, limits, exact, Metrics()
-        self.draining = False
-        self._batches = {name: Batch(model, limits, exact, self.metrics, name) for name, model in models.items()}
+        self.draining, self.prefixes = False, Prefixes(limits.prefix)
+        for name, model in models.items() if limits.prefix else ():
+            if why := unshared(model):
+                raise ValueError(f"prefix: {name} cannot share beginnings of prompts: {why}; serve it without a cache")
+        self._batches = {
+            name: Batch(model, limits, exact, self.metrics, name, self.prefixes) for name, model in models.items()
+        }
         self._queues = {name: Queue() for name in models}
         self._calls = Queue()
         self._work = threading.Condition()
@@ -124,6 +133,7 @@ class Engine:
                 self.metrics.set("running", batch.rows, model=name)
                 self.metrics.set("waiting", len(self._queues[name]), model=name)
                 self.metrics.set("state_bytes", batch.bytes(), model=name)
+            self.metrics.set("prefix_bytes", self.prefixes.bytes)
         return self.metrics.text()
 
     @torch.inference_mode()

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import hmac
 import ipaddress
 import json
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,18 +42,18 @@ class Guard:
     """An ASGI application in front of another.
 
     Args:
-        key: the key that every request must bring, as `Authorization: Bearer KEY`, or as the password of a browser's
-            own dialogue; None = none.
+        keys: each request must bring one of them, as `Authorization: Bearer KEY`, or as the password of a browser's
+            own dialogue; none = any request is taken.
         hosts: names in the Host header beside localhost and addresses (a page of another name could be made to point
             here).
         policy: the Content-Security-Policy of every answer.
     """
 
     def __init__(
-        self, app: App, key: str | None, hosts: tuple[str, ...], limits: Limits, policy: str, metrics: Metrics
+        self, app: App, keys: Sequence[str], hosts: tuple[str, ...], limits: Limits, policy: str, metrics: Metrics
     ):
         self.app, self.limits, self.metrics = app, limits, metrics
-        self.key = None if key is None else key.encode()
+        self.keys = [key.encode() for key in keys]
         self.hosts = {"localhost", *(host.lower() for host in hosts)}
         self.open = 0
         self.headers = [
@@ -114,8 +115,11 @@ class Guard:
             site not in ("none", "same-origin") and not visit
         ):
             raise Refused(403, "cross_origin", "requests of other web pages are refused")
-        if self.key is not None and not hmac.compare_digest(_given(headers.get("authorization", "")), self.key):
-            raise Refused(401, "invalid_api_key", "no key, or a wrong one: send Authorization: Bearer KEY")
+        if self.keys:
+            given = _given(headers.get("authorization", ""))
+            if not sum(hmac.compare_digest(given, key) for key in self.keys):  # every one is compared
+                raise Refused(401, "invalid_api_key", "no key, or a wrong one: send Authorization: Bearer KEY")
+            scope.setdefault("state", {})["owner"] = hashlib.sha256(given).hexdigest()
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > self.limits.body:
             raise self._large()

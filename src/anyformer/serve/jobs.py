@@ -57,6 +57,7 @@ class Job:
     Attributes:
         client: for the fair queue. emit: is called in the engine's thread.
         first: the number of its first text in its request.
+        owner: who alone may share its beginning of a prompt.
         cancelled: set when nobody waits for the answer any more.
     """
 
@@ -65,6 +66,7 @@ class Job:
     emit: Emit
     first: int = 0
     born: float = field(default_factory=time.monotonic)
+    owner: str = ""
     cancelled: bool = False
 
     @property

@@ -22,6 +22,7 @@ class Limits:
         chunk: tokens of new prompts that are read between two tokens of the others.
         drain: seconds that running answers have after SIGTERM.
         body_seconds: for the body of a request to arrive.
+        prefix: bytes of the states of beginnings of prompts that are kept; 0 = none.
     """
 
     rows: int = 8
@@ -36,9 +37,11 @@ class Limits:
     chunk: int = 256
     drain: float = 30.0
     body_seconds: float = 30.0
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not 0 < value < float("inf"):
+            least = field.name == "prefix" and value == 0
+            if isinstance(value, bool) or not (0 < value < float("inf") or least):
                 raise ValueError(f"{field.name} must be a number above 0; got {value!r}")

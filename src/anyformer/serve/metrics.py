@@ -12,6 +12,8 @@ HELP = {
     "prompt_tokens_total": ("counter", "tokens of prompts that were read"),
     "generated_tokens_total": ("counter", "tokens that were written"),
     "steps_total": ("counter", "passes over a batch"),
+    "prefix_tokens_total": ("counter", "tokens of prompts whose state was in the prefix cache"),
+    "prefix_bytes": ("gauge", "memory of the prefix cache"),
     "running": ("gauge", "texts that are being written"),
     "waiting": ("gauge", "texts that wait for a place"),
     "state_bytes": ("gauge", "memory of keys, values and recurrent states"),

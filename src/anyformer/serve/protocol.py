@@ -15,6 +15,7 @@ from anyformer.generate.options import Options
 MOST_TOKENS = 1_000_000  # of any count; a server's own limits are lower
 MOST_TEXT = 4_000_000  # characters of one text
 Short = Annotated[str, Field(max_length=256)]
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Long = Annotated[str, Field(max_length=MOST_TEXT)]
 Longs = Annotated[list[Long], Field(min_length=1, max_length=4096)]
@@ -146,13 +147,77 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(BaseModel):
-    """A message of a conversation."""
+class Called(BaseModel):
+    """The function of a call, its arguments as JSON text."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Long | Annotated[list[Part], Field(min_length=1, max_length=64)]
+    name: ToolName
+    arguments: Annotated[str, Field(max_length=100_000)]
+
+
+class ToolCall(BaseModel):
+    """A call in an answer."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    id: Short
+    type: Literal["function"]
+    function: Called
+
+
+class Message(BaseModel):
+    """A message of a conversation; without a content only an answer with calls."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Long | Annotated[list[Part], Field(min_length=1, max_length=64)] | None = None
     name: Short | None = None
+    refusal: Short | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_call_id: Short | None = None
+
+
+class Function(BaseModel):
+    """A function that the model can call; its calls always follow the schema, `strict` or not."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    name: ToolName
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(BaseModel):
+    """A tool that the client runs."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["function"]
+    function: Function
+
+
+class IncludedTool(BaseModel):
+    """A tool that the server runs, where it was started with it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["calculator"]
+
+
+class ChosenName(BaseModel):
+    """The name of a function."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: ToolName
+
+
+class Chosen(BaseModel):
+    """The function that the answer must call."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["function"]
+    function: ChosenName
+
+
+ToolChoice = Literal["none", "auto", "required"] | Chosen
+Tools = Annotated[list[Annotated[FunctionTool | IncludedTool, Field(discriminator="type")]], Field(max_length=128)]
 
 
 class Chat(Writing):
@@ -162,6 +227,9 @@ class Chat(Writing):
     max_completion_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     def count(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

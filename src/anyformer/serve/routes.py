@@ -5,46 +5,49 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from anyformer.generate.embedding import embed, limited
 from anyformer.serve import answers, asking
 from anyformer.serve.asking import bad
+from anyformer.serve.calling import Toolbox
 from anyformer.serve.card import Served
-from anyformer.serve.engine import Engine
+from anyformer.serve.handling import (
+    ERRORS,
+    Events,
+    Pieces,
+    client_of,
+    engine_of,
+    models_of,
+    owner_of,
+    unless_gone,
+    whole,
+)
 from anyformer.serve.hearing import MOST_SECONDS, heard, spoken
 from anyformer.serve.inbox import Inbox
 from anyformer.serve.jobs import Call, Refused
 from anyformer.serve.protocol import Chat, Completion, Embedding, Tokenize
+from anyformer.serve.texts import Piece
 
 router = APIRouter()
-R = TypeVar("R")
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {}}}
-    for status, text in {
-        400: "a request that makes no sense", 401: "no key", 403: "another host or page", 404: "no such model",
-        413: "too large", 422: "a field of a wrong type or beyond its limits", 429: "too many requests",
-        503: "the server is busy or ends",
-    }.items()
-}  # fmt: skip
 
 
 @router.get("/v1/models", responses=ERRORS)
 async def models(request: Request) -> JSONResponse:
     """The models that are served, with their facts."""
     born = request.app.state.born
-    return JSONResponse({"object": "list", "data": [_listed(one, born) for one in _models(request).values()]})
+    return JSONResponse({"object": "list", "data": [_listed(one, born) for one in models_of(request).values()]})
 
 
 @router.get("/v1/models/{name}", responses=ERRORS)
 async def model(request: Request, name: str) -> JSONResponse:
     """One of them."""
-    found = _models(request).get(name)
+    found = models_of(request).get(name)
     if found is None:
         raise Refused(404, "model_not_found", "there is no such model here; GET /v1/models lists them", param="model")
     return JSONResponse(_listed(found, request.app.state.born))
@@ -53,16 +56,18 @@ async def model(request: Request, name: str) -> JSONResponse:
 @router.post("/v1/chat/completions", responses=ERRORS)
 async def chat(request: Request, body: Chat) -> Response:
     """The answer to a conversation."""
-    one = asking.find(_models(request), body.model, "chat")
-    row = await asyncio.to_thread(asking.chat_prompt, one, body.messages)
-    return await _written(request, one, body, [row], answers.Form(True, one.name, one.model.tokenizer, body.top()))
+    one = asking.find(models_of(request), body.model, "chat")
+    tools = await asyncio.to_thread(Toolbox, one, body, request.app.state.tools)
+    row = await asyncio.to_thread(asking.chat_prompt, one, body.messages, tools.told)
+    form = answers.Form(True, one.name, one.model.tokenizer, body.top())
+    return await _written(request, one, body, [row], form, tools)
 
 
 @router.post("/v1/completions", responses=ERRORS)
 async def completions(request: Request, body: Completion) -> Response:
     """Continuations of texts or token ids."""
-    one = asking.find(_models(request), body.model, "completions")
-    rows = await asyncio.to_thread(asking.completion_prompts, one, body, _engine(request).limits)
+    one = asking.find(models_of(request), body.model, "completions")
+    rows = await asyncio.to_thread(asking.completion_prompts, one, body, engine_of(request).limits)
     form = answers.Form(False, one.name, one.model.tokenizer, body.logprobs)
     return await _written(request, one, body, [(ids, {}) for ids in rows], form)
 
@@ -70,7 +75,7 @@ async def completions(request: Request, body: Completion) -> Response:
 @router.post("/v1/embeddings", responses=ERRORS)
 async def embeddings(request: Request, body: Embedding) -> Response:
     """A vector for each text. A text beyond the model's limit is cut, and `truncated` lists it."""
-    one = asking.find(_models(request), body.model, "embeddings")
+    one = asking.find(models_of(request), body.model, "embeddings")
     texts = [body.input] if isinstance(body.input, str) else body.input
     if body.dimensions not in (None, one.model.width):
         raise bad(f"dimensions: the vectors of {one.name} have {one.model.width}", "dimensions")
@@ -103,7 +108,7 @@ async def transcriptions(
     temperature: Annotated[float, Form(ge=0, le=2, allow_inf_nan=False)] = 0.0,
 ) -> Response:
     """The words of a recording of at most ten minutes."""
-    one = asking.find(_models(request), model, "transcriptions")
+    one = asking.find(models_of(request), model, "transcriptions")
     sound = await asyncio.to_thread(heard, await file.read())
     if sound.seconds > MOST_SECONDS:
         raise bad(f"the sound has {sound.seconds:.0f} seconds, at most {MOST_SECONDS}", "file")
@@ -116,7 +121,7 @@ async def transcriptions(
 @router.post("/tokenize", responses=ERRORS)
 async def tokenize(request: Request, body: Tokenize) -> JSONResponse:
     """The token ids of a text or of a conversation."""
-    one = asking.find(_models(request), body.model, "tokenize")
+    one = asking.find(models_of(request), body.model, "tokenize")
     if (body.prompt is None) == (body.messages is None):
         raise bad("give prompt or messages, one of them", "prompt")
     if body.messages is not None:
@@ -128,53 +133,33 @@ async def tokenize(request: Request, body: Tokenize) -> JSONResponse:
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": one.model.context})
 
 
-class Events(StreamingResponse):
-    """A stream that cancels its work when it ends in whatever way, before its first event, too."""
-
-    def __init__(self, inbox: Inbox, events: AsyncIterator[str]):
-        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self.inbox = inbox
-
-    async def __call__(self, *call: Any) -> None:
-        with self.inbox:
-            await super().__call__(*call)
-
-
-def _models(request: Request) -> dict[str, Served]:
-    return request.app.state.models
-
-
-def _engine(request: Request) -> Engine:
-    return request.app.state.engine
-
-
 def _listed(one: Served, born: int) -> dict[str, Any]:
     head = {"id": one.name, "object": "model", "created": born, "owned_by": "anyformer"}
     return {**head, "verbs": list(one.verbs), "card": one.card}
 
 
-def _client(request: Request) -> str:
-    """Whose turn a request is, in the fair queue."""
-    return "" if request.client is None else request.client.host
-
-
 async def _written(
-    request: Request, one: Served, body: Chat | Completion, rows: list[tuple[list[int], Any]], form: answers.Form
-) -> Response:
+    request: Request, one: Served, body: Chat | Completion, rows: list[tuple[list[int], Any]], form: answers.Form,
+    tools: Toolbox | None = None,
+) -> Response:  # fmt: skip
     """The texts of one request, whole or as a stream."""
-    inbox = Inbox(_engine(request))
-    jobs = asking.jobs(one, rows, body, inbox.engine.limits, _client(request), inbox.emit)
+    inbox = Inbox(engine_of(request))
+    client, grammar = client_of(request), None if tools is None else tools.grammar
+    jobs = asking.jobs(one, rows, body, inbox.engine.limits, client, inbox.emit, grammar)
+    for job in jobs:
+        job.owner = owner_of(request)
     tokens, count = sum(len(ids) for ids, _ in rows), len(rows) * (body.n or 1)
     heads = [""] * count
     if isinstance(body, Completion) and body.echo:
         heads = [_prompt(one, prompt) for prompt in body.prompts() for _ in range(body.n or 1)]
     inbox.submit(one.name, jobs)
+    pieces = inbox.pieces() if tools is None else tools.pieces(inbox)
     if body.stream:
         told = body.stream_options is not None and bool(body.stream_options.include_usage)
-        events = _stream(inbox, form, heads, tokens, told)
+        events = _stream(pieces, form, heads, tokens, told)
         return Events(inbox, events)
     with inbox:
-        choices = await _unless_gone(request, _whole(inbox, heads))
+        choices = await unless_gone(request, whole(pieces, heads))
     return JSONResponse(form.whole(choices, tokens))
 
 
@@ -183,14 +168,7 @@ def _prompt(one: Served, prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else one.model.tokenizer.decode(prompt, skip_special=False)
 
 
-async def _whole(inbox: Inbox, heads: list[str]) -> list[answers.Choice]:
-    choices = [answers.Choice(head) for head in heads]
-    async for number, piece, prompt in inbox.pieces():
-        choices[number].take(piece, prompt)
-    return choices
-
-
-async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: int, told: bool) -> AsyncIterator[str]:
+async def _stream(pieces: Pieces, form: answers.Form, heads: list[str], tokens: int, told: bool) -> AsyncIterator[str]:
     """The events of a stream; an error after its beginning is an event, too."""
     choices = [answers.Choice() for _ in heads]
     try:
@@ -198,8 +176,8 @@ async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: in
             yield line
         for index, head in enumerate(heads):
             if head:
-                yield form.piece(index, answers.Piece(head), told)
-        async for number, piece, prompt in inbox.pieces():
+                yield form.piece(index, Piece(head), told)
+        async for number, piece, prompt in pieces:
             choices[number].take(piece, prompt)
             waits = not (piece.text or piece.tokens or piece.end)
             yield ": waiting\n\n" if waits else form.piece(number, piece, told)
@@ -214,27 +192,8 @@ async def _stream(inbox: Inbox, form: answers.Form, heads: list[str], tokens: in
 
 async def _called(request: Request, one: Served, work: Any) -> Any:
     """The result of a function that the engine calls."""
-    inbox = Inbox(_engine(request))
+    inbox = Inbox(engine_of(request))
     limit = time.monotonic() + inbox.engine.limits.seconds
-    inbox.submit(one.name, [Call(_client(request), limit, inbox.emit, work=work)])
+    inbox.submit(one.name, [Call(client_of(request), limit, inbox.emit, work=work)])
     with inbox:
-        return await _unless_gone(request, inbox.made())
-
-
-async def _unless_gone(request: Request, work: Awaitable[R]) -> R:
-    """The result, unless the client goes away: then nobody waits, and the work is cancelled."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refused(400, "client_gone", "the client has gone")
-        return task.result()
-    finally:
-        for one in (task, gone):
-            one.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return await unless_gone(request, inbox.made())

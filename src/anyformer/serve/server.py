@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from anyformer.generate.calculator import INCLUDED
 from anyformer.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def serve(
     places: Sequence[Path | str] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    key: str | None = None,
+    key: str | Sequence[str] | None = None,
     allow_host: Sequence[str] = (),
     exact: bool = False,
+    tools: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> None:
     """Serves models until SIGINT or SIGTERM; answers that have begun then have `limits.drain` seconds.
@@ -39,13 +41,15 @@ def serve(
             licence; by default the names.
         host: the address to listen on; another one than this machine's own needs a key.
         port: 0 = any free one, which is printed.
-        key: what every request must bring: `Authorization: Bearer KEY`.
+        key: what every request must bring: `Authorization: Bearer KEY`; of several, one.
         allow_host: names by which browsers reach the server, beside localhost and addresses.
         exact: each request decodes in a batch of its own: bit for bit the text that it gets alone, at less speed for
             several at once.
+        tools: names of `generate.calculator.INCLUDED` that the server runs for conversations that ask for them.
 
     Raises:
-        ValueError: for a model that answers nothing here, a short key, or an open address without a key.
+        ValueError: for a model that answers nothing here, an unknown tool, a short key, or an open address without a
+            key.
         ImportError: without the packages of `anyformer[serve]`.
     """
     try:
@@ -56,10 +60,13 @@ def serve(
         from anyformer.serve.engine import Engine
     except ImportError as error:
         raise ImportError(f"serve needs `pip install 'anyformer[serve]'` ({error})") from None
-    check_key(host, key)
+    if unknown := [name for name in tools if name not in INCLUDED]:
+        raise ValueError(f"tools: {unknown[0]} is not included; there is {', '.join(INCLUDED)}")
+    keys = [key] if isinstance(key, str) else list(key or ())
+    check_keys(host, keys)
     known = served(list(names), list(places or names), list(models))
     engine = Engine({name: one.model for name, one in known.items()}, limits or Limits(), exact)
-    app = application(engine, known, key, tuple(allow_host))
+    app = application(engine, known, keys, tuple(allow_host), tuple(tools))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off", http="h11",
         proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=int(engine.limits.drain) or 1,
@@ -84,14 +91,14 @@ def how(engine: Engine, name: str) -> str:
     return " (the texts of different requests cannot share a batch of this model: they are written in turns)"
 
 
-def check_key(host: str, key: str | None) -> None:
+def check_keys(host: str, keys: Sequence[str]) -> None:
     """Raises ValueError for a key that is no key, or for an open door."""
-    if key is not None and (len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key):
+    if any(len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key for key in keys):
         raise ValueError(f"the API key must have at least {LEAST_KEY} printable ASCII characters without spaces")
     loopback = host == "localhost"
     with suppress(ValueError):
         loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if not loopback and key is None:
+    if not loopback and not keys:
         raise ValueError(
             f"host {host} lets other machines in, and there is no key: set ANYFORMER_API_KEY or --api-key-file, or "
             "leave the host at 127.0.0.1"

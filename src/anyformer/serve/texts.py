@@ -15,6 +15,7 @@ from anyformer.generate.options import Options
 from anyformer.generate.prompts import end_ids
 from anyformer.generate.rules import Rules
 from anyformer.generate.sampling import Sampler
+from anyformer.generate.tools import Call
 from anyformer.generate.writing import Writer
 from anyformer.hub.text.tokenizer import byte_letters
 
@@ -41,12 +42,14 @@ class Piece:
     """What became final of a text, with the tokens since the last piece.
 
     Attributes:
-        end: None while the text goes on; "stop" or "length".
+        end: None while the text goes on; "stop", "length" or "tool_calls".
+        calls: of functions, with the last piece.
     """
 
     text: str
     tokens: list[Token] = field(default_factory=list)
     end: str | None = None
+    calls: tuple[Call, ...] = ()
 
 
 class Text:

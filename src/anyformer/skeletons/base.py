@@ -76,6 +76,7 @@ class Skeleton(nn.Module, Shown):
     closed: ClassVar[bool] = True
     generates: bool = False  # True if it can continue a text: it has `start` and a vocabulary head
     across: ClassVar[frozenset[str]] = frozenset()  # outputs whose entries belong to several rows at once
+    pairs: ClassVar[frozenset[str]] = frozenset()  # outputs of pairs of positions, (B, T, T, …)
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token

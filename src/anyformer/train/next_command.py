@@ -14,13 +14,14 @@ from anyformer.data.models import last
 from anyformer.data.pictures import below
 from anyformer.data.records import HUB, find, records
 from anyformer.train.tasks.boxes import first_picture
+from anyformer.train.tasks.folding import first_protein
 
 VERBS = {
     "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
     "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
     "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
     "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
-    "reconstruct": "paint", "graphs": "predict",
+    "reconstruct": "paint", "graphs": "predict", "fold": "fold",
 }  # fmt: skip
 SHOWN = ("images", "match", "caption", "reconstruct")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
@@ -46,6 +47,8 @@ def next_command(
     verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
+    if task == "reconstruct" and model.takes == "input_values":
+        verb = "reconstruct"
     if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
@@ -66,16 +69,19 @@ def _words(
         return ["--env", named[0] if named else "ENVIRONMENT"]
     if task == "detect":
         return [first_picture(source)]
+    if task == "fold":
+        return [str(first_protein(source)), "--out", "folded.pdb"]
     if task == "graphs":
         return [source, *(word for name, column in fields.items() for word in (f"--fields.{name}", column))]
     if task == "forecast":
         columns = [word for name, column in fields.items() for word in (f"--fields.{name}", column)]
         return [source, "--horizon", str(model.embed.horizon), *columns]
     if task == "ctc" and not source.startswith(HUB):
-        rows = find(source)
-        return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
+        return _first_sound(source, fields)
     if task == "answer":
         return [source]
+    if task == "reconstruct" and model.takes == "input_values":
+        return [*(["SOUND"] if source.startswith(HUB) else _first_sound(source, fields)), "--out", "again.wav"]
     if task == "reconstruct":
         return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
     if task == "paint":
@@ -86,6 +92,11 @@ def _words(
     if source.startswith(HUB):
         return ["PICTURE"] if task in SHOWN else ["A text."]
     return _of_rows(task, source, fields)
+
+
+def _first_sound(source: str, fields: Mapping[str, str]) -> list[str]:
+    rows = find(source)
+    return [str(below(rows.root, next(records(rows, fields))["sound"], "sound"))]
 
 
 def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:

@@ -100,8 +100,8 @@ class TrainOptions(RunOptions):
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
             caption (LLaVA), paint (DiT), reconstruct (dVAE), answer (LXMERT), act or clone, forecast (Informer), ctc,
-            contrast or units (sound), graphs; by default the first one that fits the model. Those from seq2seq on read
-            rows, see `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
+            contrast or units (sound), graphs, fold; by default the first one that fits the model. Those from seq2seq on
+            read rows, see `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.

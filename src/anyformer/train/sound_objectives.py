@@ -1,9 +1,11 @@
-"""Objectives over frames of sound. B batch, T frames, U symbols of a text, V vocabulary, K distractors, W width."""
+"""Objectives over sound. B batch, T frames, U symbols of a text, V vocabulary, K distractors, W width, N samples,
+C channels."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from anyformer.data.labels import IGNORE
+from anyformer.media.mels import filters
 from anyformer.skeletons.base import Output
 
 
@@ -113,3 +116,53 @@ class MaskedContrast:
         same = torch.cat((torch.zeros_like(own[..., 0], dtype=torch.bool), (others == own).all(-1)), 1)
         scores = (scores / self.temperature).masked_fill(same, float("-inf"))
         return -scores.log_softmax(1)[:, 0].sum() / count
+
+
+@dataclass(frozen=True)
+class SoundDistance:
+    """sum |sound - label| / count, and for each window w of the spectra sum |log mel(sound) - log mel(label)| / (their
+    number in `count` samples), of a codec (Défossez et al., 2022; arXiv:2210.13438).
+
+    ```
+    mel = filters |DFT of w samples, times a Hann window|, every w / 4;   log x = ln max(x, 1e-3)
+    ```
+    Args:
+        rate: samples a second, in Hz.
+        windows: w, in samples. mels: filters of each, at most; w / 8 of a short one.
+
+    Labels are the sound, NaN at padding. Shapes: heads sound (B, N, C), labels (B, N, C) -> a number.
+    """
+
+    rate: int
+    windows: tuple[int, ...] = (128, 512, 2048)
+    mels: int = 64
+    gaps: ClassVar[bool] = True  # NaN in labels is padding
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """The number of real samples."""
+        return labels.isfinite().sum()
+
+    def guess(self, labels: Tensor) -> float:
+        """The sum of the losses of silence."""
+        count = float(self.counted(labels))
+        return count * float(self(Output(heads={"sound": torch.zeros_like(labels)}), labels, count))
+
+    def __call__(self, output: Output, labels: Tensor, count: Tensor | float) -> Tensor:
+        real = labels.isfinite()
+        wanted = labels.nan_to_num(0.0)
+        made = output.heads["sound"].float().masked_fill(~real, 0.0)
+        total = (made - wanted).abs().sum() / count
+        for window in self.windows:
+            if window <= labels.shape[1]:
+                mels = min(self.mels, window // 8)
+                apart = (self._log_mels(made, window, mels) - self._log_mels(wanted, window, mels)).abs().sum()
+                total = total + apart * (window // 4) / (count * mels)
+        return total
+
+    def _log_mels(self, x: Tensor, window: int, mels: int) -> Tensor:
+        """(B, N, C) -> (B C, M, frames)."""
+        rows = x.mT.flatten(0, 1)
+        shape = torch.hann_window(window, device=x.device)
+        waves = torch.stft(rows, window, window // 4, window=shape, center=False, return_complex=True).abs()
+        weights = filters(mels, window // 2 + 1, self.rate, self.rate / 2).to(x.device)  # (M, K)
+        return (weights @ waves).clamp(min=1e-3).log()

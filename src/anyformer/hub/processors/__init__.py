@@ -19,6 +19,8 @@ from typing import Any
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
 from anyformer.hub.processors import cubes
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
+from anyformer.hub.processors.codecs import KIND as CODEC
+from anyformer.hub.processors.codecs import CodecProcessor
 from anyformer.hub.processors.cubes import CubeProcessor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.graphs import GraphProcessor
@@ -29,11 +31,12 @@ from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.processors.trajectories import Steps, TrajectoryProcessor
 from anyformer.hub.processors.waves import WaveProcessor
 from anyformer.hub.tables.config import Line
+from anyformer.parts.sound.pieces import SoundEncoder
 
 __all__ = [
-    "CubeProcessor", "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor", "SeriesProcessor",
-    "SoundProcessor", "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch", "read_processor",
-    "trained", "write_processor",
+    "CodecProcessor", "CubeProcessor", "DetectionProcessor", "GraphProcessor", "ImageProcessor", "Origin", "Processor",
+    "SeriesProcessor", "SoundProcessor", "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch",
+    "read_processor", "trained", "write_processor",
 ]  # fmt: skip
 OWN: dict[str, type[ImageProcessor]] = {KIND: DetectionProcessor, cubes.KIND: CubeProcessor}  # else ImageProcessor
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
@@ -86,9 +89,11 @@ def read_processor(
     return replace(processors[0], origin=origin)  # type: ignore[type-var]
 
 
-def assumed(model: Any) -> SoundProcessor | WaveProcessor | None:
+def assumed(model: Any) -> CodecProcessor | SoundProcessor | WaveProcessor | None:
     """The processor of a model whose files have none: for sound, the published one of all models of that size; None for
     other inputs."""
+    if isinstance(model.entrances()[0].front, SoundEncoder):
+        return CodecProcessor(model.rate, model.embed.channels)
     if model.takes == "input_values":
         return WaveProcessor()
     if model.takes != "input_features":
@@ -155,6 +160,8 @@ def _of(
             raise ValueError(f"{made.slot} must be a dictionary, got {type(content).__name__}")
     if made is ImageProcessor:
         made = OWN.get(kind_of(content, kind), made)
+    if made is WaveProcessor and CODEC in (content.get("feature_extractor_type"), kind):
+        made = CodecProcessor
     processor, lines = made.read(content, kind, ignore)
     return [replace(processor, origin=Origin(name, around, content, tuple(lines)))], around  # type: ignore[type-var]
 

@@ -69,7 +69,7 @@ def decoder_config(name: str) -> tuple[Lens, ...]:
         key(f"{name}.attention.layer_norm_rms_epsilon", "eps"),
         key(f"{name}.vocab_size", "vocab"),
         key("tied", "tied"),
-        Lens(wide, ("head_dim",), head_dim, lambda hyper: {}),
+        Lens(wide, ("head_dim",), head_dim, lambda h: dict.fromkeys(wide, h.head_dim or h.dim // h.heads)),
         _rope(name),
         quiet(f"{name}.rope.scaling.finetuned", why="records how the file was made"),
     )
@@ -91,4 +91,16 @@ def _rope(name: str) -> Lens:
             scaling = Linear(factor) if kind == "linear" else YaRN(factor, int(trained or 0))
         return {"theta": float(theta or 10000.0), "scaling": scaling}
 
-    return Lens(names, ("theta", "scaling"), get, lambda hyper: {})
+    def put(hyper: Any) -> dict[str, Any]:
+        made, scaling = {names[0]: float(hyper.theta)}, hyper.scaling
+        if type(scaling) is Linear:
+            return {**made, names[1]: "linear", names[2]: float(scaling.factor)}
+        if scaling == YaRN(getattr(scaling, "factor", 1.0), getattr(scaling, "trained", 1)):
+            return {**made, names[1]: "yarn", names[2]: float(scaling.factor), names[3]: scaling.trained}
+        if scaling is not None:
+            raise ValueError(
+                f"scaling={scaling!r} cannot be written: a GGUF file has linear, and yarn with its defaults"
+            )
+        return made
+
+    return Lens(names, ("theta", "scaling"), get, put)

@@ -6,6 +6,7 @@ first published files. A file is written back with the names that it had.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from anyformer.hub.tables.config import Lens, Line, key, must, quiet
 from anyformer.hub.tables.nested import Within
 from anyformer.hub.tables.weights import Row, row
 
-TIMM = ("use_timm_backbone", "backbone", "backbone_kwargs", "use_pretrained_backbone", "num_channels")
+TIMM = ("use_timm_backbone", "backbone", "backbone_kwargs", "use_pretrained_backbone", "num_channels", "dilation")
 BASIC, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
 NETWORKS = {  # timm's names
     "resnet18": ("basic", BASIC, (2, 2, 2, 2)),
@@ -52,13 +53,47 @@ KEYS = (
 )
 
 
+def _dilated(config: Mapping[str, Any], where: str) -> bool:
+    """The last stage looks at every second cell (DC5): `dilation` beside timm's name of a network, `output_stride` in a
+    config of timm's kind.
+
+    Raises:
+        ValueError: for other values, or where transformers would not read it.
+    """
+    wide, nested = config.get("dilation", False), config.get("backbone_config")
+    if not isinstance(wide, bool):
+        raise ValueError(f"config key {where + 'dilation'!r}: expected true or false, got {shown(wide)}")
+    if nested is None:
+        return wide
+    stride = nested.get("output_stride") if nested.get("model_type") == "timm_backbone" else None
+    if stride not in (None, 16, 32):
+        raise ValueError(f"config key {where}backbone_config.output_stride: expected 16 or 32, got {shown(stride)}")
+    if wide and stride != 16:
+        raise ValueError(
+            f"config key {where + 'dilation'!r} is True, which transformers does not read beside this backbone_config; "
+            "remove it, or name a network of timm's as 'backbone'"
+        )
+    return bool(stride == 16)
+
+
 class Backbone(Within):
-    """The entry for a ResNet: `backbone_config`, or timm's name of it among the keys of the model."""
+    """The entry for a ResNet: `backbone_config`, or timm's name of it among the keys of the model, which alone goes
+    with `dilation` (DC5)."""
+
+    def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        name = self.fields[0]
+        net = super().values(config, where)[name]
+        return {name: dataclasses.replace(net, dilated=_dilated(config, where))}
+
+    def hyperparameters(self) -> set[str]:
+        return super().hyperparameters() | {f"{self.fields[0]}.dilated"}
 
     def words(self, hyper: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         before = {name: origin[name] for name in self.names if name in origin}
         if before and self.values(origin, "")[self.fields[0]] == getattr(hyper, self.fields[0]):
             return before
+        if getattr(hyper, self.fields[0]).dilated:
+            raise ValueError(f"{self.fields[0]}.dilated is written for files that had timm's name of a network alone")
         return {**super().words(hyper, {}), "use_timm_backbone": False, "num_channels": hyper.net.channels}
 
     def lines(self, config: Mapping[str, Any], where: str) -> list[Line]:

@@ -160,8 +160,8 @@ class Tokenizer:
 
     # -------------------------------------------------------------------------------------------- chat
 
-    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, `[{"role": "user", "content": "…"}, …]`, in the model's own format.
+    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, tools: Any = None) -> str:
+        """The text of a conversation, `[{"role": "user", "content": "…"}, …]`, with tools, in the model's own format.
 
         Errors: ValueError without a template, for messages without a role, and from the template.
         """
@@ -173,11 +173,11 @@ class Tokenizer:
         if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
             raise ValueError(f"messages: expected dicts with 'role' and 'content', got {short(messages)}")
         variables = {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        return render(self.template, {**self.roles, "tools": None, "documents": None, **variables})
+        return render(self.template, {**self.roles, "tools": tools, "documents": None, **variables})
 
-    def chat_ids(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+    def chat_ids(self, messages: list[Any], add_generation_prompt: bool = True, tools: Any = None) -> list[int]:
         """The ids of a conversation. The template writes bos itself, so nothing is added around it."""
-        return self.encode(self.chat(messages, add_generation_prompt), special=False)
+        return self.encode(self.chat(messages, add_generation_prompt, tools), special=False)
 
     # ------------------------------------------------------------------------------------------- files
 

@@ -46,12 +46,16 @@ class KeysValues(Slot):
             self.memory, self.length = torch.cat((self.memory[:, :, :, :start], fresh), 3), end
             self.watched = torch.is_grad_enabled()
             return self.memory.unbind()
-        if end > self.memory.shape[3]:
-            self.memory = self._grown(max(end, 2 * self.memory.shape[3]))
+        self.reserve(new[0].shape[2])
         for kind, some in enumerate(new):
             self.memory[kind, :, :, start:end] = some
         self.length = end
         return tuple(self.memory[kind, :, :, :end] for kind in range(len(new)))
+
+    def reserve(self, count: int) -> None:
+        """Makes room for `count` more tokens."""
+        if self.length + count > self.memory.shape[3]:
+            self.memory = self._grown(max(self.length + count, 2 * self.memory.shape[3]))
 
     def _grown(self, room: int) -> Tensor:
         memory = self.memory
@@ -108,14 +112,22 @@ class Sliding(KeysValues):
         self.marked: int | None = None
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        self._slide(new[0].shape[2])
+        return super().append(*new)
+
+    def reserve(self, count: int) -> None:
+        self._slide(count)
+        super().reserve(count)
+
+    def _slide(self, count: int) -> None:
+        """Drops what no later query reaches, before `count` more tokens."""
         seen = self.dropped + self.length  # the next query's index: it reaches back to seen - left
         oldest = seen if self.marked is None else min(seen, self.marked)
         excess = max(0, oldest - self.left - self.dropped)
         if excess > self.left:  # moving is a copy: once for many tokens; and a long prompt's memory is freed
             self.length, self.dropped = self.length - excess, self.dropped + excess
             self.memory = self.memory[:, :, :, excess:]
-            self.memory = self._grown(max(2 * self.left + 2, self.length + new[0].shape[2]))
-        return super().append(*new)
+            self.memory = self._grown(max(2 * self.left + 2, self.length + count))
 
     def returns_to(self, length: int) -> bool:
         return not self.dropped or length - self.left >= self.dropped

@@ -196,11 +196,7 @@ class Waves(FrontEnd):
         return count  # type: ignore[return-value]
 
     def keep(self, mask: Tensor, inputs: Inputs) -> Tensor:
-        if checks.readable(mask) and bool((~mask[:, :-1] & mask[:, 1:]).any()):
-            raise ValueError(
-                "attention_mask has padding on the left or inside a sound, and frames would mix it with samples; put "
-                "all padding on the right"
-            )
+        right_only(mask)
         return self._real(mask.sum(1), self.length(inputs))
 
     def _real(self, counts: Tensor, frames: int) -> Tensor:
@@ -232,3 +228,12 @@ class Waves(FrontEnd):
         if hidden is None or self.hidden is None:
             return x
         return torch.where(hidden.bool()[..., None], self.hidden, x)
+
+
+def right_only(mask: Tensor) -> None:
+    """Raises ValueError for a mask (B, N) of samples with padding elsewhere than at the end of a sound."""
+    if checks.readable(mask) and bool((~mask.bool()[:, :-1] & mask.bool()[:, 1:]).any()):
+        raise ValueError(
+            "attention_mask has padding on the left or inside a sound, and frames would mix it with samples; put all "
+            "padding on the right"
+        )

@@ -12,6 +12,7 @@ painting.py   paint: pictures are noised, by the number of the example
 episodes.py   act and clone: the actions of episodes
 graphs.py     graphs: their value or class
 series.py     forecast: the steps ahead of time series
+folding.py    fold: the atoms of proteins
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.boxes import BoxData
 from anyformer.train.tasks.episodes import EpisodeData
+from anyformer.train.tasks.folding import FoldData
 from anyformer.train.tasks.graphs import GraphData
 from anyformer.train.tasks.rows import TableData, on_rows
 from anyformer.train.tasks.series import SeriesData
@@ -28,6 +30,7 @@ from anyformer.train.tasks.text import TextData, on_text
 __all__ = [
     "BoxData",
     "EpisodeData",
+    "FoldData",
     "GraphData",
     "SeriesData",
     "TableData",
@@ -40,7 +43,7 @@ __all__ = [
 
 def training_data(
     kind: str, options: TrainOptions
-) -> TextData | TableData | EpisodeData | BoxData | SeriesData | GraphData:
+) -> TextData | TableData | EpisodeData | BoxData | SeriesData | GraphData | FoldData:
     """The training data of `train` for a task.
 
     Raises:
@@ -50,6 +53,8 @@ def training_data(
         return EpisodeData(kind, options)
     if kind == "graphs":
         return GraphData(kind, options)
+    if kind == "fold":
+        return FoldData(kind, options)
     if kind == "forecast":
         return SeriesData(kind, options)
     if kind == "detect":

@@ -12,6 +12,7 @@
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
 | reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
+| reconst… | Codec             | `sound`                                      | every sample, and log-mel spectra    |
 | ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
 | contrast | Encoder of sound  | `sound`                                      | hidden frames, found among others    |
 | units    | Encoder of sound  | `sound`                                      | the clusters of hidden frames        |
@@ -67,7 +68,7 @@ class RowEncoder:
         """Everything that decides the encoding, for the key of the cache."""
         t, m = self.model.tokenizer, self.model
         parts: list[Any] = [self.task, self.columns, self.names]
-        if self.task in ("ctc", "contrast", "units"):
+        if self.task in ("ctc", "contrast", "units") or self.columns == ("sound",):
             parts += [str(m.embed), str(m.processor), None if self.units is None else self.units.centres.tobytes()]
         if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
@@ -217,7 +218,7 @@ def _matched(e: RowEncoder, row: Row) -> list[Example]:
 
 
 def _drawn(e: RowEncoder, row: Row) -> list[Example]:
-    return [_kept(e, row["image"])]
+    return [_kept(e, row["image"])] if e.columns == ("image",) else _sounded(e, row)
 
 
 def _heard(e: RowEncoder, row: Row) -> list[Example]:

@@ -15,6 +15,7 @@
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
 | reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
+| reconst… | Codec             | say a sound by codes, and the sound again         | rows with `sound`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
 | answer   | CrossEncoder      | answer a question about the objects in a picture  | rows with `question`, `features`, |
 |          |                   |                                                   | `boxes` and `label`               |
@@ -23,6 +24,7 @@
 | graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
 |          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
+| fold     | Folder            | place the atoms of a protein                      | PDB files                         |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 | contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
 | units    | Encoder of sound  | name the clusters of hidden frames (HuBERT)       | rows with `sound`                 |
@@ -42,12 +44,14 @@ from anyformer.core.recipe import Recipe
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.autoencoder import Autoencoder
+from anyformer.skeletons.codec import Codec
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
+from anyformer.skeletons.folder import Folder
 from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
@@ -70,10 +74,12 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Spliced, "input_ids"): ("caption", "causal"),
     (CrossEncoder, "input_ids"): ("answer",),
     (Autoencoder, "pixel_values"): ("reconstruct",),
+    (Codec, "input_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
+    (Folder, "input_ids"): ("fold",),
 }
-WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs")
+WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs", "fold")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
@@ -91,7 +97,7 @@ COLUMNS = {  # of the tasks that are learned from rows; the first that fit
     "classify": (("text", "label"),),
     "ctc": (("sound", "text"),),
     "answer": (("question", "features", "boxes", "label"),),
-    "reconstruct": (("image",),),
+    "reconstruct": (("image",), ("sound",)),
     "contrast": (("sound",),),
     "units": (("sound",),),
 }

@@ -25,7 +25,7 @@ from anyformer.hub.pooling import meaning
 from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
-from anyformer.train.sound_objectives import CTCLoss, MaskedContrast
+from anyformer.train.sound_objectives import CTCLoss, MaskedContrast, SoundDistance
 from anyformer.train.tasks import codes, hiding, painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
@@ -73,6 +73,8 @@ class TableData:
             sounds.check(model)
         if self.kind == "answer":
             check_answers(model)
+        if self.kind == "reconstruct" and self.columns == ("sound",):
+            codes.check_parallel(options.parallel, options.mesh)
         units = None
         if self.kind in ("contrast", "units"):
             hiding.check(model, self.kind)
@@ -213,7 +215,8 @@ def on_rows(
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
     if encoder.task == "reconstruct":
-        rows, batches = codes.prepared(rows, measured, encoder.model, seed)
+        prepare = codes.sounds if encoder.columns == ("sound",) else codes.prepared
+        rows, batches = prepare(rows, measured, encoder.model, seed)
     if encoder.task in ("contrast", "units"):
         among = hiding.DISTRACTORS if encoder.task == "contrast" else 0
         rows, batches = hiding.prepared(rows, measured, encoder.model, seed, among)
@@ -233,6 +236,9 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return pairs, pairs, "nats a pair"
     if encoder.task == "match":
         return Matching(), Matching(), "nats a row"
+    if encoder.task == "reconstruct" and encoder.columns == ("sound",):
+        distance = SoundDistance(encoder.model.rate)
+        return distance, distance, "of distance in samples and log-mels"
     if encoder.task == "reconstruct":
         return objectives.reconstruction, objectives.reconstruction, SQUARED
     if encoder.task == "ctc":

@@ -14,7 +14,7 @@ import torch
 from anyformer.data.speech import word_errors
 from anyformer.data.store import Example
 from anyformer.generate.paths import ctc_head, greedy
-from anyformer.hub.processors import SoundProcessor, WaveProcessor
+from anyformer.hub.processors import CodecProcessor, SoundProcessor, WaveProcessor
 from anyformer.media.sound import length, sound
 from anyformer.train.objectives import IGNORE
 from anyformer.train.sound_objectives import frames_needed
@@ -126,7 +126,7 @@ def frames(model: Any, path: Path) -> int:
 
 def heard(model: Any, path: Path) -> Example:
     """The inputs of a model for one sound."""
-    if isinstance(model.processor, WaveProcessor):
+    if isinstance(model.processor, WaveProcessor | CodecProcessor):
         return {"input_values": model.processor.samples(str(path))}
     return {"input_features": model.processor([sound(str(path))])["input_features"][0].numpy()}
 

@@ -1,0 +1,96 @@
+"""Sounds to the samples of a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyformer.hub.processors.base import Origin, Processor
+from anyformer.hub.processors.keys import CLASS
+from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
+from anyformer.media.sound import sound
+
+KIND = "EncodecFeatureExtractor"
+
+
+@dataclass(frozen=True)
+class CodecProcessor(Processor):
+    """Sounds to `input_values` (B, N, C) and `attention_mask` (B, N): channels, resample, pad on the right.
+
+    Args:
+        rate: in Hz, of the sound that the codec reads; others are resampled.
+        channels: C. Of several channels, 1 is the mean; one channel is put in each of C.
+        origin: the file that it was read from.
+
+    Raises:
+        ValueError: naming the argument at fault.
+    """
+
+    takes = ("input_values", "attention_mask")
+    slot = "feature_extractor"
+
+    rate: int = 24000
+    channels: int = 1
+    origin: Origin = field(default=Origin(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.rate < 1 or self.channels < 1:
+            raise ValueError(f"rate and channels are at least 1; got {self.rate} and {self.channels}")
+
+    def __call__(self, media: Any) -> dict[str, Tensor]:
+        """Sounds to {"input_values": (B, N, C) float32}, and where they differ in length "attention_mask" (B, N).
+
+        Args:
+            media: a sound or a list of them, each of a kind that `media.sound` reads.
+
+        Raises:
+            ValueError: for anything but sounds.
+        """
+        several = media if isinstance(media, list) else [media]
+        if not several:
+            raise ValueError("there are no sounds: the list is empty")
+        rows = [self.samples(one) for one in several]
+        lengths = torch.tensor([len(row) for row in rows])
+        values = torch.zeros(len(rows), int(lengths.max()), self.channels)
+        for place, row in zip(values, rows, strict=True):
+            place[: len(row)] = torch.from_numpy(row)
+        made = {"input_values": values}
+        if int(lengths.min()) < values.shape[1]:
+            made["attention_mask"] = (torch.arange(values.shape[1]) < lengths[:, None]).long()
+        return made
+
+    def samples(self, medium: Any) -> np.ndarray:
+        """The samples of one sound, (N, C) float32."""
+        samples = sound(medium, self.channels).at(self.rate).samples
+        return samples.reshape(len(samples), self.channels)
+
+    @classmethod
+    def read(
+        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
+    ) -> tuple[CodecProcessor, list[Line]]:
+        return read(entries(kind), content, cls, {}, ignore)
+
+    def words(self) -> dict[str, Any]:
+        return write(entries(KIND), self, {"origin": self.origin}, self.origin.words)
+
+    def __str__(self) -> str:
+        return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.rate} Hz"
+
+
+def entries(kind: str | None) -> tuple[Lens, ...]:
+    """The keys of a file, in both directions. `kind`: the type of old files that name none."""
+    return (
+        must("feature_extractor_type", KIND, absent=kind == KIND),
+        key("feature_size", "channels", default=1),
+        key("sampling_rate", "rate", default=24000),
+        must("padding_value", 0.0),
+        must("padding_side", "right"),
+        quiet("chunk_length_s", "overlap", why="the model cuts the sound into its pieces, as its own config says"),
+        quiet("return_attention_mask", why="padding is always marked, and a row is then as it is alone"),
+        quiet("processor_class", why=CLASS),
+    )

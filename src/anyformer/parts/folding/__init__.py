@@ -1,0 +1,1 @@
+"""Parts of protein folding: frames, pair updates, alignments, invariant point attention, atoms."""
