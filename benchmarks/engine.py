@@ -93,30 +93,22 @@ class Transformers:
 
     def write(self, prompts: list[list[int]], tell: Callable[[], None], lookup: bool = False) -> None:
         import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
 
-        class Clock:
-            """A streamer: `generate` hands it the prompts, then the tokens of each step."""
+        class Clock(StoppingCriteria):
+            """Is asked after each step whether a text ends: none does."""
 
-            begun = False
-
-            def put(self, ids: torch.Tensor) -> None:
-                if self.begun:
-                    tell()
-                self.begun = True
-
-            def end(self) -> None:
-                """Nothing is held back."""
+            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+                tell()
+                return torch.zeros(len(input_ids), dtype=torch.bool)
 
         ids = torch.tensor(prompts)
         given: dict[str, Any] = {"prompt_lookup_num_tokens": 8} if lookup else {}
-        if len(prompts) == 1:
-            given["streamer"] = Clock()
-        else:  # a streamer takes one text: the first token is timed apart
-            self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=1)
-            tell()
-        new = NEW + (len(prompts) == 1)
-        self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, **given)
-        tell()
+        clock = StoppingCriteriaList([Clock()])
+        mask = torch.ones_like(ids)
+        self.model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW + 1, stopping_criteria=clock, **given
+        )
 
     def losses(self, rows: list[list[int]]) -> list[float]:
         import torch

@@ -26,6 +26,14 @@ def probabilities(scores, **options):
     return p if order is None else torch.zeros_like(scores).scatter_(1, order, p)
 
 
+@pytest.mark.parametrize("others", [{}, {"top_k": 5}, {"typical_p": 1e-300}, {"min_p": 1.0}])
+def test_the_smallest_values_leave_the_likeliest(others):
+    scores = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
+    assert sampler(rows=3, top_p=5e-324, **others).choose(scores).tolist() == scores.argmax(-1).tolist()
+    infinite = sampler(ids=[[int(scores[0].argmax())]], repetition_penalty=1e-300, top_p=0.5, **others)
+    assert infinite.choose(scores[:1]).tolist() == [-1]
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("top_k", [None, 1, 30, V])
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.7, 1.0])
@@ -40,6 +48,20 @@ def test_probabilities_are_those_of_transformers(temperature, top_k, top_p, min_
     for warper in chain:
         theirs = warper(torch.zeros(3, 1, dtype=torch.long), theirs)
     ours = probabilities(scores, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    torch.testing.assert_close(ours, theirs.softmax(-1))
+
+
+@pytest.mark.parametrize("typical_p", [0.01, 0.2, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("others", [{}, {"top_k": 20}, {"top_p": 0.8}, {"top_k": 30, "min_p": 0.02}])
+def test_typical_sampling_is_that_of_transformers(typical_p, others):
+    scores = torch.randn(4, V, generator=torch.Generator().manual_seed(2)) * 3
+    kinds = {"top_k": hf.TopKLogitsWarper, "top_p": hf.TopPLogitsWarper, "min_p": hf.MinPLogitsWarper}
+    chain = [hf.TemperatureLogitsWarper(1.3), *(kinds[name](value) for name, value in others.items())]
+    chain += [hf.TypicalLogitsWarper(typical_p)] if typical_p < 1 else []
+    theirs = scores
+    for warper in chain:
+        theirs = warper(torch.zeros(4, 1, dtype=torch.long), theirs)
+    ours = probabilities(scores, temperature=1.3, typical_p=typical_p, **others)
     torch.testing.assert_close(ours, theirs.softmax(-1))
 
 
@@ -86,14 +108,15 @@ def test_scores_that_are_not_finite_are_told_apart(temperature):
 
 GOOD: dict[str, list[Any]] = {
     "max_new_tokens": [0, 1], "temperature": [0, 0.0, 1], "top_k": [None, 1], "top_p": [None, 1, 1.0, 1e-9],
-    "min_p": [None, 0, 1], "repetition_penalty": [None, 1, 0.5], "stop": [(), "a", ["a", "b"]],
+    "min_p": [None, 0, 1], "typical_p": [None, 1, 0.5],
+    "repetition_penalty": [None, 1, 0.5], "stop": [(), "a", ["a", "b"]],
     "seed": [None, 0, [0, 1]],
 }  # fmt: skip
 NAN, INF = float("nan"), float("inf")
 BAD: dict[str, list[Any]] = {
     "max_new_tokens": [-1, 1.5, None, True, "3"], "temperature": [-0.1, NAN, INF, None, "hot", True],
     "top_k": [0, -1, 2.0, True], "top_p": [0, 0.0, -1, 1.1, NAN, "x"], "min_p": [-0.1, 1.1, NAN],
-    "repetition_penalty": [0, -1, NAN, INF], "stop": ["", [""], [1], ["a", ""]],
+    "typical_p": [0, 1.1, NAN], "repetition_penalty": [0, -1, NAN, INF], "stop": ["", [""], [1], ["a", ""]],
     "seed": [-1, 0.5, True, [0, None, "a"]],
 }  # fmt: skip
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any, Literal
 
 import pytest
 
+from anyformer.cli import main
 from anyformer.generate import chat
 from anyformer.generate.calculator import CALCULATOR, calculate
 from anyformer.generate.calling import perform, turns
@@ -199,3 +201,15 @@ def test_tools_that_make_no_sense(tools, word):
         chat(model(PLAIN), [{"role": "user", "content": "x"}], tools=[add], schema={})
     with pytest.raises(ValueError, match="tool_choice"):
         chat(model(PLAIN), [{"role": "user", "content": "x"}], tools=[add], tool_choice="must")  # type: ignore[arg-type]
+
+
+def test_the_commands_of_the_document_run(tmp_path, capsys):
+    made = model(PLAIN)
+    made.save(tmp_path / "model")
+    words = ["What is 1234 * 5678?", "--tools", "calculator", "--tool-choice", "required", "--max-new-tokens", "150"]
+    assert main(["chat", str(tmp_path / "model"), *words, "--seed", "3", "--temperature", "1"]) == 0
+    assert "[calculator(expression='" in capsys.readouterr().out
+    assert main(["generate", str(tmp_path / "model"), "List: ", "--grammar", 'start: "a" ("," "b")+']) == 0
+    assert re.match(r"List: a(,b)+", capsys.readouterr().out)
+    assert main(["chat", str(tmp_path / "model"), "x", "--tools", "shell"]) == 2
+    assert "shell is not included; there is calculator" in capsys.readouterr().err

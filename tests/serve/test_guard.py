@@ -48,7 +48,7 @@ def test_no_route_answers_without_the_key(closed_site):
     paths = {path for _, path in routes}
     assert {"/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/{name}", "/v1/chat/completions",
             "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/audio/transcriptions",
-            "/tokenize"} <= paths  # fmt: skip
+            "/tokenize", "/attention", "/v1/models/{name}/wiring.svg"} <= paths  # fmt: skip
     for method, path in [*routes, ("GET", "/nothing"), ("OPTIONS", "/v1/models"), ("TRACE", "/")]:
         for headers in ({}, {"authorization": "Bearer wrong-horse-battery"}, {"authorization": f"Bearer {KEY}x"},
                         {"authorization": "Basic ???"}, {"authorization": KEY}, {"x-api-key": KEY}):  # fmt: skip
@@ -175,7 +175,8 @@ SMALL = st.recursive(
 
 def good(name: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values near those that the server's own document describes, for one field."""
-    known = {"messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x", "model": "llama"}
+    known = {"messages": [{"role": "user", "content": "x"}], "model": "llama"}
+    known |= dict.fromkeys(("answer", "prompt", "input"), "x")
     edges = [0, 1, -1, 0.5, 2, 2**31, 1e300, "x", True, None, [], {}, ["x"], {"5": 1}, {"type": "text"}]
     return st.just(known[name]) if name in known else st.sampled_from(edges)
 
@@ -188,7 +189,7 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
         if "application/json" in content:
             name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
             bodies[path] = document["components"]["schemas"][name]["properties"]
-    posts = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize"}
+    posts = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/attention"}
     assert set(bodies) == posts
     seen: set[int] = set()
 
@@ -198,7 +199,7 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
         path = data.draw(st.sampled_from(sorted(bodies)))
         fields = bodies[path]
         body: dict[str, Any] = {
-            n: data.draw(good(n, fields[n])) for n in ("messages", "prompt", "input") if n in fields
+            n: data.draw(good(n, fields[n])) for n in ("messages", "prompt", "input", "answer") if n in fields
         }
         body["max_tokens"] = 2
         for name in data.draw(st.lists(st.sampled_from(sorted(fields)), max_size=3, unique=True)):

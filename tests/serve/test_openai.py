@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ import openai
 import pytest
 
 import anyformer as af
+from anyformer.explain.rows import attention_row
 from anyformer.generate import embed, generate
 
 HELLO: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello é?"}]
@@ -238,6 +240,34 @@ def test_tokens_health_and_metrics(server, client):
     assert 'anyformer_generated_tokens_total{model="llama"}' in told and "anyformer_first_token_seconds_sum" in told
     assert "secret" not in told and 'anyformer_running{model="llama"} 0' in told
     assert not any("secret" in line for line in (*server.said, *server.errors))
+
+
+def test_attention_and_wiring_for_the_page(server, llama):
+    def ask(path: str, body: Any = None) -> tuple[int, bytes]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(server.url + path, data, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    status, data = ask("/attention", {"model": "llama", "prompt": "abcd", "answer": "efg", "token": 1})
+    found, expected = json.loads(data), attention_row(llama, list(b"abcd"), list(b"efg"), 1)
+    assert status == 200 and (found["token"], found["query"], found["first"]) == (5, 4, 4)
+    each = np.frombuffer(base64.b64decode(found["weights"]), np.uint8).astype(float) / 255
+    whole = np.concatenate([row.weights.numpy().ravel() for row in expected.rows])
+    np.testing.assert_allclose(each**2, whole, atol=0.005)
+    assert [(r["heads"], r["keys"]) for r in found["layers"]] == [tuple(row.weights.shape) for row in expected.rows]
+    assert ask("/attention", {"model": "t5", "prompt": "ab", "answer": "c"})[0] == 200
+    for body, words in (({"model": "mamba", "prompt": "a", "answer": "b"}, b"cannot answer attention"),
+                        ({"model": "llama", "prompt": "a", "answer": "b", "token": 1}, b"no token 1"),
+                        ({"model": "llama", "answer": "b"}, b"one of them"),
+                        ({"model": "llama", "prompt": "a" * 300, "answer": "b"}, b"context of llama")):  # fmt: skip
+        status, data = ask("/attention", body)
+        assert status == 400 and words in data
+    status, data = ask("/v1/models/llama/wiring.svg")
+    assert status == 200 and b"<svg" in data and ask("/v1/models/nothing/wiring.svg")[0] == 404
 
 
 def test_a_client_that_goes_away_ends_its_text(server, client):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import anyformer as af
+from anyformer.explain.rows import attention_row
 from anyformer.generate import generate
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def page(process, folders: dict[str, Path]) -> Iterator[Any]:
 def _fresh(page: Any) -> Iterator[None]:
     page.goto(page.address)
     page.locator(".welcome h2", has_text="llama").wait_for()
-    for name, value in (("temperature", "0"), ("top_p", ""), ("max_tokens", "12")):
+    for name, value in (("temperature", "0"), ("seed", ""), ("top_p", ""), ("max_tokens", "12")):
         page.evaluate("([id, v]) => { document.getElementById(id).value = v; }", [name, value])
     yield
     assert page.wrong == []
@@ -70,10 +71,14 @@ def test_a_conversation_and_its_probabilities(page, folders):
     assert page.locator(".turn").count() == 0
 
 
-def test_two_models_and_a_stop(page):
+def test_two_models_and_a_stop(page, folders):
+    mamba, prompts = af.load(folders["mamba"]), [list(b"go on")] * 24
+    texts = generate(mamba, prompts, max_new_tokens=240, temperature=1.0, seed=list(range(24)))
+    seed = next(seed for seed, text in enumerate(texts) if len(text) == 240)  # it does not end before the stop
     page.select_option("#two", "mamba")
     page.evaluate("document.getElementById('max_tokens').value = 240")
     page.evaluate("document.getElementById('temperature').value = 1")
+    page.evaluate("seed => { document.getElementById('seed').value = seed; }", seed)
     page.fill("#say", "go on")
     page.press("#say", "Enter")
     page.locator("#stop").wait_for(state="visible")
@@ -107,10 +112,36 @@ def test_a_card_and_a_mistake(page):
         "apache-2.0" in page.locator("#facts").inner_text()
         and "CausalLM.of(" in page.locator("#facts pre").inner_text()
     )
+    assert page.locator("img.wiring").evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
     page.keyboard.press("Escape")
     page.evaluate("document.getElementById('max_tokens').value = 99999")
     ask(page, "x")
     assert "context of llama is 256" in page.locator("[role=alert]").inner_text()
+
+
+def test_the_attention_of_an_answer(page, folders):
+    ask(page, "hello")
+    page.click("text=Attention")
+    page.locator("#heads button").first.wait_for()
+    model = af.load(folders["llama"])
+    ids = model.tokenizer.chat_ids([{"role": "user", "content": "hello"}])
+    said = page.locator(".text").text_content()
+    answer = model.tokenizer.encode(said, special=False)
+    assert page.locator("#heads button").count() == 2 * 4
+    assert page.locator("#words .target").count() == len(ids) + len(answer)
+    page.locator("#words button").nth(2).click()
+    page.locator("#words button.at").nth(0).wait_for()
+    looked = attention_row(model, ids, answer, 2)
+    page.locator("#heads button").nth(5).hover()
+    assert "layer 1, head 1" in page.locator("#looked").inner_text()
+    shown = page.locator("#words .target").evaluate_all("list => list.map(e => parseFloat(e.title))")
+    expected = [100 * float(w) for w in looked.rows[1].weights[1]]
+    assert all(abs(a - b) < 1 for a, b in zip(shown, expected, strict=False)) and max(shown[: len(expected)]) > 1
+    page.locator("#heads button").nth(5).click()
+    page.keyboard.press("ArrowLeft")
+    assert "layer 1, head 0" in page.locator("#looked").inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#looks").is_visible()
 
 
 def test_a_phone_shows_all_of_it(page):

@@ -22,9 +22,8 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "reconstruct", "act", "forecast", "predict", "fold", "serve", "explain",
-         "inspect", "draw",
-         "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+         "caption", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
+         "explain", "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -37,7 +36,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("find the things in a picture", "anyformer detect street.jpg --out drawn.png"),
     ("write the words of a recording", "anyformer transcribe talk.wav"),
     ("make a picture", 'anyformer paint runs/clothes "ankle boot" --out boot.png'),
-    ("write a sound in few bits", "anyformer reconstruct runs/codec talk.wav --out again.wav"),
+    ("write music", 'anyformer compose "a slow waltz" --model musicgen'),
+    ("write a sound in few bits", "anyformer reconstruct runs/codec talk.wav"),
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("answer about the objects in pictures", "anyformer answer runs/lxmert questions.jsonl"),

@@ -53,7 +53,8 @@ class Parser(ArgumentParser):
         skip: Sequence[str] = (),
         give: dict[str, Any] | None = None,
     ) -> None:
-        """Adds the parameters of a function: those without a default by place, the others by name.
+        """Adds the parameters of a function: those without a default by place, the others by name. One that is by name
+        alone and has no default must be written.
 
         A `bool` that is False by default becomes a switch; a list of texts takes several words.
 
@@ -75,6 +76,8 @@ class Parser(ArgumentParser):
                 self.add_argument(option, action="store_true", help=text)
             elif default is inspect.Parameter.empty and _many(kind):
                 self.add_argument(name, nargs="+", type=str, help=text)
+            elif default is inspect.Parameter.empty and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                self.add_argument(option, type=_plain(kind), required=True, help=text)
             elif default is inspect.Parameter.empty:
                 self.add_argument(name, type=_plain(kind), help=text)
             elif {bool, str} <= {*get_args(kind)}:  # `--resume` alone says true

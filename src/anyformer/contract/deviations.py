@@ -14,6 +14,7 @@ from anyformer.parts.proteins import ProteinTokens
 from anyformer.parts.sound.conformer import ConvModule
 from anyformer.parts.sound.pieces import SoundEncoder
 from anyformer.parts.sound.positions import NormedPositions
+from anyformer.parts.sound.stacked import CosinePlaces
 from anyformer.parts.sound.waves import Waves
 
 # Intended differences from the oracle. Ours is then compared with the oracle on each row alone, without padding, as
@@ -23,6 +24,7 @@ DEVIATIONS = {
     "which is padding",
     "places": "an encoder-decoder with places in its stream: with padding on the left, ours counts real tokens; "
     "transformers counts the padding, and takes no position_ids",
+    "late places": "MusicGen: with padding on the left, ours counts real steps; transformers counts the padding, too",
     "by length": "a rotary scaling that depends on the length takes each row's; transformers takes the longest row's",
     "capacity": "padding takes no place at an expert; in transformers padding on the left does",
     "blocks": "block-sparse attention lays each row out by its real tokens; transformers the batch, padding included",
@@ -54,6 +56,8 @@ def deviates(subject: Subject, lengths: list[int], side: str, value: Tensor) -> 
         and any(p.part in (Learned, Sinusoidal) for p in parts)
     ):
         return "places"
+    if side != "right" and any(p.part is CosinePlaces for p in parts):
+        return "late places"
     if len(set(lengths)) > 1 and any(p.part is Rotary and p.scaling and p.scaling.by_length for p in parts):
         return "by length"
     if side != "right" and any(p.part is TopK and p.capacity for p in parts):

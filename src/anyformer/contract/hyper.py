@@ -51,6 +51,11 @@ NO_NUMBER = {
     ("Codec", "rate"): "how many samples are a second, for bandwidths and files; tests/parts/test_codec.py",
     ("Composer", "pattern"): "how codes are laid out before they enter; tests/generate/test_composing.py",
     ("Composer", "stereo"): "which codes are of which channel, behind the network; tests/generate/test_composing.py",
+    ("StagedLM", "layout"): "which ids are whose; tests/generate/test_cascade.py",
+    **{
+        ("Layout", name): "as the layout of StagedLM; the sizes of its tables are those of Tokens and Logits"
+        for name in ("stage", "text", "semantic", "codes", "coarse", "fine")
+    },
     ("Delay", "together"): "as the pattern of Composer",
     ("ConvGrid", "image"): "the usual size of pictures, for examples and training",
     ("Autoencoder", "mean"): "the scale of `decode`; tests/parts/test_dalle.py",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.contract import codecs
 from anyformer.contract.check import LeftOut, check
 from anyformer.contract.oracle import Oracle, oracle
 from anyformer.contract.probe import Batch, close, draw, expect
@@ -16,6 +17,7 @@ from anyformer.contract.subjects import Subject
 from anyformer.data.labels import next_tokens, shift_right
 from anyformer.hub.tables.weights import Hub
 from anyformer.parts.positions import Scaling
+from anyformer.skeletons.base import Output
 from anyformer.train import objectives
 from anyformer.train.likelihood import Likelihood
 from anyformer.train.objectives import IGNORE, counted
@@ -37,6 +39,8 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     differs = not subject.decodes or any(s.by_length for s in subject.values(Scaling))  # see DEVIATIONS
     batch = draw(subject, rng, [9, 6, 9], "none" if differs else "right", source=[7, 7, 5])
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    if side.books is not None:
+        return loss_of_codes(side, batch, noise)
     ours, labels, inputs = own_loss(side, batch, noise)
     other = {} if side.hub is None else side.hub.inputs
     inputs = {other.get(name, name): value for name, value in inputs.items()}
@@ -44,6 +48,17 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
         expected = side.restored()(**inputs, **labels).loss
     expect(expected is not None, "theirs gives no loss")
     return close(ours, expected, "loss")
+
+
+def loss_of_codes(side: Oracle, batch: Batch, noise: torch.Generator) -> float:
+    """The same for a decoder of stacked codes, whose labels stand where they are said."""
+    with torch.no_grad():
+        logits = side.ours(**batch.inputs).logits
+        labels = torch.randint(0, logits.shape[-1], logits.shape[:-1], generator=noise)
+        labels = labels if batch.keep is None else labels.masked_fill(~batch.keep[..., None], IGNORE)
+        inputs = codecs.stacked(side.inputs(batch), f"{side.ours.target}input_ids")
+        expected = side.theirs(**inputs, labels=labels, use_cache=False).loss
+    return close(objectives.causal_lm(Output(logits=logits), labels, counted(labels)), expected, "loss")
 
 
 def loss_of_forecast(side: Oracle, batch: Batch, rng: random.Random) -> float:

@@ -156,14 +156,23 @@ def kinds(model: Any) -> dict[str, dict[int, str]]:
     return found
 
 
-def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
-    """The paths of the attention modules to record, by kind and layer."""
+def kinds_of(model: Any) -> dict[str, dict[int, str]]:
+    """The same as `kinds`.
+
+    Raises:
+        ValueError: if there are none.
+    """
     kinds_ = kinds(model)
     if not kinds_:
         mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
         raise ValueError(f"this model has no attention to draw; its mixers are {', '.join(mixers)}")
+    return kinds_
+
+
+def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
+    """The paths of the attention modules to record, as of `kinds_of`."""
     chosen = {}
-    for kind, layers in kinds_.items():
+    for kind, layers in kinds_of(model).items():
         numbers = list(layers)
         if layer is None:
             steps = min(LAYERS, len(numbers))
@@ -173,7 +182,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
         if numbers:
             chosen[kind] = {n: layers[n] for n in numbers}
     if not chosen:
-        there = ", ".join(str(n) for n in sorted({n for layers in kinds_.values() for n in layers}))
+        there = ", ".join(str(n) for n in sorted({n for layers in kinds(model).values() for n in layers}))
         raise ValueError(f"layer {layer} has no attention; layers with attention: {there}")
     return chosen
 

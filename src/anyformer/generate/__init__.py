@@ -12,7 +12,10 @@ continuing.py    `generate`, `stream`, `chat`
 tools.py         functions that a model can call: schemas, the form of calls
 calling.py       the loop of calls and results
 calculator.py    a calculator for models
+engine/          the steps of a model in ONNX Runtime
 drawing.py       `draw`: texts to codes of pictures
+cascade.py       the stages of MusicLM: text to semantic, coarse and fine codes
+composing.py     `compose`: music after a text
 recoding.py      `encode`, `decode`: sounds to the codes of a codec and back
 embedding.py     `embed`
 diffusion.py     pictures, or latents, out of noise: samplers
@@ -36,6 +39,7 @@ from anyformer.generate.acting import rollout
 from anyformer.generate.answering import answer
 from anyformer.generate.captioning import ask, caption
 from anyformer.generate.classifying import classify
+from anyformer.generate.composing import compose
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.detecting import detect
 from anyformer.generate.drawing import draw, ranked
@@ -48,7 +52,6 @@ from anyformer.generate.tagging import tag
 from anyformer.generate.transcribing import transcribe
 
 __all__ = [
-    "answer", "ask", "backtest", "caption", "chat", "classify", "detect", "draw", "embed", "fold", "forecast",
-    "generate",
-    "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
+    "answer", "ask", "backtest", "caption", "chat", "classify", "compose", "detect", "draw", "embed", "fold", "forecast",
+    "generate", "judge", "paint", "ranked", "repaint", "rollout", "stream", "tag", "transcribe",
 ]  # fmt: skip

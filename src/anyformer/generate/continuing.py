@@ -33,6 +33,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float | None = None,
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
@@ -65,6 +66,8 @@ def generate(
         top_k: draw among the k likeliest; None = all.
         top_p: then among the likeliest that together have this probability; None = all.
         min_p: then among those with at least this share of the likeliest one's probability; None = all.
+        typical_p: then among those whose information is nearest to the mean, until they have this probability together;
+            None = all.
         repetition_penalty: values above 1 penalise tokens already in the text (of an encoder-decoder: the target).
         presence_penalty: subtracted from the scores of tokens that are in the new text.
         frequency_penalty: the same, times their number there.
@@ -104,7 +107,7 @@ def generate(
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
-        speculate, schema, regex, grammar,
+        speculate, schema, regex, grammar, typical_p,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
     read, media = with_media(model, inputs.rows, images, sounds, videos)
@@ -176,6 +179,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float | None = None,
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
@@ -200,6 +204,7 @@ def stream(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
         speculate=speculate, schema=schema, regex=regex, grammar=grammar,
+        typical_p=typical_p,
     )  # fmt: skip
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
@@ -221,6 +226,7 @@ def chat(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float | None = None,
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
@@ -264,6 +270,7 @@ def chat(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
         speculate=speculate, schema=schema, regex=regex, grammar=grammar,
+        typical_p=typical_p,
     )  # fmt: skip
     check_generates(model)
     tokenizer = tokenizer_of(model, "messages")

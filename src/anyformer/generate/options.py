@@ -45,6 +45,7 @@ class Options:
     schema: Mapping[str, Any] | None = None
     regex: str | None = None
     grammar: str | None = None
+    typical_p: float | None = None
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 0)
@@ -54,6 +55,8 @@ class Options:
             _whole("top_k", self.top_k, 1, hint)
         if self.top_p is not None:
             _number("top_p", self.top_p, "above 0 and at most 1, or None", lambda p: 0 < p <= 1)
+        if self.typical_p is not None:
+            _number("typical_p", self.typical_p, "above 0 and at most 1, or None", lambda p: 0 < p <= 1)
         if self.min_p is not None:
             _number("min_p", self.min_p, "between 0 and 1, or None", lambda p: 0 <= p <= 1)
         if self.repetition_penalty is not None:
@@ -102,7 +105,12 @@ class Options:
         if self.num_beams == 1 and (self.length_penalty != 1 or self.early_stopping):
             raise ValueError("length_penalty and early_stopping are for a beam search: set num_beams to 2 or more")
         draws: dict[str, Any] = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
-        draws |= {"min_p": self.min_p, "repetition_penalty": self.repetition_penalty, "seed": self.seed}
+        draws |= {
+            "typical_p": self.typical_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed,
+        }
         draws |= {name: getattr(self, name) for name in MORE}
         if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
             raise ValueError(

@@ -19,7 +19,7 @@ class Sampler:
 
     ```
     scores ─ penalties ─ logit_bias ─ grammar ─┬─ temperature 0: the highest
-                                               └─ / temperature ─ top_k ─ top_p ─ min_p ─ softmax ─ one draw
+                                               └─ / temperature ─ top_k ─ top_p ─ min_p ─ typical_p ─ one draw
     ```
     - repetition_penalty r: the score s of a token that the row has already becomes s / r where s > 0, else s r
       (Keskar et al., 2019; arXiv:1909.05858).
@@ -30,6 +30,8 @@ class Sampler:
         arXiv:1904.09751).
     - min_p: of the rest, those with at least p times the probability of the likeliest stay (Nguyen et al., 2024;
       arXiv:2407.01082).
+    - typical_p: of the rest, those whose information -log q is nearest to the entropy of q stay, until their
+      probabilities reach p (Meister et al., 2022; arXiv:2202.00666).
 
     A draw takes one number from the row's own generator: a row's tokens do not depend on the batch. Without a seed
     the generators start from PyTorch's global one.
@@ -107,9 +109,12 @@ class Sampler:
             scores, order = scores.sort(descending=True)
         p = scores.softmax(-1)
         if o.top_p is not None and o.top_p < 1:
-            p = p.masked_fill(p.cumsum(-1) - p >= o.top_p, 0.0)  # the tokens before reach p already
+            least = max(o.top_p, 1e-9)  # above 0 in float32 too: the first one stays
+            p = p.masked_fill(p.cumsum(-1) - p >= least, 0.0)  # the tokens before reach p already
         if o.min_p is not None:
             p = p.masked_fill(p < o.min_p * p.amax(-1, keepdim=True), 0.0)
+        if o.typical_p is not None and o.typical_p < 1:
+            p = _typical(p, o.typical_p)
         return p, order
 
     def _draw(self, scores: Tensor) -> Tensor:
@@ -117,6 +122,7 @@ class Sampler:
         below = p.cumsum(-1, dtype=torch.float64)  # (B, N)
         draws = torch.cat([torch.rand(1, generator=g) for g in self.draws]).to(below)  # (B,) in [0, 1)
         place = torch.searchsorted(below, draws[:, None] * below[:, -1:], right=True)  # (B, 1), the first one above
+        place = place.clamp(max=p.shape[1] - 1)  # scores that are no numbers have none; `choose` tells
         return (place if order is None else order.gather(1, place))[:, 0]
 
     def keep(self, index: list[int]) -> None:
@@ -124,6 +130,16 @@ class Sampler:
         self.draws = [self.draws[i] for i in index] if self.draws else []
         self.grammars = [self.grammars[i] for i in index] if self.grammars else []
         self.seen, self.counts = (None if t is None else t[index] for t in (self.seen, self.counts))
+
+
+def _typical(p: Tensor, mass: float) -> Tensor:
+    """The candidates (B, N) whose information is nearest to the mean, until they have this probability together."""
+    q = p / p.sum(-1, keepdim=True)
+    entropy = torch.special.entr(q).sum(-1, keepdim=True)  # (B, 1)
+    far = (-q.log() - entropy).abs()  # infinite where q is 0
+    near, order = far.sort()
+    count = (q.gather(1, order).cumsum(-1) < mass).sum(-1, keepdim=True).clamp(max=p.shape[1] - 1)
+    return p.masked_fill(far > near.gather(1, count), 0.0)
 
 
 def _generator(seed: int | None) -> torch.Generator:

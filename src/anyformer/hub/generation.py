@@ -38,7 +38,8 @@ _SPEED = (
     "cache_implementation", "cache_config", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "low_memory",
     "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "compile_config", "disable_compile",
-    "prefill_chunk_size", "return_legacy_cache", "remove_invalid_values", "use_model_defaults", "chat_format",
+    "prefill_chunk_size", "return_legacy_cache", "continuous_batching_config", "max_cache_len",
+    "speculation_type", "use_mtp", "remove_invalid_values", "use_model_defaults", "chat_format",
 )  # fmt: skip
 _SPEECH = (
     "alignment_heads", "is_multilingual", "lang_to_id", "task_to_id", "language", "task", "no_timestamps_token_id",
@@ -50,7 +51,7 @@ OFF: dict[str, Collection[Any]] = {  # keys that `generate` does not support: th
     "exponential_decay_length_penalty": (), "forced_decoder_ids": ([],), "num_beam_groups": (1,),
     "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "guidance_scale": (1.0,), "dola_layers": (),
     "constraints": (), "force_words_ids": (), "watermarking_config": (), "stop_strings": ([],), "stop_words_ids": ([],),
-    "renormalize_logits": (False,), "token_healing": (False,),
+    "assistant_ensemble_weight": (), "renormalize_logits": (False,), "token_healing": (False,),
 }  # fmt: skip
 KEYS = Keys(
     used=RULES,

@@ -175,7 +175,7 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], hub: Hub, ignor
         model.tokenizer = Tokenizer.load(path, ignore)
         model.ledger.files.update(model.tokenizer.ledger)
     if path.is_dir():
-        model.processor = read_processor(path, hub.processor, ignore, model.inputs(), around_of(hub, model))
+        model.processor = read_processor(path, hub.processor, ignore, model.processed, around_of(hub, model))
         if model.processor is None and model.origin["format"] == "ct2":
             model.processor = assumed(model)
         if model.processor is not None:

@@ -16,6 +16,7 @@ items.py      the body of /v1/responses
 responses.py  its route and its events
 handling.py   what the routes share
 hearing.py    recordings
+looking.py    the wiring of a model, and its attention
 card.py       the facts of a model
 metrics.py    counters for Prometheus
 guard.py      host, origin, key, sizes, headers

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from anyformer import __version__
-from anyformer.serve import responses
+from anyformer.serve import looking, responses
 from anyformer.serve.answers import problem
 from anyformer.serve.card import Served
 from anyformer.serve.engine import Engine
@@ -44,6 +44,8 @@ def application(
     app.state.engine, app.state.models, app.state.born, app.state.tools = engine, models, int(time.time()), tools
     app.include_router(router)
     app.include_router(responses.router)
+    app.include_router(looking.router)
+    app.state.drawn, app.state.copies = {}, {}
     page = files("anyformer.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
@@ -77,7 +79,8 @@ def policy(page: str) -> str:
         hashes[kind] = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
     )
 
 

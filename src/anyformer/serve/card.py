@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.data.sources import SOURCES
+from anyformer.explain.attention import kinds
 from anyformer.explain.facts import inspect
 from anyformer.explain.tree import wrapped
 
@@ -57,13 +58,19 @@ def verbs_of(model: Any) -> tuple[str, ...]:
         "transcriptions": text and model.reads_source and model.takes == "input_features",
         "images": model.generates and text and sees,
         "tokenize": text,
+        "attention": model.generates and text and attends(model),
     }
     verbs = tuple(verb for verb, able in asks.items() if able)
-    if set(verbs) <= {"tokenize"}:
+    if set(verbs) <= {"tokenize", "attention"}:
         what = getattr(model, "page", None) or type(model).__name__
         why = f"it reads {', '.join(model.inputs())}" if text else "it has no tokenizer"
         raise ValueError(f"{what} cannot be served: {why}; a server answers texts about texts, pictures and sounds")
     return verbs
+
+
+def attends(model: Any) -> bool:
+    """True if the model has attention between tokens that can be shown."""
+    return bool(kinds(model))
 
 
 def card(name: str, place: Path | str, model: Any) -> dict[str, Any]:

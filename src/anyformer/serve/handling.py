@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from anyformer.serve.answers import Choice
 from anyformer.serve.card import Served
 from anyformer.serve.engine import Engine
 from anyformer.serve.inbox import Inbox
-from anyformer.serve.jobs import Refused
+from anyformer.serve.jobs import Call, Refused
 from anyformer.serve.texts import Piece
 
 R = TypeVar("R")
@@ -66,6 +67,15 @@ async def whole(pieces: Pieces, heads: list[str]) -> list[Choice]:
     async for number, piece, prompt in pieces:
         choices[number].take(piece, prompt)
     return choices
+
+
+async def called(request: Request, one: Served, work: Any) -> Any:
+    """The result of a function that the engine calls."""
+    inbox = Inbox(engine_of(request))
+    limit = time.monotonic() + inbox.engine.limits.seconds
+    inbox.submit(one.name, [Call(client_of(request), limit, inbox.emit, work=work)])
+    with inbox:
+        return await unless_gone(request, inbox.made())
 
 
 async def unless_gone(request: Request, work: Awaitable[R]) -> R:

@@ -127,7 +127,8 @@ class Respond(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, le=MOST_TOKENS)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     stream: bool | None = None
     tools: FlatTools | None = None
@@ -146,7 +147,8 @@ class Respond(Body):
         if self.previous_response_id is not None:
             text = "previous_response_id: nothing is stored here; send the conversation so far as input"
             raise bad(text, "previous_response_id", "unsupported_field")
-        same = ("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "parallel_tool_calls")
+        same = ("model", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "seed",
+                "parallel_tool_calls")  # fmt: skip
         tools = [
             t.model_dump() if isinstance(t, OwnTool)
             else {"type": "function", "function": t.model_dump(exclude={"type"}, exclude_none=True)}

@@ -1,6 +1,6 @@
 """The bodies of requests: OpenAI's fields, each of one type, finite and capped. An unknown field is an error.
 
-Beside OpenAI's own: `top_k`, `min_p`, `repetition_penalty`, as in `anyformer.generate.generate`.
+Beside OpenAI's own: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, as in `anyformer.generate.generate`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Writing(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, le=MOST_TOKENS)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[TokenName, Bias] | None = Field(None, max_length=1024)
@@ -110,7 +111,7 @@ class Writing(Body):
                 new_tokens, 1.0 if self.temperature is None else self.temperature, self.top_k, self.top_p, self.min_p,
                 self.repetition_penalty, self.stop or (), None if self.seed is None else (self.seed + i) % 2**63, True,
                 presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty, logit_bias=bias,
-                schema=self.schema_asked(),
+                schema=self.schema_asked(), typical_p=self.typical_p,
             )
             for i in range(self.n or 1)
         ]  # fmt: skip
@@ -260,6 +261,15 @@ class Embedding(Body):
     input: Long | Annotated[list[Long], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, le=65536)
+
+
+class Attend(Body):
+    """The body of /attention: what the model continued, its answer, and the number of one token of it."""
+
+    prompt: Long | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] | None = None
+    answer: Annotated[str, Field(min_length=1, max_length=100_000)]
+    token: int = Field(-1, ge=-1_000_000, le=1_000_000)
 
 
 class Tokenize(Body):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -21,16 +20,17 @@ from anyformer.serve.handling import (
     ERRORS,
     Events,
     Pieces,
+    called,
     client_of,
     engine_of,
     models_of,
     owner_of,
     unless_gone,
     whole,
-)
+)  # fmt: skip
 from anyformer.serve.hearing import MOST_SECONDS, heard, spoken
 from anyformer.serve.inbox import Inbox
-from anyformer.serve.jobs import Call, Refused
+from anyformer.serve.jobs import Refused
 from anyformer.serve.protocol import Chat, Completion, Embedding, Tokenize
 from anyformer.serve.texts import Piece
 
@@ -80,7 +80,7 @@ async def embeddings(request: Request, body: Embedding) -> Response:
     if body.dimensions not in (None, one.model.width):
         raise bad(f"dimensions: the vectors of {one.name} have {one.model.width}", "dimensions")
     lengths, limit = await asyncio.to_thread(limited, one.model, texts)
-    vectors = await _called(request, one, lambda: embed(one.model, texts).float().cpu().numpy())
+    vectors = await called(request, one, lambda: embed(one.model, texts).float().cpu().numpy())
     if body.encoding_format == "base64":
         shown: list[Any] = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
     else:
@@ -112,7 +112,7 @@ async def transcriptions(
     sound = await asyncio.to_thread(heard, await file.read())
     if sound.seconds > MOST_SECONDS:
         raise bad(f"the sound has {sound.seconds:.0f} seconds, at most {MOST_SECONDS}", "file")
-    made = await _called(request, one, lambda: spoken(one.model, sound, language, prompt, temperature))
+    made = await called(request, one, lambda: spoken(one.model, sound, language, prompt, temperature))
     if response_format == "text":
         return PlainTextResponse(made["text"] + "\n")
     return JSONResponse(made if response_format == "verbose_json" else {"text": made["text"]})
@@ -188,12 +188,3 @@ async def _stream(pieces: Pieces, form: answers.Form, heads: list[str], tokens: 
     except Exception:
         yield answers.event(answers.problem(500, "an error of the server", "internal_error"))
     yield "data: [DONE]\n\n"
-
-
-async def _called(request: Request, one: Served, work: Any) -> Any:
-    """The result of a function that the engine calls."""
-    inbox = Inbox(engine_of(request))
-    limit = time.monotonic() + inbox.engine.limits.seconds
-    inbox.submit(one.name, [Call(client_of(request), limit, inbox.emit, work=work)])
-    with inbox:
-        return await unless_gone(request, inbox.made())

@@ -4,6 +4,8 @@ from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.skeletons.clips import Sounds, Videos, Views
+from anyformer.skeletons.codec import Codec
+from anyformer.skeletons.composer import Composer
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -18,10 +20,11 @@ from anyformer.skeletons.query_decoder import QueryDecoder
 from anyformer.skeletons.reversible import ReversibleEncoder, ReversibleLM
 from anyformer.skeletons.spliced import Spliced, add_media, with_media
 from anyformer.skeletons.stack import Blocks, Stack
+from anyformer.skeletons.staged import StagedLM
 
 __all__ = [
-    "Actor", "Autoencoder", "Blocks", "CausalLM", "CrossEncoder", "Denoiser", "DualTower", "Encoder", "EncoderDecoder",
-    "GlobalEncoder", "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid", "QueryDecoder",
-    "ReversibleEncoder", "ReversibleLM", "Skeleton", "Sounds", "Spliced", "Stack", "Videos", "Views", "add_media",
-    "with_media",
+    "Actor", "Autoencoder", "Blocks", "CausalLM", "Codec", "Composer", "CrossEncoder", "Denoiser", "DualTower",
+    "Encoder", "EncoderDecoder", "GlobalEncoder", "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid",
+    "QueryDecoder", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Sounds", "Spliced", "Stack", "StagedLM", "Videos",
+    "Views", "add_media", "with_media",
 ]  # fmt: skip

@@ -123,6 +123,11 @@ class Skeleton(nn.Module, Shown):
         return self.context
 
     @property
+    def processed(self) -> tuple[str, ...]:
+        """The names of the inputs that a processor makes: its own, and those of a model inside that only others ask."""
+        return tuple(self.inputs())
+
+    @property
     def takes(self) -> str:
         """The name of the main input."""
         return self.entrances()[0].front.main

@@ -63,13 +63,19 @@ def _engined(model: Any, precision: str) -> Any:
     from anyformer.generate.engine.build import engined
     from anyformer.generate.engine.model import Engined
 
-    now = (precision, tuple((p.data_ptr(), p._version) for p in model.parameters()))
+    now = (precision, tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()))
     known = _made.setdefault(model, {})
     if now not in known:
         known.clear()  # of other weights
-        made = engined(model, precision)
+        try:
+            made = engined(model, precision)
+        except _unsupported() as error:
+            known[now] = str(error)  # what took a minute to find out is not tried again
+            raise
         known[now] = made.plan, made.programs, made.report
         print(made.report, file=sys.stderr)
+    if isinstance(known[now], str):
+        raise _unsupported()(known[now])
     return Engined(model, *known[now])
 
 

@@ -32,6 +32,7 @@ from anyformer.generate.engine.program import Program
 from anyformer.generate.engine.quality import Quality, compare, opened, sample
 from anyformer.generate.engine.step import Plan, Unsupported, plan
 
+MAKING, STALE = ".making-", 86_400  # the names of unfinished folders; seconds after which they are abandoned
 VERSION = 1  # of what this code makes of a model
 FEW = 3  # rows up to which blocks are faster than rows of 8 bits (research: flat up to 16 rows, not so blocks)
 WINDOWS = 8  # of 512 tokens, on which the quality is measured: a standard error of about 0.001
@@ -150,18 +151,18 @@ def _four(module: Any) -> bool:
 def _build(model: Any, made: Plan, choices: list[Choice], folder: Path, precision: str, note: str) -> None:
     began = time.perf_counter()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    for left in folder.parent.glob(f"{MAKING}*"):  # of a process that was killed
+        if time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=MAKING))
     training = model.training
     try:
         model.eval()
         trace = Trace(model, made)
-        rows = sample(model, WINDOWS)
         report = Report(precision, 1, 0.0, note=note)
         for choice in choices:
-            path = temporary / f"{choice.name}.onnx"
-            trace.write(path, choice.form)
-            program = Program(path, torch.get_num_threads())
-            quality = _compared(model, Engined(model, made, [(MANY, program)]), choice.kind, rows)
+            trace.write(temporary / f"{choice.name}.onnx", choice.form)
+        for choice, quality in zip(choices, _compared(model, made, choices, temporary), strict=True):
             if not quality.good:
                 raise Unsupported(
                     f"{choice.kind} changes this model too much: {quality}; use precision='float32', or another one"
@@ -171,16 +172,22 @@ def _build(model: Any, made: Plan, choices: list[Choice], folder: Path, precisio
         report.threads = _threads(model, made, temporary / f"{choices[0].name}.onnx")
         report.built = time.perf_counter() - began
         (temporary / "report.json").write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
-        if not folder.exists():
+        try:
             os.replace(temporary, folder)
+        except OSError:  # another process was quicker
+            if not (folder / "report.json").is_file():
+                raise
     finally:
         model.train(training)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _compared(model: Any, engine: Engined, kind: str, rows: tuple[torch.Tensor, bool]) -> Quality:
+def _compared(model: Any, made: Plan, choices: list[Choice], folder: Path) -> list[Quality]:
+    threads = torch.get_num_threads()
     try:
-        return compare(model, engine, kind, rows)
+        programs = [Program(folder / f"{choice.name}.onnx", threads) for choice in choices]
+        pairs = [(Engined(model, made, [(MANY, p)]), c.kind) for p, c in zip(programs, choices, strict=True)]
+        return compare(model, pairs, sample(model, WINDOWS))
     except (ValueError, RuntimeError) as error:  # a state of limited length; a graph that ONNX Runtime cannot run
         raise Unsupported(f"{model.page or type(model).__name__}: {str(error).splitlines()[0][:300]}") from error
 

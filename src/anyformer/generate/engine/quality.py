@@ -8,7 +8,7 @@ N tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 LENGTH = 512  # tokens of a window
+APART = 4  # the divergence of a form, as a multiple of the bound, which 8 bits stay below
 STEPS = 64  # tokens of a window that is read one by one
 BOUNDS = {"float32": 1e-4, "int8": 1e-3, "int4": 5e-3}  # the largest share of the log loss that a form may add
 
@@ -27,7 +28,7 @@ class Quality:
     Attributes:
         loss: mean log loss of the model as loaded. more: what the program adds to it. error: standard error of that.
         kld: mean Kullback-Leibler divergence of the program's distribution. tokens: compared. bound: the most that
-            `more` and `kld` may be. text: True if the tokens are real text.
+            `more` may be. text: True if the tokens are real text.
     """
 
     loss: float
@@ -40,9 +41,9 @@ class Quality:
 
     @property
     def good(self) -> bool:
-        """False if it is worse than the bound beyond doubt, by two standard errors, or on the model's own
-        distribution: the divergence is what a text drawn from the model would lose."""
-        return self.more - 2 * self.error <= self.bound and self.kld <= self.bound  # NaN is false
+        """False if it is worse than the bound beyond doubt, by two standard errors, or if the divergence, which random
+        tokens show as well, is above `APART` bounds."""
+        return self.more - 2 * self.error <= self.bound and self.kld <= APART * self.bound  # NaN is false
 
     def __str__(self) -> str:
         perplexity = f"perplexity {math.exp(min(self.loss + self.more, 700)):.4g}, {math.exp(min(self.loss, 700)):.4g}"
@@ -69,51 +70,65 @@ def sample(model: Any, windows: int, length: int = LENGTH) -> tuple[Tensor, bool
 
 
 @torch.inference_mode()
-def compare(model: Any, engine: Any, form: str, rows: tuple[Tensor, bool]) -> Quality:
-    """The quality of an engine with one program.
+def compare(model: Any, engines: Sequence[tuple[Any, str]], rows: tuple[Tensor, bool]) -> list[Quality]:
+    """The quality of engines with one program each, in their order; the model reads the tokens once.
 
     Args:
-        rows: from `sample`.
+        engines: with the kinds of their forms. rows: from `sample`.
     """
     ids, text = rows
-    losses, differences, divergences = [], [], []
-    for ours, theirs, targets in _scores(model, engine, ids):
-        ours, theirs = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
-        mine, its = (-t.gather(-1, targets[:, None])[:, 0] for t in (theirs, ours))
-        losses.append(mine)
-        differences.append(its - mine)
-        divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
-    d, loss, kld = (torch.cat(t) for t in (differences, losses, divergences))
-    bound = BOUNDS[form] * float(loss.mean())
-    return Quality(
-        float(loss.mean()), float(d.mean()), float(d.std() / len(d) ** 0.5), float(kld.mean()), len(d), bound, text
-    )
+    losses: list[Tensor] = []
+    more: list[list[Tensor]] = [[] for _ in engines]
+    apart: list[list[Tensor]] = [[] for _ in engines]
+    each = _one_by_one if engines[0][0].plan.single else _at_once
+    for theirs, found, targets in each(model, [engine for engine, _ in engines], ids):
+        theirs = theirs.log_softmax(-1)
+        losses.append(-_of(theirs, targets))
+        for number, ours in enumerate(found):
+            ours = ours.log_softmax(-1)
+            more[number].append(-_of(ours, targets) - losses[-1])
+            apart[number].append((theirs.exp() * (theirs - ours)).sum(-1).double())
+    loss, made = float(torch.cat(losses).mean()), []
+    for (_, kind), differences, divergences in zip(engines, more, apart, strict=True):
+        d, kld = torch.cat(differences), torch.cat(divergences)
+        error = float(d.std() / len(d) ** 0.5)
+        made.append(Quality(loss, float(d.mean()), error, float(kld.mean()), len(d), BOUNDS[kind] * loss, text))
+    return made
 
 
-def _scores(model: Any, engine: Any, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The scores of the program and of the model, (N, V) each, and the next tokens, (N,)."""
-    if engine.plan.single:
-        yield from _one_by_one(model, engine, ids[:, : STEPS + 1])
-        return
-    name = engine.target + engine.entrances()[-1].front.main if engine.target else engine.takes
+Scores = Iterator[tuple[Tensor, list[Tensor], Tensor]]  # of the model, of each engine, (N, V); the next tokens, (N,)
+
+
+def _of(logs: Tensor, targets: Tensor) -> Tensor:
+    return logs.gather(-1, targets[:, None])[:, 0].double()
+
+
+def _at_once(model: Any, engines: Sequence[Any], ids: Tensor) -> Scores:
+    """A window at a time."""
     for row in ids[:, None]:
-        states = [model.start(1, row.shape[1]) for _ in range(2)]
-        for state in states:
+        found = []
+        for reader in (model, *engines):
+            state = model.start(1, row.shape[1])
             opened(model, state, row)
-        ours = engine(**{name: row[:, :-1]}, state=states[0]).logits[0]
-        theirs = model(**{name: row[:, :-1]}, state=states[1]).logits[0]
-        yield ours, theirs, row[0, 1:]
+            found.append(reader(**{_reads(model): row[:, :-1]}, state=state).logits[0])
+        yield found[0], found[1:], row[0, 1:]
 
 
-def _one_by_one(model: Any, engine: Any, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    name = engine.target + engine.entrances()[-1].front.main if engine.target else engine.takes
-    states = [model.start(len(ids), ids.shape[1]) for _ in range(2)]
+def _one_by_one(model: Any, engines: Sequence[Any], ids: Tensor) -> Scores:
+    """A token of every window at a time."""
+    ids = ids[:, : STEPS + 1]
+    states = [model.start(len(ids), ids.shape[1]) for _ in (model, *engines)]
     for state in states:
         opened(model, state, ids)
     for place in range(ids.shape[1] - 1):
-        now = {name: ids[:, place : place + 1]}
-        ours, theirs = engine(**now, state=states[0]).logits[:, -1], model(**now, state=states[1]).logits[:, -1]
-        yield ours, theirs, ids[:, place + 1]
+        now = {_reads(model): ids[:, place : place + 1]}
+        found = [r(**now, state=s).logits[:, -1] for r, s in zip((model, *engines), states, strict=True)]
+        yield found[0], found[1:], ids[:, place + 1]
+
+
+def _reads(model: Any) -> str:
+    """The name of the tokens that are continued."""
+    return model.target + model.entrances()[-1].front.main if model.target else model.takes
 
 
 def opened(model: Any, state: Any, ids: Tensor) -> None:
@@ -127,5 +142,4 @@ def opened(model: Any, state: Any, ids: Tensor) -> None:
     if source.front.vocab is not None:
         given[source.front.main] = ids
     begin = ids.new_full((len(ids), 1), getattr(model, "begin_id", 0))
-    target = model.target + model.entrances()[-1].front.main
-    model(**given, **{target: begin}, state=state)
+    model(**given, **{_reads(model): begin}, state=state)

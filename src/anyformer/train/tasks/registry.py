@@ -57,9 +57,11 @@ from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.query_decoder import QueryDecoder
 from anyformer.skeletons.spliced import Spliced
+from anyformer.skeletons.staged import StagedLM
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
+    (StagedLM, "input_ids"): (),  # its ids are codes of several segments: `train.fit`
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
     (Encoder, "input_values"): ("ctc", "contrast", "units"),

@@ -136,9 +136,11 @@ class Blocks(Form):
     def product(self, to: Writer, x: Any, weight: Tensor, head: bool) -> Any:
         if weight.shape[1] % BLOCK:
             return Float32().product(to, x, weight, head)
-        if head or self.bits == 8 or not (self.bits or is_affine(weight)):
+        if head or self.bits == 8:
             return _multiplied(to, x, symmetric(weight, 8), 8)
         codes, missed = affine(weight)
+        if not (self.bits or _exact(weight, codes, missed)):
+            return _multiplied(to, x, symmetric(weight, 8), 8)
         if not self.exact or not bool(missed.any()):
             return _multiplied(to, x, codes, 4)
         count = missed.shape[1]
@@ -189,7 +191,7 @@ def symmetric(weight: Tensor, bits: int) -> Codes:
     blocks = weight.unflatten(1, (-1, BLOCK))
     most, middle = MOST[bits], 2.0 ** (bits - 1)
     s = (blocks.abs().amax(2) / most).clamp(min=1e-30)
-    q = (blocks / s[..., None]).round().clamp(-most, most) + middle
+    q = (blocks / s[..., None]).round_().clamp_(-most, most).add_(middle)
     return Codes(q, s, torch.full_like(s, middle))
 
 
@@ -202,16 +204,19 @@ def affine(weight: Tensor) -> tuple[Codes, Tensor]:
     blocks = weight.unflatten(1, (-1, BLOCK))
     low, high = blocks.amin(2), blocks.amax(2)
     d = torch.where(high > low, (high - low) / 15, 1.0)
-    q = ((blocks - low[..., None]) / d[..., None]).round().clamp(0, 15)
+    q = (blocks - low[..., None]).div_(d[..., None]).round_().clamp_(0, 15)
     z = (-low / d).round().clamp(0, 15)
     return Codes(q, d, z), low + d * z
 
 
 def is_affine(weight: Tensor) -> bool:
     """True if 4 bits store the weights exactly, up to the rounding of floats."""
-    codes, missed = affine(weight)
-    made = (codes.s[..., None] * (codes.q - codes.z[..., None]) + missed[..., None]).flatten(1)
-    return bool((made - weight).abs().max() <= 1e-5 * weight.abs().max())
+    return _exact(weight, *affine(weight))
+
+
+def _exact(weight: Tensor, codes: Codes, missed: Tensor) -> bool:
+    made = (codes.q - codes.z[..., None]).mul_(codes.s[..., None]).add_(missed[..., None]).flatten(1)
+    return bool(made.sub_(weight).abs_().max() <= 1e-5 * weight.abs().max())
 
 
 def dequantised(codes: Codes) -> Tensor:

@@ -1,0 +1,93 @@
+"""The attention of one token as numbers: where every head of every layer looked when the token was written.
+
+H heads, S keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.core.taps import Taps
+from anyformer.explain.attention import kinds_of
+from anyformer.explain.labels import labels
+
+MOST = 64_000_000  # weights of one pass that are held at once: 256 MB
+
+
+@dataclass(frozen=True)
+class Row:
+    """The weights of one layer.
+
+    Attributes:
+        layer: its number. cross: true = the keys are the source of an encoder-decoder.
+        weights: (H, S), each head's sum 1.
+    """
+
+    layer: int
+    cross: bool
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Where a model looked when it wrote a token.
+
+    Attributes:
+        tokens: of the text as labels: the prompt and the answer; of an encoder-decoder the target alone.
+        source: the labels of the source; none of a decoder.
+        first: the number of the answer's first token. token: that of the token. query: that of the token that looked,
+            which stands before it.
+    """
+
+    tokens: list[str]
+    source: list[str]
+    first: int
+    token: int
+    query: int
+    rows: list[Row]
+
+
+def attention_row(model: Any, prompt: list[int], answer: list[int], token: int = -1) -> Looked:
+    """The attention behind one token of an answer, in one pass of the model, which it does not change.
+
+    Args:
+        prompt: the ids that the model continued, or of an encoder-decoder the source.
+        answer: the ids that it wrote. token: the number of one of them, from the end below 0.
+
+    Raises:
+        ValueError: without attention, or such a token; for a text that is too long.
+    """
+    if not -len(answer) <= token < len(answer):
+        raise ValueError(f"there is no token {token} in an answer of {len(answer)}")
+    token %= len(answer)
+    paths = [(number, kind, path) for kind, layers in kinds_of(model).items() for number, path in layers.items()
+             if not kind.startswith("encoder.")]  # fmt: skip
+    first, before = (1, [model.begin_id]) if model.reads_source else (len(prompt), prompt)
+    read = [*before, *answer][: first + token]  # what stood there when the token was written
+    wide = max(len(read), len(prompt))
+    heads = sum(getattr(model.get_submodule(path), "heads", 16) for *_, path in paths)
+    if heads * len(read) * wide > MOST:
+        raise ValueError(
+            f"the text has {wide} tokens, and {heads} heads; a pass that records them holds at most {MOST:,} numbers"
+        )
+    device = next(model.parameters()).device
+    inputs = {f"{model.target}input_ids": torch.tensor([read], device=device)}
+    if model.reads_source:
+        inputs["input_ids"] = torch.tensor([prompt], device=device)
+    with torch.no_grad(), Taps(model, *(f"{path}.weights" for *_, path in paths)) as taps:
+        model(**inputs)
+    rows = []
+    for number, kind, path in paths:
+        weights = taps[f"{path}.weights"][0]
+        cross = kind.endswith("cross")
+        if weights.shape[1:] == (len(read), len(prompt) if cross else len(read)):  # not of a window apart
+            rows.append(Row(number, cross, weights[:, -1].float().cpu()))
+    if not rows:
+        raise ValueError("the attention of this model is in windows or summaries, not from token to token")
+    every = [*before, *answer]
+    source = labels(model.tokenizer, prompt) if model.reads_source else []
+    return Looked(labels(model.tokenizer, every), source, first, first + token, first + token - 1, rows)
