@@ -97,6 +97,7 @@ def attribute(
     if method not in METHODS:
         raise ValueError(f"method: expected {', '.join(METHODS)}; got {method!r}")
     explained = Explained(model, named(model, inputs), only)
+    explained.check()
     with torch.no_grad():
         out = explained.run()
         aim = goal(model, out, target, at, head, explained.inputs)

@@ -77,8 +77,7 @@ class Explained:
             such as a time step of noise, which stays as it is.
 
     Raises:
-        ValueError: for a model in training mode, an input that is not finite, an unknown name, ids whose table is not
-            in the front-end.
+        ValueError: for a model in training mode, an input that is not finite, an unknown name.
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor], only: Sequence[str] | None = None):
@@ -87,14 +86,20 @@ class Explained:
         if model.training:
             raise ValueError("the model is in training mode, where dropout changes every pass; call model.eval() first")
         self.model, self.inputs, self.only = model, dict(inputs), only
+        self.missing: dict[str, str] = {}  # inputs of ids without a rule, and why
         self.features = {f.name: f for f in self._found()}
         if only is not None:
             for name in only:
                 if name not in self.features:
                     raise ValueError(f"{name!r} is no input to explain; this call has {', '.join(self.features)}")
             self.features = {name: self.features[name] for name in only}
+
+    def check(self) -> None:
+        """Raises ValueError for an input of ids that has no shares, unless others were chosen; without any input."""
+        for why in self.missing.values() if self.only is None else ():
+            raise ValueError(why)
         if not self.features:
-            raise ValueError("this call has no token ids and no numbers, so nothing can be explained")
+            raise ValueError("this call has no token ids and no numbers, so no part of it can have a share")
 
     together = 1  # copies of the row in one pass
 
@@ -124,7 +129,9 @@ class Explained:
         single = all(v.ndim > 0 and len(v) == 1 for v in self.inputs.values())
         if not single or model.alike or model.across or model.inserts(self.inputs):
             return 1
-        size = max([f.value.numel() for f in self.features.values()] + ([] if logits is None else [logits.numel()]))
+        size = max(
+            [1, *(f.value.numel() for f in self.features.values())] + ([] if logits is None else [logits.numel()])
+        )
         return max(1, min(COPIES, NUMBERS // size))
 
     def _replaced(self, name: str, value: Tensor) -> Callable[..., Any]:
@@ -151,7 +158,7 @@ class Explained:
                 if not read.ids and value.is_floating_point():
                     found.append(self._numbers(name, value, read, entrance))
                 elif read.ids and plain == entrance.front.main:
-                    found.append(self._tokens(name, value, read, entrance))
+                    found += self._tokens(name, value, read, entrance)
         return found
 
     def _numbers(self, name: str, value: Tensor, read: Input, entrance: Entrance) -> Feature:
@@ -166,16 +173,18 @@ class Explained:
         keep = self.inputs.get(entrance.mask) if entrance.mask and read.counted else None
         return Feature(name, value.detach(), axes, keep=None if keep is None else keep.bool(), cells=cells)
 
-    def _tokens(self, name: str, ids: Tensor, read: Input, entrance: Entrance) -> Feature:
+    def _tokens(self, name: str, ids: Tensor, read: Input, entrance: Entrance) -> list[Feature]:
         front = entrance.front
         table = next((t for n in ("tokens", "node") if isinstance(t := getattr(front, n, None), nn.Embedding)), None)
         if table is None:
-            raise ValueError(
-                f"{name}: {type(front).__name__} has no token table (tokens), whose rows an explanation would change"
+            self.missing[name] = (
+                f"{name}: {type(front).__name__} has no single table of tokens, whose rows integrated gradients and "
+                "occlusion would change; pass only=, the other inputs to explain"
             )
+            return []
         keep = self.inputs.get(entrance.mask) if entrance.mask else None
         vectors = F.embedding(ids, table.weight).detach()
-        return Feature(name, vectors, (*read.axes, "channels"), table, None if keep is None else keep.bool())
+        return [Feature(name, vectors, (*read.axes, "channels"), table, None if keep is None else keep.bool())]
 
     def baseline(self, wanted: Any) -> Values:
         """The values that stand for no information, in the shape of each feature.
