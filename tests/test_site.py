@@ -65,7 +65,7 @@ def test_outputs_that_differ_are_found() -> None:
     assert not tutorials.alike("True", "False")
 
 
-@pytest.mark.parametrize("name", ["concepts", "data", "vision"])
+@pytest.mark.parametrize("name", ["concepts", "data", "music", "vision"])
 def test_a_document_prints_what_it_shows(name: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     text, names = (ROOT / "docs" / f"{name}.md").read_text(), {"__name__": name}

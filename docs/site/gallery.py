@@ -126,7 +126,7 @@ def files(page: Page) -> Iterator[str]:
 
 def oracle(hub: Any) -> str:
     """The address of a family in transformers' documentation: that of its folder there."""
-    return ORACLES + re.sub(r"_(text|thinker|(text|vision)_model)$", "", hub.name)
+    return ORACLES + re.sub(r"_(text|thinker|decoder|(text|vision)_model)$", "", hub.name)
 
 
 def recipe(page: Page) -> str:

@@ -30,6 +30,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "translation.md": "docs/translation.md",
         "pictures.md": "docs/pictures.md",
         "sound.md": "docs/sound.md",
+        "music.md": "docs/music.md",
         "vision.md": "docs/vision.md",
         "flamingo.md": "docs/flamingo.md",
         "dalle.md": "docs/dalle.md",

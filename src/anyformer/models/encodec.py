@@ -1,6 +1,6 @@
 """EnCodec (Défossez et al., 2022; arXiv:2210.13438). A codec: sound as a few rows of codes, and the codes as sound.
 
-Differs from dVAE by: sound instead of pictures; convolutions and an LSTM on both sides; each frame has several codes,
+Differs from the discrete VAE of DALL-E by: sound instead of pictures; an LSTM on both sides; a frame has several codes,
 one of what the codes before left over, so that fewer of them are fewer bits.
 
 ```
