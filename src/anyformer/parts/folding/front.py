@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anyformer.core import checks
 from anyformer.core.flow import Companion, Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
-from anyformer.core.part import Part
+from anyformer.core.part import Part, drop
 from anyformer.core.recipe import Recipe
 from anyformer.parts.embeddings import Table
 from anyformer.parts.folding.residues import LETTERS, UNKNOWN
@@ -159,7 +159,7 @@ class Stem(Protein):
         states = [x]
         for block in model.blocks:
             states.append(block(states[-1], flow))
-        states[-1] = model.norm(states[-1])
+        states[-1] = drop(model, model.norm(states[-1]))
         return torch.stack(states, 2)[:, 1:-1]
 
 
