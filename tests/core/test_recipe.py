@@ -19,6 +19,8 @@ from anyformer.core.check import Frozen, fit, kinds_of
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
 from anyformer.core.value import Value
+from anyformer.media.patterns import Parallel
+from anyformer.media.stages import Layout
 from anyformer.parts import (
     MLP,
     Alibi,
@@ -34,6 +36,7 @@ from anyformer.parts import (
     Tokens,
     Window,
 )
+from anyformer.parts.sound.codec import Convolutions
 from anyformer.skeletons import Encoder
 
 pages.pages()
@@ -86,7 +89,8 @@ def _some(kind: Any) -> Any:
         return [_some(typing.get_args(kind)[0])]
     some = _some(typing.get_args(kind)[-1]) if typing.get_origin(kind) in (dict, Mapping) else LayerNorm.of()
     plain = (1, 1.0, True, "a", [1], [Attention.of()], [Alibi.of()], {"a": some}, Window(1), None)
-    return next(v for v in plain if not _refused(v, kind))
+    values = (Convolutions(), Parallel(), Layout(stage="fine", text=1, semantic=1, codes=1, coarse=1, fine=1))
+    return next(v for v in (*plain, *values) if not _refused(v, kind))
 
 
 def _needs(part: type[Part]) -> list[str]:
