@@ -19,7 +19,7 @@ from anyformer.core.check import Frozen, fit, kinds_of
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe, signature
 from anyformer.core.value import Value
-from anyformer.media.patterns import Delay
+from anyformer.media.patterns import Parallel
 from anyformer.media.stages import Layout
 from anyformer.parts import (
     MLP,
@@ -78,9 +78,6 @@ def test_each_option_of_each_part_refuses_values_of_another_type(name):
                 Recipe(part, {**needed, option: value})
 
 
-OTHERS = (Convolutions(), Delay(), Layout("semantic", text=1, semantic=1, codes=1, coarse=1, fine=1))
-
-
 def _some(kind: Any) -> Any:
     """A value that fits, where a part needs one."""
     for choice in _choices(kind):
@@ -91,8 +88,9 @@ def _some(kind: Any) -> Any:
     if typing.get_origin(kind) is Sequence:
         return [_some(typing.get_args(kind)[0])]
     some = _some(typing.get_args(kind)[-1]) if typing.get_origin(kind) in (dict, Mapping) else LayerNorm.of()
-    plain = (1, 1.0, True, "a", [1], [Attention.of()], [Alibi.of()], {"a": some}, Window(1), *OTHERS, None)
-    return next(v for v in plain if not _refused(v, kind))
+    plain = (1, 1.0, True, "a", [1], [Attention.of()], [Alibi.of()], {"a": some}, Window(1), None)
+    values = (Convolutions(), Parallel(), Layout(stage="fine", text=1, semantic=1, codes=1, coarse=1, fine=1))
+    return next(v for v in (*plain, *values) if not _refused(v, kind))
 
 
 def _needs(part: type[Part]) -> list[str]:
