@@ -115,7 +115,7 @@ SIZES = {
 PARAMETERS = {"tiny": 38_519, "mini": 1_129_093, "base": 90_078_709}
 CASES = {
     "deep": {
-        "depth": 1,
+        "depth": 3,
         "passes": 3,
         "lines": None,
         "structure.layers": 3,
