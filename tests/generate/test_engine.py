@@ -27,7 +27,7 @@ from anyformer.generate.engine.model import Engined  # noqa: E402
 
 REFUSED = {  # page: words of the reason
     "compressive": "keeps a Tail as its state",
-    "memorizing": "keeps a Tail as its state",
+    "memorizing": "as its state, and the engine has no buffers",
     "transformerxl": "keeps a Tail as its state",
     "switch": "keeps a capacity, which counts earlier tokens",
     "performer": "cannot be traced: No ONNX function found for <OpOverload(op='aten.cummax'",
@@ -36,6 +36,7 @@ REFUSED = {  # page: words of the reason
     "llava": "keeps a Read as its state",
     "omni": "keeps a Read as its state",
 }
+COMPUTED = ("performer:relu", "reformer:local")  # variants of these pages
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [5, 6, 9], [11, 12, 13, 14, 15]]
 
 
@@ -57,7 +58,7 @@ def test_the_text_is_that_of_pytorch_or_the_page_is_refused(name):
     except Unsupported as error:
         assert page in REFUSED and REFUSED[page] in str(error)
         return
-    assert page not in REFUSED
+    assert page not in REFUSED or name in COMPUTED
     count = min(9, (m.context or 64) - 8)
     assert same(m, engine, PROMPTS[:1], max_new_tokens=count)
     assert same(m, engine, PROMPTS, max_new_tokens=count, temperature=1.2, seed=[1, 2, 3])
