@@ -70,7 +70,7 @@ def test_the_command_alone_names_a_goal_for_every_verb(cli):
         (["generate", "x", "y", "--temperature", "warm"], "--temperature: expected a number, got 'warm'"),
         (
             ["convert", "a", "b", "--dtype", "int3"],
-            "--dtype: expected one of float32, float16, bfloat16 or null, got 'int3'",
+            "--dtype: expected one of float32, float16, bfloat16, q8_0, q4_0, q4_1 or null, got 'int3'",
         ),
         (["convert", "a"], "dest"),
         (["inspect", "lama"], "no model 'lama' (did you mean llama"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.core.pages import empty
 from anyformer.edge.export import inputs
 
 COMPOSED = {
@@ -19,7 +20,8 @@ COMPOSED = {
     ),
     "grouped-vit": lambda: af.recipe("vit").but({"blocks.*.mixer.kv_heads": 2}),
 }
-every_model = pytest.mark.parametrize("name", [*af.names(), *COMPOSED])
+MATRICES = [n for n in af.names() if any(isinstance(m, torch.nn.Linear) for m in empty(af.recipe(n, "tiny")).modules())]
+every_model = pytest.mark.parametrize("name", [*MATRICES, *COMPOSED])  # encodec has convolutions alone
 
 
 def model(name: str, std: float = 0.2) -> Any:
@@ -40,7 +42,8 @@ def outputs(made: Any, padding: bool = True, **sizes: int) -> dict[str, torch.Te
         given = made.example(sizes.get("batch", 2), {}, torch.Generator().manual_seed(0))
     out = made(**given)
     single = {n: getattr(out, n) for n in ("hidden", "logits", "pooled", "memory")}
-    return {n: t for n, t in (single | out.heads).items() if t is not None}
+    atoms = {"positions": out.beside["positions"] / 10} if "positions" in out.beside else {}
+    return {n: t for n, t in (single | out.heads | atoms).items() if t is not None}
 
 
 def linear(made: Any) -> dict[str, torch.nn.Linear]:
@@ -49,7 +52,9 @@ def linear(made: Any) -> dict[str, torch.nn.Linear]:
 
 
 def idle(layers: Any, made: Any) -> set[str]:
-    """Paths of layers that only global tokens go through, which the inputs here have none of (Longformer), and of those
-    beside a matrix that multiplies 0 by design: all values are then one, whatever q and k are (DETR's queries)."""
+    """Paths of layers that only global tokens go through, which the inputs here have none of (Longformer), of those
+    beside a matrix that multiplies 0 by design: all values are then one, whatever q and k are (DETR's queries), and of
+    q and k between the rows of an alignment, of which there is one here (AlphaFold 2)."""
     beside = tuple(f"{name.rsplit('.', 2)[0]}.{letter}" for name in made.idle for letter in "qkv")
-    return {path for path in layers if ".wide." in path or path in beside}
+    alone = ("columns.attention.q", "columns.attention.k")
+    return {path for path in layers if ".wide." in path or path in beside or path.endswith(alone)}

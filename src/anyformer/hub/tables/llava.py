@@ -9,7 +9,7 @@ from typing import Any
 
 from anyformer.core.value import nearest
 from anyformer.hub.tables import clip
-from anyformer.hub.tables.config import ACTS, Lens, Line, Same, hyperparameters, key, must, quiet, read, write
+from anyformer.hub.tables.config import ACTS, Lens, Line, Same, key, must, quiet, read, write
 from anyformer.hub.tables.llama import llama_rows, window_config
 from anyformer.hub.tables.nested import Within
 from anyformer.hub.tables.qwen2 import HEAD_DIM, WINDOW
@@ -80,8 +80,8 @@ class Language(Within):
             words = words if TIE in before else {k: v for k, v in words.items() if k != TIE}
         return {self.names[0]: words} | levels
 
-    def hyperparameters(self) -> set[str]:
-        return {f"{self.fields[0]}.{name}" for entries in TEXTS.values() for name in hyperparameters(entries)}
+    def tables(self) -> tuple[Lens, ...]:
+        return tuple(entry for entries in TEXTS.values() for entry in entries)
 
     def _read(self, inner: Mapping[str, Any], path: str) -> tuple[Any, list[Line]]:
         family = inner.get("model_type", "llama")

@@ -26,6 +26,10 @@ class Within(Lens):
     cls: Any = None
     entries: tuple[Lens, ...] = ()
 
+    def tables(self) -> tuple[Lens, ...]:
+        """All entries that a config one level down can have."""
+        return self.entries
+
     def values(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         configs = {name: self._read(inner, path)[0] for name, inner, path in self._inner(config, where)}
         first, *others = configs
@@ -50,7 +54,7 @@ class Within(Lens):
         return empty | {name: write(self.entries, inner, {}, origin.get(name) or {}) for name in names}
 
     def hyperparameters(self) -> set[str]:
-        return {f"{self.fields[0]}.{name}" for name in hyperparameters(self.entries)}
+        return {f"{self.fields[0]}.{name}" for name in hyperparameters(self.tables())}
 
     def _read(self, inner: Mapping[str, Any], path: str) -> tuple[Any, list[Line]]:
         return read(self.entries, inner, self.cls, {}, where=path)
