@@ -16,7 +16,6 @@ from anyformer.contract.probe import ATOL, close, draw
 from anyformer.contract.subjects import Subject, apart_from_tiny
 from anyformer.core import hyper, pages
 from anyformer.hub.tables.weights import Hub
-from anyformer.parts.folding.triangles import TriangleAttention
 from anyformer.parts.positions import Scaling
 
 ROOM = 1152  # tokens: the longer context of `tiny`
@@ -64,7 +63,7 @@ def parity_of_long_texts(subject: Subject, hub: Hub) -> float:
     """Texts of 257 and 1,100 tokens: outputs and hidden states are the oracle's. Proteins have `RESIDUES`: pairs cost
     the cube of the length."""
     longer = stretched(subject)
-    sizes = (RESIDUES,) if subject.holds(TriangleAttention) else LENGTHS
+    sizes = (RESIDUES,) if subject.outline.pairs else LENGTHS
     side, rng, each = meet(longer, hub), random.Random(50), positions_each(longer)
     return max(compare(side, draw(longer, rng, [n // each], source=[300]), f"{n} tokens") for n in sizes)
 
