@@ -44,11 +44,9 @@ def chat(
         ignore: keys of the files that are read as if they were not there.
     """
     if tools:
-        from anyformer.generate.calculator import INCLUDED
+        from anyformer.generate.calculator import included
 
-        if unknown := [name for name in tools if name not in INCLUDED]:
-            raise ValueError(f"--tools: {unknown[0]} is not included; there is {', '.join(INCLUDED)}")
-        options = {**options, "tools": [INCLUDED[name] for name in tools], "tool_choice": tool_choice,
+        options = {**options, "tools": included(tools, "--tools"), "tool_choice": tool_choice,
                    "max_calls": max_calls, "max_seconds": max_seconds}  # fmt: skip
     loaded = models.load(model, task=task, ignore=ignore)
     begin: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from anyformer.generate.tools import Tool
@@ -92,3 +92,14 @@ CALCULATOR = Tool(
     calculate,
 )
 INCLUDED = {CALCULATOR.name: CALCULATOR}
+
+
+def included(names: Sequence[str], option: str = "tools") -> list[Tool]:
+    """The included tools of these names.
+
+    Raises:
+        ValueError: for another name, with the option that holds it.
+    """
+    if unknown := [name for name in names if name not in INCLUDED]:
+        raise ValueError(f"{option}: {unknown[0]} is not included; there is {', '.join(INCLUDED)}")
+    return [INCLUDED[name] for name in names]

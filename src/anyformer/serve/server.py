@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from anyformer.generate.calculator import INCLUDED
+from anyformer.generate.calculator import included
 from anyformer.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def serve(
         from anyformer.serve.engine import Engine
     except ImportError as error:
         raise ImportError(f"serve needs `pip install 'anyformer[serve]'` ({error})") from None
-    if unknown := [name for name in tools if name not in INCLUDED]:
-        raise ValueError(f"tools: {unknown[0]} is not included; there is {', '.join(INCLUDED)}")
+    included(tools)
     keys = [key] if isinstance(key, str) else list(key or ())
     check_keys(host, keys)
     known = served(list(names), list(places or names), list(models))

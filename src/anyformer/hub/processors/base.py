@@ -59,3 +59,15 @@ class Processor(ABC):
     @abstractmethod
     def words(self) -> dict[str, Any]:
         """The steps as keys of a file."""
+
+
+def listed(media: Any) -> list[Any]:
+    """The sounds of a call: one, or those of a list.
+
+    Raises:
+        ValueError: for an empty list.
+    """
+    several = media if isinstance(media, list) else [media]
+    if not several:
+        raise ValueError("there are no sounds: the list is empty")
+    return several

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from anyformer.hub.processors.base import Origin, Processor
+from anyformer.hub.processors.base import Origin, Processor, listed
 from anyformer.hub.processors.keys import CLASS
+from anyformer.hub.processors.waves import padded
 from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
 from anyformer.media.sound import sound
 
@@ -51,18 +51,7 @@ class CodecProcessor(Processor):
         Raises:
             ValueError: for anything but sounds.
         """
-        several = media if isinstance(media, list) else [media]
-        if not several:
-            raise ValueError("there are no sounds: the list is empty")
-        rows = [self.samples(one) for one in several]
-        lengths = torch.tensor([len(row) for row in rows])
-        values = torch.zeros(len(rows), int(lengths.max()), self.channels)
-        for place, row in zip(values, rows, strict=True):
-            place[: len(row)] = torch.from_numpy(row)
-        made = {"input_values": values}
-        if int(lengths.min()) < values.shape[1]:
-            made["attention_mask"] = (torch.arange(values.shape[1]) < lengths[:, None]).long()
-        return made
+        return padded([self.samples(one) for one in listed(media)])
 
     def samples(self, medium: Any) -> np.ndarray:
         """The samples of one sound, (N, C) float32."""

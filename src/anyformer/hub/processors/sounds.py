@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anyformer.hub.formats.guard import short
-from anyformer.hub.processors.base import Origin, Processor
+from anyformer.hub.processors.base import Origin, Processor, listed
 from anyformer.hub.processors.keys import CLASS
 from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
 from anyformer.media.mels import filters, log_mels
@@ -75,11 +75,8 @@ class SoundProcessor(Processor):
         Raises:
             ValueError: for anything but sounds, and for a sound longer than the window, which would be cut.
         """
-        several = media if isinstance(media, list) else [media]
-        if not several:
-            raise ValueError("there are no sounds: the list is empty")
         made = []
-        for one in (sound(item) for item in several):
+        for one in (sound(item) for item in listed(media)):
             samples = one.at(self.rate).samples
             if len(samples) > self.samples:
                 raise ValueError(

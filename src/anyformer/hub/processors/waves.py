@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyformer.hub.processors.base import Origin, Processor
+from anyformer.hub.processors.base import Origin, Processor, listed
 from anyformer.hub.processors.keys import CLASS
 from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
 from anyformer.media.sound import sound
@@ -52,10 +52,7 @@ class WaveProcessor(Processor):
         Raises:
             ValueError: for anything but sounds.
         """
-        several = media if isinstance(media, list) else [media]
-        if not several:
-            raise ValueError("there are no sounds: the list is empty")
-        return padded([self.samples(one) for one in several])
+        return padded([self.samples(one) for one in listed(media)])
 
     def samples(self, medium: Any) -> np.ndarray:
         """The samples of one sound, (N,) float32."""
@@ -78,9 +75,9 @@ class WaveProcessor(Processor):
 
 
 def padded(rows: list[np.ndarray]) -> dict[str, Tensor]:
-    """Rows of samples as a batch: 0 on the right, and a mask where the lengths differ."""
+    """Rows of samples, (N,) or (N, C), as a batch: 0 on the right, and a mask where the lengths differ."""
     lengths = torch.tensor([len(row) for row in rows])
-    values = torch.zeros(len(rows), int(lengths.max()))
+    values = torch.zeros(len(rows), int(lengths.max()), *rows[0].shape[1:])
     for place, row in zip(values, rows, strict=True):
         place[: len(row)] = torch.from_numpy(row)
     made = {"input_values": values}
