@@ -100,7 +100,7 @@ def _place(part: Any, paths: dict[Any, str]) -> str:
 
 @contextmanager
 def _branches(stack: Any, paths: dict[Any, str]) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """What each branch adds to the stream, with the factor of the stream in that sum, in order; the last stream; and
+    """Additions of each branch to the stream, with the factor of the stream in that sum, in order; the last stream; and
     the mixed values of heads, (B, T, H K)."""
     added: dict[str, Any] = {}
     mixed: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ from anyformer.skeletons.stack import Blocks
 
 @dataclass(frozen=True)
 class Lens:
-    """What the head would say behind each block.
+    """The answer of the head behind each block.
 
     Args:
         layers: the paths, "embed" first: the stream before the first block.

@@ -35,7 +35,7 @@ PAGE = Path(__file__).with_name("report.html")
 
 @dataclass(frozen=True)
 class Report:
-    """What explains one answer.
+    """The explanation of one answer.
 
     Args:
         data: what the page shows, plain values.

@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Looked:
-    """Where a model looked when it wrote a token.
+    """The attention of a model that wrote a token.
 
     Attributes:
         tokens: of the text as labels: the prompt and the answer; of an encoder-decoder the target alone.

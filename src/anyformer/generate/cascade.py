@@ -137,7 +137,7 @@ def stage(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> Tensor:
-    """What one stage writes after its segments: (B, T, Q), Q = 1 of semantic codes.
+    """The codes that one stage writes after its segments: (B, T, Q), Q = 1 of semantic codes.
 
     Args:
         given: the segments that it reads: tokens of the text (B, S), codes of the others (B, T, Q).

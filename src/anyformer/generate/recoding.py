@@ -74,7 +74,7 @@ def processor_of(model: Any) -> CodecProcessor:
 
 
 def bits_a_second(model: Any, coded: Coded) -> float:
-    """What the codes of a sound take."""
+    """Bits that the codes of a sound take in a second."""
     codes = coded.codes[0]
     seconds = int(coded.counts[0]) / model.rate
     loud = 0 if coded.scales is None else 32 * coded.scales.shape[1]

@@ -338,7 +338,7 @@ class Reader:
         self.calls, self.held = calls, ""
 
     def put(self, text: str) -> str:
-        """What of the text so far is content, and was not given before."""
+        """The content of the text so far that was not returned before."""
         if not self.calls:
             return text
         self.held += text

@@ -57,7 +57,7 @@ def client_of(request: Request) -> str:
 
 
 def owner_of(request: Request) -> str:
-    """Who may share what a request sent: its key, or without keys its address."""
+    """The sharer of what a request sent: its key, or without keys its address."""
     return getattr(request.state, "owner", "") or client_of(request)
 
 

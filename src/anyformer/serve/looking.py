@@ -46,7 +46,7 @@ def _drawn(one: Served) -> bytes:
 
 @router.post("/attention", responses=ERRORS)
 async def attention(request: Request, body: Attend) -> JSONResponse:
-    """Where every head looked when the model wrote a token of an answer.
+    """The attention of every head to the text when the model wrote a token of an answer.
 
     `weights` is base64: for each layer, head and key one byte b; the weight is (b / 255)^2.
     """

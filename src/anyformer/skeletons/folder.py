@@ -131,7 +131,7 @@ class Folder(Skeleton, Part):
         return x[:, 0], z, self.structure(x[:, 0], z, flow, chain)
 
     def _pairs(self, given: Tensor, flow: Flow) -> Tensor:
-        """What pairs are before the first pass, (B, L, L, C)."""
+        """Pairs before the first pass, (B, L, L, C)."""
         if self.first is not None:
             return self.first(flow)
         return given.new_zeros(()).expand(*given.shape[:2], given.shape[1], self.pair_dim)

@@ -164,7 +164,7 @@ def _surprise(scores: Tensor, number: Tensor, keep: Tensor) -> Tensor:
 
 
 def lddt(mine: Tensor, true: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """How many distances of each residue are kept, and how many there are: (B, L, 3) -> (B, L) twice.
+    """Numbers of kept distances and of all distances for each residue: (B, L, 3) -> (B, L) twice.
 
     lDDT is the first over the second (Mariani et al., 2013): a distance below 15 angstrom to another residue is kept to
     a quarter for each of the steps 0.5, 1, 2 and 4 angstrom that its error does not reach.

@@ -51,7 +51,7 @@ class Choice:
 
 @dataclass
 class Report:
-    """What the programs of a model are, and how good."""
+    """The programs of a model and their quality."""
 
     precision: str
     threads: int

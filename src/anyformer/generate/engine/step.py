@@ -55,7 +55,7 @@ class Held:
 
 @dataclass
 class Plan:
-    """What a model needs of a graph: the state of its mixers, and whether it reads several tokens at once."""
+    """Needs of a model for a graph: the state of its mixers, and whether it reads several tokens at once."""
 
     held: list[Held] = field(default_factory=list)
     reaches: tuple[int, ...] = ()

@@ -41,7 +41,7 @@ class RelativePositions(Part):
 
 
 class Recycling(PairPart):
-    """What the next pass reads of the last one: normed residues and pairs, and the distances of its structure
+    """Results of the last pass that the next one reads: normed residues and pairs, and the distances of its structure
     (algorithm 32). They carry no gradient. The first pass reads zeros.
 
     Shape: residues (B, L, D), pairs (B, L, L, C), atoms (B, L, 14, 3) -> (B, L, D), (B, L, L, C).

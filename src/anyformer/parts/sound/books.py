@@ -61,7 +61,7 @@ class Book(Part):
 
 @dataclass
 class Seen:
-    """What a book stood for since the last step: the number (V,) and sum (V, D) of the vectors of each code, and some
+    """The use of a book since the last step: the number (V,) and sum (V, D) of the vectors of each code, and some
     of them, (S, D)."""
 
     counts: Tensor

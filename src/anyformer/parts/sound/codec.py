@@ -20,7 +20,7 @@ NORMS, PADS = ("weight", "group"), ("reflect", "constant", "replicate")
 
 @dataclass(frozen=True)
 class Convolutions(Value):
-    """What both sides of a codec share.
+    """Options that both sides of a codec share.
 
     Attributes:
         filters: W of the layer next to the samples; each stage towards the vectors doubles it.

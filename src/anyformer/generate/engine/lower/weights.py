@@ -87,7 +87,7 @@ class Matrices:
 
 
 class Writer(Protocol):
-    """What writes nodes into a graph; a value is what it returned before, or an input of the product."""
+    """A writer of nodes into a graph; a value is what it returned before, or an input of the product."""
 
     def node(self, kind: str, inputs: Sequence[Any], outputs: int = 1, domain: str = "", **attributes: Any) -> Any: ...
 
