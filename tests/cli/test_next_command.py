@@ -12,7 +12,8 @@ import soundfile
 from PIL import Image
 
 from anyformer.media.proteins import pdb_text
-from anyformer.train.next_command import VERBS, next_command
+from anyformer.train.next_command import next_command
+from anyformer.train.tasks.registry import KINDS
 
 SENTENCES = [f"the {a} cat {b} on the mat number {i}" for i, (a, b) in enumerate([("old", "sat"), ("new", "ran")] * 15)]
 ENCODER = ("--model", "bert", "--size", "tiny", "--vocab", "300")
@@ -119,7 +120,7 @@ def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
 
 
 def check(cli, words: list[str], task: str, folder: Path) -> None:
-    assert words[:2] == ["anyformer", VERBS[task]]
+    assert words[:2] == ["anyformer", KINDS[task].verb]
     place = {"finetune": 3, "detect": -1, "transcribe": -1}.get(words[1], 2)
     assert words[place] == str(folder)  # the run stands for its model
     short = {"finetune": ["--steps", "2", "--batch", "4", "--out", str(folder / "tuned"), "--device", "cpu"]}
@@ -140,7 +141,7 @@ def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:
 
 
 def test_every_task_is_here() -> None:
-    assert {*TRAIN, *TUNE} == set(VERBS)
+    assert {*TRAIN, *TUNE} == set(KINDS)
 
 
 @pytest.mark.parametrize("task", TRAIN)

@@ -151,7 +151,7 @@ def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -
 def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
     fresh: list[str] = []
-    lm = model_setup.with_processor(lm) if kind in registry.MEDIA else lm
+    lm = model_setup.with_processor(lm) if registry.KINDS[kind].media else lm
     if kind == "ctc" and ctc_head(lm) is None:
         said = tables.words(tables.read(options.data, options.fields), ("sound", "text"))
         lm, fresh = model_setup.with_letters(lm, said, options.seed)

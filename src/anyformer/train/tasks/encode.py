@@ -43,6 +43,7 @@ from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
 from anyformer.train.tasks import sounds
+from anyformer.train.tasks.registry import KINDS
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        apart = ("images", "contrast", "units", "reconstruct")
-        return self.task not in apart and self.columns != ("image", "label")
+        return KINDS[self.task].text and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
