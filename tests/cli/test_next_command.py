@@ -29,6 +29,8 @@ TRAIN = {
     "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
     "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
     "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
+    "draw": ("--model", "dalle", "--size", "tiny", "--overrides.text", "40", "--vocab", "300", "--codes", "CODES",
+             "--data", "CAPTIONS"),
     "reconstruct": ("--model", "dvae", "--size", "tiny", "--data", "PICTURES"),
     "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
@@ -46,7 +48,7 @@ TRAIN = {
 TUNE = {  # task -> what it starts from, and its rows
     "write": ("causal", "PAIRS"), "seq2seq": ("seq2seq", "PAIRS"), "classify": ("masked", "TEXTS"),
     "tag": ("masked", "WORDS"), "embed": ("masked", "TWINS"), "images": ("images", "PICTURES"),
-    "match": ("match", "CAPTIONS"), "paint": ("paint", "PICTURES"),
+    "match": ("match", "CAPTIONS"), "paint": ("paint", "PICTURES"), "draw": ("draw", "CAPTIONS"),
 }  # fmt: skip
 WAYS = {"write": "lora", "seq2seq": "full", "classify": "lora", "tag": "full", "match": "full"}
 
@@ -134,6 +136,8 @@ def check(cli, words: list[str], task: str, folder: Path) -> None:
 def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:
     """The folder of a run, made once, and the command that it printed."""
     folder = places["HOME"] / f"train-{task}"
+    if task == "draw":
+        places = {**places, "CODES": trained(cli, places, "reconstruct")[0]}
     if not folder.exists():
         argv = ("train", *TRAIN[task], "--steps", "2", "--batch", "4", "--out", str(folder))
         (places["HOME"] / f"{task}.json").write_text(json.dumps(run(cli, places, *argv)))

@@ -77,7 +77,7 @@ def _words(
         return [*(["SOUND"] if source.startswith(HUB) else _first_sound(source, fields)), "--out", "again.wav"]
     if task == "reconstruct":
         return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
-    if task == "paint":
+    if task in ("paint", "draw"):
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)
         text = classes[:1] or (["A picture."] if hub else _of_rows(task, source, fields))

@@ -14,6 +14,7 @@
 | detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
+| draw     | Drawer            | write the codes of an image after its text        | rows with `image` and `text`      |
 | reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
 | reconst… | Codec             | say a sound by codes, and the sound again         | rows with `sound`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
@@ -49,6 +50,7 @@ from anyformer.skeletons.codec import Codec
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
+from anyformer.skeletons.drawer import Drawer
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -62,6 +64,7 @@ from anyformer.skeletons.staged import StagedLM
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
+    (Drawer, "input_ids"): ("draw",),
     (StagedLM, "input_ids"): (),  # its ids are codes of several segments: `train.fit`
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
@@ -127,6 +130,7 @@ KINDS = {
     "images": Kind("classify", (("image", "label"),), text=False, media=True, shown=True, head="classify"),
     "match": Kind("classify", (("image", "text"),), media=True, shown=True),
     "paint": Kind("paint", (("image", "label"), ("image", "text")), media=True),
+    "draw": Kind("paint", (("image", "text"),), media=True),
     "caption": Kind("caption", (("image", "prompt", "response"), ("image", "text")), media=True, shown=True),
     "classify": Kind("classify", (("text", "label"),), roles=ROUND, around=BOTH, head="classify"),
     "ctc": Kind("transcribe", (("sound", "text"),), media=True),
@@ -207,7 +211,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = kind.roles
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if kind.text and task not in ("causal", "caption", "ctc"):
+    if kind.text and task not in ("causal", "caption", "ctc", "draw"):
         begin, end = kind.around or ("", tokenizer.roles["eos_token"])
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
