@@ -12,6 +12,7 @@ alternatives this is; prompt look-up: Saxena, 2023).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -47,11 +48,12 @@ class Speculation(Decoding):
         """The next tokens of the row: (row, token), at least one unless the text ends here."""
         self.passes += 1
         room = self.options.max_new_tokens - self.count - 1
-        guess = [] if self.new is None else self.seen.guess(min(GUESSED, room))
+        found = [] if self.new is None else self.seen.guess(min(GUESSED, room))
+        guess = list(itertools.takewhile(lambda token: token not in self.model.placeholders, found))  # no new picture
         if not guess:
-            found = super().step()
-            self.seen.add(token for _, token in found)
-            return found
+            drawn = super().step()
+            self.seen.add(token for _, token in drawn)
+            return drawn
         assert self.state is not None and self.new is not None
         row, unread, before = self.rows[0], self.new, self.state.length
         self.state.mark()
