@@ -22,7 +22,7 @@ CALLS = {
     "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"), "answer": ("MODEL", "ROWS"),
     "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"), "fold": ("MODEL", "FASTA"),
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
-    "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
+    "inspect": ("MODEL",), "show": ("MODEL", "a.png"), "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -45,6 +45,7 @@ HEADLESS = {
     "paint",
     "reconstruct",
     "compose",
+    "show",
     "serve",
     "train",
     "finetune",

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,8 +39,9 @@ def test_multiple_choice_is_scored_as_the_model_scores_it(server, folders, tmp_p
     out = tmp_path / "out"
     arguments = f"base_url={server.url}/v1/completions,model=llama,tokenizer={folders['llama']}"
     done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments, "--tasks", "own_choice",
-         "--include_path", str(tmp_path), "--output_path", str(out), "--log_samples", "--batch_size", "1"],
+        [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments,
+         "--tasks", "own_choice", "--include_path", str(tmp_path), "--output_path", str(out),
+         "--log_samples", "--batch_size", "1"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr[-2000:]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
@@ -63,7 +63,7 @@ def generate(
     if json or len(prompt) > 1 or search:
         texts = write(loaded, prompt, **media, **options)
         pairs = [{"prompt": p, "text": t} for p, t in zip(prompt, texts, strict=True)]
-        print(show.dump(pairs) if json else "\n\n".join(p + t for p, t in zip(before, texts, strict=True)))
+        print(plain.dump(pairs) if json else "\n\n".join(p + t for p, t in zip(before, texts, strict=True)))
         return
     some = {name: value for name, value in options.items() if name not in NO_SEARCH}
     pieces = stream(loaded, prompt[0], **media, **some)

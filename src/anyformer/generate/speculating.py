@@ -12,6 +12,7 @@ alternatives this is; prompt look-up: Saxena, 2023).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,9 +58,9 @@ class Speculation(Decoding):
         self.passes += 1
         guess = [] if self.new is None else self._guess(self.options.max_new_tokens - self.count - 1)
         if not guess:
-            found = super().step()
-            self.seen.add(token for _, token in found)
-            return found
+            drawn = super().step()
+            self.seen.add(token for _, token in drawn)
+            return drawn
         assert self.state is not None and self.new is not None
         row, unread, before = self.rows[0], self.new, self.state.length
         self.state.mark()
@@ -84,7 +85,8 @@ class Speculation(Decoding):
     def _guess(self, room: int) -> list[int]:
         """Tokens that may come next, at most `room`, chosen as the text is, by draws that leave its own alone."""
         if isinstance(self.seen, Lookup):
-            return self.seen.guess(min(GUESSED, room))
+            guess = self.seen.guess(min(GUESSED, room))
+            return list(itertools.takewhile(lambda token: token not in self.model.placeholders, guess))  # no new medium
         ahead = self.sampler.fork()
         return self.seen.guess(room, lambda scores, i: max(0, int(ahead.choose(self.ruled(scores, self.count + i)))))
 
