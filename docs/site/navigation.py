@@ -35,6 +35,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "flamingo.md": "docs/flamingo.md",
         "dalle.md": "docs/dalle.md",
         "multimodal.md": "docs/multimodal.md",
+        "traps.md": "docs/traps.md",
         "proteins.md": "docs/proteins.md",
         "decisions.md": "docs/decisions.md",
         "series.md": "docs/series.md",

@@ -157,7 +157,8 @@ class FinetuneOptions(RunOptions):
         model: real weights by name (minilm, smollm2 …), a model directory, a .gguf file, or a hub id.
         data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with text and label; words and
             labels; prompt and response; source and target; messages; anchor and positive; or text; of images a folder
-            CLASS/NAME.png, or rows with image and label. Several: a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
+            CLASS/NAME.png, or rows with image and label; of a detector COCO's JSON, or a folder of VOC's XML. Several:
+            a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
         method: full: every weight is trained; lora, dora: low-rank adapters are; qlora: adapters on weights in 4 bits.
         task: see `train.tasks.encode`; auto: inferred from the columns of the examples.
         overrides: hyperparameters that differ from those of its files: --overrides.task none reads them without their
@@ -196,6 +197,7 @@ class FinetuneOptions(RunOptions):
         "caption",
         "paint",
         "draw",
+        "detect",
         "answer",
         "reconstruct",
     ] = "auto"
