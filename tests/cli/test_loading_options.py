@@ -25,6 +25,7 @@ CALLS = {
     "inspect": ("MODEL",), "count": ("MODEL", "--tokens", "4"), "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
+    "compress": ("MODEL", "--to", "int8", "--group", "8", "--out", "OUT", "--max-kld", "9"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
 }  # fmt: skip
@@ -108,7 +109,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "explain", "inspect", "count", "draw", "diff", "convert", "train", "finetune")
+    takes = ("generate", "chat", "embed", "explain", "inspect", "count", "draw", "diff", "convert", "compress", "train",
+             "finetune")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 
 

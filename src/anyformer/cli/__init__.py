@@ -23,7 +23,7 @@ from anyformer.core.value import nearest
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
          "caption", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
-         "explain", "inspect", "count", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+         "explain", "inspect", "count", "draw", "diff", "verify", "convert", "compress", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -54,6 +54,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
+    ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("choose a model", "anyformer ls"),
 )
 
