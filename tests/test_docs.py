@@ -120,6 +120,17 @@ def test_the_python_about_understanding_runs_and_prints_what_it_says(capsys: pyt
         assert capsys.readouterr().out == output
 
 
+def test_the_commands_about_smaller_models_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyformer.cli import main
+
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "compress.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    for command in "".join(blocks).splitlines():
+        assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_commands_about_understanding_run_on_the_real_model(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

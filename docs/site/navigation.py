@@ -25,6 +25,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
         "distributed.md": "docs/distributed.md",
+        "compress.md": "docs/compress.md",
         "understanding.md": "docs/understanding.md",
         "long-context.md": "docs/long-context.md",
         "translation.md": "docs/translation.md",

@@ -23,7 +23,7 @@ from anyformer.core.value import nearest
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
          "caption", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
-         "explain", "inspect", "show", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+         "explain", "inspect", "count", "show", "draw", "diff", "verify", "convert", "compress", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -50,10 +50,12 @@ GOALS = (  # (what somebody wants to do, the command)
     ("see why it said that", 'anyformer explain smollm2 "The capital of France is"'),
     ("inspect a model", "anyformer inspect smollm2"),
     ("show what it sees", "anyformer show runs/clothes boot.png"),
+    ("know what it costs", "anyformer count llama --size 7b"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
+    ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("choose a model", "anyformer ls"),
 )
 

@@ -24,6 +24,7 @@ from anyformer.hub.pooling import write_pooling
 from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import COUNTER, RUNNING, Hub, links
+from anyformer.parts.quantised import KEY, described
 
 VERSION = "0.35.0"  # of diffusers, whose layout and keys are written
 
@@ -85,6 +86,7 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
     if published is None:
         tensors = dict(ours)
         config: dict[str, Any] = {"model_type": NATIVE, "recipe": model.recipe.to_json()}
+        config |= {KEY: grids} if (grids := described(model)) else {}
     else:
         hub, architecture, config = published
         for link in links(hub.weights(model.config), ours):
@@ -148,6 +150,8 @@ def own_format_because(model: Any) -> str | None:
 
 def _published(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
     """The result of `hub_for`, or the reason why no published format can express this model."""
+    if described(model):
+        return "its matrices are in few bits"
     if model.page is None:
         return "no page describes it"
     page = pages.page(model.page)
