@@ -23,6 +23,7 @@ def explain(
     head: str | None = None,
     tolerance: float = 0.01,
     points: int = 256,
+    routers: str = "half",
     out: str = "report.html",
     json: bool = False,
     task: str | None = None,
@@ -36,8 +37,8 @@ def explain(
             input.
         target: a token or a class, by default the likeliest one; "A - B" explains why A and not B. On the command line
             it is called `--for`.
-        method: of the shares: ig (integrated gradients), grad (gradient x input), occlusion; by default ig, and
-            occlusion where ig is not complete, which is said.
+        method: of the shares: ig (integrated gradients), grad (gradient x input), occlusion, relevance
+            (layer-wise, with its ledger); by default ig, and occlusion where ig is not complete, which is said.
         baseline: what stands for no information: mean, zeros, pad, blur, or a token.
         answer: what the model wrote behind the text, or of the source, before the target.
         at: the position of the target, of a model with a score at each; by default the last one of a decoder. Of a
@@ -45,6 +46,8 @@ def explain(
         head: of a model with several heads, its name.
         tolerance: of ig: what the shares may miss, as a share of the change of the score.
         points: of ig, at most.
+        routers: of experts, for relevance: half (an expert's weight and output share their product) or fixed (the
+            weight is a constant).
         out: the HTML file to write.
         json: print the report as JSON, without maps and pictures, and write no file.
         task: read another class of the same files.
@@ -61,7 +64,7 @@ def explain(
     reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer)
     made = report(
         loaded, reading, parsed(target), method, name=model, baseline=_baseline(baseline), at=at, head=head,
-        tolerance=tolerance, points=points,
+        tolerance=tolerance, points=points, routers=routers,
     )  # fmt: skip
     if json:
         print(show.dump(made.json()))
@@ -85,13 +88,33 @@ def lines(data: dict[str, Any]) -> list[str]:
     shares = data["attribution"]
     if "error" in shares:
         return found
-    found.append(f"score {shares['score']:.4g}, of the baseline {shares['base']:.4g}; shares ({shares['method']}):")
+    of = "biases, positions and remainders" if "ledger" in shares else "the baseline"
+    found.append(f"score {shares['score']:.4g}, of {of} {shares['base']:.4g}; shares ({shares['method']}):")
     rows = []
     for each in shares["inputs"]:
         names = each.get("labels") or [f"{each['name']} {i}" for i in range(len(each["values"]))]
         rows += list(zip(names, each["values"], strict=True))
     rows.sort(key=lambda row: -abs(row[1]))
-    return [*found, show.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,))]
+    found.append(show.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,)))
+    return [*found, *(ledger(shares["ledger"], shares["score"]) if "ledger" in shares else [])]
+
+
+def ledger(made: dict[str, Any], score: float) -> list[str]:
+    """What the score is the sum of, by part and layer."""
+    kinds = list(made["added"])
+    heads = ("ledger", "stream before", *kinds, "beside", "stream behind")
+    lines = [heads, *((f"input {name}", "", *[""] * len(kinds), "", f"{value:+.4g}")
+                      for name, value in made["inputs"].items())]  # fmt: skip
+    for row in made["rows"]:
+        ends = [("" if row[end] is None else f"{row[end]:+.4g}") for end in ("stream", "behind")]
+        small = abs(row["beside"]) <= 1e-4 * abs(score)
+        added = [f"{row['added'][kind]:+.3g}" if row["added"][kind] else "" for kind in kinds]
+        lines.append((row["name"], ends[0], *added, "" if small else f"{row['beside']:+.3g}", ends[1]))
+    lines.append(("sum", "", *(f"{made['added'][kind]:+.3g}" for kind in kinds), "", f"{score:+.4g}"))
+    total = sum(made["inputs"].values()) + sum(made["added"].values())
+    return [show.table(lines, right=tuple(range(1, len(heads)))),
+            f"inputs + all that was added = {total:.10g}; score {score:.10g}; missing {made['missing']:.2g}; "
+            f"routers of experts: {made['routers']}"]  # fmt: skip
 
 
 def _baseline(text: str) -> Any:

@@ -24,6 +24,7 @@ from anyformer.explain.labels import labels
 from anyformer.explain.lens import lens
 from anyformer.explain.maps import attention_maps, packed
 from anyformer.explain.reading import Reading
+from anyformer.explain.relevance import Ledger
 from anyformer.explain.target import Goal, Target, goal
 from anyformer.generate.classifying import names_of
 
@@ -77,6 +78,7 @@ def report(
     head: str | None = None,
     tolerance: float = 1e-2,
     points: int = 256,
+    routers: str = "half",
 ) -> Report:
     """Shares of the input, the lens, direct shares of branches and heads, and all attention maps, of one answer.
 
@@ -101,7 +103,7 @@ def report(
                 tried.append(
                     attribute(
                         model, reading.inputs, target, way, baseline=baseline, at=at, head=head, tolerance=tolerance,
-                        points=points,
+                        points=points, routers=routers,
                     )
                 )  # fmt: skip
                 return _attribution(model, explained, tried[0], str(baseline)) | {"note": note}
@@ -152,7 +154,18 @@ def _attribution(model: Any, explained: Explained, made: Attribution, baseline: 
     inputs = [_unit(model, explained, f, made.values[n][0]) for n, f in explained.features.items()]
     score, base, residual = (float(v[0]) for v in (made.score, made.base, made.residual))
     return {"method": made.method, "baseline": baseline, "score": score, "base": base, "residual": residual,
-            "points": made.points, "inputs": inputs}  # fmt: skip
+            "points": made.points, "inputs": inputs} | (
+            {} if made.ledger is None else {"ledger": _ledger(made.ledger)})  # fmt: skip
+
+
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    """The ledger of relevance as plain values: the sums, and a row for each layer and part."""
+    rows = [
+        {"name": r.name, "stream": r.stream, "beside": r.beside, "behind": r.behind, "added": r.added}
+        for r in ledger.rows
+    ]
+    return {"inputs": ledger.inputs, "added": ledger.added, "rows": rows, "missing": ledger.missing,
+            "routers": ledger.routers}  # fmt: skip
 
 
 def _unit(model: Any, explained: Explained, feature: Feature, values: Tensor) -> dict[str, Any]:
