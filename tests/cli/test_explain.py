@@ -66,3 +66,15 @@ def test_relevance_prints_its_ledger(cli, decoder, tmp_path):
     made = json.loads(said)["attribution"]
     total = sum(made["ledger"]["inputs"].values()) + sum(made["ledger"]["added"].values())
     assert total == pytest.approx(made["score"], rel=1e-4) and made["ledger"]["rows"]
+
+
+def test_roles_and_neurons_are_sections(cli, decoder, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat sat on a mat\n\na dog sat on a cat, and a mat\n")
+    out = tmp_path / "a.html"
+    for method, word in (("roles", "the position before"), ("neurons", "ffn")):
+        code, said, err = cli("explain", decoder, "a cat", "--method", method, "--texts", texts, "--out", out)
+        assert code == 0 and word in said, err
+        assert f'"{method}":' in out.read_text()
+    code, _, err = cli("explain", decoder, "a cat", "--texts", texts)
+    assert code == 2 and "add --method roles or --method neurons" in err

@@ -102,7 +102,7 @@ class Linearised(TorchFunctionMode):
         for module in self._names:
             self._exits.callback(module.register_forward_pre_hook(self._enter(module in layers)).remove)
             self._exits.callback(module.register_forward_hook(self._leave(module in layers), always_call=True).remove)
-        self._exits.enter_context(_once())
+        self._exits.enter_context(once())
         self._exits.enter_context(self._by_hand())
         super().__enter__()
         return self
@@ -217,7 +217,7 @@ class Linearised(TorchFunctionMode):
 
 
 @contextmanager
-def _once() -> Iterator[None]:
+def once() -> Iterator[None]:
     """Parts keep what their backward pass needs, instead of running again in it, outside of the rules."""
 
     def plainly(run: Callable[..., Any], *args: Any, use_reentrant: bool) -> Any:

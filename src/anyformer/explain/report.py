@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from anyformer.explain.attribution import Attribution, attribute
 from anyformer.explain.direct import direct
 from anyformer.explain.features import Explained, Feature
+from anyformer.explain.findings import findings
 from anyformer.explain.integral import Incomplete
 from anyformer.explain.labels import labels
 from anyformer.explain.lens import lens
@@ -79,11 +80,14 @@ def report(
     tolerance: float = 1e-2,
     points: int = 256,
     routers: str = "half",
+    more: str | None = None,
+    texts: Sequence[str] = (),
 ) -> Report:
     """Shares of the input, the lens, direct shares of branches and heads, and all attention maps, of one answer.
 
     A section that this model has no rule for holds the reason in its place. Arguments as of `attribute`; `method` None:
-    ig, and occlusion where ig is not complete, which the report says.
+    ig, and occlusion where ig is not complete, which the report says. `more`: "roles" of heads or "neurons", a section
+    of their own; `texts`, where they are looked up.
 
     Raises:
         ValueError: for a wrong target, method, baseline or input.
@@ -124,6 +128,8 @@ def report(
         "direct": _or_why(lambda: _direct(model, reading, target, at, head)),
         "maps": packed(maps), "missing": missing, "axes": _axes(model, explained),
     }  # fmt: skip
+    if more is not None:
+        data[more] = _or_why(lambda: findings(model, explained, more, target, texts, at, head))
     return Report(data, tried[0] if tried else None)
 
 
