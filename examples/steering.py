@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="*", default=[-4, -2, -1, 0, 1, 2, 4])
     options = parser.parse_args()
     lexicon = dict[str, float]()
-    for line in options.lexicon.read_text(encoding="utf-8").splitlines():
+    for line in options.lexicon.read_text(encoding="utf-8", errors="replace").splitlines():
         word, rating, *_ = line.split("\t")
         lexicon[word] = float(rating)
     model = af.load(find(options.model)).eval()

@@ -22,7 +22,7 @@ def explain(
     at: int | None = None,
     head: str | None = None,
     tolerance: float = 0.01,
-    points: int = 256,
+    points: int = 1024,
     routers: str = "half",
     texts: str | None = None,
     out: str = "report.html",
@@ -34,10 +34,10 @@ def explain(
 
     Args:
         model: a directory, the folder of a run, a hub id, or real weights by name.
-        item: a text; the file of a picture, a sound or a series, for a model that reads one; - is a text on standard
-            input.
+        item: a text; the file of a picture, a sound, a series, a graph (or SMILES) or an episode, for a model that
+            reads one; - is a text on standard input.
         target: a token or a class, by default the likeliest one; "A - B" explains why A and not B. On the command line
-            it is called `--for`.
+            it is called `--for`. Of two towers (CLIP) it is the text that the picture is compared with.
         method: roles (what each head does, and whether that counts) or neurons (the units that made the answer); or the
             method of the shares: ig (integrated gradients), grad (gradient x input), occlusion, relevance
             (layer-wise, with its ledger); by default ig, and occlusion where ig is not complete, which is said.
@@ -65,7 +65,7 @@ def explain(
     from anyformer.explain.target import parsed
 
     loaded = models.load(model, text=False, task=task, ignore=ignore)
-    reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer)
+    reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer, parsed(target))
     more = method if method in FINDINGS else None
     made = report(
         loaded, reading, parsed(target), None if more else method, name=model, baseline=_baseline(baseline), at=at,

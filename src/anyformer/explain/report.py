@@ -64,7 +64,11 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         """The same without pictures and maps."""
-        return {name: part for name, part in self.data.items() if name not in ("picture", "wave", "maps", "axes")}
+        return {
+            name: part
+            for name, part in self.data.items()
+            if name not in ("picture", "wave", "spectrogram", "maps", "axes")
+        }
 
 
 def report(
@@ -78,7 +82,7 @@ def report(
     at: int | None = None,
     head: str | None = None,
     tolerance: float = 1e-2,
-    points: int = 256,
+    points: int = 1024,
     routers: str = "half",
     more: str | None = None,
     texts: Sequence[str] = (),
@@ -92,6 +96,8 @@ def report(
     Raises:
         ValueError: for a wrong target, method, baseline or input.
     """
+    target = target if reading.target is None else reading.target
+    at = reading.at if at is None else at
     explained = Explained(model, reading.inputs)
     with torch.no_grad():
         out = explained.run()
@@ -110,7 +116,7 @@ def report(
                         points=points, routers=routers,
                     )
                 )  # fmt: skip
-                return _attribution(model, explained, tried[0], str(baseline)) | {"note": note}
+                return _attribution(model, explained, reading, tried[0], str(baseline)) | {"note": note}
             except Incomplete as error:
                 if method is not None:
                     raise
@@ -122,6 +128,7 @@ def report(
         "model": name or model.page or type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "kind": reading.kind, "input": reading.name, "picture": reading.picture, "wave": reading.wave,
+        "spectrogram": reading.spectrogram,
         "seconds": reading.seconds, "target": aim.name, "at": None if aim.at is None else aim.at[0],
         "said": _said(model, logits, aim), "attribution": _or_why(shares, Incomplete),
         "lens": _or_why(lambda: _lens(model, explained, target, at, head)),
@@ -156,8 +163,14 @@ def _named(model: Any, number: int, count: int) -> str:
     return names_of(model, count)[number]
 
 
-def _attribution(model: Any, explained: Explained, made: Attribution, baseline: str) -> dict[str, Any]:
-    inputs = [_unit(model, explained, f, made.values[n][0]) for n, f in explained.features.items()]
+def _attribution(
+    model: Any, explained: Explained, reading: Reading, made: Attribution, baseline: str
+) -> dict[str, Any]:
+    inputs = [
+        _unit(model, explained, reading, f, made.values[n][row], row)
+        for n, f in explained.features.items()
+        for row in range(len(f.value))
+    ]
     score, base, residual = (float(v[0]) for v in (made.score, made.base, made.residual))
     return {"method": made.method, "baseline": baseline, "score": score, "base": base, "residual": residual,
             "points": made.points, "inputs": inputs} | (
@@ -174,15 +187,22 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
             "routers": ledger.routers}  # fmt: skip
 
 
-def _unit(model: Any, explained: Explained, feature: Feature, values: Tensor) -> dict[str, Any]:
-    """One input with the shares of its units, as the page draws it."""
+def _unit(
+    model: Any, explained: Explained, reading: Reading, feature: Feature, values: Tensor, row: int
+) -> dict[str, Any]:
+    """One row of an input with the shares of its units, as the page draws it."""
     values = values.double().cpu()
-    shown: dict[str, Any] = {"name": feature.name}
+    several = len(feature.value) > 1
+    shown: dict[str, Any] = {"name": f"{feature.name}, {row + 1}" if several else feature.name}
+    if feature.name in reading.labels:
+        return {**shown, "draw": "tokens", "labels": reading.labels[feature.name], "values": _short(values)}
     if values.ndim == 2:
         return {**shown, "draw": "grid", "rows": values.shape[0], "columns": values.shape[1],
                 "values": _short(values.flatten())}  # fmt: skip
     if feature.table is not None and feature.name.endswith("input_ids"):
-        tokens = labels(model.tokenizer, explained.inputs[feature.name][0].tolist())
+        keep = slice(None) if feature.keep is None else feature.keep[row].cpu()
+        tokens = labels(model.tokenizer, explained.inputs[feature.name][row].cpu()[keep].tolist())
+        values = values[keep]
         return {**shown, "draw": "tokens", "labels": tokens, "values": _short(values)}
     values = values.flatten()
     if len(values) > LINE:  # a sound: the sums of equal pieces
