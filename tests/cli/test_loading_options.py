@@ -22,6 +22,7 @@ CALLS = {
     "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"), "answer": ("MODEL", "ROWS"),
     "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"), "fold": ("MODEL", "FASTA"),
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
+    "steer": ("MODEL", "--toward", "LINES", "--away", "LINES", "--out", "OUT"),
     "inspect": ("MODEL",), "show": ("MODEL", "a.png"), "count": ("MODEL", "--tokens", "4"),
     "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
@@ -84,8 +85,10 @@ def argv(name: str, model: Path, folder: Path) -> list[str]:
         "\n".join(json.dumps({"prompt": "a", "response": "b" * i}) for i in range(1, 30))
     )
     (folder / "a.fasta").write_text(">a\nMKT\n")
+    (folder / "lines.txt").write_text("a cat\na dog\na cow\na hen\n")
     places = {"MODEL": model, "FASTA": folder / "a.fasta", "OUT": folder / "out",
               "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
+              "LINES": folder / "lines.txt",
               "ROWS": folder / "rows.jsonl"}  # fmt: skip
     return [name, *(str(places.get(word, word)) for word in CALLS[name])]
 
@@ -111,7 +114,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "explain", "inspect", "count", "draw", "diff", "convert", "compress", "train",
+    takes = ("generate", "chat", "embed", "explain", "steer", "inspect", "count", "draw", "diff", "convert", "compress",
+             "train",
              "finetune")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 

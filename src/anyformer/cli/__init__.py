@@ -23,7 +23,8 @@ from anyformer.core.value import nearest
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
          "caption", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
-         "explain", "inspect", "count", "show", "draw", "diff", "verify", "convert", "compress", "ls", "demo")  # fmt: skip
+         "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify", "convert", "compress",
+         "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -48,6 +49,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("fold a protein", "anyformer fold runs/folder protein.fasta --out protein.pdb"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("see why it said that", 'anyformer explain smollm2 "The capital of France is"'),
+    ("steer what it writes", "anyformer steer smollm2 --toward glad.txt --away sad.txt"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("show what it sees", "anyformer show runs/clothes boot.png"),
     ("know what it costs", "anyformer count llama --size 7b"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer compress minilm --to int4 --method gptq --out runs/small"
@@ -54,7 +54,7 @@ def compress(
     free(out, overwrite)
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     done = shrink(loaded, out, int(to[3:]), method, group, calibrate, keep, max_kld, coverage, overwrite)
-    print(show.dump(facts(done)) if json else report(done))
+    print(plain.dump(facts(done)) if json else report(done))
 
 
 def options(parser: Parser) -> None:
@@ -96,7 +96,7 @@ def report(done: Any) -> str:
         ours, plain = (sum(pair[i] for pair in work.errors.values()) for i in (0, 1))
         lines.append(f"outputs   squared error {ours / max(plain, 1e-30):.2f} of that of rounding to nearest")
     lines += [
-        f"bytes     {show.size(done.before)} -> {show.size(done.after)}, {done.after / done.before:.1%}",
+        f"bytes     {plain.size(done.before)} -> {plain.size(done.after)}, {done.after / done.before:.1%}",
         f"distance  {done.distance}", f"time      {done.times}",
     ]  # fmt: skip
     if done.origin:
