@@ -19,7 +19,8 @@ CALLS = {
     "detect": ("a.png", "--model", "MODEL"), "transcribe": ("a.wav", "--model", "MODEL"),
     "act": ("MODEL", "--env", "CartPole-v1"), "paint": ("MODEL", "a"),
     "reconstruct": ("MODEL", "a.wav"), "compose": ("a", "--model", "MODEL"),
-    "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"), "answer": ("MODEL", "ROWS"),
+    "caption": ("MODEL", "a.png"), "ask": ("MODEL", "a.png", "a"),
+    "index": ("FOLDER", "--out", "OUT", "--model", "MODEL"), "answer": ("MODEL", "ROWS"),
     "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"), "fold": ("MODEL", "FASTA"),
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
     "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
@@ -81,7 +82,9 @@ def argv(name: str, model: Path, folder: Path) -> list[str]:
         "\n".join(json.dumps({"prompt": "a", "response": "b" * i}) for i in range(1, 30))
     )
     (folder / "a.fasta").write_text(">a\nMKT\n")
-    places = {"MODEL": model, "FASTA": folder / "a.fasta", "OUT": folder / "out",
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "a.txt").write_text("the cat")
+    places = {"MODEL": model, "FOLDER": folder / "docs", "FASTA": folder / "a.fasta", "OUT": folder / "out",
               "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
               "ROWS": folder / "rows.jsonl"}  # fmt: skip
     return [name, *(str(places.get(word, word)) for word in CALLS[name])]
@@ -108,7 +111,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "explain", "inspect", "draw", "diff", "convert", "train", "finetune")
+    takes = ("generate", "chat", "embed", "index", "explain", "inspect", "draw", "diff", "convert", "train", "finetune")
     assert code == (0 if name in takes else 2), err
 
 

@@ -22,7 +22,7 @@ from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
+         "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
          "explain", "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -39,6 +39,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("write music", 'anyformer compose "a slow waltz" --model musicgen'),
     ("write a sound in few bits", "anyformer reconstruct runs/codec talk.wav"),
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
+    ("make documents searchable", "anyformer index docs --out idx"),
+    ("ask your documents", 'anyformer ask idx "How do I serve a model?"'),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("answer about the objects in pictures", "anyformer answer runs/lxmert questions.jsonl"),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),

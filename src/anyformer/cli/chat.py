@@ -36,7 +36,8 @@ def chat(
         question: the question, or nothing.
         options: of `anyformer.generate.chat`, by name.
         system: what the model is told before the conversation.
-        tools: functions that it can call, of those that are included: calculator. Each call is printed.
+        tools: functions that it can call: calculator, and search=INDEX, a folder that `anyformer index` made. Each call
+            is printed.
         tool_choice: required = the first answer to a question is a call.
         max_calls: of an answer.
         max_seconds: of an answer with calls.
@@ -44,9 +45,9 @@ def chat(
         ignore: keys of the files that are read as if they were not there.
     """
     if tools:
-        from anyformer.generate.calculator import included
+        from anyformer.know.tool import tools_of_names
 
-        options = {**options, "tools": included(tools, "--tools"), "tool_choice": tool_choice,
+        options = {**options, "tools": tools_of_names(tools, "--tools"), "tool_choice": tool_choice,
                    "max_calls": max_calls, "max_seconds": max_seconds}  # fmt: skip
     loaded = models.load(model, task=task, ignore=ignore)
     begin: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
