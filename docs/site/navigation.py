@@ -24,6 +24,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "data.md": "docs/data.md",
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
+        "alignment.md": "docs/alignment.md",
         "retrieval.md": "docs/retrieval.md",
         "distributed.md": "docs/distributed.md",
         "understanding.md": "docs/understanding.md",

@@ -12,7 +12,7 @@ from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
 NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
-OTHER_CLASS = {"train": "overrides", "finetune": "overrides"}  # where `task` says what is learned
+OTHER_CLASS = {"train": "overrides", "finetune": "overrides", "align": "overrides"}  # where `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
@@ -27,6 +27,7 @@ CALLS = {
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
+    "align": ("dpo", "MODEL", "--data", "PAIRS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
 }  # fmt: skip
 HEADLESS = {
@@ -49,6 +50,7 @@ HEADLESS = {
     "serve",
     "train",
     "finetune",
+    "align",
 }  # fmt: skip  (they need a head)
 
 
@@ -82,9 +84,13 @@ def argv(name: str, model: Path, folder: Path) -> list[str]:
         "\n".join(json.dumps({"prompt": "a", "response": "b" * i}) for i in range(1, 30))
     )
     (folder / "a.fasta").write_text(">a\nMKT\n")
+    (folder / "pairs.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"a{i}", "chosen": "b", "rejected": "c"}) for i in range(4))
+    )
     (folder / "docs").mkdir(exist_ok=True)
     (folder / "docs" / "a.txt").write_text("the cat")
-    places = {"MODEL": model, "FOLDER": folder / "docs", "FASTA": folder / "a.fasta", "OUT": folder / "out",
+    places = {"MODEL": model, "FOLDER": folder / "docs", "PAIRS": folder / "pairs.jsonl",
+              "FASTA": folder / "a.fasta", "OUT": folder / "out",
               "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
               "ROWS": folder / "rows.jsonl"}  # fmt: skip
     return [name, *(str(places.get(word, word)) for word in CALLS[name])]
@@ -111,7 +117,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "index", "explain", "inspect", "draw", "diff", "convert", "train", "finetune")
+    takes = ("generate", "chat", "embed", "index", "explain", "inspect", "draw", "diff", "convert", "train", "finetune",
+             "align")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 
 

@@ -21,15 +21,17 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
-         "explain", "inspect", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
+         "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
+         "predict", "fold", "serve", "explain", "inspect", "draw", "diff", "verify", "convert", "ls",
+         "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
     ("continue a text", 'anyformer generate smollm2 "The capital of France is"'),
     ("train on your own text", "anyformer train --data book.txt --out runs/book"),
     ("fine-tune on examples", "anyformer finetune --model minilm --data reviews.csv"),
+    ("teach which answers are better", "anyformer align dpo smollm2 --data preferences.jsonl"),
     ("name the class of a text", 'anyformer classify runs/reviews "A fine film."'),
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
