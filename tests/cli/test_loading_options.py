@@ -23,7 +23,7 @@ CALLS = {
     "index": ("FOLDER", "--out", "OUT", "--model", "MODEL"), "answer": ("MODEL", "ROWS"),
     "forecast": ("MODEL", "ROWS", "--horizon", "2"), "predict": ("MODEL", "ROWS"), "fold": ("MODEL", "FASTA"),
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
-    "inspect": ("MODEL",), "draw": ("MODEL", "--out", "OUT.svg"),
+    "inspect": ("MODEL",), "show": ("MODEL", "a.png"), "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -47,6 +47,7 @@ HEADLESS = {
     "paint",
     "reconstruct",
     "compose",
+    "show",
     "serve",
     "train",
     "finetune",

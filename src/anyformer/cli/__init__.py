@@ -23,8 +23,8 @@ from anyformer.core.value import nearest
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
          "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
-         "predict", "fold", "serve", "explain", "inspect", "draw", "diff", "verify", "convert", "ls",
-         "demo")  # fmt: skip
+         "predict", "fold", "serve", "explain", "inspect", "show", "draw", "diff", "verify", "convert",
+         "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
@@ -53,6 +53,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("see why it said that", 'anyformer explain smollm2 "The capital of France is"'),
     ("inspect a model", "anyformer inspect smollm2"),
+    ("show what it sees", "anyformer show runs/clothes boot.png"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),

@@ -11,7 +11,18 @@ from anyformer.cli.options import Parser, pick
 EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
 CALL = "anyformer.generate:generate"
 # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
-OURS = ("model", "prompts", "images", "sounds", "videos", "num_beams", "length_penalty", "early_stopping")
+OURS = (
+    "model",
+    "prompts",
+    "images",
+    "sounds",
+    "videos",
+    "draft",
+    "heal",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+)
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
 HELP = "type a question; /new starts a new conversation, /exit (or Ctrl-D) quits, Ctrl-C stops an answer"
 
@@ -22,6 +33,7 @@ def chat(
     options: dict[str, Any],
     *,
     system: str | None = None,
+    draft: str | None = None,
     tools: Sequence[str] = (),
     tool_choice: Literal["auto", "required"] = "auto",
     max_calls: int = 8,
@@ -36,6 +48,7 @@ def chat(
         question: the question, or nothing.
         options: of `anyformer.generate.chat`, by name.
         system: what the model is told before the conversation.
+        draft: a smaller model with the same tokens, which guesses several tokens that the model verifies in one pass.
         tools: functions that it can call: calculator, and search=INDEX, a folder that `anyformer index` made. Each call
             is printed.
         tool_choice: required = the first answer to a question is a call.
@@ -50,6 +63,8 @@ def chat(
         options = {**options, "tools": tools_of_names(tools, "--tools"), "tool_choice": tool_choice,
                    "max_calls": max_calls, "max_seconds": max_seconds}  # fmt: skip
     loaded = models.load(model, task=task, ignore=ignore)
+    if draft is not None:
+        options = {**options, "draft": models.load(draft)}
     begin: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     if question is not None:
         answer(loaded, [*begin, {"role": "user", "content": question}], options)
@@ -114,6 +129,7 @@ def run(args: Any) -> None:
     """Does it."""
     asked = " ".join(args.question) or None
     chat(
-        args.model, asked, pick(args, CALL, OURS), system=args.system, tools=args.tools, tool_choice=args.tool_choice,
-        max_calls=args.max_calls, max_seconds=args.max_seconds, task=args.task, ignore=args.ignore,
+        args.model, asked, pick(args, CALL, OURS), system=args.system, draft=args.draft, tools=args.tools,
+        tool_choice=args.tool_choice, max_calls=args.max_calls, max_seconds=args.max_seconds, task=args.task,
+        ignore=args.ignore,
     )  # fmt: skip

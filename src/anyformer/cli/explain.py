@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer explain smollm2 "The capital of France is" --for " Paris - Rome" --out report.html'
@@ -64,7 +64,7 @@ def explain(
         tolerance=tolerance, points=points,
     )  # fmt: skip
     if json:
-        print(show.dump(made.json()))
+        print(plain.dump(made.json()))
     else:
         path = Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def lines(data: dict[str, Any]) -> list[str]:
         names = each.get("labels") or [f"{each['name']} {i}" for i in range(len(each["values"]))]
         rows += list(zip(names, each["values"], strict=True))
     rows.sort(key=lambda row: -abs(row[1]))
-    return [*found, show.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,))]
+    return [*found, plain.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,))]
 
 
 def _baseline(text: str) -> Any:

@@ -77,7 +77,7 @@ def align(options: AlignOptions) -> Aligned:
         context = context_of(lm, options.context, LONGEST, 8, "")
         every = preferring.pairs(sources, options.loss, lm.tokenizer, context)
         learn, held = _split(every, options, lm.tokenizer, context)
-        lm, summary = ready(lm, options.loss, (), options)
+        lm, summary = ready(lm, "write", (), options)
         pad = lm.tokenizer.pad_id
         learn, held = (preferring.scored(lm, part, options.batch, pad) for part in (learn, held))
         beta = options.beta or BETAS[options.loss]
@@ -96,7 +96,7 @@ def align(options: AlignOptions) -> Aligned:
         kept = best(done, settings)[0]
         place = done.checkpoint.with_name(f"step-{kept:06d}") / ("ema" if options.ema else "")
         if now.world.size > 1 or kept != done.step or options.ema:  # it holds parts, or other weights
-            lm = ready(_decoder(options), options.loss, (), options)[0]
+            lm = ready(_decoder(options), "write", (), options)[0]
             restore_weights(lm, place)
         now.conclude(done)
         folder = None if done.stopped else finish(lm, now, place)

@@ -20,7 +20,7 @@ from anyformer.train.next_command import next_command
 from anyformer.train.options import FinetuneOptions
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
-from anyformer.train.tasks import registry, rows, splits, tables
+from anyformer.train.tasks import drawing, registry, rows, splits, tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.encode import RowEncoder
 
@@ -104,7 +104,8 @@ def finetune(options: FinetuneOptions) -> Tuned:
                 f"multiple of {now.world.size}"
             )
         lm, summary = ready(lm, kind, names, options)
-        encoder = RowEncoder(kind, columns, lm, names, context or 0)
+        limit = lm.places if kind == "draw" else context or 0
+        encoder = RowEncoder(kind, columns, lm, names, limit)
         goal = rows.on_rows(encoder, sources, split, seed, options.cache)
         settings = options.resolved(goal.size, now.run.checkpoint)
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
@@ -151,7 +152,9 @@ def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -
 def ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
     fresh: list[str] = []
-    lm = model_setup.with_processor(lm) if kind in registry.MEDIA else lm
+    lm = model_setup.with_processor(lm) if registry.KINDS[kind].media else lm
+    if kind == "draw":
+        drawing.with_coder(lm, None)
     if kind == "ctc" and ctc_head(lm) is None:
         said = tables.words(tables.read(options.data, options.fields), ("sound", "text"))
         lm, fresh = model_setup.with_letters(lm, said, options.seed)
