@@ -42,7 +42,8 @@ def chat(
         options: of `anyformer.generate.chat`, by name.
         system: what the model is told before the conversation.
         draft: a smaller model with the same tokens, which guesses several tokens that the model verifies in one pass.
-        tools: functions that it can call, of those that are included: calculator. Each call is printed.
+        tools: functions that it can call: calculator, and search=INDEX, a folder that `anyformer index` made. Each call
+            is printed.
         tool_choice: required = the first answer to a question is a call.
         max_calls: of an answer.
         max_seconds: of an answer with calls.
@@ -52,9 +53,9 @@ def chat(
     """
     options = {**options, "steer": steer}
     if tools:
-        from anyformer.generate.calculator import included
+        from anyformer.know.tool import tools_of_names
 
-        options = {**options, "tools": included(tools, "--tools"), "tool_choice": tool_choice,
+        options = {**options, "tools": tools_of_names(tools, "--tools"), "tool_choice": tool_choice,
                    "max_calls": max_calls, "max_seconds": max_seconds}  # fmt: skip
     loaded = models.load(model, task=task, ignore=ignore)
     if draft is not None:

@@ -20,7 +20,6 @@ from anyformer.generate.speculating import Speculation
 from anyformer.generate.steering import Steer, with_steering
 from anyformer.generate.tools import Call, tools_of
 from anyformer.generate.writing import Writer
-from anyformer.skeletons import Skeleton
 
 
 def generate(
@@ -41,7 +40,7 @@ def generate(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup", "layers"] | None = None,
-    draft: Skeleton | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
@@ -200,7 +199,7 @@ def stream(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup", "layers"] | None = None,
-    draft: Skeleton | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
@@ -251,7 +250,7 @@ def chat(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup", "layers"] | None = None,
-    draft: Skeleton | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,

@@ -252,6 +252,46 @@ class FinetuneOptions(RunOptions):
         return self.settings(steps, lr, warmup_of(self.warmup, steps, checkpoint))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(FinetuneOptions):
+    """The options of `align`.
+
+    Args:
+        loss: dpo, ipo, simpo or kto, see `train.preferences`.
+        model: real weights by name (smollm2 …), a model directory, a .gguf file, or a hub id, of a decoder of text.
+        data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with prompt, chosen and rejected;
+            for kto also with prompt, response and label.
+        task: leave it out: the loss says what is learned.
+        beta: of the loss; 0.1, for simpo 2.
+        gamma: of simpo, the margin that is wanted; half of beta by default.
+        context: tokens of a prompt with its answer; a longer one is cut at its end.
+        batch: pairs (of kto answers) in a batch.
+        lr: the highest learning rate; 5e-6 for full, 5e-5 for adapters.
+    """
+
+    loss: Literal["dpo", "ipo", "simpo", "kto"] = "dpo"
+    beta: float | None = None
+    gamma: float | None = None
+    batch: int = 8
+    epochs: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", None if self.steps is not None else self.epochs)
+        super().__post_init__()
+        if self.task != "auto":
+            raise ValueError(f"task={self.task} is for finetune; align learns from preferences")
+        if self.label_smoothing or self.z_loss:
+            raise ValueError("label_smoothing and z_loss are for losses over tokens; leave them out")
+        if self.gamma is not None and self.loss != "simpo":
+            raise ValueError(f"gamma={self.gamma} is the margin of simpo; {self.loss} has none")
+        for name in ("beta", "gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if self.lr is None:
+            object.__setattr__(self, "lr", METHODS[self.method] / 10)
+
+
 def warmup_of(warmup: int | None, steps: int, checkpoint: Path | None) -> int:
     """The steps of warm-up: `warmup`; if None, those of the resumed run, else a tenth of all, at most 100."""
     if warmup is None and checkpoint is not None:
