@@ -169,8 +169,9 @@ class Loop:
         if self.world.main:
             environment.write(run.folder)
         self.log = Log(run.folder, self.step) if self.world.main else Silent()
-        if summary := master_weights.summary(model, self.types):
-            self.observer.message(summary)
+        for told in (master_weights.summary(model, self.types), precision.cost(self.device, settings.precision)):
+            if told:
+                self.observer.message(told)
 
     def run(self) -> Done:
         """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
