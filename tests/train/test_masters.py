@@ -206,8 +206,7 @@ def test_what_half_precision_costs_here_is_told(monkeypatch):
     took = {torch.float32: 1.0, torch.bfloat16: 3.14, torch.float16: 0.5}
     assert precision._seconds(torch.float32) > 0
     monkeypatch.setattr(precision, "_seconds", took.__getitem__)
-    cpu, meta = torch.device("cpu"), torch.device("meta")
+    cpu = torch.device("cpu")
     assert "bf16: a product takes 3.1 times as long" in precision.cost(cpu, "bf16")
-    assert (
-        precision.cost(cpu, "fp16") == precision.cost(cpu, "fp32") == precision.cost(torch.device("meta"), "bf16") == ""
-    )
+    gains = precision.cost(cpu, "fp16"), precision.cost(cpu, "fp32"), precision.cost(torch.device("meta"), "bf16")
+    assert not any(gains)
