@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer compress minilm --to int4 --method gptq --out runs/small"
@@ -68,7 +68,7 @@ def compress(
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     teacher = None if distil is None else models.load(distil, text=False)
     done = shrink(loaded, out, wish, calibrate, teacher, overwrite)
-    print(show.dump(facts(done)) if json else report(done))
+    print(plain.dump(facts(done)) if json else report(done))
 
 
 def options(parser: Parser) -> None:
@@ -104,9 +104,9 @@ def report(done: Any) -> str:
     lines += [] if done.work is None else _bits(done.work)
     if done.parameters[0] != done.parameters[1]:
         lines.append(f"numbers   {done.parameters[0]:,} -> {done.parameters[1]:,}")
-    lines.append(f"bytes     {show.size(done.before)} -> {show.size(done.after)}, {done.after / done.before:.1%}")
+    lines.append(f"bytes     {plain.size(done.before)} -> {plain.size(done.after)}, {done.after / done.before:.1%}")
     if done.packed is not None:
-        lines.append(f"zeros     no faster and no smaller here; {show.size(done.packed)} behind zlib")
+        lines.append(f"zeros     no faster and no smaller here; {plain.size(done.packed)} behind zlib")
     if done.healed is not None:
         steps, first, last = done.healed
         lines.append(f"healed    {steps}; KLD {first.kld:.3g} -> {last.kld:.3g}")
@@ -135,8 +135,8 @@ def _bits(work: Any) -> list[str]:
     if work.method == "awq":
         lines.append(f"scales    folded into the part before for {len(work.folded)} of {len(work.changed)}")
     if work.errors:
-        ours, plain = (sum(pair[i] for pair in work.errors.values()) for i in (0, 1))
-        lines.append(f"outputs   squared error {ours / max(plain, 1e-30):.2f} of that of rounding to nearest")
+        ours, near = (sum(pair[i] for pair in work.errors.values()) for i in (0, 1))
+        lines.append(f"outputs   squared error {ours / max(near, 1e-30):.2f} of that of rounding to nearest")
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer count llama --size 7b --tokens 2048 --train"
@@ -53,7 +53,7 @@ def count(
     machine = measured(kind)
     if json:
         more = {"machine": vars(machine), "seconds": found.least(machine), "joules": found.energy()}
-        print(show.dump({**found.to_json(), **more}))
+        print(plain.dump({**found.to_json(), **more}))
     else:
         print(report(found, machine))
 
@@ -79,7 +79,7 @@ def _head(found: Any) -> str:
     if found.active != found.parameters:
         rows.append(("active", f"{found.active:,}: those that one token meets"))
     rows.append(("embeddings", f"{found.embeddings:,}, in tables that ids look up"))
-    return show.table(rows, indent=0)
+    return plain.table(rows, indent=0)
 
 
 def _parts(found: Any) -> str:
@@ -98,25 +98,25 @@ def _parts(found: Any) -> str:
             f";\n  {share:.1%} of forward are scores and sums of attention with masked pairs: a causal mask makes half "
             "of them useless"
         )
-    return show.table([head, *rows], right=(1, 2, 3, 4) if train else (1, 2, 3)) + f"\n  {note}"
+    return plain.table([head, *rows], right=(1, 2, 3, 4) if train else (1, 2, 3)) + f"\n  {note}"
 
 
 def _memory(found: Any) -> str:
-    rows = [("weights", f"{show.size(found.weights)} in {found.dtype}")]
+    rows = [("weights", f"{plain.size(found.weights)} in {found.dtype}")]
     if found.backward:
         rows += [
-            ("gradients", show.size(found.gradients)),
-            ("optimiser", f"{show.size(found.optimizer)}: AdamW, two float32 numbers a parameter"),
-            ("activations", f"{show.size(found.activations)} between forward and backward"),
-            ("most at once", f"{show.size(found.peak)} of tensors; a process takes more"),
+            ("gradients", plain.size(found.gradients)),
+            ("optimiser", f"{plain.size(found.optimizer)}: AdamW, two float32 numbers a parameter"),
+            ("activations", f"{plain.size(found.activations)} between forward and backward"),
+            ("most at once", f"{plain.size(found.peak)} of tensors; a process takes more"),
         ]
     if found.state is not None:
-        rows.append(("decoding state", f"{show.size(found.state)} behind these tokens"))
+        rows.append(("decoding state", f"{plain.size(found.state)} behind these tokens"))
     if found.decoding is not None:
         step = found.decoding
-        moved = f"{show.size(step.weights)} of weights and {show.size(step.state)} of state"
+        moved = f"{plain.size(step.weights)} of weights and {plain.size(step.state)} of state"
         rows.append(("a decoded token", f"{flops(step.flops)}; reads {moved}, for {found.batch} row(s)"))
-    return "bytes\n" + show.table(rows)
+    return "bytes\n" + plain.table(rows)
 
 
 def _passes(found: Any, machine: Any) -> str:
@@ -124,7 +124,7 @@ def _passes(found: Any, machine: Any) -> str:
     rows = [("pass", "least time", "least energy (estimate)")]
     rows += [(name, seconds(value), f"{joules[name]:.2g} J") for name, value in found.least(machine).items()]
     return (
-        f"on {machine}\n{show.table(rows, right=(1, 2))}\n"
+        f"on {machine}\n{plain.table(rows, right=(1, 2))}\n"
         "  time: operations at the fastest product or bytes at the fastest read, whichever takes longer\n"
         "  energy: operations x 2.3 pJ (float32; 0.75 in 16 bits) + bytes x 160 pJ: arithmetic and memory at 45 nm\n"
         "  (Horowitz, 2014); no measurement, and not of this machine"

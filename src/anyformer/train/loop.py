@@ -234,6 +234,7 @@ class Loop:
                 loss += part.detach()
         if self.scale:
             self.scale.undo(self.parameters)
+        self.observer.on_gradients(self.step + 1, self.model, batches[0], loss)
         loss, norm = self.world.all_reduce_sum(loss), self.world.clip_grad_norm(self.parameters, s.grad_clip)
         lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.min_lr_ratio)
         row = {"step": self.step + 1, "loss": float(loss), "lr": lr, "grad_norm": float(norm), "tokens": int(total[0])}
