@@ -153,3 +153,38 @@ def test_a_source_in_few_bits_is_said_to_be_one(decoder: Path, tmp_path: Path) -
     (tmp_path / "q4.gguf").write_bytes(b"0" * (5 * count // 8))
     model.ledger.path = str(tmp_path / "q4.gguf")
     assert "the source was in few bits already (5.0 a weight)" in origin_of(model)
+
+
+def test_pruned_and_healed_models_are_read_and_described(cli: Any, decoder: Path, tmp_path: Path) -> None:
+    words = ("compress", decoder, "--prune", "heads=50%", "ffn=50%", "--heal", "2", "--out", tmp_path / "out")
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "heads=50% 2 of 2 parts" in out and "hidden units" in out and "healed    2 steps" in out and "numbers" in out
+    assert cli("generate", tmp_path / "out", "Once", "--max_new_tokens", 2)[0] == 0
+    found = json.loads(cli("count", tmp_path / "out", "--tokens", "4", "--json")[1])
+    whole = json.loads(cli("count", decoder, "--tokens", "4", "--json")[1])
+    assert found["parameters"] < whole["parameters"] and found["forward"] < whole["forward"]
+    code, out, _ = cli(*words[:2], "--prune", "2:4", "--out", tmp_path / "zeros", "--json")
+    assert code == 0 and json.loads(out)["cuts"][0]["zeros"]["blocks.0.ffn.up"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "nothing was asked for"),
+        (("--prune", "heads=0%"), "the share must be above 0 %"),
+        (("--prune", "heads"), "expected heads=25%"),
+        (("--factor", "9999"), "no linear layer becomes smaller"),
+        (("--distil", "TEACHER"), "add --heal"),
+        (("--distil", "TEACHER", "--heal", "3"), "the teacher has 99 tokens and the student 257"),
+        (("--heal", "-1"), "--heal is a number of steps"),
+        (("--prune", "ffn=50%", "--coverage", "0.5"), "--coverage is about matrices in few bits"),
+    ],
+)
+def test_what_cannot_be_pruned_is_said(
+    cli: Any, decoder: Path, tmp_path: Path, more: tuple[str, ...], said: str
+) -> None:
+    af.build("gpt", "tiny", vocab=99, seed=0).save(tmp_path / "teacher")
+    words = [str(tmp_path / "teacher") if word == "TEACHER" else word for word in more]
+    code, _, err = cli("compress", decoder, *words, "--out", tmp_path / "out")
+    assert code == 2 and said in err and not (tmp_path / "out").exists()

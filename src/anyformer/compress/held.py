@@ -8,7 +8,8 @@ B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ class Held:
     real: bool
     source: str
     texts: list[str] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
+    named: Callable[[Tensor], Inputs] = dict  # rows of ids as inputs
+
+    def draws(self, seed: int) -> Iterator[Inputs]:
+        """Batches of windows from random places of the first half, without end; of random inputs, those of `calibrate`
+        again and again."""
+        noise = random.Random(seed)
+        while True:
+            if not self.first:
+                yield from self.calibrate
+                continue
+            length = next(iter(self.calibrate[0].values())).shape[1]
+            places = [noise.randrange(len(self.first) - length + 1) for _ in range(ROWS)]
+            yield self.named(torch.tensor([self.first[at : at + length] for at in places]))
 
 
 def inputs_of(model: Any, file: str | Path | None = None) -> Held:
@@ -83,6 +98,8 @@ def inputs_of(model: Any, file: str | Path | None = None) -> Held:
         True,
         name,
         texts[:: max(1, len(texts) // 64)][:64],
+        halves[0],
+        lambda rows: _named(model, rows),
     )
 
 
