@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer ask llava-1.5-7b-hf photo.jpg "What is on the table?"'
@@ -97,7 +97,7 @@ def _why(answer: Any) -> str:
     cosine, share, bm25 = found.limits
     limits = f"found: a cosine of {cosine:.3f}, or {share:.0%} of the words by rarity with a BM25 of {bm25:.2f}"
     missing = f"\nin no passage: {', '.join(found.unknown)}" if found.unknown else ""
-    return "\n".join([limits + missing, show.table([head, *rows]), *([show.table(said)] if said else [])])
+    return "\n".join([limits + missing, plain.table([head, *rows]), *([plain.table(said)] if said else [])])
 
 
 def options(parser: Parser) -> None:
