@@ -55,6 +55,19 @@ def test_gradients_are_the_layers(bias: bool) -> None:
     torch.testing.assert_close(alone, wanted[0])
 
 
+def test_rows_that_divide_badly_get_some_of_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "MANY", 3)
+    layer, x = nn.Linear(6, 4), torch.randn(3, 3, 6, requires_grad=True)
+    weight = torch.randn(3, 3, 4)
+    wanted = torch.autograd.grad((layer(x) * weight).sum(), [x, layer.weight])
+    out = product(layer, x)
+    torch.testing.assert_close(out, layer(x))
+    for found, expected in zip(torch.autograd.grad((out * weight).sum(), [x, layer.weight]), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(product(layer, x, "gelu"), F.gelu(layer(x)))
+
+
 def test_second_derivatives_are_the_layers() -> None:
     layer, x = nn.Linear(6, 4), torch.randn(3, 6, requires_grad=True)
 
