@@ -12,7 +12,8 @@ import soundfile
 from PIL import Image
 
 from anyformer.media.proteins import pdb_text
-from anyformer.train.next_command import VERBS, next_command
+from anyformer.train.next_command import next_command
+from anyformer.train.tasks.registry import KINDS
 
 SENTENCES = [f"the {a} cat {b} on the mat number {i}" for i, (a, b) in enumerate([("old", "sat"), ("new", "ran")] * 15)]
 ENCODER = ("--model", "bert", "--size", "tiny", "--vocab", "300")
@@ -28,6 +29,8 @@ TRAIN = {
     "images": ("--model", "vit", "--size", "tiny", "--data", "PICTURES"),
     "match": ("--model", "clip", "--vocab", "300", "--data", "CAPTIONS"),
     "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
+    "draw": ("--model", "dalle", "--size", "tiny", "--overrides.text", "40", "--vocab", "300", "--codes", "CODES",
+             "--data", "CAPTIONS"),
     "reconstruct": ("--model", "dvae", "--size", "tiny", "--data", "PICTURES"),
     "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
@@ -45,7 +48,7 @@ TRAIN = {
 TUNE = {  # task -> what it starts from, and its rows
     "write": ("causal", "PAIRS"), "seq2seq": ("seq2seq", "PAIRS"), "classify": ("masked", "TEXTS"),
     "tag": ("masked", "WORDS"), "embed": ("masked", "TWINS"), "images": ("images", "PICTURES"),
-    "match": ("match", "CAPTIONS"), "paint": ("paint", "PICTURES"),
+    "match": ("match", "CAPTIONS"), "paint": ("paint", "PICTURES"), "draw": ("draw", "CAPTIONS"),
 }  # fmt: skip
 WAYS = {"write": "lora", "seq2seq": "full", "classify": "lora", "tag": "full", "match": "full"}
 
@@ -119,7 +122,7 @@ def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
 
 
 def check(cli, words: list[str], task: str, folder: Path) -> None:
-    assert words[:2] == ["anyformer", VERBS[task]]
+    assert words[:2] == ["anyformer", KINDS[task].verb]
     place = {"finetune": 3, "detect": -1, "transcribe": -1}.get(words[1], 2)
     assert words[place] == str(folder)  # the run stands for its model
     short = {"finetune": ["--steps", "2", "--batch", "4", "--out", str(folder / "tuned"), "--device", "cpu"]}
@@ -133,6 +136,8 @@ def check(cli, words: list[str], task: str, folder: Path) -> None:
 def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:
     """The folder of a run, made once, and the command that it printed."""
     folder = places["HOME"] / f"train-{task}"
+    if task == "draw":
+        places = {**places, "CODES": trained(cli, places, "reconstruct")[0]}
     if not folder.exists():
         argv = ("train", *TRAIN[task], "--steps", "2", "--batch", "4", "--out", str(folder))
         (places["HOME"] / f"{task}.json").write_text(json.dumps(run(cli, places, *argv)))
@@ -140,7 +145,7 @@ def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:
 
 
 def test_every_task_is_here() -> None:
-    assert {*TRAIN, *TUNE} == set(VERBS)
+    assert {*TRAIN, *TUNE} == set(KINDS)
 
 
 @pytest.mark.parametrize("task", TRAIN)

@@ -11,6 +11,7 @@ from PIL import Image
 import anyformer as af
 from anyformer.cli import main
 from anyformer.generate import ask, caption, chat, generate, stream
+from anyformer.generate.speculating import Lookup
 from anyformer.hub.processors import trained
 from anyformer.hub.text.tokenizer import Tokenizer
 
@@ -77,6 +78,28 @@ def test_beams_keep_their_pictures(model):
     found = generate(model, rows, images=images, **options)
     assert found == generate(model, rows, images=images, cache=False, **options)
     assert found == [generate(model, row, images=[image], **options) for row, image in zip(rows, images, strict=True)]
+
+
+@pytest.mark.parametrize("before", ["abcabcabc<image>abc", "<image>abcabcab", "abab<image>\nabab<image>ab"])
+def test_guessed_tokens_behind_a_picture_are_verified(model, before, monkeypatch):
+    """Speculation reads the picture once, guesses what followed the same words before, and takes back what is wrong."""
+    guessed, images = list[int](), [picture(i) for i in range(before.count("<image>"))]
+    real = Lookup.guess
+
+    def heard(self: Any, count: int) -> list[int]:
+        found = real(self, count)
+        guessed.append(len(found))
+        return found
+
+    monkeypatch.setattr(Lookup, "guess", heard)
+    row, few = model.tokenizer.encode(before), {97: 40.0, 98: 40.0}  # words that come again
+    each: list[dict[str, Any]] = [{}, {"logit_bias": few}, {"logit_bias": few, "temperature": 2.0, "seed": 3}]
+    for options in each:
+        wanted = generate(model, row, images=images, max_new_tokens=24, **options)
+        assert generate(model, row, images=images, max_new_tokens=24, speculate="lookup", **options) == wanted
+    assert sum(guessed) > 0
+    pieces = stream(model, before, images=images, max_new_tokens=24, speculate="lookup")
+    assert "".join(pieces) == model.tokenizer.decode(generate(model, row, images=images, max_new_tokens=24))
 
 
 def test_ids_with_all_placeholders_are_read_as_they_are(model):

@@ -232,6 +232,9 @@ def test_generation_with_shots_searches_batches_and_streams():
     for row, some, text in zip(prompts, images, beams, strict=True):
         assert generate(model, row, images=some, max_new_tokens=5, num_beams=3) == text
     assert beams == generate(model, prompts, images=images, max_new_tokens=5, num_beams=3, cache=False)
+    again = [HOLE, 5, 6, 5, 6, HOLE, 5, 6, 5]
+    wanted = generate(model, again, images=images[0], max_new_tokens=16)
+    assert generate(model, again, images=images[0], max_new_tokens=16, speculate="lookup") == wanted
 
 
 def test_a_stream_is_the_generated_text(tmp_path):

@@ -158,6 +158,11 @@ def test_prompts_with_media_continue_as_their_inputs_do_and_alone_as_together():
         made, prompts[1], images=pictures[1:], sounds=sounds[1:], videos=videos, max_new_tokens=5
     )
     assert both == generate(made, prompts, images=pictures, sounds=sounds, videos=videos, max_new_tokens=5, cache=False)
+    last: dict[str, Any] = {"images": pictures[1:], "sounds": sounds[1:], "videos": videos}
+    wanted = generate(made, f"abab{prompts[1]}abab", max_new_tokens=16, **last)
+    assert generate(made, f"abab{prompts[1]}abab", max_new_tokens=16, speculate="lookup", **last) == wanted
+    beams = generate(made, prompts[1], max_new_tokens=5, num_beams=3, **last)
+    assert beams == generate(made, prompts[1], max_new_tokens=5, num_beams=3, cache=False, **last)
     assert both[0] == generate(made, prompts[0], images=pictures[:1], sounds=sounds[:1], max_new_tokens=5)
     beams = generate(made, prompts, images=pictures, sounds=sounds, videos=videos, max_new_tokens=5, num_beams=2)
     assert len(beams) == 2

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer act runs/cartpole --env CartPole-v1 --target 50 200 --episodes 10"
@@ -46,7 +46,7 @@ def act(
     runs = [rollout(loaded, env, one, episodes, seed, temperature) for one in wanted]
     if json:
         results = ((some[0].asked, [e.reached for e in some], [e.cut for e in some]) for some in runs)
-        print(show.dump([dict(zip(("asked", "reached", "cut"), one, strict=True)) for one in results]))
+        print(plain.dump([dict(zip(("asked", "reached", "cut"), one, strict=True)) for one in results]))
         return
     rows: list[tuple[str, ...]] = [("asked", "reached", "deviation", "least", "most", "steps")]
     for some in runs:
@@ -55,7 +55,7 @@ def act(
         steps = statistics.fmean(len(e.rewards) for e in some)
         asked = "nothing" if some[0].asked is None else f"{some[0].asked:g}"
         rows.append((asked, *(f"{n:.1f}" for n in (*numbers, steps))))
-    print(show.table(rows, right=range(6)))
+    print(plain.table(rows, right=range(6)))
     if cut := sum(e.cut for some in runs for e in some):
         longest = loaded.processor.longest
         print(f"{cut} episodes were cut after {longest} steps, the length of the longest training episode")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer answer runs/lxmert questions.jsonl --most 4"
@@ -46,11 +46,11 @@ def answer(
     ranked = answers(loaded, given, batch)
     if json:
         pairs = zip(given, ranked, strict=True)
-        print(show.dump([{"question": row["question"], "answers": shares} for row, shares in pairs]))
+        print(plain.dump([{"question": row["question"], "answers": shares} for row, shares in pairs]))
         return
     for row, shares in zip(given, ranked, strict=True):
         print(row["question"])
-        print(show.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
+        print(plain.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
 
 
 def options(parser: Parser) -> None:

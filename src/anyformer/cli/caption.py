@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer caption llava-1.5-7b-hf photo.jpg"
@@ -49,7 +49,7 @@ def caption(
     )  # fmt: skip
     pairs = [{"image": name, "text": text} for name, text in zip(image, texts, strict=True)]
     if json:
-        print(show.dump(pairs))
+        print(plain.dump(pairs))
         return
     for pair in pairs:
         print(f"{pair['image']}: {pair['text']}" if len(pairs) > 1 else pair["text"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 from anyformer.cli.texts import items_of
 
@@ -48,11 +48,11 @@ def classify(
     names, items = items_of(loaded, item)
     ranked = classes(loaded, items, labels, template, batch)
     if json:
-        print(show.dump([{"item": name, "classes": shares} for name, shares in zip(names, ranked, strict=True)]))
+        print(plain.dump([{"item": name, "classes": shares} for name, shares in zip(names, ranked, strict=True)]))
         return
     for name, shares in zip(names, ranked, strict=True):
         print(name)
-        print(show.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
+        print(plain.table((f"{share:.1%}", label) for label, share in list(shares.items())[:top]))
 
 
 def options(parser: Parser) -> None:

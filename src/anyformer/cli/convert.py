@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer convert smollm2 runs/smollm2 --dtype bfloat16"
@@ -57,12 +57,12 @@ def convert(
     print(f"read {path}: {model.ledger.summary()}")
     if gguf:
         hub.save_gguf(model, dest, dtype or "float16", overwrite=overwrite)
-        print(f"wrote {dest}  {show.size(Path(dest).stat().st_size)}")
+        print(f"wrote {dest}  {plain.size(Path(dest).stat().st_size)}")
         print("GGUF: opens in anyformer and llama.cpp")
         return "gguf"
     kind = hub.save(model, dest, overwrite=overwrite)
     for file in sorted(Path(dest).iterdir()):
-        print(f"wrote {file}  {show.size(file.stat().st_size)}")
+        print(f"wrote {file}  {plain.size(file.stat().st_size)}")
     why = own_format_because(model)
     print(f"model_type {kind}: opens in {f'anyformer alone: {why}' if why else 'anyformer and transformers'}")
     return kind

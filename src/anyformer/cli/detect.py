@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer detect street.jpg --model facebook/detr-resnet-50 --out drawn.png"
@@ -42,12 +42,14 @@ def detect(
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     found = things(loaded, image, threshold, batch)
     if json:
-        print(show.dump([{"image": n, "found": [asdict(f) for f in own]} for n, own in zip(image, found, strict=True)]))
+        print(
+            plain.dump([{"image": n, "found": [asdict(f) for f in own]} for n, own in zip(image, found, strict=True)])
+        )
     for name, own in zip(image, found, strict=True):
         if not json:
             print(f"{name}: {len(own)} found" if own else f"{name}: nothing above {threshold:g}")
         if own and not json:
-            print(show.table((f"{f.score:.2f}", f.name, *(f"{side:.0f}" for side in f.box)) for f in own))
+            print(plain.table((f"{f.score:.2f}", f.name, *(f"{side:.0f}" for side in f.box)) for f in own))
         if out is not None:
             if len(image) > 1:
                 Path(out).mkdir(parents=True, exist_ok=True)

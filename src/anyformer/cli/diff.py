@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer diff llama qwen2"
@@ -37,12 +37,12 @@ def diff(
     both = (models.shape(name, s, task, ignore).recipe for name, s in ((one, size), (other, other_size)))
     differing = differences(*both)
     if json:
-        print(show.dump([vars(d) for d in differing]))
+        print(plain.dump([vars(d) for d in differing]))
         return
     sections = []
     for title, sizes in (("built differently", False), ("of another size", True)):
         if rows := [(d.path, _cut(d.one), _cut(d.other)) for d in differing if d.size is sizes]:
-            sections.append(f"{title}\n" + show.table([("", one, other), *rows]))
+            sections.append(f"{title}\n" + plain.table([("", one, other), *rows]))
     print("\n\n".join(sections) or f"{one} and {other} have the same recipe")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 from anyformer.cli.texts import items_of
 
@@ -55,9 +55,9 @@ def embed(
         if len(wanted) > 1:
             raise ValueError(f"--query {query}: expected one text or picture; this file has {len(wanted)} texts")
         scores = ranked(vectors(loaded, wanted), embedded, names)
-        print(show.table((f"{score:+.3f}", line) for score, line in scores))
+        print(plain.table((f"{score:+.3f}", line) for score, line in scores))
     elif out is None:
-        print(show.dump([{"text": t, "vector": v} for t, v in zip(names, embedded.tolist(), strict=True)]))
+        print(plain.dump([{"text": t, "vector": v} for t, v in zip(names, embedded.tolist(), strict=True)]))
 
 
 def ranked(query: Any, vectors: Any, texts: list[str]) -> list[tuple[float, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer explain smollm2 "The capital of France is" --for " Paris - Rome" --out report.html'
@@ -73,7 +73,7 @@ def explain(
         texts=_texts(texts, more),
     )  # fmt: skip
     if json:
-        print(show.dump(made.json()))
+        print(plain.dump(made.json()))
     else:
         path = Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def lines(data: dict[str, Any]) -> list[str]:
         names = each.get("labels") or [f"{each['name']} {i}" for i in range(len(each["values"]))]
         rows += list(zip(names, each["values"], strict=True))
     rows.sort(key=lambda row: -abs(row[1]))
-    found.append(show.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,)))
+    found.append(plain.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,)))
     if "ledger" in shares:
         found += ledger(shares["ledger"], shares["score"])
     return [*found, *heads(data.get("roles", {})), *units(data.get("neurons", {}))]
@@ -118,7 +118,7 @@ def heads(made: dict[str, Any]) -> list[str]:
         last = row["what"]
         place = f"{row['path']} head {row['head']}"
         rows.append((what, place, f"{row['score']:.2f}", f"{row['untrained']:.2f}", f"{row['effect']:+.3g}", others))
-    return [] if len(rows) == 1 else [f"roles of heads; without: {made['unit']}", show.table(rows, right=(2, 3, 4))]
+    return [] if len(rows) == 1 else [f"roles of heads; without: {made['unit']}", plain.table(rows, right=(2, 3, 4))]
 
 
 def units(made: dict[str, Any]) -> list[str]:
@@ -131,7 +131,7 @@ def units(made: dict[str, Any]) -> list[str]:
             (f"{row['share']:+.3g}", f"{-row['effect']:+.3g}", f"{row['path']} {row['unit']}",
              " ".join(row["promotes"][:4]), " ".join(row["suppresses"][:4]), where)
         )  # fmt: skip
-    found = [] if len(rows) == 1 else ["neurons", show.table(rows, right=(0, 1))]
+    found = [] if len(rows) == 1 else ["neurons", plain.table(rows, right=(0, 1))]
     return [*found, *([made["silent"]] if made.get("silent") else [])]
 
 
@@ -162,7 +162,7 @@ def ledger(made: dict[str, Any], score: float) -> list[str]:
         lines.append((row["name"], ends[0], *added, "" if small else f"{row['beside']:+.3g}", ends[1]))
     lines.append(("sum", "", *(f"{made['added'][kind]:+.3g}" for kind in kinds), "", f"{score:+.4g}"))
     total = sum(made["inputs"].values()) + sum(made["added"].values())
-    return [show.table(lines, right=tuple(range(1, len(heads)))),
+    return [plain.table(lines, right=tuple(range(1, len(heads)))),
             f"inputs + all that was added = {total:.10g}; score {score:.10g}; missing {made['missing']:.2g}; "
             f"routers of experts: {made['routers']}"]  # fmt: skip
 

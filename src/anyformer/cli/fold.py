@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer fold runs/folder protein.fasta --out protein.pdb --errors protein.json"
@@ -62,10 +62,10 @@ def fold(
         _errors(folds, Path(errors))
     shown = [{"name": f.name, "residues": len(f.plddt), "plddt": float(f.plddt.mean()), "ptm": f.ptm} for f in folds]
     if json:
-        print(show.dump(shown))
+        print(plain.dump(shown))
         return
     lines_ = [(f["name"], f["residues"], f"{f['plddt']:.1f}", f"{f['ptm']:.3f}") for f in shown]
-    print(show.table([("name", "residues", "pLDDT", "pTM"), *lines_], right=(1, 2, 3)))
+    print(plain.table([("name", "residues", "pLDDT", "pTM"), *lines_], right=(1, 2, 3)))
 
 
 def _written(folds: list[Any], out: Path) -> None:
@@ -86,7 +86,7 @@ def _errors(folds: list[Any], path: Path) -> None:
             np.savez(file, **{f.name: f.pae for f in folds})
         return
     rows = {f.name: [[round(float(v), 2) for v in row] for row in f.pae] for f in folds}
-    path.write_text(show.dump(rows), encoding="utf-8")
+    path.write_text(plain.dump(rows), encoding="utf-8")
 
 
 def options(parser: Parser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer forecast runs/demand demand.csv --horizon 48 --out ahead.csv --plot ahead.png"
@@ -58,11 +58,11 @@ def forecast(
             raise ValueError("--backtest scores windows of the past; --out and --plot are for a forecast")
         found = forecasting.backtest(loaded, data, horizon, share, samples, seed, fields)
         if json:
-            print(show.dump(vars(found)))
+            print(plain.dump(vars(found)))
             return
         print(f"{found.windows:,} windows, {found.values:,} values")
         rows = [("MASE", f"{found.mase:.4f}"), ("CRPS", f"{found.crps:.4f}")]
-        print(show.table([*rows, ("inside 0.1 … 0.9", f"{found.coverage:.3f}")]))
+        print(plain.table([*rows, ("inside 0.1 … 0.9", f"{found.coverage:.3f}")]))
         return
     asked = [0.1, 0.25, 0.5, 0.75, 0.9] if quantile is None else quantile
     if wrong := [q for q in asked if not 0 < q < 1]:
@@ -75,7 +75,7 @@ def forecast(
             for step, time in enumerate(one.times):
                 lines.append((one.series.name, str(time), target, *(f"{side[step, c]:.6g}" for side in sides)))
     if json:
-        print(show.dump([dict(zip(lines[0], line, strict=True)) for line in lines[1:]]))
+        print(plain.dump([dict(zip(lines[0], line, strict=True)) for line in lines[1:]]))
     elif out is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(lines)
     if out is not None:

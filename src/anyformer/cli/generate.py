@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = 'anyformer generate smollm2 "The capital of France is" --temperature 0.7 --seed 0'
@@ -17,6 +17,7 @@ OURS = (
     "images",
     "sounds",
     "videos",
+    "draft",
     "steer",
 )  # what `anyformer.generate.generate` takes and the words of the command give
 NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
@@ -30,6 +31,7 @@ def generate(
     image: list[str] | None = None,
     sound: list[str] | None = None,
     video: list[str] | None = None,
+    draft: str | None = None,
     steer: list[str] | None = None,
     json: bool = False,
     task: str | None = None,
@@ -44,6 +46,7 @@ def generate(
         image: files of pictures, as many as the prompts have placeholders such as <image>, in their order.
         sound: files of sounds, as many as the prompts have placeholders such as <sound>, in their order.
         video: files of videos, the same.
+        draft: a smaller model with the same tokens, which guesses several tokens that the model verifies in one pass.
         steer: files of directions that `anyformer steer` wrote, FILE or FILE:STRENGTH; they are added at every token.
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
@@ -54,6 +57,8 @@ def generate(
     from anyformer.generate import stream
 
     loaded = models.load(model, task=task, ignore=ignore)
+    if draft is not None:
+        options = {**options, "draft": models.load(draft)}
     files = {"images": image, "sounds": sound, "videos": video}
     media: dict[str, Any] = {kind: [Path(name) for name in names or ()] or None for kind, names in files.items()}
     options = {**options, "steer": steer}
@@ -62,7 +67,7 @@ def generate(
     if json or len(prompt) > 1 or search:
         texts = write(loaded, prompt, **media, **options)
         pairs = [{"prompt": p, "text": t} for p, t in zip(prompt, texts, strict=True)]
-        print(show.dump(pairs) if json else "\n\n".join(p + t for p, t in zip(before, texts, strict=True)))
+        print(plain.dump(pairs) if json else "\n\n".join(p + t for p, t in zip(before, texts, strict=True)))
         return
     some = {name: value for name, value in options.items() if name not in NO_SEARCH}
     pieces = stream(loaded, prompt[0], **media, **some)
@@ -82,5 +87,5 @@ def run(args: Any) -> None:
     """Does it."""
     generate(
         args.model, args.prompt, pick(args, CALL, OURS), image=args.image, sound=args.sound, video=args.video,
-        steer=args.steer, json=args.json, task=args.task, ignore=args.ignore,
+        draft=args.draft, steer=args.steer, json=args.json, task=args.task, ignore=args.ignore,
     )  # fmt: skip

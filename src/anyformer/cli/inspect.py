@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer inspect smollm2 --tensors"
@@ -38,7 +38,7 @@ def inspect(
     from anyformer.explain.facts import inspect as look
 
     facts = look(models.shape(model, size, task, ignore))
-    print(show.dump(facts.to_json()) if json else report(facts, tensors, keys, tree))
+    print(plain.dump(facts.to_json()) if json else report(facts, tensors, keys, tree))
 
 
 def options(parser: Parser) -> None:
@@ -55,15 +55,15 @@ def report(facts: Any, tensors: bool = False, keys: bool = False, tree: bool = F
     """The facts as text for a terminal."""
     sections = [_head(facts), _parameters(facts), _memory(facts)]
     if facts.tokenizer is not None:
-        sections.append("tokenizer\n" + show.table((k, _text(v)) for k, v in facts.tokenizer.items()))
+        sections.append("tokenizer\n" + plain.table((k, _text(v)) for k, v in facts.tokenizer.items()))
     if facts.processor is not None:
-        sections.append("processor\n" + show.table((step,) for step in facts.processor.split("; ")))
+        sections.append("processor\n" + plain.table((step,) for step in facts.processor.split("; ")))
     if facts.noising is not None:
         sections.append(f"noising\n  {facts.noising}")
     if facts.ledger is not None:
         sections.append(_ledger(facts, tensors, keys))
     if tree:
-        sections.append("module paths\n" + show.table(facts.tree))
+        sections.append("module paths\n" + plain.table(facts.tree))
     return "\n\n".join([*sections, _recipe(facts)])
 
 
@@ -73,22 +73,22 @@ def _head(facts: Any) -> str:
     rows = [("architecture", page), ("skeleton", facts.skeleton), ("tokens", context)]
     if facts.ledger is not None:
         rows += [("file", f"{facts.ledger['path']} ({facts.ledger['format']})"), ("ledger", facts.summary)]
-    return show.table(rows, indent=0)
+    return plain.table(rows, indent=0)
 
 
 def _parameters(facts: Any) -> str:
     rows = [(part, f"{count:,}", f"{count / facts.parameters:.1%}") for part, count in facts.parts.items()]
-    return f"parameters  {facts.parameters:,}\n" + show.table(rows, right=(1, 2))
+    return f"parameters  {facts.parameters:,}\n" + plain.table(rows, right=(1, 2))
 
 
 def _memory(facts: Any) -> str:
-    rows = [("weights now", ", ".join(f"{show.size(n)} {dtype}" for dtype, n in facts.weights.items()))]
-    rows += [("weights as", ", ".join(f"{show.size(n)} {dtype}" for dtype, n in facts.weights_as.items()))]
+    rows = [("weights now", ", ".join(f"{plain.size(n)} {dtype}" for dtype, n in facts.weights.items()))]
+    rows += [("weights as", ", ".join(f"{plain.size(n)} {dtype}" for dtype, n in facts.weights_as.items()))]
     if state := facts.state:
         named = ((state.fixed, "fixed"), (state.token, "a token"), (state.source, "a source token"))
-        each = ", ".join(f"{show.size(count)} {what}" for count, what in named if count)
-        rows.append(("decoding state", f"{each}; at {state.tokens:,} tokens {show.size(state.full)} (one sequence)"))
-    return "memory\n" + show.table(rows)
+        each = ", ".join(f"{plain.size(count)} {what}" for count, what in named if count)
+        rows.append(("decoding state", f"{each}; at {state.tokens:,} tokens {plain.size(state.full)} (one sequence)"))
+    return "memory\n" + plain.table(rows)
 
 
 def _ledger(facts: Any, tensors: bool, keys: bool) -> str:
@@ -100,7 +100,7 @@ def _ledger(facts: Any, tensors: bool, keys: bool) -> str:
         shown = lines if wanted else [line for line in lines if line["status"] not in ("used", "fixed")]
         if shown:
             title = name + ("" if wanted else f" with another use (--{option}: all)")
-            parts.append(f"{title}\n" + show.table(_row(line) for line in shown))
+            parts.append(f"{title}\n" + plain.table(_row(line) for line in shown))
     return "\n\n".join(parts) or "every tensor and key of the file is used (--tensors, --keys: all)"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from anyformer.cli import show
+from anyformer.cli import plain
 from anyformer.cli.options import Parser, pick
 from anyformer.core.listing import entry, names
 from anyformer.data import sources
@@ -20,7 +20,7 @@ def ls(*, json: bool = False) -> None:
         json: the same for machines.
     """
     listed = listing()
-    print(show.dump(listed) if json else text(listed))
+    print(plain.dump(listed) if json else text(listed))
 
 
 def listing() -> dict[str, list[dict[str, Any]]]:
@@ -42,7 +42,7 @@ def text(listed: dict[str, list[dict[str, Any]]]) -> str:
         sizes = "  ".join(f"{name} {_short(count)}" for name, count in page["sizes"].items())
         lines += [f"  {page['name']:<{width}} {page['summary']}", f"  {'':<{width}} {sizes}"]
     rows = [(w["name"], f"{w['download'] / 1e6:.0f} MB", w["what"], w["licence"]) for w in listed["weights"]]
-    return "\n".join([*lines, "", "real weights by name (fetched on first use)", show.table(rows, right=(1,))])
+    return "\n".join([*lines, "", "real weights by name (fetched on first use)", plain.table(rows, right=(1,))])
 
 
 def _short(count: int) -> str:

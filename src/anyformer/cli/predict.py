@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer predict runs/tpsa molecules.jsonl"
@@ -47,7 +47,7 @@ def predict(
             raise ValueError(f"{data}, row {number}: {error}") from None
     found: Any = judge(loaded, graphs, batch)
     if json:
-        print(show.dump(found))
+        print(plain.dump(found))
         return
     for one in found:
         print(f"{one:g}" if isinstance(one, float) else "{} {:.1%}".format(*next(iter(one.items()))))

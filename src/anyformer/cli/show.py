@@ -1,32 +1,60 @@
-"""Plain tables and numbers for a terminal; JSON for machines."""
+"""show a picture as a model sees it, after all steps of its processor."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from anyformer.cli import models, plain
+from anyformer.cli.options import Parser, pick
 
-def table(rows: Iterable[Sequence[Any]], indent: int = 2, right: Sequence[int] = ()) -> str:
-    """Rows as columns of equal width; the columns in `right` end flush, the last one is not padded."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append(" " * indent + "  ".join(padded).rstrip())
-    return "\n".join(lines)
+EXAMPLE = "anyformer show runs/clothes boot.png --out seen.png"
 
 
-def size(count: float) -> str:
-    """Bytes for people: 538.1 MB (powers of 1000)."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+def show(
+    model: str,
+    image: str,
+    *,
+    out: str = "seen.png",
+    json: bool = False,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Writes the picture that the model sees, brought back to bytes, and prints sizes, range and steps.
+
+    Args:
+        model: a directory, the folder of a run, or a hub id, of a model of pictures.
+        image: the file of a picture.
+        out: the file that is written.
+        json: print sizes, range and steps as JSON.
+        task: read another class of the same files, e.g. none for hidden states alone.
+        ignore: keys of the files that are read as if they were not there.
+    """
+    from anyformer.generate.showing import show as shown
+    from anyformer.media.picture import write
+
+    seen = shown(models.load(model, text=False, task=task, ignore=ignore), Path(image))
+    path = write(seen.pixels, Path(out))
+    if json:
+        facts = {name: value for name, value in vars(seen).items() if name != "pixels"}
+        print(plain.dump({"file": str(path), **facts}))
+        return
+    high, wide = seen.given
+    rows = [
+        ("picture", f"{wide} x {high}, of which {seen.kept:.0%} is seen"),
+        ("seen", f"{seen.seen[1]} x {seen.seen[0]}, {path}"),
+        ("numbers", f"{seen.least:.3f} to {seen.most:.3f}, mean {', '.join(f'{v:.3f}' for v in seen.mean)}"),
+        *(("", step) if i else ("steps", step) for i, step in enumerate(seen.steps)),
+    ]
+    print(plain.table(rows, indent=0))
 
 
-def dump(data: Any) -> str:
-    """JSON, two spaces, as it stands in other tools."""
-    return json.dumps(data, indent=2, ensure_ascii=False)
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(show)
+
+
+def run(args: Any) -> None:
+    """Does it."""
+    show(**pick(args, show))

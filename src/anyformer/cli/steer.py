@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 EXAMPLE = "anyformer steer smollm2 --toward glad.txt --away sad.txt"
@@ -43,7 +43,7 @@ def steer(
     rows += [
         (path, f"{share:.1%}" + (" <- chosen" if path == direction.at else "")) for path, share in made.told.items()
     ]
-    print(show.table(rows))
+    print(plain.table(rows))
     print(f"{direction.at}: {made.length:.3g} long, the stream there {made.stream:.3g}")
     print(out)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 from anyformer.cli.texts import texts_of
 
@@ -38,12 +38,12 @@ def tag(
     tagged = tags(models.load(model, task=task, ignore=ignore), texts, batch)
     if json:
         rows = zip(texts, tagged, strict=True)
-        print(show.dump([{"text": t, "words": [{"word": w, "labels": p} for w, p in words]} for t, words in rows]))
+        print(plain.dump([{"text": t, "words": [{"word": w, "labels": p} for w, p in words]} for t, words in rows]))
         return
     tables = []
     for words in tagged:
         best = ((word, *next(iter(labels.items()))) for word, labels in words)
-        tables.append(show.table(((word, label, f"{p:.1%}") for word, label, p in best), right=(2,)))
+        tables.append(plain.table(((word, label, f"{p:.1%}") for word, label, p in best), right=(2,)))
     print("\n\n".join(tables))
 
 

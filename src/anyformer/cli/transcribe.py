@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def transcribe(
     options |= {"beams": beams, "lm": reader, "lm_weight": lm_weight}
     found = [written(loaded, name, **options) for name in sound]
     if json:
-        print(show.dump([{"sound": name, **asdict(one)} for name, one in zip(sound, found, strict=True)]))
+        print(plain.dump([{"sound": name, **asdict(one)} for name, one in zip(sound, found, strict=True)]))
         return
     for name, one in zip(sound, found, strict=True):
         if len(sound) > 1:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from anyformer.cli import models, show
+from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 from anyformer.core.listing import names
 
@@ -43,7 +43,7 @@ def verify(
     report = contract.verify(subject, slow=slow, progress=progress, task=task, ignore=ignore)
     if sys.stderr.isatty():
         _progress("")
-    print(show.dump(report.to_json()) if json else report.table())
+    print(plain.dump(report.to_json()) if json else report.table())
     return report.ok
 
 

@@ -14,6 +14,7 @@ from anyformer.generate.embedding import embed
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import tokenizer_of
 from anyformer.generate.sampling import Sampler
+from anyformer.hub.text.reading import reading
 from anyformer.parts.text_and_codes import OneMedium, sequence
 
 
@@ -51,7 +52,7 @@ def draw(
         raise ValueError("texts is empty; pass at least one text")
     places = head.first - 1
     cells, vocab = model.context - places, head.codes - places
-    rows = [tokenizer_of(model, "texts").encode(t) if isinstance(t, str) else list(t) for t in texts]
+    rows = [reading(tokenizer_of(model, "texts"), t).ids if isinstance(t, str) else list(t) for t in texts]
     codes = _known(known, len(rows), cells, model.vocab - head.codes)
     free: list[list[int]] = [[] for _ in rows] if guidance != 1 else []
     each = 2 if free else 1

@@ -23,6 +23,7 @@ from typing import Any
 from anyformer.media.picture import picture, pillow
 
 LONGEST = 4096  # frames of one video
+MOST = 500_000_000  # pixels of all of them, 1.5 GB in colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,15 @@ def _checked(name: str, frames: list[Any], times: Any, last: float | None = None
     return Clip(frames, seconds, seconds[-1] + (usual if last is None else last), name)
 
 
+def _bounded(name: str, count: int, width: int, height: int) -> None:
+    """Raises ValueError for more frames than memory should hold."""
+    if count * width * height > MOST:
+        raise ValueError(
+            f"{name} has {count} frames or more of {width} x {height}, and {MOST:,} pixels in all are the most; cut it "
+            "or make it smaller"
+        )
+
+
 def _file(name: str) -> Clip:
     if not os.path.isfile(name):
         raise ValueError(f"there is no file {name!r}")
@@ -110,6 +120,7 @@ def _file(name: str) -> Clip:
                 seconds.append(float(frame.time))
                 if len(frames) > LONGEST:
                     break
+                _bounded(name, len(frames), frame.width, frame.height)
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{name} cannot be read as a video: {error}") from None
     return _checked(name, frames, seconds)
@@ -122,6 +133,7 @@ def _animated(name: str, opened: Any) -> Clip:
         raise ValueError(f"{name} is a single picture, not a video; pass it as an image")
     if count > LONGEST:
         raise ValueError(f"{name} has {count} frames; expected at most {LONGEST:,}. Cut it")
+    _bounded(name, count, opened.width, opened.height)
     frames, seconds, now = [], [], 0.0
     for number in range(count):
         opened.seek(number)

@@ -9,8 +9,9 @@
 | an array of other whole numbers        | 0 … 255; others are refused                                              |
 | an array of floats, a float TIFF       | 0 … 1 becomes 0 … 255; whole numbers of 0 … 255 stay; others are refused |
 
-Nothing is clipped. Arrays are (height, width), (height, width, C) or (C, height, width), C one of 1 (grey), 3 (RGB) and
-4 (RGB and alpha); where both readings are possible the array is refused.
+A file of more than 89 million pixels is refused before it is decoded. Nothing is clipped. Arrays are (height, width),
+(height, width, C) or (C, height, width), C one of 1 (grey), 3 (RGB) and 4 (RGB and alpha); where both readings are
+possible the array is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 
 WIDE = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits
 CHANNELS = (1, 3, 4)
+MOST = 89_478_485  # pixels of a file, 268 MB in colour: where Pillow begins to warn
 
 
 def pillow(name: str = "PIL.Image") -> Any:
@@ -53,6 +55,10 @@ def picture(source: Any) -> Any:
         name = "a picture" if isinstance(source, bytes) else os.fspath(source)
         try:
             with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                if opened.width * opened.height > MOST:  # before a pixel is decoded
+                    raise ValueError(
+                        f"it has {opened.width} x {opened.height} pixels, and {MOST:,} are the most; make it smaller"
+                    )
                 return _plain(opened)
         except FileNotFoundError:
             raise ValueError(f"there is no picture {name!r}") from None

@@ -22,7 +22,7 @@ from anyformer.models._tasks import choose
 from anyformer.parts import Block, GatedMLP, LayerNorm, LayerScale, Prefix, Strided, Tokens
 from anyformer.parts.attention.masks import Mask
 from anyformer.parts.text_and_codes import Corner, Line, OneMedium, Shifted, ThreeRotary, TurnedAttention
-from anyformer.skeletons.decoder import CausalLM
+from anyformer.skeletons.drawer import Drawer
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def dalle(c: DallE) -> Recipe:
     starts = [0.1 if i < 18 else 1e-5 if i < 24 else 1e-6 for i in range(c.depth)]
     layers = [layer(c, mask, rotary, norm, start) for mask, start in zip(masks, starts, strict=True)]
     blocks = [block for some in layers for block in some]
-    return CausalLM.of(c.dim, Tokens.of(vocab=ids + c.codes), blocks, norm=norm, head=head, context=context)
+    return Drawer.of(c.dim, Tokens.of(vocab=ids + c.codes), blocks, norm=norm, head=head, context=context)
 
 
 def layer(c: DallE, mask: Mask | None, rotary: Recipe, norm: Recipe, start: float) -> list[Recipe]:

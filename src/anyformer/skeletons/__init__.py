@@ -9,6 +9,7 @@ from anyformer.skeletons.composer import Composer
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
+from anyformer.skeletons.drawer import Drawer
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder, GlobalEncoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -23,8 +24,8 @@ from anyformer.skeletons.stack import Blocks, Stack
 from anyformer.skeletons.staged import StagedLM
 
 __all__ = [
-    "Actor", "Autoencoder", "Blocks", "CausalLM", "Codec", "Composer", "CrossEncoder", "Denoiser", "DualTower",
-    "Encoder", "EncoderDecoder", "GlobalEncoder", "Images", "Interleaved", "Medium", "Output", "Painter", "Pyramid",
-    "QueryDecoder", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Sounds", "Spliced", "Stack", "StagedLM", "Videos",
-    "Views", "add_media", "with_media",
+    "Actor", "Autoencoder", "Blocks", "CausalLM", "Codec", "Composer", "CrossEncoder", "Denoiser", "Drawer",
+    "DualTower", "Encoder", "EncoderDecoder", "GlobalEncoder", "Images", "Interleaved", "Medium", "Output", "Painter",
+    "Pyramid", "QueryDecoder", "ReversibleEncoder", "ReversibleLM", "Skeleton", "Sounds", "Spliced", "Stack",
+    "StagedLM", "Videos", "Views", "add_media", "with_media",
 ]  # fmt: skip

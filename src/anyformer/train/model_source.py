@@ -27,15 +27,6 @@ from anyformer.train.tasks import registry
 
 SIZE, VOCAB = "mini", 1024
 MADE = ("bpe", "bytes")  # tokenizers that get the special tokens of a task
-HEADS = {
-    "classify": "classify",
-    "images": "classify",
-    "tag": "tag",
-    "detect": "detect",
-    "answer": "answer",
-    "contrast": "pretrain",
-    "units": "units",
-}  # task -> its name in pages with several heads
 
 
 @dataclass(frozen=True)
@@ -70,9 +61,9 @@ class ModelSource:
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if self.task in registry.WITHOUT_TEXT or (self.task == "paint" and classes):
+        if not registry.KINDS[self.task].text or (self.task == "paint" and classes):
             model = self.given if self.make is None else self.make(0, seed, classes)
-            return with_processor(model) if self.task in registry.MEDIA else model
+            return with_processor(model) if registry.KINDS[self.task].media else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
         if tokenizer is None and self.given is not None and self.given.tokenizer is not None:
@@ -87,7 +78,7 @@ class ModelSource:
                 f"the tokenizer has {made.vocab_size} tokens, the model has {model.vocab}; use the model's own"
             )
         model.tokenizer = made
-        return with_processor(model) if self.task in registry.MEDIA else model
+        return with_processor(model) if registry.KINDS[self.task].media else model
 
 
 def model_source(
@@ -113,14 +104,15 @@ def model_source(
         size = size or SIZE
         page = pages.page(model)
         kind = registry.choose(task, model, page.recipe(page.at(size, **overrides)), getattr(page.module, "TASK", None))
-        if "vocab" in overrides and kind not in registry.WITHOUT_TEXT:
+        if "vocab" in overrides and registry.KINDS[kind].text:
             raise ValueError("overrides.vocab: the tokenizer determines the number of tokens; set vocab instead")
         facts = {"model": model, "size": size, "overrides": overrides}
 
         def sized(vocab: int, classes: int, others: dict[str, Any]) -> Any:
             wanted: dict[str, Any] = {"vocab": vocab} if vocab else {}
             wanted |= {"classes": classes} if classes else {}
-            wanted |= {"task": HEADS[kind]} if (classes or kind == "contrast") and kind in HEADS else {}
+            head = registry.KINDS[kind].head
+            wanted |= {"task": head} if head and (classes or kind == "contrast") else {}
             known = hyper.kinds(page.config)
             wanted |= {"token": vocab - 1} if kind == "caption" else {}  # the placeholder is the last one
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}

@@ -15,15 +15,8 @@ from anyformer.data.pictures import below
 from anyformer.data.records import HUB, find, records
 from anyformer.train.tasks.boxes import first_picture
 from anyformer.train.tasks.folding import first_protein
+from anyformer.train.tasks.registry import KINDS
 
-VERBS = {
-    "causal": "generate", "span": "generate", "denoise": "generate", "seq2seq": "generate", "write": "generate",
-    "masked": "embed", "embed": "embed", "classify": "classify", "images": "classify", "match": "classify",
-    "tag": "tag", "detect": "detect", "paint": "paint", "caption": "caption", "answer": "answer", "act": "act",
-    "clone": "act", "ctc": "transcribe", "contrast": "finetune", "units": "finetune", "forecast": "forecast",
-    "reconstruct": "paint", "graphs": "predict", "fold": "fold",
-}  # fmt: skip
-SHOWN = ("images", "match", "caption", "reconstruct")  # tasks whose verbs are given a picture of the rows
 WORDS = 8  # of a row's text, at most
 LOOKED = 100  # rows that are looked at for texts that differ
 
@@ -42,9 +35,9 @@ def next_command(
         place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.
     """
     run = next((p for p in (place.parent, place.parent.parent) if place.name and last(p) == place), place)
-    if VERBS[task] == "finetune":
+    if KINDS[task].verb == "finetune":
         return shlex.join(["anyformer", "finetune", "--model", str(run), "--data", next(iter(weights(data)))])
-    verb, words = VERBS[task], _words(task, model, data, fields or {}, prompt)
+    verb, words = KINDS[task].verb, _words(task, model, data, fields or {}, prompt)
     if task == "write" and model.tokenizer.template is not None:
         verb = "chat"
     if task == "reconstruct" and model.takes == "input_values":
@@ -84,13 +77,13 @@ def _words(
         return [*(["SOUND"] if source.startswith(HUB) else _first_sound(source, fields)), "--out", "again.wav"]
     if task == "reconstruct":
         return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
-    if task == "paint":
+    if task in ("paint", "draw"):
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)
         text = classes[:1] or (["A picture."] if hub else _of_rows(task, source, fields))
         return [*text, "--out", "picture.png"]
     if source.startswith(HUB):
-        return ["PICTURE"] if task in SHOWN else ["A text."]
+        return ["PICTURE"] if KINDS[task].shown else ["A text."]
     return _of_rows(task, source, fields)
 
 
@@ -105,7 +98,7 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
     if source_files.kind == "images":
         return [str(source_files.files[0])]
     rows = list(itertools.islice(records(source_files, fields), LOOKED))
-    if task in SHOWN:
+    if KINDS[task].shown:
         image = rows[0]["image"]
         picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []

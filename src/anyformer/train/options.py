@@ -103,9 +103,10 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            caption (LLaVA), paint (DiT), reconstruct (dVAE), answer (LXMERT), act or clone, forecast (Informer), ctc,
-            contrast or units (sound), graphs, fold; by default the first one that fits the model. Those from seq2seq on
-            read rows, see `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
+            caption (LLaVA), paint (DiT), draw (DALL-E), reconstruct (dVAE), answer (LXMERT), act or clone, forecast
+            (Informer), ctc, contrast or units (sound), graphs, fold; by default the first one that fits the model.
+            Those from seq2seq on read rows, see `train.tasks.registry`; one row of each ten is held out, of series the
+            last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.
@@ -123,6 +124,7 @@ class TrainOptions(RunOptions):
         units: of the task units: mfcc, or FOLDER:PATH, what a trained model has at a path, as in
             runs/one/step-000500:blocks.2.
         clusters: of these, of the task units.
+        codes: of the task draw: a dVAE, the folder of its run or a model directory; it is saved with the model.
         prompt: the text that the sample at the end continues.
     """
 
@@ -139,6 +141,7 @@ class TrainOptions(RunOptions):
     vocab: int | None = None
     units: str = "mfcc"
     clusters: int = 100
+    codes: str | None = None
     eval_every: int = 250
     save_every: int = 250
     prompt: str = "The "
@@ -158,7 +161,8 @@ class FinetuneOptions(RunOptions):
         model: real weights by name (minilm, smollm2 …), a model directory, a .gguf file, or a hub id.
         data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with text and label; words and
             labels; prompt and response; source and target; messages; anchor and positive; or text; of images a folder
-            CLASS/NAME.png, or rows with image and label. Several: a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
+            CLASS/NAME.png, or rows with image and label; of a detector COCO's JSON, or a folder of VOC's XML. Several:
+            a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
         method: full: every weight is trained; lora, dora: low-rank adapters are; qlora: adapters on weights in 4 bits.
         task: see `train.tasks.encode`; auto: inferred from the columns of the examples.
         overrides: hyperparameters that differ from those of its files: --overrides.task none reads them without their
@@ -196,6 +200,8 @@ class FinetuneOptions(RunOptions):
         "match",
         "caption",
         "paint",
+        "draw",
+        "detect",
         "answer",
         "reconstruct",
     ] = "auto"
@@ -244,6 +250,46 @@ class FinetuneOptions(RunOptions):
         steps = max(1, math.ceil(epochs * count / (self.batch * self.accumulate))) if steps is None else steps
         lr = METHODS[self.method] if self.lr is None else self.lr
         return self.settings(steps, lr, warmup_of(self.warmup, steps, checkpoint))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(FinetuneOptions):
+    """The options of `align`.
+
+    Args:
+        loss: dpo, ipo, simpo or kto, see `train.preferences`.
+        model: real weights by name (smollm2 …), a model directory, a .gguf file, or a hub id, of a decoder of text.
+        data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with prompt, chosen and rejected;
+            for kto also with prompt, response and label.
+        task: leave it out: the loss says what is learned.
+        beta: of the loss; 0.1, for simpo 2.
+        gamma: of simpo, the margin that is wanted; half of beta by default.
+        context: tokens of a prompt with its answer; a longer one is cut at its end.
+        batch: pairs (of kto answers) in a batch.
+        lr: the highest learning rate; 5e-6 for full, 5e-5 for adapters.
+    """
+
+    loss: Literal["dpo", "ipo", "simpo", "kto"] = "dpo"
+    beta: float | None = None
+    gamma: float | None = None
+    batch: int = 8
+    epochs: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", None if self.steps is not None else self.epochs)
+        super().__post_init__()
+        if self.task != "auto":
+            raise ValueError(f"task={self.task} is for finetune; align learns from preferences")
+        if self.label_smoothing or self.z_loss:
+            raise ValueError("label_smoothing and z_loss are for losses over tokens; leave them out")
+        if self.gamma is not None and self.loss != "simpo":
+            raise ValueError(f"gamma={self.gamma} is the margin of simpo; {self.loss} has none")
+        for name in ("beta", "gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if self.lr is None:
+            object.__setattr__(self, "lr", METHODS[self.method] / 10)
 
 
 def warmup_of(warmup: int | None, steps: int, checkpoint: Path | None) -> int:

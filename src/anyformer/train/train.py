@@ -20,7 +20,7 @@ from anyformer.train.options import TrainOptions, warmup_of
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.tasks import training_data
 from anyformer.train.tasks.base import Task
-from anyformer.train.tasks.registry import MEDIA
+from anyformer.train.tasks.registry import KINDS
 
 SAMPLE = 150  # tokens that are written at the end
 
@@ -86,7 +86,7 @@ def train(options: TrainOptions) -> Result:
             lm = source.model(options.tokenizer, options.vocab, data.words(), options.seed, data.classes)
         else:
             lm = now.run.model(source.given if start == checkpoint else None)
-            lm = with_processor(lm) if source.task in MEDIA else lm
+            lm = with_processor(lm) if KINDS[source.task].media else lm
         lm, factors = initialised(source, lm, options, new=start is None)
         lm.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         context = options.context

@@ -5,9 +5,10 @@ base.py       `Task`: examples by number, an objective, a measure, a baseline
 text.py       tasks on text: causal, masked, span, denoise
 tables.py     tables of rows; splits.py: which of them are held out
 encode.py     a row as examples of a model
-rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, paint, reconstruct, answer, write
+rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, paint, draw, reconstruct, answer, write
 boxes.py      detect: the things in pictures
 codes.py      reconstruct: the noise of codes, by the number of the example
+drawing.py    draw: the codes of pictures after their texts
 painting.py   paint: pictures are noised, by the number of the example
 episodes.py   act and clone: the actions of episodes
 graphs.py     graphs: their value or class

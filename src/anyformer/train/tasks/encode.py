@@ -11,6 +11,7 @@
 | images   | Encoder of images | `image`, `label`                             | the label                            |
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
+| draw     | Drawer            | `image`, `text`                              | each code of the image               |
 | reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
 | reconst… | Codec             | `sound`                                      | every sample, and log-mel spectra    |
 | ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
@@ -43,6 +44,7 @@ from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
 from anyformer.train.tasks import sounds
+from anyformer.train.tasks.registry import KINDS
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,7 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        apart = ("images", "contrast", "units", "reconstruct")
-        return self.task not in apart and self.columns != ("image", "label")
+        return KINDS[self.task].text and self.columns != ("image", "label")
 
     @functools.cached_property
     def positions(self) -> int:
@@ -276,8 +277,8 @@ def _number(text: str) -> np.ndarray:
 
 _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
-    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "answer": _answered,
-    "ctc": _heard, "contrast": _sounded, "units": _sounded, "reconstruct": _drawn,
+    "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "draw": _matched,
+    "answer": _answered, "ctc": _heard, "contrast": _sounded, "units": _sounded, "reconstruct": _drawn,
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@
 | detect   | QueryDecoder      | find the things in a picture                      | COCO's JSON, or VOC's XML         |
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
+| draw     | Drawer            | write the codes of an image after its text        | rows with `image` and `text`      |
 | reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
 | reconst… | Codec             | say a sound by codes, and the sound again         | rows with `sound`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
@@ -34,7 +35,8 @@ The first one of a skeleton is its default; a page may say another (`TASK = "den
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import AddedToken, processors
@@ -48,6 +50,7 @@ from anyformer.skeletons.codec import Codec
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
+from anyformer.skeletons.drawer import Drawer
 from anyformer.skeletons.dual_tower import DualTower
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
@@ -61,6 +64,7 @@ from anyformer.skeletons.staged import StagedLM
 
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
+    (Drawer, "input_ids"): ("draw",),
     (StagedLM, "input_ids"): (),  # its ids are codes of several segments: `train.fit`
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
@@ -81,39 +85,67 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Forecaster, "past_values"): ("forecast",),
     (Folder, "input_ids"): ("fold",),
 }
-WITHOUT_TEXT = ("images", "reconstruct", "detect", "act", "clone", "forecast", "contrast", "units", "graphs", "fold")
 TUNED = {  # else as FITS
     (CausalLM, "input_ids"): ("write",),
     (Encoder, "input_ids"): ("classify", "tag", "embed"),
     (Spliced, "input_ids"): ("caption", "write"),
 }
-COLUMNS = {  # of the tasks that are learned from rows; the first that fit
-    "write": (("messages",), ("prompt", "response"), ("source", "target"), ("text",)),
-    "seq2seq": (("source", "target"), ("prompt", "response")),
-    "embed": (("anchor", "positive"),),
-    "tag": (("words", "labels"),),
-    "images": (("image", "label"),),
-    "match": (("image", "text"),),
-    "paint": (("image", "label"), ("image", "text")),
-    "caption": (("image", "prompt", "response"), ("image", "text")),
-    "classify": (("text", "label"),),
-    "ctc": (("sound", "text"),),
-    "answer": (("question", "features", "boxes", "label"),),
-    "reconstruct": (("image",), ("sound",)),
-    "contrast": (("sound",),),
-    "units": (("sound",),),
-}
-# tasks whose rows have an image or a sound
-MEDIA = ("images", "match", "caption", "detect", "paint", "reconstruct", "ctc", "contrast", "units")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task, as its data, its model and the commands beside it see it.
+
+    Attributes:
+        verb: of the command that uses the model of a run.
+        columns: of rows; the first that fit. Empty: its data are no rows.
+        text: it needs a tokenizer. media: its examples have an image, a sound or a clip.
+        shown: its verb is given a picture of the rows.
+        roles: special tokens of a tokenizer that is made for it. around: those around a text.
+        head: its name in pages with several heads.
+    """
+
+    verb: str
+    columns: tuple[tuple[str, ...], ...] = ()
+    text: bool = True
+    media: bool = False
+    shown: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
+    around: tuple[str, str] | None = None
+    head: str | None = None
+
+
 ROUND = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-ROLES = {
-    "masked": {**ROUND, "mask_token": "[MASK]"},
-    "classify": ROUND,
-    "tag": ROUND,
-    "answer": ROUND,
-    "denoise": {"mask_token": "[MASK]"},
+BOTH = ("[CLS]", "[SEP]")
+WRITTEN = (("messages",), ("prompt", "response"), ("source", "target"), ("text",))
+KINDS = {
+    "causal": Kind("generate"),
+    "masked": Kind("embed", roles={**ROUND, "mask_token": "[MASK]"}, around=BOTH),
+    "span": Kind("generate"),
+    "denoise": Kind("generate", roles={"mask_token": "[MASK]"}),
+    "write": Kind("generate", WRITTEN),
+    "seq2seq": Kind("generate", (("source", "target"), ("prompt", "response"))),
+    "embed": Kind("embed", (("anchor", "positive"),)),
+    "tag": Kind("tag", (("words", "labels"),), roles=ROUND, around=BOTH, head="tag"),
+    "images": Kind("classify", (("image", "label"),), text=False, media=True, shown=True, head="classify"),
+    "match": Kind("classify", (("image", "text"),), media=True, shown=True),
+    "paint": Kind("paint", (("image", "label"), ("image", "text")), media=True),
+    "draw": Kind("paint", (("image", "text"),), media=True),
+    "caption": Kind("caption", (("image", "prompt", "response"), ("image", "text")), media=True, shown=True),
+    "classify": Kind("classify", (("text", "label"),), roles=ROUND, around=BOTH, head="classify"),
+    "ctc": Kind("transcribe", (("sound", "text"),), media=True),
+    "answer": Kind("answer", (("question", "features", "boxes", "label"),), roles=ROUND, around=BOTH, head="answer"),
+    "reconstruct": Kind("paint", (("image",), ("sound",)), text=False, media=True, shown=True),
+    "contrast": Kind("finetune", (("sound",),), text=False, media=True, head="pretrain"),
+    "units": Kind("finetune", (("sound",),), text=False, media=True, head="units"),
+    "detect": Kind("detect", text=False, media=True, head="detect"),
+    "act": Kind("act", text=False),
+    "clone": Kind("act", text=False),
+    "forecast": Kind("forecast", text=False),
+    "graphs": Kind("predict", text=False),
+    "fold": Kind("fold", text=False),
 }
-AROUND = dict.fromkeys(("masked", "classify", "tag", "answer"), ("[CLS]", "[SEP]"))  # special tokens around a text
+COLUMNS = {task: kind.columns for task, kind in KINDS.items() if kind.columns}  # of the tasks learned from rows
 SENTINELS = 100
 PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 
@@ -157,8 +189,8 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     fits = _fits(FITS | TUNED, type(model), model.takes)
     if "detect" in fits:
         raise ValueError(
-            f"{name} finds things in pictures, and learns from boxes, which are no columns of rows: `anyformer train "
-            "--model MODEL --data SET` goes on from its weights"
+            f"{name} finds things in pictures, and learns from boxes, which are no columns of rows: data is a COCO "
+            "file (set/annotations.json) or a folder of Pascal VOC's (set/*.xml)"
         )
     chosen = next((kind for kind in matches if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
@@ -173,13 +205,28 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     return chosen, matching[chosen]
 
 
+def of_boxes(task: str, name: str, model: Any) -> str:
+    """The fine-tuning task for pictures with boxes.
+
+    Raises:
+        ValueError: if another task is asked for, or the model finds nothing.
+    """
+    if "detect" not in _fits(FITS, type(model), model.takes) or task not in ("auto", "detect"):
+        asked = "" if task == "auto" else f", task={task} is asked for"
+        raise ValueError(
+            f"the data has boxes, which a detector learns (DETR); {name} ({type(model).__name__}) cannot{asked}"
+        )
+    return "detect"
+
+
 def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     """A tokenizer that was made here, with the special tokens of a task, which it puts around a text."""
-    roles = ROLES.get(task, {})
+    kind = KINDS[task]
+    roles = kind.roles
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if task not in ("causal", "caption", "ctc", *WITHOUT_TEXT):
-        begin, end = AROUND.get(task, ("", tokenizer.roles["eos_token"]))
+    if kind.text and task not in ("causal", "caption", "ctc", "draw"):
+        begin, end = kind.around or ("", tokenizer.roles["eos_token"])
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
         tokenizer.core.post_processor = processors.TemplateProcessing(one, two, special_tokens=used)

@@ -26,7 +26,7 @@ from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
 from anyformer.train.sound_objectives import CTCLoss, MaskedContrast, SoundDistance
-from anyformer.train.tasks import codes, hiding, painting, registry, sounds, tables
+from anyformer.train.tasks import codes, drawing, hiding, painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -48,6 +48,9 @@ class TableData:
         self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
         self.names = tables.classes(self.tables, self.columns) if self.columns[-1] in ("label", "labels") else ()
         self.implied: dict[str, Any] = {}
+        self.coder = drawing.coder_of(options.codes) if kind == "draw" else None
+        if self.coder is not None:
+            self.implied = drawing.implied(self.coder)
         if kind == "answer":
             self.implied = {"answers": len(self.names), "features": tables.width(self.tables[0], "features")}
 
@@ -55,7 +58,7 @@ class TableData:
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
         short = (("image", "label"), ("image",), ("sound", "text"))
-        return 0 if self.columns in short else LONGEST
+        return 0 if self.columns in short or self.kind == "draw" else LONGEST
 
     @property
     def classes(self) -> int:
@@ -80,7 +83,10 @@ class TableData:
             hiding.check(model, self.kind)
         if self.kind == "units":
             units = hiding.learn(options.units, model, self._learned(), options.clusters, options.seed)
-        encoder = RowEncoder(self.kind, self.columns, model, self.names, context or 0, units=units)
+        if self.kind == "draw":
+            model = drawing.with_coder(model, self.coder)
+        limit = model.places if self.kind == "draw" else context or 0
+        encoder = RowEncoder(self.kind, self.columns, model, self.names, limit, units=units)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
         if self.kind not in ("paint", "reconstruct", "ctc", "contrast"):
             check_head(model, task, self.names)
@@ -122,7 +128,7 @@ class StoredExamples:
         if len(rest) == len(example):
             return example
         named = example.get("path")
-        if "pixel_values" not in self.model.inputs():
+        if "pixel_values" not in self.model.processed:
             return {**sounds.heard(self.model, Path(os.fsdecode(named.tobytes()))), **rest}  # type: ignore[union-attr]
         data = example["bytes"].tobytes() if named is None else Path(os.fsdecode(named.tobytes()))
         return {**prepared(self.model, data), **rest}
@@ -214,6 +220,8 @@ def on_rows(
         painting.check(encoder.model, encoder.names)
         facts["noising"] = words(encoder.model.noising)
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
+    if encoder.task == "draw":
+        rows, batches = drawing.prepared(rows, measured, encoder.model, seed)
     if encoder.task == "reconstruct":
         prepare = codes.sounds if encoder.columns == ("sound",) else codes.prepared
         rows, batches = prepare(rows, measured, encoder.model, seed)
@@ -249,9 +257,9 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return objectives.masked_lm, None, "of the hidden frames get a wrong unit"
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
-    if encoder.task in ("write", "seq2seq", "caption"):
+    if encoder.task in ("write", "seq2seq", "caption", "draw"):
         tokens = objectives.causal_lm if encoder.task != "seq2seq" else objectives.seq2seq
-        return tokens, tokens, "nats a token"
+        return tokens, tokens, f"nats a {'code' if encoder.task == 'draw' else 'token'}"
     return objectives.classification, None, WRONG
 
 

@@ -19,7 +19,7 @@ from anyformer.data.mixing import shares
 from anyformer.data.records import Row, Source, find, fingerprint, records
 from anyformer.data.store import Example, Store, stored
 from anyformer.train.tasks.encode import RowEncoder
-from anyformer.train.tasks.registry import MEDIA
+from anyformer.train.tasks.registry import KINDS
 from anyformer.train.tasks.splits import EVERY, _drawn
 
 
@@ -75,7 +75,7 @@ class Table:
         def examples() -> Iterator[Example | None]:
             return encoder.all(self.rows(encoder.columns), self.source.name)
 
-        images = encoder.task in MEDIA  # where they lie is a part of what is stored
+        images = KINDS[encoder.task].media  # where they lie is a part of what is stored
         return stored(examples, f"{key} {root if images else ''} {encoder.fingerprint()}", cache)
 
 
