@@ -149,7 +149,7 @@ def _series(work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
 
 
 def _written(file: Path, values: list[float]) -> Path:
-    file.write_text("time,y\n" + "\n".join(f"{1700 + i}-01-01,{v}" for i, v in enumerate(values)) + "\n")
+    file.write_text("time,target\n" + "\n".join(f"{1700 + i}-01-01,{v}" for i, v in enumerate(values)) + "\n")
     return file
 
 
