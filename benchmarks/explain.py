@@ -1,6 +1,6 @@
 """Are shares faithful, and what do they cost? On a text, a picture and a series, beside random ones.
 
-    python -m benchmarks.explain faithful RATED.txt WORK     # as of examples/steering.py; models are trained in WORK
+    python -m benchmarks.explain faithful RATED.txt WORK     # examples/steering.py has RATED.txt; WORK is for models
     python -m benchmarks.explain cost                        # beside captum, where that is installed
 
 Faithful: parts of the input are put to their baseline, those with the largest shares first (deletion), or last
@@ -138,8 +138,8 @@ def _series(work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
     table = sm.datasets.sunspots.load_pandas().data
     values = [float(v) for v in table["SUNACTIVITY"]]
     _written(work / "series.csv", values)
-    done = train("informer", "tiny", task="forecast", data=work / "series.csv", steps=300, batch=16,
-                 out=work / "series", eval_every=0, quiet=True)  # fmt: skip
+    given: dict[str, Any] = {"steps": 300, "batch": 16, "eval_every": 0, "quiet": True}
+    done = train("informer", "tiny", task="forecast", data=work / "series.csv", out=work / "series", **given)
     print(f"series: held out {done.held_out}", flush=True)
     model = af.load(done.checkpoint).eval()
     calls = []
@@ -149,7 +149,7 @@ def _series(work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
 
 
 def _written(file: Path, values: list[float]) -> Path:
-    file.write_text("time,y\n" + "\n".join(f"{1700 + i}-01-01,{v}" for i, v in enumerate(values)) + "\n")
+    file.write_text("time,target\n" + "\n".join(f"{1700 + i}-01-01,{v}" for i, v in enumerate(values)) + "\n")
     return file
 
 
