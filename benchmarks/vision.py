@@ -4,7 +4,7 @@ Inference is one pass without gradients; a step is forward, the mean square of t
 mode with dropout 0, without an optimiser. Float32, eager, fused attention where the peer has it. Rows: Swin-T, ViT-B/16
 and CLIP-B/32 (both towers, texts of 77 tokens) at 224 x 224, DETR-R50 at 640 x 640, DiT-S/2 on latents of 32 x 32, and
 the prefill of LLaVA: a CLIP-L/14 tower at 336 x 336, whose 576 positions stand in 32 tokens of a decoder of SmolLM2's
-shape.
+shape. timm has Swin and ViT; it lives in an environment of its own, `.venv-timm` or that of $BENCH_TIMM_PYTHON.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ NAMES = {
     "llava": "LLaVA, 576 positions",
 }  # fmt: skip
 PEERS = {name: "diffusers" if name == "dit" else "transformers" for name in NAMES}
+TIMM = {"swin": "swin_tiny_patch4_window7_224", "vit": "vit_base_patch16_224"}  # what timm has of these
 PATCH, SIDE, IDS, TEXT, PLACEHOLDER = 14, 336, 49_153, 32, 49_152
 
 
@@ -108,13 +109,24 @@ def theirs(name: str) -> tuple[Any, dict[str, Any], Callable[[Any], Any]]:
     return t.LlavaForConditionalGeneration(config), inputs, lambda out: out.logits
 
 
+def timms(name: str) -> tuple[Any, dict[str, Any], Callable[[Any], Any]]:
+    """timm's model of the same shape, in an environment of its own: it needs torchvision, which not every build of
+    PyTorch can load."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model(TIMM[name], drop_path_rate=0.0)
+    return model, {"x": _inputs(name)["pixel_values"]}, lambda out: out
+
+
 def build(key: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     """The number of parameters, and the function that makes a pass or a step."""
     import torch
 
     torch.set_num_threads(THREADS)
     side, _, name = key.partition("_")
-    model, inputs, read = (ours if side == "ours" else theirs)(name)
+    model, inputs, read = {"ours": ours, "theirs": theirs, "timm": timms}[side](name)
     model.requires_grad_(True)
 
     def serve(request: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +152,8 @@ def run(rounds: int = 8) -> Section:
             f"ours_{name}": Contestant(f"anyformer {title}"),
             f"theirs_{name}": Contestant(PEERS[name], against=f"ours_{name}"),
         }
+        if name in TIMM:
+            sides[f"timm_{name}"] = Contestant("timm", "timm", f"ours_{name}")
         workers = started("vision", sides, notes)
         kinds = {"inference": False} if name == "llava" else {"inference": False, "step": True}
         cells: dict[str, list[str]] = {key: [] for key in workers}

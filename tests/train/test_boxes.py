@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.data import boxes as data
 from anyformer.media.boxes import converted, shares
-from anyformer.train import train
+from anyformer.train import finetune, train
 from anyformer.train.average_precision import Boxed, average_precision
 from anyformer.train.options import TrainOptions
 from anyformer.train.set_prediction import SetPrediction
@@ -234,6 +235,56 @@ def test_training_resumes_exactly_and_its_folder_detects(tmp_path, capsys):
         assert 0 <= left <= right <= width and 0 <= top <= bottom <= height
     assert main(["detect", str(picture), str(picture), "--model", str(tmp_path / "whole"), "--threshold", "1"]) == 0
     assert "nothing above 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("form", "method"), [("coco", "lora"), ("voc", "full"), ("coco", "full")])
+def test_a_detector_is_tuned_to_other_classes_by_adapters_or_in_full(form, method, tmp_path):
+    """The head makes room for the new classes; everything else begins where it was, and adapters leave it there."""
+    start = learned(squares(tmp_path / "set"), tmp_path / "run", 2)
+    other = squares(tmp_path / "other", form=form)
+    for file in other.glob("*.*"):
+        file.write_text(file.read_text().replace(NAMES[0], "a sea").replace(NAMES[1], "brick"))
+    if form == "coco":
+        content = json.loads((other / "all.json").read_text())
+        content["categories"].append({"id": 99, "name": "never"})
+        (other / "all.json").write_text(json.dumps(content))
+    given: dict[str, Any] = {"method": method, "batch": 4, "quiet": True, "device": "cpu", "held_out": 0.2}
+    done = finetune(str(tmp_path / "run"), other, steps=4, save_every=2, out=tmp_path / "tuned", **given)
+    assert done.task == "detect" and done.classes == (
+        ("a sea", "brick", "never") if form == "coco" else ("a sea", "brick")
+    )
+    assert done.folder is not None and 0 <= done.before <= 1 and done.after is not None
+    model: Any = af.load(done.folder)
+    assert model.heads["classes"].proj.out_features == len(done.classes) + 1
+    assert {f.name for f in af.detect(model, [Image.new("RGB", (30, 30))], 0.0)[0]} <= set(done.classes)
+    before, after = start.model.state_dict(), model.state_dict()
+    still = [n for n in before if "convolution" in n or n.endswith("queries.weight") or ".norm" in n]
+    assert still and (method == "full") != all(torch.equal(before[n], after[n]) for n in still)
+    mixer = "decoder.blocks.0.cross.q.weight"
+    assert not torch.equal(before[mixer], after[mixer])
+    shutil.rmtree(tmp_path / "tuned" / "step-000004")
+    again = finetune(str(tmp_path / "run"), other, steps=4, save_every=2, out=tmp_path / "tuned", resume=True, **given)
+    for name, value in again.model.state_dict().items():
+        torch.testing.assert_close(value, after[name], rtol=0, atol=0)
+
+
+def test_what_a_detector_cannot_be_tuned_on_is_named(tmp_path):
+    folder = squares(tmp_path / "set")
+    learned(folder, tmp_path / "run", 1)
+    given: dict[str, Any] = {"steps": 1, "quiet": True, "device": "cpu", "out": tmp_path / "tuned"}
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
+    vit = af.build("vit", "tiny", seed=0)
+    vit.save(tmp_path / "vit")
+    for model, place, options, said in (
+        ("run", "rows.jsonl", {}, r"data is a COCO file \(set/annotations\.json\) or a folder"),
+        ("run", "set", {"task": "classify"}, "a detector learns .*task=classify is asked for"),
+        ("vit", "set", {}, "the data has boxes, which a detector learns"),
+        ("run", "set", {"context": 5}, "context=5 is a number of tokens"),
+        ("run", "set", {"fields": {"text": "a"}}, "fields rename columns of tables"),
+        ("run", "set", {"held_out": str(tmp_path / "rows.jsonl")}, "of pictures with boxes it is a share"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            finetune(str(tmp_path / model), tmp_path / place, **given, **options)  # type: ignore[arg-type]
 
 
 def test_boxes_come_back_in_pixels_of_the_original(tmp_path):

@@ -23,7 +23,8 @@ from anyformer.core.value import nearest
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
 VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
          "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
-         "predict", "fold", "serve", "explain", "inspect", "show", "draw", "diff", "verify", "convert",
+         "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
+         "convert", "compress",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -52,12 +53,15 @@ GOALS = (  # (what somebody wants to do, the command)
     ("fold a protein", "anyformer fold runs/folder protein.fasta --out protein.pdb"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("see why it said that", 'anyformer explain smollm2 "The capital of France is"'),
+    ("steer what it writes", "anyformer steer smollm2 --toward glad.txt --away sad.txt"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("show what it sees", "anyformer show runs/clothes boot.png"),
+    ("know what it costs", "anyformer count llama --size 7b"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
+    ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("choose a model", "anyformer ls"),
 )
 

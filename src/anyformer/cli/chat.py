@@ -12,16 +12,8 @@ EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
 CALL = "anyformer.generate:generate"
 # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
 OURS = (
-    "model",
-    "prompts",
-    "images",
-    "sounds",
-    "videos",
-    "draft",
-    "heal",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
+    *("model", "prompts", "images", "sounds", "videos", "draft", "steer", "heal"),
+    *("num_beams", "length_penalty", "early_stopping"),
 )
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
 HELP = "type a question; /new starts a new conversation, /exit (or Ctrl-D) quits, Ctrl-C stops an answer"
@@ -38,6 +30,7 @@ def chat(
     tool_choice: Literal["auto", "required"] = "auto",
     max_calls: int = 8,
     max_seconds: float = 60.0,
+    steer: list[str] | None = None,
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -54,9 +47,11 @@ def chat(
         tool_choice: required = the first answer to a question is a call.
         max_calls: of an answer.
         max_seconds: of an answer with calls.
+        steer: files of directions that `anyformer steer` wrote, FILE or FILE:STRENGTH; they are added at every token.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
+    options = {**options, "steer": steer}
     if tools:
         from anyformer.know.tool import tools_of_names
 
@@ -130,6 +125,6 @@ def run(args: Any) -> None:
     asked = " ".join(args.question) or None
     chat(
         args.model, asked, pick(args, CALL, OURS), system=args.system, draft=args.draft, tools=args.tools,
-        tool_choice=args.tool_choice, max_calls=args.max_calls, max_seconds=args.max_seconds, task=args.task,
-        ignore=args.ignore,
+        tool_choice=args.tool_choice, max_calls=args.max_calls, max_seconds=args.max_seconds, steer=args.steer,
+        task=args.task, ignore=args.ignore,
     )  # fmt: skip

@@ -73,6 +73,17 @@ def read(source: str | Path) -> BoxSet:
     return voc(files)
 
 
+def holds_boxes(source: str | Path) -> bool:
+    """True for what `read` is for: a JSON file, or a folder with one that has annotations, or with files of VOC."""
+    path = Path(source).expanduser()
+    if path.is_file() or not path.is_dir():
+        return path.suffix == ".json"
+    tables = list(path.glob("*.json"))
+    if len(tables) == 1:
+        return '"annotations"' in tables[0].read_text(encoding="utf-8", errors="replace")
+    return any(file for part in ("", "Annotations") for file in (path / part).glob("*.xml"))
+
+
 def coco(path: Path) -> BoxSet:
     """The pictures of a COCO file."""
     try:

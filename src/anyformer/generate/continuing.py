@@ -17,9 +17,9 @@ from anyformer.generate.options import Options, guesser
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.seeing import with_media
 from anyformer.generate.speculating import Speculation
+from anyformer.generate.steering import Steer, with_steering
 from anyformer.generate.tools import Call, tools_of
 from anyformer.generate.writing import Writer
-from anyformer.skeletons import Skeleton
 
 
 def generate(
@@ -40,7 +40,7 @@ def generate(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup", "layers"] | None = None,
-    draft: Skeleton | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
@@ -53,6 +53,7 @@ def generate(
     early_stopping: bool | Literal["never"] = False,
     engine: Literal["auto", "torch", "onnx"] | None = None,
     precision: Literal["auto", "float32", "int8", "int4"] = "auto",
+    steer: Steer = None,
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -101,6 +102,8 @@ def generate(
             installed and computes this model, else PyTorch. None = the model as it is.
         precision: of the matrices in ONNX Runtime; "auto" is 4 bits for weights from a file of 4 bits, else 8. What it
             costs in quality is measured before the first use, bounded, and printed.
+        steer: a file of a direction that `anyformer steer` wrote, FILE or FILE:STRENGTH, which is added to the stream
+            at every token; a `Direction`, or several.
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -111,7 +114,7 @@ def generate(
             vocabulary, text without a tokenizer, a model that cannot generate, or if the prompt and `max_new_tokens`
             together are longer than the context.
     """
-    model = with_engine(model, engine, precision)
+    model = with_steering(with_engine(model, engine, precision), steer)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
@@ -196,7 +199,7 @@ def stream(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup", "layers"] | None = None,
-    draft: Skeleton | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
@@ -206,13 +209,14 @@ def stream(
     cache: bool | Literal["int8"] = True,
     engine: Literal["auto", "torch", "onnx"] | None = None,
     precision: Literal["auto", "float32", "int8", "int4"] = "auto",
+    steer: Steer = None,
 ) -> Iterator[str]:
     """The text that `generate` would return, in pieces, as soon as they are final.
 
     Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
-    model = with_engine(model, engine, precision)
+    model = with_steering(with_engine(model, engine, precision), steer)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
@@ -246,7 +250,7 @@ def chat(
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
     speculate: Literal["lookup", "layers"] | None = None,
-    draft: Skeleton | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
@@ -260,6 +264,7 @@ def chat(
     on_call: Callable[[Call], None] | None = None,
     engine: Literal["auto", "torch", "onnx"] | None = None,
     precision: Literal["auto", "float32", "int8", "int4"] = "auto",
+    steer: Steer = None,
 ) -> Iterator[str]:
     """The model's answer to a conversation, in pieces, as in `stream`.
 
@@ -280,7 +285,7 @@ def chat(
         ValueError: without a tokenizer or a chat template, for tools with media, a schema or a grammar, and as
             `generate`.
     """
-    model = with_engine(model, engine, precision)
+    model = with_steering(with_engine(model, engine, precision), steer)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,

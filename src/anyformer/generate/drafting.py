@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.generate.decoding import Rows
-from anyformer.skeletons.stack import Blocks
+from anyformer.generate.steering import Steered
 
 FIRST, MOST = 4, 8  # tokens of the first guess, and at most
 
@@ -89,7 +89,9 @@ def drafted(model: Any, draft: Any, prompts: list[list[int]], room: int, media: 
         ValueError: naming what differs, for a draft that reads another vocabulary or other inputs.
     """
     if draft == "layers":
-        return Draft(Rows(thinned(model), prompts, room, True, media), model.vocab)
+        model = getattr(model, "torch_model", model)
+        plain = model.model if isinstance(model, Steered) else model  # a guess need not be steered
+        return Draft(Rows(thinned(plain), prompts, room, True, media), model.vocab)
     check_draft(model, draft, media)
     return Draft(Rows(draft, prompts, room, True, media), model.vocab)
 
@@ -129,16 +131,17 @@ def thinned(model: Any) -> Any:
     inside = {m for module in model.decoding() for m in module.modules()} if hasattr(model, "decoding") else set()
 
     def copied(module: nn.Module) -> nn.Module:
-        own = isinstance(module, Blocks) and len(module.blocks) > 3 and inside.issuperset(module.blocks)
+        blocks = list(getattr(module, "blocks", ())) if hasattr(module, "layers") else []
+        own = len(blocks) > 3 and inside.issuperset(blocks)
         children = {name: copied(child) for name, child in module.named_children()}
         if not own and all(children[name] is child for name, child in module.named_children()):
             return module
         thin = copy.copy(module)
         thin._modules = {**module._modules, **children}
         if own:
-            last = len(module.blocks) - 1  # type: ignore[arg-type]
-            kept = [b for i, b in enumerate(module.blocks) if i % 2 == 0 or i == last]  # type: ignore[arg-type]
-            thin._modules["blocks"] = nn.ModuleList(kept)
+            thin._modules["blocks"] = nn.ModuleList(
+                b for i, b in enumerate(blocks) if i % 2 == 0 or i + 1 == len(blocks)
+            )
         return thin
 
     thin = copied(model)

@@ -13,11 +13,20 @@ from anyformer.core.flow import Flow
 from anyformer.core.part import check_option, drop
 from anyformer.core.recompute import Recomputed, remade
 from anyformer.core.slots import FeedForward
+from anyformer.parts.products import fused, product
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x); where nothing is kept for a backward pass in the memory of the sigmoid."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x * (1.702 * x).sigmoid()
+    return (1.702 * x).sigmoid_().mul_(x)
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * (1.702 * x).sigmoid(),  # Hendrycks and Gimpel, 2016; arXiv:1606.08415, section 2
+    "quick_gelu": _quick_gelu,  # Hendrycks and Gimpel, 2016; arXiv:1606.08415, section 2
     "relu": F.relu,
     "relu2": lambda x: x.relu().square(),  # squared ReLU (So et al., 2021; arXiv:2109.08668)
     "silu": F.silu,
@@ -101,10 +110,14 @@ class MLP(FeedForward):
         super().__init__()
         hidden = 4 * dim if hidden is None else hidden
         self.up, self.down = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
-        self.act, self.dropout = activation("MLP", act), dropout
+        self.act, self.dropout, self.named = activation("MLP", act), dropout, act
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.down(drop(self, self.act(self.up(x))))  # (B, T, F) inside
+        if fused(self.up, x, self.named):
+            hidden = product(self.up, x, self.named)  # (B, T, F)
+        else:
+            hidden = self.act(product(self.up, x))
+        return product(self.down, drop(self, hidden))
 
 
 class GatedMLP(FeedForward):
@@ -115,17 +128,18 @@ class GatedMLP(FeedForward):
         super().__init__()
         self.gate, self.up = nn.Linear(dim, hidden, bias), nn.Linear(dim, hidden, bias)
         self.down = nn.Linear(hidden, dim, bias)
-        self.act, self.dropout = activation("GatedMLP", act), dropout
+        self.act, self.dropout, self.named = activation("GatedMLP", act), dropout, act
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         if not torch.is_grad_enabled():
-            hidden = self.act(self.gate(x)).mul_(self.up(x))  # in place: not needed again
-            return self.down(drop(self, hidden))
-        gate, up = self.gate(x), self.up(x)  # (B, T, F) each
+            fast = fused(self.gate, x, self.named)
+            hidden = product(self.gate, x, self.named) if fast else self.act(product(self.gate, x))
+            return product(self.down, drop(self, hidden.mul_(product(self.up, x))))  # in place: not needed again
+        gate, up = product(self.gate, x), product(self.up, x)  # (B, T, F) each
         if flow.find(Recomputed) or torch.compiler.is_compiling() or (self.training and self.dropout):
-            return self.down(drop(self, self.act(gate) * up))
+            return product(self.down, drop(self, self.act(gate) * up))
         # Two of the four tensors that backward reads are recomputed from the other two: cheap, and half of the memory.
-        product = Gated(self.act)
-        hidden = product(gate, up)
-        with remade(hidden, product.again(gate, up)):
-            return self.down(hidden)
+        opened = Gated(self.act)
+        hidden = opened(gate, up)
+        with remade(hidden, opened.again(gate, up)):
+            return product(self.down, hidden)

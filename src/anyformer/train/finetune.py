@@ -12,6 +12,9 @@ import torch
 from anyformer.compress import nf4
 from anyformer.core.options import takes
 from anyformer.core.shown import Shown
+from anyformer.data.boxes import BoxSet, holds_boxes
+from anyformer.data.boxes import read as boxes_of
+from anyformer.data.corpus import weights
 from anyformer.generate.answering import known_answers
 from anyformer.generate.paths import ctc_head
 from anyformer.train import adapters, checkpoint, lora, model_setup, model_source
@@ -20,7 +23,7 @@ from anyformer.train.next_command import next_command
 from anyformer.train.options import FinetuneOptions
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
-from anyformer.train.tasks import drawing, registry, rows, splits, tables
+from anyformer.train.tasks import boxes, drawing, registry, rows, splits, tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.encode import RowEncoder
 
@@ -83,30 +86,18 @@ def finetune(options: FinetuneOptions) -> Tuned:
     Example:
         anyformer finetune --model minilm --data reviews.csv --out runs/reviews
     """
-    model, seed, batch = options.model, options.seed, options.batch
-    sources = tables.read(options.data, options.fields)
-    columns = sources[0].columns()
-    split = _held_out(options.held_out, options.fields, seed)
+    model, batch = options.model, options.batch
+    data = _data(options)
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
-        kind, columns = registry.infer(options.task, model, lm, columns)
-        labelled = kind in (*model_setup.ENDS, "answer") or columns == ("image", "label")
-        names = tables.classes(sources, columns) if labelled else ()
-        names = known_answers(lm, names) if kind == "answer" else names
-        context = options.context
-        if columns not in (("image", "label"), ("sound", "text")):
-            context = context_of(lm, context, LONGEST, 8, "")
-        elif context is not None:
-            raise ValueError(f"context={context} is a number of tokens, and {model} reads {lm.takes}; leave it out")
+        kind, names, context, columns = _kind(lm, data, options)
         if kind == "embed" and batch % now.world.size:
             raise ValueError(
                 f"batch={batch} pairs cannot be shared by {now.world.size} processes without splitting one; use a "
                 f"multiple of {now.world.size}"
             )
         lm, summary = ready(lm, kind, names, options)
-        limit = lm.places if kind == "draw" else context or 0
-        encoder = RowEncoder(kind, columns, lm, names, limit)
-        goal = rows.on_rows(encoder, sources, split, seed, options.cache)
+        goal = _goal(lm, kind, names, context, columns, data, options)
         settings = options.resolved(goal.size, now.run.checkpoint)
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
         learned, parameters = numbers(lm)
@@ -138,6 +129,55 @@ def finetune(options: FinetuneOptions) -> Tuned:
     )  # fmt: skip
 
 
+def _data(options: FinetuneOptions) -> BoxSet | list[tables.Table]:
+    """The pictures with boxes, or the tables of rows."""
+    sources = list(weights(options.data))
+    if len(sources) > 1 or not holds_boxes(sources[0]):
+        return tables.read(options.data, options.fields)
+    if options.fields:
+        raise ValueError("fields rename columns of tables; COCO's and VOC's files have names of their own")
+    return boxes_of(sources[0])
+
+
+def _kind(
+    lm: Any, data: BoxSet | list[tables.Table], options: FinetuneOptions
+) -> tuple[str, tuple[str, ...], int | None, tuple[str, ...]]:
+    """The task, the names of its classes, the tokens of an example, and the columns of rows."""
+    model, context = options.model, options.context
+    columns: tuple[str, ...] = ()
+    if isinstance(data, BoxSet):
+        kind, names = registry.of_boxes(options.task, model, lm), data.names
+    else:
+        kind, columns = registry.infer(options.task, model, lm, data[0].columns())
+        labelled = kind in (*model_setup.ENDS, "answer") or columns == ("image", "label")
+        names = tables.classes(data, columns) if labelled else ()
+        names = known_answers(lm, names) if kind == "answer" else names
+    if columns not in (("image", "label"), ("sound", "text"), ()):
+        context = context_of(lm, context, LONGEST, 8, "")
+    elif context is not None:
+        raise ValueError(f"context={context} is a number of tokens, and {model} reads {lm.takes}; leave it out")
+    return kind, names, context, columns
+
+
+def _goal(
+    lm: Any,
+    kind: str,
+    names: tuple[str, ...],
+    context: int | None,
+    columns: tuple[str, ...],
+    data: BoxSet | list[tables.Table],
+    options: FinetuneOptions,
+) -> Task:
+    """What is learned and measured."""
+    split = _held_out(options.held_out, options.fields, options.seed)
+    if isinstance(data, BoxSet):
+        if not callable(split):
+            raise ValueError(f"held_out={options.held_out!r}: of pictures with boxes it is a share between 0 and 1")
+        return boxes.on_boxes(data, next(iter(weights(options.data))), lm, split, options.seed)
+    limit = lm.places if kind == "draw" else context or 0
+    return rows.on_rows(RowEncoder(kind, columns, lm, names, limit), data, split, options.seed, options.cache)
+
+
 def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -> splits.Split | list[tables.Table]:
     """A split of the examples, or the held-out tables."""
     try:
@@ -158,7 +198,9 @@ def ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) 
     if kind == "ctc" and ctc_head(lm) is None:
         said = tables.words(tables.read(options.data, options.fields), ("sound", "text"))
         lm, fresh = model_setup.with_letters(lm, said, options.seed)
-    if names and kind in model_setup.ENDS:
+    if kind == "detect":
+        lm, fresh = model_setup.with_things(lm, names, options.seed)
+    elif names and kind in model_setup.ENDS:
         lm, fresh = model_setup.with_classifier(lm, kind, names, options.seed)
     elif names:
         lm.origin = {**(lm.origin or {}), "classes": list(names)}

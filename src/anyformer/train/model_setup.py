@@ -54,10 +54,39 @@ def with_classifier(base: Any, task: str, names: Sequence[str], seed: int) -> tu
         hyper = dataclasses.replace(base.config, **fixed, **{field: len(names)})
         model = pages.build(pages.page(base.page).recipe(hyper), seed=seed)
         model.page, model.config = base.page, hyper
+    return _carried(base, model, words, published is not None)
+
+
+def with_things(base: Any, names: Sequence[str], seed: int) -> tuple[Any, list[str]]:
+    """A model that finds things, with a head for these classes and "no object" behind them.
+
+    A head for the same classes, by name, stays; another one makes room. Published files keep their form.
+
+    Returns:
+        The model, and the paths of the parameters that have first weights.
+    """
+    count, words = len(names), {str(i): name for i, name in enumerate(names)}
+    own = base.page is not None and pages.page(base.page).recipe(base.config) == base.recipe
+    if own:
+        hyper = dataclasses.replace(base.config, classes=count)
+        model = pages.build(pages.page(base.page).recipe(hyper), seed=seed)
+        model.page, model.config = base.page, hyper
+    else:
+        model = pages.build(base.recipe.but({f"heads.{HEAD}.classes": count + 1}), seed=seed)
+    return _carried(base, model, words, own)
+
+
+def _carried(base: Any, model: Any, words: dict[str, str], published: bool) -> tuple[Any, list[str]]:
+    """`model` with what it shares with `base`: weights, types, files beside them; and the paths of what is new.
+
+    Args:
+        words: number of a class, as text -> its name. published: the files of its page can hold it.
+    """
+    names = list(words.values())
     before = (base.origin or {}).get("config", {})
-    config = {} if published is None else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
+    config = {} if not published else {k: v for k, v in before.items() if k not in ("architectures", "num_labels")}
     labels = {"id2label": words, "label2id": {name: i for i, name in enumerate(names)}}
-    model.origin = {**(base.origin or {}), "config": {**config, **labels} if config else {}, "classes": list(names)}
+    model.origin = {**(base.origin or {}), "config": {**config, **labels} if config else {}, "classes": names}
     model.tokenizer, model.processor = base.tokenizer, base.processor
     same = before.get("id2label") == words
     types = {n: t.dtype for n, t in base.state_dict().items()}

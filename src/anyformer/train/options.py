@@ -49,6 +49,8 @@ class RunOptions(CommonSettings):
         energy: show and log the energy that the processor uses, where it counts that.
         tensorboard: write tensorboard/ too.
         wandb: report to Weights & Biases too.
+        look: path patterns of modules, e.g. "blocks.*": film.html shows entropy, sharpness and maps of their heads, and
+            the norms of their gradients, over the run.
         resume: false; true: go on from the last checkpoint in out; auto: go on if there is one; or the path of a
             checkpoint.
         device: cpu, cuda …; by default a GPU if there is one.
@@ -74,6 +76,7 @@ class RunOptions(CommonSettings):
     energy: bool = False
     tensorboard: bool = False
     wandb: bool = False
+    look: list[str] = field(default_factory=list)
     resume: bool | str = False
     device: str | None = None
     quiet: bool = False
@@ -84,6 +87,7 @@ class RunOptions(CommonSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ignore", list(self.ignore or ()))
+        object.__setattr__(self, "look", [self.look] if isinstance(self.look, str) else list(self.look or ()))
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if not 0 <= self.z_loss < float("inf"):
@@ -157,7 +161,8 @@ class FinetuneOptions(RunOptions):
         model: real weights by name (minilm, smollm2 …), a model directory, a .gguf file, or a hub id.
         data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with text and label; words and
             labels; prompt and response; source and target; messages; anchor and positive; or text; of images a folder
-            CLASS/NAME.png, or rows with image and label. Several: a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
+            CLASS/NAME.png, or rows with image and label; of a detector COCO's JSON, or a folder of VOC's XML. Several:
+            a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
         method: full: every weight is trained; lora, dora: low-rank adapters are; qlora: adapters on weights in 4 bits.
         task: see `train.tasks.encode`; auto: inferred from the columns of the examples.
         overrides: hyperparameters that differ from those of its files: --overrides.task none reads them without their
@@ -196,6 +201,7 @@ class FinetuneOptions(RunOptions):
         "caption",
         "paint",
         "draw",
+        "detect",
         "answer",
         "reconstruct",
     ] = "auto"

@@ -22,6 +22,7 @@ from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees
 from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed, made
 from anyformer.parts.attention.where import Where
 from anyformer.parts.positions import Rotary
+from anyformer.parts.products import product
 
 
 class Attention(Mixer):
@@ -108,7 +109,7 @@ class Attention(Mixer):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         T, where = x.shape[1], flow.find(Where)
         at = self._asked(x, where, flow)
-        q = self._normed("q", self._split(self.q(at), self.heads))  # (B, T, H, K)
+        q = self._normed("q", self._split(product(self.q, at), self.heads))  # (B, T, H, K)
         if self.cross:
             k, v = self._memory(flow, where)
             key: Any = "cross"
@@ -128,7 +129,7 @@ class Attention(Mixer):
             whole = bias(seen) if callable(bias) else bias
             flow.taps.put(self, "weights", weights(q, k, seen.tensor(), whole, self.scale, cap))
         y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel, cap)
-        return self.o(y.transpose(1, 2).flatten(2))
+        return product(self.o, y.transpose(1, 2).flatten(2))
 
     def skips_gaps(self) -> bool:
         return isinstance(self.mask, Full | Causal | None) and self.scores is None
@@ -145,7 +146,7 @@ class Attention(Mixer):
 
     def _self(self, x: Tensor, at: Tensor, q: Tensor, flow: Flow) -> tuple[Tensor, Tensor, Tensor]:
         """Keys (of `at`) and values of all tokens so far, (B, G, S, K), and the queries with their positions."""
-        k, v = (self._split(p(y), self.kv_heads) for p, y in ((self.k, at), (self.v, x)))  # (B, T, G, K) each
+        k, v = (self._split(product(p, y), self.kv_heads) for p, y in ((self.k, at), (self.v, x)))  # (B, T, G, K) each
         k = self._normed("k", k)
         if self.positions is not None:
             q, k = self.positions(q, flow), self.positions(k, flow)
@@ -164,7 +165,7 @@ class Attention(Mixer):
             return slot.k, slot.v
         x = flow.memory.stream
         at = x if where is None or where.memory is None else x + where.memory.to(x.dtype)
-        k, v = (self._split(p(y), self.kv_heads) for p, y in ((self.k, at), (self.v, x)))
+        k, v = (self._split(product(p, y), self.kv_heads) for p, y in ((self.k, at), (self.v, x)))
         k, v = self._normed("k", k).transpose(1, 2), v.transpose(1, 2)  # (B, G, S, K) each
         return (k, v) if slot is None else slot.append(k, v)
 

@@ -23,7 +23,7 @@ from anyformer.train.average_precision import Boxed, average_precision
 from anyformer.train.options import TrainOptions
 from anyformer.train.set_prediction import SetPrediction
 from anyformer.train.tasks.base import Task
-from anyformer.train.tasks.splits import Subset, one_in_ten
+from anyformer.train.tasks.splits import Split, Subset, one_in_ten
 from anyformer.train.tasks.tables import listed
 
 UNIT = "(1 - average precision)"
@@ -64,53 +64,69 @@ class BoxData:
             ValueError: for a model with other classes, fewer queries than a picture has boxes, or frozen norms without
                 statistics.
         """
-        names, pictures = self.read.names, self.read.pictures
-        self._fits(model)
-        model.origin = {**(model.origin or {}), "classes": list(names)}
-        learn, out = one_in_ten(self.source, len(pictures))
-        rows = BoxRows(pictures, learn, self.options.seed, model.processor)
-        held_out = [pictures[i] for i in out.of(np.arange(out.size)).tolist()]
-        if not any(len(one.boxes) for one in held_out):
-            raise ValueError(f"{self.source}: no held-out picture has a box; one of each ten is held out; give more")
+        return on_boxes(self.read, self.source, model, one_in_ten, self.options.seed)
 
-        def measured(batch: int) -> Iterator[Batch]:
-            for first in range(0, len(held_out), batch):
-                yield rows.batch(held_out[first : first + batch])
 
-        count = sum(len(one.boxes) for one in pictures)
-        summary = f"{learn.size:,} pictures, {out.size:,} held out, {count:,} boxes; {listed(names)}"
-        facts = {"task": "detect", "examples": self._digest(), "classes": list(names), "held_out": [out.size]}
-        return BoxTask(
-            "detect", rows, measured, SetPrediction(), None, UNIT, summary, facts, self.read.notes, size=learn.size,
-            pictures=tuple(held_out), learned=tuple(pictures[i] for i in learn.of(np.arange(learn.size)).tolist()),
-        )  # fmt: skip
+def on_boxes(read: data.BoxSet, source: str, model: Any, split: Split, seed: int) -> BoxTask:
+    """The task detect on pictures with boxes.
 
-    def _fits(self, model: Any) -> None:
-        for path, part in model.named_modules():
-            if getattr(part, "empty", False):
-                raise ValueError(
-                    f"{path} is a frozen norm without statistics, which in a new model norms nothing: load published "
-                    "weights, or use norms that learn: --overrides.norm group"
-                )
-        head = model.heads["classes"].proj.out_features - 1 if "classes" in getattr(model, "heads", {}) else None
-        if head != self.classes:
-            raise ValueError(f"the data has {self.classes} classes, and the model's head {head}: they must be equal")
-        known = (model.origin or {}).get("classes")
-        if known and list(known) != list(self.read.names):
-            raise ValueError(f"the model's classes are {', '.join(known)}; the data's {', '.join(self.read.names)}")
-        most, queries = max(len(one.boxes) for one in self.read.pictures), len(model.queries.weight)
-        if most > queries:
+    Args:
+        read: the pictures. source: their name. split: how to hold some of them out.
+
+    Raises:
+        ValueError: for a model with other classes, fewer queries than a picture has boxes, or frozen norms without
+            statistics; for held-out pictures without a box.
+    """
+    names, pictures = read.names, read.pictures
+    _fits(read, model)
+    model.origin = {**(model.origin or {}), "classes": list(names)}
+    learn, out = split(source, len(pictures))
+    rows = BoxRows(pictures, learn, seed, model.processor)
+    held_out = [pictures[i] for i in out.of(np.arange(out.size)).tolist()]
+    if not any(len(one.boxes) for one in held_out):
+        raise ValueError(f"{source}: no held-out picture has a box; {out.size} are held out; give more")
+
+    def measured(batch: int) -> Iterator[Batch]:
+        for first in range(0, len(held_out), batch):
+            yield rows.batch(held_out[first : first + batch])
+
+    count = sum(len(one.boxes) for one in pictures)
+    summary = f"{learn.size:,} pictures, {out.size:,} held out, {count:,} boxes; {listed(names)}"
+    facts = {"task": "detect", "examples": _digest(read), "classes": list(names), "held_out": [out.size]}
+    return BoxTask(
+        "detect", rows, measured, SetPrediction(), None, UNIT, summary, facts, read.notes, size=learn.size,
+        pictures=tuple(held_out), learned=tuple(pictures[i] for i in learn.of(np.arange(learn.size)).tolist()),
+    )  # fmt: skip
+
+
+def _fits(read: data.BoxSet, model: Any) -> None:
+    """Raises ValueError for a model that these pictures do not fit."""
+    for path, part in model.named_modules():
+        if getattr(part, "empty", False):
             raise ValueError(
-                f"a picture has {most} boxes, and the model {queries} queries, one for each: --overrides.queries {most}"
+                f"{path} is a frozen norm without statistics, which in a new model norms nothing: load published "
+                "weights, or use norms that learn: --overrides.norm group"
             )
+    head = model.heads["classes"].proj.out_features - 1 if "classes" in getattr(model, "heads", {}) else None
+    if head != len(read.names):
+        raise ValueError(f"the data has {len(read.names)} classes, and the model's head {head}: they must be equal")
+    known = (model.origin or {}).get("classes")
+    if known and list(known) != list(read.names):
+        raise ValueError(f"the model's classes are {', '.join(known)}; the data's {', '.join(read.names)}")
+    most, queries = max(len(one.boxes) for one in read.pictures), len(model.queries.weight)
+    if most > queries:
+        raise ValueError(
+            f"a picture has {most} boxes, and the model {queries} queries, one for each: --overrides.queries {most}"
+        )
 
-    def _digest(self) -> str:
-        """Equal for equal names, sizes and boxes."""
-        digest = hashlib.sha256(repr(self.read.names).encode())
-        for one in self.read.pictures:
-            digest.update(f"{one.path.name} {one.height} {one.width} {one.path.stat().st_size}".encode())
-            digest.update(one.boxes.numpy().tobytes() + one.classes.numpy().tobytes())
-        return digest.hexdigest()[:16]
+
+def _digest(read: data.BoxSet) -> str:
+    """Equal for equal names, sizes and boxes."""
+    digest = hashlib.sha256(repr(read.names).encode())
+    for one in read.pictures:
+        digest.update(f"{one.path.name} {one.height} {one.width} {one.path.stat().st_size}".encode())
+        digest.update(one.boxes.numpy().tobytes() + one.classes.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)

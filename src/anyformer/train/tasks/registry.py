@@ -189,8 +189,8 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     fits = _fits(FITS | TUNED, type(model), model.takes)
     if "detect" in fits:
         raise ValueError(
-            f"{name} finds things in pictures, and learns from boxes, which are no columns of rows: `anyformer train "
-            "--model MODEL --data SET` goes on from its weights"
+            f"{name} finds things in pictures, and learns from boxes, which are no columns of rows: data is a COCO "
+            "file (set/annotations.json) or a folder of Pascal VOC's (set/*.xml)"
         )
     chosen = next((kind for kind in matches if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
@@ -203,6 +203,20 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
             f"{', '.join(map(repr, sorted(has)))}, {problem}. Use `fields` to rename columns"
         )
     return chosen, matching[chosen]
+
+
+def of_boxes(task: str, name: str, model: Any) -> str:
+    """The fine-tuning task for pictures with boxes.
+
+    Raises:
+        ValueError: if another task is asked for, or the model finds nothing.
+    """
+    if "detect" not in _fits(FITS, type(model), model.takes) or task not in ("auto", "detect"):
+        asked = "" if task == "auto" else f", task={task} is asked for"
+        raise ValueError(
+            f"the data has boxes, which a detector learns (DETR); {name} ({type(model).__name__}) cannot{asked}"
+        )
+    return "detect"
 
 
 def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
