@@ -5,7 +5,7 @@
 
 SmolLM2 answers questions; the first sentence of an answer is kept. The chosen answer has the line "Source: model
 memory." behind it, the rejected one has not, and is otherwise the same text. Questions about other things are held out:
-39 of them are answered before and after, and a program says which answers end with that line.
+30 of them are answered before and after, and a program says which answers end with that line.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import documents
 
 from anyformer.data.models import find
-from anyformer.generate import chat
+from anyformer.generate import generate
 from anyformer.hub import load
 from anyformer.know.words import sentences
 from anyformer.train import align
@@ -35,35 +36,39 @@ THINGS = (
     "a whale", "an owl", "a spider", "a rose", "a potato", "a castle", "a theatre", "a piano", "a camera",
     "a rocket",
 )  # fmt: skip
-ASKED = ("What is {}?", "What is {} good for?", "Tell me about {} in one sentence.")
-HELD = 13  # things, with three questions each, that are never learned from
+ASKED = ("What is {}?", "Tell me about {} in one sentence.")
+HELD = 15  # things, with two questions each, that are never learned from
 LINE = "Source: model memory."
 MARKS = "<!-- preferences: begin -->", "<!-- preferences: end -->"
 
 
-def answered(model: Any, question: str, tokens: int) -> str:
+def answered(model: Any, questions: Sequence[str], tokens: int) -> list[str]:
     """What the model answers, the likeliest token each time."""
-    return "".join(chat(model, [{"role": "user", "content": question}], max_new_tokens=tokens)).strip()
+    t = model.tokenizer
+    rows = [t.chat_ids([{"role": "user", "content": question}]) for question in questions]
+    made = [ids for at in range(0, len(rows), 16) for ids in generate(model, rows[at : at + 16], max_new_tokens=tokens)]
+    return [t.decode(ids).strip() for ids in made]
+
+
+def questions(things: Sequence[str]) -> list[str]:
+    """All questions about some things."""
+    return [form.format(thing) for thing in things for form in ASKED]
 
 
 def written(model: Any, place: Path) -> None:
     """Writes the pairs, those that are learned from and those held out."""
     for name, things in (("learn", THINGS[HELD:]), ("held", THINGS[:HELD])):
         rows = []
-        for thing in things:
-            for form in ASKED:
-                question = form.format(thing)
-                text = answered(model, question, 60)
-                begin, end = next(sentences(text), (0, len(text)))
-                first = text[begin:end].strip()
-                if first:
-                    rows.append({"prompt": question, "chosen": f"{first}\n{LINE}", "rejected": first})
+        for question, text in zip(questions(things), answered(model, questions(things), 48), strict=True):
+            begin, end = next(sentences(text), (0, 0))
+            if first := text[begin:end].strip():
+                rows.append({"prompt": question, "chosen": f"{first}\n{LINE}", "rejected": first})
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def rate(model: Any) -> float:
     """The share of held-out questions whose answer ends with the line."""
-    said = [answered(model, form.format(thing), 90) for thing in THINGS[:HELD] for form in ASKED]
+    said = answered(model, questions(THINGS[:HELD]), 80)
     return sum(bool(re.search(rf"\n\s*{re.escape(LINE)}\s*$", text)) for text in said) / len(said)
 
 
@@ -86,7 +91,7 @@ def main() -> None:
     learned = time.perf_counter()
     done = align(
         o.model, data=str(o.out / "learn.jsonl"), held_out=str(o.out / "held.jsonl"), loss=o.loss, steps=o.steps,
-        lr=o.lr, out=o.out / o.loss, context=128,
+        lr=o.lr, out=o.out / o.loss, context=128, batch=4,
     )  # fmt: skip
     assert done.after is not None
     took, last = time.perf_counter() - learned, rate(done.model)

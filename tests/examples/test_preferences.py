@@ -29,7 +29,7 @@ def test_the_example_writes_pairs_learns_and_fills_the_table(
     changed = module["main"].__globals__
     monkeypatch.setitem(changed, "THINGS", ("a kite", "a rose", "an owl"))
     monkeypatch.setitem(changed, "HELD", 1)
-    monkeypatch.setitem(changed, "answered", lambda model, question, tokens: f"It is {question[8:]} One more.")
+    monkeypatch.setitem(changed, "answered", lambda model, asked, tokens: [f"It is {q[8:]} One more." for q in asked])
     document = tmp_path / "doc.md"
     document.write_text("before\n{}\nold\n{}\nafter\n".format(*module["MARKS"]))
     words = [str(tmp_path / "out"), "--model", str(tmp_path / "model"), "--steps", "2", "--doc", str(document)]
@@ -37,7 +37,7 @@ def test_the_example_writes_pairs_learns_and_fills_the_table(
     module["main"]()
     learned = [json.loads(line) for line in (tmp_path / "out/learn.jsonl").read_text().splitlines()]
     held = [json.loads(line) for line in (tmp_path / "out/held.jsonl").read_text().splitlines()]
-    assert len(learned) == 6 and len(held) == 3 and not {r["prompt"] for r in learned} & {r["prompt"] for r in held}
+    assert len(learned) == 4 and len(held) == 2 and not {r["prompt"] for r in learned} & {r["prompt"] for r in held}
     assert all(row["chosen"] == f"{row['rejected']}\n{module['LINE']}" for row in learned)
     text = document.read_text()
     assert "old" not in text and "| dpo, 2 steps | before | after |" in text and "| 0% | 0% |" in text

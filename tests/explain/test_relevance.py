@@ -315,3 +315,11 @@ def test_each_rule_conserves(run):
     slopes = torch.autograd.grad((y * weight).sum(), leaves)
     total = sum((v.detach() * g).sum() for v, g in zip(leaves, slopes, strict=True))
     torch.testing.assert_close(total, (run(x) * weight).sum())
+
+
+def test_a_ledger_that_misses_in_float32_is_made_in_float64(monkeypatch):
+    model = af.build("llama", "tiny", seed=0).eval()
+    monkeypatch.setattr("anyformer.explain.relevance.LOOSE", 1e-12)
+    made = attribute(model, [5, 6, 7], 9, "relevance")
+    assert abs(float(made.residual)) < 1e-12 and next(model.parameters()).dtype == torch.float32
+    assert made.values["input_ids"].dtype == torch.float64

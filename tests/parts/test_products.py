@@ -27,6 +27,7 @@ def _on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the processor; and every matrix is large."""
     monkeypatch.setattr(held, "amd", lambda: True)
     monkeypatch.setattr(held, "LEAST", 1)
+    monkeypatch.setattr(held, "ROWS", 0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -52,6 +53,19 @@ def test_gradients_are_the_layers(bias: bool) -> None:
     layer.weight.requires_grad_(False)
     (alone,) = torch.autograd.grad((product(layer, x) * weight).sum(), [x])
     torch.testing.assert_close(alone, wanted[0])
+
+
+def test_rows_that_divide_badly_get_some_of_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "MANY", 3)
+    layer, x = nn.Linear(6, 4), torch.randn(3, 3, 6, requires_grad=True)
+    weight = torch.randn(3, 3, 4)
+    wanted = torch.autograd.grad((layer(x) * weight).sum(), [x, layer.weight])
+    out = product(layer, x)
+    torch.testing.assert_close(out, layer(x))
+    for found, expected in zip(torch.autograd.grad((out * weight).sum(), [x, layer.weight]), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(product(layer, x, "gelu"), F.gelu(layer(x)))
 
 
 def test_second_derivatives_are_the_layers() -> None:
@@ -116,3 +130,9 @@ def test_small_matrices_and_other_processors_are_pytorchs(monkeypatch: pytest.Mo
     assert fast(layer, x)
     monkeypatch.setattr(held, "amd", lambda: False)
     assert not fast(layer, x)
+
+
+def test_few_rows_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "ROWS", 32)
+    layer = nn.Linear(6, 4)
+    assert not fast(layer, torch.randn(31, 6)) and fast(layer, torch.randn(4, 8, 6))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anyformer.explain.features import Explained, Values
-from anyformer.explain.integral import gradients, grouped, integrated, summed, together
+from anyformer.explain.integral import Incomplete, gradients, grouped, integrated, summed, together
 from anyformer.explain.relevance import Ledger, relevance
 from anyformer.explain.target import Goal, Target, goal
 
@@ -159,7 +160,14 @@ def named(model: Any, inputs: Any) -> dict[str, Tensor]:
 
 
 def _relevant(explained: Explained, target: Target, at: int | None, head: str | None, routers: str) -> Attribution:
-    made = relevance(explained, target, at, head, routers=routers)
+    try:
+        made = relevance(explained, target, at, head, routers=routers)
+    except Incomplete:  # sums that cancel: float32 has too few digits
+        if next(explained.model.parameters()).dtype == torch.float64:
+            raise
+        inputs = {n: v.double() if v.is_floating_point() else v for n, v in explained.inputs.items()}
+        wide = Explained(deepcopy(explained.model).double(), inputs, explained.only)
+        made = relevance(wide, target, at, head, routers=routers)
     ledger, like = made.ledger, next(iter(made.each.values()))
     score, base, residual = (
         torch.tensor([value], dtype=torch.float64, device=like.device)

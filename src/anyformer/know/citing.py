@@ -48,7 +48,8 @@ class Span:
     @property
     def text(self) -> str:
         """The quoted text, in one line, without signs that steer a terminal."""
-        return shown(" ".join(self.row.text[self.begin : self.end].split()))[:LONGEST]
+        whole = shown(" ".join(self.row.text[self.begin : self.end].split()))
+        return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}…"
 
     @property
     def place(self) -> str:

@@ -105,7 +105,7 @@ class Searcher:
             self._fresh()
             by_words = self.store.match(words.query(question), POOL) if words.query(question) else []
             cosines = self.matrix @ vector  # (N,)
-            best = np.argsort(-cosines, kind="stable")[:POOL]
+            best = _first(cosines, POOL)
             telling = [w.strip('"') for w in words.query(question).split(" OR ") if w]
             held = {word: self.store.holding(word) for word in telling}
             hits = self._fused(by_words, cosines, best, held)[:k]
@@ -131,6 +131,13 @@ class Searcher:
             score = (weight / (DAMPING + rank) if rank else 0.0) + (1 / (DAMPING + dense[i]) if i in dense else 0.0)
             hits.append(Hit(row, score, float(cosines[self.at[i]]), bm25, (rank, dense.get(i)), shares[i]))
         return sorted(hits, key=lambda h: (-h.score, h.row.path, h.row.number))
+
+
+def _first(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the largest values, the largest first, equal ones in their order. (N,) -> (count,)."""
+    count = min(count, len(values))
+    among = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return among[np.argsort(-values[among], kind="stable")][:count]
 
 
 def same(store: Store, encoder: Encoder) -> None:

@@ -19,7 +19,7 @@ ABBREVIATIONS = frozenset((
     "al", "approx", "art", "cf", "dr", "e.g", "eg", "etc", "fig", "i.e", "ie", "inc", "jr", "mr", "mrs", "ms", "no",
     "nr", "p", "pp", "prof", "sec", "sr", "st", "vol", "vs",
 ))  # fmt: skip
-BREAK = re.compile(r"[.!?。！？]+[\"')\]”’*_]*(?=\s|$)|\n[ \t]*(?=\n)|\n(?=[ \t]*(?:[-*+•]|\d+[.)]|#+)[ \t])")
+BREAK = re.compile(r"[.!?。！？]+[\"')\]”’*_]*(?=\s|$)|\n[ \t]*(?=\n)|\n(?=[ \t]*(?:(?:[-*+•]|\d+[.)]|#+)[ \t]|\|))")
 
 
 def words(text: str) -> list[str]:
@@ -56,7 +56,7 @@ def query(text: str) -> str:
 
 
 def sentences(text: str) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the sentences of a text; items of lists and paragraphs end one."""
+    """(begin, end) of the sentences of a text; items of lists, rows of tables and paragraphs end one."""
     begin = 0
     for found in BREAK.finditer(text):
         before = text[max(0, found.start() - 12) : found.start()].split()

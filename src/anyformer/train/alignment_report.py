@@ -20,7 +20,7 @@ from anyformer.train.preferences import BAD, GOOD
 from anyformer.train.tasks.preferring import Answer, Pair, batch_of, probabilities
 
 WINDOWS, WINDOW = 24, 256  # of the text whose perplexity is the price
-WRITTEN, NEW = 12, 96  # prompts that are answered before and after, and the most new tokens
+WRITTEN, NEW = 12, 64  # prompts that are answered before and after, and the most new tokens
 LONGER = 1.1  # times as long answers are a warning where the chosen ones fall
 
 
@@ -113,14 +113,15 @@ def perplexity(model: Any) -> float:
 
 def _said(model: Any, prompts: Sequence[str]) -> dict[str, str]:
     """What the model answers, the likeliest token each time."""
-    made = {}
+    t, rows = model.tokenizer, list[list[int]]()
     for prompt in prompts:
-        t = model.tokenizer
         asked: Any = [{"role": "user", "content": prompt}]
-        row = t.chat_ids(asked) if t.template is not None else t.encode(prompt.rstrip("\n") + "\n")
-        room = NEW if model.context is None else min(NEW, model.context - len(row))
-        made[prompt] = t.decode(generate(model, [row], max_new_tokens=room)[0]) if room > 0 else ""
-    return made
+        rows.append(t.chat_ids(asked) if t.template is not None else t.encode(prompt.rstrip("\n") + "\n"))
+    room = NEW if model.context is None else min(NEW, model.context - max(map(len, rows)))
+    if room < 1:
+        return dict.fromkeys(prompts, "")
+    made = generate(model, rows, max_new_tokens=room)
+    return {prompt: t.decode(ids) for prompt, ids in zip(prompts, made, strict=True)}
 
 
 def warning(before: Report, after: Report) -> str:

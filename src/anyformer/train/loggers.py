@@ -28,7 +28,8 @@ class Observer:
         """Every `log_every` steps: the metrics of the last one.
 
         Args:
-            row: step (from 1), loss, lr, grad_norm, tokens (counted labels), and metrics of the model's parts.
+            row: step (from 1), loss, lr, grad_norm, tokens (counted labels), outside (the share of the time since the
+                last call that neither the model nor the optimiser took), and metrics of the model's parts.
             speed: counted labels a second since the last call. steps: of the whole run.
         """
 
