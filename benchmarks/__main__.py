@@ -28,6 +28,7 @@ NAMES = (
     "memory",
     "vision",
     "series",
+    "sound",
     "profile",
 )
 QUIET = 0.2  # cores that others may keep busy on a machine that counts as quiet

@@ -98,7 +98,8 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     if name == "machine":
         import torch
 
-        from benchmarks.machine import matmul_rate, read_rate
+        from anyformer.core.machine import read_rate
+        from benchmarks.machine import matmul_rate
 
         torch.set_num_threads(THREADS)
         return {}, lambda request: {"matmul": matmul_rate(), "read": read_rate()}

@@ -82,20 +82,3 @@ def matmul_rate() -> float:
             torch.mm(a, b, out=out)
             best = max(best, 2 * m * k * n / (time.perf_counter() - start))
     return best
-
-
-def read_rate() -> float:
-    """Bytes a second of reading memory that no cache holds: the best of a few sums over 1 GiB.
-
-    A matrix-vector product is the fastest plain read in torch, and it is what decoding is made of.
-    """
-    import torch
-
-    a, x = torch.ones(2**15, 2**13), torch.ones(2**13)  # 1 GiB
-    out = a @ x
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mv(a, x, out=out)
-        best = max(best, a.nbytes / (time.perf_counter() - start))
-    return best

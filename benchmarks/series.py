@@ -7,12 +7,12 @@ likelihood of the values ahead, forward and backward, in training mode with drop
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
-from benchmarks.report import Claim, Section, row, times
+from benchmarks.contest import THREADS
+from benchmarks.duel import duels, stepping
+from benchmarks.report import Section, row
 
 NAMES = {"informer": "Informer", "autoformer": "Autoformer"}
 BATCH, CONTEXT, HORIZON, FEATURES, HIDDEN = 32, 336, 48, 4, 256
@@ -75,46 +75,24 @@ def build(key: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str
     side, _, name = key.partition("_")
     model, loss = (ours if side == "ours" else theirs)(name)
     inputs = _inputs()
-
-    def serve(request: dict[str, Any]) -> dict[str, Any]:
-        model.train(request["step"])
-        began = time.perf_counter()
-        with torch.set_grad_enabled(request["step"]):
-            value = loss(inputs)
-            if request["step"]:
-                value.backward()
-        seconds = time.perf_counter() - began
-        model.zero_grad(set_to_none=True)
-        return {"seconds": seconds, "loss": float(value.detach())}
-
-    return {"parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}, serve
+    return {"parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}, stepping(
+        model, lambda: loss(inputs)
+    )
 
 
 def run(rounds: int = 12) -> Section:
     """The section of the report."""
     notes: list[str] = []
-    table, claims = [row("", "", "inference, ms", "time / ours", "step, ms", "time / ours")], list[Claim]()
-    for name, title in NAMES.items():
-        sides = {
-            f"ours_{name}": Contestant(f"anyformer {title}"),
-            f"theirs_{name}": Contestant("transformers", against=f"ours_{name}"),
-        }
-        workers = started("series", sides, notes)
-        cells: dict[str, list[str]] = {key: [] for key in workers}
-        for kind, step in {"inference": False, "step": True}.items():
-            compete(workers, sides, 2, {"step": step}, notes)  # first use
-            answers = compete(workers, sides, rounds, {"step": step}, notes)
-            seconds = {key: [a["seconds"] for a in made] for key, made in answers.items()}
-            mine = seconds[f"ours_{name}"]
-            for key, values in seconds.items():
-                against = times(ratio(values, mine)) if key != f"ours_{name}" else ""
-                cells[key] += [f"{1000 * spread(values)[0]:.0f}", against]
-                if against:
-                    own, peer = (f"{1000 * spread(v)[0]:.0f} ms" for v in (mine, values))
-                    claims.append(Claim(f"{title}, {kind}", sides[key].name, own, peer, ratio(values, mine), rounds))
-        for key, worker in workers.items():
-            table.append(row(title, sides[key].name, *cells[key], *[""] * (4 - len(cells[key]))))
-            worker.close()
+    rows, claims = duels(
+        "series",
+        NAMES,
+        dict.fromkeys(NAMES, "transformers"),
+        rounds,
+        notes,
+        cell=lambda s: f"{1000 * s:.0f} ms",
+        warm=2,
+    )
+    table = [row("", "", "inference", "time / ours", "step", "time / ours"), *rows]
     return Section("Series", (__doc__ or "").strip(), table, claims, notes)
 
 

@@ -17,6 +17,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.attention.global_tokens import GlobalAttention
+from tests.later import later
 from tests.parts.mixing import made, run, step_by_step
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -118,6 +119,22 @@ def test_the_python_about_understanding_runs_and_prints_what_it_says(capsys: pyt
     for code, output in blocks[:2]:
         exec(compile(code, "docs/understanding.md", "exec", dont_inherit=True), names)
         assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("block", [0, *later(1, 2)])
+def test_the_commands_about_smaller_models_run(
+    block: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyformer.cli import main
+
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "compress.md").read_text(), re.S)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    for command in blocks[block].splitlines():
+        try:
+            assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
+        except OSError as error:
+            pytest.skip(f"the weights are not to be had here: {error}")
 
 
 @pytest.mark.slow

@@ -24,7 +24,10 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "data.md": "docs/data.md",
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
+        "alignment.md": "docs/alignment.md",
+        "retrieval.md": "docs/retrieval.md",
         "distributed.md": "docs/distributed.md",
+        "compress.md": "docs/compress.md",
         "understanding.md": "docs/understanding.md",
         "long-context.md": "docs/long-context.md",
         "translation.md": "docs/translation.md",
@@ -121,9 +124,12 @@ def api() -> Nav:
 
 
 def api_page(module: str) -> str:
-    """The page of a module: `api/core/recipe.md` for `anyformer.core.recipe`, `api/core/index.md` for the package."""
+    """The page of a module: `api/core/recipe.md` for `anyformer.core.recipe`, `api/core/index.md` for the package; of a
+    module that is called index, `api/cli/index_.md`."""
     _, *path = module.split(".")
-    return "/".join(["api", *path, "index.md"]) if package(module) else "/".join(["api", *path]) + ".md"
+    if package(module):
+        return "/".join(["api", *path, "index.md"])
+    return "/".join(["api", *path]) + ("_.md" if path[-1] == "index" else ".md")
 
 
 def package(module: str) -> bool:

@@ -50,9 +50,31 @@ def test_a_picture_has_patches(cli, tmp_path):
 def test_mistakes_are_one_line(cli, decoder):
     for words, message in (
         (["a cat", "--for", "cat"], "'cat' is 3 tokens"),
-        (["a cat", "--method", "lime"], "method: expected ig, grad, occlusion; got 'lime'"),
+        (["a cat", "--method", "lime"], "method: expected ig, grad, occlusion, relevance; got 'lime'"),
         (["a cat", "--at", "99"], "at=99: there are the positions 0 to 4"),
         (["a cat", "--baseline", "blur"], "baseline 'blur' is one of pictures"),
     ):
         code, _, err = cli("explain", decoder, *words, "--json")
         assert code == 2 and message in err, (words, err)
+
+
+def test_relevance_prints_its_ledger(cli, decoder, tmp_path):
+    code, said, err = cli("explain", decoder, "a cat", "--method", "relevance", "--out", tmp_path / "a.html")
+    assert code == 0, err
+    assert "ledger" in said and "blocks.0" in said and "routers of experts: half" in said
+    code, said, err = cli("explain", decoder, "a cat", "--method", "relevance", "--json")
+    made = json.loads(said)["attribution"]
+    total = sum(made["ledger"]["inputs"].values()) + sum(made["ledger"]["added"].values())
+    assert total == pytest.approx(made["score"], rel=1e-4) and made["ledger"]["rows"]
+
+
+def test_roles_and_neurons_are_sections(cli, decoder, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat sat on a mat\n\na dog sat on a cat, and a mat\n")
+    out = tmp_path / "a.html"
+    for method, word in (("roles", "the position before"), ("neurons", "ffn")):
+        code, said, err = cli("explain", decoder, "a cat", "--method", method, "--texts", texts, "--out", out)
+        assert code == 0 and word in said, err
+        assert f'"{method}":' in out.read_text()
+    code, _, err = cli("explain", decoder, "a cat", "--texts", texts)
+    assert code == 2 and "add --method roles or --method neurons" in err

@@ -231,7 +231,7 @@ def test_baselines_have_the_shape_of_the_input():
         ("llama", {"target": " Paris"}, "no tokenizer, so the token ' Paris' has no id"),
         ("llama", {"target": 4000}, "class 4000 does not exist: classes go from 0 to 127"),
         ("vit", {"target": "cat"}, "no class 'cat'.*the classes are LABEL_0"),
-        ("llama", {"method": "lime"}, "method: expected ig, grad, occlusion; got 'lime'"),
+        ("llama", {"method": "lime"}, "method: expected ig, grad, occlusion, relevance; got 'lime'"),
         ("llama", {"at": 99}, "at=99: there are the positions 0 to 15"),
         ("vit", {"baseline": torch.zeros(2, 2)}, r"baseline of pixel_values: expected the shape \(1, 3, 16, 16\)"),
         ("vit", {"baseline": "pad"}, "baseline 'pad' is one of tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -10,13 +11,27 @@ import torch
 
 import anyformer as af
 from anyformer.generate import generate, stream
+from anyformer.generate.drafting import thinned
 from anyformer.generate.options import Options
 from anyformer.generate.speculating import Lookup, Speculation
+from anyformer.hub.text.tokenizer import Tokenizer
 
-from .subjects import each_page, model
+from .subjects import each_page, model, reading
 from .test_generate import WARM, rows
 
+PLAIN: dict[str, Any] = {"temperature": 0.0, "stop": (), "cache": True, **dict.fromkeys(
+    ("top_k", "top_p", "min_p", "repetition_penalty", "seed"))}  # fmt: skip
+DEEP = {"t5": {"decoder_depth": 6}}  # of pages whose stack that decodes has its own depth
 REPEATS = [5, 6, 7, 8] * 2
+
+
+def disturbed(m: Any) -> Any:
+    """A draft that is right at times: the model with other weights, a little."""
+    draft, noise = copy.deepcopy(m), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in draft.parameters():
+            weight.mul_(1 + 0.1 * torch.rand(weight.shape, generator=noise, dtype=weight.dtype))
+    return draft
 
 
 @pytest.mark.parametrize("name", each_page())
@@ -24,11 +39,12 @@ def test_the_text_is_that_without_guesses(name):
     m = model(name)
     begin = rows(m)[0]
     count = min(9, (m.context or 64) - len(begin) - len(REPEATS))
-    prompts = [begin + REPEATS, begin]
+    prompts, other = [begin + REPEATS, begin], disturbed(m)
     bias: dict[str, Any] = {"logit_bias": {token: 8.0 for token in (5, 6, 7, 8)}}  # so that guesses are right at times
     for options in (bias, {**bias, **WARM, "seed": [3, 4]}):
         expected = generate(m, prompts, max_new_tokens=count, **options)
         assert generate(m, prompts, max_new_tokens=count, speculate="lookup", **options) == expected
+        assert generate(m, prompts, max_new_tokens=count, draft=other, **options) == expected
 
 
 @pytest.mark.parametrize("name", ["llama:", "mamba:", "gemma3:", "t5:"])
@@ -39,6 +55,17 @@ def test_right_guesses_save_passes(name):
     run = Speculation(m, [[5] * 6], options)
     found = [token for _ in iter(lambda: bool(run.rows), False) for _, token in run.step()]
     assert found == [5] * 20 and run.passes <= 6
+
+
+@pytest.mark.parametrize("name", ["llama:", "mamba:", "gemma3:", "t5:", "bart:", "jamba:", "llava:"])
+def test_a_draft_that_is_the_model_is_always_right(name):
+    """Drawn texts too: it draws the numbers that the model draws."""
+    m = model(name)
+    for options in ({}, {**WARM, "seed": 3}):
+        run = Speculation(m, rows(m)[:1], Options(**{**PLAIN, **options, "max_new_tokens": 19, "speculate": m}))
+        found = [token for _ in iter(lambda: bool(run.rows), False) for _, token in run.step()]  # noqa: B023
+        assert found == generate(m, rows(m)[:1], max_new_tokens=19, **options)[0]
+        assert len(found) < 19 or run.passes <= 5
 
 
 def test_draws_have_the_probabilities_of_the_model():
@@ -66,9 +93,31 @@ def test_draws_have_the_probabilities_of_the_model():
     assert passes < 3 * draws
 
 
-def test_a_stream_stops_inside_a_guess():
-    from .subjects import reading
+@pytest.mark.parametrize("name", ["llama", "mamba", "t5", "jamba", "flamingo"])
+def test_without_every_second_block_it_guesses_for_itself(name):
+    m = af.build(name, "tiny", seed=0, **DEEP.get(name, {"depth": 6})).eval()
+    before = {path: id(part) for path, part in m.named_modules()}
+    thin = thinned(m)
+    assert 0 < len(thin.start(1).slots) < len(m.start(1).slots)
+    assert {id(p) for p in thin.parameters()} < {id(p) for p in m.parameters()}
+    for options in ({}, {**WARM, "seed": 3}):
+        expected = generate(m, rows(m)[0], max_new_tokens=12, **options)
+        assert generate(m, rows(m)[0], max_new_tokens=12, speculate="layers", **options) == expected
+    assert {path: id(part) for path, part in m.named_modules()} == before
 
+
+def test_a_draft_with_a_short_context_and_a_padded_vocabulary():
+    m, small = (af.build(page, "tiny", vocab=vocab, seed=0).eval() for page, vocab in (("llama", 400), ("gpt", 420)))
+    small.context, m.tokenizer = 9, reading().tokenizer
+    small.tokenizer = m.tokenizer
+    prompt = [5, 6, 7, 8]
+    assert generate(m, prompt, max_new_tokens=12, draft=small) == generate(m, prompt, max_new_tokens=12)
+    small.tokenizer = Tokenizer.train_bpe(["other words are here"], 300)
+    with pytest.raises(ValueError, match="vocabulary is another one"):
+        generate(m, prompt, max_new_tokens=2, draft=small)
+
+
+def test_a_stream_stops_inside_a_guess():
     m = reading()
     text = "the cat and the cat and the cat"
     for stop in ((), ("zz",)):
@@ -90,6 +139,11 @@ def test_look_up_and_refusals():
     assert seen.guess(3) == []
     m = model("llama:")
     for options, word in (({"speculate": "magic"}, "lookup"), ({"speculate": "lookup", "cache": False}, "cache"),
-                          ({"speculate": "lookup", "num_beams": 2}, "speculate")):  # fmt: skip
+                          ({"speculate": "lookup", "num_beams": 2}, "speculate"),
+                          ({"speculate": "lookup", "draft": m}, "one of them"),
+                          ({"speculate": "layers"}, "four"),
+                          ({"draft": model("bert:")}, "writes no text"),
+                          ({"draft": model("t5:")}, "encoder-decoder"),
+                          ({"draft": af.build("llama", "tiny", vocab=7)}, "7 tokens")):  # fmt: skip
         with pytest.raises(ValueError, match=word):
             generate(m, [1], max_new_tokens=2, **options)

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from anyformer.core.flow import Flow
+from anyformer.core.operations import LiveTensors
 from anyformer.core.recompute import recompute, remade
 from anyformer.parts import GatedMLP
-from anyformer.train.memory import LiveTensors
 
 B, T, D, HIDDEN = 2, 8, 16, 48
 

@@ -27,6 +27,7 @@ def _on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the processor; and every matrix is large."""
     monkeypatch.setattr(held, "amd", lambda: True)
     monkeypatch.setattr(held, "LEAST", 1)
+    monkeypatch.setattr(held, "ROWS", 0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -129,3 +130,9 @@ def test_small_matrices_and_other_processors_are_pytorchs(monkeypatch: pytest.Mo
     assert fast(layer, x)
     monkeypatch.setattr(held, "amd", lambda: False)
     assert not fast(layer, x)
+
+
+def test_few_rows_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "ROWS", 32)
+    layer = nn.Linear(6, 4)
+    assert not fast(layer, torch.randn(31, 6)) and fast(layer, torch.randn(4, 8, 6))

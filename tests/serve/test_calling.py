@@ -9,7 +9,9 @@ from typing import Any
 import openai
 import pytest
 
+from anyformer.know import index
 from tests.generate.test_tools import TAGS
+from tests.know.subjects import minilm, write
 from tests.serve.conftest import TEMPLATE, saved
 
 pytest.importorskip("llguidance", reason="grammars: left out: llguidance is not installed")
@@ -108,6 +110,15 @@ def test_the_server_runs_its_own_tools_and_the_answer_goes_on(client, stream):
     assert end in ("stop", "length") and text and "<tool_call>\n{" not in text
 
 
+def test_the_server_searches_an_index(process, tmp_path):
+    """The answer goes on behind what was found, which stands in the prompt: it grows by at least the quotation."""
+    index(write(tmp_path / "docs", {"a.txt": "A lighthouse stands at the sea. " * 3}), tmp_path / "idx", minilm())
+    folder = saved(tmp_path / "own", "llama", TEMPLATE, context=4096)
+    client = process(folder, "--tools", f"search={tmp_path / 'idx'}").client()
+    found = ask(client, model="own", tools=[{"type": "search"}], tool_choice="required", max_tokens=1500)
+    assert found.choices[0].message.tool_calls is None and found.choices[0].finish_reason in ("stop", "length")
+
+
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
@@ -134,3 +145,5 @@ def test_a_server_without_tools_of_its_own_says_so(process, tmp_path):
     client = process(saved(tmp_path / "own", "llama", TEMPLATE, context=4096)).client()
     with pytest.raises(openai.BadRequestError, match="start it with --tools calculator"):
         ask(client, tools=[CALCULATOR], model="own")
+    with pytest.raises(openai.BadRequestError, match="start it with --tools search=INDEX"):
+        ask(client, tools=[{"type": "search"}], model="own")

@@ -197,3 +197,16 @@ def test_a_router_of_half_precision_chooses_as_in_float32(kind, adapted):
     router = model.blocks[0].ffn.router
     x = torch.randn(4, 64, router.proj.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(HALF[kind])
     assert torch.equal(router.logits(x, Flow(torch.arange(64))), F.linear(x.float(), router.proj.weight.float()))
+
+
+def test_what_half_precision_costs_here_is_told(monkeypatch):
+    """The message is a measured factor; where half precision gains, there is none."""
+    from anyformer.train import precision
+
+    took = {torch.float32: 1.0, torch.bfloat16: 3.14, torch.float16: 0.5}
+    assert precision._seconds(torch.float32) > 0
+    monkeypatch.setattr(precision, "_seconds", took.__getitem__)
+    cpu = torch.device("cpu")
+    assert "bf16: a product takes 3.1 times as long" in precision.cost(cpu, "bf16")
+    gains = precision.cost(cpu, "fp16"), precision.cost(cpu, "fp32"), precision.cost(torch.device("meta"), "bf16")
+    assert not any(gains)

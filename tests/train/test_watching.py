@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from rich.console import Console
 
 import anyformer as af
+from anyformer.contract.subjects import first_of
 from anyformer.data import text
+from anyformer.skeletons import Skeleton
 from anyformer.train import Settings, fit, memory, objectives, plots, progress, train
 from anyformer.train.energy import Energy
 from anyformer.train.loggers import Observer
+from tests.later import later
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
@@ -225,6 +229,26 @@ def test_an_exception_in_an_observer_ends_the_run(tmp_path: Path) -> None:
             Settings(2, warmup=0, log_every=1), tmp_path / "a", observer=Broken())  # fmt: skip
 
 
+def test_time_outside_model_and_optimiser_is_told(tmp_path: Path) -> None:
+    """A step of a tiny model takes some milliseconds; a batch that takes 0.1 s is most of the time."""
+    seen: dict[str, list[float]] = {"quick": [], "slow": []}
+    ids = torch.arange(1, 17)[None]
+    for kind, pause in (("quick", 0.0), ("slow", 0.1)):
+
+        class Watch(Observer):
+            def on_steps(self, row: dict[str, Any], speed: float, steps: int) -> None:
+                seen[kind].append(row["outside"])  # noqa: B023
+
+        def batches(_: int) -> dict[str, torch.Tensor]:
+            time.sleep(pause)  # noqa: B023
+            return {"input_ids": ids, "labels": ids + 1}
+
+        settings = Settings(6, warmup=0, log_every=2)
+        fit(af.build("gpt", "tiny", seed=0), batches, objectives.causal_lm, settings, tmp_path / kind, observer=Watch())
+    assert len(seen["slow"]) == 3 and all(0 <= share <= 1 for shares in seen.values() for share in shares)
+    assert min(seen["slow"][1:]) > 0.5 > min(seen["quick"][1:])
+
+
 # --------------------------------------------------------------------------------------------------- prediction
 
 
@@ -293,7 +317,10 @@ LOOSE = {  # the peak predicted without content, as shares of the one with it
 }
 
 
-@pytest.mark.parametrize("name", af.names())
+FIRST = sorted({name.partition("/")[0] for name in first_of(Skeleton)})  # a page for each way that streams connect
+
+
+@pytest.mark.parametrize("name", [*FIRST, *later(*(name for name in af.names() if name not in FIRST))])
 def test_every_page_is_predicted(name, monkeypatch):
     model = af.build(name, "tiny", seed=0)
     inputs = model.complete(model.example(2, {}, torch.Generator().manual_seed(0)))

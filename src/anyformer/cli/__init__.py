@@ -21,15 +21,18 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect", "transcribe",
-         "caption", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast", "predict", "fold", "serve",
-         "explain", "inspect", "show", "draw", "diff", "verify", "convert", "ls", "demo")  # fmt: skip
+VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
+         "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
+         "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
+         "convert", "compress",
+         "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
     ("chat with a model", "anyformer chat smollm2"),
     ("continue a text", 'anyformer generate smollm2 "The capital of France is"'),
     ("train on your own text", "anyformer train --data book.txt --out runs/book"),
     ("fine-tune on examples", "anyformer finetune --model minilm --data reviews.csv"),
+    ("teach which answers are better", "anyformer align dpo smollm2 --data preferences.jsonl"),
     ("name the class of a text", 'anyformer classify runs/reviews "A fine film."'),
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
@@ -39,6 +42,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("write music", 'anyformer compose "a slow waltz" --model musicgen'),
     ("write a sound in few bits", "anyformer reconstruct runs/codec talk.wav"),
     ("write a text about a picture", "anyformer caption MODEL photo.jpg"),
+    ("make documents searchable", "anyformer index docs --out idx"),
+    ("ask your documents", 'anyformer ask idx "How do I serve a model?"'),
     ("ask about a picture", 'anyformer ask MODEL photo.jpg "What is this?"'),
     ("answer about the objects in pictures", "anyformer answer runs/lxmert questions.jsonl"),
     ("act in an environment", "anyformer act runs/cartpole --env CartPole-v1"),
@@ -48,12 +53,15 @@ GOALS = (  # (what somebody wants to do, the command)
     ("fold a protein", "anyformer fold runs/folder protein.fasta --out protein.pdb"),
     ("make a tokenizer", "anyformer tokenizer --data book.txt --out tokenizer"),
     ("see why it said that", 'anyformer explain smollm2 "The capital of France is"'),
+    ("steer what it writes", "anyformer steer smollm2 --toward glad.txt --away sad.txt"),
     ("inspect a model", "anyformer inspect smollm2"),
     ("show what it sees", "anyformer show runs/clothes boot.png"),
+    ("know what it costs", "anyformer count llama --size 7b"),
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
+    ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("choose a model", "anyformer ls"),
 )
 

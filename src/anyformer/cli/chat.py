@@ -11,7 +11,10 @@ from anyformer.cli.options import Parser, pick
 EXAMPLE = 'anyformer chat smollm2 "Why is the sky blue?"'
 CALL = "anyformer.generate:generate"
 # the rest of what `anyformer.generate.generate` takes, `chat` takes as well
-OURS = ("model", "prompts", "images", "sounds", "videos", "num_beams", "length_penalty", "early_stopping")
+OURS = (
+    *("model", "prompts", "images", "sounds", "videos", "draft", "steer", "heal"),
+    *("num_beams", "length_penalty", "early_stopping"),
+)
 LONG = {"max_new_tokens": 512}  # an answer may be longer than a continuation
 HELP = "type a question; /new starts a new conversation, /exit (or Ctrl-D) quits, Ctrl-C stops an answer"
 
@@ -22,10 +25,12 @@ def chat(
     options: dict[str, Any],
     *,
     system: str | None = None,
+    draft: str | None = None,
     tools: Sequence[str] = (),
     tool_choice: Literal["auto", "required"] = "auto",
     max_calls: int = 8,
     max_seconds: float = 60.0,
+    steer: list[str] | None = None,
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -36,19 +41,25 @@ def chat(
         question: the question, or nothing.
         options: of `anyformer.generate.chat`, by name.
         system: what the model is told before the conversation.
-        tools: functions that it can call, of those that are included: calculator. Each call is printed.
+        draft: a smaller model with the same tokens, which guesses several tokens that the model verifies in one pass.
+        tools: functions that it can call: calculator, and search=INDEX, a folder that `anyformer index` made. Each call
+            is printed.
         tool_choice: required = the first answer to a question is a call.
         max_calls: of an answer.
         max_seconds: of an answer with calls.
+        steer: files of directions that `anyformer steer` wrote, FILE or FILE:STRENGTH; they are added at every token.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
+    options = {**options, "steer": steer}
     if tools:
-        from anyformer.generate.calculator import included
+        from anyformer.know.tool import tools_of_names
 
-        options = {**options, "tools": included(tools, "--tools"), "tool_choice": tool_choice,
+        options = {**options, "tools": tools_of_names(tools, "--tools"), "tool_choice": tool_choice,
                    "max_calls": max_calls, "max_seconds": max_seconds}  # fmt: skip
     loaded = models.load(model, task=task, ignore=ignore)
+    if draft is not None:
+        options = {**options, "draft": models.load(draft)}
     begin: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     if question is not None:
         answer(loaded, [*begin, {"role": "user", "content": question}], options)
@@ -113,6 +124,7 @@ def run(args: Any) -> None:
     """Does it."""
     asked = " ".join(args.question) or None
     chat(
-        args.model, asked, pick(args, CALL, OURS), system=args.system, tools=args.tools, tool_choice=args.tool_choice,
-        max_calls=args.max_calls, max_seconds=args.max_seconds, task=args.task, ignore=args.ignore,
+        args.model, asked, pick(args, CALL, OURS), system=args.system, draft=args.draft, tools=args.tools,
+        tool_choice=args.tool_choice, max_calls=args.max_calls, max_seconds=args.max_seconds, steer=args.steer,
+        task=args.task, ignore=args.ignore,
     )  # fmt: skip

@@ -22,7 +22,9 @@ def explain(
     at: int | None = None,
     head: str | None = None,
     tolerance: float = 0.01,
-    points: int = 256,
+    points: int = 1024,
+    routers: str = "half",
+    texts: str | None = None,
     out: str = "report.html",
     json: bool = False,
     task: str | None = None,
@@ -32,12 +34,13 @@ def explain(
 
     Args:
         model: a directory, the folder of a run, a hub id, or real weights by name.
-        item: a text; the file of a picture, a sound or a series, for a model that reads one; - is a text on standard
-            input.
+        item: a text; the file of a picture, a sound, a series, a graph (or SMILES) or an episode, for a model that
+            reads one; - is a text on standard input.
         target: a token or a class, by default the likeliest one; "A - B" explains why A and not B. On the command line
-            it is called `--for`.
-        method: of the shares: ig (integrated gradients), grad (gradient x input), occlusion; by default ig, and
-            occlusion where ig is not complete, which is said.
+            it is called `--for`. Of two towers (CLIP) it is the text that the picture is compared with.
+        method: roles (what each head does, and whether that counts) or neurons (the units that made the answer); or the
+            method of the shares: ig (integrated gradients), grad (gradient x input), occlusion, relevance
+            (layer-wise, with its ledger); by default ig, and occlusion where ig is not complete, which is said.
         baseline: what stands for no information: mean, zeros, pad, blur, or a token.
         answer: what the model wrote behind the text, or of the source, before the target.
         at: the position of the target, of a model with a score at each; by default the last one of a decoder. Of a
@@ -45,6 +48,9 @@ def explain(
         head: of a model with several heads, its name.
         tolerance: of ig: what the shares may miss, as a share of the change of the score.
         points: of ig, at most.
+        routers: of experts, for relevance: half (an expert's weight and output share their product) or fixed (the
+            weight is a constant).
+        texts: a file of texts, with an empty line between two, where roles and neurons are looked up.
         out: the HTML file to write.
         json: print the report as JSON, without maps and pictures, and write no file.
         task: read another class of the same files.
@@ -53,15 +59,18 @@ def explain(
     import sys
     from pathlib import Path
 
+    from anyformer.explain.findings import FINDINGS
     from anyformer.explain.reading import read
     from anyformer.explain.report import report
     from anyformer.explain.target import parsed
 
     loaded = models.load(model, text=False, task=task, ignore=ignore)
-    reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer)
+    reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer, parsed(target))
+    more = method if method in FINDINGS else None
     made = report(
-        loaded, reading, parsed(target), method, name=model, baseline=_baseline(baseline), at=at, head=head,
-        tolerance=tolerance, points=points,
+        loaded, reading, parsed(target), None if more else method, name=model, baseline=_baseline(baseline), at=at,
+        head=head, tolerance=tolerance, points=points, routers=routers, more=more,
+        texts=_texts(texts, more),
     )  # fmt: skip
     if json:
         print(plain.dump(made.json()))
@@ -85,13 +94,77 @@ def lines(data: dict[str, Any]) -> list[str]:
     shares = data["attribution"]
     if "error" in shares:
         return found
-    found.append(f"score {shares['score']:.4g}, of the baseline {shares['base']:.4g}; shares ({shares['method']}):")
+    of = "biases, positions and remainders" if "ledger" in shares else "the baseline"
+    found.append(f"score {shares['score']:.4g}, of {of} {shares['base']:.4g}; shares ({shares['method']}):")
     rows = []
     for each in shares["inputs"]:
         names = each.get("labels") or [f"{each['name']} {i}" for i in range(len(each["values"]))]
         rows += list(zip(names, each["values"], strict=True))
     rows.sort(key=lambda row: -abs(row[1]))
-    return [*found, plain.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,))]
+    found.append(plain.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,)))
+    if "ledger" in shares:
+        found += ledger(shares["ledger"], shares["score"])
+    return [*found, *heads(data.get("roles", {})), *units(data.get("neurons", {}))]
+
+
+def heads(made: dict[str, Any]) -> list[str]:
+    """The heads of each role, with what is lost without them."""
+    rows = [("role", "head", "share", "untrained", "without it", "without others")]
+    last = ""
+    for row in made.get("rows", ()):
+        beside = row["beside"]
+        others = f"{beside[len(beside) // 2]:+.3g}, at most {beside[-1]:+.3g}" if beside else ""
+        what = row["what"] if row["what"] != last else ""
+        last = row["what"]
+        place = f"{row['path']} head {row['head']}"
+        rows.append((what, place, f"{row['score']:.2f}", f"{row['untrained']:.2f}", f"{row['effect']:+.3g}", others))
+    return [] if len(rows) == 1 else [f"roles of heads; without: {made['unit']}", plain.table(rows, right=(2, 3, 4))]
+
+
+def units(made: dict[str, Any]) -> list[str]:
+    """The neurons that made the score, what they promote and where else they are active."""
+    rows = [("share", "without it", "neuron", "promotes", "suppresses", "active at")]
+    for row in made.get("rows", ()):
+        where = " ".join("".join(f"[{w}]" if i == c["at"] else w for i, w in enumerate(c["words"]))
+                         for c in row["contexts"][:1])  # fmt: skip
+        rows.append(
+            (f"{row['share']:+.3g}", f"{-row['effect']:+.3g}", f"{row['path']} {row['unit']}",
+             " ".join(row["promotes"][:4]), " ".join(row["suppresses"][:4]), where)
+        )  # fmt: skip
+    found = [] if len(rows) == 1 else ["neurons", plain.table(rows, right=(0, 1))]
+    return [*found, *([made["silent"]] if made.get("silent") else [])]
+
+
+def _texts(file: str | None, more: str | None) -> list[str]:
+    """The texts of a file, with an empty line between two."""
+    from pathlib import Path
+
+    if file is None:
+        return []
+    if more is None:
+        raise ValueError("--texts are where roles and neurons are looked up; add --method roles or --method neurons")
+    found = [text.strip() for text in Path(file).read_text(encoding="utf-8").split("\n\n") if text.strip()]
+    if not found:
+        raise ValueError(f"{file} holds no text")
+    return found
+
+
+def ledger(made: dict[str, Any], score: float) -> list[str]:
+    """What the score is the sum of, by part and layer."""
+    kinds = list(made["added"])
+    heads = ("ledger", "stream before", *kinds, "beside", "stream behind")
+    lines = [heads, *((f"input {name}", "", *[""] * len(kinds), "", f"{value:+.4g}")
+                      for name, value in made["inputs"].items())]  # fmt: skip
+    for row in made["rows"]:
+        ends = [("" if row[end] is None else f"{row[end]:+.4g}") for end in ("stream", "behind")]
+        small = abs(row["beside"]) <= 1e-4 * abs(score)
+        added = [f"{row['added'][kind]:+.3g}" if row["added"][kind] else "" for kind in kinds]
+        lines.append((row["name"], ends[0], *added, "" if small else f"{row['beside']:+.3g}", ends[1]))
+    lines.append(("sum", "", *(f"{made['added'][kind]:+.3g}" for kind in kinds), "", f"{score:+.4g}"))
+    total = sum(made["inputs"].values()) + sum(made["added"].values())
+    return [plain.table(lines, right=tuple(range(1, len(heads)))),
+            f"inputs + all that was added = {total:.10g}; score {score:.10g}; missing {made['missing']:.2g}; "
+            f"routers of experts: {made['routers']}"]  # fmt: skip
 
 
 def _baseline(text: str) -> Any:

@@ -17,6 +17,8 @@ OURS = (
     "images",
     "sounds",
     "videos",
+    "draft",
+    "steer",
 )  # what `anyformer.generate.generate` takes and the words of the command give
 NO_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
@@ -29,6 +31,8 @@ def generate(
     image: list[str] | None = None,
     sound: list[str] | None = None,
     video: list[str] | None = None,
+    draft: str | None = None,
+    steer: list[str] | None = None,
     json: bool = False,
     task: str | None = None,
     ignore: Sequence[str] = (),
@@ -42,6 +46,8 @@ def generate(
         image: files of pictures, as many as the prompts have placeholders such as <image>, in their order.
         sound: files of sounds, as many as the prompts have placeholders such as <sound>, in their order.
         video: files of videos, the same.
+        draft: a smaller model with the same tokens, which guesses several tokens that the model verifies in one pass.
+        steer: files of directions that `anyformer steer` wrote, FILE or FILE:STRENGTH; they are added at every token.
         options: of `anyformer.generate.generate`, by name.
         json: print prompts and continuations as JSON.
         task: read another class of the same files, e.g. none for hidden states alone.
@@ -51,8 +57,11 @@ def generate(
     from anyformer.generate import stream
 
     loaded = models.load(model, task=task, ignore=ignore)
+    if draft is not None:
+        options = {**options, "draft": models.load(draft)}
     files = {"images": image, "sounds": sound, "videos": video}
     media: dict[str, Any] = {kind: [Path(name) for name in names or ()] or None for kind, names in files.items()}
+    options = {**options, "steer": steer}
     before = [""] * len(prompt) if loaded.reads_source else prompt
     search = any(options[name] != value for name, value in NO_SEARCH.items())  # knows its text only at the end
     if json or len(prompt) > 1 or search:
@@ -78,5 +87,5 @@ def run(args: Any) -> None:
     """Does it."""
     generate(
         args.model, args.prompt, pick(args, CALL, OURS), image=args.image, sound=args.sound, video=args.video,
-        json=args.json, task=args.task, ignore=args.ignore,
+        draft=args.draft, steer=args.steer, json=args.json, task=args.task, ignore=args.ignore,
     )  # fmt: skip

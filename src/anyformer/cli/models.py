@@ -60,3 +60,15 @@ def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence
     if form == "config":
         return outline(name, ignore=ignore, **({} if task is None else {"task": task}))
     return load(name, False, task, ignore)
+
+
+def outline(name: str, size: str | None, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
+    """The model of that name as `shape`, of a folder too: its weights are not read. A GGUF file is."""
+    from anyformer.hub.load import outline as read
+
+    if kind(name) != "weights" or size is not None:
+        return shape(name, size, task, ignore)
+    place = find(name)
+    if not Path(place).is_dir() or not (Path(place) / "config.json").exists():
+        return load(name, False, task, ignore)
+    return read(place, ignore=ignore, **({} if task is None else {"task": task}))

@@ -45,7 +45,8 @@ def serve(
             ANYFORMER_API_KEY.
         allow_host: names by which browsers reach the server, beside localhost and addresses.
         exact: each request decodes in a batch of its own: bit for bit the text that it gets alone.
-        tools: functions that the server runs for conversations that ask for them, of those included: calculator.
+        tools: functions that the server runs for conversations that ask for them: calculator, and search=INDEX, a
+            folder that `anyformer index` made.
         rows: texts that a model writes at once.
         waiting: texts that may wait; more are refused with 429.
         new_tokens: the most new tokens of a text.

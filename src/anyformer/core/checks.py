@@ -87,6 +87,15 @@ def position_ids(positions: Tensor, batch: int, count: int, keep: Tensor | None 
 
 def readable(tensor: Tensor) -> bool:
     """True if the tensor has content and the model is not being compiled or exported."""
+    return not (traced() or shapeless(tensor))
+
+
+def traced() -> bool:
+    """True while the model is being compiled, exported or traced: its steps may not depend on an input."""
     compiled = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, unused-ignore]
-    return not (compiled or traced or tensor.is_meta or isinstance(tensor, FakeTensor))
+    return compiled or torch.jit.is_tracing()  # type: ignore[attr-defined, unused-ignore]
+
+
+def shapeless(tensor: Tensor) -> bool:
+    """True if the tensor has a shape and no content: on the meta device, or one of PyTorch's fake tensors."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)

@@ -29,6 +29,10 @@ class Slot(Protocol):
     def bytes(self) -> int:
         """Memory held, in bytes."""
 
+    def in_8_bits(self) -> bool:
+        """Holds what comes from now on in 8 bits; False if it has no such form. It must be empty."""
+        return False
+
     @property
     def joins(self) -> bool:
         """True if it has `shift` and `join`: rows can be added while others are decoded."""
@@ -129,6 +133,10 @@ class State:
         self.keep = None if self.keep is None else self.keep[:, :length]
         self.ended = bool(self.keep is not None and length and not self.keep[:, -1].all())
         self.length = length
+
+    def in_8_bits(self) -> int:
+        """Holds what comes from now on in 8 bits, where a slot has such a form; the number of these slots."""
+        return sum(slot.in_8_bits() for slot in self.slots.values())
 
     @property
     def joins(self) -> bool:

@@ -32,16 +32,16 @@ class Taps(Shown):
         self.model, self.patterns = model, patterns
         self.names = {module: name for name, module in model.named_modules()}
         self.recorded: dict[str, Tensor] = {}
-        self._inner = [p for p in patterns if not any(_fits(n, p) for n in self.names.values())]
+        self._inner = [p for p in patterns if not any(fits(n, p) for n in self.names.values())]
         self._hooks: list[Any] = []
         for pattern in patterns:
-            hits = [m for m, n in self.names.items() if _fits(n, pattern)]
+            hits = [m for m, n in self.names.items() if fits(n, pattern)]
             if hits and all(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in hits):
                 raise ValueError(f"{pattern!r} is a list of modules, which has no output; write {pattern}.*")
 
     def wants(self, module: nn.Module, inner: str) -> bool:
         """True if some pattern matches this inner value."""
-        return any(_fits(f"{self.names[module]}.{inner}", p) for p in self._inner)
+        return any(fits(f"{self.names[module]}.{inner}", p) for p in self._inner)
 
     def put(self, module: nn.Module, inner: str, value: Tensor) -> None:
         """Records an inner value that a module offers."""
@@ -61,7 +61,7 @@ class Taps(Shown):
         if any(m.taps is not None for m in models):
             raise ValueError("this model is being recorded already; put all patterns into one Taps")
         for module, name in self.names.items():
-            if any(_fits(name, p) for p in self.patterns):
+            if any(fits(name, p) for p in self.patterns):
                 self._hooks.append(module.register_forward_hook(self._recorder(name)))
         for m in models:
             m.taps = self
@@ -100,7 +100,7 @@ class Taps(Shown):
         return record
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
     """True if the path matches the pattern; `*` matches exactly one step."""
     steps, wanted = name.split("."), pattern.split(".")
     return len(steps) == len(wanted) and all(fnmatch.fnmatchcase(s, w) for s, w in zip(steps, wanted, strict=True))
@@ -108,4 +108,4 @@ def _fits(name: str, pattern: str) -> bool:
 
 def _records(name: str, pattern: str) -> bool:
     """True if the pattern matches this recorded value, or the output whose element it is."""
-    return _fits(name, pattern) or _fits(name.rpartition(".")[0], pattern)
+    return fits(name, pattern) or fits(name.rpartition(".")[0], pattern)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from anyformer.explain.features import Explained, Values
-from anyformer.explain.integral import gradients, grouped, integrated, summed, together
+from anyformer.explain.integral import Incomplete, gradients, grouped, integrated, summed, together
+from anyformer.explain.relevance import Ledger, relevance
 from anyformer.explain.target import Goal, Target, goal
 
-METHODS = ("ig", "grad", "occlusion")
+METHODS = ("ig", "grad", "occlusion", "relevance")
 MOST = 512  # points of the integral
 TOLERANCE = 1e-3  # of the change of the score
 FEW = 128  # units of one input that occlusion hides one by one; longer inputs are cut into so many windows
@@ -31,11 +33,13 @@ class Attribution:
         values: by input the share of each unit, (B, T) of tokens, frames, steps, (B, rows, columns) of patches.
         each: by input the share of each number, in the shape of the input (of tokens (B, T, D)).
         target: the score that was explained, in words.
-        method: ig, grad or occlusion.
-        score, base: the score of the input and of the baseline, (B,).
+        method: ig, grad, occlusion or relevance.
+        score, base: the score of the input and of the baseline, (B,); of relevance the base is what biases, positions
+            and remainders gave.
         residual: score - base - the sum of all shares, (B,): 0 of a complete method.
         points: of the integral; 1 of others.
         goal: the target as a function.
+        ledger: of relevance, everything that the score is the sum of; else None.
     """
 
     values: Values
@@ -47,6 +51,7 @@ class Attribution:
     residual: Tensor
     points: int = 1
     goal: Goal | None = field(default=None, repr=False, compare=False)
+    ledger: Ledger | None = field(default=None, repr=False, compare=False)
 
     @property
     def total(self) -> Tensor:
@@ -66,6 +71,7 @@ def attribute(
     only: Sequence[str] | None = None,
     tolerance: float = TOLERANCE,
     points: int = MOST,
+    routers: str = "half",
 ) -> Attribution:
     """The share of each unit of the input in the score of a target. The model does not change.
 
@@ -73,6 +79,8 @@ def attribute(
     ig         integrated gradients: (x - b) * mean of dF/dx on the line from b to x. The shares sum to F(x) - F(b).
     grad       gradient x input: x * dF/dx, one pass. The sum is nothing in particular.
     occlusion  F(x) - F(x with the unit at its baseline), a pass for each unit. Needs no gradient.
+    relevance  layer-wise relevance by locally linear rules, one pass. The shares and a ledger sum to F(x); see
+               `explain.relevance`, and docs/understanding.md for its patent notice.
     ```
     F is a logit, not a probability: a probability near 1 hardly changes, so its gradients are near 0. The integral
     (Sundararajan et al., 2017; arXiv:1703.01365) is a Gauss-Legendre sum of 8 points, which are doubled where the line
@@ -82,13 +90,14 @@ def attribute(
         model: any model, in evaluation mode.
         inputs: a text, token ids, or all tensors of a call by name (`model.inputs()`); rows can be padded.
         target: a token, a class, `Contrast(" Paris", " Rome")`, or a function of the output; None: the highest score.
-        method: ig, grad or occlusion.
+        method: ig, grad, occlusion or relevance.
         baseline: what stands for no information: "mean", "zeros", "pad", "blur", a token, tensors; see
             `features.Explained.baseline`.
         at, head: the position and the head of the target; see `target.goal`.
         only: the inputs to explain; the others stay as they are.
         tolerance: |residual| of ig, as a share of |F(x) - F(b)|.
         points: the most points of ig.
+        routers: of experts, for relevance: "half" or "fixed"; see `relevance.relevance`.
 
     Raises:
         ValueError: if the integral is not complete with that many points, for a training model, a wrong target,
@@ -98,6 +107,8 @@ def attribute(
         raise ValueError(f"method: expected {', '.join(METHODS)}; got {method!r}")
     explained = Explained(model, named(model, inputs), only)
     explained.check()
+    if method == "relevance":
+        return _relevant(explained, target, at, head, routers)
     with torch.no_grad():
         out = explained.run()
         aim = goal(model, out, target, at, head, explained.inputs)
@@ -146,6 +157,26 @@ def named(model: Any, inputs: Any) -> dict[str, Tensor]:
     if model.reads_source:
         made["decoder_input_ids"] = ids.new_full((len(ids), 1), model.begin_id)
     return made
+
+
+def _relevant(explained: Explained, target: Target, at: int | None, head: str | None, routers: str) -> Attribution:
+    try:
+        made = relevance(explained, target, at, head, routers=routers)
+    except Incomplete:  # sums that cancel: float32 has too few digits
+        if next(explained.model.parameters()).dtype == torch.float64:
+            raise
+        inputs = {n: v.double() if v.is_floating_point() else v for n, v in explained.inputs.items()}
+        wide = Explained(deepcopy(explained.model).double(), inputs, explained.only)
+        made = relevance(wide, target, at, head, routers=routers)
+    ledger, like = made.ledger, next(iter(made.each.values()))
+    score, base, residual = (
+        torch.tensor([value], dtype=torch.float64, device=like.device)
+        for value in (ledger.score, sum(ledger.added.values()), ledger.missing)
+    )
+    values = {n: f.units(made.each[n]) for n, f in explained.features.items()}
+    return Attribution(
+        values, made.each, made.goal.name, "relevance", score, base, residual, goal=made.goal, ledger=ledger
+    )
 
 
 @torch.no_grad()

@@ -138,8 +138,8 @@ def _incomplete(aim: Goal, piece: Piece, missed: float, change: float, count: in
     if piece.end - piece.start < NARROW:
         return (
             f"{start}: at {piece.start:.3f} of the way from the baseline the score jumps by {missed:.2g} (routers of "
-            "experts, hashed, sampled or nearest memories), and a jump has no gradient; use method='occlusion', a "
-            "closer baseline, or a larger tolerance"
+            "experts, hashed, sampled or nearest memories; or a norm of a vector near 0, as from baseline='zeros'), "
+            "and a jump has no gradient; use method='occlusion', another baseline, or a larger tolerance"
         )
     return f"{start}; pass more points, a closer baseline or a larger tolerance, or use method='occlusion'"
 

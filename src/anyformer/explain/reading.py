@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyformer.explain import reading_more as more
 from anyformer.explain.attribution import named
+from anyformer.explain.target import Target
 from anyformer.generate import forecasting
 from anyformer.generate.embedding import inputs_of
 from anyformer.generate.paths import ctc_head
@@ -29,10 +31,15 @@ class Reading:
     """One call and what a person sees of it.
 
     Args:
-        inputs: the tensors by name. kind: text, picture, sound or series. name: of the file, or the text.
+        inputs: the tensors by name. kind: text, picture, sound, series, pair (a picture and a text), graph or episode.
+            name: of the file, or the text.
         picture: the pixels as a data URL, or None.
         wave: the loudness of the sound, or the values of the series, in order of time; or None.
         seconds: the length of the sound that the model reads, else None.
+        target, at: what is explained if that is not a token or a class of the model: the similarity of a pair; the last
+            step of an episode.
+        labels: of units that have names: the kinds of nodes.
+        spectrogram: of a sound, see `reading_more.spectrogram`.
     """
 
     inputs: dict[str, Tensor]
@@ -41,24 +48,33 @@ class Reading:
     picture: str | None = None
     wave: list[float] | None = None
     seconds: float | None = None
+    target: Target = None
+    at: int | None = None
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    spectrogram: dict[str, Any] | None = None
 
 
-def read(model: Any, item: str, answer: str | None = None) -> Reading:
-    """The call of a text, or of the file of a picture, a sound or a series, by what the model reads.
+def read(model: Any, item: str, answer: str | None = None, target: Target = None) -> Reading:
+    """The call of a text, or of the file of a picture, a sound, a series, a graph or an episode, by what the model
+    reads; of two towers that of a picture with the text, or the two texts, of the target.
 
     Raises:
         ValueError: for a file that is not there, an answer that the model does not write, a model that reads several
             media or none of these.
     """
     if model.alike:
-        raise ValueError(
-            "this model has two towers, and compares pictures with texts; explain it in Python, with both: "
-            "af.explain.attribute(model, {'pixel_values': …, 'input_ids': …}, target=0)"
-        )
+        inputs, compared = more.pair(model, item, target)
+        return Reading(inputs, "pair", Path(item).name, url(inputs["pixel_values"][0]), target=compared)
     if answer is not None and not (model.generates or model.reads_source):
         raise ValueError("this model writes no answer; leave answer out")
     if model.reads_text:
         return _text(model, item, answer)
+    if model.takes == "nodes":
+        inputs, nodes = more.graph(model, item)
+        return Reading(inputs, "graph", Path(item).name if Path(item).is_file() else item, labels={"nodes": nodes})
+    if model.takes == "states":
+        inputs, last = more.episode(model, item)
+        return Reading(inputs, "episode", Path(item).name, at=last)
     if not Path(item).is_file():
         raise ValueError(f"{item!r} is no file, and this model reads {model.takes}, no text")
     makers = {"pixel_values": _picture, "input_features": _mels, "input_values": _waves, "past_values": _series}
@@ -72,10 +88,10 @@ def read(model: Any, item: str, answer: str | None = None) -> Reading:
 
 def _text(model: Any, text: str, answer: str | None) -> Reading:
     inputs = named(model, text)
-    more = [] if answer is None else model.tokenizer.encode(answer, special=False)
+    extra = [] if answer is None else model.tokenizer.encode(answer, special=False)
     name = next(reversed(inputs)) if model.reads_source else model.takes
-    if more:
-        inputs[name] = torch.cat((inputs[name], torch.tensor([more], device=inputs[name].device)), 1)
+    if extra:
+        inputs[name] = torch.cat((inputs[name], torch.tensor([extra], device=inputs[name].device)), 1)
     return Reading(inputs, "text", text)
 
 
@@ -96,6 +112,7 @@ def _mels(model: Any, item: str, answer: str | None) -> Reading:
         Path(item).name,
         wave=_loudness(sound(item).at(processor.rate).samples[: processor.samples], processor.samples),
         seconds=float(processor.window),
+        spectrogram=more.spectrogram(_whole(sound(item).at(processor.rate).samples, processor.samples)),
     )
 
 
@@ -109,8 +126,9 @@ def _waves(model: Any, item: str, answer: str | None) -> Reading:
     }
     samples = inputs["input_values"][0].cpu().numpy()
     return Reading(
-        inputs, "sound", Path(item).name, wave=_loudness(samples, len(samples)), seconds=len(samples) / processor.rate
-    )
+        inputs, "sound", Path(item).name, wave=_loudness(samples, len(samples)), seconds=len(samples) / processor.rate,
+        spectrogram=more.spectrogram(samples),
+    )  # fmt: skip
 
 
 def _series(model: Any, item: str, answer: str | None) -> Reading:
@@ -131,10 +149,15 @@ def _series(model: Any, item: str, answer: str | None) -> Reading:
 
 def _loudness(samples: np.ndarray, count: int, parts: int = 240) -> list[float]:
     """The loudness of `parts` pieces of a sound that is `count` samples long with its silence."""
+    pieces = np.array_split(_whole(samples, count), min(parts, count))
+    return [float(np.sqrt(np.mean(p**2))) for p in pieces]
+
+
+def _whole(samples: np.ndarray, count: int) -> np.ndarray:
+    """A sound with the silence that the model hears behind it, or its beginning."""
     padded = np.zeros(count, dtype=np.float64)
     padded[: len(samples)] = samples[:count]
-    pieces = np.array_split(padded, min(parts, count))
-    return [float(np.sqrt(np.mean(p**2))) for p in pieces]
+    return padded
 
 
 def url(pixels: Tensor) -> str:

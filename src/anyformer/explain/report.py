@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from torch import Tensor
 from anyformer.explain.attribution import Attribution, attribute
 from anyformer.explain.direct import direct
 from anyformer.explain.features import Explained, Feature
+from anyformer.explain.findings import findings
 from anyformer.explain.integral import Incomplete
 from anyformer.explain.labels import labels
 from anyformer.explain.lens import lens
 from anyformer.explain.maps import attention_maps, packed
 from anyformer.explain.reading import Reading
+from anyformer.explain.relevance import Ledger
 from anyformer.explain.target import Goal, Target, goal
 from anyformer.generate.classifying import names_of
 
@@ -62,7 +64,11 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         """The same without pictures and maps."""
-        return {name: part for name, part in self.data.items() if name not in ("picture", "wave", "maps", "axes")}
+        return {
+            name: part
+            for name, part in self.data.items()
+            if name not in ("picture", "wave", "spectrogram", "maps", "axes")
+        }
 
 
 def report(
@@ -76,16 +82,22 @@ def report(
     at: int | None = None,
     head: str | None = None,
     tolerance: float = 1e-2,
-    points: int = 256,
+    points: int = 1024,
+    routers: str = "half",
+    more: str | None = None,
+    texts: Sequence[str] = (),
 ) -> Report:
     """Shares of the input, the lens, direct shares of branches and heads, and all attention maps, of one answer.
 
     A section that this model has no rule for holds the reason in its place. Arguments as of `attribute`; `method` None:
-    ig, and occlusion where ig is not complete, which the report says.
+    ig, and occlusion where ig is not complete, which the report says. `more`: "roles" of heads or "neurons", a section
+    of their own; `texts`, where they are looked up.
 
     Raises:
         ValueError: for a wrong target, method, baseline or input.
     """
+    target = target if reading.target is None else reading.target
+    at = reading.at if at is None else at
     explained = Explained(model, reading.inputs)
     with torch.no_grad():
         out = explained.run()
@@ -101,10 +113,10 @@ def report(
                 tried.append(
                     attribute(
                         model, reading.inputs, target, way, baseline=baseline, at=at, head=head, tolerance=tolerance,
-                        points=points,
+                        points=points, routers=routers,
                     )
                 )  # fmt: skip
-                return _attribution(model, explained, tried[0], str(baseline)) | {"note": note}
+                return _attribution(model, explained, reading, tried[0], str(baseline)) | {"note": note}
             except Incomplete as error:
                 if method is not None:
                     raise
@@ -116,12 +128,15 @@ def report(
         "model": name or model.page or type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "kind": reading.kind, "input": reading.name, "picture": reading.picture, "wave": reading.wave,
+        "spectrogram": reading.spectrogram,
         "seconds": reading.seconds, "target": aim.name, "at": None if aim.at is None else aim.at[0],
         "said": _said(model, logits, aim), "attribution": _or_why(shares, Incomplete),
         "lens": _or_why(lambda: _lens(model, explained, target, at, head)),
         "direct": _or_why(lambda: _direct(model, reading, target, at, head)),
         "maps": packed(maps), "missing": missing, "axes": _axes(model, explained),
     }  # fmt: skip
+    if more is not None:
+        data[more] = _or_why(lambda: findings(model, explained, more, target, texts, at, head))
     return Report(data, tried[0] if tried else None)
 
 
@@ -148,22 +163,46 @@ def _named(model: Any, number: int, count: int) -> str:
     return names_of(model, count)[number]
 
 
-def _attribution(model: Any, explained: Explained, made: Attribution, baseline: str) -> dict[str, Any]:
-    inputs = [_unit(model, explained, f, made.values[n][0]) for n, f in explained.features.items()]
+def _attribution(
+    model: Any, explained: Explained, reading: Reading, made: Attribution, baseline: str
+) -> dict[str, Any]:
+    inputs = [
+        _unit(model, explained, reading, f, made.values[n][row], row)
+        for n, f in explained.features.items()
+        for row in range(len(f.value))
+    ]
     score, base, residual = (float(v[0]) for v in (made.score, made.base, made.residual))
     return {"method": made.method, "baseline": baseline, "score": score, "base": base, "residual": residual,
-            "points": made.points, "inputs": inputs}  # fmt: skip
+            "points": made.points, "inputs": inputs} | (
+            {} if made.ledger is None else {"ledger": _ledger(made.ledger)})  # fmt: skip
 
 
-def _unit(model: Any, explained: Explained, feature: Feature, values: Tensor) -> dict[str, Any]:
-    """One input with the shares of its units, as the page draws it."""
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    """The ledger of relevance as plain values: the sums, and a row for each layer and part."""
+    rows = [
+        {"name": r.name, "stream": r.stream, "beside": r.beside, "behind": r.behind, "added": r.added}
+        for r in ledger.rows
+    ]
+    return {"inputs": ledger.inputs, "added": ledger.added, "rows": rows, "missing": ledger.missing,
+            "routers": ledger.routers}  # fmt: skip
+
+
+def _unit(
+    model: Any, explained: Explained, reading: Reading, feature: Feature, values: Tensor, row: int
+) -> dict[str, Any]:
+    """One row of an input with the shares of its units, as the page draws it."""
     values = values.double().cpu()
-    shown: dict[str, Any] = {"name": feature.name}
+    several = len(feature.value) > 1
+    shown: dict[str, Any] = {"name": f"{feature.name}, {row + 1}" if several else feature.name}
+    if feature.name in reading.labels:
+        return {**shown, "draw": "tokens", "labels": reading.labels[feature.name], "values": _short(values)}
     if values.ndim == 2:
         return {**shown, "draw": "grid", "rows": values.shape[0], "columns": values.shape[1],
                 "values": _short(values.flatten())}  # fmt: skip
     if feature.table is not None and feature.name.endswith("input_ids"):
-        tokens = labels(model.tokenizer, explained.inputs[feature.name][0].tolist())
+        keep = slice(None) if feature.keep is None else feature.keep[row].cpu()
+        tokens = labels(model.tokenizer, explained.inputs[feature.name][row].cpu()[keep].tolist())
+        values = values[keep]
         return {**shown, "draw": "tokens", "labels": tokens, "values": _short(values)}
     values = values.flatten()
     if len(values) > LINE:  # a sound: the sums of equal pieces

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from anyformer.core.operations import part_of
+
 
 def tree(model: nn.Module) -> list[tuple[str, str]]:
     """Every module path with its class and shapes; a run of equal neighbours is one line, `blocks.0-29`.
@@ -23,9 +25,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Parameter counts by part, layers summed: `blocks.*.mixer`. A tied weight is counted once."""
     counts: dict[str, int] = {}
     for name, weight in model.named_parameters():
-        steps = ["*" if step.isdigit() else step for step in name.split(".")]
-        depth = max((i + 2 for i, step in enumerate(steps) if step == "*"), default=2)  # the step after the last index
-        part = ".".join(steps[: min(depth, len(steps) - 1)]) or name
+        part = part_of(name)
         counts[part] = counts.get(part, 0) + weight.numel()
     return counts
 

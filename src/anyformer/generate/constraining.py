@@ -6,7 +6,9 @@ and `,` and without line breaks. A text that ends because `max_new_tokens` is re
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,19 +27,33 @@ _known: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()  # of a mo
 class Constraint:
     """The place of one text in its grammar.
 
+    Args:
+        begin: instead of a grammar, a text that it begins with; behind it all is allowed. None = the options' grammar.
+
     Raises:
         ValueError: for a grammar that makes no sense, or a model without a tokenizer or an end of texts.
     """
 
-    def __init__(self, model: Any, options: Options):
-        guide, grammar = _guide(), grammar_of(options)
+    def __init__(self, model: Any, options: Options, begin: str | None = None):
+        guide = _guide()
+        regex = guide.LLMatcher.grammar_from_regex
+        grammar = grammar_of(options) if begin is None else regex(f"{re.escape(begin)}(?s:.*)")
+        self.opens = begin is not None
         self.matcher, self.ends = guide.LLMatcher(_tokens(guide, model), grammar, log_level=0), end_ids(model)
         if self.matcher.is_error():
             name = next(n for n in ("schema", "regex", "grammar") if getattr(options, n) is not None)
             raise ValueError(f"{name}: {' '.join(self.matcher.get_error().split())[:300]}")
 
+    def fork(self) -> Constraint:
+        """The same place, from which another text goes on."""
+        other = copy.copy(self)
+        other.matcher = self.matcher.deep_copy()
+        return other
+
     def allowed(self, scores: Tensor) -> Tensor:
         """Scores (V,) with minus infinity for tokens that lead out of the grammar."""
+        if self.opens and self.matcher.is_accepting():
+            return scores
         bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         keep = torch.from_numpy(np.unpackbits(bits, count=len(scores), bitorder="little").astype(bool))
         if self.matcher.is_error():
@@ -46,12 +62,14 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """Goes on behind a token; an end of the text stays."""
-        if token >= 0 and token not in self.ends:
+        if token >= 0 and token not in self.ends and not (self.opens and self.matcher.is_accepting()):
             self.matcher.consume_token(token)
 
 
 def constraints(model: Any, options: Options, rows: int) -> list[Constraint]:
-    """One for each row; none without a grammar."""
+    """One for each row; none without a grammar or beginnings."""
+    if any(options.begins):
+        return [Constraint(model, options, begin) for begin in options.begins]
     asked = any(value is not None for value in (options.schema, options.regex, options.grammar))
     return [Constraint(model, options) for _ in range(rows)] if asked else []
 

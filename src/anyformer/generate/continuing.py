@@ -13,10 +13,11 @@ from anyformer.generate.beam import search
 from anyformer.generate.calling import converse
 from anyformer.generate.decoding import Decoding, Rows, rows_of
 from anyformer.generate.engine import with_engine
-from anyformer.generate.options import Options
+from anyformer.generate.options import Options, guesser
 from anyformer.generate.prompts import Prompts, check_generates, check_ids, end_ids, tokenizer_of
 from anyformer.generate.seeing import with_media
 from anyformer.generate.speculating import Speculation
+from anyformer.generate.steering import Steer, with_steering
 from anyformer.generate.tools import Call, tools_of
 from anyformer.generate.writing import Writer
 
@@ -38,18 +39,21 @@ def generate(
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
-    speculate: Literal["lookup"] | None = None,
+    speculate: Literal["lookup", "layers"] | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
-    cache: bool = True,
+    heal: bool = False,
+    cache: bool | Literal["int8"] = True,
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
     engine: Literal["auto", "torch", "onnx"] | None = None,
     precision: Literal["auto", "float32", "int8", "int4"] = "auto",
+    steer: Steer = None,
 ) -> Any:
     """Continues text or token ids; with an encoder-decoder, writes the target of a source.
 
@@ -72,17 +76,22 @@ def generate(
         presence_penalty: subtracted from the scores of tokens that are in the new text.
         frequency_penalty: the same, times their number there.
         logit_bias: added to the scores of tokens, by their ids: -100 all but forbids one.
-        speculate: "lookup" guesses the tokens that followed the same words before, and verifies them in one pass: the
-            same text, sooner where it repeats its prompt or itself. Several prompts then come one after another.
+        speculate: several tokens are guessed and verified in one pass: the same text, sooner where guesses are right.
+            "lookup" guesses what followed the same words before, "layers" what the model without every second block
+            writes. Several prompts then come one after another.
+        draft: a smaller model with the same tokens, which guesses; the same as `speculate` otherwise.
         schema: a JSON schema that the text follows: only tokens that can still become such a text are left.
         regex: a regular expression that it follows, from its first character to its last.
         grammar: a grammar that it follows, in Lark's form as llguidance reads it.
         stop: strings that end a text; they are found across tokens and are not part of it. Of several, the one that is
             complete first counts. For ids, a token in which it begins is not part either.
         seed: of the draws. One number: every prompt draws as it would alone. A list: one for each prompt.
+        heal: write the last token of each text again, as the beginning of any token that begins so: a text that ends
+            inside a word, or with a space, is continued as if it had been cut elsewhere (needs the extra `constrain`).
         cache: keep keys and values (or the recurrent state) between tokens; without it all is recomputed for each
             token, with the same result. (With rotary angles that depend on the length, Dynamic and LongRope, a text
-            that grows past the trained length is then read again with other angles.)
+            that grows past the trained length is then read again with other angles.) "int8" keeps keys and values in
+            8 bits, about a quarter of the memory: each number is off by at most 1/254 of the largest of its vector.
         num_beams: above 1, a beam search with that many beams: the likeliest text as a whole; nothing is drawn. A stop
             string then cuts the text that was found.
         length_penalty: of the search: the sum of a text's log-probabilities is divided by its number of tokens to this
@@ -93,6 +102,8 @@ def generate(
             installed and computes this model, else PyTorch. None = the model as it is.
         precision: of the matrices in ONNX Runtime; "auto" is 4 bits for weights from a file of 4 bits, else 8. What it
             costs in quality is measured before the first use, bounded, and printed.
+        steer: a file of a direction that `anyformer steer` wrote, FILE or FILE:STRENGTH, which is added to the stream
+            at every token; a `Direction`, or several.
 
     Returns:
         The new part only, in the form of the prompts: text for text, ids for ids. For a 2-D tensor a tensor: rows that
@@ -103,15 +114,18 @@ def generate(
             vocabulary, text without a tokenizer, a model that cannot generate, or if the prompt and `max_new_tokens`
             together are longer than the context.
     """
-    model = with_engine(model, engine, precision)
+    model = with_steering(with_engine(model, engine, precision), steer)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         num_beams, length_penalty, early_stopping, presence_penalty, frequency_penalty, logit_bias,
-        speculate, schema, regex, grammar, typical_p,
+        guesser(speculate, draft), schema, regex, grammar, typical_p,
     )  # fmt: skip
     inputs = Prompts(model, prompts)
+    options = replace(options, begins=inputs.heal()) if heal else options
     read, media = with_media(model, inputs.rows, images, sounds, videos)
-    writers = [_writer(model, ids, options) for ids in inputs.rows] if inputs.text or options.stops else []
+    writers = (
+        [_writer(model, ids, options, i) for i, ids in enumerate(inputs.rows)] if inputs.text or options.stops else []
+    )
     rows: list[list[int]] = [[] for _ in inputs.rows]
     texts = ["" for _ in inputs.rows]
     beams = num_beams > 1
@@ -131,7 +145,7 @@ def _chosen(
     model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor], writers: list[Writer]
 ) -> Iterator[tuple[int, int]]:
     """The pairs (row, token), token by token; a row whose writer has stopped is done."""
-    if options.speculate and len(prompts) > 1:
+    if options.speculate is not None and len(prompts) > 1:
         yield from _alone(model, prompts, options, media, writers)
         return
     run = run_of(model, prompts, options, media)
@@ -144,7 +158,7 @@ def _chosen(
 
 def run_of(model: Any, prompts: list[list[int]], options: Options, media: dict[str, Tensor]) -> Decoding:
     """The loop of these prompts: token by token, or of a single one by guesses."""
-    return (Speculation if options.speculate else Decoding)(model, prompts, options, media)
+    return (Decoding if options.speculate is None else Speculation)(model, prompts, options, media)
 
 
 def _alone(
@@ -155,7 +169,7 @@ def _alone(
     given = {name: t for name, t in whole.source.items() if name in media}
     for row, seed in enumerate(options.seeds(len(prompts))):
         own = rows_of(given, whole.owners, torch.tensor([row], device=whole.device))[0]
-        some = replace(options, seed=seed)
+        some = replace(options, seed=seed, begins=options.begins[row : row + 1])
         yield from ((row, token) for _, token in _chosen(model, [prompts[row]], some, own, writers[row : row + 1]))
 
 
@@ -184,31 +198,35 @@ def stream(
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
-    speculate: Literal["lookup"] | None = None,
+    speculate: Literal["lookup", "layers"] | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
-    cache: bool = True,
+    heal: bool = False,
+    cache: bool | Literal["int8"] = True,
     engine: Literal["auto", "torch", "onnx"] | None = None,
     precision: Literal["auto", "float32", "int8", "int4"] = "auto",
+    steer: Steer = None,
 ) -> Iterator[str]:
     """The text that `generate` would return, in pieces, as soon as they are final.
 
     Joined, they are exactly that text: no half character is yielded, and nothing that could be the beginning of a
     stop string. Options and errors are those of `generate`; errors come at the call, not at the first piece.
     """
-    model = with_engine(model, engine, precision)
+    model = with_steering(with_engine(model, engine, precision), steer)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-        speculate=speculate, schema=schema, regex=regex, grammar=grammar,
+        speculate=guesser(speculate, draft), schema=schema, regex=regex, grammar=grammar,
         typical_p=typical_p,
     )  # fmt: skip
     inputs = Prompts(model, prompt)
     if len(inputs.rows) != 1:
         raise ValueError(f"stream takes one prompt, got {len(inputs.rows)}; generate takes several")
+    options = replace(options, begins=inputs.heal()) if heal else options
     rows, media = with_media(model, inputs.rows, images, sounds, videos)
     writer = _writer(model, inputs.rows[0], options)
     return _pieces(run_of(model, rows, options, media), writer)
@@ -231,13 +249,14 @@ def chat(
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
-    speculate: Literal["lookup"] | None = None,
+    speculate: Literal["lookup", "layers"] | None = None,
+    draft: Any = None,
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
-    cache: bool = True,
+    cache: bool | Literal["int8"] = True,
     tools: Sequence[Any] = (),
     tool_choice: Literal["auto", "required"] = "auto",
     max_calls: int = 8,
@@ -245,6 +264,7 @@ def chat(
     on_call: Callable[[Call], None] | None = None,
     engine: Literal["auto", "torch", "onnx"] | None = None,
     precision: Literal["auto", "float32", "int8", "int4"] = "auto",
+    steer: Steer = None,
 ) -> Iterator[str]:
     """The model's answer to a conversation, in pieces, as in `stream`.
 
@@ -265,11 +285,11 @@ def chat(
         ValueError: without a tokenizer or a chat template, for tools with media, a schema or a grammar, and as
             `generate`.
     """
-    model = with_engine(model, engine, precision)
+    model = with_steering(with_engine(model, engine, precision), steer)
     options = Options(
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, cache,
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-        speculate=speculate, schema=schema, regex=regex, grammar=grammar,
+        speculate=guesser(speculate, draft), schema=schema, regex=regex, grammar=grammar,
         typical_p=typical_p,
     )  # fmt: skip
     check_generates(model)
@@ -292,9 +312,11 @@ def chat(
     return _pieces(run_of(model, rows, options, media), _writer(model, ids, options))
 
 
-def _writer(model: Any, prompt: list[int], options: Options) -> Writer:
+def _writer(model: Any, prompt: list[int], options: Options, row: int = 0) -> Writer:
     before = None if model.reads_source else prompt[-1]
-    return Writer(tokenizer_of(model, "stop strings and streams"), before, options.stops)
+    return Writer(
+        tokenizer_of(model, "stop strings and streams"), before, options.stops, "".join(options.begins[row : row + 1])
+    )
 
 
 def _pieces(run: Decoding, writer: Writer) -> Iterator[str]:

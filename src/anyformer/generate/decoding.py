@@ -42,7 +42,12 @@ class Rows:
     """
 
     def __init__(
-        self, model: Any, prompts: list[list[int]], room: int, cache: bool, media: Mapping[str, Tensor] | None = None
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        room: int,
+        cache: bool | str,
+        media: Mapping[str, Tensor] | None = None,
     ):
         self.model, self.device = model, next(model.parameters()).device
         ids, mask = padded(prompts, self.device)
@@ -59,6 +64,8 @@ class Rows:
         if cache:
             with torch.inference_mode():
                 self.state = model.start(len(prompts), self.ids.shape[1] + room)
+            if cache == "int8":
+                narrow(model, self.state)
         self.begins = [[token for token in row if token not in model.placeholders] for row in prompts]
 
     @torch.inference_mode()
@@ -141,7 +148,7 @@ class Decoding(Rows):
         self, model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor] | None = None
     ):
         check_room(model, prompts, options.max_new_tokens)
-        super().__init__(model, prompts, options.max_new_tokens, options.cache and options.max_new_tokens > 0, media)
+        super().__init__(model, prompts, options.max_new_tokens, options.max_new_tokens > 0 and options.cache, media)
         self.options, self.ends = options, end_ids(model)
         self.rows = list(range(len(prompts))) if options.max_new_tokens else []
         self.rules = Rules(model, self.ends, options.max_new_tokens)
@@ -194,6 +201,18 @@ class Decoding(Rows):
     def ruled(self, scores: Tensor, count: int | None = None) -> Tensor:
         """Scores (B, V), or log-probabilities, under the rules of the model's files, after `count` new tokens."""
         return self.rules.apply(scores, self.written, self.count if count is None else count)
+
+
+def narrow(model: Any, state: State) -> None:
+    """Makes a fresh state hold keys and values in 8 bits.
+
+    Raises:
+        ValueError: for a model that holds none, or whose steps another engine computes.
+    """
+    if hasattr(model, "torch_model"):
+        raise ValueError("cache='int8' is PyTorch's: give engine='torch'")
+    if not state.in_8_bits():
+        raise ValueError("cache='int8' holds keys and values in 8 bits, and the state of this model has none")
 
 
 def unfinite(count: int) -> str:

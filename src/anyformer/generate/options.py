@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+GUESSES = ("lookup", "layers")
 MORE = (
     "presence_penalty",
     "frequency_penalty",
@@ -34,18 +35,19 @@ class Options:
     repetition_penalty: float | None
     stop: str | Sequence[str]
     seed: int | Sequence[int] | None
-    cache: bool
+    cache: bool | str
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
-    speculate: str | None = None
+    speculate: Any = None  # a way by name, or a draft
     schema: Mapping[str, Any] | None = None
     regex: str | None = None
     grammar: str | None = None
     typical_p: float | None = None
+    begins: tuple[str, ...] = ()  # the text with which each row begins, which is not shown
 
     def __post_init__(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 0)
@@ -75,16 +77,19 @@ class Options:
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             if seed is not None:
                 _whole("seed", seed, 0)
-        if self.speculate not in (None, "lookup"):
-            raise ValueError(f"speculate must be 'lookup' or None; got {self.speculate!r}")
-        if self.speculate and not self.cache:
-            raise ValueError("speculate saves passes over a cache: it needs cache=True")
+        if self.cache not in (True, False, "int8"):
+            raise ValueError(f"cache must be True, False or 'int8'; got {self.cache!r:.80}")
+        if isinstance(self.speculate, str) and self.speculate not in GUESSES:
+            raise ValueError(f"speculate must be {', '.join(map(repr, GUESSES))} or None; got {self.speculate!r:.80}")
+        if self.speculate is not None and not self.cache:
+            raise ValueError("speculate saves passes over a cache: it needs one")
         self._check_grammar()
         self._check_beams()
 
     def _check_grammar(self) -> None:
-        if sum(value is not None for value in (self.schema, self.regex, self.grammar)) > 1:
-            raise ValueError("give schema, regex or grammar, one of them")
+        heals = True if self.begins else None
+        if sum(value is not None for value in (self.schema, self.regex, self.grammar, heals)) > 1:
+            raise ValueError("give schema, regex, grammar or heal, one of them")
         for name, what in (("regex", "regular expression"), ("grammar", "Lark grammar")):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
@@ -111,7 +116,7 @@ class Options:
             "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
         }
-        draws |= {name: getattr(self, name) for name in MORE}
+        draws |= {name: getattr(self, name) for name in MORE} | {"heal": True if self.begins else None}
         if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
             raise ValueError(
                 f"a beam search takes the likeliest text and does not sample: with num_beams={self.num_beams} "
@@ -130,6 +135,13 @@ class Options:
         if len(self.seed) != rows:
             raise ValueError(f"seed must be one number, or one for each of the {rows} prompts; got {len(self.seed)}")
         return list(self.seed)
+
+
+def guesser(speculate: str | None, draft: Any) -> Any:
+    """The `speculate` of `Options`: who guesses, a draft or a way by name."""
+    if speculate is not None and draft is not None:
+        raise ValueError(f"a draft guesses, and so does speculate={speculate!r}: give one of them")
+    return speculate if draft is None else draft
 
 
 def _whole(name: str, value: Any, least: int, hint: str = "") -> None:

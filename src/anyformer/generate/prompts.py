@@ -29,7 +29,7 @@ class Prompts:
 
     def __init__(self, model: Any, prompts: Any):
         check_generates(model)
-        self.prompts = prompts
+        self.model, self.prompts = model, prompts
         self.text = isinstance(prompts, str) or (_is_list(prompts) and len(prompts) > 0 and isinstance(prompts[0], str))
         items = (
             [prompts]
@@ -48,6 +48,18 @@ class Prompts:
         for i, row in enumerate(self.rows):
             check_ids(model, row, "" if len(self.rows) == 1 else f" {i}")
 
+    def heal(self) -> tuple[str, ...]:
+        """Takes off the last token of each prompt, and returns their texts: a prompt may end inside a word that the
+        model knows as one token. A prompt of one token, or that ends with a special one, stays: "" for it.
+
+        Raises:
+            ValueError: for prompts of ids, and for a model that reads a prompt as a source.
+        """
+        if not self.text or self.model.reads_source:
+            what = "the model writes apart from its source" if self.text else "the prompts are token ids"
+            raise ValueError(f"heal writes the last token of a text again, and {what}")
+        return tuple(_taken(row, self.model.tokenizer) for row in self.rows)
+
     def back(self, results: list[Any], fill: int) -> Any:
         """Results, one a row, in the form in which the prompts came. A 2-D tensor is padded with `fill`."""
         if isinstance(self.prompts, Tensor):
@@ -56,6 +68,16 @@ class Prompts:
             made = torch.tensor(rows, dtype=torch.long, device=self.prompts.device)  # (B, N)
             return made if self.prompts.ndim == 2 else made[0]
         return results[0] if _is_one(self.prompts) else results
+
+
+def _taken(row: list[int], tokenizer: Any) -> str:
+    """Takes off the last token and returns its text; "" where it stays."""
+    stream = tokenizer.stream()
+    pieces = [stream.put(token) for token in row]
+    if len(row) < 2 or not pieces[-1] or "\ufffd" in tokenizer.decode(row[-1:]):  # special, or a part of a character
+        return ""
+    row.pop()
+    return str(pieces[-1])
 
 
 def check_generates(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,14 @@ class Sampler:
         place = torch.searchsorted(below, draws[:, None] * below[:, -1:], right=True)  # (B, 1), the first one above
         place = place.clamp(max=p.shape[1] - 1)  # scores that are no numbers have none; `choose` tells
         return (place if order is None else order.gather(1, place))[:, 0]
+
+    def fork(self) -> Sampler:
+        """A copy whose choices leave those of this one as they are: it draws the numbers that come next here."""
+        other = copy.copy(self)
+        other.draws = [draw.clone_state() for draw in self.draws]
+        other.grammars = [grammar.fork() for grammar in self.grammars]
+        other.seen, other.counts = (None if t is None else t.clone() for t in (self.seen, self.counts))
+        return other
 
     def keep(self, index: list[int]) -> None:
         """Makes old row `index[i]` the new row i."""

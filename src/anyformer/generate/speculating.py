@@ -1,4 +1,4 @@
-"""Speculative decoding without a second model: what followed the same words before is guessed, then verified at once.
+"""Speculative decoding: tokens are guessed by look-up or by a draft, then verified at once.
 
 ```
 text so far … the cat sat on … the cat ─ guess: sat on … ─┐
@@ -13,43 +13,50 @@ alternatives this is; prompt look-up: Saxena, 2023).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anyformer.generate.decoding import Decoding, evaluating, unfinite
+from anyformer.generate.drafting import Draft, drafted
+from anyformer.generate.options import Options
 
 LONGEST, SHORTEST = 3, 2  # tokens that must have come before in the same order
 GUESSED = 8  # tokens at most
 
 
 class Speculation(Decoding):
-    """One row that is continued, several tokens a pass where its text repeats itself; else as `Decoding`.
+    """One row that is continued, several tokens a pass where guesses are right; else as `Decoding`.
 
     The state returns behind the last token that was right; one that cannot (a recurrent state returns only to a mark)
     returns before the guess, and what was right is read again with the next one.
 
     Attributes:
-        seen: all tokens so far, those of a source included: here guesses are looked up.
+        seen: the text so far, as that which guesses sees it: of a look-up the tokens of a source included.
         passes: passes of the model.
     """
 
-    def __init__(self, *given: object):
-        super().__init__(*given)  # type: ignore[arg-type]
+    def __init__(
+        self, model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor] | None = None
+    ):
+        super().__init__(model, prompts, options, media)
         assert len(self.begins) == 1
+        self.passes = 0
+        self.seen: Lookup | Draft
+        if options.speculate != "lookup":
+            self.seen = drafted(model, options.speculate, prompts, options.max_new_tokens, media or {})
+            return
         self.seen = Lookup()
         for ids in (self.source.get("input_ids"), self.ids):
             self.seen.add([] if ids is None else ids[0].tolist())
-        self.passes = 0
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, int]]:
         """The next tokens of the row: (row, token), at least one unless the text ends here."""
         self.passes += 1
-        room = self.options.max_new_tokens - self.count - 1
-        found = [] if self.new is None else self.seen.guess(min(GUESSED, room))
-        guess = list(itertools.takewhile(lambda token: token not in self.model.placeholders, found))  # no new picture
+        guess = [] if self.new is None else self._guess(self.options.max_new_tokens - self.count - 1)
         if not guess:
             drawn = super().step()
             self.seen.add(token for _, token in drawn)
@@ -74,6 +81,14 @@ class Speculation(Decoding):
             self._return(before, before + unread.shape[1] + len(tokens) - 1, unread, tokens)
         self.seen.add(tokens)
         return [(row, token) for token in tokens if token not in self.ends]
+
+    def _guess(self, room: int) -> list[int]:
+        """Tokens that may come next, at most `room`, chosen as the text is, by draws that leave its own alone."""
+        if isinstance(self.seen, Lookup):
+            guess = self.seen.guess(min(GUESSED, room))
+            return list(itertools.takewhile(lambda token: token not in self.model.placeholders, guess))  # no new medium
+        ahead = self.sampler.fork()
+        return self.seen.guess(room, lambda scores, i: max(0, int(ahead.choose(self.ruled(scores, self.count + i)))))
 
     def _read(self, guess: list[int]) -> Tensor:
         """Scores behind the unread tokens and the guess, all of which are in the state then."""

@@ -212,6 +212,7 @@ def prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequenc
         ValueError: as `Tokenizer.chat`.
     """
     plain = [{**m, "content": m.get("content") or ""} for m in messages]
+    plain = [{**m, "content": as_letters(tokenizer, m["content"])} if m["role"] == "tool" else m for m in plain]
     form = form_of(tokenizer)
     if form.native:
         return tokenizer.chat_ids(plain, tools=[tool.spec() for tool in tools] or None)
@@ -302,6 +303,14 @@ def _special(tokenizer: Any) -> dict[str, int]:
     added = tokenizer.core.get_added_tokens_decoder()
     found = {token.content: i for i, token in added.items() if token.special}
     return dict(sorted(found.items(), key=lambda pair: -len(pair[0])))
+
+
+def as_letters(tokenizer: Any, text: str) -> str:
+    """A text that came from somewhere, in which no special token of the tokenizer is spelt: a space breaks each."""
+    special = [token for token in _special(tokenizer) if len(token) > 1]
+    while found := next((token for token in special if token in text), None):
+        text = text.replace(found, f"{found[0]} {found[1:]}")
+    return text
 
 
 def _literal(text: str, special: Mapping[str, int]) -> str:

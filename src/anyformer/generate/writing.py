@@ -15,14 +15,15 @@ class Writer:
         before: the last token of the prompt that is continued, or None. Some tokenizers drop the space in front of a
             text, but this text continues another.
         stops: the text ends before the one of these that is complete first.
+        begin: the text begins with it, and shows what comes behind.
     """
 
-    def __init__(self, tokenizer: Any, before: int | None, stops: tuple[str, ...]):
+    def __init__(self, tokenizer: Any, before: int | None, stops: tuple[str, ...], begin: str = ""):
         self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
         added = tokenizer.core.get_added_tokens_decoder()
         named = {i: token.content for i, token in added.items() if token.special}
         self._marks = {i: text for i, text in named.items() if any(text in stop for stop in stops)}
-        self._hidden: list[tuple[int, int]] = []  # their positions in the text, which does not show them
+        self._hidden = [(0, len(begin))]  # their positions in the text, which does not show them
         self._stream = tokenizer.stream()
         if before is not None and (not self._known(before) or not self._stream.put(before)):
             self._stream = tokenizer.stream()  # no token is known to end a text

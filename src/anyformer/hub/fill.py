@@ -155,6 +155,11 @@ class Filling:
                 f"tensor {name!r} is {str(tensor.dtype)[6:]}, and {path!r} needs floating point of 16 bits or more: "
                 "quantised weights are read from GGUF only"
             )
+        if held.dtype in (torch.uint8, torch.int16) and tensor.dtype != held.dtype:
+            raise ValueError(
+                f"tensor {name!r} is {str(tensor.dtype)[6:]}, and {path!r} of a matrix in few bits is "
+                f"{str(held.dtype)[6:]}"
+            )
         if self.dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(self.dtype)
         tensor = tensor.contiguous().to(self.device)

@@ -25,6 +25,10 @@ from anyformer.hub.pooling import account, read_pooling
 from anyformer.hub.processors import assumed, read_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, Link, links
+from anyformer.parts.factored import KEY as FACTORS
+from anyformer.parts.factored import put_factors
+from anyformer.parts.quantised import KEY as GRIDS
+from anyformer.parts.quantised import put_grids
 
 if TYPE_CHECKING:
     from anyformer.skeletons.base import Skeleton
@@ -125,6 +129,7 @@ def outline(source: str | Path, *, ignore: Iterable[str] = (), **changes: Any) -
     config = _json(folder, name)
     if config.get("model_type") == NATIVE:
         model: Any = shape.stored(config.get("recipe"), path)
+        _put_forms(model, config, path)
         model.ledger, model.origin = Ledger(str(path), NATIVE), {"hub": NATIVE, "format": "hf", "config": config}
         return model
     page, hub = choose.by_config(config)
@@ -261,8 +266,15 @@ def _plain(key: str, value: Any) -> Any:
 def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
     """A model in our own format: its recipe is in config.json, its tensors have our names."""
     model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
+    _put_forms(model, config, path / "config.json")
     ledger = Ledger(str(path), NATIVE)
     same = [Link((name,), (name,)) for name in model.state_dict()]
     Filling(model, OURS, file, ledger, dtype, device, tuple(fresh)).run(same)
     model.ledger, model.origin = ledger, {"hub": NATIVE, "format": "hf", "config": config}
     return model
+
+
+def _put_forms(model: Any, config: Mapping[str, Any], source: Path) -> None:
+    """Empty parts in few bits, or of few numbers, where a config of our own says so."""
+    put_grids(model, config.get(GRIDS, {}), source)
+    put_factors(model, config.get(FACTORS, {}), source)

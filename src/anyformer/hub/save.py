@@ -24,6 +24,10 @@ from anyformer.hub.pooling import write_pooling
 from anyformer.hub.processors import write_processor
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import COUNTER, RUNNING, Hub, links
+from anyformer.parts.factored import KEY as FACTORS
+from anyformer.parts.factored import described_factors
+from anyformer.parts.quantised import KEY as GRIDS
+from anyformer.parts.quantised import described
 
 VERSION = "0.35.0"  # of diffusers, whose layout and keys are written
 
@@ -85,6 +89,8 @@ def _words(model: Any, ours: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
     if published is None:
         tensors = dict(ours)
         config: dict[str, Any] = {"model_type": NATIVE, "recipe": model.recipe.to_json()}
+        config |= {GRIDS: grids} if (grids := described(model)) else {}
+        config |= {FACTORS: thin} if (thin := described_factors(model)) else {}
     else:
         hub, architecture, config = published
         for link in links(hub.weights(model.config), ours):
@@ -148,6 +154,10 @@ def own_format_because(model: Any) -> str | None:
 
 def _published(model: Any) -> tuple[Hub, str, dict[str, Any]] | str:
     """The result of `hub_for`, or the reason why no published format can express this model."""
+    if described(model):
+        return "its matrices are in few bits"
+    if described_factors(model):
+        return "its matrices are products of thin ones"
     if model.page is None:
         return "no page describes it"
     page = pages.page(model.page)

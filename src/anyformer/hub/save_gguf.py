@@ -14,6 +14,7 @@ from anyformer.hub.formats.gguf_writer import write_gguf
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.weights import Hub, links
 from anyformer.hub.text.gguf_vocabulary import metadata_of
+from anyformer.parts.quantised import described
 
 Kind = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_1"]
 # llama.cpp's number of the file, the format of matrices, and that of the table and the head, which err the most
@@ -45,6 +46,12 @@ def save_gguf(model: Any, path: str | Path, kind: Kind = "float16", overwrite: b
     for name, module in model.named_modules():
         if hint := getattr(module, "unsaved", None):
             raise ValueError(f"{name} is a {type(module).__name__}, which model files cannot describe; {hint}")
+    if grids := described(model):
+        raise ValueError(
+            f"{next(iter(grids))} and {len(grids) - 1} others are in few bits, which a GGUF file has in forms "
+            "of its own: "
+            "convert the model that was compressed, with --dtype q4_0 or q8_0"
+        )
     hub, config = gguf_hub(model)
     number, plain, fine = KINDS[kind]
     metadata: dict[str, Any] = {"general.architecture": hub.name, "general.type": "model"}

@@ -63,6 +63,10 @@ def sound(source: Any, channels: int = 1) -> Sound:
         ValueError: naming the file, for a value that is no sound, is damaged, empty or holds NaN.
         ImportError: without soundfile, for a file.
     """
+    if not 1 <= channels <= CHANNELS:
+        raise ValueError(
+            f"a sound has 1 to {CHANNELS} channels, and {channels} are wanted; `at(rate)` changes the rate"
+        )
     if isinstance(source, Sound):
         samples = _as_many(source.name, source.samples, channels)
         return source if samples is source.samples else Sound(samples, source.rate, source.name)

@@ -16,12 +16,14 @@ B batch, T tokens, D width, E experts, N routed pairs of token and expert.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from anyformer.core import checks
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import OverTime
 from anyformer.core.part import built
@@ -126,6 +128,10 @@ class Router(OverTime):
             flow.add_aux("router_z", self.z * router_z(logits, flow.keep_now(x.shape[1])))
         return logits
 
+    def pairs(self, batch: int, time: int) -> int:
+        """The pairs of token and expert of (batch, time) tokens, none of which is dropped."""
+        raise NotImplementedError
+
     def _product(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, E), float32: rounded inputs would turn near logits into ties, and change experts."""
         short = {n: p for n, p in self.proj.named_parameters() if p.is_floating_point() and p.itemsize < 4}
@@ -202,6 +208,9 @@ class TopK(Router):
     def start(self, batch: int, length: int, like: Tensor) -> Sent:
         return Sent(batch, self.experts, 0 if self.capacity is None else length, like)
 
+    def pairs(self, batch: int, time: int) -> int:
+        return batch * time * self.top
+
     def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
         p = self.logits(x, flow).softmax(-1)  # (B, T, E)
         chosen = torch.zeros_like(p, dtype=torch.bool).scatter(-1, p.topk(self.top, -1).indices, True)
@@ -248,6 +257,9 @@ class ExpertChoice(Router):
             raise ValueError(f"ExpertChoice: factor must be above 0; got {factor}")
         self.factor = factor
 
+    def pairs(self, batch: int, time: int) -> int:
+        return batch * self.experts * min(time, math.ceil(self.factor * time / self.experts))
+
     def forward(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
         if flow.causal:
             raise ValueError(
@@ -293,8 +305,10 @@ class MoE(FeedForward):
         weights, sent = self.router(x, flow)  # (B, T, E) each
         if flow.taps is not None:
             self._tell(flow.taps, weights, sent, flow.keep_now(x.shape[1]))
-        if torch.compiler.is_exporting() or x.is_meta:  # a program for any input has no lists of tokens
+        if torch.compiler.is_exporting():  # a program for any input has no lists of tokens
             y = self._everywhere(x, weights, flow)
+        elif checks.shapeless(x) and not torch.compiler.is_compiling():
+            y = self._evenly(x, weights, flow)
         else:
             y = self._grouped(x, weights, sent, flow)
         return y if self.shared is None else y + self.shared(x, flow)
@@ -318,6 +332,16 @@ class MoE(FeedForward):
         for part, weight in zip(self.experts, weights.to(x.dtype).unbind(-1), strict=True):  # weight (B, T)
             y = y + part(x, flow) * weight[..., None]
         return y
+
+    def _evenly(self, x: Tensor, weights: Tensor, flow: Flow) -> Tensor:
+        """The shapes of `_grouped` where nothing has content: the experts share the pairs evenly."""
+        flat = x.flatten(0, 1)  # (B T, D)
+        count = self.router.pairs(*x.shape[:2])
+        token = torch.arange(count, device=x.device) % len(flat)  # (N,)
+        groups = zip(self.experts, flat[token].tensor_split(len(self.experts)), strict=True)
+        rows = torch.cat([part(group, flow) for part, group in groups if len(group) or torch.is_grad_enabled()])
+        rows = rows * weights.flatten(0, 1)[token, :1].to(rows.dtype)
+        return rows.new_zeros(flat.shape).index_add(0, token, rows).view(x.shape)
 
     def _tell(self, taps: Any, weights: Tensor, sent: Tensor, keep: Tensor | None) -> None:
         if taps.wants(self, "weights"):

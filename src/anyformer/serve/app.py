@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from anyformer import __version__
+from anyformer.generate.tools import Tool
 from anyformer.serve import looking, responses
 from anyformer.serve.answers import problem
 from anyformer.serve.card import Served
@@ -32,13 +33,13 @@ def application(
     models: dict[str, Served],
     keys: Sequence[str] = (),
     hosts: tuple[str, ...] = (),
-    tools: tuple[str, ...] = (),
+    tools: Sequence[Tool] = (),
 ) -> Guard:
     """The server as an ASGI application.
 
     Args:
         engine: started by the caller. models: by name. keys, hosts: as of `Guard`.
-        tools: names of those that the server runs for a conversation that asks for them.
+        tools: those that the server runs for a conversation that asks for them.
     """
     app = FastAPI(title="anyformer", version=__version__, docs_url=None, redoc_url=None)
     app.state.engine, app.state.models, app.state.born, app.state.tools = engine, models, int(time.time()), tools

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from anyformer.generate.calculator import INCLUDED
 from anyformer.generate.calling import perform, turns
 from anyformer.generate.tools import Call, Reader, Tool, grammar, tools_of
 from anyformer.serve import asking
@@ -24,7 +23,7 @@ class Toolbox:
     """The tools of one request.
 
     Args:
-        included: the names of the server's own tools.
+        included: the server's own tools.
 
     Attributes:
         told: the tools that the prompt describes. grammar: of the answer; None = it has no calls.
@@ -33,16 +32,17 @@ class Toolbox:
         Refused, ValueError: for tools that make no sense, are not here, or do not go with other fields.
     """
 
-    def __init__(self, one: Served, body: Chat, included: Collection[str]):
+    def __init__(self, one: Served, body: Chat, included: Sequence[Tool]):
         self.one, self.body, self.own = one, body, list[Tool]()
         values = list[Any]()
         for tool in body.tools or ():
             if isinstance(tool, FunctionTool):
                 values.append(tool.model_dump(exclude_none=True))
-            elif tool.type in included:
-                self.own.append(INCLUDED[tool.type])
+            elif (own := next((one for one in included if one.name == tool.type), None)) is not None:
+                self.own.append(own)
             else:
-                raise asking.bad(f"this server has no {tool.type}; start it with --tools {tool.type}", "tools")
+                start = f"--tools {tool.type}{'=INDEX' if tool.type == 'search' else ''}"
+                raise asking.bad(f"this server has no {tool.type}; start it with {start}", "tools")
         every, choice = tools_of([*values, *self.own]), body.tool_choice or "auto"
         self.told = [] if choice == "none" else every
         if isinstance(choice, Chosen):

@@ -85,7 +85,7 @@ class OwnTool(BaseModel):
     """A tool that the server runs, where it was started with it."""
 
     model_config = STRICT
-    type: Literal["calculator"]
+    type: Literal["calculator", "search"]
 
 
 FlatTools = Annotated[list[Annotated[FlatTool | OwnTool, Field(discriminator="type")]], Field(max_length=128)]

@@ -199,7 +199,7 @@ class IncludedTool(BaseModel):
     """A tool that the server runs, where it was started with it."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    type: Literal["calculator"]
+    type: Literal["calculator", "search"]
 
 
 class ChosenName(BaseModel):

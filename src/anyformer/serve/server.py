@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from anyformer.generate.calculator import included
+from anyformer.know.tool import tools_of_names
 from anyformer.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def serve(
         allow_host: names by which browsers reach the server, beside localhost and addresses.
         exact: each request decodes in a batch of its own: bit for bit the text that it gets alone, at less speed for
             several at once.
-        tools: names of `generate.calculator.INCLUDED` that the server runs for conversations that ask for them.
+        tools: what the server runs for conversations that ask for it: names of `generate.calculator.INCLUDED`, and
+            `search=FOLDER`, an index.
 
     Raises:
         ValueError: for a model that answers nothing here, an unknown tool, a short key, or an open address without a
@@ -60,12 +61,12 @@ def serve(
         from anyformer.serve.engine import Engine
     except ImportError as error:
         raise ImportError(f"serve needs `pip install 'anyformer[serve]'` ({error})") from None
-    included(tools)
+    own = tools_of_names(tools)
     keys = [key] if isinstance(key, str) else list(key or ())
     check_keys(host, keys)
     known = served(list(names), list(places or names), list(models))
     engine = Engine({name: one.model for name, one in known.items()}, limits or Limits(), exact)
-    app = application(engine, known, keys, tuple(allow_host), tuple(tools))
+    app = application(engine, known, keys, tuple(allow_host), own)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off", http="h11",
         proxy_headers=False, timeout_keep_alive=10, timeout_graceful_shutdown=int(engine.limits.drain) or 1,

@@ -234,6 +234,12 @@ class Row:
         return 0 if self.marks is None else self.marks[: len(self.places) - count, 4].sum()
 
 
+def evenly(vectors: Tensor, marks: Tensor | None, batch: int) -> list[Row]:
+    """The rows where placeholders have no content: each has the same share of the vectors."""
+    own = [None] * batch if marks is None else marks.tensor_split(batch)
+    return [Row(part, (len(part),), (), mark) for part, mark in zip(vectors.tensor_split(batch), own, strict=True)]
+
+
 class Read(Slot):
     """The decoding state of a medium: it can be cut, trimmed and reordered like the text around it."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core import pages
-from anyformer.core.checks import readable
+from anyformer.core.checks import readable, traced
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, FrontEnd, Input, Inputs
 from anyformer.core.mixer import Mixer
@@ -28,7 +28,7 @@ from anyformer.parts.grid import Axes
 from anyformer.parts.positions import RelativeBias
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.decoder import CausalLM
-from anyformer.skeletons.media import Medium, Read, Row, joined, laid, on_axes, placed
+from anyformer.skeletons.media import Medium, Read, Row, evenly, joined, laid, on_axes, placed
 
 
 class Taken(NamedTuple):
@@ -215,7 +215,9 @@ class Spliced(CausalLM):
         out, vectors = medium(given) if given else (None, None)  # (N, P, D)
         marks = medium.marks(given) if given else None
         if not readable(here):
-            return Taken(medium, here, out, None, None if out is None else medium.flat(out, vectors, given), marks)
+            flat = None if out is None else medium.flat(out, vectors, given)
+            rows = None if flat is None or state is None or traced() else evenly(flat, marks, len(here))
+            return Taken(medium, here, out, rows, flat, marks)
         rows = Read(len(here)).rows if state is None else state.slots[medium].rows  # type: ignore[attr-defined]
         each, first = [] if out is None else medium.each(out, vectors, given), 0 if state is None else state.length
         rows = placed(name, medium, here, each, marks, rows, first, state)
@@ -228,7 +230,7 @@ class Spliced(CausalLM):
         for one in read:
             if one.marks is not None:
                 marks = torch.where(one.here[..., None], laid(one.marks, one.here), marks)
-            if one.rows is not None and flow.state is not None:
+            if one.rows is not None and flow.state is not None and readable(one.here):
                 counts = one.here.sum(1).tolist()
                 before = [row.short(count) for row, count in zip(one.rows, counts, strict=True)]
                 short = short + torch.tensor(before, device=short.device)

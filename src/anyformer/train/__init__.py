@@ -1,8 +1,9 @@
-"""Training: `train` and `finetune`, which are the commands too, and `fit` for your own batches.
+"""Training: `train`, `finetune` and `align`, which are the commands too, and `fit` for your own batches.
 
 entry points
     train.py           `train`: a model from scratch, or further
     finetune.py        `finetune`: a published model on examples, in full or by adapters
+    align.py           `align`: a published model on preferences
     loop.py            `fit`: the training loop
     session.py         shared by `train` and `finetune`: processes, folder and display of a run
     settings.py        `Settings`: the hyperparameters of a run
@@ -13,6 +14,7 @@ the model
     adapters.py  adapter_config.py         adapters in PEFT's files
 the task
     tasks/             examples, objective and measure of each task
+    preferences.py     losses over preferences; alignment_report.py: what they did
     objectives.py      losses over counted labels; set_prediction.py: of sets of boxes
     average_precision.py                   how well boxes are found
 a step
@@ -37,9 +39,10 @@ observation
     next_command.py    the command that uses the model, printed at the end
 """
 
+from anyformer.train.align import Aligned, align
 from anyformer.train.finetune import Tuned, finetune
 from anyformer.train.loop import Done, fit
 from anyformer.train.settings import Settings
 from anyformer.train.train import Result, train
 
-__all__ = ["Done", "Result", "Settings", "Tuned", "finetune", "fit", "train"]
+__all__ = ["Aligned", "Done", "Result", "Settings", "Tuned", "align", "finetune", "fit", "train"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from anyformer.core.machine import processor
 from anyformer.hub.formats.guard import atomic_write
 
 FILE = "environment.json"
@@ -33,7 +34,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -47,12 +48,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # a checkout that is not installed
         return None
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
 
 
 def _git() -> dict[str, Any] | None:

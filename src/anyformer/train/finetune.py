@@ -96,11 +96,11 @@ def finetune(options: FinetuneOptions) -> Tuned:
                 f"batch={batch} pairs cannot be shared by {now.world.size} processes without splitting one; use a "
                 f"multiple of {now.world.size}"
             )
-        lm, summary = _ready(lm, kind, names, options)
+        lm, summary = ready(lm, kind, names, options)
         goal = _goal(lm, kind, names, context, columns, data, options)
         settings = options.resolved(goal.size, now.run.checkpoint)
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
-        learned, parameters = _numbers(lm)
+        learned, parameters = numbers(lm)
         now.screen.message(
             f"{model}, {kind}: {learned:,} of {parameters:,} parameters are trained ({summary}); {goal.summary}; "
             f"{settings.steps} steps"
@@ -110,14 +110,14 @@ def finetune(options: FinetuneOptions) -> Tuned:
         facts = {"model": model, "method": options.method, "trainable": options.trainable or [], **options.adapters()}
         facts |= {"overrides": options.overrides} if options.overrides else {}
         done = now.learn(lm, goal, settings, facts, resolved)[1]
-        kept, after = _best(done, settings)
+        kept, after = best(done, settings)
         place = done.checkpoint.with_name(f"step-{kept:06d}") / ("ema" if options.ema else "")
         if now.world.size > 1 or kept != done.step or options.ema:  # it holds parts, or other weights
             lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
-            lm = _ready(lm, kind, names, options)[0]
+            lm = ready(lm, kind, names, options)[0]
             checkpoint.restore_weights(lm, place)
         now.conclude(done)
-        folder = None if done.stopped else _finish(lm, now, place)
+        folder = None if done.stopped else finish(lm, now, place)
         if folder and after is not None:
             now.screen.message(
                 f"held-out: {_measured(before, goal)}, now {_measured(after, goal)}, at step {kept}\nmodel: {folder}\n"
@@ -189,7 +189,7 @@ def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -
     return splits.random_share(share, seed)
 
 
-def _ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) -> tuple[Any, str]:
+def ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) -> tuple[Any, str]:
     """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
     fresh: list[str] = []
     lm = model_setup.with_processor(lm) if registry.KINDS[kind].media else lm
@@ -220,21 +220,21 @@ def _measured(measured: float, goal: Task) -> str:
     return f"{measured:.4f} {goal.unit}{more}"
 
 
-def _numbers(lm: Any) -> tuple[int, int]:
+def numbers(lm: Any) -> tuple[int, int]:
     """Number of trained parameters, and of all; a matrix in 4 bits counts in full."""
     packed = sum(math.prod(m.shape) for m in lm.modules() if isinstance(m, nf4.Nf4))
     learned = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     return learned, packed + sum(p.numel() for p in lm.parameters())
 
 
-def _best(done: Done, settings: Settings) -> tuple[int, float | None]:
+def best(done: Done, settings: Settings) -> tuple[int, float | None]:
     """The step whose model is kept, and its measure: with patience the best one, else the last."""
     if settings.patience and done.best and not done.stopped:
         return done.best["step"], done.best["held_out"]
     return done.step, done.held_out
 
 
-def _finish(lm: Any, now: Session, place: Path) -> Path:
+def finish(lm: Any, now: Session, place: Path) -> Path:
     """The model directory of a run; adapters are merged for it, matrices in 4 bits made full."""
     if not lora.adapters(lm):
         return place

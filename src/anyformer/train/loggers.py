@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from anyformer.data.batches import Batch
+
 
 class Observer:
     """Observer of a run, for `fit(..., observer=...)`: override the methods that you need; each does nothing here.
@@ -24,8 +28,17 @@ class Observer:
         """Every `log_every` steps: the metrics of the last one.
 
         Args:
-            row: step (from 1), loss, lr, grad_norm, tokens (counted labels), and metrics of the model's parts.
+            row: step (from 1), loss, lr, grad_norm, tokens (counted labels), outside (the share of the time since the
+                last call that neither the model nor the optimiser took), and metrics of the model's parts.
             speed: counted labels a second since the last call. steps: of the whole run.
+        """
+
+    def on_gradients(self, step: int, model: Any, batch: Batch, loss: Tensor) -> None:
+        """In every step, before clipping and the update: the gradients of all parameters are in their `grad`.
+
+        Args:
+            step: from 1. model: that is trained, in training mode; leave it as it is. batch: the first one of the step.
+            loss: of the step.
         """
 
     def on_evaluation(self, step: int, held_out: float) -> None:
@@ -50,6 +63,11 @@ class Several(Observer):
         """See `Observer`."""
         for observer in self.observers:
             observer.on_steps(row, speed, steps)
+
+    def on_gradients(self, step: int, model: Any, batch: Batch, loss: Tensor) -> None:
+        """See `Observer`."""
+        for observer in self.observers:
+            observer.on_gradients(step, model, batch, loss)
 
     def on_evaluation(self, step: int, held_out: float) -> None:
         """See `Observer`."""
@@ -127,13 +145,15 @@ def numbers(row: dict[str, Any], speed: float) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "step"} | {"tokens_per_second": speed}
 
 
-def observers(screen: Observer, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool) -> Observer:
-    """The display and the loggers that the options name.
+def observers(
+    screen: Observer, folder: Path, config: dict[str, Any], tensorboard: bool, wandb: bool, *more: Observer
+) -> Observer:
+    """The display, the loggers that the options name, and others.
 
     Raises:
         ImportError: for a logger that is not installed.
     """
     plain = {name: value for name, value in config.items() if isinstance(value, str | int | float | list | dict)}
-    others = [TensorBoard(folder)] if tensorboard else []
-    more = [WandB(folder, plain)] if wandb else []
+    others: list[Observer] = [TensorBoard(folder)] if tensorboard else []
+    others += [WandB(folder, plain)] if wandb else []
     return Several(screen, *others, *more)

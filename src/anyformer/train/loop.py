@@ -162,15 +162,16 @@ class Loop:
         self.held_out: float | None = None
         self.rows: list[dict[str, Any]] = []
         self.count: tuple[Any, int] = (1, 1)  # labels (one number or one a kind) and tokens that count in the step
-        self.began = math.nan
+        self.began, self.inside = math.nan, 0.0  # when the rows began; seconds in the model and the optimiser since
         random_state.seed_all(settings.seed)
         if held is not None:
             resume.restore(self, held)
         if self.world.main:
             environment.write(run.folder)
         self.log = Log(run.folder, self.step) if self.world.main else Silent()
-        if summary := master_weights.summary(model, self.types):
-            self.observer.message(summary)
+        for told in (master_weights.summary(model, self.types), precision.cost(self.device, settings.precision)):
+            if told:
+                self.observer.message(told)
 
     def run(self) -> Done:
         """Trains until the last step, a signal, or the end of patience. A checkpoint is written before an evaluation,
@@ -223,7 +224,7 @@ class Loop:
             batch_checks.nothing_counts(self.step, first, self.observer)
         total = total.clamp(min=1)
         self.count = int(total[0]) if len(total) == 2 else total[:-1].to(self.device), int(total[-1])
-        loss = torch.zeros((), device=self.device)
+        loss, began = torch.zeros((), device=self.device), time.perf_counter()
         self.world.reseed(s.seed, self.step, own=True)
         watching = _due(self.step + 1, s.statistics_every)
         with diagnostics.activations(self.model if watching else None) as sizes:
@@ -234,9 +235,11 @@ class Loop:
                 loss += part.detach()
         if self.scale:
             self.scale.undo(self.parameters)
+        self.observer.on_gradients(self.step + 1, self.model, batches[0], loss)
         loss, norm = self.world.all_reduce_sum(loss), self.world.clip_grad_norm(self.parameters, s.grad_clip)
         lr = s.lr * rate(s.schedule, self.step, s.steps, s.warmup, s.min_lr_ratio)
         row = {"step": self.step + 1, "loss": float(loss), "lr": lr, "grad_norm": float(norm), "tokens": int(total[0])}
+        self.inside += time.perf_counter() - began
         row |= self.criterion.metrics
         if watching:
             self._write_statistics(sizes)
@@ -258,8 +261,10 @@ class Loop:
         if finite:
             if unusual := self.spikes.notice(loss=row["loss"], grad_norm=row["grad_norm"]):
                 self.observer.message(f"step {row['step']}: a spike: {unusual}; {self._grown(batches)}")
+            began = time.perf_counter()
             self.optimizer.rate(row["lr"])
             self.optimizer.step()
+            self.inside += time.perf_counter() - began
             for bound in self.bounds:
                 bound()
         elif self.scale:
@@ -307,13 +312,14 @@ class Loop:
         if not self.rows:
             return
         rows = [{k: float(v) if isinstance(v, Tensor) else v for k, v in row.items()} for row in self.rows]
-        self.rows = []
-        speed = sum(row["tokens"] for row in rows) / (time.perf_counter() - self.began)
+        seconds, inside = time.perf_counter() - self.began, self.inside
+        self.rows, self.inside = [], 0.0
+        speed = sum(row["tokens"] for row in rows) / seconds
         self.log.add([{**row, "tokens_per_second": round(speed, 1)} for row in rows])
         done = next((row for row in reversed(rows) if row["grad_norm"] is not None), None)
         if done:
             self.loss = done["loss"]
-            self.observer.on_steps(done, speed, self.settings.steps)
+            self.observer.on_steps({**done, "outside": 1 - inside / seconds}, speed, self.settings.steps)
 
     @torch.no_grad()
     def _evaluate(self) -> None:

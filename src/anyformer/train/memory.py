@@ -7,9 +7,8 @@ fragmentation: glibc aligns tensors to 64 bytes, and a process can need up to tw
 run of two steps that change nothing shows it. A small model does that step with content: the counts are the same, and
 it takes less time than to follow shapes.
 
-Operations are counted by PyTorch's table (`torch.utils.flop_counter`) in the same pass; its `FlopCounterMode` counts 0
-for attention on a CPU (PyTorch 2.13). `torch.distributed._tools.MemTracker` counts memory in a similar way, but is
-private.
+Operations are counted in the same pass (`core.operations`). `torch.distributed._tools.MemTracker` counts memory in a
+similar way, but is private.
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ import copy
 import dataclasses
 import os
 import time
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from anyformer.core.machine import matmul_rate
+from anyformer.core.operations import LiveTensors
 from anyformer.core.recompute import recompute, recomputing
 from anyformer.data.batches import Batch
 from anyformer.train import master_weights, optim, random_state
@@ -38,6 +36,7 @@ from anyformer.train.settings import Settings
 from anyformer.train.step_loss import Loss
 
 GB = 1e9
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DRY_RUN_FROM = 100  # a run of so many steps begins with a dry run
 SMALL = 32e6  # bytes of weights, up to which a step with content takes less time than one without
 FEW = 1 << 20  # elements of a batch times its longest axis, up to which that step is small whatever the attention
@@ -137,53 +136,6 @@ def _one(objective: Any, labels: Tensor) -> Tensor | float:
     """A count of 1, for each kind of labels where an objective has several."""
     own = getattr(objective, "counted", None)
     return 1.0 if own is None else torch.ones_like(own(labels), dtype=torch.float32)
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that live, and the operations of matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from torch.utils.flop_counter import flop_registry
-
-        aten = torch.ops.aten  # missing in PyTorch's table of operations
-        back = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        cpu = {aten._scaled_dot_product_flash_attention_for_cpu: _attention, back: _attention_backward}
-        self.registry: dict[Any, Any] = {**flop_registry, **cpu, aten.addmm_: flop_registry[aten.addmm]}
-        self.now = self.flops = self.most = 0
-        self.seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    def add(self, tensor: Tensor) -> None:
-        """A tensor is there; its memory may be that of another one."""
-        storage = tensor.untyped_storage()
-        if storage not in self.seen:
-            size = self.seen[storage] = storage.nbytes()
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in self.registry:
-            self.flops += self.registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return out
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """2 B H T S (K + K'): the two products; masked pairs are counted, as elsewhere."""
-    batch, heads, time, width = query.shape
-    return 2 * batch * heads * time * key.shape[2] * (width + value.shape[3])
-
-
-def _attention_backward(slope: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """Five products, one of them the scores made again."""
-    return 5 * _attention(query, key, value) // 2
 
 
 @dataclass(frozen=True)
@@ -303,20 +255,6 @@ def room(device: torch.device) -> int | None:
     return 1024 * next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("MemAvail"))
 
 
-def matmul_rate(device: torch.device, precision_: str = "fp32") -> float:
-    """FLOP/s of a plain matrix product here: the best within half a second, since threads need time to wake up."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision_]
-    n = 1024 if device.type == "cpu" else 8192
-    a = torch.ones(n, n, device=device, dtype=kind)
-    out, best = a @ a, 0.0
-    ends = time.perf_counter() + 0.5
-    while (began := time.perf_counter()) < ends:
-        torch.mm(a, a, out=out)
-        float(out[0, 0])
-        best = max(best, 2 * n**3 / (time.perf_counter() - began))
-    return best
-
-
 def check_memory(
     screen: Screen, model: nn.Module, batch: Batch, objective: Any, settings: Settings, memory: float | None
 ) -> None:
@@ -346,7 +284,7 @@ def check_memory(
         summary += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
         if done.bytes is not None:
             summary += f". The process takes {done.bytes / GB:.2f} GB in all"
-        screen.peak = matmul_rate(device, settings.precision)
+        screen.peak = matmul_rate(device, PRECISIONS[settings.precision])
     screen.message(summary)
     screen.flops = float(needed.flops)
 

@@ -49,6 +49,8 @@ class RunOptions(CommonSettings):
         energy: show and log the energy that the processor uses, where it counts that.
         tensorboard: write tensorboard/ too.
         wandb: report to Weights & Biases too.
+        look: path patterns of modules, e.g. "blocks.*": film.html shows entropy, sharpness and maps of their heads, and
+            the norms of their gradients, over the run.
         resume: false; true: go on from the last checkpoint in out; auto: go on if there is one; or the path of a
             checkpoint.
         device: cpu, cuda …; by default a GPU if there is one.
@@ -74,6 +76,7 @@ class RunOptions(CommonSettings):
     energy: bool = False
     tensorboard: bool = False
     wandb: bool = False
+    look: list[str] = field(default_factory=list)
     resume: bool | str = False
     device: str | None = None
     quiet: bool = False
@@ -84,6 +87,7 @@ class RunOptions(CommonSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ignore", list(self.ignore or ()))
+        object.__setattr__(self, "look", [self.look] if isinstance(self.look, str) else list(self.look or ()))
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if not 0 <= self.z_loss < float("inf"):
@@ -246,6 +250,46 @@ class FinetuneOptions(RunOptions):
         steps = max(1, math.ceil(epochs * count / (self.batch * self.accumulate))) if steps is None else steps
         lr = METHODS[self.method] if self.lr is None else self.lr
         return self.settings(steps, lr, warmup_of(self.warmup, steps, checkpoint))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(FinetuneOptions):
+    """The options of `align`.
+
+    Args:
+        loss: dpo, ipo, simpo or kto, see `train.preferences`.
+        model: real weights by name (smollm2 …), a model directory, a .gguf file, or a hub id, of a decoder of text.
+        data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with prompt, chosen and rejected;
+            for kto also with prompt, response and label.
+        task: leave it out: the loss says what is learned.
+        beta: of the loss; 0.1, for simpo 2.
+        gamma: of simpo, the margin that is wanted; half of beta by default.
+        context: tokens of a prompt with its answer; a longer one is cut at its end.
+        batch: pairs (of kto answers) in a batch.
+        lr: the highest learning rate; 5e-6 for full, 5e-5 for adapters.
+    """
+
+    loss: Literal["dpo", "ipo", "simpo", "kto"] = "dpo"
+    beta: float | None = None
+    gamma: float | None = None
+    batch: int = 8
+    epochs: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", None if self.steps is not None else self.epochs)
+        super().__post_init__()
+        if self.task != "auto":
+            raise ValueError(f"task={self.task} is for finetune; align learns from preferences")
+        if self.label_smoothing or self.z_loss:
+            raise ValueError("label_smoothing and z_loss are for losses over tokens; leave them out")
+        if self.gamma is not None and self.loss != "simpo":
+            raise ValueError(f"gamma={self.gamma} is the margin of simpo; {self.loss} has none")
+        for name in ("beta", "gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if self.lr is None:
+            object.__setattr__(self, "lr", METHODS[self.method] / 10)
 
 
 def warmup_of(warmup: int | None, steps: int, checkpoint: Path | None) -> int:

@@ -12,7 +12,8 @@ LINES = 20  # plain lines that a run prints where there is no terminal
 
 
 class Screen(Observer):
-    """Shows loss, learning rate, gradient norm, tokens a second, memory and the time left. Use as a context manager.
+    """Shows loss, learning rate, gradient norm, tokens a second, the share of the time outside model and optimiser,
+    memory and the time left. Use as a context manager.
 
     Args:
         quiet: show nothing at all.
@@ -61,6 +62,8 @@ class Screen(Observer):
             "grad": f"{row['grad_norm']:.2f}",
             "": f"{speed:,.0f} tokens/s",
         }
+        if "outside" in row:  # making batches, checks, logs
+            facts["outside"] = f"{100 * row['outside']:.1f} %"
         if self.flops and self.peak:
             facts["of peak"] = f"{100 * self.flops * speed / row['tokens'] / self.peak:.0f} %"
         facts |= reported(row)

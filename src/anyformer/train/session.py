@@ -22,6 +22,7 @@ from anyformer.train.checkpoint import Run
 from anyformer.train.distributed import world
 from anyformer.train.distributed.base import World
 from anyformer.train.energy import Energy
+from anyformer.train.film import Film, paths_of
 from anyformer.train.loggers import observers
 from anyformer.train.loop import Done, Loop, Measure
 from anyformer.train.memory import check_memory
@@ -166,14 +167,19 @@ def _loop(
         ValueError: if the run will not fit the memory, or energy cannot be measured. ImportError: for a missing
         package.
     """
+    paths_of(model, options.look)
+    if options.look and processes.size > 1:
+        raise ValueError("look runs the model between two steps, which several processes do not; leave it out")
     check_memory(screen, model, batches(0), objective, settings, options.memory)
     screen.energy = Energy() if options.energy else None
     facts = {**facts, "label_smoothing": options.label_smoothing}
     if options.z_loss:  # runs from before it know nothing of it
         facts["z_loss"] = options.z_loss
     loop = Loop(model, batches, objective, settings, run, measure, facts, screen, processes)
-    loggers = (chosen and processes.main for chosen in (options.tensorboard, options.wandb))
-    loop.observer = observers(screen, run.folder, vars(options), *loggers)  # writes: not for a run that is refused
+    board, wandb = (chosen and processes.main for chosen in (options.tensorboard, options.wandb))
+    films = [Film(run.folder, model, options.look, settings.steps, loop.step)] if options.look else []
+    # not before: a run that is refused writes nothing
+    loop.observer = observers(screen, run.folder, vars(options), board, wandb, *films)
     return loop
 
 

@@ -21,7 +21,8 @@ class Loss(nn.Module):
     """A model and its objective, wrapped as one module so that DDP sees exactly the parameters that the loss uses.
 
     Attributes:
-        run: how the model is called. `metrics`: those that its parts reported for the last batch.
+        run: how the model is called. `metrics`: those that its parts and the objective reported
+            for the last batch.
 
     Raises:
         ValueError: for chunked_loss="on", if the loss cannot be made in pieces.
@@ -38,8 +39,9 @@ class Loss(nn.Module):
         """This batch's part of the loss: `count` labels count in the step, a `share` of its real tokens are here."""
         with half.cast(labels.device, self.precision), unscored.in_pieces(self.pieces):
             output = self.run(**inputs)
-            self.metrics = metrics(output)
-            return with_auxiliary(self.objective(output, labels, count), output, share)
+            loss = self.objective(output, labels, count)
+            self.metrics = metrics(output) | getattr(self.objective, "metrics", {})
+            return with_auxiliary(loss, output, share)
 
 
 def pieces_from(model: nn.Module, objective: Objective, settings: CommonSettings, whole: bool) -> int | None:

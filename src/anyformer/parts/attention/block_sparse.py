@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anyformer.core import checks
 from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.parts.attention.attention import Attention
@@ -178,7 +179,11 @@ class BlockSparse(Attention):
         """The visible blocks of the inner blocks of the sparse rows, partly drawn at random."""
         device, size = rows.length.device, self.size
         sparse = rows.length > self.least
-        long, short = sparse.nonzero()[:, 0], (~sparse).nonzero()[:, 0]
+        every = torch.arange(len(sparse), device=device)
+        if rows.keep is None and not checks.traced():  # no need to look at the lengths, which may have no content
+            long, short = (every, every[:0]) if rows.place.shape[1] > self.least else (every[:0], every)
+        else:
+            long, short = sparse.nonzero()[:, 0], (~sparse).nonzero()[:, 0]
         real = torch.arange(N * size, device=device) < rows.length[:, None]  # (B, N b)
         last = rows.blocks(size)[long, None] - 1  # (B', 1)
         inner = torch.arange(1, max(1, N - 1), device=device).expand(len(long), -1)  # (B', N - 2)

@@ -22,26 +22,45 @@ def new_cache(
 class KeysValues(Slot):
     """Keys and values of all tokens so far, in memory that doubles when it is full. Shapes: (B, G, length, K).
 
-    `kinds` is 1 if one tensor holds keys and values at once (`LatentAttention`).
+    `kinds` is 1 if one tensor holds keys and values at once (`LatentAttention`). In 8 bits a vector v is held as
+    q = round(v / s) and s = max |v| / 127, four more bytes: each number is off by s / 2 at most.
+
+    Attributes:
+        wide: the type of keys and values that memory holds in 8 bits; None = memory holds them as they are.
     """
 
     def __init__(self, batch: int, heads: int, head_dim: int, room: int, like: Tensor, kinds: int = 2):
         self.memory = like.new_empty(kinds, batch, heads, room, head_dim)
         self.length = 0
+        self.wide: torch.dtype | None = None
         self.watched = False  # True if a pass with gradients may have saved this memory: it is not written again
 
     @property
     def k(self) -> Tensor:
-        return self.memory[0, :, :, : self.length]
+        return self._read(0)
 
     @property
     def v(self) -> Tensor:
-        return self.memory[1, :, :, : self.length]
+        return self._read(1)
+
+    def in_8_bits(self) -> bool:
+        assert not self.length
+        self.wide, shape = self.memory.dtype, self.memory.shape
+        self.memory = self.memory.new_empty(*shape[:-1], shape[-1] + 4, dtype=torch.int8)
+        return True
+
+    def _read(self, kind: int) -> Tensor:
+        held = self.memory[kind, :, :, : self.length]
+        return held if self.wide is None else decoded(held, self.wide)
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Appends (B, G, T, K) of each kind, keys and values, and returns all tokens."""
         start, end = self.length, self.length + new[0].shape[2]
-        if self.watched or torch.is_grad_enabled():
+        if self.wide is not None:
+            if torch.is_grad_enabled():
+                raise ValueError("a cache in 8 bits passes no gradients: decode under torch.no_grad()")
+            new = tuple(encoded(some) for some in new)
+        elif self.watched or torch.is_grad_enabled():
             fresh = torch.stack(new).to(self.memory.dtype)
             self.memory, self.length = torch.cat((self.memory[:, :, :, :start], fresh), 3), end
             self.watched = torch.is_grad_enabled()
@@ -50,7 +69,7 @@ class KeysValues(Slot):
         for kind, some in enumerate(new):
             self.memory[kind, :, :, start:end] = some
         self.length = end
-        return tuple(self.memory[kind, :, :, :end] for kind in range(len(new)))
+        return tuple(self._read(kind) for kind in range(len(new)))
 
     def reserve(self, count: int) -> None:
         """Makes room for `count` more tokens."""
@@ -85,6 +104,18 @@ class KeysValues(Slot):
 
     def bytes(self) -> int:
         return self.memory.nbytes
+
+
+def encoded(vectors: Tensor) -> Tensor:
+    """Vectors (…, K) as bytes (…, K + 4): whole numbers -127 … 127, and their step in float32."""
+    step = vectors.abs().amax(-1, keepdim=True).float() / 127  # (…, 1)
+    whole = (vectors.float() / step.clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
+    return torch.cat((whole, step.contiguous().view(torch.int8)), -1)
+
+
+def decoded(held: Tensor, dtype: torch.dtype) -> Tensor:
+    """The vectors (…, K) of bytes (…, K + 4)."""
+    return (held[..., :-4] * held[..., -4:].contiguous().view(torch.float32)).to(dtype)
 
 
 class Frozen(KeysValues):

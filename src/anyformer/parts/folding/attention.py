@@ -75,7 +75,7 @@ class GatedAttention(Part):
     def forward(self, x: Tensor, flow: Flow, bias: Tensor | None, keep: Tensor | None) -> Tensor:
         lines = flow.find(Lines)
         count = CHUNK if lines is None else lines.count
-        whole = not checks.readable(x) or x.shape[1] <= count
+        whole = checks.traced() or x.shape[1] <= count
         if whole:
             return self.some(x, bias, keep)
         again = torch.is_grad_enabled() and flow.find(Recomputed) is None

@@ -86,7 +86,7 @@ class InvariantPointAttention(PairPart):
         _, v = self._split(self.kv(x), 2 * self.head_dim).chunk(2, -1)  # (B, L, H, K)
         y = torch.einsum("bhij,bjhk->bihk", weights, v.to(weights.dtype)).flatten(2)
         points = self._moved(self.kv_points(x), frames)[..., self.queries :, :]  # (B, L, H, P, 3)
-        seen = torch.einsum("bhij,bjhpx->bihpx", weights.float(), points)
+        seen = torch.einsum("bhij,bjhpx->bihpx", weights.to(points.dtype), points)
         seen = frames[..., None, None].inverse_apply(seen)
         lengths = torch.sqrt(seen.square().sum(-1) + self.eps)
         pairs = torch.einsum("bhij,bijc->bihc", weights, z.to(weights.dtype)).flatten(2)
@@ -96,12 +96,12 @@ class InvariantPointAttention(PairPart):
     def attention(self, x: Tensor, z: Tensor, frames: Frames, flow: Flow) -> Tensor:
         """The weights, (B, H, L, L), in float32."""
         q, k = self._split(self.q(x), self.head_dim), self._split(self.kv(x), 2 * self.head_dim)[..., : self.head_dim]
-        scores = torch.einsum("bihk,bjhk->bhij", q.float(), k.float()) * (3 * self.head_dim) ** -0.5
-        scores = scores + 3**-0.5 * self.bias(z).permute(0, 3, 1, 2).float()
+        scores = torch.einsum("bihk,bjhk->bhij", wide(q), wide(k)) * (3 * self.head_dim) ** -0.5
+        scores = scores + 3**-0.5 * wide(self.bias(z)).permute(0, 3, 1, 2)
         own = self._moved(self.q_points(x), frames)  # (B, L, H, P, 3)
         others = self._moved(self.kv_points(x), frames)[..., : self.queries, :]
         apart = sum((own[:, :, None, ..., i] - others[:, None, ..., i]).square() for i in range(3))  # (B, L, L, H, P)
-        scale = F.softplus(self.weights.float()) * (3 * self.queries * 9 / 2) ** -0.5
+        scale = F.softplus(wide(self.weights)) * (3 * self.queries * 9 / 2) ** -0.5
         scores = scores - 0.5 * (torch.as_tensor(apart).sum(-1) * scale).permute(0, 3, 1, 2)
         keep = flow.keep_now(x.shape[1])
         if keep is None:
@@ -114,7 +114,7 @@ class InvariantPointAttention(PairPart):
 
     def _moved(self, x: Tensor, frames: Frames) -> Tensor:
         """Points of each head in the axes of the protein, (B, L, H, P, 3); files store x of all, then y, then z."""
-        points = torch.stack(x.float().chunk(3, -1), -1).unflatten(2, (self.heads, -1))
+        points = torch.stack(wide(x).chunk(3, -1), -1).unflatten(2, (self.heads, -1))
         return frames[..., None, None].apply(points)
 
 
@@ -152,7 +152,7 @@ class Resnet(Part):
         x = self.enter(torch.relu(x)) + self.enter_first(torch.relu(first))
         for up, down in self._pairs():
             x = x + down(torch.relu(up(torch.relu(x))))
-        raw = self.o(torch.relu(x)).unflatten(-1, (residues.ANGLES, 2)).float()
+        raw = wide(self.o(torch.relu(x))).unflatten(-1, (residues.ANGLES, 2))
         return raw, raw / torch.sqrt(raw.square().sum(-1, keepdim=True).clamp(min=self.eps))
 
     def _pairs(self) -> list[tuple[nn.Linear, nn.Linear]]:
@@ -236,8 +236,7 @@ class StructureModule(PairPart):
         first = x = self.norm(self.single(x))  # (B, L, D')
         z = self.norm_pair(z if self.pair is None else self.pair(z))
         x = self.enter(x)
-        number = torch.float64 if x.dtype == torch.float64 else torch.float32
-        quaternion = torch.zeros(*x.shape[:2], 4, dtype=number, device=x.device)
+        quaternion = torch.zeros(*x.shape[:2], 4, dtype=wide(x).dtype, device=x.device)
         quaternion[..., 0] = 1.0
         frames = Frames(from_quaternion(quaternion), torch.zeros_like(quaternion[..., 1:]))
         made: list[tuple[Tensor, ...]] = []
@@ -246,7 +245,7 @@ class StructureModule(PairPart):
             for transition in self.transition:
                 x = transition(x)
             x = self.norm_transition(drop(self, x))
-            turn, move = self.update(x).to(number).chunk(2, -1)
+            turn, move = self.update(x).to(quaternion.dtype).chunk(2, -1)
             origin = frames.origin + rotated(frames.rotation, move)
             quaternion = turned(quaternion, turn)
             now = Frames(from_quaternion(quaternion), origin)
@@ -258,6 +257,11 @@ class StructureModule(PairPart):
         each = [torch.stack(values, 2) for values in zip(*made, strict=True)]  # (B, L, N, …)
         turns, raw, angles = each
         return Folded(x, turns, raw, angles, placed)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def all_frames(backbone: Frames, angles: Tensor, chain: Tensor) -> Frames:

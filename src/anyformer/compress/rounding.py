@@ -1,0 +1,159 @@
+"""Whole numbers for one matrix: four ways to round it to a grid.
+
+    W_ij ≈ scale_ig (q_ij - zero_ig)        0 <= q < 2^bits        g = the group of input j
+
+| method | needs | what it does |
+|---|---|---|
+| rtn | nothing | rounds to nearest; the grid of a group goes from its smallest weight to its largest |
+| hqq | nothing | the zeros that make the error sparse, |W - Wq|^0.7 (Badri and Shaji, 2023) |
+| gptq | inputs x | column by column; those to come make up for its error (Frantar et al., 2022; arXiv:2210.17323) |
+| awq | inputs x | inputs with large values are scaled up before (Lin et al., 2023; arXiv:2306.00978; `compress.awq`) |
+
+The error that counts is that of the outputs, sum_o e_o H e_o^T with e = W - Wq and H = mean x x^T. O outputs, I inputs,
+G groups, g inputs of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+STEPS, POWER, BETA = 20, 0.7, 10.0  # of hqq: as in its authors' package, where beta does not grow
+DAMP = 0.01  # of gptq: added to H's diagonal, as a share of its mean
+BLOCK = 128  # columns of gptq whose errors are passed on together
+LEAST = 2.0**-24  # the smallest number of float16
+MOST = 65504.0  # its largest
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix on its grid. `q` (O, I) whole numbers; `scale`, `zero` (O, G), numbers that float16 holds."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+    group: int
+
+    def matrix(self) -> Tensor:
+        """The rounded matrix, (O, I) float32."""
+        scale, zero = (
+            t.float().repeat_interleave(self.group, 1)[:, : self.q.shape[1]] for t in (self.scale, self.zero)
+        )
+        return (self.q.float() - zero) * scale
+
+
+def grid(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Scales and zeros (O, G) of grids that go from the smallest weight of a group, or 0, to the largest, or 0.
+
+    Raises:
+        ValueError: for weights that are not finite, or too large for a scale of float16.
+    """
+    if not matrix.isfinite().all():
+        raise ValueError("it holds infinities or NaN")
+    groups = _groups(matrix, group)  # (O, G, g)
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scale = (high - low) / (2**bits - 1)
+    if bool((scale > MOST).any()):
+        raise ValueError(f"its weights reach {float(matrix.abs().max()):.3g}, too much for a scale of 16 bits")
+    scale = scale.clamp(min=LEAST)
+    return scale, -low / scale
+
+
+def rtn(matrix: Tensor, bits: int, group: int) -> Rounded:
+    """Round to nearest."""
+    return _nearest(matrix.float(), *_halves(matrix, bits, group), bits, group)
+
+
+def hqq(matrix: Tensor, bits: int, group: int) -> Rounded:
+    """Half-quadratic quantisation, with its scales and zeros in 16 bits."""
+    scale, zero = half_quadratic(matrix.float(), bits, group)
+    return _nearest(matrix.float(), _half(scale), _half(zero.clamp(-MOST, MOST)), bits, group)
+
+
+def half_quadratic(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """The scales of `rtn`, and the zeros (O, G) that minimise sum |W - Wq|^p, p = 0.7.
+
+    Each step shrinks the present errors d to e = sign(d) max(|d| - |d|^(p - 1) / beta, 0), and takes as zero the mean
+    of q - (W - e) / scale, until the mean error no longer falls.
+    """
+    groups = _groups(matrix, group)  # (O, G, g)
+    scale, zero = (t[..., None] for t in grid(matrix, bits, group))
+    best = math.inf
+    real = _groups(torch.ones_like(matrix[:1]), group)  # (1, G, g) without the padding
+    for _ in range(STEPS):
+        q = (groups / scale + zero).round().clamp(0, 2**bits - 1)
+        off = groups - (q - zero) * scale
+        sparse = off.sign() * (off.abs() - off.abs().clamp(min=1e-12) ** (POWER - 1) / BETA).clamp(min=0)
+        zero = ((q - (groups - sparse) / scale) * real).sum(-1, keepdim=True) / real.sum(-1, keepdim=True)
+        error = float((off.abs() * real).sum() / (real.sum() * len(matrix)))
+        if error >= best:
+            break
+        best = error
+    return scale[..., 0], zero[..., 0]
+
+
+def gptq(matrix: Tensor, bits: int, group: int, products: Tensor) -> Rounded:
+    """GPTQ, on the grids of `rtn`, the columns with the largest inputs first.
+
+    Args:
+        products: H = mean x x^T of the inputs, (I, I).
+
+    Raises:
+        ValueError: if H has no inverse, damped or not.
+    """
+    w, H = matrix.double().clone(), products.double().clone()
+    scale, zero = _halves(matrix, bits, group)
+    dead = H.diagonal() == 0  # inputs that are always 0: their weights are free
+    H.diagonal()[dead] = 1
+    order = H.diagonal().argsort(descending=True, stable=True)
+    w, H = w[:, order], H[order][:, order]
+    columns = [t.double().repeat_interleave(group, 1)[:, : w.shape[1]][:, order] for t in (scale, zero)]
+    H.diagonal().add_(DAMP * H.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(H)
+    if int(failed):
+        raise ValueError("the products of its inputs have no inverse: calibrate with more text")
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)  # H^-1 = U^T U
+    q = torch.empty_like(w)
+    for start in range(0, w.shape[1], BLOCK):
+        end = min(start + BLOCK, w.shape[1])
+        off = torch.empty_like(w[:, start:end])
+        for j in range(start, end):
+            s, z = columns[0][:, j], columns[1][:, j]
+            q[:, j] = (w[:, j] / s + z).round().clamp(0, 2**bits - 1)
+            off[:, j - start] = (w[:, j] - (q[:, j] - z) * s) / upper[j, j]
+            w[:, j + 1 : end] -= off[:, j - start, None] * upper[j, j + 1 : end]
+        w[:, end:] -= off @ upper[start:end, end:]
+    return Rounded(q[:, order.argsort()].to(torch.uint8), scale, zero, group)
+
+
+def output_error(matrix: Tensor, rounded: Tensor, products: Tensor) -> float:
+    """The mean squared error of the outputs, summed over them: sum_o e_o H e_o^T."""
+    off = (matrix - rounded).double()
+    return float((off @ products.double() * off).sum())
+
+
+def _nearest(matrix: Tensor, scale: Tensor, zero: Tensor, bits: int, group: int) -> Rounded:
+    groups = _groups(matrix, group)
+    q = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 2**bits - 1)
+    return Rounded(q.flatten(1)[:, : matrix.shape[1]].to(torch.uint8), scale, zero, group)
+
+
+def _groups(matrix: Tensor, group: int) -> Tensor:
+    """(O, I) -> (O, G, g), with zeros at the end."""
+    return F.pad(matrix, (0, -matrix.shape[1] % group)).unflatten(1, (-1, group))
+
+
+def _halves(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """The grid in 16 bits; the zero belongs to the rounded scale."""
+    scale, zero = grid(matrix.float(), bits, group)
+    half = _half(scale.clamp(min=LEAST))
+    return half, _half(zero * scale / half)
+
+
+def _half(values: Tensor) -> Tensor:
+    """The nearest numbers of float16, as float32."""
+    return values.to(torch.float16).float()

@@ -1,0 +1,262 @@
+"""A model made smaller and written, with what that cost measured on real text: the work of `anyformer compress`.
+
+The written files are read again, and it is that model which is checked, compared and timed. A folder appears whole or
+not at all: it is made beside its place and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyformer import hub
+from anyformer.compress import compare, few
+from anyformer.compress.distil import Healed, check_pair, heal
+from anyformer.compress.few import Method, Work
+from anyformer.compress.held import Held, inputs_of
+from anyformer.compress.prune import Cut, factor, prune
+from anyformer.parts.quantised import Grid
+
+FULL = 12  # bits a weight of a file, from which its weights are no rounded ones
+BOUNDS = {8: 0.01, 4: 0.1, 3: 0.5}  # nats of divergence that each number of bits may cost
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to become of a model.
+
+    Attributes:
+        bits: 8, 4 or 3 of the matrices; None leaves their numbers as they are. Tables of tokens, and heads with a row
+        for
+            each, have 8 at least. method: see `compress.rounding`. group: inputs that share a scale and a zero.
+        prune: rules, see `compress.prune`, applied in their order. factor: rank of linear layers, or None.
+        heal: steps of learning from the teacher, after pruning and before fewer bits.
+        keep: path patterns of matrices that keep their numbers.
+        max_kld: the largest divergence from the model before; by default `BOUNDS`, and none after pruning.
+        coverage: the least share of the numbers of all matrices that must be in few bits.
+    """
+
+    bits: int | None = None
+    method: Method = "rtn"
+    group: int = 32
+    prune: Sequence[str] = ()
+    factor: int | None = None
+    heal: int = 0
+    keep: Sequence[str] = ()
+    max_kld: float | None = None
+    coverage: float | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be wished for."""
+        if self.bits is not None and self.bits not in BOUNDS:
+            raise ValueError(f"bits must be one of {', '.join(map(str, BOUNDS))}, got {self.bits}")
+        if self.bits is None and not self.prune and self.factor is None and not self.heal:
+            raise ValueError("nothing was asked for: add --to int8, --prune, --factor, or --distil with --heal")
+        if self.bits is None and self.coverage is not None:
+            raise ValueError("--coverage is about matrices in few bits: add --to")
+        if self.coverage is not None and not 0 < self.coverage <= 1:
+            raise ValueError(f"coverage must be above 0 and at most 1, got {self.coverage}")
+        if self.max_kld is not None and not self.max_kld >= 0:
+            raise ValueError(f"max_kld must be at least 0, got {self.max_kld}")
+        if self.heal < 0:
+            raise ValueError(f"--heal is a number of steps, got {self.heal}")
+
+    @property
+    def bound(self) -> float:
+        """The largest divergence."""
+        if self.max_kld is not None:
+            return self.max_kld
+        plain = self.bits is not None and not self.prune and self.factor is None and not self.heal
+        return BOUNDS[self.bits or 8] if plain else float("inf")
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What became of a model.
+
+    Attributes:
+        work: of few bits; None without. cuts: of each rule of pruning and of the rank.
+        healed: of the training, with the distances before and after it; None without.
+        parameters: before and after. before, after: bytes of the weights of the model, and of the written files.
+        packed: bytes of the written weights behind zlib, where pruning has set weights to 0; else None.
+        origin: what is to be known of the source, e.g. that it was in few bits; or "".
+    """
+
+    work: Work | None
+    cuts: list[Cut]
+    healed: tuple[Healed, compare.Distance, compare.Distance] | None
+    parameters: tuple[int, int]
+    before: int
+    after: int
+    packed: int | None
+    distance: compare.Distance
+    times: compare.Times
+    origin: str
+    folder: str
+
+
+class Missed(ValueError):
+    """A result that is not good enough; nothing was written."""
+
+
+def compress(
+    model: Any,
+    out: str | Path,
+    wish: Wish,
+    calibrate: str | Path | None = None,
+    teacher: Any = None,
+    overwrite: bool = False,
+) -> Shrunk:
+    """Writes a smaller model as a directory that `anyformer.load` reads.
+
+    Args:
+        model: in floats; it stays as it is.
+        out: the directory.
+        wish: what is to become of it.
+        calibrate: a text; its first half calibrates and heals, the other compares. By default Python's documentation.
+        teacher: a model to learn from; by default `model`.
+        overwrite: replace a model that stands there.
+
+    Raises:
+        ValueError: for a wish, a text, a teacher or a pattern that does not fit; naming the path, if a check fails.
+        Missed: if nothing changed, or less than asked, or the model moved too far.
+        OSError: if it cannot be written. In all these cases nothing has been.
+    """
+    wish.check()
+    place, held, after = free(out, overwrite), inputs_of(model, calibrate), copy.deepcopy(model)
+    if teacher is not None:
+        check_pair(model, teacher)
+    cuts = [prune(after, rule, held.calibrate) for rule in wish.prune]
+    if wish.factor is not None:
+        cuts.append(factor(after, wish.factor, held.calibrate, wish.keep))
+    healed = None
+    if wish.heal:
+        first = compare.distance(model, after, held)
+        masks = {n: p != 0 for n, p in after.named_parameters()} if any(cut.zeros for cut in cuts) else {}
+        done = heal(after, model if teacher is None else teacher, held, wish.heal, masks)
+        healed = done, first, compare.distance(model, after, held)
+    work = None
+    if wish.bits is not None:
+        work = Work(wish.method, wish.group, few.plan(after, wish.bits, wish.group, wish.keep))
+        _enough(work, wish.coverage)
+        few.quantise(after, work, held.calibrate)
+    result = _Result(model, after, held, work, cuts, healed)
+    return _written(result, place, wish.bound)
+
+
+def _enough(work: Work, coverage: float | None) -> None:
+    if coverage is not None and work.coverage < coverage:
+        left = "; ".join(f"{e.path} ({e.why})" for e in work.entries if e.bits is None)
+        raise Missed(
+            f"{work.coverage:.1%} of the matrices' numbers would change, {coverage:.1%} was asked; left: {left}"
+        )
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A model that is to be written, and how it was made."""
+
+    before: Any
+    after: Any
+    held: Held
+    work: Work | None
+    cuts: list[Cut]
+    healed: tuple[Healed, compare.Distance, compare.Distance] | None
+
+    def verify(self, model: Any) -> None:
+        """Checks that a model is what was made.
+
+        Raises:
+            ValueError: naming the path that is not.
+        """
+        if self.work is not None:
+            few.verify(model, self.work)
+        there = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+        wanted = {n: tuple(t.shape) for n, t in self.after.state_dict().items()}
+        for name in sorted(there.keys() ^ wanted.keys()):
+            raise ValueError(f"{name} is {'missing' if name in wanted else 'left over'} in the written model")
+        for name, shape in wanted.items():
+            if there[name] != shape:
+                raise ValueError(f"{name} is {there[name]} in the written model, and {shape} was made")
+        for cut in self.cuts if self.work is None else ():
+            for path, share in cut.zeros.items():
+                if float((model.get_parameter(f"{path}.weight") == 0).float().mean()) < share - 1e-3:
+                    raise ValueError(f"{path} has fewer zeros than {cut.rule} made")
+        if any(not cut.zeros for cut in self.cuts) and _size(model) >= _size(self.before):
+            raise ValueError("the written model is no smaller than the one before")
+
+
+def free(out: str | Path, overwrite: bool) -> Path:
+    """The path of a new directory.
+
+    Raises:
+        ValueError: if something stands there, and not `overwrite`.
+    """
+    place = Path(out).expanduser()
+    if place.exists() and not (place.is_dir() and (overwrite or not any(place.iterdir()))):
+        raise ValueError(f"{place} exists: choose another folder, or --overwrite to replace it")
+    return place
+
+
+def _written(made: _Result, place: Path, bound: float) -> Shrunk:
+    """Writes a model beside its place, reads it again, checks and compares what was read, and renames it."""
+    made.verify(made.after)
+    beside = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        hub.save(made.after, beside)
+        read = hub.load(beside)
+        made.verify(read)
+        found = compare.distance(made.before, read, made.held)
+        if not found.kld <= bound:
+            raise Missed(
+                f"the divergence is {found.kld:.3g}, above the bound of {bound:g} ({found}); --max-kld sets another, "
+                "and --method gptq, more bits, --keep or --heal make it smaller"
+            )
+        taken = compare.times(made.before, read, made.held)
+        files = sorted(beside.glob("*.safetensors"))
+        zeros = any(cut.zeros for cut in made.cuts)
+        packed = sum(len(zlib.compress(f.read_bytes(), 1)) for f in files) if zeros else None
+        size = sum(f.stat().st_size for f in files)
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(beside, place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    counts = (_numbers(made.before), _numbers(read))
+    origin = origin_of(made.before)
+    return Shrunk(
+        made.work, made.cuts, made.healed, counts, _size(made.before), size, packed, found, taken, origin, str(place)
+    )
+
+
+def _size(model: Any) -> int:
+    """Bytes of the weights of a model as it is."""
+    return sum(t.nbytes for t in model.state_dict().values())
+
+
+def _numbers(model: Any) -> int:
+    """Numbers of the weights, those in few bits included."""
+    grids = sum(m.rows * m.columns for m in model.modules() if isinstance(m, Grid))
+    return grids + sum(p.numel() for p in model.parameters())
+
+
+def origin_of(model: Any) -> str:
+    """What the source already was: few bits look lossless when they are rounded to as many again."""
+    path = None if model.ledger is None else Path(model.ledger.path)
+    if path is None or not path.is_file():
+        return ""
+    bits = 8 * path.stat().st_size / max(1, sum(p.numel() for p in model.parameters()))
+    if bits > FULL:
+        return ""
+    return (
+        f"the source was in few bits already ({bits:.1f} a weight): the distance is to it, not to the model "
+        "that it was made "
+        "of, and a grid like its own looks lossless"
+    )

@@ -1,0 +1,306 @@
+"""Roles of heads: which heads read the token before, the first one, a delimiter, the same token, or what followed it;
+and whether the model needs them.
+
+B batch, T positions, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyformer.core.pages import build
+from anyformer.core.taps import Taps
+from anyformer.explain.attention import kinds
+from anyformer.explain.attribution import named
+from anyformer.explain.features import Explained
+from anyformer.explain.patching import HEADS, changed
+
+ROLES = ("previous", "next", "offset", "first", "delimiter", "duplicate", "induction")
+WHAT = {
+    "previous": "the position before",
+    "next": "the position behind",
+    "offset": "a fixed distance back",
+    "first": "the first position (a sink)",
+    "delimiter": "punctuation and special tokens",
+    "duplicate": "earlier places of the same token",
+    "induction": "what followed the same token before",
+}
+REPEATED = ("duplicate", "induction")  # scored on random tokens that come twice
+FURTHEST, ROWS, SPAN = 8, 2, 32  # the largest offset; random rows, and the tokens that each of them has twice
+TOP, BESIDE = 3, 6  # heads of a role whose effect is measured; random heads beside them
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head and one role.
+
+    Args:
+        role: one of `ROLES`. path, head: where. offset: of the role "offset" the distance, else 0.
+        score: the mean share of its weights that goes where the role says.
+        untrained: the highest such score of any head of the same model with new weights.
+        effect: nats of the next tokens' likelihood that go when the head's output is its mean; of a model that writes
+            no text the divergence of its scores.
+    """
+
+    role: str
+    path: str
+    head: int
+    score: float
+    untrained: float
+    effect: float
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles of all heads.
+
+    Args:
+        layers: paths of the attention, in order. scores: by role the score of each head, (L, H).
+        found: the three heads with the highest score of each role, with their effects.
+        beside: by role the effects of random heads, measured on the same tokens.
+        loss: nats a token, by role, without any change; None where the model writes no text.
+    """
+
+    layers: tuple[str, ...]
+    scores: dict[str, Tensor]
+    found: tuple[Head, ...]
+    beside: dict[str, tuple[float, ...]]
+    loss: dict[str, float | None]
+
+
+def roles(model: Any, text: Any, *, seed: int = 0) -> Roles:
+    """The roles of the heads of the longest stack of self-attention, each as a share of its weights (Clark et al.,
+    2019, arXiv:1906.04341; Olsson et al., 2022, arXiv:2209.11895).
+
+    A share says where a head looks. Whether that counts is measured: the head's output is replaced by its mean over
+    all positions, and the likelihood of the next tokens falls, or does not. Random heads tell how far it falls anyway.
+
+    Args:
+        model: any model with attention weights, in evaluation mode.
+        text: a text, token ids, or all tensors of a call, for the roles that follow positions; long ones tell more.
+        seed: of the random tokens, the random heads and the weights of the untrained model.
+
+    Raises:
+        ValueError: for a model without attention weights, or fewer than 4 positions.
+    """
+    explained = Explained(model, named(model, text))
+    layers = _layers(explained)
+    fresh = build(model.recipe, seed=seed).eval().to(next(model.parameters()))
+    calls, tokens = {False: explained}, _tokens(explained, layers)
+    if tokens is not None and (twice := _repeated(model, explained, tokens, seed)):
+        calls[True] = Explained(model, twice)
+    scores, offsets = dict[str, Tensor](), torch.zeros(())
+    untrained = dict[str, float]()
+    for again, call in calls.items():
+        for mine, each in ((True, call), (False, Explained(fresh, call.inputs))):
+            weights = _weights(each, layers)
+            rows = None if tokens is None else call.inputs[tokens]
+            if rows is not None and rows.shape[1] != weights.shape[-1]:
+                rows = None  # tokens and others in one stream
+            if again and rows is None:
+                continue
+            made, offset = _scored(weights, rows, _delimiters(model, rows), again)
+            if mine:
+                scores.update(made)
+                offsets = offsets if again else offset
+            else:
+                untrained.update({name: float(value.max()) for name, value in made.items()})
+    found, beside, loss = list[Head](), dict[str, tuple[float, ...]](), dict[str, float | None]()
+    for again, call in calls.items():
+        names = [name for name in scores if (name in REPEATED) == again]
+        if not names:
+            continue
+        effects = _effects(call, layers, {name: scores[name] for name in names}, again, seed)
+        for name in names:
+            loss[name], beside[name] = effects.plain, effects.beside
+            for layer, head in _best(scores[name]):
+                found.append(
+                    Head(name, layers[layer], head, float(scores[name][layer, head]), untrained[name],
+                         effects.of[layer, head], int(offsets[layer, head]) if name == "offset" else 0)
+                )  # fmt: skip
+    order = [name for name in ROLES if name in scores]
+    found.sort(key=lambda h: (order.index(h.role), -h.score))
+    return Roles(tuple(layers), {name: scores[name] for name in order}, tuple(found), beside, loss)
+
+
+def _layers(explained: Explained) -> list[str]:
+    """The paths of self-attention whose maps are square, of the stack with the most layers."""
+    own = {kind: list(paths.values()) for kind, paths in kinds(explained.model).items()}
+    own = {
+        kind: paths for kind, paths in own.items() if not getattr(explained.model.get_submodule(paths[0]), "cross", 0)
+    }
+    if not own:
+        raise ValueError("this model has no self-attention with weights, so its heads have no roles; try method='ig'")
+    return max(own.values(), key=len)
+
+
+@torch.no_grad()
+def _weights(explained: Explained, layers: list[str]) -> Tensor:
+    """The maps, (L, B, H, T, T); 0 for heads that a layer with fewer does not have."""
+    with Taps(explained.model, *(f"{path}.weights" for path in layers)) as taps:
+        explained.run()
+    each = [taps[f"{path}.weights"].float() for path in layers]
+    square = all(w.ndim == 4 and w.shape[-1] == w.shape[-2] for w in each)
+    if not square or len({(len(w), *w.shape[2:]) for w in each}) != 1:
+        raise ValueError("roles are of maps from all positions to all; this model attends inside windows or blocks")
+    if each[0].shape[-1] < 4:
+        raise ValueError(f"roles need at least 4 positions, better hundreds; this text has {each[0].shape[-1]}")
+    most = max(w.shape[1] for w in each)
+    return torch.stack([F.pad(w, (0, 0, 0, 0, 0, most - w.shape[1])) for w in each])
+
+
+def _tokens(explained: Explained, layers: list[str]) -> str | None:
+    """The name of the input whose tokens are the stack's positions, or None if they are no tokens."""
+    names = [n for n, f in explained.features.items() if f.table is not None]
+    inside = [n for n in names if n.startswith("decoder") == layers[0].startswith("decoder.")] or names
+    return inside[0] if len(inside) == 1 else None
+
+
+def _repeated(model: Any, explained: Explained, name: str, seed: int) -> dict[str, Tensor]:
+    """The same call with rows of random tokens that come twice; empty where other inputs belong to the tokens."""
+    like, draws = explained.inputs[name], torch.Generator().manual_seed(seed)
+    texts = {n for n, f in explained.features.items() if f.table is not None}
+    others = {n: v for n, v in explained.inputs.items() if n != name and (n in texts or v.shape != like.shape)}
+    if not set(others) <= texts:
+        return {}
+    span = SPAN if model.context is None else max(2, min(SPAN, model.context // 2))
+    special = model.tokenizer.core.get_added_tokens_decoder() if model.tokenizer is not None else {}
+    table: Any = explained.features[name].table
+    words = torch.tensor([i for i in range(table.num_embeddings) if i not in special])
+    half = words[torch.randint(len(words), (ROWS, span), generator=draws)]
+    ids = torch.cat((half, half), 1).to(like.device)
+    return {name: ids, **{n: v[:1].expand(ROWS, *v.shape[1:]) for n, v in others.items()}}
+
+
+def _delimiters(model: Any, ids: Tensor | None) -> Tensor | None:
+    """True at tokens without a letter or a digit, and at special ones, (B, T)."""
+    if ids is None or model.tokenizer is None:
+        return None
+    special = model.tokenizer.core.get_added_tokens_decoder()
+    plain = {i: not any(c.isalnum() for c in model.tokenizer.decode([i])) for i in set(ids.flatten().tolist())}
+    marks = [[i in special or plain[i] for i in row] for row in ids.tolist()]
+    return torch.tensor(marks, device=ids.device)
+
+
+def _scored(
+    weights: Tensor, ids: Tensor | None, delimiters: Tensor | None, again: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """By role the score of each head, (L, H), and the best offset of each."""
+    T = weights.shape[-1]
+    made = dict[str, Tensor]()
+    if again:
+        assert ids is not None
+        same = (ids[:, :, None] == ids[:, None]).tril(-1)  # (B, T, T)
+        follows = F.pad(same, (1, 0))[..., :-1].tril(-1)
+        for name, where in (("duplicate", same), ("induction", follows)):
+            made[name] = _share(weights, where)
+        return made, torch.zeros(())
+    apart = torch.arange(T, device=weights.device)[:, None] - torch.arange(T, device=weights.device)
+    each = torch.stack([_share(weights, apart[None] == k) for k in range(1, min(FURTHEST, T - 1) + 1)])  # (K, L, H)
+    made["previous"] = each[0]
+    if float(weights.triu(1).sum()) > 0:
+        made["next"] = _share(weights, apart[None] == -1)
+    offset = torch.zeros_like(each[0])
+    if len(each) > 1:
+        made["offset"], offset = each[1:].max(0)
+    first = torch.zeros_like(apart, dtype=torch.bool)
+    first[1:, 0] = True
+    made["first"] = _share(weights, first[None])
+    if delimiters is not None and bool(delimiters[:, 1:].any()):
+        there = delimiters[:, None].expand(-1, T, -1).clone()  # (B, T, S)
+        there[..., 0] = False
+        made["delimiter"] = _share(weights, there & (apart[None] != 0))
+    return made, offset + 2
+
+
+def _share(weights: Tensor, where: Tensor) -> Tensor:
+    """The mean weight inside `where` of the positions that have such a place: (L, B, H, T, S), (B, T, S) -> (L, H)."""
+    where = where.expand(weights.shape[1], *where.shape[1:])
+    has = where.any(-1)  # (B, T)
+    inside = (weights * where[None, :, None]).sum(-1)  # (L, B, H, T)
+    return (inside * has[None, :, None]).sum((1, 3)) / has.sum().clamp(min=1)
+
+
+def _best(scores: Tensor) -> Iterable[tuple[int, int]]:
+    heads = scores.shape[1]
+    return [(int(i) // heads, int(i) % heads) for i in scores.flatten().topk(min(TOP, scores.numel())).indices]
+
+
+@dataclass(frozen=True)
+class _Effects:
+    of: dict[tuple[int, int], float]
+    beside: tuple[float, ...]
+    plain: float | None
+
+
+def _effects(call: Explained, layers: list[str], scores: dict[str, Tensor], again: bool, seed: int) -> _Effects:
+    """What goes without each head of a role, and without random others."""
+    measure, plain = _measure(call, again)
+    wanted = {place for each in scores.values() for place in _best(each)}
+    counts = [_heads(call.model, path) for path in layers]
+    others = sorted({(i, h) for i, count in enumerate(counts) for h in range(count)} - wanted)
+    random.Random(seed).shuffle(others)
+    of = {place: measure([place], layers) for place in sorted(wanted)}
+    return _Effects(of, tuple(measure([place], layers) for place in others[:BESIDE]), plain)
+
+
+def _measure(call: Explained, again: bool) -> tuple[Callable[[list[tuple[int, int]], list[str]], float], float | None]:
+    """The effect of taking heads away, as a function of them; and the loss of the whole model."""
+    model = call.model
+    with torch.no_grad():
+        whole = call.run()
+    writes = model.generates and whole.logits is not None and not model.reads_source
+    ids = next((call.inputs[n] for n, f in call.features.items() if f.table is not None), None)
+    start = 0 if ids is None or not again else ids.shape[1] // 2
+
+    def loss(logits: Tensor) -> float:
+        assert ids is not None
+        seen = logits[:, -ids.shape[1] :]
+        return float(F.cross_entropy(seen[:, start:-1].flatten(0, 1).float(), ids[:, start + 1 :].flatten()))
+
+    plain = loss(whole.logits) if writes and ids is not None and ids.shape[1] > start + 1 else None  # type: ignore[arg-type]
+
+    def measure(places: list[tuple[int, int]], layers: list[str]) -> float:
+        with torch.no_grad(), without(model, [(layers[i], h) for i, h in places]):
+            out = call.run()
+        if plain is not None:
+            assert out.logits is not None
+            return loss(out.logits) - plain
+        if out.logits is None or whole.logits is None:
+            assert out.hidden is not None and whole.hidden is not None
+            return float((out.hidden - whole.hidden).norm() / whole.hidden.norm())
+        p, q = (v.float().log_softmax(-1) for v in (whole.logits, out.logits))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    return measure, plain
+
+
+def _heads(model: Any, path: str) -> int:
+    attention: Any = model.get_submodule(path)
+    return int(attention.heads)
+
+
+def without(model: Any, heads: Iterable[tuple[str, int]]) -> ExitStack:
+    """The model with the outputs of some heads at their means over all positions: a block, `with without(...)`."""
+    stack = ExitStack()
+    for path, head in heads:
+        count = _heads(model, path)
+
+        def mean(value: Tensor, head: int = head, count: int = count) -> Tensor:
+            value = value.clone()
+            width = value.shape[-1] // count
+            own = value[..., head * width : (head + 1) * width]  # (B, T, K)
+            own[:] = own.mean((0, 1), keepdim=True)
+            return value
+
+        stack.enter_context(changed(model, f"{path}.{HEADS}", mean))
+    return stack

@@ -1,0 +1,25 @@
+"""Answers out of documents: an index of a folder, search by words and by meaning, sentences with checked sources.
+
+document.py     text, paragraphs, headings, lines
+reading.py      files -> documents
+markup.py       the same of HTML
+encoder.py      the model that gives vectors, and its limit
+chunking.py     documents -> passages that the encoder reads whole
+store.py        the file of an index
+indexing.py     `index`: only what has changed
+words.py        words, sentences, queries
+searching.py    `Searcher`: BM25 and cosine, fused
+calibrating.py  the scores above which something was found
+opening.py      `opened`: an index by its folder
+citing.py       sentences -> the passages that support them
+answering.py    `ask`
+tool.py         search as a function that a model can call
+"""
+
+from anyformer.know.answering import Answer, ask, written
+from anyformer.know.encoder import Encoder
+from anyformer.know.indexing import Indexed, index
+from anyformer.know.opening import is_index, opened
+from anyformer.know.searching import Found, Hit, Searcher
+
+__all__ = ["Answer", "Encoder", "Found", "Hit", "Indexed", "Searcher", "ask", "index", "is_index", "opened", "written"]
