@@ -53,9 +53,10 @@ def codes(rows: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(rows: Path, codes: Path) -> Path:
     out = rows.parent / "run"
-    done = train("dalle", "tiny", data=rows, codes=str(codes), vocab=280, out=out, steps=80, lr=1e-2, warmup=5, **GIVEN)
-    assert done.task == "draw" and done.held_out is not None and done.baseline is not None
-    assert done.held_out < 0.5 * done.baseline
+    done: Any = train(
+        "dalle", "tiny", data=rows, codes=str(codes), vocab=280, out=out, steps=80, lr=1e-2, warmup=5, **GIVEN
+    )
+    assert done.task == "draw" and done.held_out < 0.5 * done.baseline
     return out
 
 
