@@ -99,7 +99,7 @@ bench-quality: .venv/.dev
 	@touch $@
 
 # Two peers cannot live in .venv: litgpt wants an older huggingface-hub, llama.cpp is compiled (5 to 20 minutes).
-bench-env: .venv-litgpt/.done .venv-llamacpp/.done
+bench-env: .venv-litgpt/.done .venv-llamacpp/.done .venv-timm/.done
 
 .venv-%/.done: benchmarks/requirements-%.txt
 	$(PYTHON) -m venv .venv-$*
