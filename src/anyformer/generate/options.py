@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 GUESSES = ("lookup", "layers")
-MORE = (
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "speculate",
-    "schema",
-    "regex",
-    "grammar",
-)  # not in a search
+CACHES = (True, False, "int8")
+NUMBERS = {  # option: what its numbers are, and the test; None is another word for "off"
+    "top_p": ("above 0 and at most 1, or None", lambda p: 0 < p <= 1),
+    "typical_p": ("above 0 and at most 1, or None", lambda p: 0 < p <= 1),
+    "min_p": ("between 0 and 1, or None", lambda p: 0 <= p <= 1),
+    "repetition_penalty": ("above 0 (1 changes nothing), or None", lambda r: r > 0),
+    "presence_penalty": ("(0 changes nothing), or None", lambda r: True),
+    "frequency_penalty": ("(0 changes nothing), or None", lambda r: True),
+}
+# what a beam search does not read, beside a temperature above 0
+DRAWN = (*NUMBERS, "top_k", "seed", "logit_bias", "speculate", "schema", "regex", "grammar")
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,10 @@ class Options:
         _whole("max_new_tokens", self.max_new_tokens, 0)
         _number("temperature", self.temperature, "0 (greedy) or more", lambda t: t >= 0)
         if self.top_k is not None:
-            hint = "; top_k=None switches it off" if self.top_k == 0 else ""
-            _whole("top_k", self.top_k, 1, hint)
-        if self.top_p is not None:
-            _number("top_p", self.top_p, "above 0 and at most 1, or None", lambda p: 0 < p <= 1)
-        if self.typical_p is not None:
-            _number("typical_p", self.typical_p, "above 0 and at most 1, or None", lambda p: 0 < p <= 1)
-        if self.min_p is not None:
-            _number("min_p", self.min_p, "between 0 and 1, or None", lambda p: 0 <= p <= 1)
-        if self.repetition_penalty is not None:
-            _number(
-                "repetition_penalty", self.repetition_penalty, "above 0 (1 changes nothing), or None", lambda r: r > 0
-            )
-        for name in ("presence_penalty", "frequency_penalty"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), "(0 changes nothing), or None", lambda r: True)
+            _whole("top_k", self.top_k, 1, "; top_k=None switches it off" if self.top_k == 0 else "")
+        for name, (what, good) in NUMBERS.items():
+            if (value := getattr(self, name)) is not None:
+                _number(name, value, what, good)
         for token, bias in (self.logit_bias or {}).items():
             _whole("a token of logit_bias", token, 0)
             _number(f"logit_bias of token {token}", bias, "added to its score", lambda b: True)
@@ -77,7 +68,7 @@ class Options:
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             if seed is not None:
                 _whole("seed", seed, 0)
-        if self.cache not in (True, False, "int8"):
+        if self.cache not in CACHES:
             raise ValueError(f"cache must be True, False or 'int8'; got {self.cache!r:.80}")
         if isinstance(self.speculate, str) and self.speculate not in GUESSES:
             raise ValueError(f"speculate must be {', '.join(map(repr, GUESSES))} or None; got {self.speculate!r:.80}")
@@ -109,15 +100,11 @@ class Options:
             raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
         if self.num_beams == 1 and (self.length_penalty != 1 or self.early_stopping):
             raise ValueError("length_penalty and early_stopping are for a beam search: set num_beams to 2 or more")
-        draws: dict[str, Any] = {"temperature": self.temperature or None, "top_k": self.top_k, "top_p": self.top_p}
-        draws |= {
-            "typical_p": self.typical_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "seed": self.seed,
-        }
-        draws |= {name: getattr(self, name) for name in MORE} | {"heal": True if self.begins else None}
-        if self.num_beams > 1 and (drawing := [f"{k}={v!r}" for k, v in draws.items() if v is not None]):
+        if self.num_beams == 1:
+            return
+        asked = {"temperature": self.temperature or None, "heal": True if self.begins else None}
+        asked |= {name: getattr(self, name) for name in DRAWN}
+        if drawing := [f"{name}={value!r}" for name, value in asked.items() if value is not None]:
             raise ValueError(
                 f"a beam search takes the likeliest text and does not sample: with num_beams={self.num_beams} "
                 f"leave out {', '.join(drawing)}"
