@@ -160,6 +160,7 @@ def test_overflow_in_fp16_skips_the_step_and_says_so(tmp_path):
         return batches(number)
 
     said, done = heard(model, give, settings, tmp_path)
+    said = [line for line in said if line.startswith("step")]  # a slow processor is told, too
     assert said == ["step 2: overflow in fp16, no weight was changed; the scale of the loss is now 32768"]
     weights = [af.load(tmp_path / f"step-{i:06d}").state_dict() for i in (1, 2, 3)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])

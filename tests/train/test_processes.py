@@ -101,6 +101,7 @@ def test_in_half_precision_two_processes_are_one_but_for_its_rounding(kind, name
 def test_an_overflow_in_one_process_skips_the_step_in_all(kind, alone, two):
     """Batch 9, of step 5, has a slope in the second process's rows alone that fp16 cannot hold."""
     said = [json.loads(file.read_text()) for file in sorted((two / f"{kind}-steep-said").iterdir())]
+    said = [[line for line in each if line.startswith("step")] for each in said]  # a slow processor is told, too
     assert said == [["step 5: overflow in fp16, no weight was changed; the scale of the loss is now 32768"]] * 2
     skipped = [row["step"] for row in rows(two / f"{kind}-steep") if row["grad_norm"] is None]
     assert skipped == [5]
