@@ -75,9 +75,8 @@ def build(key: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str
     side, _, name = key.partition("_")
     model, loss = (ours if side == "ours" else theirs)(name)
     inputs = _inputs()
-    return {"parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}, stepping(
-        model, lambda: loss(inputs)
-    )
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"parameters": parameters}, stepping(model, lambda: loss(inputs), side == "ours")
 
 
 def run(rounds: int = 12) -> Section:
