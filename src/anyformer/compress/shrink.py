@@ -34,9 +34,11 @@ class Wish:
 
     Attributes:
         bits: 8, 4 or 3 of the matrices; None leaves their numbers as they are. Tables of tokens, and heads with a row
-        for
-            each, have 8 at least. method: see `compress.rounding`. group: inputs that share a scale and a zero.
-        prune: rules, see `compress.prune`, applied in their order. factor: rank of linear layers, or None.
+            for each, have 8 at least.
+        method: see `compress.rounding`.
+        group: inputs that share a scale and a zero.
+        prune: rules, see `compress.prune`, applied in their order.
+        factor: rank of linear layers, or None.
         heal: steps of learning from the teacher, after pruning and before fewer bits.
         keep: path patterns of matrices that keep their numbers.
         max_kld: the largest divergence from the model before; by default `BOUNDS`, and none after pruning.

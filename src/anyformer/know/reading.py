@@ -194,8 +194,8 @@ def pages(data: bytes) -> Document:
         reader = pypdf.PdfReader(BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
             raise NotRead("encrypted: it needs a password")
-        for one in reader.pages:
-            texts.append(re.sub(r"[\0\r\x0b\x0c]", " ", one.extract_text() or ""))
+        for sheet in reader.pages:
+            texts.append(re.sub(r"[\0\r\x0b\x0c]", " ", sheet.extract_text() or ""))
             empty += not texts[-1].strip()
     except NotRead:
         raise
