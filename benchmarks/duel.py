@@ -57,19 +57,11 @@ def duels(
     return table, claims
 
 
-def stepping(model: Any, loss: Callable[[], Any], ours: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The function that makes one pass, or with {"step": True} forward and backward in training mode; no optimiser.
-
-    Args:
-        ours: steps as `fit` makes them: the C library keeps freed memory (`train.allocator`).
-    """
+def stepping(model: Any, loss: Callable[[], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The function that makes one pass, or with {"step": True} forward and backward in training mode; no optimiser."""
     import torch
 
-    from anyformer.train.allocator import keep_freed
-
     def serve(request: dict[str, Any]) -> dict[str, Any]:
-        if ours and request["step"]:
-            keep_freed()
         model.train(request["step"])
         began = time.perf_counter()
         with torch.set_grad_enabled(request["step"]):

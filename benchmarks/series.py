@@ -76,7 +76,7 @@ def build(key: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str
     model, loss = (ours if side == "ours" else theirs)(name)
     inputs = _inputs()
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"parameters": parameters}, stepping(model, lambda: loss(inputs), side == "ours")
+    return {"parameters": parameters}, stepping(model, lambda: loss(inputs))
 
 
 def run(rounds: int = 12) -> Section:

@@ -50,8 +50,8 @@ def build(key: str) -> tuple[dict[str, Any], Serve]:
     if name.startswith("whisper"):
         return {}, writing(_whisper() if mine else _ctranslate2() if name == "whisper2" else _transformers())
     if name == "evoformer":
-        return {}, stepping(*(_block() if mine else _openfold()), mine)
-    return {}, stepping(*_listener(name, mine), mine)
+        return {}, stepping(*(_block() if mine else _openfold()))
+    return {}, stepping(*_listener(name, mine))
 
 
 def writing(write: Callable[[Any], str]) -> Serve:

@@ -2,8 +2,6 @@
 
 6 layers, 6 heads, width 384, 8 x 256 tokens, vocabulary 65, float32, eager, no dropout. MLP 384 -> 1536 -> 384, or
 gated 384 -> 1024 twice -> 384, which is the same number of weights. Same batches, same cross-entropy, same fused AdamW.
-Ours runs as in `fit`, which lets the C library keep freed memory (`train.allocator`); peers have no such call, and gain
-as well where `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` are set for them (docs/log.md).
 """
 
 from __future__ import annotations
@@ -141,10 +139,6 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
 
         return {}, lambda request: {"rate": matmul_rate()}
     model, logits = globals()[name]()
-    if name.startswith("ours"):
-        from anyformer.train.allocator import keep_freed
-
-        keep_freed()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     batches = torch.randint(0, VOCAB, (16, BATCH, TIME + 1))

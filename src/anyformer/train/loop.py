@@ -25,7 +25,6 @@ from anyformer.core.recompute import recomputing
 from anyformer.core.shown import Shown
 from anyformer.data.batches import Batch, Batches, Numbered
 from anyformer.train import (
-    allocator,
     batch_checks,
     checkpoint,
     diagnostics,
@@ -165,8 +164,6 @@ class Loop:
         self.count: tuple[Any, int] = (1, 1)  # labels (one number or one a kind) and tokens that count in the step
         self.began, self.inside = math.nan, 0.0  # when the rows began; seconds in the model and the optimiser since
         random_state.seed_all(settings.seed)
-        if self.device.type == "cpu":
-            allocator.keep_freed()
         if held is not None:
             resume.restore(self, held)
         if self.world.main:
