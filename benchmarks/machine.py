@@ -17,12 +17,9 @@ def facts(threads: int | None = None) -> str:
     """Processor, instruction set that PyTorch uses, threads, memory, versions, date: one line."""
     import torch
 
+    from anyformer.core.machine import processor
     from benchmarks.contest import THREADS
 
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((s.split(":")[1].strip() for s in cpuinfo.read_text().splitlines() if "model name" in s), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = []
     for name in ("torch", "transformers", "x-transformers"):
@@ -31,8 +28,8 @@ def facts(threads: int | None = None) -> str:
         except metadata.PackageNotFoundError:
             versions.append(f"no {name}")
     return (
-        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, {threads or THREADS} threads "
-        f"used, {memory:.0f} GiB; Python {platform.python_version()}, {', '.join(versions)}; "
+        f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, "
+        f"{threads or THREADS} threads used, {memory:.0f} GiB; Python {platform.python_version()}, {', '.join(versions)}; "
         f"{time.strftime('%Y-%m-%d')}."
     )
 

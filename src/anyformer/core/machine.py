@@ -9,11 +9,19 @@ from pathlib import Path
 import torch
 
 
+def about() -> dict[str, str]:
+    """The facts about the first processor as Linux names them, by key; empty where they are unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+    return dict(reversed(pairs))  # of several processors the first
+
+
 def processor() -> str:
     """The name of the processor."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+    return about().get("model name", platform.machine())
 
 
 def conditions() -> str:

@@ -11,7 +11,6 @@ by their rounding alone; figures are in docs/log.md.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from anyformer.core.checks import traced
+from anyformer.core.machine import about
 
 LEAST = 1 << 17  # numbers of a matrix: below, the call of oneDNN costs more than it saves
 ROWS = 32  # rows of the input: below, as in decoding, oneDNN takes 0.9 to 1.7 times as long
@@ -60,8 +62,7 @@ def fast(layer: Any, x: Tensor) -> bool:
     if not plain or x.device.type != "cpu" or not x.dtype == layer.weight.dtype == torch.float32:
         return False
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    made_into_code = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if hooked or hooks._has_any_global_hook() or made_into_code or torch.is_autocast_enabled("cpu"):
+    if hooked or hooks._has_any_global_hook() or traced() or torch.is_autocast_enabled("cpu"):
         return False
     watched = _get_current_dispatch_mode() is not None or torch._C._len_torch_function_stack() > 0
     return not watched and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
@@ -70,11 +71,7 @@ def fast(layer: Any, x: Tensor) -> bool:
 @functools.cache
 def amd() -> bool:
     """True on a processor of AMD, if this PyTorch has oneDNN."""
-    try:
-        about = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:  # no Linux
-        return False
-    return "AuthenticAMD" in about and torch.backends.mkldnn.is_available() and hasattr(
+    return about().get("vendor_id") == "AuthenticAMD" and torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     )  # fmt: skip
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection
-from pathlib import Path
+
+from anyformer.core.machine import about
 
 EXACT = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")  # 8-bit products are summed in 32 bits
 ARM = ("aarch64", "arm64")
@@ -12,12 +13,8 @@ ARM = ("aarch64", "arm64")
 
 def flags() -> frozenset[str]:
     """The flags of the processor as Linux names them; empty where they are unknown."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    found = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
-    return frozenset(found.partition(":")[2].split())
+    known = about()
+    return frozenset(known.get("flags", known.get("Features", "")).split())
 
 
 def exact_products(known: Collection[str], machine: str = "") -> bool:
