@@ -1,4 +1,4 @@
-"""Are shares faithful, and what do they cost? On a text, a picture and a series, beside random ones.
+"""Faithfulness and cost of shares, on a text, a picture and a series, beside random ones.
 
     python -m benchmarks.explain faithful RATED.txt WORK     # examples/steering.py has RATED.txt; WORK is for models
     python -m benchmarks.explain cost                        # beside captum, where that is installed

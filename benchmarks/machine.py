@@ -29,8 +29,8 @@ def facts(threads: int | None = None) -> str:
             versions.append(f"no {name}")
     return (
         f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, "
-        f"{threads or THREADS} threads used, {memory:.0f} GiB; Python {platform.python_version()}, {', '.join(versions)}; "
-        f"{time.strftime('%Y-%m-%d')}."
+        f"{threads or THREADS} threads used, {memory:.0f} GiB; Python {platform.python_version()}, "
+        f"{', '.join(versions)}; {time.strftime('%Y-%m-%d')}."
     )
 
 

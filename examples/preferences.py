@@ -43,7 +43,7 @@ MARKS = "<!-- preferences: begin -->", "<!-- preferences: end -->"
 
 
 def answered(model: Any, questions: Sequence[str], tokens: int) -> list[str]:
-    """What the model answers, the likeliest token each time."""
+    """The answers of the model, the likeliest token each time."""
     t = model.tokenizer
     rows = [t.chat_ids([{"role": "user", "content": question}]) for question in questions]
     made = [ids for at in range(0, len(rows), 16) for ids in generate(model, rows[at : at + 16], max_new_tokens=tokens)]

@@ -1,4 +1,4 @@
-"""What a direction does and what it costs: continuations under it, beside the same wish in the prompt.
+"""Effect and cost of a direction: continuations under it, beside the same wish in the prompt.
 
     python examples/steering.py RATED.txt LEXICON.txt --model smollm2 --plain book.txt
 

@@ -1,4 +1,4 @@
-"""What docs/retrieval.md shows is run."""
+"""The commands of docs/retrieval.md, run."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _texts(file: str | None, more: str | None) -> list[str]:
 
 
 def ledger(made: dict[str, Any], score: float) -> list[str]:
-    """What the score is the sum of, by part and layer."""
+    """The terms whose sum is the score, by part and layer."""
     kinds = list(made["added"])
     heads = ("ledger", "stream before", *kinds, "beside", "stream behind")
     lines = [heads, *((f"input {name}", "", *[""] * len(kinds), "", f"{value:+.4g}")

@@ -27,7 +27,7 @@ ROUNDS = 7  # of a time, each model in turn
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two models are apart.
+    """The distance of two models.
 
     Attributes:
         kld: mean divergence in nats. top: the share of places where the likeliest is the same. places: compared.
@@ -70,7 +70,7 @@ class Times:
 
 @torch.inference_mode()
 def distance(before: Any, after: Any, held: Held) -> Distance:
-    """How far a model is from another on the half that nothing was calibrated with."""
+    """The distance of a model from another on the half that nothing was calibrated with."""
     if held.texts and before(**held.compare[0]).logits is None:
         return _vectors(before, after, held)
     apart, same = list[Tensor](), list[Tensor]()
@@ -117,7 +117,7 @@ def _similar(one: Tensor, two: Tensor, what: str) -> Distance:
 
 @torch.inference_mode()
 def times(before: Any, after: Any, held: Held) -> Times:
-    """How long one row takes each model, in turn."""
+    """The time of one row in each model, in turn."""
     row = _first(before, held.compare[0])
     main = before.target + before.entrances()[-1 if before.target else 0].front.main
     forward = _median([lambda m=m: m(**row) for m in (before, after)])

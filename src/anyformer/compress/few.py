@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass
 class Work:
-    """What was done. `sums` of each matrix: those of the groups of |W|, by which it is recognised later."""
+    """The result. `sums` of each matrix: those of the groups of |W|, by which it is recognised later."""
 
     method: str
     group: int
@@ -159,7 +159,7 @@ def _mixtures(model: nn.Module) -> list[str]:
 
 
 def _unmet(seen: dict[str, Seen], routed: set[str]) -> dict[str, str]:
-    """What to say of matrices that the calibration did not reach, or hardly."""
+    """The remark on matrices that the calibration did not reach, or hardly."""
     notes = {}
     for path, one in seen.items():
         if one.rows < FEW and (path in routed or not one.rows):

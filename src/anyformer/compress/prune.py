@@ -40,7 +40,7 @@ RULE = re.compile(r"(heads|ffn|weights)=(\d+(?:\.\d+)?)%|(depth)=(\d+)|(2:4)")
 
 @dataclass
 class Cut:
-    """What a rule did. `changed`: path -> what became of it; `left`: path -> why not."""
+    """The result of a rule. `changed`: path -> what became of it; `left`: path -> why not."""
 
     rule: str
     changed: dict[str, str] = field(default_factory=dict)

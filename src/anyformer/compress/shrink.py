@@ -30,7 +30,7 @@ BOUNDS = {8: 0.01, 4: 0.1, 3: 0.5}  # nats of divergence that each number of bit
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to become of a model.
+    """The changes that are wanted of a model.
 
     Attributes:
         bits: 8, 4 or 3 of the matrices; None leaves their numbers as they are. Tables of tokens, and heads with a row
@@ -81,7 +81,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What became of a model.
+    """The result of the changes to a model.
 
     Attributes:
         work: of few bits; None without. cuts: of each rule of pruning and of the rank.
@@ -255,7 +255,7 @@ def _numbers(model: Any) -> int:
 
 
 def origin_of(model: Any) -> str:
-    """What the source already was: few bits look lossless when they are rounded to as many again."""
+    """The remark on a source in few bits: rounding to as many again looks lossless."""
     path = None if model.ledger is None else Path(model.ledger.path)
     if path is None or not path.is_file():
         return ""

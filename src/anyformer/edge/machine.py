@@ -1,4 +1,4 @@
-"""What this machine can do: the fastest product and the fastest read, measured once.
+"""The limits of this machine: the fastest product and the fastest read, measured once.
 
 The figures are kept by processor, instruction set, threads, type of numbers and version of PyTorch, since each of them
 changes them, in `machine.json` of the cache (`$ANYFORMER_CACHE`, `$XDG_CACHE_HOME`). Deleting the file is safe.

@@ -26,7 +26,7 @@ LOOSE = 1e-4
 
 @dataclass(frozen=True)
 class Row:
-    """What entered a score at one place.
+    """The entries of a score at one place.
 
     Args:
         name: of the layer, or of the part beside all layers.

@@ -243,7 +243,7 @@ class _Effects:
 
 
 def _effects(call: Explained, layers: list[str], scores: dict[str, Tensor], again: bool, seed: int) -> _Effects:
-    """What goes without each head of a role, and without random others."""
+    """The losses without each head of a role, and without random others."""
     measure, plain = _measure(call, again)
     wanted = {place for each in scores.values() for place in _best(each)}
     counts = [_heads(call.model, path) for path in layers]

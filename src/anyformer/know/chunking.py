@@ -37,7 +37,7 @@ class Passage:
     tokens: int
 
     def read(self, text: str) -> str:
-        """What the encoder reads."""
+        """The text that the encoder reads."""
         return self.head + text[self.begin : self.end]
 
 
@@ -152,7 +152,7 @@ def _cut(text: str, at: int, places: Sequence[tuple[int, int]], first: int, room
 
 
 def _gap(text: str, at: int, places: Sequence[tuple[int, int]], cut: int) -> bool:
-    """Is there white space before this token?"""
+    """True if there is white space before this token."""
     here = at + places[cut][0]
     return text[here - 1].isspace() or text[here].isspace()
 

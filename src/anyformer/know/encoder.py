@@ -60,7 +60,7 @@ class Encoder:
         return 0 if token is None else reading(self.tokenizer, self.read(text)).ids.count(token)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of a text is in it, special ones left out."""
+        """The places of the tokens in a text, special ones left out."""
         lower = self.how.lower and len(text.lower()) == len(text)
         encoded = self.tokenizer.core.encode(text.lower() if lower else text, add_special_tokens=False)
         return [tuple(pair) for pair in encoded.offsets]

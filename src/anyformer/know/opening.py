@@ -13,7 +13,7 @@ from anyformer.know.store import FILE, Store
 
 
 def is_index(place: str) -> bool:
-    """Is there an index in this folder?"""
+    """True if there is an index in this folder."""
     return (Path(place).expanduser() / FILE).is_file()
 
 

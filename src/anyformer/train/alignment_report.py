@@ -1,4 +1,4 @@
-"""What preferences did to a model, on pairs held out: margins, log-probabilities, distance, lengths, the price."""
+"""The effect of preferences on a model, on pairs held out: margins, log-probabilities, distance, lengths, the price."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def perplexity(model: Any) -> float:
 
 
 def _said(model: Any, prompts: Sequence[str]) -> dict[str, str]:
-    """What the model answers, the likeliest token each time."""
+    """The answers of the model by prompt, the likeliest token each time."""
     t, rows = model.tokenizer, list[list[int]]()
     for prompt in prompts:
         asked: Any = [{"role": "user", "content": prompt}]

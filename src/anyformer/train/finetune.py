@@ -168,7 +168,7 @@ def _goal(
     data: BoxSet | list[tables.Table],
     options: FinetuneOptions,
 ) -> Task:
-    """What is learned and measured."""
+    """The rows that are learned from, and what is measured."""
     split = _held_out(options.held_out, options.fields, options.seed)
     if isinstance(data, BoxSet):
         if not callable(split):

@@ -28,7 +28,7 @@ def cast(device: torch.device, precision: str) -> contextlib.AbstractContextMana
 
 
 def cost(device: torch.device, precision: str) -> str:
-    """What half precision costs on a processor without its instructions, measured on a product; "" where it gains.
+    """The cost of half precision on a processor without its instructions, measured on a product; "" where it gains.
 
     Shape of the product: (256, 512) times (512, 512), the median of five.
     """
