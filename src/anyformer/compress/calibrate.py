@@ -17,7 +17,7 @@ from anyformer.compress.held import Inputs
 
 @dataclass
 class Seen:
-    """Sums over inputs of a matrix. `products`: the sum of x x^T, (I, I); `rows`: tokens; `batches`: that reached it."""
+    """Sums over a matrix's inputs. `products`: sum of x x^T, (I, I); `rows`: tokens; `batches`: that reached it."""
 
     products: Tensor
     rows: int = 0
