@@ -76,7 +76,7 @@ def obq(matrix: Tensor, bits: int, group: int, products: Tensor) -> Tensor:
     return done
 
 
-@pytest.mark.parametrize(("bits", "group", "seed"), itertools.product((3, 4), (8, 16), range(3)))
+@pytest.mark.parametrize(("bits", "group", "seed"), list(itertools.product((3, 4), (8, 16), range(3))))
 def test_gptq_is_optimal_brain_quantisation(bits: int, group: int, seed: int) -> None:
     matrix, products = drawn(1, 8, seed)
     made = rounding.gptq(matrix, bits, group, products).matrix()

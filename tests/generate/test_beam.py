@@ -176,7 +176,7 @@ def test_a_vocabulary_that_ends_at_once():
     [
         ({"num_beams": 0}, "num_beams must be a whole number, 1 or more"),
         ({"num_beams": 4, "temperature": 0.5}, "leave out temperature=0.5"),
-        ({"num_beams": 4, "top_k": 3, "top_p": 0.5}, "leave out top_k=3, top_p=0.5"),
+        ({"num_beams": 4, "top_k": 3, "top_p": 0.5}, "leave out top_p=0.5, top_k=3"),
         ({"length_penalty": 0.5}, "set num_beams"),
         ({"early_stopping": True}, "set num_beams"),
         ({"num_beams": 4, "early_stopping": "soon"}, "True, False or 'never'"),
