@@ -24,7 +24,7 @@ USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user ca
 VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
          "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "convert", "compress",
+         "convert", "compress", "scale",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
