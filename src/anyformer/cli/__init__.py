@@ -24,7 +24,7 @@ USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user ca
 VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
          "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "convert", "compress", "scale",
+         "convert", "compress", "scale", "plan",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -62,6 +62,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
+    ("choose size and data", "anyformer scale optimal --flops 1e21"),
+    ("plan a large run", "anyformer plan --params 7b --tokens 140b --gpus 64xh100"),
     ("choose a model", "anyformer ls"),
 )
 

@@ -22,7 +22,7 @@ from anyformer.train.memory import GB, Estimate
 BF16 = 2  # bytes
 FEWEST = 512  # tokens of a row in one process of context parallelism
 MICRO = (1, 2, 4, 8, 16)  # rows of a micro-batch
-MANY = 1 << 17  # GPUs up to which a plan that does not fit looks for one that does
+MORE = (*range(2, 17), *(1 << i for i in range(5, 13)))  # times as many GPUs, of which the least that fits is named
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,7 @@ def _refusal(shape: Shape, gpus: int, gpu: GPU, given: Assumptions, lean: Layout
     def any_fits(number: int, kind: GPU) -> bool:
         return any(fits(e, kind, given) for e in layouts(shape, number, kind, given))
 
-    more, number = "", 2 * gpus
-    while number <= MANY and not more:
-        more = f"{number}x{gpu.name}" if any_fits(number, gpu) else ""
-        number *= 2
+    more = next((f"{gpus * n}x{gpu.name}" for n in MORE if any_fits(gpus * n, gpu)), "")
     kinds = [f"{gpus}x{kind.name}" for kind in GPUS.values() if kind.memory > gpu.memory and any_fits(gpus, kind)]
     nearest = " or ".join([*filter(None, [more]), *kinds[:2]])
     return (

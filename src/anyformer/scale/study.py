@@ -168,6 +168,8 @@ def _losses(axes: Any, study: Study) -> None:
     flops = np.geomspace(runs.flops.min(), 3 * runs.flops.max(), 60)
     axes.plot(flops, [law.loss(*law.optimal(c)) for c in flops], "k--", lw=1.2, label="the law's best")
     axes.set(xscale="log", yscale="log", xlabel="operations 6 N D", ylabel="loss")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.set_title("losses, and the law by parameters", loc="left", fontsize=11)
     axes.legend(fontsize=8, frameon=False)
 

@@ -22,6 +22,8 @@ DELTA = 1e-3
 STARTS = 10
 AGREE = 1e-3  # relative difference of the exponents of starts that found one minimum
 FLOOR = 1e-9  # share of the least loss that E has at least
+LEAST = 0.1  # of a start: the share of the least loss that each term has at least
+EXACT = 1e-18  # objective in units of delta^2 of runs that follow a law without noise
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def fit(runs: Runs, seed: int = 0, delta: float = DELTA) -> Surface:
     best = [theta for value, theta in found if value <= least * (1 + 1e-4) + 1e-12]
     exponents = np.array([theta[3:] for theta in best])
     spread = np.ptp(exponents, axis=0) / exponents.mean(axis=0)
-    if len(best) < STARTS // 2 or spread.max() > AGREE:
+    law = problem.law(min(found, key=lambda pair: pair[0])[1])
+    if len(best) < STARTS // 2 or spread.max() > AGREE or law is None:
         ranges = ", ".join(
             f"{name} {low:.3g} to {high:.3g}"
             for name, low, high in zip(FIELDS[3:], exponents.min(axis=0), exponents.max(axis=0), strict=True)
@@ -56,21 +59,29 @@ def fit(runs: Runs, seed: int = 0, delta: float = DELTA) -> Surface:
             "decide the law. Add runs of other sizes and lengths, each varied while the other stays"
         )
     ends = {name: (float(of.min()), float(of.max())) for name, of in (("params", runs.params), ("tokens", runs.tokens))}
-    law = problem.law(min(found, key=lambda pair: pair[0])[1])
     return Surface(replace(law, **ends), least, len(best))
 
 
 def bootstrap(runs: Runs, law: Law, count: int, seed: int = 0, delta: float = DELTA) -> Law:
     """The law with refits to `count` resamples of the runs (with replacement), which give its intervals. A resample with
-    fewer than three different sizes or lengths is drawn again."""
-    rng, draws = np.random.default_rng(seed), []
-    while len(draws) < count:
+    fewer than three different sizes or lengths, or whose exponents grow without end, is drawn again.
+
+    Raises:
+        ValueError: if most resamples are of that kind.
+    """
+    rng, draws = np.random.default_rng(seed), list[tuple[float, ...]]()
+    for _ in range(4 * count):
+        if len(draws) == count:
+            break
         chosen = rng.integers(0, len(runs.loss), len(runs.loss))
         if min(len(np.unique(of[chosen])) for of in (runs.params, runs.tokens)) < 3:
             continue
         problem = _Problem(runs.take(chosen), delta)
         drawn = problem.law(problem.minimise(problem.at(law), 1e-5)[1])
-        draws.append(tuple(getattr(drawn, name) for name in FIELDS))
+        if drawn is not None:
+            draws.append(tuple(getattr(drawn, name) for name in FIELDS))
+    if len(draws) < count:
+        raise ValueError(f"{len(draws)} of {4 * count} resamples decide a law: {len(runs.loss)} runs are too few or too alike")
     return replace(law, draws=tuple(draws))
 
 
@@ -95,7 +106,7 @@ class _Problem:
 
         columns = np.stack([np.ones_like(self.n), np.exp(-alpha * self.n), np.exp(-beta * self.d)], 1)
         terms, _ = nnls(columns / self.loss[:, None], np.ones_like(self.loss))
-        return np.array([*np.log(np.maximum(terms, 1e-3 * self.loss.min())), alpha, beta])
+        return np.array([*np.log(np.maximum(terms, LEAST * self.loss.min())), alpha, beta])
 
     def at(self, law: Law) -> Array:
         """The theta of a law."""
@@ -109,7 +120,7 @@ class _Problem:
         for _ in range(20):
             done = minimise(self.value, theta, jac=True, method="BFGS", options={"gtol": tolerance, "maxiter": 2000})
             theta, before, value = done.x, value, float(done.fun)
-            if value >= before * (1 - 1e-12):
+            if value >= before * (1 - 1e-12) or value < EXACT:
                 break
         return value * self.delta**2, theta
 
@@ -124,10 +135,12 @@ class _Problem:
             gradient = np.array([*each.sum(axis=1), -(each[1] * self.n).sum(), -(each[2] * self.d).sum()])
         return (float(value.sum()), gradient) if np.isfinite(value).all() else (np.inf, np.zeros(5))
 
-    def law(self, theta: Array) -> Law:
-        """The numbers of the formula; an E that has no share in any loss is 0."""
+    def law(self, theta: Array) -> Law | None:
+        """The numbers of the formula; an E that has no share in any loss is 0. None for exponents without a limit."""
         with np.errstate(over="ignore", under="ignore"):
             e, a, b = np.exp([theta[0], theta[1] + theta[3] * self.means[0], theta[2] + theta[4] * self.means[1]])
+        if not (np.isfinite([a, b]).all() and min(a, b, theta[3], theta[4]) > 0):
+            return None
         return Law(float(e) if e > FLOOR * self.loss.min() else 0.0, float(a), float(b), float(theta[3]), float(theta[4]))
 
 
