@@ -1,12 +1,12 @@
-"""Scaling laws on surfaces that are known, on published runs, and on a ladder trained here: the tables of docs/scaling.md.
+"""Scaling laws on known surfaces, on published runs, and on a ladder trained here: the tables of docs/scaling.md.
 
     python -m benchmarks.scaling surfaces --out runs/surfaces.json
-    python -m benchmarks.scaling fits --ladder runs/ladder/runs.jsonl --epoch svg_extracted_data.csv --out runs/fits.json
+    python -m benchmarks.scaling fits --ladder runs/ladder/runs.jsonl --epoch FILE --out runs/fits.json
     python -m benchmarks.scaling plans --out runs/plans.json
     python -m benchmarks.scaling show runs/surfaces.json runs/fits.json runs/plans.json --doc docs/scaling.md
 
-`svg_extracted_data.csv` are the runs that Besiroglu et al. read off a figure of Hoffmann et al.; without the file its rows
-are left out.
+FILE, svg_extracted_data.csv, has the runs that Besiroglu et al. read off a figure of Hoffmann et al.; without it their
+rows are left out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ ASYMMETRIES = ((0.34, 0.28), (0.35, 0.37), (0.2, 0.6), (0.6, 0.2), (0.5, 0.5), (
 SIZES, LENGTHS = np.geomspace(5e7, 1.6e10, 7), np.geomspace(1e9, 3e11, 7)
 NOISE, DRAWS, RESAMPLES = 0.01, 200, 100
 EPOCH = {"params": "Model Size", "flops": "Training FLOP"}
+SHORT = 3  # runs of the ladder with 250 steps, the highest losses
 WORST = 5  # runs of the highest losses, which Besiroglu et al. leave out
 
 
@@ -85,13 +86,13 @@ def _asked(law: Law, name: str) -> float:
 
 
 def fits(ladder: Path, epoch: Path | None, plot: Path | None) -> dict[str, Any]:
-    """The study of the ladder, and of the published runs."""
-    runs = read(ladder)
-    found = study(runs)
+    """The study of the ladder, of its longer runs alone, and of the published runs."""
+    found = study(read(ladder, drop=SHORT))
     if plot:
         draw(found, plot)
     rows = [json.loads(line) for line in ladder.read_text().splitlines()]
-    made: dict[str, Any] = {"ladder": {"text": str(found), "rows": rows}}
+    texts = {"all runs": str(study(read(ladder))), f"without the {SHORT} shortest runs": str(found)}
+    made: dict[str, Any] = {"ladder": {"texts": texts, "rows": rows}}
     if epoch:
         published = read(epoch, EPOCH, WORST)
         others = {name: surface.objective(published, law) for name, law in PUBLISHED.items()}
@@ -109,11 +110,11 @@ def plans() -> dict[str, Any]:
     return {
         "rows": [
             ("GPT-3: 6 N D of 175 B and 300 B tokens", 6 * 175e9 * 300e9, 3.14e23, "Brown et al., 2020"),
-            ("GPT-3: MWh of 10,000 V100, 330 W, 14.8 days, PUE 1.10", patterson.kwh / 1e3, 1287, "Patterson et al., 2021"),
+            ("GPT-3: MWh, 10,000 x 330 W, 14.8 days, PUE 1.10", patterson.kwh / 1e3, 1287, "Patterson et al., 2021"),
             ("GPT-3: t CO2, 0.429 kg a kWh", patterson.carbon / 1e3, 552, "the same"),
             ("GPT-3: days on 1024 A100 at 140 TFLOP/s, recomputed", seconds / 86400, 34, "Narayanan et al., 2021"),
             ("175 B: tokens at 20 a parameter", 20 * 175e9, 3.5e12, "Hoffmann et al., 2022 (rule)"),
-            ("Llama 2 70B: A100 hours of 2 T tokens, products at half of the peak", hours, 1_720_320, "Touvron et al., 2023"),
+            ("Llama 2 70B: A100 hours of 2 T tokens at half of the peak", hours, 1_720_320, "Touvron et al., 2023"),
             ("Llama 2 70B: t CO2 of 1,720,320 hours of 400 W", meta.carbon / 1e3, 291.42, "the same"),
         ]
     }  # fmt: skip
@@ -124,25 +125,28 @@ def table(results: dict[str, Any]) -> str:
     parts = []
     if "exact" in results:
         rows = [
-            f"| {e['alpha']} | {e['beta']} | {e['off']:.1e} | {e['agreeing']} of {surface.STARTS} | {e['factor']:.3f} | "
-            f"{e['exponent']:+.3f} |"
+            f"| {e['alpha']} | {e['beta']} | {e['off']:.1e} | {e['agreeing']} of {surface.STARTS} | "
+            f"{e['factor']:.3f} | {e['exponent']:+.3f} |"
             for e in results["exact"]
         ]
-        head = "| alpha | beta | exponents of approach 3 off by | starts | best N of approach 2, centred: a factor of | "
+        head = (
+            "| alpha | beta | exponents of approach 3 off by | starts | best N of approach 2, centred: a factor of | "
+        )
         parts.append("\n".join([head + "its exponent, drifting: off by |", "|---|---|---|---|---|---|", *rows]))
         rows = [f"| {name} | {share:.1%} |" for name, share in results["coverage"].items()]
         note = f"{results['draws']} surfaces with {NOISE:.0%} of noise, {results['resamples']} resamples each"
         parts.append("\n".join([f"| {note} | in the 90 % interval |", "|---|---|", *rows]))
     if "ladder" in results:
         rows = [
-            f"| {r['params']:,} | {r['tokens']:,} | {r['loss']:.4f} | {r['seconds']:.0f} |" for r in results["ladder"]["rows"]
+            f"| {r['params']:,} | {r['tokens']:,} | {r['loss']:.4f} | {r['seconds']:.0f} |"
+            for r in results["ladder"]["rows"]
         ]
         total = sum(r["seconds"] for r in results["ladder"]["rows"])
         head = f"| parameters | tokens (bytes) | held-out loss, nats a byte | seconds, {total / 60:.0f} min in all |"
         parts.append("\n".join([head, "|---|---|---|---|", *rows]))
-        parts.append(f"```text\n{results['ladder']['text']}\n```")
+        parts += [f"{what.capitalize()}:\n\n```text\n{text}\n```" for what, text in results["ladder"]["texts"].items()]
     if "epoch" in results:
-        parts.append(f"```text\n{results['epoch']['text']}\n```")
+        parts.append(f"The published runs:\n\n```text\n{results['epoch']['text']}\n```")
         rows = [f"| {name} | {value:.6f} |" for name, value in results["epoch"]["objective"].items()]
         parts.append("\n".join(["| objective of the same 240 runs with the numbers of | |", "|---|---|", *rows]))
     if "rows" in results:

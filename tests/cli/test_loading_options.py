@@ -11,7 +11,7 @@ from anyformer.cli import VERBS, verb
 from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
-NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
+NO_FILES = {"tokenizer", "scale", "ls", "demo"}  # the verbs that read no model of the user's
 OTHER_CLASS = {"train": "overrides", "finetune": "overrides", "align": "overrides"}  # where `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
@@ -25,6 +25,7 @@ CALLS = {
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
     "steer": ("MODEL", "--toward", "LINES", "--away", "LINES", "--out", "OUT"),
     "inspect": ("MODEL",), "show": ("MODEL", "a.png"), "count": ("MODEL", "--tokens", "4"),
+    "plan": ("MODEL", "--tokens", "1m", "--gpus", "1xh100", "--context", "8"),
     "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
@@ -123,8 +124,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "index", "explain", "steer", "inspect", "count", "draw", "diff", "convert",
-             "compress", "train", "finetune", "align")  # fmt: skip
+    takes = ("generate", "chat", "embed", "index", "explain", "steer", "inspect", "count", "plan", "draw", "diff",
+             "convert", "compress", "train", "finetune", "align")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 
 
@@ -132,7 +133,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
 def test_another_class_of_the_files_can_be_read(name: str, cli, headless: Path, tmp_path: Path) -> None:
     given = (*argv(name, headless, tmp_path), "--ignore", "angle")
     code, _, err = cli(*given)
-    unread = name == "count"  # it reads no weights
+    unread = name in ("count", "plan")  # they read no weights
     assert unread or (code == 2 and "missing in the file: lm_head.weight" in err)
     if name == "verify":
         return

@@ -1,9 +1,11 @@
-"""A ladder: finished runs are kept, stopped ones go on, mistakes are found before anything is trained; and the verbs."""
+"""A ladder: finished runs are kept, stopped ones go on, mistakes are found before training; and the verbs."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ def steps(tmp_path: Path) -> Path:
     return tmp_path / "ladder.yaml"
 
 
-def test_a_ladder_trains_each_run_once_and_goes_on_behind_a_signal(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ladder_trains_each_run_once_and_goes_on_behind_a_signal(
+    steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = ladder.train, []
 
     def trained(**options: Any) -> Any:
@@ -67,7 +71,7 @@ def test_a_ladder_trains_each_run_once_and_goes_on_behind_a_signal(steps: Path, 
     assert [line.startswith(f"run-0{i}: finished before") for i, line in enumerate(said, 1)] == [True] * 2 + [False] * 4
     assert file.read_text().splitlines()[:2] == rows
     found = read(file)
-    assert found.tokens.tolist() == [2 * 16 * run["steps"] for run in RUNS] and (found.loss > 0).all()
+    assert found.tokens.tolist() == [2 * 16 * n for n in (4, 8, 12, 4, 8, 12)] and (found.loss > 0).all()
     first = json.loads(rows[0])
     assert first["tables"] == 8 * 257 and first["params"] > first["tables"]
     before = file.read_bytes()
@@ -79,7 +83,7 @@ def test_a_changed_run_does_not_go_on_from_another_ones_checkpoint(steps: Path) 
     place = steps.parent / "runs" / "run-01"
     place.mkdir(parents=True)
     (place / "ladder.json").write_text(json.dumps({"steps": 5}))
-    with pytest.raises(ValueError, match="run with other options: .*steps 5 there, 4 here"):
+    with pytest.raises(ValueError, match=r"run with other options: .*steps 5 there, 4 here"):
         climb(steps)
 
 
@@ -110,13 +114,13 @@ def test_the_verb_fits_draws_and_foretells(cli: Any, tmp_path: Path) -> None:
     lines = (f"{n},{6 * n * d},{loss}" for n, d, loss in zip(runs.params, runs.tokens, runs.loss, strict=True))
     (tmp_path / "runs.csv").write_text("\n".join(["size,flops,val", *lines]))
     columns = ("--columns.params", "size", "--columns.loss", "val")
-    code, out, err = cli("scale", "fit", tmp_path / "runs.csv", *columns, "--draws", "20",
+    code, out, _ = cli("scale", "fit", tmp_path / "runs.csv", *columns, "--draws", "20",
                          "--plot", tmp_path / "a.png", "--out", tmp_path / "a.json")  # fmt: skip
     assert code == 0 and "reached by 10 of 10 starts" in out and "2, parabolas" in out and "last loss carried on" in out
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    code, out, err = cli("scale", "predict", "--params", "1b", "--tokens", "20b", "--law", tmp_path / "a.json")
+    code, out, _ = cli("scale", "predict", "--params", "1b", "--tokens", "20b", "--law", tmp_path / "a.json")
     assert code == 0 and "90 % interval" in out and "warning" not in out
-    code, out, err = cli("scale", "optimal", "--flops", "5.76e23", "--law", tmp_path / "a.json", "--json")
+    code, out, _ = cli("scale", "optimal", "--flops", "5.76e23", "--law", tmp_path / "a.json", "--json")
     assert code == 0 and "times the most parameters" in json.loads(out)["warning"]
     assert "a parameter" in cli("scale", "optimal", "--params", "175b")[1]
 
@@ -157,3 +161,14 @@ def test_the_verb_plans(cli: Any) -> None:
     ):
         code, _, err = cli("plan", *argv)
         assert code == 2 and said in err, err
+
+
+def test_the_commands_of_the_document_run_and_its_ladder_is_one(cli: Any) -> None:
+    root = Path(__file__).parents[2]
+    blocks = re.findall(r"```sh\n(.*?)```", (root / "docs" / "scaling.md").read_text(), re.S)
+    for command in blocks[0].splitlines():
+        code, out, err = cli(*shlex.split(command, comments=True)[1:])
+        assert code == 0 and out, err
+    assert len(ladder.read(root / "examples" / "ladder.yaml")[1]) == 12
+    rows = (root / "benchmarks" / "results" / "ladder.jsonl").read_text().splitlines()
+    assert [json.loads(row)["options"] for row in rows] == ladder.read(root / "examples" / "ladder.yaml")[1]

@@ -1,4 +1,4 @@
-"""Plans of large runs: memory that adds up, a schedule that is simulated, published runs, and refusals with a way out."""
+"""Plans of large runs: memory that adds up, a simulated schedule, published runs, refusals with a way out."""
 
 from __future__ import annotations
 
@@ -177,11 +177,23 @@ def test_sensitivity_is_that_of_new_plans(seven: Shape) -> None:
         (lambda s: parse("64xh101"), "no kind 'h101' (did you mean h100"),
         (lambda s: parse("64xtpu"), "known are v100, a100-40g, a100, h100"),
         (lambda s: parse("0xh100"), "expected a number and a kind, such as 64xh100, got '0xh100'"),
-        (lambda s: best(s, 1, H100, assumed()), "a GPU has 72.0 GB, 10% of 80 being kept free; the nearest that fits: 2xh"),
-        (lambda s: best(replace(s, divisor=1, depth=1, keys=0), 512, H100, assumed(batch=5e5)), "cannot share a batch of 244 rows"),
-        (lambda s: planning.plan("x", s, 7e9, 140e9, 64, H100, assumed(), 0.5), "and 0.5 are allowed; in these it reads"),
+        (
+            lambda s: best(s, 1, H100, assumed()),
+            "a GPU has 72.0 GB, 10% of 80 kept free; the nearest that fits: 2xh",
+        ),
+        (
+            lambda s: best(replace(s, divisor=1, depth=1, keys=0), 512, H100, assumed(batch=5e5)),
+            "cannot share a batch of 244 rows",
+        ),
+        (
+            lambda s: planning.plan("x", s, 7e9, 140e9, 64, H100, assumed(), 0.5),
+            "and 0.5 are allowed; in these it reads",
+        ),
         (lambda s: planning.assumptions(H100, 1e9, {"overlap": 2.0}), "--overlap is a share from 0 to 1, got 2.0"),
-        (lambda s: planning.assumptions(H100, 1e9, {"watts": -5.0}), "--watts must be a finite number above 0, got -5.0"),
+        (
+            lambda s: planning.assumptions(H100, 1e9, {"watts": -5.0}),
+            "--watts must be a finite number above 0, got -5.0",
+        ),
         (lambda s: usual(10), "params: 10 is no size of a usual decoder"),
         (lambda s: shape(pages.recipe("vit", "tiny")), "this model reads no tokens"),
     ],
@@ -195,5 +207,5 @@ def test_what_cannot_be_is_refused_with_a_way_out(call: Callable[[Shape], Any], 
 def test_the_nearest_that_fits_does_and_one_less_does_not(seven: Shape) -> None:
     given = assumed()
     assert best(seven, 2, H100, given) and best(seven, 1, GPUS["h200"], given)
-    with pytest.raises(ValueError, match="leanest on 1xh100 .recompute. needs"):
+    with pytest.raises(ValueError, match=r"leanest on 1xh100 .recompute. needs"):
         best(seven, 1, H100, given)

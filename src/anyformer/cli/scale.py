@@ -55,16 +55,17 @@ def options(parser: Parser) -> None:
     parser.add_argument("file", nargs="?", help="of fit: runs (CSV, JSONL …); of run: the ladder (YAML)", type=str)
 
 
-def run(args: Any) -> int:
+def run(args: Any) -> None:
     """Does it."""
     given = pick(args, scale)
     what, as_json = given["what"], given["json"]
     if (args.file is None) == (what in ("fit", "run")):
         raise ValueError(f"{what} needs a file" if args.file is None else f"{what} takes no file, got {args.file!r}")
-    done = {"fit": _fit, "predict": _predict, "optimal": _optimal, "run": _run}[what](args.file, given)
-    if done is not None:
-        print(plain.dump(done[0]) if as_json else done[1])
-    return 0
+    if what == "run":
+        _run(args.file)
+        return
+    data, text = _fit(args.file, given) if what == "fit" else (_predict if what == "predict" else _optimal)(given)
+    print(plain.dump(data) if as_json else text)
 
 
 def _fit(file: str, given: dict[str, Any]) -> tuple[Any, str]:
@@ -85,7 +86,7 @@ def _fit(file: str, given: dict[str, Any]) -> tuple[Any, str]:
     return found.to_json(), str(found) + ("\n" + written if written else "")
 
 
-def _predict(_: None, given: dict[str, Any]) -> tuple[Any, str]:
+def _predict(given: dict[str, Any]) -> tuple[Any, str]:
     from anyformer.scale import laws, quantities
 
     if given["params"] is None or given["tokens"] is None:
@@ -94,7 +95,7 @@ def _predict(_: None, given: dict[str, Any]) -> tuple[Any, str]:
     return _point(given, law, *(quantities.positive(f"--{name}", given[name]) for name in ("params", "tokens")))
 
 
-def _optimal(_: None, given: dict[str, Any]) -> tuple[Any, str]:
+def _optimal(given: dict[str, Any]) -> tuple[Any, str]:
     from anyformer.scale import laws, quantities
 
     named = [name for name in ("flops", "loss", "params") if given[name] is not None]
@@ -123,7 +124,7 @@ def _point(given: dict[str, Any], law: Any, params: float, tokens: float) -> tup
     return data, plain.table(rows, indent=0) + (f"\nwarning: {warning}" if warning else "")
 
 
-def _run(file: str, given: dict[str, Any]) -> None:
+def _run(file: str) -> None:
     from anyformer.scale import climb
 
     done = climb(Path(file))

@@ -14,8 +14,8 @@ class GPU:
 
     Attributes:
         flops: operations a second of dense products in bf16 (fp16 where there is no bf16), sums in float32.
-        memory: bytes. link: bytes a second to the others of its machine, in each direction. network: to other machines, as
-            such machines usually have it. node: GPUs in a machine. watts: of the board at most.
+        memory: bytes. link: bytes a second to the others of its machine, in each direction. network: to other machines,
+            as usual. node: GPUs in a machine. watts: of the board at most.
     """
 
     name: str

@@ -37,9 +37,9 @@ class Law:
     B: float
     alpha: float
     beta: float
-    params: tuple[float, float] = (0.0, math.inf)
-    tokens: tuple[float, float] = (0.0, math.inf)
-    draws: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    params: tuple[float, float] = field(default=(0.0, math.inf), kw_only=True)
+    tokens: tuple[float, float] = field(default=(0.0, math.inf), kw_only=True)
+    draws: tuple[tuple[float, ...], ...] = field(default=(), repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in FIELDS:
@@ -57,7 +57,7 @@ class Law:
         return self.beta / (self.alpha + self.beta)
 
     def optimal(self, flops: float) -> tuple[float, float]:
-        """N and D of the least loss for C operations: N = G (C / 6)^a, G = (alpha A / (beta B))^(1 / (alpha + beta))."""
+        """N and D of the least loss for C operations: N = (alpha A / (beta B))^(1 / (alpha + beta)) (C / 6)^a."""
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         params = scale * (flops / 6) ** self.a
         return params, flops / 6 / params
@@ -104,9 +104,10 @@ class Law:
         atomic_write(path, (json.dumps(asdict(self)) + "\n").encode())
 
 
-PUBLISHED = {  # the sizes and lengths: of the 245 runs that Besiroglu et al. read off Hoffmann's figure 4
-    "hoffmann": Law(1.69, 406.4, 410.7, 0.34, 0.28, (5.7e7, 1.62e10), (2.4e8, 3.2e11)),
-    "besiroglu": Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658, (5.7e7, 1.62e10), (2.4e8, 3.2e11)),
+_SIZES, _LENGTHS = (5.7e7, 1.62e10), (2.4e8, 3.2e11)  # of the 245 runs that were read off Hoffmann's figure 4
+PUBLISHED = {
+    "hoffmann": Law(1.69, 406.4, 410.7, 0.34, 0.28, params=_SIZES, tokens=_LENGTHS),
+    "besiroglu": Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658, params=_SIZES, tokens=_LENGTHS),
 }
 
 
@@ -125,11 +126,12 @@ def load(name: str) -> Law:
     missing = [n for n in FIELDS if not isinstance(content, dict) or not isinstance(content.get(n), int | float)]
     if missing:
         raise refuse(path, missing[0], f"the numbers {', '.join(FIELDS)}", "none")
-    ranges = {n: _pair(path, n, content[n]) for n in ("params", "tokens") if n in content}
+    sizes, lengths = (_pair(path, n, content.get(n, [0, math.inf])) for n in ("params", "tokens"))
     draws = content.get("draws", [])
     if not isinstance(draws, list) or not all(_numbers(draw, len(FIELDS)) for draw in draws):
         raise refuse(path, "draws", "lists of five numbers", "something else")
-    return Law(*(float(content[n]) for n in FIELDS), **ranges, draws=tuple(map(tuple, draws)))
+    numbers = [float(content[n]) for n in FIELDS]
+    return Law(*numbers, params=sizes, tokens=lengths, draws=tuple(map(tuple, draws)))
 
 
 def _pair(path: Path, name: str, value: Any) -> tuple[float, float]:

@@ -3,10 +3,10 @@
     GPUs = data x tensor x pipeline x context
     step = (m + p - 1) t + exposed communication,   t = micro-batch's operations / (peak x utilisation)
 
-m micro-batches in p stages, one forward one backward in turn: p - 1 of m + p - 1 places are empty (Narayanan et al., 2021;
-arXiv:2104.04473). ZeRO's stages 1 to 3 (arXiv:1910.02054) divide moments, gradients and weights among the processes that
-share data; stage 3 is FSDP. Activations divide by tensor and context (sequence parallelism, arXiv:2205.05198). Tensor
-parallelism splits what `train.distributed.tensor` splits; experts divide among processes of data.
+m micro-batches in p stages, forward and backward in turn: p - 1 of m + p - 1 places are empty (Narayanan et al., 2021;
+arXiv:2104.04473). ZeRO's stages 1 to 3 (arXiv:1910.02054) divide moments, gradients and weights among the processes
+that share data; stage 3 is FSDP. Activations divide by tensor and context (sequence parallelism, arXiv:2205.05198).
+Tensor parallelism splits what `train.distributed.tensor` splits; experts divide among processes of data.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _refusal(shape: Shape, gpus: int, gpu: GPU, given: Assumptions, lean: Layout
     nearest = " or ".join([*filter(None, [more]), *kinds[:2]])
     return (
         f"no layout fits: the leanest on {gpus}x{gpu.name} ({lean}) needs {lean.memory}, and a GPU has "
-        f"{gpu.memory * (1 - given.reserve) / GB:.1f} GB, {given.reserve:.0%} of {gpu.memory / GB:.0f} being kept free; "
+        f"{gpu.memory * (1 - given.reserve) / GB:.1f} GB, {given.reserve:.0%} of {gpu.memory / GB:.0f} kept free; "
         + (f"the nearest that fits: {nearest}" if nearest else "no number and no kind of GPU that is known fits")
     )
 
@@ -179,9 +179,7 @@ def _axes(shape: Shape, gpus: int, gpu: GPU) -> Iterator[tuple[int, int, int, in
                         yield tensor, pipeline, context, expert
 
 
-def _layout(
-    s: Shape, gpu: GPU, given: Assumptions, axes: tuple[int, ...], zero: int, again: bool, rows: int
-) -> Layout:
+def _layout(s: Shape, gpu: GPU, given: Assumptions, axes: tuple[int, ...], zero: int, again: bool, rows: int) -> Layout:
     data, tensor, pipeline, context, expert = axes
     micro = int(given.batch / s.context) // (data * rows)
     stage = -(-s.depth // pipeline) / s.depth  # share of the blocks in the fullest stage
@@ -199,9 +197,10 @@ def _layout(
     kept = rows * (s.kept[again] * stage * min(micro, pipeline) + one) / (tensor * context)
     sizes = held(s.weights, 3) + gathered, held(s.gradients, 2), held(s.optimizer, 1), kept
     flops = s.flops[again] * micro * rows * s.context * stage / (tensor * context)
-    memory = Estimate(*map(int, sizes), int(sum(sizes)), int(flops))
+    weights, gradients, optimizer, activations = map(int, sizes)
+    memory = Estimate(weights, gradients, optimizer, activations, int(sum(sizes)), int(flops))
     seconds = _seconds(s, gpu, given, axes, zero, again, rows, micro, memory.flops, dense + routed)
-    return Layout(*axes, zero, again, rows, micro, memory, seconds)
+    return Layout(data, tensor, pipeline, context, expert, zero, again, rows, micro, memory, seconds)
 
 
 def _seconds(

@@ -112,16 +112,17 @@ class Plan:
         e, a, s = self.layouts[0], self.assumed, self.shape
         used = energy(self.gpus, a.watts, self.days, a.pue, a.carbon)
         tokens = e.micro * e.rows * e.data * s.context
+        exposed = ", ".join(f"{n} {t:.3g} s" for n, t in e.seconds.items() if n not in ("compute", "bubble"))
         lines = [
             "of the first one",
-            f"  weights      {s.weights:.3g}, gradients {s.gradients:.3g}, master copy and moments {s.optimizer:.3g} bytes "
-            "of a parameter, in bf16",
+            f"  weights      {s.weights:.3g}, gradients {s.gradients:.3g}, master copy and moments {s.optimizer:.3g} "
+            "bytes of a parameter, in bf16",
             "  activations  counted for a row: "
             f"{s.kept[0] / GB:.3g} GB, recomputed {s.kept[1] / GB:.3g} GB; x rows x min(m, p) / p / (tensor x context)",
             f"  compute      operations / (GPUs x {self.gpu.flops:.3g} x {a.utilisation:.2g}) = "
             f"{e.seconds['compute']:.3g} s a step of {short(tokens)} tokens",
             f"  bubble       compute x (p - 1) / m = {e.seconds['bubble']:.3g} s",
-            f"  exposed      {', '.join(f'{n} {t:.3g} s' for n, t in e.seconds.items() if n not in ('compute', 'bubble'))}",
+            f"  exposed      {exposed}",
             f"  days         {self.tokens:.4g} / {tokens:.4g} x {e.step:.3g} s / 86,400 = {self.days:.3g}",
             f"  energy       {self.gpus} x {a.watts:.4g} W x {self.days:.3g} days x 24 x PUE {a.pue:g} / 1000 = "
             f"{used.kwh:,.0f} kWh (estimate)",
@@ -191,9 +192,9 @@ def plan(
 
     swings = []
     for name, (low, high, factors, _) in WHY.items():
-        ends = [low * getattr(assumed, name), high * getattr(assumed, name)] if factors else [low, high]
-        (d1, c1), (d2, c2) = (at(name, value) for value in ends)
-        swings.append(Swing(name, *ends, (d1, d2), (c1, c2)))
+        by = getattr(assumed, name) if factors else 1.0
+        (d1, c1), (d2, c2) = (at(name, value * by) for value in (low, high))
+        swings.append(Swing(name, low * by, high * by, (d1, d2), (c1, c2)))
     swings.sort(key=lambda s: -_ratio(s.days))
     return Plan(model, shape, parameters, tokens, gpus, gpu, assumed, tuple(found), tuple(swings), price)
 
@@ -209,6 +210,6 @@ def _too_long(
             enough = f"{number}x{gpu.name} take {min(able):.3g} days"
             break
     return (
-        f"budget: the quickest layout on {gpus}x{gpu.name} takes {days:.3g} days, and {longest:g} are allowed; in these "
-        f"it reads {short(tokens * longest / days)} tokens, and {enough}"
+        f"budget: the quickest layout on {gpus}x{gpu.name} takes {days:.3g} days, and {longest:g} are allowed; "
+        f"in these it reads {short(tokens * longest / days)} tokens, and {enough}"
     )

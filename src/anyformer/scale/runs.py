@@ -25,8 +25,8 @@ class Runs:
     """Parameters N, tokens D and losses L of runs, one place for each run.
 
     Raises:
-        ValueError: for fewer runs than `LEAST`, fewer than three different N or D, sizes that are not above 0, or losses
-            that are not above 0 and finite; the run is named by its number.
+        ValueError: for fewer runs than `LEAST`, fewer than three different N or D, or numbers that are not above 0 and
+            finite; the run is named by its number.
     """
 
     params: Array

@@ -28,8 +28,8 @@ class Shape:
 
     Attributes:
         parameters, active: all, and those that one token meets.
-        split, experts, blocks, tables, outside: how these divide: in blocks, those that tensor parallelism splits, those
-            of experts, all others; outside of blocks, tables of tokens and all others.
+        split, experts, blocks, tables, outside: how these divide: in blocks, those that tensor parallelism splits, of
+            experts, all others; outside of blocks, tables of tokens and all others.
         depth, width: blocks, and numbers of a token between them. context: tokens of a row.
         divisor: what the processes that share a matrix must divide. kinds: experts of a mixture, 0 if there are none.
         keys: numbers of a token's keys and values, all blocks. sent: numbers of a token that go to experts, all blocks.
@@ -81,15 +81,15 @@ def shape(recipe: Recipe[Any], context: int | None = None) -> Shape:
     blocks = sum(numbers[i] for i in inside) - experts - split
     tables = found[0].embeddings
     attention = [m for m in model.modules() if isinstance(m, Attention)]
-    whole = found[0]
+    whole, width = found[0], max(stack.width for stack in stacks)
     return Shape(
         whole.parameters, whole.active, split, experts, blocks, tables,
         whole.parameters - experts - split - blocks - tables,
-        depth=sum(len(stack.blocks) for stack in stacks), width=max(stack.width for stack in stacks), context=sum(lengths),
+        depth=sum(len(stack.blocks) for stack in stacks), width=width, context=sum(lengths),
         divisor=functools.reduce(math.gcd, (n for m in cut for n in shared(m).values()), 0) or 1,
         kinds=functools.reduce(math.gcd, (m.router.experts for m in mixtures), 0),
         keys=sum(m.k.out_features + m.v.out_features for m in attention if hasattr(m, "k") and hasattr(m, "v")),
-        sent=sum(_sent(m.router) for m in mixtures) * max(stack.width for stack in stacks),
+        sent=sum(_sent(m.router) for m in mixtures) * width,
         weights=whole.weights / whole.parameters, gradients=whole.gradients / whole.parameters,
         optimizer=whole.optimizer / whole.parameters + MASTER,
         flops=tuple((f.forward + f.backward) / sum(lengths) for f in found),  # type: ignore[arg-type]
@@ -112,13 +112,15 @@ def usual(parameters: float, context: int = USUAL_CONTEXT) -> tuple[str, Shape]:
     """
     found: list[tuple[float, int, int]] = []
     for heads in (*range(1, 8), *range(8, 513, 8)):
-        two, three = (_size(heads, depth) for depth in (2, 3))
-        depth = max(1, round(2 + (parameters - two) / (three - two)))
-        miss = abs(math.log((two + (depth - 2) * (three - two)) / parameters))
+        base, more = (_size(heads, depth) for depth in (2, 3))
+        depth = max(1, round(2 + (parameters - base) / (more - base)))
+        miss = abs(math.log((base + (depth - 2) * (more - base)) / parameters))
         found.append((miss + abs(math.log(depth / heads)) / 4, heads, depth))
     cost, heads, depth = min(found)
     if cost > 0.5:
-        raise ValueError(f"params: {parameters:.3g} is no size of a usual decoder (16m to 20t); name a page or a recipe")
+        raise ValueError(
+            f"params: {parameters:.3g} is no size of a usual decoder (16m to 20t); name a page or a recipe"
+        )
     two, three = (shape(_llama(heads, n), context) for n in (2, 3))
     width = heads * HEAD
     words = f"a LLaMA of width {width:,}, {depth} blocks, {heads} heads, hidden {_hidden(width):,}, vocabulary 32,000"

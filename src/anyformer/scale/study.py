@@ -83,7 +83,9 @@ class Study:
             lines.append(f"  {each.name:13}" + (f"{each.a:11.3f}    {n:.3g}, {d:.3g}" if not each.note else each.note))
         if self.held:
             lines.append("\nheld out: the largest runs, foretold by a fit of the others")
-            lines.append("    parameters      tokens    loss   foretold   90 % interval     error   last loss carried on")
+            lines.append(
+                "    parameters      tokens    loss   foretold   90 % interval     error   last loss carried on"
+            )
         for h in self.held:
             lines.append(
                 f"  {h.params:12,.0f}{h.tokens:12.3g}{h.loss:8.4f}{h.predicted:11.4f}   "
@@ -103,7 +105,8 @@ def study(runs: Runs, hold_out: int = 2, draws: int = 200, seed: int = 0) -> Stu
     """
     fit = surface.fit(runs, seed)
     law = surface.bootstrap(runs, fit.law, draws, seed)
-    held, note = (), ""
+    held: tuple[Held, ...] = ()
+    note = ""
     if hold_out and len(runs.loss) - hold_out < LEAST:
         note = f"nothing is held out: {len(runs.loss)} runs without {hold_out} are too few for a fit"
     elif hold_out:

@@ -9,7 +9,6 @@ random exponents with the E, A, B of least squares for them (variable projection
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +41,7 @@ def fit(runs: Runs, seed: int = 0, delta: float = DELTA) -> Surface:
         ValueError: if fewer than half of the starts that reach the least objective agree on the exponents: the runs do
             not decide them. ImportError: without scipy.
     """
+    _scipy()
     problem, rng = _Problem(runs, delta), np.random.default_rng(seed)
     found = [problem.minimise(problem.start(*rng.uniform(0.1, 1.0, 2))) for _ in range(STARTS)]
     least = min(value for value, _ in found)
@@ -58,13 +58,13 @@ def fit(runs: Runs, seed: int = 0, delta: float = DELTA) -> Surface:
             f"{len(best)} of {STARTS} starts reach the least objective {least:.6g}, with {ranges}: these runs do not "
             "decide the law. Add runs of other sizes and lengths, each varied while the other stays"
         )
-    ends = {name: (float(of.min()), float(of.max())) for name, of in (("params", runs.params), ("tokens", runs.tokens))}
-    return Surface(replace(law, **ends), least, len(best))
+    sizes, lengths = ((float(of.min()), float(of.max())) for of in (runs.params, runs.tokens))
+    return Surface(replace(law, params=sizes, tokens=lengths), least, len(best))
 
 
 def bootstrap(runs: Runs, law: Law, count: int, seed: int = 0, delta: float = DELTA) -> Law:
-    """The law with refits to `count` resamples of the runs (with replacement), which give its intervals. A resample with
-    fewer than three different sizes or lengths, or whose exponents grow without end, is drawn again.
+    """The law with refits to `count` resamples of the runs (with replacement), which give its intervals. A resample
+    with fewer than three different sizes or lengths, or whose exponents grow without end, is drawn again.
 
     Raises:
         ValueError: if most resamples are of that kind.
@@ -81,7 +81,9 @@ def bootstrap(runs: Runs, law: Law, count: int, seed: int = 0, delta: float = DE
         if drawn is not None:
             draws.append(tuple(getattr(drawn, name) for name in FIELDS))
     if len(draws) < count:
-        raise ValueError(f"{len(draws)} of {4 * count} resamples decide a law: {len(runs.loss)} runs are too few or too alike")
+        raise ValueError(
+            f"{len(draws)} of {4 * count} resamples decide a law: {len(runs.loss)} runs are too few or too alike"
+        )
     return replace(law, draws=tuple(draws))
 
 
@@ -102,10 +104,8 @@ class _Problem:
 
     def start(self, alpha: float, beta: float) -> Array:
         """E, A', B' of least squares of relative errors, none below 0."""
-        from scipy.optimize import nnls
-
         columns = np.stack([np.ones_like(self.n), np.exp(-alpha * self.n), np.exp(-beta * self.d)], 1)
-        terms, _ = nnls(columns / self.loss[:, None], np.ones_like(self.loss))
+        terms, _ = _scipy().nnls(columns / self.loss[:, None], np.ones_like(self.loss))
         return np.array([*np.log(np.maximum(terms, LEAST * self.loss.min())), alpha, beta])
 
     def at(self, law: Law) -> Array:
@@ -116,7 +116,7 @@ class _Problem:
     def minimise(self, theta: Array, tolerance: float = 1e-9) -> tuple[float, Array]:
         """The least objective from a start. BFGS is begun again where it stopped, until that changes nothing: its line
         search can end early at the kinks of Huber's loss."""
-        minimise, value = _scipy(), np.inf
+        minimise, value = _scipy().minimize, np.inf
         for _ in range(20):
             done = minimise(self.value, theta, jac=True, method="BFGS", options={"gtol": tolerance, "maxiter": 2000})
             theta, before, value = done.x, value, float(done.fun)
@@ -141,7 +141,9 @@ class _Problem:
             e, a, b = np.exp([theta[0], theta[1] + theta[3] * self.means[0], theta[2] + theta[4] * self.means[1]])
         if not (np.isfinite([a, b]).all() and min(a, b, theta[3], theta[4]) > 0):
             return None
-        return Law(float(e) if e > FLOOR * self.loss.min() else 0.0, float(a), float(b), float(theta[3]), float(theta[4]))
+        return Law(
+            float(e) if e > FLOOR * self.loss.min() else 0.0, float(a), float(b), float(theta[3]), float(theta[4])
+        )
 
 
 def _huber(x: Array, delta: float) -> tuple[Array, Array]:
@@ -151,9 +153,9 @@ def _huber(x: Array, delta: float) -> tuple[Array, Array]:
     return value, np.clip(x, -delta, delta)
 
 
-def _scipy() -> Callable[..., Any]:
+def _scipy() -> Any:
     try:
-        from scipy.optimize import minimize
+        from scipy import optimize
     except ImportError:
         raise ImportError("a fit needs scipy: pip install 'anyformer[scale]'") from None
-    return minimize  # type: ignore[no-any-return]
+    return optimize
