@@ -40,6 +40,7 @@ def test_a_shape_is_that_of_the_count_and_of_the_real_split(name: str, tmp_path:
     assert found.weights * found.parameters == pytest.approx(counted.weights)
     assert (found.optimizer - 4) * found.parameters == pytest.approx(counted.optimizer)
     assert found.kept[0] == counted.activations and found.flops[1] >= found.flops[0]
+    assert len(best(found, 4, H100, assumed(batch=1e4))) > 1
     if name in ("llama", "gpt", "bert"):
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
         try:

@@ -76,6 +76,7 @@ def run(args: Any) -> None:
         raise ValueError("plan needs a model or --params, and not both, e.g. anyformer plan --params 7b …")
     tokens, (count, gpu) = quantities.positive("--tokens", given["tokens"]), parse(given["gpus"])
     assumed = planning.assumptions(gpu, tokens, given)
+    price = None if given["price"] is None else quantities.positive("--price", given["price"])
     longest = None if given["budget"] is None else quantities.days(given["budget"])
     if args.model is None:
         if given["size"] or given["overrides"]:
@@ -86,5 +87,5 @@ def run(args: Any) -> None:
         found = models.outline(args.model, given["size"], given["task"], given["ignore"], given["overrides"])
         words, made = args.model + (f" {given['size']}" if given["size"] else ""), shape(found.recipe, given["context"])
         asked = float(made.parameters)
-    done = planning.plan(words, made, asked, tokens, count, gpu, assumed, longest, given["price"])
+    done = planning.plan(words, made, asked, tokens, count, gpu, assumed, longest, price)
     print(plain.dump(done.to_json()) if given["json"] else done)

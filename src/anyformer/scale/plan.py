@@ -33,7 +33,7 @@ class Assumptions:
         utilisation: of the GPU's peak, by products while they run; communication and empty places come on top.
         overlap: share of communication that runs beside computation, where it can (gradients, weights, keys).
         reserve: share of a GPU's memory for fragmentation, buffers and the libraries.
-        batch: tokens of a step. network: bytes a second of a GPU to other machines.
+        batch: tokens of a step. network: GB a second of a GPU to other machines.
         watts: of a GPU with its share of the host. pue: energy of the building to that of its computers. carbon: kg CO2
             of a kWh.
     """
@@ -65,7 +65,7 @@ def defaults(gpu: GPU, tokens: float) -> dict[str, float]:
     batch = min(4e6, max(5e5, tokens / 5000))
     watts = 330.0 if gpu.name == "v100" else 1.25 * gpu.watts  # 330 W was measured, with the host (Patterson et al.)
     return {
-        "utilisation": 0.5, "overlap": 0.7, "reserve": 0.1, "batch": batch, "network": gpu.network,
+        "utilisation": 0.5, "overlap": 0.7, "reserve": 0.1, "batch": batch, "network": gpu.network / GB,
         "watts": watts, "pue": 1.1, "carbon": 0.429,
     }  # fmt: skip
 
@@ -167,7 +167,8 @@ def _refusal(shape: Shape, gpus: int, gpu: GPU, given: Assumptions, lean: Layout
 def _axes(shape: Shape, gpus: int, gpu: GPU) -> Iterator[tuple[int, int, int, int]]:
     """tensor, pipeline, context and expert that divide heads, blocks, rows, experts and GPUs."""
     powers = [1 << i for i in range(18)]
-    for tensor in (n for n in powers if n <= gpu.node and shape.divisor % n == 0 and gpus % n == 0 and shape.split):
+    divides = [n for n in powers if n <= gpu.node and shape.divisor % n == 0 and gpus % n == 0]
+    for tensor in divides if shape.split else [1]:
         for context in (n for n in powers if n == 1 or (shape.keys and shape.context / n >= FEWEST)):
             left, rest = divmod(gpus, tensor * context)
             for pipeline in range(1, shape.depth + 1) if not rest else ():
@@ -215,7 +216,7 @@ def _seconds(
     passes = 3 if again else 2  # forward, backward, and forward again
 
     def bandwidth(processes: int) -> float:
-        return gpu.link if processes <= gpu.node else given.network
+        return gpu.link if processes <= gpu.node else given.network * GB
 
     def seen(time: float, beside: float) -> float:
         """What of a communication is not hidden beside a computation."""

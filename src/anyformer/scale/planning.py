@@ -92,16 +92,13 @@ class Plan:
             m, step = e.memory, e.step
             parts = ", ".join(f"{n / GB:.1f}" for n in (m.weights, m.gradients, m.optimizer, m.activations))
             lines.append(f"  {e}: {e.days(self.shape, self.tokens):.3g} days")
-            share = self.six / (self.tokens * self.gpus * self.gpu.flops) * self._per_token(e)
+            share = self.six / (e.days(self.shape, self.tokens) * 86400 * self.gpus * self.gpu.flops)
             lines.append(
                 f"      {m.peak / GB:.1f} GB ({parts}); {e.micro} micro-batches of {e.rows}; step {step:.3g} s, "
                 f"{e.seconds['bubble'] / step:.1%} of it pipeline bubble, {e.exposed / step:.1%} exposed communication "
                 f"({self._worst(e)}); {share:.0%} of the peak in all"
             )
         return lines
-
-    def _per_token(self, e: Layout) -> float:
-        return e.micro * e.rows * e.data * self.shape.context / e.step
 
     @staticmethod
     def _worst(e: Layout) -> str:
@@ -145,11 +142,11 @@ class Plan:
 
 def _ratio(pair: tuple[float | None, float | None]) -> float:
     low, high = pair
-    return float("inf") if low is None or high is None else max(low, high) / min(low, high)
+    return float("inf") if low is None or high is None else max(low, high) / min(low, high) if low and high else 1.0
 
 
 def assumptions(gpu: GPU, tokens: float, given: Mapping[str, Any]) -> Assumptions:
-    """Defaults, and what somebody set; `network` is given in GB a second, `batch` as 4m.
+    """Defaults, and what somebody set; `batch` may be a text such as 4m.
 
     Raises:
         ValueError: for a share outside 0 to 1, or a number that is not above 0.
@@ -161,7 +158,7 @@ def assumptions(gpu: GPU, tokens: float, given: Mapping[str, Any]) -> Assumption
         if name in SHARES and not 0 <= value <= 1 - (name == "reserve") * 1e-9:
             raise ValueError(f"--{name} is a share from 0 to 1, got {value}")
         free = name in ("overlap", "reserve", "carbon") and value == 0
-        made[name] = 0.0 if free else positive(f"--{name}", value) * (GB if name == "network" else 1)
+        made[name] = 0.0 if free else positive(f"--{name}", value)
     return Assumptions(**made)
 
 

@@ -54,18 +54,6 @@ class Runs:
         """Some of the runs, by numbers or a mask."""
         return Runs(self.params[chosen], self.tokens[chosen], self.loss[chosen])
 
-    def split(self, largest: int) -> tuple[Runs, Runs | None]:
-        """The runs without the `largest` of most operations, and these (N, D and L alone are asked of them)."""
-        if not 0 <= largest < len(self.loss):
-            raise ValueError(f"{largest} of {len(self.loss)} runs cannot be held out")
-        order = np.argsort(self.flops, kind="stable")
-        if largest == 0:
-            return self, None
-        held = object.__new__(Runs)  # fewer runs than a fit needs
-        for name in ("params", "tokens", "loss"):
-            object.__setattr__(held, name, getattr(self, name)[order[-largest:]])
-        return self.take(order[:-largest]), held
-
 
 def read(path: Path, columns: Mapping[str, str] | None = None, drop: int = 0) -> Runs:
     """The runs of a file.

@@ -115,13 +115,14 @@ def study(runs: Runs, hold_out: int = 2, draws: int = 200, seed: int = 0) -> Stu
 
 
 def _foretold(runs: Runs, hold_out: int, draws: int, seed: int) -> tuple[Held, ...]:
-    seen, unseen = runs.split(hold_out)
-    assert unseen is not None
+    order = np.argsort(runs.flops, kind="stable")
+    seen, unseen = runs.take(order[:-hold_out]), order[-hold_out:]
     law = surface.bootstrap(seen, surface.fit(seen, seed).law, draws, seed)
-    carried, made = float(seen.loss[np.argmax(seen.flops)]), []
-    for n, d, loss in zip(unseen.params, unseen.tokens, unseen.loss, strict=True):
+    carried, made = float(seen.loss[-1]), []
+    for of in unseen:
+        n, d, loss = float(runs.params[of]), float(runs.tokens[of]), float(runs.loss[of])
         interval = law.interval(lambda each, n=n, d=d: each.loss(n, d)) or (np.nan, np.nan)
-        made.append(Held(float(n), float(d), float(loss), float(law.loss(n, d)), interval, carried))
+        made.append(Held(n, d, loss, law.loss(n, d), interval, carried))
     return tuple(made)
 
 
