@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from anyformer.scale import Runs, draw, read, study, surface
+from anyformer.scale import Runs, draw, planning, read, study, surface
 from anyformer.scale.approaches import parabolas
 from anyformer.scale.approaches import surface as third
 from anyformer.scale.gpus import GPUS
 from anyformer.scale.laws import FIELDS, PUBLISHED, Law
-from anyformer.scale.plan import energy
+from anyformer.scale.plan import Assumptions, defaults, energy
 from anyformer.scale.shape import usual
 from benchmarks import machine
 
@@ -101,13 +101,16 @@ def fits(ladder: Path, epoch: Path | None, plot: Path | None) -> dict[str, Any]:
 
 
 def plans() -> dict[str, Any]:
-    """Published runs beside the formulas of a plan: what, ours, published, where."""
+    """Published runs beside the formulas of a plan (what, ours, published, where), and the plan of one."""
     gpt, llama = usual(175e9, 2048)[1], usual(70e9, 4096)[1]
     a100 = GPUS["a100"]
     seconds = gpt.flops[1] * 300e9 / (1024 * 140e12)
     hours = llama.flops[0] * 2e12 / (a100.flops * 0.5) / 3600
+    given = Assumptions(**defaults(a100, 300e9))
+    whole = planning.plan("a LLaMA of about 175 B", gpt, 175e9, 300e9, 1024, a100, given)
     patterson, meta = energy(10_000, 330, 14.8, 1.10, 0.429), energy(1, 400, 1_720_320 / 24, 1.0, 0.4235)
     return {
+        "plan": str(whole),
         "rows": [
             ("GPT-3: 6 N D of 175 B and 300 B tokens", 6 * 175e9 * 300e9, 3.14e23, "Brown et al., 2020"),
             ("GPT-3: MWh, 10,000 x 330 W, 14.8 days, PUE 1.10", patterson.kwh / 1e3, 1287, "Patterson et al., 2021"),
@@ -152,6 +155,8 @@ def table(results: dict[str, Any]) -> str:
     if "rows" in results:
         rows = [f"| {w} | {o:.4g} | {p:.4g} | {o / p - 1:+.1%} | {s} |" for w, o, p, s in results["rows"]]
         parts.append("\n".join(["| | ours | published | | |", "|---|---|---|---|---|", *rows]))
+        command = "anyformer plan --params 175b --tokens 300b --context 2048 --gpus 1024xa100"
+        parts.append(f"`{command}`:\n\n```text\n{results['plan']}\n```")
     return "\n\n".join(parts)
 
 

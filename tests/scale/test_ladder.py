@@ -61,7 +61,7 @@ def test_a_ladder_trains_each_run_once_and_goes_on_behind_a_signal(
         monkeypatch.setattr(Loop, "advance", stepped)
 
     monkeypatch.setattr(ladder, "train", trained)
-    with pytest.raises(ladder.Stopped, match="run-03 stopped after step"):
+    with pytest.raises(InterruptedError, match="run-03 stopped after step"):
         climb(steps, lambda _: None)
     rows = (steps.parent / "runs" / "runs.jsonl").read_text().splitlines()
     assert len(rows) == 2 and calls == [4, 8, 12]

@@ -29,14 +29,12 @@ from anyformer.hub.formats.guard import atomic_write, read_bytes
 from anyformer.scale.runs import LEAST
 from anyformer.train import Result, train
 from anyformer.train.options import TrainOptions
+from anyformer.train.session import context_of
+from anyformer.train.tasks.text import LONGEST
 
 FILE = "runs.jsonl"
 KEYS = ("out", "train", "runs")
 OURS = ("out", "resume", "quiet")  # options of `train` that the ladder sets itself
-
-
-class Stopped(RuntimeError):
-    """A signal ended a run before its last step; the ladder can be resumed."""
 
 
 def climb(ladder: Path, say: Callable[[str], None] = print) -> Path:
@@ -51,7 +49,7 @@ def climb(ladder: Path, say: Callable[[str], None] = print) -> Path:
 
     Raises:
         ValueError: for unknown keys or options, fewer than `LEAST` runs, two that are the same, or those of `train`.
-        Stopped: if a signal came; what is finished is kept.
+        InterruptedError: if a signal came; what is finished is kept.
     """
     folder, runs = read(ladder)
     file = folder / FILE
@@ -73,7 +71,7 @@ def climb(ladder: Path, say: Callable[[str], None] = print) -> Path:
         began = time.perf_counter()
         result = train(**options, out=place / "train", resume="auto", quiet=True)
         if result.stopped:
-            raise Stopped(f"{name} stopped after step {result.steps}; the same command goes on from there")
+            raise InterruptedError(f"{name} stopped after step {result.steps}; the same command goes on from there")
         done[key] = _row(result, options, name, time.perf_counter() - began)
         atomic_write(file, "".join(json.dumps(row) + "\n" for row in done.values()).encode())
         say(f"{name}: {done[key]['params']:,} parameters, {done[key]['tokens']:,} tokens, loss {done[key]['loss']:.4f}")
@@ -126,8 +124,8 @@ def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 def _row(result: Result, options: Mapping[str, Any], name: str, seconds: float) -> dict[str, Any]:
     made = TrainOptions(**options)
-    context = made.context or min(result.model.context or 256, 256)
     bits, model = result.bits_per_byte, result.model
+    context = context_of(model, made.context, LONGEST, 1, "")
     tables = {id(p): p.numel() for path, p in model.named_parameters() if "embed" in path.split(".")}
     return {
         "run": name,

@@ -77,7 +77,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None, drop: int = 0) ->
                 raise ValueError(f"{path}, run {number}: {names[key]} must be a finite number above 0, got {value}")
     if second == "flops":
         table["tokens"] = table.pop("flops") / (6 * table["params"])
-    kept = np.sort(np.argsort(table["loss"], kind="stable")[: len(rows) - drop])
+    kept = np.sort(np.argsort(table["loss"], kind="stable")[: max(0, len(rows) - drop)])
     try:
         return Runs(table["params"][kept], table["tokens"][kept], table["loss"][kept])
     except ValueError as error:
