@@ -18,6 +18,9 @@ from anyformer.scale.gpus import GPUS, parse
 from anyformer.scale.plan import Assumptions, Layout, best, defaults, energy, fits, layouts
 from anyformer.scale.shape import Shape, shape, usual
 from anyformer.train.distributed.tensor import split
+from anyformer.train.memory import estimate
+from anyformer.train.objectives import causal_lm
+from anyformer.train.settings import Settings
 from benchmarks.scaling import plans
 
 H100 = GPUS["h100"]
@@ -210,3 +213,13 @@ def test_the_nearest_that_fits_does_and_one_less_does_not(seven: Shape) -> None:
     assert best(seven, 2, H100, given) and best(seven, 1, GPUS["h200"], given)
     with pytest.raises(ValueError, match=r"leanest on 1xh100 .recompute. needs"):
         best(seven, 1, H100, given)
+
+
+def test_one_gpu_needs_what_training_here_says_before_its_first_step() -> None:
+    recipe, length = pages.recipe("llama", "mini"), 256
+    found = shape(recipe, length)
+    one = next(e for e in layouts(found, 1, H100, assumed(batch=length)) if not e.recompute)
+    ids = torch.zeros(1, length, dtype=torch.long)
+    settings = Settings(steps=1, precision="bf16", chunked_loss="off")
+    said = estimate(pages.build(recipe), {"input_ids": ids, "labels": ids}, causal_lm, settings)
+    assert one.memory.peak == pytest.approx(said.peak, rel=0.1)
