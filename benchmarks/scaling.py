@@ -30,7 +30,7 @@ from benchmarks import machine
 
 ASYMMETRIES = ((0.34, 0.28), (0.35, 0.37), (0.2, 0.6), (0.6, 0.2), (0.5, 0.5), (0.3, 0.9))
 SIZES, LENGTHS = np.geomspace(5e7, 1.6e10, 7), np.geomspace(1e9, 3e11, 7)
-NOISE, DRAWS, RESAMPLES = 0.01, 200, 100
+NOISE, DRAWS, RESAMPLES = 0.01, 200, 50
 EPOCH = {"params": "Model Size", "flops": "Training FLOP"}
 SHORT = 3  # runs of the ladder with 250 steps, the highest losses
 WORST = 5  # runs of the highest losses, which Besiroglu et al. leave out

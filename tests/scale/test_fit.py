@@ -55,6 +55,12 @@ def test_no_other_optimiser_finds_less_and_the_gradient_is_exact() -> None:
     assert found.objective <= other.fun * (1 + 1e-9) and found.agreeing >= 9
 
 
+def test_a_second_minimum_next_to_the_least_one_is_no_disagreement() -> None:
+    runs = planted(PUBLISHED["besiroglu"], 0.01, 196)  # six of ten starts end in a minimum that is 15 millionths higher
+    found = surface.fit(runs)
+    assert found.agreeing == 4 and found.objective <= surface.objective(runs, PUBLISHED["besiroglu"])
+
+
 def test_parabolas_are_off_by_the_factor_that_algebra_says() -> None:
     for alpha, beta in ASYMMETRIES:
         law, around = law_of(alpha, beta), np.linspace(-1.5, 1.5, 7)

@@ -18,7 +18,7 @@ from anyformer.scale.laws import FIELDS, Law
 from anyformer.scale.runs import Array, Runs
 
 DELTA = 1e-3
-STARTS = 10
+STARTS, FEWEST = 10, 3  # starts, and those that must reach the least objective
 AGREE = 1e-3  # relative difference of the exponents of starts that found one minimum
 FLOOR = 1e-9  # share of the least loss that E has at least
 LEAST = 0.1  # of a start: the share of the least loss that each term has at least
@@ -38,18 +38,18 @@ def fit(runs: Runs, seed: int = 0, delta: float = DELTA) -> Surface:
     """The law of the runs.
 
     Raises:
-        ValueError: if fewer than half of the starts that reach the least objective agree on the exponents: the runs do
-            not decide them. ImportError: without scipy.
+        ValueError: if fewer than three starts reach the least objective, or these disagree on the exponents: the runs
+            do not decide them. ImportError: without scipy.
     """
     _scipy()
     problem, rng = _Problem(runs, delta), np.random.default_rng(seed)
     found = [problem.minimise(problem.start(*rng.uniform(0.1, 1.0, 2))) for _ in range(STARTS)]
     least = min(value for value, _ in found)
-    best = [theta for value, theta in found if value <= least * (1 + 1e-4) + 1e-12]
+    best = [theta for value, theta in found if value <= least * (1 + 1e-6) + 1e-12]  # others are in worse minima
     exponents = np.array([theta[3:] for theta in best])
     spread = np.ptp(exponents, axis=0) / exponents.mean(axis=0)
     law = problem.law(min(found, key=lambda pair: pair[0])[1])
-    if len(best) < STARTS // 2 or spread.max() > AGREE or law is None:
+    if len(best) < FEWEST or spread.max() > AGREE or law is None:
         ranges = ", ".join(
             f"{name} {low:.3g} to {high:.3g}"
             for name, low, high in zip(FIELDS[3:], exponents.min(axis=0), exponents.max(axis=0), strict=True)
