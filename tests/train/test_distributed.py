@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.train import checkpoint
+from anyformer.train import Settings, checkpoint, objectives
 from anyformer.train.distributed import world
 from tests.train import distributed_worker as worker
 from tests.train.launched import ENVIRONMENT, WORKER, close, launch, rows, same
@@ -26,6 +26,9 @@ TWO: list[dict[str, Any]] = [{"what": what, "parallel": kind} for what in PAGES 
 TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "local", "communication": {"every": 1}}]
 TWO += [{"what": "gpt", "parallel": "powersgd", "communication": {"rank": 1, "start": 2}}]
 TWO += [{"what": "mixture", "parallel": "ep"}] * EXPERTS
+TWO += [{"what": "llama", "parallel": "ddp", "mesh": {"context": 2}}]
+TWO += [{"what": what, "parallel": "fsdp", "mesh": {"context": 2}, "activation_checkpointing": ["blocks.*"]}
+        for what in ("hybrid", "windows")]  # fmt: skip
 EXACT: dict[str, dict[str, float]] = {
     "ddp": {},
     "fsdp": {},
@@ -37,6 +40,9 @@ FOUR: list[dict[str, Any]] = [
     {"what": "t5", "parallel": "ddp", "mesh": {"data": 2, "tensor": 2}},
     {"what": "llama", "parallel": "fsdp", "mesh": {"tensor": 2}},
     {"what": "bert", "parallel": "fsdp"},
+    {"what": "mamba", "parallel": "ddp", "mesh": {"context": 4}},
+    {"what": "llama", "parallel": "fsdp", "mesh": {"context": 2}},
+    {"what": "gpt", "parallel": "ddp", "mesh": {"context": 2, "tensor": 2}},
     *[{"what": "mixture", "parallel": "ep", "mesh": {"tensor": 2}}] * EXPERTS,
 ]
 
@@ -46,6 +52,8 @@ QUICK |= {
     "gpt-powersgd",
     "ddp",
     "diloco",
+    "llama-ddp-context2",
+    "hybrid-fsdp-context2",
 }  # what `make test` runs, in two processes; all else waits for `make test-all`
 
 
@@ -228,8 +236,9 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
 @pytest.mark.parametrize(
     "given, said",
     [({"parallel": "fdsp"}, r"one of ddp, fsdp.*did you mean fsdp"),
-     ({"mesh": {"tensr": 2}}, "mesh has data and tensor"),
+     ({"mesh": {"tensr": 2}}, "mesh has data, tensor and context"),
      ({"mesh": {"data": 4}}, r"the launcher started 1 process; e.g. torchrun --nproc-per-node 4"),
+     ({"parallel": "local", "mesh": {"context": 2}}, "the launcher started 1 process"),
      ({"parallel": "ddp", "communication": {"every": 3}}, "ddp has no such numbers"),
      ({"parallel": "diloco", "communication": {"evry": 3}}, "diloco has every, lr, momentum; got 'evry'"),
      ({"parallel": "powersgd", "communication": {"start": 1}}, "start=1 of powersgd is too small")],
@@ -237,6 +246,33 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
 def test_options_are_checked(given, said):
     with pytest.raises(ValueError, match=said):
         world(**given)
+
+
+def test_what_cannot_be_cut_into_pieces_of_tokens_is_refused(group):
+    from anyformer.train.distributed.context import Context
+    from anyformer.train.step_loss import Loss
+
+    def joined(page, objective=objectives.causal_lm, **settings):
+        pieces = Context(None)
+        pieces.join(Loss(af.build(page, "tiny"), objective, Settings(steps=1, **settings)))
+        return pieces
+
+    for page, said in (("bert", "Encoder is no decoder of text"), ("llava", "no decoder of text alone"),
+                       ("transformerxl", "SegmentRecurrence cannot read a text in pieces with gradients")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            joined(page)
+    with pytest.raises(ValueError, match="objective masked_lm reads more than one token's output"):
+        joined("gpt", objectives.masked_lm)
+    with pytest.raises(ValueError, match="a compiled step"):
+        joined("gpt", compile=True)
+    pieces, batch = joined("mamba"), worker.padded(0)
+    with pytest.raises(ValueError, match=r"document_ids \(4, 10\) keep packed documents apart"):
+        pieces.cut({**batch, "document_ids": batch["input_ids"]})
+    with pytest.raises(ValueError, match=r"pixel_values \(4, 3\) have no entry for each token"):
+        pieces.cut({**batch, "pixel_values": torch.zeros(4, 3)})
+    batch["attention_mask"][0, :4] = torch.tensor([1, 0, 1, 1])
+    with pytest.raises(ValueError, match="padding in the middle of a text"):
+        pieces.cut(batch)
 
 
 @pytest.fixture
