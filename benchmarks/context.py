@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 COUNTS, KEPT = (1, 2, 4), ((), ("blocks.*",))
 
 
-def run() -> Section:
+def run(rounds: int = 1) -> Section:
     """Trains each model in each layout; the section of the report."""
     if not Path("/proc/self/status").exists():
         raise Missing("memory is read from Linux, in /proc/self/status")
@@ -89,7 +90,7 @@ def main(folder: str, page: str, again: list[str]) -> None:
     out = processes.on_main(lambda: f"{folder}/run")
     done = fit(af.build(page, "tiny", seed=0, overrides=MODELS[page]), batch, objectives.causal_lm, settings, out,
                world=processes)  # fmt: skip
-    seconds = statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    seconds = statistics.median(b - a for a, b in pairwise(times))
     found = {"memory": (resident()["VmHWM"] - held) / 1e6, "seconds": seconds, "loss": done.loss}
     Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()

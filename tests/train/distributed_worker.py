@@ -97,6 +97,7 @@ JOBS = {
     "uneven": (lambda seed: af.build("gpt", "tiny", seed=seed), uneven, objectives.causal_lm),
     "llama": (lambda seed: af.build("llama", "tiny", seed=seed), padded, objectives.causal_lm),
     "hybrid": (hybrid, padded, objectives.causal_lm),
+    "deep": (lambda seed: af.build("gpt", "tiny", seed=seed, depth=5), padded, objectives.causal_lm),
     "mamba": (lambda seed: af.build("mamba2", "tiny", seed=seed), padded, objectives.causal_lm),
     "windows": (lambda seed: af.build("gemma3", "tiny", seed=seed), padded, objectives.causal_lm),
     "mixture": (mixture, padded, objectives.causal_lm),

@@ -27,6 +27,7 @@ TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "loca
 TWO += [{"what": "gpt", "parallel": "powersgd", "communication": {"rank": 1, "start": 2}}]
 TWO += [{"what": "mixture", "parallel": "ep"}] * EXPERTS
 TWO += [{"what": "llama", "parallel": "ddp", "mesh": {"context": 2}}]
+TWO += [{"what": what, "parallel": "pipeline"} for what in ("gpt", "bert", "vit", "hybrid", "uneven")]
 TWO += [{"what": what, "parallel": "fsdp", "mesh": {"context": 2}, "activation_checkpointing": ["blocks.*"]}
         for what in ("hybrid", "windows")]  # fmt: skip
 EXACT: dict[str, dict[str, float]] = {
@@ -42,6 +43,8 @@ FOUR: list[dict[str, Any]] = [
     {"what": "bert", "parallel": "fsdp"},
     {"what": "mamba", "parallel": "ddp", "mesh": {"context": 4}},
     {"what": "llama", "parallel": "fsdp", "mesh": {"context": 2}},
+    {"what": "llama", "parallel": "pipeline", "mesh": {"data": 2}},
+    {"what": "deep", "parallel": "pipeline", "communication": {"pieces": 2}},
     {"what": "gpt", "parallel": "ddp", "mesh": {"context": 2, "tensor": 2}},
     *[{"what": "mixture", "parallel": "ep", "mesh": {"tensor": 2}}] * EXPERTS,
 ]
@@ -54,6 +57,7 @@ QUICK |= {
     "diloco",
     "llama-ddp-context2",
     "hybrid-fsdp-context2",
+    "gpt-pipeline",
 }  # what `make test` runs, in two processes; all else waits for `make test-all`
 
 
@@ -81,10 +85,15 @@ def alone(tmp_path_factory, chosen):
     return folder
 
 
+def _moves(job):
+    """Does another layout go on from its checkpoint?"""
+    return job["what"] == "llama" or job["parallel"] == "pipeline"
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, chosen):
     folder = tmp_path_factory.mktemp("two")
-    jobs = [{**job, "out": str(folder / name(job)), "save_every": 8 * (job["what"] == "llama")} for job in TWO]
+    jobs = [{**job, "out": str(folder / name(job)), "save_every": 8 * _moves(job)} for job in TWO]
     jobs = [job for job in jobs if chosen(name(job))]
     for kind, exchange in ((kind, exchange) for kind, exchange in EXACT.items() if chosen(kind)):
         straight: dict[str, Any] = {
@@ -97,7 +106,8 @@ def two(tmp_path_factory, chosen):
         straight["out"] = str(folder / f"straight-{kind}")
         again = {**straight, "out": str(folder / f"again-{kind}"), "resume": f"{straight['out']}/step-000008"}
         jobs += [straight, again]
-    launch(folder, 2, jobs)
+    moved = {"what": "llama", "parallel": "pipeline", "resume": str(folder / "llama-fsdp/step-000008")}
+    launch(folder, 2, [*jobs, {**moved, "out": str(folder / "moved-pipeline")}])
     return folder
 
 
@@ -149,6 +159,12 @@ def test_straight_is_the_same_as_resumed_with_dropout_and_batches_that_draw(two,
 def test_checkpoint_of_two_shards_goes_on_in_one_process(tmp_path, alone, two):
     worker.job(tmp_path / "moved", "llama", resume=two / "llama-fsdp/step-000008")
     assert len(rows(tmp_path / "moved")) == 12 and close(tmp_path / "moved", alone / "llama")
+
+
+def test_checkpoints_go_into_stages_and_out_of_them(tmp_path, alone, two):
+    worker.job(tmp_path / "moved", "gpt", resume=two / "gpt-pipeline/step-000008")
+    for folder, what in ((tmp_path / "moved", "gpt"), (two / "moved-pipeline", "llama")):
+        assert len(rows(folder)) == 12 and close(folder, alone / what)
 
 
 @pytest.mark.slow
@@ -236,8 +252,10 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
 @pytest.mark.parametrize(
     "given, said",
     [({"parallel": "fdsp"}, r"one of ddp, fsdp.*did you mean fsdp"),
-     ({"mesh": {"tensr": 2}}, "mesh has data, tensor and context"),
+     ({"mesh": {"tensr": 2}}, "mesh has data, tensor, context, pipeline"),
      ({"mesh": {"data": 4}}, r"the launcher started 1 process; e.g. torchrun --nproc-per-node 4"),
+     ({"parallel": "pipeline", "mesh": {"tensor": 2}}, "pipeline does not split by mesh.tensor"),
+     ({"parallel": "fsdp", "mesh": {"pipeline": 2}}, "fsdp does not split by mesh.pipeline"),
      ({"parallel": "local", "mesh": {"context": 2}}, "the launcher started 1 process"),
      ({"parallel": "ddp", "communication": {"every": 3}}, "ddp has no such numbers"),
      ({"parallel": "diloco", "communication": {"evry": 3}}, "diloco has every, lr, momentum; got 'evry'"),
@@ -273,6 +291,23 @@ def test_what_cannot_be_cut_into_pieces_of_tokens_is_refused(group):
     batch["attention_mask"][0, :4] = torch.tensor([1, 0, 1, 1])
     with pytest.raises(ValueError, match="padding in the middle of a text"):
         pieces.cut(batch)
+
+
+def test_what_cannot_be_cut_into_stages_is_refused(group):
+    from anyformer.train.distributed.pipeline import Pipeline
+    from anyformer.train.step_loss import Loss
+
+    def wrapped(page, objective=objectives.causal_lm, **settings):
+        line = Pipeline(1)
+        line.stages = 3
+        line.wrap(Loss(af.build(page, "tiny"), objective, Settings(steps=1, **settings)))
+
+    for page, said in (("t5", "EncoderDecoder is no single row of blocks"), ("gpt", "2 blocks are fewer than stages")):
+        with pytest.raises(ValueError, match=said):
+            wrapped(page)
+    for settings in ({"compile": True}, {"precision": "fp16"}):
+        with pytest.raises(ValueError, match="for float32 and bf16, without compile"):
+            wrapped("jamba", **settings)
 
 
 @pytest.fixture
