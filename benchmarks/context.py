@@ -22,7 +22,7 @@ from benchmarks.contest import ROOT, Missing
 from benchmarks.machine import resident
 from benchmarks.report import Section, row
 
-TOKENS, STEPS = 8192, 4
+TOKENS = 8192
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"dim": 256, "depth": 6, "heads": 8, "kv_heads": 2, "hidden": 704, "vocab": 4096, "context": TOKENS},
     "mamba": {"dim": 192, "depth": 6, "vocab": 4096},
@@ -30,8 +30,8 @@ MODELS: dict[str, dict[str, Any]] = {
 COUNTS, KEPT = (1, 2, 4), ((), ("blocks.*",))
 
 
-def run(rounds: int = 1) -> Section:
-    """Trains each model in each layout; the section of the report."""
+def run(rounds: int = 4) -> Section:
+    """Trains each model in each layout for so many steps; the section of the report."""
     if not Path("/proc/self/status").exists():
         raise Missing("memory is read from Linux, in /proc/self/status")
     table = [row("", "processes", "blocks recomputed", "memory, each, MB", "of one process", "step, s", "loss")]
@@ -39,7 +39,7 @@ def run(rounds: int = 1) -> Section:
         for again in KEPT:
             whole = 0.0
             for count in COUNTS:
-                found = _launched(page, again, count)
+                found = _launched(page, again, count, rounds)
                 whole = whole or found["memory"]
                 share, yes = f"{found['memory'] / whole:.0%}", "yes" if again else "no"
                 cells = f"{found['memory']:,.0f}", share, f"{found['seconds']:.2f}", f"{found['loss']:.5f}"
@@ -52,18 +52,18 @@ def run(rounds: int = 1) -> Section:
     return Section("Long texts on several processes", text, table)
 
 
-def _launched(page: str, again: tuple[str, ...], count: int) -> dict[str, float]:
+def _launched(page: str, again: tuple[str, ...], count: int, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
-        command += ["-m", "benchmarks.context", folder, page, json.dumps(again)]
+        command += ["-m", "benchmarks.context", folder, page, json.dumps(again), str(steps)]
         subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
         found = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     assert len(found) == count
     return {**found[0], "memory": max(f["memory"] for f in found)}
 
 
-def main(folder: str, page: str, again: list[str]) -> None:
+def main(folder: str, page: str, again: list[str], steps: int) -> None:
     """The steps of one process of the launcher."""
     import torch
     import torch.distributed as dist
@@ -86,7 +86,7 @@ def main(folder: str, page: str, again: list[str]) -> None:
         return {"input_ids": ids, "labels": objectives.next_tokens(ids)}
 
     processes.after_step = after_step  # type: ignore[method-assign]
-    settings = Settings(STEPS, activation_checkpointing=tuple(again))
+    settings = Settings(steps, activation_checkpointing=tuple(again))
     out = processes.on_main(lambda: f"{folder}/run")
     done = fit(af.build(page, "tiny", seed=0, overrides=MODELS[page]), batch, objectives.causal_lm, settings, out,
                world=processes)  # fmt: skip
@@ -98,4 +98,4 @@ def main(folder: str, page: str, again: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]))
