@@ -1,0 +1,204 @@
+"""Eight unlike clients learn together what is positive, beside pooled data and each alone; and what privacy costs.
+
+    python examples/federated.py runs/federated --doc docs/federated.md      # writes the tables
+
+Sentences of four sources that people rated (vaderSentiment 3.3.2, MIT; Hutto and Gilbert, 2014): films, products,
+editorials, tweets. Two clients of each: one has mostly positive sentences, one mostly negative ones, of unlike numbers.
+The model is BERT-tiny (2 layers of 128) with LoRA. A third of each client's sentences is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import documents
+from data import fetch
+
+from anyformer.federate import Federated, federate
+from anyformer.federate.federate import listed
+from anyformer.federate.options import FederateOptions
+from anyformer.train import finetune
+from anyformer.train.finetune import goal_of, kind_of, read_data
+
+SOURCES = {"film": "movieReviewSnippets", "product": "amazonReviewSnippets", "editorial": "nytEditorialSnippets",
+           "tweet": "tweets"}  # fmt: skip
+SIZES = {"film": (600, 300), "product": (300, 150), "editorial": (150, 300), "tweet": (600, 150)}
+MAJORITY = 0.8  # of the positive sentences of the first client of a source, of the negative ones of the second
+ROUNDS, LR, HELD_OUT, SMALL = 6, 3e-3, 1 / 3, 6
+COMMON: dict[str, Any] = {"batch": 16, "held_out": HELD_OUT, "device": "cpu", "context": 48, "quiet": True}
+# of the runs with many clients; a client takes one step of SGD, as long as the clip allows
+PRIVATE: dict[str, Any] = {"local_steps": 1, "batch": 4, "lr": 10.0, "optimizer": "sgd", "grad_clip": float("inf"),
+                           "weight_decay": 0.0, "rank": 1, "schedule": "constant", "clip": 0.5, "sample": 0.1,
+                           "processes": 2, "blind": True}  # fmt: skip
+
+FEDERATED: dict[str, dict[str, Any]] = {
+    "federated": {}, "federated, secure, a fifth drops": {"secure": True, "drop": 0.2},
+    "federated, epsilon 8": {"epsilon": 8.0, "rank": 1},
+}  # fmt: skip
+
+
+def sentences() -> dict[str, list[tuple[str, str]]]:
+    """(text, label) of each source, shuffled; those within 0.5 of neutral are left out."""
+    inner, found = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", {}
+    with (
+        tarfile.open(fetch("vaderSentiment==3.3.2")) as outer,
+        tarfile.open(fileobj=outer.extractfile(inner)) as archive,
+    ):
+        for name, file in SOURCES.items():
+            content = archive.extractfile(f"hutto_ICWSM_2014/{file}_GroundTruth.txt")
+            assert content is not None
+            rows = [line.split("\t") for line in content.read().decode("utf-8", errors="replace").splitlines()]
+            scored = [(row[2], float(row[1])) for row in rows if len(row) == 3]
+            found[name] = [(t, "positive" if s > 0 else "negative") for t, s in scored if abs(s) >= 0.5]
+            random.Random(0).shuffle(found[name])
+    return found
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> None:
+    """A client's file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+
+
+def unlike(folder: Path) -> Path:
+    """The files of eight clients."""
+    for name, rows in sentences().items():
+        by = {label: [row for row in rows if row[1] == label] for label in ("positive", "negative")}
+        for i, size in enumerate(SIZES[name]):
+            many, few = ("positive", "negative") if i == 0 else ("negative", "positive")
+            part = [by[many].pop() for _ in range(round(size * MAJORITY))]
+            part += [by[few].pop() for _ in range(size - len(part))]
+            random.Random(1).shuffle(part)
+            write(folder / f"{name}-{'ab'[i]}.csv", part)
+    return folder
+
+
+def many(folder: Path, count: int) -> Path:
+    """The files of many small clients of one source each."""
+    parts = [rows[i : i + SMALL] for rows in sentences().values() for i in range(0, len(rows) - SMALL + 1, SMALL)]
+    random.Random(2).shuffle(parts)
+    for i, part in enumerate(parts[:count]):
+        write(folder / f"{i:04d}.csv", part)
+    write(folder.parent / "test.csv", [row for part in parts[count : count + 300] for row in part])
+    return folder
+
+
+def errors(model: Any, files: dict[str, Path], seed: int) -> dict[str, tuple[float, int]]:
+    """The error rate on what each client holds out, and the number of these sentences."""
+    found = {}
+    for name, path in files.items():
+        o = FederateOptions("bert-tiny", clients=path.parent, held_out=HELD_OUT, seed=seed, context=COMMON["context"]).of(path)
+        task, _, context, columns = kind_of(model, data := read_data(o), o, least=1)
+        goal = goal_of(model, task, ("negative", "positive"), context, columns, data, o)
+        found[name] = goal.measure(model, 64), goal.facts["held_out"][0]
+    return found
+
+
+def over_all(found: dict[str, tuple[float, int]]) -> float:
+    """The accuracy over all held-out sentences."""
+    return 1 - sum(e * n for e, n in found.values()) / sum(n for _, n in found.values())
+
+
+def eight(out: Path, seeds: int, rounds: int) -> Iterator[str]:
+    """The first table, after each seed: accuracy of each client's held-out sentences."""
+    files = listed(unlike(out / "clients"))
+    rows: dict[str, list[dict[str, tuple[float, int]]]] = {}
+    runs: list[tuple[str, Federated]] = []
+    size = {str(path): float(len(path.read_text().splitlines()) - 1) for path in files.values()}
+    for seed in range(seeds):
+        mine = {"seed": seed, "lr": LR, **COMMON}
+        pooled = finetune("bert-tiny", size, epochs=rounds, out=out / f"pooled-{seed}", **mine)
+        rows.setdefault("pooled", []).append(errors(pooled.model, files, seed))
+        alone: list[dict[str, tuple[float, int]]] = []
+        for name, path in files.items():
+            done = finetune("bert-tiny", path, epochs=rounds, out=out / f"{name}-{seed}", **mine)
+            alone.append(errors(done.model, files, seed))
+        own = {name: found[name] for name, found in zip(files, alone, strict=True)}
+        all_of_them = {name: (mean(found[name][0] for found in alone), own[name][1]) for name in files}
+        rows.setdefault("each alone, its own sentences", []).append(own)
+        rows.setdefault("each alone, those of all", []).append(all_of_them)
+        for name, more in FEDERATED.items():
+            where = out / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
+            run = federate("bert-tiny", clients=out / "clients", rounds=rounds, out=where, **mine, **more)
+            rows.setdefault(name, []).append(errors(run.model, files, seed))
+            runs += [(name, run)] * (seed == 0)
+        yield table(rows, list(files), runs)
+
+
+def table(
+    rows: dict[str, list[dict[str, tuple[float, int]]]], names: list[str], runs: list[tuple[str, Federated]]
+) -> str:
+    """The first table as Markdown."""
+    lines = [f"| | all | seeds | {' | '.join(names)} |", f"|{'---|' * (3 + len(names))}"]
+    for name, found in rows.items():
+        every = [over_all(one) for one in found]
+        parts = [f"{mean(1 - one[n][0] for one in found):.1%}" for n in names]
+        lines.append(f"| {name} | {mean(every):.1%} | {min(every):.1%} … {max(every):.1%} | {' | '.join(parts)} |")
+    gap = [over_all(p) - over_all(f) for p, f in zip(rows["pooled"], rows["federated"], strict=True)]
+    each = ", ".join(f"{100 * g:+.1f}" for g in gap)
+    lines += ["", f"Pooled minus federated: {100 * mean(gap):+.1f} points ({each} by seed).", ""]
+    return "\n".join([*lines, *(told(name, run) for name, run in runs)])
+
+
+def told(name: str, run: Federated) -> str:
+    """What travelled, and what was spent, in a line."""
+    row = run.rounds[1:]
+    share = [r.clipped for r in row if r.clipped is not None]
+    aborted, dropped = sum(bool(r.aborted) for r in row), sum(len(r.dropped) for r in row)
+    return (
+        f"- {name}: {run.numbers:,} numbers travel; a round: {mean(r.up for r in row) / 1e6:.2f} MB up, "
+        f"{mean(r.down for r in row) / 1e6:.2f} MB down; {dropped} answers were lost, {aborted} of {len(row)} rounds aborted"
+        + (f"; epsilon {run.epsilon:.2f}, {mean(share):.0%} of updates clipped" if run.epsilon is not None else "")
+    )
+
+
+def small(out: Path, count: int, rounds: int) -> Iterator[str]:
+    """The second table, after each row: many clients of few sentences, with and without privacy."""
+    many(out / "many", count)
+    lines = ["| clients | epsilon | noise x clip | accuracy | clipped | time |", "|---|---|---|---|---|---|"]
+    for epsilon in (None, 8.0, 2.0):
+        began, options = time.time(), {**COMMON, **PRIVATE, "rounds": rounds}
+        run = federate("bert-tiny", clients=out / "many", out=out / f"many-{epsilon}", epsilon=epsilon, **options)
+        accuracy = over_all(errors(run.model, {"test": out / "test.csv"}, 0))
+        noise = re.findall(r"noise (\S+)", " ".join(run.assumptions)) or ["0"]
+        share = [r.clipped for r in run.rounds[1:] if r.clipped is not None]
+        lines.append(
+            f"| {count:,} of {SMALL} sentences | {'none' if run.epsilon is None else f'{run.epsilon:.2f}'} | {noise[0]} | "
+            f"{accuracy:.1%} | {f'{mean(share):.0%}' if share else 'not told'} | {time.time() - began:.0f} s |"
+        )
+        yield "\n".join(lines)
+
+
+def main() -> None:
+    """Runs all, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--doc", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--many", type=int, default=1000)
+    parser.add_argument("--private-rounds", type=int, default=30)
+    parser.add_argument("--only", choices=["eight", "many"])
+    o = parser.parse_args()
+    o.out.mkdir(parents=True, exist_ok=True)
+    made = {} if o.only == "many" else {"eight": eight(o.out, o.seeds, o.rounds)}
+    made |= {} if o.only == "eight" else {"many": small(o.out, o.many, o.private_rounds)}
+    for name, tables in made.items():
+        for text in tables:  # what is there is written, however far a run comes
+            print(f"{text}\n", flush=True)
+            if o.doc is not None:
+                documents.put(o.doc, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", text)
+
+
+if __name__ == "__main__":
+    main()
