@@ -20,7 +20,7 @@ import math
 import numpy as np
 import torch
 
-STEP, POINTS = 1e-2, 1 << 18  # of the grid of losses: its distance times the rounds, the most points
+STEP, POINTS = 1e-2, 1 << 18  # of the grid of losses: its distance times the rounds, at least 10; the most points
 TAIL = 1e-14  # probability outside of a window
 MOST = 500.0  # a larger epsilon counts as infinite
 REACH = 9.0  # standard deviations that are looked at
@@ -108,7 +108,7 @@ def _losses(noise: float, rate: float, remove: bool, step: float) -> tuple[np.nd
 
 
 def _epsilon(noise: float, rate: float, rounds: int, delta: float, remove: bool) -> float:
-    step = max(STEP / max(10, rounds), (1 + 2 * REACH * noise) / noise**2 / POINTS)
+    step = max(STEP / max(10, rounds, 2 * noise), (1 + 2 * REACH * noise) / noise**2 / POINTS)
     while True:
         p, first, infinite = _losses(noise, rate, remove, step)
         low, high = _window(p, (first + np.arange(len(p))) * step, rounds)

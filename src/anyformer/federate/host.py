@@ -169,7 +169,8 @@ class Host:
         update, cut = self.vector.read() - self.weights, False
         if self.o.clip is not None:
             update, cut = privacy.clipped(update, self.o.clip)
-        facts = {"loss": loss, "clipped": cut, "examples": client.goal.size}
+        facts: dict[str, Any] = {"examples": client.goal.size}
+        facts |= {} if self.o.blind else {"loss": loss, "clipped": cut}
         if not f.get("secure"):
             return Message("ok", facts, {"update": update.astype("<f4")})
         assert client.party is not None

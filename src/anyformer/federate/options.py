@@ -60,7 +60,7 @@ class FederateOptions:
         processes: of clients, one for each by default; with fewer, each runs several clients.
         timeout: seconds after which a client that does not answer is gone.
         tls: connections are encrypted; needs the package cryptography.
-        blind: clients send no measures.
+        blind: clients send no measures, losses, and shares of what was clipped.
         resume: false; true: go on behind the last round in out; auto: go on if there is one.
         device: cpu, cuda …; by default a GPU if there is one.
         cache: the folder of encoded examples; by default in the user's cache.
