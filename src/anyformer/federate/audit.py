@@ -41,6 +41,9 @@ class Canaries:
     def broadcast(self, message: Message) -> None:
         """Nothing: they do not learn."""
 
+    def allow(self, most: int) -> None:
+        """Nothing: there are no lines."""
+
     def _answer(self, i: int, m: Message) -> Message:
         if m.kind == "introduce":
             return Message("ok", {"task": "canary", "columns": [], "context": None, "names": [], "said": []})

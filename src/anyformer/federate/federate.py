@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from anyformer.core.shown import Shown
 from anyformer.federate import privacy
 from anyformer.federate.host import Vector
 from anyformer.federate.options import FREE, FederateOptions
-from anyformer.federate.processes import Processes
+from anyformer.federate.processes import Processes, Transport
 from anyformer.federate.server import Round, Server
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.train import checkpoint, model_source
 from anyformer.train.distributed.base import World
 from anyformer.train.finetune import finish, ready
-from anyformer.train.next_command import next_command
 from anyformer.train.progress import Screen
 from anyformer.train.session import Session
 
@@ -68,25 +68,31 @@ def federate(options: FederateOptions) -> Federated:
         anyformer federate minilm --clients hospitals --rounds 10 --secure --out runs/together
     """
     clients = listed(Path(options.clients).expanduser())
-    with (
-        checkpoint.Run(options.out, options.resume) as run,
-        Screen(options.quiet) as screen,
-        Processes(options, clients) as transport,
-    ):
+    lm = model_of(options)  # before any process starts: its mistakes are said once
+    with Processes(options, clients) as transport:
+        return play(options, lm, transport, list(clients))
+
+
+def model_of(o: FederateOptions) -> Any:
+    """The model as it came."""
+    return model_source.pretrained(o.model, o.tokenizer, o.overrides, o.ignore)
+
+
+def play(options: FederateOptions, lm: Any, transport: Transport, clients: Sequence[str]) -> Federated:
+    """All rounds of a run, with clients that a transport reaches; see `federate`."""
+    with checkpoint.Run(options.out, options.resume) as run, Screen(options.quiet) as screen:
         server = Server(options, transport, clients)
         plan = server.introduce()
         own = options.of(options.clients)
-        lm = model_source.pretrained(options.model, options.tokenizer, options.overrides, options.ignore)
         types = {n: t.dtype for n, t in lm.state_dict().items()}
         lm, summary = ready(lm, plan["task"], tuple(plan["names"]), own, plan["said"])
         vector = Vector(lm)
         transport.allow(16 * vector.size + (1 << 20))
         server.prepare(vector.layout, vector.size)
         server.privacy = mechanism(options, len(server.facts), vector.size)
-        rows = resumed(options, run, vector, server)
+        rows = resumed(options, run, vector, server) or [Round(0)]
         tell(screen, options, server, summary, vector.size)
         server.publish(vector.read())
-        rows = rows or [Round(0)]
         if rows[-1].mean is None:  # at first, or of a run that ended before its clients answered
             server.measure(rows[-1])
         screen.message(line(rows[-1]))
@@ -101,10 +107,9 @@ def federate(options: FederateOptions) -> Federated:
             screen.message(line(row))
         for name, why in server.out.items():
             screen.message(f"{name} is out: {why}")
-        last = run.folder / f"step-{options.rounds:06d}"
-        folder = finish(lm, Session(own, World(), run, screen), last)
+        folder = finish(lm, Session(own, World(), run, screen), run.folder / f"step-{options.rounds:06d}")
         unit = next(iter(server.facts.values()))["unit"]
-        screen.message(f"model: {folder}\nnext: {next_command(plan['task'], folder, lm, own.data, options.fields)}")
+        screen.message(f"model: {folder}")
     spent, told = (None, []) if server.privacy is None else (rows[-1].epsilon, server.privacy.assumptions())
     return Federated(folder, tuple(rows), dict(server.out), spent, tuple(told), vector.size, unit, lm.eval())
 

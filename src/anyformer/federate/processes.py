@@ -35,6 +35,9 @@ class Transport(Protocol):
     def broadcast(self, message: Message) -> None:
         """A message for all clients."""
 
+    def allow(self, most: int) -> None:
+        """Sets the bytes of arrays that an answer may have."""
+
 
 class Processes:
     """Processes that host the clients, started here, and ended with the `with` block.
@@ -117,7 +120,7 @@ class Processes:
         return (os.pread(self.said.fileno(), 1 << 16, max(0, os.fstat(self.said.fileno()).st_size - (1 << 16))).decode(errors="replace").strip().splitlines() or ["no process said why"])[-1]
 
     def allow(self, most: int) -> None:
-        """Sets the bytes of arrays that an answer may have."""
+        """See `Transport`."""
         for link in self.links:
             link.most = most
 
