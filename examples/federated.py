@@ -98,7 +98,9 @@ def errors(model: Any, files: dict[str, Path], seed: int) -> dict[str, tuple[flo
     """The error rate on what each client holds out, and the number of these sentences."""
     found = {}
     for name, path in files.items():
-        o = FederateOptions("bert-tiny", clients=path.parent, held_out=HELD_OUT, seed=seed, context=COMMON["context"]).of(path)
+        o = FederateOptions(
+            "bert-tiny", clients=path.parent, held_out=HELD_OUT, seed=seed, context=COMMON["context"]
+        ).of(path)
         task, _, context, columns = kind_of(model, data := read_data(o), o, least=1)
         goal = goal_of(model, task, ("negative", "positive"), context, columns, data, o)
         found[name] = goal.measure(model, 64), goal.facts["held_out"][0]
@@ -158,7 +160,8 @@ def told(name: str, run: Federated) -> str:
     aborted, dropped = sum(bool(r.aborted) for r in row), sum(len(r.dropped) for r in row)
     return (
         f"- {name}: {run.numbers:,} numbers travel; a round: {mean(r.up for r in row) / 1e6:.2f} MB up, "
-        f"{mean(r.down for r in row) / 1e6:.2f} MB down; {dropped} answers were lost, {aborted} of {len(row)} rounds aborted"
+        f"{mean(r.down for r in row) / 1e6:.2f} MB down; {dropped} answers were lost, {aborted} of {len(row)} rounds "
+        "aborted"
         + (f"; epsilon {run.epsilon:.2f}, {mean(share):.0%} of updates clipped" if run.epsilon is not None else "")
     )
 
@@ -173,8 +176,8 @@ def small(out: Path, count: int, rounds: int) -> Iterator[str]:
         accuracy = over_all(errors(run.model, {"test": out / "test.csv"}, 0))
         noise = re.findall(r"noise (\S+)", " ".join(run.assumptions)) or ["0"]
         lines.append(
-            f"| {count:,} of {SMALL} sentences | {'none' if run.epsilon is None else f'{run.epsilon:.2f}'} | {noise[0]} | "
-            f"{accuracy:.1%} | {time.time() - began:.0f} s |"
+            f"| {count:,} of {SMALL} sentences | {'none' if run.epsilon is None else f'{run.epsilon:.2f}'} | "
+            f"{noise[0]} | {accuracy:.1%} | {time.time() - began:.0f} s |"
         )
         yield "\n".join(lines)
 

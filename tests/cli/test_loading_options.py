@@ -12,7 +12,7 @@ from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
 NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
-OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate"), "overrides")  # where `task` says what is learned
+OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate"), "overrides")  # `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),

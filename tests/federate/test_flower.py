@@ -50,7 +50,9 @@ class Grid:
 
 
 @pytest.mark.parametrize("forgets", [False, True])
-def test_the_flower_app_gives_the_same_weights(forgets: bool, flwr: Any, bert: str, clients: Path, tmp_path: Path) -> None:
+def test_the_flower_app_gives_the_same_weights(
+    forgets: bool, flwr: Any, bert: str, clients: Path, tmp_path: Path
+) -> None:
     from anyformer.federate.flower import client_app, server_app
 
     o = FederateOptions(bert, clients=clients, out=tmp_path / "run", **QUICK)

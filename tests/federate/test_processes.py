@@ -207,8 +207,8 @@ def test_folders_that_are_no_federation(bert: str, tmp_path: Path) -> None:
 def test_an_epsilon_that_cannot_be_ends_the_command_before_the_first_round(
     bert: str, clients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--clients", str(clients), "--out", str(tmp_path / "run"), "--processes", "1", *WORDS, "--epsilon", "0.001"]
-    assert main(["federate", bert, *words]) == 2
+    words = ("--clients", str(clients), "--out", str(tmp_path / "run"), "--processes", "1", "--epsilon", "0.001")
+    assert main(["federate", bert, *words, *WORDS]) == 2
     assert "The nearest possible is epsilon=" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("step-*"))
     assert torch.get_num_threads() == 1

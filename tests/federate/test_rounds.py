@@ -88,7 +88,7 @@ def test_a_client_may_leave_at_any_stage_of_a_secure_round(bert: str, clients: P
         def change(name: str, asked: Message, answer: Message, at: str = at) -> Any:
             return ConnectionError("killed") if name == "film" and asked.kind == at else answer
 
-        here.change = change  # type: ignore[method-assign]
+        here.change = change
     rows = [server.round(1) for server, _ in (plain, secure)]
     assert rows[1].dropped == {"film": "gone: killed"} and not rows[1].aborted and "film" in secure[0].out
     assert rows[1].answered == (["book", "film", "song"] if stage == "reveal" else ["book", "song"])
@@ -99,14 +99,14 @@ def test_a_client_may_leave_at_any_stage_of_a_secure_round(bert: str, clients: P
 def test_below_the_threshold_a_round_is_aborted_and_changes_nothing(bert: str, clients: Path, stage: str) -> None:
     pytest.importorskip("cryptography", reason="secure sums need cryptography")
     server, here, _ = joined(options(bert, clients, secure=True, local_steps=1))
-    here.change = lambda n, m, a: Message("dropped") if n != "song" and m.kind == stage else a  # type: ignore[method-assign]
+    here.change = lambda n, m, a: Message("dropped") if n != "song" and m.kind == stage else a
     before, row = server.weights.copy(), server.round(1)
     assert f"1 of 3 clients are left at {stage}, and 2 are needed: no sum is known" in row.aborted
     assert (server.weights == before).all() and not server.out and not row.answered
     later = [m.kind for _, m, _ in here.seen]
     after = STAGES[STAGES.index(stage) + 1 :]
     assert not set(later) & set(after)
-    here.change = lambda n, m, a: a  # type: ignore[method-assign]
+    here.change = lambda n, m, a: a
     assert not server.round(2).aborted and (server.weights != before).any()
 
 
@@ -136,7 +136,7 @@ LIES: dict[str, tuple[Any, str]] = {
 def test_a_client_that_lies_is_named_and_left_out_and_the_round_goes_on(lie: str, bert: str, clients: Path) -> None:
     made, said = LIES[lie]
     server, here, _ = joined(options(bert, clients, clip=1.0, local_steps=1))
-    here.change = lambda n, m, a: made(a) if n == "song" and m.kind == "train" else a  # type: ignore[method-assign]
+    here.change = lambda n, m, a: made(a) if n == "song" and m.kind == "train" else a
     row = server.round(1)
     assert row.answered == ["book", "film"] and not row.aborted and np.isfinite(server.weights).all()
     with pytest.raises(AssertionError, match=said):
@@ -148,17 +148,17 @@ def test_a_client_that_lies_is_named_and_left_out_and_the_round_goes_on(lie: str
 def test_a_number_of_examples_that_is_none_is_refused_at_the_door(count: Any, bert: str, clients: Path) -> None:
     o = options(bert, clients)
     here = Here(o, listed(clients))
-    here.change = lambda n, m, a: _other(a, examples=count) if n == "film" and m.kind == "prepare" else a  # type: ignore[method-assign]
+    here.change = lambda n, m, a: _other(a, examples=count) if n == "film" and m.kind == "prepare" else a
     server = joined(o, transport=here)[0]
     assert "its number of examples is" in server.out["film"] and server.present() == ["book", "song"]
 
 
 def test_too_few_answers_abort_a_plain_round_and_one_client_ends_the_run(bert: str, clients: Path) -> None:
     server, here, _ = joined(options(bert, clients, local_steps=1))
-    here.change = lambda n, m, a: Message("dropped") if n != "song" and m.kind == "train" else a  # type: ignore[method-assign]
+    here.change = lambda n, m, a: Message("dropped") if n != "song" and m.kind == "train" else a
     row = server.round(1)
     assert "1 of 3 clients answered, and more than half are needed" in row.aborted
-    here.change = lambda n, m, a: ConnectionError("dead") if n != "song" else a  # type: ignore[method-assign]
+    here.change = lambda n, m, a: ConnectionError("dead") if n != "song" else a
     server.round(2)
     with pytest.raises(ValueError, match=r"a federation needs two clients, and 1 can take part.*film: gone: dead"):
         server.round(3)
@@ -214,6 +214,7 @@ def test_under_epsilon_updates_are_clipped_noised_and_not_weighted(bert: str, tm
     write(tmp_path / "large.csv", reviews("book", 60))
     server, here, _ = joined(options(bert, tmp_path, epsilon=50.0, clip=0.01, sample=1.0))
     server.privacy = mechanism(server.o, 2, len(server.weights))
+    assert server.privacy is not None
     before, row = server.weights.astype(np.float64), server.round(1)
     updates = [a.arrays["update"].astype(np.float64) for _, m, a in here.seen if m.kind == "train"]
     assert row.clipped == 1.0 and all(np.linalg.norm(u) == pytest.approx(0.01, rel=1e-5) for u in updates)

@@ -89,9 +89,7 @@ class Session:
         sealed = {i: parties[i].shares(self.publics, threshold) for i in sharing}
         sending = {i for i in sharing if i not in gone.get("train", set())}
         self.sealed = sealed
-        self.masked = {
-            i: parties[i].masked(self.x[i], {v: sealed[v][i] for v in sharing if v != i}) for i in sending
-        }
+        self.masked = {i: parties[i].masked(self.x[i], {v: sealed[v][i] for v in sharing if v != i}) for i in sending}
         self.there, self.left = sending, sharing - sending
         self.answering = {i for i in sending if i not in gone.get("reveal", set())}
 
@@ -109,7 +107,7 @@ class Session:
 @pytest.mark.parametrize("gone", [{}, {"keys": {2}}, {"shares": {5}}, {"train": {1, 4}}, {"reveal": {3}},
                                   {"keys": {1}, "shares": {2}, "train": {3}, "reveal": {4}}])  # fmt: skip
 def test_the_secure_sum_is_the_plain_sum_whoever_leaves_when(gone: dict[str, set[int]]) -> None:
-    session = Session(8, 4 if "keys" in gone else 5, **gone)
+    session = Session(8, 4 if "keys" in gone else 5, 50, **gone)
     plain = sum((session.x[i].astype(np.uint64) for i in session.there), np.zeros(50, np.uint64))
     assert (session.sum() == (plain % 2**32).astype(np.uint32)).all()
     assert session.there == set(session.x) - {i for s in ("keys", "shares", "train") for i in gone.get(s, ())}
@@ -175,7 +173,8 @@ def test_masks_are_aes_in_counter_mode_and_other_keys_give_others() -> None:
     assert not (masks.stream(b"a" * 32, 9, np.dtype("<u8")) == masks.stream(b"b" * 32, 9, np.dtype("<u8"))).any()
     assert masks.derived(b"s", b"1") != masks.derived(b"s", b"2")
     ciphers = pytest.importorskip("cryptography.hazmat.primitives.ciphers", reason="secure sums need cryptography")
-    block = ciphers.Cipher(ciphers.algorithms.AES(b"k" * 32), ciphers.modes.ECB()).encryptor().update((1).to_bytes(16))  # the second counter
+    cipher = ciphers.Cipher(ciphers.algorithms.AES(b"k" * 32), ciphers.modes.ECB())
+    block = cipher.encryptor().update((1).to_bytes(16))  # of the second counter
     assert masks.stream(b"k" * 32, 4, np.dtype("<u8")).tobytes()[16:] == block
 
 

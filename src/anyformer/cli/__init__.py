@@ -21,8 +21,9 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "align", "federate", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
-         "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
+VERBS = ("train", "finetune", "align", "federate", "tokenizer", "generate", "chat", "embed", "classify", "tag",
+         "detect", "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act",
+         "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
          "convert", "compress",
          "ls", "demo")  # fmt: skip

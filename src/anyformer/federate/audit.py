@@ -1,8 +1,8 @@
 """A lower bound of epsilon, measured: canaries take part or not, by coins, and a guesser who sees every released model
 says which (Steinke et al., 2023; arXiv:2305.08846). If it is right too often, the promise of the accountant is broken.
 
-The canaries are clients of a real `Server`, so clipping, sampling, noise and denominator are those of a run. An update is
-far longer than the clip. C canaries, P numbers.
+The canaries are clients of a real `Server`, so clipping, sampling, noise and denominator are those of a run. Their
+updates are far longer than the clip. C canaries, P numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`federate`: a model learns from clients whose examples stay where they are. The same function is `anyformer federate`."""
+"""`federate`: a model learns from examples that stay with their clients. The same function is `anyformer federate`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyformer.federate.options import FREE, FederateOptions
 from anyformer.federate.processes import Processes, Transport
 from anyformer.federate.server import Round, Server
 from anyformer.hub.formats.guard import atomic_write
-from anyformer.train import checkpoint, model_source
+from anyformer.train import checkpoint, master_weights, model_source
 from anyformer.train.distributed.base import World
 from anyformer.train.finetune import finish, ready
 from anyformer.train.progress import Screen
@@ -53,8 +53,8 @@ def federate(options: FederateOptions) -> Federated:
     """Fine-tunes a model on the examples of clients that stay with them, in processes of their own on this machine.
 
     Takes the fields of `FederateOptions` by name. Each round the clients that were drawn train a copy and send the
-    difference; the server averages: by numbers of examples (FedAvg; McMahan et al., 2017; arXiv:1602.05629), with epsilon
-    alike and with noise. Each finished round is a checkpoint in `out`; `federated.json` has what each did.
+    difference; the server averages, by numbers of examples (FedAvg; McMahan et al., 2017; arXiv:1602.05629), or with
+    epsilon alike and with noise. Each finished round is a checkpoint in `out`; `federated.json` has what each did.
 
     Returns:
         The folder of the model, the rounds, and the privacy spent.
@@ -84,7 +84,6 @@ def play(options: FederateOptions, lm: Any, transport: Transport, clients: Seque
         server = Server(options, transport, clients)
         plan = server.introduce()
         own = options.of(options.clients)
-        types = {n: t.dtype for n, t in lm.state_dict().items()}
         lm, summary = ready(lm, plan["task"], tuple(plan["names"]), own, plan["said"])
         vector = Vector(lm)
         transport.allow(16 * vector.size + (1 << 20))
@@ -100,13 +99,14 @@ def play(options: FederateOptions, lm: Any, transport: Transport, clients: Seque
             row = server.round(len(rows))
             rows.append(row)
             vector.write(server.weights)
-            save(options, run, lm, types, rows, server)  # before anybody sees the weights: what is spent is known
+            save(options, run, lm, vector.types, rows, server)  # before anybody sees the weights: it is spent
             server.publish(server.weights)
             server.measure(row)
             report(options, run, rows, server)
             screen.message(line(row))
         for name, why in server.out.items():
             screen.message(f"{name} is out: {why}")
+        master_weights.restore_types(lm, vector.types)
         folder = finish(lm, Session(own, World(), run, screen), run.folder / f"step-{options.rounds:06d}")
         unit = next(iter(server.facts.values()))["unit"]
         screen.message(f"model: {folder}")
@@ -148,8 +148,8 @@ def tell(screen: Screen, o: FederateOptions, server: Server, summary: str, numbe
     """What is going to happen."""
     examples = sum(f["examples"] for f in server.facts.values())
     screen.message(
-        f"{o.model}, {server.plan['task']}: {len(server.facts)} clients, {examples:,} examples; {numbers:,} numbers travel "
-        f"({summary}); clients use {o.optimizer}{'' if o.optimizer == 'adamw' else ' without momentum'}"
+        f"{o.model}, {server.plan['task']}: {len(server.facts)} clients, {examples:,} examples; {numbers:,} numbers "
+        f"travel ({summary}); clients use {o.optimizer}{'' if o.optimizer == 'adamw' else ' without momentum'}"
     )
     for note in server.notes:
         screen.message(note)
@@ -195,8 +195,8 @@ def save(
 def report(o: FederateOptions, run: checkpoint.Run, rows: list[Round], server: Server) -> None:
     """federated.json: all that is known of the run."""
     told = None if server.privacy is None else server.privacy.assumptions()
-    content = {"options": _options(o), "clients": server.facts, "out": server.out, "assumptions": told}
-    content["rounds"] = [asdict(row) for row in rows]
+    every = [asdict(row) for row in rows]
+    content = {"options": _options(o), "clients": server.facts, "out": server.out, "assumptions": told, "rounds": every}
     atomic_write(run.folder / FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -215,7 +215,9 @@ def resumed(o: FederateOptions, run: checkpoint.Run, vector: Vector, server: Ser
         said = "; ".join(f"{k} was {was.get(k)!r} and is now {now[k]!r}" for k in differs[:4])
         raise ValueError(f"cannot resume from {run.checkpoint}: {said}")
     if len(tensors["weights"]) != vector.size:
-        raise ValueError(f"{run.checkpoint} holds {len(tensors['weights'])} numbers, and the model trains {vector.size}")
+        raise ValueError(
+            f"{run.checkpoint} holds {len(tensors['weights'])} numbers, and the model trains {vector.size}"
+        )
     vector.write(tensors["weights"].numpy())
     return [Round(**row) for row in facts["rounds"]]
 

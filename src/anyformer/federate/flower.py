@@ -1,4 +1,4 @@
-"""The same server and clients as an app of Flower (Beutel et al., 2020; arXiv:2007.14390), for machines that it reaches.
+"""The same server and clients as an app of Flower (Beutel et al., 2020; arXiv:2007.14390), on machines of its grid.
 
 ```python
 options = FederateOptions("minilm", clients="hospitals", rounds=10)
@@ -77,7 +77,9 @@ def server_app(options: FederateOptions) -> Any:
     from flwr.serverapp import ServerApp
 
     if options.secure:
-        raise ValueError("secure sums keep their keys in one process, which Flower does not promise; leave --secure out")
+        raise ValueError(
+            "secure sums keep their keys in one process, which Flower does not promise; leave --secure out"
+        )
     made = ServerApp()
 
     @made.main()

@@ -1,7 +1,7 @@
 """Fixed-point numbers whose sum over clients cannot overflow.
 
 ```
-x in [-limit, limit]  ->  k = round(x / step), |k| < 2^(bits - 1)  ->  k modulo 2^W     W = 32, or 64 where it needs that
+x in [-limit, limit]  ->  k = round(x / step), |k| < 2^(bits - 1)  ->  k modulo 2^W     W = 32, or 64 where needed
 ```
 n clients add up to less than n 2^(bits - 1) <= 2^(W - 1), as bits + log2 n <= W is checked when the grid is made: the
 sum modulo 2^W is the sum.

@@ -40,10 +40,13 @@ class Vector:
     """The trained parameters of a model as one vector, float32 (P,), in the order of their paths."""
 
     def __init__(self, model: Any):
-        master_weights.to_float32(model)
+        self.types = master_weights.to_float32(model)  # those that the files have
         self.parameters = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
         shapes = json.dumps([[n, list(p.shape)] for n, p in self.parameters.items()])
-        self.layout, self.size = hashlib.sha256(shapes.encode()).hexdigest(), sum(map(torch.numel, self.parameters.values()))
+        self.layout, self.size = (
+            hashlib.sha256(shapes.encode()).hexdigest(),
+            sum(map(torch.numel, self.parameters.values())),
+        )
 
     def read(self) -> np.ndarray:
         """A copy of them."""

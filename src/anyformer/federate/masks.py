@@ -51,7 +51,11 @@ class Party:
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
         self.place, self.tag = place, tag
-        self.sealing, self.masking, self.seed = X25519PrivateKey.generate(), X25519PrivateKey.generate(), os.urandom(KEY)
+        self.sealing, self.masking, self.seed = (
+            X25519PrivateKey.generate(),
+            X25519PrivateKey.generate(),
+            os.urandom(KEY),
+        )
         self.publics: dict[int, bytes] = {}
         self.threshold, self.answered = 0, False
         self.received: dict[int, bytes] = {}
@@ -68,7 +72,9 @@ class Party:
             ValueError: for a threshold that is not more than half, or more than all; for keys that are not its own.
         """
         if not len(publics) < 2 * threshold <= 2 * len(publics):
-            raise ValueError(f"a threshold of {threshold} is not more than half of {len(publics)} clients, and at most all")
+            raise ValueError(
+                f"a threshold of {threshold} is not more than half of {len(publics)} clients, and at most all"
+            )
         if publics.get(self.place) != self.public():
             raise ValueError("the list of keys has another one in this client's place")
         self.publics, self.threshold = dict(publics), threshold

@@ -23,7 +23,7 @@ class FederateOptions:
     """The options of `federate`.
 
     Args:
-        model: real weights by name (minilm …), a model directory, a .gguf file, or a hub id; each client reads it itself.
+        model: real weights by name (minilm …), a model directory, a .gguf file, or a hub id; each client reads it.
         clients: a folder; each file or folder in it is a client with its examples, as `finetune` reads them.
         rounds: meetings of the clients.
         method: full: every weight is trained; lora, dora, qlora: adapters, and alone they travel.

@@ -72,9 +72,7 @@ def drowned(noise: float, rate: float, clients: int, rounds: int, numbers: int) 
     return noise * math.sqrt(numbers / rounds) / (rate * clients)
 
 
-def planned(
-    target: float, delta: float, clip: float, rate: float, clients: int, rounds: int, numbers: int
-) -> Privacy:
+def planned(target: float, delta: float, clip: float, rate: float, clients: int, rounds: int, numbers: int) -> Privacy:
     """The mechanism with the least noise whose epsilon is at most `target`.
 
     Args:
@@ -96,12 +94,12 @@ def planned(
     most = DROWNED * noise / ratio
     nearest = accountant.epsilon(most, rate, rounds, delta)
     fewer = next((r for r in _halves(rounds) if _possible(target, delta, rate, clients, r, numbers)), None)
+    more = f", or {fewer} rounds" if fewer else ", and fewer rounds do not help"
     raise ValueError(
-        f"epsilon={target:g} needs noise {noise:.3g} x clip, and {clients} clients with {numbers:,} numbers for {rounds} "
-        f"rounds can carry {most:.3g}: beyond it noise is {DROWNED:g} times as long as all updates together. The "
-        f"nearest possible is epsilon={_up(nearest)}"
-        + (f", or {fewer} rounds" if fewer else ", and fewer rounds do not help")
-        + "; more clients or fewer trained numbers (--rank 1) make it smaller"
+        f"epsilon={target:g} needs noise {noise:.3g} x clip, and {clients} clients with {numbers:,} numbers for "
+        f"{rounds} rounds can carry {most:.3g}: beyond it noise is {DROWNED:g} times as long as all updates together. "
+        f"The nearest possible is epsilon={_up(nearest)}{more}; more clients or fewer trained numbers (--rank 1) make "
+        "it smaller"
     )
 
 

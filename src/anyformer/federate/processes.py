@@ -24,10 +24,15 @@ Answer = Message | Exception
 
 
 class Transport(Protocol):
-    """The way of messages to the clients. `sent`, `received`: bytes so far."""
+    """The way of messages to the clients."""
 
-    sent: int
-    received: int
+    @property
+    def sent(self) -> int:
+        """Bytes so far."""
+
+    @property
+    def received(self) -> int:
+        """Bytes so far."""
 
     def ask(self, messages: Mapping[str, Message]) -> dict[str, Answer]:
         """The answers, by client; of one that is gone or lies about its message an OSError or `Lied`."""
@@ -117,7 +122,13 @@ class Processes:
 
     def _last_words(self) -> str:
         """The end of what the processes wrote to their standard errors."""
-        return (os.pread(self.said.fileno(), 1 << 16, max(0, os.fstat(self.said.fileno()).st_size - (1 << 16))).decode(errors="replace").strip().splitlines() or ["no process said why"])[-1]
+        return (
+            os.pread(self.said.fileno(), 1 << 16, max(0, os.fstat(self.said.fileno()).st_size - (1 << 16)))
+            .decode(errors="replace")
+            .strip()
+            .splitlines()
+            or ["no process said why"]
+        )[-1]
 
     def allow(self, most: int) -> None:
         """See `Transport`."""

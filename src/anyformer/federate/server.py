@@ -1,7 +1,7 @@
 """The side of the server: who is in a round, what comes back, and the mean. It holds no example.
 
 ```
-draw clients ──> [keys ──> shares ──>] train ──> [reveal ──>] check ──> sum ──> [noise ──>] mean ──> weights ──> measures
+draw ──> [keys ──> shares ──>] train ──> [reveal ──>] check ──> sum ──> [noise ──>] mean ──> weights ──> measures
 ```
 A client that dies, or does not answer in time, is out for the rest of the run; one that breaks a rule too, by name. A
 round goes on with those that answered, if they are more than half of those drawn (secure: at least the threshold; with
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Server:
         self.transport.broadcast(Message("weights", {}, {"weights": weights}))
 
     def measure(self, row: Round) -> None:
-        """Adds each client's measure of the weights, the mean over all held-out examples, and the bytes of the round."""
+        """Adds each client's measure of the weights, their mean over all held-out examples, and the round's bytes."""
         wanted = [] if self.o.blind else self.present()
         said = self._ask({name: Message("measure") for name in wanted}, self.out)
         row.measures = {name: float(m.facts["measure"]) for name, m in said.items()}
@@ -217,9 +217,11 @@ class Server:
         count = len(row.drawn)
         least = self.o.threshold or max(2, count // 2 + 1)
         if count < least or 2 * least <= count:
-            raise Aborted(f"{count} clients were drawn, and a threshold of {least} must be more than half and at most all")
+            raise Aborted(
+                f"{count} clients were drawn, and a threshold of {least} must be more than half and at most all"
+            )
         tag, place = f"{self.run} {row.number}", {name: i for i, name in enumerate(row.drawn, 1)}
-        grid = {"bits": self.o.bits, "limit": self.o.clip if self.privacy else self.o.limit, "clients": count}
+        grid = Grid(self.o.bits, self.privacy.clip if self.privacy else self.o.limit, count)
         examples = sum(self.facts[name]["examples"] for name in row.drawn)
         share = {n: 1.0 if self.privacy else self.facts[n]["examples"] / examples for n in row.drawn}
 
@@ -230,7 +232,9 @@ class Server:
                     row.dropped[name] = self.out[name] = why
                     del said[name]
             if len(said) < least:
-                raise Aborted(f"{len(said)} of {count} clients are left at {kind}, and {least} are needed: no sum is known")
+                raise Aborted(
+                    f"{len(said)} of {count} clients are left at {kind}, and {least} are needed: no sum is known"
+                )
             return said
 
         keys = {name: Message("keys", {**facts, "place": place[name], "tag": tag}) for name in row.drawn}
@@ -250,9 +254,9 @@ class Server:
         asked = {}
         for u, name in shared.items():
             texts = {v: sealed[v][u] for v in shared if v != u}
-            more = {"grid": grid, "share": share[name], "places": list(texts)}
+            more = {"grid": asdict(grid), "share": share[name], "places": list(texts)}
             asked[name] = Message("train", {**facts, **more}, {"sealed": np.stack(list(texts.values()))})
-        word = Grid(**grid).dtype
+        word = grid.dtype
         said = stage("train", asked, lambda name, m: self._lie(name, m, "words", word.str))
         row.answered = list(said)
         there = {place[name] for name in said}
@@ -274,7 +278,7 @@ class Server:
         except ValueError as error:
             raise Aborted(str(error)) from None
         self._tally(row, said)
-        summed = Grid(**grid).values(total)
+        summed = grid.values(total)
         return self.privacy.mean(summed) if self.privacy else summed / sum(share[name] for name in said)
 
     def _ask(self, messages: Mapping[str, Message], dropped: dict[str, str]) -> dict[str, Message]:
@@ -302,11 +306,14 @@ class Server:
 def _shape(m: Message, name: str, shape: tuple[int, ...]) -> str:
     made = m.arrays.get(name)
     came = "nothing" if made is None else f"{made.dtype.str} {list(made.shape)}"
-    return "" if made is not None and came == f"|u1 {list(shape)}" else f"its {name} is {came}; expected |u1 {list(shape)}"
+    return (
+        "" if made is not None and came == f"|u1 {list(shape)}" else f"its {name} is {came}; expected |u1 {list(shape)}"
+    )
 
 
 def _places(m: Message, known: Mapping[int, Any], own: int) -> str:
     came = m.facts.get("places")
     wanted = [v for v in known if v != own]
-    return "" if isinstance(came, list) and sorted(came) == sorted(wanted) else f"its places are {came}; expected {wanted}"
-
+    return (
+        "" if isinstance(came, list) and sorted(came) == sorted(wanted) else f"its places are {came}; expected {wanted}"
+    )

@@ -143,8 +143,7 @@ def read_data(options: FinetuneOptions) -> BoxSet | list[tables.Table]:
 def kind_of(
     lm: Any, data: BoxSet | list[tables.Table], options: FinetuneOptions, least: int = 2
 ) -> tuple[str, tuple[str, ...], int | None, tuple[str, ...]]:
-    """The task, the names of its classes, of which there are at least so many, the tokens of an example, and the columns
-    of rows."""
+    """The task, the names of its classes (at least so many), the tokens of an example, and the columns of rows."""
     model, context = options.model, options.context
     columns: tuple[str, ...] = ()
     if isinstance(data, BoxSet):
