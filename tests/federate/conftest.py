@@ -87,7 +87,7 @@ def joined(o: FederateOptions, clients: Path | None = None, transport: Any = Non
     """A server whose clients are ready, their transport, and the server's model."""
     paths = listed(Path(clients or o.clients))
     here = transport or Here(o, paths)
-    server = Server(o, here, paths)
+    server = Server(o, here, here.hosts)
     plan = server.introduce()
     lm = model_source.pretrained(o.model, o.tokenizer, o.overrides, o.ignore)
     lm = ready(lm, plan["task"], tuple(plan["names"]), o.of("x"), plan["said"])[0]

@@ -153,6 +153,22 @@ def test_a_number_of_examples_that_is_none_is_refused_at_the_door(count: Any, be
     assert "its number of examples is" in server.out["film"] and server.present() == ["book", "song"]
 
 
+def test_labels_measures_and_places_of_another_form_are_not_believed(bert: str, clients: Path) -> None:
+    pytest.importorskip("cryptography", reason="secure sums need cryptography")
+    o = options(bert, clients, secure=True, local_steps=1)
+    here = Here(o, {**listed(clients), "liar": next(clients.iterdir())})
+    here.change = lambda n, m, a: _other(a, names="good") if n == "liar" and m.kind == "introduce" else a
+    server = joined(o, transport=here)[0]
+    assert "its labels are 'good'; expected a list" in server.out["liar"] and len(server.present()) == 3
+    here.change = lambda n, m, a: _other(a, measure=float("nan")) if n == "film" and m.kind == "measure" else a
+    row = server.round(1)
+    server.measure(row)
+    assert list(row.measures) == ["book", "song"] and row.mean is not None and np.isfinite(row.mean)
+    here.change = lambda n, m, a: _other(a, places=["1", 2]) if n == "film" and m.kind == "shares" else a
+    row = server.round(2)
+    assert "its places are ['1', 2]; expected" in server.out["film"] and row.answered == ["book", "song"]
+
+
 def test_too_few_answers_abort_a_plain_round_and_one_client_ends_the_run(bert: str, clients: Path) -> None:
     server, here, _ = joined(options(bert, clients, local_steps=1))
     here.change = lambda n, m, a: Message("dropped") if n != "song" and m.kind == "train" else a

@@ -87,8 +87,10 @@ class Server:
         first: dict[str, Any] = {}
         for name, m in list(said.items()):
             mine = {key: m.facts.get(key) for key in ("task", "columns", "context")}
-            first = first or mine
-            if mine != first:
+            if not _texts(m.facts.get("names")) or not _texts(m.facts.get("said")):
+                self.out[name] = f"its labels are {m.facts.get('names')!r:.60}; expected a list of texts"
+                del said[name]
+            elif mine != (first := first or mine):
                 self.out[name] = f"it has {mine}, and the first client {first}"
                 del said[name]
         self._enough(said)
@@ -139,9 +141,10 @@ class Server:
         """Adds each client's measure of the weights, their mean over all held-out examples, and the round's bytes."""
         wanted = [] if self.o.blind else self.present()
         said = self._ask({name: Message("measure") for name in wanted}, self.out)
-        row.measures = {name: float(m.facts["measure"]) for name, m in said.items()}
-        count = {name: self.facts[name]["held_out"] for name in said}
-        row.mean = sum(row.measures[n] * count[n] for n in said) / sum(count.values()) if said else None
+        told = {name: m.facts.get("measure") for name, m in said.items()}
+        row.measures = {n: v for n, v in told.items() if type(v) is float and np.isfinite(v)}
+        count = {name: self.facts[name]["held_out"] for name in row.measures}
+        row.mean = sum(row.measures[n] * count[n] for n in count) / sum(count.values()) if count else None
         now = (self.transport.received, self.transport.sent)
         row.up, row.down = now[0] - self.counted[0], now[1] - self.counted[1]
         self.counted = now
@@ -221,58 +224,27 @@ class Server:
                 f"{count} clients were drawn, and a threshold of {least} must be more than half and at most all"
             )
         tag, place = f"{self.run} {row.number}", {name: i for i, name in enumerate(row.drawn, 1)}
+        publics, sealed = self._keys(row, facts, least, tag, place)
         grid = Grid(self.o.bits, self.privacy.clip if self.privacy else self.o.limit, count)
         examples = sum(self.facts[name]["examples"] for name in row.drawn)
         share = {n: 1.0 if self.privacy else self.facts[n]["examples"] / examples for n in row.drawn}
-
-        def stage(kind: str, messages: dict[str, Message], check: Callable[[str, Message], str]) -> dict[str, Message]:
-            said = self._ask(messages, row.dropped)
-            for name in list(said):
-                if why := check(name, said[name]):
-                    row.dropped[name] = self.out[name] = why
-                    del said[name]
-            if len(said) < least:
-                raise Aborted(
-                    f"{len(said)} of {count} clients are left at {kind}, and {least} are needed: no sum is known"
-                )
-            return said
-
-        keys = {name: Message("keys", {**facts, "place": place[name], "tag": tag}) for name in row.drawn}
-        said = stage("keys", keys, lambda _, m: _shape(m, "public", (masks.PUBLIC,)))
-        publics = {place[name]: bytes(m.arrays["public"]) for name, m in said.items()}
-        listed = {"places": list(publics), "threshold": least}
-        every = {"publics": np.stack([np.frombuffer(key, np.uint8) for key in publics.values()])}
-        others = len(publics) - 1
-        said = stage(
-            "shares", {name: Message("shares", {**facts, **listed}, every) for name in said},
-            lambda name, m: _shape(m, "sealed", (others, SEALED)) or _places(m, publics, place[name]),
-        )  # fmt: skip
-        sealed = {
-            place[u]: dict(zip(m.facts["places"], m.arrays["sealed"], strict=True)) for u, m in said.items()
-        }  # from -> to -> text
-        shared = {place[name]: name for name in said}
+        shared = {place[name]: name for name in row.drawn if place[name] in sealed}
         asked = {}
         for u, name in shared.items():
             texts = {v: sealed[v][u] for v in shared if v != u}
             more = {"grid": asdict(grid), "share": share[name], "places": list(texts)}
             asked[name] = Message("train", {**facts, **more}, {"sealed": np.stack(list(texts.values()))})
-        word = grid.dtype
-        said = stage("train", asked, lambda name, m: self._lie(name, m, "words", word.str))
-        row.answered = list(said)
-        there = {place[name] for name in said}
-        gone = set(shared) - there
-        total = np.zeros(len(self.weights), word)
+        said = self._stage(row, least, asked, lambda name, m: self._lie(name, m, "words", grid.dtype.str))
+        row.answered, there = list(said), {place[name] for name in said}
+        total, gone = np.zeros(len(self.weights), grid.dtype), set(shared) - there
         for m in said.values():
             total += m.arrays["words"]
         lists = {**facts, "there": sorted(there), "gone": sorted(gone)}
-        revealed = stage(
-            "reveal", {name: Message("reveal", lists) for name in said},
+        revealed = self._stage(
+            row, least, {name: Message("reveal", lists) for name in said},
             lambda _, m: _shape(m, "shares", (len(shared), shamir.SHARE)) or _places(m, shared, 0),
         )  # fmt: skip
-        shares = {
-            place[u]: {v: bytes(text) for v, text in zip(m.facts["places"], m.arrays["shares"], strict=True)}
-            for u, m in revealed.items()
-        }
+        shares = {place[u]: {v: bytes(s) for v, s in _by_place(m, "shares").items()} for u, m in revealed.items()}
         try:
             total = masks.unmask(total, publics, shares, there, gone, least, tag.encode())
         except ValueError as error:
@@ -280,6 +252,39 @@ class Server:
         self._tally(row, said)
         summed = grid.values(total)
         return self.privacy.mean(summed) if self.privacy else summed / sum(share[name] for name in said)
+
+    def _keys(
+        self, row: Round, facts: dict[str, Any], least: int, tag: str, place: dict[str, int]
+    ) -> tuple[dict[int, bytes], dict[int, dict[int, np.ndarray]]]:
+        """The public keys by place, and the sealed shares: from whom, to whom."""
+        asked = {name: Message("keys", {**facts, "place": place[name], "tag": tag}) for name in row.drawn}
+        said = self._stage(row, least, asked, lambda _, m: _shape(m, "public", (masks.PUBLIC,)))
+        publics = {place[name]: bytes(m.arrays["public"]) for name, m in said.items()}
+        listed = {**facts, "places": list(publics), "threshold": least}
+        every = {"publics": np.stack([np.frombuffer(key, np.uint8) for key in publics.values()])}
+        said = self._stage(
+            row, least, {name: Message("shares", listed, every) for name in said},
+            lambda n, m: _shape(m, "sealed", (len(publics) - 1, SEALED)) or _places(m, publics, place[n]),
+        )  # fmt: skip
+        return publics, {place[u]: _by_place(m, "sealed") for u, m in said.items()}
+
+    def _stage(
+        self, row: Round, least: int, messages: dict[str, Message], check: Callable[[str, Message], str]
+    ) -> dict[str, Message]:
+        """The answers of one stage that pass the check.
+
+        Raises:
+            Aborted: for fewer than `least`.
+        """
+        said, kind = self._ask(messages, row.dropped), next(iter(messages.values())).kind
+        for name in list(said):
+            if why := check(name, said[name]):
+                row.dropped[name] = self.out[name] = why
+                del said[name]
+        if len(said) < least:
+            count = len(row.drawn)
+            raise Aborted(f"{len(said)} of {count} clients are left at {kind}, and {least} are needed: no sum is known")
+        return said
 
     def _ask(self, messages: Mapping[str, Message], dropped: dict[str, str]) -> dict[str, Message]:
         """The answers that are well; who else is out, or has dropped, is noted with the reason.
@@ -311,9 +316,15 @@ def _shape(m: Message, name: str, shape: tuple[int, ...]) -> str:
     )
 
 
-def _places(m: Message, known: Mapping[int, Any], own: int) -> str:
-    came = m.facts.get("places")
-    wanted = [v for v in known if v != own]
-    return (
-        "" if isinstance(came, list) and sorted(came) == sorted(wanted) else f"its places are {came}; expected {wanted}"
-    )
+def _places(m: Message, known: Iterable[int], own: int) -> str:
+    came, wanted = m.facts.get("places"), sorted(v for v in known if v != own)
+    right = isinstance(came, list) and all(type(v) is int for v in came) and sorted(came) == wanted
+    return "" if right else f"its places are {came}; expected {wanted}"
+
+
+def _by_place(m: Message, name: str) -> dict[int, Any]:
+    return dict(zip(m.facts["places"], m.arrays[name], strict=True))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
