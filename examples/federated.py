@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import random
 import re
 import tarfile
@@ -196,9 +195,10 @@ def main() -> None:
     o.out.mkdir(parents=True, exist_ok=True)
     made = {} if o.only == "many" else {"eight": eight(o.out, o.seeds, o.rounds)}
     made |= {} if o.only == "eight" else {"many": small(o.out, o.many, o.private_rounds)}
-    for some in itertools.zip_longest(*made.values()):  # what is there is written, however far a run comes
-        for name, text in zip(made, some, strict=True):
-            if text is None:
+    while made:  # in turn; what is there is written, however far a run comes
+        for name, tables in list(made.items()):
+            if (text := next(tables, None)) is None:
+                del made[name]
                 continue
             print(f"{text}\n", flush=True)
             if o.doc is not None:
