@@ -1,6 +1,6 @@
 """Eight unlike clients learn together what is positive, beside pooled data and each alone; and what privacy costs.
 
-    python examples/federated.py runs/federated --doc docs/federated.md      # writes the tables
+    python examples/federated.py runs/federated --doc docs/federated.md    # writes the tables; runs that are there stay
 
 Sentences of four sources that people rated (vaderSentiment 3.3.2, MIT; Hutto and Gilbert, 2014): films, products,
 editorials, tweets. Two clients of each: one has mostly positive sentences, one mostly negative ones, of unlike numbers.
@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import random
 import re
 import tarfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import documents
+import numpy as np
+import torch
 from data import fetch
 
-from anyformer.federate import Federated, federate
+import anyformer as af
+from anyformer.federate import federate
 from anyformer.federate.federate import listed
 from anyformer.federate.options import FederateOptions
 from anyformer.train import finetune
@@ -34,7 +37,9 @@ SOURCES = {"film": "movieReviewSnippets", "product": "amazonReviewSnippets", "ed
 SIZES = {"film": (600, 300), "product": (300, 150), "editorial": (150, 300), "tweet": (600, 150)}
 MAJORITY = 0.8  # of the positive sentences of the first client of a source, of the negative ones of the second
 ROUNDS, LR, HELD_OUT, SMALL = 5, 3e-3, 1 / 3, 6
-COMMON: dict[str, Any] = {"batch": 32, "held_out": HELD_OUT, "device": "cpu", "context": 40, "quiet": True}
+SPLIT: dict[str, Any] = {"held_out": HELD_OUT, "context": 40}
+COMMON: dict[str, Any] = {"batch": 32, "device": "cpu", "quiet": True, "resume": "auto", **SPLIT}
+Right = dict[str, np.ndarray]  # by client, 1 for each sentence that was right, else 0
 # of the runs with many clients; a client takes one step of SGD, as long as the clip allows
 PRIVATE: dict[str, Any] = {"local_steps": 1, "batch": 4, "lr": 10.0, "optimizer": "sgd", "grad_clip": float("inf"),
                            "weight_decay": 0.0, "rank": 1, "schedule": "constant", "clip": 0.5, "sample": 0.2,
@@ -93,91 +98,104 @@ def many(folder: Path, count: int) -> Path:
     return folder
 
 
-def errors(model: Any, files: dict[str, Path], seed: int) -> dict[str, tuple[float, int]]:
-    """The error rate on what each client holds out, and the number of these sentences."""
+def right(model: Any, files: dict[str, Path], seed: int) -> Right:
+    """Of each sentence that a client holds out, whether the model is right, by client."""
     found = {}
     for name, path in files.items():
-        o = FederateOptions(
-            "bert-tiny", clients=path.parent, held_out=HELD_OUT, seed=seed, context=COMMON["context"]
-        ).of(path)
+        o = FederateOptions("bert-tiny", clients=path.parent, seed=seed, **SPLIT).of(path)
         task, _, context, columns = kind_of(model, data := read_data(o), o, least=1)
         goal = goal_of(model, task, ("negative", "positive"), context, columns, data, o)
-        found[name] = goal.measure(model, 64), goal.facts["held_out"][0]
+        batches = [(batch.pop("labels"), batch) for batch in goal.held_out(64)]
+        with torch.no_grad():
+            said = [model(**inputs).logits.argmax(-1) == labels for labels, inputs in batches]
+        found[name] = torch.cat(said).double().numpy()
     return found
 
 
-def over_all(found: dict[str, tuple[float, int]]) -> float:
-    """The accuracy over all held-out sentences."""
-    return 1 - sum(e * n for e, n in found.values()) / sum(n for _, n in found.values())
+def learned(folder: Path, make: Callable[[], Any]) -> Any:
+    """The model of a run, which is made if it is not there."""
+    if not (folder / "model").exists():
+        make()
+    return af.load(folder / "model").eval()
 
 
 def eight(out: Path, seeds: int, rounds: int) -> Iterator[str]:
     """The first table, after each seed: accuracy of each client's held-out sentences."""
     files = listed(unlike(out / "clients"))
-    rows: dict[str, list[dict[str, tuple[float, int]]]] = {}
-    runs: list[tuple[str, Federated]] = []
+    rows: dict[str, list[Right]] = {}
+    runs: list[tuple[str, Path]] = []
     size = {str(path): float(len(path.read_text().splitlines()) - 1) for path in files.values()}
     for seed in range(seeds):
-        mine = {"seed": seed, "lr": LR, **COMMON}
-        pooled = finetune("bert-tiny", size, epochs=rounds, out=out / f"pooled-{seed}", **mine)
-        rows.setdefault("pooled", []).append(errors(pooled.model, files, seed))
-        alone: list[dict[str, tuple[float, int]]] = []
-        for name, path in files.items():
-            done = finetune("bert-tiny", path, epochs=rounds, out=out / f"{name}-{seed}", **mine)
-            alone.append(errors(done.model, files, seed))
-        own = {name: found[name] for name, found in zip(files, alone, strict=True)}
-        all_of_them = {name: (mean(found[name][0] for found in alone), own[name][1]) for name in files}
-        rows.setdefault("each alone, its own sentences", []).append(own)
-        rows.setdefault("each alone, those of all", []).append(all_of_them)
+        mine: dict[str, Any] = {"seed": seed, "lr": LR, **COMMON}
+
+        def tuned(name: str, data: Any, seed: int = seed, mine: dict[str, Any] = mine) -> Right:
+            where = out / f"{name}-{seed}"
+            model = learned(where, lambda: finetune("bert-tiny", data, epochs=rounds, out=where, **mine))
+            return right(model, files, seed)
+
+        rows.setdefault("pooled", []).append(tuned("pooled", size))
+        alone = {name: tuned(name, path) for name, path in files.items()}
+        rows.setdefault("each alone, its own", []).append({name: alone[name][name] for name in files})
+        every = {name: np.mean([found[name] for found in alone.values()], 0) for name in files}
+        rows.setdefault("each alone, those of all", []).append(every)
         for name, more in FEDERATED.items():
             where = out / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
-            run = federate("bert-tiny", clients=out / "clients", rounds=rounds, out=where, processes=2, **mine, **more)
-            rows.setdefault(name, []).append(errors(run.model, files, seed))
-            runs += [(name, run)] * (seed == 0)
+            options = {"clients": out / "clients", "rounds": rounds, "out": where, "processes": 2, **mine, **more}
+            model = learned(where, lambda options=options: federate("bert-tiny", **options))  # type: ignore[misc]
+            rows.setdefault(name, []).append(right(model, files, seed))
+            runs += [(name, where)] * (seed == 0)
         yield table(rows, list(files), runs)
 
 
-def table(
-    rows: dict[str, list[dict[str, tuple[float, int]]]], names: list[str], runs: list[tuple[str, Federated]]
-) -> str:
+def table(rows: dict[str, list[Right]], names: list[str], runs: list[tuple[str, Path]]) -> str:
     """The first table as Markdown."""
-    lines = [f"| | all | seeds | {' | '.join(names)} |", f"|{'---|' * (3 + len(names))}"]
+    lines = [f"| | all | {' | '.join(names)} |", f"|{'---|' * (2 + len(names))}"]
     for name, found in rows.items():
-        every = [over_all(one) for one in found]
-        parts = [f"{mean(1 - one[n][0] for one in found):.1%}" for n in names]
-        lines.append(f"| {name} | {mean(every):.1%} | {min(every):.1%} … {max(every):.1%} | {' | '.join(parts)} |")
-    gap = [over_all(p) - over_all(f) for p, f in zip(rows["pooled"], rows["federated"], strict=True)]
-    each = ", ".join(f"{100 * g:+.1f}" for g in gap)
-    lines += ["", f"Pooled minus federated: {100 * mean(gap):+.1f} points ({each} by seed).", ""]
-    return "\n".join([*lines, *(told(name, run) for name, run in runs)])
+        parts = [f"{mean(float(one[n].mean()) for one in found):.1%}" for n in names]
+        lines.append(f"| {name} | {interval([joined(one) for one in found])} | {' | '.join(parts)} |")
+    gap = [joined(p) - joined(f) for p, f in zip(rows["pooled"], rows["federated"], strict=True)]
+    lines += ["", f"Pooled minus federated, sentence by sentence: {interval(gap)}; {len(gap)} seed(s).", ""]
+    return "\n".join([*lines, *(told(name, where) for name, where in runs)])
 
 
-def told(name: str, run: Federated) -> str:
+def joined(one: Right) -> np.ndarray:
+    """All sentences of all clients."""
+    return np.concatenate(list(one.values()))
+
+
+def interval(found: list[np.ndarray]) -> str:
+    """The mean over sentences and seeds, and 1.96 standard errors over the sentences of one seed."""
+    values = np.concatenate(found)
+    return f"{100 * values.mean():.1f} ± {196 * values.std() / len(found[0]) ** 0.5:.1f} %"
+
+
+def told(name: str, where: Path) -> str:
     """What travelled, and what was spent, in a line."""
-    row = run.rounds[1:]
-    share = [r.clipped for r in row if r.clipped is not None]
-    aborted, dropped = sum(bool(r.aborted) for r in row), sum(len(r.dropped) for r in row)
-    return (
-        f"- {name}: {run.numbers:,} numbers travel; a round: {mean(r.up for r in row) / 1e6:.2f} MB up, "
-        f"{mean(r.down for r in row) / 1e6:.2f} MB down; {dropped} answers were lost, {aborted} of {len(row)} rounds "
-        "aborted"
-        + (f"; epsilon {run.epsilon:.2f}, {mean(share):.0%} of updates clipped" if run.epsilon is not None else "")
+    made = json.loads((where / "federated.json").read_text())
+    row, client = made["rounds"][1:], next(iter(made["clients"].values()))
+    dropped, aborted = sum(len(r["dropped"]) for r in row), sum(bool(r["aborted"]) for r in row)
+    text = (
+        f"- {name}: {client['numbers']:,} numbers travel; a round: {mean(r['up'] for r in row) / 1e6:.2f} MB up, "
+        f"{mean(r['down'] for r in row) / 1e6:.2f} MB down; {dropped} answers were lost, {aborted} of {len(row)} "
+        "rounds aborted"
     )
+    share = [r["clipped"] for r in row if r["clipped"] is not None]
+    return f"{text}; epsilon {row[-1]['epsilon']:.2f}, {mean(share):.0%} of updates clipped" if share else text
 
 
 def small(out: Path, count: int, rounds: int) -> Iterator[str]:
     """The second table, after each row: many clients of few sentences, with and without privacy."""
     many(out / "many", count)
-    lines = ["| clients | epsilon | noise x clip | accuracy | time |", "|---|---|---|---|---|"]
+    lines = ["| clients | epsilon | noise x clip | accuracy |", "|---|---|---|---|"]
     for epsilon in (8.0, None, 2.0):
-        began, options = time.time(), {**COMMON, **PRIVATE, "rounds": rounds}
-        run = federate("bert-tiny", clients=out / "many", out=out / f"many-{epsilon}", epsilon=epsilon, **options)
-        accuracy = over_all(errors(run.model, {"test": out / "test.csv"}, 0))
-        noise = re.findall(r"noise (\S+)", " ".join(run.assumptions)) or ["0"]
-        lines.append(
-            f"| {count:,} of {SMALL} sentences | {'none' if run.epsilon is None else f'{run.epsilon:.2f}'} | "
-            f"{noise[0]} | {accuracy:.1%} | {time.time() - began:.0f} s |"
-        )
+        where, options = out / f"many-{epsilon}", {**COMMON, **PRIVATE, "rounds": rounds, "epsilon": epsilon}
+        options |= {"clients": out / "many", "out": where}
+        model = learned(where, lambda options=options: federate("bert-tiny", **options))  # type: ignore[misc]
+        made = json.loads((where / "federated.json").read_text())
+        spent, noise = made["rounds"][-1]["epsilon"], re.findall(r"noise (\S+)", " ".join(made["assumptions"] or []))
+        found = interval([joined(right(model, {"test": out / "test.csv"}, 0))])
+        told_epsilon, told_noise = "none" if spent is None else f"{spent:.2f}", (noise or ["0"])[0]
+        lines.append(f"| {count:,} of {SMALL} sentences | {told_epsilon} | {told_noise} | {found} |")
         yield "\n".join(lines)
 
 
