@@ -13,6 +13,7 @@ from anyformer.cli import main
 DOC = (Path(__file__).parents[2] / "docs" / "federated.md").read_text()
 
 
+@pytest.mark.slow  # it starts processes again and again
 def test_the_commands_run(
     bert: str, clients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

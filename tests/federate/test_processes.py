@@ -79,6 +79,7 @@ def test_a_client_that_is_killed_is_named_and_the_rounds_go_on(bert: str, client
     assert all(process.poll() is not None for process in started)
 
 
+@pytest.mark.slow  # it starts processes again and again
 def test_a_killed_server_resumes_behind_the_last_round(bert: str, clients: Path, tmp_path: Path) -> None:
     out, marker = tmp_path / "run", f"FEDERATE_TEST={tmp_path.name}"
     command = [sys.executable, "-m", "anyformer", "federate", bert, "--clients", str(clients), "--processes", "1"]
