@@ -15,26 +15,20 @@ from anyformer.federate.audit import audit, gradients, lower_bound
 from anyformer.federate.privacy import Privacy
 from anyformer.train import objectives
 
-CASES = [
-    (1.0, 1.0, 1, 1e-5),
-    (0.7, 0.1, 30, 1e-5),
-    (3.0, 1.0, 20, 1e-5),
-    (1.0, 0.01, 1000, 1e-6),
-    (5.0, 0.5, 100, 1e-7),
-]
+CASES = {  # noise, rate, rounds, delta: epsilon by dp-accounting 0.6.0, by privacy loss distributions and by Renyi
+    (1.0, 1.0, 1, 1e-5): (4.37717810004804, 4.728507067217623),
+    (0.7, 0.1, 30, 1e-5): (8.733051090208702, 10.14484111077633),
+    (3.0, 1.0, 20, 1e-5): (6.999226753712008, 7.53230607327611),
+    (1.0, 0.01, 1000, 1e-6): (2.1245225256749363, 2.4366938030221523),
+    (5.0, 0.5, 100, 1e-7): (5.509753815377871, 5.856087025481135),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_epsilon_is_that_of_dp_accounting_and_at_most_that_of_renyi(case: Any) -> None:
-    pytest.importorskip("dp_accounting", reason="the oracle dp-accounting is not installed")
-    from dp_accounting import dp_event, pld, rdp
-
-    noise, rate, rounds, delta = case
+    theirs, loose = CASES[case]  # recorded: the package asks for an attrs of 2023, which others here exclude
     ours = accountant.epsilon(*case)
-    event = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise))
-    theirs, loose = pld.PLDAccountant().compose(event, rounds), rdp.RdpAccountant().compose(event, rounds)
-    assert ours == pytest.approx(theirs.get_epsilon(delta), rel=1e-4)
-    assert ours <= loose.get_epsilon(delta)
+    assert ours == pytest.approx(theirs, rel=1e-4) and ours <= loose
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0, 4.0, 20.0])
