@@ -146,6 +146,12 @@ def _read(
     """The hyperparameters with the caller's changes, the lines of the ledger, and the hyperparameters of the file."""
     fixed = choose.implied(hub, config)
     stored, lines = tables.read(hub.config, config, page.config, fixed, ignore)
+    for name in hub.settled:
+        if changes.get(name, was := getattr(stored, name)) != was:
+            raise ValueError(
+                f"the file holds a {choose.architecture(config) or page.name}, whose {name} is {was!r}: its weights "
+                f"learned that, and {name}={changes[name]!r} would read them without a word as another model's"
+            )
     return changed(stored, changes, page.name), lines, stored
 
 
