@@ -74,11 +74,18 @@ def respond(
     elif num_beams > 1:
         texts = [found.tokens for found in search(model, rows, options, passages)]
     else:
-        texts, run = [[] for _ in rows], run_of(model, rows, options, dict(passages))
-        while run.rows:
-            for row, token in run.step():
-                texts[row].append(token)
+        texts = _greedy(model, rows, options, passages)
     return scored(model, rows, passages, texts, [_end(text, options, ends) for text in texts])
+
+
+def _greedy(model: Any, rows: list[list[int]], options: Options, media: Mapping[str, Tensor]) -> list[list[int]]:
+    """The likeliest token each time, of each row."""
+    texts = list[list[int]]([] for _ in rows)
+    run = run_of(model, rows, options, dict(media))
+    while run.rows:
+        for row, token in run.step():
+            texts[row].append(token)
+    return texts
 
 
 def _end(text: list[int], options: Options, ends: set[int]) -> int | None:
@@ -96,11 +103,7 @@ def _thorough(model: RagToken, question: list[int], passages: Mapping[str, Tenso
     generator.tokenizer, generator.origin = model.tokenizer, model.origin  # its rules and end tokens
     try:
         if options.num_beams == 1:
-            run, found = run_of(generator, sources, options, {}), [[] for _ in sources]
-            while run.rows:
-                for row, token in run.step():
-                    found[row].append(token)
-            texts = found
+            texts = _greedy(generator, sources, options, {})
         else:
             texts = [each.tokens for some in searched(generator, sources, options) for each in some]
     finally:

@@ -15,8 +15,10 @@ passage K // question ── encoder ── memory ── decoder ── p(word 
 With `documents`, the vectors are made by an encoder of passages that learns, too; published models freeze it.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
+from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.hub.tables import rag as tables
 from anyformer.hub.tables.nested import within
@@ -88,7 +90,7 @@ def rag(c: Rag) -> Recipe:
     skeleton = choose("rag", "task", c.task, {"token": RagToken, "sequence": RagSequence})
     return skeleton.of(
         encoder(c.question),
-        bart(c.bart) if c.t5 is None else t5(T5(**asdict(c.t5))),
+        bart(c.bart) if c.bart is not None else t5(T5(**asdict(c.t5 or Writer()))),
         encoder(c.question) if c.documents else None,
         passages=c.passages,
         longest=c.longest,
@@ -156,6 +158,37 @@ def first_weights(c: Rag) -> dict[str, float]:
         return plain
     sizes = t5_sizes(c.t5.dim, c.t5.heads, c.t5.head_dim, c.t5.hidden) | {"head.proj": c.t5.dim**-0.5}
     return plain | {f"generator.{path}": size for path, size in sizes.items()}
+
+
+def joined(question: Any, generator: Any, **options: Any) -> Any:
+    """A model of a trained encoder and a trained generator, a new model of this page.
+
+    Args:
+        question: a BERT; with `documents=True` a copy of it becomes the encoder of passages. generator: BART or T5. Its
+            tokenizer is the new model's; both must have been trained with it.
+        options: hyperparameters of `Rag`.
+
+    Raises:
+        ValueError: for models of other pages.
+    """
+    if not isinstance(question.config, Bert) or not isinstance(generator.config, Bart | T5):
+        raise ValueError(
+            f"RAG joins a BERT with a BART or a T5; got {question.page or 'a recipe'} and {generator.page or 'a recipe'}"
+        )
+    own = {f.name: getattr(question.config, f.name) for f in fields(Question) if f.name != "width"}
+    held: Bart | T5 = generator.config
+    if isinstance(held, Bart):
+        c = Rag(question=Question(**own), bart=replace(held, offset=True), **options)
+    else:
+        writer = Writer(**{f.name: getattr(held, f.name) for f in fields(Writer)})
+        c = Rag(question=Question(**own), bart=None, t5=writer, **options)
+    model = pages.build(rag(c))
+    model.page, model.config, model.tokenizer = "rag", c, generator.tokenizer
+    encoder = {n: t for n, t in question.state_dict().items() if n.startswith(("embed.", "blocks."))}
+    for part in (model.question, model.document) if c.documents else (model.question,):
+        part.load_state_dict(encoder)
+    model.generator.load_state_dict(generator.state_dict(), strict=c.bart is None)
+    return model
 
 
 HUBS = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anyformer.core.checks import flags
 from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, Input, Inputs
-from anyformer.core.part import Part, built
+from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import Slot, State
 from anyformer.parts.unscored import in_pieces
@@ -163,7 +163,7 @@ class RagToken(Skeleton, Part):
         shape, device = (rows, self.passages, 7), inputs[f"{self.target}input_ids"].device
         count = torch.arange(rows * self.passages * 7, device=device).reshape(shape)
         real = torch.arange(7, device=device) < 7 - torch.arange(self.passages, device=device)[:, None] % 4
-        texts = {CONTEXT: self.generator} | ({} if self.document is None else {DOCUMENT: self.document})
+        texts: dict[str, Any] = {CONTEXT: self.generator} | ({} if self.document is None else {DOCUMENT: self.document})
         for prefix, model in texts.items():
             made.setdefault(f"{prefix}input_ids", count * 31 % model.vocab)
             made.setdefault(f"{prefix}attention_mask", real.long().expand(shape).clone())

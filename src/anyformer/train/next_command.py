@@ -42,6 +42,8 @@ def next_command(
         verb = "chat"
     if task == "reconstruct" and model.takes == "input_values":
         verb = "reconstruct"
+    if task == "retrieve":
+        return shlex.join(["anyformer", "ask", "INDEX", *words, "--model", str(run)])
     if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
@@ -103,7 +105,7 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
         picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []
         return [picture, *(["--labels", *labels] if labels else [])]
-    names = ("messages", "prompt", "source", "anchor", "words", "text")
+    names = ("messages", "question", "prompt", "source", "anchor", "words", "text")
     column = next(name for name in names if name in rows[0])
     texts = list(dict.fromkeys(_short(row[column]) for row in rows))
     return texts[:2] if task == "embed" else texts[:1]
