@@ -26,6 +26,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "finetuning.md": "docs/finetuning.md",
         "alignment.md": "docs/alignment.md",
         "retrieval.md": "docs/retrieval.md",
+        "rag.md": "docs/rag.md",
         "distributed.md": "docs/distributed.md",
         "compress.md": "docs/compress.md",
         "understanding.md": "docs/understanding.md",

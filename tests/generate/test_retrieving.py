@@ -1,4 +1,4 @@
-"""RAG beside transformers' classes: losses, mixtures, greedy and beam search of both kinds; and the paper's formulas."""
+"""RAG beside transformers' classes: losses, mixtures, greedy and beam search of both kinds; the paper's formulas."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_own_files_keep_the_encoder_of_passages(tmp_path: Path) -> None:
 def test_sequence_files_are_not_read_as_token(tmp_path: Path) -> None:
     af.build("rag", "tiny", task="sequence", seed=3).save(tmp_path / "m")
     assert af.load(tmp_path / "m").recipe.part.__name__ == "RagSequence"
-    with pytest.raises(ValueError, match="sequence.*token"):
+    with pytest.raises(ValueError, match=r"sequence.*token"):
         af.load(tmp_path / "m", task="token")
 
 

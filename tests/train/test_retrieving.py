@@ -70,8 +70,13 @@ def test_both_encoders_learn_and_a_resumed_run_is_the_straight_one(place: dict[s
 def test_passages_are_embedded_again_every_refresh_steps(place: dict[str, Any], tmp_path: Path) -> None:
     calls: list[int] = []
     refresh = Reader.refresh
+
+    def counted(self: Reader) -> None:
+        calls.append(1)
+        refresh(self)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reader, "refresh", lambda self: (calls.append(1), refresh(self))[1])
+        patch.setattr(Reader, "refresh", counted)
         finetune(**of(place, steps=6, refresh=2, out=tmp_path / "a"))
         often = len(calls)
         calls.clear()
@@ -83,10 +88,11 @@ def test_a_model_without_encoder_of_passages_learns_to_ask_for_the_vectors_of_th
     place: dict[str, Any], tmp_path: Path
 ) -> None:
     tuned = finetune(**of(place, model=place["frozen"], steps=4, out=tmp_path / "a"))
+    assert tuned.folder is not None
     again = af.load(tuned.folder)
-    assert json.loads((tuned.folder / "config.json").read_text())["dataset"] == "small"  # type: ignore[operator]
+    assert json.loads((tuned.folder / "config.json").read_text())["dataset"] == "small"
     Reader(again, Passages.of(place["index"]))
-    with pytest.raises(ValueError, match="refresh=2 .* no encoder of passages"):
+    with pytest.raises(ValueError, match=r"refresh=2 .* no encoder of passages"):
         finetune(**of(place, model=place["frozen"], steps=4, refresh=2, out=tmp_path / "b"))
     assert not list((tmp_path / "b").glob("step-*"))
 
@@ -178,7 +184,7 @@ def test_rows_that_do_not_fit_are_named(
 
 
 def test_passages_that_are_too_long_are_named_before_the_first_step(place: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing is cut. Index shorter passages"):
+    with pytest.raises(ValueError, match=r"nothing is cut. Index shorter passages"):
         finetune(**of(place, steps=2, out=tmp_path / "a", overrides={"longest": 12}))
     assert not list((tmp_path / "a").glob("step-*"))
 
@@ -189,7 +195,7 @@ def test_index_of_another_encoder_is_refused(place: dict[str, Any], tmp_path: Pa
     folder.mkdir()
     (folder / "a.txt").write_text("a cat is a kind of animal.\n")
     index(folder, tmp_path / "wide", Encoder(wide, "wide"))
-    with pytest.raises(ValueError, match="24 wide"):
+    with pytest.raises(ValueError, match=r"24 wide"):
         finetune(
             **of(
                 place,

@@ -60,7 +60,8 @@ def ask(
                 "temperature and why are for other models: this one takes the likeliest answer and shows why"
             )
         reader = Reader(writer, Passages.of(source), None if k is None else k)
-        print(replied(reader.ask([question[0]], max_new_tokens=max_new_tokens)[0]))
+        room = max_new_tokens if writer.context is None else min(max_new_tokens, writer.context - 2)
+        print(replied(reader.ask([question[0]], max_new_tokens=room)[0]))
         return
     searcher = opened(source)
     k = 6 if k is None else k

@@ -99,10 +99,11 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
             keeps.setdefault(entrance.front, []).append(batch.source if source else batch.places)
         turns = {front: itertools.cycle(some) for front, some in keeps.items()}
 
-        def poison(module: Any, inputs: Any, output: Tensor, turns: Any = turns) -> Tensor:
+        def poison(module: Any, inputs: Any, output: Tensor, keeps: Any = keeps, turns: Any = turns) -> Tensor:
             if output.shape[1] != keeps[module][0].shape[1]:  # it reads passages, too, which have masks of their own
                 return output
-            keep = next(turns[module]).repeat_interleave(len(output) // len(batch), 0)
+            keep = next(turns[module])
+            keep = keep.repeat_interleave(len(output) // len(keep), 0)
             return output.masked_fill(~keep[..., None], float("nan"))
 
         for front in keeps:

@@ -14,7 +14,8 @@ from anyformer.generate.continuing import run_of
 from anyformer.generate.decoding import evaluating, padded
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import end_ids
-from anyformer.skeletons.retrieving import CONTEXT, RagSequence, RagToken
+
+CONTEXT = "context_"  # the prefix of the inputs that are passages
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Response:
 
 
 def respond(
-    model: RagToken,
+    model: Any,
     questions: Sequence[Sequence[int]],
     passages: Mapping[str, Tensor],
     *,
@@ -55,9 +56,9 @@ def respond(
     Raises:
         ValueError: for a model of another kind, no question, or passages of another number of questions.
     """
-    if not isinstance(model, RagToken):
+    if f"{CONTEXT}input_ids" not in model.inputs():
         raise ValueError(f"{type(model).__name__} reads no passages; respond takes a RAG model")
-    if thorough and not isinstance(model, RagSequence):
+    if thorough and not model.one_passage:
         raise ValueError("thorough decoding is for task='sequence': with 'token' each word has its own passage")
     given = {name: len(value) for name, value in passages.items() if len(value) != len(questions)}
     if given or not questions:
@@ -93,7 +94,7 @@ def _end(text: list[int], options: Options, ends: set[int]) -> int | None:
     return min(ends) if ends and len(text) < options.max_new_tokens else None
 
 
-def _thorough(model: RagToken, question: list[int], passages: Mapping[str, Tensor], options: Options) -> list[int]:
+def _thorough(model: Any, question: list[int], passages: Mapping[str, Tensor], options: Options) -> list[int]:
     """The best of all answers that a search finds with one of the passages alone."""
     ids, mask = passages[f"{CONTEXT}input_ids"][0], passages.get(f"{CONTEXT}attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[0].bool()
@@ -117,7 +118,7 @@ def _thorough(model: RagToken, question: list[int], passages: Mapping[str, Tenso
 
 @torch.inference_mode()
 def scored(
-    model: RagToken,
+    model: Any,
     questions: Sequence[list[int]],
     passages: Mapping[str, Tensor],
     texts: Sequence[list[int]],

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from anyformer.generate.decoding import evaluating
-from anyformer.generate.retrieving import Response, respond
+from anyformer.generate.retrieving import CONTEXT, Response, respond
 from anyformer.hub.text.reading import reading
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.know.store import Row, Store
-from anyformer.skeletons.retrieving import CONTEXT, DOCUMENT, VECTORS, RagSequence, RagToken
+from anyformer.skeletons.retrieving import DOCUMENT, VECTORS, RagToken
 
 TOGETHER = 64  # passages that are embedded at once
 SIDES = {"question": "question_encoder_tokenizer", "generator": "generator_tokenizer"}  # folders of published files
@@ -92,7 +92,7 @@ class Reader:
         ValueError: for a model without tokenizer, a k beyond the index, or an index of another encoder.
     """
 
-    def __init__(self, model: RagToken, passages: Passages, k: int | None = None):
+    def __init__(self, model: Any, passages: Passages, k: int | None = None):
         if not isinstance(model, RagToken):
             raise ValueError(f"{type(model).__name__} reads no passages; a RAG model does (`anyformer ls`)")
         self.model, self.passages, self.k = model, passages, model.passages if k is None else k
@@ -169,7 +169,7 @@ class Reader:
 
     @torch.no_grad()
     def find(self, questions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """The numbers of the K passages with the largest products, and these, (B, K); the earlier of equal ones first."""
+        """The numbers of the K passages with the largest products, and these, (B, K); of equal ones the first."""
         ids, mask = padded(questions, self.device)
         with evaluating(self.model):
             asked = self.model.asked(ids, mask).float()
@@ -222,7 +222,7 @@ class Reader:
             texts = list(questions[at : at + batch])
             ids = [self.question(text) for text in texts]
             numbers, _ = self.find(ids)
-            thorough = num_beams > 1 and isinstance(self.model, RagSequence)
+            thorough = num_beams > 1 and self.model.one_passage
             found = respond(
                 self.model, ids, self.given(texts, numbers), max_new_tokens=max_new_tokens, num_beams=num_beams,
                 thorough=thorough,

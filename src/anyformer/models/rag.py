@@ -173,7 +173,8 @@ def joined(question: Any, generator: Any, **options: Any) -> Any:
     """
     if not isinstance(question.config, Bert) or not isinstance(generator.config, Bart | T5):
         raise ValueError(
-            f"RAG joins a BERT with a BART or a T5; got {question.page or 'a recipe'} and {generator.page or 'a recipe'}"
+            f"RAG joins a BERT with a BART or a T5; got {question.page or 'a recipe'} and "
+            f"{generator.page or 'a recipe'}"
         )
     own = {f.name: getattr(question.config, f.name) for f in fields(Question) if f.name != "width"}
     held: Bart | T5 = generator.config

@@ -4,7 +4,7 @@ D width, V vocabulary."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from anyformer.core.front import Entrance, Input, Inputs
 from anyformer.core.part import Part
 from anyformer.core.recipe import Recipe
 from anyformer.core.state import Slot, State
+from anyformer.generate.retrieving import CONTEXT
 from anyformer.parts.unscored import in_pieces
 from anyformer.skeletons.base import Output, Skeleton
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.encoder_decoder import EncoderDecoder
 
-CONTEXT, VECTORS, DOCUMENT = "context_", "doc_vectors", "document_"
+VECTORS, DOCUMENT = "doc_vectors", "document_"
 
 
 class Heard(Slot):
@@ -87,7 +88,7 @@ class RagToken(Skeleton, Part):
     input_ids (B, Q) ─ question ─ (B, E) ─┐
     doc_vectors (B, K, E) ────────────────┴─ . ─ log softmax ─ prior (B, K) ─────────────────┐
     context_input_ids (B, K, S) ─ generator's encoder ─ memory ─┐                            │
-    decoder_input_ids (B, T) ─ repeated K times ─ its decoder ──┴─ log softmax (B, T, K, V) ─ logsumexp over K ─ (B, T, V)
+    decoder_input_ids (B, T) ─ repeated K times ─ its decoder ──┴─ log softmax (B, T, K, V) ─ logsumexp ─ (B, T, V)
     ```
     `logits` are log-probabilities, so every objective and every sampler of an encoder-decoder is right for them.
     `hidden` is the mean of the passages' by their weights. `beside`: `scores` (B, K), `posterior` (B, T, K), the log of
@@ -107,6 +108,7 @@ class RagToken(Skeleton, Part):
 
     generates = True
     target = "decoder_"
+    one_passage: ClassVar[bool] = False  # all words of an answer follow from the same one
 
     def __init__(
         self,
@@ -277,8 +279,8 @@ class RagToken(Skeleton, Part):
         for name, read in self.inputs().items():
             if read.required and not name.startswith(self.target) and name not in named:
                 raise ValueError(
-                    f"this model reads {name} of shape {read}: the passages of each question; `know.reader` makes them, "
-                    "and `anyformer ask INDEX QUESTION --model RAG` asks it"
+                    f"this model reads {name} of shape {read}: the passages of each question; `know.reader` makes "
+                    "them, and `anyformer ask INDEX QUESTION --model RAG` asks it"
                 )
         ids = named[f"{CONTEXT}input_ids"]
         if ids.ndim != 3 or ids.shape[0] != rows:
@@ -314,12 +316,15 @@ class RagSequence(RagToken):
     Written word by word this is a `RagToken` whose weights of passages follow from what was said:
 
     ```
-    p(y_t | x, y_<t) = sum_z p(z | x, y_<t) p(y_t | x, z, y_<t)        p(z | x, y_<t) ~ p(z | x) prod_s<t p(y_s | x, z, y_<s)
+    p(y_t | x, y_<t) = sum_z p(z | x, y_<t) p(y_t | x, z, y_<t)
+    p(z | x, y_<t) ~ p(z | x) prod_s<t p(y_s | x, z, y_<s)
     ```
     so the sum of the log-probabilities of an answer's words is exactly that of the answer.
 
     Args: those of `RagToken`.
     """
+
+    one_passage = True
 
     def weigh(self, log: Tensor, ids: Tensor, hidden: Tensor, flow: Flow, slot: Heard) -> Tensor:
         count = ids.shape[1]

@@ -121,7 +121,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
         if folder and after is not None:
             now.screen.message(
                 f"held-out: {_measured(before, goal)}, now {_measured(after, goal)}, at step {kept}\nmodel: {folder}\n"
-                f"next: {next_command(kind, folder, lm, options.data, options.fields)}"
+                f"next: {next_command(kind, folder, lm, options.data, options.fields, index=options.index)}"
             )
     return Tuned(
         folder, done.checkpoint, done.step, kept, done.stopped, done.loss, before, after, learned, parameters,

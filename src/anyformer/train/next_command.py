@@ -28,11 +28,13 @@ def next_command(
     data: str | Path | Mapping[str, float],
     fields: Mapping[str, str] | None = None,
     prompt: str = "The ",
+    index: str | None = None,
 ) -> str:
     """The command that uses the model of a run, with a text, a picture or an environment of its data.
 
     Args:
         place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.
+        index: of a model that finds passages.
     """
     run = next((p for p in (place.parent, place.parent.parent) if place.name and last(p) == place), place)
     if KINDS[task].verb == "finetune":
@@ -43,7 +45,7 @@ def next_command(
     if task == "reconstruct" and model.takes == "input_values":
         verb = "reconstruct"
     if task == "retrieve":
-        return shlex.join(["anyformer", "ask", "INDEX", *words, "--model", str(run)])
+        return shlex.join(["anyformer", "ask", str(index), *words, "--model", str(run)])
     if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])

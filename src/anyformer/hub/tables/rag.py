@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,8 +109,8 @@ def _size(config: Mapping[str, Any]) -> dict[str, Any]:
     made = inner.get("projection_dim") or inner.get("hidden_size") or 768
     if config.get("retrieval_vector_size", made) != made:
         raise ValueError(
-            f"'retrieval_vector_size' is {config['retrieval_vector_size']!r}, and the question encoder makes vectors of "
-            f"{made}; an index of another width cannot be searched with it"
+            f"'retrieval_vector_size' is {config['retrieval_vector_size']!r}, and the question encoder makes vectors "
+            f"of {made}; an index of another width cannot be searched with it"
         )
     return {}
 
@@ -140,7 +141,7 @@ ABOVE = (
     quiet("vocab_size", why="repeats that of the generator, which decides"),
     must("is_encoder_decoder", True),
     quiet("dataset", "dataset_split", "dataset_revision", "index_name", "index_path", "passages_path",
-          "use_dummy_dataset", "retrieval_batch_size", why="where transformers finds its passages; here an index is named"),
+          "use_dummy_dataset", "retrieval_batch_size", why="where transformers finds its passages"),
     quiet("reduce_loss", "label_smoothing", "exclude_bos_score", "do_marginalize", "output_retrieved",
           "do_deduplication", why="requests of outputs, and options of training and generation"),
 )  # fmt: skip
@@ -163,7 +164,5 @@ def weights(c: Any) -> list[Any]:
 
 def _under(theirs: str, ours: str, rows: Any) -> list[Any]:
     """The rows below both prefixes, with what they are tied to."""
-    import dataclasses
-
     made = under(theirs, ours, rows if isinstance(rows, list) else [rows])
     return [r if r.tied is None else dataclasses.replace(r, tied=f"{ours}.{r.tied}") for r in made]
