@@ -228,7 +228,7 @@ def one(a: argparse.Namespace, seed: int) -> dict[str, Any]:
     some, rng, began = facts(a.facts, seed), random.Random(seed), time.perf_counter()
     places = rng.sample(range(len(some)), len(some))
     cut = len(some) // 5
-    held = [(i, question(some[i], n)) for n, i in enumerate(places[:cut][: a.held])]
+    held = [(i, question(some[i], form)) for i in places[:cut] for form in range(len(FORMS))]
     learn = places[cut:]
     bert, generator, alone = parts(a, some, learn, out, seed)
     bert.save(out / "encoder")
@@ -286,10 +286,11 @@ def table(every: Sequence[dict[str, Any]], a: argparse.Namespace) -> str:
         cells += [[_share(s[key].get(what)) for s in every] for what in ("right", "new", "old")]
         cells.append([f"{s[key]['seconds']:.0f}" if "seconds" in s[key] else "" for s in every])
         lines.append(f"| {label} | " + " | ".join(", ".join(filter(None, cell)) for cell in cells) + " |")
-    count = a.facts // 5 if a.held is None else min(a.held, a.facts // 5)
+    count = a.facts // 5
+    seeds, most = ", ".join(map(str, a.seeds)), 2 * (0.25 / count) ** 0.5
     return "\n".join(lines) + (
-        f"\n\n{a.facts:,} facts, {count} questions held out; seeds {', '.join(map(str, a.seeds))}, in this order in "
-        f"each cell; two standard errors of a share of {count} are at most {2 * (0.25 / count) ** 0.5:.1%}."
+        f"\n\n{a.facts:,} facts, {count} nouns held out, four questions each; seeds {seeds}, in this order in each "
+        f"cell. Two standard errors of a share of {count} nouns are at most {most:.1%}."
     )
 
 
@@ -299,11 +300,11 @@ def _share(value: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = {"facts": 800, "held": 160, "vocab": 5000, "dim": 64, "drawn": 15, "encoder_steps": 300,
-               "generator_steps": 700, "alone_steps": 200, "steps": 500, "batch": 16, "refresh": 50}  # fmt: skip
+    numbers = {"facts": 500, "vocab": 5000, "dim": 64, "drawn": 15, "encoder_steps": 250, "generator_steps": 600,
+               "alone_steps": 100, "steps": 1000, "batch": 12, "refresh": 25}  # fmt: skip
     for name, value in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--doc", type=Path)

@@ -39,11 +39,11 @@ class Heard(Slot):
         self.inner: State | None = None
         self.prior = self.said = self.hidden = torch.empty(0)
 
-    def begin(self, inner: State, prior: Tensor) -> None:
-        """Takes the passages."""
+    def begin(self, inner: State | None, prior: Tensor) -> None:
+        """Takes the passages; without a state of the generator, for a single pass."""
         self.inner, self.prior = inner, prior
         self.said, self.hidden = prior.new_zeros(*prior.shape, 0), prior.new_zeros(*prior.shape, 0, 0)
-        if self.narrow:
+        if self.narrow and inner is not None:
             inner.in_8_bits()
 
     def add(self, said: Tensor, hidden: Tensor) -> None:
@@ -102,8 +102,8 @@ class RagToken(Skeleton, Part):
         document: an encoder of passages that learns with it (same width of vectors); then they are given as
             `document_input_ids` (B, K, R) instead of `doc_vectors`. None = vectors from an index, which stay.
         passages: K that a retriever is asked for, if nobody says another number.
-        longest: the most tokens of a passage with its question. before, between: texts around a passage: prefix, title,
-            passage, question.
+        longest: the most tokens of a passage with its question.
+        prefix, titled, between: what the generator reads is `prefix title titled passage between question`.
     """
 
     generates = True
@@ -131,11 +131,8 @@ class RagToken(Skeleton, Part):
         self.passages, self.longest_passage = passages, longest
         self.prefix, self.titled, self.between = prefix, titled, between
         self.vector_width = width_of(self.question)
-        self.width, self.context, self.begin_id = (
-            self.generator.decoder.width,
-            self.generator.context,
-            self.generator.begin_id,
-        )
+        self.width, self.context = self.generator.decoder.width, self.generator.context
+        self.begin_id = self.generator.begin_id
 
     @property
     def embed(self) -> Any:
@@ -206,16 +203,18 @@ class RagToken(Skeleton, Part):
             raise ValueError("this model needs decoder_input_ids: the answer so far, beginning with the id begin_id")
         target = self.entrances()[-1]
         read = None if state is not None and self._heard(state).inner is not None else self._read(named)
+        given = next((n for n in named if not n.startswith(self.target)), None)
+        if read is None and given is not None:
+            raise ValueError(f"the state has read its passages already; leave {given} out, or start a new state")
         _, flow = self.begin(target, named, None, state, causal=True)
         slot = Heard(0) if state is None else self._heard(state)
         rows, count = decoder_input_ids.shape
         if read is None:
-            if given := next((n for n in named if not n.startswith(self.target)), None):
-                raise ValueError(f"the state has read its passages already; leave {given} out, or start a new state")
             sources, scores = dict[str, Tensor](), None
         else:
             sources, scores, prior = read
-            slot.begin(self.generator.start(rows * prior.shape[1], slot.room), prior)
+            inner = None if state is None else self.generator.start(rows * prior.shape[1], slot.room)
+            slot.begin(inner, prior)
         passages = slot.prior.shape[1]
         keep = flow.keep_now(count)
         target_mask = None if keep is None else keep.repeat_interleave(passages, 0)
@@ -224,7 +223,7 @@ class RagToken(Skeleton, Part):
                 **sources,
                 decoder_input_ids=decoder_input_ids.repeat_interleave(passages, 0),  # (B K, T)
                 decoder_attention_mask=target_mask,
-                state=None if state is None else slot.inner,
+                state=slot.inner,
             )
         assert out.logits is not None and out.hidden is not None
         each, hidden = (t.unflatten(0, (rows, passages)) for t in (out.logits, out.hidden))  # (B, K, T, V), (… D)
