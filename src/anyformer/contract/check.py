@@ -164,10 +164,8 @@ def decodes(subject: Subject) -> str | None:
 def writes(subject: Subject) -> str | None:
     """The reason why checks of generation do not apply, or None."""
     if not subject.writes and subject.recipe.part.generates and subject.has_source:
-        return "its source is no text: tests/generate/test_transcribing.py"
-    inputs, own = subject.outline.inputs(), (subject.outline.takes, f"{subject.outline.target}input_ids")
-    if subject.has_source and any(read.required and name not in own for name, read in inputs.items()):
-        return "it reads passages beside its question: tests/know/test_reader.py"
+        passages = "it reads passages beside its question: tests/generate/test_retrieving.py"
+        return passages if subject.reads_text else "its source is no text: tests/generate/test_transcribing.py"
     return None if subject.writes else "it does not generate text"
 
 

@@ -133,6 +133,11 @@ class RagToken(Skeleton, Part):
         self.vector_width = width_of(self.question)
         self.width, self.context = self.generator.decoder.width, self.generator.context
         self.begin_id = self.generator.begin_id
+        self.generates = False  # from a prompt alone: `generate.retrieving.respond`
+
+    @property
+    def decodes(self) -> bool:
+        return True
 
     @property
     def embed(self) -> Any:
@@ -227,7 +232,7 @@ class RagToken(Skeleton, Part):
             )
         assert out.logits is not None and out.hidden is not None
         each, hidden = (t.unflatten(0, (rows, passages)) for t in (out.logits, out.hidden))  # (B, K, T, V), (… D)
-        log = each.float().log_softmax(-1)
+        log = wide(each).log_softmax(-1)
         weights = self.weigh(log, decoder_input_ids, hidden, flow, slot)  # (B, K, T)
         mixed = (weights[..., None] + log).logsumexp(1).to(each.dtype)  # (B, T, V)
         mean = (weights.exp()[..., None].to(hidden.dtype) * hidden).sum(1)
@@ -264,7 +269,7 @@ class RagToken(Skeleton, Part):
         self.entrances()[0].given(named)
         ids, mask, vectors = self._passages(named, named["input_ids"].shape[0])
         asked = vector_of(self.question(**{n: v for n, v in named.items() if n in self.question.inputs()}))
-        scores = torch.einsum("be,bke->bk", asked.float(), vectors.float())
+        scores = torch.einsum("be,bke->bk", wide(asked), wide(vectors))
         there = mask.any(-1)
         prior = scores.masked_fill(~there, torch.finfo(scores.dtype).min / 4).log_softmax(-1)
         return {"input_ids": ids.flatten(0, 1), "attention_mask": mask.flatten(0, 1).long()}, scores, prior
@@ -330,7 +335,7 @@ class RagSequence(RagToken):
         before = log[:, :, :-1]  # (B, K, T - 1, V): where the words of this call were scored
         if slot.hidden.shape[2]:
             last = self.generator.head(slot.hidden[:, :, -1:].flatten(0, 1), flow).unflatten(0, log.shape[:2])
-            before = torch.cat((last.float().log_softmax(-1), before), 2)
+            before = torch.cat((wide(last).log_softmax(-1), before), 2)
         words = ids[:, None, count - before.shape[2] :, None].expand(*before.shape[:3], 1)
         said = before.gather(-1, words)[..., 0]
         said = torch.cat((said.new_zeros(*said.shape[:2], count - said.shape[2]), said), 2)  # the first one was given
@@ -339,6 +344,11 @@ class RagSequence(RagToken):
             said = said.masked_fill(~pairs[:, None, -count:], 0.0)
         slot.add(said, hidden)
         return (slot.prior[..., None] + slot.said.cumsum(2)).log_softmax(1)[:, :, -count:]
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least: logarithms of half precision have three digits."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def vector_of(out: Output) -> Tensor:
