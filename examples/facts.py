@@ -128,14 +128,13 @@ def written(rows: Sequence[dict[str, str]], path: Path) -> Path:
     return path
 
 
-def indexed(some: Sequence[Fact], encoder: Encoder, out: Path, name: str) -> Path:
+def indexed(some: Sequence[Fact], encoder: Encoder, out: Path, name: str) -> None:
     """The index of a folder with a file for each fact."""
     folder = out / name
     folder.mkdir(parents=True)
     for number, fact in enumerate(some):
         (folder / f"{number:05d}.txt").write_text(fact.passage + "\n", "utf-8")
     index(folder, out / f"{name}-index", encoder)
-    return out / f"{name}-index"
 
 
 def recalls(reader: Reader, held: Sequence[tuple[int, str]]) -> tuple[float, float]:
@@ -187,10 +186,8 @@ def tokenizer(some: Sequence[Fact], out: Path, vocab: int) -> str:
     return str(out / "tokenizer")
 
 
-def parts(
-    a: argparse.Namespace, some: Sequence[Fact], learn: Sequence[int], out: Path, seed: int
-) -> tuple[Any, Any, Any]:
-    """The encoder, the generator, and a generator that never sees a passage."""
+def parts(a: argparse.Namespace, some: Sequence[Fact], learn: Sequence[int], out: Path, seed: int) -> tuple[Any, Any]:
+    """The encoder and the generator; in its folder, a generator that never sees a passage."""
     words_of = tokenizer(some, out, a.vocab)
     common: dict[str, Any] = {"tokenizer": words_of, "seed": seed, "quiet": True, "eval_every": 0, "save_every": 0}
     shape: dict[str, Any] = {"dim": a.dim, "depth": 2, "heads": 4, "hidden": 2 * a.dim}
@@ -218,28 +215,30 @@ def parts(
                 out=out / name, overrides=t5, **common,
             ).model
         )  # fmt: skip
-    return bert, made[0], made[1]
+    return bert, made[0]
 
 
 def one(a: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """All of it, with one seed."""
+    """All of it, with one seed; what an earlier call has made is taken as it is."""
     out = Path(a.out) / f"seed-{seed}"
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     some, rng, began = facts(a.facts, seed), random.Random(seed), time.perf_counter()
     places = rng.sample(range(len(some)), len(some))
     cut = len(some) // 5
     held = [(i, question(some[i], form)) for i in places[:cut] for form in range(len(FORMS))]
     learn = places[cut:]
-    bert, generator, alone = parts(a, some, learn, out, seed)
-    bert.save(out / "encoder")
-    encoder = Encoder(af.load(out / "encoder"), str(out / "encoder"))
-    place = indexed(some, encoder, out, "facts")
     kinds = sorted({fact.kind for fact in some})
     other = [Fact(f.noun, rng.choice([k for k in kinds if k != f.kind]), f.gloss) for f in some]
-    swapped = indexed(other, encoder, out, "altered")
+    place, swapped = out / "facts-index", out / "altered-index"
+    if not (out / "start").exists():
+        bert, generator = parts(a, some, learn, out, seed)
+        bert.save(out / "encoder")
+        encoder = Encoder(af.load(out / "encoder"), str(out / "encoder"))
+        for name, each in (("facts", some), ("altered", other)):
+            indexed(each, encoder, out, name)
+        joined(bert, generator, documents=True, passages=K, longest=64, between=" // ").save(out / "start")
     made: dict[str, Any] = {}
     began = time.perf_counter() - began
-    joined(bert, generator, documents=True, passages=K, longest=64, between=" // ").save(out / "start")
     forms = range(len(FORMS))
     rows = [{"question": question(some[i], form), "answer": some[i].kind} for i in learn for form in forms]
     data = written(rng.sample(rows, len(rows)), out / "questions.jsonl")
@@ -249,7 +248,7 @@ def one(a: argparse.Namespace, seed: int) -> dict[str, Any]:
         finetune(
             model=str(out / "start"), data=data, index=str(place), refresh=a.refresh if trainable is None else 0,
             method="full", steps=a.steps, batch=a.batch, lr=a.lr, out=out / name, held_out=0.02, trainable=trainable,
-            seed=seed, quiet=not a.loud, eval_every=0, save_every=0,
+            seed=seed, quiet=not a.loud, eval_every=0, save_every=100, resume="auto",
         )  # fmt: skip
         made[f"{name}, seconds"] = time.perf_counter() - start
     scores: dict[str, Any] = {"seconds": began, "before": made["joint, before"]}
@@ -266,7 +265,8 @@ def one(a: argparse.Namespace, seed: int) -> dict[str, Any]:
     by_words.store = Store(place)
     scores["BM25"] = {"recall": recalls(by_words, held), "right": right(answers(by_words, held), held, some)}
     texts = [text for _, text in held]
-    said = [a.strip() for a in af.generate.generate(alone, texts, max_new_tokens=8)]
+    alone = af.load(sorted((out / "alone").glob("step-*"))[-1])
+    said = [text.strip() for text in af.generate.generate(alone, texts, max_new_tokens=8)]
     most = Counter(some[i].kind for i in learn).most_common(1)[0][0]
     scores["no passages"] = {"right": right(said, held, some)}
     scores["the most frequent kind"] = {"right": right([most] * len(held), held, some)}
@@ -301,7 +301,7 @@ def _share(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = {"facts": 500, "vocab": 5000, "dim": 64, "drawn": 15, "encoder_steps": 250, "generator_steps": 600,
-               "alone_steps": 100, "steps": 1000, "batch": 12, "refresh": 25}  # fmt: skip
+               "alone_steps": 100, "steps": 500, "batch": 12, "refresh": 25}  # fmt: skip
     for name, value in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=3e-4)
