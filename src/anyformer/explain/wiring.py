@@ -92,7 +92,8 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
     paths_of: dict[Mask, list[str]] = {}
     parts = {path: value.part for path, value in recipe.walk() if isinstance(value, Recipe)}
     windows = [f"{path}." for path, part in parts.items() if part is Windows]
-    towers = [f"{path}." for path, part in parts.items() if path and issubclass(part, Skeleton)]
+    inside = {path: part for path, part in parts.items() if path and issubclass(part, Skeleton)}
+    towers = [f"{path}." + ("encoder" if f"{path}.decoder" in parts else "") for path in inside]
     for path, value in recipe.walk():
         cells = path.startswith(tuple(windows))  # no tokens in a row
         if path in parts and not cells and "mask" in value.options and not value.options.get("cross"):
