@@ -68,6 +68,12 @@ def test_the_python_about_codes_of_pictures_runs() -> None:
     assert all(parameter.grad is not None for parameter in names["dvae"].parameters())
 
 
+def test_the_python_about_passages_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "rag.md").read_text(), re.S))
+    exec(compile(code, "docs/rag.md", "exec", dont_inherit=True), {"__name__": __name__})
+    assert "torch.Size([2, 16, 128]) torch.Size([2, 16, 3])" in capsys.readouterr().out
+
+
 def test_the_python_about_another_kind_of_input_runs(capsys: pytest.CaptureFixture[str]) -> None:
     section = (DOCS / "adding-an-architecture.md").read_text().split("## 5. Another kind of input")[1]
     names: dict[str, object] = {"__name__": __name__}

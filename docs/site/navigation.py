@@ -27,6 +27,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "alignment.md": "docs/alignment.md",
         "federated.md": "docs/federated.md",
         "retrieval.md": "docs/retrieval.md",
+        "rag.md": "docs/rag.md",
         "distributed.md": "docs/distributed.md",
         "compress.md": "docs/compress.md",
         "scaling.md": "docs/scaling.md",

@@ -11,6 +11,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+import anyformer as af
+from anyformer.hub.text.tokenizer import Tokenizer
+from anyformer.know import Encoder, index
 from anyformer.media.proteins import pdb_text
 from anyformer.train.next_command import next_command
 from anyformer.train.tasks.registry import KINDS
@@ -34,6 +37,8 @@ TRAIN = {
     "reconstruct": ("--model", "dvae", "--size", "tiny", "--data", "PICTURES"),
     "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
+    "retrieve": ("--model", "rag", "--size", "tiny", "--vocab", "300", "--overrides.documents", "true",
+                 "--data", "ASKED", "--index", "INDEX"),
     "detect": ("--model", "detr", "--size", "mini", "--data", "BOXES"),
     "act": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--data", "EPISODES"),
     "clone": ("--model", "decision_transformer", "--size", "tiny", "--context", "4", "--task", "clone",
@@ -84,6 +89,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     marks = [{"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [2, 3, 5, 6]} for i in range(24)]
     kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     (home / "boxes.json").write_text(json.dumps({"images": images, "annotations": marks, "categories": kinds}))
+    (home / "papers").mkdir()
+    for i in range(4):
+        (home / "papers" / f"{i}.txt").write_text(SENTENCES[i])
+    bert = af.build("bert", "tiny", vocab=300, context=64, seed=0)
+    bert.tokenizer = Tokenizer.bytes_level()
+    index(home / "papers", home / "index", Encoder(bert, "tiny"))
     table = home / "series.csv"
     days = np.arange("2024-01-01", "2024-04-01", dtype="datetime64[D]")
     table.write_text("time,target\n" + "".join(f"{day},{i}\n" for i, day in enumerate(days)))
@@ -98,6 +109,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "CAPTIONS": rows("captions.jsonl", [{"image": f"flat/{i}.png", "text": SENTENCES[i]} for i in range(24)]),
         "GRAPHS": rows("graphs.jsonl", [{"nodes": 2 + i % 3, "edges": [[0, 1]], "label": i} for i in range(20)]),
         "SERIES": table,
+        "ASKED": rows("asked.jsonl", [{"question": s[4:16], "answer": s[4:7]} for s in SENTENCES]),
+        "INDEX": home / "index",
         "QUESTIONS": rows("questions.jsonl", [
             {"question": s, "features": [[0.5] * 3] * n, "boxes": [[0, 0, 1, 1]] * n, "label": s[4:7]}
             for s, n in zip(SENTENCES, [1, 2] * 15, strict=True)
@@ -123,7 +136,7 @@ def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
 
 def check(cli, words: list[str], task: str, folder: Path) -> None:
     assert words[:2] == ["anyformer", KINDS[task].verb]
-    place = {"finetune": 3, "detect": -1, "transcribe": -1}.get(words[1], 2)
+    place = {"finetune": 3, "detect": -1, "transcribe": -1, "ask": -1}.get(words[1], 2)
     assert words[place] == str(folder)  # the run stands for its model
     short = {"finetune": ["--steps", "2", "--batch", "4", "--out", str(folder / "tuned"), "--device", "cpu"]}
     short |= {verb: ["--max-new-tokens", "4"] for verb in ("generate", "chat")}

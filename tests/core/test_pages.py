@@ -22,7 +22,8 @@ def texts(cls: type, path: str = "") -> list[str]:
     return found
 
 
-CHOICES = [(page, name) for page in af.names() for name in texts(af.page(page).config)]
+FREE = {"prefix", "titled", "between"}  # any text
+CHOICES = [(page, name) for page in af.names() for name in texts(af.page(page).config) if name not in FREE]
 STRETCHED = [page for page in af.names() if {"scaling", "context"} <= kinds_of(af.page(page).config).keys()]
 
 

@@ -91,3 +91,8 @@ def test_layers_that_differ_are_named_and_lists_of_other_lengths_too():
     assert differences(deep, changed) == [Difference("blocks.2.mixer.mask", "None", "Window(left=3, right=0)", False)]
     assert differences(deep, recipe("llama", depth=3)) == [Difference("blocks", "5 of them", "3 of them", True)]
     assert differences(recipe("bert"), recipe("llama"))[0] == Difference("model", "Encoder", "CausalLM", False)
+
+
+def test_the_decoder_of_a_model_inside_is_causal():
+    masks = {path.split(" ")[0]: str(mask) for path, mask in seen(recipe("rag")).items()}
+    assert masks == {"question.blocks.0.mixer": "Full()", "generator.decoder.blocks.0.mixer": "Causal()"}

@@ -17,7 +17,7 @@ def ask(
     question: list[str],
     *,
     model: str | None = None,
-    k: int = 6,
+    k: int | None = None,
     why: bool = False,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -31,8 +31,9 @@ def ask(
         source: the folder of an index (`anyformer index`); or a model that sees pictures in its text (LLaVA): a
             directory, the folder of a run, or a hub id.
         question: in quotes; with a model of pictures, the file of a picture and the question.
-        model: of an index: what writes the answer. Without it the answer is made of the documents' sentences.
-        k: of an index: passages that are read.
+        model: of an index: what writes the answer: a chat model, or a RAG model, which searches the index itself and
+            shows its passages with their probabilities. Without it the answer is made of the documents' sentences.
+        k: of an index: passages that are read; 6, of a RAG model its own number.
         why: of an index: print the scores of each passage.
         max_new_tokens: the most tokens of the answer.
         temperature: 0 = always the likeliest token.
@@ -42,6 +43,9 @@ def ask(
     """
     from anyformer.know import ask as asked
     from anyformer.know import is_index, opened, written
+    from anyformer.know.reader import Passages, Reader
+    from anyformer.know.reader import written as replied
+    from anyformer.skeletons.retrieving import RagToken
 
     chosen: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if not is_index(source):
@@ -49,8 +53,18 @@ def ask(
         return
     if len(question) != 1:
         raise ValueError(f"an index takes one question, in quotes; got {len(question)}: {', '.join(question)[:80]}")
-    searcher = opened(source)
     writer = None if model is None else models.load(model, task=task, ignore=ignore)
+    if isinstance(writer, RagToken):
+        if temperature or why:
+            raise ValueError(
+                "temperature and why are for other models: this one takes the likeliest answer and shows why"
+            )
+        reader = Reader(writer, Passages.of(source), None if k is None else k)
+        room = max_new_tokens if writer.context is None else min(max_new_tokens, writer.context - 2)
+        print(replied(reader.ask([question[0]], max_new_tokens=room)[0]))
+        return
+    searcher = opened(source)
+    k = 6 if k is None else k
     answer = asked(searcher, question[0], writer, k=k, **chosen)
     print(written(answer))
     if why:

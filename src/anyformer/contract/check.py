@@ -164,7 +164,8 @@ def decodes(subject: Subject) -> str | None:
 def writes(subject: Subject) -> str | None:
     """The reason why checks of generation do not apply, or None."""
     if not subject.writes and subject.recipe.part.generates and subject.has_source:
-        return "its source is no text: tests/generate/test_transcribing.py"
+        passages = "it reads passages beside its question: tests/generate/test_retrieving.py"
+        return passages if subject.reads_text else "its source is no text: tests/generate/test_transcribing.py"
     return None if subject.writes else "it does not generate text"
 
 

@@ -75,6 +75,11 @@ NO_NUMBER = {
         "CTC",
         "blank",
     ): "the symbol that stands for none, in the loss and in reading; tests/train/test_sound_objectives.py",
+    **{
+        (kind, name): "how passages are found and written in front of a question; tests/know/test_reader.py"
+        for kind in ("RagToken", "RagSequence")
+        for name in ("passages", "longest", "prefix", "titled", "between")
+    },
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
 FEW = 20  # positions of a model of pairs

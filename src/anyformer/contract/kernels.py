@@ -93,13 +93,20 @@ def nothing_leaks_from_padding(subject: Subject) -> float:
     for side in ("left",) if subject.path else ("left", "right"):  # a checkpoint is large
         batch, model = draw(subject, rng, [8, 5, 1], side), fresh(subject.model)
         clean, slopes = run(model, batch), gradients(model, batch)
-        keeps = [batch.places] if batch.source is None else [batch.source, batch.places]
+        keeps: dict[Any, list[Any]] = {}
+        for entrance in (e for e in model.entrances() if e.mask):
+            source = batch.source is not None and entrance.prefix != model.target
+            keeps.setdefault(entrance.front, []).append(batch.source if source else batch.places)
+        turns = {front: itertools.cycle(some) for front, some in keeps.items()}
 
-        def poison(module: Any, inputs: Any, output: Tensor, turn: Any = itertools.cycle(keeps)) -> Tensor:
-            keep = next(turn)
+        def poison(module: Any, inputs: Any, output: Tensor, keeps: Any = keeps, turns: Any = turns) -> Tensor:
+            if output.shape[1] != keeps[module][0].shape[1]:  # it reads passages, too, which have masks of their own
+                return output
+            keep = next(turns[module])
+            keep = keep.repeat_interleave(len(output) // len(keep), 0)
             return output.masked_fill(~keep[..., None], float("nan"))
 
-        for front in {entrance.front for entrance in model.entrances() if entrance.mask}:
+        for front in keeps:
             front.register_forward_hook(poison)
         dirty = run(model, batch)
         for name in clean:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.contract import codecs
+from anyformer.contract import codecs, retrieved
 from anyformer.contract.check import LeftOut, check
 from anyformer.contract.oracle import Oracle, oracle
 from anyformer.contract.probe import Batch, close, draw, expect
@@ -41,6 +41,8 @@ def loss_matches_the_oracle(subject: Subject, hub: Hub) -> float:
     noise = torch.Generator().manual_seed(rng.randrange(1 << 30))
     if side.books is not None:
         return loss_of_codes(side, batch, noise)
+    if "context_input_ids" in takes:
+        return loss_of_answers(side, batch)
     ours, labels, inputs = own_loss(side, batch, noise)
     other = {} if side.hub is None else side.hub.inputs
     inputs = {other.get(name, name): value for name, value in inputs.items()}
@@ -59,6 +61,21 @@ def loss_of_codes(side: Oracle, batch: Batch, noise: torch.Generator) -> float:
         inputs = codecs.stacked(side.inputs(batch), f"{side.ours.target}input_ids")
         expected = side.theirs(**inputs, labels=labels, use_cache=False).loss
     return close(objectives.causal_lm(Output(logits=logits), labels, counted(labels)), expected, "loss")
+
+
+def loss_of_answers(side: Oracle, batch: Batch) -> float:
+    """The same for a generator that reads passages, whose loss is the sum of each answer's, beginning included."""
+    inputs = dict(batch.inputs)
+    labels = inputs.pop("decoder_input_ids")
+    keep = torch.ones_like(labels) if (mask := inputs.pop("decoder_attention_mask", None)) is None else mask
+    pad = side.theirs.config.generator.pad_token_id
+    labels = torch.where(labels == pad, pad + 1, labels).masked_fill(keep == 0, IGNORE)
+    target = shift_right(labels, side.ours.begin_id, pad)
+    whole = torch.cat((target, labels[:, -1:]), 1).masked_fill(torch.cat((target, labels[:, -1:]), 1) == IGNORE, pad)
+    with torch.no_grad():
+        out = side.ours(**inputs, decoder_input_ids=target)
+        expected = retrieved.call(side.theirs, inputs, labels=whole)["loss"].sum()
+    return close(objectives.seq2seq(out, labels, 1.0), expected, "loss of answers")
 
 
 def loss_of_forecast(side: Oracle, batch: Batch, rng: random.Random) -> float:

@@ -25,6 +25,8 @@ def mended(part: Any) -> None:
             part.eval().learns = False
             part.train = lambda mode=True: (part.__dict__.update(learns=mode), part)[1]
             part.register_forward_hook(lambda table, ids, x: nn.functional.dropout(x, table.dropout, table.learns))
+        case "RagSequenceForGeneration":  # its loss asks the generator's config for an id that T5's lacks since 5.0
+            part.config.generator.__dict__.setdefault("bos_token_id", None)
         case "DetrConvEncoder":  # it freezes its convolutions when it is made
             part.requires_grad_(True)
         case "IdeficsForVisionText2Text":  # its loss has no place for the additional ids

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anyformer.contract import codecs, diffusers, subjects
+from anyformer.contract import codecs, diffusers, retrieved, subjects
 from anyformer.contract.check import LeftOut
 from anyformer.contract.mended import mended
 from anyformer.contract.probe import Batch, Failed
@@ -76,6 +76,8 @@ class Oracle:
             return diffusers.call(theirs, inputs)
         if "audio_codes" in takes:
             return codecs.call(theirs, inputs)
+        if "context_input_ids" in takes:
+            return retrieved.call(theirs, inputs)
         offset = getattr(getattr(getattr(self.ours, "embed", None), "positions", None), "offset", 0)
         counts = "position_ids" in takes and not self.on_axes
         if counts and (batch.keep is not None or offset):  # positions count real tokens, by the mask

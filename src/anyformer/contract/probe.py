@@ -98,7 +98,7 @@ class Batch:
                 own = self.inserts[name][:, 0] == i
                 alone |= {name: value[own]} if bool(own.any()) else {}
                 continue
-            keep = self.mask(name, self.source is not None and name == "input_ids")
+            keep = self.mask(name, self.source is not None and name in ("input_ids", "token_type_ids"))
             padded = keep is not None and name in self.counted
             alone[name] = value[i][keep[i]][None] if keep is not None and padded else value[i][None]
             if keep is not None and name in self.square:

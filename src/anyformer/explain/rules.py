@@ -223,6 +223,17 @@ def _softmax(
     return (s - rest) + mode.source(rest, s, "softmax")
 
 
+def _log_sum_exp(mode: Linearised, func: Any, /, x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    y, held = torch.logsumexp(x, dim, keepdim), x.detach()
+    rest = y.detach() - (held.softmax(dim) * held.masked_fill(held < -HUGE, 0.0)).sum(dim, keepdim)
+    return (y - rest) + mode.source(rest, y, "softmax")
+
+
+def _log_softmax(mode: Linearised, func: Any, /, x: Tensor, dim: int = -1) -> Tensor:
+    with mode:
+        return x - torch.logsumexp(x, dim, True)
+
+
 def _attention(
     mode: Linearised, func: Any, /, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
@@ -338,6 +349,7 @@ RULES: dict[str, Rule] = {
     **_all("tanh elu erf sin", _odd), **_all("sigmoid exp softplus log log1p expm1 cos logsigmoid", _curved),
     "where": _where, "masked_fill": _masked_fill, "setitem": _setitem, "copy_": _copied, "addcmul": _addcmul,
     "lerp": _lerp, "pad": _padded, "pow": _pow, "square": _square, "gelu": _gelu, "silu": _silu, "softmax": _softmax,
+    "logsumexp": _log_sum_exp, "log_softmax": _log_softmax,
     "scaled_dot_product_attention": _attention, "layer_norm": _layer_norm, "rms_norm": _rms,
     "group_norm": _group_norm, "batch_norm": _batch_norm, "normalize": _normalize, "glu": _glu, "lstm": _lstm,
 }  # fmt: skip

@@ -49,8 +49,14 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
     figure, canvas, file = opened(path)
     heading = title + ("" if "dim" not in recipe.options else f"   width {recipe.dim}")
     canvas.axes.text(0.2, 0.25, heading, fontsize=13, fontweight="bold", color=INK, va="center")
+    x, masks = 0.6 + WIDE / 2, seen(recipe)
+    inner = {n: v for n, v in recipe.options.items() if isinstance(v, Recipe) and issubclass(v.part, Skeleton)}
+    if whole := next((name for name, v in inner.items() if {"encoder", "decoder"} <= v.options.keys()), None):
+        for name in (n for n in inner if n != whole):  # models beside an encoder-decoder: they find what it reads
+            _column(canvas, x, 0.85, inner[name].options, name)
+            x = canvas.right + 1.1 + WIDE / 2
+        recipe = inner[whole]
     sides = [name for name in ("encoder", "decoder") if name in recipe.options]
-    x = 0.6 + WIDE / 2
     if sides:
         ends = []
         for name in sides:
@@ -66,7 +72,7 @@ def draw(recipe: Recipe, path: str | Path, title: str = "") -> Path:
             _arrow(canvas, ends[0], at)
     else:
         _beside(canvas, x, recipe)
-    _masks(canvas, canvas.right + 0.6, seen(recipe))
+    _masks(canvas, canvas.right + 0.6, masks)
     return written(figure, canvas, file)
 
 
@@ -86,7 +92,8 @@ def seen(recipe: Recipe) -> dict[str, Mask]:
     paths_of: dict[Mask, list[str]] = {}
     parts = {path: value.part for path, value in recipe.walk() if isinstance(value, Recipe)}
     windows = [f"{path}." for path, part in parts.items() if part is Windows]
-    towers = [f"{path}." for path, part in parts.items() if path and issubclass(part, Skeleton)]
+    inside = {path: part for path, part in parts.items() if path and issubclass(part, Skeleton)}
+    towers = [f"{path}." + ("encoder" if f"{path}.decoder" in parts else "") for path in inside]
     for path, value in recipe.walk():
         cells = path.startswith(tuple(windows))  # no tokens in a row
         if path in parts and not cells and "mask" in value.options and not value.options.get("cross"):

@@ -80,11 +80,19 @@ class Beams:
         return bound <= self.ended[-1].score
 
 
-@torch.inference_mode()
 def search(
     model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor] | None = None
 ) -> list[Hypothesis]:
-    """The best text that a beam search finds for each prompt (rows of token ids, checked); `media` as in `Decoding`.
+    """The best text that a beam search finds for each prompt, as `searched`."""
+    return [found[0] for found in searched(model, prompts, options, media)]
+
+
+@torch.inference_mode()
+def searched(
+    model: Any, prompts: list[list[int]], options: Options, media: Mapping[str, Tensor] | None = None
+) -> list[list[Hypothesis]]:
+    """The texts that a beam search finds for each prompt (rows of token ids, checked), the best first; `media` as in
+    `Decoding`.
 
     The prompts are read once; their beams share a batch, and rows of the cache are reordered with the beams.
 
@@ -112,4 +120,4 @@ def search(
         beams = [beams[i] for i in left]
         run.reorder([place for i in left for place in index[i]])
         run.append(torch.tensor([[h.tokens[-1]] for b in beams for h in b.live], device=scores.device))  # (P L, 1)
-    return [b.ended[0] if b.ended else b.live[0] for b in every]
+    return [b.ended or b.live[:1] for b in every]

@@ -84,6 +84,11 @@ def check_generates(model: Any) -> None:
     """Raises ValueError for a model that cannot continue anything."""
     if not getattr(model, "generates", False):
         what = getattr(model, "page", None) or type(model).__name__
+        if getattr(model, "reads_source", False) and model.reads_text:
+            raise ValueError(
+                f"{what} reads more than a text: {', '.join(n for n, r in model.inputs().items() if r.required)}; with "
+                "an index of passages: `anyformer ask INDEX QUESTION --model MODEL`, or know.reader.Reader"
+            )
         if getattr(model, "reads_source", False):
             raise ValueError(
                 f"{what} writes about {model.takes}, not about a text: anyformer.generate.transcribe(model, sound) or "

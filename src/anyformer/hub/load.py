@@ -64,7 +64,7 @@ def load(
             not know and that change no number; the ledger keeps them.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
         changes: hyperparameters that differ from the file's config, e.g. `image=384`; `task="none"` reads another
-            class of the same files.
+            class of the same files. Of a model in our own format: paths of its recipe.
 
     Raises:
         ValueError: naming the tensor or key, if anything is missing, left over, of another shape, or contradictory.
@@ -74,7 +74,7 @@ def load(
     path = _find(source, allow_pickle)
     file, config, known = _opened(path, allow_pickle)
     if known is None:
-        return _finish(_native(path, config, file, fresh, dtype, device), path, {}, OURS, ignore)
+        return _finish(_native(path, config, file, fresh, dtype, device, changes), path, {}, OURS, ignore)
     page, hub = known
     hyper, lines, stored = _read(page, hub, config, ignore, changes)
     model = shape.empty(page, hub, hyper, file)
@@ -146,6 +146,12 @@ def _read(
     """The hyperparameters with the caller's changes, the lines of the ledger, and the hyperparameters of the file."""
     fixed = choose.implied(hub, config)
     stored, lines = tables.read(hub.config, config, page.config, fixed, ignore)
+    for name in hub.settled:
+        if changes.get(name, was := getattr(stored, name)) != was:
+            raise ValueError(
+                f"the file holds a {choose.architecture(config) or page.name}, whose {name} is {was!r}: its weights "
+                f"learned that, and {name}={changes[name]!r} would read them without a word as another model's"
+            )
     return changed(stored, changes, page.name), lines, stored
 
 
@@ -263,9 +269,15 @@ def _plain(key: str, value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _native(path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any) -> Any:
-    """A model in our own format: its recipe is in config.json, its tensors have our names."""
+def _native(
+    path: Path, config: dict[str, Any], file: TensorFile, fresh: Iterable[str], dtype: Any, device: Any,
+    changes: Mapping[str, Any],
+) -> Any:  # fmt: skip
+    """A model in our own format: its recipe is in config.json, its tensors have our names; `changes` are paths of the
+    recipe."""
     model: Any = shape.stored(config.get("recipe"), path / "config.json", file)
+    if changes:
+        model = shape.stored(model.recipe.but(changes).to_json(), path / "config.json", file)
     _put_forms(model, config, path / "config.json")
     ledger = Ledger(str(path), NATIVE)
     same = [Link((name,), (name,)) for name in model.state_dict()]

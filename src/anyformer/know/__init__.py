@@ -13,6 +13,7 @@ calibrating.py  the scores above which something was found
 opening.py      `opened`: an index by its folder
 citing.py       sentences -> the passages that support them
 answering.py    `ask`
+reader.py       passages for a model that finds and reads them itself (RAG)
 tool.py         search as a function that a model can call
 """
 

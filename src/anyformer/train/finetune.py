@@ -24,7 +24,7 @@ from anyformer.train.next_command import next_command
 from anyformer.train.options import FinetuneOptions
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
-from anyformer.train.tasks import boxes, drawing, registry, rows, splits, tables
+from anyformer.train.tasks import boxes, drawing, registry, retrieving, rows, splits, tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.encode import RowEncoder
 
@@ -122,7 +122,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
         if folder and after is not None:
             now.screen.message(
                 f"held-out: {_measured(before, goal)}, now {_measured(after, goal)}, at step {kept}\nmodel: {folder}\n"
-                f"next: {next_command(kind, folder, lm, options.data, options.fields)}"
+                f"next: {next_command(kind, folder, lm, options.data, options.fields, index=options.index)}"
             )
     return Tuned(
         folder, done.checkpoint, done.step, kept, done.stopped, done.loss, before, after, learned, parameters,
@@ -171,6 +171,8 @@ def goal_of(
 ) -> Task:
     """The rows that are learned from, and what is measured."""
     split = _held_out(options.held_out, options.fields, options.seed)
+    if kind == "retrieve" and not isinstance(data, BoxSet):
+        return retrieving.on_index(lm, data, retrieving.opened(options), split, options)
     if isinstance(data, BoxSet):
         if not callable(split):
             raise ValueError(f"held_out={options.held_out!r}: of pictures with boxes it is a share between 0 and 1")

@@ -113,7 +113,7 @@ def model_source(
             wanted |= {"classes": classes} if classes else {}
             head = registry.KINDS[kind].head
             wanted |= {"task": head} if head and (classes or kind == "contrast") else {}
-            known = hyper.kinds(page.config)
+            known = hyper.leaves(page.at(size))
             wanted |= {"token": vocab - 1} if kind == "caption" else {}  # the placeholder is the last one
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
             return page.at(size, **wanted | overrides | others)

@@ -28,11 +28,13 @@ def next_command(
     data: str | Path | Mapping[str, float],
     fields: Mapping[str, str] | None = None,
     prompt: str = "The ",
+    index: str | None = None,
 ) -> str:
     """The command that uses the model of a run, with a text, a picture or an environment of its data.
 
     Args:
         place: the model directory; printed as the run's folder where that stands for it. prompt: of a causal model.
+        index: of a model that finds passages.
     """
     run = next((p for p in (place.parent, place.parent.parent) if place.name and last(p) == place), place)
     if KINDS[task].verb == "finetune":
@@ -42,6 +44,8 @@ def next_command(
         verb = "chat"
     if task == "reconstruct" and model.takes == "input_values":
         verb = "reconstruct"
+    if task == "retrieve":
+        return shlex.join(["anyformer", "ask", str(index), *words, "--model", str(run)])
     if task in ("detect", "ctc"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
@@ -103,7 +107,7 @@ def _of_rows(task: str, source: str, fields: Mapping[str, str]) -> list[str]:
         picture = str(below(source_files.root, image)) if isinstance(image, str) else "PICTURE"
         labels = list(dict.fromkeys(_short(row["text"]) for row in rows))[:2] if task == "match" else []
         return [picture, *(["--labels", *labels] if labels else [])]
-    names = ("messages", "prompt", "source", "anchor", "words", "text")
+    names = ("messages", "question", "prompt", "source", "anchor", "words", "text")
     column = next(name for name in names if name in rows[0])
     texts = list(dict.fromkeys(_short(row[column]) for row in rows))
     return texts[:2] if task == "embed" else texts[:1]

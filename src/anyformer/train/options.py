@@ -58,6 +58,9 @@ class RunOptions(CommonSettings):
         parallel: how processes that a launcher started work together: ddp, fsdp, tp, ep, zero, powersgd, local or
             diloco; see docs/distributed.md.
         mesh: how many of them share a batch and a matrix, e.g. --mesh.data 2 --mesh.tensor 2.
+        index: of the task retrieve: the folder of an index (`anyformer index`), whose passages are found and read.
+        refresh: of the task retrieve: steps after which all passages are embedded again, by a model with an encoder of
+            passages that learns (overrides.documents); 0 = never.
         communication: numbers of zero, powersgd, local and diloco, e.g. --communication.every 50.
     """
 
@@ -83,6 +86,8 @@ class RunOptions(CommonSettings):
     parallel: str = "ddp"
     mesh: dict[str, int] | None = None
     communication: dict[str, float] | None = None
+    index: str | None = None
+    refresh: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

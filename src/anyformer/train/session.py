@@ -69,6 +69,7 @@ class Session:
         measure = functools.partial(task.measure, batch=options.batch)
         objective = adjusted(task.objective, label_smoothing=options.label_smoothing, z_loss=options.z_loss)
         facts = {**facts, "batch": options.batch, "context": options.context, **task.facts}
+        task.begin(self.run.folder, settings, screen.message)
         with ExitStack() as stack:
             batches: Batches = Global(task.rows, options.batch)
             if options.workers:

@@ -108,7 +108,7 @@ def train(options: TrainOptions) -> Result:
         _conclude(now, done, goal, baseline, sample)
         if not done.stopped:
             place = done.checkpoint / "ema" if options.ema else done.checkpoint
-            command = next_command(source.task, place, lm, options.data, options.fields, options.prompt)
+            command = next_command(source.task, place, lm, options.data, options.fields, options.prompt, options.index)
             now.screen.message(f"next: {command}")
     bits, others = ((done.held_out, baseline), (None, None))[:: 1 if goal.guess is not None else -1]
     return Result(

@@ -309,6 +309,7 @@ class Hub:
         outputs: names of theirs, dotted in nested outputs, that differ from ours: {"image_embeds": "heads.image"};
             lists of hidden states are those of the blocks there.
         processor: the default type of image processor of its files, see `hub.processors`.
+        settled: hyperparameters of the named class that a caller of `load` cannot change.
         around: the keys of processor_config.json beside the steps, for given hyperparameters; a file can lack them.
     """
 
@@ -325,6 +326,7 @@ class Hub:
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     processor: str | None = None
+    settled: tuple[str, ...] = ()
     around: Callable[[Any], Mapping[str, Any]] | None = None
 
     def ignored(self, name: str) -> str | None:

@@ -14,6 +14,7 @@ episodes.py   act and clone: the actions of episodes
 graphs.py     graphs: their value or class
 series.py     forecast: the steps ahead of time series
 folding.py    fold: the atoms of proteins
+retrieving.py retrieve: answers from the passages of an index
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from anyformer.train.tasks.boxes import BoxData
 from anyformer.train.tasks.episodes import EpisodeData
 from anyformer.train.tasks.folding import FoldData
 from anyformer.train.tasks.graphs import GraphData
+from anyformer.train.tasks.retrieving import RetrievalData
 from anyformer.train.tasks.rows import TableData, on_rows
 from anyformer.train.tasks.series import SeriesData
 from anyformer.train.tasks.text import TextData, on_text
@@ -33,6 +35,7 @@ __all__ = [
     "EpisodeData",
     "FoldData",
     "GraphData",
+    "RetrievalData",
     "SeriesData",
     "TableData",
     "TextData",
@@ -44,7 +47,7 @@ __all__ = [
 
 def training_data(
     kind: str, options: TrainOptions
-) -> TextData | TableData | EpisodeData | BoxData | SeriesData | GraphData | FoldData:
+) -> TextData | TableData | EpisodeData | BoxData | SeriesData | GraphData | FoldData | RetrievalData:
     """The training data of `train` for a task.
 
     Raises:
@@ -58,6 +61,8 @@ def training_data(
         return FoldData(kind, options)
     if kind == "forecast":
         return SeriesData(kind, options)
+    if kind == "retrieve":
+        return RetrievalData(kind, options)
     if kind == "detect":
         return BoxData(kind, options)
     return (TableData if kind in registry.COLUMNS else TextData)(kind, options)

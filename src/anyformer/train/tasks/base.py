@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from anyformer.data.order import Rows
 from anyformer.data.store import Example
 from anyformer.train import objectives
 from anyformer.train.objectives import IGNORE, counted
+from anyformer.train.settings import Settings
 
 LEARNED = 64  # batches from which a guess learns
 WRONG, LABEL, SQUARED = "error rate", "nats a label", "squared error a number"
@@ -65,6 +67,9 @@ class Task:
                 total += float(self.loss(output, labels, 1.0))
             count += int(getattr(self.loss, "counted", counted)(labels))
         return total / (self.divisor or max(1, count))
+
+    def begin(self, folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
+        """Called once before the first step, with the folder of the run and what shows a message to the user."""
 
     def baseline(self, batch: int) -> float:
         """The measure of a trivial baseline: `guess`, else one by the frequencies of labels in training examples."""

@@ -25,6 +25,7 @@
 | graphs   | Encoder           | say the value or the class of a graph             | rows with `nodes` and `edges`, or |
 |          |                   |                                                   | `smiles`, and `label`             |
 | forecast | Forecaster        | say what comes                                    | tables of time series             |
+| retrieve | RagToken          | find passages, and answer from them               | rows with `question`, `answer`    |
 | fold     | Folder            | place the atoms of a protein                      | PDB files                         |
 | ctc      | Encoder of sound  | spell what is said                                | rows with `sound` and `text`      |
 | contrast | Encoder of sound  | find hidden frames among others (wav2vec 2.0)     | rows with `sound`                 |
@@ -59,6 +60,7 @@ from anyformer.skeletons.forecaster import Forecaster
 from anyformer.skeletons.painter import Painter
 from anyformer.skeletons.pyramid import Pyramid
 from anyformer.skeletons.query_decoder import QueryDecoder
+from anyformer.skeletons.retrieving import RagToken
 from anyformer.skeletons.spliced import Spliced
 from anyformer.skeletons.staged import StagedLM
 
@@ -83,6 +85,7 @@ FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (Codec, "input_values"): ("reconstruct",),
     (Actor, "states"): ("act", "clone"),
     (Forecaster, "past_values"): ("forecast",),
+    (RagToken, "input_ids"): ("retrieve",),
     (Folder, "input_ids"): ("fold",),
 }
 TUNED = {  # else as FITS
@@ -138,6 +141,7 @@ KINDS = {
     "reconstruct": Kind("paint", (("image",), ("sound",)), text=False, media=True, shown=True),
     "contrast": Kind("finetune", (("sound",),), text=False, media=True, head="pretrain"),
     "units": Kind("finetune", (("sound",),), text=False, media=True, head="units"),
+    "retrieve": Kind("ask", (("question", "answer"),), roles={**ROUND, "mask_token": "[MASK]"}),
     "detect": Kind("detect", text=False, media=True, head="detect"),
     "act": Kind("act", text=False),
     "clone": Kind("act", text=False),
@@ -225,7 +229,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = kind.roles
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if kind.text and task not in ("causal", "caption", "ctc", "draw"):
+    if kind.text and task not in ("causal", "caption", "ctc", "draw", "retrieve"):
         begin, end = kind.around or ("", tokenizer.roles["eos_token"])
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]
