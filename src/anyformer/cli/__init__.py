@@ -24,7 +24,7 @@ USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user ca
 VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
          "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "convert", "compress",
+         "eval", "convert", "compress",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -60,6 +60,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),
+    ("measure it on your own questions", "anyformer eval smollm2 questions.jsonl"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("choose a model", "anyformer ls"),
