@@ -246,8 +246,8 @@ def main() -> None:
     """Makes the files, measures, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=120, help="questions of a set")
-    parser.add_argument("--shots", type=int, nargs="+", default=[0, 1, 4])
+    parser.add_argument("--count", type=int, default=60, help="questions of a set")
+    parser.add_argument("--shots", type=int, nargs="+", default=[0, 4])
     parser.add_argument("--doc", type=Path, help="the document between whose marks the tables go")
     o = parser.parse_args()
     begin = time.perf_counter()

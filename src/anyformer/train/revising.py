@@ -92,7 +92,7 @@ def self_judged(model: Any, rule: Principle, prompt: str, answer: str) -> float:
     asked = JUDGED.format(prompt=prompt, answer=answer, principle=rule.text)
     t = model.tokenizer
     text = t.chat([{"role": "user", "content": asked}]) if t.template is not None else f"{asked}\n"
-    if t.bos_id is not None and t.encode(text)[:2] == [t.bos_id] * 2:  # the template's and the tokenizer's: one is enough
+    if t.bos_id is not None and t.encode(text)[:2] == [t.bos_id] * 2:  # the template's too
         text = text.removeprefix(t.roles["bos_token"])
     yes, no = (float(v.sum()) for v in score(model, text, ["Yes", "No"], f"the critique of {prompt!r:.40}"))
     return yes - no
