@@ -4,7 +4,7 @@
 
 Files of the kinds that `anyformer eval` reads are made of WordNet (definitions as multiple choice), of the descriptions
 of Debian packages (their section as the class), of Python's documentation, and of word lists of Caliskan et al. (2017).
-They stay in the folder, with a JSON of every result.
+They stay in the folder, with a JSON of every result; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import anyformer as af
 from anyformer.data.debian import fetch
 from anyformer.data.models import find
 from anyformer.evaluate import Result, evaluate
+from anyformer.evaluate.intervals import Estimate
 
 MARKS = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 SECTIONS = ("games", "sound", "science", "net", "fonts")
@@ -168,6 +169,20 @@ def files(out: Path, count: int) -> None:
     (out / "weat.json").write_text(json.dumps(WEAT, indent=1))
 
 
+def stored(place: Path) -> Result:
+    """A result of an earlier start, which had not come to its end."""
+    read = json.loads(place.read_text(encoding="utf-8"))
+    metrics, baselines, against, differences = (
+        {name: Estimate(e["value"], e["low"], e["high"], e["interval"]) for name, e in read[part].items()}
+        for part in ("metrics", "baselines", "against", "differences")
+    )
+    details, rows = read["details"], read["rows"]
+    return Result(
+        read["task"], read["items"], metrics, baselines, read["notes"], read["settings"], details, rows, against,
+        differences,
+    )  # fmt: skip
+
+
 def cell(e: Any) -> str:
     """A figure with its interval."""
     return f"{e.value:.3f}" if e.low is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
@@ -185,7 +200,7 @@ def head(*columns: str) -> list[str]:
 
 def knowledge(run: Callable[..., Result], out: Path, shots: Sequence[int]) -> list[str]:
     """Choices and classes, by the number of examples."""
-    columns = ("acc", "acc_norm", "acc_bytes")
+    columns: tuple[str, ...] = ("acc", "acc_norm", "acc_bytes")
     lines = head("WordNet: the definition of a noun, of four", *columns)
     for k in shots:
         given = {"examples": out / "examples.jsonl", "shots": k}
@@ -256,14 +271,17 @@ def main() -> None:
 
     def run(name: str, model: str, **given: Any) -> Result:
         file = o.out / (f"{name}.json" if name == "weat" else f"{name}.jsonl")
-        result = evaluate(models[model], file, **given)
         words = [model, *(str(v) for v in (given.get("shots"), given.get("stride")) if v is not None)]
-        result.write(o.out / f"result-{name}-{'-'.join(words)}.json")
+        place = o.out / f"result-{name}-{'-'.join(words)}.json"
+        if place.exists():
+            return stored(place)
+        result = evaluate(models[model], file, **given)
+        result.write(place)
         print(f"{name} {' '.join(words)}: {time.perf_counter() - begin:.0f} s", flush=True)
         return result
 
     lines = [*knowledge(run, o.out, o.shots), *likelihood(run, o.out), *bias(run)]
-    lines.append(f"\n{o.count} questions of a set; {(time.perf_counter() - begin) / 60:.1f} minutes.")
+    lines.append(f"\n{o.count} questions of a set, seed 0, on two shared cores.")
     text = "\n".join(lines).strip()
     print(text)
     if o.doc is not None:

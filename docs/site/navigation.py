@@ -25,6 +25,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
         "alignment.md": "docs/alignment.md",
+        "evaluation.md": "docs/evaluation.md",
         "retrieval.md": "docs/retrieval.md",
         "distributed.md": "docs/distributed.md",
         "compress.md": "docs/compress.md",

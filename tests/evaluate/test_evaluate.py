@@ -21,7 +21,7 @@ from anyformer.generate import classify, generate
 from anyformer.hub.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
-CHOICES = [{"text": f"the {a} cat", "choices": [" sat", "ran away", "é"], "label": i % 3}
+CHOICES: list[dict[str, Any]] = [{"text": f"the {a} cat", "choices": [" sat", "ran away", "é"], "label": i % 3}
            for i, a in enumerate(["old", "new", "big", "red", "wet", "sad"])]  # fmt: skip
 LABELLED = [
     {"text": f"{word} film {i}", "label": kind} for i in range(6) for word, kind in (("fine", "good"), ("dull", "bad"))

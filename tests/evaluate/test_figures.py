@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from anyformer.evaluate import baselines, calibration
 from anyformer.evaluate.answering import confusion, macro_f1, token_f1
 from anyformer.evaluate.intervals import Corpus, Metric, wilson
 from anyformer.evaluate.items import Item
+
+
+def mean(values: np.ndarray, drawn: np.ndarray) -> float:
+    return float(values[drawn].mean())
 
 
 @pytest.mark.parametrize("right, count", [(0, 5), (3, 7), (7, 7), (412, 900)])
@@ -52,10 +57,10 @@ def test_the_bootstrap_covers_the_truth_and_repeats_by_its_seed() -> None:
     covered = 0
     for trial in range(60):
         values = np.random.default_rng(trial).normal(1.0, 1.0, 50)
-        found = Corpus(lambda drawn, v=values: float(v[drawn].mean()), 50, rounds=200).estimate(seed=trial)
+        found = Corpus(partial(mean, values), 50, rounds=200).estimate(seed=trial)
         covered += found.low <= 1.0 <= found.high  # type: ignore[operator]
     assert 50 <= covered <= 60
-    one = Corpus(lambda drawn: float(values[drawn].mean()), 50)
+    one = Corpus(partial(mean, values), 50)
     assert one.estimate(3) == one.estimate(3) != one.estimate(4)
 
 

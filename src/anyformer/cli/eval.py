@@ -103,16 +103,19 @@ def _cells(e: Any) -> tuple[str, str, str]:
 
 
 def _table(name: str, details: dict[str, Any]) -> list[str]:
+    rows: list[tuple[Any, ...]]
     if name == "confusion":
-        names = [str(c)[:16] for c in details["classes"]]
-        return [
-            "confusion (a row is the right class)",
-            plain.table([["", *names], *([c, *row] for c, row in zip(names, details[name], strict=True))]),
-        ]
+        classes = [str(c)[:16] for c in details["classes"]]
+        rows = [("", *classes), *((c, *row) for c, row in zip(classes, details[name], strict=True))]
+        return ["confusion (a row is the right class)", plain.table(rows)]
     if name == "reliability":
-        rows = [(f"{r['bin'][0]:.1f} to {r['bin'][1]:.1f}", r["count"], f"{r['confidence']:.3f}",
-                 f"{r['accuracy']['value']:.3f}", f"[{r['accuracy']['low']:.3f}, {r['accuracy']['high']:.3f}]")
-                for r in details[name]]  # fmt: skip
-        return ["reliability", plain.table([("confidence", "items", "mean", "accuracy", "95 % Wilson"), *rows])]
+        rows = [("confidence", "items", "mean", "accuracy", "95 % Wilson")]
+        for r in details[name]:
+            low, high = (f"{r['accuracy'][side]:.3f}" for side in ("low", "high"))
+            bounds = f"{r['bin'][0]:.1f} to {r['bin'][1]:.1f}"
+            rows.append(
+                (bounds, r["count"], f"{r['confidence']:.3f}", f"{r['accuracy']['value']:.3f}", f"[{low}, {high}]")
+            )
+        return ["reliability", plain.table(rows)]
     rows = [(f"{r['coverage']:.0%}", r["answered"], f"{r['risk']['value']:.3f}") for r in details[name]]
     return ["risk at coverage", plain.table([("coverage", "answered", "risk"), *rows])]

@@ -49,16 +49,13 @@ def likelihoods(model: Any, item: Item, form: Form) -> np.ndarray:
 def choice(model: Any, items: Sequence[Item], form: Form) -> Measured:
     """The choice with the highest log-likelihood (`acc`), and with the highest one per character (`acc_norm`) and per
     byte (`acc_bytes`) of the choice, lengths without the separator: the names and numbers of lm-eval."""
-    rows, right = list[dict[str, Any]](), {"acc": [], "acc_norm": [], "acc_bytes": []}  # type: dict[str, list[float]]
+    rows, names = list[dict[str, Any]](), ("acc", "acc_norm", "acc_bytes")
+    right: dict[str, list[float]] = {name: [] for name in names}
     for item in items:
         logs = likelihoods(model, item, form)
-        lengths = {
-            "acc": np.ones(len(logs)),
-            "acc_norm": np.array([len(c) for c in item.choices]),
-            "acc_bytes": np.array([len(c.encode()) for c in item.choices]),
-        }
-        for name, length in lengths.items():
-            right[name].append(float(int(np.argmax(logs / length)) == item.gold))
+        lengths = [np.ones(len(logs)), [len(c) for c in item.choices], [len(c.encode()) for c in item.choices]]
+        for name, length in zip(names, lengths, strict=True):
+            right[name].append(float(int(np.argmax(logs / np.array(length))) == item.gold))
         rows.append({"item": item.where, "log_likelihoods": logs.tolist(), "label": item.gold})
     return Measured({name: Metric(np.array(values), share=True) for name, values in right.items()}, rows=rows)
 

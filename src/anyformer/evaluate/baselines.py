@@ -24,7 +24,7 @@ def baselines(task: str, items: Sequence[Item], pool: Sequence[Item]) -> dict[st
     if task == "choice":
         made = {"acc, chance": Estimate(float(np.mean([1 / len(item.choices) for item in items])))}
         return made | ({"acc, bigram of the examples' answers": _bigram_choice(items, pool)} if pool else {})
-    if task == "classification":
+    if task == "classification" and len({item.label for item in (*items, *pool)}) > 1:
         return _classes(items, pool)
     if task == "generation":
         common = Counter(answer.right for answer in (pool or items)).most_common(1)[0][0]

@@ -27,9 +27,13 @@ COVERAGES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
     """The expected calibration error, in probability; bins (a, b], as in the paper. Shapes: (N,), (N,)."""
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place = _places(confidence, bins)
     gap = np.bincount(place, right - confidence, bins)  # (B,)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def _places(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def risks(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -56,8 +60,8 @@ def calibration(model: Any, items: Sequence[Item], form: Form) -> Measured:
         every = [np.exp(row - row.max()) / np.exp(row - row.max()).sum() for row in logs]
         gold = np.array([-1 if item.gold is None else item.gold for item in items])
     else:
-        names, rows = shares(model, items, form)
-        every, gold = list(rows), np.full(len(items), -1)
+        names, found = shares(model, items, form)
+        every, gold = list(found), np.full(len(items), -1)
         gold[known] = gold_of(names, [item for item, answered in zip(items, known, strict=True) if answered])
     confidence = np.array([float(row.max()) for row in every])  # (N,)
     right = np.array([float(int(row.argmax()) == g) for row, g in zip(every, gold, strict=True)])
@@ -94,8 +98,7 @@ def calibration(model: Any, items: Sequence[Item], form: Form) -> Measured:
 
 def _table(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """Each bin that holds anything: its bounds, how many, mean confidence, accuracy with Wilson's interval."""
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    made = []
+    place, made = _places(confidence, BINS), []
     for b in np.unique(place):
         inside = place == b
         found = wilson(int(right[inside].sum()), int(inside.sum()))

@@ -30,10 +30,6 @@ class Estimate:
     high: float | None = None
     how: str = ""
 
-    def __str__(self) -> str:
-        bounds = "" if self.low is None else f"  [{self.low:.4g}, {self.high:.4g}] {self.how}"
-        return f"{self.value:.4g}{bounds}"
-
     def json(self) -> dict[str, Any]:
         """For machines."""
         return {"value": self.value, "low": self.low, "high": self.high, "interval": self.how}

@@ -22,8 +22,8 @@ from typing import Any
 from anyformer.data.records import Row, find, records, texts
 
 TASKS = ("perplexity", "classification", "choice", "generation", "weat", "templates", "calibration")
-NEED = {
-    "choice": ("text", "choices"), "classification": ("text",), "generation": ("prompt", "response"),
+NEED = {  # in the order in which columns decide
+    "choice": ("text", "choices"), "classification": ("text", "label"), "generation": ("prompt", "response"),
     "templates": ("first", "second"), "perplexity": ("text",),
 }  # fmt: skip
 
@@ -68,9 +68,7 @@ def task_of(file: str | Path, fields: Mapping[str, str] | None) -> str:
     if first is None:
         raise ValueError(f"{file} holds no row")
     has = set(first)
-    tasks = {"choice": ("choices",), "classification": ("text", "label"), "generation": ("prompt", "response")}
-    tasks |= {"templates": ("first", "second"), "perplexity": ("text",)}
-    for task, columns in tasks.items():
+    for task, columns in NEED.items():
         if has.issuperset(columns):
             return task
     wanted = "; ".join(f"{task}: {', '.join(columns)}" for task, columns in NEED.items())
@@ -101,7 +99,7 @@ def read(file: str | Path, task: str, fields: Mapping[str, str] | None = None) -
         form = "generation"
     made = [
         _item(row, form, f"{source.name}, row {n}", task == "calibration")
-        for n, row in enumerate(records(source, fields, NEED[form]), 1)
+        for n, row in enumerate(records(source, fields, [name for name in NEED[form] if name != "label"]), 1)
     ]
     if not made:
         raise ValueError(f"{source.name} holds no row")

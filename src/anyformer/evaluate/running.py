@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from anyformer.core.shown import Shown
-from anyformer.evaluate.answering import Measured, choice, classification, generation, has_classes, perplexity
+from anyformer.evaluate.answering import Measured, choice, classification, generation, perplexity
 from anyformer.evaluate.baselines import baselines
 from anyformer.evaluate.bias import templates, weat
 from anyformer.evaluate.calibration import calibration
@@ -123,22 +123,13 @@ def evaluate(
         **form.facts(),
         **({} if name != "generation" else {"max_new_tokens": max_new_tokens}),
     }
-    beside = first.baselines | ({} if name in ("weat", "templates") else _beside(name, model, items, examples, pool))
+    beside = first.baselines | baselines(name, items, pool if examples is not None else ())
     return Result(
         name, len(items) or len(first.rows), {n: m.estimate(seed) for n, m in first.metrics.items()}, beside, notes,
         settings, first.details, first.rows,
         {} if second is None else {n: m.estimate(seed) for n, m in second.metrics.items()},
         {} if second is None else _differences(first, second, seed),
     )  # fmt: skip
-
-
-def _beside(
-    name: str, model: Any, items: Sequence[Item], examples: str | Path | None, pool: Sequence[Item]
-) -> dict[str, Estimate]:
-    """The baselines; a head's classes can be others than those of the file, so that only theirs are counted."""
-    if name == "classification" and has_classes(model) and len({item.label for item in items}) < 2:
-        return {}
-    return baselines(name, items, pool if examples is not None else ())
 
 
 def _differences(first: Measured, second: Measured, seed: int) -> dict[str, Estimate]:
