@@ -121,11 +121,15 @@ def wordnet(out: Path, count: int, unreal: int) -> None:
     write(out / "generation-examples.jsonl", asked[count // 2 :])
 
 
+def available() -> str:
+    """Apt's records of all packages."""
+    return subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
+
+
 def packages(out: Path, count: int) -> None:
     """sections.jsonl: the first sentences of descriptions of packages, and their section, as many of each."""
-    text = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
     found: dict[str, list[str]] = {name: [] for name in SECTIONS}
-    for stanza in text.split("\n\n"):
+    for stanza in available().split("\n\n"):
         section = re.search(r"^Section: (?:\w+/)?(.*)$", stanza, re.M)
         about = re.search(r"^Description(?:-en)?: (.*)\n((?: .*\n?)*)", stanza, re.M)
         if section and about and section[1] in found:

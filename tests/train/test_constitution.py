@@ -280,6 +280,16 @@ def test_a_revision_that_changes_nothing_is_counted(home: Path) -> None:
     assert all(row["became"] == "unchanged" and row["revision"] is None for row in rows(out, "3-revise"))
 
 
+def test_the_principles_of_the_document_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alignment.md").read_text()
+    (tmp_path / "c.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
+    (tmp_path / "judges.py").write_text("def words_over(text):\n    return max(0, len(text.split()) - 40)\n")
+    short, calm, sourced, polite = principles.read(tmp_path / "c.yaml")
+    texts = ["Fine! Oh!", "word " * 43, "So.\nSource: a book."]
+    assert short.scores(texts) == [0, 3, 0] and calm.scores(texts) == [2, 0, 0] and sourced.scores(texts) == [1, 1, 0]
+    assert polite.judge == "model"
+
+
 def test_a_folder_of_another_run_is_left_alone(home: Path, done: Constituted, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a run with another seed: 0, now 1"):
         constitution(**options(home, home / "whole", seed=1))
