@@ -14,7 +14,7 @@ from anyformer.evaluate.baselines import baselines
 from anyformer.evaluate.bias import templates, weat
 from anyformer.evaluate.calibration import calibration
 from anyformer.evaluate.intervals import Estimate
-from anyformer.evaluate.items import TASKS, Item, read, repeated, task_of
+from anyformer.evaluate.items import TASKS, read, repeated, task_of
 from anyformer.evaluate.shots import Form
 from anyformer.hub.formats.guard import atomic_write
 
@@ -90,18 +90,9 @@ def evaluate(
         ValueError: naming file, row or option, for rows that do not fit the task, a prompt that is too long, a model
             that cannot do the task. FileNotFoundError.
     """
-    if task not in ("auto", *TASKS):
-        raise ValueError(f"task must be auto or one of {', '.join(TASKS)}; got {task!r}")
-    name = task_of(file, fields) if task == "auto" else task
-    if shots and name not in SHOTS:
-        raise ValueError(f"shots are for {', '.join(SHOTS)}; {name} has no answers to show")
-    if regex is not None and name != "generation":
-        raise ValueError(f"regex is for generation; the task is {name}")
-    if name == "weat":
-        items, pool = list[Item](), list[Item]()
-    else:
-        items = read(file, name, fields)
-        pool = items if examples is None else read(examples, name, fields)
+    name = _task(file, task, fields, shots, regex)
+    items = [] if name == "weat" else read(file, name, fields)
+    pool = items if examples is None or name == "weat" else read(examples, name, fields)
     form = Form(template or "{text}", separator, shots, seed, pool if shots or examples is not None else ())
 
     def measured(one: Any) -> Measured:
@@ -116,20 +107,27 @@ def evaluate(
         return {"choice": choice, "classification": classification, "calibration": calibration}[name](one, items, form)
 
     first = measured(model)
-    second = None if against is None else measured(against)
-    notes = [*repeated(items if name != "perplexity" else ()), *form.notes(items, examples is None), *first.notes]
-    settings = {
-        "file": str(file),
-        **form.facts(),
-        **({} if name != "generation" else {"max_new_tokens": max_new_tokens}),
-    }
+    second = Measured({}) if against is None else measured(against)
+    notes = repeated(items) if name != "perplexity" else []
+    notes += [*form.notes(items, examples is None), *first.notes]
+    settings = {"file": str(file), **form.facts(), "max_new_tokens": max_new_tokens}
+    figures, others = ({n: m.estimate(seed) for n, m in one.metrics.items()} for one in (first, second))
     beside = first.baselines | baselines(name, items, pool if examples is not None else ())
     return Result(
-        name, len(items) or len(first.rows), {n: m.estimate(seed) for n, m in first.metrics.items()}, beside, notes,
-        settings, first.details, first.rows,
-        {} if second is None else {n: m.estimate(seed) for n, m in second.metrics.items()},
-        {} if second is None else _differences(first, second, seed),
+        name, len(items) or len(first.rows), figures, beside, notes, settings, first.details, first.rows, others,
+        {} if against is None else _differences(first, second, seed),
     )  # fmt: skip
+
+
+def _task(file: str | Path, task: str, fields: Mapping[str, str] | None, shots: int, regex: str | None) -> str:
+    if task not in ("auto", *TASKS):
+        raise ValueError(f"task must be auto or one of {', '.join(TASKS)}; got {task!r}")
+    name = task_of(file, fields) if task == "auto" else task
+    if shots and name not in SHOTS:
+        raise ValueError(f"shots are for {', '.join(SHOTS)}; {name} has no answers to show")
+    if regex is not None and name != "generation":
+        raise ValueError(f"regex is for generation; the task is {name}")
+    return name
 
 
 def _differences(first: Measured, second: Measured, seed: int) -> dict[str, Estimate]:

@@ -24,27 +24,11 @@ from anyformer.core.shown import Shown
 from anyformer.evaluate.intervals import Estimate, wilson
 from anyformer.hub import load
 from anyformer.hub.formats.guard import atomic_write
-from anyformer.train import alignment_report, principles
+from anyformer.train import alignment_report, principles, revising
 from anyformer.train.align import Aligned, _decoder, align
 from anyformer.train.finetune import Tuned, finetune
 from anyformer.train.options import METHODS, AlignOptions, FinetuneOptions
-from anyformer.train.revising import (
-    CRITIQUE,
-    JUDGED,
-    LEARN,
-    PAIRS,
-    REVISE,
-    REVISED,
-    SAMPLE,
-    Row,
-    Steps,
-    criticised,
-    fingerprint,
-    paired,
-    revised,
-    sampled,
-    self_judged,
-)
+from anyformer.train.revising import Row, Steps, fingerprint, self_judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +118,7 @@ def _fitting(run: Steps, prompts: list[str]) -> list[str]:
     model, texts = run.model, " ".join(rule.text for rule in run.rules)
     if model.context is None:
         return prompts
-    longest = REVISED.format(prompt="", answer="", critique=JUDGED + texts, principle=texts)
+    longest = revising.REVISED.format(prompt="", answer="", critique=revising.JUDGED + texts, principle=texts)
     t, new = model.tokenizer, run.options.max_new_tokens
     around = len(t.chat_ids([{"role": "user", "content": longest}]) if t.template else t.encode(longest))
     room = model.context - around - 3 * new  # the answer, the critique, the revision
@@ -199,8 +183,8 @@ def _measured(run: Steps, stage: str, model: Any, held: Sequence[str]) -> dict[s
     return {**made, "any": wilson(sum(bool(row["principle"]) for row in rows), len(rows))}
 
 
-def _trained(run: Steps, name: str, train: Callable[[Path], Aligned | Tuned]) -> Path:
-    """The model of a step of training, which is done once.
+def _trained(run: Steps, name: str, train: Callable[..., Aligned | Tuned], kind: type, **changes: Any) -> Path:
+    """The model of a step of training, which is done once, with the options of the run that it knows.
 
     Raises:
         KeyboardInterrupt: if a signal stopped it; the next call goes on.
@@ -208,11 +192,23 @@ def _trained(run: Steps, name: str, train: Callable[[Path], Aligned | Tuned]) ->
     file = run.home / f"{name}.json"
     if file.exists():
         return Path(json.loads(file.read_text(encoding="utf-8"))["folder"])
-    done = train(run.home / name)
+    given = {f.name: getattr(run.options, f.name) for f in fields(kind)}
+    done = train(**{**given, "out": run.home / name, "resume": "auto", "held_out": 0.1, **changes})
     if done.folder is None:
         raise KeyboardInterrupt
     atomic_write(file, json.dumps({"folder": str(done.folder), "steps": done.steps, "loss": done.loss}).encode())
     return done.folder
+
+
+def _stages(run: Steps) -> Iterator[tuple[str, Path]]:
+    """The model after each stage of training."""
+    o = run.options
+    learn, pairs = (str(run.home / f"{name}.jsonl") for name in (revising.LEARN, revising.PAIRS))
+    lr = o.sft_lr or METHODS[o.method]
+    folder = _trained(run, "5-sft", finetune, FinetuneOptions, data=learn, lr=lr)
+    yield "sft", folder
+    files: dict[str, Any] = {"model": str(folder), "overrides": None, "ignore": []}
+    yield "dpo", _trained(run, "6-dpo", align, AlignOptions, data=pairs, **files)
 
 
 @takes(ConstitutionOptions)
@@ -239,33 +235,22 @@ def constitution(options: ConstitutionOptions) -> Constituted:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = _decoder(options).to(device).eval()
     run = Steps(options, model, rules, fingerprint(model), Path(options.out or "").expanduser())
+    count = len(learn) + len(held)
     learn, held = (_fitting(run, some) for some in (learn, held))
     _opened(run)
     say = (lambda text: None) if options.quiet else (lambda text: print(text, flush=True))
-    say(f"{len(learn)} prompts, {len(held)} held out; {len(rules)} principles, {options.critic} judge")
+    left = count - len(learn) - len(held)
+    say(f"{len(learn)} prompts, {len(held)} held out, {left} too long; {len(rules)} principles, {options.critic} judge")
     if programs := [rule.rule for rule in rules if rule.judge == "program"]:
         say(f"programs of yours run, each in a process of its own: {', '.join(programs)}")
-    rows = run.step(SAMPLE, learn, functools.partial(sampled, run))
-    rows = run.step(CRITIQUE, rows, functools.partial(criticised, run))
-    rows = run.step(REVISE, rows, functools.partial(revised, run))
-    counts = paired(run, rows)
+    rows = run.step(revising.SAMPLE, learn, functools.partial(revising.sampled, run))
+    rows = run.step(revising.CRITIQUE, rows, functools.partial(revising.criticised, run))
+    rows = run.step(revising.REVISE, rows, functools.partial(revising.revised, run))
+    counts = revising.paired(run, rows)
     say("answers: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     found, tax = {"before": _measured(run, "before", model, held)}, {"before": alignment_report.perplexity(model)}
-
-    def given(kind: type, **changes: Any) -> dict[str, Any]:
-        own = {f.name: getattr(options, f.name) for f in fields(kind)}
-        return {**own, "resume": "auto", "held_out": 0.1, "epochs": options.epochs, **changes}
-
-    def tuned(place: Path) -> Tuned:
-        lr = options.sft_lr or METHODS[options.method]
-        return finetune(**given(FinetuneOptions, data=str(run.home / f"{LEARN}.jsonl"), out=place, lr=lr))
-
-    def aligned(place: Path) -> Aligned:
-        data = str(run.home / f"{PAIRS}.jsonl")
-        return align(**given(AlignOptions, model=str(folder), data=data, out=place, overrides=None, ignore=[]))
-
-    for stage, train in (("sft", tuned), ("dpo", aligned)):
-        folder = _trained(run, {"sft": "5-sft", "dpo": "6-dpo"}[stage], train)
+    folder = Path()
+    for stage, folder in _stages(run):
         now = load(folder).to(device).eval()
         found[stage], tax[stage] = _measured(run, stage, now, held), alignment_report.perplexity(now)
     result = Constituted(folder, found, tax, counts)
