@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from anyformer.cli import main
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import principles
 from anyformer.train.constitution import Constituted, constitution
-from anyformer.train.revising import fingerprint, self_judged
+from anyformer.train.revising import Steps, fingerprint, self_judged
 
 torch.set_num_threads(1)
 JUDGES = """
@@ -80,7 +81,7 @@ def options(home: Path, out: Path, rules: Any = None, **changes: Any) -> dict[st
 
 
 def rows(out: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_bytes().decode().split("\n")[:-1]]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,8 @@ def test_every_row_says_where_it_comes_from(home: Path, done: Constituted) -> No
         assert all(
             row["model"] == made_by and row["step"] == name and isinstance(row["seed"], int) for row in rows(out, name)
         )
+    assert {row["model"] for row in rows(out, "held-before")} == {made_by}
+    assert {row["model"] for row in rows(out, "held-dpo")} == {fingerprint(af.load(done.folder))}
     for name in ("4-pairs", "4-learn"):
         assert all({"prompt", "principle", "model", "seed"} <= row.keys() for row in rows(out, name))
         assert not held & {row["prompt"] for row in rows(out, name)}
@@ -175,6 +178,12 @@ def test_rows_that_are_missing_are_made_again(name: str, home: Path, done: Const
     (out / f"{name}.jsonl").write_bytes(content[:-20])
     again = constitution(**{**options(home, home / "whole"), "out": out})
     assert (out / f"{name}.jsonl").read_bytes() == content and again.counts == done.counts
+
+
+def test_an_answer_may_hold_any_character(tmp_path: Path) -> None:
+    run = Steps(SimpleNamespace(seed=0), None, [], "hash", tmp_path)
+    made = run.step("a", [1, 2], lambda some, seeds: iter([{"answer": "a\u2028b\x85c\x1c\n🙂"} for _ in some]))
+    assert run.rows("a") == made and run.step("a", [1, 2], lambda some, seeds: iter(())) == made
 
 
 def test_the_model_can_be_the_only_critic(home: Path) -> None:

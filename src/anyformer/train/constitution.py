@@ -121,7 +121,7 @@ def _fitting(run: Steps, prompts: list[str]) -> list[str]:
     longest = revising.REVISED.format(prompt="", answer="", critique=revising.JUDGED + texts, principle=texts)
     t, new = model.tokenizer, run.options.max_new_tokens
     around = len(t.chat_ids([{"role": "user", "content": longest}]) if t.template else t.encode(longest))
-    room = model.context - around - 3 * new  # the answer, the critique, the revision
+    room = model.context - around - (2 + len(run.own)) * new  # the answer, the revision, a critique by each
     kept = [prompt for prompt in prompts if len(t.encode(prompt)) <= room]
     if not kept:
         raise ValueError(
@@ -162,6 +162,8 @@ def _measured(run: Steps, stage: str, model: Any, held: Sequence[str]) -> dict[s
     """The share of held-out answers that break each principle, by its own judge; where that is a model, by the one that
     the run began with."""
 
+    made_by = fingerprint(model)
+
     def make(prompts: Sequence[str], seeds: list[int]) -> Iterator[Row]:
         texts = run.answers(model, prompts, seeds, 0.0)
         found = {
@@ -176,6 +178,7 @@ def _measured(run: Steps, stage: str, model: Any, held: Sequence[str]) -> dict[s
                 "principle": [n for n, v in scores.items() if v > 0],
                 "answer": text,
                 "scores": scores,
+                "model": made_by,
             }
 
     rows = run.step(f"held-{stage}", held, make)

@@ -53,7 +53,7 @@ class Steps:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             atomic_write(file, whole)
-        return [json.loads(line) for line in whole.decode().splitlines()]
+        return [json.loads(line) for line in whole.decode().split("\n")[:-1]]  # an answer may hold U+2028 or U+0085
 
     def step(
         self, name: str, todo: Sequence[Any], make: Callable[[Sequence[Any], list[int]], Iterator[Row]]
@@ -65,7 +65,7 @@ class Steps:
                 some = todo[at : at + TOGETHER]
                 seeds = [self.seed(name, i) for i in range(at, at + len(some))]
                 for row, seed in zip(make(some, seeds), seeds, strict=True):
-                    row = {**row, "step": name, "model": self.made_by, "seed": seed}
+                    row = {"step": name, "model": self.made_by, "seed": seed, **row}
                     done.append(row)
                     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
                 file.flush()
@@ -80,9 +80,14 @@ class Steps:
         new = self.options.max_new_tokens
         return [text.strip() for text in alignment_report.answered(model, prompts, new, temperature, list(seeds))]
 
+    @property
+    def own(self) -> list[Principle]:
+        """The principles by which the model criticises itself."""
+        return [rule for rule in self.rules if self.options.critic == "model" or rule.judge == "model"]
+
     def judged(self, rule: Principle, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """How much each answer breaks a principle, by the critic of the run: of the model log p(Yes) - log p(No)."""
-        if rule.judge != "model" and self.options.critic == "rules":
+        if rule not in self.own:
             return rule.scores(answers)
         return [self_judged(self.model, rule, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
@@ -99,6 +104,7 @@ def self_judged(model: Any, rule: Principle, prompt: str, answer: str) -> float:
 
 
 def sampled(run: Steps, prompts: Sequence[str], seeds: list[int]) -> Iterator[Row]:
+    """For each prompt an answer."""
     for prompt, answer in zip(prompts, run.answers(run.model, prompts, seeds, run.options.temperature), strict=True):
         yield {"prompt": prompt, "principle": None, "answer": answer}
 
@@ -111,7 +117,7 @@ def criticised(run: Steps, rows: Sequence[Row], seeds: list[int]) -> Iterator[Ro
     for i, row in enumerate(rows):
         broken = [rule for rule in run.rules if found[rule.name][i] > 0]
         words = " ".join(f"The answer breaks this: {rule.text}" for rule in broken)
-        own = [rule for rule in broken if run.options.critic == "model" or rule.judge == "model"]
+        own = [rule for rule in broken if rule in run.own]
         asked = [JUDGED.format(prompt=row["prompt"], answer=row["answer"], principle=rule.text) for rule in own]
         words = " ".join([words, *run.answers(run.model, asked, [seeds[i]] * len(own), 0.0)]) if own else words
         yield {
