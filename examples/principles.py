@@ -22,7 +22,7 @@ from anyformer.train.constitution import constitution
 
 MARKS = "<!-- principles: begin -->", "<!-- principles: end -->"
 PRINCIPLES = """- name: short
-  text: The answer has at most 40 words.
+  text: The answer has at most 25 words.
   program: judges.py:words_over
 - name: sober
   text: The answer has no big words such as crucial, vital, essential, testament, rich, iconic or significant.
@@ -35,8 +35,8 @@ JUDGES = '''"""Judges of principles: 0 = kept, more = broken, by how much."""
 
 
 def words_over(text: str) -> int:
-    """The words beyond 40."""
-    return max(0, len(text.split()) - 40)
+    """The words beyond 25."""
+    return max(0, len(text.split()) - 25)
 '''
 STAGES = ("before", "sft", "dpo")
 
@@ -66,9 +66,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--critics", nargs="+", choices=("rules", "model"), default=["rules", "model"])
-    parser.add_argument("--count", type=int, default=44, help="prompts")
-    parser.add_argument("--steps", type=int, default=10, help="of the fine-tuning, and of dpo")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer")
+    parser.add_argument("--count", type=int, default=30, help="prompts")
+    parser.add_argument("--steps", type=int, default=5, help="of the fine-tuning, and of dpo")
+    parser.add_argument("--tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--doc", type=Path, help="the document between whose marks the table goes")
     o = parser.parse_args()
     files(o.out, o.count)
@@ -78,7 +78,7 @@ def main() -> None:
         try:
             constitution(
                 model=o.model, principles=str(o.out / "c.yaml"), prompts=str(o.out / "p.txt"), critic=critic, out=place,
-                held_out=0.3, max_new_tokens=o.tokens, steps=o.steps, batch=4, lr=2e-4, context=192,
+                held_out=0.4, max_new_tokens=o.tokens, steps=o.steps, batch=4, lr=2e-4, context=192,
             )  # fmt: skip
         except ValueError as error:  # a critic that finds nothing, or revises nothing
             notes.append(f"{critic}: {str(error).partition('. The steps')[0]}.")

@@ -79,6 +79,6 @@ def test_the_constitution_runs_with_both_critics_and_fills_the_table(
     module["main"]()
     text = document.read_text()
     assert "\nold\n" not in text and "| rules | low | " in text and "| rules | perplexity of plain English |" in text
-    assert "rules: of 14 answers" in text and ("model: of 14" in text or "model: 0 pair(s) of 14" in text)
+    assert "rules: of 12 answers" in text and ("model: of 12" in text or "model: 0 pair(s) of 12" in text)
     judged = runpy.run_path(str(tmp_path / "out" / "judges.py"))["words_over"]
-    assert judged("a " * 45) == 5 and judged("a b") == 0
+    assert judged("a " * 30) == 5 and judged("a b") == 0

@@ -30,6 +30,8 @@ from anyformer.train.finetune import Tuned, finetune
 from anyformer.train.options import METHODS, AlignOptions, FinetuneOptions
 from anyformer.train.revising import Row, Steps, fingerprint, self_judged
 
+DPO = "6-dpo"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConstitutionOptions(AlignOptions):
@@ -211,7 +213,7 @@ def _stages(run: Steps) -> Iterator[tuple[str, Path]]:
     folder = _trained(run, "5-sft", finetune, FinetuneOptions, data=learn, lr=lr)
     yield "sft", folder
     files: dict[str, Any] = {"model": str(folder), "overrides": None, "ignore": []}
-    yield "dpo", _trained(run, "6-dpo", align, AlignOptions, data=pairs, **files)
+    yield "dpo", _trained(run, DPO, align, AlignOptions, data=pairs, **files)
 
 
 @takes(ConstitutionOptions)
@@ -251,11 +253,12 @@ def constitution(options: ConstitutionOptions) -> Constituted:
     rows = run.step(revising.REVISE, rows, functools.partial(revising.revised, run))
     counts = revising.paired(run, rows)
     say("answers: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    found, tax = {"before": _measured(run, "before", model, held)}, {"before": alignment_report.perplexity(model)}
-    folder = Path()
+    found, folder = {"before": _measured(run, "before", model, held)}, Path()
     for stage, folder in _stages(run):
-        now = load(folder).to(device).eval()
-        found[stage], tax[stage] = _measured(run, stage, now, held), alignment_report.perplexity(now)
+        found[stage] = _measured(run, stage, load(folder).to(device).eval(), held)
+    reports = json.loads((run.home / DPO / "report.json").read_text(encoding="utf-8"))  # of `align`
+    tax = {stage: reports[name]["perplexity"] for stage, name in (("sft", "before"), ("dpo", "after"))}
+    tax = {"before": alignment_report.perplexity(model), **tax}
     result = Constituted(folder, found, tax, counts)
     figures = {stage: {name: e.json() for name, e in some.items()} for stage, some in found.items()}
     content = {"violations": figures, "perplexity": tax, "counts": counts, "folder": str(folder), "held": len(held)}
