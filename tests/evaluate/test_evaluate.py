@@ -190,6 +190,10 @@ def test_the_command_writes_json_and_prints_the_same(tmp_path: Path, capsys: pyt
     assert "3 of 3 examples are also items" in said
     assert result["settings"]["shots"] == 2 and len(result["rows"]) == 6
     assert result["metrics"]["acc"]["interval"] == "95 % Wilson"
+    assert (
+        main([*words[:3], "--out", str(tmp_path / "none" / "r.json")]) == 2
+        and "there is no folder" in capsys.readouterr().err
+    )
     assert main([*words[:3], "--json"]) == 0 and json.loads(capsys.readouterr().out)["items"] == 6
     assert main([*words[:3], "--task", "calibration"]) == 0 and "reliability" in capsys.readouterr().out
 

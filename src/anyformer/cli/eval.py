@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from anyformer.cli import models, plain
@@ -60,6 +61,8 @@ def evaluate(
     """
     from anyformer.evaluate import evaluate as measured
 
+    if out is not None and not Path(out).expanduser().parent.is_dir():  # not after minutes
+        raise ValueError(f"--out {out}: there is no folder {Path(out).parent}; make it first")
     loaded = models.load(model, ignore=ignore, overrides=overrides)
     other = None if against is None else models.load(against, ignore=ignore, overrides=overrides)
     result = measured(
@@ -67,7 +70,7 @@ def evaluate(
         fields=fields, window=window, stride=stride, max_new_tokens=max_new_tokens, regex=regex, against=other,
     )  # fmt: skip
     if out is not None:
-        result.write(out)
+        result.write(Path(out).expanduser())
     print(plain.dump(result.json()) if json else report(result, model, against))
 
 

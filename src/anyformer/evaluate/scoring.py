@@ -27,6 +27,7 @@ from anyformer.hub.text.reading import reading
 from anyformer.parts.heads import MaskedLM
 from anyformer.parts.positions import Rotary
 
+RULED_OUT = -1000.0  # nats: no score, but a mask of the head
 HIDDEN = 32  # rows of a pass with one token hidden in each
 Logs = list[np.ndarray]  # of each ending, the log-probability of each token, in nats
 
@@ -72,12 +73,16 @@ def score(model: Any, context: str, endings: Sequence[str], where: str) -> Logs:
 
     Raises:
         ValueError: naming the item, for an ending without tokens, texts beyond the model's context, or scores that are
-            not finite. Also as `way`.
+            not finite or ruled out by the head. Also as `way`.
     """
     with evaluating(model):
         made = way(model)(model, context, endings, where)
     if any(not np.isfinite(values).all() for values in made):
         raise ValueError(f"{where}: a log-probability is not finite (NaN or infinite); are the weights damaged?")
+    if any((values < RULED_OUT).any() for values in made):
+        raise ValueError(
+            f"{where}: the model rules out a token of the answer at its place, as one that writes codes does"
+        )
     return made
 
 
