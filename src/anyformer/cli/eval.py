@@ -46,7 +46,7 @@ def evaluate(
         shots: examples in front of each item, never the item itself.
         seed: of the examples and of random samples.
         examples: a file of examples, in the same form; by default the file itself. Baselines learn from it.
-        template: around the text of an item, e.g. "Review: {text} Class:".
+        template: around the text of an item, e.g. "Review: {text}\\nClass:"; \\n is a line break.
         separator: in front of an answer.
         fields: columns that have other names: --fields.text question.
         window: tokens of a window, of perplexity; by default the context, at most 1,024.
@@ -66,7 +66,8 @@ def evaluate(
     loaded = models.load(model, ignore=ignore, overrides=overrides)
     other = None if against is None else models.load(against, ignore=ignore, overrides=overrides)
     result = measured(
-        loaded, file, task, shots=shots, seed=seed, examples=examples, template=template, separator=separator,
+        loaded, file, task, shots=shots, seed=seed, examples=examples, separator=separator.replace("\\n", "\n"),
+        template=None if template is None else template.replace("\\n", "\n"),
         fields=fields, window=window, stride=stride, max_new_tokens=max_new_tokens, regex=regex, against=other,
     )  # fmt: skip
     if out is not None:

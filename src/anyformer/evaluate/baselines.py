@@ -34,13 +34,9 @@ def baselines(task: str, items: Sequence[Item], pool: Sequence[Item]) -> dict[st
         bigram = Bigram()
         for item in pool:
             bigram.count((item.answers[0] if item.answers else item.text).encode())
-        bits, size = list[float](), list[int]()
-        for item in items:
-            text, before = (item.answers[0] if item.answers else item.text).encode(), bigram.bits
-            bigram.predict(text)
-            bits.append(bigram.bits - before)
-            size.append(len(text))
-        return {"bits_per_byte, bigram of bytes": Metric(np.array(bits), np.array(size), units="documents").estimate()}
+        texts = [(item.answers[0] if item.answers else item.text).encode() for item in items]
+        bits, size = np.array([_bits(bigram, text) for text in texts]), np.array([len(text) for text in texts])
+        return {"bits_per_byte, bigram of bytes": Metric(bits, size, units="documents").estimate()}
     return {}
 
 
@@ -86,6 +82,12 @@ def bayes(pool: Sequence[Item], items: Sequence[Item], names: Sequence[str]) -> 
     return np.array(found)
 
 
+def _bits(bigram: Bigram, text: bytes) -> float:
+    before = bigram.bits
+    bigram.predict(text)
+    return bigram.bits - before
+
+
 def _bigram_choice(items: Sequence[Item], pool: Sequence[Item]) -> Estimate:
     """The choice with the fewest bits a byte under a bigram of right answers: what answers alone give away."""
     bigram = Bigram()
@@ -93,10 +95,6 @@ def _bigram_choice(items: Sequence[Item], pool: Sequence[Item]) -> Estimate:
         bigram.count((item.right + "\n").encode())
     right = []
     for item in items:
-        bits = []
-        for option in item.choices:
-            before = bigram.bits
-            bigram.predict((option + "\n").encode())
-            bits.append((bigram.bits - before) / len(option.encode()))
+        bits = [_bits(bigram, f"{option}\n".encode()) / len(option.encode()) for option in item.choices]
         right.append(float(int(np.argmin(bits)) == item.gold))
     return Metric(np.array(right), share=True).estimate()

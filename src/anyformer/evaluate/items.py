@@ -111,7 +111,7 @@ def _item(row: Row, form: str, where: str, unknown: bool) -> Item:
         first, second = (_text(row[name], name, where) for name in ("first", "second"))
         if first == second:
             raise ValueError(f"{where}: first and second are equal: {first!r:.60}; they differ in one term")
-        if not _frame(first, second):
+        if not _framed(first, second):
             raise ValueError(
                 f"{where}: first and second have no word in common at their begin or end, so they are no pair that "
                 f"differs in one term: {first!r:.40}, {second!r:.40}"
@@ -159,16 +159,10 @@ def _gold(label: Any, choices: Sequence[str], where: str) -> int:
     raise ValueError(f"{where}: label is {label!r:.40}; it must be 0 … {len(choices) - 1}, or one of the choices")
 
 
-def _frame(first: str, second: str) -> int:
-    """The words that two sentences share at their begin and at their end."""
+def _framed(first: str, second: str) -> bool:
+    """True if two sentences share a word at their begin or at their end."""
     a, b = first.split(), second.split()
-    shared = [0, 0]
-    for side, (left, right) in enumerate(((a, b), (a[::-1], b[::-1]))):
-        for one, other in zip(left, right, strict=False):
-            if one != other:
-                break
-            shared[side] += 1
-    return sum(shared)
+    return a[0] == b[0] or a[-1] == b[-1]
 
 
 def repeated(items: Sequence[Item]) -> list[str]:
