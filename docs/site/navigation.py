@@ -26,6 +26,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "finetuning.md": "docs/finetuning.md",
         "alignment.md": "docs/alignment.md",
         "evaluation.md": "docs/evaluation.md",
+        "federated.md": "docs/federated.md",
         "retrieval.md": "docs/retrieval.md",
         "distributed.md": "docs/distributed.md",
         "compress.md": "docs/compress.md",

@@ -12,8 +12,8 @@ from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
 NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
-# where `task` says what is learned or measured
-OTHER_CLASS = {"train": "overrides", "finetune": "overrides", "align": "overrides", "eval": "overrides"}
+# `task` says what is learned, or measured
+OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate", "eval"), "overrides")
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
@@ -33,6 +33,8 @@ CALLS = {
     "compress": ("MODEL", "--to", "int8", "--group", "8", "--out", "OUT", "--max-kld", "9"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "align": ("dpo", "MODEL", "--data", "PAIRS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
+    "federate": ("MODEL", "--clients", "CLIENTS", "--out", "OUT", "--rounds", "1", "--local-steps", "1",
+                 "--processes", "1", "--device", "cpu"),
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
 }  # fmt: skip
 HEADLESS = {
@@ -57,6 +59,7 @@ HEADLESS = {
     "train",
     "finetune",
     "align",
+    "federate",
     "eval",
 }  # fmt: skip  (they need a head)
 
@@ -95,9 +98,13 @@ def argv(name: str, model: Path, folder: Path) -> list[str]:
     (folder / "pairs.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"a{i}", "chosen": "b", "rejected": "c"}) for i in range(4))
     )
+    for name_of_client in "ab":
+        (folder / "clients").mkdir(exist_ok=True)
+        (folder / "clients" / f"{name_of_client}.jsonl").write_text((folder / "rows.jsonl").read_text())
     (folder / "docs").mkdir(exist_ok=True)
     (folder / "docs" / "a.txt").write_text("the cat")
     places = {"MODEL": model, "FOLDER": folder / "docs", "PAIRS": folder / "pairs.jsonl",
+              "CLIENTS": folder / "clients",
               "FASTA": folder / "a.fasta", "OUT": folder / "out",
               "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
               "LINES": folder / "lines.txt",
@@ -127,7 +134,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
     takes = ("generate", "chat", "embed", "index", "explain", "steer", "inspect", "count", "draw", "diff", "convert",
-             "compress", "train", "finetune", "align", "eval")  # fmt: skip
+             "compress", "train", "finetune", "align", "federate", "eval")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 
 

@@ -21,8 +21,9 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
-         "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
+VERBS = ("train", "finetune", "align", "federate", "tokenizer", "generate", "chat", "embed", "classify", "tag",
+         "detect", "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act",
+         "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
          "eval", "convert", "compress",
          "ls", "demo")  # fmt: skip
@@ -33,6 +34,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("train on your own text", "anyformer train --data book.txt --out runs/book"),
     ("fine-tune on examples", "anyformer finetune --model minilm --data reviews.csv"),
     ("teach which answers are better", "anyformer align dpo smollm2 --data preferences.jsonl"),
+    ("learn from data that stay apart", "anyformer federate minilm --clients hospitals"),
     ("name the class of a text", 'anyformer classify runs/reviews "A fine film."'),
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
