@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from anyformer import parts
+from anyformer import build, parts
 from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
+from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.parts.attention.block_sparse import BlockSparse
 from anyformer.parts.attention.global_tokens import GlobalAttention
 from tests.later import later
@@ -125,6 +126,36 @@ def test_the_python_about_understanding_runs_and_prints_what_it_says(capsys: pyt
     for code, output in blocks[:2]:
         exec(compile(code, "docs/understanding.md", "exec", dont_inherit=True), names)
         assert capsys.readouterr().out == output
+
+
+def test_the_commands_about_evaluation_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tiny models in place of smollm2 and minilm, and files of the forms that the document shows."""
+    from anyformer.cli import main
+
+    text = (DOCS / "evaluation.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, page in (("smollm2", "llama"), ("minilm", "bert"), ("runs/reviews", "llama")):
+        model = build(page, "tiny", vocab=257, seed=len(name), **({"context": 512} if page == "llama" else {}))
+        model.tokenizer = Tokenizer.bytes_level()
+        model.tokenizer.roles["bos_token"] = "a"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        model.save(tmp_path / name)
+    choice, pair = re.findall(r"```json\n(.*?)```", text, re.S)[0].splitlines()
+    more = [choice.replace("lighthouse", word) for word in ("A", "B", "C", "D", "E")]
+    (tmp_path / "questions.jsonl").write_text(f"{choice}\n{more[0]}\n")
+    (tmp_path / "train.jsonl").write_text("\n".join(more))
+    (tmp_path / "pairs.jsonl").write_text(pair)
+    (tmp_path / "words.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
+    (tmp_path / "reviews.csv").write_text("text,label\nfine,good\ndull,bad\n")
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "1 + 1 =", "response": "2"}\n')
+    (tmp_path / "book.txt").write_text("the cat sat on the mat. " * 20)
+    commands = re.findall(r"```sh\n(.*?)```", text, re.S)[0].splitlines()
+    assert len(commands) == 8
+    for command in commands:
+        assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
+    assert (tmp_path / "r.json").exists() and "WEAT" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("block", [0, *later(1, 2)])

@@ -25,6 +25,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "tasks.md": "docs/tasks.md",
         "finetuning.md": "docs/finetuning.md",
         "alignment.md": "docs/alignment.md",
+        "evaluation.md": "docs/evaluation.md",
         "federated.md": "docs/federated.md",
         "retrieval.md": "docs/retrieval.md",
         "rag.md": "docs/rag.md",

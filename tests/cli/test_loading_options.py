@@ -12,7 +12,8 @@ from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
 NO_FILES = {"tokenizer", "scale", "ls", "demo"}  # the verbs that read no model of the user's
-OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate"), "overrides")  # `task` says what is learned
+# `task` says what is learned, or measured
+OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate", "eval"), "overrides")
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
@@ -29,6 +30,7 @@ CALLS = {
     "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
+    "eval": ("MODEL", "ROWS", "--max-new-tokens", "2"),
     "compress": ("MODEL", "--to", "int8", "--group", "8", "--out", "OUT", "--max-kld", "9"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "align": ("dpo", "MODEL", "--data", "PAIRS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
@@ -59,6 +61,7 @@ HEADLESS = {
     "finetune",
     "align",
     "federate",
+    "eval",
 }  # fmt: skip  (they need a head)
 
 
@@ -132,7 +135,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
     takes = ("generate", "chat", "embed", "index", "explain", "steer", "inspect", "count", "plan", "draw", "diff",
-             "convert", "compress", "train", "finetune", "align", "federate")  # fmt: skip
+             "convert", "compress", "train", "finetune", "align", "federate", "eval")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 
 

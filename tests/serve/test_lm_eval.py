@@ -1,4 +1,5 @@
-"""lm-eval, the harness itself in a process of its own, against the server: its numbers are those of the model."""
+"""lm-eval, the harness itself in a process of its own, against the server: its numbers are those of the model, and of
+`anyformer eval` on the same file."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.evaluate import evaluate
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is no package of `dev`: pip "
@@ -28,7 +30,7 @@ doc_to_text: "{{{{text}}}}"
 doc_to_choice: choices
 doc_to_target: label
 target_delimiter: ""
-metric_list: [{{metric: acc}}]
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}, {{metric: acc_bytes}}]
 """
 
 
@@ -47,15 +49,19 @@ def test_multiple_choice_is_scored_as_the_model_scores_it(server, folders, tmp_p
     assert not done.returncode, done.stderr[-2000:]
     samples = next(out.rglob("samples_*.jsonl")).read_text().splitlines()
     model = af.load(folders["llama"])
+    ours_of = evaluate(model, data, separator="")
+    assert [row["label"] for row in ours_of.rows] == [label for *_, label in ROWS]
     right = 0
     for line in samples:
         sample = json.loads(line)
         ours = [likelihood(model, sample["doc"]["text"], c) for c in sample["doc"]["choices"]]
         theirs = [float(answer[0]) for answer in sample["filtered_resps"]]
         assert theirs == pytest.approx(ours, abs=1e-3)
+        assert theirs == pytest.approx(ours_of.rows[sample["doc_id"]]["log_likelihoods"], abs=1e-3)
         right += ours.index(max(ours)) == sample["doc"]["label"]
     results = json.loads(next(out.rglob("results_*.json")).read_text())["results"]["own_choice"]
     assert results["acc,none"] == right / len(ROWS) and len(samples) == len(ROWS)
+    assert {f"{name},none": e.value for name, e in ours_of.metrics.items()}.items() <= results.items()
 
 
 def likelihood(model: af.Model, text: str, choice: str) -> float:

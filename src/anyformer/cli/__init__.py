@@ -25,7 +25,7 @@ VERBS = ("train", "finetune", "align", "federate", "tokenizer", "generate", "cha
          "detect", "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act",
          "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "convert", "compress", "scale", "plan",
+         "eval", "convert", "compress", "scale", "plan",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -62,6 +62,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("draw its wiring", "anyformer draw llama --out llama.svg"),
     ("see what differs", "anyformer diff llama qwen2"),
     ("verify a model", "anyformer verify llama"),
+    ("measure it on your own questions", "anyformer eval smollm2 questions.jsonl"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("choose size and data", "anyformer scale optimal --flops 1e21"),

@@ -12,16 +12,22 @@ from anyformer.core.listing import names
 from anyformer.data.models import find, kind
 
 
-def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
+def load(
+    name: str,
+    text: bool = True,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
     """The model of that name, ready to use; says on stderr what was loaded.
 
     Args:
-        text: it must have a tokenizer. task, ignore: as of `anyformer.load`.
+        text: it must have a tokenizer. task, ignore, overrides: as of `anyformer.load`.
     """
     import anyformer as af
 
     start = time.perf_counter()
-    chosen: dict[str, Any] = {} if task is None else {"task": task}
+    chosen: dict[str, Any] = {**(overrides or {}), **({} if task is None else {"task": task})}
     place = find(name)
     model = af.load(place, ignore=ignore, **chosen)
     if text and model.tokenizer is None:

@@ -86,8 +86,9 @@ class Windows:
         return order.windows(self.ids, starts, self.context)
 
 
-def sliding(ids: np.ndarray, context: int, batch: int) -> Iterator[dict[str, Tensor]]:
-    """Batches in which every token but the first is counted once, and sees at least `context` / 2 tokens before it.
+def sliding(ids: np.ndarray, context: int, batch: int, stride: int | None = None) -> Iterator[dict[str, Tensor]]:
+    """Batches in which every token but the first is counted once, and sees at least `context` - `stride` tokens before
+    it, by default half of `context`.
 
     ```
     counted   ########                       # = T / 2 tokens
@@ -95,7 +96,8 @@ def sliding(ids: np.ndarray, context: int, batch: int) -> Iterator[dict[str, Ten
                   ....####
     ```
     """
-    inputs, wanted, stride = ids[:-1].astype(np.int64), ids[1:].astype(np.int64), max(1, context // 2)
+    inputs, wanted = ids[:-1].astype(np.int64), ids[1:].astype(np.int64)
+    stride = max(1, context // 2) if stride is None else stride
     starts = [0, *range(stride, len(inputs) - context + stride, stride)]
     for i in range(0, len(starts), batch):
         rows = starts[i : i + batch]

@@ -68,7 +68,8 @@ def report(model: Any, reference: Any, held: Sequence[Pair], beta: float, batch:
     lengths = np.array([a.length for a in answers])
     constant = ratio.std() == 0 or lengths.std() == 0
     texts = dict.fromkeys(a.prompt for a in answers)
-    said = _said(model, list(texts)[:WRITTEN])
+    prompts = list(texts)[:WRITTEN]
+    said = dict(zip(prompts, answered(model, prompts), strict=True))
     return Report(
         margin=float(margins.mean()),
         accuracy=float((margins > 0).mean()),
@@ -111,17 +112,24 @@ def perplexity(model: Any) -> float:
     return math.exp(loss / len(rows)) if rows else math.nan
 
 
-def _said(model: Any, prompts: Sequence[str]) -> dict[str, str]:
-    """The answers of the model by prompt, the likeliest token each time."""
+def answered(
+    model: Any, prompts: Sequence[str], new: int = NEW, temperature: float = 0.0, seeds: Sequence[int] | None = None
+) -> list[str]:
+    """The answers of a model to prompts in its chat template, or without one to lines of text.
+
+    Args:
+        new: the most tokens of an answer, less where the context ends. seeds: of each prompt; each is answered as it
+            would be alone.
+    """
     t, rows = model.tokenizer, list[list[int]]()
     for prompt in prompts:
         asked: Any = [{"role": "user", "content": prompt}]
         rows.append(t.chat_ids(asked) if t.template is not None else t.encode(prompt.rstrip("\n") + "\n"))
-    room = NEW if model.context is None else min(NEW, model.context - max(map(len, rows)))
+    room = new if model.context is None else min(new, model.context - max(map(len, rows)))
     if room < 1:
-        return dict.fromkeys(prompts, "")
-    made = generate(model, rows, max_new_tokens=room)
-    return {prompt: t.decode(ids) for prompt, ids in zip(prompts, made, strict=True)}
+        return [""] * len(rows)
+    made = generate(model, rows, max_new_tokens=room, temperature=temperature, seed=seeds)  # type: ignore[arg-type]
+    return [t.decode(ids) for ids in made]
 
 
 def warning(before: Report, after: Report) -> str:
