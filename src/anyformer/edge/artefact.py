@@ -35,6 +35,7 @@ Target = Literal["onnx", "torch"]
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 OPSET, IR = 21, 10
+NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
 READS = ("input_ids", "attention_mask")
 
 
@@ -85,8 +86,8 @@ def write(model: Any, path: Path, target: Target = "onnx", facts: Mapping[str, A
         atomic_write(path, lambda file: torch.export.save(program, file))
         return
     made = _onnx(floats, _logits)
-    for name, grid in _grids(model).items():
-        _store(made.graph, name, grid)
+    for number, (name, grid) in enumerate(_grids(model).items()):
+        _store(made.graph, name, grid, number)
     made.metadata_props["anyformer"] = json.dumps(dict(facts or {}))
     import onnx_ir as ir
 
@@ -151,7 +152,7 @@ def _grids(model: Any) -> dict[str, Grid]:
     return {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, Grid)}
 
 
-def _store(graph: Any, name: str, grid: Grid) -> None:
+def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
     """Puts codes, scales and zeros, and the nodes that multiply them out, in place of a matrix."""
     import onnx_ir as ir
 
@@ -160,43 +161,41 @@ def _store(graph: Any, name: str, grid: Grid) -> None:
     old = graph.initializers.get(name)
     if old is None:
         raise ValueError(f"{name} is in few bits, and the exported graph has no matrix of that name")
-    transposed = tuple(old.const_value.shape) != (grid.rows, grid.columns)
     nodes: list[Any] = []
 
     def constant(value: np.ndarray, kind: str) -> Any:
-        tensor = ir.tensor(value, name=f"{name}.{kind}")
-        made = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.initializers[tensor.name] = made
+        if kind in graph.initializers:  # numbers that several matrices share
+            return graph.initializers[kind]
+        tensor = ir.tensor(value, name=kind)
+        made = ir.Value(name=kind, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.initializers[kind] = made
         return made
 
     def node(kind: str, *given: Any, **attributes: Any) -> Any:
         made = ir.node(kind, list(given), attributes or None)
-        made.outputs[0].name = f"{name}.{len(nodes)}"
-        made.name = made.outputs[0].name
+        made.outputs[0].name = f"w{number}.{len(nodes)}"
         nodes.append(made)
         return made.outputs[0]
 
-    q = constant(grid.codes.numpy(), "codes")
+    q = constant(grid.codes.numpy(), f"w{number}.q")
     if grid.bits == 4:  # the low half of each byte comes first
         halves = [
-            node("BitwiseAnd", q, constant(np.array(15, np.uint8), "low")),
-            node("BitShift", q, constant(np.array(4, np.uint8), "shift"), direction="RIGHT"),
+            node("BitwiseAnd", q, constant(np.array(15, np.uint8), "w.low")),
+            node("BitShift", q, constant(np.array(4, np.uint8), "w.shift"), direction="RIGHT"),
         ]
-        last = constant(np.array([-1]), "last")
-        q = node("Concat", *(node("Unsqueeze", half, last) for half in halves), axis=-1)
+        q = node("Concat", *(node("Unsqueeze", half, constant(np.array([-1]), "w.last")) for half in halves), axis=-1)
     groups = grid.scale.shape[1]
-    q = node("Reshape", node("Cast", q, to=1), constant(np.array([grid.rows, groups, grid.group]), "groups"))
+    shape = (grid.rows, groups, grid.group)
+    q = node("Reshape", node("Cast", q, to=1), constant(np.array(shape), f"w.{shape}"))
     scale, zero = (
-        node("Cast", constant(t.view(torch.float16).unsqueeze(-1).numpy(), kind), to=1)
-        for t, kind in ((grid.scale, "scale"), (grid.zero, "zero"))
+        node("Cast", constant(t.view(torch.float16).unsqueeze(-1).numpy(), f"w{number}.{kind}"), to=1)
+        for t, kind in ((grid.scale, "s"), (grid.zero, "z"))
     )
     w = node("Mul", node("Sub", q, zero), scale)
-    w = node("Reshape", w, constant(np.array([grid.rows, groups * grid.group]), "rows"))
-    if groups * grid.group != grid.columns:
-        ends = [constant(np.array([n]), k) for n, k in ((0, "first"), (grid.columns, "columns"), (1, "axis"))]
-        w = node("Slice", w, *ends)
-    if transposed:
-        w = node("Transpose", w, perm=[1, 0])
+    wide = (grid.rows, groups * grid.group)
+    w = node("Reshape", w, constant(np.array(wide), f"w.{wide}"))
+    if wide[1] != grid.columns:
+        w = node("Slice", w, *(constant(np.array([n]), f"w.[{n}]") for n in (0, grid.columns, 1)))
     graph.insert_before(graph[0], nodes)
     for user, place in list(old.uses()):
         user.replace_input_with(place, w)
@@ -248,9 +247,15 @@ def session(model: Path | bytes, threads: int) -> Any:
 TIMED = """
 import sys, time, json
 import numpy as np
+try:
+    held = lambda: 4096 * int(open("/proc/self/statm").read().split()[1])
+    held()
+except OSError:
+    held = lambda: 0
 path, tokens, vocab, threads, seconds = sys.argv[1], *map(float, sys.argv[2:])
 if path.endswith(".pt2"):
     import torch
+    before = held()
     torch.set_num_threads(int(threads))
     program = torch.export.load(path).module()
     feed = {"input_ids": torch.randint(0, int(vocab), (1, int(tokens))), "attention_mask": torch.ones(1, int(tokens)).long()}
@@ -258,6 +263,7 @@ if path.endswith(".pt2"):
     run = lambda: program(**feed)
 else:
     import onnxruntime as ort
+    before = held()
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
     s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
@@ -272,12 +278,13 @@ while time.perf_counter() < ends or len(took) < 20:
     run()
     took.append(time.perf_counter() - began)
 took.sort()
-print(json.dumps([took[len(took) // 2] * 1e3, took[int(len(took) * 0.95)] * 1e3]))
+print(json.dumps([took[len(took) // 2] * 1e3, took[int(len(took) * 0.95)] * 1e3, held() - before]))
 """
 
 
 def measured(path: Path, tokens: int, vocab: int, threads: int, processes: int = 3, seconds: float = 0.5) -> list[Any]:
-    """The median and the 95th percentile of one text's milliseconds, in each of some fresh processes."""
+    """The median and the 95th percentile of one text's milliseconds, and the bytes of memory that the model added, in
+    each of some fresh processes."""
     made = []
     for _ in range(processes):
         call = [sys.executable, "-c", TIMED, str(path), *map(str, (tokens, vocab, threads, seconds))]

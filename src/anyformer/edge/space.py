@@ -42,12 +42,12 @@ from anyformer.parts.recurrent.mamba import Mamba
 Choice = dict[str, Any]
 NEAR, WIDE = 8, 7  # tokens on each side that a window sees; tokens of a convolution's kernel
 MODEL: dict[str, tuple[Any, ...]] = {
-    "dim": (64, 96, 128, 192), "depth": (1, 2, 3, 4), "vocab": (1024, 2048, 4096), "pool": ("own", "additive"),
+    "dim": (32, 64, 96, 128), "depth": (1, 2, 3), "vocab": (2048, 4096, 8192), "pool": ("own", "additive"),
     "tied": (0, 1), "bits": (8, 4),
 }  # fmt: skip
 LAYER: dict[str, tuple[Any, ...]] = {
     "mixer": ("own", "window", "linear", "convolution", "fourier", "mamba"),
-    "heads": (2, 4), "kv_heads": (0, 1), "hidden": (1, 2, 3),
+    "heads": (2, 4), "kv_heads": (0, 1), "hidden": (1, 2, 4),
 }  # fmt: skip
 PATHS = {
     "dim": "dim", "depth": "blocks", "vocab": "embed.vocab", "pool": "pool", "tied": "head.tied",
