@@ -24,7 +24,7 @@ USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user ca
 VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
          "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "convert", "compress",
+         "convert", "compress", "edge",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -62,6 +62,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
+    ("design a model for a budget", "anyformer edge --task reviews.csv --metric pearson --size 3MB --latency 2ms --out runs/edge"),
     ("choose a model", "anyformer ls"),
 )
 

@@ -8,6 +8,7 @@ search (`study.db`). The artefact, `model/`, appears whole or not at all.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import time
@@ -133,6 +134,8 @@ class Design:
 
     def __init__(self, wish: Wish, out: str | Path, teacher: Any = None, say: Say = print):
         wish.check()
+        if teacher is not None:
+            learn.check_teacher(teacher)
         self.wish, self.out, self.teacher, self.say = wish, Path(out).expanduser(), teacher, say
         classes = 1 if wish.metric in SCORES else 2
         base = pages.recipe(wish.model, wish.of, task="classify", classes=classes)
@@ -249,37 +252,38 @@ class Design:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         seconds = PARTS["search"] * self.left
         self.say(f"searching for {seconds:.0f} s, at most {self.wish.trials} models")
-        study = self._study(optuna.samplers.NSGAIISampler(
-            population_size=POPULATION, seed=self.wish.seed + len(self._trials()), constraints_func=lambda t: (t.user_attrs["over"],)
-        ))  # fmt: skip
+        seed = self.wish.seed + len(self._trials())
+        self.study.sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
 
         def objective(trial: Any) -> tuple[float, int, float]:
             choice = self.space.make(trial.suggest_categorical)
             point = self.point(choice)
             trial.set_user_attr("choice", choice)
-            trial.set_user_attr("over", point.over(self.wish))
+            trial.set_constraint("over", point.over(self.wish))
             metric = -1.0 if point.over(self.wish) else self.score(weights, choice)
             return metric, point.size, point.milliseconds
 
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends and len(self._trials()) < self.wish.trials:
-            study.optimize(objective, n_trials=1)
-        self.say(f"  {len(self._trials())} models, {sum(not t.user_attrs['over'] for t in self._trials())} within the budget")
+            self.study.optimize(objective, n_trials=1)
+        self.say(f"  {len(self._trials())} models, {sum(t.values[0] > -1 for t in self._trials())} within the budget")
 
-    def _study(self, sampler: Any = None) -> Any:
+    @functools.cached_property
+    def study(self) -> Any:
+        """The search, which several processes share by its file."""
         import optuna
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.create_study(
-                storage=f"sqlite:///{self.out / STUDY}", study_name="edge", load_if_exists=True, sampler=sampler,
+                storage=f"sqlite:///{self.out / STUDY}", study_name="edge", load_if_exists=True,
                 directions=["maximize", "minimize", "minimize"],
             )  # fmt: skip
 
     def _trials(self) -> list[Any]:
         import optuna
 
-        return self._study().get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
 
     def score(self, weights: Shared, choice: Choice) -> float:
         """The metric of a choice with the shared weights, rounded, on the first rows that choose."""

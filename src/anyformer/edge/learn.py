@@ -131,6 +131,12 @@ def logits_of(model: Any, half: bool = False) -> Callable[..., Tensor]:
     return run
 
 
+def check_teacher(teacher: Any) -> None:
+    """Raises ValueError for a model that reads no text."""
+    if teacher.tokenizer is None or not teacher.reads_text:
+        raise ValueError("the teacher has no tokenizer, or reads no text; pass a model of texts, e.g. --teacher minilm")
+
+
 def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: Say = print) -> float:
     """Lets a teacher say what it thinks of the texts that teach, and of pieces of them, `more` for each.
 
@@ -140,10 +146,8 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
         The teacher's metric on the rows that are looked at once.
 
     Raises:
-        ValueError: for a teacher that reads no text, or has other classes.
+        ValueError: for a teacher of other classes.
     """
-    if teacher.tokenizer is None or not teacher.reads_text:
-        raise ValueError("the teacher has no tokenizer, or reads no text; pass a model of texts, e.g. --teacher minilm")
     task.tokenizers[OWN], half = teacher.tokenizer, bool(HALVES & flags())
     learn, test = task.parts["learn"], task.parts["test"]
     with torch.no_grad():

@@ -54,11 +54,12 @@ PATHS = {
     "mixer": "blocks.0.mixer", "heads": "blocks.0.mixer.heads", "kv_heads": "blocks.0.mixer.kv_heads",
     "hidden": "blocks.0.ffn.hidden",
 }  # fmt: skip
+BITS = (4, 8)  # that a file can have
 NEEDED = ("dim", "depth", "vocab")
 
 
 def _window(own: Recipe[Any]) -> Recipe[Any] | None:
-    return own.but(mask=Window(NEAR)) if own.part is Attention else None
+    return own.but(mask=Window(NEAR, NEAR)) if own.part is Attention else None
 
 
 MIXERS: dict[str, Callable[[Recipe[Any]], Recipe[Any] | None]] = {
@@ -182,6 +183,9 @@ def space(base: Recipe[Any], tokens: int, values: Mapping[str, Sequence[Any]] | 
         if isinstance(some, str) or not some:
             raise ValueError(f"space: {name} must be a list of at least one value, got {some!r}")
         wanted[name] = tuple(dict.fromkeys(some))
+    for name in ("dim", "depth", "vocab"):
+        if bad := [value for value in wanted[name] if type(value) is not int or value < 1]:
+            raise ValueError(f"space: {name} must be whole numbers from 1, got {bad[0]!r}")
     there, without = dict(base.walk()), {}
     for name, path in PATHS.items():
         if there.get(path) is not None or (name == "kv_heads" and path in there):
@@ -198,13 +202,24 @@ def space(base: Recipe[Any], tokens: int, values: Mapping[str, Sequence[Any]] | 
         if not layer["mixer"]:
             raise ValueError(f"no mixer fits: {'; '.join(f'{k}: {w}' for k, w in fitting.items())}")
     made = Space(base, made.model, layer, tokens, without | {f"mixer={k}": w for k, w in fitting.items()})
-    for largest in (False, True):
-        choice = made.end(largest, random.Random(0))
-        try:
-            count(made.recipe(choice), tokens=min(8, tokens))
-        except ValueError as error:
-            raise ValueError(f"the {'largest' if largest else 'smallest'} model does not build: {error}") from None
+    _check(made)
     return made
+
+
+def _check(made: Space) -> None:
+    """Raises ValueError for values that do not go together, naming them: each width with each mixer and its heads."""
+    if bad := [b for b in made.model.get("bits", ()) if b not in BITS]:
+        raise ValueError(f"space: bits must be of {', '.join(map(str, BITS))}, got {bad[0]!r}")
+    start = {**made.end(False, random.Random(0)), "depth": 1}
+    names = [name for name in ("mixer", "heads", "kv_heads") if name in made.layer]
+    every = list(itertools.product(*(made.layer[name] for name in names)))
+    for dim, layer in [*((min(made.model["dim"]), e) for e in every), *((d, every[0]) for d in made.model["dim"])]:
+        chosen = {f"{name}.0": value for name, value in zip(names, layer, strict=True)}
+        try:
+            count(made.recipe({**start, "dim": dim, **chosen}), tokens=8)
+        except (ValueError, RuntimeError) as error:
+            listed = ", ".join(f"{n} {v}" for n, v in {"dim": dim, **chosen}.items())
+            raise ValueError(f"space: {listed} does not build: {error}") from None
 
 
 def _of(wanted: Mapping[str, tuple[Any, ...]], names: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -217,7 +232,7 @@ def _misfit(made: Space, kind: str) -> str:
         raise ValueError(f"space: no mixer {kind!r}{nearest(kind, list(MIXERS))}; there is {', '.join(MIXERS)}")
     if MIXERS[kind](made.base["blocks.0.mixer"]) is None:
         return f"{made.base['blocks.0.mixer'].part.__name__} has no window"
-    smallest = made.end(False, random.Random(0))
+    smallest = {n: v for n, v in made.end(False, random.Random(0)).items() if not n.startswith(("heads", "kv_heads"))}
     try:
         count(made.recipe({**smallest, **{n: kind for n in smallest if n.startswith("mixer.")}}), tokens=8)
     except ValueError as error:
