@@ -28,6 +28,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "retrieval.md": "docs/retrieval.md",
         "distributed.md": "docs/distributed.md",
         "compress.md": "docs/compress.md",
+        "edge.md": "docs/edge.md",
         "understanding.md": "docs/understanding.md",
         "long-context.md": "docs/long-context.md",
         "translation.md": "docs/translation.md",

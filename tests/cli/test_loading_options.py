@@ -11,7 +11,7 @@ from anyformer.cli import VERBS, verb
 from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
-NO_FILES = {"tokenizer", "ls", "demo"}  # the verbs that read no model of the user's
+NO_FILES = {"tokenizer", "ls", "demo", "edge"}  # the verbs that read no model of the user's, or a teacher at most
 OTHER_CLASS = {"train": "overrides", "finetune": "overrides", "align": "overrides"}  # where `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),

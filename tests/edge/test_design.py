@@ -1,4 +1,4 @@
-"""A design from a file of rows to a folder that runs without torch; what does not fit is said, and nothing half-written."""
+"""A design, from rows to a folder that runs without torch; what does not fit is said, and nothing is half-written."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.core import pages
 from anyformer.edge import design, finish
-from anyformer.edge.design import Design, Infeasible, Wish, designed
+from anyformer.edge.design import Design, Infeasible, Wish
+from anyformer.edge.finish import designed
 from anyformer.edge.space import key
 from anyformer.hub.text.tokenizer import Tokenizer
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
-SPACE = {
+SPACE: dict[str, list[Any]] = {
     "dim": [16, 32], "depth": [1, 2], "vocab": [96, 160], "pool": ["additive"], "bits": [8],
     "mixer": ["own", "convolution"], "heads": [2], "kv_heads": [0], "hidden": [1],
 }  # fmt: skip
-GOOD, BAD = "good great lovely nice fine happy".split(), "bad awful sad poor ugly dull".split()
-FILLER = "the film was a very day at night with people and music in town".split()
+GOOD, BAD = ["good", "great", "lovely", "nice", "fine", "happy"], ["bad", "awful", "sad", "poor", "ugly", "dull"]
+FILLER = ["the", "film", "was", "a", "very", "day", "at", "night", "with", "people", "and", "music", "in", "town"]
 
 
 def silent(_: str) -> None:
@@ -81,10 +82,16 @@ def test_the_budget_holds_on_the_files_and_the_size_was_foreseen(wish: Wish, mad
     assert set(report["matrices"].values()) <= {4, 8, None}
 
 
-def test_the_script_runs_where_neither_torch_nor_anyformer_can_be_imported(wish: Wish, made: tuple[dict[str, Any], Path]) -> None:
-    report, out = made
+def test_the_script_runs_where_neither_torch_nor_anyformer_can_be_imported(
+    wish: Wish, made: tuple[dict[str, Any], Path]
+) -> None:
+    _, out = made
     assert len((out / "model" / "run.py").read_text(encoding="utf-8").splitlines()) <= 40
-    texts = ["good great lovely film", "bad", "the film was awful and dull at night with people and people and people in a town at night"]
+    texts = [
+        "good great lovely film",
+        "bad",
+        "the film was awful and dull at night with people and people and people in a town at night",
+    ]
     code = (
         "import sys, runpy\nsys.modules.update(dict.fromkeys(('torch', 'anyformer', 'transformers', 'onnx')))\n"
         "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
@@ -112,7 +119,9 @@ def test_the_page_holds_every_point_and_fetches_nothing(made: tuple[dict[str, An
     assert any(p["choice"] == report["chosen"]["choice"] for p in shown["points"])
 
 
-def test_a_run_that_is_done_is_read_again_and_another_wish_is_refused(wish: Wish, made: tuple[dict[str, Any], Path]) -> None:
+def test_a_run_that_is_done_is_read_again_and_another_wish_is_refused(
+    wish: Wish, made: tuple[dict[str, Any], Path]
+) -> None:
     report, out = made
     before = (out / "model" / "model.onnx").stat().st_mtime_ns
     assert designed(wish, out, say=silent) == report
@@ -134,7 +143,9 @@ def test_a_killed_run_goes_on(wish: Wish, made: tuple[dict[str, Any], Path], tmp
     assert any("going on with shared.pt" in line for line in said) and "  0 steps" not in said
     assert {key(p.choice) for p in one.points()} >= {key(p["choice"]) for p in report["points"]}
     state = torch.load(out / "shared.pt", weights_only=True)["weights"]
-    assert all(torch.equal(state[n], t) for n, t in weights.state_dict().items())  # the time was up: nothing was learned again
+    assert all(
+        torch.equal(state[n], t) for n, t in weights.state_dict().items()
+    )  # the time was up: nothing was learned again
 
 
 def test_two_processes_share_one_search(wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -149,7 +160,9 @@ def test_two_processes_share_one_search(wish: Wish, made: tuple[dict[str, Any], 
 
 
 @pytest.mark.parametrize("budget", [{"size": 4_000}, {"latency": 1e-4}])
-def test_what_does_not_fit_names_the_nearest_two(budget: dict, wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_names_the_nearest_two(
+    budget: dict, wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
     with pytest.raises(Infeasible) as nothing:
         designed(replace(wish, **budget), tmp_path / "out", say=silent)
     first, second = nothing.value.nearest
@@ -165,7 +178,9 @@ def test_the_command_ends_with_3_if_nothing_fits(
     call += [part for name, values in SPACE.items() for part in (f"--space.{name}", json.dumps(values))]
     assert main([*call, "--size", "1kB", "--out", str(tmp_path / "out")]) == 3
     err = capsys.readouterr().err
-    assert "no model of this space has at most 1,000 bytes and 5 ms; the nearest are" in err and err.count("% over") == 2
+    assert (
+        "no model of this space has at most 1,000 bytes and 5 ms; the nearest are" in err and err.count("% over") == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +214,9 @@ def teacher(classes: int | None) -> Any:
     return model
 
 
-def test_a_teacher_of_another_vocabulary_teaches_and_one_of_other_classes_does_not(wish: Wish, made: Any, tmp_path: Path) -> None:
+def test_a_teacher_of_another_vocabulary_teaches_and_one_of_other_classes_does_not(
+    wish: Wish, made: Any, tmp_path: Path
+) -> None:
     one = Design(replace(wish, teacher="t", more=1), tmp_path / "out", teacher(1), say=silent)
     one._prepared()
     learned = one.task.parts["learn"]
@@ -226,5 +243,7 @@ def test_matrices_in_4_bits_have_8_where_it_matters_and_there_is_room(wish: Wish
         before = model(**inputs).logits
         assert finish.moved(one.task, small(**inputs).logits, before) < 0.1
     model.embed.positions.weight = torch.nn.Parameter(torch.zeros(20_000, choice["dim"]))
-    with pytest.raises(ValueError, match=r"of the matrices' numbers are in few bits, 90% is the least: .*embed\.positions"):
+    with pytest.raises(
+        ValueError, match=r"of the matrices' numbers are in few bits, 90% is the least: .*embed\.positions"
+    ):
         finish.stored(model, one.task, choice, 0)

@@ -46,7 +46,9 @@ def test_parts_do_not_meet_and_are_all(tmp_path: Path) -> None:
     again = tasks.read(tmp_path / "a.jsonl", "pearson", 8)
     learned = again.parts["learn"].labels
     assert float(learned.mean()) == pytest.approx(0, abs=1e-6) and float(learned.std()) == pytest.approx(1)
-    assert float(learned[0]) * again.deviation + again.mean == pytest.approx(int(made.parts["learn"].labels[0]), abs=1e-6)
+    assert float(learned[0]) * again.deviation + again.mean == pytest.approx(
+        int(made.parts["learn"].labels[0]), abs=1e-6
+    )
 
 
 def test_a_smaller_tokenizer_is_the_beginning_of_the_largest(tmp_path: Path) -> None:
@@ -59,7 +61,9 @@ def test_a_smaller_tokenizer_is_the_beginning_of_the_largest(tmp_path: Path) -> 
     made.tokenizers = sizes
     batch = made.batch(made.parts["test"], 48, [0, 1])
     assert batch["input_ids"].shape[1] <= 8 and int(batch["input_ids"].max()) < 48
-    answers = made.answers(lambda input_ids, attention_mask: (input_ids * attention_mask).sum(1, keepdim=True), made.parts["test"], 48)
+    answers = made.answers(
+        lambda input_ids, attention_mask: (input_ids * attention_mask).sum(1, keepdim=True), made.parts["test"], 48
+    )
     alone = [sum(ids) for ids in made.ids(made.parts["test"], 48)]
     assert answers[:, 0].tolist() == alone  # in the order of the rows, whatever the order of batches
 

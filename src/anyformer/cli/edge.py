@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from anyformer.cli import models, plain
@@ -36,12 +35,12 @@ def edge(
     trials: int = 200,
     seed: int = 0,
     json: bool = False,
-    ignore: Sequence[str] = (),
 ) -> None:
     """Searches the recipes of an architecture for the best model within a budget, measured here, and writes it.
 
-    OUT/model is what is deployed: a graph, a tokenizer, a script of 40 lines. OUT/front.html shows all that was found. A
-    killed run goes on; several processes with one OUT share the search. Exit code 3: nothing fits, with the nearest two.
+    OUT/model is what is deployed: a graph, a tokenizer, a script of 30 lines. OUT/front.html shows all that was found.
+    A killed run goes on; several processes with one OUT share the search. Exit code 3: nothing fits; the nearest two
+    are named.
 
     Args:
         task: rows with `text` and `label`: a .jsonl, .csv, .tsv or .parquet file.
@@ -62,9 +61,9 @@ def edge(
         trials: models that are looked at, at most.
         seed: of all draws.
         json: the report, as JSON.
-        ignore: keys of the teacher's files that are read as if they were not there.
     """
-    from anyformer.edge.design import Wish, designed
+    from anyformer.edge.design import Wish
+    from anyformer.edge.finish import designed
 
     limit = None if memory is None else int(amount("memory", memory, BYTES))
     wish = Wish(
@@ -72,7 +71,7 @@ def edge(
         target, threads, tokens, hours, model, of, teacher, more, space, trials, seed,  # type: ignore[arg-type]
     )  # fmt: skip
     wish.check()
-    loaded = None if teacher is None else models.load(teacher, text=False, ignore=ignore)
+    loaded = None if teacher is None else models.load(teacher, text=False)
     done = designed(wish, out, loaded, lambda line: print(line, file=sys.stderr, flush=True))
     print(plain.dump(done) if json else report(done, out))
 
@@ -103,17 +102,19 @@ def amount(name: str, text: str, units: dict[str, float]) -> float:
         return float(found[1]) * units[found[2].lower()]
     except ValueError:
         known = ", ".join(unit for unit in units if unit)
-        raise ValueError(f"--{name} is a number and a unit ({known}), e.g. 4{next(iter(units))}; got {text!r}") from None
+        raise ValueError(
+            f"--{name} is a number and a unit ({known}), e.g. 4{next(iter(units))}; got {text!r}"
+        ) from None
 
 
 def report(done: dict[str, Any], out: str) -> str:
     """The result for people."""
-    chosen, wish, low, high = done["chosen"], done["wish"], *done["interval"]
+    chosen, wish, (low, high) = done["chosen"], done["wish"], done["interval"]
     used = ", ".join(f"{share:.0%} of the {name}" for name, share in done["used"].items())
     times = "; ".join(f"{p50:.3f} ms, {p95:.3f} ms at the 95th percentile" for p50, p95, _ in chosen["real"])
     lines = [
-        f"{wish['metric']:<10}{done['value']:.4f} (95 %: {low:.4f} to {high:.4f}) on {done['rows']['test']:,} texts not seen before; "
-        f"{done['float32']:.4f} in float32",
+        f"{wish['metric']:<10}{done['value']:.4f} (95 %: {low:.4f} to {high:.4f}) on {done['rows']['test']:,} texts "
+        f"not seen before; {done['float32']:.4f} in float32",
         f"size      {plain.size(chosen['real_size'])} of {plain.size(wish['size'])}, {done['parameters']:,} parameters",
         f"latency   {times}",
         f"machine   {done['machine']}",

@@ -60,7 +60,7 @@ def plain(model: Any) -> Any:
     for path, grid in [(p, m) for p, m in made.named_modules() if isinstance(m, Grid)]:
         weight = nn.Parameter(grid.dequantised(), False)
         if isinstance(grid, GridTable):
-            new: Any = Table(*weight.shape, _weight=weight.data)
+            new: Any = Table(grid.rows, grid.columns, _weight=weight.data)
         else:
             new = nn.Linear(grid.columns, grid.rows, grid.bias is not None)  # type: ignore[arg-type]
             new.weight, new.bias = weight, grid.bias
@@ -167,7 +167,8 @@ def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
         if kind in graph.initializers:  # numbers that several matrices share
             return graph.initializers[kind]
         tensor = ir.tensor(value, name=kind)
-        made = ir.Value(name=kind, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        shape = ir.Shape(value.shape)
+        made = ir.Value(name=kind, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.initializers[kind] = made
         return made
 
@@ -258,7 +259,8 @@ if path.endswith(".pt2"):
     before = held()
     torch.set_num_threads(int(threads))
     program = torch.export.load(path).module()
-    feed = {"input_ids": torch.randint(0, int(vocab), (1, int(tokens))), "attention_mask": torch.ones(1, int(tokens)).long()}
+    ids = torch.randint(0, int(vocab), (1, int(tokens)))
+    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     torch.set_grad_enabled(False)
     run = lambda: program(**feed)
 else:

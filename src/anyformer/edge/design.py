@@ -13,7 +13,7 @@ import json
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,15 @@ from anyformer.edge import artefact, learn, shared
 from anyformer.edge.device import Table
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
-from anyformer.edge.space import Choice, Space, key, space
+from anyformer.edge.space import Choice, key, space
 from anyformer.edge.task import SCORES, read, tokenizers
 from anyformer.hub.formats.guard import atomic_write, read_json
 
-BEST, LOOKED = 8, 600  # architectures that are measured; rows that rank them
+BEST = 8  # architectures that are measured
 PARTS = {"teacher": 0.3, "shared": 0.3, "search": 0.1}  # of the time; what is left trains the chosen one
 TRIALS, POPULATION, TRIED = 200, 20, 400
 SCRIPT = Path(__file__).with_name("script.py")
-SPEC, REPORT, STUDY = "spec.json", "report.json", "study.db"
+SPEC, STUDY = "spec.json", "study.db"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Design:
         self.table = Table(self.space, wish.target, wish.threads)
         self.fixed = SCRIPT.stat().st_size if wish.target == "onnx" else 0
         self.seconds = wish.hours * 3600
-        self.wide = max(self.space.model["dim"])
+        self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
         self._sizes: dict[str, int] = {}
 
@@ -192,11 +192,11 @@ class Design:
             self._sizes[known] = total
         return self._sizes[known]
 
-    def run(self) -> dict[str, Any]:
-        """Designs, and returns the report.
+    def run(self) -> tuple[Shared, list[Point]]:
+        """The shared weights, and the best models of the search, measured.
 
         Raises:
-            Infeasible: if nothing fits. ValueError, OSError: nothing of the artefact has been written.
+            Infeasible: if nothing fits.
         """
         torch.manual_seed(self.wish.seed)
         self.table.fill(self.say)
@@ -204,17 +204,16 @@ class Design:
         weights = self._prepared()
         self._search(weights)
         with FileLock(self.out / "finish.lock"):
-            if (self.out / REPORT).exists():
-                return dict(read_json(self.out / REPORT))
-            from anyformer.edge.finish import finish
-
-            return finish(self, weights, self._measured(weights))
+            return weights, self._measured(weights)
 
     def _possible(self) -> None:
         """Raises Infeasible at once if no model that the table knows fits."""
         noise = random.Random(self.wish.seed)
         some = [self.space.end(False, noise) for _ in range(8)] + [self.space.drawn(noise) for _ in range(TRIED)]
-        some += [{**self.space.end(False, noise), "bits": min(self.space.model.get("bits", (8,)))}, *self.space.uniform()]
+        some += [
+            {**self.space.end(False, noise), "bits": min(self.space.model.get("bits", (8,)))},
+            *self.space.uniform(),
+        ]
         points = sorted((self.point(c) for c in some), key=lambda p: p.over(self.wish))
         if points[0].over(self.wish):
             raise Infeasible(_distinct(points), self.wish)
@@ -222,10 +221,11 @@ class Design:
     def _prepared(self) -> Shared:
         """The teacher's scores and the shared weights, made by one process while others wait."""
         with FileLock(self.out / "shared.lock"):
-            left, table = self.seconds, None
+            left = self.seconds
             soft, file = self.out / "soft.pt", self.out / "shared.pt"
             if self.teacher is not None:
-                table = learn.table_of(self.teacher, self.task.tokenizers[max(self.task.tokenizers)], self.wide)
+                largest = self.task.tokenizers[max(self.space.model["vocab"])]
+                self.vectors = learn.table_of(self.teacher, largest, max(self.space.model["dim"]))
                 began, learned = time.perf_counter(), self.task.parts["learn"]
                 if not soft.exists():
                     score = learn.teach(
@@ -238,7 +238,7 @@ class Design:
                 learned.texts, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
                 left = max(0.4 * left, left - self.taught["seconds"])
             self.left = left
-            weights = Shared(self.space, self.wish.seed, table)
+            weights = Shared(self.space, self.wish.seed, self.vectors)
             seconds = PARTS["shared"] * left / (1 - PARTS["teacher"] if self.teacher is not None else 1)
             self.say(f"all models share their weights for {seconds:.0f} s")
             steps = shared.train(weights, self.task, seconds, file, self.wish.seed, self.say)
@@ -287,8 +287,8 @@ class Design:
 
     def score(self, weights: Shared, choice: Choice) -> float:
         """The metric of a choice with the shared weights, rounded, on the first rows that choose."""
-        part = self.task.parts["choose"]
-        some = type(part)(part.texts[:LOOKED], part.labels[:LOOKED], None, part.ids)
+        self.task.ids(self.task.parts["choose"], choice["vocab"])
+        some = self.task.parts["choose"].first(learn.LOOKED)
         return self.task.measure(self.task.answers(weights.run(choice, rounded=True), some, choice["vocab"]), some)
 
     def points(self) -> list[Point]:
@@ -305,6 +305,14 @@ class Design:
         Raises:
             Infeasible: if none of them fits.
         """
+        file = self.out / "measured.json"
+        best = [Point(**p) for p in read_json(file)] if file.exists() else self._run_best(weights)
+        atomic_write(file, json.dumps([vars(p) for p in best]).encode())
+        if all(p.over(self.wish) for p in best):
+            raise Infeasible(sorted(best, key=lambda p: p.over(self.wish)), self.wish)
+        return best
+
+    def _run_best(self, weights: Shared) -> list[Point]:
         best = self.points()[:BEST]
         self.say(f"the best {len(best)} are exported and measured")
         folder = self.out / "candidates"
@@ -319,17 +327,9 @@ class Design:
             point.real_size = path.stat().st_size + words + self.fixed
             path.unlink()
         folder.rmdir()
-        if all(p.over(self.wish) for p in best):
-            raise Infeasible(sorted(best, key=lambda p: p.over(self.wish)), self.wish)
         return best
 
 
 def _distinct(points: Sequence[Point]) -> list[Point]:
     """Points of which no two have the same predictions."""
     return list({(p.size, round(p.milliseconds, 4)): p for p in reversed(points)}.values())[::-1]
-
-
-def designed(wish: Wish, out: str | Path, teacher: Any = None, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Designs a model for a wish; see `Design`."""
-    with learn.threads(wish.threads):
-        return Design(wish, out, teacher, say).run()

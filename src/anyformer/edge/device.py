@@ -1,8 +1,8 @@
 """The table of a device: what each layer of a space takes there, as the file that is deployed runs.
 
-    time(model) = ends(dim, pool) + sum over layers of [ layer(dim, mixer) + layer(dim, hidden) - layer(dim, least hidden) ]
+    time(model) = ends(dim, pool) + sum over layers of layer(dim, mixer) + layer(dim, hidden) - layer(dim, least hidden)
 
-All layers of a width are exported to the target as one stack. The graph between two of its layers, run alone, is one row;
+All layers of a width are exported to the target as one stack. The graph between two of its layers, run alone, is a row;
 `ends` is a model without layers. The last two terms are of the page's own mixer: what a larger hidden width adds. Rows
 are kept by processor, instruction set, threads, target, versions and tokens in `edge.json` of the cache
 (`$ANYFORMER_CACHE`): figures of another machine are never used. Deleting the file is safe.
@@ -118,7 +118,9 @@ class Table:
             for i, part in enumerate(parts.values()):
                 choice |= {f"{n[:-2]}.{i}": v for n, v in part.items() if n.endswith(".0")}
             model = pages.build(self._recipe(choice), seed=0).eval()
-            for name, (run, size) in zip(parts, stack(model, self.space.tokens, self.target, self.threads), strict=True):
+            for name, (run, size) in zip(
+                parts, stack(model, self.space.tokens, self.target, self.threads), strict=True
+            ):
                 runs[name], sizes[name] = run, size
         times = timed(runs)
         return {name: (times[name], sizes[name]) for name in runs}
@@ -151,8 +153,8 @@ def _ends(choice: Choice) -> Choice:
 
 
 def _layers(space: Space, choice: Choice, i: int) -> tuple[Choice, Choice, Choice]:
-    """As models of one layer: the mixer of layer i with the least hidden width, the page's own layer with that, and with
-    the hidden width of layer i."""
+    """As models of one layer: the mixer of layer i with the least hidden width, the page's own layer with that, and
+    with the hidden width of layer i."""
     head: Choice = {"dim": choice["dim"], "depth": 1}
     own = {f"{n}.0": values[0] for n, values in space.layer.items() if n != "hidden"}
     mixer = {f"{n.partition('.')[0]}.0": v for n, v in choice.items() if n.partition(".")[2] == str(i)}
@@ -202,7 +204,7 @@ def _between(
     """The graph that computes one value from another, as a session; what it needs of the inputs is computed in it."""
     import onnx
 
-    graph, makers = model.graph, {}
+    graph, makers = model.graph, dict[str, Any]()
     for node in graph.node:
         makers |= dict.fromkeys(node.output, node)
     wanted, used, kept = [end], {start}, []
@@ -233,7 +235,7 @@ def timed(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     least = dict.fromkeys(runs, float("inf"))
     for _ in range(ROUNDS):
         for key, run in runs.items():
-            took, ends = [], time.perf_counter() + SECONDS
+            took, ends = list[float](), time.perf_counter() + SECONDS
             run()
             while time.perf_counter() < ends or len(took) < 5:
                 began = time.perf_counter()

@@ -13,23 +13,46 @@ from statistics import median
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from anyformer import hub
 from anyformer.compress import few
 from anyformer.edge import artefact, learn
 from anyformer.edge.count import count
-from anyformer.edge.design import PARTS, REPORT, SCRIPT, Design, Infeasible, Point
+from anyformer.edge.design import PARTS, SCRIPT, Design, Infeasible, Point, Wish
+from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import Choice
 from anyformer.edge.task import SCORES, Task, padded
-from anyformer.hub.formats.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write, read_json
 
+REPORT = "report.json"
 ODD = (1, 3, 17, 33, 63)  # tokens of the texts on which the file is compared
 CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 LOST = {8: 0.02, 4: 0.1}  # mean squared difference of scores, or nats, that fewer bits may cost
 COVERED = 0.9  # the least share of the numbers of matrices in few bits
 CALIBRATED = 16  # batches
+SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "tokens", "teacher", "hours")  # of a wish
+
+
+def designed(wish: Wish, out: str | Path, teacher: Any = None, say: Say = print) -> dict[str, Any]:
+    """Designs a model for a wish in a folder, and returns the report; one that is done is read again.
+
+    Args:
+        teacher: the loaded model of `wish.teacher`.
+
+    Raises:
+        Infeasible: if nothing fits. ValueError, OSError, ImportError: nothing of the artefact has been written.
+    """
+    with learn.threads(wish.threads):
+        design = Design(wish, out, teacher, say)
+        if not (design.out / REPORT).exists():
+            weights, measured = design.run()
+            with FileLock(design.out / "finish.lock"):
+                if not (design.out / REPORT).exists():  # another process was quicker
+                    return finish(design, weights, measured)
+        return dict(read_json(design.out / REPORT))
 
 
 def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, Any]:
@@ -111,7 +134,9 @@ def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.
     work = few.Work("gptq", GROUP, entries)
     if work.coverage < COVERED:
         left = "; ".join(f"{e.path} ({e.why})" for e in entries if e.bits is None)
-        raise ValueError(f"{work.coverage:.0%} of the matrices' numbers are in few bits, {COVERED:.0%} is the least: {left}")
+        raise ValueError(
+            f"{work.coverage:.0%} of the matrices' numbers are in few bits, {COVERED:.0%} is the least: {left}"
+        )
     made, noise = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
     order = torch.randperm(len(learned.labels), generator=noise)[: 32 * CALIBRATED].tolist()
     few.quantise(made, work, [task.batch(learned, vocab, order[i : i + 32]) for i in range(0, len(order), 32)])
@@ -148,7 +173,9 @@ def _write(design: Design, model: Any, vocab: int, folder: Path) -> float:
     pairs = [(b["input_ids"], b["attention_mask"]) for b in batches]
     off = artefact.difference(file, model.eval(), pairs, wish.threads)
     if not off <= CLOSE:
-        raise ValueError(f"the written file differs from the model by {off:.1e} on texts of {ODD} tokens; allowed: {CLOSE:g}")
+        raise ValueError(
+            f"the written file differs from the model by {off:.1e} on texts of {ODD} tokens; allowed: {CLOSE:g}"
+        )
     return off
 
 
@@ -164,7 +191,7 @@ def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str
         worst["memory"] = max(r[2] for r in chosen.real) / wish.memory
     flops = count(design.space.recipe(chosen.choice), tokens=wish.tokens)
     return {
-        "wish": {n: getattr(wish, n) for n in ("task", "metric", "size", "latency", "memory", "target", "threads", "tokens", "teacher")},
+        "wish": {n: getattr(wish, n) for n in SAID},
         "machine": design.table.key, "table": {"error": median(errors), "seconds": design.table.took},
         "chosen": vars(chosen), "parameters": flops.parameters, "flops": flops.forward,
         "recipe": repr(design.space.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),

@@ -1,6 +1,6 @@
 """Learning a task within a time: from labels, and from what a teacher says of the same texts and of pieces of them.
 
-    L = (1 - a) loss(label) + a distance(teacher)        a = 0.7 with a teacher, 1 for texts without a label, else 0
+    L = (1 - a) loss(label) + a distance(teacher)     a = 0.7 if the teacher has read it, 1 without a label, else 0
 
 Scores: both are squared errors. Classes: cross entropy, and T^2 KL (`compress.distil`). B rows, C classes.
 """
@@ -8,6 +8,7 @@ Scores: both are squared errors. Classes: cross entropy, and T^2 KL (`compress.d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from anyformer.parts.pooling import AdditivePool
 SIZE, RATE, FINE = 32, 1e-3, 5e-5  # rows of a batch; the largest rate of small models, and of a teacher
 WARM, CLIP, DECAY = 0.05, 1.0, 0.01
 SHARE = 0.7  # a
-LOOKS = 10  # at the rows that choose, in a run
+LOOKS, LOOKED = 10, 600  # times that a run looks at rows that choose; so many of them
 HALVES = {"avx512_bf16", "amx_bf16"}  # flags of processors that multiply bfloat16 fast
 OWN = 0  # the place of a teacher's tokenizer among those of the task
 Say = Callable[[str], None]
@@ -39,24 +40,25 @@ Say = Callable[[str], None]
 
 def loss(task: Task, part: Part, rows: Sequence[int], logits: Tensor) -> Tensor:
     """L of a batch. logits (B, C), or (B, 1) of scores."""
-    known = [n for n, row in enumerate(rows) if row < len(part.labels)]
-    total = logits.sum() * 0.0
-    if known:
-        labels = part.labels[[rows[n] for n in known]]
-        if task.metric in SCORES:
-            hard = (logits[known, 0] - labels).square().sum()
+    score = task.metric in SCORES
+    total, size = logits.sum() * 0.0, len(rows)
+    soft = None if part.soft is None else part.soft[list(rows)]
+    read = torch.zeros(size, dtype=torch.bool) if soft is None else soft.isfinite().all(1)  # the teacher's
+    known = torch.tensor([row < len(part.labels) for row in rows])
+    if bool(known.any()):
+        labels = part.labels[[row for row in rows if row < len(part.labels)]]
+        if score:
+            hard = (logits[known, 0] - labels).square()
         else:
-            hard = F.cross_entropy(logits[known], labels, reduction="sum")
-        total = total + hard * (1 - (SHARE if part.soft is not None else 0.0)) / len(rows)
-    if part.soft is None:
+            hard = F.cross_entropy(logits[known], labels, reduction="none")
+        total = total + (hard * torch.where(read[known], 1 - SHARE, 1.0)).sum() / size
+    if soft is None or not bool(read.any()):
         return total
-    soft = part.soft[list(rows)]
-    weights = torch.full((len(rows),), 1.0)
-    weights[known] = SHARE
-    if task.metric in SCORES:
-        return total + (weights * (logits - soft).square()[:, 0]).mean()
-    each = torch.stack([divergence(a, b) for a, b in zip(logits, soft, strict=True)])
-    return total + (weights * each).mean()
+    weights = torch.where(known[read], SHARE, 1.0)
+    if score:
+        return total + (weights * (logits[read] - soft[read]).square()[:, 0]).sum() / size
+    each = torch.stack([divergence(a, b) for a, b in zip(logits[read], soft[read], strict=True)])
+    return total + (weights * each).sum() / size
 
 
 def rate(done: float, most: float) -> float:
@@ -65,7 +67,13 @@ def rate(done: float, most: float) -> float:
 
 
 def fit(
-    model: Any, task: Task, vocab: int, seconds: float, most: float = RATE, seed: int = 0, half: bool = False,
+    model: Any,
+    task: Task,
+    vocab: int,
+    seconds: float,
+    most: float = RATE,
+    seed: int = 0,
+    half: bool = False,
     say: Say = print,
 ) -> float:
     """Trains a model for so long, and leaves it with the weights that were best on the rows that choose.
@@ -79,12 +87,12 @@ def fit(
     Raises:
         FloatingPointError: if the loss is no longer finite.
     """
-    learn, choose, noise = task.parts["learn"], task.parts["choose"], random.Random(seed)
+    learn, choose, noise = task.parts["learn"], task.parts["choose"].first(LOOKED), random.Random(seed)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY)
     best, kept, next_look, run = -float("inf"), {}, 1 / LOOKS, logits_of(model, half)
-    began, steps = time.perf_counter(), 0
-    for rows in task.draws(learn, vocab, SIZE, noise):
+    began = time.perf_counter()
+    for steps, rows in enumerate(task.draws(learn, vocab, SIZE, noise)):
         done = (time.perf_counter() - began) / seconds
         if done >= next_look or done >= 1:
             model.eval()
@@ -98,7 +106,6 @@ def fit(
         if done >= 1:
             break
         step(model, optimizer, loss(task, learn, rows, run(**task.batch(learn, vocab, rows))), rate(done, most))
-        steps += 1
     model.load_state_dict(kept)
     model.eval()
     return best
@@ -140,20 +147,22 @@ def check_teacher(teacher: Any) -> None:
 def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: Say = print) -> float:
     """Lets a teacher say what it thinks of the texts that teach, and of pieces of them, `more` for each.
 
-    A teacher without a head of the task's outputs gets one, and learns the task in that time; it is written to `out`.
+    A teacher without a head of the task's outputs gets one, and learns the task in half of the time; it is written to
+    `out`. In the other half it reads: what is left then has no score of a teacher (NaN).
 
     Returns:
-        The teacher's metric on the rows that are looked at once.
+        The teacher's metric on the first 600 rows that are looked at once.
 
     Raises:
         ValueError: for a teacher of other classes.
     """
     task.tokenizers[OWN], half = teacher.tokenizer, bool(HALVES & flags())
-    learn, test = task.parts["learn"], task.parts["test"]
+    learn = task.parts["learn"]
     with torch.no_grad():
         found = teacher.eval()(**task.batch(learn, OWN, [0])).logits
     if found is None or found.ndim != 2:
         teacher = _headed(teacher, task.outputs)
+        seconds = seconds / 2
         say(f"the teacher learns the task, {seconds:.0f} s")
         fit(teacher, task, OWN, seconds, FINE, half=half, say=say)
         hub.save(teacher, out, overwrite=True)
@@ -165,16 +174,25 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     noise = random.Random(0)
     pieces = [p for text in learn.texts for _ in range(more) if (p := _piece(text, noise))]
     learn.texts, learn.ids = learn.texts + pieces, {}
-    every = Part(learn.texts, torch.zeros(len(learn.texts)))
-    say(f"the teacher reads {len(every.texts):,} texts")
-    learn.soft = task.answers(logits_of(teacher, half), every, OWN)
-    answers = task.answers(logits_of(teacher, half), test, OWN)
+    run, every = logits_of(teacher, half), Part(learn.texts, torch.zeros(len(learn.texts)))
+    test, ends = task.parts["test"].first(LOOKED), time.perf_counter() + seconds
+    score = task.measure(task.answers(run, test, OWN), test)
+    learn.soft = torch.full((len(learn.texts), task.outputs), float("nan"))
+    with torch.no_grad():
+        for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.texts) // SIZE)):
+            if time.perf_counter() > ends:
+                break
+            learn.soft[rows] = run(**task.batch(every, OWN, rows))
+    read = learn.soft.isfinite().all(1)
+    say(f"the teacher has read {int(read.sum()):,} of {len(learn.texts):,} texts; {task.metric} {score:.4f}")
     if task.metric in SCORES:  # a teacher's scores can have another unit
-        x = learn.soft[: len(learn.labels), 0]
-        slope = float(((x - x.mean()) * learn.labels).mean() / x.var().clamp(min=1e-9))
-        learn.soft = (learn.soft - x.mean()) * slope
+        both = read[: len(learn.labels)]
+        x, y = learn.soft[: len(learn.labels), 0][both], learn.labels[both]
+        if len(x) > 1:
+            slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var().clamp(min=1e-9))
+            learn.soft = (learn.soft - x.mean()) * slope + y.mean()
     learn.ids.pop(OWN, None)
-    return task.measure(answers, test)
+    return score
 
 
 def _headed(model: Any, outputs: int) -> Any:
@@ -201,7 +219,9 @@ def _piece(text: str, noise: random.Random) -> str:
 def table_of(teacher: Any, tokenizer: Any, dim: int) -> Tensor | None:
     """First vectors of a tokenizer's tokens from a teacher's table, (V, dim): the mean of its pieces, along the
     directions in which the table varies most, so that a narrow model begins with these. None if it has no table."""
-    tables = list(select(teacher, "**", kind=Table).values()) if any(isinstance(m, Table) for m in teacher.modules()) else []
+    tables = (
+        list(select(teacher, "**", kind=Table).values()) if any(isinstance(m, Table) for m in teacher.modules()) else []
+    )
     if not tables or tables[0].weight.shape[1] < dim:
         return None
     weight, core = tables[0].weight.float(), teacher.tokenizer.core

@@ -3,8 +3,8 @@
     w(small) = w(large)[:o, :i]        of a matrix whose rows are k times the width, the first of each of its k parts
 
 Each step trains the largest model, the smallest and two drawn ones (the sandwich rule: Yu and Huang, 2019;
-arXiv:1903.05134); all but the largest learn what that says (in-place distillation). Weights are found by their paths: no
-part knows of it. Mixers have weights of their own at each layer; a window has those of the page's own mixer.
+arXiv:1903.05134); all but the largest learn what that says (in-place distillation). Weights are found by their paths:
+no part knows of it. Mixers have weights of their own at each layer; a window has those of the page's own mixer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Shared(nn.Module):
             for pool in space.model.get("pool", ("own",)):
                 choice = {**space.end(True, noise), "pool": pool}
                 choice |= {name: mixer for name in choice if name.startswith("mixer.")}
-                choice |= {f"heads.{i}": max(space.layer["heads"]) for i in range(choice["depth"]) if "heads" in space.layer}
+                choice |= {
+                    f"heads.{i}": max(space.layer["heads"]) for i in range(choice["depth"]) if "heads" in space.layer
+                }
                 made: Any = pages.build(space.recipe(choice), seed=seed + n)
                 for name, weight in made.named_parameters():
                     if (stored := self._stored(name, choice)) not in self.names:
@@ -152,7 +154,12 @@ def train(shared: Shared, task: Task, seconds: float, file: Path, seed: int = 0,
         steps, now = steps + 1, time.perf_counter()
         spent = spent_before + now - began
         if now - saved > SAVED or spent >= seconds:
-            state = {"weights": shared.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "steps": steps}
+            state = {
+                "weights": shared.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "spent": spent,
+                "steps": steps,
+            }
             atomic_write(file, lambda to, state=state: torch.save(state, to))  # type: ignore[misc]
             saved = now
     shared.eval()

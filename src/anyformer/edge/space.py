@@ -15,8 +15,9 @@
 | tied | head.tied | 1: the head is the token table |
 | bits | | of the matrices, in the file |
 
-A choice is a dictionary, `{"dim": 64, "mixer.0": "own", …}`: what Optuna suggests, JSON keeps, and `Space.recipe` makes a
-recipe of. A path that the recipe lacks is no choice; a mixer that does not fit the skeleton is left out with its reason.
+A choice is a dictionary, `{"dim": 64, "mixer.0": "own", …}`: what Optuna suggests, JSON keeps, and `Space.recipe` makes
+a recipe of. A path that the recipe lacks is no choice; a mixer that does not fit the skeleton is left out, with its
+reason.
 """
 
 from __future__ import annotations

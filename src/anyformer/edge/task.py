@@ -84,6 +84,10 @@ class Part:
     soft: Tensor | None = None
     ids: dict[int, list[list[int]]] = field(default_factory=dict)  # by vocabulary
 
+    def first(self, count: int) -> Part:
+        """The first rows."""
+        return Part(self.texts[:count], self.labels[:count], None, {v: rows[:count] for v, rows in self.ids.items()})
+
 
 @dataclass
 class Task:
