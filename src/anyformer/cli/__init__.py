@@ -62,7 +62,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("verify a model", "anyformer verify llama"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
-    ("design one for a budget", "anyformer edge --task a.csv --metric f1 --size 3MB --latency 2ms --out runs/edge"),
+    ("design one for a budget", "anyformer edge --task a.csv --size 3MB --latency 2ms"),
     ("choose a model", "anyformer ls"),
 )
 

@@ -18,10 +18,10 @@ INFEASIBLE = 3
 def edge(
     *,
     task: str,
-    metric: Literal["accuracy", "f1", "pearson", "spearman"],
     size: str,
     latency: str,
-    out: str,
+    metric: Literal["accuracy", "f1", "pearson", "spearman"] = "accuracy",
+    out: str = "edge",
     memory: str | None = None,
     target: str = "onnx",
     threads: int = 1,
@@ -44,9 +44,9 @@ def edge(
 
     Args:
         task: rows with `text` and `label`: a .jsonl, .csv, .tsv or .parquet file.
-        metric: what counts; pearson and spearman are for labels that are numbers.
         size: of all files of the artefact, e.g. 4MB or 500kB.
         latency: of one text of `tokens` tokens, e.g. 5ms.
+        metric: what counts; pearson and spearman are for labels that are numbers.
         out: the folder.
         memory: that the loaded model may add to a process, e.g. 64MB.
         target: what runs it: onnx.
