@@ -72,7 +72,7 @@ def test_a_layer_alone_gives_the_numbers_of_the_layer() -> None:
     model(input_ids=ids, attention_mask=ids)
     for hook in hooks:
         hook.remove()
-    layers = device.stack(model, 12, "onnx", 1)
+    layers = device.stack(model, 12, 1)
     for (run, size), wanted in zip(layers, seen, strict=True):
         assert torch.allclose(torch.from_numpy(run()[0]), wanted, atol=1e-5) and 500 < size < 20_000
 
@@ -126,7 +126,10 @@ def test_shared_weights_are_those_of_a_model_alone() -> None:
     assert grad is not None and grad[:64, :16].abs().sum() > 0 and not grad[64:].any() and not grad[:, 16:].any()
 
 
-@pytest.mark.parametrize(("target", "says"), [("gguf", "llama.cpp runs no encoder"), ("tpu", "unknown; there is onnx")])
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [("gguf", "llama.cpp runs no encoder"), ("torch", "cannot be timed alone"), ("tpu", "unknown; there is onnx")],
+)
 def test_a_target_that_there_is_not(target: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         artefact.check_target(target)

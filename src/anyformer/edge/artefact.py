@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +31,7 @@ from anyformer.hub.formats.guard import atomic_write
 from anyformer.parts.embeddings import Table
 from anyformer.parts.quantised import Grid, GridTable
 
-Target = Literal["onnx", "torch"]
-SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
 OPSET, IR = 21, 10
 NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
 READS = ("input_ids", "attention_mask")
@@ -41,13 +39,14 @@ READS = ("input_ids", "attention_mask")
 
 def check_target(target: str) -> None:
     """Raises ValueError for an unknown target, ImportError with the command that helps if a package is missing."""
-    if target not in SUFFIX:
+    if target not in TARGETS:
         why = {
             "gguf": "llama.cpp runs no encoder with a head of classes; `anyformer convert` writes language models",
-            "executorch": "it has no exporter here yet; --target torch writes the program that its tools lower",
+            "torch": "its layers cannot be timed alone; `anyformer.edge.export` writes a .pt2 file of any model",
+            "executorch": "it is not written here; `anyformer.edge.export` writes the .pt2 file that its tools lower",
         }.get(target)
-        raise ValueError(f"--target {target}: {why or 'unknown'}; there is {', '.join(SUFFIX)}")
-    for name in PACKAGES[target]:
+        raise ValueError(f"--target {target}: {why or 'unknown'}; there is {', '.join(TARGETS)}")
+    for name in TARGETS[target]:
         try:
             __import__(name)
         except ImportError as error:
@@ -68,7 +67,7 @@ def plain(model: Any) -> Any:
     return made
 
 
-def write(model: Any, path: Path, target: Target = "onnx", facts: Mapping[str, Any] | None = None) -> None:
+def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> None:
     """Writes a model whose first head reads a text: `input_ids`, `attention_mask` (B, T) -> `logits` (B, C).
 
     Args:
@@ -80,12 +79,7 @@ def write(model: Any, path: Path, target: Target = "onnx", facts: Mapping[str, A
         OSError: if it cannot be written; nothing is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    floats = plain(model).eval()
-    if target == "torch":
-        program = _program(floats, _logits)
-        atomic_write(path, lambda file: torch.export.save(program, file))
-        return
-    made = _onnx(floats, _logits)
+    made = _onnx(plain(model).eval(), _logits)
     for number, (name, grid) in enumerate(_grids(model).items()):
         _store(made.graph, name, grid, number)
     made.metadata_props["anyformer"] = json.dumps(dict(facts or {}))
@@ -105,18 +99,14 @@ def _logits(output: Any) -> dict[str, Tensor]:
     return {"logits": output.logits}
 
 
-def _program(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
+def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
     example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
     hook = model.register_forward_hook(lambda module, args, output: outputs(output))
     try:
         with torch.no_grad(), _quiet():
-            return _traced(model, example)
+            program = _traced(model, example)
     finally:
         hook.remove()
-
-
-def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
-    program = _program(model, outputs)
     names = list(program.call_spec.out_spec.unflatten([None] * program.call_spec.out_spec.num_leaves))
     with torch.no_grad(), _quiet():
         made: Any = torch.onnx.export(
@@ -221,15 +211,6 @@ def _quiet() -> Iterator[None]:
 
 def opened(path: Path, threads: int = 1) -> Any:
     """The file as a function of `input_ids` and `attention_mask`, arrays or tensors -> logits, an array (B, C)."""
-    if path.suffix == ".pt2":
-        program = torch.export.load(path).module()
-
-        def run(ids: Any, mask: Any) -> Any:
-            with torch.inference_mode():
-                out = program(input_ids=torch.as_tensor(ids), attention_mask=torch.as_tensor(mask))
-            return out["logits"].numpy()
-
-        return run
     found = session(path, threads)
     return lambda ids, mask: found.run(
         None, {"input_ids": np.asarray(ids, np.int64), "attention_mask": np.asarray(mask, np.int64)}
@@ -254,24 +235,14 @@ try:
 except OSError:
     held = lambda: 0
 path, tokens, vocab, threads, seconds = sys.argv[1], *map(float, sys.argv[2:])
-if path.endswith(".pt2"):
-    import torch
-    before = held()
-    torch.set_num_threads(int(threads))
-    program = torch.export.load(path).module()
-    ids = torch.randint(0, int(vocab), (1, int(tokens)))
-    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    torch.set_grad_enabled(False)
-    run = lambda: program(**feed)
-else:
-    import onnxruntime as ort
-    before = held()
-    o = ort.SessionOptions()
-    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
-    s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
-    ids = np.random.default_rng(0).integers(0, int(vocab), (1, int(tokens)))
-    feed = {"input_ids": ids, "attention_mask": np.ones((1, int(tokens)), np.int64)}
-    run = lambda: s.run(None, feed)
+import onnxruntime as ort
+before = held()
+o = ort.SessionOptions()
+o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
+s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
+ids = np.random.default_rng(0).integers(0, int(vocab), (1, int(tokens)))
+feed = {"input_ids": ids, "attention_mask": np.ones((1, int(tokens)), np.int64)}
+run = lambda: s.run(None, feed)
 for _ in range(5):
     run()
 took, ends = [], time.perf_counter() + seconds

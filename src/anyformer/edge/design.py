@@ -32,7 +32,8 @@ from anyformer.edge.task import SCORES, read, tokenizers
 from anyformer.hub.formats.guard import atomic_write, read_json
 
 BEST = 8  # architectures that are measured
-PARTS = {"teacher": 0.3, "shared": 0.3, "search": 0.1}  # of the time; what is left trains the chosen one
+TEACHER = 0.3  # of the time
+PARTS = {"shared": 0.4, "search": 0.1}  # of the rest; what is left trains the chosen one
 TRIALS, POPULATION, TRIED = 200, 20, 400
 SCRIPT = Path(__file__).with_name("script.py")
 SPEC, STUDY = "spec.json", "study.db"
@@ -55,7 +56,7 @@ class Wish:
     size: int
     latency: float
     memory: int | None = None
-    target: artefact.Target = "onnx"
+    target: str = "onnx"
     threads: int = 1
     tokens: int = 64
     hours: float = 0.5
@@ -148,8 +149,8 @@ class Design:
         if self.task.outputs != classes:
             base = pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs)
             self.space = space(base, wish.tokens, wish.values)
-        self.table = Table(self.space, wish.target, wish.threads)
-        self.fixed = SCRIPT.stat().st_size if wish.target == "onnx" else 0
+        self.table = Table(self.space, wish.threads)
+        self.fixed = SCRIPT.stat().st_size
         self.seconds = wish.hours * 3600
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
@@ -179,7 +180,7 @@ class Design:
         """Bytes of the artefact of a choice: weights counted, nodes by the table, the tokenizer and the script."""
         if (known := key(choice)) not in self._sizes:
             model = pages.empty(self.space.recipe(choice))
-            entries = few.plan(model, choice.get("bits", 8), GROUP) if self.wish.target == "onnx" else []
+            entries = few.plan(model, choice.get("bits", 8), GROUP)
             bits = {e.path: e.bits for e in entries if e.bits}
             total = self.table.graph(choice) + self.fixed + len(self.task.tokenizers[choice["vocab"]].core.to_str())
             for name, weight in model.named_parameters():
@@ -229,7 +230,7 @@ class Design:
                 began, learned = time.perf_counter(), self.task.parts["learn"]
                 if not soft.exists():
                     score = learn.teach(
-                        self.task, self.teacher, PARTS["teacher"] * left, self.wish.more, self.out / "teacher", self.say
+                        self.task, self.teacher, TEACHER * left, self.wish.more, self.out / "teacher", self.say
                     )
                     state = {"texts": learned.texts, "soft": learned.soft, "score": score}
                     state["seconds"] = time.perf_counter() - began
@@ -239,7 +240,7 @@ class Design:
                 left = max(0.4 * left, left - self.taught["seconds"])
             self.left = left
             weights = Shared(self.space, self.wish.seed, self.vectors)
-            seconds = PARTS["shared"] * left / (1 - PARTS["teacher"] if self.teacher is not None else 1)
+            seconds = PARTS["shared"] * left
             self.say(f"all models share their weights for {seconds:.0f} s")
             steps = shared.train(weights, self.task, seconds, file, self.wish.seed, self.say)
             self.say(f"  {steps:,} steps")
@@ -317,11 +318,10 @@ class Design:
         self.say(f"the best {len(best)} are exported and measured")
         folder = self.out / "candidates"
         for number, point in enumerate(best):
-            model, path = weights.standing(point.choice).eval(), folder / f"{number}{artefact.SUFFIX[self.wish.target]}"
+            model, path = weights.standing(point.choice).eval(), folder / f"{number}.onnx"
             bits = point.choice.get("bits", 8)
-            if self.wish.target == "onnx":
-                few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
-            artefact.write(model, path, self.wish.target)
+            few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
+            artefact.write(model, path)
             point.real = artefact.measured(path, self.wish.tokens, point.choice["vocab"], self.wish.threads)
             words = len(self.task.tokenizers[point.choice["vocab"]].core.to_str())
             point.real_size = path.stat().st_size + words + self.fixed

@@ -2,9 +2,9 @@
 
     time(model) = ends(dim, pool) + sum over layers of layer(dim, mixer) + layer(dim, hidden) - layer(dim, least hidden)
 
-All layers of a width are exported to the target as one stack. The graph between two of its layers, run alone, is a row;
+All layers of a width are exported as one stack. The graph between two of its layers, run alone, is a row;
 `ends` is a model without layers. The last two terms are of the page's own mixer: what a larger hidden width adds. Rows
-are kept by processor, instruction set, threads, target, versions and tokens in `edge.json` of the cache
+are kept by processor, instruction set, threads, version and tokens in `edge.json` of the cache
 (`$ANYFORMER_CACHE`): figures of another machine are never used. Deleting the file is safe.
 """
 
@@ -34,16 +34,14 @@ ROUNDS, SECONDS = 3, 0.04  # in each of which every probe runs so long; the leas
 Row = tuple[float, int]  # milliseconds, bytes of the graph without its weights
 
 
-def conditions(target: artefact.Target, threads: int) -> str:
+def conditions(threads: int) -> str:
     """The machine and the versions that times belong to: those of others cannot be compared."""
-    if target == "onnx":
-        import onnxruntime
+    import onnxruntime
 
-        runtime = f"ONNX Runtime {onnxruntime.__version__}"
-    else:
-        runtime = f"PyTorch {torch.__version__}"
     isa = [torch.backends.cpu.get_cpu_capability(), *sorted({*EXACT} & flags())]
-    return f"{processor()}, {' '.join(isa)}, {threads} thread{'s' * (threads > 1)}, {runtime}"
+    return (
+        f"{processor()}, {' '.join(isa)}, {threads} thread{'s' * (threads > 1)}, ONNX Runtime {onnxruntime.__version__}"
+    )
 
 
 class Table:
@@ -56,9 +54,9 @@ class Table:
         rows: by the hash of what was run. took: seconds of the measurement; 0 if all rows were known.
     """
 
-    def __init__(self, space: Space, target: artefact.Target = "onnx", threads: int = 1):
-        self.space, self.target, self.threads = space, target, threads
-        self.key = f"{conditions(target, threads)}, {space.tokens} tokens"
+    def __init__(self, space: Space, threads: int = 1):
+        self.space, self.threads = space, threads
+        self.key = f"{conditions(threads)}, {space.tokens} tokens"
         self.took, self._names = 0.0, dict[str, str]()
         self.rows: dict[str, Row] = {k: (float(v[0]), int(v[1])) for k, v in _kept().get(self.key, {}).items()}
 
@@ -110,7 +108,7 @@ class Table:
         stacks: dict[int, dict[str, Choice]] = {}
         for name, part in missing.items():
             if part["depth"] == 0:
-                runs[name], sizes[name] = self._end(part, folder / name)
+                runs[name], sizes[name] = self._end(part, folder / f"{name}.onnx")
             else:
                 stacks.setdefault(part["dim"], {})[name] = part
         for dim, parts in stacks.items():
@@ -118,17 +116,14 @@ class Table:
             for i, part in enumerate(parts.values()):
                 choice |= {f"{n[:-2]}.{i}": v for n, v in part.items() if n.endswith(".0")}
             model = pages.build(self._recipe(choice), seed=0).eval()
-            for name, (run, size) in zip(
-                parts, stack(model, self.space.tokens, self.target, self.threads), strict=True
-            ):
+            for name, (run, size) in zip(parts, stack(model, self.space.tokens, self.threads), strict=True):
                 runs[name], sizes[name] = run, size
         times = timed(runs)
         return {name: (times[name], sizes[name]) for name in runs}
 
     def _end(self, part: Choice, path: Path) -> tuple[Callable[[], Any], int]:
         model = pages.build(self._recipe(part), seed=0).eval()
-        path = path.with_suffix(artefact.SUFFIX[self.target])
-        artefact.write(model, path, self.target)
+        artefact.write(model, path)
         run, ids = artefact.opened(path, self.threads), np.ones((1, self.space.tokens), np.int64)
         size = path.stat().st_size - sum(t.nbytes for t in model.state_dict().values())
         return lambda: run(ids, ids), size
@@ -178,7 +173,7 @@ def _every(space: Space) -> list[Choice]:
     ]  # fmt: skip
 
 
-def stack(model: Any, tokens: int, target: artefact.Target, threads: int) -> list[tuple[Callable[[], Any], int]]:
+def stack(model: Any, tokens: int, threads: int) -> list[tuple[Callable[[], Any], int]]:
     """Each layer of a model's stack, exported and alone: a function that runs it, and the bytes of its graph."""
     seen: list[torch.Tensor] = []
     hooks = [model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
@@ -188,7 +183,7 @@ def stack(model: Any, tokens: int, target: artefact.Target, threads: int) -> lis
         with torch.no_grad():
             model(input_ids=ids, attention_mask=ids)
             if not all(isinstance(x, torch.Tensor) and x.shape == seen[0].shape for x in seen):
-                raise ValueError("its layers do not hand one stream from one to the next: --target needs such a stack")
+                raise ValueError("its layers do not hand one stream from one to the next: a table needs such a stack")
             values = [x.clone() for x in seen]
             seen.clear()
             made = artefact.translated(model, lambda output: {f"h{i}": x for i, x in enumerate(seen)})

@@ -64,7 +64,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     wish, task = design.wish, design.task
     fitting = [p for p in measured if not p.over(wish)]
     chosen = max(fitting, key=lambda p: p.metric or 0)
-    seconds = design.left * (1 - PARTS["search"]) - PARTS["shared"] * design.left
+    seconds = design.left * (1 - sum(PARTS.values()))
     design.say(f"the best of {len(fitting)} learns for {seconds:.0f} s: {chosen.line(wish)}")
     model, vocab = weights.standing(chosen.choice), chosen.choice["vocab"]
     learn.fit(model, task, vocab, seconds, seed=wish.seed, say=design.say)
@@ -72,19 +72,17 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     model.origin = {**(model.origin or {}), "classes": list(task.classes)}
     test = task.parts["test"]
     full = task.answers(learn.logits_of(model), test, vocab)
-    small, work = (model, None)
-    if wish.target == "onnx":
-        small, work = stored(model, task, chosen.choice, wish.size - (chosen.real_size or chosen.size))
+    small, work = stored(model, task, chosen.choice, wish.size - (chosen.real_size or chosen.size))
     answers = task.answers(learn.logits_of(small), test, vocab)
     lost = moved(task, answers, full)
-    if work is not None and lost > LOST[min(e.bits or 8 for e in work.changed)]:
+    if lost > LOST[min(e.bits or 8 for e in work.changed)]:
         raise ValueError(f"few bits move the model by {lost:.3g}, too far: give --size more, or --space.bits 8")
     place = design.out / "model"
     beside = design.out / f".model.{secrets.token_hex(4)}.tmp"
     try:
         off = _write(design, small, vocab, beside)
         chosen.real_size = sum(f.stat().st_size for f in beside.iterdir())
-        file = beside / f"model{artefact.SUFFIX[wish.target]}"
+        file = beside / "model.onnx"
         chosen.real = artefact.measured(file, wish.tokens, vocab, wish.threads)
         if chosen.over(wish):
             raise Infeasible([chosen, *(p for p in measured if p is not chosen)], wish)
@@ -98,8 +96,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     made |= {"metric": wish.metric, "value": task.measure(answers, test), "interval": [low, high]}
     made |= {"float32": task.measure(full, test), "lost": lost, "difference": off}
     made |= {"teacher": design.taught.get("score"), "rows": {n: len(p.labels) for n, p in task.parts.items()}}
-    if work is not None:
-        made["matrices"] = {e.path: e.bits for e in work.entries}
+    made["matrices"] = {e.path: e.bits for e in work.entries}
     atomic_write(design.out / "front.html", page(made).encode())
     atomic_write(design.out / REPORT, json.dumps(made, indent=1).encode())
     return made
@@ -160,12 +157,11 @@ def _write(design: Design, model: Any, vocab: int, folder: Path) -> float:
     """
     task, wish = design.task, design.wish
     facts = {"tokens": task.tokens, "classes": task.classes, "mean": task.mean, "deviation": task.deviation}
-    file = folder / f"model{artefact.SUFFIX[wish.target]}"
-    artefact.write(model, file, wish.target, {**facts, "metric": wish.metric, "vocab": vocab})
+    file = folder / "model.onnx"
+    artefact.write(model, file, {**facts, "metric": wish.metric, "vocab": vocab})
     atomic_write(folder / "tokenizer.json", task.tokenizers[vocab].core.to_str().encode())
-    if wish.target == "onnx":
-        atomic_write(folder / "run.py", SCRIPT.read_bytes())
-    ids = [row for row in task.ids(task.parts["test"], vocab) if len(row) > 4][:15]
+    atomic_write(folder / "run.py", SCRIPT.read_bytes())
+    ids = sorted(task.ids(task.parts["test"], vocab), key=len)[-15:]
     batches = []
     for n, size in enumerate(s for s in ODD if s <= task.tokens):
         rows = [(row * (1 + size // len(row)))[:size] for row in ids[3 * n : 3 * n + 3]]
