@@ -1,8 +1,10 @@
 """The edge tool measured: its table against files that it has not seen, its search against simpler ones at equal time.
 
+    python -m benchmarks.edge forms [--doc docs/edge.md]
     python -m benchmarks.edge table [--doc docs/edge.md]
     python -m benchmarks.edge search --task rows.jsonl --seconds 300 --seeds 0 1 2 --teacher minilm [--doc docs/edge.md]
 
+forms: bytes and time of one model with its matrices in float32, 8 and 4 bits.
 table: 20 drawn architectures, exported and run in fresh processes; predicted time, and operations alone, scaled to fit.
 search: the whole tool; the largest uniform model of the page that fits, trained alone; drawn models that fit, trained
 alone for a share of the time each, of which the best on the rows that choose counts. Rows, time, budget are the same.
@@ -19,11 +21,13 @@ from typing import Any
 
 import torch
 
+from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.edge import artefact, finish, learn
 from anyformer.edge.count import count
 from anyformer.edge.design import Design, Wish
-from anyformer.edge.device import Table
+from anyformer.edge.device import Table, conditions
+from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice, key, space
 
 UNSEEN, TRIED = 20, 4  # architectures of the table; models that a random search trains
@@ -60,6 +64,26 @@ def table() -> str:
         f"{UNSEEN} drawn architectures of {min(real):.2f} to {max(real):.2f} ms for {TOKENS} tokens, the least median"
     )
     return "\n".join([*lines, "", f"{about} of three fresh processes; {known.key}."])
+
+
+def forms() -> str:
+    """Bytes, milliseconds and largest difference from the model of one architecture in each form."""
+    made = space(pages.recipe("bert", "mini", task="classify", classes=1), TOKENS)
+    choice = made.end(True, random.Random(0))
+    choice = made.full({**choice, "pool": "additive", **{n: "own" for n in choice if n.startswith("mixer.")}})
+    ids = torch.randint(0, VOCAB, (3, 33), generator=torch.Generator().manual_seed(0))
+    lines = ["| | bytes | 64 tokens | differs from the model by |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for bits in (32, 8, 4):
+            model, file = pages.build(made.recipe(choice), seed=0).eval(), Path(folder) / "model.onnx"
+            if bits < 32:
+                few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
+            artefact.write(model, file)
+            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
+            off = artefact.difference(file, model, [(ids, torch.ones_like(ids))])
+            name = "float32" if bits == 32 else f"{bits} bits"
+            lines.append(f"| {name} | {file.stat().st_size:,} | {real:.2f} ms | {off:.0e} |")
+    return "\n".join([*lines, "", f"{key(choice)}; {conditions(1)}."])
 
 
 def alone(design: Design, choice: Choice, seconds: float, seed: int) -> tuple[float, float]:
@@ -102,9 +126,9 @@ def search(wish: Wish, teacher: Any, seeds: list[int], out: Path) -> str:
 
 
 def main() -> None:
-    """Runs one of the two, prints its table, and writes it between its marks."""
+    """Runs one of these, prints its table, and writes it between its marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "search"))
+    parser.add_argument("what", choices=("forms", "table", "search"))
     parser.add_argument("--task", default="rows.jsonl")
     parser.add_argument("--metric", default="pearson")
     parser.add_argument("--size", type=float, default=3e6)
@@ -116,8 +140,8 @@ def main() -> None:
     parser.add_argument("--doc", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.what == "table":
-        text = table()
+    if args.what != "search":
+        text = {"forms": forms, "table": table}[args.what]()
     else:
         from anyformer.cli import models
 

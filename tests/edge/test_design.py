@@ -179,7 +179,7 @@ def test_the_command_ends_with_3_if_nothing_fits(
     assert main([*call, "--size", "1kB", "--out", str(tmp_path / "out")]) == 3
     err = capsys.readouterr().err
     assert (
-        "no model of this space has at most 1,000 bytes and 5 ms; the nearest are" in err and err.count("% over") == 2
+        "no model that was tried has at most 1,000 bytes and 5 ms; the nearest are" in err and err.count("% over") == 2
     )
 
 

@@ -35,7 +35,7 @@ BEST = 8  # architectures that are measured
 TEACHER = 0.3  # of the time
 PARTS = {"shared": 0.4, "search": 0.1}  # of the rest; what is left trains the chosen one
 TRIALS, POPULATION, TRIED = 200, 20, 400
-SCRIPT = Path(__file__).with_name("script.py")
+SCRIPT = Path(__file__).with_name("run.txt")
 SPEC, STUDY = "spec.json", "study.db"
 
 
@@ -88,7 +88,7 @@ class Infeasible(Exception):
 
     def __init__(self, nearest: list[Point], wish: Wish):
         self.nearest = nearest[:2]
-        lines = [f"no model of this space has at most {wish.size:,} bytes and {wish.latency:g} ms; the nearest are"]
+        lines = [f"no model that was tried has at most {wish.size:,} bytes and {wish.latency:g} ms; the nearest are"]
         super().__init__("\n".join([*lines, *(f"  {point.line(wish)}" for point in self.nearest)]))
 
 
