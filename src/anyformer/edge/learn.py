@@ -118,7 +118,7 @@ def step(model: nn.Module, optimizer: Any, value: Tensor, now: float) -> None:
         FloatingPointError: if the loss is not finite.
     """
     if not bool(value.isfinite()):
-        raise FloatingPointError("the loss is not finite: nothing was written; another --seed may do")
+        raise FloatingPointError("the loss is not finite: no model was written; another --seed may do")
     optimizer.zero_grad()
     value.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
