@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -181,6 +183,23 @@ def test_the_command_ends_with_3_if_nothing_fits(
     assert (
         "no model that was tried has at most 1,000 bytes and 5 ms; the nearest are" in err and err.count("% over") == 2
     )
+
+
+def test_the_commands_of_the_document_are_understood(
+    wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        args = shlex.split(command.replace("\\\n", " "))
+        for name, value in {"--task": wish.task, "--size": "1kB", "--out": str(tmp_path / "out")}.items():
+            args[args.index(name) + 1] = value
+        at = args.index("--teacher")
+        del args[at : at + 2]
+        small = [part for name, values in SPACE.items() for part in (f"--space.{name}", json.dumps(values))]
+        assert main([*args, "--tokens", "16", "--of", "tiny", *small]) == 3, capsys.readouterr().err
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
