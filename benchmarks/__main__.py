@@ -25,6 +25,7 @@ NAMES = (
     "agreement",
     "char_lm",
     "communication",
+    "context",
     "memory",
     "vision",
     "series",

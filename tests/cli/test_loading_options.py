@@ -11,8 +11,8 @@ from anyformer.cli import VERBS, verb
 from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
-NO_FILES = {"tokenizer", "ls", "demo", "edge"}  # the verbs that read no model of the user's, or a teacher at most
-OTHER_CLASS = {"train": "overrides", "finetune": "overrides", "align": "overrides"}  # where `task` says what is learned
+NO_FILES = {"tokenizer", "scale", "ls", "demo", "edge"}  # the verbs that read no model of the user's, or a teacher
+OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate"), "overrides")  # `task` says what is learned
 CALLS = {
     "generate": ("MODEL", "a", "--max-new-tokens", "2"), "chat": ("MODEL", "a", "--max-new-tokens", "2"),
     "embed": ("MODEL", "a"), "classify": ("MODEL", "a"), "tag": ("MODEL", "a"),
@@ -25,12 +25,15 @@ CALLS = {
     "explain": ("MODEL", "a", "--json", "--method", "grad"),
     "steer": ("MODEL", "--toward", "LINES", "--away", "LINES", "--out", "OUT"),
     "inspect": ("MODEL",), "show": ("MODEL", "a.png"), "count": ("MODEL", "--tokens", "4"),
+    "plan": ("MODEL", "--tokens", "1m", "--gpus", "1xh100", "--context", "8"),
     "draw": ("MODEL", "--out", "OUT.svg"),
     "serve": ("MODEL", "--port", "65536"),  # a port that there is not: the model has been read
     "diff": ("MODEL", "llama"), "verify": ("MODEL",), "convert": ("MODEL", "OUT"),
     "compress": ("MODEL", "--to", "int8", "--group", "8", "--out", "OUT", "--max-kld", "9"),
     "train": ("--model", "MODEL", "--data", "DATA", "--out", "OUT", "--steps", "1", "--device", "cpu"),
     "align": ("dpo", "MODEL", "--data", "PAIRS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
+    "federate": ("MODEL", "--clients", "CLIENTS", "--out", "OUT", "--rounds", "1", "--local-steps", "1",
+                 "--processes", "1", "--device", "cpu"),
     "finetune": ("--model", "MODEL", "--data", "ROWS", "--out", "OUT", "--steps", "1", "--device", "cpu"),
 }  # fmt: skip
 HEADLESS = {
@@ -55,6 +58,7 @@ HEADLESS = {
     "train",
     "finetune",
     "align",
+    "federate",
 }  # fmt: skip  (they need a head)
 
 
@@ -92,9 +96,13 @@ def argv(name: str, model: Path, folder: Path) -> list[str]:
     (folder / "pairs.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"a{i}", "chosen": "b", "rejected": "c"}) for i in range(4))
     )
+    for name_of_client in "ab":
+        (folder / "clients").mkdir(exist_ok=True)
+        (folder / "clients" / f"{name_of_client}.jsonl").write_text((folder / "rows.jsonl").read_text())
     (folder / "docs").mkdir(exist_ok=True)
     (folder / "docs" / "a.txt").write_text("the cat")
     places = {"MODEL": model, "FOLDER": folder / "docs", "PAIRS": folder / "pairs.jsonl",
+              "CLIENTS": folder / "clients",
               "FASTA": folder / "a.fasta", "OUT": folder / "out",
               "OUT.svg": folder / "out.svg", "DATA": folder / "text.txt",
               "LINES": folder / "lines.txt",
@@ -123,8 +131,8 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
     code, _, err = cli(*argv(name, model, tmp_path), "--ignore", "angle")
     assert "angle" not in err
     # a LLaMA has no classes, sees and hears nothing, draws nothing, does not act, and knows no series and no graphs
-    takes = ("generate", "chat", "embed", "index", "explain", "steer", "inspect", "count", "draw", "diff", "convert",
-             "compress", "train", "finetune", "align")  # fmt: skip
+    takes = ("generate", "chat", "embed", "index", "explain", "steer", "inspect", "count", "plan", "draw", "diff",
+             "convert", "compress", "train", "finetune", "align", "federate")  # fmt: skip
     assert code == (0 if name in takes else 2), err
 
 
@@ -132,7 +140,7 @@ def test_an_unknown_key_is_refused_and_read_over_when_asked(name: str, cli, mode
 def test_another_class_of_the_files_can_be_read(name: str, cli, headless: Path, tmp_path: Path) -> None:
     given = (*argv(name, headless, tmp_path), "--ignore", "angle")
     code, _, err = cli(*given)
-    unread = name == "count"  # it reads no weights
+    unread = name in ("count", "plan")  # they read no weights
     assert unread or (code == 2 and "missing in the file: lm_head.weight" in err)
     if name == "verify":
         return

@@ -341,10 +341,10 @@ def test_what_makes_no_sense_is_named(scores: Any, message: str) -> None:
 
 
 def test_heads_whose_scores_are_changed_stay_together_under_tensor_parallelism() -> None:
-    from anyformer.train.distributed.tensor import _plain
+    from anyformer.train.distributed.tensor import plain
 
-    assert _plain(PLAIN.build(12))
-    assert not _plain(PLAIN.but(scores=[Alibi.of()]).build(12))  # its slopes are those of all heads
+    assert plain(PLAIN.build(12))
+    assert not plain(PLAIN.but(scores=[Alibi.of()]).build(12))  # its slopes are those of all heads
 
 
 def test_what_does_not_fit_says_so() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.train import checkpoint
+from anyformer.train import Settings, checkpoint, objectives
 from anyformer.train.distributed import world
 from tests.train import distributed_worker as worker
 from tests.train.launched import ENVIRONMENT, WORKER, close, launch, rows, same
@@ -26,6 +26,10 @@ TWO: list[dict[str, Any]] = [{"what": what, "parallel": kind} for what in PAGES 
 TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "local", "communication": {"every": 1}}]
 TWO += [{"what": "gpt", "parallel": "powersgd", "communication": {"rank": 1, "start": 2}}]
 TWO += [{"what": "mixture", "parallel": "ep"}] * EXPERTS
+TWO += [{"what": "llama", "parallel": "ddp", "mesh": {"context": 2}}]
+TWO += [{"what": what, "parallel": "pipeline"} for what in ("gpt", "bert", "vit", "hybrid", "uneven")]
+TWO += [{"what": what, "parallel": "fsdp", "mesh": {"context": 2}, "activation_checkpointing": ["blocks.*"]}
+        for what in ("hybrid", "windows")]  # fmt: skip
 EXACT: dict[str, dict[str, float]] = {
     "ddp": {},
     "fsdp": {},
@@ -37,6 +41,11 @@ FOUR: list[dict[str, Any]] = [
     {"what": "t5", "parallel": "ddp", "mesh": {"data": 2, "tensor": 2}},
     {"what": "llama", "parallel": "fsdp", "mesh": {"tensor": 2}},
     {"what": "bert", "parallel": "fsdp"},
+    {"what": "mamba", "parallel": "ddp", "mesh": {"context": 4}},
+    {"what": "llama", "parallel": "fsdp", "mesh": {"context": 2}},
+    {"what": "llama", "parallel": "pipeline", "mesh": {"data": 2}},
+    {"what": "deep", "parallel": "pipeline", "communication": {"pieces": 2}},
+    {"what": "gpt", "parallel": "ddp", "mesh": {"context": 2, "tensor": 2}},
     *[{"what": "mixture", "parallel": "ep", "mesh": {"tensor": 2}}] * EXPERTS,
 ]
 
@@ -46,6 +55,9 @@ QUICK |= {
     "gpt-powersgd",
     "ddp",
     "diloco",
+    "llama-ddp-context2",
+    "hybrid-fsdp-context2",
+    "gpt-pipeline",
 }  # what `make test` runs, in two processes; all else waits for `make test-all`
 
 
@@ -73,10 +85,15 @@ def alone(tmp_path_factory, chosen):
     return folder
 
 
+def _moves(job):
+    """Does another layout go on from its checkpoint?"""
+    return job["what"] == "llama" or job["parallel"] == "pipeline"
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, chosen):
     folder = tmp_path_factory.mktemp("two")
-    jobs = [{**job, "out": str(folder / name(job)), "save_every": 8 * (job["what"] == "llama")} for job in TWO]
+    jobs = [{**job, "out": str(folder / name(job)), "save_every": 8 * _moves(job)} for job in TWO]
     jobs = [job for job in jobs if chosen(name(job))]
     for kind, exchange in ((kind, exchange) for kind, exchange in EXACT.items() if chosen(kind)):
         straight: dict[str, Any] = {
@@ -89,7 +106,8 @@ def two(tmp_path_factory, chosen):
         straight["out"] = str(folder / f"straight-{kind}")
         again = {**straight, "out": str(folder / f"again-{kind}"), "resume": f"{straight['out']}/step-000008"}
         jobs += [straight, again]
-    launch(folder, 2, jobs)
+    moved = {"what": "llama", "parallel": "pipeline", "resume": str(folder / "llama-fsdp/step-000008")}
+    launch(folder, 2, [*jobs, {**moved, "out": str(folder / "moved-pipeline")}])
     return folder
 
 
@@ -141,6 +159,12 @@ def test_straight_is_the_same_as_resumed_with_dropout_and_batches_that_draw(two,
 def test_checkpoint_of_two_shards_goes_on_in_one_process(tmp_path, alone, two):
     worker.job(tmp_path / "moved", "llama", resume=two / "llama-fsdp/step-000008")
     assert len(rows(tmp_path / "moved")) == 12 and close(tmp_path / "moved", alone / "llama")
+
+
+def test_checkpoints_go_into_stages_and_out_of_them(tmp_path, alone, two):
+    worker.job(tmp_path / "moved", "gpt", resume=two / "gpt-pipeline/step-000008")
+    for folder, what in ((tmp_path / "moved", "gpt"), (two / "moved-pipeline", "llama")):
+        assert len(rows(folder)) == 12 and close(folder, alone / what)
 
 
 @pytest.mark.slow
@@ -228,8 +252,11 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
 @pytest.mark.parametrize(
     "given, said",
     [({"parallel": "fdsp"}, r"one of ddp, fsdp.*did you mean fsdp"),
-     ({"mesh": {"tensr": 2}}, "mesh has data and tensor"),
+     ({"mesh": {"tensr": 2}}, "mesh has data, tensor, context, pipeline"),
      ({"mesh": {"data": 4}}, r"the launcher started 1 process; e.g. torchrun --nproc-per-node 4"),
+     ({"parallel": "pipeline", "mesh": {"tensor": 2}}, "pipeline does not split by mesh.tensor"),
+     ({"parallel": "fsdp", "mesh": {"pipeline": 2}}, "fsdp does not split by mesh.pipeline"),
+     ({"parallel": "local", "mesh": {"context": 2}}, "the launcher started 1 process"),
      ({"parallel": "ddp", "communication": {"every": 3}}, "ddp has no such numbers"),
      ({"parallel": "diloco", "communication": {"evry": 3}}, "diloco has every, lr, momentum; got 'evry'"),
      ({"parallel": "powersgd", "communication": {"start": 1}}, "start=1 of powersgd is too small")],
@@ -237,6 +264,50 @@ def test_the_command_runs_under_a_launcher_and_speaks_once(tmp_path, launcher):
 def test_options_are_checked(given, said):
     with pytest.raises(ValueError, match=said):
         world(**given)
+
+
+def test_what_cannot_be_cut_into_pieces_of_tokens_is_refused(group):
+    from anyformer.train.distributed.context import Context
+    from anyformer.train.step_loss import Loss
+
+    def joined(page, objective=objectives.causal_lm, **settings):
+        pieces = Context(None)
+        pieces.join(Loss(af.build(page, "tiny"), objective, Settings(steps=1, **settings)))
+        return pieces
+
+    for page, said in (("bert", "Encoder is no decoder of text"), ("llava", "no decoder of text alone"),
+                       ("transformerxl", "SegmentRecurrence cannot read a text in pieces with gradients")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            joined(page)
+    with pytest.raises(ValueError, match="objective masked_lm reads more than one token's output"):
+        joined("gpt", objectives.masked_lm)
+    with pytest.raises(ValueError, match="a compiled step"):
+        joined("gpt", compile=True)
+    pieces, batch = joined("mamba"), worker.padded(0)
+    with pytest.raises(ValueError, match=r"document_ids \(4, 10\) keep packed documents apart"):
+        pieces.cut({**batch, "document_ids": batch["input_ids"]})
+    with pytest.raises(ValueError, match=r"pixel_values \(4, 3\) have no entry for each token"):
+        pieces.cut({**batch, "pixel_values": torch.zeros(4, 3)})
+    batch["attention_mask"][0, :4] = torch.tensor([1, 0, 1, 1])
+    with pytest.raises(ValueError, match="padding in the middle of a text"):
+        pieces.cut(batch)
+
+
+def test_what_cannot_be_cut_into_stages_is_refused(group):
+    from anyformer.train.distributed.pipeline import Pipeline
+    from anyformer.train.step_loss import Loss
+
+    def wrapped(page, objective=objectives.causal_lm, **settings):
+        line = Pipeline(1)
+        line.stages = 3
+        line.wrap(Loss(af.build(page, "tiny"), objective, Settings(steps=1, **settings)))
+
+    for page, said in (("t5", "EncoderDecoder is no single row of blocks"), ("gpt", "2 blocks are fewer than stages")):
+        with pytest.raises(ValueError, match=said):
+            wrapped(page)
+    for settings in ({"compile": True}, {"precision": "fp16"}):
+        with pytest.raises(ValueError, match="for float32 and bf16, without compile"):
+            wrapped("jamba", **settings)
 
 
 @pytest.fixture

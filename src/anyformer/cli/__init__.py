@@ -21,10 +21,11 @@ from types import ModuleType
 from anyformer.core.value import nearest
 
 USERS = (ValueError, OSError, ImportError, FloatingPointError)  # what a user can put right; anything else is our defect
-VERBS = ("train", "finetune", "align", "tokenizer", "generate", "chat", "embed", "classify", "tag", "detect",
-         "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act", "forecast",
+VERBS = ("train", "finetune", "align", "federate", "tokenizer", "generate", "chat", "embed", "classify", "tag",
+         "detect", "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act",
+         "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "convert", "compress", "edge",
+         "convert", "compress", "edge", "scale", "plan",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -33,6 +34,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("train on your own text", "anyformer train --data book.txt --out runs/book"),
     ("fine-tune on examples", "anyformer finetune --model minilm --data reviews.csv"),
     ("teach which answers are better", "anyformer align dpo smollm2 --data preferences.jsonl"),
+    ("learn from data that stay apart", "anyformer federate minilm --clients hospitals"),
     ("name the class of a text", 'anyformer classify runs/reviews "A fine film."'),
     ("label the words of a text", 'anyformer tag runs/names "Ada lives in Turin ."'),
     ("compare texts", 'anyformer embed minilm "A cat." "A car." --query pet'),
@@ -63,6 +65,8 @@ GOALS = (  # (what somebody wants to do, the command)
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
     ("design one for a budget", "anyformer edge --task a.csv --size 3MB --latency 2ms"),
+    ("choose size and data", "anyformer scale optimal --flops 1e21"),
+    ("plan a large run", "anyformer plan --params 7b --tokens 140b --gpus 64xh100"),
     ("choose a model", "anyformer ls"),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,20 @@ def load(name: str, text: bool = True, task: str | None = None, ignore: Sequence
     return model
 
 
-def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
+def shape(
+    name: str,
+    size: str | None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
     """The model of that name; of an architecture, a recipe or a config.json alone, only its shapes, on the meta device.
 
+    Args:
+        overrides: hyperparameters of an architecture that differ from those of the size.
+
     Raises:
-        ValueError: for a size of what is no architecture. Others as `find`.
+        ValueError: for a size or overrides of what is no architecture. Others as `find`.
     """
     from anyformer.core import pages
     from anyformer.core.recipe import Recipe
@@ -47,12 +56,13 @@ def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence
     form = kind(name)
     if form == "architecture":
         page = pages.page(name)
-        config = page.at(size or "tiny", **({} if task is None else {"task": task}))
+        config = page.at(size or "tiny", **({} if task is None else {"task": task}), **(overrides or {}))
         model = pages.empty(page.recipe(config))
         model.page, model.config = name, config
         return model
-    if size is not None:
-        raise ValueError(f"--size is for an architecture ({', '.join(names())}); {name!r} is not one")
+    if size is not None or overrides:
+        option = "size" if size is not None else "overrides"
+        raise ValueError(f"--{option} is for an architecture ({', '.join(names())}); {name!r} is not one")
     if form == "recipe":
         if task is not None or ignore:
             raise ValueError(f"task and ignore are for published files, and {name} is a recipe; change it instead")
@@ -62,12 +72,18 @@ def shape(name: str, size: str | None, task: str | None = None, ignore: Sequence
     return load(name, False, task, ignore)
 
 
-def outline(name: str, size: str | None, task: str | None = None, ignore: Sequence[str] = ()) -> Any:
+def outline(
+    name: str,
+    size: str | None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
     """The model of that name as `shape`, of a folder too: its weights are not read. A GGUF file is."""
     from anyformer.hub.load import outline as read
 
-    if kind(name) != "weights" or size is not None:
-        return shape(name, size, task, ignore)
+    if kind(name) != "weights" or size is not None or overrides:
+        return shape(name, size, task, ignore, overrides)
     place = find(name)
     if not Path(place).is_dir() or not (Path(place) / "config.json").exists():
         return load(name, False, task, ignore)

@@ -65,7 +65,7 @@ def recomputing(model: nn.Module, *patterns: str) -> Iterator[None]:
 
 def _again(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     flow = next((a for a in args if isinstance(a, Flow)), None)
-    if not torch.is_grad_enabled() or (flow is not None and flow.state is not None):
+    if not torch.is_grad_enabled() or (flow is not None and flow.state is not None and not flow.state.repeats):
         return forward(*args, **options)
 
     def run(*args: Any, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,12 @@ class State:
 
     `state = model.start(batch)`, then every `model(ids, state=state)` continues after the last call. Rows share one
     length; a shorter row is padded on the left and marked in its attention mask.
+
+    Attributes:
+        repeats: True if a pass may be made twice from it: it does not hold what the pass adds.
     """
+
+    repeats: ClassVar[bool] = False
 
     def __init__(self, batch: int, slots: dict[nn.Module, Slot]):
         self.batch, self.length = batch, 0

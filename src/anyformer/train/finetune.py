@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,17 @@ def finetune(options: FinetuneOptions) -> Tuned:
         anyformer finetune --model minilm --data reviews.csv --out runs/reviews
     """
     model, batch = options.model, options.batch
-    data = _data(options)
+    data = read_data(options)
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
-        kind, names, context, columns = _kind(lm, data, options)
+        kind, names, context, columns = kind_of(lm, data, options)
         if kind == "embed" and batch % now.world.size:
             raise ValueError(
                 f"batch={batch} pairs cannot be shared by {now.world.size} processes without splitting one; use a "
                 f"multiple of {now.world.size}"
             )
         lm, summary = ready(lm, kind, names, options)
-        goal = _goal(lm, kind, names, context, columns, data, options)
+        goal = goal_of(lm, kind, names, context, columns, data, options)
         settings = options.resolved(goal.size, now.run.checkpoint)
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
         learned, parameters = numbers(lm)
@@ -129,7 +130,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
     )  # fmt: skip
 
 
-def _data(options: FinetuneOptions) -> BoxSet | list[tables.Table]:
+def read_data(options: FinetuneOptions) -> BoxSet | list[tables.Table]:
     """The pictures with boxes, or the tables of rows."""
     sources = list(weights(options.data))
     if len(sources) > 1 or not holds_boxes(sources[0]):
@@ -139,10 +140,10 @@ def _data(options: FinetuneOptions) -> BoxSet | list[tables.Table]:
     return boxes_of(sources[0])
 
 
-def _kind(
-    lm: Any, data: BoxSet | list[tables.Table], options: FinetuneOptions
+def kind_of(
+    lm: Any, data: BoxSet | list[tables.Table], options: FinetuneOptions, least: int = 2
 ) -> tuple[str, tuple[str, ...], int | None, tuple[str, ...]]:
-    """The task, the names of its classes, the tokens of an example, and the columns of rows."""
+    """The task, the names of its classes (at least so many), the tokens of an example, and the columns of rows."""
     model, context = options.model, options.context
     columns: tuple[str, ...] = ()
     if isinstance(data, BoxSet):
@@ -150,7 +151,7 @@ def _kind(
     else:
         kind, columns = registry.infer(options.task, model, lm, data[0].columns())
         labelled = kind in (*model_setup.ENDS, "answer") or columns == ("image", "label")
-        names = tables.classes(data, columns) if labelled else ()
+        names = tables.classes(data, columns, least) if labelled else ()
         names = known_answers(lm, names) if kind == "answer" else names
     if columns not in (("image", "label"), ("sound", "text"), ()):
         context = context_of(lm, context, LONGEST, 8, "")
@@ -159,7 +160,7 @@ def _kind(
     return kind, names, context, columns
 
 
-def _goal(
+def goal_of(
     lm: Any,
     kind: str,
     names: tuple[str, ...],
@@ -189,14 +190,20 @@ def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -
     return splits.random_share(share, seed)
 
 
-def ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) -> tuple[Any, str]:
-    """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained."""
+def ready(
+    lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions, said: Iterable[str] | None = None
+) -> tuple[Any, str]:
+    """The model with a head of classes and adapters, where wanted, on its device; and a summary of what is trained.
+
+    Args:
+        said: texts with all letters of a new head of speech; by default those of the data.
+    """
     fresh: list[str] = []
     lm = model_setup.with_processor(lm) if registry.KINDS[kind].media else lm
     if kind == "draw":
         drawing.with_coder(lm, None)
     if kind == "ctc" and ctc_head(lm) is None:
-        said = tables.words(tables.read(options.data, options.fields), ("sound", "text"))
+        said = letters(tables.read(options.data, options.fields)) if said is None else said
         lm, fresh = model_setup.with_letters(lm, said, options.seed)
     if kind == "detect":
         lm, fresh = model_setup.with_things(lm, names, options.seed)
@@ -212,6 +219,11 @@ def ready(lm: Any, kind: str, names: tuple[str, ...], options: FinetuneOptions) 
     if not full:
         adapters.contents(lm)  # raises for a model that a checkpoint of adapters could not hold
     return lm.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu")), summary
+
+
+def letters(data: Sequence[tables.Table]) -> Iterator[str]:
+    """What is said in the sounds that are learned from."""
+    return tables.words(data, ("sound", "text"))
 
 
 def _measured(measured: float, goal: Task) -> str:

@@ -21,8 +21,8 @@ class Loss(nn.Module):
     """A model and its objective, wrapped as one module so that DDP sees exactly the parameters that the loss uses.
 
     Attributes:
-        run: how the model is called. `metrics`: those that its parts and the objective reported
-            for the last batch.
+        run: how the model is called; `compile`: it will be compiled. `metrics`: those that its parts and the objective
+            reported for the last batch.
 
     Raises:
         ValueError: for chunked_loss="on", if the loss cannot be made in pieces.
@@ -30,7 +30,8 @@ class Loss(nn.Module):
 
     def __init__(self, model: Any, objective: Objective, settings: CommonSettings, whole: bool = True):
         super().__init__()
-        self.model, self.objective, self.precision = model, objective, settings.precision
+        self.model, self.objective = model, objective
+        self.precision, self.compile = settings.precision, settings.compile
         self.pieces = pieces_from(model, objective, settings, whole)
         self.run: Callable[..., Output] = lambda **inputs: model(**inputs)
         self.metrics: dict[str, Any] = {}

@@ -31,6 +31,7 @@ from anyformer.data.batches import Batch, checksum
 from anyformer.train import lora, random_state
 from anyformer.train.distributed import expert, tensor
 from anyformer.train.distributed.base import World
+from anyformer.train.distributed.context import Context
 from anyformer.train.objectives import Contrastive
 
 V = TypeVar("V")
@@ -44,6 +45,7 @@ class DDP(World):
         split: processes that share one copy of the matrices; the others are `copies`.
         device: cpu or cuda.
         experts: whole experts go to the processes that share a copy, instead of a part of each.
+        context: processes that share the tokens of a row, each with all weights of its copy.
 
     Attributes:
         copies: shares of a batch. `place`: which of them is this process's.
@@ -51,7 +53,7 @@ class DDP(World):
         owned: which process of those that share a copy has it, and its shape, by path.
     """
 
-    def __init__(self, split: int = 1, device: str = "cpu", experts: bool = False):
+    def __init__(self, split: int = 1, device: str = "cpu", experts: bool = False, context: int = 1):
         self._made = not dist.is_initialized()
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -61,6 +63,11 @@ class DDP(World):
         self.copies, self.place = self.size // split, self.rank // split
         self.mesh = init_device_mesh(device, (self.copies, split), mesh_dim_names=("data", "tensor"))
         self.data, self.tensor = self.mesh.get_group("data"), self.mesh.get_group("tensor")
+        self.context: Context | None = None
+        if context > 1:
+            firsts = [c * split + t for c in range(0, self.copies, context) for t in range(split)]
+            groups = [[first + i * split for i in range(context)] for first in firsts]
+            self.context = Context(dist.new_subgroups_by_enumeration(groups)[0])
         self.experts, self.plan, self.owned = experts, dict[str, int](), dict[str, tuple[int, torch.Size]]()
         self._cut: set[int] = set()  # ids of the parameters in the plan
         self._ddp: DistributedDataParallel | None = None
@@ -92,6 +99,8 @@ class DDP(World):
     def wrap(self, loss: Any) -> Callable[..., Any]:
         for value in loss.model.state_dict().values():  # whoever built the model without a seed has another one
             dist.broadcast(value, 0)
+        if self.context is not None:
+            self.context.join(loss)
         if self.size > self.copies and lora.adapters(loss.model):
             raise ValueError(
                 "layers with adapters cannot be split among processes; use parallel=ddp or fsdp, no mesh.tensor"
@@ -147,16 +156,18 @@ class DDP(World):
             )
 
     def local_rows(self, batch: Batch) -> Batch:
-        rows = len(batch["labels"])
-        if rows < self.copies:
-            raise ValueError(f"a batch of {rows} rows cannot be shared by {self.copies} processes; use a larger batch")
+        rows, per_row = len(batch["labels"]), 1 if self.context is None else self.context.count
+        shares = self.copies // per_row
+        if rows < shares:
+            raise ValueError(f"a batch of {rows} rows cannot be shared by {shares} processes; use a larger batch")
         for name, value in batch.items():
             if value.ndim == 0 or len(value) != rows:
                 raise ValueError(
-                    f"{name!r} of shape {tuple(value.shape)} cannot be shared by {self.copies} processes: labels have "
+                    f"{name!r} of shape {tuple(value.shape)} cannot be shared by {shares} processes: labels have "
                     f"{rows} rows, and so must everything in a batch"
                 )
-        return {name: value.tensor_split(self.copies)[self.place] for name, value in batch.items()}
+        mine = {name: value.tensor_split(shares)[self.place // per_row] for name, value in batch.items()}
+        return mine if self.context is None else self.context.cut(mine)
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
         value = value.detach().clone()

@@ -92,7 +92,7 @@ def split(model: nn.Module, group: Any, skip: frozenset[nn.Module] = frozenset()
         ValueError: if heads or a hidden width do not divide among the processes, or there is nothing to split.
     """
     parts = dist.get_world_size(group)
-    chosen = {path: m for path, m in model.named_modules() if _plain(m) and m not in skip}
+    chosen = {path: m for path, m in model.named_modules() if plain(m) and m not in skip}
     stacks = [m for m in model.modules() if isinstance(m, Blocks) and m.bias is not None]
     for stack in stacks:  # the heads of a stack share a bias: all of them are split, or none
         own = [m for m in stack.modules() if isinstance(m, Attention) and not m.cross]
@@ -113,7 +113,7 @@ def split(model: nn.Module, group: Any, skip: frozenset[nn.Module] = frozenset()
     return {name: cut[id(p)] for name, p in named if id(p) in cut}, whole
 
 
-def _plain(m: nn.Module) -> bool:
+def plain(m: nn.Module) -> bool:
     """True for a known part of plain linear layers, without other parameters or state by head."""
     if (
         type(m) not in PLANS or getattr(m, "scores", None) is not None
@@ -125,9 +125,13 @@ def _plain(m: nn.Module) -> bool:
     return all(type(linear) is nn.Linear for linear in linears) and all(id(p) in known for p in m.parameters())
 
 
+def shared(m: Any) -> dict[str, int]:
+    """The numbers of a part that is split, by name, which must be divisible by the number of processes."""
+    return {"heads": m.heads, "kv_heads": m.kv_heads} if isinstance(m, Attention) else {"hidden": m.down.in_features}
+
+
 def _divides(path: str, m: Any, parts: int) -> None:
-    numbers = {"heads": m.heads, "kv_heads": m.kv_heads} if isinstance(m, Attention) else {"hidden": m.down.in_features}
-    for name, number in numbers.items():
+    for name, number in shared(m).items():
         if number % parts:
             raise ValueError(
                 f"tensor={parts}: {path} has {name}={number}, which {parts} processes cannot share equally"

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,21 +86,26 @@ def read(data: Any, fields: dict[str, str] | None) -> list[Table]:
     return [Table(find(name), dict(fields or {}), weight) for name, weight in wanted.items()]
 
 
-def classes(tables: Sequence[Table], columns: tuple[str, ...]) -> tuple[str, ...]:
+def classes(tables: Sequence[Table], columns: tuple[str, ...], least: int = 2) -> tuple[str, ...]:
     """The names of all classes in the last of these columns, sorted, numbers as numbers. A class is its text: 1 and "1"
     are one, "7" and "007" two.
 
     Raises:
-        ValueError: if there is one only.
+        ValueError: if there are fewer than `least`.
     """
     names: set[str] = set()
     for table in tables:
         for row in table.rows(columns[-1:]):
             label = row[columns[-1]]
             names.update(map(str, label if isinstance(label, list) else [label]))
-    if len(names) < 2:
+    if len(names) < least:
         listed_names = ", ".join(map(repr, names))
         raise ValueError(f"the rows have one class only: every label is {listed_names}; classification needs two")
+    return in_order(names)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, sorted, numbers as numbers and first."""
     return tuple(sorted(names, key=_place))
 
 
