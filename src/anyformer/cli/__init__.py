@@ -25,7 +25,7 @@ VERBS = ("train", "finetune", "align", "federate", "tokenizer", "generate", "cha
          "detect", "transcribe", "caption", "index", "ask", "answer", "paint", "reconstruct", "compose", "act",
          "forecast",
          "predict", "fold", "serve", "explain", "steer", "inspect", "count", "show", "draw", "diff", "verify",
-         "eval", "convert", "compress", "scale", "plan",
+         "eval", "convert", "compress", "edge", "scale", "plan",
          "ls", "demo")  # fmt: skip
 GOALS = (  # (what somebody wants to do, the command)
     ("see it work in five minutes", "anyformer demo"),
@@ -65,6 +65,7 @@ GOALS = (  # (what somebody wants to do, the command)
     ("measure it on your own questions", "anyformer eval smollm2 questions.jsonl"),
     ("convert files", "anyformer convert smollm2 runs/smollm2"),
     ("make a model smaller", "anyformer compress minilm --to int8 --out runs/small"),
+    ("design one for a budget", "anyformer edge --task a.csv --size 3MB --latency 2ms"),
     ("choose size and data", "anyformer scale optimal --flops 1e21"),
     ("plan a large run", "anyformer plan --params 7b --tokens 140b --gpus 64xh100"),
     ("choose a model", "anyformer ls"),

@@ -21,7 +21,7 @@ class Loss(nn.Module):
     """A model and its objective, wrapped as one module so that DDP sees exactly the parameters that the loss uses.
 
     Attributes:
-        run: how the model is called; `compile`: it will be compiled. `metrics`: those that its parts and the objective
+        run: how the model is called; `compiles`: it will be compiled. `metrics`: those that its parts and the objective
             reported for the last batch.
 
     Raises:
@@ -31,7 +31,7 @@ class Loss(nn.Module):
     def __init__(self, model: Any, objective: Objective, settings: CommonSettings, whole: bool = True):
         super().__init__()
         self.model, self.objective = model, objective
-        self.precision, self.compile = settings.precision, settings.compile
+        self.precision, self.compiles = settings.precision, settings.compile
         self.pieces = pieces_from(model, objective, settings, whole)
         self.run: Callable[..., Output] = lambda **inputs: model(**inputs)
         self.metrics: dict[str, Any] = {}

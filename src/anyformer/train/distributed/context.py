@@ -83,7 +83,7 @@ class Context:
         """
         model, objective = loss.model, loss.objective
         parts: list[Any] = []
-        if loss.compile:
+        if loss.compiles:
             against: str | None = "a compiled step cannot wait for another process"
         elif getattr(objective, "func", objective) is not causal_lm:
             against = f"the objective {getattr(objective, '__name__', objective)!s} reads more than one token's output"

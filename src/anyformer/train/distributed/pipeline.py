@@ -89,7 +89,7 @@ class Pipeline(DDP):
             against = f"{type(shorter[0]).__name__} changes the number of positions"
         elif isinstance(getattr(loss.objective, "func", loss.objective), Contrastive):
             against = "a contrastive loss reads all rows at once"
-        elif loss.precision == "fp16" or loss.compile:
+        elif loss.precision == "fp16" or loss.compiles:
             against = "it is for float32 and bf16, without compile"
         if against:
             raise ValueError(f"parallel=pipeline in {self.stages} stages: {against}; use ddp, fsdp or tp")

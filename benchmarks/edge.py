@@ -1,0 +1,161 @@
+"""The edge tool measured: its table against files that it has not seen, its search against simpler ones at equal time.
+
+    python -m benchmarks.edge forms [--doc docs/edge.md]
+    python -m benchmarks.edge table [--doc docs/edge.md]
+    python -m benchmarks.edge search --task rows.jsonl --seconds 300 --seeds 0 1 2 --teacher minilm [--doc docs/edge.md]
+
+forms: bytes and time of one model with its matrices in float32, 8 and 4 bits.
+table: 20 drawn architectures, exported and run in fresh processes; predicted time, and operations alone, scaled to fit.
+search: the whole tool; the largest uniform model of the page that fits, trained alone; drawn models that fit, trained
+alone for a share of the time each, of which the best on the rows that choose counts. Rows, time, budget are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+
+from anyformer.compress import few
+from anyformer.core import pages
+from anyformer.edge import artefact, finish, learn
+from anyformer.edge.count import count
+from anyformer.edge.design import Design, Wish
+from anyformer.edge.device import Table, conditions
+from anyformer.edge.shared import GROUP
+from anyformer.edge.space import Choice, key, space
+
+UNSEEN, TRIED = 20, 4  # architectures of the table; models that a random search trains
+TOKENS, VOCAB = 64, 2048
+
+
+def table() -> str:
+    """Predicted against measured milliseconds of architectures that the table was not made of."""
+    from scipy.stats import kendalltau
+
+    made = space(pages.recipe("bert", "mini", task="classify", classes=1), TOKENS)
+    known = Table(made)
+    known.fill(print)
+    noise, seen, rows = random.Random(7), set[str](), list[tuple[float, float, int]]()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        while len(rows) < UNSEEN:
+            choice = {**made.drawn(noise), "vocab": VOCAB}
+            if key(choice) in seen:
+                continue
+            seen.add(key(choice))
+            artefact.write(pages.build(made.recipe(choice), seed=0).eval(), file)
+            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
+            rows.append((real, known.milliseconds(choice), count(made.recipe(choice), tokens=TOKENS).forward))
+            print(f"{real:.3f} ms, table {rows[-1][1]:.3f} ms, {rows[-1][2] / 1e6:.1f} million operations", flush=True)
+    real, foreseen, flops = (list(column) for column in zip(*rows, strict=True))
+    pace = median(r / f for r, f in zip(real, flops, strict=True))  # the best single price of an operation
+    lines = ["| | median error | largest error | Kendall's τ |", "|---|---|---|---|"]
+    for name, guess in (("the table", foreseen), ("operations alone", [f * pace for f in flops])):
+        errors = [abs(g / r - 1) for g, r in zip(guess, real, strict=True)]
+        tau = float(kendalltau(guess, real).statistic)
+        lines.append(f"| {name} | {median(errors):.1%} | {max(errors):.1%} | {tau:.3f} |")
+    about = (
+        f"{UNSEEN} drawn architectures of {min(real):.2f} to {max(real):.2f} ms for {TOKENS} tokens, the least median"
+    )
+    return "\n".join([*lines, "", f"{about} of three fresh processes; {known.key}."])
+
+
+def forms() -> str:
+    """Bytes, milliseconds and largest difference from the model of one architecture in each form."""
+    made = space(pages.recipe("bert", "mini", task="classify", classes=1), TOKENS)
+    choice = made.end(True, random.Random(0))
+    choice = made.full({**choice, "pool": "additive", **{n: "own" for n in choice if n.startswith("mixer.")}})
+    ids = torch.randint(0, VOCAB, (3, 33), generator=torch.Generator().manual_seed(0))
+    lines = ["| | bytes | 64 tokens | differs from the model by |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for bits in (32, 8, 4):
+            model, file = pages.build(made.recipe(choice), seed=0).eval(), Path(folder) / "model.onnx"
+            if bits < 32:
+                few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
+            artefact.write(model, file)
+            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
+            off = artefact.difference(file, model, [(ids, torch.ones_like(ids))])
+            name = "float32" if bits == 32 else f"{bits} bits"
+            lines.append(f"| {name} | {file.stat().st_size:,} | {real:.2f} ms | {off:.0e} |")
+    return "\n".join([*lines, "", f"{key(choice)}; {conditions(1)}."])
+
+
+def alone(design: Design, choice: Choice, seconds: float, seed: int) -> tuple[float, float]:
+    """A model trained alone and stored as an artefact is: its metric on the rows that choose, and on the others."""
+    model: Any = pages.build(design.space.recipe(choice), seed=seed)
+    if design.vectors is not None:
+        with torch.no_grad():
+            first = design.vectors[: choice["vocab"], : choice["dim"]]
+            model.get_parameter("embed.tokens.weight")[: len(first)] = first
+    best = learn.fit(model, design.task, choice["vocab"], seconds, seed=seed, say=lambda _: None)
+    small, _ = finish.stored(model, design.task, choice, 0)
+    test = design.task.parts["test"]
+    return best, design.task.measure(design.task.answers(learn.logits_of(small), test, choice["vocab"]), test)
+
+
+def search(wish: Wish, teacher: Any, seeds: list[int], out: Path) -> str:
+    """The metric of each way, for each seed, at equal time."""
+    found: dict[str, list[float]] = {"the tool": [], "uniform shrinking": [], "random search": []}
+    for seed in seeds:
+        now = Wish(**{**vars(wish), "seed": seed})
+        design = Design(now, out / f"seed{seed}", teacher)
+        found["the tool"].append(finish.finish(design, *design.run())["value"])
+        seconds = design.left
+        fitting = [p for c in design.space.uniform() if not (p := design.point(c)).over(now)]
+        largest = max(fitting, key=lambda p: count(design.space.recipe(p.choice), tokens=wish.tokens).parameters)
+        found["uniform shrinking"].append(alone(design, largest.choice, seconds, seed)[1])
+        noise, drawn = random.Random(seed), list[Choice]()
+        while len(drawn) < TRIED:
+            choice = design.space.drawn(noise)
+            drawn += [choice] if not design.point(choice).over(now) else []
+        found["random search"].append(max(alone(design, c, seconds / TRIED, seed) for c in drawn)[1])
+        print({name: values[-1] for name, values in found.items()}, flush=True)
+    lines = [f"| | {wish.metric} | each seed |", "|---|---|---|"]
+    for name, values in found.items():
+        error = f" ± {stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
+        lines.append(f"| {name} | {mean(values):.4f}{error} | {', '.join(f'{v:.4f}' for v in values)} |")
+    return "\n".join(
+        [*lines, "", f"{wish.hours * 3600:.0f} s each, seeds {', '.join(map(str, seeds))}; ± is a standard error."]
+    )
+
+
+def main() -> None:
+    """Runs one of these, prints its table, and writes it between its marks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("forms", "table", "search"))
+    parser.add_argument("--task", default="rows.jsonl")
+    parser.add_argument("--metric", default="pearson")
+    parser.add_argument("--size", type=float, default=3e6)
+    parser.add_argument("--latency", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--teacher")
+    parser.add_argument("--out", type=Path, default=Path("runs/edge-bench"))
+    parser.add_argument("--doc", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.what != "search":
+        text = {"forms": forms, "table": table}[args.what]()
+    else:
+        from anyformer.cli import models
+
+        teacher = None if args.teacher is None else models.load(args.teacher, text=False)
+        wish = Wish(
+            args.task, args.metric, int(args.size), args.latency, hours=args.seconds / 3600, teacher=args.teacher
+        )
+        text = search(wish, teacher, args.seeds, args.out)
+    print(text)
+    if args.doc is not None:
+        begin, end = f"<!-- edge {args.what}: begin -->", f"<!-- edge {args.what}: end -->"
+        before, _, rest = args.doc.read_text(encoding="utf-8").partition(begin)
+        args.doc.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""design a small model for a budget of bytes and milliseconds, and write it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, Literal
+
+from anyformer.cli import models, plain
+from anyformer.cli.options import Parser, pick
+
+EXAMPLE = "anyformer edge --task reviews.csv --metric pearson --size 3MB --latency 2ms --teacher minilm --out runs/edge"
+BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1, "": 1}
+MILLISECONDS = {"us": 1e-3, "ms": 1, "s": 1e3, "": 1}
+INFEASIBLE = 3
+
+
+def edge(
+    *,
+    task: str,
+    size: str,
+    latency: str,
+    metric: Literal["accuracy", "f1", "pearson", "spearman"] = "accuracy",
+    out: str = "edge",
+    memory: str | None = None,
+    target: str = "onnx",
+    threads: int = 1,
+    tokens: int = 64,
+    hours: float = 0.5,
+    teacher: str | None = None,
+    more: int = 1,
+    model: str = "bert",
+    of: str = "mini",
+    space: dict[str, list[Any]] | None = None,
+    trials: int = 200,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Searches the recipes of an architecture for the best model within a budget, measured here, and writes it.
+
+    OUT/model is what is deployed: a graph, a tokenizer, a script of 30 lines. OUT/front.html shows all that was found.
+    A killed run goes on; several processes with one OUT share the search. Exit code 3: nothing fits; the nearest two
+    are named.
+
+    Args:
+        task: rows with `text` and `label`: a .jsonl, .csv, .tsv or .parquet file.
+        size: of all files of the artefact, e.g. 4MB or 500kB.
+        latency: of one text of `tokens` tokens, e.g. 5ms.
+        metric: what counts; pearson and spearman are for labels that are numbers.
+        out: the folder.
+        memory: that the loaded model may add to a process, e.g. 64MB.
+        target: what runs it: onnx.
+        threads: of the runtime, and of the search.
+        tokens: of the longest text.
+        hours: for everything but the table of the device, which takes about a minute once.
+        teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first.
+        more: pieces of each text that the teacher reads besides.
+        model: the architecture whose paths are searched, an encoder.
+        of: its size, for what is not searched.
+        space: other values of the search, e.g. --space.dim "[64, 96]" --space.mixer "[own, convolution]".
+        trials: models that are looked at, at most.
+        seed: of all draws.
+        json: the report, as JSON.
+    """
+    from anyformer.edge.design import Wish
+    from anyformer.edge.finish import designed
+
+    limit = None if memory is None else int(amount("memory", memory, BYTES))
+    wish = Wish(
+        task, metric, int(amount("size", size, BYTES)), amount("latency", latency, MILLISECONDS), limit,
+        target, threads, tokens, hours, model, of, teacher, more, space, trials, seed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    wish.check()
+    loaded = None if teacher is None else models.load(teacher, text=False)
+    done = designed(wish, out, loaded, lambda line: print(line, file=sys.stderr, flush=True))
+    print(plain.dump(done) if json else report(done, out))
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    parser.add_function(edge)
+
+
+def run(args: Any) -> int | None:
+    """Does it; the exit code is 3 if nothing fits."""
+    from anyformer.edge.design import Infeasible
+
+    try:
+        edge(**pick(args, edge))
+    except Infeasible as nothing:
+        print(f"anyformer edge: {nothing}", file=sys.stderr)
+        return INFEASIBLE
+    return None
+
+
+def amount(name: str, text: str, units: dict[str, float]) -> float:
+    """A number with a unit; without one in bytes or milliseconds."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", str(text))
+    try:
+        if found is None or found[2].lower() not in units:
+            raise ValueError
+        return float(found[1]) * units[found[2].lower()]
+    except ValueError:
+        known = ", ".join(unit for unit in units if unit)
+        raise ValueError(
+            f"--{name} is a number and a unit ({known}), e.g. 4{next(iter(units))}; got {text!r}"
+        ) from None
+
+
+def report(done: dict[str, Any], out: str) -> str:
+    """The result for people."""
+    chosen, wish, (low, high) = done["chosen"], done["wish"], done["interval"]
+    used = ", ".join(f"{share:.0%} of the {name}" for name, share in done["used"].items())
+    times = "; ".join(f"{p50:.3f} ms, {p95:.3f} ms at the 95th percentile" for p50, p95, _ in chosen["real"])
+    lines = [
+        f"{wish['metric']:<10}{done['value']:.4f} (95 %: {low:.4f} to {high:.4f}) on {done['rows']['test']:,} texts "
+        f"not seen before; {done['float32']:.4f} in float32",
+        f"size      {plain.size(chosen['real_size'])} of {plain.size(wish['size'])}, {done['parameters']:,} parameters",
+        f"latency   {times}",
+        f"machine   {done['machine']}",
+        f"table     median error {done['table']['error']:.1%} on what was measured",
+        f"file      differs from the model by {done['difference']:.1e} on real texts of odd lengths",
+        f"used      {used}",
+        f"recipe    {done['recipe']}",
+        f"wrote     {out}/model, {out}/front.html",
+    ]  # fmt: skip
+    if done["teacher"] is not None:
+        lines.insert(1, f"teacher   {done['teacher']:.4f}: {done['value'] / done['teacher']:.1%} of it is kept")
+    return "\n".join(lines)

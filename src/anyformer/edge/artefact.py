@@ -1,0 +1,279 @@
+"""A model of texts as one ONNX file, small on the disk and fast: matrices in few bits are floats once it is loaded.
+
+```
+codes uint8 ─ unpack ─ Cast ─(-)─(x)─ Reshape ── W float32        constant: ONNX Runtime computes it at loading
+              zero, scale float16 ┘   ┘
+```
+The graph is that of the model; only stored matrices are replaced, by their paths. Names and sizes of the classes are in
+the metadata of the file, so that a script needs nothing else. O outputs, I inputs, G groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.rewrite import replace
+from anyformer.edge.export import _traced, inputs
+from anyformer.hub.formats.guard import atomic_write
+from anyformer.parts.embeddings import Table
+from anyformer.parts.quantised import Grid, GridTable
+
+TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
+OPSET, IR = 21, 10
+NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
+READS = ("input_ids", "attention_mask")
+
+
+def check_target(target: str) -> None:
+    """Raises ValueError for an unknown target, ImportError with the command that helps if a package is missing."""
+    if target not in TARGETS:
+        why = {
+            "gguf": "llama.cpp runs no encoder with a head of classes; `anyformer convert` writes language models",
+            "torch": "its layers cannot be timed alone; `anyformer.edge.export` writes a .pt2 file of any model",
+            "executorch": "it is not written here; `anyformer.edge.export` writes the .pt2 file that its tools lower",
+        }.get(target)
+        raise ValueError(f"--target {target}: {why or 'unknown'}; there is {', '.join(TARGETS)}")
+    for name in TARGETS[target]:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise ImportError(f'--target {target} needs {name} ({error}): pip install "anyformer[engine]"') from error
+
+
+def plain(model: Any) -> Any:
+    """A copy of the model whose matrices in few bits are floats again."""
+    made = copy.deepcopy(model)
+    for path, grid in [(p, m) for p, m in made.named_modules() if isinstance(m, Grid)]:
+        weight = nn.Parameter(grid.dequantised(), False)
+        if isinstance(grid, GridTable):
+            new: Any = Table(grid.rows, grid.columns, _weight=weight.data)
+        else:
+            new = nn.Linear(grid.columns, grid.rows, grid.bias is not None)  # type: ignore[arg-type]
+            new.weight, new.bias = weight, grid.bias
+        replace(made, path, new)
+    return made
+
+
+def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Writes a model whose first head reads a text: `input_ids`, `attention_mask` (B, T) -> `logits` (B, C).
+
+    Args:
+        model: in evaluation mode; its matrices can be in few bits (`parts.quantised`), of 4 or 8.
+        facts: kept in the file, as JSON under the key `anyformer`.
+
+    Raises:
+        ValueError: for a model that PyTorch cannot trace with open axes, with the part.
+        OSError: if it cannot be written; nothing is left then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = _onnx(plain(model).eval(), _logits)
+    for number, (name, grid) in enumerate(_grids(model).items()):
+        _store(made.graph, name, grid, number)
+    made.metadata_props["anyformer"] = json.dumps(dict(facts or {}))
+    import onnx_ir as ir
+
+    atomic_write(path, ir.serde.serialize_model(made).SerializeToString())
+
+
+def translated(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
+    """The graph of a model in floats as ONNX's own object, with the outputs that a function makes of the model's."""
+    import onnx_ir as ir
+
+    return ir.serde.serialize_model(_onnx(model, outputs))
+
+
+def _logits(output: Any) -> dict[str, Tensor]:
+    return {"logits": output.logits}
+
+
+def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
+    example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
+    hook = model.register_forward_hook(lambda module, args, output: outputs(output))
+    try:
+        with torch.no_grad(), _quiet():
+            program = _traced(model, example)
+    finally:
+        hook.remove()
+    names = list(program.call_spec.out_spec.unflatten([None] * program.call_spec.out_spec.num_leaves))
+    with torch.no_grad(), _quiet():
+        made: Any = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, verbose=False, optimize=False, output_names=names
+        )
+    _strip(made.model)
+    made.model.ir_version = IR
+    return made.model
+
+
+def _strip(model: Any) -> None:
+    """Takes out what the exporter notes for its developers: half of a small file."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = None  # ONNX Runtime infers it
+    for value in (*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for number, node in enumerate(model.graph):
+        for place, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = f"{number}.{place}"
+        node.name = str(number)
+
+
+def _grids(model: Any) -> dict[str, Grid]:
+    """Matrices in few bits, by the name of their weight."""
+    return {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, Grid)}
+
+
+def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
+    """Puts codes, scales and zeros, and the nodes that multiply them out, in place of a matrix."""
+    import onnx_ir as ir
+
+    if grid.bits not in (4, 8):
+        raise ValueError(f"{name}: an ONNX file stores 4 or 8 bits, and it has {grid.bits}")
+    old = graph.initializers.get(name)
+    if old is None:
+        raise ValueError(f"{name} is in few bits, and the exported graph has no matrix of that name")
+    nodes: list[Any] = []
+
+    def constant(value: np.ndarray, kind: str) -> Any:
+        if kind in graph.initializers:  # numbers that several matrices share
+            return graph.initializers[kind]
+        tensor = ir.tensor(value, name=kind)
+        shape = ir.Shape(value.shape)
+        made = ir.Value(name=kind, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.initializers[kind] = made
+        return made
+
+    def node(kind: str, *given: Any, **attributes: Any) -> Any:
+        made = ir.node(kind, list(given), attributes or None)
+        made.outputs[0].name = f"w{number}.{len(nodes)}"
+        nodes.append(made)
+        return made.outputs[0]
+
+    q = constant(grid.codes.numpy(), f"w{number}.q")
+    if grid.bits == 4:  # the low half of each byte comes first
+        halves = [
+            node("BitwiseAnd", q, constant(np.array(15, np.uint8), "w.low")),
+            node("BitShift", q, constant(np.array(4, np.uint8), "w.shift"), direction="RIGHT"),
+        ]
+        q = node("Concat", *(node("Unsqueeze", half, constant(np.array([-1]), "w.last")) for half in halves), axis=-1)
+    groups = grid.scale.shape[1]
+    shape = (grid.rows, groups, grid.group)
+    q = node("Reshape", node("Cast", q, to=1), constant(np.array(shape), f"w.{shape}"))
+    scale, zero = (
+        node("Cast", constant(t.view(torch.float16).unsqueeze(-1).numpy(), f"w{number}.{kind}"), to=1)
+        for t, kind in ((grid.scale, "s"), (grid.zero, "z"))
+    )
+    w = node("Mul", node("Sub", q, zero), scale)
+    wide = (grid.rows, groups * grid.group)
+    w = node("Reshape", w, constant(np.array(wide), f"w.{wide}"))
+    if wide[1] != grid.columns:
+        w = node("Slice", w, *(constant(np.array([n]), f"w.[{n}]") for n in (0, grid.columns, 1)))
+    graph.insert_before(graph[0], nodes)
+    for user, place in list(old.uses()):
+        user.replace_input_with(place, w)
+    del graph.initializers[name]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A context without the notes of the exporter, which are for its developers."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for log in logs:
+                log.setLevel(logging.ERROR)
+            yield
+        finally:
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+def opened(path: Path, threads: int = 1) -> Any:
+    """The file as a function of `input_ids` and `attention_mask`, arrays or tensors -> logits, an array (B, C)."""
+    found = session(path, threads)
+    return lambda ids, mask: found.run(
+        None, {"input_ids": np.asarray(ids, np.int64), "attention_mask": np.asarray(mask, np.int64)}
+    )[0]
+
+
+def session(model: Path | bytes, threads: int) -> Any:
+    """A file, or its content, in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+TIMED = """
+import sys, time, json
+import numpy as np
+try:
+    held = lambda: 4096 * int(open("/proc/self/statm").read().split()[1])
+    held()
+except OSError:
+    held = lambda: 0
+path, tokens, vocab, threads, seconds = sys.argv[1], *map(float, sys.argv[2:])
+import onnxruntime as ort
+before = held()
+o = ort.SessionOptions()
+o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
+s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
+ids = np.random.default_rng(0).integers(0, int(vocab), (1, int(tokens)))
+feed = {"input_ids": ids, "attention_mask": np.ones((1, int(tokens)), np.int64)}
+run = lambda: s.run(None, feed)
+for _ in range(5):
+    run()
+took, ends = [], time.perf_counter() + seconds
+while time.perf_counter() < ends or len(took) < 20:
+    began = time.perf_counter()
+    run()
+    took.append(time.perf_counter() - began)
+took.sort()
+print(json.dumps([took[len(took) // 2] * 1e3, took[int(len(took) * 0.95)] * 1e3, held() - before]))
+"""
+
+
+def measured(path: Path, tokens: int, vocab: int, threads: int, processes: int = 3, seconds: float = 0.5) -> list[Any]:
+    """The median and the 95th percentile of one text's milliseconds, and the bytes of memory that the model added, in
+    each of some fresh processes."""
+    made = []
+    for _ in range(processes):
+        call = [sys.executable, "-c", TIMED, str(path), *map(str, (tokens, vocab, threads, seconds))]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"{path.name} does not run in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
+        made.append(json.loads(done.stdout))
+    return made
+
+
+def difference(path: Path, model: Any, batches: Sequence[tuple[Tensor, Tensor]], threads: int = 1) -> float:
+    """The largest |file's logits - model's| on real inputs, (ids, mask) each, over the largest |logit| or 1."""
+    run, most, size = opened(path, threads), 0.0, 1.0
+    for ids, mask in batches:
+        with torch.inference_mode():
+            ours = model(input_ids=ids, attention_mask=mask).logits
+        theirs = torch.as_tensor(run(ids.numpy(), mask.numpy()))
+        most, size = max(most, float((ours - theirs).abs().max())), max(size, float(ours.abs().max()))
+    return most / size

@@ -1,0 +1,335 @@
+"""A transformer designed for a budget: searched, measured, trained, stored. The work of `anyformer edge`.
+
+    space ─ table of the device ─ teacher ─ shared weights ─ search ─ the best eight measured ─ one trained ─ artefact
+
+Everything that took long is kept in the folder: a killed run goes on where it was, and several processes share one
+search (`study.db`). The artefact, `model/`, appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from anyformer.compress import few
+from anyformer.core import pages
+from anyformer.edge import artefact, learn, shared
+from anyformer.edge.device import Table
+from anyformer.edge.learn import Say
+from anyformer.edge.shared import GROUP, Shared
+from anyformer.edge.space import Choice, key, space
+from anyformer.edge.task import SCORES, read, tokenizers
+from anyformer.hub.formats.guard import atomic_write, read_json
+
+BEST = 8  # architectures that are measured
+TEACHER = 0.3  # of the time
+PARTS = {"shared": 0.4, "search": 0.1}  # of the rest; what is left trains the chosen one
+TRIALS, POPULATION, TRIED = 200, 20, 400
+SCRIPT = Path(__file__).with_name("run.txt")
+SPEC, STUDY = "spec.json", "study.db"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The budget, and how to spend it.
+
+    Attributes:
+        task, metric: a file of rows, and what counts. model, of: a page and its size, whose paths are searched.
+        size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text of `tokens` tokens
+            with `threads`. memory: bytes that the loaded model may add to a process; None is any.
+        hours: of everything but the table of the device. teacher: a loaded model, or None; more: pieces of each text
+            that it reads besides. values: of the space, see `edge.space`. trials: of the search, at most.
+    """
+
+    task: str
+    metric: str
+    size: int
+    latency: float
+    memory: int | None = None
+    target: str = "onnx"
+    threads: int = 1
+    tokens: int = 64
+    hours: float = 0.5
+    model: str = "bert"
+    of: str = "mini"
+    teacher: str | None = None
+    more: int = 1
+    values: Mapping[str, Sequence[Any]] | None = None
+    trials: int = TRIALS
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be wished for, ImportError for a package that is missing."""
+        for name in ("size", "latency", "hours", "tokens", "threads", "trials", "memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be above 0, got {value:g}")
+        if self.more < 0:
+            raise ValueError(f"--more must be at least 0, got {self.more}")
+        artefact.check_target(self.target)
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f'the search needs optuna ({error}): pip install "anyformer[edge]"') from error
+
+
+class Infeasible(Exception):
+    """No model of the space fits. `nearest`: the two that miss the budget least, and by what."""
+
+    def __init__(self, nearest: list[Point], wish: Wish):
+        self.nearest = nearest[:2]
+        lines = [f"no model that was tried has at most {wish.size:,} bytes and {wish.latency:g} ms; the nearest are"]
+        super().__init__("\n".join([*lines, *(f"  {point.line(wish)}" for point in self.nearest)]))
+
+
+@dataclass
+class Point:
+    """One architecture: its predicted bytes and milliseconds, what was measured, and its metric with shared weights."""
+
+    choice: Choice
+    size: int
+    milliseconds: float
+    flops: int = 0
+    metric: float | None = None
+    real_size: int | None = None
+    real: list[list[float]] = field(default_factory=list)  # of each process: median, 95th percentile, bytes of memory
+
+    @property
+    def p50(self) -> float:
+        """The largest median of the processes, or what the table says."""
+        return max(r[0] for r in self.real) if self.real else self.milliseconds
+
+    def over(self, wish: Wish) -> float:
+        """The share by which it misses the budget most; 0 if it fits."""
+        shares = [(self.real_size or self.size) / wish.size, self.p50 / wish.latency]
+        if wish.memory is not None and self.real:
+            shares.append(max(r[2] for r in self.real) / wish.memory)
+        return max(0.0, max(shares) - 1)
+
+    def line(self, wish: Wish) -> str:
+        """The point for people."""
+        kind = "measured" if self.real else "predicted"
+        miss = f", {self.over(wish):.0%} over" if self.over(wish) else ""
+        return f"{(self.real_size or self.size):,} bytes, {self.p50:.3g} ms {kind}{miss}: {key(self.choice)}"
+
+
+class Design:
+    """One run in a folder.
+
+    Args:
+        teacher: the loaded model of `wish.teacher`.
+
+    Raises:
+        ValueError: for a wish, task, space or folder that does not fit. ImportError.
+    """
+
+    def __init__(self, wish: Wish, out: str | Path, teacher: Any = None, say: Say = print):
+        wish.check()
+        if teacher is not None:
+            learn.check_teacher(teacher)
+        self.wish, self.out, self.teacher, self.say = wish, Path(out).expanduser(), teacher, say
+        classes = 1 if wish.metric in SCORES else 2
+        base = pages.recipe(wish.model, wish.of, task="classify", classes=classes)
+        self.space = space(base, wish.tokens, wish.values)
+        self.task = read(wish.task, wish.metric, wish.tokens, wish.seed)
+        self._claim()
+        with FileLock(self.out / "shared.lock"):
+            texts, file = self.task.parts["learn"].texts, self.out / "tokenizer.json"
+            self.task.tokenizers = tokenizers(texts, self.space.model["vocab"], file)
+        if self.task.outputs != classes:
+            base = pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs)
+            self.space = space(base, wish.tokens, wish.values)
+        self.table = Table(self.space, wish.threads)
+        self.fixed = SCRIPT.stat().st_size
+        self.seconds = wish.hours * 3600
+        self.vectors: torch.Tensor | None = None
+        self.left, self.taught = self.seconds, dict[str, Any]()
+        self._sizes: dict[str, int] = {}
+
+    def _claim(self) -> None:
+        """The folder is this wish's: one that holds another is not touched."""
+        spec = {n: v for n, v in json.loads(json.dumps(asdict(self.wish))).items() if n != "trials"}
+        if (self.out / SPEC).exists():
+            for name, value in read_json(self.out / SPEC).items():
+                if spec.get(name) != value:
+                    raise ValueError(
+                        f"{self.out} holds a run with {name}={value!r}, and this one has {spec.get(name)!r}: "
+                        "choose another --out, or the same options to go on"
+                    )
+            return
+        if self.out.exists() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} holds other files: choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.out / SPEC, json.dumps(spec, indent=1).encode())
+
+    def point(self, choice: Choice) -> Point:
+        """What a choice takes, by counting and by the table."""
+        return Point(choice, self.size(choice), self.table.milliseconds(choice))
+
+    def size(self, choice: Choice) -> int:
+        """Bytes of the artefact of a choice: weights counted, nodes by the table, the tokenizer and the script."""
+        if (known := key(choice)) not in self._sizes:
+            model = pages.empty(self.space.recipe(choice))
+            entries = few.plan(model, choice.get("bits", 8), GROUP)
+            bits = {e.path: e.bits for e in entries if e.bits}
+            total = self.table.graph(choice) + self.fixed + len(self.task.tokenizers[choice["vocab"]].core.to_str())
+            for name, weight in model.named_parameters():
+                b = bits.get(name.removesuffix(".weight"))
+                if b is None:
+                    total += weight.nbytes
+                else:
+                    groups = -(-weight.shape[1] // GROUP)
+                    total += weight.shape[0] * groups * (GROUP * b // 8 + 4) + artefact.NODES[b]
+            self._sizes[known] = total
+        return self._sizes[known]
+
+    def run(self) -> tuple[Shared, list[Point]]:
+        """The shared weights, and the best models of the search, measured.
+
+        Raises:
+            Infeasible: if nothing fits.
+        """
+        torch.manual_seed(self.wish.seed)
+        self.table.fill(self.say)
+        self._possible()
+        weights = self._prepared()
+        self._search(weights)
+        with FileLock(self.out / "finish.lock"):
+            return weights, self._measured(weights)
+
+    def _possible(self) -> None:
+        """Raises Infeasible at once if no model that the table knows fits."""
+        noise = random.Random(self.wish.seed)
+        some = [self.space.end(False, noise) for _ in range(8)] + [self.space.drawn(noise) for _ in range(TRIED)]
+        some += [
+            {**self.space.end(False, noise), "bits": min(self.space.model.get("bits", (8,)))},
+            *self.space.uniform(),
+        ]
+        points = sorted((self.point(c) for c in some), key=lambda p: p.over(self.wish))
+        if points[0].over(self.wish):
+            raise Infeasible(_distinct(points), self.wish)
+
+    def _prepared(self) -> Shared:
+        """The teacher's scores and the shared weights, made by one process while others wait."""
+        with FileLock(self.out / "shared.lock"):
+            left = self.seconds
+            soft, file = self.out / "soft.pt", self.out / "shared.pt"
+            if self.teacher is not None:
+                largest = self.task.tokenizers[max(self.space.model["vocab"])]
+                self.vectors = learn.table_of(self.teacher, largest, max(self.space.model["dim"]))
+                began, learned = time.perf_counter(), self.task.parts["learn"]
+                if not soft.exists():
+                    score = learn.teach(
+                        self.task, self.teacher, TEACHER * left, self.wish.more, self.out / "teacher", self.say
+                    )
+                    state = {"texts": learned.texts, "soft": learned.soft, "score": score}
+                    state["seconds"] = time.perf_counter() - began
+                    atomic_write(soft, lambda to: torch.save(state, to))
+                self.taught = torch.load(soft, weights_only=True)
+                learned.texts, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
+                left = max(0.4 * left, left - self.taught["seconds"])
+            self.left = left
+            weights = Shared(self.space, self.wish.seed, self.vectors)
+            seconds = PARTS["shared"] * left
+            self.say(f"all models share their weights for {seconds:.0f} s")
+            steps = shared.train(weights, self.task, seconds, file, self.wish.seed, self.say)
+            self.say(f"  {steps:,} steps")
+        return weights.eval()
+
+    def _search(self, weights: Shared) -> None:
+        """NSGA-II over metric, bytes and milliseconds, within the budget."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        seconds = PARTS["search"] * self.left
+        self.say(f"searching for {seconds:.0f} s, at most {self.wish.trials} models")
+        seed = self.wish.seed + len(self._trials())
+        self.study.sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
+
+        def objective(trial: Any) -> tuple[float, int, float]:
+            choice = self.space.make(trial.suggest_categorical)
+            point = self.point(choice)
+            trial.set_user_attr("choice", choice)
+            trial.set_constraint("over", point.over(self.wish))
+            metric = -1.0 if point.over(self.wish) else self.score(weights, choice)
+            return metric, point.size, point.milliseconds
+
+        ends = time.perf_counter() + seconds
+        while time.perf_counter() < ends and len(self._trials()) < self.wish.trials:
+            self.study.optimize(objective, n_trials=1)
+        self.say(f"  {len(self._trials())} models, {sum(t.values[0] > -1 for t in self._trials())} within the budget")
+
+    @functools.cached_property
+    def study(self) -> Any:
+        """The search, which several processes share by its file."""
+        import optuna
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.create_study(
+                storage=f"sqlite:///{self.out / STUDY}", study_name="edge", load_if_exists=True,
+                directions=["maximize", "minimize", "minimize"],
+            )  # fmt: skip
+
+    def _trials(self) -> list[Any]:
+        import optuna
+
+        return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+
+    def score(self, weights: Shared, choice: Choice) -> float:
+        """The metric of a choice with the shared weights, rounded, on the first rows that choose."""
+        self.task.ids(self.task.parts["choose"], choice["vocab"])
+        some = self.task.parts["choose"].first(learn.LOOKED)
+        return self.task.measure(self.task.answers(weights.run(choice, rounded=True), some, choice["vocab"]), some)
+
+    def points(self) -> list[Point]:
+        """All models of the search, the best first; each once."""
+        found: dict[str, Point] = {}
+        for trial in self._trials():
+            choice = trial.user_attrs["choice"]
+            found[key(choice)] = Point(choice, int(trial.values[1]), trial.values[2], metric=trial.values[0])
+        return sorted(found.values(), key=lambda p: (p.over(self.wish) > 0, p.over(self.wish), -(p.metric or 0)))
+
+    def _measured(self, weights: Shared) -> list[Point]:
+        """The best models, exported and run in fresh processes.
+
+        Raises:
+            Infeasible: if none of them fits.
+        """
+        file = self.out / "measured.json"
+        best = [Point(**p) for p in read_json(file)] if file.exists() else self._run_best(weights)
+        atomic_write(file, json.dumps([vars(p) for p in best]).encode())
+        if all(p.over(self.wish) for p in best):
+            raise Infeasible(sorted(best, key=lambda p: p.over(self.wish)), self.wish)
+        return best
+
+    def _run_best(self, weights: Shared) -> list[Point]:
+        best = self.points()[:BEST]
+        self.say(f"the best {len(best)} are exported and measured")
+        folder = self.out / "candidates"
+        for number, point in enumerate(best):
+            model, path = weights.standing(point.choice).eval(), folder / f"{number}.onnx"
+            bits = point.choice.get("bits", 8)
+            few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
+            artefact.write(model, path)
+            point.real = artefact.measured(path, self.wish.tokens, point.choice["vocab"], self.wish.threads)
+            words = len(self.task.tokenizers[point.choice["vocab"]].core.to_str())
+            point.real_size = path.stat().st_size + words + self.fixed
+            path.unlink()
+        folder.rmdir()
+        return best
+
+
+def _distinct(points: Sequence[Point]) -> list[Point]:
+    """Points of which no two have the same predictions."""
+    return list({(p.size, round(p.milliseconds, 4)): p for p in reversed(points)}.values())[::-1]

@@ -1,0 +1,201 @@
+"""The last part of a design: the chosen model is trained, stored in few bits, checked on real texts, and reported."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from anyformer import hub
+from anyformer.compress import few
+from anyformer.edge import artefact, learn
+from anyformer.edge.count import count
+from anyformer.edge.design import PARTS, SCRIPT, Design, Infeasible, Point, Wish
+from anyformer.edge.learn import Say
+from anyformer.edge.shared import GROUP, Shared
+from anyformer.edge.space import Choice
+from anyformer.edge.task import SCORES, Task, padded
+from anyformer.hub.formats.guard import atomic_write, read_json
+
+REPORT = "report.json"
+ODD = (1, 3, 17, 33, 63)  # tokens of the texts on which the file is compared
+CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
+LOST = {8: 0.02, 4: 0.1}  # mean squared difference of scores, or nats, that fewer bits may cost
+COVERED = 0.9  # the least share of the numbers of matrices in few bits
+CALIBRATED = 16  # batches
+SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "tokens", "teacher", "hours")  # of a wish
+
+
+def designed(wish: Wish, out: str | Path, teacher: Any = None, say: Say = print) -> dict[str, Any]:
+    """Designs a model for a wish in a folder, and returns the report; one that is done is read again.
+
+    Args:
+        teacher: the loaded model of `wish.teacher`.
+
+    Raises:
+        Infeasible: if nothing fits. ValueError, OSError, ImportError: nothing of the artefact has been written.
+    """
+    with learn.threads(wish.threads):
+        design = Design(wish, out, teacher, say)
+        if not (design.out / REPORT).exists():
+            weights, measured = design.run()
+            with FileLock(design.out / "finish.lock"):
+                if not (design.out / REPORT).exists():  # another process was quicker
+                    return finish(design, weights, measured)
+        return dict(read_json(design.out / REPORT))
+
+
+def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, Any]:
+    """Trains the best model that was measured within the budget, writes it, and returns the report.
+
+    Raises:
+        Infeasible: if the artefact misses the budget after all. ValueError: for a file that differs from the model.
+    """
+    wish, task = design.wish, design.task
+    fitting = [p for p in measured if not p.over(wish)]
+    chosen = max(fitting, key=lambda p: p.metric or 0)
+    seconds = design.left * (1 - sum(PARTS.values()))
+    design.say(f"the best of {len(fitting)} learns for {seconds:.0f} s: {chosen.line(wish)}")
+    model, vocab = weights.standing(chosen.choice), chosen.choice["vocab"]
+    learn.fit(model, task, vocab, seconds, seed=wish.seed, say=design.say)
+    model.tokenizer = task.tokenizers[vocab]
+    model.origin = {**(model.origin or {}), "classes": list(task.classes)}
+    test = task.parts["test"]
+    full = task.answers(learn.logits_of(model), test, vocab)
+    small, work = stored(model, task, chosen.choice, wish.size - (chosen.real_size or chosen.size))
+    answers = task.answers(learn.logits_of(small), test, vocab)
+    lost = moved(task, answers, full)
+    if lost > LOST[min(e.bits or 8 for e in work.changed)]:
+        raise ValueError(f"few bits move the model by {lost:.3g}, too far: give --size more, or --space.bits 8")
+    place = design.out / "model"
+    beside = design.out / f".model.{secrets.token_hex(4)}.tmp"
+    try:
+        off = _write(design, small, vocab, beside)
+        chosen.real_size = sum(f.stat().st_size for f in beside.iterdir())
+        file = beside / "model.onnx"
+        chosen.real = artefact.measured(file, wish.tokens, vocab, wish.threads)
+        if chosen.over(wish):
+            raise Infeasible([chosen, *(p for p in measured if p is not chosen)], wish)
+        hub.save(model, design.out / "trained", overwrite=True)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(beside, place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    made = report(design, chosen, measured)
+    low, high = task.interval(answers, test)
+    made |= {"metric": wish.metric, "value": task.measure(answers, test), "interval": [low, high]}
+    made |= {"float32": task.measure(full, test), "lost": lost, "difference": off}
+    made |= {"teacher": design.taught.get("score"), "rows": {n: len(p.labels) for n, p in task.parts.items()}}
+    made["matrices"] = {e.path: e.bits for e in work.entries}
+    atomic_write(design.out / "front.html", page(made).encode())
+    atomic_write(design.out / REPORT, json.dumps(made, indent=1).encode())
+    return made
+
+
+def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.Work]:
+    """The model with its matrices in few bits: of those in 4, the ones that move it most have 8 while there is room.
+
+    Raises:
+        ValueError: if less than 90 % of the numbers of its matrices can be in few bits.
+    """
+    bits, vocab, learned = choice.get("bits", 8), choice["vocab"], task.parts["learn"]
+    entries = few.plan(model, bits, GROUP)
+    if bits < 8:
+        rows = list(range(min(200, len(learned.labels))))
+        before = learn.logits_of(model.eval())
+        inputs = task.batch(learned, vocab, rows)
+        with torch.no_grad():
+            wanted = before(**inputs)
+        harm: dict[str, float] = {}
+        for entry in entries:
+            if entry.bits == bits:
+                one = copy.deepcopy(model)
+                few.quantise(one, few.Work("rtn", GROUP, [entry]))
+                with torch.no_grad():
+                    harm[entry.path] = moved(task, learn.logits_of(one)(**inputs), wanted)
+        for path in sorted(harm, key=lambda p: -harm[p]):
+            at = next(i for i, e in enumerate(entries) if e.path == path)
+            cost = entries[at].numbers * (8 - bits) // 8 + 64
+            if cost <= room:
+                entries[at], room = few.Entry(path, entries[at].numbers, 8), room - cost
+    work = few.Work("gptq", GROUP, entries)
+    if work.coverage < COVERED:
+        left = "; ".join(f"{e.path} ({e.why})" for e in entries if e.bits is None)
+        raise ValueError(
+            f"{work.coverage:.0%} of the matrices' numbers are in few bits, {COVERED:.0%} is the least: {left}"
+        )
+    made, noise = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
+    order = torch.randperm(len(learned.labels), generator=noise)[: 32 * CALIBRATED].tolist()
+    few.quantise(made, work, [task.batch(learned, vocab, order[i : i + 32]) for i in range(0, len(order), 32)])
+    few.verify(made, work)
+    return made, work
+
+
+def moved(task: Task, answers: Tensor, before: Tensor) -> float:
+    """The mean squared difference of scores, in their variance, or nats of divergence of classes."""
+    if task.metric in SCORES:
+        return float((answers - before).square().mean())
+    p, q = before.log_softmax(-1), answers.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def _write(design: Design, model: Any, vocab: int, folder: Path) -> float:
+    """Writes the artefact, and returns its largest difference from the model on real texts of odd lengths.
+
+    Raises:
+        ValueError: if that is above 1e-4.
+    """
+    task, wish = design.task, design.wish
+    facts = {"tokens": task.tokens, "classes": task.classes, "mean": task.mean, "deviation": task.deviation}
+    file = folder / "model.onnx"
+    artefact.write(model, file, {**facts, "metric": wish.metric, "vocab": vocab})
+    atomic_write(folder / "tokenizer.json", task.tokenizers[vocab].core.to_str().encode())
+    atomic_write(folder / "run.py", SCRIPT.read_bytes())
+    ids = sorted(task.ids(task.parts["test"], vocab), key=len)[-15:]
+    batches = []
+    for n, size in enumerate(s for s in ODD if s <= task.tokens):
+        rows = [(row * (1 + size // len(row)))[:size] for row in ids[3 * n : 3 * n + 3]]
+        batches.append(padded([*rows, ids[0][: min(5, size)]], task.tokenizers[vocab].pad_id))
+    pairs = [(b["input_ids"], b["attention_mask"]) for b in batches]
+    off = artefact.difference(file, model.eval(), pairs, wish.threads)
+    if not off <= CLOSE:
+        raise ValueError(
+            f"the written file differs from the model by {off:.1e} on texts of {ODD} tokens; allowed: {CLOSE:g}"
+        )
+    return off
+
+
+def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str, Any]:
+    """The facts of a run for machines: every model of the search, those measured, the chosen one, what bound it."""
+    wish, known = design.wish, {json.dumps(p.choice, sort_keys=True): p for p in measured}
+    every = [known.get(json.dumps(p.choice, sort_keys=True), p) for p in design.points()]
+    errors = [abs(p.milliseconds / min(r[0] for r in p.real) - 1) for p in measured if p.real]
+    worst = {
+        "size": (chosen.real_size or 0) / wish.size, "latency": chosen.p50 / wish.latency,
+    }  # fmt: skip
+    if wish.memory is not None:
+        worst["memory"] = max(r[2] for r in chosen.real) / wish.memory
+    flops = count(design.space.recipe(chosen.choice), tokens=wish.tokens)
+    return {
+        "wish": {n: getattr(wish, n) for n in SAID},
+        "machine": design.table.key, "table": {"error": median(errors), "seconds": design.table.took},
+        "chosen": vars(chosen), "parameters": flops.parameters, "flops": flops.forward,
+        "recipe": repr(design.space.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),
+        "points": [vars(p) for p in every],
+    }  # fmt: skip
+
+
+def page(made: dict[str, Any]) -> str:
+    """The page of the front: one file, nothing is fetched."""
+    text = json.dumps(made).replace("</", "<\\/")
+    return Path(__file__).with_name("front.html").read_text(encoding="utf-8").replace("/*DATA*/", text)

@@ -1,0 +1,249 @@
+"""Learning a task within a time: from labels, and from what a teacher says of the same texts and of pieces of them.
+
+    L = (1 - a) loss(label) + a distance(teacher)     a = 0.7 if the teacher has read it, 1 without a label, else 0
+
+Scores: both are squared errors. Classes: cross entropy, and T^2 KL (`compress.distil`). B rows, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyformer import hub
+from anyformer.compress.distil import divergence
+from anyformer.core import pages
+from anyformer.core.rewrite import select
+from anyformer.edge.task import SCORES, Part, Task
+from anyformer.generate.engine.processor import flags
+from anyformer.parts import Classifier
+from anyformer.parts.embeddings import Table
+from anyformer.parts.pooling import AdditivePool
+
+SIZE, RATE, FINE = 32, 1e-3, 5e-5  # rows of a batch; the largest rate of small models, and of a teacher
+WARM, CLIP, DECAY = 0.05, 1.0, 0.01
+SHARE = 0.7  # a
+LOOKS, LOOKED = 10, 600  # times that a run looks at rows that choose; so many of them
+HALVES = {"avx512_bf16", "amx_bf16"}  # flags of processors that multiply bfloat16 fast
+OWN = 0  # the place of a teacher's tokenizer among those of the task
+Say = Callable[[str], None]
+
+
+def loss(task: Task, part: Part, rows: Sequence[int], logits: Tensor) -> Tensor:
+    """L of a batch. logits (B, C), or (B, 1) of scores."""
+    score = task.metric in SCORES
+    total, size = logits.sum() * 0.0, len(rows)
+    soft = None if part.soft is None else part.soft[list(rows)]
+    read = torch.zeros(size, dtype=torch.bool) if soft is None else soft.isfinite().all(1)  # the teacher's
+    known = torch.tensor([row < len(part.labels) for row in rows])
+    if bool(known.any()):
+        labels = part.labels[[row for row in rows if row < len(part.labels)]]
+        if score:
+            hard = (logits[known, 0] - labels).square()
+        else:
+            hard = F.cross_entropy(logits[known], labels, reduction="none")
+        total = total + (hard * torch.where(read[known], 1 - SHARE, 1.0)).sum() / size
+    if soft is None or not bool(read.any()):
+        return total
+    weights = torch.where(known[read], SHARE, 1.0)
+    if score:
+        return total + (weights * (logits[read] - soft[read]).square()[:, 0]).sum() / size
+    each = torch.stack([divergence(a, b) for a, b in zip(logits[read], soft[read], strict=True)])
+    return total + (weights * each).sum() / size
+
+
+def rate(done: float, most: float) -> float:
+    """The rate of a step at a share of the time: up in the first 5 %, down in a line to 0."""
+    return most * min(1.0, (done + 1e-3) / WARM) * max(0.0, 1 - done)
+
+
+def fit(
+    model: Any,
+    task: Task,
+    vocab: int,
+    seconds: float,
+    most: float = RATE,
+    seed: int = 0,
+    half: bool = False,
+    say: Say = print,
+) -> float:
+    """Trains a model for so long, and leaves it with the weights that were best on the rows that choose.
+
+    Args:
+        vocab: of the tokenizer. most: the largest learning rate. half: products in bfloat16.
+
+    Returns:
+        The metric on these.
+
+    Raises:
+        FloatingPointError: if the loss is no longer finite.
+    """
+    learn, choose, noise = task.parts["learn"], task.parts["choose"].first(LOOKED), random.Random(seed)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY)
+    best, kept, next_look, run = -float("inf"), {}, 1 / LOOKS, logits_of(model, half)
+    began = time.perf_counter()
+    for steps, rows in enumerate(task.draws(learn, vocab, SIZE, noise)):
+        done = (time.perf_counter() - began) / seconds
+        if done >= next_look or done >= 1:
+            model.eval()
+            found = task.measure(task.answers(run, choose, vocab), choose)
+            if found > best:
+                best, kept = found, {n: t.clone() for n, t in model.state_dict().items()}
+            say(f"  {done:4.0%}  step {steps:,}  {task.metric} {found:.4f}")
+            looked = (time.perf_counter() - began) / seconds - done
+            next_look = done + looked + max(1 / LOOKS, 8 * looked)  # looking takes a ninth of the time at most
+            model.train()
+        if done >= 1:
+            break
+        step(model, optimizer, loss(task, learn, rows, run(**task.batch(learn, vocab, rows))), rate(done, most))
+    model.load_state_dict(kept)
+    model.eval()
+    return best
+
+
+def step(model: nn.Module, optimizer: Any, value: Tensor, now: float) -> None:
+    """One step of the optimizer.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    if not bool(value.isfinite()):
+        raise FloatingPointError("the loss is not finite: no model was written; another --seed may do")
+    optimizer.zero_grad()
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    for group in optimizer.param_groups:
+        group["lr"] = now
+    optimizer.step()
+
+
+def logits_of(model: Any, half: bool = False) -> Callable[..., Tensor]:
+    """The logits of a model as a function of its inputs, in float32."""
+
+    def run(**inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits: Tensor = model(**inputs).logits
+        return logits.float()
+
+    return run
+
+
+def check_teacher(teacher: Any) -> None:
+    """Raises ValueError for a model that reads no text."""
+    if teacher.tokenizer is None or not teacher.reads_text:
+        raise ValueError("the teacher has no tokenizer, or reads no text; pass a model of texts, e.g. --teacher minilm")
+
+
+def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: Say = print) -> float:
+    """Lets a teacher say what it thinks of the texts that teach, and of pieces of them, `more` for each.
+
+    A teacher without a head of the task's outputs gets one, and learns the task in half of the time; it is written to
+    `out`. In the other half it reads: what is left then has no score of a teacher (NaN).
+
+    Returns:
+        The teacher's metric on the first 600 rows that are looked at once.
+
+    Raises:
+        ValueError: for a teacher of other classes.
+    """
+    task.tokenizers[OWN], half = teacher.tokenizer, bool(HALVES & flags())
+    learn = task.parts["learn"]
+    with torch.no_grad():
+        found = teacher.eval()(**task.batch(learn, OWN, [0])).logits
+    if found is None or found.ndim != 2:
+        teacher = _headed(teacher, task.outputs)
+        seconds = seconds / 2
+        say(f"the teacher learns the task, {seconds:.0f} s")
+        fit(teacher, task, OWN, seconds, FINE, half=half, say=say)
+        hub.save(teacher, out, overwrite=True)
+    elif found.shape[1] != task.outputs:
+        raise ValueError(
+            f"the teacher has {found.shape[1]} outputs, and the task {task.outputs}: it was trained for another task; "
+            "pass a model without a head, which learns this one"
+        )
+    noise = random.Random(0)
+    pieces = [p for text in learn.texts for _ in range(more) if (p := _piece(text, noise))]
+    learn.texts, learn.ids = learn.texts + pieces, {}
+    run, every = logits_of(teacher, half), Part(learn.texts, torch.zeros(len(learn.texts)))
+    test, ends = task.parts["test"].first(LOOKED), time.perf_counter() + seconds
+    score = task.measure(task.answers(run, test, OWN), test)
+    learn.soft = torch.full((len(learn.texts), task.outputs), float("nan"))
+    with torch.no_grad():
+        for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.texts) // SIZE)):
+            if time.perf_counter() > ends:
+                break
+            learn.soft[rows] = run(**task.batch(every, OWN, rows))
+    read = learn.soft.isfinite().all(1)
+    say(f"the teacher has read {int(read.sum()):,} of {len(learn.texts):,} texts; {task.metric} {score:.4f}")
+    if task.metric in SCORES:  # a teacher's scores can have another unit
+        both = read[: len(learn.labels)]
+        x, y = learn.soft[: len(learn.labels), 0][both], learn.labels[both]
+        if len(x) > 1:
+            slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var().clamp(min=1e-9))
+            learn.soft = (learn.soft - x.mean()) * slope + y.mean()
+    learn.ids.pop(OWN, None)
+    return score
+
+
+def _headed(model: Any, outputs: int) -> Any:
+    """The model with a head for the task on the mean of its tokens, at first."""
+    recipe = model.recipe.but({"pool": AdditivePool.of(), "heads": {"classes": Classifier.of(classes=outputs)}})
+    made = pages.build(recipe, seed=0)
+    made.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("pool.")}, strict=False)
+    nn.init.zeros_(made.pool.query.weight)
+    made.tokenizer = model.tokenizer
+    return made
+
+
+def _piece(text: str, noise: random.Random) -> str:
+    """Some words in a row, of which one in ten is left out (Tang et al., 2019; arXiv:1903.12136)."""
+    words = text.split()
+    if len(words) < 4:
+        return ""
+    length = noise.randint(3, len(words))
+    at = noise.randint(0, len(words) - length)
+    return " ".join(word for word in words[at : at + length] if noise.random() > 0.1)
+
+
+@torch.no_grad()
+def table_of(teacher: Any, tokenizer: Any, dim: int) -> Tensor | None:
+    """First vectors of a tokenizer's tokens from a teacher's table, (V, dim): the mean of its pieces, along the
+    directions in which the table varies most, so that a narrow model begins with these. None if it has no table."""
+    tables = (
+        list(select(teacher, "**", kind=Table).values()) if any(isinstance(m, Table) for m in teacher.modules()) else []
+    )
+    if not tables or tables[0].weight.shape[1] < dim:
+        return None
+    weight, core = tables[0].weight.float(), teacher.tokenizer.core
+    vectors = []
+    for i in range(tokenizer.vocab_size):
+        token = tokenizer.core.id_to_token(i)
+        own = core.token_to_id(token)
+        ids = [own] if own is not None else core.encode(token.removeprefix("##"), add_special_tokens=False).ids
+        vectors.append(weight[ids].mean(0) if ids else weight.mean(0))
+    made = torch.stack(vectors)
+    made = made - made.mean(0)
+    _, axes = torch.linalg.eigh(made.mT @ made)
+    made = made @ axes.flip(1)[:, :dim]
+    return made * (0.05 / made.std())
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """A context in which PyTorch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,246 @@
+"""The space of a search: choices at the paths of a recipe, each checked before anything is trained.
+
+    dim, depth, vocab, pool, bits               of the model
+    mixer, heads, kv_heads, hidden              of each layer
+
+| choice | path of the recipe | values |
+|---|---|---|
+| dim | dim | width of the stream |
+| depth | blocks | number of layers |
+| vocab | embed.vocab | tokens |
+| pool | pool | own: that of the page; additive: attention with one learned query |
+| mixer | blocks.*.mixer | own, window, linear, convolution, fourier, mamba |
+| heads, kv_heads | blocks.*.mixer.heads, .kv_heads | numbers; 0 key/value heads are as many as heads |
+| hidden | blocks.*.ffn.hidden | as a multiple of dim |
+| tied | head.tied | 1: the head is the token table |
+| bits | | of the matrices, in the file |
+
+A choice is a dictionary, `{"dim": 64, "mixer.0": "own", …}`: what Optuna suggests, JSON keeps, and `Space.recipe` makes
+a recipe of. A path that the recipe lacks is no choice; a mixer that does not fit the skeleton is left out, with its
+reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyformer.core.recipe import Recipe
+from anyformer.core.value import nearest
+from anyformer.edge.count import count
+from anyformer.parts import Attention
+from anyformer.parts.approximate.fourier import Fourier
+from anyformer.parts.approximate.linear import LinearAttention
+from anyformer.parts.attention.masks import Window
+from anyformer.parts.pooling import AdditivePool
+from anyformer.parts.recurrent.convolution import Convolution
+from anyformer.parts.recurrent.mamba import Mamba
+
+Choice = dict[str, Any]
+NEAR, WIDE = 8, 7  # tokens on each side that a window sees; tokens of a convolution's kernel
+MODEL: dict[str, tuple[Any, ...]] = {
+    "dim": (32, 64, 96, 128), "depth": (1, 2, 3), "vocab": (2048, 4096, 8192), "pool": ("own", "additive"),
+    "tied": (0, 1), "bits": (8, 4),
+}  # fmt: skip
+LAYER: dict[str, tuple[Any, ...]] = {
+    "mixer": ("own", "window", "linear", "convolution", "fourier", "mamba"),
+    "heads": (2, 4), "kv_heads": (0, 1), "hidden": (1, 2, 4),
+}  # fmt: skip
+PATHS = {
+    "dim": "dim", "depth": "blocks", "vocab": "embed.vocab", "pool": "pool", "tied": "head.tied",
+    "mixer": "blocks.0.mixer", "heads": "blocks.0.mixer.heads", "kv_heads": "blocks.0.mixer.kv_heads",
+    "hidden": "blocks.0.ffn.hidden",
+}  # fmt: skip
+BITS = (4, 8)  # that a file can have
+NEEDED = ("dim", "depth", "vocab")
+
+
+def _window(own: Recipe[Any]) -> Recipe[Any] | None:
+    return own.but(mask=Window(NEAR, NEAR)) if own.part is Attention else None
+
+
+MIXERS: dict[str, Callable[[Recipe[Any]], Recipe[Any] | None]] = {
+    "own": lambda own: own,
+    "window": _window,
+    "linear": lambda own: LinearAttention.of(heads=getattr(own, "heads", 4)),
+    "convolution": lambda own: Convolution.of(width=WIDE),
+    "fourier": lambda own: Fourier.of(),
+    "mamba": lambda own: Mamba.of(),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """The choices of a recipe.
+
+    Attributes:
+        base: the recipe. model, layer: the values of each choice. without: choices left out, and why.
+        tokens: the longest text.
+    """
+
+    base: Recipe[Any]
+    model: Mapping[str, tuple[Any, ...]]
+    layer: Mapping[str, tuple[Any, ...]]
+    tokens: int
+    without: Mapping[str, str] = field(default_factory=dict)
+
+    def recipe(self, choice: Choice) -> Recipe[Any]:
+        """The recipe of a choice.
+
+        Raises:
+            ValueError: naming the path, for a value that the recipe does not take.
+        """
+        blocks = self.base["blocks"]
+        layers = [self._block(blocks[i % len(blocks)], i, choice) for i in range(choice["depth"])]
+        changes: dict[str, Any] = {"dim": choice["dim"], "blocks": tuple(layers), "embed.vocab": choice["vocab"]}
+        if choice.get("pool", "own") == "additive":
+            changes["pool"] = AdditivePool.of()
+        if "tied" in choice:
+            changes["head.tied"] = bool(choice["tied"])
+        there = dict(self.base.walk())
+        changes |= {p: self.tokens for p in ("context", "embed.positions.context") if isinstance(there.get(p), int)}
+        return self.base.but(changes)
+
+    def _block(self, block: Recipe[Any], i: int, choice: Choice) -> Recipe[Any]:
+        changes: dict[str, Any] = {}
+        mixer = MIXERS[choice.get(f"mixer.{i}", "own")](block["mixer"])
+        assert mixer is not None
+        for name in ("heads", "kv_heads"):
+            if f"{name}.{i}" in choice and name in mixer.options:
+                mixer = mixer.but({name: choice[f"{name}.{i}"] or choice.get(f"heads.{i}", mixer.options["heads"])})
+        changes["mixer"] = mixer
+        if f"hidden.{i}" in choice:
+            changes["ffn.hidden"] = choice[f"hidden.{i}"] * choice["dim"]
+        return block.but(changes)
+
+    def full(self, choice: Choice) -> Choice:
+        """The choice without the layers that it does not have, and without what its mixers do not read: choices that
+        make one recipe are equal."""
+        kept = {}
+        for name, value in choice.items():
+            what, _, layer = name.partition(".")
+            if layer and int(layer) >= choice["depth"]:
+                continue
+            mixer = choice.get(f"mixer.{layer}", "own") if layer else ""
+            if (what == "heads" and mixer in ("convolution", "fourier", "mamba")) or (
+                what == "kv_heads" and mixer not in ("own", "window")
+            ):
+                continue
+            kept[name] = value
+        return kept
+
+    def make(self, pick: Callable[[str, tuple[Any, ...]], Any]) -> Choice:
+        """A choice, its values picked one by one, by name: always the same names, as a search by crossing needs."""
+        choice = {name: pick(name, values) for name, values in self.model.items()}
+        for i, (name, values) in itertools.product(range(max(self.model["depth"])), self.layer.items()):
+            choice[f"{name}.{i}"] = pick(f"{name}.{i}", values)
+        return self.full(choice)
+
+    def drawn(self, noise: random.Random) -> Choice:
+        """A random choice."""
+        return self.make(lambda _, values: noise.choice(values))
+
+    def end(self, largest: bool, noise: random.Random) -> Choice:
+        """The largest or the smallest choice; what has no size is drawn."""
+
+        def pick(name: str, values: tuple[Any, ...]) -> Any:
+            if name in ("pool", "tied", "bits") or name.startswith("mixer"):
+                return noise.choice(values)
+            if name.startswith("kv_heads"):
+                return 0 if largest and 0 in values else min(v for v in values if v or not any(values))
+            return max(values) if largest else min(values)
+
+        return self.make(pick)
+
+    def uniform(self) -> Iterator[Choice]:
+        """The page's own wiring at every size, all layers alike: shrinking without a search."""
+        for dim, depth, vocab in itertools.product(*(self.model[n] for n in NEEDED)):
+            choice: Choice = {"dim": dim, "depth": depth, "vocab": vocab, "bits": max(self.model["bits"])}
+            choice |= {name: self.model[name][0] for name in ("pool", "tied") if name in self.model}
+            most = {name: values[0] if name == "mixer" else max(values) for name, values in self.layer.items()}
+            most |= {"kv_heads": 0} if "kv_heads" in self.layer else {}
+            yield self.full(choice | {f"{n}.{i}": v for i in range(depth) for n, v in most.items()})
+
+
+def space(base: Recipe[Any], tokens: int, values: Mapping[str, Sequence[Any]] | None = None) -> Space:
+    """The space of a recipe.
+
+    Args:
+        base: of a model with a stack of blocks and a front-end of tokens.
+        tokens: the longest text.
+        values: other values than the usual ones, by the name of the choice.
+
+    Raises:
+        ValueError: for a recipe without these paths, an unknown choice, or values that do not build, with the path.
+    """
+    wanted: dict[str, tuple[Any, ...]] = {**MODEL, **LAYER}
+    for name, some in (values or {}).items():
+        if name not in wanted:
+            raise ValueError(f"space: no choice {name!r}{nearest(name, list(wanted))}; there is {', '.join(wanted)}")
+        if isinstance(some, str) or not some:
+            raise ValueError(f"space: {name} must be a list of at least one value, got {some!r}")
+        wanted[name] = tuple(dict.fromkeys(some))
+    for name in ("dim", "depth", "vocab"):
+        if bad := [value for value in wanted[name] if type(value) is not int or value < 1]:
+            raise ValueError(f"space: {name} must be whole numbers from 1, got {bad[0]!r}")
+    there, without = dict(base.walk()), {}
+    for name, path in PATHS.items():
+        if there.get(path) is not None or (name == "kv_heads" and path in there):
+            continue
+        if name in NEEDED or name in (values or {}):
+            raise ValueError(f"the recipe has no {path!r}, so {name} is no choice of {base.part.__name__}")
+        without[name] = f"the recipe has no {path}"
+        del wanted[name]
+    made = Space(base, _of(wanted, MODEL), _of(wanted, LAYER), tokens, without)
+    fitting = {kind: why for kind in made.layer.get("mixer", ()) if (why := _misfit(made, kind))}
+    layer = {**made.layer}
+    if fitting:
+        layer["mixer"] = tuple(kind for kind in layer["mixer"] if kind not in fitting)
+        if not layer["mixer"]:
+            raise ValueError(f"no mixer fits: {'; '.join(f'{k}: {w}' for k, w in fitting.items())}")
+    made = Space(base, made.model, layer, tokens, without | {f"mixer={k}": w for k, w in fitting.items()})
+    _check(made)
+    return made
+
+
+def _check(made: Space) -> None:
+    """Raises ValueError for values that do not go together, naming them: each width with each mixer and its heads."""
+    if bad := [b for b in made.model.get("bits", ()) if b not in BITS]:
+        raise ValueError(f"space: bits must be of {', '.join(map(str, BITS))}, got {bad[0]!r}")
+    start = {**made.end(False, random.Random(0)), "depth": 1}
+    names = [name for name in ("mixer", "heads", "kv_heads") if name in made.layer]
+    every = list(itertools.product(*(made.layer[name] for name in names)))
+    for dim, layer in [*((min(made.model["dim"]), e) for e in every), *((d, every[0]) for d in made.model["dim"])]:
+        chosen = {f"{name}.0": value for name, value in zip(names, layer, strict=True)}
+        try:
+            count(made.recipe({**start, "dim": dim, **chosen}), tokens=8)
+        except (ValueError, RuntimeError) as error:
+            listed = ", ".join(f"{n} {v}" for n, v in {"dim": dim, **chosen}.items())
+            raise ValueError(f"space: {listed} does not build: {error}") from None
+
+
+def _of(wanted: Mapping[str, tuple[Any, ...]], names: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {name: wanted[name] for name in names if name in wanted}
+
+
+def _misfit(made: Space, kind: str) -> str:
+    """The reason why a mixer does not fit the skeleton, or ""."""
+    if kind not in MIXERS:
+        raise ValueError(f"space: no mixer {kind!r}{nearest(kind, list(MIXERS))}; there is {', '.join(MIXERS)}")
+    if MIXERS[kind](made.base["blocks.0.mixer"]) is None:
+        return f"{made.base['blocks.0.mixer'].part.__name__} has no window"
+    smallest = {n: v for n, v in made.end(False, random.Random(0)).items() if not n.startswith(("heads", "kv_heads"))}
+    try:
+        count(made.recipe({**smallest, **{n: kind for n in smallest if n.startswith("mixer.")}}), tokens=8)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def key(choice: Choice) -> str:
+    """The choice as text, for caches and files."""
+    return json.dumps(choice, sort_keys=True)

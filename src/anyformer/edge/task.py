@@ -1,0 +1,226 @@
+"""The task that a small model is designed for: rows of text with a class or a number, split once, and its metric.
+
+| metric | label | is |
+|---|---|---|
+| accuracy | a class | the share of right classes |
+| f1 | a class | mean over the classes of the harmonic mean of precision and recall |
+| pearson | a number | the correlation of scores and labels |
+| spearman | a number | that of their ranks |
+
+Of the rows 80 % teach, 10 % choose among architectures and steps, and 10 % are looked at once, at the end.
+N rows, C classes, B rows of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as Core
+from torch import Tensor
+
+from anyformer.data import vocabulary
+from anyformer.data.order import permuted
+from anyformer.data.records import records
+from anyformer.hub.text.reading import reading
+from anyformer.hub.text.tokenizer import Tokenizer
+
+LEAST = 50  # rows
+PARTS = ("learn", "choose", "test")
+RESAMPLES = 1000
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The share of rows whose largest logit is the label's. (N, C), (N,)."""
+    return float((logits.argmax(-1) == labels).mean())
+
+
+def f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of 2 TP / (2 TP + FP + FN) over the classes that rows or answers have. (N, C), (N,)."""
+    answers, each = logits.argmax(-1), []
+    for c in np.union1d(answers, labels):
+        right = ((answers == c) & (labels == c)).sum()
+        each.append(2 * right / ((answers == c).sum() + (labels == c).sum()))
+    return float(np.mean(each))
+
+
+def pearson(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The correlation; 0 if all scores are equal. (N, 1), (N,)."""
+    x, y = scores.reshape(-1) - scores.mean(), labels - labels.mean()
+    size = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / size if size > 1e-12 else 0.0
+
+
+def spearman(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The correlation of ranks; equal ones share their mean rank. (N, 1), (N,)."""
+    return pearson(_ranks(scores.reshape(-1))[:, None], _ranks(labels))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy, "f1": f1, "pearson": pearson, "spearman": spearman,
+}  # fmt: skip
+SCORES = ("pearson", "spearman")
+
+
+@dataclass
+class Part:
+    """Some rows: their texts, and labels (N,), classes as numbers, or scores of mean 0 and deviation 1. `soft`: what a
+    teacher says, (N, C) or (N, 1); None without one. Rows beyond the labels are a teacher's alone."""
+
+    texts: list[str]
+    labels: Tensor
+    soft: Tensor | None = None
+    ids: dict[int, list[list[int]]] = field(default_factory=dict)  # by vocabulary
+
+    def first(self, count: int) -> Part:
+        """The first rows."""
+        return Part(self.texts[:count], self.labels[:count], None, {v: rows[:count] for v, rows in self.ids.items()})
+
+
+@dataclass
+class Task:
+    """Rows in three parts, tokenizers of each size of vocabulary, and the metric.
+
+    Attributes:
+        classes: their names, sorted; () of scores. mean, deviation: of the scores of `learn`, 0 and 1 of classes.
+        tokens: the longest text, longer ones are cut.
+    """
+
+    metric: str
+    classes: tuple[str, ...]
+    mean: float
+    deviation: float
+    tokens: int
+    parts: dict[str, Part]
+    tokenizers: dict[int, Tokenizer] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives."""
+        return max(1, len(self.classes))
+
+    def ids(self, part: Part, vocab: int) -> list[list[int]]:
+        """The ids of each text, at most `tokens`."""
+        if vocab not in part.ids:
+            tokenizer = self.tokenizers[vocab]
+            part.ids[vocab] = [reading(tokenizer, text).cut(self.tokens) or [0] for text in part.texts]
+        return part.ids[vocab]
+
+    def batch(self, part: Part, vocab: int, rows: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, padded to the longest, (B, T)."""
+        return padded([self.ids(part, vocab)[i] for i in rows], self.tokenizers[vocab].pad_id)
+
+    def draws(self, part: Part, vocab: int, size: int, noise: random.Random) -> Iterator[list[int]]:
+        """Rows of batches without end: each row once in a round, texts of about one length together."""
+        lengths = [len(ids) for ids in self.ids(part, vocab)]
+        while True:
+            order = noise.sample(range(len(part.texts)), len(part.texts))
+            near = [sorted(order[i : i + 16 * size], key=lengths.__getitem__) for i in range(0, len(order), 16 * size)]
+            batches = [rows[i : i + size] for rows in near for i in range(0, len(rows), size)]
+            yield from noise.sample(batches, len(batches))
+
+    @torch.no_grad()
+    def answers(self, run: Callable[..., Tensor], part: Part, vocab: int, size: int = 64) -> Tensor:
+        """The outputs of a model for each row of a part with a label, (N, C)."""
+        count = len(part.labels)
+        order = sorted(range(count), key=lambda i: len(self.ids(part, vocab)[i]))
+        made = [run(**self.batch(part, vocab, order[i : i + size])) for i in range(0, count, size)]
+        return torch.cat(made)[torch.tensor(order).argsort()]
+
+    def measure(self, answers: Tensor, part: Part) -> float:
+        """The metric; higher is better."""
+        return METRICS[self.metric](answers.float().numpy(), part.labels.numpy())
+
+    def interval(self, answers: Tensor, part: Part) -> tuple[float, float]:
+        """95 % of the metric over rows drawn again (bootstrap)."""
+        noise, a, b = np.random.default_rng(0), answers.float().numpy(), part.labels.numpy()
+        rows = [noise.integers(0, len(b), len(b)) for _ in range(RESAMPLES)]
+        low, high = np.quantile([METRICS[self.metric](a[r], b[r]) for r in rows], (0.025, 0.975))
+        return float(low), float(high)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Rows of ids as a batch, (B, T), and 1 where there is a token."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def read(file: str | Path, metric: str, tokens: int, seed: int = 0) -> Task:
+    """The task of a file of rows with `text` and `label`, without tokenizers; see `tokenizers`.
+
+    Args:
+        file: JSONL, CSV, TSV or Parquet. tokens: of the longest text. seed: of the parts.
+
+    Raises:
+        ValueError: for an unknown metric, too few rows, one class only, labels that are no numbers where the metric
+            wants these, or that are all equal; with what is there. FileNotFoundError.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    rows = [(str(r["text"]), r["label"]) for r in records(file, None, ("text", "label"))]
+    if len(rows) < LEAST:
+        raise ValueError(f"{file} has {len(rows)} rows; a design needs at least {LEAST}: most teach, the others choose")
+    texts, labels = [t for t, _ in rows], [v for _, v in rows]
+    classes: tuple[str, ...] = ()
+    if metric in SCORES:
+        values = torch.tensor([_number(file, i, v) for i, v in enumerate(labels)])
+    else:
+        classes = tuple(sorted(set(map(str, labels))))
+        if len(classes) == 1:
+            raise ValueError(f"{file} has one class only, {classes[0]!r}: there is nothing to decide")
+        if len(classes) > len(rows) / 5:
+            raise ValueError(
+                f"{file}: {len(classes)} classes for {len(rows)} rows, numbers perhaps: use --metric pearson for these"
+            )
+        values = torch.tensor([classes.index(str(v)) for v in labels])
+    order = permuted(np.arange(len(rows)), len(rows), seed).tolist()
+    ends = [len(rows) // 10, len(rows) // 5, len(rows)]
+    cut = [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    places = dict(zip(("test", "choose", "learn"), cut, strict=True))
+    mean, deviation = 0.0, 1.0
+    if metric in SCORES:
+        learned = values[places["learn"]]
+        mean, deviation = float(learned.mean()), float(learned.std())
+        if not deviation > 0:
+            raise ValueError(f"{file}: every label is {mean:g}; there is nothing to learn")
+        values = (values - mean) / deviation
+    parts = {name: Part([texts[i] for i in places[name]], values[places[name]]) for name in PARTS}
+    return Task(metric, classes, mean, deviation, tokens, parts)
+
+
+def _number(file: Any, i: int, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{file}, row {i + 1}: the label {value!r} is no number; classes have --metric accuracy or f1")
+    return number
+
+
+def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int, Tokenizer]:
+    """WordPiece tokenizers of several sizes; a smaller one is the beginning of the largest, so that rows of a token
+    table are the same tokens in all. The largest is kept in `file`, since another run would find other tokens."""
+    if not file.exists():
+        vocabulary.make(texts, "wordpiece", max(vocabs)).core.save(str(file), pretty=False)
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    made = {}
+    for size in vocabs:
+        kept = {token: i for token, i in whole["model"]["vocab"].items() if i < size}
+        content = {**whole, "model": {**whole["model"], "vocab": kept}}
+        made[size] = Tokenizer(Core.from_str(json.dumps(content)), vocabulary.BERT)
+    return made

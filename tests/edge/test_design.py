@@ -1,0 +1,268 @@
+"""A design, from rows to a folder that runs without torch; what does not fit is said, and nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.cli import main
+from anyformer.core import pages
+from anyformer.edge import design, finish
+from anyformer.edge.design import Design, Infeasible, Wish
+from anyformer.edge.finish import designed
+from anyformer.edge.space import key
+from anyformer.hub.text.tokenizer import Tokenizer
+
+pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
+SPACE: dict[str, list[Any]] = {
+    "dim": [16, 32], "depth": [1, 2], "vocab": [96, 160], "pool": ["additive"], "bits": [8],
+    "mixer": ["own", "convolution"], "heads": [2], "kv_heads": [0], "hidden": [1],
+}  # fmt: skip
+GOOD, BAD = ["good", "great", "lovely", "nice", "fine", "happy"], ["bad", "awful", "sad", "poor", "ugly", "dull"]
+FILLER = ["the", "film", "was", "a", "very", "day", "at", "night", "with", "people", "and", "music", "in", "town"]
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+def written(path: Path, label: Any = lambda n: n - 2, count: int = 300) -> str:
+    noise, rows = random.Random(0), []
+    for _ in range(count):
+        n = noise.randint(0, 4)
+        words = [noise.choice(FILLER) for _ in range(noise.randint(3, 9))]
+        words += [noise.choice(GOOD) for _ in range(n)] + [noise.choice(BAD) for _ in range(4 - n)]
+        rows.append({"text": " ".join(noise.sample(words, len(words))), "label": label(n)})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def wish(tmp_path_factory: pytest.TempPathFactory) -> Wish:
+    rows = written(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+    return Wish(rows, "pearson", 90_000, 5.0, hours=6 / 3600, tokens=16, of="tiny", values=SPACE, trials=4)
+
+
+@pytest.fixture(scope="module")
+def made(wish: Wish, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """One whole run; all that it measures of this machine is kept for the other tests."""
+    out = tmp_path_factory.mktemp("edge") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYFORMER_CACHE", str(out.parent / "cache"))
+        patch.setattr(design, "BEST", 2)
+        return designed(wish, out, say=silent), out
+
+
+@pytest.fixture(autouse=True)
+def _cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept = request.getfixturevalue("made")[1].parent / "cache" if "made" in request.fixturenames else tmp_path / "cache"
+    monkeypatch.setenv("ANYFORMER_CACHE", str(kept))
+
+
+def test_the_budget_holds_on_the_files_and_the_size_was_foreseen(wish: Wish, made: tuple[dict[str, Any], Path]) -> None:
+    report, out = made
+    files = list((out / "model").iterdir())
+    assert {f.name for f in files} == {"model.onnx", "tokenizer.json", "run.py"}
+    size = sum(f.stat().st_size for f in files)
+    assert size == report["chosen"]["real_size"] <= wish.size
+    assert size == pytest.approx(report["chosen"]["size"], rel=0.04)
+    assert len(report["chosen"]["real"]) == 3 and all(p50 <= wish.latency for p50, _, _ in report["chosen"]["real"])
+    assert report["value"] > 0.8 and report["interval"][0] < report["value"] < report["interval"][1]
+    assert report["difference"] < 1e-4 and report["used"]["size"] == pytest.approx(size / wish.size)
+    assert set(report["matrices"].values()) <= {4, 8, None}
+
+
+def test_the_script_runs_where_neither_torch_nor_anyformer_can_be_imported(
+    wish: Wish, made: tuple[dict[str, Any], Path]
+) -> None:
+    _, out = made
+    assert len((out / "model" / "run.py").read_text(encoding="utf-8").splitlines()) <= 40
+    texts = [
+        "good great lovely film",
+        "bad",
+        "the film was awful and dull at night with people and people and people in a town at night",
+    ]
+    code = (
+        "import sys, runpy\nsys.modules.update(dict.fromkeys(('torch', 'anyformer', 'transformers', 'onnx')))\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    call = [sys.executable, "-c", code, str(out / "model" / "run.py")]
+    done = subprocess.run([*call, *texts], capture_output=True, text=True, check=True)
+    scores = [float(line.split("\t")[0]) for line in done.stdout.splitlines()]
+    piped = subprocess.run(call, input="\n".join(texts), capture_output=True, text=True, check=True)
+    assert piped.stdout == done.stdout
+    model = af.load(out / "trained").eval()
+    facts = Design(wish, out, say=silent).task
+    ids, mask = model.tokenizer.batch(texts)
+    logits = model(input_ids=ids[:, :16], attention_mask=mask[:, :16]).logits[:, 0]
+    assert len(texts[2].split()) > 16  # cut by both, though not at the same end token
+    ours = (logits * facts.deviation + facts.mean).tolist()
+    assert scores[:2] == pytest.approx(ours[:2], abs=0.15) and scores[0] > 0.5 > -0.5 > scores[1]
+
+
+def test_the_page_holds_every_point_and_fetches_nothing(made: tuple[dict[str, Any], Path]) -> None:
+    report, out = made
+    text = (out / "front.html").read_text(encoding="utf-8")
+    assert "src=" not in text and "href=" not in text and "import(" not in text
+    shown = json.loads(text.partition("const d = ")[2].partition("\n")[0])
+    assert shown == report and len(shown["points"]) >= 1
+    assert any(p["choice"] == report["chosen"]["choice"] for p in shown["points"])
+
+
+def test_a_run_that_is_done_is_read_again_and_another_wish_is_refused(
+    wish: Wish, made: tuple[dict[str, Any], Path]
+) -> None:
+    report, out = made
+    before = (out / "model" / "model.onnx").stat().st_mtime_ns
+    assert designed(wish, out, say=silent) == report
+    assert (out / "model" / "model.onnx").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"holds a run with size=90000, and this one has 80000: choose another --out"):
+        designed(replace(wish, size=80_000), out, say=silent)
+    with pytest.raises(ValueError, match="holds other files"):
+        designed(wish, out / "model", say=silent)
+
+
+def test_a_killed_run_goes_on(wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    report, out = made
+    shutil.copytree(out, tmp_path / "again")
+    (tmp_path / "again" / "report.json").unlink()  # killed behind the search
+    said: list[str] = []
+    one = Design(wish, tmp_path / "again", say=said.append)
+    weights = one._prepared()
+    one._search(weights)
+    assert any("going on with shared.pt" in line for line in said) and "  0 steps" not in said
+    assert {key(p.choice) for p in one.points()} >= {key(p["choice"]) for p in report["points"]}
+    state = torch.load(out / "shared.pt", weights_only=True)["weights"]
+    assert all(
+        torch.equal(state[n], t) for n, t in weights.state_dict().items()
+    )  # the time was up: nothing was learned again
+
+
+def test_two_processes_share_one_search(wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    shutil.copytree(made[1], tmp_path / "both")
+    (tmp_path / "both" / "study.db").unlink()
+    two = [Design(replace(wish, trials=3), tmp_path / "both", say=silent) for _ in range(2)]
+    weights = two[0]._prepared()
+    for one in two:
+        one.left = 1e4
+        one._search(weights)
+    assert len(two[0]._trials()) == len(two[1]._trials()) == 3
+
+
+@pytest.mark.parametrize("budget", [{"size": 4_000}, {"latency": 1e-4}])
+def test_what_does_not_fit_names_the_nearest_two(
+    budget: dict, wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Infeasible) as nothing:
+        designed(replace(wish, **budget), tmp_path / "out", say=silent)
+    first, second = nothing.value.nearest
+    assert 0 < first.over(replace(wish, **budget)) <= second.over(replace(wish, **budget))
+    assert str(nothing.value).count("over") == 2 and "bytes" in str(nothing.value)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_the_command_ends_with_3_if_nothing_fits(
+    wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["edge", "--task", wish.task, "--metric", "pearson", "--latency", "5ms", "--tokens", "16", "--of", "tiny"]
+    call += [part for name, values in SPACE.items() for part in (f"--space.{name}", json.dumps(values))]
+    assert main([*call, "--size", "1kB", "--out", str(tmp_path / "out")]) == 3
+    err = capsys.readouterr().err
+    assert (
+        "no model that was tried has at most 1,000 bytes and 5 ms; the nearest are" in err and err.count("% over") == 2
+    )
+
+
+def test_the_commands_of_the_document_are_understood(
+    wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        args = shlex.split(command.replace("\\\n", " "))
+        for name, value in {"--task": wish.task, "--size": "1kB", "--out": str(tmp_path / "out")}.items():
+            args[args.index(name) + 1] = value
+        at = args.index("--teacher")
+        del args[at : at + 2]
+        small = [part for name, values in SPACE.items() for part in (f"--space.{name}", json.dumps(values))]
+        assert main([*args, "--tokens", "16", "--of", "tiny", *small]) == 3, capsys.readouterr().err
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"size": 0}, "--size must be above 0, got 0"), ({"latency": 0.0}, "--latency must be above 0"),
+        ({"hours": 0.0}, "--hours must be above 0"), ({"memory": 0}, "--memory must be above 0"),
+        ({"target": "gguf"}, "llama.cpp runs no encoder"), ({"model": "llama"}, "llama"),
+    ],
+)  # fmt: skip
+def test_a_wish_that_is_none_writes_nothing(change: dict, says: str, wish: Wish, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        designed(replace(wish, **change), tmp_path / "out", say=silent)
+    assert says in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_task_of_one_class_or_one_row_writes_nothing(wish: Wish, tmp_path: Path) -> None:
+    one = written(tmp_path / "one.jsonl", lambda _: "a")
+    with pytest.raises(ValueError, match="one class only"):
+        designed(replace(wish, task=one, metric="f1"), tmp_path / "out", say=silent)
+    single = written(tmp_path / "single.jsonl", count=1)  # a calibration of one sample
+    with pytest.raises(ValueError, match="has 1 rows"):
+        designed(replace(wish, task=single), tmp_path / "out", say=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def teacher(classes: int | None) -> Any:
+    task = {"task": "none"} if classes is None else {"task": "classify", "classes": classes}
+    model = af.build("bert", "tiny", vocab=257, seed=0, **task)
+    model.tokenizer = Tokenizer.bytes_level()  # another vocabulary than the students': both read the text
+    return model
+
+
+def test_a_teacher_of_another_vocabulary_teaches_and_one_of_other_classes_does_not(
+    wish: Wish, made: Any, tmp_path: Path
+) -> None:
+    one = Design(replace(wish, teacher="t", more=1), tmp_path / "out", teacher(1), say=silent)
+    one._prepared()
+    learned = one.task.parts["learn"]
+    assert learned.soft is not None and len(learned.soft) == len(learned.texts) > len(learned.labels) == 240
+    assert (tmp_path / "out" / "soft.pt").exists() and -1 <= one.taught["score"] <= 1
+    with pytest.raises(ValueError, match="the teacher has 5 outputs, and the task 1"):
+        Design(replace(wish, teacher="t"), tmp_path / "two", teacher(5), say=silent)._prepared()
+    mute = teacher(1)
+    mute.tokenizer = None
+    with pytest.raises(ValueError, match="the teacher has no tokenizer"):
+        Design(replace(wish, teacher="t"), tmp_path / "three", mute, say=silent)._prepared()
+
+
+def test_matrices_in_4_bits_have_8_where_it_matters_and_there_is_room(wish: Wish, made: Any, tmp_path: Path) -> None:
+    one = Design(wish, tmp_path / "out", say=silent)
+    choice = {**one.space.end(True, random.Random(0)), "bits": 4}
+    model = pages.build(one.space.recipe(choice), seed=0).eval()
+    _, tight = finish.stored(model, one.task, choice, 0)
+    small, wide = finish.stored(model, one.task, choice, 1_500)
+    four = [{e.path for e in work.entries if e.bits == 4} for work in (tight, wide)]
+    assert four[1] < four[0] and len(four[1]) > 0
+    inputs = one.task.batch(one.task.parts["learn"], choice["vocab"], list(range(200)))
+    with torch.no_grad():
+        before = model(**inputs).logits
+        assert finish.moved(one.task, small(**inputs).logits, before) < 0.1
+    model.embed.positions.weight = torch.nn.Parameter(torch.zeros(20_000, choice["dim"]))
+    with pytest.raises(
+        ValueError, match=r"of the matrices' numbers are in few bits, 90% is the least: .*embed\.positions"
+    ):
+        finish.stored(model, one.task, choice, 0)
