@@ -300,7 +300,7 @@ def test_the_principles_of_the_document_are_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_run_is_left_alone(home: Path, done: Constituted, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds a run with another seed: 0, now 1"):
+    with pytest.raises(ValueError, match="holds a run with seed=0, and this one has 1"):
         constitution(**options(home, home / "whole", seed=1))
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):

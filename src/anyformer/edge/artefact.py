@@ -10,14 +10,11 @@ the metadata of the file, so that a script needs nothing else. O outputs, I inpu
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import logging
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 
 from anyformer.core.rewrite import replace
 from anyformer.edge.export import _traced, inputs
+from anyformer.generate.engine.graph import quiet
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.parts.embeddings import Table
 from anyformer.parts.quantised import Grid, GridTable
@@ -103,12 +101,12 @@ def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
     example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
     hook = model.register_forward_hook(lambda module, args, output: outputs(output))
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = _traced(model, example)
     finally:
         hook.remove()
     names = list(program.call_spec.out_spec.unflatten([None] * program.call_spec.out_spec.num_leaves))
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         made: Any = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, verbose=False, optimize=False, output_names=names
         )
@@ -191,22 +189,6 @@ def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
     for user, place in list(old.uses()):
         user.replace_input_with(place, w)
     del graph.initializers[name]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A context without the notes of the exporter, which are for its developers."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in logs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for log in logs:
-                log.setLevel(logging.ERROR)
-            yield
-        finally:
-            for log, level in zip(logs, levels, strict=True):
-                log.setLevel(level)
 
 
 def opened(path: Path, threads: int = 1) -> Any:

@@ -29,7 +29,7 @@ from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import Choice, key, space
 from anyformer.edge.task import SCORES, read, tokenizers
-from anyformer.hub.formats.guard import atomic_write, read_json
+from anyformer.hub.formats.guard import atomic_write, claim, read_json
 
 BEST = 8  # architectures that are measured
 TEACHER = 0.3  # of the time
@@ -158,19 +158,7 @@ class Design:
 
     def _claim(self) -> None:
         """The folder is this wish's: one that holds another is not touched."""
-        spec = {n: v for n, v in json.loads(json.dumps(asdict(self.wish))).items() if n != "trials"}
-        if (self.out / SPEC).exists():
-            for name, value in read_json(self.out / SPEC).items():
-                if spec.get(name) != value:
-                    raise ValueError(
-                        f"{self.out} holds a run with {name}={value!r}, and this one has {spec.get(name)!r}: "
-                        "choose another --out, or the same options to go on"
-                    )
-            return
-        if self.out.exists() and any(self.out.iterdir()):
-            raise ValueError(f"{self.out} holds other files: choose another --out")
-        self.out.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.out / SPEC, json.dumps(spec, indent=1).encode())
+        claim(self.out, SPEC, {n: v for n, v in asdict(self.wish).items() if n != "trials"})
 
     def point(self, choice: Choice) -> Point:
         """What a choice takes, by counting and by the table."""

@@ -23,7 +23,7 @@ from anyformer.core.options import takes
 from anyformer.core.shown import Shown
 from anyformer.evaluate.intervals import Estimate, wilson
 from anyformer.hub import load
-from anyformer.hub.formats.guard import atomic_write
+from anyformer.hub.formats.guard import atomic_write, claim
 from anyformer.train import alignment_report, principles, revising
 from anyformer.train.align import Aligned, _decoder, align
 from anyformer.train.finetune import Tuned, finetune
@@ -144,20 +144,7 @@ def _opened(run: Steps) -> None:
     names = ("model", "seed", "critic", "revisions", "max_new_tokens", "temperature", "held_out", "method", "steps")
     facts = {**{n: getattr(o, n) for n in names}, "weights": run.made_by, "prompts": prompts}
     facts["principles"] = [asdict(rule) for rule in run.rules]
-    file = run.home / "constitution.json"
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in json.loads(json.dumps(facts)).items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{run.home} holds a run with another {name}: {str(before.get(name))[:80]}, now {str(value)[:80]}; "
-                    "choose another --out"
-                )
-        return
-    if run.home.exists() and any(run.home.iterdir()):
-        raise ValueError(f"{run.home} holds other files; choose another --out")
-    run.home.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+    claim(run.home, "constitution.json", facts)
 
 
 def _measured(run: Steps, stage: str, model: Any, held: Sequence[str]) -> dict[str, Estimate]:

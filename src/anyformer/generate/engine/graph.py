@@ -34,7 +34,7 @@ class Trace:
         step = Step(model, made)
         example, axes = step.example()
         try:
-            with torch.no_grad(), _quiet(), lowered(model, matrices):
+            with torch.no_grad(), quiet(), lowered(model, matrices):
                 program = torch.export.export(step, tuple(example), dynamic_shapes=(tuple(axes),), strict=False)
                 translated = torch.onnx.export(
                     program, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
@@ -134,9 +134,9 @@ def _moved(graph: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A context without the notes of the exporter, which are for its developers."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

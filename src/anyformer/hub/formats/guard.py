@@ -165,6 +165,27 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[Binary
         temporary.unlink(missing_ok=True)
 
 
+def claim(folder: Path, name: str, facts: dict[str, Any]) -> None:
+    """Makes `folder` that of one run: its file `name` holds the facts of it, plain values of JSON.
+
+    Raises:
+        ValueError: for a folder of a run with other facts, or with other files; nothing is written then.
+    """
+    file, facts = folder / name, json.loads(json.dumps(facts))
+    if file.exists():
+        before = read_json(file)
+        for fact in (fact for fact, value in facts.items() if before.get(fact) != value):
+            raise ValueError(
+                f"{folder} holds a run with {fact}={before.get(fact)!r:.80}, and this one has {facts[fact]!r:.80}: "
+                "choose another --out, or the same options to go on"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+
+
 def clear_stale(folder: Path, name: str) -> None:
     """Remove the leftovers of killed writers of `name` (a glob pattern); a live writer's file is younger."""
     for old in folder.glob(f".{name}.*.tmp"):
