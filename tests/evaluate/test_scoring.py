@@ -33,11 +33,11 @@ def logs(found: Any, ids: list[int], first: int, inputs: dict[str, Any] | None =
 
 
 @pytest.mark.parametrize("name", each_page())
-def test_endings_have_the_log_probabilities_of_a_pass_of_their_own(name: str) -> None:
+def test_endings_have_the_log_probabilities_of_a_pass_of_their_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = model(name)
     if not one.reads_text:
         pytest.skip("it reads no text")
-    one.tokenizer = LETTERS
+    monkeypatch.setattr(one, "tokenizer", LETTERS)  # other tests have the same model
     endings = [" cab", " fed.", " abc", " a"]
     expected = []
     for ending in endings:

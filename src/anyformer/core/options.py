@@ -78,14 +78,15 @@ def current(
 def _signature(cls: Any) -> inspect.Signature:
     """The signature of the constructor, with evaluated annotations and defaults. Keyword-only fields: its own first,
     then those of its bases."""
-    parameter, hints = inspect.Parameter, get_type_hints(cls)
+    parameter, hints, missing = inspect.Parameter, get_type_hints(cls), dataclasses.MISSING
     order = list(dict.fromkeys(name for c in inspect.getmro(cls) for name in inspect.get_annotations(c)))
     fields = sorted(dataclasses.fields(cls), key=lambda f: (bool(f.kw_only), order.index(f.name)))
     return inspect.Signature([
         parameter(
             f.name,
             parameter.KEYWORD_ONLY if f.kw_only else parameter.POSITIONAL_OR_KEYWORD,
-            default=f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
+            default=parameter.empty if f.default is f.default_factory is missing
+            else f.default if f.default_factory is missing else f.default_factory(),
             annotation=hints[f.name],
         )
         for f in fields
