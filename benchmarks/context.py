@@ -22,7 +22,7 @@ from benchmarks.contest import ROOT, Missing
 from benchmarks.machine import resident
 from benchmarks.report import Section, row
 
-TOKENS = 8192
+TOKENS = 4096
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"dim": 256, "depth": 6, "heads": 8, "kv_heads": 2, "hidden": 704, "vocab": 4096, "context": TOKENS},
     "mamba": {"dim": 192, "depth": 6, "vocab": 4096},
@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 COUNTS, KEPT = (1, 2, 4), ((), ("blocks.*",))
 
 
-def run(rounds: int = 4) -> Section:
+def run(rounds: int = 3) -> Section:
     """Trains each model in each layout for so many steps; the section of the report."""
     if not Path("/proc/self/status").exists():
         raise Missing("memory is read from Linux, in /proc/self/status")

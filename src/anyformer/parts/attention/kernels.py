@@ -7,6 +7,7 @@ The rule of "auto", from the top:
   3. a mask outside fused attention, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
   4. scores are capped: "reference"
   5. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
+The last tokens of a plain text, with gradients, need none of these: `parts/attention/continued.py`, on a CPU.
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
 "blockwise" keeps memory linear in the length on any device, and is written to be read (`parts/attention/blockwise.py`).
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.part import check_option
+from anyformer.parts.attention import continued
 from anyformer.parts.attention.blockwise import blockwise
 from anyformer.parts.attention.masks import CHUNK, View
 from anyformer.parts.attention.scores import Bias
@@ -61,6 +63,9 @@ def attend(
         ValueError: for a kernel without a cap, or without dropout, if it needs one.
     """
     check_option("attend", "kernel", kernel, KERNELS)
+    plain = kernel in ("auto", "sdpa") and bias is None and cap is None and not dropout
+    if plain and view.continues() and continued.fits(q, k, v):
+        return continued.Continued.apply(q, k, v, scale)
     if kernel == "auto":
         kernel = _choice(view, bias, dropout, cap)
     if kernel == "chunked":

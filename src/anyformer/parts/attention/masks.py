@@ -247,6 +247,11 @@ class View:
         plain = self.mask == CAUSAL and self.keep is None and self.mine is None
         return plain and bool(self.count == self.keys and self.query == self.key)
 
+    def continues(self) -> bool:
+        """True if the queries are the last tokens of a plain text, and there are keys before them."""
+        plain = self.mask == CAUSAL and self.keep is None and self.mine is None and not self.open()
+        return plain and self.count < self.keys and self.query + self.count == self.key + self.keys
+
     def everything(self) -> bool:
         """True if every query sees every key: no mask is needed."""
         left, right = self.mask.reach()
@@ -339,4 +344,5 @@ def one_text_a_row(keep: Tensor) -> Packed:
 def resolved(seen: View) -> tuple[View, Tensor | None]:
     """A view and its tensor, or None if fused kernels need no tensor."""
     plain = seen.everything() or seen.plainly_causal() or seen.local() or seen.heavy()
+    plain = plain or (seen.continues() and torch.is_grad_enabled())
     return seen, None if plain else seen.tensor()
