@@ -27,7 +27,8 @@ TWO += [{"what": "uneven", "parallel": "ddp"}, {"what": "gpt", "parallel": "loca
 TWO += [{"what": "gpt", "parallel": "powersgd", "communication": {"rank": 1, "start": 2}}]
 TWO += [{"what": "mixture", "parallel": "ep"}] * EXPERTS
 TWO += [{"what": "llama", "parallel": "ddp", "mesh": {"context": 2}}]
-TWO += [{"what": what, "parallel": "pipeline"} for what in ("gpt", "bert", "vit", "hybrid", "uneven")]
+TWO += [{"what": what, "parallel": "pipeline"} for what in ("gpt", "bert", "vit", "uneven")]
+TWO += [{"what": "hybrid", "parallel": "pipeline", "chunked_loss": "on"}]
 TWO += [{"what": what, "parallel": "fsdp", "mesh": {"context": 2}, "activation_checkpointing": ["blocks.*"]}
         for what in ("hybrid", "windows")]  # fmt: skip
 EXACT: dict[str, dict[str, float]] = {

@@ -56,6 +56,10 @@ class Pipeline(DDP):
         self.stages, self.stage, self.pieces = stages, self.rank % stages, int(pieces)
         self.stepping, self.sent = False, list[tuple[Any, Tensor]]()
 
+    @property
+    def whole(self) -> bool:
+        return True  # what a loss reads, the head, is
+
     def wrap(self, loss: Any) -> Callable[..., Any]:
         self.loss, self.blocks = loss, self._checked(loss)
         for value in loss.model.state_dict().values():
