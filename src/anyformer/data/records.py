@@ -86,7 +86,7 @@ def find(source: str | Path) -> Source:
         if matches := tuple(f for f in matching if f.is_file()):
             return Source(name, _kind(path, matches), matches, path.parent)
     raise FileNotFoundError(
-        f"there is no file or folder {name!r}; the built-in text is data='pydoc', a published data set hub:owner/name"
+        f"there is no file or folder {name!r}; pydoc is the built-in text, hub:owner/name a published data set"
     )
 
 
