@@ -95,13 +95,13 @@ class Context:
             against = f"{', '.join(sorted(kinds))} cannot read a text in pieces with gradients" if kinds else None
         if against:
             raise ValueError(f"mesh.context={self.count}: {against}; use mesh.data or parallel=fsdp instead")
-        self.model, self.parts = model, parts
-        self.like = torch.empty(0, dtype=next(model.parameters()).dtype)
+        self.model, self.like = model, torch.empty(0, dtype=next(model.parameters()).dtype)
         loss.run = self.run
-        for m in parts:
-            if isinstance(self._slot(m, 1, self.like), Recurrent):
-                m.register_forward_pre_hook(self._receive)
-                m.register_forward_hook(self._hand_on)
+        recurrent = [m for m in parts if isinstance(self._slot(m, 1, self.like), Recurrent)]
+        self.parts = [m for m in parts if m not in recurrent]
+        for m in recurrent:  # their slots are made when they are called
+            m.register_forward_pre_hook(self._receive)
+            m.register_forward_hook(self._hand_on)
 
     def run(self, **inputs: Any) -> Any:
         """The model's output for this process's piece."""
@@ -146,12 +146,11 @@ class Context:
         flat = torch.cat([t.detach().flatten().to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
         dist.send(flat, group=self.group, group_dst=self.place + step)
 
-    def receive(self, step: int, like: Any) -> tuple[Tensor, ...]:
-        """Tensors such as `like` from the process `step` places further."""
+    def receive(self, step: int, like: Any, device: torch.device) -> tuple[Tensor, ...]:
+        """Tensors of the shapes and types of `like`, from the process `step` places further."""
         kinds = {torch.promote_types(t.dtype, torch.float32) for t in like}
-        flat = torch.empty(
-            sum(t.numel() for t in like), dtype=max(kinds, key=lambda k: k.itemsize), device=like[0].device
-        )
+        wide = max(kinds, key=lambda kind: kind.itemsize)
+        flat = torch.empty(sum(t.numel() for t in like), dtype=wide, device=device)
         dist.recv(flat, group=self.group, group_src=self.place + step)
         pieces = flat.split([t.numel() for t in like])
         return tuple(piece.view(t.shape).to(t.dtype) for piece, t in zip(pieces, like, strict=True))
@@ -239,7 +238,7 @@ class Receive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, x: Tensor, context: Context, held: Any, known: bool) -> Any:
         ctx.context = context
-        return x.view_as(x), *([t.view_as(t) for t in held] if known else context.receive(-1, held))
+        return x.view_as(x), *([t.view_as(t) for t in held] if known else context.receive(-1, held, x.device))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *held: Tensor) -> Any:  # type: ignore[override]
@@ -252,14 +251,14 @@ class HandOn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, context: Context, again: bool, *held: Tensor) -> Tensor:
-        ctx.context, ctx.like = context, [torch.empty_like(t) for t in held]
+        ctx.context, ctx.like = context, [torch.empty_like(t, device="meta") for t in held]
         if not again:
             context.send(1, *held)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return gradient, None, None, *ctx.context.receive(1, ctx.like)
+        return gradient, None, None, *ctx.context.receive(1, ctx.like, gradient.device)
 
 
 def _filler(name: str) -> int:

@@ -97,8 +97,7 @@ class DDP(World):
         random_state.seed_all(int(words[0]) << 32 | int(words[1]))
 
     def wrap(self, loss: Any) -> Callable[..., Any]:
-        for value in loss.model.state_dict().values():  # whoever built the model without a seed has another one
-            dist.broadcast(value, 0)
+        self._make_alike(loss.model)
         if self.context is not None:
             self.context.join(loss)
         if self.size > self.copies and lora.adapters(loss.model):
@@ -114,9 +113,18 @@ class DDP(World):
             if whole and self.main:
                 warnings.warn(f"not split: each process holds all of {whole}", stacklevel=2)
         part = self.replicate(loss)
-        named = loss.model.named_parameters(remove_duplicate=False)  # FSDP2 has put others in their places
-        self._cut = {id(p) for name, p in named if name in self.plan or name in self.owned}
+        self._note_cut(loss.model)
         return part
+
+    def _make_alike(self, model: nn.Module) -> None:
+        """Gives all processes the main one's weights: whoever built the model without a seed has others."""
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
+
+    def _note_cut(self, model: nn.Module) -> None:
+        """Notes the parameters in the plan, after FSDP2 has put others in their places."""
+        named = model.named_parameters(remove_duplicate=False)
+        self._cut = {id(p) for name, p in named if name in self.plan or name in self.owned}
 
     def _split(self, model: nn.Module) -> str:
         """Splits the model; returns a description of the parts that stay whole."""

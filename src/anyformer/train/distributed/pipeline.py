@@ -62,8 +62,7 @@ class Pipeline(DDP):
 
     def wrap(self, loss: Any) -> Callable[..., Any]:
         self.loss, self.blocks = loss, self._checked(loss)
-        for value in loss.model.state_dict().values():
-            dist.broadcast(value, 0)
+        self._make_alike(loss.model)
         count, n = len(self.blocks), self.stages
         stage_of = [i * n // count for i in range(count)]
         mine = [block for block, stage in zip(self.blocks, stage_of, strict=True) if stage == self.stage]
@@ -72,8 +71,7 @@ class Pipeline(DDP):
         self._keep_own(loss.model, stage_of)
         self.blocks[-1].register_forward_hook(self._share)
         self.parameters = [p for p in loss.model.parameters() if p.requires_grad]
-        named = loss.model.named_parameters(remove_duplicate=False)
-        self._cut = {id(p) for name, p in named if name in self.owned}
+        self._note_cut(loss.model)
         return self._step
 
     def _checked(self, loss: Any) -> list[Any]:
@@ -158,9 +156,13 @@ class Pipeline(DDP):
             yield
         finally:
             self.stepping = False
-            for work, _ in self.sent:
-                work.wait()
-            self.sent.clear()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Waits until what was sent has arrived, and lets go of it."""
+        for work, _ in self.sent:
+            work.wait()
+        self.sent.clear()
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...]) -> Any:
         if self.stage == 0:
@@ -174,6 +176,7 @@ class Pipeline(DDP):
         y = Given.apply(y, self)
         if self.stepping:
             raise Handed(y, args[1])
+        self._settle()
         return y
 
     def _share(self, block: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
@@ -233,10 +236,10 @@ class Given(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, line: Pipeline) -> Tensor:
-        ctx.line, ctx.like = line, torch.empty_like(y)
+        ctx.line = line
         line.send(1, y)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return ctx.line.receive(1, ctx.like), None
+        return ctx.line.receive(1, gradient), None
