@@ -29,12 +29,13 @@ from torch import Tensor
 from anyformer.data import vocabulary
 from anyformer.data.order import permuted
 from anyformer.data.records import records
+from anyformer.evaluate.answering import confusion, macro_f1
+from anyformer.evaluate.intervals import Corpus
 from anyformer.hub.text.reading import reading
 from anyformer.hub.text.tokenizer import Tokenizer
 
 LEAST = 50  # rows
 PARTS = ("learn", "choose", "test")
-RESAMPLES = 1000
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -44,11 +45,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean of 2 TP / (2 TP + FP + FN) over the classes that rows or answers have. (N, C), (N,)."""
-    answers, each = logits.argmax(-1), []
-    for c in np.union1d(answers, labels):
-        right = ((answers == c) & (labels == c)).sum()
-        each.append(2 * right / ((answers == c).sum() + (labels == c).sum()))
-    return float(np.mean(each))
+    return macro_f1(confusion(labels, logits.argmax(-1), logits.shape[-1]))
 
 
 def pearson(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -145,10 +142,10 @@ class Task:
 
     def interval(self, answers: Tensor, part: Part) -> tuple[float, float]:
         """95 % of the metric over rows drawn again (bootstrap)."""
-        noise, a, b = np.random.default_rng(0), answers.float().numpy(), part.labels.numpy()
-        rows = [noise.integers(0, len(b), len(b)) for _ in range(RESAMPLES)]
-        low, high = np.quantile([METRICS[self.metric](a[r], b[r]) for r in rows], (0.025, 0.975))
-        return float(low), float(high)
+        a, b = answers.float().numpy(), part.labels.numpy()
+        found = Corpus(lambda drawn: METRICS[self.metric](a[drawn], b[drawn]), len(b)).estimate()
+        one = found.low is None or found.high is None  # a single row
+        return (found.value, found.value) if one else (found.low, found.high)  # type: ignore[return-value]
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:

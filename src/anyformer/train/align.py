@@ -137,7 +137,7 @@ def _split(every: Sequence[Pair], options: AlignOptions, tokenizer: Any, context
         return list(every), preferring.pairs(other, options.loss, tokenizer, context)
     if not 0 < share < 1:
         raise ValueError(f"held_out must be a share between 0 and 1, or a file; got {share}")
-    prompts = sorted({pair[0].prompt for pair in every}, key=lambda p: _place(p, options.seed))
+    prompts = sorted({pair[0].prompt for pair in every}, key=lambda p: place(p, options.seed))
     count = max(1, round(share * len(prompts)))
     if count >= len(prompts):
         raise ValueError(f"{len(prompts)} prompt(s) are too few: some are learned from, and some are held out")
@@ -152,5 +152,6 @@ def _split(every: Sequence[Pair], options: AlignOptions, tokenizer: Any, context
     return parts
 
 
-def _place(prompt: str, seed: int) -> str:
+def place(prompt: str, seed: int) -> str:
+    """A key that orders prompts by the seed, whatever their order in the file is."""
     return hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()

@@ -25,7 +25,7 @@ from anyformer.evaluate.intervals import Estimate, wilson
 from anyformer.hub import load
 from anyformer.hub.formats.guard import atomic_write, claim
 from anyformer.train import alignment_report, principles, revising
-from anyformer.train.align import Aligned, _decoder, align
+from anyformer.train.align import Aligned, _decoder, align, place
 from anyformer.train.finetune import Tuned, finetune
 from anyformer.train.options import METHODS, AlignOptions, FinetuneOptions
 from anyformer.train.revising import Row, Steps, fingerprint, self_judged
@@ -106,7 +106,7 @@ def prompts_of(file: str | Path, seed: int, share: float) -> tuple[list[str], li
             f"{path}: {len(unique)} prompt(s) left of {len(lines)} lines, without empty and repeated ones; at least 4 "
             "are needed, to learn from and to hold out"
         )
-    order = sorted(unique, key=lambda p: hashlib.sha256(f"{seed} {p}".encode()).hexdigest())
+    order = sorted(unique, key=lambda p: place(p, seed))
     held = set(order[: min(max(1, round(share * len(unique))), len(unique) - 3)])
     return [p for p in unique if p not in held], [p for p in unique if p in held]
 
