@@ -170,7 +170,7 @@ def interval(found: list[np.ndarray]) -> str:
 
 
 def told(name: str, where: Path) -> str:
-    """What travelled, and what was spent, in a line."""
+    """A line on the numbers that travelled and the epsilon that was spent."""
     made = json.loads((where / "federated.json").read_text())
     row, client = made["rounds"][1:], next(iter(made["clients"].values()))
     dropped, aborted = sum(len(r["dropped"]) for r in row), sum(bool(r["aborted"]) for r in row)

@@ -161,7 +161,7 @@ class Design:
         claim(self.out, SPEC, {n: v for n, v in asdict(self.wish).items() if n != "trials"})
 
     def point(self, choice: Choice) -> Point:
-        """What a choice takes, by counting and by the table."""
+        """The size and the time of a choice, by counting and by the table."""
         return Point(choice, self.size(choice), self.table.milliseconds(choice))
 
     def size(self, choice: Choice) -> int:

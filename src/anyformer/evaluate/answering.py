@@ -121,7 +121,7 @@ def macro_f1(table: np.ndarray) -> float:
 
 
 def confusion(gold: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
-    """How often each class (row) was taken for each (column), (C, C)."""
+    """The counts of each class (row) that was taken for each (column), (C, C)."""
     return np.bincount(gold * count + predicted, minlength=count * count).reshape(count, count)
 
 

@@ -1,4 +1,4 @@
-"""What a model carries along: associations of words (WEAT), and pairs of sentences that differ in one term.
+"""Bias of a model: associations of words (WEAT), and pairs of sentences that differ in one term.
 
 WEAT (Caliskan et al., 2017; arXiv:1608.07187), of word sets X, Y (targets) and A, B (attributes), cos the cosine:
 

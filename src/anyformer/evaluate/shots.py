@@ -65,7 +65,7 @@ class Form:
         return self.template.replace("{text}", item.text)
 
     def notes(self, items: Sequence[Item], own: bool) -> list[str]:
-        """What was found twice.
+        """Notes of the questions that stand twice.
 
         Args:
             own: the examples come from the file that is measured.

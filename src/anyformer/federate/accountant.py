@@ -73,7 +73,7 @@ def noise_for(target: float, rate: float, rounds: int, delta: float) -> float:
 
 
 def _places(e: np.ndarray, noise: float, rate: float) -> np.ndarray:
-    """Where log P/Q of the removal is e: e = log(1 - q + q exp((2 x - 1) / 2 z^2)), (N,) -> (N,)."""
+    """The places x where log P/Q of the removal is e: e = log(1 - q + q exp((2 x - 1) / 2 z^2)), (N,) -> (N,)."""
     above = np.expm1(e) + rate
     with np.errstate(divide="ignore"):
         return noise**2 * np.log(np.maximum(above, 0) / rate) + 0.5

@@ -145,7 +145,7 @@ def mechanism(o: FederateOptions, clients: int, numbers: int) -> privacy.Privacy
 
 
 def tell(screen: Screen, o: FederateOptions, server: Server, summary: str, numbers: int) -> None:
-    """What is going to happen."""
+    """The announcement of the run."""
     examples = sum(f["examples"] for f in server.facts.values())
     screen.message(
         f"{o.model}, {server.plan['task']}: {len(server.facts)} clients, {examples:,} examples; {numbers:,} numbers "

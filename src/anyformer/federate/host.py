@@ -133,7 +133,7 @@ class Host:
         return draw.random() < self.o.drop and STAGES.index(kind) >= STAGES.index(at)
 
     def _introduce(self, client: Client, f: dict[str, Any], _: Any) -> Message:
-        """What all must agree on; no example leaves."""
+        """The facts that all clients must agree on; no example leaves."""
         mine = self.o.of(client.path)
         client.data = read_data(mine)
         task, names, context, columns = kind_of(self.lm, client.data, mine, least=1)

@@ -61,7 +61,7 @@ class Party:
         self.received: dict[int, bytes] = {}
 
     def public(self) -> bytes:
-        """What all may see: 96 bytes."""
+        """The part that all may see: 96 bytes."""
         keys = (self.sealing.public_key().public_bytes_raw(), self.masking.public_key().public_bytes_raw())
         return b"".join((*keys, hashlib.sha256(self.seed).digest()))
 

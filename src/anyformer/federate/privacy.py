@@ -51,7 +51,7 @@ class Privacy:
         return (total + self.noise * self.clip * generator.standard_normal(len(total))) / self.denominator
 
     def assumptions(self) -> list[str]:
-        """What epsilon stands for, in lines."""
+        """The assumptions of epsilon, in lines."""
         return [
             f"(epsilon, delta={self.delta:g}) for a whole client, added or removed, by privacy loss distributions",
             f"each of {self.clients} clients is in a round with probability {self.rate:g}, independently (Poisson)",

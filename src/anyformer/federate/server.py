@@ -35,7 +35,7 @@ class Aborted(Exception):
 
 @dataclass
 class Round:
-    """What a round did; also a row of federated.json.
+    """The result of a round; also a row of federated.json.
 
     Attributes:
         drawn: clients in it. answered: those in the mean. dropped: by name, why.
@@ -192,7 +192,7 @@ class Server:
         return self.privacy.mean(total) if self.privacy else total / weight
 
     def _lie(self, name: str, m: Message, array: str, dtype: str) -> str:
-        """What is wrong with an answer; empty if nothing is."""
+        """The fault of an answer; empty if there is none."""
         made, f = m.arrays.get(array), m.facts
         if made is None or made.dtype.str != dtype or made.shape != self.weights.shape:
             came = "nothing" if made is None else f"{made.dtype.str} {list(made.shape)}"

@@ -146,7 +146,7 @@ class Reader:
         self.vectors = torch.cat(made)[torch.tensor(order, device=self.device).argsort()]
 
     def _asked(self, text: str, where: str) -> list[int]:
-        """What an encoder reads of a question or a passage."""
+        """The tokens of a question or a passage, for an encoder."""
         ids, most = reading(self.asks, text).ids, self.model.question.context
         if not ids:
             raise ValueError(f"{where} has no tokens: {text!r:.60}")

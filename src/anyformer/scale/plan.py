@@ -27,7 +27,7 @@ MORE = (*range(2, 17), *(1 << i for i in range(5, 13)))  # times as many GPUs, o
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan cannot know. Each can be set.
+    """The assumptions of a plan. Each can be set.
 
     Attributes:
         utilisation: of the GPU's peak, by products while they run; communication and empty places come on top.
@@ -123,7 +123,7 @@ def layouts(shape: Shape, gpus: int, gpu: GPU, given: Assumptions) -> list[Layou
 
 
 def fits(layout: Layout, gpu: GPU, given: Assumptions) -> bool:
-    """Is there memory for it, with the reserve?"""
+    """True if there is memory for it, with the reserve."""
     return layout.memory.peak <= gpu.memory * (1 - given.reserve)
 
 
@@ -219,7 +219,7 @@ def _seconds(
         return gpu.link if processes <= gpu.node else given.network * GB
 
     def seen(time: float, beside: float) -> float:
-        """What of a communication is not hidden beside a computation."""
+        """The part of a communication that is not hidden beside a computation."""
         return max(time * (1 - given.overlap), time - beside)
 
     made = {"compute": compute, "bubble": compute / micro * (pipeline - 1)}

@@ -199,7 +199,7 @@ def plan(
 def _too_long(
     shape: Shape, tokens: float, gpus: int, gpu: GPU, assumed: Assumptions, days: float, longest: float
 ) -> str:
-    """What is said of a budget that cannot be met."""
+    """The message for a budget that cannot be met."""
     enough = "no number of GPUs that was tried is enough"
     for number in (n * gpus for n in MORE):
         able = [e.days(shape, tokens) for e in layouts(shape, number, gpu, assumed) if fits(e, gpu, assumed)]

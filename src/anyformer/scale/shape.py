@@ -1,4 +1,4 @@
-"""What a plan needs to know of a model, read off its tree and counted by `edge.count`; no weights are made."""
+"""The facts of a model that a plan needs, read off its tree and counted by `edge.count`; no weights are made."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ class RagToken(Skeleton, Part):
         return Flow(torch.empty(0), state=state).slot(self)
 
     def _read(self, named: Inputs) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What the generator's encoder reads, scores (B, K), and the log of p(passage | question)."""
+        """The inputs of the generator's encoder, scores (B, K), and the log of p(passage | question)."""
         self.entrances()[0].given(named)
         ids, mask, vectors = self._passages(named, named["input_ids"].shape[0])
         asked = vector_of(self.question(**{n: v for n, v in named.items() if n in self.question.inputs()}))

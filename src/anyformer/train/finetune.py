@@ -224,7 +224,7 @@ def ready(
 
 
 def letters(data: Sequence[tables.Table]) -> Iterator[str]:
-    """What is said in the sounds that are learned from."""
+    """The transcripts of the sounds that are learned from."""
     return tables.words(data, ("sound", "text"))
 
 

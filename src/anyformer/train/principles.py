@@ -66,7 +66,7 @@ class Principle:
     content: str = ""
 
     def scores(self, texts: Sequence[str]) -> list[float]:
-        """How much each text breaks it, 0 = kept; not of the model's judgement.
+        """The amount by which each text breaks it, 0 = kept; not of the model's judgement.
 
         Raises:
             ValueError: for a program that raises, returns no number, or does not end in time.

@@ -86,7 +86,8 @@ class Steps:
         return [rule for rule in self.rules if self.options.critic == "model" or rule.judge == "model"]
 
     def judged(self, rule: Principle, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """How much each answer breaks a principle, by the critic of the run: of the model log p(Yes) - log p(No)."""
+        """The amount by which each answer breaks a principle, by the critic of the run: of the model log p(Yes) -
+        log p(No)."""
         if rule not in self.own:
             return rule.scores(answers)
         return [self_judged(self.model, rule, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
