@@ -53,12 +53,19 @@ class Answer:
 
 
 def write(
-    engine: Engine, name: str, text: str, count: int = 12, client: str = "a", rows: int = 1, **options: Any
+    engine: Engine,
+    name: str,
+    text: str,
+    count: int = 12,
+    client: str = "a",
+    rows: int = 1,
+    made: Answer | None = None,
+    **options: Any,
 ) -> Answer:
     """Submits one prompt."""
     given = {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None, "stop": (),
              "seed": None, "cache": True, **options}  # fmt: skip
-    made, ids = Answer(rows), Prompts(engine.models[name], text).rows[0]
+    made, ids = made or Answer(rows), Prompts(engine.models[name], text).rows[0]
     each = [Options(count, **given) for _ in range(rows)]
     engine.submit(name, [Write(client, time.monotonic() + 60, made, ids=ids, options=each, top=2)])
     return made
@@ -82,6 +89,19 @@ def engine(loaded):
     yield start
     for one in made:
         one.stop()
+
+
+def test_a_text_is_counted_from_its_first_token_to_its_last(engine):
+    """Whoever has read a piece of a text sees it among those that are written."""
+    running, counts = engine(), list[int]()
+
+    class Counted(Answer):
+        def __call__(self, number: int, event: Event) -> None:
+            counts.append(running.running)
+            super().__call__(number, event)
+
+    write(running, "mamba", "abc", 5, rows=2, made=Counted(2)).wait()
+    assert len(counts) > 4 and set(counts) == {2}
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -154,9 +154,13 @@ class Batch:
         return True
 
     def _read(self, reading: Reading) -> None:
-        if not reading.step(self.limits.chunk):
-            return
-        self.reading, run = None, reading.run
+        if reading.step(self.limits.chunk):
+            self._admit(reading)
+            self.reading = None  # not before: `rows` counts each place all the while
+
+    def _admit(self, reading: Reading) -> None:
+        """The first tokens of texts whose prompts are read; those that go on join a group."""
+        run = reading.run
         rows, tokens, index = list[Row](), list[int](), list[int]()
         for place, job in enumerate(reading.jobs):
             self.metrics.add("prompt_tokens_total", len(job.ids), model=self.name)
