@@ -2,10 +2,13 @@
 
 6 layers, 6 heads, width 384, 8 x 256 tokens, vocabulary 65, float32, eager, no dropout. MLP 384 -> 1536 -> 384, or
 gated 384 -> 1024 twice -> 384, which is the same number of weights. Same batches, same cross-entropy, same fused AdamW.
+Ours run as in `fit`, which keeps freed memory for the next step (`core.machine.kept_memory`); peers run as they are
+and, "memory kept", with that setting of ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,13 +43,17 @@ SMALL = Shape(layers=6, heads=6, dim=384, gated=1024)
 CONTESTANTS = {
     "ours_gpt": Contestant("anyformer GPT"),
     "hf_gpt": Contestant("transformers GPT-2", against="ours_gpt"),
+    "hf_gpt_kept": Contestant("transformers GPT-2, memory kept", against="ours_gpt"),
     "litgpt_pythia": Contestant("litgpt, Pythia-like", "litgpt", "ours_gpt"),
     "ours_llama": Contestant("anyformer LLaMA"),
     "hf_llama": Contestant("transformers LLaMA", against="ours_llama"),
+    "hf_llama_kept": Contestant("transformers LLaMA, memory kept", against="ours_llama"),
     "x_llama": Contestant("x-transformers, LLaMA-like", against="ours_llama"),
     "litgpt_llama": Contestant("litgpt, LLaMA-like", "litgpt", "ours_llama"),
     "peak": Contestant("plain matrix products"),
 }
+KEPT = "_kept"
+PROCESS = contextlib.ExitStack()  # entered for the life of a contestant's process
 Model = tuple[Any, Callable[[Any], Any]]  # the module, and a function from ids (B, T) to logits (B, T, V)
 
 
@@ -138,7 +145,11 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
         from benchmarks.machine import matmul_rate
 
         return {}, lambda request: {"rate": matmul_rate()}
-    model, logits = globals()[name]()
+    if name.startswith("ours") or name.endswith(KEPT):
+        from anyformer.core.machine import kept_memory
+
+        PROCESS.enter_context(kept_memory())
+    model, logits = globals()[name.removesuffix(KEPT)]()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     batches = torch.randint(0, VOCAB, (16, BATCH, TIME + 1))

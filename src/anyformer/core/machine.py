@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,3 +56,30 @@ def read_rate() -> float:
         torch.mv(a, x, out=out)
         best = max(best, a.nbytes / (time.perf_counter() - began))
     return best
+
+
+TRIM, MAPPED, MAPS = -1, -3, -4  # mallopt's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
+BLOCK = 32 << 20  # bytes, the largest M_MMAP_THRESHOLD and the one that glibc's own rule ends at
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """The memory that a step frees, kept by the C library for the next step.
+
+    glibc gives what is free at the end of its heap back to the system, and every tensor above 32 MiB at once; the next
+    step takes the same pages again, and the system empties each one first. Which step meets this depends on what
+    happens to lie at the end of the heap. Afterwards all that is free goes back, and glibc's limits are those that its
+    own rule ends at. Other C libraries, and memory of other devices, stay as they are.
+    """
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is None:
+        yield
+        return
+    for option, value in ((MAPS, 0), (TRIM, -1)):
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in ((MAPS, 1 << 16), (MAPPED, BLOCK), (TRIM, 2 * BLOCK)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)

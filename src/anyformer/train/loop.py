@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.core.machine import kept_memory
 from anyformer.core.recompute import recomputing
 from anyformer.core.shown import Shown
 from anyformer.data.batches import Batch, Batches, Numbered
@@ -178,7 +179,7 @@ class Loop:
         never after."""
         s, early = self.settings, False
         self.model.train()
-        with self.undo, Interrupts() as interrupts, self.log:
+        with self.undo, kept_memory(), Interrupts() as interrupts, self.log:
             while True:
                 last = self.step >= s.steps or self.world.any_process(interrupts.came)
                 measured = self.measure is not None and _due(self.step, s.eval_every)
