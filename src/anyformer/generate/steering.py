@@ -107,9 +107,13 @@ class Steered:
         with self._steering():
             return self.model(*args, **inputs)
 
+    def stay(self) -> list[Any]:
+        """Adds the directions in every pass of the model, whoever runs it; returns the hooks that do."""
+        return [module.register_forward_hook(_adding(path, vector)) for module, path, vector in self._added]
+
     @contextmanager
     def _steering(self) -> Iterator[None]:
-        hooks = [module.register_forward_hook(_adding(path, vector)) for module, path, vector in self._added]
+        hooks = self.stay()
         try:
             yield
         finally:
@@ -149,6 +153,15 @@ def with_steering(model: Any, steer: Steer) -> Any:
         raise ValueError("steer adds to the streams of PyTorch modules, and ONNX Runtime has none; use engine='torch'")
     made = Steered(model, [d if isinstance(d, Direction) else read(d) for d in several])
     return made if made.directions else model
+
+
+def steered_always(model: Any, steer: Steer) -> Any:
+    """The model itself, in all of whose passes the directions are added from now on: for a program that has no other
+    use of it. Errors are those of `with_steering`."""
+    made = with_steering(model, steer or None)
+    if isinstance(made, Steered):
+        made.stay()
+    return model
 
 
 def blocks_of(model: nn.Module) -> list[str]:
