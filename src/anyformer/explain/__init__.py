@@ -14,6 +14,6 @@ from anyformer.explain.roles import Roles, roles
 from anyformer.explain.steering import contrast
 from anyformer.explain.target import Contrast
 
-__all__ = ["Attribution", "Contrast", "Direct", "Facts", "Lens", "Neurons", "Patched", "Patching", "Roles", "attention_picture",
-           "attribute", "contrast", "direct", "inspect", "lens", "neurons", "patch", "patch_path",
+__all__ = ["Attribution", "Contrast", "Direct", "Facts", "Lens", "Neurons", "Patched", "Patching", "Roles",
+           "attention_picture", "attribute", "contrast", "direct", "inspect", "lens", "neurons", "patch", "patch_path",
            "roles"]  # fmt: skip
