@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from anyformer.core.pages import build
 from anyformer.core.taps import Taps
-from anyformer.explain.attention import kinds
+from anyformer.explain.attention import implied, kinds
 from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
-from anyformer.explain.patching import HEADS, changed
+from anyformer.explain.patching import HEADS, changed, head_count
 from anyformer.explain.subjects import agreeing
 
 ROLES = ("previous", "next", "offset", "first", "delimiter", "duplicate", "induction", "subject")
@@ -177,10 +177,10 @@ def _instead(explained: Explained, name: str, ids: Tensor) -> dict[str, Tensor]:
 
 def _layers(explained: Explained) -> list[str]:
     """The paths of self-attention whose maps are square, of the stack with the most layers."""
-    own = {kind: list(paths.values()) for kind, paths in kinds(explained.model).items()}
-    own = {
-        kind: paths for kind, paths in own.items() if not getattr(explained.model.get_submodule(paths[0]), "cross", 0)
-    }
+    model = explained.model
+    own = {kind: list(paths.values()) for kind, paths in {**kinds(model), **implied(model)}.items()}
+    first = {kind: model.get_submodule(paths[0]) for kind, paths in own.items()}
+    own = {k: paths for k, paths in own.items() if not getattr(first[k], "cross", 0) and head_count(first[k])}
     if not own:
         raise ValueError("this model has no self-attention with weights, so its heads have no roles; try method='ig'")
     return max(own.values(), key=len)
