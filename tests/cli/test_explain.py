@@ -21,6 +21,18 @@ def test_a_text_makes_a_page(cli, decoder, tmp_path):
     assert out.read_text().startswith("<!doctype html>") and "Content-Security-Policy" in out.read_text()
 
 
+def test_a_picture_and_the_numbers_stand_beside_the_page(cli, decoder, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report.html"
+    code, said, err = cli("explain", decoder, "a $cat$", "--method", "grad", "--out", out, "--beside", "png", "json")
+    assert code == 0, err
+    assert said.splitlines()[-3:] == [str(out.with_suffix(f".{kind}")) for kind in ("html", "png", "json")]
+    assert out.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert json.loads(out.with_suffix(".json").read_text())["attribution"]["method"] == "grad"
+    code, _, err = cli("explain", decoder, "a cat", "--beside", "gif")
+    assert code == 2 and "gif" in err
+
+
 def test_json_has_the_numbers(cli, encoder):
     code, said, err = cli("explain", encoder, "a cat", "--json", "--method", "grad", "--at", 1)
     assert code == 0, err
