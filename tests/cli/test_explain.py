@@ -59,6 +59,12 @@ def test_a_picture_has_patches(cli, tmp_path):
     assert code == 2 and "'a cat' is no file, and this model reads pixel_values" in err
 
 
+def test_a_picture_is_no_text(cli, decoder, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    code, _, err = cli("explain", decoder, tmp_path / "a.png")
+    assert code == 2 and "is a file, and this model reads input_ids, a text: pass its words" in err
+
+
 def test_mistakes_are_one_line(cli, decoder):
     for words, message in (
         (["a cat", "--for", "cat"], "'cat' is 3 tokens"),

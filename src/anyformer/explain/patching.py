@@ -144,7 +144,7 @@ def _list(module: nn.Module) -> bool:
 def head_count(module: Any) -> int | None:
     """The number of heads whose values o, a matrix, reads side by side."""
     o, heads = getattr(module, "o", None), getattr(module, "heads", None)
-    width = getattr(o, "in_features", 0)
+    width = getattr(o, "in_features", 0) or getattr(o, "columns", 0)  # of a matrix in few bits
     return heads if isinstance(heads, int) and isinstance(o, nn.Module) and width and width % heads == 0 else None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.pages import build
@@ -21,7 +21,7 @@ from anyformer.core.taps import Taps
 from anyformer.explain.attention import implied, kinds
 from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
-from anyformer.explain.patching import HEADS, changed, head_count
+from anyformer.explain.patching import HEADS, changed
 from anyformer.explain.subjects import agreeing
 
 ROLES = ("previous", "next", "offset", "first", "delimiter", "duplicate", "induction", "subject")
@@ -180,10 +180,15 @@ def _layers(explained: Explained) -> list[str]:
     model = explained.model
     own = {kind: list(paths.values()) for kind, paths in {**kinds(model), **implied(model)}.items()}
     first = {kind: model.get_submodule(paths[0]) for kind, paths in own.items()}
-    own = {k: paths for k, paths in own.items() if not getattr(first[k], "cross", 0) and head_count(first[k])}
+    own = {k: paths for k, paths in own.items() if not getattr(first[k], "cross", 0) and _reads_heads(first[k])}
     if not own:
         raise ValueError("this model has no self-attention with weights, so its heads have no roles; try method='ig'")
     return max(own.values(), key=len)
+
+
+def _reads_heads(module: Any) -> bool:
+    """True if a matrix o reads the values of heads side by side, so that one head can be taken away."""
+    return isinstance(getattr(module, "heads", None), int) and isinstance(getattr(module, "o", None), nn.Module)
 
 
 @torch.no_grad()
@@ -214,7 +219,7 @@ def _repeated(model: Any, explained: Explained, name: str, seed: int) -> Tensor:
     span = SPAN if model.context is None else max(2, min(SPAN, model.context // 2))
     special = model.tokenizer.core.get_added_tokens_decoder() if model.tokenizer is not None else {}
     table: Any = explained.features[name].table
-    words = torch.tensor([i for i in range(table.num_embeddings) if i not in special])
+    words = torch.tensor([i for i in range(getattr(table, "num_embeddings", 0) or table.rows) if i not in special])
     return words[torch.randint(len(words), (ROWS, span), generator=draws)].repeat(1, 2)
 
 
