@@ -111,7 +111,9 @@ def cart(out: Path) -> Cases:
     decisions.collect("CartPole-v1", decisions.pole, 60, out / "cart.jsonl")
     done = train("decision_transformer", "tiny", task="act", data=out / "cart.jsonl", context=10, steps=400, batch=32,
                  lr=2e-3, out=out / "cart", **QUIET)  # fmt: skip
-    return [("a Decision Transformer's push", [str(done.checkpoint), str(out / "cart.jsonl")])]
+    return [
+        ("a Decision Transformer's push", [str(done.checkpoint), str(out / "cart.jsonl"), "--for", "LABEL_1 - LABEL_0"])
+    ]
 
 
 PARTS: dict[str, Callable[[Path], Cases]] = {part.__name__: part for part in (reviews, clothes, speech, sunspots, cart)}
