@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def _text(rated: Path, work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
 
     rows = [line.split("\t") for line in rated.read_text(encoding="utf-8", errors="replace").splitlines()]
     rows = [row for row in rows if len(row) == 3 and abs(float(row[1])) > 1 and len(row[2]) < 160]
+    random.Random(0).shuffle(rows)
     with (work / "text.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))

@@ -22,7 +22,7 @@ def poster(data: dict[str, Any], path: str | Path) -> Path:
         ImportError: without matplotlib.
     """
     pyplot, _ = plotting()
-    units = data["attribution"].get("inputs", [])
+    units = [unit for unit in data["attribution"].get("inputs", []) if any(unit["values"])]
     panels: list[tuple[str, Any]] = [("said", data["said"])] if data["said"] else []
     panels += [(unit["draw"], unit) for unit in units]
     panels += [("lens", data["lens"]["rows"])] if data["lens"].get("rows") else []
@@ -40,7 +40,7 @@ def poster(data: dict[str, Any], path: str | Path) -> Path:
         elif kind == "grid":
             _grid(axis, f"{what['name']}, shares by {how}", what, data["picture"])
         elif kind == "line":
-            _line(axis, f"{what['name']}, shares by {how}", what, data["wave"])
+            _line(axis, f"{what['name']}, shares by {how}", what, data["wave"] if what["main"] else None)
         elif kind == "lens":
             best = [(row["layer"], *row["top"][0]) for row in what[-MOST:]]
             _bars(axis, "the likeliest behind each layer", [(f"{at}: {name}", share, FOR) for at, name, share in best])
