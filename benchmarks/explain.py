@@ -1,18 +1,23 @@
-"""Faithfulness and cost of shares, on a text, a picture and a series, beside random ones.
+"""Faithfulness and cost of shares beside random ones and peers; the ledger of every page.
 
-    python -m benchmarks.explain faithful RATED.txt WORK     # examples/steering.py has RATED.txt; WORK is for models
-    python -m benchmarks.explain cost                        # beside captum, where that is installed
+    python -m benchmarks.explain faithful RATED.txt WORK [--doc docs/understanding.md]    # WORK is for models
+    python -m benchmarks.explain ledgers [--doc docs/understanding.md]
+    python -m benchmarks.explain cost    # beside captum, where that is installed
 
-Faithful: parts of the input are put to their baseline, those with the largest shares first (deletion), or last
-(insertion, read from its end). Both curves are means of the score over all shares of parts removed, as parts of
-F(x) - F(b). SRG, the symmetric relevance gain (Bluecher et al., 2024), is the distance between the two: 0 for a random
-order, whatever removal does to the model.
+RATED.txt: see examples/steering.py. Faithful: parts of the input are put to their baseline, those with the largest
+shares first (deletion), or last (insertion, read from its end). F is the model's choice less its other class, or the
+next value of a series; where F(x) < F(b), it is taken with the other sign. A curve is the mean over all shares of
+parts removed of F - F(b), over all inputs, in parts of the mean F(x) - F(b): one input whose F(x) is near F(b) does not
+outweigh all others. SRG, the symmetric relevance gain (Bluecher et al., 2024), is the distance between the two curves:
+0 for a random order, whatever removal does to the model. Its error is the standard error over inputs, and of the
+difference from a random order of the same input.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -26,17 +31,22 @@ import torch
 from torch import Tensor
 
 import anyformer as af
-from anyformer.explain import attribute
+from anyformer.contract.subjects import redrawn
+from anyformer.core import pages
+from anyformer.explain import Contrast, attribute
 from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
+from anyformer.explain.linearised import KINDS
 from anyformer.explain.maps import attention_maps
+from anyformer.explain.relevance import relevance
 from anyformer.explain.target import goal
+from anyformer.skeletons.forecaster import Forecaster
 
 METHODS = ("ig", "relevance", "grad", "occlusion", "rollout", "random")
-STEPS, ITEMS, ROUNDS = 10, 60, 5
+STEPS, ITEMS, ROUNDS = 10, 48, 5
 
 
-def shares(method: str, explained: Explained, target: Any, main: str, number: int) -> Tensor | None:
+def shares(method: str, explained: Explained, aim: Any, main: str, number: int, base: str) -> Tensor | None:
     """The shares of the units of one call, flat; None where a method has none."""
     feature = explained.features[main]
     units = feature.units(torch.zeros_like(feature.value))[0].numel()
@@ -49,47 +59,67 @@ def shares(method: str, explained: Explained, target: Any, main: str, number: in
             return None
         return flow[0, flow.shape[0] - units :] if main == "pixel_values" else flow[0, :units]  # of the class token
     made = attribute(
-        explained.model, explained.inputs, target, method, only=[main], tolerance=0.05, points=2000
+        explained.model, explained.inputs, aim, method, only=[main], tolerance=0.05, points=2000, baseline=base
     )  # fmt: skip
     return made.values[main][0].flatten()
 
 
 @torch.no_grad()
-def curves(explained: Explained, aim: Callable[..., Tensor], main: str, order: Tensor) -> list[float]:
-    """The score with the first 0, 1/STEPS, … of the units in `order` at their baseline, as a part of F(x) - F(b)."""
-    feature, base = explained.features[main], explained.baseline("mean")[main]
+def curve(explained: Explained, aim: Callable[..., Tensor], main: str, order: Tensor, base: str) -> list[float]:
+    """F with the first 0, 1/STEPS, … of the units in `order` at their baseline."""
+    feature, bare = explained.features[main], explained.baseline(base)[main]
     shape, count = feature.shape(), len(order)
     scores = []
     for step in range(STEPS + 1):
         gone = torch.zeros(count)
         gone[order[: round(step * count / STEPS)]] = 1.0
         there = feature.spread(gone.reshape(1, *shape)).bool()
-        scores.append(float(aim(explained.run({main: torch.where(there, base, feature.value)}))))
-    whole, bare = scores[0], scores[-1]
-    return [(s - bare) / (whole - bare) for s in scores] if abs(whole - bare) > 0.05 * max(abs(whole), 0.2) else []
+        scores.append(float(aim(explained.run({main: torch.where(there, bare, feature.value)}))))
+    return scores
 
 
-def faithful(model: Any, calls: list[dict[str, Tensor]], main: str) -> dict[str, tuple[float, float, float, float]]:
-    """By method deletion, insertion, SRG and its standard error."""
-    found: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+def contrasted(explained: Explained) -> Callable[..., Tensor]:
+    """The model's choice less the best other class, with the sign that makes it larger than that of the baseline."""
+    with torch.no_grad():
+        out = explained.run()
+        if out.logits is None or out.logits.ndim != 2 or isinstance(explained.model, Forecaster):
+            return goal(explained.model, out, None, None, None, explained.inputs)
+        one, two = out.logits[0].topk(2).indices.tolist()
+        return goal(explained.model, out, Contrast(one, two), None, None, explained.inputs)
+
+
+def faithful(model: Any, calls: list[dict[str, Tensor]], main: str, base: str) -> list[tuple[str, ...]]:
+    """The rows of a table, a method each."""
+    found: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
     for number, call in enumerate(calls):
         explained = Explained(model, call, [main])
+        plain = contrasted(explained)
         with torch.no_grad():
-            aim = goal(model, explained.run(), None, None, None, explained.inputs)
+            apart = float(plain(explained.run()) - plain(explained.run(explained.baseline(base))))
+        sign = 1.0 if apart > 0 else -1.0
+
+        def aim(out: Any, plain: Any = plain, sign: float = sign) -> Tensor:
+            return sign * plain(out)
+
         for method in METHODS:
-            share = shares(method, explained, None, main, number)
+            share = shares(method, explained, aim, main, number, base)
             if share is None:
                 continue
             order = share.argsort(descending=True)
-            most, least = (curves(explained, aim, main, o) for o in (order, order.flip(0)))
-            if most:
-                found[method].append((mean(most), mean(least)))
-    rows = {}
-    for method, pairs in found.items():
-        gains = [b - a for a, b in pairs]
-        if gains:
-            error = stdev(gains) / len(gains) ** 0.5
-            rows[method] = (mean(a for a, _ in pairs), mean(b for _, b in pairs), mean(gains), error)
+            first, last = (curve(explained, aim, main, o, base) for o in (order, order.flip(0)))
+            found[method].append((mean(first) - first[-1], mean(last) - last[-1], abs(apart)))
+    rows = []
+    whole = mean(apart for *_, apart in found["random"])
+    chance = [b - a for a, b, _ in found["random"]]
+    for method, each in found.items():
+        gains = [b - a for a, b, _ in each]
+        if not gains:
+            continue
+        beside = [g - c for g, c in zip(gains, chance, strict=True)]
+        gone, kept = (mean(row[i] for row in each) / whole for i in (0, 1))
+        error, against = (stdev(v) / len(v) ** 0.5 / whole for v in (gains, beside))
+        more = "" if method == "random" else f"{mean(beside) / whole:+.2f} ± {against:.2f}"
+        rows.append((method, f"{gone:.2f}", f"{kept:.2f}", f"{mean(gains) / whole:.2f} ± {error:.2f}", more))
     return rows
 
 
@@ -98,6 +128,7 @@ def _text(rated: Path, work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
 
     rows = [line.split("\t") for line in rated.read_text(encoding="utf-8", errors="replace").splitlines()]
     rows = [row for row in rows if len(row) == 3 and abs(float(row[1])) > 1 and len(row[2]) < 160]
+    random.Random(0).shuffle(rows)
     with (work / "text.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
@@ -105,7 +136,7 @@ def _text(rated: Path, work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
     done = finetune("bert-tiny", work / "text.csv", out=work / "text", method="full", epochs=2, lr=1e-4, quiet=True)
     print(f"text: held-out error {done.after}", flush=True)
     model = af.load(done.checkpoint).eval()
-    texts = [row[2] for row in rows[-200:] if 6 <= len(row[2].split()) <= 20]
+    texts = [row[2] for row in rows[-200:] if 8 <= len(row[2].split()) <= 20]
     return model, [named(model, text) for text in texts[:ITEMS]], "input_ids"
 
 
@@ -138,12 +169,12 @@ def _series(work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
     table = sm.datasets.sunspots.load_pandas().data
     values = [float(v) for v in table["SUNACTIVITY"]]
     _written(work / "series.csv", values)
-    given: dict[str, Any] = {"steps": 300, "batch": 16, "eval_every": 0, "quiet": True}
+    given: dict[str, Any] = {"steps": 600, "batch": 16, "eval_every": 0, "quiet": True}
     done = train("informer", "tiny", task="forecast", data=work / "series.csv", out=work / "series", **given)
     print(f"series: held out {done.held_out}", flush=True)
     model = af.load(done.checkpoint).eval()
     calls = []
-    for end in range(len(values) - 60, len(values), 3):
+    for end in range(len(values) - 96, len(values), 2):
         calls.append(read(model, str(_written(work / "part.csv", values[:end]))).inputs)
     return model, calls, "past_values"
 
@@ -153,19 +184,55 @@ def _written(file: Path, values: list[float]) -> Path:
     return file
 
 
-def run_faithful(rated: Path, work: Path) -> None:
+def run_faithful(rated: Path, work: Path, doc: Path | None) -> None:
     """Prints the table of each medium."""
     work.mkdir(parents=True, exist_ok=True)
-    for name, make in (("text", lambda: _text(rated, work)), ("picture", lambda: _picture(work)),
-                       ("series", lambda: _series(work))):  # fmt: skip
-        try:
-            rows = faithful(*make())
-        except (ImportError, ValueError, OSError) as error:
-            print(f"{name}: not measured, {error}", flush=True)
-            continue
-        print(f"{name}\n  method     deletion  insertion  SRG", flush=True)
-        for method, (gone, kept, gain, error_) in rows.items():
-            print(f"  {method:10s} {gone:8.3f}  {kept:8.3f}   {gain:+.3f} ± {error_:.3f}", flush=True)
+    lines = ["| medium | method | deletion | insertion | SRG | more than random |", "|---|---|---|---|---|---|"]
+    media = {"text": ("[MASK]", lambda: _text(rated, work)), "picture": ("mean", lambda: _picture(work)),
+             "series": ("mean", lambda: _series(work))}  # fmt: skip
+    for name, (base, make) in media.items():
+        model, calls, main = make()
+        rows = faithful(model, calls, main, base)
+        rows.sort(key=lambda row: -float(row[3].split()[0]))
+        lines += [f"| {f'{name}, {len(calls)}' if not i else ''} | {' | '.join(row)} |" for i, row in enumerate(rows)]
+        print("\n".join(lines[-len(rows) :]), flush=True)
+    print("\n".join(lines))
+    if doc is not None:
+        _put(doc, "faithful", lines)
+
+
+def run_ledgers(doc: Path | None) -> None:
+    """Prints the ledger of every page: a mixture of all its scores in float64, with redrawn weights."""
+    lines = [
+        "| page | score | inputs | biases | positions | softmax | others | missing / largest |",
+        "|---|" + "---|" * 7,
+    ]
+    for name in pages.names():
+        model = redrawn(af.build(name, "tiny", seed=0)).eval().double()
+        call = model.complete(model.example(1, {}, torch.Generator().manual_seed(0)))
+        call = {n: v.double() if v.is_floating_point() else v for n, v in call.items()}
+
+        def mixed(out: Any) -> Tensor:
+            x = (out.hidden if out.logits is None else out.logits).flatten(1)
+            return x @ torch.randn(x.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+        made = relevance(Explained(model, call), mixed).ledger
+        terms = (made.score, sum(made.inputs.values()), *(made.added[kind] for kind in KINDS))
+        lines.append(f"| {name} | {' | '.join(f'{v:.4g}' for v in terms)} | {abs(made.missing) / made.size:.0e} |")
+        print(lines[-1], flush=True)
+    if doc is not None:
+        _put(doc, "ledgers", lines)
+
+
+def _put(doc: Path, name: str, lines: list[str]) -> None:
+    """Replaces what is between the marks of a document."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = doc.read_text(encoding="utf-8")
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{doc} has no {begin} … {end}")
+    doc.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 
 def one_cost(who: str, method: str) -> None:
@@ -230,11 +297,15 @@ def run_cost() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:2] == ["faithful"] and len(sys.argv) == 4:
-        run_faithful(Path(sys.argv[2]), Path(sys.argv[3]))
-    elif sys.argv[1:2] == ["one"]:
-        one_cost(*sys.argv[2:])
-    elif sys.argv[1:] == ["cost"]:
+    words = sys.argv[1:]
+    document = Path(words.pop()) if words[-2:-1] == ["--doc"] and words.pop(-2) else None
+    if words[:1] == ["faithful"] and len(words) == 3:
+        run_faithful(Path(words[1]), Path(words[2]), document)
+    elif words == ["ledgers"]:
+        run_ledgers(document)
+    elif words[:1] == ["one"]:
+        one_cost(*words[1:])
+    elif words == ["cost"]:
         run_cost()
     else:
         raise SystemExit(__doc__)

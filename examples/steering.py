@@ -3,19 +3,22 @@
     python examples/steering.py RATED.txt LEXICON.txt --model smollm2 --plain book.txt
 
 RATED.txt has lines "number, mean rating, text" separated by tabs, and LEXICON.txt "word, mean rating"; both are in the
-sdist of vaderSentiment 3.3.2, additional_resources/hutto_ICWSM_2014.tar.gz. The direction leads from the texts with the
-lowest ratings to those with the highest. Measured are the mean rating of the words in 48 continuations of neutral
-beginnings, the share of different words in them, and nats a token of a text that has nothing to do with it.
+sdist of vaderSentiment 3.3.2, additional_resources/hutto_ICWSM_2014.tar.gz. The directions lead from the texts with the
+lowest ratings to those with the highest: the difference of the means, and that of a linear probe. Measured are the mean
+rating of the words in continuations of neutral beginnings, each with several seeds (± is the standard error over
+beginnings), the share of different words in them, and what nats a token of a text that has nothing to do with it are
+more (± over its pieces).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import time
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+import documents
 import torch
 from torch.nn import functional as F
 
@@ -26,9 +29,12 @@ from anyformer.generate import generate
 from anyformer.generate.steering import Direction, Steered
 
 BEGINNINGS = ("The film", "My day at work was", "The new phone", "I think that the book", "The hotel by the lake",
-              "When I heard the song, I", "The food in this town", "Our teacher")  # fmt: skip
+              "When I heard the song, I", "The food in this town", "Our teacher", "The game", "On the train I",
+              "The new song", "My neighbour", "The weather on Sunday", "The meeting", "This restaurant",
+              "The last chapter")  # fmt: skip
 WISH = {"toward": "This is wonderful, I love it. ", "away": "This is terrible, I hate it. "}
-SEEDS, TOKENS, TEXTS, PLAIN = 6, 24, 64, 2048
+SEEDS, TOKENS, TEXTS, PLAIN, PIECE = 3, 24, 64, 2048, 256
+MARKS = "<!-- steering: begin -->", "<!-- steering: end -->"
 
 
 def rated(file: Path) -> tuple[list[str], list[str]]:
@@ -38,23 +44,25 @@ def rated(file: Path) -> tuple[list[str], list[str]]:
     return [row[2] for row in rows[-TEXTS:]], [row[2] for row in rows[:TEXTS]]
 
 
-def mood(texts: list[str], lexicon: dict[str, float]) -> float:
-    """The mean rating of the words that have one, a text with none counts 0."""
-    each = []
-    for text in texts:
-        found = [lexicon[word] for word in re.findall(r"[a-z']+", text.lower()) if word in lexicon]
-        each.append(sum(found) / len(found) if found else 0.0)
-    return sum(each) / len(each)
+def mood(text: str, lexicon: dict[str, float]) -> float:
+    """The mean rating of the words that have one; of a text with none 0."""
+    found = [lexicon[word] for word in re.findall(r"[a-z']+", text.lower()) if word in lexicon]
+    return sum(found) / len(found) if found else 0.0
 
 
 @torch.no_grad()
-def nats(model: Any, text: list[int], before: list[int]) -> float:
-    """Nats a token of a text, in pieces of 256 behind some words."""
+def nats(model: Any, text: list[int], before: list[int]) -> list[float]:
+    """Nats a token of each piece of a text behind some words."""
     losses = []
-    for start in range(0, len(text) - 1, 256):
-        ids = torch.tensor([[*before, *text[start : start + 256]]])
-        losses.append(F.cross_entropy(model(ids).logits[0, len(before) : -1], ids[0, len(before) + 1 :]))
-    return float(torch.stack(losses).mean())
+    for start in range(0, len(text) - 1, PIECE):
+        ids = torch.tensor([[*before, *text[start : start + PIECE]]])
+        losses.append(float(F.cross_entropy(model(ids).logits[0, len(before) : -1], ids[0, len(before) + 1 :])))
+    return losses
+
+
+def error(values: list[float]) -> float:
+    """The standard error of a mean."""
+    return stdev(values) / len(values) ** 0.5
 
 
 def main() -> None:
@@ -65,35 +73,43 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--plain", type=Path, required=True)
     parser.add_argument("--at", default=None)
-    parser.add_argument("--strengths", type=float, nargs="*", default=[-4, -2, -1, 0, 1, 2, 4])
+    parser.add_argument("--strengths", type=float, nargs="*", default=[-2, 1, 2, 4])
+    parser.add_argument("--doc", type=Path, help="the document between whose marks the table goes")
     options = parser.parse_args()
     lexicon = dict[str, float]()
     for line in options.lexicon.read_text(encoding="utf-8", errors="replace").splitlines():
         word, rating, *_ = line.split("\t")
         lexicon[word] = float(rating)
     model = af.load(find(options.model)).eval()
-    start = time.monotonic()
-    made = contrast(model, *rated(options.rated), options.at)
-    d = made.direction
-    print(f"{d.at}: right order of {made.told[d.at]:.1%} of unseen pairs; {made.length:.3g} long in a stream of "
-          f"{made.stream:.3g}; {time.monotonic() - start:.0f} s")  # fmt: skip
+    lines, ways = list[str](), list[tuple[str, Direction | None, str]]()
+    for by in ("mean", "probe"):
+        made = contrast(model, *rated(options.rated), options.at, by)
+        d = made.direction
+        lines.append(f"{by}: {d.at}, right order of {made.told[d.at]:.1%} of unseen pairs; {made.length:.3g} long in a "
+                     f"stream of {made.stream:.3g}.")  # fmt: skip
+        ways += [(f"{by}, strength {s:+g}", Direction(d.at, d.vector, s), "") for s in options.strengths]
+    ways = [("nothing", None, ""), *ways, *((f'"{wish.strip()}" in front', None, wish) for wish in WISH.values())]
+    lines += ["", f"| what, over {len(BEGINNINGS)} beginnings × {SEEDS} seeds | mood of the words | different words | "
+              "nats more a token of another text |", "|---|---|---|---|"]  # fmt: skip
+    print("\n".join(lines), flush=True)
     plain = model.tokenizer.encode(options.plain.read_text(encoding="utf-8")[:40_000])[:PLAIN]
-    ways: list[tuple[str, Direction | None, str]] = [
-        (f"{s:+g}", Direction(d.at, d.vector, s), "") for s in options.strengths
-    ]
-    ways += [(f"the words {wish.strip()!r}", None, wish) for wish in WISH.values()]
-    print("strength  mood of the words  different words  nats a token of another text")
+    base = nats(model, plain, [])
     for name, direction, wish in ways:
         prompts = [wish + text for text in BEGINNINGS for _ in range(SEEDS)]
         seeds = [i % SEEDS for i in range(len(prompts))]
         said = generate(model, prompts, max_new_tokens=TOKENS, temperature=0.8, top_p=0.95, seed=seeds, steer=direction)
         words = [word for text in said for word in re.findall(r"[a-z']+", text.lower())]
+        moods = [mean(mood(said[i + k], lexicon) for k in range(SEEDS)) for i in range(0, len(said), SEEDS)]
         reads = model if direction is None else Steered(model, [direction])
-        cost = nats(reads, plain, model.tokenizer.encode(wish) if wish else [])
-        print(
-            f"{name}  {mood(said, lexicon):+.2f}  {len(set(words)) / len(words):.2f}  {cost:.3f}   {said[0]!r}",
-            flush=True,
+        more = [a - b for a, b in zip(nats(reads, plain, model.tokenizer.encode(wish) if wish else []), base,
+                                      strict=True)]  # fmt: skip
+        cost = f"{mean(more):+.3f} ± {error(more):.3f}" if any(more) else f"0, of {mean(base):.3f}"
+        lines.append(
+            f"| {name} | {mean(moods):+.2f} ± {error(moods):.2f} | {len(set(words)) / len(words):.2f} | {cost} |"
         )
+        print(f"{lines[-1]}   {said[0]!r}", flush=True)
+    if options.doc is not None:
+        documents.put(options.doc, *MARKS, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,18 @@ def test_a_text_makes_a_page(cli, decoder, tmp_path):
     assert out.read_text().startswith("<!doctype html>") and "Content-Security-Policy" in out.read_text()
 
 
+def test_a_picture_and_the_numbers_stand_beside_the_page(cli, decoder, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report.html"
+    code, said, err = cli("explain", decoder, "a $cat$", "--method", "grad", "--out", out, "--beside", "png", "json")
+    assert code == 0, err
+    assert said.splitlines()[-3:] == [str(out.with_suffix(f".{kind}")) for kind in ("html", "png", "json")]
+    assert out.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert json.loads(out.with_suffix(".json").read_text())["attribution"]["method"] == "grad"
+    code, _, err = cli("explain", decoder, "a cat", "--beside", "gif")
+    assert code == 2 and "gif" in err
+
+
 def test_json_has_the_numbers(cli, encoder):
     code, said, err = cli("explain", encoder, "a cat", "--json", "--method", "grad", "--at", 1)
     assert code == 0, err
@@ -45,6 +57,12 @@ def test_a_picture_has_patches(cli, tmp_path):
     assert "data:image/png;base64," in (tmp_path / "a.html").read_text()
     code, _, err = cli("explain", tmp_path / "vit", "a cat")
     assert code == 2 and "'a cat' is no file, and this model reads pixel_values" in err
+
+
+def test_a_picture_is_no_text(cli, decoder, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    code, _, err = cli("explain", decoder, tmp_path / "a.png")
+    assert code == 2 and "is a file, and this model reads input_ids, a text: pass its words" in err
 
 
 def test_mistakes_are_one_line(cli, decoder):

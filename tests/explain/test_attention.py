@@ -157,7 +157,7 @@ def test_a_hybrid_shows_the_layers_that_have_attention(drawn, tmp_path):
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
-        ("mamba", {"inputs": IDS}, "no attention to draw; its mixers are Mamba"),
+        ("reformer", {"inputs": IDS}, "no attention to draw; its mixers are LSHAttention"),
         ("gpt", {"inputs": IDS, "layer": 9}, "layer 9 has no attention; layers with attention: 0, 1"),
         ("gpt", {"inputs": IDS, "head": 4}, "heads 0 to 3"),
         ("gpt", {"inputs": "text"}, "no tokenizer"),

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 import anyformer as af
+from anyformer.compress import few
 from anyformer.core import pages
-from anyformer.explain import Contrast, attribute
+from anyformer.explain import Contrast, attribute, neurons, patch, roles
 from anyformer.explain.features import Explained
+from anyformer.parts.quantised import GridTable
 from tests.later import later
 
 JUMPS = {"jamba": "experts", "memorizing": "nearest", "mixtral": "experts", "switch": "experts"}
@@ -191,7 +193,7 @@ def test_other_weights_give_another_map():
     assert abs(float(torch.corrcoef(ranks)[0, 1])) < 0.6
 
 
-@pytest.mark.parametrize("method", ["ig", "occlusion"])
+@pytest.mark.parametrize("method", ["ig", "occlusion", "relevance"])
 def test_the_one_token_that_decides_is_first(method):
     """A model whose score is that of one kind of token, whatever stands around it."""
     rng, hits = random.Random(0), 0
@@ -265,3 +267,30 @@ def test_bad_models_and_inputs_are_named():
         attribute(torch.nn.Linear(2, 2), call)
     one = attribute(af.build("llama", "tiny", seed=0).eval(), [5])  # a text of one token
     assert one.values["input_ids"].shape == (1, 1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_in_few_bits_is_explained(bits):
+    """Stored whole numbers have shares, and roles, patches and neurons, as the floats that they stand for."""
+    model = af.build("llama", "tiny", seed=0).eval()
+    few.quantise(model, few.Work("rtn", 8, few.plan(model, bits, 8)))
+    assert isinstance(model.embed.tokens, GridTable)
+    for method in ("ig", "grad", "occlusion", "relevance"):
+        made = attribute(model, [5, 6, 7, 8], 9, method)
+        assert made.values["input_ids"].abs().min() > 0
+        if method in ("ig", "relevance"):
+            assert abs(float(made.residual)) <= 1e-3 * max(abs(float(made.score - made.base)), abs(float(made.score)))
+    assert attribute(model, [5, 6], 9, "grad", baseline=3).base != attribute(model, [5, 6], 9, "grad").base
+    assert roles(model, [5, 6, 7, 8, 9]).found and neurons(model, [5, 6, 7], 9).found
+    assert patch(model, [5, 6, 7], [5, 9, 7], "blocks.*.mixer.heads").scores
+
+
+def test_weights_without_slopes_are_named():
+    """A matrix whose output has no gradient, as in PyTorch's own whole-number kernels."""
+    model = af.build("llama", "tiny", seed=0).eval()
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: out.detach())
+    for method in ("ig", "grad", "relevance"):
+        with pytest.raises(ValueError, match=r"does not depend on .*gradient"):
+            attribute(model, [5, 6, 7], 9, method)
+    assert attribute(model, [5, 6, 7], 9, "occlusion").values["input_ids"].any()

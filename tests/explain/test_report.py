@@ -155,6 +155,38 @@ def test_a_series_is_explained_in_its_own_unit(tmp_path, name):
         report(model, reading, "a")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROME.exists(), reason="Chromium is not installed")
+def test_a_large_report_is_small_and_opens_soon(tmp_path):
+    """512 tokens, 12 layers, 12 heads: at most 3 MB, and at most 2 s of the browser's processor time until it is
+    drawn."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    model = af.build("llama", "tiny", vocab=257, dim=96, depth=12, heads=12, kv_heads=12, context=512, seed=0).eval()
+    with torch.no_grad():
+        for block in model.blocks:  # weights as sharp and as different as those of trained heads
+            block.mixer.q.weight.mul_(30)
+    model.tokenizer = Tokenizer.bytes_level()
+    ids = torch.randint(32, 126, (1, 512), generator=torch.Generator().manual_seed(0))
+    page = report(model, Reading({"input_ids": ids}, "text", "512 tokens"), method="grad").html()
+    assert len(page.encode()) <= 3_000_000
+    file = tmp_path / "report.html"
+    file.write_text(page)
+    with playwright.sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=str(CHROME), args=["--no-sandbox"])
+        shown = browser.new_context(viewport={"width": 1300, "height": 800}, offline=True).new_page()
+        session = shown.context.new_cdp_session(shown)
+        session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+        session.send("Performance.enable")
+        start = time.monotonic()
+        shown.goto(file.as_uri())
+        shown.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+        took = time.monotonic() - start
+        spent = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+        browser.close()
+    print(f"{len(page.encode()):,} bytes, {took:.2f} s, {spent:.2f} s of the processor")
+    assert spent < 2
+
+
 @pytest.mark.skipif(not CHROME.exists(), reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1300, 390])
 def test_a_browser_opens_it_without_network(tmp_path, width):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,13 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.core import pages
-from anyformer.explain.roles import WHAT, _scored, roles, without
+from anyformer.explain.roles import WHAT, _Rows, _scored, roles, without
+from anyformer.explain.subjects import NOUNS, agreeing
+from anyformer.hub.text.tokenizer import Tokenizer
 from tests.later import later
 
 WORDS, LENGTH = 40, 40
+roles_module: Any = importlib.import_module("anyformer.explain.roles")  # the package has a function of that name
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,11 +47,14 @@ def _map(read: Any, length: int = 12) -> Tensor:
         ("induction", lambda t: t - 5 if t >= 6 else 0, True),
     ],
 )
-def test_a_perfect_head_has_the_score_1(role, read, again):
+def test_a_perfect_head_has_the_score_1(role, read, again, monkeypatch):
     ids = torch.arange(6).repeat(2)[None]
     marks = torch.zeros(1, 12, dtype=torch.bool)
     marks[0, 4] = True
-    scores, offset = _scored(_map(read), ids, marks, again)
+    model: Any = SimpleNamespace(tokenizer=None)
+    monkeypatch.setattr(roles_module, "_delimiters", lambda model, ids: marks)
+    call: Any = None
+    scores, offset = _scored(_map(read), _Rows("twice" if again else "text", call, ids), model)
     best = max(scores, key=lambda name: float(scores[name]))
     assert best == role and float(scores[role]) > (0.6 if role == "delimiter" else 0.7)
     if role == "offset":
@@ -78,6 +86,45 @@ def test_every_page_has_roles_or_says_why(name):
         assert h.score == pytest.approx(float(made.scores[h.role][made.layers.index(h.path), h.head]))
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
     assert not any(m._forward_pre_hooks for m in model.modules()) and model.taps is None
+
+
+def test_the_places_of_subjects_and_verbs_are_those_of_the_words():
+    """By bytes and by words, the tokens that are marked spell a noun and begin a verb; distances and places differ."""
+    text = " ".join(agreeing(Tokenizer.bytes_level()).texts)  # type: ignore[union-attr]
+    for tokenizer in (Tokenizer.bytes_level(), Tokenizer.train_bpe([text], 400)):
+        made = agreeing(tokenizer, longest=100)
+        assert made is not None and len(made.ids) >= 8 and made.ids.shape == made.subject.shape
+        for ids, verb, there, said in zip(made.ids.tolist(), made.verb.tolist(), made.subject, made.texts, strict=True):
+            noun = tokenizer.decode([i for i, yes in zip(ids, there.tolist(), strict=True) if yes]).strip()
+            does = tokenizer.decode(ids[verb:]).split()[0]
+            assert f"{noun} " in said and noun.rstrip("s") in NOUNS and does in ("is", "are", "was", "were")
+            assert (does in ("are", "were")) == noun.endswith("s")
+            assert max(there.nonzero()) < verb
+        apart = made.verb - made.subject.float().argmax(1)
+        assert len(set(apart.tolist())) > 2 and len(set(made.subject.float().argmax(1).tolist())) > 2
+    assert agreeing(tokenizer, longest=5) is None
+
+
+@pytest.mark.parametrize(("name", "before"), [("llama", 1), ("bert", 0)])
+def test_a_head_that_reads_the_subject_has_the_score_1(name, before, monkeypatch):
+    """A planted map: from the verb, or from what writes it, to the subject, and by chance from anywhere else."""
+    model = af.build(name, "tiny", vocab=257, context=100, depth=1, seed=0).eval()
+    model.tokenizer = Tokenizer.bytes_level()
+    made = agreeing(model.tokenizer, 0, 100)
+    assert made is not None
+    plain = roles_module._weights
+
+    def planted(call, layers):
+        weights = plain(call, layers)
+        if call.model is model and call.inputs["input_ids"].shape == made.ids.shape:
+            rows = torch.arange(len(made.ids))
+            weights[0, rows, 2, made.verb - before] = made.subject / made.subject.sum(1, keepdim=True)
+        return weights
+
+    monkeypatch.setattr(roles_module, "_weights", planted)
+    found = [h for h in roles(model, "some text to read").found if h.role == "subject"]
+    assert found[0].head == 2 and found[0].score == pytest.approx(1.0) and found[1].score < 0.5
+    assert found[0].untrained < 0.5 and found[0].effect != 0
 
 
 def _twice(rows: int, draws: torch.Generator) -> Tensor:

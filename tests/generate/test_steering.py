@@ -9,6 +9,7 @@ import torch
 
 import anyformer as af
 from anyformer.explain import contrast
+from anyformer.explain.steering import WAYS, _told
 from anyformer.generate import chat, generate, stream
 from anyformer.generate.steering import Direction, Steered, blocks_of, read, with_steering
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -111,6 +112,21 @@ def test_mistakes_are_named():
         generate(m, [1, 2], max_new_tokens=2, steer=Direction("blocks.0", torch.zeros(4) + 1))
 
 
+def test_a_probe_sees_through_what_varies_beside():
+    """Vectors that differ in one number, beside another one that varies widely: means mislead, the probe does not."""
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn(40, 6, generator=draws) * torch.tensor([0.1, 9.0, 0.1, 0.1, 0.1, 0.1])
+    noise[:20, 0] += 1
+    apart = {way: WAYS[way](noise[:20], noise[20:]) for way in WAYS}
+    angle = {way: float(v[0] / v.norm()) for way, v in apart.items()}
+    assert angle["probe"] > 0.95 > angle["mean"]
+    told = {way: _told(noise[:20], noise[20:], WAYS[way]) for way in WAYS}
+    assert told["probe"] == 1.0 > told["mean"]
+    read_by = apart["probe"] / apart["probe"].norm()  # strength 1 moves what the probe reads from one mean to the other
+    change = (noise[:20].mean(0) - noise[20:].mean(0)) @ read_by
+    torch.testing.assert_close(apart["probe"].norm(), change)
+
+
 def test_a_contrast_finds_what_differs_and_leads_there():
     """Texts of two letters: the direction orders unseen ones, and raises the letter that it leads to."""
     m = af.build("llama", "tiny", vocab=257, seed=0).eval()
@@ -126,6 +142,9 @@ def test_a_contrast_finds_what_differs_and_leads_there():
     assert float((score[1] - score[0])[z] - (score[1] - score[0])[q]) > 0
     back = contrast(m, away, toward, "blocks.0").direction
     torch.testing.assert_close(back.vector, -contrast(m, toward, away, "blocks.0").direction.vector)
+    assert contrast(m, toward, away, by="probe").told[made.direction.at] == 1.0
+    with pytest.raises(ValueError, match="by must be one of 'mean', 'probe'; got 'svm'"):
+        contrast(m, toward, away, by="svm")
     with pytest.raises(ValueError, match="toward: a direction needs at least 4 texts of each kind; got 1"):
         contrast(m, ["a"], away)
     with pytest.raises(ValueError, match="reads pixel_values; a direction is a contrast of texts"):

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 import anyformer as af
+from anyformer.explain.attribution import attribute
 from anyformer.explain.rows import attention_row
 from anyformer.generate import embed, generate
 
@@ -266,6 +267,17 @@ def test_attention_and_wiring_for_the_page(server, llama):
                         ({"model": "llama", "prompt": "a" * 300, "answer": "b"}, b"context of llama")):  # fmt: skip
         status, data = ask("/attention", body)
         assert status == 400 and words in data
+    asked = {"model": "llama", "prompt": "abcd", "answer": "efg", "token": 1}
+    status, data = ask("/explain", asked)
+    told = json.loads(data.decode().split('id="data">')[1].split("</script>")[0])
+    made = attribute(llama, list(b"abcde"), ord("f"), "grad")
+    assert status == 200 and (told["target"], told["model"]) == ("f", "llama") and told["maps"] and told["lens"]["rows"]
+    np.testing.assert_allclose(told["attribution"]["inputs"][0]["values"], made.values["input_ids"][0], rtol=1e-3)
+    assert ask("/explain", {"model": "t5", "prompt": "ab", "answer": "cd", "method": "occlusion"})[0] == 200
+    assert ask("/attention", asked)[1] == ask("/attention", asked)[1]  # and it leaves the model as it was
+    for more, words in (({"token": 3}, b"no token 3"), ({"method": "relevance"}, b"method")):
+        status, data = ask("/explain", {**asked, **more})
+        assert status in (400, 422) and words in data
     status, data = ask("/v1/models/llama/wiring.svg")
     assert status == 200 and b"<svg" in data and ask("/v1/models/nothing/wiring.svg")[0] == 404
 

@@ -137,6 +137,10 @@ def test_the_attention_of_an_answer(page, folders):
     shown = page.locator("#words .target").evaluate_all("list => list.map(e => parseFloat(e.title))")
     expected = [100 * float(w) for w in looked.rows[1].weights[1]]
     assert all(abs(a - b) < 1 for a, b in zip(shown, expected, strict=False)) and max(shown[: len(expected)]) > 1
+    with page.expect_download() as saved:
+        page.click("#why")
+    report = saved.value.path().read_text()
+    assert report.startswith("<!doctype html>") and '"lens":{"rows"' in report
     page.locator("#heads button").nth(5).click()
     page.keyboard.press("ArrowLeft")
     assert "layer 1, head 0" in page.locator("#looked").inner_text()

@@ -22,6 +22,7 @@ def caption(
     num_beams: int = 1,
     seed: int | None = None,
     batch: int = 8,
+    steer: Sequence[str] = (),
     json: bool = False,
     task: str | None = None,
     ignore: Sequence[str] = (),
@@ -37,14 +38,17 @@ def caption(
         num_beams: above 1, a beam search.
         seed: of the draws.
         batch: pictures at once.
+        steer: files of directions that `anyformer steer` wrote, FILE or FILE:STRENGTH; they are added at every token.
         json: print pictures and texts as JSON.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.generate import caption as written
+    from anyformer.generate.steering import steered_always
 
+    loaded = steered_always(models.load(model, task=task, ignore=ignore), list(steer))
     texts = written(
-        models.load(model, task=task, ignore=ignore), [Path(name) for name in image], prompt,
+        loaded, [Path(name) for name in image], prompt,
         max_new_tokens=max_new_tokens, temperature=temperature, num_beams=num_beams, seed=seed, batch=batch,
     )  # fmt: skip
     pairs = [{"image": name, "text": text} for name, text in zip(image, texts, strict=True)]

@@ -26,6 +26,7 @@ def explain(
     routers: str = "half",
     texts: str | None = None,
     out: str = "report.html",
+    beside: Sequence[str] = (),
     json: bool = False,
     task: str | None = None,
     ignore: Sequence[str] = (),
@@ -52,6 +53,7 @@ def explain(
             weight is a constant).
         texts: a file of texts, with an empty line between two, where roles and neurons are looked up.
         out: the HTML file to write.
+        beside: files of the same name beside it: png, a picture of it (matplotlib), and json, its numbers.
         json: print the report as JSON, without maps and pictures, and write no file.
         task: read another class of the same files.
         ignore: keys of the files that are read as if they were not there.
@@ -59,11 +61,15 @@ def explain(
     import sys
     from pathlib import Path
 
+    from anyformer.core.part import check_option
     from anyformer.explain.findings import FINDINGS
+    from anyformer.explain.poster import poster
     from anyformer.explain.reading import read
     from anyformer.explain.report import report
     from anyformer.explain.target import parsed
 
+    for kind in beside:
+        check_option("explain", "beside", kind, ("png", "json"))
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer, parsed(target))
     more = method if method in FINDINGS else None
@@ -78,8 +84,13 @@ def explain(
         path = Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made.html(), encoding="utf-8")
+        if "json" in beside:
+            path.with_suffix(".json").write_text(plain.dump(made.json()) + "\n", encoding="utf-8")
+        if "png" in beside:
+            poster(made.data, path.with_suffix(".png"))
         print("\n".join(lines(made.data)))
-        print(path)
+        for kind in ("html", *beside):
+            print(path if kind == "html" else path.with_suffix(f".{kind}"))
     if note := made.data["attribution"].get("note"):
         print(note, file=sys.stderr)
     for why in made.failed:

@@ -23,6 +23,7 @@ def serve(
     allow_host: Sequence[str] = (),
     exact: bool = False,
     tools: Sequence[str] = (),
+    steer: Sequence[str] = (),
     rows: int = 8,
     waiting: int = 256,
     new_tokens: int = 4096,
@@ -47,6 +48,8 @@ def serve(
         exact: each request decodes in a batch of its own: bit for bit the text that it gets alone.
         tools: functions that the server runs for conversations that ask for them: calculator, and search=INDEX, a
             folder that `anyformer index` made.
+        steer: files of directions that `anyformer steer` wrote for this model, FILE or FILE:STRENGTH; they are added
+            to all that it computes.
         rows: texts that a model writes at once.
         waiting: texts that may wait; more are refused with 429.
         new_tokens: the most new tokens of a text.
@@ -61,6 +64,7 @@ def serve(
     """
     from anyformer.data.models import find
     from anyformer.generate.engine import with_engine
+    from anyformer.generate.steering import steered_always
     from anyformer.serve import serve as run
     from anyformer.serve.limits import Limits
     from anyformer.serve.server import check_keys
@@ -75,6 +79,9 @@ def serve(
     check_keys(host, keys)
     loaded = [models.load(name, text=False, task=task, ignore=ignore) for name in model]
     loaded = [with_engine(one.eval(), engine, precision) for one in loaded]
+    if steer and len(model) > 1:
+        raise ValueError(f"--steer: a direction is one model's, and {len(model)} are served; serve each by itself")
+    loaded = [steered_always(one, list(steer)) for one in loaded]
     places = [find(name) for name in model]
     run(
         loaded, model, places=places, host=host, port=port, key=keys, allow_host=allow_host, exact=exact, tools=tools,

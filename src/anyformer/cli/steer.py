@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
@@ -18,6 +19,7 @@ def steer(
     away: str,
     out: str = "direction.safetensors",
     at: str | None = None,
+    by: Literal["mean", "probe"] = "mean",
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -30,13 +32,15 @@ def steer(
         away: a file of texts of the other kind; best in pairs that differ in one thing.
         out: the file to write, .safetensors.
         at: the path of a block, blocks.15; by default the one that tells unseen texts best.
+        by: mean, the difference of the means of both kinds; probe, the direction of a linear probe that tells them
+            apart.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.explain.steering import contrast
 
     loaded = models.load(model, task=task, ignore=ignore)
-    made = contrast(loaded, _lines(toward), _lines(away), at)
+    made = contrast(loaded, _lines(toward), _lines(away), at, by)
     direction = made.direction
     direction.save(out)
     rows = [("place", "right order of unseen pairs")]

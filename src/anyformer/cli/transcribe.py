@@ -27,6 +27,7 @@ def transcribe(
     beams: int = 1,
     lm: str | None = None,
     lm_weight: float = 0.5,
+    steer: Sequence[str] = (),
     json: bool = False,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -44,12 +45,14 @@ def transcribe(
         beams: of a CTC model: 1 reads the likeliest path, more search the likeliest text.
         lm: of a CTC model with beams: a language model, whose opinion of words counts.
         lm_weight: of its log p.
+        steer: files of directions, FILE or FILE:STRENGTH; they are added in every pass of the model.
         json: print text, language, segments and words as JSON.
         ignore: keys of the files that are read as if they were not there.
     """
+    from anyformer.generate.steering import steered_always
     from anyformer.generate.transcribing import transcribe as written
 
-    loaded = models.load(model, ignore=ignore)
+    loaded = steered_always(models.load(model, ignore=ignore), list(steer))
     reader = None if lm is None else models.load(lm, ignore=ignore)
     options: dict[str, Any] = {"language": language, "task": task, "words": words, "prompt": prompt}
     options |= {"beams": beams, "lm": reader, "lm_weight": lm_weight}

@@ -49,7 +49,13 @@ class OverTime(Part):
 
 
 class Mixer(OverTime):
-    """A part that mixes over time: `forward(x, flow)`, the `mixer` of a block."""
+    """A part that mixes over time: `forward(x, flow)`, the `mixer` of a block.
+
+    Attributes:
+        maps: True if it offers the `weights` that it implies without being attention.
+    """
+
+    maps: ClassVar[bool] = False
 
 
 def start_state(modules: Iterable[nn.Module], batch: int, length: int = 0) -> State:

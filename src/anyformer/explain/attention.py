@@ -156,13 +156,26 @@ def kinds(model: Any) -> dict[str, dict[int, str]]:
     return found
 
 
+def implied(model: Any) -> dict[str, dict[int, str]]:
+    """The paths of recurrences and linear attention, whose maps are implied, as of `kinds`; a kind has the class
+    behind its path, because a model can have both."""
+    found: dict[str, dict[int, str]] = {}
+    inner = tuple(f"{path}." for path, m in model.named_modules() if path and isinstance(m, Skeleton | FrontEnd))
+    for name, module in model.named_modules():
+        if isinstance(module, Mixer) and module.maps and not name.startswith(inner):
+            layers = found.setdefault(f"{re.sub(r'[0-9]+', '*', name)} ({type(module).__name__})", {})
+            numbers = re.findall(r"\d+", name)
+            layers[int(numbers[0]) if len(numbers) == 1 else len(layers)] = name
+    return found
+
+
 def kinds_of(model: Any) -> dict[str, dict[int, str]]:
-    """The same as `kinds`.
+    """The same as `kinds`; of a model without attention as `implied`.
 
     Raises:
         ValueError: if there are none.
     """
-    kinds_ = kinds(model)
+    kinds_ = kinds(model) or implied(model)
     if not kinds_:
         mixers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, Mixer)})
         raise ValueError(f"this model has no attention to draw; its mixers are {', '.join(mixers)}")
@@ -182,7 +195,7 @@ def _chosen(model: Any, layer: int | None) -> dict[str, dict[int, str]]:
         if numbers:
             chosen[kind] = {n: layers[n] for n in numbers}
     if not chosen:
-        there = ", ".join(str(n) for n in sorted({n for layers in kinds(model).values() for n in layers}))
+        there = ", ".join(str(n) for n in sorted({n for layers in kinds_of(model).values() for n in layers}))
         raise ValueError(f"layer {layer} has no attention; layers with attention: {there}")
     return chosen
 

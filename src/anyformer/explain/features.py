@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.front import Entrance, Input
+from anyformer.parts.quantised import GridTable
 from anyformer.skeletons import Skeleton
 from anyformer.skeletons.base import Output
 
@@ -22,6 +23,7 @@ CHANNELS = {"channels", "features", "mels", "state", "action", "return", "number
 BASELINES = ("mean", "zeros", "pad", "blur")
 COPIES, NUMBERS = 8, 1 << 26  # of a row in one pass: at most, and so that its largest tensor has at most these numbers
 Values = dict[str, Tensor]  # by the name of the input
+Tokens = nn.Embedding | GridTable
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Feature:
     name: str
     value: Tensor
     axes: tuple[str, ...]
-    table: nn.Embedding | None = None
+    table: Tokens | None = None
     keep: Tensor | None = None
     cells: tuple[int, int] | None = None
 
@@ -175,7 +177,9 @@ class Explained:
 
     def _tokens(self, name: str, ids: Tensor, read: Input, entrance: Entrance) -> list[Feature]:
         front = entrance.front
-        table = next((t for n in ("tokens", "node") if isinstance(t := getattr(front, n, None), nn.Embedding)), None)
+        table = next(
+            (t for n in ("tokens", "node") if isinstance(t := getattr(front, n, None), nn.Embedding | GridTable)), None
+        )
         if table is None:
             self.missing[name] = (
                 f"{name}: {type(front).__name__} has no single table of tokens, whose rows integrated gradients and "
@@ -183,7 +187,7 @@ class Explained:
             )
             return []
         keep = self.inputs.get(entrance.mask) if entrance.mask else None
-        vectors = F.embedding(ids, table.weight).detach()
+        vectors = rows_of(table, ids)
         return [Feature(name, vectors, (*read.axes, "channels"), table, None if keep is None else keep.bool())]
 
     def baseline(self, wanted: Any) -> Values:
@@ -216,13 +220,13 @@ class Explained:
                 raise ValueError(f"baseline {wanted!r} is a token, and {feature.name} are numbers; use mean or zeros")
             from anyformer.explain.target import token_id
 
-            return table.weight[token_id(self.model, wanted)].detach().expand_as(value)
+            return self._row(table, token_id(self.model, wanted)).expand_as(value)
         if wanted == "zeros":
             return torch.zeros_like(value)
         if wanted == "pad" and table is not None:
             if self.model.tokenizer is None:
                 raise ValueError("baseline 'pad' needs a tokenizer, which has a padding token; pass the token's id")
-            return table.weight[self.model.tokenizer.pad_id].detach().expand_as(value)
+            return self._row(table, self.model.tokenizer.pad_id).expand_as(value)
         if wanted == "blur" and feature.axes[-2:] == ("height", "width"):
             return blurred(value)
         if wanted in ("pad", "blur"):
@@ -231,8 +235,12 @@ class Explained:
         if wanted != "mean":
             raise ValueError(f"baseline: expected {', '.join(BASELINES)}, a token or a tensor; got {wanted!r}")
         if table is not None:
-            return table.weight.detach().mean(0).expand_as(value)
+            every = table.dequantised().to(value) if isinstance(table, GridTable) else table.weight.detach()
+            return every.mean(0).expand_as(value)
         return self._mean(feature)
+
+    def _row(self, table: Tokens, token: int) -> Tensor:
+        return rows_of(table, torch.tensor([token], device=next(self.model.parameters()).device))[0]
 
     def _mean(self, feature: Feature) -> Tensor:
         """The mean over the real units, for each row and channel."""
@@ -244,6 +252,11 @@ class Explained:
         if feature.keep is not None:
             real = real * feature.spread(feature.keep.to(value.dtype))
         return ((value * real).sum(over, keepdim=True) / real.sum(over, keepdim=True).clamp(min=1)).expand_as(value)
+
+
+def rows_of(table: Tokens, ids: Tensor) -> Tensor:
+    """The rows of some ids, (…, D), as they are stored."""
+    return (table(ids) if isinstance(table, GridTable) else F.embedding(ids, table.weight)).detach()
 
 
 def blurred(pixels: Tensor) -> Tensor:

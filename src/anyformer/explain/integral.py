@@ -37,6 +37,8 @@ def gradients(explained: Explained, aim: Goal, values: Values) -> Values:
         if not score.requires_grad:
             raise Incomplete(_no_slope(explained))
         found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
+    if all(g is None for g in found):
+        raise Incomplete(_no_slope(explained))
     return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
 
 

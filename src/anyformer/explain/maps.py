@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.taps import Taps
-from anyformer.explain.attention import kinds
+from anyformer.explain.attention import implied, kinds
 from anyformer.explain.features import Explained
 
 LEVELS = (255, 60, 16)  # steps of a weight that are tried, the finest first
@@ -24,10 +24,11 @@ BYTES = 2_100_000  # of all maps of a report, compressed
 
 @dataclass(frozen=True)
 class Maps:
-    """The attention weights of one kind: an encoder's, a decoder's, from a decoder to its source.
+    """The attention weights of one kind: an encoder's, a decoder's, from a decoder to its source; or the shares of the
+    maps that a recurrence or linear attention implies.
 
     Args:
-        kind: the path, `*` for the layer. layers: the number of each layer.
+        kind: the path, `*` for the layer, and of implied maps the class. layers: the number of each layer.
         weights: (L, H, T, S). rollout: (T, S) or None, of self-attention: the product over the layers of (A + I) / 2,
             A the mean of the heads (Abnar and Zuidema, 2020; arXiv:2005.00928).
     """
@@ -41,7 +42,7 @@ class Maps:
 @torch.no_grad()
 def attention_maps(explained: Explained) -> tuple[list[Maps], list[str]]:
     """The maps of a call with one row, and the reasons why a kind has none."""
-    found, missing = kinds(explained.model), []
+    found, missing = {**kinds(explained.model), **implied(explained.model)}, []
     if not found:
         return [], ["this model has no attention with weights"]
     paths = [path for layers in found.values() for path in layers.values()]

@@ -124,7 +124,7 @@ def found(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ValueError: for a pattern that fits none, with the nearest path.
     """
     every = [name for name, module in model.named_modules() if name and not _list(module)]
-    every += [f"{name}.{HEADS}" for name in every if _heads(model.get_submodule(name))]
+    every += [f"{name}.{HEADS}" for name in every if head_count(model.get_submodule(name))]
     chosen = []
     for pattern in patterns:
         steps = "".join(
@@ -141,10 +141,10 @@ def _list(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
-def _heads(module: Any) -> int | None:
+def head_count(module: Any) -> int | None:
     """The number of heads whose values o, a matrix, reads side by side."""
     o, heads = getattr(module, "o", None), getattr(module, "heads", None)
-    width = getattr(o, "in_features", 0)
+    width = getattr(o, "in_features", 0) or getattr(o, "columns", 0)  # of a matrix in few bits
     return heads if isinstance(heads, int) and isinstance(o, nn.Module) and width and width % heads == 0 else None
 
 
@@ -235,7 +235,7 @@ def _slopes(
 def _grouped(model: nn.Module, path: str, change: Tensor, positions: bool) -> Tensor:
     """The sum of the changes of one place, for each position or head where these are apart."""
     if path.endswith(f".{HEADS}"):
-        heads = _heads(model.get_submodule(path.removesuffix(f".{HEADS}")))
+        heads = head_count(model.get_submodule(path.removesuffix(f".{HEADS}")))
         each = change.unflatten(-1, (heads, -1)).sum(-1)  # (B, T, H)
         return each.flatten(1, 2) if positions else each.sum(1)
     if positions:
@@ -249,7 +249,7 @@ def _column(score: Tensor, path: str, positions: bool, change: Tensor) -> Tensor
 
 def _masks(model: nn.Module, path: str, value: Tensor, positions: bool) -> list[Tensor | None]:
     """The parts of a place that are patched one by one."""
-    heads = _heads(model.get_submodule(path.removesuffix(f".{HEADS}"))) if path.endswith(f".{HEADS}") else None
+    heads = head_count(model.get_submodule(path.removesuffix(f".{HEADS}"))) if path.endswith(f".{HEADS}") else None
     if heads is None and not positions:
         return [None]
     places = range(value.shape[1]) if positions else [None]

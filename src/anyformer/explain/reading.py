@@ -87,6 +87,11 @@ def read(model: Any, item: str, answer: str | None = None, target: Target = None
 
 
 def _text(model: Any, text: str, answer: str | None) -> Reading:
+    if len(text) < 1024 and Path(text).is_file():
+        raise ValueError(
+            f"{text!r} is a file, and this model reads {model.takes}, a text: pass its words, or - and the text on "
+            "standard input"
+        )
     inputs = named(model, text)
     extra = [] if answer is None else model.tokenizer.encode(answer, special=False)
     name = next(reversed(inputs)) if model.reads_source else model.takes

@@ -133,7 +133,7 @@ def report(
         "said": _said(model, logits, aim), "attribution": _or_why(shares, Incomplete),
         "lens": _or_why(lambda: _lens(model, explained, target, at, head)),
         "direct": _or_why(lambda: _direct(model, reading, target, at, head)),
-        "maps": packed(maps), "missing": missing, "axes": _axes(model, explained),
+        "maps": packed(maps), "missing": missing, "axes": _axes(model, explained, reading),
     }  # fmt: skip
     if more is not None:
         data[more] = _or_why(lambda: findings(model, explained, more, target, texts, at, head))
@@ -194,6 +194,7 @@ def _unit(
     values = values.double().cpu()
     several = len(feature.value) > 1
     shown: dict[str, Any] = {"name": f"{feature.name}, {row + 1}" if several else feature.name}
+    shown["main"] = feature.name == model.takes  # of which the wave and the spectrogram are
     if feature.name in reading.labels:
         return {**shown, "draw": "tokens", "labels": reading.labels[feature.name], "values": _short(values)}
     if values.ndim == 2:
@@ -248,7 +249,12 @@ def _direct(model: Any, reading: Reading, target: Target, at: int | None, head: 
     }  # fmt: skip
 
 
-def _axes(model: Any, explained: Explained) -> dict[str, list[str]]:
-    """The labels of source and target positions, for maps of that many rows."""
+def _axes(model: Any, explained: Explained, reading: Reading) -> dict[str, list[str]]:
+    """The labels of positions, for maps of that many rows."""
+    if reading.kind == "episode":  # as the front-end puts them in a row
+        steps = range(explained.inputs["states"].shape[1])
+        return {"steps": [f"{what} {i}" for i in steps for what in ("return", "state", "action")]}
+    if reading.kind == "graph":
+        return {"nodes": ["the graph", *reading.labels["nodes"]], "alone": reading.labels["nodes"]}
     ids = [f for f in explained.features.values() if f.table is not None and f.name.endswith("input_ids")]
     return {f.name: labels(model.tokenizer, explained.inputs[f.name][0].tolist()) for f in ids}

@@ -1,5 +1,5 @@
-"""Roles of heads: which heads read the token before, the first one, a delimiter, the same token, or what followed it;
-and whether the model needs them.
+"""Roles of heads: which heads read the token before, the first one, a delimiter, the same token, what followed it, or
+the subject of a verb; and whether the model needs them.
 
 B batch, T positions, L layers, H heads.
 """
@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.core.pages import build
 from anyformer.core.taps import Taps
-from anyformer.explain.attention import kinds
+from anyformer.explain.attention import implied, kinds
 from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
 from anyformer.explain.patching import HEADS, changed
+from anyformer.explain.subjects import agreeing
 
-ROLES = ("previous", "next", "offset", "first", "delimiter", "duplicate", "induction")
+ROLES = ("previous", "next", "offset", "first", "delimiter", "duplicate", "induction", "subject")
 WHAT = {
     "previous": "the position before",
     "next": "the position behind",
@@ -32,8 +33,9 @@ WHAT = {
     "delimiter": "punctuation and special tokens",
     "duplicate": "earlier places of the same token",
     "induction": "what followed the same token before",
+    "subject": "the subject of the verb",
 }
-REPEATED = ("duplicate", "induction")  # scored on random tokens that come twice
+OF = {"duplicate": "twice", "induction": "twice", "subject": "verbs"}  # the rows that a role is scored on, else "text"
 FURTHEST, ROWS, SPAN = 8, 2, 32  # the largest offset; random rows, and the tokens that each of them has twice
 TOP, BESIDE = 3, 6  # heads of a role whose effect is measured; random heads beside them
 
@@ -46,8 +48,8 @@ class Head:
         role: one of `ROLES`. path, head: where. offset: of the role "offset" the distance, else 0.
         score: the mean share of its weights that goes where the role says.
         untrained: the highest such score of any head of the same model with new weights.
-        effect: nats of the next tokens' likelihood that go when the head's output is its mean; of a model that writes
-            no text the divergence of its scores.
+        effect: nats of the next tokens' likelihood that go when the head's output is its mean (of the role "subject"
+            those of the verb); of a model that writes no text the divergence of its scores.
     """
 
     role: str
@@ -95,31 +97,22 @@ def roles(model: Any, text: Any, *, seed: int = 0) -> Roles:
     explained = Explained(model, named(model, text))
     layers = _layers(explained)
     fresh = build(model.recipe, seed=seed).eval().to(next(model.parameters()))
-    calls, tokens = {False: explained}, _tokens(explained, layers)
-    if tokens is not None and (twice := _repeated(model, explained, tokens, seed)):
-        calls[True] = Explained(model, twice)
-    scores, offsets = dict[str, Tensor](), torch.zeros(())
-    untrained = dict[str, float]()
-    for again, call in calls.items():
-        for mine, each in ((True, call), (False, Explained(fresh, call.inputs))):
-            weights = _weights(each, layers)
-            rows = None if tokens is None else call.inputs[tokens]
-            if rows is not None and rows.shape[1] != weights.shape[-1]:
-                rows = None  # tokens and others in one stream
-            if again and rows is None:
-                continue
-            made, offset = _scored(weights, rows, _delimiters(model, rows), again)
+    scores, offsets, untrained = dict[str, Tensor](), torch.zeros(()), dict[str, float]()
+    every = _rows(model, explained, _tokens(explained, layers), seed)
+    for rows in every:
+        for mine, each in ((True, rows.call), (False, Explained(fresh, rows.call.inputs))):
+            made, offset = _scored(_weights(each, layers), rows, model)
             if mine:
                 scores.update(made)
-                offsets = offsets if again else offset
+                offsets = offset if rows.kind == "text" else offsets
             else:
                 untrained.update({name: float(value.max()) for name, value in made.items()})
     found, beside, loss = list[Head](), dict[str, tuple[float, ...]](), dict[str, float | None]()
-    for again, call in calls.items():
-        names = [name for name in scores if (name in REPEATED) == again]
+    for rows in every:
+        names = [name for name in scores if OF.get(name, "text") == rows.kind]
         if not names:
             continue
-        effects = _effects(call, layers, {name: scores[name] for name in names}, again, seed)
+        effects = _effects(rows, layers, {name: scores[name] for name in names}, seed)
         for name in names:
             loss[name], beside[name] = effects.plain, effects.beside
             for layer, head in _best(scores[name]):
@@ -132,15 +125,70 @@ def roles(model: Any, text: Any, *, seed: int = 0) -> Roles:
     return Roles(tuple(layers), {name: scores[name] for name in order}, tuple(found), beside, loss)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """A call that some roles are scored on.
+
+    Args:
+        kind: "text", "twice" or "verbs". call: with one or more rows.
+        ids: (B, T) its tokens, or None where positions are no tokens.
+        where: (B, T, T) of "verbs": the tokens of the subject, for the place that has to know it.
+        counts: (B, T) the tokens whose likelihood is measured; None: all.
+    """
+
+    kind: str
+    call: Explained
+    ids: Tensor | None
+    where: Tensor | None = None
+    counts: Tensor | None = None
+
+
+def _rows(model: Any, explained: Explained, name: str | None, seed: int) -> list[_Rows]:
+    """The given text; random tokens that come twice; sentences with a verb, where the model reads words."""
+    every = [_Rows("text", explained, None if name is None else explained.inputs[name])]
+    if name is None:
+        return every
+    twice = _repeated(model, explained, name, seed)
+    if call := _instead(explained, name, twice):
+        counts = torch.zeros_like(twice, dtype=torch.bool)
+        counts[:, twice.shape[1] // 2 + 1 :] = True
+        every.append(_Rows("twice", Explained(model, call), twice, counts=counts))
+    made = agreeing(model.tokenizer, seed, model.context) if model.tokenizer is not None else None
+    if made is not None and name == model.takes and (call := _instead(explained, name, made.ids)):
+        rows, (B, T) = torch.arange(len(made.ids)), made.ids.shape
+        verb, where = torch.zeros(B, T, dtype=torch.bool), torch.zeros(B, T, T, dtype=torch.bool)
+        verb[rows, made.verb] = True
+        before = int(model.generates and not model.reads_source)  # what writes the verb stands before it
+        where[rows, made.verb - before] = made.subject
+        ids = call[name]
+        every.append(_Rows("verbs", Explained(model, call), ids, where.to(ids.device), verb.to(ids.device)))
+    return every
+
+
+def _instead(explained: Explained, name: str, ids: Tensor) -> dict[str, Tensor]:
+    """The call with other rows of tokens; empty where other inputs belong to the tokens."""
+    like = explained.inputs[name]
+    texts = {n for n, f in explained.features.items() if f.table is not None}
+    others = {n: v for n, v in explained.inputs.items() if n != name and (n in texts or v.shape != like.shape)}
+    if not set(others) <= texts:
+        return {}
+    return {name: ids.to(like.device), **{n: v[:1].expand(len(ids), *v.shape[1:]) for n, v in others.items()}}
+
+
 def _layers(explained: Explained) -> list[str]:
     """The paths of self-attention whose maps are square, of the stack with the most layers."""
-    own = {kind: list(paths.values()) for kind, paths in kinds(explained.model).items()}
-    own = {
-        kind: paths for kind, paths in own.items() if not getattr(explained.model.get_submodule(paths[0]), "cross", 0)
-    }
+    model = explained.model
+    own = {kind: list(paths.values()) for kind, paths in {**kinds(model), **implied(model)}.items()}
+    first = {kind: model.get_submodule(paths[0]) for kind, paths in own.items()}
+    own = {k: paths for k, paths in own.items() if not getattr(first[k], "cross", 0) and _reads_heads(first[k])}
     if not own:
         raise ValueError("this model has no self-attention with weights, so its heads have no roles; try method='ig'")
     return max(own.values(), key=len)
+
+
+def _reads_heads(module: Any) -> bool:
+    """True if a matrix o reads the values of heads side by side, so that one head can be taken away."""
+    return isinstance(getattr(module, "heads", None), int) and isinstance(getattr(module, "o", None), nn.Module)
 
 
 @torch.no_grad()
@@ -165,20 +213,14 @@ def _tokens(explained: Explained, layers: list[str]) -> str | None:
     return inside[0] if len(inside) == 1 else None
 
 
-def _repeated(model: Any, explained: Explained, name: str, seed: int) -> dict[str, Tensor]:
-    """The same call with rows of random tokens that come twice; empty where other inputs belong to the tokens."""
-    like, draws = explained.inputs[name], torch.Generator().manual_seed(seed)
-    texts = {n for n, f in explained.features.items() if f.table is not None}
-    others = {n: v for n, v in explained.inputs.items() if n != name and (n in texts or v.shape != like.shape)}
-    if not set(others) <= texts:
-        return {}
+def _repeated(model: Any, explained: Explained, name: str, seed: int) -> Tensor:
+    """Rows of random tokens that come twice, (B, T)."""
+    draws = torch.Generator().manual_seed(seed)
     span = SPAN if model.context is None else max(2, min(SPAN, model.context // 2))
     special = model.tokenizer.core.get_added_tokens_decoder() if model.tokenizer is not None else {}
     table: Any = explained.features[name].table
-    words = torch.tensor([i for i in range(table.num_embeddings) if i not in special])
-    half = words[torch.randint(len(words), (ROWS, span), generator=draws)]
-    ids = torch.cat((half, half), 1).to(like.device)
-    return {name: ids, **{n: v[:1].expand(ROWS, *v.shape[1:]) for n, v in others.items()}}
+    words = torch.tensor([i for i in range(getattr(table, "num_embeddings", 0) or table.rows) if i not in special])
+    return words[torch.randint(len(words), (ROWS, span), generator=draws)].repeat(1, 2)
 
 
 def _delimiters(model: Any, ids: Tensor | None) -> Tensor | None:
@@ -191,13 +233,16 @@ def _delimiters(model: Any, ids: Tensor | None) -> Tensor | None:
     return torch.tensor(marks, device=ids.device)
 
 
-def _scored(
-    weights: Tensor, ids: Tensor | None, delimiters: Tensor | None, again: bool
-) -> tuple[dict[str, Tensor], Tensor]:
+def _scored(weights: Tensor, rows: _Rows, model: Any) -> tuple[dict[str, Tensor], Tensor]:
     """By role the score of each head, (L, H), and the best offset of each."""
     T = weights.shape[-1]
     made = dict[str, Tensor]()
-    if again:
+    ids = rows.ids if rows.ids is not None and rows.ids.shape[1] == T else None  # else others are in the stream, too
+    if rows.kind != "text" and ids is None:
+        return {}, torch.zeros(())
+    if rows.where is not None:
+        return {"subject": _share(weights, rows.where)}, torch.zeros(())
+    if rows.kind == "twice":
         assert ids is not None
         same = (ids[:, :, None] == ids[:, None]).tril(-1)  # (B, T, T)
         follows = F.pad(same, (1, 0))[..., :-1].tril(-1)
@@ -215,6 +260,7 @@ def _scored(
     first = torch.zeros_like(apart, dtype=torch.bool)
     first[1:, 0] = True
     made["first"] = _share(weights, first[None])
+    delimiters = _delimiters(model, ids)
     if delimiters is not None and bool(delimiters[:, 1:].any()):
         there = delimiters[:, None].expand(-1, T, -1).clone()  # (B, T, S)
         there[..., 0] = False
@@ -242,32 +288,31 @@ class _Effects:
     plain: float | None
 
 
-def _effects(call: Explained, layers: list[str], scores: dict[str, Tensor], again: bool, seed: int) -> _Effects:
+def _effects(rows: _Rows, layers: list[str], scores: dict[str, Tensor], seed: int) -> _Effects:
     """The losses without each head of a role, and without random others."""
-    measure, plain = _measure(call, again)
+    measure, plain = _measure(rows)
     wanted = {place for each in scores.values() for place in _best(each)}
-    counts = [_heads(call.model, path) for path in layers]
+    counts = [_heads(rows.call.model, path) for path in layers]
     others = sorted({(i, h) for i, count in enumerate(counts) for h in range(count)} - wanted)
     random.Random(seed).shuffle(others)
     of = {place: measure([place], layers) for place in sorted(wanted)}
     return _Effects(of, tuple(measure([place], layers) for place in others[:BESIDE]), plain)
 
 
-def _measure(call: Explained, again: bool) -> tuple[Callable[[list[tuple[int, int]], list[str]], float], float | None]:
+def _measure(rows: _Rows) -> tuple[Callable[[list[tuple[int, int]], list[str]], float], float | None]:
     """The effect of taking heads away, as a function of them; and the loss of the whole model."""
-    model = call.model
+    call, model = rows.call, rows.call.model
     with torch.no_grad():
         whole = call.run()
     writes = model.generates and whole.logits is not None and not model.reads_source
     ids = next((call.inputs[n] for n, f in call.features.items() if f.table is not None), None)
-    start = 0 if ids is None or not again else ids.shape[1] // 2
 
     def loss(logits: Tensor) -> float:
         assert ids is not None
-        seen = logits[:, -ids.shape[1] :]
-        return float(F.cross_entropy(seen[:, start:-1].flatten(0, 1).float(), ids[:, start + 1 :].flatten()))
+        seen, counts = logits[:, -ids.shape[1] :], torch.ones_like(ids).bool() if rows.counts is None else rows.counts
+        return float(F.cross_entropy(seen[:, :-1][counts[:, 1:]].float(), ids[:, 1:][counts[:, 1:]]))
 
-    plain = loss(whole.logits) if writes and ids is not None and ids.shape[1] > start + 1 else None  # type: ignore[arg-type]
+    plain = loss(whole.logits) if writes and ids is not None and ids.shape[1] > 1 else None  # type: ignore[arg-type]
 
     def measure(places: list[tuple[int, int]], layers: list[str]) -> float:
         with torch.no_grad(), without(model, [(layers[i], h) for i, h in places]):

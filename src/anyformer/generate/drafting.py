@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyformer.generate.decoding import Rows
-from anyformer.generate.steering import Steered
+from anyformer.generate.steering import Changed
 
 FIRST, MOST = 4, 8  # tokens of the first guess, and at most
 
@@ -90,7 +90,7 @@ def drafted(model: Any, draft: Any, prompts: list[list[int]], room: int, media: 
     """
     if draft == "layers":
         model = getattr(model, "torch_model", model)
-        plain = model.model if isinstance(model, Steered) else model  # a guess need not be steered
+        plain = model.model if isinstance(model, Changed) else model  # a guess need not be steered
         return Draft(Rows(thinned(plain), prompts, room, True, media), model.vocab)
     check_draft(model, draft, media)
     return Draft(Rows(draft, prompts, room, True, media), model.vocab)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,16 +81,39 @@ def read(text: str) -> Direction:
     return Direction(at, vector, strength, made)
 
 
-class Steered:
-    """A model whose passes have directions added. Every attribute is that of the model; other users of the model, also
-    between two tokens of this one's text, see it as it is.
+class Changed:
+    """A model whose passes are changed by hooks. Every attribute is that of the model; other users of the model, also
+    between two tokens of this one's text, see it as it is. Subclasses write `hooks`."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def hooks(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """The hooks of one pass with these inputs."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["model"], name)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        hooks = self.hooks(inputs)
+        try:
+            return self.model(*args, **inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class Steered(Changed):
+    """A model whose passes have directions added.
 
     Raises:
         ValueError: for a path that is none, a module without one stream, another width.
     """
 
     def __init__(self, model: Any, directions: Sequence[Direction]):
-        self.model, self.directions = model, [d for d in directions if d.strength]
+        super().__init__(model)
+        self.directions = [d for d in directions if d.strength]
         like = next(model.parameters())
         modules = dict(model.named_modules())
         for each in self.directions:
@@ -100,21 +122,9 @@ class Steered:
                 raise ValueError(f"steer: {each.at!r} is no place of this model{near}; see `anyformer inspect`")
         self._added = [(modules[d.at], d.at, (d.strength * d.vector).to(like)) for d in self.directions]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["model"], name)
-
-    def __call__(self, *args: Any, **inputs: Any) -> Any:
-        with self._steering():
-            return self.model(*args, **inputs)
-
-    @contextmanager
-    def _steering(self) -> Iterator[None]:
-        hooks = [module.register_forward_hook(_adding(path, vector)) for module, path, vector in self._added]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def hooks(self, inputs: Mapping[str, Any] | None = None) -> list[Any]:
+        """See `Changed`; the directions are the same in every pass."""
+        return [module.register_forward_hook(_adding(path, vector)) for module, path, vector in self._added]
 
 
 def _adding(path: str, vector: Tensor) -> Callable[..., Any]:
@@ -149,6 +159,15 @@ def with_steering(model: Any, steer: Steer) -> Any:
         raise ValueError("steer adds to the streams of PyTorch modules, and ONNX Runtime has none; use engine='torch'")
     made = Steered(model, [d if isinstance(d, Direction) else read(d) for d in several])
     return made if made.directions else model
+
+
+def steered_always(model: Any, steer: Steer) -> Any:
+    """The model itself, in all of whose passes the directions are added from now on: for a program that has no other
+    use of it. Errors are those of `with_steering`."""
+    made = with_steering(model, steer or None)
+    if isinstance(made, Steered):
+        made.hooks()  # which nobody removes
+    return model
 
 
 def blocks_of(model: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""Views of a model for the page: its wiring, and where it looked when it wrote a token."""
+"""Views of a model for the page: its wiring, where it looked when it wrote a token, and why it wrote it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from anyformer.explain.reading import Reading
+from anyformer.explain.report import report
 from anyformer.explain.rows import Looked, attention_row
 from anyformer.explain.wiring import draw
 from anyformer.serve import asking
@@ -19,7 +22,9 @@ from anyformer.serve.asking import bad
 from anyformer.serve.card import Served
 from anyformer.serve.handling import ERRORS, called, models_of
 from anyformer.serve.jobs import Refused
-from anyformer.serve.protocol import Attend
+from anyformer.serve.protocol import Attend, Explain
+
+LONGEST = 512  # tokens of a report: its maps are squares
 
 router = APIRouter()
 
@@ -50,6 +55,44 @@ async def attention(request: Request, body: Attend) -> JSONResponse:
 
     `weights` is base64: for each layer, head and key one byte b; the weight is (b / 255)^2.
     """
+    one, ids, answer = await _asked(request, body)
+
+    def work() -> Looked:
+        return attention_row(_copy(request, one), ids, answer, body.token)
+
+    return JSONResponse(_shown(await called(request, one, work)))
+
+
+@router.post("/explain", responses=ERRORS, response_class=HTMLResponse)
+async def explained(request: Request, body: Explain) -> HTMLResponse:
+    """The report of `anyformer explain` about a token of an answer: one file that opens without network."""
+    one, ids, answer = await _asked(request, body)
+    if not -len(answer) <= body.token < len(answer):
+        raise bad(f"there is no token {body.token} in an answer of {len(answer)}", "token")
+    token = body.token % len(answer)
+    if len(ids) + token > LONGEST:
+        raise bad(f"a report is of at most {LONGEST} tokens, got {len(ids) + token}", "answer")
+
+    def work() -> str:
+        model = _copy(request, one)
+        before = answer[:token] if not model.reads_source else [model.begin_id, *answer[:token]]
+        inputs = {f"{model.target}input_ids": before if model.reads_source else [*ids, *before]}
+        inputs |= {"input_ids": ids} if model.reads_source else {}
+        device = next(model.parameters()).device
+        with torch.inference_mode(False), torch.enable_grad():
+            read = {name: torch.tensor([row], device=device) for name, row in inputs.items()}
+            reading = Reading(read, "text", model.tokenizer.decode([*ids, *answer[:token]]))
+            return report(model, reading, answer[token], body.method, name=one.name).html()
+
+    return HTMLResponse(await called(request, one, work))
+
+
+async def _asked(request: Request, body: Attend) -> tuple[Served, list[int], list[int]]:
+    """The model, and the ids that it continued and wrote.
+
+    Raises:
+        Refused: for a model without attention, no prompt or two, pictures, a text that is too long.
+    """
     one = asking.find(models_of(request), body.model, "attention")
     if (body.prompt is None) == (body.messages is None):
         raise bad("give prompt or messages, one of them", "prompt")
@@ -66,15 +109,15 @@ async def attention(request: Request, body: Attend) -> JSONResponse:
         raise bad("the prompt is empty", "prompt")
     if len(ids) + len(answer) > (one.model.context or len(ids) + len(answer)):
         raise bad(f"the text is longer than the context of {one.name}, {one.model.context}", "answer")
+    return one, ids, answer
+
+
+def _copy(request: Request, one: Served) -> Any:
+    """The model for the thread of calls, while another one writes texts with the same weights."""
     copies: dict[str, Any] = request.app.state.copies
-
-    def work() -> Looked:
-        """In the thread of calls, while another one writes texts with the same weights."""
-        if one.name not in copies:
-            copies[one.name] = apart(one.model)
-        return attention_row(copies[one.name], ids, answer, body.token)
-
-    return JSONResponse(_shown(await called(request, one, work)))
+    if one.name not in copies:
+        copies[one.name] = apart(one.model)
+    return copies[one.name]
 
 
 def apart(model: Any) -> Any:

@@ -272,6 +272,12 @@ class Attend(Body):
     token: int = Field(-1, ge=-1_000_000, le=1_000_000)
 
 
+class Explain(Attend):
+    """The body of /explain: as of /attention, and the method of the shares."""
+
+    method: Literal["grad", "ig", "occlusion"] = "grad"
+
+
 class Tokenize(Body):
     """The body of /tokenize: a text, or the messages of a conversation."""
 

@@ -17,7 +17,7 @@ from anyformer.core.mixer import Mixer
 from anyformer.core.part import check_option
 from anyformer.parts.attention.heads import width
 from anyformer.parts.fused import elu_plus_one, relative_exp
-from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, decayed, piecewise
+from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, decayed, implied, piecewise
 
 NEVER = float("-inf")  # the log-size of an empty sum
 
@@ -50,6 +50,8 @@ class LinearAttention(Mixer):
 
     Shape: (B, T, D) -> same. State: S and z, (B, H, M, K + 1), in float32 at least; M = K here.
     """
+
+    maps = True
 
     def __init__(
         self,
@@ -93,6 +95,8 @@ class LinearAttention(Mixer):
         q, k, v = (
             p(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2).to(wide) for p in (self.q, self.k, self.v)
         )  # (B, H, T, K) each
+        if slot is None:
+            implied(flow, self, lambda eye: self._map(q, k, eye, keep, flow.causal), x.to(wide), keep)
         if flow.causal:
             held = self.start(x.shape[0], 0, q).held if slot is None else slot.held
             # features are larger than the text, and should stay in the processor's cache
@@ -102,6 +106,14 @@ class LinearAttention(Mixer):
         else:
             y = self._sums(q, k, v, keep)
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
+
+    def _map(self, q: Tensor, k: Tensor, eye: Tensor, keep: Tensor | None, causal: bool) -> Tensor:
+        """The weights of all pairs, (B, H, T, T)."""
+        v = eye.expand(*q.shape[:2], *eye.shape)
+        if not causal:
+            return self._sums(q, k, v, keep)
+        S = q.new_zeros(*q.shape[:2], self.count, len(eye) + 1)
+        return self._recurrence(q, k, v, keep, (S, q.new_full((*q.shape[:2], 1), NEVER)))[0]
 
     def _recurrence(
         self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, held: tuple[Tensor, Tensor]

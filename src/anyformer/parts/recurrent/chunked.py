@@ -20,6 +20,7 @@ from anyformer.core.state import Slot
 from anyformer.parts.fused import depthwise
 
 CHUNK = 64
+HEADS, GROUPS = 64, 8  # of implied maps: more heads than that are shown as groups
 PIECE = 2048  # tokens of parallel chunks: their intermediate values should stay in the processor's cache
 
 
@@ -129,6 +130,35 @@ def piecewise(
         y, state = step(*some, state)
         rows.append(y)
     return torch.cat(rows, -2), state
+
+
+def implied(flow: Flow, mixer: nn.Module, run: Callable[[Tensor], Tensor], like: Tensor, keep: Tensor | None) -> None:
+    """Records the map that a mixer implies, if taps want it: y_t = sum_s M_ts v_s, for what it is linear in (Ali et
+    al., 2024; arXiv:2403.01590). Running it on the unit vectors of time in place of v gives M.
+
+    ```
+    implied   M, (B, H, T, T)
+    weights   |M_ts| / sum_s |M_ts|: M can be negative, and its rows sum to nothing in particular; of more than 64 heads
+              (the channels of Mamba) the means of 8 groups of neighbours
+    ```
+    Args:
+        run: unit vectors (T, T) in place of v -> M, in any shape that flattens to (B, H, T, T).
+        like: (B, T, …) of the type and device of v. keep: (B, T) True = real, or None.
+    """
+    taps = flow.taps
+    if taps is None or not (taps.wants(mixer, "implied") or taps.wants(mixer, "weights")):
+        return
+    batch, time = like.shape[:2]
+    with torch.no_grad():
+        M = run(torch.eye(time, dtype=like.dtype, device=like.device)).reshape(batch, -1, time, time)
+        M = M if keep is None else M * keep[:, None, None]
+        if taps.wants(mixer, "implied"):
+            taps.put(mixer, "implied", M)
+        if taps.wants(mixer, "weights"):
+            size = M.abs()
+            if size.shape[1] > HEADS:
+                size = torch.stack([part.mean(1) for part in size.tensor_split(GROUPS, 1)], 1)
+            taps.put(mixer, "weights", size / size.sum(-1, keepdim=True).clamp(min=torch.finfo(M.dtype).tiny))
 
 
 def cut(t: Tensor, chunk: int, axis: int) -> Tensor:

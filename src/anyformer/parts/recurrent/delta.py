@@ -10,7 +10,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.parts.attention.heads import width
 from anyformer.parts.norms import RMSNorm
-from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, delta, drawn_rates, drawn_steps
+from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, delta, drawn_rates, drawn_steps, implied
 
 
 class GatedDelta(Mixer):
@@ -36,6 +36,8 @@ class GatedDelta(Mixer):
 
     Shape: (B, T, D) -> same. State: (B, H, K, V) and the last W - 1 inputs of the convolution.
     """
+
+    maps = True
 
     def __init__(
         self,
@@ -97,12 +99,19 @@ class GatedDelta(Mixer):
             step = self.fade(x).to(wide)
             step = torch.logaddexp(step, torch.zeros_like(step))  # softplus, whose own backward fails in torch.compile
             fade = -self.A_log.to(wide).exp() * step
+        if slot is None:
+            implied(flow, self, lambda eye: self._map(q, k, beta.mT, fade.mT, eye), x.to(wide), keep)
         S = q.new_zeros(x.shape[0], self.heads, self.head_dim, self.value_dim) if slot is None else slot.held[1]
         y, S = delta(q, k, v, beta.mT, fade.mT, S, self.chunk)  # (B, H, T, V), (B, H, K, V)
         if slot is not None:
             slot.put(x.shape[1], past, S)
         y = self.norm(y.to(x.dtype).transpose(1, 2)).flatten(2)  # (B, T, H V)
         return self.o(y * F.silu(self.gate(x)))
+
+    def _map(self, q: Tensor, k: Tensor, beta: Tensor, fade: Tensor, eye: Tensor) -> Tensor:
+        """What each value gives to each output of a head, (B, H, T, T)."""
+        S = q.new_zeros(*q.shape[:2], self.head_dim, len(eye))
+        return delta(q, k, eye.expand(*q.shape[:2], *eye.shape), beta, fade, S, self.chunk)[0]
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)

@@ -13,7 +13,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
-from anyformer.parts.recurrent.chunked import Recurrent, convolved, drawn_steps
+from anyformer.parts.recurrent.chunked import Recurrent, convolved, drawn_steps, implied
 from anyformer.parts.recurrent.mamba_cpu import scan_in_blocks
 from anyformer.parts.recurrent.mamba_cuda import scanned, selective_scan
 
@@ -47,7 +47,7 @@ class Mamba(Mixer):
     Shape: (B, T, D) -> same. State: (B, E, N) and the last W - 1 inputs of the convolution.
     """
 
-    packs = True
+    packs, maps = True, True
 
     def __init__(
         self,
@@ -106,6 +106,8 @@ class Mamba(Mixer):
         A = -self.A_log.to(wide).exp()  # (E, N)
         begins = None if flow.documents is None else flow.positions == 0  # (B, T)
         u_wide, step, B, C = (t.to(wide) for t in (u, step, B, C))
+        if slot is None:  # `u` of each channel, a head of width 1; the skip is an unmixed part of it
+            implied(flow, self, lambda eye: self._map(step, A, B, C, eye, begins), u_wide, keep)
         begin = begins is None and (slot is None or (slot.length == 0 and not torch.is_grad_enabled()))
         if begin and (kernel := selective_scan(u_wide)) is not None:
             y, h = scanned(kernel, u_wide, step, A, B, C)  # (B, T, E), (B, E, N)
@@ -114,6 +116,12 @@ class Mamba(Mixer):
         if slot is not None:
             slot.put(x.shape[1], past, h)
         return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))
+
+    def _map(self, step: Tensor, A: Tensor, B: Tensor, C: Tensor, eye: Tensor, begins: Tensor | None) -> Tensor:
+        """What each input of a channel gives to each of its outputs, (B, E, T, T): a scan for each position."""
+        h = step.new_zeros(len(step), self.hidden, self.state)
+        each = [scan(one[:, None].expand_as(step), step, A, B, C, h, self.chunk, begins)[0] for one in eye]
+        return torch.stack(each, -1).transpose(1, 2) + self.skip.to(step)[:, None, None] * eye  # (B, E, T, T)
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)

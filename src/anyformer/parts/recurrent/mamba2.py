@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anyformer.core.flow import Flow
 from anyformer.core.mixer import Mixer
 from anyformer.core.part import Part
-from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, decayed, drawn_rates, drawn_steps
+from anyformer.parts.recurrent.chunked import CHUNK, Recurrent, convolved, decayed, drawn_rates, drawn_steps, implied
 from anyformer.parts.recurrent.mamba_cuda import chunk_scan, chunked
 
 
@@ -39,6 +39,8 @@ class Mamba2(Mixer):
 
     Shape: (B, T, D) -> same. State: (B, G, R, N, P) and the last W - 1 inputs of the convolution.
     """
+
+    maps = True
 
     def __init__(
         self,
@@ -99,6 +101,8 @@ class Mamba2(Mixer):
         u, step = self._heads(u), F.softplus(self._heads((step + self.step).to(wide)))  # (B, G, R, T, P), (…, T, 1)
         step = step.clamp(self.shortest, self.longest)
         A, skip = (t.to(wide).unflatten(0, (self.groups, -1))[..., None] for t in (-self.A_log.exp(), self.skip))
+        if slot is None:  # the skip is an unmixed part of it
+            implied(flow, self, lambda eye: self._map(q, k, step, A, skip, eye), u.movedim(3, 1).flatten(2), keep)
         S = self._empty(u) if slot is None else slot.held[1]  # (B, G, R, N, P)
         if (kernel := chunk_scan(u)) is not None:
             y, S = chunked(kernel, q, k, u, step, A, S)  # (B, G, R, T, P)
@@ -108,6 +112,11 @@ class Mamba2(Mixer):
             slot.put(x.shape[1], past, S)
         y = (y + skip[..., None] * u).movedim(3, 1).flatten(2)  # (B, T, E)
         return self.out(self.norm(y.to(x.dtype), gate))
+
+    def _map(self, q: Tensor, k: Tensor, step: Tensor, A: Tensor, skip: Tensor, eye: Tensor) -> Tensor:
+        """What each input u of a head gives to each of its outputs y + skip u, (B, G, R, T, T)."""
+        S = q.new_zeros(*step.shape[:3], self.state, len(eye))
+        return decayed(q, k, step * eye, step[..., 0] * A, S, self.chunk)[0] + skip[..., None] * eye
 
     def _heads(self, t: Tensor) -> Tensor:
         """(B, T, heads * x) -> (B, G, R, T, x)."""
