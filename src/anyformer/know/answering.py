@@ -115,14 +115,14 @@ def _extracted(searcher: Searcher, question: str, found: Found) -> list[Statemen
 
 
 def _messages(tokenizer: Any, question: str, hits: list[Hit]) -> list[dict[str, str]]:
-    """The conversation: the passages as quotations, and the question."""
+    """The conversation: the passages as quotations, and the question; none of them spells a special token."""
     quoted = ""
     for n, hit in enumerate(hits, 1):
         lines = as_letters(tokenizer, shown(f"{hit.row.path}\n{hit.row.text}")).split("\n")
         quoted += f"Passage {n} ({lines[0]}):\n" + "".join(f"> {line}\n" for line in lines[1:] if line.strip()) + "\n"
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{quoted}Question: {question}\nAnswer from the passages:"},
+        {"role": "user", "content": f"{quoted}Question: {as_letters(tokenizer, question)}\nAnswer from the passages:"},
     ]
 
 
