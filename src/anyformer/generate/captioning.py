@@ -57,8 +57,8 @@ def ask(
 ) -> Iterator[str]:
     """The answer to a question about a picture, in pieces, as in `stream`.
 
-    The question is written by the tokenizer's chat template; without one, picture, question and answer are lines. Special
-    tokens that it spells become letters.
+    The question is written by the tokenizer's chat template; without one, picture, question and answer are lines.
+    Special tokens that it spells become letters.
 
     Raises:
         ValueError: without a question; as `caption`.
