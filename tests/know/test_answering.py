@@ -33,7 +33,7 @@ def place(tmp_path_factory):
 def searcher(place):
     made = Searcher(place / "idx", minilm())
     yield made
-    made.store.close()
+    made.close()
 
 
 def test_an_answer_without_a_model_is_a_quotation_with_its_lines(searcher):
@@ -121,7 +121,7 @@ def test_an_edit_of_the_cited_file_changes_the_answer_and_another_edit_does_not(
         try:
             return [(s.text, s.place) for s in ask(made, "When was the lighthouse of Drumhaven built?", k=3).statements]
         finally:
-            made.store.close()
+            made.close()
 
     before = answer()
     write(folder, {"food.txt": "Bread is made of rye, and nothing else.\n"})

@@ -7,6 +7,7 @@ encoder.py      the model that gives vectors, and its limit
 chunking.py     documents -> passages that the encoder reads whole
 store.py        the file of an index
 indexing.py     `index`: only what has changed
+vectors.py      where vectors are searched: in memory, FAISS, Qdrant
 words.py        words, sentences, queries
 searching.py    `Searcher`: BM25 and cosine, fused
 calibrating.py  the scores above which something was found
