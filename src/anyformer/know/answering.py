@@ -50,6 +50,49 @@ class Answer:
         return sorted({one.number for one in self.statements if one.number is not None})
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question, and what an index has about it: the answer is made of that, or it is there.
+
+    Attributes:
+        hits: passages that the model reads; empty if it writes nothing.
+        messages: the conversation that the model continues.
+    """
+
+    question: str
+    search: Found
+    notes: list[str]
+    hits: list[Hit] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, searcher: Searcher, text: str = "") -> Answer:
+        """The answer: of the text that the model wrote, or of sentences of the passages where it had none to read."""
+        if not self.search.sure:
+            return Answer(self.question, False, [], self.search, notes=self.notes)
+        if not self.hits:
+            said = _extracted(searcher, self.question, self.search)
+        else:
+            said = cite(self.question, text, self.hits, searcher.encoder)
+        return Answer(self.question, True, said, self.search, text, self.notes)
+
+
+def looked_up(searcher: Searcher, question: str, model: Any = None, k: int = 6, max_new_tokens: int = 160) -> Asked:
+    """What `ask` does before the model writes; arguments and errors are those of `ask`."""
+    found = searcher.search(question, k)
+    notes = ["the last run of `anyformer index` did not end; files may be missing"] if searcher.interrupted else []
+    telling = len(found.unknown) and len(words.query(question).split(" OR "))
+    if not found.sure:
+        if telling and len(found.unknown) == telling:
+            notes.append("none of the question's words is in the index; is it in another language?")
+        return Asked(question, found, notes)
+    if model is None:
+        return Asked(question, found, notes)
+    hits, left = _fitting(model, question, found.hits, max_new_tokens)
+    if left:
+        notes.append(f"{left} of {len(found.hits)} passages do not fit the model's context of {model.context} tokens")
+    return Asked(question, found, notes, hits, _messages(model.tokenizer, question, hits))
+
+
 def ask(
     searcher: Searcher,
     question: str,
@@ -70,27 +113,11 @@ def ask(
         ValueError: for an empty question, a k out of range, a model without a chat template, or passages that do not
             fit its context.
     """
-    found = searcher.search(question, k)
-    notes = ["the last run of `anyformer index` did not end; files may be missing"] if searcher.interrupted else []
-    telling = len(found.unknown) and len(words.query(question).split(" OR "))
-    if not found.sure:
-        if telling and len(found.unknown) == telling:
-            notes.append("none of the question's words is in the index; is it in another language?")
-        return Answer(question, False, [], found, notes=notes)
-    if model is None:
-        return Answer(question, True, _extracted(searcher, question, found), found, notes=notes)
-    hits, left = _fitting(model, question, found.hits, max_new_tokens)
-    if left:
-        notes.append(f"{left} of {len(found.hits)} passages do not fit the model's context of {model.context} tokens")
-    pieces = chat(
-        model,
-        _messages(model.tokenizer, question, hits),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    text = "".join(pieces)
-    return Answer(question, True, cite(question, text, hits, searcher.encoder), found, text, notes)
+    asked = looked_up(searcher, question, model, k, max_new_tokens)
+    if not asked.messages:
+        return asked.answer(searcher)
+    pieces = chat(model, asked.messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    return asked.answer(searcher, "".join(pieces))
 
 
 def _extracted(searcher: Searcher, question: str, found: Found) -> list[Statement]:

@@ -52,6 +52,15 @@ class Span:
         return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}…"
 
     @property
+    def parts(self) -> tuple[str, str, str]:
+        """The passage: what stands before the quoted text, that text, and what stands behind it."""
+        text = self.row.text
+        before, quoted, behind = (
+            shown(part) for part in (text[: self.begin], text[self.begin : self.end], text[self.end :])
+        )
+        return before, quoted, behind
+
+    @property
     def place(self) -> str:
         """File and lines."""
         return shown(self.row.place(self.begin, self.end))
