@@ -13,6 +13,7 @@ searching.py    `Searcher`: BM25 and cosine, fused
 calibrating.py  the scores above which something was found
 opening.py      `opened`: an index by its folder
 citing.py       sentences -> the passages that support them
+relevance.py    how much likelier a passage makes a sentence
 answering.py    `ask`
 reader.py       passages for a model that finds and reads them itself (RAG)
 tool.py         search as a function that a model can call

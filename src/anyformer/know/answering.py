@@ -7,6 +7,7 @@ cases: nothing in it is run, special tokens in it become letters, and marks and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from anyformer.generate import chat
 from anyformer.generate.tools import as_letters
 from anyformer.know import words
 from anyformer.know.citing import Statement, cite, shown, spans
+from anyformer.know.relevance import Relevance
 from anyformer.know.searching import Found, Hit, Searcher
 
 SENTENCES = 3  # of an answer without a model
@@ -57,6 +59,7 @@ class Asked:
     Attributes:
         hits: passages that the model reads; empty if it writes nothing.
         messages: the conversation that the model continues.
+        model: that writes; None = nothing does.
     """
 
     question: str
@@ -64,6 +67,7 @@ class Asked:
     notes: list[str]
     hits: list[Hit] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
+    model: Any = None
 
     def answer(self, searcher: Searcher, text: str = "") -> Answer:
         """The answer: of the text that the model wrote, or of sentences of the passages where it had none to read."""
@@ -72,8 +76,13 @@ class Asked:
         if not self.hits:
             said = _extracted(searcher, self.question, self.search)
         else:
-            said = cite(self.question, text, self.hits, searcher.encoder)
+            relevance = Relevance(self.model, self._prompt, text)
+            said = cite(self.question, text, self.hits, searcher.encoder, relevance)
         return Answer(self.question, True, said, self.search, text, self.notes)
+
+    def _prompt(self, numbers: Sequence[int]) -> list[dict[str, str]]:
+        """The conversation with the passages of these numbers."""
+        return _messages(self.model.tokenizer, self.question, {n: self.hits[n - 1] for n in numbers})
 
 
 def looked_up(searcher: Searcher, question: str, model: Any = None, k: int = 6, max_new_tokens: int = 160) -> Asked:
@@ -90,7 +99,8 @@ def looked_up(searcher: Searcher, question: str, model: Any = None, k: int = 6, 
     hits, left = _fitting(model, question, found.hits, max_new_tokens)
     if left:
         notes.append(f"{left} of {len(found.hits)} passages do not fit the model's context of {model.context} tokens")
-    return Asked(question, found, notes, hits, _messages(model.tokenizer, question, hits))
+    messages = _messages(model.tokenizer, question, dict(enumerate(hits, 1)))
+    return Asked(question, found, notes, hits, messages, model)
 
 
 def ask(
@@ -141,10 +151,10 @@ def _extracted(searcher: Searcher, question: str, found: Found) -> list[Statemen
     return made
 
 
-def _messages(tokenizer: Any, question: str, hits: list[Hit]) -> list[dict[str, str]]:
+def _messages(tokenizer: Any, question: str, hits: Mapping[int, Hit]) -> list[dict[str, str]]:
     """The conversation: the passages as quotations, and the question; none of them spells a special token."""
     quoted = ""
-    for n, hit in enumerate(hits, 1):
+    for n, hit in hits.items():
         lines = as_letters(tokenizer, shown(f"{hit.row.path}\n{hit.row.text}")).split("\n")
         quoted += f"Passage {n} ({lines[0]}):\n" + "".join(f"> {line}\n" for line in lines[1:] if line.strip()) + "\n"
     return [
@@ -162,7 +172,7 @@ def _fitting(model: Any, question: str, hits: list[Hit], new: int) -> tuple[list
     if model.tokenizer is None or model.tokenizer.template is None:
         raise ValueError("the model has no chat template, so it cannot be asked; leave --model out for quotations")
     for count in range(len(hits), 0, -1):
-        ids = model.tokenizer.chat_ids(_messages(model.tokenizer, question, hits[:count]))
+        ids = model.tokenizer.chat_ids(_messages(model.tokenizer, question, dict(enumerate(hits[:count], 1))))
         if model.context is None or len(ids) + new <= model.context:
             return hits[:count], len(hits) - count
     raise ValueError(

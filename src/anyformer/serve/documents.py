@@ -13,7 +13,7 @@ from anyformer.know.citing import Statement, shown
 from anyformer.know.tool import NAME, Search
 from anyformer.serve import asking
 from anyformer.serve.card import Served
-from anyformer.serve.handling import ERRORS, client_of, engine_of, models_of, owner_of, unless_gone, whole
+from anyformer.serve.handling import ERRORS, called, client_of, engine_of, models_of, owner_of, unless_gone, whole
 from anyformer.serve.inbox import Inbox
 from anyformer.serve.protocol import Ask, Chat, Message
 
@@ -32,8 +32,10 @@ async def ask(request: Request, body: Ask) -> JSONResponse:
     one = None if body.model is None else asking.find(models_of(request), body.model, "chat")
     model = None if one is None else one.model
     asked = await asyncio.to_thread(looked_up, tool.searcher, body.question, model, body.k, body.max_tokens)
-    text = "" if one is None or not asked.messages else await _text(request, one, body, asked)
-    return JSONResponse(_shown(await asyncio.to_thread(asked.answer, tool.searcher, text)))
+    if one is None or not asked.messages:
+        return JSONResponse(_shown(await asyncio.to_thread(asked.answer, tool.searcher)))
+    text, searcher = await _text(request, one, body, asked), tool.searcher
+    return JSONResponse(_shown(await called(request, one, lambda: asked.answer(searcher, text))))
 
 
 async def _text(request: Request, one: Served, body: Ask, asked: Asked) -> str:
