@@ -59,9 +59,7 @@ def plain(searcher: Searcher, paths: dict[int, str], question: str) -> list[str]
     """The order of the sum of 1 / (60 + rank), as in the paper, to compare."""
     orders = [
         [i for i, _ in searcher.store.match(query(question), POOL)],
-        searcher.ids[
-            np.argsort(-(searcher.matrix @ searcher.encoder.asked([question])[0]), kind="stable")[:POOL]
-        ].tolist(),
+        searcher.vectors.nearest(searcher.encoder.asked([question])[0], POOL),
     ]
     score: dict[int, float] = {}
     for order in orders:
@@ -92,17 +90,17 @@ def searched(name: str, count: int, encoder: Encoder, other: Any) -> dict[str, A
         searcher = Searcher(Path(work) / "idx", encoder)
         paths = dict(searcher.store.db.execute("SELECT id, path FROM passages").fetchall())
         texts = [row[0] for row in searcher.store.db.execute("SELECT text FROM passages ORDER BY path, number")]
+        ids, matrix = searcher.store.vectors(int(searcher.store.meta("width") or 0))
 
-        def nearest(vectors: np.ndarray) -> Callable[[str], list[str]]:
+        def nearest(passages: np.ndarray, vectors: np.ndarray) -> Callable[[str], list[str]]:
             rows = {
-                q: np.argsort(-(searcher.matrix @ v), kind="stable")[:POOL]
-                for (q, _), v in zip(asked, vectors, strict=True)
+                q: np.argsort(-(passages @ v), kind="stable")[:POOL] for (q, _), v in zip(asked, vectors, strict=True)
             }
-            return lambda q: [paths[int(searcher.ids[i])] for i in rows[q]]
+            return lambda q: [paths[int(ids[i])] for i in rows[q]]
 
         rows = {
             "BM25": figures(ranks(lambda q: [paths[i] for i, _ in searcher.store.match(query(q), POOL)], asked)),
-            "vectors": figures(ranks(nearest(encoder.asked([q for q, _ in asked])), asked)),
+            "vectors": figures(ranks(nearest(matrix, encoder.asked([q for q, _ in asked])), asked)),
             "both": figures(ranks(lambda q: [hit.row.path for hit in searcher.search(q, POOL).hits], asked)),
             "both, plain ranks": figures(ranks(lambda q: plain(searcher, paths, q), asked)),
         }
@@ -123,11 +121,10 @@ def searched(name: str, count: int, encoder: Encoder, other: Any) -> dict[str, A
         if other is not None:
             vectors = other.encode(texts, normalize_embeddings=True, batch_size=32, show_progress_bar=False)
             queries = other.encode([q for q, _ in asked], normalize_embeddings=True, show_progress_bar=False)
-            result["largest_difference"] = float(np.abs(vectors - searcher.matrix).max())
-            searcher.matrix = vectors
-            rows["sentence-transformers"] = figures(ranks(nearest(queries), asked))
+            result["largest_difference"] = float(np.abs(vectors - matrix).max())
+            rows["sentence-transformers"] = figures(ranks(nearest(vectors, queries), asked))
             result |= speeds(texts[:SPEED], encoder, other)
-        searcher.store.close()
+        searcher.close()
     return result | {"rows": rows}
 
 
@@ -166,7 +163,7 @@ def cited(encoder: Encoder, model: Any, count: int) -> dict[str, Any]:
             try:
                 return ask(searcher, question, model, k=3, max_new_tokens=40)
             finally:
-                searcher.store.close()
+                searcher.close()
 
         def said(one: Any) -> str:
             return " ".join(s.text for s in one.statements)

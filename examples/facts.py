@@ -6,7 +6,7 @@ WordNet (Debian's wordnet-base, fetched once) says of each noun what kind of thi
 "a NOUN is a kind of KIND. GLOSS.", is indexed by a small BERT that learned to find passages by their words. Questions
 have four forms; those of a fifth of the nouns are held out: their facts are in the index, never in training.
 
-    encoder     BERT, finds a passage by one of its words, in two of the four forms; no answers
+    encoder     BERT, finds a passage by one of its words, in two of the four forms or among common words; no answers
     generator   T5, reads one passage and says the kind. The kinds in its passages are drawn anew, so that it copies
     joint       both in a RAG-token with an encoder of passages, from questions and answers
     frozen      the same, and neither encoder learns
@@ -174,8 +174,15 @@ def right(said: Sequence[str], held: Sequence[tuple[int, str]], some: Sequence[F
 
 
 def made_up(text: str, rng: random.Random) -> str:
-    """A rare word of a text, in one of two forms of questions: without an answer, and mostly without sense."""
-    return rng.choice(FORMS[:2]).format(rng.choice(sorted(set(text.replace(".", "").split()) - COMMON)))
+    """A rare word of a text, in one of two forms of questions: without an answer, and mostly without sense.
+
+    Every fourth time among common words instead: a form in which no passage is found teaches nothing later.
+    """
+    word = rng.choice(sorted(set(text.replace(".", "").split()) - COMMON))
+    if rng.randrange(4):
+        return rng.choice(FORMS[:2]).format(word)
+    before, behind = (rng.sample(sorted(COMMON), rng.randrange(5)) for _ in range(2))
+    return " ".join([*before, word, *behind])
 
 
 def tokenizer(some: Sequence[Fact], out: Path, vocab: int) -> str:
@@ -245,11 +252,13 @@ def one(a: argparse.Namespace, seed: int) -> dict[str, Any]:
     for name, trainable in (("frozen", ["generator.**"]), ("joint", None)):
         start, before = time.perf_counter(), Reader(af.load(out / "start"), Passages.of(place))
         made[f"{name}, before"] = recalls(before, held)
-        finetune(
+        result = finetune(
             model=str(out / "start"), data=data, index=str(place), refresh=a.refresh if trainable is None else 0,
             method="full", steps=a.steps, batch=a.batch, lr=a.lr, out=out / name, held_out=0.02, trainable=trainable,
             seed=seed, quiet=not a.loud, eval_every=0, save_every=100, resume="auto",
         )  # fmt: skip
+        if result.stopped:
+            raise SystemExit(f"{name}: stopped at step {result.steps}; the same command goes on from there")
         made[f"{name}, seconds"] = time.perf_counter() - start
     scores: dict[str, Any] = {"seconds": began, "before": made["joint, before"]}
     for name in ("frozen", "joint"):
@@ -301,7 +310,7 @@ def _share(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = {"facts": 500, "vocab": 5000, "dim": 64, "drawn": 15, "encoder_steps": 250, "generator_steps": 600,
-               "alone_steps": 100, "steps": 500, "batch": 12, "refresh": 25}  # fmt: skip
+               "alone_steps": 100, "steps": 600, "batch": 12, "refresh": 25}  # fmt: skip
     for name, value in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=3e-4)

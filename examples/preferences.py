@@ -1,11 +1,11 @@
-"""A preference that a program can check: answers that end with their source. Before and after `align`.
+"""Three preferences that a program can check: with a source, short, calm. Before and after `align`.
 
     python examples/preferences.py runs/preferences --doc docs/alignment.md     # and writes the table into the document
     python examples/preferences.py runs/preferences --loss simpo
 
-SmolLM2 answers questions; the first sentence of an answer is kept. The chosen answer has the line "Source: model
-memory." behind it, the rejected one has not, and is otherwise the same text. Questions about other things are held out:
-30 of them are answered before and after, and a program says which answers end with that line.
+SmolLM2 answers questions. The chosen answer is its first sentence, without exclamation marks, and behind it the line
+"Source: model memory."; the rejected one breaks one preference and is otherwise the same text. Questions about other
+things are held out: 30 of them are answered before and after, and programs say which answers keep which preference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,14 @@ THINGS = (
     "a whale", "an owl", "a spider", "a rose", "a potato", "a castle", "a theatre", "a piano", "a camera",
     "a rocket",
 )  # fmt: skip
-ASKED = ("What is {}?", "Tell me about {} in one sentence.")
+ASKED = ("What is {}?", "Tell me something exciting about {}!")
 HELD = 15  # things, with two questions each, that are never learned from
-LINE = "Source: model memory."
+LINE, WORDS = "Source: model memory.", 40
+KEPT: dict[str, Callable[[str], bool]] = {
+    "end with the source": lambda text: re.search(rf"\n\s*{re.escape(LINE)}\s*$", text) is not None,
+    f"have at most {WORDS} words": lambda text: len(text.split()) <= WORDS,
+    "have no exclamation mark": lambda text: "!" not in text,
+}
 MARKS = "<!-- preferences: begin -->", "<!-- preferences: end -->"
 
 
@@ -55,21 +60,34 @@ def questions(things: Sequence[str]) -> list[str]:
     return [form.format(thing) for thing in things for form in ASKED]
 
 
+def pairs(question: str, text: str) -> Iterator[dict[str, str]]:
+    """A row for each preference that a rejected answer can break, from what the model said."""
+    begin, end = next(sentences(text), (0, 0))
+    first, whole = (part.strip().replace("!", ".") for part in (text[begin:end], text))
+    if not first or len(f"{first} {LINE}".split()) > WORDS:
+        return
+    worse = [first, f"{first.rstrip('.')}!\n{LINE}"]
+    if len(whole.split()) > WORDS:
+        worse.append(f"{whole}\n{LINE}")
+    for rejected in worse:
+        yield {"prompt": question, "chosen": f"{first}\n{LINE}", "rejected": rejected}
+
+
 def written(model: Any, place: Path) -> None:
     """Writes the pairs, those that are learned from and those held out."""
     for name, things in (("learn", THINGS[HELD:]), ("held", THINGS[:HELD])):
-        rows = []
-        for question, text in zip(questions(things), answered(model, questions(things), 48), strict=True):
-            begin, end = next(sentences(text), (0, 0))
-            if first := text[begin:end].strip():
-                rows.append({"prompt": question, "chosen": f"{first}\n{LINE}", "rejected": first})
+        asked = questions(things)
+        said = zip(asked, answered(model, asked, 96), strict=True)
+        rows = [row for question, text in said for row in pairs(question, text)]
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def rate(model: Any) -> float:
-    """The share of held-out questions whose answer ends with the line."""
+def rates(model: Any) -> dict[str, float]:
+    """The shares of held-out questions whose answers keep each preference, and all of them."""
     said = answered(model, questions(THINGS[:HELD]), 80)
-    return sum(bool(re.search(rf"\n\s*{re.escape(LINE)}\s*$", text)) for text in said) / len(said)
+    kept = {name: [keeps(text) for text in said] for name, keeps in KEPT.items()}
+    kept["keep all three"] = [all(each) for each in zip(*kept.values(), strict=True)]
+    return {name: sum(values) / len(said) for name, values in kept.items()}
 
 
 def main() -> None:
@@ -78,7 +96,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--loss", choices=("dpo", "ipo", "simpo", "kto"), default="dpo")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--doc", type=Path, help="the document between whose marks the table goes")
     o = parser.parse_args()
@@ -86,17 +104,17 @@ def main() -> None:
     begin, model = time.perf_counter(), load(find(o.model))
     if not (o.out / "held.jsonl").exists():
         written(model, o.out)
-    first = rate(model)
+    first = rates(model)
     del model
     learned = time.perf_counter()
     done = align(
         o.model, data=str(o.out / "learn.jsonl"), held_out=str(o.out / "held.jsonl"), loss=o.loss, steps=o.steps,
-        lr=o.lr, out=o.out / o.loss, context=128, batch=4,
+        lr=o.lr, out=o.out / o.loss, context=192, batch=4,
     )  # fmt: skip
     assert done.after is not None
-    took, last = time.perf_counter() - learned, rate(done.model)
+    took, last = time.perf_counter() - learned, rates(done.model)
     rows = [
-        ("held-out answers that end with the line", f"{first:.0%}", f"{last:.0%}"),
+        *((f"held-out answers that {name}", f"{first[name]:.0%}", f"{last[name]:.0%}") for name in first),
         ("held-out pairs with a margin above 0", f"{done.before.accuracy:.0%}", f"{done.after.accuracy:.0%}"),
         ("margin", f"{done.before.margin:.2f}", f"{done.after.margin:.2f}"),
         ("log p of the chosen answer, nats", f"{done.before.good:.1f}", f"{done.after.good:.1f}"),

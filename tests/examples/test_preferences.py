@@ -29,7 +29,8 @@ def test_the_example_writes_pairs_learns_and_fills_the_table(
     changed = module["main"].__globals__
     monkeypatch.setitem(changed, "THINGS", ("a kite", "a rose", "an owl"))
     monkeypatch.setitem(changed, "HELD", 1)
-    monkeypatch.setitem(changed, "answered", lambda model, asked, tokens: [f"It is {q[8:]} One more." for q in asked])
+    long = "One more! " * 30
+    monkeypatch.setitem(changed, "answered", lambda model, asked, tokens: [f"It is {q[8:]} {long}" for q in asked])
     document = tmp_path / "doc.md"
     document.write_text("before\n{}\nold\n{}\nafter\n".format(*module["MARKS"]))
     words = [str(tmp_path / "out"), "--model", str(tmp_path / "model"), "--steps", "2", "--doc", str(document)]
@@ -37,8 +38,11 @@ def test_the_example_writes_pairs_learns_and_fills_the_table(
     module["main"]()
     learned = [json.loads(line) for line in (tmp_path / "out/learn.jsonl").read_text().splitlines()]
     held = [json.loads(line) for line in (tmp_path / "out/held.jsonl").read_text().splitlines()]
-    assert len(learned) == 4 and len(held) == 2 and not {r["prompt"] for r in learned} & {r["prompt"] for r in held}
-    assert all(row["chosen"] == f"{row['rejected']}\n{module['LINE']}" for row in learned)
+    assert len(learned) == 12 and len(held) == 6 and not {r["prompt"] for r in learned} & {r["prompt"] for r in held}
+    kept = list(module["KEPT"].values())
+    broken = [[not keeps(row["rejected"]) for keeps in kept] for row in learned]
+    assert sorted(map(tuple, broken)) == sorted(4 * [(True, False, False), (False, True, False), (False, False, True)])
+    assert all(keeps(row["chosen"]) for row in learned for keeps in kept)
     text = document.read_text()
-    assert "old" not in text and "| dpo, 2 steps | before | after |" in text and "| 0% | 0% |" in text
-    assert "0% | 0%" in capsys.readouterr().out
+    assert "old" not in text and "| dpo, 2 steps | before | after |" in text
+    assert "held-out answers that keep all three | 0% | 0% |" in text and text.strip() and capsys.readouterr().out

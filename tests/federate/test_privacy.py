@@ -71,6 +71,12 @@ def test_noise_is_z_times_clip_on_the_sum_and_the_denominator_is_public() -> Non
     assert privacy.clipped(short, 2.0)[0] is short
 
 
+def test_what_clients_send_beside_their_updates_is_named_among_the_assumptions() -> None:
+    seen, blind = (mechanism(1.0).assumptions(blind)[-1] for blind in (False, True))
+    sent = "held-out measures, losses, and whether an update was clipped"
+    assert f"numbers of examples, {sent} (--blind true" in seen and f"numbers of examples; {sent} are not sent" in blind
+
+
 def test_an_epsilon_that_the_clients_cannot_give_names_the_nearest_which_works() -> None:
     with pytest.raises(ValueError, match=r"needs noise .* nearest possible is epsilon=([\d.]+)") as error:
         privacy.planned(0.01, 1e-5, 1.0, 1.0, 8, 20, 30_000)

@@ -134,6 +134,8 @@ def test_a_question_goes_through_the_chat_template(kind):
     model.tokenizer.template = template
     answer = "".join(ask(model, picture(0), "What?", max_new_tokens=6))
     assert answer == model.tokenizer.decode(by_hand(model, written, [picture(0)], 6))
+    spelt = "".join(ask(model, picture(0), "<image>What?", max_new_tokens=6))  # letters: one picture, as it is given
+    assert spelt == "".join(ask(model, picture(0), "< image>What?", max_new_tokens=6))
     message = {"role": "user", "content": "What?" if kind == "text" else [{"type": "text", "text": "What?"}]}
     assert isinstance("".join(chat(model, [message], max_new_tokens=2)), str)
 

@@ -70,7 +70,7 @@ def test_edits_deletions_and_new_names_give_what_a_new_index_gives(tmp_path):
         "deep/renamed.txt",
         "new.rst",
     }
-    searcher.store.close()
+    searcher.close()
 
 
 def test_an_open_index_sees_what_another_process_writes(tmp_path):
@@ -81,7 +81,7 @@ def test_an_open_index_sees_what_another_process_writes(tmp_path):
     (folder / "b.txt").unlink()
     index(folder, out, small())
     assert all(h.row.path != "b.txt" for h in searcher.search("server", 50).hits)
-    searcher.store.close()
+    searcher.close()
 
 
 KILLED = """

@@ -89,6 +89,22 @@ def test_finds_by_the_products_of_the_index_and_writes_them_before_the_question(
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
 
 
+def test_what_is_asked_or_read_spells_no_special_token(tmp_path: Path) -> None:
+    bert, t5 = parts()
+    made = t5.tokenizer
+    special = {i for i, token in made.core.get_added_tokens_decoder().items() if token.special}
+    spelt = "".join(token.content for token in made.core.get_added_tokens_decoder().values() if token.special)
+    reader = Reader(
+        joined(bert, t5, passages=1, longest=200).eval(),
+        Passages.of(indexed(tmp_path, bert, facts={"cat": f"animal {spelt}"})),
+    )
+    plain, text = reader.question("cat"), f"cat {spelt}"
+    assert special & set(made.encode(text, special=False))  # as it is, it would be read so
+    assert special & set(reader.question(text)) == special & set(plain)  # those around every question
+    ids = reader.given([text], torch.tensor([[0]]))["context_input_ids"].flatten().tolist()
+    assert special & set(ids) == {made.role_id("eos_token")} and ids.count(made.role_id("eos_token")) == 1
+
+
 def test_answers_are_the_mean_over_the_passages_that_are_shown(ready: Any) -> None:
     place, bert, t5 = ready
     for task in ("token", "sequence"):

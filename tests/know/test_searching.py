@@ -24,7 +24,7 @@ def opened(tmp_path_factory):
     index(write(place / "docs", TEXTS), place / "idx", minilm())
     searcher = Searcher(place / "idx", minilm())
     yield searcher
-    searcher.store.close()
+    searcher.close()
 
 
 def test_bm25_is_the_formula_of_its_paper(opened):
@@ -105,4 +105,4 @@ def test_equal_passages_come_in_the_order_of_their_files(tmp_path):
     index(write(tmp_path / "docs", {f"{n}.txt": "the same text" for n in "cab"}), tmp_path / "idx", small())
     searcher = Searcher(tmp_path / "idx", small())
     assert [h.row.path for h in searcher.search("same text", 3).hits] == ["a.txt", "b.txt", "c.txt"]
-    searcher.store.close()
+    searcher.close()

@@ -48,7 +48,7 @@ def test_no_route_answers_without_the_key(closed_site):
     paths = {path for _, path in routes}
     assert {"/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/{name}", "/v1/chat/completions",
             "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/audio/transcriptions",
-            "/tokenize", "/attention", "/explain", "/v1/models/{name}/wiring.svg"} <= paths  # fmt: skip
+            "/tokenize", "/attention", "/explain", "/ask", "/v1/models/{name}/wiring.svg"} <= paths  # fmt: skip
     for method, path in [*routes, ("GET", "/nothing"), ("OPTIONS", "/v1/models"), ("TRACE", "/")]:
         for headers in ({}, {"authorization": "Bearer wrong-horse-battery"}, {"authorization": f"Bearer {KEY}x"},
                         {"authorization": "Basic ???"}, {"authorization": KEY}, {"x-api-key": KEY}):  # fmt: skip
@@ -189,9 +189,8 @@ def test_requests_drawn_from_its_own_document_never_break_it(open_site):
         if "application/json" in content:
             name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
             bodies[path] = document["components"]["schemas"][name]["properties"]
-    posts = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/attention",
-             "/explain"}  # fmt: skip
-    assert set(bodies) == posts
+    posts = {f"/v1/{name}" for name in ("chat/completions", "completions", "responses", "embeddings")}
+    assert set(bodies) == posts | {"/tokenize", "/attention", "/explain", "/ask"}
     seen: set[int] = set()
 
     @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -13,17 +13,24 @@ import pytest
 import anyformer as af
 from anyformer.explain.rows import attention_row
 from anyformer.generate import generate
+from anyformer.know import index
+from tests.know.subjects import minilm, write
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="the page: left out: playwright is not installed")
 KEY = "a-key-for-the-page"
+DOCUMENTS = {"town.md": "# Drumhaven\n\nIts lighthouse was built in 1846, <img src=x onerror=alert(1)> by Ann.\n",
+             "food.txt": "Bread is made of flour, water and salt.\n"}  # fmt: skip
 HOSTILE = "</span><img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
 @pytest.fixture(scope="module")
-def page(process, folders: dict[str, Path]) -> Iterator[Any]:
+def page(process, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chromium = shutil.which("chromium") or pytest.skip("the page: left out: chromium is not installed")
-    server = process(folders["llama"], folders["mamba"], folders["bert"], ANYFORMER_API_KEY=KEY)
+    place = tmp_path_factory.mktemp("page")
+    index(write(place / "docs", DOCUMENTS), place / "idx", minilm())
+    served = folders["llama"], folders["mamba"], folders["bert"]
+    server = process(*served, "--tools", f"search={place / 'idx'}", ANYFORMER_API_KEY=KEY)
     with playwright.sync_playwright() as made:
         browser = made.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         context = browser.new_context(http_credentials={"username": "me", "password": KEY})
@@ -148,12 +155,34 @@ def test_the_attention_of_an_answer(page, folders):
     assert not page.locator("#looks").is_visible()
 
 
+def test_a_citation_opens_the_passage_at_what_it_quotes(page):
+    page.select_option("#one", "mamba")  # it has no template, so that the documents' own sentences answer
+    page.check("#documents")
+    ask(page, "When was the lighthouse of Drumhaven built?")
+    assert "built in 1846" in page.locator(".text").inner_text()
+    page.locator(".text .cite").first.click()
+    assert page.locator("#sr").inner_text() == "[1] town.md:3"
+    assert page.locator("#passage mark").inner_text() == DOCUMENTS["town.md"].split("\n")[2]
+    assert page.locator("#passage").inner_text().startswith("# Drumhaven") and page.locator("#source img").count() == 0
+    page.keyboard.press("Escape")
+    assert not page.locator("#source").is_visible()
+    assert page.locator(".sources li").first.inner_text() == "[1] town.md:3"
+    ask(page, "Wer gewann das Spiel in Madrid?")
+    assert "Nothing found" in page.locator(".text").last.inner_text()
+    assert "too far: " in page.locator(".sources").last.inner_text()
+    page.select_option("#one", "llama")
+    page.evaluate("document.getElementById('max_tokens').value = 250")  # does not fit its context
+    ask(page, "When was the lighthouse of Drumhaven built?")
+    assert "context of 256" in page.locator("[role=alert]").inner_text()
+    page.uncheck("#documents")
+
+
 def test_a_phone_shows_all_of_it(page):
     page.set_viewport_size({"width": 360, "height": 700})
     ask(page, "hello")
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= 360
-    for name in ("#send", "#one", "#two", "#theme", "#controls"):
+    for name in ("#send", "#one", "#two", "#theme", "#controls", "#documents"):
         box = page.locator(name).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360, name
     page.set_viewport_size({"width": 1200, "height": 800})

@@ -105,6 +105,7 @@ def _why(answer: Any) -> str:
     ]  # fmt: skip
     said = [
         (f"[{one.number}]" if one.number else "-", f"words {one.overlap:.0%}", f"cosine {one.cosine:.3f}",
+         "" if one.relevance is None else f"relevance {one.relevance:+.1f} nats",
          f"instead of [{one.replaced}]" if one.replaced else "", one.text[:60])
         for one in answer.statements
     ]  # fmt: skip

@@ -22,6 +22,7 @@ def index(
     megabytes: float = 20.0,
     batch: int = 32,
     precision: Literal["fp32", "bf16"] = "fp32",
+    vectors: str | None = None,
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> None:
@@ -34,13 +35,15 @@ def index(
         megabytes: larger files are skipped.
         batch: passages that are embedded at once.
         precision: of the vectors; bf16 is quicker where the processor computes it, and off by about 0.001.
+        vectors: where they are searched: exact, all in memory; faiss, or faiss:FACTORY such as faiss:HNSW32; qdrant, in
+            the folder of the index, or qdrant:URL, a server. By default as before, of a new index exact.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
     """
     from anyformer.know import Encoder, index
 
     encoder = Encoder(models.load(model, task=task, ignore=ignore), model, precision)
-    done = index(Path(folder), Path(out).expanduser(), encoder, megabytes, batch, _progress)
+    done = index(Path(folder), Path(out).expanduser(), encoder, megabytes, batch, _progress, vectors)
     for path, why in done.skipped[:SHOWN]:
         print(f"skipped {path}: {why}")
     if len(done.skipped) > SHOWN:

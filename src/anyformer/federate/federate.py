@@ -110,7 +110,8 @@ def play(options: FederateOptions, lm: Any, transport: Transport, clients: Seque
         folder = finish(lm, Session(own, World(), run, screen), run.folder / f"step-{options.rounds:06d}")
         unit = next(iter(server.facts.values()))["unit"]
         screen.message(f"model: {folder}")
-    spent, told = (None, []) if server.privacy is None else (rows[-1].epsilon, server.privacy.assumptions())
+    private = server.privacy
+    spent, told = (None, []) if private is None else (rows[-1].epsilon, private.assumptions(options.blind))
     return Federated(folder, tuple(rows), dict(server.out), spent, tuple(told), vector.size, unit, lm.eval())
 
 
@@ -157,7 +158,7 @@ def tell(screen: Screen, o: FederateOptions, server: Server, summary: str, numbe
         screen.message(f"{name} is left out: {why}")
     if server.privacy is not None:
         screen.message(f"epsilon={server.privacy.spent(o.rounds):.4g} after {o.rounds} rounds, which assumes:")
-        for text in server.privacy.assumptions():
+        for text in server.privacy.assumptions(o.blind):
             screen.message(f"  {text}")
     if o.secure:
         screen.message("secure sums: the server keeps to the protocol, and sees masked vectors and the sum")
@@ -194,7 +195,7 @@ def save(
 
 def report(o: FederateOptions, run: checkpoint.Run, rows: list[Round], server: Server) -> None:
     """federated.json: all that is known of the run."""
-    told = None if server.privacy is None else server.privacy.assumptions()
+    told = None if server.privacy is None else server.privacy.assumptions(o.blind)
     every = [asdict(row) for row in rows]
     content = {"options": _options(o), "clients": server.facts, "out": server.out, "assumptions": told, "rounds": every}
     atomic_write(run.folder / FILE, (json.dumps(content, indent=2) + "\n").encode())

@@ -50,14 +50,16 @@ class Privacy:
         generator = generator or np.random.default_rng(secrets.randbits(256))
         return (total + self.noise * self.clip * generator.standard_normal(len(total))) / self.denominator
 
-    def assumptions(self) -> list[str]:
-        """The assumptions of epsilon, in lines."""
+    def assumptions(self, blind: bool) -> list[str]:
+        """The assumptions of epsilon, in lines. `blind`: clients send no losses, measures and marks of what was cut."""
+        told = "held-out measures, losses, and whether an update was clipped"
+        told = f"; {told} are not sent" if blind else f", {told} (--blind true: the last three are not sent)"
         return [
             f"(epsilon, delta={self.delta:g}) for a whole client, added or removed, by privacy loss distributions",
             f"each of {self.clients} clients is in a round with probability {self.rate:g}, independently (Poisson)",
             f"noise {self.noise:.4g} x clip {self.clip:g} on the sum, divided by {self.denominator:g}, without weights",
             "against those who see the models; the server adds the noise, and sees the sum before and who was drawn",
-            "not counted: names of labels, numbers of examples, and held-out measures (--blind true: none are sent)",
+            f"not counted: names of labels, numbers of examples{told}",
         ]
 
 

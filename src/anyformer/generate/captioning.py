@@ -7,6 +7,7 @@ from typing import Any
 
 from anyformer.generate.continuing import chat, generate, stream
 from anyformer.generate.seeing import placeholder, spoken
+from anyformer.generate.tools import as_letters
 
 
 def caption(
@@ -57,13 +58,14 @@ def ask(
     """The answer to a question about a picture, in pieces, as in `stream`.
 
     The question is written by the tokenizer's chat template; without one, picture, question and answer are lines.
+    Special tokens that it spells become letters.
 
     Raises:
         ValueError: without a question; as `caption`.
     """
     if not question.strip():
         raise ValueError("question is empty; ask something about the picture, or use `caption`")
-    mark = placeholder(model)
+    mark, question = placeholder(model), as_letters(model.tokenizer, question)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if model.tokenizer.template is None:
         return stream(model, f"{mark}\n{question}\n", images=[image], **options)

@@ -7,6 +7,7 @@ cases: nothing in it is run, special tokens in it become letters, and marks and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from anyformer.generate import chat
 from anyformer.generate.tools import as_letters
 from anyformer.know import words
 from anyformer.know.citing import Statement, cite, shown, spans
+from anyformer.know.relevance import Relevance
 from anyformer.know.searching import Found, Hit, Searcher
 
 SENTENCES = 3  # of an answer without a model
@@ -50,6 +52,57 @@ class Answer:
         return sorted({one.number for one in self.statements if one.number is not None})
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question, and what an index has about it: the answer is made of that, or it is there.
+
+    Attributes:
+        hits: passages that the model reads; empty if it writes nothing.
+        messages: the conversation that the model continues.
+        model: that writes; None = nothing does.
+    """
+
+    question: str
+    search: Found
+    notes: list[str]
+    hits: list[Hit] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    model: Any = None
+
+    def answer(self, searcher: Searcher, text: str = "") -> Answer:
+        """The answer: of the text that the model wrote, or of sentences of the passages where it had none to read."""
+        if not self.search.sure:
+            return Answer(self.question, False, [], self.search, notes=self.notes)
+        if not self.hits:
+            said = _extracted(searcher, self.question, self.search)
+        else:
+            relevance = Relevance(self.model, self._prompt, text)
+            said = cite(self.question, text, self.hits, searcher.encoder, relevance)
+        return Answer(self.question, True, said, self.search, text, self.notes)
+
+    def _prompt(self, numbers: Sequence[int]) -> list[dict[str, str]]:
+        """The conversation with the passages of these numbers."""
+        return _messages(self.model.tokenizer, self.question, {n: self.hits[n - 1] for n in numbers})
+
+
+def looked_up(searcher: Searcher, question: str, model: Any = None, k: int = 6, max_new_tokens: int = 160) -> Asked:
+    """What `ask` does before the model writes; arguments and errors are those of `ask`."""
+    found = searcher.search(question, k)
+    notes = ["the last run of `anyformer index` did not end; files may be missing"] if searcher.interrupted else []
+    telling = len(found.unknown) and len(words.query(question).split(" OR "))
+    if not found.sure:
+        if telling and len(found.unknown) == telling:
+            notes.append("none of the question's words is in the index; is it in another language?")
+        return Asked(question, found, notes)
+    if model is None:
+        return Asked(question, found, notes)
+    hits, left = _fitting(model, question, found.hits, max_new_tokens)
+    if left:
+        notes.append(f"{left} of {len(found.hits)} passages do not fit the model's context of {model.context} tokens")
+    messages = _messages(model.tokenizer, question, dict(enumerate(hits, 1)))
+    return Asked(question, found, notes, hits, messages, model)
+
+
 def ask(
     searcher: Searcher,
     question: str,
@@ -70,27 +123,11 @@ def ask(
         ValueError: for an empty question, a k out of range, a model without a chat template, or passages that do not
             fit its context.
     """
-    found = searcher.search(question, k)
-    notes = ["the last run of `anyformer index` did not end; files may be missing"] if searcher.interrupted else []
-    telling = len(found.unknown) and len(words.query(question).split(" OR "))
-    if not found.sure:
-        if telling and len(found.unknown) == telling:
-            notes.append("none of the question's words is in the index; is it in another language?")
-        return Answer(question, False, [], found, notes=notes)
-    if model is None:
-        return Answer(question, True, _extracted(searcher, question, found), found, notes=notes)
-    hits, left = _fitting(model, question, found.hits, max_new_tokens)
-    if left:
-        notes.append(f"{left} of {len(found.hits)} passages do not fit the model's context of {model.context} tokens")
-    pieces = chat(
-        model,
-        _messages(model.tokenizer, question, hits),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    text = "".join(pieces)
-    return Answer(question, True, cite(question, text, hits, searcher.encoder), found, text, notes)
+    asked = looked_up(searcher, question, model, k, max_new_tokens)
+    if not asked.messages:
+        return asked.answer(searcher)
+    pieces = chat(model, asked.messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    return asked.answer(searcher, "".join(pieces))
 
 
 def _extracted(searcher: Searcher, question: str, found: Found) -> list[Statement]:
@@ -114,15 +151,15 @@ def _extracted(searcher: Searcher, question: str, found: Found) -> list[Statemen
     return made
 
 
-def _messages(tokenizer: Any, question: str, hits: list[Hit]) -> list[dict[str, str]]:
-    """The conversation: the passages as quotations, and the question."""
+def _messages(tokenizer: Any, question: str, hits: Mapping[int, Hit]) -> list[dict[str, str]]:
+    """The conversation: the passages as quotations, and the question; none of them spells a special token."""
     quoted = ""
-    for n, hit in enumerate(hits, 1):
+    for n, hit in hits.items():
         lines = as_letters(tokenizer, shown(f"{hit.row.path}\n{hit.row.text}")).split("\n")
         quoted += f"Passage {n} ({lines[0]}):\n" + "".join(f"> {line}\n" for line in lines[1:] if line.strip()) + "\n"
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{quoted}Question: {question}\nAnswer from the passages:"},
+        {"role": "user", "content": f"{quoted}Question: {as_letters(tokenizer, question)}\nAnswer from the passages:"},
     ]
 
 
@@ -135,7 +172,7 @@ def _fitting(model: Any, question: str, hits: list[Hit], new: int) -> tuple[list
     if model.tokenizer is None or model.tokenizer.template is None:
         raise ValueError("the model has no chat template, so it cannot be asked; leave --model out for quotations")
     for count in range(len(hits), 0, -1):
-        ids = model.tokenizer.chat_ids(_messages(model.tokenizer, question, hits[:count]))
+        ids = model.tokenizer.chat_ids(_messages(model.tokenizer, question, dict(enumerate(hits[:count], 1))))
         if model.context is None or len(ids) + new <= model.context:
             return hits[:count], len(hits) - count
     raise ValueError(

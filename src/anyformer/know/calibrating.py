@@ -51,7 +51,7 @@ def calibrate(store: Store, encoder: Encoder) -> dict[str, str]:
     try:
         found = [searcher.search(question, 10).hits for question in QUESTIONS]
     finally:
-        searcher.store.close()
+        searcher.close()
     best = {name: [max(getattr(hit, name) for hit in hits) for hits in found] for name in ("cosine", "share", "bm25")}
     middle = float(np.median(best["cosine"]))
     spread = 1.4826 * float(np.median(np.abs(np.array(best["cosine"]) - middle)))

@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from anyformer.know.encoder import Encoder
 from anyformer.know.reading import READERS, document
 from anyformer.know.searching import same
 from anyformer.know.store import File, Row, Store
+from anyformer.know.vectors import vectors_of
 
 TOGETHER = 256  # passages that are embedded and written at once, at least
 
@@ -64,6 +66,7 @@ def index(
     megabytes: float = 20.0,
     batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    vectors: str | None = None,
 ) -> Indexed:
     """Makes or renews the index of a folder.
 
@@ -71,10 +74,12 @@ def index(
         folder: it and all in it is read, but for hidden names, links that lead out of it, and the index.
         out: the folder of the index. megabytes: larger files are skipped.
         progress: called with files done, files to do.
+        vectors: where they are searched, see `know.vectors`; by default as before, of a new index "exact".
 
     Raises:
         FileNotFoundError: without the folder. ValueError: without a file that can be read, for an index of another
-            folder or of another encoder. OSError: if another process writes this index, or a full disk.
+            folder or of another encoder, and as `know.vectors`. OSError: if another process writes this index, a full
+            disk, or a server of vectors that does not answer.
     """
     start, folder = time.perf_counter(), folder.expanduser()
     if not folder.is_dir():
@@ -87,7 +92,8 @@ def index(
             store = Store(out, create=True)
             try:
                 _check(store, folder, encoder)
-                _renew(store, folder, found, encoder, done, int(megabytes * 1e6), batch, progress)
+                run = _Run(store, encoder, done, int(megabytes * 1e6), batch, progress)
+                run.renew(folder, found, vectors)
             finally:
                 store.close()
     except Timeout:
@@ -139,104 +145,111 @@ def _check(store: Store, folder: Path, encoder: Encoder) -> None:
     same(store, encoder)
 
 
-def _renew(
-    store: Store,
-    folder: Path,
-    found: dict[str, Path],
-    encoder: Encoder,
-    done: Indexed,
-    limit: int,
-    batch: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Brings the index to the state of the folder."""
-    before, hashes = store.files(), dict[str, str]()
-    for path, place in list(found.items()):
-        if place.suffix.lower() not in READERS:
-            done.skipped.append((path, f"{place.suffix or 'no suffix'} is not read"))
-            continue
-        try:
-            if place.stat().st_size > limit:
-                raise NotRead(f"{place.stat().st_size / 1e6:.1f} MB, over {limit / 1e6:g} MB (--megabytes)")
-            with place.open("rb") as file:
-                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        except (OSError, NotRead) as error:
-            done.skipped.append((path, getattr(error, "strerror", None) or str(error)))
-    if not hashes:
-        raise ValueError(
-            f"{folder} has no file to read ({', '.join(READERS)}): {len(done.skipped)} skipped"
-            + "".join(f"\n  {path}: {why}" for path, why in done.skipped[:10])
-            + (f"\n{store.folder} is left as it is" if before else "")
+@dataclass
+class _Run:
+    """One run over an index that is open. `limit`: bytes of a file."""
+
+    store: Store
+    encoder: Encoder
+    done: Indexed
+    limit: int
+    batch: int
+    progress: Callable[[int, int], None] | None
+
+    def renew(self, folder: Path, found: dict[str, Path], vectors: str | None) -> None:
+        """Brings the index to the state of the folder."""
+        store, done = self.store, self.done
+        before, hashes = store.files(), self._hashes(found)
+        if not hashes:
+            raise ValueError(
+                f"{folder} has no file to read ({', '.join(READERS)}): {len(done.skipped)} skipped"
+                + "".join(f"\n  {path}: {why}" for path, why in done.skipped[:10])
+                + (f"\n{store.folder} is left as it is" if before else "")
+            )
+        vectors_of(store, vectors).close()  # what is not here is said before the work
+        interrupted, moved = store.meta("running") == "1", vectors not in (None, store.meta("vectors"))
+        store.describe(running="1", **({} if vectors is None else {"vectors": vectors}))
+        self._leave(before, hashes)
+        todo = [path for path, value in hashes.items() if path not in before or before[path].hash != value]
+        done.unchanged = sorted(hashes.keys() - set(todo) - {new for _, new in done.renamed})
+        self._write([(path, found[path]) for path in todo])
+        if not store.count():
+            raise ValueError(
+                f"no text in any file of {folder}:" + "".join(f"\n  {path}: {why}" for path, why in done.skipped[:10])
+            )
+        files = store.files().values()
+        done.notes = [(file.path, file.note) for file in files if file.note]
+        done.passages, done.tokens, done.lost, done.unknown = (
+            sum(getattr(file, name) for file in files) for name in ("passages", "tokens", "lost", "unknown")
         )
-    interrupted = store.meta("running") == "1"
-    store.describe(running="1")
-    gone = {path: file for path, file in before.items() if path not in hashes}
-    moved = {(file.hash, Path(path).suffix): path for path, file in gone.items()}
-    for path, value in hashes.items():
-        old = moved.pop((value, Path(path).suffix), None) if path not in before else None
-        if old is not None:
-            store.rename(old, path)
-            before[path] = gone.pop(old)
-            done.renamed.append((old, path))
-    todo = [path for path, value in hashes.items() if path not in before or before[path].hash != value]
-    done.unchanged = sorted(hashes.keys() - set(todo) - {new for _, new in done.renamed})
-    store.remove(gone)
-    done.removed = sorted(gone)
-    _write(store, [(path, found[path]) for path in todo], encoder, done, limit, batch, progress)
-    if not store.count():
-        raise ValueError(
-            f"no text in any file of {folder}:" + "".join(f"\n  {path}: {why}" for path, why in done.skipped[:10])
-        )
-    files = store.files().values()
-    done.notes = [(file.path, file.note) for file in files if file.note]
-    done.passages, done.tokens, done.lost, done.unknown = (
-        sum(getattr(file, name) for file in files) for name in ("passages", "tokens", "lost", "unknown")
-    )
-    if done.read or done.removed or interrupted or store.meta("cosine") is None:
-        store.describe(**calibrate(store, encoder))
-    store.describe(running="0")
+        if done.read or done.removed or interrupted or moved or store.meta("cosine") is None:
+            with closing(vectors_of(store)) as searched:
+                searched.write(store)
+            store.describe(**calibrate(store, self.encoder))
+        store.describe(running="0")
 
+    def _hashes(self, found: dict[str, Path]) -> dict[str, str]:
+        """The content of each file that can be read; others are skipped with their reason."""
+        hashes = dict[str, str]()
+        for path, place in found.items():
+            if place.suffix.lower() not in READERS:
+                self.done.skipped.append((path, f"{place.suffix or 'no suffix'} is not read"))
+                continue
+            try:
+                if place.stat().st_size > self.limit:
+                    size = f"{place.stat().st_size / 1e6:.1f} MB, over {self.limit / 1e6:g} MB (--megabytes)"
+                    raise NotRead(size)
+                with place.open("rb") as file:
+                    hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except (OSError, NotRead) as error:
+                self.done.skipped.append((path, getattr(error, "strerror", None) or str(error)))
+        return hashes
 
-def _write(
-    store: Store,
-    todo: list[tuple[str, Path]],
-    encoder: Encoder,
-    done: Indexed,
-    limit: int,
-    batch: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Reads, embeds and writes files; those that cannot be read leave the index."""
-    waiting, count = list[tuple[File, list[Row], list[str]]](), 0
-    for number, (path, place) in enumerate(todo, 1):
-        try:
-            content = read_bytes(place, limit)
-            rows, texts, file = _made(path, document(path, content), hashlib.sha256(content).hexdigest(), encoder)
-        except (OSError, FileRefused, NotRead) as error:
-            done.skipped.append((path, getattr(error, "strerror", None) or str(error)))
-            store.remove([path])
-            continue
-        waiting.append((file, rows, texts))
-        count += len(rows)
-        done.read.append(path)
-        if count >= TOGETHER or number == len(todo):
-            _flush(store, waiting, encoder, batch)
-            waiting, count = [], 0
-            if progress is not None:
-                progress(number, len(todo))
-    if waiting:
-        _flush(store, waiting, encoder, batch)
+    def _leave(self, before: dict[str, File], hashes: dict[str, str]) -> None:
+        """Takes out what is gone, and gives files of the same content their new names, in `before` too."""
+        gone = {path: file for path, file in before.items() if path not in hashes}
+        moved = {(file.hash, Path(path).suffix): path for path, file in gone.items()}
+        for path, value in hashes.items():
+            old = moved.pop((value, Path(path).suffix), None) if path not in before else None
+            if old is not None:
+                self.store.rename(old, path)
+                before[path] = gone.pop(old)
+                self.done.renamed.append((old, path))
+        self.store.remove(gone)
+        self.done.removed = sorted(gone)
 
+    def _write(self, todo: list[tuple[str, Path]]) -> None:
+        """Reads, embeds and writes files; those that cannot be read leave the index."""
+        waiting, count = list[tuple[File, list[Row], list[str]]](), 0
+        for number, (path, place) in enumerate(todo, 1):
+            try:
+                content = read_bytes(place, self.limit)
+                digest = hashlib.sha256(content).hexdigest()
+                rows, texts, file = _made(path, document(path, content), digest, self.encoder)
+            except (OSError, FileRefused, NotRead) as error:
+                self.done.skipped.append((path, getattr(error, "strerror", None) or str(error)))
+                self.store.remove([path])
+                continue
+            waiting.append((file, rows, texts))
+            count += len(rows)
+            self.done.read.append(path)
+            if count >= TOGETHER or number == len(todo):
+                self._flush(waiting)
+                waiting, count = [], 0
+                if self.progress is not None:
+                    self.progress(number, len(todo))
+        if waiting:
+            self._flush(waiting)
 
-def _flush(store: Store, waiting: list[tuple[File, list[Row], list[str]]], encoder: Encoder, batch: int) -> None:
-    """Embeds the passages of some files and writes the files."""
-    texts = [text for _, _, each in waiting for text in each]
-    parts = [encoder.vectors(texts[at : at + 1024], batch) for at in range(0, len(texts), 1024)]
-    vectors, at, made = np.concatenate(parts).astype("<f4"), 0, []
-    for file, rows, _ in waiting:
-        made.append((file, rows, vectors[at : at + len(rows)]))
-        at += len(rows)
-    store.put(made)
+    def _flush(self, waiting: list[tuple[File, list[Row], list[str]]]) -> None:
+        """Embeds the passages of some files and writes the files."""
+        texts = [text for _, _, each in waiting for text in each]
+        parts = [self.encoder.vectors(texts[at : at + 1024], self.batch) for at in range(0, len(texts), 1024)]
+        vectors, at, made = np.concatenate(parts).astype("<f4"), 0, []
+        for file, rows, _ in waiting:
+            made.append((file, rows, vectors[at : at + len(rows)]))
+            at += len(rows)
+        self.store.put(made)
 
 
 def _made(path: str, read: Document, digest: str, encoder: Encoder) -> tuple[list[Row], list[str], File]:

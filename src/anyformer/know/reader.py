@@ -6,6 +6,7 @@ question ── question encoder ── vector (E,) ──> products with (N, E)
                                      index, or the model's own encoder of passages ──┘
 ```
 The generator reads `prefix title titled passage between question`, whole: a passage that does not fit is an error.
+Special tokens that a passage or a question spells become letters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from anyformer.generate.decoding import evaluating
 from anyformer.generate.retrieving import CONTEXT, Response, respond
+from anyformer.generate.tools import as_letters
 from anyformer.hub.text.reading import reading
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.know.store import Row, Store
@@ -114,8 +116,9 @@ class Reader:
         return next(self.model.parameters()).device
 
     def _before(self, row: Row) -> str:
-        title = f"{row.trail}{self.model.titled}" if row.trail else ""
-        return f"{self.model.prefix}{title}{row.text}{self.model.between}"
+        trail, text = (as_letters(self.reads, part) for part in (row.trail, row.text))
+        title = f"{trail}{self.model.titled}" if trail else ""
+        return f"{self.model.prefix}{title}{text}{self.model.between}"
 
     def _check_encoder(self) -> None:
         """Raises ValueError for an index of another width, or of another encoder than the one that it learned with."""
@@ -147,7 +150,7 @@ class Reader:
 
     def _asked(self, text: str, where: str) -> list[int]:
         """The tokens of a question or a passage, for an encoder."""
-        ids, most = reading(self.asks, text).ids, self.model.question.context
+        ids, most = reading(self.asks, as_letters(self.asks, text)).ids, self.model.question.context
         if not ids:
             raise ValueError(f"{where} has no tokens: {text!r:.60}")
         if most is not None and len(ids) > most:
@@ -191,7 +194,7 @@ class Reader:
         return made | self._padded(DOCUMENT, [self.words[n] for n in numbers.flatten().tolist()], numbers)
 
     def _whole(self, number: int, question: str) -> list[int]:
-        ids = reading(self.reads, self.texts[number] + question, ends=True).ids
+        ids = reading(self.reads, self.texts[number] + as_letters(self.reads, question), ends=True).ids
         most = min(filter(None, (self.model.longest_passage, self.model.context)))
         if len(ids) > most:
             raise ValueError(

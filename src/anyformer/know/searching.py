@@ -2,7 +2,7 @@
 
 ```
 question ── words ──> FTS5, BM25 ──> ranks ─┐
-        └── vector ──> cosine, all N ──> ranks ─┴─> weighted sum of 1 / (2 + rank) ──> the k best, or "nothing found"
+        └── vector ──> `know.vectors` ─> ranks ─┴─> weighted sum of 1 / (2 + rank) ──> the k best, or "nothing found"
 ```
 score(p) = 1 / (2 + rank by cosine) + w / (2 + rank by BM25): reciprocal ranks (Cormack et al., 2009). They know nothing
 of scores, so that a passage which shares one word with a question would count as much as one that has them all. Hence
@@ -22,6 +22,7 @@ import numpy as np
 from anyformer.know import words
 from anyformer.know.encoder import Encoder
 from anyformer.know.store import FILE, Row, Store
+from anyformer.know.vectors import vectors_of
 
 POOL = 50  # passages of each order
 DAMPING = 2  # 60 in the paper, which fuses many orders; of two the first ranks must count more (docs/retrieval.md)
@@ -63,27 +64,32 @@ class Found:
 
 
 class Searcher:
-    """An index that is open. Its vectors are held in memory, and read again when the index has changed.
+    """An index that is open. Its vectors are read again when the index has changed.
 
     Raises:
-        FileNotFoundError: without an index. ValueError: for an index of another encoder, or one that holds nothing.
+        FileNotFoundError: without an index. ValueError: for an index of another encoder, or one that holds nothing; and
+            as `know.vectors`.
     """
 
     def __init__(self, folder: Path, encoder: Encoder):
         self.store, self.encoder, self.lock = Store(folder), encoder, threading.Lock()
         same(self.store, encoder)
-        self.version, self.ids, self.matrix = -1, np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        self.vectors, self.version, self.count = vectors_of(self.store), -1, 0
         with self.lock:
             self._fresh()
 
     def _fresh(self) -> None:
         version = self.store.version()
         if version != self.version:
-            self.ids, self.matrix = self.store.vectors(int(self.store.meta("width") or 0))
-            self.version = version
-            self.at = {int(i): n for n, i in enumerate(self.ids)}
-        if not len(self.ids):
+            self.vectors.read(self.store)
+            self.version, self.count = version, self.store.count()
+        if not self.count:
             raise ValueError(f"{self.store.folder} holds no passage: `anyformer index` it again")
+
+    def close(self) -> None:
+        """Closes the index."""
+        self.vectors.close()
+        self.store.close()
 
     @property
     def interrupted(self) -> bool:
@@ -104,40 +110,35 @@ class Searcher:
         with self.lock:
             self._fresh()
             by_words = self.store.match(words.query(question), POOL) if words.query(question) else []
-            cosines = self.matrix @ vector  # (N,)
-            best = _first(cosines, POOL)
+            near = self.vectors.nearest(vector, POOL)
             telling = [w.strip('"') for w in words.query(question).split(" OR ") if w]
             held = {word: self.store.holding(word) for word in telling}
-            hits = self._fused(by_words, cosines, best, held)[:k]
+            hits = self._fused(by_words, near, vector, held)[:k]
             nearest, share, bm25 = (float(self.store.meta(name) or "inf") for name in ("cosine", "share", "bm25"))
         sure = any(h.cosine >= nearest or (h.share >= share and h.bm25 >= bm25) for h in hits)
         return Found(hits, sure, (nearest, share, bm25), [word for word in telling if not held[word]])
 
     def _fused(
-        self, by_words: list[tuple[int, float]], cosines: np.ndarray, best: np.ndarray, held: dict[str, set[int]]
+        self, by_words: list[tuple[int, float]], near: list[int], vector: np.ndarray, held: dict[str, set[int]]
     ) -> list[Hit]:
         """The passages of both orders, the best first; ties in the order of the files."""
         lexical = {i: (rank, score) for rank, (i, score) in enumerate(by_words, 1)}
-        dense = {int(self.ids[n]): rank for rank, n in enumerate(best, 1)}
-        every = list(dict.fromkeys([*dense, *lexical]))
-        weights = {word: math.log(1 + len(self.ids) / max(len(ids), 1)) for word, ids in held.items()}
+        found = self.store.some(list(dict.fromkeys([*near, *lexical])))
+        cosines = {i: float((v.astype(np.float64) * vector).sum()) for i, v in found.items()}  # alike for alike vectors
+        rows = dict(zip(found, self.store.rows(list(found)), strict=True))
+        order = sorted((i for i in near if i in rows), key=lambda i: (-cosines[i], rows[i].path, rows[i].number))
+        dense = {i: rank for rank, i in enumerate(order, 1)}
+        weights = {word: math.log(1 + self.count / max(len(ids), 1)) for word, ids in held.items()}
         total = sum(weights.values()) or 1.0
-        shares = {i: sum(weight for word, weight in weights.items() if i in held[word]) / total for i in every}
+        shares = {i: sum(weight for word, weight in weights.items() if i in held[word]) / total for i in rows}
         top, second = [*(score for _, score in by_words[:2]), 0.0, 0.0][:2]
         weight = min(1.0, 2 * max(shares.values()) * (top - second) / top) if top > 0 else 0.0
         hits = list[Hit]()
-        for i, row in zip(every, self.store.rows(every), strict=True):
+        for i, row in rows.items():
             rank, bm25 = lexical.get(i, (None, 0.0))
             score = (weight / (DAMPING + rank) if rank else 0.0) + (1 / (DAMPING + dense[i]) if i in dense else 0.0)
-            hits.append(Hit(row, score, float(cosines[self.at[i]]), bm25, (rank, dense.get(i)), shares[i]))
+            hits.append(Hit(row, score, cosines[i], bm25, (rank, dense.get(i)), shares[i]))
         return sorted(hits, key=lambda h: (-h.score, h.row.path, h.row.number))
-
-
-def _first(values: np.ndarray, count: int) -> np.ndarray:
-    """The places of the largest values, the largest first, equal ones in their order. (N,) -> (count,)."""
-    count = min(count, len(values))
-    among = np.flatnonzero(values >= np.partition(values, -count)[-count])
-    return among[np.argsort(-values[among], kind="stable")][:count]
 
 
 def same(store: Store, encoder: Encoder) -> None:

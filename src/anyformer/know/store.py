@@ -184,6 +184,12 @@ class Store:
         ids = np.array([row[0] for row in rows], dtype=np.int64)
         return ids, np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(len(rows), width)
 
+    def some(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
+        """The vectors of some ids, (D,) each; those that are not in the index are left out."""
+        marks = ",".join("?" * len(ids))
+        rows = self.db.execute(f"SELECT id, vector FROM passages WHERE id IN ({marks})", [int(i) for i in ids])
+        return {row[0]: np.frombuffer(row[1], dtype="<f4") for row in rows}
+
     def match(self, query: str, count: int) -> list[tuple[int, float]]:
         """(id, BM25) of the passages that FTS5's query finds, the best first; higher is better."""
         order = (

@@ -21,7 +21,9 @@ from anyformer.skeletons.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class Bert:
+class BertBody:
+    """A BERT without head."""
+
     dim: int = 768
     depth: int = 12
     heads: int = 12
@@ -33,6 +35,10 @@ class Bert:
     eps: float = 1e-12
     dropout: float = 0.0
     attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bert(BertBody):
     classifier_dropout: float | None = None  # as `dropout`
     task: str = "pretraining"  # pretraining, masked, classify, tag (a class for each token), none
     classes: int = 2

@@ -26,55 +26,22 @@ from anyformer.hub.tables.weights import Hub
 from anyformer.models._first import t5_sizes
 from anyformer.models._tasks import choose
 from anyformer.models.bart import Bart, bart
-from anyformer.models.bert import Bert, bert
-from anyformer.models.t5 import T5, t5
+from anyformer.models.bert import Bert, BertBody, bert
+from anyformer.models.t5 import T5, T5Body, t5
 from anyformer.parts import Classifier, First
 from anyformer.skeletons.retrieving import RagSequence, RagToken
 
 
 @dataclass(frozen=True)
-class Question:
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int = 3072
-    vocab: int = 30522
-    context: int = 512
-    types: int = 2
-    act: str = "gelu"
-    eps: float = 1e-12
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
+class Question(BertBody):
     width: int = 0  # of the vectors, by a linear layer; 0 = the first token's as it is
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A T5."""
-
-    dim: int = 512
-    depth: int = 6
-    decoder_depth: int = 6
-    heads: int = 8
-    head_dim: int = 64
-    hidden: int = 2048
-    vocab: int = 32128
-    act: str = "relu"
-    gated: bool = False
-    buckets: int = 32
-    far: int = 128
-    eps: float = 1e-6
-    tied: bool = True
-    scaled: bool = True
-    dropout: float = 0.0
-    begin_id: int = 0
 
 
 @dataclass(frozen=True)
 class Rag:
     question: Question = field(default_factory=Question)
     bart: Bart | None = field(default_factory=Bart)
-    t5: Writer | None = None  # instead of bart
+    t5: T5Body | None = None  # instead of bart
     task: str = "token"  # or sequence
     documents: bool = False  # an encoder of passages, like that of questions, learns with the model
     passages: int = 5  # that are retrieved
@@ -90,7 +57,7 @@ def rag(c: Rag) -> Recipe:
     skeleton = choose("rag", "task", c.task, {"token": RagToken, "sequence": RagSequence})
     return skeleton.of(
         encoder(c.question),
-        bart(c.bart) if c.bart is not None else t5(T5(**asdict(c.t5 or Writer()))),
+        bart(c.bart) if c.bart is not None else t5(T5(**asdict(c.t5 or T5Body()))),
         encoder(c.question) if c.documents else None,
         passages=c.passages,
         longest=c.longest,
@@ -108,14 +75,14 @@ def encoder(c: Question) -> Recipe:
 
 _question = Question(dim=32, depth=2, heads=4, hidden=48, vocab=101, context=320)
 _bart = Bart(dim=24, depth=2, decoder_depth=3, heads=3, hidden=40, vocab=128, context=64)
-_t5 = Writer(dim=24, depth=2, decoder_depth=2, heads=3, head_dim=6, hidden=40, vocab=128, buckets=8, far=20)
+_t5 = T5Body(dim=24, depth=2, decoder_depth=2, heads=3, head_dim=6, hidden=40, vocab=128, buckets=8, far=20)
 _small = Question(dim=128, depth=2, heads=4, hidden=512, vocab=1024, context=64)
 SIZES = {
     "tiny": Rag(question=_question, bart=_bart, passages=3, longest=40),
     "mini": Rag(
         question=_small,
         bart=None,
-        t5=Writer(dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, vocab=1024),
+        t5=T5Body(dim=128, depth=2, decoder_depth=2, heads=4, head_dim=32, hidden=512, vocab=1024),
         documents=True,
         longest=64,
     ),
@@ -129,7 +96,7 @@ CASES = {
     "odd": {
         "task": "sequence",
         "bart": None,
-        "t5": Writer(
+        "t5": T5Body(
             dim=30, depth=1, decoder_depth=1, heads=2, head_dim=8, hidden=20, vocab=99, gated=True, tied=False
         ),
         "question.dim": 30,
@@ -181,7 +148,7 @@ def joined(question: Any, generator: Any, **options: Any) -> Any:
     if isinstance(held, Bart):
         c = Rag(question=Question(**own), bart=replace(held, offset=True), **options)
     else:
-        writer = Writer(**{f.name: getattr(held, f.name) for f in fields(Writer)})
+        writer = T5Body(**{f.name: getattr(held, f.name) for f in fields(T5Body)})
         c = Rag(question=Question(**own), bart=None, t5=writer, **options)
     model = pages.build(rag(c))
     model.page, model.config, model.tokenizer = "rag", c, generator.tokenizer
@@ -205,7 +172,7 @@ HUBS = (
         outputs={"doc_scores": "beside.scores", "passages": "beside.passages"},
         config=(
             within("question_encoder", "question", Question, *tables.DPR),
-            tables.one_of("generator", bart=("bart", Bart, tables.BART), t5=("t5", Writer, tables.T5)),
+            tables.one_of("generator", bart=("bart", Bart, tables.BART), t5=("t5", T5Body, tables.T5)),
             *tables.ABOVE,
         ),
     ),

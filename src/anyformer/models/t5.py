@@ -28,7 +28,9 @@ from anyformer.skeletons.stack import Stack
 
 
 @dataclass(frozen=True)
-class T5:
+class T5Body:
+    """A T5 that writes."""
+
     dim: int = 512
     depth: int = 6
     decoder_depth: int = 6
@@ -45,6 +47,10 @@ class T5:
     scaled: bool = True  # logits by dim^-1/2
     dropout: float = 0.0
     begin_id: int = 0
+
+
+@dataclass(frozen=True)
+class T5(T5Body):
     task: str = "seq2seq"  # or encode: the encoder only
 
 

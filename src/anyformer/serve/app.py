@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from anyformer import __version__
 from anyformer.generate.tools import Tool
-from anyformer.serve import looking, responses
+from anyformer.serve import documents, looking, responses
 from anyformer.serve.answers import problem
 from anyformer.serve.card import Served
 from anyformer.serve.engine import Engine
@@ -46,6 +46,7 @@ def application(
     app.include_router(router)
     app.include_router(responses.router)
     app.include_router(looking.router)
+    app.include_router(documents.router)
     app.state.drawn, app.state.copies = {}, {}
     page = files("anyformer.serve").joinpath("page.html").read_text(encoding="utf-8")
 

@@ -278,6 +278,16 @@ class Explain(Attend):
     method: Literal["grad", "ig", "occlusion"] = "grad"
 
 
+class Ask(Body):
+    """The body of /ask: a question for the documents of the server; without a model their own sentences answer."""
+
+    question: Annotated[str, Field(min_length=1, max_length=20_000)]
+    k: int = Field(6, ge=1, le=50)
+    max_tokens: int = Field(160, ge=1, le=MOST_TOKENS)
+    temperature: float = Field(0.0, ge=0, le=2)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+
+
 class Tokenize(Body):
     """The body of /tokenize: a text, or the messages of a conversation."""
 

@@ -39,9 +39,10 @@ router = APIRouter()
 
 @router.get("/v1/models", responses=ERRORS)
 async def models(request: Request) -> JSONResponse:
-    """The models that are served, with their facts."""
-    born = request.app.state.born
-    return JSONResponse({"object": "list", "data": [_listed(one, born) for one in models_of(request).values()]})
+    """The models that are served, with their facts; and the tools that the server runs."""
+    born, tools = request.app.state.born, [tool.name for tool in request.app.state.tools]
+    data = [_listed(one, born) for one in models_of(request).values()]
+    return JSONResponse({"object": "list", "data": data, "tools": tools})
 
 
 @router.get("/v1/models/{name}", responses=ERRORS)
