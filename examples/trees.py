@@ -43,7 +43,8 @@ HELD_OUT = 0.25  # of the width of a photograph, at most
 KEPT = 0.5  # of a box, at least, in a square that has it
 WAYS = 2  # of the eight, for each square to learn from
 WIDTHS = (1.5, 2.5, 4.0)  # pixels, of the baseline's Gaussians
-SHOWN, TIMES, SURE = 6, 4, 0.5  # squares in the picture, larger; the least score of a box there
+SHOWN, TIMES, SURE = 4, 4, 0.5  # squares in the picture, larger; the least score of a box there
+COLOURS = 64  # of that picture
 BEGIN, END = "<!-- trees: begin -->", "<!-- trees: end -->"
 
 Square = tuple[Any, np.ndarray]  # a picture (P, P), and the corners of its boxes (N, 4)
@@ -154,7 +155,7 @@ def shown(test: Sequence[Square], found: Sequence[Sequence[Found]], out: Path) -
             place = drawn(large, scaled, out.with_suffix(".part.png"))
             canvas.paste(Image.open(place), (column * SEEN * TIMES, row * SEEN * TIMES))
             place.unlink()
-    canvas.save(out, optimize=True)
+    canvas.quantize(COLOURS).save(out, optimize=True)
 
 
 def main() -> None:
@@ -162,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--start", help="the folder of a run of DETR to go on from; without it, from scratch")
     parser.add_argument("--out", type=Path, default=Path("runs/trees"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)

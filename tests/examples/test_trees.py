@@ -82,4 +82,4 @@ def test_trees(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "old" not in document.read_text() and said[said.index("| detector") :] in document.read_text()
     assert "| maxima of " in said and "| DETR `mini`, on from other things | " in said
     with Image.open(tmp_path / "out" / "trees.png") as drawn:
-        assert drawn.size == (6 * SIDE * 4, 2 * SIDE * 4)
+        assert drawn.size == (4 * SIDE * 4, 2 * SIDE * 4)
