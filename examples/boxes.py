@@ -125,10 +125,11 @@ def vector(image: Any) -> np.ndarray:
 def precision(found: Sequence[Sequence[Found]], file: Path) -> Precision:
     """Average precision over a data set."""
     content = json.loads(file.read_text())
+    names = [kind["name"] for kind in content["categories"]]
     truth: dict[int, list[Any]] = {image["id"]: [] for image in content["images"]}
     for one in content["annotations"]:
         truth[one["image_id"]].append(one)
-    mine = [boxed([f.box for f in own], [KINDS.index(f.name) for f in own], [f.score for f in own]) for own in found]
+    mine = [boxed([f.box for f in own], [names.index(f.name) for f in own], [f.score for f in own]) for own in found]
     real = []
     for own in truth.values():
         corners = [(x, y, x + w, y + h) for x, y, w, h in (one["bbox"] for one in own)]
@@ -184,7 +185,7 @@ def main() -> None:
     rows["the same, without second boxes around one thing"] = precision([without_seconds(own) for own in found], test)
     lines = ["| detector | AP | AP50 | AP75 |", "|---|---|---|---|"]
     lines += [f"| {name} | {p.ap:.3f} | {p.ap50:.3f} | {p.ap75:.3f} |" for name, p in rows.items()]
-    lines += ["", f"Seed {o.seed}: {o.canvases:,} canvases, {o.steps:,} steps of {o.batch} in {minutes:.0f} minutes "
+    lines += ["", f"Seed {o.seed}: {o.canvases:,} canvases, {done.steps:,} steps of {o.batch} in {minutes:.0f} minutes "
               f"({processor:.0f} of the processor); scored on {o.test} other canvases."]  # fmt: skip
     for number in range(min(4, len(images))):
         large = images[number].resize((8 * SIDE, 8 * SIDE), Image.Resampling.NEAREST)

@@ -36,6 +36,9 @@ FILES = {
         "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
         "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
     ),
+    "deepforest==2.1.0": (
+        "deepforest-2.1.0-py3-none-any.whl", "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+    ),
 }  # fmt: skip
 TRAIN, TEST = 2000, 1000  # sentences
 LEFT_OUT = ("coding.yml", "tech_support.yml")  # programs; ten pairs, each a hundred times

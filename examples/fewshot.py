@@ -1,11 +1,13 @@
 """Flamingo on captioned pictures: does a language model that never saw a picture read one, and learn from examples?
 
     python examples/fewshot.py --out runs/fewshot --doc docs/flamingo.md       # writes the table into the document
+    python examples/fewshot.py --text smollm2 --steps 100 --batch 8 --held 100 --out runs/real --doc docs/flamingo.md
 
 Tux Paint's stamps (GPL-2) and Noto's emoji (OFL-1.1), fetched by apt once: 1,955 pictures to learn from, 208 captions
 held out. A small language model learns captions without pictures, stops where it no longer improves on a tenth that is
 kept aside, and is frozen. Then `around` puts gated blocks between its own, and a tower, a resampler and these blocks
-learn from pictures, while the language model stays as it is.
+learn from pictures, while the language model stays as it is. With --text it is one with its own weights, which has
+learned no captions: SmolLM2-135M-Instruct (Apache-2.0), for example.
 
 Measured: the perplexity of a held-out caption, per token, after k pictures with captions (shots) of the same kind from
 the training part, if the model sees the right picture, the picture of another held-out caption of that kind, or none;
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 import anyformer as af
 from anyformer.core.init import initialise
 from anyformer.data.captions import captions, split
+from anyformer.data.models import find
 from anyformer.hub.processors import ImageProcessor
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.models.clip import Image
@@ -47,6 +50,7 @@ SHOTS = (0, 1, 2, 4)
 GATES = 20.0  # the learning rate of gates, in that of the others
 MOST = max(SHOTS) + 1  # pictures of a row
 MARKS = "<!-- fewshot: begin -->", "<!-- fewshot: end -->"
+REAL = "<!-- fewshot, real: begin -->", "<!-- fewshot, real: end -->"  # of a language model with its own weights
 
 
 @dataclass
@@ -194,16 +198,34 @@ def table(found: dict[int, dict[str, list[float]]], lengths: list[int]) -> str:
     return "\n".join(lines)
 
 
-def built(o: Any, tokenizer: Tokenizer) -> tuple[Any, Any]:
-    """The language model, and it with gated blocks: their gates are 0, and they and the eyes have first weights."""
+def language(o: Any, texts: list[str]) -> Any:
+    """The language model and its tokenizer: with its own weights, or with first weights and words of these texts.
+
+    Raises:
+        ValueError: for a tokenizer whose first two ids are words.
+    """
+    if o.text is not None:
+        lm: Any = af.load(find(o.text))
+        if lm.tokenizer.decode([END, HOLE]):
+            raise ValueError(f"{o.text}: the ids {END} and {HOLE} must be special tokens, which stand for an end and a "
+                             "picture here")  # fmt: skip
+        return lm
+    tokenizer = Tokenizer.train_bpe(texts, 600, ["<image>"])
     sizes: Any = {"dim": o.dim, "depth": o.depth, "heads": 4, "kv_heads": 4, "hidden": 3 * o.dim, "tied": True}
-    text = af.recipe("llama", "mini", vocab=tokenizer.vocab_size, context=512, **sizes)
+    lm = af.recipe("llama", "mini", vocab=tokenizer.vocab_size, context=512, **sizes).build()
+    lm.tokenizer = tokenizer
+    initialise(lm, seed=o.seed, scheme="xavier")
+    return lm
+
+
+def seeing(o: Any, text: Any) -> Any:
+    """The recipe of a language model with gated blocks: their gates are 0, and they and the eyes have first weights."""
     tower = Image(dim=o.dim, depth=3, heads=4, hidden=3 * o.dim, image=SIDE, patch=12, act="gelu")
-    seeing = around(text, tower, Latents(latents=8, depth=2, heads=4, head_dim=32), every=2, heads=4, placeholder=HOLE)
-    lm, model = text.build(), seeing.build()
-    for one in (lm, model):
-        initialise(one, seed=o.seed, scheme="xavier")
-    return lm, model
+    every, heads = max(2, len(text["blocks"]) // 4), max(4, text["dim"] // 64)
+    latents = Latents(latents=8, depth=2, heads=4, head_dim=32)
+    model = around(text, tower, latents, every=every, heads=heads, placeholder=HOLE).build()
+    initialise(model, seed=o.seed, scheme="xavier")
+    return model
 
 
 def main() -> None:
@@ -219,17 +241,20 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, help="as many captioned pictures at most")
+    parser.add_argument("--held", type=int, help="as many held-out captions at most")
+    parser.add_argument("--text", help="a language model that stays as it is: a directory, or real weights by name")
     o = parser.parse_args()
     began, everything = time.process_time(), captions()
     train, test = split(everything if o.pairs is None else everything[:: -(-len(everything) // o.pairs)])
-    tokenizer = Tokenizer.train_bpe([item.text for item in train], 600, ["<image>"])
-    rng = random.Random(o.seed)
+    test = test[:: -(-len(test) // (o.held or len(test)))]
+    lm, rng = language(o, [item.text for item in train]), random.Random(o.seed)
+    tokenizer = lm.tokenizer
     seen, held = pairs_of(train, tokenizer, VERSIONS, rng), pairs_of(test, tokenizer, 1, rng)
     rng.shuffle(seen)
     aside, seen = seen[: len(seen) // 10], seen[len(seen) // 10 :]
-    lm, model = built(o, tokenizer)
-    first = learn(lm, seen, aside, o.lm_steps, o, pictures=False)
+    first = None if o.text else learn(lm, seen, aside, o.lm_steps, o, pictures=False)
     lm.eval().requires_grad_(False)
+    model = seeing(o, lm.recipe)
     model.load_state_dict(lm.state_dict(), strict=False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("images.", "gated.")))
@@ -243,14 +268,15 @@ def main() -> None:
     minutes, counts = (time.process_time() - began) / 60, [sum(p.numel() for p in m.parameters()) for m in (lm, model)]
     gates = [round(float(g.scale["cross"].weight.detach().tanh()), 3) for g in model.gated]
     note = (
-        f"{len(held)} held-out captions, seed {o.seed}. The language model has {counts[0]:,} parameters (best after "
-        f"{first} of {o.lm_steps} steps), the whole model {counts[1]:,} (best after {then} of {o.steps} steps of "
+        f"{len(held)} held-out captions, seed {o.seed}. The language model has {counts[0]:,} parameters "
+        f"({o.text if o.text else f'best after {first} of {o.lm_steps} steps'}), "
+        f"the whole model {counts[1]:,} (best after {then} of {o.steps} steps of "
         f"{o.batch} rows); {minutes:.0f} minutes of processor time. Before the first step the two are "
         f"{'equal, bit for bit' if same else 'NOT equal'}; afterwards tanh(gate) is {', '.join(map(str, gates))}."
     )
     print(text, note, sep="\n\n")
     if o.doc is not None:
-        documents.put(o.doc, *MARKS, f"{text}\n\n{note}")
+        documents.put(o.doc, *(REAL if o.text else MARKS), f"{text}\n\n{note}")
     half = (0.5,) * 3
     model.tokenizer = tokenizer
     model.processor = ImageProcessor("IdeficsImageProcessor", True, (SIDE, SIDE), 3, image_mean=half, image_std=half)

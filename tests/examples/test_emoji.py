@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import anyformer as af
@@ -66,3 +68,41 @@ def test_pictures_keep_their_proportions_on_white_and_the_table_is_written(examp
     assert "old" not in table and table.startswith("a\n") and table.endswith("b\n")
     assert "| MMDiT, guidance 1 | 1 | 1.00 |" in table and "| any picture |" in table
     assert Image.open(tmp_path / "grid.png").height == 4 * 32
+
+
+def test_candidates_are_judged_by_pixels_and_by_a_second_tower(example: Any, tmp_path, monkeypatch, capsys) -> None:
+    ranking, colours = runpy.run_path(str(EXAMPLES / "ranking.py")), np.random.default_rng(0).integers(0, 256, (150, 3))
+    plain = [Image.new("RGB", (32, 32), tuple(colour)) for colour in colours.tolist()]
+    drawn = [Captioned(image, f"thing number {i}", "emoji") for i, image in enumerate(plain)]
+    monkeypatch.setitem(example["data"].__globals__, "emoji", lambda: drawn)
+    example["data"](tmp_path)
+
+    def paint(model: Any, texts: list[str], **o: Any) -> np.ndarray:  # the right picture, white ones, a wrong picture
+        assert o["candidates"] == o["count"] == 16 and o["rank"] == "clip"
+        right = [np.tile(colours[int(text.split()[-1])].astype(np.uint8), (32, 32, 1)) for text in texts]
+        white = np.full((32, 32, 3), 255, np.uint8)
+        return np.stack([p for one, wrong in zip(right, right[1:] + right[:1], strict=True)
+                         for p in (one, *[white] * 14, wrong)])  # fmt: skip
+
+    def embed(model: Any, items: list[Any]) -> torch.Tensor:
+        assert model == "judge"
+        seen = [colours[int(i.split()[-1])] if isinstance(i, str) else i.reshape(-1, 3).mean(0) for i in items]
+        return torch.from_numpy(np.stack(seen).astype(np.float32))
+
+    monkeypatch.setattr(af, "paint", paint)
+    monkeypatch.setattr(af, "load", str)
+    for name, value in (("find", str), ("embed", embed)):
+        monkeypatch.setitem(ranking["main"].__globals__, name, value)
+    document = tmp_path / "doc.md"
+    document.write_text(f"{ranking['BEGIN']}\n{ranking['END']}\n")
+    words = ["dalle", "clip", "judge", str(tmp_path), "--doc", str(document), "--grid", str(tmp_path / "grid.png")]
+    monkeypatch.setattr(sys, "argv", ["ranking.py", *words])
+    ranking["main"]()
+    said = capsys.readouterr().out
+    assert said.strip() in document.read_text()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said.splitlines() if row.startswith("| ")]
+    first, last = ([row for row in rows if row[0] == f"the {w} by CLIP"] for w in ("first", "last"))
+    assert len(first) == 2 and all(row[1:] == ["1", "1.00", "1", "1.00"] for row in first)
+    assert all(float(row[1]) > 1 and float(row[3]) > 1 for row in last)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (8 * 36 * 2, 7 * 36 * 2)

@@ -4,8 +4,10 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import anyformer as af
@@ -96,6 +98,28 @@ def test_fewshot(tmp_path, monkeypatch, capsys):
         "<image>red thing<|endoftext|><image>", images=[p.image for p in pictured(2)], max_new_tokens=3
     )
     assert isinstance(text, str)
+
+
+def test_fewshot_on_a_language_model_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(captions, "captions", lambda: pictured(400))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    words = Tokenizer.train_bpe([one.text for one in pictured(400)], 300, ["<image>"])
+    lm: Any = af.build("llama", "tiny", vocab=words.vocab_size, context=512, seed=0)
+    lm.tokenizer = words
+    lm.save(tmp_path / "lm")
+    doc = tmp_path / "doc.md"
+    doc.write_text("<!-- fewshot, real: begin -->\nold\n<!-- fewshot, real: end -->\n")
+    small = ["--text", str(tmp_path / "lm"), "--steps", "2", "--batch", "2", "--held", "20", "--doc", str(doc)]
+    monkeypatch.setattr(sys, "argv", ["fewshot.py", "--out", str(tmp_path / "run"), "--dim", "16", *small])
+    runpy.run_path(str(EXAMPLES / "fewshot.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "equal, bit for bit" in said and said.strip() in doc.read_text()
+    made = af.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(made[name], value) for name, value in lm.state_dict().items())  # it stayed as it was
+    lm.tokenizer = Tokenizer.bytes_level()
+    lm.save(tmp_path / "lm", overwrite=True)
+    with pytest.raises(ValueError, match="must be special tokens"):
+        runpy.run_path(str(EXAMPLES / "fewshot.py"), run_name="__main__")
 
 
 def test_drawing(tmp_path, monkeypatch, capsys):

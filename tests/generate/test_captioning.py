@@ -11,9 +11,11 @@ from PIL import Image
 import anyformer as af
 from anyformer.cli import main
 from anyformer.generate import ask, caption, chat, generate, stream
+from anyformer.generate.seeing import placeholder
 from anyformer.generate.speculating import Lookup
 from anyformer.hub.processors import trained
 from anyformer.hub.text.tokenizer import Tokenizer
+from tests.hub import test_flamingo, test_omni
 
 MARK = 257  # behind the bytes and their end token
 
@@ -117,6 +119,43 @@ def test_captions_and_answers_are_those_prompts(model):
     assert plain == generate(model, "<image>\nWhat?\n", images=images[:1], max_new_tokens=6)
 
 
+def eyes(page: str) -> Any:
+    """A model of bytes of each way in which pictures come into a text."""
+    if page == "llava":
+        return made()
+    if page == "flamingo":
+        gated = test_flamingo.built(vocab=257, placeholder=MARK)
+        gated.tokenizer = Tokenizer.bytes_level().with_special(MARK, "<image>")
+        gated.processor = test_flamingo.processor()
+        return gated
+    omni = test_omni.model()
+    for token, name in ((260, "<see>"), (261, "</see>")):
+        omni.tokenizer = omni.tokenizer.with_special(token, name)
+    return omni
+
+
+@pytest.mark.parametrize("page", ["llava", "flamingo", "omni"])
+def test_captions_and_answers_search_guess_and_need_no_cache(page):
+    model, image = eyes(page), picture(0)
+
+    def answer(**options: Any) -> str:
+        return "".join(ask(model, image, "abab abab", max_new_tokens=10, **options))
+
+    def text(**options: Any) -> str:
+        return caption(model, [image], "abab abab", max_new_tokens=10, **options)[0]
+
+    for write in (answer, text):
+        assert write() == write(cache=False) == write(speculate="lookup")
+        assert write(num_beams=3) == write(num_beams=3, cache=False)
+        with pytest.raises(ValueError, match="leave out temperature"):
+            write(num_beams=3, temperature=1.0)
+    prompt = f"{placeholder(model)}\nabab abab\n"
+    assert answer(num_beams=3) == generate(model, prompt, images=[image], max_new_tokens=10, num_beams=3)
+    model.tokenizer.template = TEMPLATES["text"][0]
+    found = answer(num_beams=3)
+    assert found == generate(model, f"[{prompt[:-1]}]", images=[image], max_new_tokens=10, num_beams=3)
+
+
 TEMPLATES = {
     "parts": (
         "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<image>{% else %} {{ c.text }}"
@@ -210,6 +249,8 @@ def test_the_same_on_the_command_line(model, tmp_path, capsys):
     assert said == [{"image": image, "text": caption(model, [picture(0)], max_new_tokens=6)[0]}]
     assert main(["ask", folder, image, "What?", *few]) == 0
     assert capsys.readouterr().out == "".join(ask(model, picture(0), "What?", max_new_tokens=6)) + "\n"
+    assert main(["ask", folder, image, "What?", *few, "--num-beams", "3"]) == 0
+    assert capsys.readouterr().out == next(ask(model, picture(0), "What?", max_new_tokens=6, num_beams=3)) + "\n"
     assert main(["generate", folder, "a<image>", "--image", image, *few]) == 0
     wanted = generate(model, "a<image>", images=[picture(0)], max_new_tokens=6)
     assert capsys.readouterr().out == f"a<image>{wanted}\n"

@@ -271,6 +271,8 @@ def test_the_commands(place, capsys):
         (["ask", str(place), "x"], "is not an index"),
         (["ask", str(place), "a.png", "x", "--model", "smollm2"], "--model is for an index"),
         (["ask", str(place / "idx"), "two", "questions"], "one question"),
+        (["ask", str(place / "idx"), "x", "--speculate", "lookup"], "--speculate is not for"),
+        (["ask", str(place / "idx"), "x", "--num-beams", "2"], "--num-beams is not for"),
         (["index", str(place / "idx"), "--out", str(place / "new")], "has no file to read"),
     ):
         assert main(words) == 2

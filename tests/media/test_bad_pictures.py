@@ -2,9 +2,13 @@
 
 import io
 import struct
+import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,6 +61,44 @@ def test_a_long_clip_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch
     monkeypatch.setattr("anyformer.media.clip.MOST", 1_199_999)
     with pytest.raises(ValueError, match=r"long\.gif has 20 frames or more of 300 x 200, and 1,199,999 pixels"):
         clip(str(tmp_path / "long.gif"))
+
+
+def films(monkeypatch: pytest.MonkeyPatch, *times: float | None, fault: str = "") -> None:
+    """Puts a decoder in the place of PyAV, which finds frames with these times, or a fault."""
+    frames = [SimpleNamespace(time=t, width=4, height=4, to_image=lambda: Image.new("RGB", (4, 4))) for t in times]
+
+    class Broken(Exception):
+        pass
+
+    @contextmanager
+    def opened(name: str) -> Iterator[Any]:
+        if fault:
+            raise Broken(fault)
+        yield SimpleNamespace(decode=lambda video: iter(frames))
+
+    monkeypatch.setitem(sys.modules, "av", SimpleNamespace(open=opened, FFmpegError=Broken))
+
+
+def test_a_video_without_timestamps_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, file = [Image.new("L", (3, 2), i) for i in range(3)], tmp_path / "a.mp4"
+    frames[0].save(tmp_path / "still.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"still\.gif: frame 0 has no duration; give \(frames, frames a second\)"):
+        clip(tmp_path / "still.gif")
+    file.write_bytes(b"no picture at all")
+    films(monkeypatch, 0.0, None, 0.2)
+    with pytest.raises(ValueError, match=r"a\.mp4: its frames have no timestamps; give \(frames, frames a second\)"):
+        clip(file)
+    films(monkeypatch, 0.0, 0.2, 0.1)
+    with pytest.raises(ValueError, match=r"a\.mp4: the seconds of its frames do not go up: 0, 0\.2, 0\.1"):
+        clip(file)
+    films(monkeypatch, fault="moov atom not found")
+    with pytest.raises(ValueError, match=r"a\.mp4 cannot be read as a video: moov atom not found"):
+        clip(file)
+    films(monkeypatch, 0.5, 0.75)
+    assert clip(file).seconds == (0.5, 0.75) and clip(file).end == 1.0
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="pip install av"):
+        clip(file)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.98])

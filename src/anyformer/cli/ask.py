@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
@@ -21,6 +21,9 @@ def ask(
     why: bool = False,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    num_beams: int = 1,
+    speculate: Literal["lookup", "layers"] | None = None,
+    cache: bool | Literal["int8"] = True,
     seed: int | None = None,
     task: str | None = None,
     ignore: Sequence[str] = (),
@@ -37,6 +40,10 @@ def ask(
         why: of an index: print the scores of each passage.
         max_new_tokens: the most tokens of the answer.
         temperature: 0 = always the likeliest token.
+        num_beams: above 1, a beam search, of an answer about a picture or of a RAG model.
+        speculate: about a picture: guess several tokens and verify them in one pass: the same text. "lookup" guesses
+            what followed the same words before, "layers" what the model without every second block writes.
+        cache: about a picture: keep keys and values between tokens; "int8" keeps them in 8 bits.
         seed: of the draws.
         task: read another class of the same files, e.g. none for hidden states alone.
         ignore: keys of the files that are read as if they were not there.
@@ -48,12 +55,14 @@ def ask(
     from anyformer.skeletons.retrieving import RagToken
 
     chosen: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    seen = {"num_beams": num_beams, "speculate": speculate, "cache": cache}
     if not is_index(source):
-        _about_picture(source, question, {"model": model, "why": why or None}, chosen, task, ignore)
+        _about_picture(source, question, {"model": model, "why": why or None}, chosen | seen, task, ignore)
         return
     if len(question) != 1:
         raise ValueError(f"an index takes one question, in quotes; got {len(question)}: {', '.join(question)[:80]}")
     writer = None if model is None else models.load(model, task=task, ignore=ignore)
+    _of_pictures(seen, but="num_beams" if isinstance(writer, RagToken) else None)
     if isinstance(writer, RagToken):
         if temperature or why:
             raise ValueError(
@@ -61,7 +70,7 @@ def ask(
             )
         reader = Reader(writer, Passages.of(source), None if k is None else k)
         room = max_new_tokens if writer.context is None else min(max_new_tokens, writer.context - 2)
-        print(replied(reader.ask([question[0]], max_new_tokens=room)[0]))
+        print(replied(reader.ask([question[0]], max_new_tokens=room, num_beams=num_beams)[0]))
         return
     searcher = opened(source)
     k = 6 if k is None else k
@@ -69,6 +78,13 @@ def ask(
     print(written(answer))
     if why:
         print(f"\n{_why(answer)}")
+
+
+def _of_pictures(given: dict[str, Any], but: str | None) -> None:
+    """Raises ValueError for an option that answers out of an index do not have, except `but`."""
+    usual = {"num_beams": 1, "speculate": None, "cache": True}
+    if extra := [name for name, value in given.items() if value != usual[name] and name != but]:
+        raise ValueError(f"--{extra[0].replace('_', '-')} is not for this answer out of an index; leave it out")
 
 
 def _about_picture(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
@@ -20,6 +20,8 @@ def caption(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     num_beams: int = 1,
+    speculate: Literal["lookup", "layers"] | None = None,
+    cache: bool | Literal["int8"] = True,
     seed: int | None = None,
     batch: int = 8,
     steer: Sequence[str] = (),
@@ -36,6 +38,9 @@ def caption(
         max_new_tokens: the most tokens of a text.
         temperature: 0 = always the likeliest token.
         num_beams: above 1, a beam search.
+        speculate: guess several tokens and verify them in one pass: the same text. "lookup" guesses what followed the
+            same words before, "layers" what the model without every second block writes.
+        cache: keep keys and values between tokens; "int8" keeps them in 8 bits.
         seed: of the draws.
         batch: pictures at once.
         steer: files of directions that `anyformer steer` wrote, FILE or FILE:STRENGTH; they are added at every token.
@@ -49,7 +54,8 @@ def caption(
     loaded = steered_always(models.load(model, task=task, ignore=ignore), list(steer))
     texts = written(
         loaded, [Path(name) for name in image], prompt,
-        max_new_tokens=max_new_tokens, temperature=temperature, num_beams=num_beams, seed=seed, batch=batch,
+        max_new_tokens=max_new_tokens, temperature=temperature, num_beams=num_beams, speculate=speculate, cache=cache,
+        seed=seed, batch=batch,
     )  # fmt: skip
     pairs = [{"image": name, "text": text} for name, text in zip(image, texts, strict=True)]
     if json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ def checksum(batch: Batch) -> int:
         value = batch[name].detach().cpu().contiguous().reshape(-1)
         crc = zlib.crc32(value.view(torch.uint8).numpy().tobytes(), zlib.crc32(name.encode(), crc))
     return crc
+
+
+def filled(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ids, filled up on the right with `pad`, (B, T), and 1 where there is a token, (B, T)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(width) < lengths[:, None]).long()
 
 
 class Numbered:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from anyformer import hub
 from anyformer.compress import few
+from anyformer.data.batches import filled
 from anyformer.edge import artefact, learn
 from anyformer.edge.count import count
 from anyformer.edge.design import PARTS, SCRIPT, Design, Infeasible, Point, Wish
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import Choice
-from anyformer.edge.task import SCORES, Task, padded
+from anyformer.edge.task import SCORES, Task
 from anyformer.hub.formats.guard import atomic_write, read_json
 
 REPORT = "report.json"
@@ -162,11 +163,10 @@ def _write(design: Design, model: Any, vocab: int, folder: Path) -> float:
     atomic_write(folder / "tokenizer.json", task.tokenizers[vocab].core.to_str().encode())
     atomic_write(folder / "run.py", SCRIPT.read_bytes())
     ids = sorted(task.ids(task.parts["test"], vocab), key=len)[-15:]
-    batches = []
+    pairs = []
     for n, size in enumerate(s for s in ODD if s <= task.tokens):
         rows = [(row * (1 + size // len(row)))[:size] for row in ids[3 * n : 3 * n + 3]]
-        batches.append(padded([*rows, ids[0][: min(5, size)]], task.tokenizers[vocab].pad_id))
-    pairs = [(b["input_ids"], b["attention_mask"]) for b in batches]
+        pairs.append(filled([*rows, ids[0][: min(5, size)]], task.tokenizers[vocab].pad_id))
     off = artefact.difference(file, model.eval(), pairs, wish.threads)
     if not off <= CLOSE:
         raise ValueError(

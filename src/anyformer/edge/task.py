@@ -27,6 +27,7 @@ from tokenizers import Tokenizer as Core
 from torch import Tensor
 
 from anyformer.data import vocabulary
+from anyformer.data.batches import filled
 from anyformer.data.order import permuted
 from anyformer.data.records import records
 from anyformer.evaluate.answering import confusion, macro_f1
@@ -117,7 +118,8 @@ class Task:
 
     def batch(self, part: Part, vocab: int, rows: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, padded to the longest, (B, T)."""
-        return padded([self.ids(part, vocab)[i] for i in rows], self.tokenizers[vocab].pad_id)
+        ids, mask = filled([self.ids(part, vocab)[i] for i in rows], self.tokenizers[vocab].pad_id)
+        return {"input_ids": ids, "attention_mask": mask}
 
     def draws(self, part: Part, vocab: int, size: int, noise: random.Random) -> Iterator[list[int]]:
         """Rows of batches without end: each row once in a round, texts of about one length together."""
@@ -146,14 +148,6 @@ class Task:
         found = Corpus(lambda drawn: METRICS[self.metric](a[drawn], b[drawn]), len(b)).estimate()
         one = found.low is None or found.high is None  # a single row
         return (found.value, found.value) if one else (found.low, found.high)  # type: ignore[return-value]
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """Rows of ids as a batch, (B, T), and 1 where there is a token."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def read(file: str | Path, metric: str, tokens: int, seed: int = 0) -> Task:

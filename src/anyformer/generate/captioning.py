@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from anyformer.generate.continuing import chat, generate, stream
+from anyformer.generate.continuing import generate, stream
 from anyformer.generate.seeing import placeholder, spoken
 from anyformer.generate.tools import as_letters
 
@@ -18,6 +18,8 @@ def caption(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     num_beams: int = 1,
+    speculate: Literal["lookup", "layers"] | None = None,
+    cache: bool | Literal["int8"] = True,
     seed: int | None = None,
     batch: int = 8,
 ) -> list[str]:
@@ -41,7 +43,7 @@ def caption(
         some = images[at : at + batch]
         texts += generate(
             model, [begin] * len(some), images=some, max_new_tokens=max_new_tokens, temperature=temperature,
-            num_beams=num_beams, seed=seed,
+            num_beams=num_beams, speculate=speculate, cache=cache, seed=seed,
         )  # fmt: skip
     return [text.strip() for text in texts]
 
@@ -53,9 +55,12 @@ def ask(
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    num_beams: int = 1,
+    speculate: Literal["lookup", "layers"] | None = None,
+    cache: bool | Literal["int8"] = True,
     seed: int | None = None,
 ) -> Iterator[str]:
-    """The answer to a question about a picture, in pieces, as in `stream`.
+    """The answer to a question about a picture, in pieces, as in `stream`; that of a beam search in one piece.
 
     The question is written by the tokenizer's chat template; without one, picture, question and answer are lines.
     Special tokens that it spells become letters.
@@ -65,10 +70,14 @@ def ask(
     """
     if not question.strip():
         raise ValueError("question is empty; ask something about the picture, or use `caption`")
-    mark, question = placeholder(model), as_letters(model.tokenizer, question)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    if model.tokenizer.template is None:
-        return stream(model, f"{mark}\n{question}\n", images=[image], **options)
-    return chat(
-        model, [{"role": "user", "content": spoken(model.tokenizer, mark, question)}], images=[image], **options
-    )
+    mark, tokenizer = placeholder(model), model.tokenizer
+    question = as_letters(tokenizer, question)
+    prompt: Any = f"{mark}\n{question}\n"
+    if tokenizer.template is not None:
+        prompt = tokenizer.chat_ids([{"role": "user", "content": spoken(tokenizer, mark, question)}])
+    options: dict[str, Any] = {"images": [image], "max_new_tokens": max_new_tokens, "temperature": temperature}
+    options |= {"speculate": speculate, "cache": cache, "seed": seed}
+    if num_beams == 1:
+        return stream(model, prompt, **options)
+    found = generate(model, prompt, num_beams=num_beams, **options)
+    return iter([found if isinstance(found, str) else tokenizer.decode(found)])

@@ -190,7 +190,7 @@ def _finish(model: Any, path: Path, metadata: Mapping[str, Any], hub: Hub, ignor
         if model.processor is None and model.origin["format"] == "ct2":
             model.processor = assumed(model)
         if model.processor is not None:
-            model.ledger.files[model.processor.origin.file] = list(model.processor.origin.lines)
+            model.ledger.files.update(model.processor.ledger())
         model.noising = read_noising(path, ignore)
         if model.noising is not None:
             model.ledger.files[NOISING] = lines_of(model.noising)

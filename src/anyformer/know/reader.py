@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyformer.data.batches import filled
 from anyformer.generate.decoding import evaluating
 from anyformer.generate.retrieving import CONTEXT, Response, respond
 from anyformer.generate.tools import as_letters
@@ -144,7 +145,7 @@ class Reader:
         made = []
         with evaluating(self.model):
             for at in range(0, len(order), TOGETHER):
-                ids, mask = padded([self.words[i] for i in order[at : at + TOGETHER]], self.device)
+                ids, mask = self._filled([self.words[i] for i in order[at : at + TOGETHER]])
                 made.append(self.model.written(ids, mask).float())
         self.vectors = torch.cat(made)[torch.tensor(order, device=self.device).argsort()]
 
@@ -173,7 +174,7 @@ class Reader:
     @torch.no_grad()
     def find(self, questions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """The numbers of the K passages with the largest products, and these, (B, K); of equal ones the first."""
-        ids, mask = padded(questions, self.device)
+        ids, mask = self._filled(questions)
         with evaluating(self.model):
             asked = self.model.asked(ids, mask).float()
         products = asked @ self.vectors.to(self.device).T  # (B, N)
@@ -204,8 +205,12 @@ class Reader:
             )
         return ids
 
+    def _filled(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        ids, mask = filled(rows)
+        return ids.to(self.device), mask.to(self.device)
+
     def _padded(self, prefix: str, rows: Sequence[list[int]], like: Tensor) -> dict[str, Tensor]:
-        ids, mask = padded(rows, self.device)
+        ids, mask = self._filled(rows)
         return {
             f"{prefix}input_ids": ids.unflatten(0, tuple(like.shape)),
             f"{prefix}attention_mask": mask.unflatten(0, tuple(like.shape)),
@@ -237,16 +242,6 @@ class Reader:
         rows = [self.passages.rows[n] for n in numbers]
         passages = sorted(zip(rows, response.prior, response.posterior, strict=True), key=lambda p: -p[2])
         return Reply(question, self.reads.decode(response.tokens).strip(), response.score, passages)
-
-
-def padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids with padding on the right, (B, T), and its mask."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
-    return ids.to(device), mask.to(device)
 
 
 def tokenizer_of(model: Any, side: str) -> Any:

@@ -98,7 +98,7 @@ class FrozenNorm(CellNorm):
         wide = torch.promote_types(x.dtype, torch.float32)
         scale = self.weight.to(wide) * (self.running_var.to(wide) + self.eps).rsqrt()
         shift = self.bias.to(wide) - self.running_mean.to(wide) * scale
-        return (x.to(wide) * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return torch.addcmul(shift[:, None, None], x.to(wide), scale[:, None, None]).to(x.dtype)
 
 
 class GroupNorm(CellNorm):

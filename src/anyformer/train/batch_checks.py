@@ -6,7 +6,7 @@ import torch
 
 from anyformer.data.batches import Batch
 from anyformer.train.loggers import Observer
-from anyformer.train.objectives import IGNORE, Objective, classification, masked_lm
+from anyformer.train.objectives import IGNORE, Objective, classification, masked_lm, plain
 
 
 def nothing_counts(step: int, first: bool, observer: Observer) -> None:
@@ -47,7 +47,7 @@ def check(batch: Batch, objective: Objective) -> None:
             raise ValueError(f"the batch's {name} hold NaN or infinity before the first step: clean the data")
     if own := getattr(objective, "check", None):
         own(batch["labels"])
-    if _copies(batch, getattr(objective, "func", objective)):
+    if _copies(batch, plain(objective)):
         raise ValueError(
             "the labels are the inputs themselves: a model would learn to copy. A label stands where it is to be read; "
             "for a causal model it is the next token: objectives.next_tokens(input_ids, attention_mask)"

@@ -30,7 +30,7 @@ from anyformer.core.operations import LiveTensors
 from anyformer.core.recompute import recompute, recomputing
 from anyformer.data.batches import Batch
 from anyformer.train import master_weights, optim, random_state
-from anyformer.train.objectives import Contrastive
+from anyformer.train.objectives import Contrastive, plain
 from anyformer.train.progress import Screen
 from anyformer.train.settings import Settings
 from anyformer.train.step_loss import Loss
@@ -226,7 +226,7 @@ def advice(
         )
     if settings.precision == "fp32":
         changes["precision bf16"] = batch, dataclasses.replace(settings, precision="bf16")
-    pairs = isinstance(getattr(objective, "func", objective), Contrastive)
+    pairs = isinstance(plain(objective), Contrastive)
     each = 2 if pairs else 1  # rows per example of `batch`
     for part in (2, 4, 8, 16):
         if count := rows // each // part:

@@ -52,9 +52,14 @@ def adjusted(objective: Any, **options: float) -> Objective:
     return partial(objective, **chosen) if chosen else objective
 
 
+def plain(objective: Any) -> Any:
+    """The objective without the options of `functools.partial`."""
+    return getattr(objective, "func", objective)
+
+
 def in_pieces(objective: Any) -> bool:
     """True for an objective that takes logits which are left to it, a few rows at a time (`parts.unscored`)."""
-    return isinstance(objective, MaskedAndNextSentence) or getattr(objective, "func", objective) in OVER_TOKENS
+    return isinstance(objective, MaskedAndNextSentence) or plain(objective) in OVER_TOKENS
 
 
 def causal_lm(

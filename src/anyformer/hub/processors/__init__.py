@@ -2,6 +2,7 @@
 
 preprocessor_config.json     the steps of one processor
 processor_config.json        a dictionary for each medium; for pictures {"image_processor": {the steps}, …}
+video_preprocessor_config.json    the steps of videos, where a model reads both
 
 Every key is used, known to change nothing (with the reason), or refused by name; an unknown type is refused, too. A
 mean and a standard deviation have no defaults: a file without them is refused.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
-from anyformer.hub.processors import cubes
+from anyformer.hub.processors import cubes, videos
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.codecs import KIND as CODEC
 from anyformer.hub.processors.codecs import CodecProcessor
@@ -86,7 +87,8 @@ def read_processor(
         return None
     origin = replace(processors[0].origin, around=beside)
     origin = replace(origin, lines=(*origin.lines, *_lines(beside, around or {}, ignore)))
-    return replace(processors[0], origin=origin)  # type: ignore[type-var]
+    whole = replace(processors[0], origin=origin)  # type: ignore[type-var]
+    return videos.with_films(whole, folder, ignore) if isinstance(whole, CubeProcessor) else whole
 
 
 def assumed(model: Any) -> CodecProcessor | SoundProcessor | WaveProcessor | None:
@@ -116,6 +118,11 @@ def write_processor(folder: Path, processor: Processor | None, around: Mapping[s
     beside = origin.around if origin.words else around or {}
     if around is None:
         beside = {key: value for key, value in beside.items() if key in AROUND}
+    film = videos.written(processor) if isinstance(processor, CubeProcessor) else None
+    if film is not None and film[0] == TOGETHER:
+        beside = {**beside, videos.SLOT: film[1]}
+    elif film is not None:
+        _write(folder / film[0], film[1])
     if origin.file == TOGETHER:
         apart = {name: words.pop(name) for name in list(words) if name in cubes.SOUNDS} if _cubes(words) else {}
         heard = {cubes.HEARD: apart} if apart else {}
@@ -151,7 +158,8 @@ def _of(
     if name == TOGETHER:
         content = whole.get(made.slot)
         heard = whole.get(cubes.HEARD) if _cubes(content) else None
-        around = {k: v for k, v in whole.items() if k != made.slot and (heard is None or k != cubes.HEARD)}
+        own = {made.slot, *([] if heard is None else [cubes.HEARD]), *([videos.SLOT] if _cubes(content) else [])}
+        around = {k: v for k, v in whole.items() if k not in own}
         content = {**content, **heard} if isinstance(heard, dict) else content
         _check_around(around, ignore, fitting)
         if content is None:

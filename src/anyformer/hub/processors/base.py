@@ -44,6 +44,10 @@ class Processor(ABC):
     def __call__(self, media: Any) -> dict[str, Tensor]:
         """One or several of the medium to the model's inputs by name."""
 
+    def ledger(self) -> dict[str, list[Line]]:
+        """The lines of the ledger, by the file that was read."""
+        return {self.origin.file: list(self.origin.lines)}
+
     @classmethod
     @abstractmethod
     def read(

@@ -41,6 +41,7 @@ class CubeProcessor(ImageProcessor):
         merge: patches of a cell in each direction.
         least, most: pixels of a picture, or of a frame of a video.
         rate: frames of a video that are read each second.
+        films: of videos, where their steps are not those of pictures; of the same patches.
         ears: of sounds; None: the model hears nothing.
 
     Raises:
@@ -58,6 +59,7 @@ class CubeProcessor(ImageProcessor):
     least: int = 56 * 56
     most: int = 28 * 28 * 1280
     rate: float = 2.0
+    films: CubeProcessor | None = None
     ears: SoundProcessor | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +73,11 @@ class CubeProcessor(ImageProcessor):
             )
         if self.size is not None or self.crop_size is not None or not self.convert_rgb:
             raise ValueError(f"{KIND}: pictures are RGB, and their sizes follow from least and most")
+        for name in ("patch", "frames", "merge"):
+            if self.films is not None and (said := getattr(self.films, name)) != getattr(self, name):
+                raise ValueError(
+                    f"{name} is {said} for videos and {getattr(self, name)} for pictures; one tower reads both"
+                )
 
     @property
     def cell(self) -> int:
@@ -85,8 +92,9 @@ class CubeProcessor(ImageProcessor):
     def videos(self, media: Sequence[Any]) -> dict[str, Tensor]:
         """Videos, each of a kind that `media.clip` reads, to the same and {"seconds": (N,)}, from one frame of patches
         to the next."""
-        each = [np.stack([self.values(frame) for frame in clip(one).at(self.rate)]) for one in media]
-        return {**self._packed(each), "seconds": torch.full((len(each),), self.frames / self.rate)}
+        eyes = self.films or self
+        each = [np.stack([eyes.values(frame) for frame in clip(one).at(eyes.rate)]) for one in media]
+        return {**self._packed(each), "seconds": torch.full((len(each),), self.frames / eyes.rate)}
 
     def sounds(self, media: Sequence[Any]) -> dict[str, Tensor]:
         """Sounds, each of a kind that `media.sound` reads, to {"input_features": (N, mels, frames),
@@ -154,20 +162,26 @@ class CubeProcessor(ImageProcessor):
         patches = cells.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)  # frame, cell, patch of the cell, C, picture, pixels
         return np.ascontiguousarray(patches).reshape(math.prod(grid), -1), grid
 
+    def ledger(self) -> dict[str, list[Line]]:
+        made = super().ledger()
+        for file, lines in ({} if self.films is None else self.films.ledger()).items():
+            made[file] = made.get(file, []) + lines
+        return made
+
     @classmethod
     def read(
         cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
     ) -> tuple[CubeProcessor, list[Line]]:
         heard = {name: value for name, value in content.items() if name in SOUNDS}
         seen = {name: value for name, value in content.items() if name not in SOUNDS}
-        made, lines = read(ENTRIES, seen, cls, {"ears": None}, ignore)
+        made, lines = read(ENTRIES, seen, cls, {"ears": None, "films": None}, ignore)
         if "feature_extractor_type" not in heard:
             return made, lines
         ears, more = SoundProcessor.read(heard, None, ignore)
         return replace(made, ears=ears), [*lines, *more]
 
     def words(self) -> dict[str, Any]:
-        fixed = {name: getattr(self, name) for name in ("origin", "crop_size", "ears", "size", "convert_rgb")}
+        fixed = {name: getattr(self, name) for name in ("origin", "crop_size", "ears", "films", "size", "convert_rgb")}
         origin = {name: value for name, value in self.origin.words.items() if name not in SOUNDS}
         seen = write(ENTRIES, self, fixed, origin)
         if self.ears is None:
@@ -181,15 +195,22 @@ class CubeProcessor(ImageProcessor):
             f"RGB; sides in multiples of {self.cell}, {self.least:,} to {self.most:,} pixels; minus ({mean}), over "
             f"({std}); patches of {self.patch} x {self.patch} in {self.frames} frames; {self.rate:g} frames a second"
         )
+        seen = seen if self.films is None else f"{seen}. Videos: {self.films}"
         return seen if self.ears is None else f"{seen}. Sounds: {self.ears}"
 
 
-def _size(content: Mapping[str, Any]) -> dict[str, Any]:
+def sized(least: int, most: int) -> Lens:
+    """The keys of the pixels of a picture, with their defaults."""
+    names = ("do_resize", "size", "min_pixels", "max_pixels", "resample")
+    return Lens(names, ("least", "most", "resample"), lambda content: _size(content, least, most), _put_size)
+
+
+def _size(content: Mapping[str, Any], least: int, most: int) -> dict[str, Any]:
     """The pixels of a picture: older keys take precedence, as published."""
     if not keys._flag(content, "do_resize", True):
         raise ValueError("'do_resize' is false; a picture must become a whole number of cells")
     size = content.get("size")
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280} if size is None else size
+    size = {"shortest_edge": least, "longest_edge": most} if size is None else size
     if not isinstance(size, Mapping) or not {"shortest_edge", "longest_edge"} >= set(size):
         raise ValueError(f"'size' is {short(size)}; expected the pixels of a picture, shortest_edge and longest_edge")
     said = [
@@ -208,12 +229,8 @@ def _put_size(p: Any) -> dict[str, Any]:
     return {"size": {"shortest_edge": p.least, "longest_edge": p.most}, "resample": p.resample, "do_resize": True}
 
 
-ENTRIES = (
-    Lens(("image_processor_type",), ("kind",), lambda c: {"kind": keys.kind_of(c, None)},
-         lambda p: {"image_processor_type": p.kind}),
+SHARED = (  # keys of pictures and of videos
     must("do_convert_rgb", True),
-    Lens(("do_resize", "size", "min_pixels", "max_pixels", "resample"), ("least", "most", "resample"),
-         _size, _put_size),
     key("patch_size", "patch", default=14),
     key("temporal_patch_size", "frames", default=2),
     key("merge_size", "merge", default=2),
@@ -221,6 +238,12 @@ ENTRIES = (
     *keys._NUMBERS,
     *keys._NOTHING,
     quiet("default_to_square", why="sizes are pixels here"),
+)
+ENTRIES = (
+    Lens(("image_processor_type",), ("kind",), lambda c: {"kind": keys.kind_of(c, None)},
+         lambda p: {"image_processor_type": p.kind}),
+    sized(56 * 56, 28 * 28 * 1280),
+    *SHARED,
 )  # fmt: skip
 SOUNDS = frozenset(
     {name for entry in sounds.entries(None) for name in entry.names} - {"processor_class"}

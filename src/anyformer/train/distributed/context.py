@@ -36,7 +36,7 @@ from anyformer.parts.attention.latent import LatentAttention
 from anyformer.parts.moe import Sent
 from anyformer.parts.recurrent.chunked import Recurrent
 from anyformer.skeletons.base import check_gaps
-from anyformer.train.objectives import causal_lm
+from anyformer.train.objectives import causal_lm, plain
 
 EARLIER = "earlier_mask"  # the padding mask of the tokens that the processes before have
 
@@ -85,7 +85,7 @@ class Context:
         parts: list[Any] = []
         if loss.compiles:
             against: str | None = "a compiled step cannot wait for another process"
-        elif getattr(objective, "func", objective) is not causal_lm:
+        elif plain(objective) is not causal_lm:
             against = f"the objective {getattr(objective, '__name__', objective)!s} reads more than one token's output"
         elif not getattr(model, "generates", False) or set(model.inputs()) - {"input_ids", "attention_mask"}:
             against = f"{type(model).__name__} is no decoder of text alone"

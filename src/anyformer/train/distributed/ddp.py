@@ -32,7 +32,7 @@ from anyformer.train import lora, random_state
 from anyformer.train.distributed import expert, tensor
 from anyformer.train.distributed.base import World
 from anyformer.train.distributed.context import Context
-from anyformer.train.objectives import Contrastive
+from anyformer.train.objectives import Contrastive, plain
 
 V = TypeVar("V")
 PATIENCE = timedelta(minutes=20)  # a process that hangs, rather than dies, is given up after this long
@@ -105,9 +105,7 @@ class DDP(World):
                 "layers with adapters cannot be split among processes; use parallel=ddp or fsdp, no mesh.tensor"
             )
         if self.size > self.copies:
-            if isinstance(
-                getattr(loss.objective, "func", loss.objective), Contrastive
-            ):  # it would meet each row once for every process that has it
+            if isinstance(plain(loss.objective), Contrastive):  # it would meet each row once for every process
                 raise ValueError("a contrastive loss reads the rows of all processes; use ddp or fsdp, no mesh.tensor")
             whole = self._split(loss.model)
             if whole and self.main:

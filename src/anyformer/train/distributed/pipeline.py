@@ -30,7 +30,7 @@ from anyformer.data.batches import Batch
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.stack import Blocks
 from anyformer.train.distributed.ddp import DDP
-from anyformer.train.objectives import Contrastive
+from anyformer.train.objectives import Contrastive, plain
 from anyformer.train.step_loss import real_tokens, with_auxiliary
 
 
@@ -89,7 +89,7 @@ class Pipeline(DDP):
             against = f"{len(blocks)} blocks are fewer than stages"
         elif shorter := [b for b in blocks if hasattr(b, "behind")]:
             against = f"{type(shorter[0]).__name__} changes the number of positions"
-        elif isinstance(getattr(loss.objective, "func", loss.objective), Contrastive):
+        elif isinstance(plain(loss.objective), Contrastive):
             against = "a contrastive loss reads all rows at once"
         elif loss.precision == "fp16" or loss.compiles:
             against = "it is for float32 and bf16, without compile"

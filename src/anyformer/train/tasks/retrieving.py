@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from anyformer.data import corpus as corpora
-from anyformer.data.batches import Batch
+from anyformer.data.batches import Batch, filled
 from anyformer.data.order import shuffled
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.hub.text.reading import reading
-from anyformer.know.reader import Passages, Reader, encoder_of, padded
+from anyformer.know.reader import Passages, Reader, encoder_of
 from anyformer.train import objectives
 from anyformer.train.objectives import IGNORE
 from anyformer.train.options import RunOptions, TrainOptions
@@ -124,10 +124,10 @@ class FoundRows:
         numbers, scores = self.reader.find(questions)
         if watched and self.watch is not None:
             self.watch.see(numbers, scores)
-        ids, mask = padded(questions, torch.device("cpu"))
+        ids, mask = filled(questions)
         batch = {"input_ids": ids, "attention_mask": mask}
         batch |= {n: t.cpu() for n, t in self.reader.given([pair.question for pair in pairs], numbers).items()}
-        answers, real = padded([pair.answer for pair in pairs], torch.device("cpu"))
+        answers, real = filled([pair.answer for pair in pairs])
         labels = answers.masked_fill(real == 0, IGNORE)
         begin = torch.full((len(pairs), 1), self.reader.model.begin_id)
         return batch | {"decoder_input_ids": torch.cat((begin, answers[:, :-1]), 1), "labels": labels}
