@@ -105,9 +105,9 @@ def shown(found: dict[str, list[str]], steps: int) -> str:
     about = f"spoken digits, {steps} steps of 16 sentences"
     names = (
         "parameters",
-        "wrong figures, another voice",
+        "wrong figures",
         "sentences right",
-        "wrong figures, its own voices",
+        "wrong figures, voices of training",
         "minutes",
     )
     lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in found.items()]
