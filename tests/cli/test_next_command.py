@@ -34,6 +34,8 @@ TRAIN = {
     "caption": ("--model", "llava", "--size", "tiny", "--overrides.text.context", "96", "--data", "CAPTIONS"),
     "draw": ("--model", "dalle", "--size", "tiny", "--overrides.text", "40", "--vocab", "300", "--codes", "CODES",
              "--data", "CAPTIONS"),
+    "compose": ("--model", "musicgen", "--size", "tiny", "--vocab", "300", "--codes", "CODEC", "--data", "SOUNDS"),
+    "stage": ("--model", "musiclm", "--size", "tiny", "--vocab", "300", "--data", "SPELLED"),
     "reconstruct": ("--model", "dvae", "--size", "tiny", "--data", "PICTURES"),
     "answer": ("--model", "lxmert", "--size", "tiny", "--vocab", "300", "--data", "QUESTIONS"),
     "paint": ("--model", "dit", "--size", "tiny", "--data", "PICTURES"),
@@ -108,7 +110,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "TWINS": rows("twins.jsonl", [{"anchor": s, "positive": s.title()} for s in SENTENCES]),
         "CAPTIONS": rows("captions.jsonl", [{"image": f"flat/{i}.png", "text": SENTENCES[i]} for i in range(24)]),
         "GRAPHS": rows("graphs.jsonl", [{"nodes": 2 + i % 3, "edges": [[0, 1]], "label": i} for i in range(20)]),
-        "SERIES": table,
+        "SERIES": table, "CODEC": home / "codec",
+        "SPELLED": rows("spelled.jsonl", [{"text": s[:9], "semantic": [i % 5] * 6} for i, s in enumerate(SENTENCES)]),
         "ASKED": rows("asked.jsonl", [{"question": s[4:16], "answer": s[4:7]} for s in SENTENCES]),
         "INDEX": home / "index",
         "QUESTIONS": rows("questions.jsonl", [
@@ -136,10 +139,10 @@ def run(cli, places: dict[str, Path], *argv: str) -> list[str]:
 
 def check(cli, words: list[str], task: str, folder: Path) -> None:
     assert words[:2] == ["anyformer", KINDS[task].verb]
-    place = {"finetune": 3, "detect": -1, "transcribe": -1, "ask": -1}.get(words[1], 2)
+    place = {"finetune": 3, "detect": -1, "transcribe": -1, "compose": -1, "ask": -1}.get(words[1], 2)
     assert words[place] == str(folder)  # the run stands for its model
     short = {"finetune": ["--steps", "2", "--batch", "4", "--out", str(folder / "tuned"), "--device", "cpu"]}
-    short |= {verb: ["--max-new-tokens", "4"] for verb in ("generate", "chat")}
+    short |= {"compose": ["--seconds", "0.5"]} | {verb: ["--max-new-tokens", "4"] for verb in ("generate", "chat")}
     code, out, err = cli(*words[1:], *short.get(words[1], []))
     assert code == 0 and (out.strip() or words[1] in ("generate", "transcribe")), (
         err
@@ -151,6 +154,8 @@ def trained(cli, places: dict[str, Path], task: str) -> tuple[Path, list[str]]:
     folder = places["HOME"] / f"train-{task}"
     if task == "draw":
         places = {**places, "CODES": trained(cli, places, "reconstruct")[0]}
+    if task == "compose":
+        af.build("encodec", "tiny", seed=0).save(places["CODEC"])
     if not folder.exists():
         argv = ("train", *TRAIN[task], "--steps", "2", "--batch", "4", "--out", str(folder))
         (places["HOME"] / f"{task}.json").write_text(json.dumps(run(cli, places, *argv)))

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def parts() -> dict[str, Any]:
     models: dict[str, Any] = {
-        name: redrawn(af.build("musiclm", "tiny", stage=name, text=300, context=200), seed=i).eval()
+        name: redrawn(af.build("musiclm", "tiny", stage=name, vocab=300, context=200), seed=i).eval()
         for i, name in enumerate(SEGMENTS)
     }
     models["semantic"].tokenizer = Tokenizer.bytes_level()
@@ -120,7 +120,7 @@ def test_stages_that_do_not_fit_are_refused_by_name(parts: dict[str, Any]) -> No
         Cascade(**{**parts, "coarse": parts["fine"]}, semantic_rate=10.0)
     with pytest.raises(ValueError, match="the stages differ in semantic"):
         Cascade(
-            **{**parts, "coarse": af.build("musiclm", "tiny", stage="coarse", text=300, semantic=9)}, semantic_rate=1.0
+            **{**parts, "coarse": af.build("musiclm", "tiny", stage="coarse", vocab=300, semantic=9)}, semantic_rate=1.0
         )
     with pytest.raises(ValueError, match="the stages say 5 books of 16 codes, and the codec has 3 of 16"):
         Cascade(**{**parts, "codec": af.build("encodec", "tiny")}, semantic_rate=10.0)

@@ -129,3 +129,15 @@ def test_the_distance_is_zero_for_the_sound_itself_and_does_not_see_padding() ->
     other[1, 300:] = 5.0
     assert far > 0.05 and float(distance(Output(heads={"sound": other}), labels, count)) == pytest.approx(far)
     assert distance.guess(labels) / float(count) > 10 * far
+
+
+def test_the_distance_of_a_sound_does_not_depend_on_those_beside_it() -> None:
+    distance = SoundDistance(8000, windows=(64, 256))
+    lengths, x = (600, 250, 70, 20), torch.randn(4, 600, 1, generator=torch.Generator().manual_seed(0))
+    wanted = torch.randn(4, 600, 1, generator=torch.Generator().manual_seed(1))
+    for row, length in enumerate(lengths):
+        wanted[row, length:] = torch.nan
+    whole = distance(Output(heads={"sound": x}), wanted, 1.0)
+    alone = [distance(Output(heads={"sound": x[i : i + 1, :n]}), wanted[i : i + 1, :n], 1.0)
+             for i, n in enumerate(lengths)]  # fmt: skip
+    torch.testing.assert_close(whole, torch.stack(alone).sum())

@@ -63,6 +63,22 @@ def test_padding_on_the_left_is_refused_and_a_row_below_one_frame_sees_nothing()
     torch.testing.assert_close(out.logits[0], model(input_values=x[:1]).logits[0])
 
 
+def test_frames_are_hidden_where_the_caller_says_and_nowhere_else() -> None:
+    model, x = af.build("wav2vec2", "tiny", seed=0), torch.randn(1, 90)
+    plain = model.train()(input_values=x).hidden
+    torch.testing.assert_close(plain, model.eval()(input_values=x).hidden)  # training hides nothing by itself
+    hidden = torch.zeros(plain.shape[:2], dtype=torch.bool)
+    hidden[:, 2] = True
+    seen = list[torch.Tensor]()
+    hook = model.embed.register_forward_hook(lambda _, __, out: seen.append(out))
+    for given in ({}, {"hidden_frames": hidden}):
+        model(input_values=x, **given)
+    hook.remove()
+    before, after = seen
+    assert not torch.equal(before[:, 2], after[:, 2])
+    torch.testing.assert_close(before[~hidden], after[~hidden])
+
+
 def test_other_inputs_are_refused_by_name() -> None:
     model = af.build("wav2vec2", "tiny", seed=0)
     with pytest.raises(ValueError, match=r"floats of the shape \(batch, samples\), got torch.int64"):

@@ -155,6 +155,7 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("default", module="deepspeed")  # old names of PyTorch's
     warnings.filterwarnings("default", "`torch.jit.", DeprecationWarning)  # in a module of PyTorch's that it imports
+    warnings.filterwarnings("ignore", "written in anyformer.s own format")
     warnings.filterwarnings("default", "`torch.distributed.[a-z_]*_tensor` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "not split: each process")
     if len(sys.argv) > 2:  # a job of its own, with its own group

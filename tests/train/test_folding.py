@@ -184,10 +184,18 @@ def test_alignments_beside_the_files_are_read_and_their_cells_hidden(folder: Pat
     model = af.build("alphafold2", "tiny", seed=0)
     task = data(tmp_path).task(model, None)
     batch = task.rows.rows(0, 2)
-    assert batch["msa"].shape[2] == 2 and batch["labels"].shape[2] == 45
-    chosen = batch["labels"][..., 43:] >= 0
+    assert batch["msa"].shape[2] == 2 and batch["labels"].shape[2] == 46
+    chosen = batch["labels"][..., 44:] >= 0
     assert chosen.any() and torch.equal(batch["msa"] == 22, chosen)
     labels = batch.pop("labels")
+    for number in range(12):  # what is drawn belongs to the number of the example, whatever is beside it
+        one, three = task.rows.rows(number, 1), task.rows.rows(number, 3)
+        if "msa" in one:
+            assert torch.equal(one["msa"], three["msa"][:1, : one["msa"].shape[1]])
+        both = [rows["labels"][:1, : one["labels"].shape[1], : one["labels"].shape[2]] for rows in (one, three)]
+        torch.testing.assert_close(*both, equal_nan=True)
+    clamped = torch.cat([task.rows.rows(number, 1)["labels"][:, 0, 43] for number in range(60)])
+    assert 0 < int((clamped == 0).sum()) < 20
     parts = Folding().each(model(**batch), labels)
     assert set(parts) == {"fape", "torsion", "distogram", "lddt", "errors", "cells"}
     assert "msa" in next(task.held_out(2)) and "the model reads no alignment" in " ".join(

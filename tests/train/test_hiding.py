@@ -17,7 +17,10 @@ from anyformer.data.labels import IGNORE
 from anyformer.media.mfcc import mfcc
 from anyformer.parts.sound.heads import Units
 from anyformer.train import finetune, train
+from anyformer.train.options import TrainOptions
 from anyformer.train.tasks.hiding import learn
+from anyformer.train.tasks.rows import TableData
+from anyformer.train.tasks.splits import one_in_ten
 
 torch.set_num_threads(1)
 
@@ -114,3 +117,11 @@ def test_clusters_of_a_path_of_a_model_have_a_label_for_each_frame(sounds: Path,
         learn(f"{tmp_path / 'one'}:embed.layers.0", model, paths, 3, 0)
     with pytest.raises(ValueError, match="units is mfcc, or FOLDER:PATH"):
         learn("fbank", model, paths, 3, 0)
+
+
+def test_clusters_are_learned_from_the_training_part_alone(sounds: Path, tmp_path: Path) -> None:
+    data = TableData("units", TrainOptions("hubert", data=str(sounds), out=str(tmp_path / "run")))
+    every = sorted(sounds.glob("*.wav"))
+    places = one_in_ten(data.tables[0].source.name, len(every))[0]
+    learned = data._learned()
+    assert len(learned) == places.size < len(every) and len(set(learned)) == len(learned)

@@ -33,7 +33,7 @@ from anyformer.data import files, sounds, sources, tables
 Row = dict[str, Any]
 NAMES = (  # the names that our own readers use
     "text", "label", "source", "target", "image", "messages", "prompt", "response", "anchor", "positive", "words",
-    "labels", "states", "actions", "rewards", "sound", "nodes", "edges", "smiles", "choices",
+    "labels", "states", "actions", "rewards", "sound", "codes", "semantic", "nodes", "edges", "smiles", "choices",
     "first", "second", "group",
 )  # fmt: skip
 KINDS = {

@@ -53,16 +53,7 @@ class Cascade:
             values = {name: getattr(layout, field) for name, layout in layouts.items()}
             if len(set(values.values())) > 1:
                 raise ValueError(f"the stages differ in {field}: {values}; what one writes must be what the next reads")
-        processor_of(self.codec)
-        one: Any = layouts["fine"]
-        books, held = one.coarse + one.fine, len(self.codec.codes.books)
-        if held < books or self.codec.codes.vocab != one.codes:
-            raise ValueError(
-                f"the stages say {books} books of {one.codes} codes, and the codec has {held} of "
-                f"{self.codec.codes.vocab}"
-            )
-        if self.codec.embed.piece is not None or self.codec.embed.normalise:
-            raise ValueError("the codec keeps more than codes (pieces, or their loudness), which the stages do not say")
+        check_codec(self.codec, layouts["fine"])
         if not self.semantic_rate > 0:
             raise ValueError(f"semantic_rate must be above 0, got {self.semantic_rate}")
 
@@ -70,6 +61,18 @@ class Cascade:
         """The semantic codes and the frames of the codec of so many seconds, at least one of each."""
         hop = self.codec.rate / self.codec.embed.hop
         return max(1, round(seconds * self.semantic_rate)), max(1, round(seconds * hop))
+
+
+def check_codec(codec: Any, layout: Any) -> None:
+    """Raises ValueError for a codec whose codes the stages do not say."""
+    processor_of(codec)
+    books, held = layout.coarse + layout.fine, len(codec.codes.books)
+    if held < books or codec.codes.vocab != layout.codes:
+        raise ValueError(
+            f"the stages say {books} books of {layout.codes} codes, and the codec has {held} of {codec.codes.vocab}"
+        )
+    if codec.embed.piece is not None or codec.embed.normalise:
+        raise ValueError("the codec keeps more than codes (pieces, or their loudness), which the stages do not say")
 
 
 def is_cascade(folder: str | Path) -> bool:

@@ -184,10 +184,14 @@ def codec_of(model: Any) -> Any:
 
 def codes_of_prompt(model: Any, prompt: Any) -> Tensor:
     """The codes of a sound, (1, T, Q); of stereo, those of left and right alternate."""
-    codec, books = codec_of(model), len(model.head.books)
+    return codes_of_sound(codec_of(model), prompt, len(model.head.books), model.stereo)
+
+
+def codes_of_sound(codec: Any, source: Any, books: int, stereo: bool) -> Tensor:
+    """The first books of a sound by a codec of one channel, (1, T, Q); of stereo, left and right alternate."""
     steps = processor_of(codec)
-    heard = sound(prompt, 2 if model.stereo else 1).at(steps.rate)
-    sides = [heard.samples[:, i] for i in range(2)] if model.stereo else [heard.samples]
+    heard = sound(source, 2 if stereo else 1).at(steps.rate)
+    sides = [heard.samples[:, i] for i in range(2)] if stereo else [heard.samples]
     each = [encode(codec, (side, heard.rate)).codes[..., : books // len(sides)] for side in sides]
     return torch.stack(each, -1).flatten(2).cpu()
 

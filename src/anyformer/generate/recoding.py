@@ -90,7 +90,7 @@ def keep(path: str | Path, model: Any, coded: Coded) -> str:
     if coded.scales is not None:
         arrays["scales"] = coded.scales.numpy()
     made = io.BytesIO()
-    np.savez_compressed(made, tables=np.array(_digest(model)), **arrays)
+    np.savez_compressed(made, tables=np.array(digest(model)), **arrays)
     atomic_write(Path(path), made.getvalue())
     return str(path)
 
@@ -111,14 +111,14 @@ def kept(path: str | Path, model: Any) -> Coded:
     if not {"codes", "counts", "tables"} <= set(arrays) <= set(NAMES):
         held = ", ".join(sorted(arrays)) or "nothing"
         raise ValueError(f"{path} holds {held}; a file of codes holds {', '.join(NAMES)}")
-    if str(arrays["tables"]) != _digest(model):
+    if str(arrays["tables"]) != digest(model):
         raise ValueError(f"{path} holds codes of another codec: in the tables of this one they mean other sounds")
     scales = torch.from_numpy(arrays["scales"]) if "scales" in arrays else None
     return Coded(torch.from_numpy(arrays["codes"].astype(np.int64)), torch.from_numpy(arrays["counts"]), scales)
 
 
-def _digest(model: Any) -> str:
-    """A short text that differs for other tables."""
+def digest(model: Any) -> str:
+    """A short text that differs for codecs with other tables."""
     tables = torch.stack([book.table for book in model.codes.books]).float().cpu().numpy()
     return hashlib.sha256(tables.tobytes()).hexdigest()[:16]
 

@@ -29,7 +29,7 @@ class MusicLM:
     depth: int = 24
     heads: int = 16
     hidden: int = 4096
-    text: int = 1024  # ids of the text
+    vocab: int = 1024  # ids of the text
     semantic: int = 1024  # codes
     codes: int = 1024  # of each book of the codec
     coarse: int = 4  # books
@@ -41,7 +41,7 @@ class MusicLM:
 
 
 def musiclm(c: MusicLM) -> Recipe:
-    layout = Layout(stage=c.stage, text=c.text, semantic=c.semantic, codes=c.codes, coarse=c.coarse, fine=c.fine)
+    layout = Layout(stage=c.stage, text=c.vocab, semantic=c.semantic, codes=c.codes, coarse=c.coarse, fine=c.fine)
     norm = LayerNorm.of()
     mixer = Attention.of(heads=c.heads, bias=False, dropout=c.dropout)
     block = Block.of(mixer=mixer, ffn=MLP.of(hidden=c.hidden, bias=False), norm=norm, dropout=c.dropout)
@@ -64,7 +64,7 @@ SIZES = {
         depth=2,
         heads=4,
         hidden=48,
-        text=128,
+        vocab=128,
         semantic=20,
         codes=16,
         coarse=2,

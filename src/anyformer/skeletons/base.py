@@ -147,6 +147,11 @@ class Skeleton(nn.Module, Shown):
         """The number of token ids that it reads or writes; None without text."""
         return next((e.front.vocab for e in reversed(self.entrances()) if e.front.vocab is not None), None)
 
+    @property
+    def spelled(self) -> int | None:
+        """The number of ids that its tokenizer can have: `vocab`, where a text shares its table with nothing else."""
+        return self.vocab
+
     def example(self, rows: int, sizes: Mapping[str, tuple[int, ...]], noise: torch.Generator) -> dict[str, Tensor]:
         """Random valid inputs, without padding masks.
 

@@ -50,6 +50,10 @@ class Drawer(CausalLM):
         return (*self.inputs(), *(() if self.coder is None else self.coder.inputs()))
 
     @property
+    def spelled(self) -> int:
+        return int(self.head.codes) - self.places
+
+    @property
     def places(self) -> int:
         """Those of a text."""
         return int(self.head.first) - 1

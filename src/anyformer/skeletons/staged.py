@@ -34,3 +34,7 @@ class StagedLM(CausalLM):
         if self.embed.vocab != layout.vocab:
             raise ValueError(f"StagedLM: embed has {self.embed.vocab} ids, and the layout {layout.vocab}")
         self.layout = layout
+
+    @property
+    def spelled(self) -> int:
+        return self.layout.text

@@ -24,7 +24,7 @@ from anyformer.train.next_command import next_command
 from anyformer.train.options import FinetuneOptions
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
-from anyformer.train.tasks import boxes, drawing, registry, retrieving, rows, splits, tables
+from anyformer.train.tasks import boxes, composing, drawing, registry, retrieving, rows, splits, tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.encode import RowEncoder
 
@@ -153,6 +153,8 @@ def kind_of(
         labelled = kind in (*model_setup.ENDS, "answer") or columns == ("image", "label")
         names = tables.classes(data, columns, least) if labelled else ()
         names = known_answers(lm, names) if kind == "answer" else names
+    if kind in composing.TASKS:
+        return kind, names, context, columns
     if columns not in (("image", "label"), ("sound", "text"), ()):
         context = context_of(lm, context, LONGEST, 8, "")
     elif context is not None:
@@ -177,8 +179,11 @@ def goal_of(
         if not callable(split):
             raise ValueError(f"held_out={options.held_out!r}: of pictures with boxes it is a share between 0 and 1")
         return boxes.on_boxes(data, next(iter(weights(options.data))), lm, split, options.seed)
-    limit = lm.places if kind == "draw" else context or 0
-    return rows.on_rows(RowEncoder(kind, columns, lm, names, limit), data, split, options.seed, options.cache)
+    limit = rows.limit_of(kind, lm, context)
+    codec = composing.codec_at(options.codes) if kind == "stage" else None
+    return rows.on_rows(
+        RowEncoder(kind, columns, lm, names, limit, codec=codec), data, split, options.seed, options.cache
+    )
 
 
 def _held_out(held_out: float | str, fields: dict[str, str] | None, seed: int) -> splits.Split | list[tables.Table]:
@@ -203,7 +208,9 @@ def ready(
     fresh: list[str] = []
     lm = model_setup.with_processor(lm) if registry.KINDS[kind].media else lm
     if kind == "draw":
-        drawing.with_coder(lm, None)
+        drawing.with_coder(lm, drawing.coder_of(options.codes))
+    if kind == "compose":
+        composing.with_codec(lm, composing.codec_at(options.codes), ())
     if kind == "ctc" and ctc_head(lm) is None:
         said = letters(tables.read(options.data, options.fields)) if said is None else said
         lm, fresh = model_setup.with_letters(lm, said, options.seed)

@@ -23,18 +23,18 @@ from anyformer.train.objectives import IGNORE
 
 CA = 1
 NEAR, FAR = 2.3125, 21.6875  # of the bins of distances that are learned
-WIDTH = 1 + 3 * residues.SLOTS  # numbers of a residue in the labels; those behind are cells of an alignment
+WIDTH = 2 + 3 * residues.SLOTS  # numbers of a residue in the labels; those behind are cells of an alignment
 SEEN = 15.0  # pairs nearer than this count in lDDT
 STEPS = (0.5, 1.0, 2.0, 4.0)  # of an error in lDDT
 Known = tuple[Tensor, Tensor, Tensor]
 
 
 def unpacked(labels: Tensor) -> Known:
-    """Residues (B, L), atoms (B, L, 14, 3) with 0 where unknown, and which are known (B, L, 14), of labels (B, L, 43):
-    the number of the residue, -100 at padding, and 14 places, NaN where an atom is unknown."""
+    """Residues (B, L), atoms (B, L, 14, 3) with 0 where unknown, and which are known (B, L, 14), of labels (B, L, 44):
+    the number of the residue, -100 at padding, 14 places, NaN where an atom is unknown, and 1 if FAPE is clamped."""
     chain = labels[..., 0].nan_to_num(residues.UNKNOWN)
     chain = torch.where(chain == IGNORE, residues.UNKNOWN, chain).long()
-    places = labels[..., 1:WIDTH].float().unflatten(-1, (residues.SLOTS, 3))
+    places = labels[..., 1 : WIDTH - 1].float().unflatten(-1, (residues.SLOTS, 3))
     there = places.isfinite().all(-1) & (labels[..., 0] != IGNORE)[..., None]
     there = there & residues.EXISTS.to(labels.device)[chain]
     return chain, places.masked_fill(~there[..., None], 0.0), there
@@ -72,9 +72,9 @@ class Folding:
     distogram, lddt, errors    cross-entropy of the bins of distances, of lDDT, of aligned errors
     cells       cross-entropy of the hidden cells of an alignment
     ```
-    Frames are those of the backbone. FAPE is clamped at 10 angstrom in a share of proteins, drawn for each.
+    Frames are those of the backbone. FAPE is clamped at 10 angstrom in proteins whose labels say so.
 
-    Labels (B, L, 43), see `unpacked`, and behind them the cells of an alignment that were hidden, -100 elsewhere. A
+    Labels (B, L, 44), see `unpacked`, and behind them the cells of an alignment that were hidden, -100 elsewhere. A
     residue without N, CA and C has no frame and counts nowhere.
     """
 
@@ -83,7 +83,6 @@ class Folding:
     lddt: float = 0.01
     errors: float = 0.1
     cells: float = 2.0
-    clamped: float = 0.9
     gaps: ClassVar[bool] = True  # labels hold NaN where an atom is unknown
 
     def counted(self, labels: Tensor) -> Tensor:
@@ -101,9 +100,7 @@ class Folding:
         predicted = output.beside["positions"].float()
         places, there = renamed(places, there, chain, predicted.detach())
         keep = there[..., :3].all(-1)  # (B, L)
-        clamp = predicted.new_full((len(labels),), 10.0)
-        if output.hidden is not None and output.hidden.requires_grad:
-            clamp = torch.where(torch.rand(len(labels), device=clamp.device) < self.clamped, clamp, float("inf"))
+        clamp = torch.where(labels[:, 0, WIDTH - 1] > 0, 10.0, float("inf"))
         true, frames = backbone(places), output.beside["frames"].float()
         layers = [_frames(frames[:, :, n]) for n in range(frames.shape[2])]
         ca = torch.stack([fape(f, f.origin, true, true.origin, keep, keep, clamp) for f in layers]).mean(0)

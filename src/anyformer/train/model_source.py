@@ -49,19 +49,19 @@ class ModelSource:
     given: Any = None
 
     def model(
-        self, tokenizer: str | None, vocab: int | None, text: str | Iterable[str], seed: int, classes: int = 0
+        self, tokenizer: str | None, vocab: int | None, text: str | Iterable[str] | None, seed: int, classes: int = 0
     ) -> Any:
         """The model with its tokenizer.
 
         Args:
             tokenizer: bpe, bytes, or a folder; None: the start model's own, else bpe.
-            vocab: of a bpe, which is trained on `text`.
+            vocab: of a bpe, which is trained on `text`. text: None: the task has none, and the model no tokenizer.
             classes: of the task, or 0.
 
         Raises:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
-        if not registry.KINDS[self.task].text or (self.task == "paint" and classes):
+        if not registry.KINDS[self.task].text or text is None:
             model = self.given if self.make is None else self.make(0, seed, classes)
             return with_processor(model) if registry.KINDS[self.task].media else model
         if vocab is not None and tokenizer not in (None, "bpe"):
@@ -75,7 +75,7 @@ class ModelSource:
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
         if _beyond(made, model):
             raise ValueError(
-                f"the tokenizer has {made.vocab_size} tokens, the model has {model.vocab}; use the model's own"
+                f"the tokenizer has {made.vocab_size} tokens, the model has {model.spelled}; use the model's own"
             )
         model.tokenizer = made
         return with_processor(model) if registry.KINDS[self.task].media else model
@@ -167,7 +167,7 @@ def pretrained(
         )
     if _beyond(model.tokenizer, model):
         raise ValueError(
-            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model has {model.vocab}; they do not match"
+            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model has {model.spelled}; they do not match"
         )
     return model
 
@@ -175,7 +175,7 @@ def pretrained(
 def _beyond(tokenizer: Tokenizer, model: Any) -> bool:
     """True if a tokenizer has tokens that the model has not; its placeholders are in no table."""
     head = ctc_head(model)
-    count = model.vocab if head is None else head.proj.out_features
+    count = model.spelled if head is None else head.proj.out_features
     return any(i not in model.placeholders for i in range(count, tokenizer.vocab_size))
 
 

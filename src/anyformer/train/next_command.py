@@ -46,7 +46,9 @@ def next_command(
         verb = "reconstruct"
     if task == "retrieve":
         return shlex.join(["anyformer", "ask", str(index), *words, "--model", str(run)])
-    if task in ("detect", "ctc"):
+    if task == "compose" and model.codec is None:  # codes without sound
+        return shlex.join(["anyformer", "inspect", str(run)])
+    if task in ("detect", "ctc", "compose"):
         return shlex.join(["anyformer", verb, *words, "--model", str(run)])
     return shlex.join(["anyformer", verb, str(run), *words])
 
@@ -81,6 +83,11 @@ def _words(
         return [*(["SOUND"] if source.startswith(HUB) else _first_sound(source, fields)), "--out", "again.wav"]
     if task == "reconstruct":
         return [*(["PICTURE"] if source.startswith(HUB) else _of_rows(task, source, fields)), "--out", "picture.png"]
+    if task == "stage":
+        return []
+    if task == "compose":
+        texts = [""] if model.encoder is None else ["A text."] if source.startswith(HUB) else None
+        return [*(texts or _of_rows(task, source, fields)), "--out", "music.wav"]
     if task in ("paint", "draw"):
         classes = (model.origin or {}).get("classes", [])
         hub = source.startswith(HUB)

@@ -61,6 +61,8 @@ class RunOptions(CommonSettings):
         index: of the task retrieve: the folder of an index (`anyformer index`), whose passages are found and read.
         refresh: of the task retrieve: steps after which all passages are embedded again, by a model with an encoder of
             passages that learns (overrides.documents); 0 = never.
+        codes: of the task draw a dVAE, of compose and stage a codec of sound: the folder of its run, or a model
+            directory. It is saved with the model, but for stage.
         communication: numbers of zero, powersgd, local and diloco, e.g. --communication.every 50.
     """
 
@@ -88,6 +90,7 @@ class RunOptions(CommonSettings):
     communication: dict[str, float] | None = None
     index: str | None = None
     refresh: int = 0
+    codes: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,10 +111,10 @@ class TrainOptions(RunOptions):
             directory to start from.
         size: of an architecture, see `anyformer ls`; mini by default.
         task: causal (decoders), masked (BERT), span (T5), denoise (BART), seq2seq, classify, tag, images, match (CLIP),
-            caption (LLaVA), paint (DiT), draw (DALL-E), reconstruct (dVAE), answer (LXMERT), act or clone, forecast
-            (Informer), ctc, contrast or units (sound), graphs, fold; by default the first one that fits the model.
-            Those from seq2seq on read rows, see `train.tasks.registry`; one row of each ten is held out, of series the
-            last tenth.
+            caption (LLaVA), paint (DiT), draw (DALL-E), compose (MusicGen), stage (MusicLM), reconstruct
+            (dVAE, EnCodec), answer (LXMERT), act or clone, forecast (Informer), ctc, contrast or units (sound), graphs,
+            fold; by default the first one that fits the model. Those from seq2seq on read rows, see
+            `train.tasks.registry`; one row of each ten is held out, of series the last tenth.
         data: a text file or a folder of them (UTF-8), JSONL, CSV, Parquet, hub:owner/name, see `data.records`; or
             pydoc, the English reference inside every CPython. Several: a.txt=0.7,b.jsonl=0.3, or a mapping to weights.
         steps: updates of the weights.
@@ -129,7 +132,6 @@ class TrainOptions(RunOptions):
         units: of the task units: mfcc, or FOLDER:PATH, what a trained model has at a path, as in
             runs/one/step-000500:blocks.2.
         clusters: of these, of the task units.
-        codes: of the task draw: a dVAE, the folder of its run or a model directory; it is saved with the model.
         prompt: the text that the sample at the end continues.
     """
 
@@ -146,7 +148,6 @@ class TrainOptions(RunOptions):
     vocab: int | None = None
     units: str = "mfcc"
     clusters: int = 100
-    codes: str | None = None
     eval_every: int = 250
     save_every: int = 250
     prompt: str = "The "
@@ -206,6 +207,8 @@ class FinetuneOptions(RunOptions):
         "caption",
         "paint",
         "draw",
+        "compose",
+        "stage",
         "detect",
         "answer",
         "reconstruct",

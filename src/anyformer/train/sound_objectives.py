@@ -126,6 +126,8 @@ class SoundDistance:
     ```
     mel = filters |DFT of w samples, times a Hann window|, every w / 4;   log x = ln max(x, 1e-3)
     ```
+    A window counts where it lies within the real samples of its sound.
+
     Args:
         rate: samples a second, in Hz.
         windows: w, in samples. mels: filters of each, at most; w / 8 of a short one.
@@ -155,8 +157,10 @@ class SoundDistance:
         for window in self.windows:
             if window <= labels.shape[1]:
                 mels = min(self.mels, window // 8)
-                apart = (self._log_mels(made, window, mels) - self._log_mels(wanted, window, mels)).abs().sum()
-                total = total + apart * (window // 4) / (count * mels)
+                apart = (self._log_mels(made, window, mels) - self._log_mels(wanted, window, mels)).abs().sum(1)
+                ends = window + window // 4 * torch.arange(apart.shape[1], device=apart.device)  # of the windows
+                within = ends <= real.all(-1).sum(1).repeat_interleave(labels.shape[2])[:, None]  # (B C, frames)
+                total = total + apart.masked_fill(~within, 0.0).sum() * (window // 4) / (count * mels)
         return total
 
     def _log_mels(self, x: Tensor, window: int, mels: int) -> Tensor:

@@ -48,7 +48,7 @@ class InvariantPointAttention(PairPart):
         heads: H. `head_dim`: K. `queries`: points of q and k. `points`: those of v.
         eps: under the root of lengths.
 
-    Shape: (B, L, D), (B, L, L, C), frames (B, L) -> (B, L, D).
+    Shape: (B, L, D), (B, L, L, C), frames (B, L) -> (B, L, D). Taps: `weights` (B, H, L, L), of its last layer.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class InvariantPointAttention(PairPart):
 
     def forward(self, x: Tensor, z: Tensor, frames: Frames, flow: Flow) -> Tensor:
         weights = self.attention(x, z, frames, flow)  # (B, H, L, L)
+        if flow.taps is not None and flow.taps.wants(self, "weights"):
+            flow.taps.put(self, "weights", weights)
         _, v = self._split(self.kv(x), 2 * self.head_dim).chunk(2, -1)  # (B, L, H, K)
         y = torch.einsum("bhij,bjhk->bihk", weights, v.to(weights.dtype)).flatten(2)
         points = self._moved(self.kv_points(x), frames)[..., self.queries :, :]  # (B, L, H, P, 3)

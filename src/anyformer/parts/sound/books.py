@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from anyformer.core.flow import Flow
 from anyformer.core.part import Part
 
 DECAY = 0.99  # of the running sums of a book, a step
 DEAD = 0.1  # a code in use less than this share of an even use moves
-SAMPLES = 1024  # frames of a process from which codes that moved are taken
+SAMPLES = 1 << 16  # frames of a process, the most, from which codes that move are taken
 
 
 class Book(Part):
@@ -52,17 +52,18 @@ class Book(Part):
         self.sums.lerp_(found.sums.to(self.sums), 1 - DECAY)
         even = self.counts.sum() / len(self.counts)
         dead = self.counts < DEAD * even
-        if bool(dead.any()) and len(found.samples):
-            places = torch.linspace(0, len(found.samples) - 1, int(dead.sum()), device=dead.device).long()
+        if bool(dead.any()):  # in all processes, or in none
+            samples = found.every_sample()
+            places = torch.linspace(0, len(samples) - 1, int(dead.sum()), device=dead.device).long()
             self.counts[dead] = even
-            self.sums[dead] = found.samples[places].to(self.sums) * even
+            self.sums[dead] = samples[places].to(self.sums) * even
         self.table.copy_(self.sums / self.counts.clamp(min=1e-12)[:, None])
 
 
 @dataclass
 class Seen:
-    """The use of a book since the last step: the number (V,) and sum (V, D) of the vectors of each code, and some
-    of them, (S, D)."""
+    """The use of a book since the last step: the number (V,) and sum (V, D) of the vectors of each code, and these
+    vectors, (S, D), in their order."""
 
     counts: Tensor
     sums: Tensor
@@ -76,16 +77,24 @@ class Seen:
         return Seen(self.counts + other.counts, self.sums + other.sums, samples)
 
     def everywhere(self) -> Seen:
-        """The sum over the processes of the run, the same in each."""
-        from torch import distributed
+        """The numbers and sums of all processes of the run, the same in each, and its own vectors."""
+        if _processes() > 1:
+            distributed.all_reduce(self.counts)
+            distributed.all_reduce(self.sums)
+        return self
 
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-            return self
-        distributed.all_reduce(self.counts)
-        distributed.all_reduce(self.sums)
-        every: list[Any] = [None] * distributed.get_world_size()
+    def every_sample(self) -> Tensor:
+        """The vectors of all processes, one process after another: in the order of the rows of the step."""
+        if _processes() == 1:
+            return self.samples
+        every: list[Any] = [None] * _processes()
         distributed.all_gather_object(every, self.samples.cpu())
-        return Seen(self.counts, self.sums, torch.cat(every).to(self.counts.device))
+        return torch.cat(every).to(self.counts.device)
+
+
+def _processes() -> int:
+    there = distributed.is_available() and distributed.is_initialized()
+    return int(distributed.get_world_size()) if there else 1
 
 
 class Books(Part):
@@ -95,10 +104,11 @@ class Books(Part):
     ```
     r_1 = x,   code_q = nearest of r_q in book q,   r_{q+1} = r_q - table_q[code_q],   y = sum_q table_q[code_q]
     ```
-    In training y has the gradient of x, and `commitment` * mean |r_q - table_q[code_q]|^2, summed over the books, is
-    added to the loss. After each step (`bound`) the tables follow the vectors of the step, those of all processes: a
-    table is the running mean of its vectors, and a code that is hardly used moves to one of them. The first step
-    therefore fills new tables with vectors.
+    In training y has the gradient of x, and `commitment` * |r_q - table_q[code_q]|^2, the mean over frames of a sound
+    and then over sounds (0 for one without the book), summed over the books, is added to the loss. After each step
+    (`bound`) the tables follow the vectors of the step, those of all processes: a table is the running mean of its
+    vectors, and a code that is hardly used moves to one of them. The first step therefore fills new tables with
+    vectors.
 
     Args:
         vocab: V. books: Q.
@@ -135,8 +145,8 @@ class Books(Part):
             code = code if whole else code.masked_fill(~here, 0)
             vector = book.table[code] if whole else book.table[code].masked_fill(~here[..., None], 0)
             if learns:
-                error = (x - made - vector).square().mean(-1).masked_fill(~here, 0)
-                loss = loss + error.sum() / here.sum().clamp(min=1)
+                error = (x - made - vector).square().mean(-1).masked_fill(~here, 0)  # (B, T)
+                loss = loss + (error.sum(1) / here.sum(1).clamp(min=1)).mean()
                 self._note(number, left.flatten(0, 1).float(), code.flatten(), here.flatten())
             made, left = made + vector, left - vector
             codes.append(code)
@@ -154,10 +164,7 @@ class Books(Part):
         real = here.to(x)
         counts = x.new_zeros(self.vocab).index_add_(0, code, real)
         sums = x.new_zeros(self.vocab, x.shape[1]).index_add_(0, code, x * real[:, None])
-        most = min(SAMPLES, len(x))
-        places = torch.arange(most, device=x.device) * here.sum() // most  # evenly among the real ones
-        samples = x[here.int().argsort(descending=True, stable=True)[places]]
-        self.seen[number] = Seen(counts, sums, samples).added(self.seen[number])
+        self.seen[number] = Seen(counts, sums, x[here][:SAMPLES]).added(self.seen[number])
 
     @torch.no_grad()
     def bound(self) -> None:

@@ -9,6 +9,7 @@ rows.py       tasks on rows: classify, tag, seq2seq, embed, images, match, paint
 boxes.py      detect: the things in pictures
 codes.py      reconstruct: the noise of codes, by the number of the example
 drawing.py    draw: the codes of pictures after their texts
+composing.py  compose and stage: the codes of sounds after their texts
 painting.py   paint: pictures are noised, by the number of the example
 episodes.py   act and clone: the actions of episodes
 graphs.py     graphs: their value or class

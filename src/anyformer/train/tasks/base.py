@@ -98,7 +98,7 @@ class Task:
 
 def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
     """Examples as a batch, padded on the right to the longest, with masks where anything is padded."""
-    fill = {"labels": IGNORE, "token_type_ids": 0, "visual_attention_mask": 0, "input_values": 0}
+    fill = {"labels": IGNORE, "token_type_ids": 0, "visual_attention_mask": 0, "input_values": 0, "codes": IGNORE}
     batch: Batch = {}
     for name in examples[0]:
         if isinstance(examples[0][name], torch.Tensor):  # media, one after another

@@ -12,6 +12,8 @@
 | match    | DualTower         | `image`, `text`, which belong together       | to find either in a batch            |
 | paint    | Denoiser          | `image`, `label`                             | what is said of the noised image     |
 | draw     | Drawer            | `image`, `text`                              | each code of the image               |
+| compose  | Composer          | `sound` or `codes`; `text`, or none          | each code of the sound               |
+| stage    | StagedLM          | `text`, `semantic`, and `sound` or `codes`   | the codes of its last segment        |
 | reconst… | Autoencoder       | `image`                                      | every number of its pixels           |
 | reconst… | Codec             | `sound`                                      | every sample, and log-mel spectra    |
 | ctc      | Encoder of sound  | `sound`, a file, and `text`                  | all paths of frames that spell it    |
@@ -43,7 +45,7 @@ from anyformer.generate.answering import asked
 from anyformer.generate.seeing import placeholder, seen_by, spoken
 from anyformer.hub.text.reading import of_words, reading
 from anyformer.train.objectives import IGNORE
-from anyformer.train.tasks import sounds
+from anyformer.train.tasks import composing, sounds
 from anyformer.train.tasks.registry import KINDS
 
 
@@ -55,7 +57,7 @@ class RowEncoder:
         columns: those of the task that the rows have.
         names: the classes, where there are any. limit: tokens; longer texts are cut.
         root: the folder below which images lie that a row names.
-        units: clusters of frames (`tasks.hiding.Clusters`), of the task units.
+        units: clusters of frames (`tasks.hiding.Clusters`), of the task units. codec: of the codes of the task stage.
     """
 
     task: str
@@ -65,6 +67,7 @@ class RowEncoder:
     limit: int
     root: Path = field(default_factory=Path)
     units: Any = None
+    codec: Any = None
 
     def fingerprint(self) -> str:
         """Everything that decides the encoding, for the key of the cache."""
@@ -72,6 +75,8 @@ class RowEncoder:
         parts: list[Any] = [self.task, self.columns, self.names]
         if self.task in ("ctc", "contrast", "units") or self.columns == ("sound",):
             parts += [str(m.embed), str(m.processor), None if self.units is None else self.units.centres.tobytes()]
+        if self.task in composing.TASKS:
+            parts += composing.fingerprint(m, self.codec)
         if self.tokenized:
             parts += [self.limit, t.core.to_str(), sorted(t.roles.items()), t.template, m.vocab]
             parts += [getattr(m, "begin_id", None)]
@@ -82,7 +87,7 @@ class RowEncoder:
     @property
     def tokenized(self) -> bool:
         """True if its examples hold token ids."""
-        return KINDS[self.task].text and self.columns != ("image", "label")
+        return KINDS[self.task].text and self.columns not in (("image", "label"), ("sound",), ("codes",))
 
     @functools.cached_property
     def positions(self) -> int:
@@ -149,8 +154,8 @@ class RowEncoder:
 
 def _check(column: str, value: Any) -> None:
     """Lists where there must be some; elsewhere text or a number; images are looked at later."""
-    lists = dict.fromkeys(("messages", "words", "labels", "features", "boxes"), list)
-    wanted = {**lists, "image": object}.get(column, (str, int, float))
+    lists = dict.fromkeys(("messages", "words", "labels", "features", "boxes", "semantic"), list)
+    wanted = {**lists, "image": object, "codes": (str, list)}.get(column, (str, int, float))
     if not isinstance(value, wanted) or (isinstance(value, str | list) and not value):  # type: ignore[arg-type]
         kind = "a list that is not empty" if wanted is list else "text or a number"
         raise ValueError(f"{column!r} is {value!r:.60}; every row needs {kind} there")
@@ -266,6 +271,14 @@ def _captioned(e: RowEncoder, row: Row) -> list[Example]:
     return [{**_kept(e, row["image"]), "input_ids": np.array(ids), "labels": np.array(labels)}]
 
 
+def _composed(e: RowEncoder, row: Row) -> list[Example]:
+    return [composing.composed(e.model, row, e.columns, e.root)]
+
+
+def _staged(e: RowEncoder, row: Row) -> list[Example]:
+    return [composing.staged(e.model, row, e.columns, e.root, e.codec)]
+
+
 def _answered(e: RowEncoder, row: Row) -> list[Example]:
     return [{**asked(e.model, row, 0, e.limit), "labels": np.array(e.place(row["label"]))}]
 
@@ -279,6 +292,7 @@ _ENCODERS: dict[str, Callable[[RowEncoder, Row], list[Example]]] = {
     "write": _written, "seq2seq": _pair, "classify": _classified, "embed": _embedded, "tag": _tagged,
     "images": _pictured, "match": _matched, "caption": _captioned, "paint": _painted, "draw": _matched,
     "answer": _answered, "ctc": _heard, "contrast": _sounded, "units": _sounded, "reconstruct": _drawn,
+    "compose": _composed, "stage": _staged,
 }  # fmt: skip
 
 

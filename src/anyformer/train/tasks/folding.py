@@ -17,8 +17,8 @@ from anyformer.data.labels import IGNORE
 from anyformer.data.order import shuffled
 from anyformer.media.proteins import Structure, read_alignment, read_pdb
 from anyformer.parts.folding.front import ABSENT, GAP, HIDDEN
-from anyformer.parts.folding.residues import LETTERS, SLOTS
-from anyformer.train.folding import CA, Folding, lddt, rmsd, unpacked
+from anyformer.parts.folding.residues import LETTERS
+from anyformer.train.folding import CA, WIDTH, Folding, lddt, rmsd, unpacked
 from anyformer.train.options import TrainOptions
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.splits import Subset, one_in_ten
@@ -28,6 +28,7 @@ UNIT = "(1 - lDDT)"
 CROP = 256  # residues of a longer protein that are learned at a time
 ROWS = 64  # of an alignment, behind the first one
 SHARE = 0.15  # of its cells that are hidden
+CLAMPED = 0.9  # of the proteins that are learned, the share whose FAPE is clamped
 FEW = 10  # proteins: with fewer, none is held out
 SHORTEST = 4  # residues with a backbone
 
@@ -143,17 +144,18 @@ def batch_of(
     crop: int | None = None,
     aligned: Sequence[torch.Tensor | None] = (),
 ) -> Batch:
-    """Inputs and labels (B, L, 43), padded on the right: see `train.folding.unpacked`."""
+    """Inputs and labels (B, L, 44), padded on the right: see `train.folding.unpacked`."""
     cuts = [slice(f, None if crop is None else f + crop) for f in (first or [0] * len(chains))]
     lengths = [len(c.letters[cut]) for c, cut in zip(chains, cuts, strict=True)]
     ids = torch.zeros(len(chains), max(lengths), dtype=torch.long)
-    places, labels = ids.clone(), torch.full((*ids.shape, 1 + 3 * SLOTS), float(IGNORE))
+    places, labels = ids.clone(), torch.full((*ids.shape, WIDTH), float(IGNORE))
     for row, (chain, cut, count) in enumerate(zip(chains, cuts, lengths, strict=True)):
         ids[row, :count] = torch.tensor([LETTERS.index(letter) for letter in chain.letters[cut]])
         numbers = torch.from_numpy(chain.numbers[cut].astype(np.int64))
         places[row, :count] = (numbers - numbers[0]).cummax(0).values  # a gap of the file is a jump
         labels[row, :count, 0] = ids[row, :count].float()
-        labels[row, :count, 1:] = torch.from_numpy(chain.positions[cut]).flatten(1)
+        labels[row, :count, 1:-1] = torch.from_numpy(chain.positions[cut]).flatten(1)
+        labels[row, :, -1] = 1  # FAPE is clamped
     keep = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
     made = {"input_ids": ids, "position_ids": places, "attention_mask": keep, "labels": labels}
     if any(a is not None and a.shape[1] for a in aligned):
@@ -207,15 +209,23 @@ class FoldRows:
             room = max(0, len(chain.letters) - self.crop)
             starts.append(int(np.random.default_rng((self.seed, number)).integers(room + 1)))
         batch = batch_of(chains, starts, self.crop, [self.aligned[i] for i in items] if self.aligned else ())
-        return hidden(batch, np.random.default_rng((self.seed, first, 1)))
+        draws = [np.random.default_rng((self.seed, number, 1)) for number in range(first, first + count)]
+        batch["labels"][..., WIDTH - 1] = torch.tensor([float(draw.random() < CLAMPED) for draw in draws])[:, None]
+        return hidden(batch, draws)
 
 
-def hidden(batch: Batch, noise: np.random.Generator) -> Batch:
-    """The batch with a share of the cells of its alignments hidden, and these cells behind its labels."""
+def hidden(batch: Batch, draws: Sequence[np.random.Generator]) -> Batch:
+    """The batch with a share of the cells of its alignments hidden, and these cells behind its labels.
+
+    Args:
+        draws: one for each protein, of whose cells it decides, whatever the padding.
+    """
     if "msa" not in batch:
         return batch
-    cells = batch["msa"]
-    chosen = torch.from_numpy(noise.random(cells.shape) < SHARE) & (cells != ABSENT)
+    cells, chosen = batch["msa"], torch.zeros_like(batch["msa"], dtype=torch.bool)
+    for row, draw in enumerate(draws):
+        there = cells[row] != ABSENT
+        chosen[row][there] = torch.from_numpy(draw.random(int(there.sum())) < SHARE)
     wanted = cells.masked_fill(~chosen, IGNORE).float()
     labels = torch.cat((batch["labels"], wanted), -1)
     return {**batch, "msa": cells.masked_fill(chosen, HIDDEN), "labels": labels}

@@ -15,6 +15,10 @@
 | paint    | Denoiser, Painter | make an image of noise, by its class or its text  | rows with `image` and `label`, or |
 |          |                   |                                                   | `image` and `text`                |
 | draw     | Drawer            | write the codes of an image after its text        | rows with `image` and `text`      |
+| compose  | Composer          | write the codes of a sound after its text         | rows with `sound` or `codes`, and |
+|          |                   |                                                   | `text` or none                    |
+| stage    | StagedLM          | write what one stage of a cascade says            | rows with `text`, `semantic` and  |
+|          |                   |                                                   | `sound` or `codes`                |
 | reconst… | Autoencoder       | say an image by codes, and the image again        | rows with `image`                 |
 | reconst… | Codec             | say a sound by codes, and the sound again         | rows with `sound`                 |
 | caption  | Spliced           | write the text of a picture                       | rows with `image` and `text`      |
@@ -48,6 +52,7 @@ from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.skeletons.actor import Actor
 from anyformer.skeletons.autoencoder import Autoencoder
 from anyformer.skeletons.codec import Codec
+from anyformer.skeletons.composer import Composer
 from anyformer.skeletons.cross_encoder import CrossEncoder
 from anyformer.skeletons.decoder import CausalLM
 from anyformer.skeletons.denoiser import Denoiser
@@ -67,7 +72,8 @@ from anyformer.skeletons.staged import StagedLM
 FITS: dict[tuple[type, str], tuple[str, ...]] = {
     (CausalLM, "input_ids"): ("causal",),
     (Drawer, "input_ids"): ("draw",),
-    (StagedLM, "input_ids"): (),  # its ids are codes of several segments: `train.fit`
+    (StagedLM, "input_ids"): ("stage",),
+    (Composer, "input_ids"): ("compose",),
     (Encoder, "input_ids"): ("masked", "classify", "tag"),
     (Encoder, "pixel_values"): ("images",),
     (Encoder, "input_values"): ("ctc", "contrast", "units"),
@@ -134,6 +140,8 @@ KINDS = {
     "match": Kind("classify", (("image", "text"),), media=True, shown=True),
     "paint": Kind("paint", (("image", "label"), ("image", "text")), media=True),
     "draw": Kind("paint", (("image", "text"),), media=True),
+    "compose": Kind("compose", (("sound", "text"), ("codes", "text"), ("sound",), ("codes",)), media=True),
+    "stage": Kind("inspect", tuple(("text", "semantic", *more) for more in (("sound",), ("codes",), ())), media=True),
     "caption": Kind("caption", (("image", "prompt", "response"), ("image", "text")), media=True, shown=True),
     "classify": Kind("classify", (("text", "label"),), roles=ROUND, around=BOTH, head="classify"),
     "ctc": Kind("transcribe", (("sound", "text"),), media=True),
@@ -229,7 +237,7 @@ def add_special_tokens(tokenizer: Tokenizer, task: str) -> Tokenizer:
     roles = kind.roles
     names = [*roles.values(), *(sentinel(i) for i in range(SENTINELS) if task == "span")]
     tokenizer.core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    if kind.text and task not in ("causal", "caption", "ctc", "draw", "retrieve"):
+    if kind.text and task not in ("causal", "caption", "ctc", "draw", "compose", "stage", "retrieve"):
         begin, end = kind.around or ("", tokenizer.roles["eos_token"])
         one, two = f"{begin} $A {end}".strip(), f"{begin} $A {end} $B:1 {end}:1".strip()
         used = [(token, tokenizer.core.token_to_id(token)) for token in (begin, end) if token]

@@ -17,6 +17,7 @@ from anyformer.data.batches import Batch
 from anyformer.data.mixing import picked, shares
 from anyformer.data.order import Rows, shuffled
 from anyformer.data.pictures import below
+from anyformer.data.records import Row
 from anyformer.data.store import Example, Store
 from anyformer.generate.answering import check_answers, widths
 from anyformer.generate.seeing import prepared
@@ -26,7 +27,7 @@ from anyformer.train import objectives
 from anyformer.train.objectives import Matching
 from anyformer.train.options import TrainOptions
 from anyformer.train.sound_objectives import CTCLoss, MaskedContrast, SoundDistance
-from anyformer.train.tasks import codes, drawing, hiding, painting, registry, sounds, tables
+from anyformer.train.tasks import codes, composing, drawing, hiding, painting, registry, sounds, tables
 from anyformer.train.tasks.base import SQUARED, WRONG, Task, collate
 from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.splits import Split, Subset, one_in_ten
@@ -47,10 +48,12 @@ class TableData:
         choices, has = registry.COLUMNS[kind], set(self.tables[0].columns())
         self.columns = next((c for c in choices if has.issuperset(c)), choices[0])
         self.names = tables.classes(self.tables, self.columns) if self.columns[-1] in ("label", "labels") else ()
-        self.implied: dict[str, Any] = {}
-        self.coder = drawing.coder_of(options.codes) if kind == "draw" else None
-        if self.coder is not None:
-            self.implied = drawing.implied(self.coder)
+        if kind in composing.TASKS:
+            self.coder = composing.codec_at(options.codes)
+            self.implied = composing.implied(kind, self.coder, self.columns, lambda: self._rows("codes"))
+        else:
+            self.coder = drawing.coder_of(options.codes) if kind == "draw" else None
+            self.implied = {} if self.coder is None else drawing.implied(self.coder)
         if kind == "answer":
             self.implied = {"answers": len(self.names), "features": tables.width(self.tables[0], "features")}
 
@@ -58,15 +61,17 @@ class TableData:
     def longest(self) -> int:
         """Tokens of an example by default, if the model can read more; 0 for images."""
         short = (("image", "label"), ("image",), ("sound", "text"))
-        return 0 if self.columns in short or self.kind == "draw" else LONGEST
+        return 0 if self.columns in short or self.kind in ("draw", *composing.TASKS) else LONGEST
 
     @property
     def classes(self) -> int:
         """Their number, or 0."""
         return self.options.clusters if self.kind == "units" else len(self.names)
 
-    def words(self) -> Iterable[str]:
-        """To make a tokenizer from."""
+    def words(self) -> Iterable[str] | None:
+        """To make a tokenizer from; None if no column is text."""
+        if not tables.has_text(self.columns):
+            return None
         return corpora.beginning(tables.words(self.tables, self.columns), corpora.TOKENIZER_CHARACTERS)
 
     def task(self, model: Any, context: int | None) -> Task:
@@ -85,14 +90,20 @@ class TableData:
             units = hiding.learn(options.units, model, self._learned(), options.clusters, options.seed)
         if self.kind == "draw":
             model = drawing.with_coder(model, self.coder)
-        limit = model.places if self.kind == "draw" else context or 0
-        encoder = RowEncoder(self.kind, self.columns, model, self.names, limit, units=units)
+        if self.kind == "compose":
+            model = composing.with_codec(model, self.coder, self.columns)
+        limit = limit_of(self.kind, model, context)
+        encoder = RowEncoder(self.kind, self.columns, model, self.names, limit, units=units, codec=self.coder)
         task = on_rows(encoder, self.tables, one_in_ten, options.seed, options.cache)
         if self.kind not in ("paint", "reconstruct", "ctc", "contrast"):
             check_head(model, task, self.names)
         if self.names:  # the names of the classes are kept with the model
             model.origin = {**(model.origin or {}), "classes": list(self.names)}
         return task
+
+    def _rows(self, column: str) -> Iterator[Row]:
+        for table in self.tables:
+            yield from table.rows((column,))
 
     def _learned(self) -> list[Path]:
         """The sounds of the training part."""
@@ -102,6 +113,13 @@ class TableData:
             part = one_in_ten(table.source.name, len(every))[0]
             paths += [every[i] for i in part.of(np.arange(part.size)).tolist()]
         return paths
+
+
+def limit_of(kind: str, model: Any, context: int | None) -> int:
+    """The tokens of an example; of the task compose the steps of the decoder, 0 = any number."""
+    if kind == "draw":
+        return int(model.places)
+    return (composing.steps_of(model, context) if kind == "compose" else context) or 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +240,8 @@ def on_rows(
         rows, batches = painting.prepared(rows, measured, encoder.model, seed)
     if encoder.task == "draw":
         rows, batches = drawing.prepared(rows, measured, encoder.model, seed)
+    if encoder.task == "compose":
+        rows, batches = composing.prepared(rows, measured, encoder.model, encoder.limit or None, seed)
     if encoder.task == "reconstruct":
         prepare = codes.sounds if encoder.columns == ("sound",) else codes.prepared
         rows, batches = prepare(rows, measured, encoder.model, seed)
@@ -257,9 +277,9 @@ def _objective(encoder: RowEncoder) -> tuple[Any, Any, str]:
         return objectives.masked_lm, None, "of the hidden frames get a wrong unit"
     if encoder.task == "paint":
         return objectives.regression, objectives.regression, SQUARED
-    if encoder.task in ("write", "seq2seq", "caption", "draw"):
+    if encoder.task in ("write", "seq2seq", "caption", "draw", *composing.TASKS):
         tokens = objectives.causal_lm if encoder.task != "seq2seq" else objectives.seq2seq
-        return tokens, tokens, f"nats a {'code' if encoder.task == 'draw' else 'token'}"
+        return tokens, tokens, f"nats a {'code' if encoder.task in ('draw', *composing.TASKS) else 'token'}"
     return objectives.classification, None, WRONG
 
 

@@ -22,6 +22,8 @@ from anyformer.train.tasks.encode import RowEncoder
 from anyformer.train.tasks.registry import KINDS
 from anyformer.train.tasks.splits import EVERY, _drawn
 
+NO_TEXT = {"label", "labels", "image", "sound", "codes", "semantic", "features", "boxes"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -137,9 +139,14 @@ def width(table: Table, column: str) -> int:
     return len(value[0])
 
 
+def has_text(columns: Sequence[str]) -> bool:
+    """True if some of the columns hold text."""
+    return not NO_TEXT.issuperset(columns)
+
+
 def words(tables: Sequence[Table], columns: tuple[str, ...]) -> Iterator[str]:
     """All text of the rows that `one_in_ten` does not hold out, for a tokenizer."""
-    texts = [name for name in columns if name not in ("label", "labels", "image", "sound", "features", "boxes")]
+    texts = [name for name in columns if name not in NO_TEXT]
     for table in tables:
         every = iter(table.rows(columns))
         for number in itertools.count():
