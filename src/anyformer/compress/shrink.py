@@ -37,6 +37,7 @@ class Wish:
             for each, have 8 at least.
         method: see `compress.rounding`.
         group: inputs that share a scale and a zero.
+        whole: zeros are whole numbers: the formats and kernels of others know no other ones.
         prune: rules, see `compress.prune`, applied in their order.
         factor: rank of linear layers, or None.
         heal: steps of learning from the teacher, after pruning and before fewer bits.
@@ -54,6 +55,7 @@ class Wish:
     keep: Sequence[str] = ()
     max_kld: float | None = None
     coverage: float | None = None
+    whole: bool = False
 
     def check(self) -> None:
         """Raises ValueError for what cannot be wished for."""
@@ -63,6 +65,8 @@ class Wish:
             raise ValueError("nothing was asked for: add --to int8, --prune, --factor, or --distil with --heal")
         if self.bits is None and self.coverage is not None:
             raise ValueError("--coverage is about matrices in few bits: add --to")
+        if self.whole and self.method == "hqq":
+            raise ValueError("hqq fits zeros that are not whole: --zeros whole goes with rtn, gptq and awq")
         if self.coverage is not None and not 0 < self.coverage <= 1:
             raise ValueError(f"coverage must be above 0 and at most 1, got {self.coverage}")
         if self.max_kld is not None and not self.max_kld >= 0:
@@ -151,7 +155,7 @@ def compress(
             )
     work = None
     if wish.bits is not None:
-        work = Work(wish.method, wish.group, few.plan(after, wish.bits, wish.group, wish.keep))
+        work = Work(wish.method, wish.group, few.plan(after, wish.bits, wish.group, wish.keep), wish.whole)
         _enough(work, wish.coverage)
         few.quantise(after, work, held.calibrate)
     result = _Result(model, after, held, work, cuts, healed)

@@ -97,8 +97,9 @@ def _logits(output: Any) -> dict[str, Tensor]:
     return {"logits": output.logits}
 
 
-def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
-    example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
+def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], example: dict[str, Tensor] | None = None) -> Any:
+    if example is None:
+        example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
     hook = model.register_forward_hook(lambda module, args, output: outputs(output))
     try:
         with torch.no_grad(), quiet():
