@@ -24,7 +24,7 @@ from torch import Tensor
 from anyformer.edge import artefact
 from anyformer.edge.export import CHECKED, _every, _named, inputs
 from anyformer.hub.formats.guard import atomic_write
-from anyformer.parts.quantised import Grid, GridTable, packed
+from anyformer.parts.quantised import Grid, GridTable, full, packed
 
 BLOCKS = (16, 32, 64, 128, 256)  # inputs of a group that the kernel takes
 LEVELS = {4: 0.02, 1: 1e-3}  # accuracy level -> the largest difference, over the largest output, that is allowed
@@ -65,7 +65,7 @@ def write(model: Any, path: Path) -> Written:
         raise ValueError("the model has no linear layer in few bits: anyformer compress --to int4 --zeros whole first")
     example, path = inputs(model), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = artefact._onnx(artefact.plain(model).eval(), _once, example)
+    made = artefact._onnx(full(model).eval(), _once, example)
     nodes = [node for i, (name, grid) in enumerate(grids.items()) for node in _put(made.graph, name, grid, i)]
     made.opset_imports["com.microsoft"] = 1
     import onnx_ir as ir
