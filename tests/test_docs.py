@@ -158,15 +158,16 @@ def test_the_commands_about_evaluation_run(
     assert (tmp_path / "r.json").exists() and "WEAT" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("block", [0, *later(1, 2)])
+@pytest.mark.parametrize("block", [0, 3, *later(1, 2, 4)])
 def test_the_commands_about_smaller_models_run(
     block: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from anyformer.cli import main
 
     blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "compress.md").read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("the cat sat on the mat. " * 200)
     for command in blocks[block].splitlines():
         try:
             assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err

@@ -43,6 +43,19 @@ def test_round_to_nearest_is_off_by_half_a_step_at_most(bits: int) -> None:
     torch.testing.assert_close(held(x), x @ made.matrix().T + held.bias)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_whole_zeros_cut_nothing_off(bits: int) -> None:
+    matrix, products = drawn(6, 40)
+    matrix[0], matrix[1], matrix[2] = matrix[0].abs() + 0.1, -matrix[1].abs() - 0.1, 0
+    for made in (rounding.rtn(matrix, bits, 16, whole=True), rounding.gptq(matrix, bits, 16, products, whole=True)):
+        assert torch.equal(made.zero, made.zero.round()) and 1 <= made.zero.min() <= made.zero.max() <= 2**bits - 1
+    near = rounding.rtn(matrix, bits, 16, whole=True)
+    step = near.scale.repeat_interleave(16, 1)[:, :40]
+    assert bool(((matrix - near.matrix()).abs() <= 0.505 * step + 0.02 * step).all())
+    free = rounding.rtn(matrix[3:], bits, 16).scale.mean()
+    assert near.scale[3:].mean() < free * 2**bits / (2**bits - 2)  # a step is hardly longer for it
+
+
 def test_a_product_in_blocks_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from anyformer.parts import quantised
 

@@ -249,6 +249,42 @@ def test_a_teacher_of_another_vocabulary_teaches_and_one_of_other_classes_does_n
         Design(replace(wish, teacher="t"), tmp_path / "three", mute, say=silent)._prepared()
 
 
+def test_a_teacher_without_time_costs_none_and_one_that_has_read_is_not_asked_again(
+    wish: Wish, made: Any, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    quick = Design(replace(wish, teacher="t", hours=1e-6), tmp_path / "quick", teacher(None), say=said.append)
+    quick._prepared()
+    assert any(line.startswith("no teacher: to learn from each text once takes") for line in said)
+    assert quick.task.parts["learn"].soft is None and quick.taught["score"] is None
+    first, second, longer = (
+        Design(replace(wish, teacher="t", seed=5, hours=hours), tmp_path / name, teacher(1), say=said.append)
+        for name, hours in (("one", wish.hours), ("two", wish.hours / 2), ("three", wish.hours * 2))
+    )
+    for one in (first, second, longer):
+        one._teach()
+    soft = [torch.as_tensor(one.task.parts["learn"].soft) for one in (first, second)]
+    assert torch.equal(soft[0].nan_to_num(9), soft[1].nan_to_num(9)) and second.left == second.seconds
+    assert sum("of an earlier run" in line for line in said) == 1  # a longer run asks again
+
+
+def test_the_largest_uniform_model_is_measured_and_a_poor_teacher_is_not_heard(
+    wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(made[1], tmp_path / "again")
+    one = Design(wish, tmp_path / "again", say=silent)
+    weights, largest = one._prepared(), key(one.plain()[0].choice)
+    assert largest in {key(p.choice) for p in one.points()} & {key(p["choice"]) for p in made[0]["points"] if p["real"]}
+    one.taught, learned = {"score": 0.9, "choose": -1.0}, one.task.parts["learn"]
+    learned.texts, learned.soft = [*learned.texts, "more"], torch.zeros(len(learned.texts) + 1, 1)
+    finalists = one._measured(weights)
+    chosen, model = finish.race(one, weights, finalists)
+    assert key(chosen.choice) in {key(p.choice) for p in finalists}
+    assert learned.soft is None and len(learned.texts) == len(learned.labels)
+    before = weights.standing(chosen.choice).state_dict()
+    assert any(not torch.equal(t, before[n]) for n, t in model.state_dict().items())  # what the race taught is kept
+
+
 def test_matrices_in_4_bits_have_8_where_it_matters_and_there_is_room(wish: Wish, made: Any, tmp_path: Path) -> None:
     one = Design(wish, tmp_path / "out", say=silent)
     choice = {**one.space.end(True, random.Random(0)), "bits": 4}

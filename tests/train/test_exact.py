@@ -67,6 +67,7 @@ VARIANTS = {
     "lr_multipliers": {"lr_multipliers": {"embed.*": 0.1, "blocks.1.*": 0.5}, "schedule": "linear"},
     "patience": {"patience": 100, "schedule": "constant"},
     "statistics": {"statistics_every": 2, "schedule": "inverse_sqrt"},
+    "aware": {"aware": 4, "ema": 0.5},
 }
 
 

@@ -19,6 +19,8 @@ def compress(
     to: Literal["int8", "int4", "int3"] | None = None,
     method: Literal["rtn", "hqq", "gptq", "awq"] = "rtn",
     group: int = 32,
+    zeros: Literal["any", "whole"] = "any",
+    form: Literal["folder", "gptq"] = "folder",
     prune: Sequence[str] = (),
     factor: int | None = None,
     heal: int = 0,
@@ -43,6 +45,8 @@ def compress(
         to: bits of the matrices; tables of tokens, and heads with a row for each, have 8.
         method: rtn rounds to nearest, hqq fits the zeros; gptq and awq look at inputs of a real text.
         group: inputs that share a scale and a zero.
+        zeros: whole: zeros are whole numbers, as `anyformer convert --to onnx` needs them.
+        form: folder: anyformer's own; gptq: a Hugging Face directory in GPTQ's layout, which engines of others read.
         prune: what to remove: heads=25%, ffn=50% and depth=2 for real; weights=50% and 2:4 set weights to 0.
         factor: linear layers become products of two thin matrices of this rank.
         heal: steps of learning from the model before, after pruning.
@@ -60,7 +64,7 @@ def compress(
     from anyformer.compress.shrink import compress as shrink
 
     bits = None if to is None else int(to[3:])
-    wish = Wish(bits, method, group, prune, factor, heal, keep, max_kld, coverage)
+    wish = Wish(bits, method, group, prune, factor, heal, keep, max_kld, coverage, zeros == "whole", form)
     if distil is not None and not heal:
         raise ValueError("--distil is learned from: add --heal with the number of steps, e.g. --heal 500")
     wish.check()

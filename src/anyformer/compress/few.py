@@ -43,11 +43,13 @@ class Entry:
 
 @dataclass
 class Work:
-    """The result. `sums` of each matrix: those of the groups of |W|, by which it is recognised later."""
+    """The result. `whole`: zeros are whole numbers. `sums` of each matrix: those of the groups of |W|, by which it is
+    recognised later."""
 
     method: str
     group: int
     entries: list[Entry]
+    whole: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # path -> what differs from the method
     folded: dict[str, str] = field(default_factory=dict)
@@ -172,13 +174,13 @@ def _rounded(weight: Tensor, entry: Entry, work: Work, seen: Seen | None) -> rou
     assert bits is not None
     if work.method == "hqq":
         return rounding.hqq(weight, bits, group)
-    plain = rounding.rtn(weight, bits, group)
+    plain = rounding.rtn(weight, bits, group, work.whole)
     if work.method == "rtn" or seen is None or entry.path in work.notes:
         return plain
     least = rounding.output_error(weight.float(), plain.matrix(), seen.mean)
     if work.method == "awq":
         return plain
-    made = rounding.gptq(weight, bits, group, seen.mean)
+    made = rounding.gptq(weight, bits, group, seen.mean, work.whole)
     error = rounding.output_error(weight.float(), made.matrix(), seen.mean)
     if error > least:
         work.notes[entry.path] = "gptq had the larger error: rounded to nearest"

@@ -63,9 +63,9 @@ def grid(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     return scale, -low / scale
 
 
-def rtn(matrix: Tensor, bits: int, group: int) -> Rounded:
-    """Round to nearest."""
-    return _nearest(matrix.float(), *_halves(matrix, bits, group), bits, group)
+def rtn(matrix: Tensor, bits: int, group: int, whole: bool = False) -> Rounded:
+    """Round to nearest. `whole`: zeros are whole numbers from 1, as the kernels and files of others have them."""
+    return _nearest(matrix.float(), *_halves(matrix, bits, group, whole), bits, group)
 
 
 def hqq(matrix: Tensor, bits: int, group: int) -> Rounded:
@@ -96,17 +96,17 @@ def half_quadratic(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tenso
     return scale[..., 0], zero[..., 0]
 
 
-def gptq(matrix: Tensor, bits: int, group: int, products: Tensor) -> Rounded:
+def gptq(matrix: Tensor, bits: int, group: int, products: Tensor, whole: bool = False) -> Rounded:
     """GPTQ, on the grids of `rtn`, the columns with the largest inputs first.
 
     Args:
-        products: H = mean x x^T of the inputs, (I, I).
+        products: H = mean x x^T of the inputs, (I, I). whole: as in `rtn`.
 
     Raises:
         ValueError: if H has no inverse, damped or not.
     """
     w, H = matrix.double().clone(), products.double().clone()
-    scale, zero = _halves(matrix, bits, group)
+    scale, zero = _halves(matrix, bits, group, whole)
     dead = H.diagonal() == 0  # inputs that are always 0: their weights are free
     H.diagonal()[dead] = 1
     order = H.diagonal().argsort(descending=True, stable=True)
@@ -147,11 +147,16 @@ def _groups(matrix: Tensor, group: int) -> Tensor:
     return F.pad(matrix, (0, -matrix.shape[1] % group)).unflatten(1, (-1, group))
 
 
-def _halves(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """The grid in 16 bits; the zero belongs to the rounded scale."""
+def _halves(matrix: Tensor, bits: int, group: int, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """The grid in 16 bits; the zero belongs to the rounded scale, or the scale to the whole zero."""
     scale, zero = grid(matrix.float(), bits, group)
-    half = _half(scale.clamp(min=LEAST))
-    return half, _half(zero * scale / half)
+    if not whole:
+        half = _half(scale.clamp(min=LEAST))
+        return half, _half(zero * scale / half)
+    most, low, high = 2**bits - 1, -zero * scale, (2**bits - 1 - zero) * scale
+    zero = zero.round().clamp(1, most)
+    above = torch.where(zero < most, high / (most - zero).clamp(min=1), 0.0)  # both ends stay on the grid
+    return _half(torch.maximum(-low / zero, above).clamp(LEAST, MOST)), zero
 
 
 def _half(values: Tensor) -> Tensor:

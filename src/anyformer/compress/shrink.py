@@ -12,9 +12,11 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from anyformer import hub
 from anyformer.compress import compare, few
@@ -22,8 +24,11 @@ from anyformer.compress.distil import Healed, check_pair, heal
 from anyformer.compress.few import Method, Work
 from anyformer.compress.held import Held, inputs_of
 from anyformer.compress.prune import Cut, factor, prune
-from anyformer.parts.quantised import Grid
+from anyformer.hub.formats import gptq
+from anyformer.parts.embeddings import Table
+from anyformer.parts.quantised import Grid, full
 
+Form = Literal["folder", "gptq"]
 FULL = 12  # bits a weight of a file, from which its weights are no rounded ones
 BOUNDS = {8: 0.01, 4: 0.1, 3: 0.5}  # nats of divergence that each number of bits may cost
 
@@ -37,6 +42,8 @@ class Wish:
             for each, have 8 at least.
         method: see `compress.rounding`.
         group: inputs that share a scale and a zero.
+        whole: zeros are whole numbers: the formats and kernels of others know no other ones.
+        form: of the written directory: folder, our own; gptq, that of others, whose zeros are whole.
         prune: rules, see `compress.prune`, applied in their order.
         factor: rank of linear layers, or None.
         heal: steps of learning from the teacher, after pruning and before fewer bits.
@@ -54,6 +61,8 @@ class Wish:
     keep: Sequence[str] = ()
     max_kld: float | None = None
     coverage: float | None = None
+    whole: bool = False
+    form: Form = "folder"
 
     def check(self) -> None:
         """Raises ValueError for what cannot be wished for."""
@@ -63,6 +72,10 @@ class Wish:
             raise ValueError("nothing was asked for: add --to int8, --prune, --factor, or --distil with --heal")
         if self.bits is None and self.coverage is not None:
             raise ValueError("--coverage is about matrices in few bits: add --to")
+        if self.form == "gptq" and self.bits not in (4, 8):
+            raise ValueError(f"GPTQ's layout has 4 or 8 bits, got {self.bits}: add --to int4 or int8")
+        if (self.whole or self.form == "gptq") and self.method == "hqq":
+            raise ValueError("hqq fits zeros that are not whole, which others need: use rtn, gptq or awq")
         if self.coverage is not None and not 0 < self.coverage <= 1:
             raise ValueError(f"coverage must be above 0 and at most 1, got {self.coverage}")
         if self.max_kld is not None and not self.max_kld >= 0:
@@ -151,11 +164,27 @@ def compress(
             )
     work = None
     if wish.bits is not None:
-        work = Work(wish.method, wish.group, few.plan(after, wish.bits, wish.group, wish.keep))
+        entries = few.plan(after, wish.bits, wish.group, wish.keep)
+        if wish.form == "gptq":
+            entries = [_only(e, wish.bits, wish.group, after) for e in entries]
+        work = Work(wish.method, wish.group, entries, wish.whole or wish.form == "gptq")
         _enough(work, wish.coverage)
         few.quantise(after, work, held.calibrate)
     result = _Result(model, after, held, work, cuts, healed)
-    return _written(result, place, wish.bound)
+    return _written(result, place, wish)
+
+
+def _only(entry: few.Entry, bits: int, group: int, model: Any) -> few.Entry:
+    """The entry in a layout of linear layers of whole words, all with one number of bits."""
+    if entry.bits is None:
+        return entry
+    part: Any = model.get_submodule(entry.path)
+    if entry.bits != bits or isinstance(part, Table):
+        return replace(entry, bits=None, why=f"GPTQ's layout is of linear layers, all in {bits} bits")
+    rows, columns = part.weight.shape
+    if not gptq.holds(rows, columns, bits, group):
+        return replace(entry, bits=None, why="no whole groups and words of 32 bits, as GPTQ's layout needs")
+    return entry
 
 
 def _enough(work: Work, coverage: float | None) -> None:
@@ -199,6 +228,16 @@ class _Result:
         if any(not cut.zeros for cut in self.cuts) and _size(model) >= _size(self.before):
             raise ValueError("the written model is no smaller than the one before")
 
+    def verify_full(self, model: Any) -> None:
+        """Checks that a model has, in full numbers, what was made in few bits.
+
+        Raises:
+            ValueError: naming the path that has not.
+        """
+        for name, wanted in full(self.after).state_dict().items():
+            if not torch.equal(model.state_dict()[name], wanted):
+                raise ValueError(f"{name} holds other numbers in the written files than the method chose")
+
 
 def free(out: str | Path, overwrite: bool) -> Path:
     """The path of a new directory.
@@ -212,14 +251,20 @@ def free(out: str | Path, overwrite: bool) -> Path:
     return place
 
 
-def _written(made: _Result, place: Path, bound: float) -> Shrunk:
+def _written(made: _Result, place: Path, wish: Wish) -> Shrunk:
     """Writes a model beside its place, reads it again, checks and compares what was read, and renames it."""
     made.verify(made.after)
     beside = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
     try:
-        hub.save(made.after, beside)
-        read = hub.load(beside)
-        made.verify(read)
+        if wish.form == "gptq":
+            hub.save_gptq(made.after, beside)
+        else:
+            hub.save(made.after, beside)
+        read, bound = hub.load(beside), wish.bound
+        if wish.form == "gptq":
+            made.verify_full(read)
+        else:
+            made.verify(read)
         found = compare.distance(made.before, read, made.held)
         if not found.kld <= bound:
             raise Missed(

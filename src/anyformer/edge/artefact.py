@@ -10,7 +10,6 @@ the metadata of the file, so that a script needs nothing else. O outputs, I inpu
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -20,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anyformer.core.rewrite import replace
 from anyformer.edge.export import _traced, inputs
 from anyformer.generate.engine.graph import quiet
 from anyformer.hub.formats.guard import atomic_write
-from anyformer.parts.embeddings import Table
-from anyformer.parts.quantised import Grid, GridTable
+from anyformer.parts.quantised import Grid, full
 
 TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
 OPSET, IR = 21, 10
@@ -51,20 +48,6 @@ def check_target(target: str) -> None:
             raise ImportError(f'--target {target} needs {name} ({error}): pip install "anyformer[engine]"') from error
 
 
-def plain(model: Any) -> Any:
-    """A copy of the model whose matrices in few bits are floats again."""
-    made = copy.deepcopy(model)
-    for path, grid in [(p, m) for p, m in made.named_modules() if isinstance(m, Grid)]:
-        weight = nn.Parameter(grid.dequantised(), False)
-        if isinstance(grid, GridTable):
-            new: Any = Table(grid.rows, grid.columns, _weight=weight.data)
-        else:
-            new = nn.Linear(grid.columns, grid.rows, grid.bias is not None)  # type: ignore[arg-type]
-            new.weight, new.bias = weight, grid.bias
-        replace(made, path, new)
-    return made
-
-
 def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> None:
     """Writes a model whose first head reads a text: `input_ids`, `attention_mask` (B, T) -> `logits` (B, C).
 
@@ -77,7 +60,7 @@ def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> Non
         OSError: if it cannot be written; nothing is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = _onnx(plain(model).eval(), _logits)
+    made = _onnx(full(model).eval(), _logits)
     for number, (name, grid) in enumerate(_grids(model).items()):
         _store(made.graph, name, grid, number)
     made.metadata_props["anyformer"] = json.dumps(dict(facts or {}))
@@ -97,8 +80,9 @@ def _logits(output: Any) -> dict[str, Tensor]:
     return {"logits": output.logits}
 
 
-def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
-    example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
+def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], example: dict[str, Tensor] | None = None) -> Any:
+    if example is None:
+        example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
     hook = model.register_forward_hook(lambda module, args, output: outputs(output))
     try:
         with torch.no_grad(), quiet():

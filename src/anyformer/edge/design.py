@@ -1,7 +1,9 @@
 """A transformer designed for a budget: searched, measured, trained, stored. The work of `anyformer edge`.
 
-    space ─ table of the device ─ teacher ─ shared weights ─ search ─ the best eight measured ─ one trained ─ artefact
+    space ─ table of the device ─ teacher ─ shared weights ─ search ─ the best eight measured ─ a race ─ artefact
 
+The page's own uniform models are among the first that the search looks at, and the largest that fits is always measured
+and in the race: what a search finds has to be better than that, at equal time of learning.
 Everything that took long is kept in the folder: a killed run goes on where it was, and several processes share one
 search (`study.db`). The artefact, `model/`, appears whole or not at all.
 """
@@ -9,12 +11,12 @@ search (`study.db`). The artefact, `model/`, appears whole or not at all.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import random
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from filelock import FileLock
 
 from anyformer.compress import few
 from anyformer.core import pages
+from anyformer.data import sources
 from anyformer.edge import artefact, learn, shared
 from anyformer.edge.device import Table
 from anyformer.edge.learn import Say
@@ -32,9 +35,10 @@ from anyformer.edge.task import SCORES, read, tokenizers
 from anyformer.hub.formats.guard import atomic_write, claim, read_json
 
 BEST = 8  # architectures that are measured
-TEACHER = 0.3  # of the time
-PARTS = {"shared": 0.4, "search": 0.1}  # of the rest; what is left trains the chosen one
+TEACHER = 0.3  # of the time, at most
+PARTS = {"shared": 0.15, "search": 0.05, "race": 0.2}  # of the rest; what is left trains the chosen one
 TRIALS, POPULATION, TRIED = 200, 20, 400
+PLAIN = 3  # uniform models among the first of the search
 SCRIPT = Path(__file__).with_name("run.txt")
 SPEC, STUDY = "spec.json", "study.db"
 
@@ -210,29 +214,51 @@ class Design:
     def _prepared(self) -> Shared:
         """The teacher's scores and the shared weights, made by one process while others wait."""
         with FileLock(self.out / "shared.lock"):
-            left = self.seconds
-            soft, file = self.out / "soft.pt", self.out / "shared.pt"
+            self.left = self.seconds
             if self.teacher is not None:
                 largest = self.task.tokenizers[max(self.space.model["vocab"])]
                 self.vectors = learn.table_of(self.teacher, largest, max(self.space.model["dim"]))
-                began, learned = time.perf_counter(), self.task.parts["learn"]
-                if not soft.exists():
-                    score = learn.teach(
-                        self.task, self.teacher, TEACHER * left, self.wish.more, self.out / "teacher", self.say
-                    )
-                    state = {"texts": learned.texts, "soft": learned.soft, "score": score}
-                    state["seconds"] = time.perf_counter() - began
-                    atomic_write(soft, lambda to: torch.save(state, to))
-                self.taught = torch.load(soft, weights_only=True)
-                learned.texts, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
-                left = max(0.4 * left, left - self.taught["seconds"])
-            self.left = left
+                self._teach()
             weights = Shared(self.space, self.wish.seed, self.vectors)
-            seconds = PARTS["shared"] * left
+            seconds = PARTS["shared"] * self.left
             self.say(f"all models share their weights for {seconds:.0f} s")
-            steps = shared.train(weights, self.task, seconds, file, self.wish.seed, self.say)
+            steps = shared.train(weights, self.task, seconds, self.out / "shared.pt", self.wish.seed, self.say)
             self.say(f"  {steps:,} steps")
         return weights.eval()
+
+    def _teach(self) -> None:
+        """What the teacher says, of this run or of an earlier one of the same rows with at least as much time for it;
+        a teacher that cannot learn from all rows in its share of the time says nothing, and costs nothing."""
+        file, learned, share = self.out / "soft.pt", self.task.parts["learn"], TEACHER * self.seconds
+        kept = sources.cache() / "edge" / f"{self._lesson()}.pt"
+        if not file.exists() and kept.exists():
+            lesson = torch.load(kept, weights_only=True)
+            if lesson["share"] >= share:
+                self.say(f"the teacher's scores are those of an earlier run: {self.wish.metric} {lesson['choose']:.4f}")
+                atomic_write(file, lambda to: torch.save({**lesson, "seconds": 0.0}, to))
+        if not file.exists():
+            began = learn.clock()
+            taught = learn.teach(self.task, self.teacher, share, self.wish.more, self.out / "teacher", self.say)
+            state: dict[str, Any] = {"share": share, "seconds": learn.clock() - began, "score": None}
+            if taught is not None:
+                state |= {"texts": learned.texts, "soft": learned.soft, "choose": taught.choose, "score": taught.test}
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(kept, lambda to: torch.save(state, to))
+            atomic_write(file, lambda to: torch.save(state, to))
+        self.taught = torch.load(file, weights_only=True)
+        if self.taught["score"] is not None:
+            learned.texts, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
+        self.left = self.seconds - self.taught["seconds"]
+
+    def _lesson(self) -> str:
+        """A name for what a teacher learns and reads: the same rows, the same weights."""
+        assert self.teacher is not None
+        found = hashlib.sha256(repr((self.wish.metric, self.wish.tokens, self.wish.seed, self.wish.more)).encode())
+        for part in self.task.parts.values():
+            found.update(repr((part.texts, part.labels.tolist())).encode())
+        for name, weight in self.teacher.state_dict().items():
+            found.update(f"{name} {weight.double().sum():.17g} {weight.double().square().sum():.17g}".encode())
+        return found.hexdigest()[:32]
 
     def _search(self, weights: Shared) -> None:
         """NSGA-II over metric, bytes and milliseconds, within the budget."""
@@ -252,8 +278,10 @@ class Design:
             metric = -1.0 if point.over(self.wish) else self.score(weights, choice)
             return metric, point.size, point.milliseconds
 
-        ends = time.perf_counter() + seconds
-        while time.perf_counter() < ends and len(self._trials()) < self.wish.trials:
+        for point in self.plain()[:PLAIN]:
+            self.study.enqueue_trial(point.choice, skip_if_exists=True)
+        ends = learn.clock() + seconds
+        while learn.clock() < ends and len(self._trials()) < self.wish.trials:
             self.study.optimize(objective, n_trials=1)
         self.say(f"  {len(self._trials())} models, {sum(t.values[0] > -1 for t in self._trials())} within the budget")
 
@@ -288,6 +316,11 @@ class Design:
             found[key(choice)] = Point(choice, int(trial.values[1]), trial.values[2], metric=trial.values[0])
         return sorted(found.values(), key=lambda p: (p.over(self.wish) > 0, p.over(self.wish), -(p.metric or 0)))
 
+    def plain(self) -> list[Point]:
+        """The uniform models of the page that fit, the largest first: shrinking without a search."""
+        fitting = [p for c in self.space.uniform() if not (p := self.point(c)).over(self.wish)]
+        return sorted(fitting, key=lambda p: -self.size({**p.choice, "bits": 8}))
+
     def _measured(self, weights: Shared) -> list[Point]:
         """The best models, exported and run in fresh processes.
 
@@ -302,7 +335,9 @@ class Design:
         return best
 
     def _run_best(self, weights: Shared) -> list[Point]:
-        best = self.points()[:BEST]
+        best, plain = self.points()[:BEST], self.plain()[:1]
+        if plain and all(key(p.choice) != key(plain[0].choice) for p in best):
+            best = [*best[: BEST - 1], replace(plain[0], metric=self.score(weights, plain[0].choice))]
         self.say(f"the best {len(best)} are exported and measured")
         folder = self.out / "candidates"
         for number, point in enumerate(best):

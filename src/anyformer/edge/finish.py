@@ -24,7 +24,7 @@ from anyformer.edge.count import count
 from anyformer.edge.design import PARTS, SCRIPT, Design, Infeasible, Point, Wish
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
-from anyformer.edge.space import Choice
+from anyformer.edge.space import Choice, key
 from anyformer.edge.task import SCORES, Task
 from anyformer.hub.formats.guard import atomic_write, read_json
 
@@ -34,6 +34,7 @@ CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 LOST = {8: 0.02, 4: 0.1}  # mean squared difference of scores, or nats, that fewer bits may cost
 COVERED = 0.9  # the least share of the numbers of matrices in few bits
 CALIBRATED = 16  # batches
+RUNNERS = 4  # models of a race
 SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "tokens", "teacher", "hours")  # of a wish
 
 
@@ -63,12 +64,10 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
         Infeasible: if the artefact misses the budget after all. ValueError: for a file that differs from the model.
     """
     wish, task = design.wish, design.task
-    fitting = [p for p in measured if not p.over(wish)]
-    chosen = max(fitting, key=lambda p: p.metric or 0)
-    seconds = design.left * (1 - sum(PARTS.values()))
-    design.say(f"the best of {len(fitting)} learns for {seconds:.0f} s: {chosen.line(wish)}")
-    model, vocab = weights.standing(chosen.choice), chosen.choice["vocab"]
-    learn.fit(model, task, vocab, seconds, seed=wish.seed, say=design.say)
+    chosen, model = race(design, weights, [p for p in measured if not p.over(wish)])
+    seconds, vocab = design.left * (1 - sum(PARTS.values())), chosen.choice["vocab"]
+    design.say(f"the first of the race learns for {seconds:.0f} s: {chosen.line(wish)}")
+    learn.fit(model, task, vocab, seconds, seed=wish.seed + RUNNERS, say=design.say)
     model.tokenizer = task.tokenizers[vocab]
     model.origin = {**(model.origin or {}), "classes": list(task.classes)}
     test = task.parts["test"]
@@ -101,6 +100,35 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     atomic_write(design.out / "front.html", page(made).encode())
     atomic_write(design.out / REPORT, json.dumps(made, indent=1).encode())
     return made
+
+
+def race(design: Design, weights: Shared, fitting: list[Point]) -> tuple[Point, Any]:
+    """The best of some models after each has learned alone for the same time, from the shared weights on; half of them
+    go on to each next round (successive halving: Jamieson and Talwalkar, 2016; arXiv:1502.07943). The largest uniform
+    model takes part. A teacher that is no better than the winner is not heard from here on.
+
+    Returns:
+        The winner, and its model with what it has learned.
+    """
+    task, plain = design.task, [p for p in design.plain() if any(key(p.choice) == key(f.choice) for f in fitting)][:1]
+    best = sorted(fitting, key=lambda p: -(p.metric or 0))
+    first = [p for p in best if plain and key(p.choice) == key(plain[0].choice)]
+    running = [*first, *(p for p in best if p not in first)][:RUNNERS]
+    models = {key(p.choice): weights.standing(p.choice) for p in running}
+    found = {key(p.choice): p.metric or 0 for p in running}
+    rounds = (len(running) - 1).bit_length()
+    for turn in range(rounds):
+        each = PARTS["race"] * design.left / rounds / len(running)
+        design.say(f"{len(running)} models learn for {each:.1f} s each")
+        for p in running:
+            known, seed = key(p.choice), design.wish.seed + turn
+            found[known] = learn.fit(models[known], task, p.choice["vocab"], each, seed=seed, say=lambda _: None)
+        running = sorted(running, key=lambda p: -found[key(p.choice)])[: len(running) // 2 or 1]
+    chosen = running[0]
+    if design.taught.get("score") is not None and design.taught["choose"] <= found[key(chosen.choice)]:
+        design.say(f"the teacher is no better ({design.taught['choose']:.4f}) and is not heard any more")
+        task.parts["learn"].forget()
+    return chosen, models[key(chosen.choice)]
 
 
 def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.Work]:

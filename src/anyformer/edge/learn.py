@@ -1,5 +1,7 @@
 """Learning a task within a time: from labels, and from what a teacher says of the same texts and of pieces of them.
 
+Time is what this thread has computed (`clock`): a busy machine takes longer, and does the same work.
+
     L = (1 - a) loss(label) + a distance(teacher)     a = 0.7 if the teacher has read it, 1 without a label, else 0
 
 Scores: both are squared errors. Classes: cross entropy, and T^2 KL (`compress.distil`). B rows, C classes.
@@ -12,6 +14,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,21 @@ SHARE = 0.7  # a
 LOOKS, LOOKED = 10, 600  # times that a run looks at rows that choose; so many of them
 HALVES = {"avx512_bf16", "amx_bf16"}  # flags of processors that multiply bfloat16 fast
 OWN = 0  # the place of a teacher's tokenizer among those of the task
+LOOKED_AT = ("choose", "test")
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's metric on the first 600 rows that choose, and on those that are looked at once."""
+
+    choose: float
+    test: float
+
+
+def clock() -> float:
+    """The seconds that this thread has computed so far."""
+    return time.thread_time()
 
 
 def loss(task: Task, part: Part, rows: Sequence[int], logits: Tensor) -> Tensor:
@@ -91,16 +108,16 @@ def fit(
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY)
     best, kept, next_look, run = -float("inf"), {}, 1 / LOOKS, logits_of(model, half)
-    began = time.perf_counter()
+    began = clock()
     for steps, rows in enumerate(task.draws(learn, vocab, SIZE, noise)):
-        done = (time.perf_counter() - began) / seconds
+        done = (clock() - began) / seconds
         if done >= next_look or done >= 1:
             model.eval()
             found = task.measure(task.answers(run, choose, vocab), choose)
             if found > best:
                 best, kept = found, {n: t.clone() for n, t in model.state_dict().items()}
             say(f"  {done:4.0%}  step {steps:,}  {task.metric} {found:.4f}")
-            looked = (time.perf_counter() - began) / seconds - done
+            looked = (clock() - began) / seconds - done
             next_look = done + looked + max(1 / LOOKS, 8 * looked)  # looking takes a ninth of the time at most
             model.train()
         if done >= 1:
@@ -144,14 +161,14 @@ def check_teacher(teacher: Any) -> None:
         raise ValueError("the teacher has no tokenizer, or reads no text; pass a model of texts, e.g. --teacher minilm")
 
 
-def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: Say = print) -> float:
+def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: Say = print) -> Taught | None:
     """Lets a teacher say what it thinks of the texts that teach, and of pieces of them, `more` for each.
 
     A teacher without a head of the task's outputs gets one, and learns the task in half of the time; it is written to
     `out`. In the other half it reads: what is left then has no score of a teacher (NaN).
 
     Returns:
-        The teacher's metric on the first 600 rows that are looked at once.
+        How good it is; None, with nothing changed, if half of the time is too short to learn from each row once.
 
     Raises:
         ValueError: for a teacher of other classes.
@@ -161,8 +178,12 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     with torch.no_grad():
         found = teacher.eval()(**task.batch(learn, OWN, [0])).logits
     if found is None or found.ndim != 2:
-        teacher = _headed(teacher, task.outputs)
         seconds = seconds / 2
+        if (needed := _once(teacher, task, half)) > seconds:
+            say(f"no teacher: to learn from each text once takes {needed:.0f} s, and it has {seconds:.0f} s")
+            learn.ids.pop(OWN, None)
+            return None
+        teacher = _headed(teacher, task.outputs)
         say(f"the teacher learns the task, {seconds:.0f} s")
         fit(teacher, task, OWN, seconds, FINE, half=half, say=say)
         hub.save(teacher, out, overwrite=True)
@@ -175,16 +196,16 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     pieces = [p for text in learn.texts for _ in range(more) if (p := _piece(text, noise))]
     learn.texts, learn.ids = learn.texts + pieces, {}
     run, every = logits_of(teacher, half), Part(learn.texts, torch.zeros(len(learn.texts)))
-    test, ends = task.parts["test"].first(LOOKED), time.perf_counter() + seconds
-    score = task.measure(task.answers(run, test, OWN), test)
+    scores = [task.measure(task.answers(run, p, OWN), p) for p in (task.parts[n].first(LOOKED) for n in LOOKED_AT)]
+    taught, ends = Taught(*scores), clock() + seconds
     learn.soft = torch.full((len(learn.texts), task.outputs), float("nan"))
     with torch.no_grad():
         for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.texts) // SIZE)):
-            if time.perf_counter() > ends:
+            if clock() > ends:
                 break
             learn.soft[rows] = run(**task.batch(every, OWN, rows))
     read = learn.soft.isfinite().all(1)
-    say(f"the teacher has read {int(read.sum()):,} of {len(learn.texts):,} texts; {task.metric} {score:.4f}")
+    say(f"the teacher has read {int(read.sum()):,} of {len(learn.texts):,} texts; {task.metric} {taught.choose:.4f}")
     if task.metric in SCORES:  # a teacher's scores can have another unit
         both = read[: len(learn.labels)]
         x, y = learn.soft[: len(learn.labels), 0][both], learn.labels[both]
@@ -192,7 +213,21 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
             slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var().clamp(min=1e-9))
             learn.soft = (learn.soft - x.mean()) * slope + y.mean()
     learn.ids.pop(OWN, None)
-    return score
+    return taught
+
+
+def _once(teacher: Any, task: Task, half: bool) -> float:
+    """About the seconds that a teacher needs to learn from each row once: three times a pass, of some rows."""
+    learn = task.parts["learn"]
+    rows = list(range(min(SIZE, len(learn.labels))))
+    took = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        batch = task.batch(learn, OWN, rows)
+        for _ in range(2):
+            began = clock()
+            teacher(**batch)
+            took.append(clock() - began)
+    return 3 * min(took) * len(learn.labels) / len(rows)
 
 
 def _headed(model: Any, outputs: int) -> Any:

@@ -10,7 +10,6 @@ no part knows of it. Mixers have weights of their own at each layer; a window ha
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from anyformer.compress import rounding
 from anyformer.compress.distil import divergence
 from anyformer.compress.few import FINE
 from anyformer.core import pages
-from anyformer.edge.learn import RATE, SIZE, Say, loss, rate, step
+from anyformer.edge.learn import RATE, SIZE, Say, clock, loss, rate, step
 from anyformer.edge.space import Choice, Space, key
 from anyformer.edge.task import SCORES, Part, Task
 from anyformer.hub.formats.guard import atomic_write
@@ -146,12 +145,12 @@ def train(shared: Shared, task: Task, seconds: float, file: Path, seed: int = 0,
         spent, steps = kept["spent"], kept["steps"]
         noise.seed(seed + steps)
         say(f"going on with {file.name}: step {steps:,}, {spent:.0f} of {seconds:.0f} s")
-    began = saved = time.perf_counter()
+    began = saved = clock()
     spent_before, batches = spent, task.draws(learn, max(space.model["vocab"]), SIZE, noise)
     while spent < seconds:
         rows = next(batches)
         step(shared.train(), optimizer, sandwich(shared, task, learn, rows, noise), rate(spent / seconds, RATE))
-        steps, now = steps + 1, time.perf_counter()
+        steps, now = steps + 1, clock()
         spent = spent_before + now - began
         if now - saved > SAVED or spent >= seconds:
             state = {

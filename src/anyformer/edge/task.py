@@ -86,6 +86,12 @@ class Part:
         """The first rows."""
         return Part(self.texts[:count], self.labels[:count], None, {v: rows[:count] for v, rows in self.ids.items()})
 
+    def forget(self) -> None:
+        """Leaves the rows with a label, without a teacher's scores."""
+        count = len(self.labels)
+        self.texts, self.soft = self.texts[:count], None
+        self.ids = {v: rows[:count] for v, rows in self.ids.items()}
+
 
 @dataclass
 class Task:

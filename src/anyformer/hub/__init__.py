@@ -3,5 +3,6 @@
 from anyformer.hub.load import load
 from anyformer.hub.save import save
 from anyformer.hub.save_gguf import save_gguf
+from anyformer.hub.save_gptq import save_gptq
 
-__all__ = ["load", "save", "save_gguf"]
+__all__ = ["load", "save", "save_gguf", "save_gptq"]

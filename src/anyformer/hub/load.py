@@ -14,7 +14,7 @@ from anyformer.core import pages
 from anyformer.core.hyper import changed
 from anyformer.hub import choose, generation, shape
 from anyformer.hub.fill import Filling, class_tables
-from anyformer.hub.formats import ct2
+from anyformer.hub.formats import ct2, gptq
 from anyformer.hub.formats.gguf import open_gguf
 from anyformer.hub.formats.guard import inside, read_json
 from anyformer.hub.formats.safetensors import DIFFUSERS, MODEL, TensorFile, open_weights
@@ -110,6 +110,8 @@ def _opened(path: Path, allow_pickle: bool) -> tuple[TensorFile, dict[str, Any],
         return stored, ct2.config_of(path, stored, keys), (page, hub)
     config = _json(path, "config.json")
     file = open_weights(path, allow_pickle, DIFFUSERS if choose.of_diffusers(config) else MODEL)
+    if gptq.is_gptq(config):
+        file, config = gptq.Gptq(file, config[gptq.KEY]), gptq.without(config)
     return file, config, None if config.get("model_type") == NATIVE else choose.by_config(config)
 
 
@@ -126,7 +128,7 @@ def outline(source: str | Path, *, ignore: Iterable[str] = (), **changes: Any) -
     """
     path, ignore = Path(source).expanduser(), _several("ignore", ignore)
     folder, name = (path, "config.json") if path.is_dir() else (path.parent, path.name)
-    config = _json(folder, name)
+    config = gptq.without(_json(folder, name))
     if config.get("model_type") == NATIVE:
         model: Any = shape.stored(config.get("recipe"), path)
         _put_forms(model, config, path)

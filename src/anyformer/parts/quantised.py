@@ -11,6 +11,7 @@ O outputs, I inputs, G groups, V vocabulary, D width.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -136,6 +137,20 @@ def grid_of(base: nn.Module, bits: int, group: int) -> Any:
     """An empty part in few bits for a linear layer or a token table."""
     made: Any = GridTable if isinstance(base, Table) else GridLinear
     return made(base, bits, group)
+
+
+def full(model: Any) -> Any:
+    """A copy of a model whose matrices in few bits are full numbers again."""
+    made = copy.deepcopy(model)
+    for path, grid in [(p, m) for p, m in made.named_modules() if isinstance(m, Grid)]:
+        weight = nn.Parameter(grid.dequantised(), False)
+        if isinstance(grid, GridTable):
+            new: Any = Table(grid.rows, grid.columns, _weight=weight.data)
+        else:
+            new = nn.Linear(grid.columns, grid.rows, grid.bias is not None)  # type: ignore[arg-type]
+            new.weight, new.bias = weight, grid.bias
+        replace(made, path, new)
+    return made
 
 
 def described(model: nn.Module) -> dict[str, list[int]]:

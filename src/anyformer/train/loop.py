@@ -36,6 +36,7 @@ from anyformer.train import (
     random_state,
     resume,
 )
+from anyformer.train.aware import Aware
 from anyformer.train.distributed.base import World
 from anyformer.train.ema import Average
 from anyformer.train.interrupts import Interrupts
@@ -156,6 +157,9 @@ class Loop:
         if settings.compile:
             self.criterion.run = precision.compiled(self.criterion.run, self.device)
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
+        if settings.aware and not self.world.whole:
+            raise ValueError(f"aware={settings.aware} rounds whole matrices, and processes hold parts of them here")
+        self.aware = Aware(model, settings.aware) if settings.aware else None
         self.scale = precision.Scale() if settings.precision == "fp16" else None
         self.spikes, self.before = diagnostics.Spikes(), list[Batch]()
         self.step, self.saved, self.loss = 0, -1, math.nan
@@ -228,7 +232,7 @@ class Loop:
         loss, began = torch.zeros((), device=self.device), time.perf_counter()
         self.world.reseed(s.seed, self.step, own=True)
         watching = _due(self.step + 1, s.statistics_every)
-        with diagnostics.activations(self.model if watching else None) as sizes:
+        with self.rounded(), diagnostics.activations(self.model if watching else None) as sizes:
             for i, batch in enumerate(batches):
                 with self.world.gradient_sync(last=i == s.accumulate - 1):
                     part = self._loss(batch)
@@ -327,7 +331,7 @@ class Loop:
         assert self.measure is not None
         states = random_state.random_states()  # a measure that draws does not change the run
         self.model.eval()
-        with self.averaged():
+        with self.averaged(), self.rounded():
             measured = float(self.measure(self.model))
         self.held_out = self.world.on_main(lambda: measured)  # all decide the same, whatever their last bits
         self.model.train()
@@ -342,6 +346,10 @@ class Loop:
     def averaged(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model has the running mean of the weights, where there is one."""
         return self.average.swapped() if self.average else contextlib.nullcontext()
+
+    def rounded(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the model computes with matrices in few bits, if the settings ask for it."""
+        return self.aware.rounded() if self.aware else contextlib.nullcontext()
 
 
 def _due(step: int, every: int) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from anyformer.core.part import check_option
+from anyformer.parts.quantised import BITS
 from anyformer.train import renamed
 from anyformer.train.precision import PRECISIONS
 from anyformer.train.schedule import SCHEDULES
@@ -42,6 +43,8 @@ class CommonSettings:
         ema: decay of a running mean of the weights, e.g. 0.999, which is then evaluated and saved in ema/; 0 = none.
         patience: evaluations without improvement after which the run ends; 0 = never.
         precision: fp32; bf16 or fp16 (with a scaled loss): products in half precision, weights in float32.
+        aware: 8, 4 or 3: each step computes with matrices of so many bits, as `anyformer compress` will round them, and
+            learns the full ones; 0 = none.
         activation_checkpointing: path patterns of modules whose activations are computed again in the backward pass,
             e.g. blocks.*
         compile: run through torch.compile.
@@ -69,6 +72,7 @@ class CommonSettings:
     ema: float = 0.0
     patience: int = 0
     precision: str = "fp32"
+    aware: int = 0
     activation_checkpointing: Sequence[str] = ()
     compile: bool = False
     chunked_loss: str = "auto"
@@ -99,6 +103,8 @@ class CommonSettings:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
         for name, known in CHOICES.items():
             check_option("Settings", name, getattr(self, name), known)
+        if self.aware not in (0, *BITS):
+            raise ValueError(f"aware must be 0 or bits of a matrix, {', '.join(map(str, BITS))}, got {self.aware!r}")
         if self.patience and not self.eval_every:
             raise ValueError(f"patience={self.patience} counts evaluations, and eval_every=0 has none before the end")
         for name in ("compile", "statistics_every") if self.chunked_loss == "on" else ():

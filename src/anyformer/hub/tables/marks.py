@@ -58,7 +58,7 @@ EMPTY = ("pruned_heads",)  # accepted with an empty value
 REFUSED = {
     "auto_map": "the model is code of its repository, which is not run here; if these are a known architecture's "
     "weights and words all the same, ignore=('auto_map',) reads them so",
-    "quantization_config": "the weights are quantised; load reads plain weights and GGUF",
+    "quantization_config": "the weights are quantised; load reads plain weights, GGUF and GPTQ's layout",
 }
 SECOND = (  # names of one thing
     ("hidden_size", "d_model", "n_embd", "dim"),
