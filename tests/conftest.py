@@ -24,6 +24,9 @@ held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
 
 
+# Each process that a test starts would compile the library, which takes a second, and each worker all tests
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 gc.set_threshold(
     50_000, 20, 20
 )  # transformers alone holds a million objects: each walk over them took a tenth of the run
@@ -33,6 +36,17 @@ gc.set_threshold(
 def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise does not stay in the user's cache; processes that tests start inherit it."""
     os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _little_memory_read() -> Iterator[None]:
+    """Machines are measured with 32 MiB: the 1 GiB that a real figure needs would be the most that a worker holds."""
+    from anyformer.core.machine import read_rate
+    from anyformer.edge import machine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "read_rate", lambda: read_rate(rows=2**10))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
