@@ -22,8 +22,13 @@ spent: dict[str, float] = {}  # seconds of processor time of each group of the c
 memory = [0]  # the largest resident memory of a process that ran tests, in bytes
 held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
+files = [0]  # that this process has run
+SEVERAL = 20  # files between two collections of all
 
 
+# Each process that a test starts would compile the library, which takes a second, and each worker all tests
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 gc.set_threshold(
     50_000, 20, 20
 )  # transformers alone holds a million objects: each walk over them took a tenth of the run
@@ -33,6 +38,17 @@ gc.set_threshold(
 def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise does not stay in the user's cache; processes that tests start inherit it."""
     os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _little_memory_read() -> Iterator[None]:
+    """Machines are measured with 32 MiB: the 1 GiB that a real figure needs would be the most that a worker holds."""
+    from anyformer.core.machine import read_rate
+    from anyformer.edge import machine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "read_rate", lambda: read_rate(rows=2**10))
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -78,14 +94,32 @@ def resident() -> int:
     return 0
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The return of memory to the system behind each file, and behind a test that left much: models are cycles, which
-    stay until a collection, and freed memory stays in pieces."""
-    if resident() > held[0] + GROWTH or nextitem is None or nextitem.path != item.path:
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The return of memory to the system behind each file, when its fixtures are gone, and behind a test that left
+    much: models are cycles, which stay until a collection, and freed memory stays in pieces."""
+    result = yield
+    over = nextitem is None or nextitem.path != item.path
+    if over or resident() > held[0] + GROWTH:
+        collect(over)
         held[0] = resident()
+    return result
+
+
+def collect(over: bool) -> None:
+    """A collection. Behind a file, what is left is mostly modules, a million objects: no later one looks at them, but
+    one in a while."""
+    if over:
+        files[0] += 1
+        if contract := sys.modules.get("anyformer.contract"):
+            contract.forget()
+        if files[0] % SEVERAL == 0:
+            gc.unfreeze()
+    gc.collect()
+    if over:
+        gc.freeze()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -63,7 +63,7 @@ class Check:
                 yield (page,)
         else:
             for subject in compositions() if page is None else subjects(page):
-                if self.needs(subject) is None and (self.light or not subject.light):
+                if (self.light or not subject.light) and self.needs(subject) is None:
                     yield from ([(subject, hub) for hub in hubs(subject)] if self.over == "files" else [(subject,)])
 
     def waits(self, case: tuple[Any, ...]) -> bool:

@@ -22,6 +22,7 @@ from anyformer.contract.subjects import Subject, apart_from_tiny, hubs, subjects
 from anyformer.core import pages
 from anyformer.hub import load
 from anyformer.hub.choose import implied
+from anyformer.hub.fill import NAMED
 from anyformer.hub.formats.ct2 import CTranslate2, is_ct2
 from anyformer.hub.tables import config as tables
 from anyformer.hub.tables.config import ACTS
@@ -29,7 +30,6 @@ from anyformer.hub.tables.weights import Hub, links
 from anyformer.parts import Rotary
 
 Files = tuple[dict[str, Any], dict[str, Tensor]]
-NAMED = 5  # the missing tensors that an error names
 
 
 def files(subject: Subject, hub: Hub) -> Files:
@@ -59,7 +59,8 @@ def refused(config: dict[str, Any], tensors: dict[str, Tensor], *names: str) -> 
             lacks = [n for n in names if n not in str(error)]
             expect(not lacks, f"the error does not name {lacks}: {error}")
             return
-    expect(False, f"it was loaded, though {names[0]!r} is wrong")
+    wrong = names[0].strip("'")
+    expect(False, f"it was loaded, though {wrong!r} is wrong")
 
 
 @check(3, "model", checkpoint=True, needs=lambda s: None if s.path or s.page else "it has no file yet")
@@ -145,28 +146,35 @@ def missing_tensor_is_named(subject: Subject, hub: Hub) -> float:
     """Loading without a tensor, one of each row of the map, is an error that counts and names what is missing: a first
     tensor alone, the others by five."""
     config, tensors = files(subject, hub)
-    first, *others = one_a_row(subject, hub, tensors)
-    for names in ([first], *(others[i : i + NAMED] for i in range(0, len(others), NAMED))):
+    for names in by_five(one_a_row(subject, hub, tensors)):
         present = {k: v for k, v in tensors.items() if k not in names}
         refused(config, present, *names, f"{len(names)} tensors are missing")
     return 0.0
 
 
+def by_five(names: list[str]) -> list[list[str]]:
+    """The first name alone, the others as many at a time as an error names; neighbours, perhaps one of ours, apart."""
+    first, *others = names
+    groups = -(-len(others) // NAMED)
+    return [[first], *(others[i::groups] for i in range(groups))]
+
+
 @check(3, "files", later=apart_from_tiny)
 def wrong_shape_is_named(subject: Subject, hub: Hub) -> float:
-    """Loading with one more row in a tensor, one of each row of the map in turn, is an error with its name."""
+    """Loading with one more row in a tensor, one of each row of the map, is an error with its name: a first tensor
+    alone, the others by five, of which the error names each."""
     config, tensors = files(subject, hub)
-    for name in one_a_row(subject, hub, tensors):
-        value = tensors[name]
-        if value.ndim == 0:
-            longer = value.repeat(2)
-        elif value.ndim > 1 and value.shape[0] == 1:  # ViT's positions: the axis that counts is the second
-            value = value.transpose(0, 1)
-            longer = torch.cat((value, value[:1])).transpose(0, 1)
-        else:
-            longer = torch.cat((value, value[:1]))
-        refused(config, tensors | {name: longer}, name)
+    for names in by_five(one_a_row(subject, hub, tensors)):
+        refused(config, tensors | {name: longer(tensors[name]) for name in names}, *map(repr, names))
     return 0.0
+
+
+def longer(value: Tensor) -> Tensor:
+    """The tensor with one more row; of a single one, with one more column (ViT's positions)."""
+    if value.ndim == 0:
+        return value.repeat(2)
+    axis = 1 if value.ndim > 1 and value.shape[0] == 1 else 0
+    return torch.cat((value, value.narrow(axis, 0, 1)), axis)
 
 
 @check(3, "files", later=apart_from_tiny)

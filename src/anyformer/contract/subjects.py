@@ -139,13 +139,18 @@ class Subject:
 
     def holds(self, kind: type[Recipe] | type[Value] | type) -> bool:
         """True if the recipe holds a part or a value of this class."""
-        return any(
-            isinstance(v, kind) or (isinstance(v, Recipe) and issubclass(v.part, kind)) for _, v in self.recipe.walk()
-        )
+        return any(issubclass(held, kind) for held in _held(self))
 
     def values(self, kind: type[Value]) -> list[Any]:
         """All values of this class in the recipe, each once."""
         return list(dict.fromkeys(v for _, v in self.recipe.walk() if isinstance(v, kind)))
+
+
+@functools.cache
+def _held(subject: Subject) -> frozenset[type]:
+    """The classes of the parts and values in the recipe."""
+    found = [value for _, value in subject.recipe.walk()]
+    return frozenset(map(type, found)) | {value.part for value in found if isinstance(value, Recipe)}
 
 
 @functools.cache

@@ -46,10 +46,14 @@ def matmul_rate(device: torch.device, kind: torch.dtype = torch.float32) -> floa
     return best
 
 
-def read_rate() -> float:
+def read_rate(rows: int = 2**15) -> float:
     """Bytes a second that the processor reads from memory that no cache holds: the best of a few products of a matrix
-    of 1 GiB with a vector, the fastest plain read in PyTorch, and what decoding is made of."""
-    a, x = torch.ones(2**15, 2**13), torch.ones(2**13)
+    with a vector, the fastest plain read in PyTorch, and what decoding is made of.
+
+    Args:
+        rows: of 32 KiB; by default the matrix has 1 GiB.
+    """
+    a, x = torch.ones(rows, 2**13), torch.ones(2**13)
     out, best = a @ x, 0.0
     for _ in range(5):
         began = time.perf_counter()

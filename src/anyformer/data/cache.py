@@ -192,6 +192,7 @@ def encoded(texts: Texts, tokenizer: Any) -> Iterator[tuple[int, np.ndarray]]:
             ) from None
         for (document, _), row in zip(group, rows, strict=True):
             yield document, np.array(row.ids, np.uint32)
+        del group, rows, row  # they would be held beside the next ones
 
 
 def _groups(texts: Texts) -> Iterator[list[tuple[int, str]]]:

@@ -20,6 +20,7 @@ from anyformer.hub.ledger import Ledger, TensorLine
 from anyformer.hub.tables.weights import COUNTER, RUNNING, Hub, Link
 
 Classes = Mapping[str, tuple[str, list[Link]]]
+NAMED = 5  # the most tensors of a kind that an error names
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Filling:
         """Moves each tensor into the model and records its status in the ledger.
 
         Raises:
-            ValueError: naming the tensor, if one is missing, left over, of another shape or kind, or contradictory.
+            ValueError: naming the tensors that are missing, left over, of another shape or kind, or contradictory.
         """
         counters = {n.removesuffix(RUNNING) + COUNTER for n in names_of(table) if n.endswith(RUNNING)}
         expected = names_of(table) | counters
@@ -58,7 +59,7 @@ class Filling:
         present = set(stored)
         shapes = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
         self.dtype = self.dtype or one_type(self.file, stored.values(), self.ledger)
-        missing: dict[str, Link] = {}
+        missing, unfit = dict[str, Link](), list[str]()
         for link in sorted(table, key=lambda k: k.tied):  # tied ones last: they are compared with loaded ones
             names = self._stored(link, stored)
             if not names and not link.tied:  # the only copy can have the name of another tied tensor
@@ -69,15 +70,23 @@ class Filling:
                 if not link.tied and not self._fresh(link, shapes):
                     missing |= {n: link for n in link.theirs if not stored.pop(n, None)}
                 continue
-            tensors = link.read([self.file.get(name) for name in names], [shapes[o] for o in link.ours])
-            if link.tied:
+            try:
+                tensors = link.read([self.file.get(name) for name in names], [shapes[o] for o in link.ours])
+            except ValueError as error:
+                unfit.append(str(error))
+                if len(unfit) == NAMED:
+                    break
+                continue
+            if link.tied and not unfit:
                 _same(", ".join(names), tensors[0], link.ours[0], self.model)
-            else:
+            elif not link.tied:
                 for ours, tensor in zip(link.ours, tensors, strict=True):
                     self._put(ours, tensor, ", ".join(names))
             done = ("derived", f"equal to {link.ours[0]}") if link.tied else ("used", ", ".join(link.ours))
             for name in names:
                 self._line(name, *done)
+        if unfit:
+            raise ValueError("; ".join(unfit))
         missing = {name: link for name, link in missing.items() if not self._copied(link)}
         self._pass_over(stored, counters)
         if missing or stored:
@@ -243,11 +252,11 @@ def _refusal(missing: Mapping[str, Link], left: list[str], instead: list[str]) -
         names = [f"{name} (our {', '.join(link.ours)})" for name, link in missing.items()]
         near = difflib.get_close_matches(next(iter(missing)), left, 1, 0.6)
         hint = f"; the file has {near[0]!r}" if near else ""
-        parts.append(f"{len(names)} tensors are missing in the file: {'; '.join(names[:5])}{hint}")
+        parts.append(f"{len(names)} tensors are missing in the file: {'; '.join(names[:NAMED])}{hint}")
         if instead:
             parts.append(f"Without them it can be read by {' or '.join(instead)}")
     if left:
-        parts.append(f"{len(left)} tensors of the file are not in the model: {', '.join(left[:5])}")
+        parts.append(f"{len(left)} tensors of the file are not in the model: {', '.join(left[:NAMED])}")
     return ". ".join(parts) + ". Nothing was loaded"
 
 

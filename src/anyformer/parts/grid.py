@@ -81,7 +81,7 @@ class Sines2D(Grid):
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.crop is not None:
+        if self.crop is not None and not self.table.is_meta:  # without memory the first division imports the compiler
             self.table.copy_(self._waves(self.crop, self.crop, self.table.device)[None])
 
     def forward(self, rows: int, columns: int, device: torch.device) -> Tensor:

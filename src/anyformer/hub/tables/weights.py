@@ -245,12 +245,15 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
     Raises:
         ValueError: if one of our tensors has no row or two, or two links use one tensor of theirs.
     """
-    left, made = dict.fromkeys(ours), []
-    known = set(left)
+    left, made = {name: place for place, name in enumerate(ours)}, []
+    known, alike = set(left), dict[str, list[str]]()
+    for name in left:
+        alike.setdefault(_unnumbered(name), []).append(name)
     for r in flat(rows):
         hits: dict[tuple[Any, ...], list[str | None]] = {}
         for place, pattern in enumerate(r.ours):
-            for name, m in [(n, m) for n in left if (m := _pattern(pattern).match(n))]:
+            near = [n for tail in (*TAILS, "") for n in alike.get(_unnumbered(pattern) + tail, ()) if n in left]
+            for name, m in [(n, m) for n in sorted(near, key=left.get) if (m := _pattern(pattern).match(n))]:
                 at = {k: v for k, v in m.groupdict().items() if k != "tail"}
                 hits.setdefault((tuple(at.items()), m["tail"]), [None] * len(r.ours))[place] = name
                 del left[name]
@@ -272,6 +275,12 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
     if twice:
         raise ValueError(f"two rows of the map write {twice[0]!r}")
     return made
+
+
+@functools.lru_cache(maxsize=100_000)
+def _unnumbered(path: str) -> str:
+    """A name or a path with {i}, a sign for each number: a path matches names alone that are alike then."""
+    return re.sub(r"(?:\{\w\}|\d)+", "#", path)
 
 
 @functools.cache
