@@ -144,7 +144,8 @@ def write_processor(folder: Path, processor: Processor | None, around: Mapping[s
 
 def _cubes(content: Any) -> bool:
     """True for steps of pictures that can have steps of sounds beside them."""
-    return isinstance(content, dict) and content.get("image_processor_type", "").removesuffix("Fast") == cubes.KIND
+    name = content.get("image_processor_type") if isinstance(content, dict) else None
+    return str(name).removesuffix("Fast").removesuffix("Pil") == cubes.KIND
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
