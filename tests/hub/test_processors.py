@@ -24,8 +24,12 @@ CLIP: dict[str, Any] = {
     "resample": 3, "do_center_crop": True, "crop_size": {"height": 19, "width": 18},
 }  # fmt: skip
 IDEFICS: dict[str, Any] = {**VIT, "image_processor_type": "IdeficsImageProcessor", "image_num_channels": 3}
+DPT: dict[str, Any] = {
+    **VIT, "image_processor_type": "DPTImageProcessor", "ensure_multiple_of": 4, "keep_aspect_ratio": False,
+    "do_pad": False, "do_reduce_labels": False,
+}  # fmt: skip
 FILES: dict[str, dict[str, Any]] = {
-    "idefics": IDEFICS,
+    "idefics": IDEFICS, "dpt": DPT,
     "vit": VIT, "clip": CLIP, "clip, crop larger": {**CLIP, "crop_size": {"height": 25, "width": 32}},
     "clip, odd": {**CLIP, "size": {"shortest_edge": 7}, "crop_size": {"height": 8, "width": 5}},
     **{f"vit, filter {i}": {**VIT, "resample": i} for i in range(6)},
@@ -98,6 +102,19 @@ def test_numbers_are_the_published_ones(name, tmp_path):
         found = processor(given)["pixel_values"]
         assert found.dtype == torch.float32 and found.shape == (1, *bytes_.shape)
         np.testing.assert_allclose(found[0].numpy(), reference(said, theirs), rtol=0, atol=1e-6, err_msg=what)
+
+
+@pytest.mark.parametrize("changes", [{}, {"do_pad": True, "size_divisor": 9}, {"ensure_multiple_of": 1}])
+@pytest.mark.parametrize("size", [{"height": 40, "width": 30}, {"height": 9, "width": 64}])
+def test_sides_in_multiples_and_padding_are_the_published_ones(size, changes, tmp_path):
+    said = {**DPT, "keep_aspect_ratio": True, "size": size, **changes}
+    processor = made(said, tmp_path)
+    for shape in ((17, 23), (20, 20), (200, 151), (19, 18), (64, 30), (33, 100)):
+        image = Image.fromarray(noise(*shape, 3))
+        found = processor(image)["pixel_values"][0].numpy()
+        np.testing.assert_allclose(found, reference(said, image), rtol=0, atol=1e-6, err_msg=str(shape))
+    with pytest.raises(ValueError, match="nothing of it remains"):
+        processor(Image.new("RGB", (900, 1)))
 
 
 def test_several_pictures_are_a_batch(tmp_path):
@@ -187,7 +204,7 @@ def test_files_come_back_as_they_were(name, together, tmp_path):
     write_processor(tmp_path / "out", processor)
     assert [f.name for f in (tmp_path / "out").iterdir()] == [file]
     assert json.loads((tmp_path / "out" / file).read_text()) == whole
-    plain = ImageProcessor(**{f: getattr(processor, f) for f in processor.__dataclass_fields__ if f != "origin"})
+    plain = type(processor)(**{f: getattr(processor, f) for f in processor.__dataclass_fields__ if f != "origin"})
     write_processor(tmp_path / "out", plain)  # in our words, it means the same
     assert read_processor(tmp_path / "out") == processor == plain
 
@@ -231,6 +248,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "half a size": ({"size": {"height": 3}}, "'size' is .'height': 3."),
     "longest edge": ({"size": {"longest_edge": 3}}, "'size' is"),
     "truth as a size": ({"size": True}, "'size' is True"),
+    "DPT's key in ViT's": ({"keep_aspect_ratio": True}, "keep_aspect_ratio=True"),
+    "a multiple of nothing": ({**DPT, "ensure_multiple_of": 0}, "multiple is 0; expected at least 1"),
+    "a divisor of nothing": ({**DPT, "do_pad": True, "size_divisor": 0}, "'size_divisor' is 0; expected"),
     "filter": ({"resample": 9}, "'resample' is 9"),
     "filter in words": ({"resample": "bicubic"}, "'resample' is bicubic"),
     "maybe": ({"do_resize": "yes"}, "'do_resize' is yes; expected true or false"),
@@ -295,3 +315,12 @@ def test_published_files_are_read(tmp_path):
             assert found is not None and found(noise(9, 9, 3))["pixel_values"].shape[1] == 3
             read += 1
     assert read >= 6
+
+
+@pytest.mark.parametrize(
+    "kind", ["ViTImageProcessor", "CLIPImageProcessor", "DPTImageProcessor", "IdeficsImageProcessor"]
+)
+def test_one_for_training_comes_back_from_its_file(kind, tmp_path):
+    processor = trained(kind, 12, 10, 3)
+    write_processor(tmp_path, processor)
+    assert read_processor(tmp_path) == processor and processor(noise(20, 30, 3))["pixel_values"].shape == (1, 3, 12, 10)

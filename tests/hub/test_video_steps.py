@@ -87,6 +87,20 @@ def test_what_cannot_be_is_refused_by_file_and_key(form: str, changes: Any, mess
         read_processor(folder(tmp_path, form, **changes), None, (), TAKES)
 
 
+@pytest.mark.parametrize("name", ["Qwen2VLImageProcessorPil", "Qwen2VLImageProcessorFast"])
+def test_every_name_of_the_pictures_has_its_videos(name: str, tmp_path: Path) -> None:
+    files = folder(tmp_path, "together") / FILES[2]
+    content = json.loads(files.read_text())
+    content["image_processor"]["image_processor_type"] = name
+    files.write_text(json.dumps(content))
+    read: Any = read_processor(tmp_path, None, (), TAKES)
+    assert read.films.rate == 4.0
+    content["image_processor"]["image_processor_type"] = 3
+    files.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"processor_config\.json"):
+        read_processor(tmp_path, None, (), TAKES)
+
+
 def test_two_files_that_disagree_are_refused(tmp_path: Path) -> None:
     folder(folder(tmp_path, "apart"), "together", fps=3.0)
     with pytest.raises(ValueError, match=r"video_preprocessor_config\.json describes .* remove one of them"):

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyformer.generate import generate, transcribe
-from anyformer.generate.captioning import chat
+from anyformer.generate import chat, generate, transcribe
 from anyformer.serve.card import served
 from anyformer.serve.engine import Engine
 from anyformer.serve.limits import Limits

@@ -202,7 +202,7 @@ HUBS = (
         "dpt",
         architectures={"DPTModel": {}},
         weights=_weights,
-        processor="ViTImageProcessor",
+        processor="DPTImageProcessor",
         config=(
             *encoder_config(dropout=0.0)[:-1],  # without classes
             must("is_hybrid", True, absent=False),

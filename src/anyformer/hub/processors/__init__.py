@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.hub.formats.guard import atomic_write, inside, read_json, short
-from anyformer.hub.processors import cubes, videos
+from anyformer.hub.processors import cubes, depth, videos
 from anyformer.hub.processors.base import ALONE, TOGETHER, Origin, Processor
 from anyformer.hub.processors.codecs import KIND as CODEC
 from anyformer.hub.processors.codecs import CodecProcessor
 from anyformer.hub.processors.cubes import CubeProcessor
 from anyformer.hub.processors.detection import KIND, DetectionProcessor, from_scratch
 from anyformer.hub.processors.graphs import GraphProcessor
-from anyformer.hub.processors.images import ImageProcessor, trained
+from anyformer.hub.processors.images import ImageProcessor
 from anyformer.hub.processors.keys import CLASS, kind_of
 from anyformer.hub.processors.series import SeriesProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
@@ -39,7 +39,9 @@ __all__ = [
     "SeriesProcessor", "SoundProcessor", "Steps", "TrajectoryProcessor", "WaveProcessor", "assumed", "from_scratch",
     "read_processor", "trained", "write_processor",
 ]  # fmt: skip
-OWN: dict[str, type[ImageProcessor]] = {KIND: DetectionProcessor, cubes.KIND: CubeProcessor}  # else ImageProcessor
+OWN: dict[str, type[ImageProcessor]] = {
+    KIND: DetectionProcessor, cubes.KIND: CubeProcessor, depth.KIND: depth.DepthProcessor,  # others: ImageProcessor
+}  # fmt: skip
 AROUND = {"processor_class": CLASS}  # keys of processor_config.json beside the steps
 MAKES: dict[str, type[Processor]] = {
     p.takes[0]: p
@@ -105,6 +107,13 @@ def assumed(model: Any) -> CodecProcessor | SoundProcessor | WaveProcessor | Non
     return None if rest else SoundProcessor(mels=front.mels, window=window)
 
 
+def trained(kind: str, height: int, width: int, channels: int) -> ImageProcessor:
+    """The processor of a model that is trained from scratch: its own size, bytes to -1 … 1."""
+    half = (0.5,) * channels
+    made = OWN.get(kind, ImageProcessor)
+    return made(kind, size=(height, width), resample=3, image_mean=half, image_std=half)
+
+
 def write_processor(folder: Path, processor: Processor | None, around: Mapping[str, Any] | None = None) -> None:
     """Writes the steps for `read_processor`, with the names and the other keys of the files that were read.
 
@@ -135,7 +144,8 @@ def write_processor(folder: Path, processor: Processor | None, around: Mapping[s
 
 def _cubes(content: Any) -> bool:
     """True for steps of pictures that can have steps of sounds beside them."""
-    return isinstance(content, dict) and content.get("image_processor_type", "").removesuffix("Fast") == cubes.KIND
+    name = content.get("image_processor_type") if isinstance(content, dict) else None
+    return str(name).removesuffix("Fast").removesuffix("Pil") == cubes.KIND
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -152,11 +152,5 @@ class ImageProcessor(Processor):
         return "; ".join(steps_in_words)
 
 
-def trained(kind: str, height: int, width: int, channels: int) -> ImageProcessor:
-    """The processor of a model that is trained from scratch: its own size, bytes to -1 … 1."""
-    half = (0.5,) * channels
-    return ImageProcessor(kind, size=(height, width), resample=3, image_mean=half, image_std=half)
-
-
 def _across(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"

@@ -49,6 +49,7 @@ KINDS = {
     "ViTImageProcessor": Habits(square=True, resample=2, rgb=False, crop=False),
     "CLIPImageProcessor": Habits(square=False, resample=3, rgb=True, crop=True),
     "Qwen2VLImageProcessor": Habits(square=False, resample=3, rgb=True, crop=False),
+    "DPTImageProcessor": Habits(square=True, resample=3, rgb=False, crop=False),
     "DetrImageProcessor": Habits(square=False, resample=2, rgb=False, crop=False),
     "IdeficsImageProcessor": Habits(
         square=True, resample=3, rgb=True, crop=False, side="image_size", more=(_only("image_num_channels", 3),)
