@@ -228,7 +228,7 @@ def run(rounds: int = 6) -> Section:
         "sound", NAMES, PEERS, rounds, notes, lambda n: {"inference": False} if "whisper" in n else KINDS
     )
     table = [row("", "", "inference", "time / ours", "step", "time / ours"), *rows]
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(THREADS)}
     for length in LENGTHS:
         command = [sys.executable, "-m", "benchmarks.sound", str(length)]
