@@ -77,5 +77,5 @@ def test_two_processes_are_one(name: str, two: Path) -> None:
     assert len(one) == len(other) and any(row.get("held_out") is not None for row in one)
     room = 0.3 if name in NORMS else 1e-4
     for key in ("loss", "held_out"):
-        pairs = [[row.get(key) or np.nan for row in some] for some in (one, other)]
-        np.testing.assert_allclose(*pairs, rtol=room, err_msg=f"{name}: {key} {NORMS.get(name, '')}")
+        found, wanted = (np.array([row.get(key) or np.nan for row in some]) for some in (other, one))
+        np.testing.assert_allclose(found, wanted, rtol=room, err_msg=f"{name}: {key} {NORMS.get(name, '')}")
