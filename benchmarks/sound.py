@@ -228,16 +228,14 @@ def padded() -> str:
 
     samples, mask = torch.randn(2, 2 * RATE, generator=torch.Generator().manual_seed(0)), torch.ones(2, 2 * RATE)
     samples[1, RATE:], mask[1, RATE:] = 0, 0
-    off = {}
+    off: dict[str, float] = {}
     for side in ("ours", "transformers"):
         torch.manual_seed(0)
         model = _listener("wav2vec2", side == "ours")[0].eval()
+        name = "hidden" if side == "ours" else "last_hidden_state"
         with torch.no_grad():
-            both, one = (
-                model(input_values=x, attention_mask=m.long())
-                for x, m in ((samples, mask), (samples[1:, :RATE], mask[1:, :RATE]))
-            )
-        together, alone = (getattr(o, "hidden", None) if side == "ours" else o[0] for o in (both, one))
+            together: Any = getattr(model(input_values=samples, attention_mask=mask.long()), name)
+            alone: Any = getattr(model(input_values=samples[1:, :RATE]), name)
         apart = together[1, : alone.shape[1]] - alone[0]
         off[side] = float(apart.norm() / alone.norm())
     return (
