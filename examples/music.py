@@ -313,7 +313,7 @@ def codec(args: argparse.Namespace) -> list[str]:
 
 
 USUAL = {
-    "voices": {"steps": 400, "batch": 8, "lr": 3e-3, "dim": 96, "depth": 2},
+    "voices": {"steps": 1200, "batch": 8, "lr": 3e-3, "dim": 96, "depth": 2},
     "codec": {"steps": 120, "batch": 8, "lr": 2e-3},
 }
 
