@@ -56,7 +56,7 @@ class Worker:
     def __init__(self, module: str, name: str, env: str = "", root: Path = ROOT):
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by `close`)
-        paths = [str(root), *([] if env else [str(root / "src")])]
+        paths = [str(root), *([] if env else [str(root / "src"), os.environ.get("PYTHONPATH", "")])]
         variables = {
             **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(THREADS),
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",

@@ -84,8 +84,10 @@ def foretold(folder: Path, args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     whole, before = series.written("demand", args.out)
     overrides = {"horizon": series.HORIZON, "context": 96, "start": 48}
-    out, given = args.out / "informer", {"batch": 32, "lr": 2e-3, "eval_every": 0, "save_every": 0}
-    model = train("informer", overrides=overrides, data=before, out=out, steps=args.steps, **given).model
+    model = train(
+        "informer", overrides=overrides, data=before, out=args.out / "informer", steps=args.steps, batch=32, lr=2e-3,
+        eval_every=0, save_every=0,
+    ).model  # fmt: skip
     (table,) = read_series(whole)
     last = window(model, model.processor, table, len(table) - series.HORIZON)
     paths = [f"decoder.blocks.{n}.cross.weights" for n in range(len(model.decoder.blocks))]

@@ -6,10 +6,10 @@
 
 voices: the four-part chorales of the corpus of music21 (public domain; read from its files), on a grid of sixteenths. A
 frame has a code of each voice: a pitch that begins, a rest that begins, or the sound before goes on. The decoder of
-MusicGen, alone, learns windows of 64 frames in any key, and is measured on whole windows of every tenth chorale: bits a
-note, which is all that was said of a window, divided by the notes that begin in it. Beside it a table of each voice:
-after its last steps (the order), the age of the sound and its place in four quarters, interpolated with the lower
-orders (Witten and Bell, 1991); and one that also knows what the voice above does in this frame.
+MusicGen, alone, learns windows of 64 frames in all keys by `train`, and is measured on whole windows of every tenth
+chorale: bits a note, which is all that was said of a window, divided by the notes that begin in it. Beside it a table
+of each voice: after its last steps (the order), the age of the sound and its place in four quarters, interpolated with
+the lower orders (Witten and Bell, 1991); and one that also knows what the voice above does in this frame.
 
 codec: the prompts of `asterisk-core-sounds-en-wav` (CC-BY-SA-3.0; fetched by apt), 8,000 Hz. A small EnCodec learns
 nine of ten and says the others, at each of its bandwidths. Mu-law has the same bits a second: fewer samples by soxr, or
@@ -37,7 +37,7 @@ import torch
 
 import anyformer as af
 from anyformer.media.patterns import PATTERNS
-from anyformer.train import Settings, fit, objectives, train
+from anyformer.train import objectives, train
 
 MARKS = {name: (f"<!-- {name} -->", f"<!-- end of {name} -->") for name in ("voices", "codec")}
 LOW, HIGH = 30, 93  # MIDI pitches, transposed ones, too
@@ -177,46 +177,34 @@ class Tables:
         return total
 
 
-def batch(model: Any, codes: np.ndarray) -> dict[str, torch.Tensor]:
-    """Inputs and labels of windows (B, T, 4), in the order of the model's pattern."""
-    laid = model.pattern.laid(torch.from_numpy(codes), model.embed.pad)  # (B, L, 4)
-    begin = torch.full_like(laid[:, :1], model.embed.pad)
-    there = model.pattern.frames(*codes.shape[1:]) >= 0
-    return {"input_ids": torch.cat((begin, laid[:, :-1]), 1), "labels": laid.masked_fill(~there, objectives.IGNORE)}
-
-
 @torch.inference_mode()
 def bits(model: Any, codes: np.ndarray) -> float:
     """-log2 p of all codes of windows (N, T, 4)."""
     total = 0.0
     for first in range(0, len(codes), 16):
-        given = batch(model.eval(), codes[first : first + 16])
-        labels = given.pop("labels")
-        total += float(objectives.causal_lm(model(**given), labels, math.log(2)))
+        laid = model.pattern.laid(torch.from_numpy(codes[first : first + 16]), objectives.IGNORE)  # (B, L, 4)
+        before = torch.cat((torch.full_like(laid[:, :1], objectives.IGNORE), laid[:, :-1]), 1)
+        said = model.eval()(input_ids=before.masked_fill(before == objectives.IGNORE, model.embed.pad))
+        total += float(objectives.causal_lm(said, laid, math.log(2)))
     return total
+
+
+def rows(learned: list[np.ndarray], path: Path) -> Path:
+    """A table of whole windows in all keys, as `anyformer train` reads it."""
+    every = [moved(window, key) for window in windows(learned) for key in KEYS]
+    path.write_text("\n".join(json.dumps({"codes": window.tolist()}) for window in every))
+    return path
 
 
 def decoder(pattern: str, learned: list[np.ndarray], args: argparse.Namespace) -> Any:
     """A decoder that learned windows in any key."""
-    writer = {"dim": args.dim, "depth": args.depth, "heads": 4, "hidden": 4 * args.dim, "vocab": CODES, "books": 4}
     context = PATTERNS[pattern].steps(FRAMES, 4)
-    options = {"text": None, "codec": None, "pattern": pattern, "writer": {**writer, "context": context}}
-    model = af.build("musicgen", "mini", seed=args.seed, **options)
-
-    def batches(number: int) -> dict[str, torch.Tensor]:
-        draw = np.random.default_rng((args.seed, number))
-        rows = []
-        for _ in range(args.batch):
-            piece = learned[draw.integers(len(learned))]
-            at = BAR * int(draw.integers((len(piece) - FRAMES) // BAR + 1))  # whole groups of four quarters
-            rows.append(moved(piece[at : at + FRAMES], int(draw.choice(KEYS))))
-        return batch(model, np.stack(rows))
-
-    settings = Settings(
-        args.steps, lr=args.lr, warmup=args.steps // 10, seed=args.seed, log_every=max(1, args.steps // 4)
-    )
-    fit(model, batches, objectives.causal_lm, settings, args.out / f"voices-{pattern}")
-    return model
+    writer = {"dim": args.dim, "depth": args.depth, "heads": 4, "hidden": 4 * args.dim, "vocab": CODES}
+    overrides = {"pattern": pattern, "writer.context": context, **{f"writer.{n}": v for n, v in writer.items()}}
+    return train(
+        "musicgen", data=rows(learned, args.out / "voices.jsonl"), out=args.out / f"voices-{pattern}", steps=args.steps,
+        batch=args.batch, lr=args.lr, seed=args.seed, overrides=overrides, eval_every=0, save_every=0, device="cpu",
+    ).model  # fmt: skip
 
 
 def voices(args: argparse.Namespace) -> list[str]:
@@ -325,7 +313,7 @@ def codec(args: argparse.Namespace) -> list[str]:
 
 
 USUAL = {
-    "voices": {"steps": 400, "batch": 8, "lr": 3e-3, "dim": 96, "depth": 2},
+    "voices": {"steps": 1200, "batch": 8, "lr": 3e-3, "dim": 96, "depth": 2},
     "codec": {"steps": 120, "batch": 8, "lr": 2e-3},
 }
 

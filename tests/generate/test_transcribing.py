@@ -252,6 +252,13 @@ def test_windows_after_silence_have_absolute_times(model: Any) -> None:
     assert found.segments and all(3.0 <= s.start < s.end <= 4.0 + 1e-6 for s in found.segments)
 
 
+@pytest.mark.slow
+def test_an_hour_is_read_to_its_end(model: Any) -> None:
+    samples = np.concatenate((np.zeros(3599 * 16000, np.float32), noise(0.9)[0]))
+    found = transcribe(model, (samples, 16000), language="en", temperatures=(0.0,))
+    assert found.segments and all(3599.0 <= s.start < s.end <= 3600.0 + 1e-6 for s in found.segments)
+
+
 def test_every_sound_comes_to_its_end(model: Any) -> None:
     """Whatever a model writes, windows move on; a hundred windows of random text end."""
     for seed in range(3):

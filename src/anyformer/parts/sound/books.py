@@ -104,11 +104,10 @@ class Books(Part):
     ```
     r_1 = x,   code_q = nearest of r_q in book q,   r_{q+1} = r_q - table_q[code_q],   y = sum_q table_q[code_q]
     ```
-    In training y has the gradient of x, and `commitment` * |r_q - table_q[code_q]|^2, the mean over frames of a sound
-    and then over sounds (0 for one without the book), summed over the books, is added to the loss. After each step
-    (`bound`) the tables follow the vectors of the step, those of all processes: a table is the running mean of its
-    vectors, and a code that is hardly used moves to one of them. The first step therefore fills new tables with
-    vectors.
+    In training y has the gradient of x, and `commitment` * |r_q - table_q[code_q]|^2, the mean over all real frames (0
+    in a sound without the book), summed over the books, is added to the loss. After each step (`bound`) the tables
+    follow the vectors of the step, those of all processes: a table is the running mean of its vectors, and a code that
+    is hardly used moves to one of them. The first step therefore fills new tables with vectors.
 
     Args:
         vocab: V. books: Q.
@@ -146,7 +145,7 @@ class Books(Part):
             vector = book.table[code] if whole else book.table[code].masked_fill(~here[..., None], 0)
             if learns:
                 error = (x - made - vector).square().mean(-1).masked_fill(~here, 0)  # (B, T)
-                loss = loss + (error.sum(1) / here.sum(1).clamp(min=1)).mean()
+                loss = loss + error.sum() / real.sum().clamp(min=1)
                 self._note(number, left.flatten(0, 1).float(), code.flatten(), here.flatten())
             made, left = made + vector, left - vector
             codes.append(code)
