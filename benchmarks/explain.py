@@ -108,7 +108,7 @@ def faithful(model: Any, calls: list[dict[str, Tensor]], main: str, base: str) -
             order = share.argsort(descending=True)
             first, last = (curve(explained, aim, main, o, base) for o in (order, order.flip(0)))
             found[method].append((mean(first) - first[-1], mean(last) - last[-1], abs(apart)))
-    rows = []
+    rows = list[tuple[str, ...]]()
     whole = mean(apart for *_, apart in found["random"])
     chance = [b - a for a, b, _ in found["random"]]
     for method, each in found.items():

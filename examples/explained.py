@@ -12,7 +12,9 @@ import contextlib
 import csv
 import io
 import os
+import random
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from PIL import Image
 import anyformer as af
 from anyformer.cli import main as command
 from anyformer.data.debian import fetch
+from anyformer.data.models import find
 from anyformer.data.speech import clips
 from anyformer.generate import classify
 from anyformer.train import finetune, train
@@ -40,6 +43,7 @@ Cases = list[tuple[str, list[str]]]
 def reviews(out: Path) -> Cases:
     """MiniLM learns whether a film review is good; held-out sentences that it gets right and wrong."""
     rows = [(t.strip(), s) for t, s in texts.rated("movieReviewSnippets") if abs(s) > 1 and 40 < len(t) < 110]
+    random.Random(0).shuffle(rows)  # they come sorted: praise first
     with (out / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
@@ -84,10 +88,10 @@ def clothes(out: Path) -> Cases:
 
 def speech(out: Path) -> Cases:
     """Whisper writes a clip; which frames made one of its words?"""
-    clip = clips()[0]
-    words = af.generate.transcribe(af.load(af.data.models.find("whisper-tiny.en")).eval(), str(clip.path)).text.split()
+    clip = Path(shutil.copy(clips()[0].path, out / "dashwood.wav"))
+    words = af.generate.transcribe(af.load(find("whisper-tiny.en")).eval(), str(clip)).text.split()
     before, word = " ".join(words[:4]), words[4]
-    return [(f'Whisper on "{word}"', ["whisper-tiny.en", str(clip.path), "--answer", f" {before}", "--for", f" {word}",
+    return [(f'Whisper on "{word}"', ["whisper-tiny.en", str(clip), "--answer", f" {before}", "--for", f" {word}",
                                       "--method", "relevance"])]  # fmt: skip
 
 

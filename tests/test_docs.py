@@ -122,10 +122,38 @@ def test_the_python_about_pictures_runs_and_prints_what_it_says(capsys: pytest.C
 def test_the_python_about_understanding_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     text, names = (DOCS / "understanding.md").read_text(), dict[str, object]()
     blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
-    assert len(blocks) == 3
-    for code, output in blocks[:2]:
+    assert len(blocks) == 4
+    for code, output in (*blocks[:2], blocks[3]):  # the third one is of the real model, below
         exec(compile(code, "docs/understanding.md", "exec", dont_inherit=True), names)
         assert capsys.readouterr().out == output
+
+
+def test_the_commands_about_understanding_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tiny model in place of smollm2, and files of the forms that the document shows."""
+    from anyformer.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    words = "The capital of France is Paris, and Rome is the capital of Italy. The film was glad, not sad. " * 30
+    tokenizer = Tokenizer.train_bpe([words], 400)
+    model = build("llama", "tiny", vocab=tokenizer.vocab_size, context=256, seed=0)
+    model.tokenizer = tokenizer
+    model.save(tmp_path / "smollm2")
+    for name in ("README.md", "LICENSE", "book.txt"):
+        (tmp_path / name).write_text(words)
+    for name in ("glad", "sad"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"The film {i} was {name}.\n" for i in range(8)))
+    text = (DOCS / "understanding.md").read_text()
+    commands = [c for block in re.findall(r"```sh\n(.*?)```", text, re.S) for c in block.splitlines()]
+    assert len(commands) == 7 and all(c.startswith("anyformer ") for c in commands)
+    for command in commands:
+        short = ["--steps", "2", "--vocab", "300"] if " train " in command else []
+        assert main([*shlex.split(command, comments=True)[1:], *short]) == 0, (command, capsys.readouterr().err)
+    assert {"report.html", "relevance.html", "roles.html", "neurons.html", "glad.safetensors"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert (tmp_path / "runs" / "book" / "film.html").exists()
 
 
 def test_the_commands_about_evaluation_run(

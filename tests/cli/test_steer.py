@@ -26,7 +26,7 @@ def test_a_direction_is_made_and_steers(cli, decoder, tmp_path):
     code, _, err = cli("steer", decoder, "--toward", glad, "--away", sad, "--out", out, "--at", "blocks.77")
     assert code == 2 and "blocks.77" in err
     code, probed, err = cli("steer", decoder, "--toward", glad, "--away", sad, "--out", out, "--by", "probe")
-    assert code == 0 and "<- chosen" in probed and read(str(out)).made["by"] == "probe", err
+    assert code == 0 and "<- chosen" in probed and (read(str(out)).made or {})["by"] == "probe", err
     sad.write_text("one\n")
     code, _, err = cli("steer", decoder, "--toward", glad, "--away", sad, "--out", tmp_path / "x.safetensors")
     assert code == 2 and "at least 4 texts" in err and not (tmp_path / "x.safetensors").exists()

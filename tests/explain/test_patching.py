@@ -69,6 +69,7 @@ def test_the_value_of_a_step_is_that_of_a_pass_over_all(name, what):
             out = patched(Explained(m, call), {path: full}, {path: mask})
         else:
             out = m(**call)
+        assert out.logits is not None
         ids.append(int(out.logits[0, -1].argmax()))
     assert generate(Patching(m, values, [at]), prompt, max_new_tokens=5, stop=()) == ids[len(begin) :]
 
@@ -98,8 +99,9 @@ def test_a_path_is_what_the_formula_says():
         torch.testing.assert_close(made.scores[DIRECT][0].float(), score(rest + sent))
         block = m.blocks[0]
         ffn = block.ffn(block.norm["ffn"](embedded + sent), None)
-        after = patched(Explained(m, {"input_ids": ids}), {"blocks.0.ffn": ffn}).logits[0, -1, 3]
-        torch.testing.assert_close(made.scores["blocks.0.ffn"][0].float(), after)
+        after = patched(Explained(m, {"input_ids": ids}), {"blocks.0.ffn": ffn}).logits
+        assert after is not None
+        torch.testing.assert_close(made.scores["blocks.0.ffn"][0].float(), after[0, -1, 3])
         late = m.blocks[1]
         stream = embedded + sent + held["blocks.0.ffn"] + held["blocks.1.mixer"]
         value = late.ffn(late.norm["ffn"](stream), None)

@@ -109,13 +109,24 @@ def lines(data: dict[str, Any]) -> list[str]:
     found.append(f"score {shares['score']:.4g}, of {of} {shares['base']:.4g}; shares ({shares['method']}):")
     rows = []
     for each in shares["inputs"]:
-        names = each.get("labels") or [f"{each['name']} {i}" for i in range(len(each["values"]))]
-        rows += list(zip(names, each["values"], strict=True))
+        rows += list(zip(_names(each, data["seconds"] if each["main"] else None), each["values"], strict=True))
     rows.sort(key=lambda row: -abs(row[1]))
     found.append(plain.table([(f"{value:+.3g}", name) for name, value in rows[:8]], right=(0,)))
     if "ledger" in shares:
         found += ledger(shares["ledger"], shares["score"])
     return [*found, *heads(data.get("roles", {})), *units(data.get("neurons", {}))]
+
+
+def _names(unit: dict[str, Any], seconds: float | None) -> list[str]:
+    """The names of the parts of an input: tokens, patches by row and column, moments of a sound, else numbers."""
+    count = len(unit["values"])
+    if "labels" in unit:
+        return unit["labels"]
+    if unit["draw"] == "grid":
+        return [f"{unit['name']}, row {i // unit['columns']}, column {i % unit['columns']}" for i in range(count)]
+    if seconds is not None:
+        return [f"{unit['name']}, {i * seconds / count:.2f} s" for i in range(count)]
+    return [f"{unit['name']} {i}" for i in range(count)]
 
 
 def heads(made: dict[str, Any]) -> list[str]:

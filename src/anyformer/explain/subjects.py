@@ -63,8 +63,8 @@ def agreeing(tokenizer: Any, seed: int = 0, longest: int | None = None) -> Agree
     chosen = dict(list(max(groups.values(), key=len, default={}).items())[:MOST])
     if len(chosen) < 8 or len({at - there.index(True) for _, at, there in chosen.values()}) < 2:
         return None
-    ids, at, subject_at = (torch.tensor(each) for each in zip(*chosen.values(), strict=True))
-    return Agreeing(ids, at, subject_at, tuple(chosen))
+    ids, verbs, subjects = (torch.tensor(each) for each in zip(*chosen.values(), strict=True))
+    return Agreeing(ids, verbs, subjects, tuple(chosen))
 
 
 def _sentence(rng: random.Random) -> tuple[str, tuple[int, int], tuple[int, int]]:

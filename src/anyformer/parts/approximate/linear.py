@@ -96,7 +96,7 @@ class LinearAttention(Mixer):
             p(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2).to(wide) for p in (self.q, self.k, self.v)
         )  # (B, H, T, K) each
         if slot is None:
-            implied(flow, self, lambda eye: self._map(q, k, eye, keep, flow.causal), x.to(wide), keep)
+            implied(flow, self, lambda eye: self._map(q, k, eye, keep, flow.causal), x, wide, keep)
         if flow.causal:
             held = self.start(x.shape[0], 0, q).held if slot is None else slot.held
             # features are larger than the text, and should stay in the processor's cache

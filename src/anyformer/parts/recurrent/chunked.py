@@ -132,7 +132,9 @@ def piecewise(
     return torch.cat(rows, -2), state
 
 
-def implied(flow: Flow, mixer: nn.Module, run: Callable[[Tensor], Tensor], like: Tensor, keep: Tensor | None) -> None:
+def implied(
+    flow: Flow, mixer: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype, keep: Tensor | None
+) -> None:
     """Records the map that a mixer implies, if taps want it: y_t = sum_s M_ts v_s, for what it is linear in (Ali et
     al., 2024; arXiv:2403.01590). Running it on the unit vectors of time in place of v gives M.
 
@@ -143,14 +145,14 @@ def implied(flow: Flow, mixer: nn.Module, run: Callable[[Tensor], Tensor], like:
     ```
     Args:
         run: unit vectors (T, T) in place of v -> M, in any shape that flattens to (B, H, T, T).
-        like: (B, T, …) of the type and device of v. keep: (B, T) True = real, or None.
+        x: (B, T, D), the input of the mixer. dtype: of v. keep: (B, T) True = real, or None.
     """
     taps = flow.taps
     if taps is None or not (taps.wants(mixer, "implied") or taps.wants(mixer, "weights")):
         return
-    batch, time = like.shape[:2]
+    batch, time = x.shape[:2]
     with torch.no_grad():
-        M = run(torch.eye(time, dtype=like.dtype, device=like.device)).reshape(batch, -1, time, time)
+        M = run(torch.eye(time, dtype=dtype, device=x.device)).reshape(batch, -1, time, time)
         M = M if keep is None else M * keep[:, None, None]
         if taps.wants(mixer, "implied"):
             taps.put(mixer, "implied", M)

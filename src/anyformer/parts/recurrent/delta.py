@@ -100,7 +100,7 @@ class GatedDelta(Mixer):
             step = torch.logaddexp(step, torch.zeros_like(step))  # softplus, whose own backward fails in torch.compile
             fade = -self.A_log.to(wide).exp() * step
         if slot is None:
-            implied(flow, self, lambda eye: self._map(q, k, beta.mT, fade.mT, eye), x.to(wide), keep)
+            implied(flow, self, lambda eye: self._map(q, k, beta.mT, fade.mT, eye), x, wide, keep)
         S = q.new_zeros(x.shape[0], self.heads, self.head_dim, self.value_dim) if slot is None else slot.held[1]
         y, S = delta(q, k, v, beta.mT, fade.mT, S, self.chunk)  # (B, H, T, V), (B, H, K, V)
         if slot is not None:

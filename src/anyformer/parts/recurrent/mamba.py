@@ -107,7 +107,7 @@ class Mamba(Mixer):
         begins = None if flow.documents is None else flow.positions == 0  # (B, T)
         u_wide, step, B, C = (t.to(wide) for t in (u, step, B, C))
         if slot is None:  # `u` of each channel, a head of width 1; the skip is an unmixed part of it
-            implied(flow, self, lambda eye: self._map(step, A, B, C, eye, begins), u_wide, keep)
+            implied(flow, self, lambda eye: self._map(step, A, B, C, eye, begins), x, wide, keep)
         begin = begins is None and (slot is None or (slot.length == 0 and not torch.is_grad_enabled()))
         if begin and (kernel := selective_scan(u_wide)) is not None:
             y, h = scanned(kernel, u_wide, step, A, B, C)  # (B, T, E), (B, E, N)

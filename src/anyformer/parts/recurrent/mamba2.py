@@ -102,7 +102,7 @@ class Mamba2(Mixer):
         step = step.clamp(self.shortest, self.longest)
         A, skip = (t.to(wide).unflatten(0, (self.groups, -1))[..., None] for t in (-self.A_log.exp(), self.skip))
         if slot is None:  # the skip is an unmixed part of it
-            implied(flow, self, lambda eye: self._map(q, k, step, A, skip, eye), u.movedim(3, 1).flatten(2), keep)
+            implied(flow, self, lambda eye: self._map(q, k, step, A, skip, eye), x, wide, keep)
         S = self._empty(u) if slot is None else slot.held[1]  # (B, G, R, N, P)
         if (kernel := chunk_scan(u)) is not None:
             y, S = chunked(kernel, q, k, u, step, A, S)  # (B, G, R, T, P)
