@@ -309,7 +309,7 @@ def _share(value: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = {"facts": 500, "vocab": 5000, "dim": 64, "drawn": 15, "encoder_steps": 250, "generator_steps": 600,
+    numbers = {"facts": 500, "vocab": 5000, "dim": 64, "drawn": 15, "encoder_steps": 600, "generator_steps": 600,
                "alone_steps": 100, "steps": 600, "batch": 12, "refresh": 25}  # fmt: skip
     for name, value in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)

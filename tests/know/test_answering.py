@@ -92,14 +92,14 @@ def test_of_passages_that_say_the_same_the_more_relevant_one_is_cited(tmp_path, 
     files = {"a.txt": f"Bread. {said}", "b.txt": f"{said} Fish and wine are sold.", "c.txt": "Nothing of it."}
     index(write(tmp_path / "docs", files), tmp_path / "idx", minilm())
     searcher = Searcher(tmp_path / "idx", minilm())
-    found = searcher.search("When is the market held?", 3).hits
+    search = searcher.search("When is the market held?", 3)
     searcher.close()
     model = tiny_writer(page)
     draw = torch.Generator().manual_seed(0)
     for weight in model.parameters():  # so that what is read changes what is written
         if weight.ndim > 1:
             weight.data.normal_(std=0.3, generator=draw)
-    asked = answering.Asked("When?", None, [], found, [], model)
+    found, asked = search.hits, answering.Asked("When?", search, [], search.hits, [], model)
     text = f"{more} {said}"
     begin, t = len(more) + 1, model.tokenizer
     ids = t.encode(text, special=False)

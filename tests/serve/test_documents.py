@@ -24,7 +24,8 @@ QUESTION = "When was the lighthouse of Drumhaven built?"
 
 @pytest.fixture(scope="module")
 def engine(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    places = [saved(tmp_path_factory.mktemp("asked") / "long", "llama", TEMPLATE, context=4096), folders["bert"]]
+    long = saved(tmp_path_factory.mktemp("asked") / "long", "llama", TEMPLATE, context=4096)
+    places: list[Path | str] = [long, folders["bert"]]
     known = served(["long", "bert"], places, [af.load(place) for place in places])
     made = Engine({n: one.model for n, one in known.items()}, Limits(new_tokens=40))
     made.start()

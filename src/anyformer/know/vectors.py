@@ -79,7 +79,8 @@ class Faiss:
             import faiss
         except ImportError:
             raise ValueError("vectors: faiss needs `pip install faiss-cpu`; or choose exact") from None
-        self.faiss, self.factory, self.index = faiss, factory or "Flat", None
+        self.faiss, self.factory = faiss, factory or "Flat"
+        self.index: Any = None
 
     def write(self, store: Store) -> None:
         ids, matrix = store.vectors(int(store.meta("width") or 0))

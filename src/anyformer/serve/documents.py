@@ -15,7 +15,7 @@ from anyformer.serve import asking
 from anyformer.serve.card import Served
 from anyformer.serve.handling import ERRORS, called, client_of, engine_of, models_of, owner_of, unless_gone, whole
 from anyformer.serve.inbox import Inbox
-from anyformer.serve.protocol import Ask, Chat, Message
+from anyformer.serve.protocol import Ask, Chat
 
 router = APIRouter()
 
@@ -40,11 +40,9 @@ async def ask(request: Request, body: Ask) -> JSONResponse:
 
 async def _text(request: Request, one: Served, body: Ask, asked: Asked) -> str:
     """What the model writes about the passages, among the texts of other requests."""
-    messages = [Message.model_validate(message) for message in asked.messages]
-    said = Chat(
-        messages=messages, max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed, model=one.name
-    )
-    row = await asyncio.to_thread(asking.chat_prompt, one, messages)
+    options = body.model_dump(include={"model", "max_tokens", "temperature", "seed"})
+    said = Chat.model_validate({"messages": asked.messages, **options})
+    row = await asyncio.to_thread(asking.chat_prompt, one, said.messages)
     inbox = Inbox(engine_of(request))
     jobs = asking.jobs(one, [row], said, inbox.engine.limits, client_of(request), inbox.emit)
     for job in jobs:
