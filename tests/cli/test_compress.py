@@ -57,6 +57,16 @@ def test_everything_for_machines(cli: Any, decoder: Path, tmp_path: Path) -> Non
     assert 0 < found["distance"]["kld"] < 0.1 and found["coverage"] < 1
 
 
+def test_finer_bits_go_where_they_matter_and_are_read_again(cli: Any, decoder: Path, tmp_path: Path) -> None:
+    code, out, err = cli(*small(decoder, tmp_path, "--finer", "0.1", "--json"))
+    assert code == 0, err
+    bits = {m["path"]: m["bits"] for m in json.loads(out)["matrices"]}
+    plain = json.loads(cli(*small(decoder, tmp_path, "--overwrite", "--json"))[1])
+    fine = [m["path"] for m in plain["matrices"] if m["bits"] == 4 and bits[m["path"]] == 8]
+    assert 0 < len(fine) < sum(m["bits"] == 4 for m in plain["matrices"])
+    assert json.loads(out)["distance"]["kld"] < plain["distance"]["kld"]
+
+
 def skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     real = few.replace
     monkeypatch.setattr(few, "replace", lambda m, path, new: path == "blocks.1.mixer.v" or real(m, path, new))
@@ -178,6 +188,7 @@ def test_pruned_and_healed_models_are_read_and_described(cli: Any, decoder: Path
         (("--distil", "TEACHER"), "add --heal"),
         (("--distil", "TEACHER", "--heal", "3"), "the teacher has 99 tokens and the student 257"),
         (("--heal", "-1"), "--heal is a number of steps"),
+        (("--to", "int8", "--finer", "0.2"), "--finer is a share from 0, of 3 or 4 bits"),
         (("--prune", "ffn=50%", "--coverage", "0.5"), "--coverage is about matrices in few bits"),
     ],
 )

@@ -74,6 +74,26 @@ def test_what_is_left_has_a_reason() -> None:
         few.plan(af.build("gpt", "tiny"), 4, 8, ["blocks.9"])
 
 
+def test_the_matrices_that_matter_have_8_bits_while_there_is_room() -> None:
+    model = af.build("gpt", "tiny", seed=0).eval()
+    with torch.no_grad():
+        model.blocks[1].ffn.down.weight.mul_(30)  # its rounding is seen
+    entries, batch = few.plan(model, 4, 32), example(model)
+    with torch.no_grad():
+        before = model(**batch).logits
+
+    def harm(one: Any) -> float:
+        return float((one(**batch).logits - before).square().mean())
+
+    numbers = model.blocks[1].ffn.down.weight.numel()
+    made = few.finer(model, entries, 32, numbers / 2 + 64, harm)
+    changed = [e.path for e, was in zip(made, entries, strict=True) if e != was]
+    assert changed[0] == "blocks.1.ffn.down" and len(changed) == 1
+    assert few.finer(model, entries, 32, 0, harm) == entries
+    every = few.finer(model, entries, 32, 1e9, harm)
+    assert {e.bits for e in every} <= {8, None} and [e.path for e in every] == [e.path for e in entries]
+
+
 def test_experts_without_tokens_are_named() -> None:
     model = af.build("mixtral", "tiny", seed=0).eval()
     batches = [{"input_ids": torch.randint(0, 128, (2, 20))} for _ in range(2)]  # 160 pairs for four experts

@@ -128,7 +128,12 @@ def test_shared_weights_are_those_of_a_model_alone() -> None:
 
 @pytest.mark.parametrize(
     ("target", "says"),
-    [("gguf", "llama.cpp runs no encoder"), ("torch", "cannot be timed alone"), ("tpu", "unknown; there is onnx")],
+    [
+        ("gguf", "llama.cpp runs no encoder"),
+        ("torch", "cannot be timed alone"),
+        ("executorch", r"writes a \.pte"),
+        ("tpu", "unknown; there is onnx"),
+    ],
 )
 def test_a_target_that_there_is_not(target: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -20,6 +20,7 @@ def compress(
     method: Literal["rtn", "hqq", "gptq", "awq"] = "rtn",
     group: int = 32,
     zeros: Literal["any", "whole"] = "any",
+    finer: float = 0.0,
     form: Literal["folder", "gptq"] = "folder",
     prune: Sequence[str] = (),
     factor: int | None = None,
@@ -46,6 +47,7 @@ def compress(
         method: rtn rounds to nearest, hqq fits the zeros; gptq and awq look at inputs of a real text.
         group: inputs that share a scale and a zero.
         zeros: whole: zeros are whole numbers, as `anyformer convert --to onnx` needs them.
+        finer: a share, e.g. 0.2: matrices that move the model most have 8 bits, while all are at most so much larger.
         form: folder: anyformer's own; gptq: a Hugging Face directory in GPTQ's layout, which engines of others read.
         prune: what to remove: heads=25%, ffn=50% and depth=2 for real; weights=50% and 2:4 set weights to 0.
         factor: linear layers become products of two thin matrices of this rank.
@@ -64,7 +66,7 @@ def compress(
     from anyformer.compress.shrink import compress as shrink
 
     bits = None if to is None else int(to[3:])
-    wish = Wish(bits, method, group, prune, factor, heal, keep, max_kld, coverage, zeros == "whole", form)
+    wish = Wish(bits, method, group, prune, factor, heal, keep, max_kld, coverage, zeros == "whole", form, finer)
     if distil is not None and not heal:
         raise ValueError("--distil is learned from: add --heal with the number of steps, e.g. --heal 500")
     wish.check()

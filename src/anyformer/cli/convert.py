@@ -1,4 +1,4 @@
-"""read any model and write it as a Hugging Face directory, a GGUF file, or an ONNX file in few bits."""
+"""read any model and write it as a Hugging Face directory, a GGUF file, or a file for ONNX Runtime or ExecuTorch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ def convert(
     source: str,
     dest: str | Path,
     *,
-    to: Literal["folder", "gguf", "onnx"] | None = None,
+    to: Literal["folder", "gguf", "onnx", "pte"] | None = None,
     dtype: Dtype | None = None,
     overwrite: bool = False,
     task: str | None = None,
     ignore: Sequence[str] = (),
 ) -> str:
-    """Loads a model and saves it as a Hugging Face directory, a GGUF file or an ONNX file; says what was written.
+    """Loads a model and saves it as a Hugging Face directory or a file of another runtime; says what was written.
 
     Args:
         source: a directory, a .gguf file, a hub id, or real weights by name.
         dest: the directory or the file to write.
-        to: folder, gguf or onnx; by default a name that ends in .gguf is a GGUF file, which llama.cpp opens, and one in
-            .onnx an ONNX file with the MatMulNBits of ONNX Runtime, of a model that `compress --zeros whole` made.
+        to: folder, gguf, onnx or pte; by default a name that ends in .gguf is a GGUF file, which llama.cpp opens, one
+            in .onnx an ONNX file with the MatMulNBits of ONNX Runtime, of a model that `compress --zeros whole` made,
+            and one in .pte a file in float32 for one row of 64 tokens, which ExecuTorch runs on phones.
         dtype: of the written weights. A directory: as in the source by default (of a GGUF file: float32). A GGUF file:
             float16 by default; q8_0, q4_0 and q4_1 are blocks of 8 and 4 bits.
         overwrite: also replace another model that stands there.
@@ -39,10 +40,10 @@ def convert(
         ignore: keys of the files that are read as if they were not there.
 
     Returns:
-        The model_type, "gguf" or "onnx", that was written.
+        The model_type, "gguf", "onnx" or "pte", that was written.
 
     Raises:
-        ValueError: if another model stands there, and not `overwrite`; naming what a GGUF or ONNX file cannot hold.
+        ValueError: if another model stands there, and not `overwrite`; naming what the file cannot hold.
     """
     import torch
 
@@ -50,10 +51,10 @@ def convert(
     from anyformer.hub.save import own_format_because
 
     path, ending = models.find(source), Path(dest).suffix.removeprefix(".")
-    kind = to or (ending if ending in ("gguf", "onnx") else "folder")
+    kind = to or (ending if ending in ("gguf", "onnx", "pte") else "folder")
     gguf = kind == "gguf"
-    if kind == "onnx" and dtype is not None:
-        raise ValueError(f"--dtype {dtype}: an ONNX file has the bits of its source; leave it out")
+    if kind in ("onnx", "pte") and dtype is not None:
+        raise ValueError(f"--dtype {dtype}: a .{kind} file has a type of its own; leave it out")
     if dtype in BLOCKS and not gguf:
         raise ValueError(f"--dtype {dtype} is a format of GGUF files: add --to gguf, or choose float16")
     wanted = None if dtype is None or gguf else getattr(torch, dtype)
@@ -65,14 +66,14 @@ def convert(
         print(f"wrote {dest}  {plain.size(Path(dest).stat().st_size)}")
         print("GGUF: opens in anyformer and llama.cpp")
         return "gguf"
-    if kind == "onnx":
-        from anyformer.edge import nbits
+    if kind in ("onnx", "pte"):
+        from anyformer.edge import nbits, pte
 
         if Path(dest).exists() and not overwrite:
             raise ValueError(f"{dest} exists: choose another file, or --overwrite to replace it")
-        found = nbits.write(model, Path(dest))
+        found = nbits.write(model, Path(dest)) if kind == "onnx" else pte.write(model, Path(dest))
         print(f"wrote {dest}  {plain.size(Path(dest).stat().st_size)}\n{found}")
-        return "onnx"
+        return kind
     kind = hub.save(model, dest, overwrite=overwrite)
     for file in sorted(Path(dest).iterdir()):
         print(f"wrote {file}  {plain.size(file.stat().st_size)}")

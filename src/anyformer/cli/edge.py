@@ -52,8 +52,9 @@ def edge(
         target: what runs it: onnx.
         threads: of the runtime, and of the search.
         tokens: of the longest text.
-        hours: for everything but the table of the device, which takes about a minute once.
-        teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first.
+        hours: of computing, without the table of the device and the export of the best eight, about a minute each.
+        teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first, if there
+            is time.
         more: pieces of each text that the teacher reads besides.
         model: the architecture whose paths are searched, an encoder.
         of: its size, for what is not searched.

@@ -10,7 +10,8 @@ calibration, and that no router is in few bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,6 +102,29 @@ def plan(model: nn.Module, bits: int, group: int, keep: Sequence[str] = ()) -> l
         reasons = "; ".join(dict.fromkeys(f"{e.path}: {e.why}" for e in entries[:3])) or "it has no matrix"
         raise ValueError(f"nothing can be changed ({reasons})")
     return entries
+
+
+@torch.no_grad()
+def finer(model: Any, entries: Sequence[Entry], group: int, room: float, harm: Callable[[Any], float]) -> list[Entry]:
+    """The plan with 8 bits for those matrices whose rounding alone harms the model most, while there is room.
+
+    Args:
+        room: bytes that the model may be larger than by the plan.
+        harm: of a model of which one matrix is rounded; more is worse.
+    """
+    made, found = list(entries), dict[int, float]()
+    for at, entry in enumerate(entries):
+        if entry.bits is not None and entry.bits < FINE:
+            one = copy.deepcopy(model)
+            quantise(one, Work("rtn", group, [entry]))
+            found[at] = harm(one)
+    for at in sorted(found, key=lambda at: -found[at]):
+        bits, numbers = made[at].bits, made[at].numbers
+        assert bits is not None
+        cost = numbers * (FINE - bits) // 8 + 64
+        if cost <= room:
+            made[at], room = Entry(made[at].path, numbers, FINE), room - cost
+    return made
 
 
 def _form(module: nn.Module, name: str, bits: int) -> tuple[int | None, str]:

@@ -29,6 +29,7 @@ from anyformer.parts.embeddings import Table
 from anyformer.parts.quantised import Grid, full
 
 Form = Literal["folder", "gptq"]
+FEW = 2  # batches on which the harm of one matrix is measured
 FULL = 12  # bits a weight of a file, from which its weights are no rounded ones
 BOUNDS = {8: 0.01, 4: 0.1, 3: 0.5}  # nats of divergence that each number of bits may cost
 
@@ -43,6 +44,7 @@ class Wish:
         method: see `compress.rounding`.
         group: inputs that share a scale and a zero.
         whole: zeros are whole numbers: the formats and kernels of others know no other ones.
+        finer: the share by which the matrices may be larger than in `bits`: those that move the model most have 8.
         form: of the written directory: folder, our own; gptq, that of others, whose zeros are whole.
         prune: rules, see `compress.prune`, applied in their order.
         factor: rank of linear layers, or None.
@@ -63,6 +65,7 @@ class Wish:
     coverage: float | None = None
     whole: bool = False
     form: Form = "folder"
+    finer: float = 0.0
 
     def check(self) -> None:
         """Raises ValueError for what cannot be wished for."""
@@ -72,6 +75,10 @@ class Wish:
             raise ValueError("nothing was asked for: add --to int8, --prune, --factor, or --distil with --heal")
         if self.bits is None and self.coverage is not None:
             raise ValueError("--coverage is about matrices in few bits: add --to")
+        if self.finer < 0 or (self.finer and (self.bits not in (3, 4) or self.form == "gptq")):
+            raise ValueError(
+                f"--finer is a share from 0, of 3 or 4 bits, not in GPTQ's layout of one; got {self.finer:g}"
+            )
         if self.form == "gptq" and self.bits not in (4, 8):
             raise ValueError(f"GPTQ's layout has 4 or 8 bits, got {self.bits}: add --to int4 or int8")
         if (self.whole or self.form == "gptq") and self.method == "hqq":
@@ -167,11 +174,20 @@ def compress(
         entries = few.plan(after, wish.bits, wish.group, wish.keep)
         if wish.form == "gptq":
             entries = [_only(e, wish.bits, wish.group, after) for e in entries]
+        if wish.finer:
+            entries = _finer(after, entries, wish, held)
         work = Work(wish.method, wish.group, entries, wish.whole or wish.form == "gptq")
         _enough(work, wish.coverage)
         few.quantise(after, work, held.calibrate)
     result = _Result(model, after, held, work, cuts, healed)
     return _written(result, place, wish)
+
+
+def _finer(model: Any, entries: list[few.Entry], wish: Wish, held: Held) -> list[few.Entry]:
+    """The plan with 8 bits where rounding moves the answers on the half that calibrates most."""
+    room = wish.finer * sum(e.numbers * e.bits / 8 for e in entries if e.bits is not None)
+    some = replace(held, compare=held.calibrate[:FEW], targets=[], texts=[])
+    return few.finer(model, entries, wish.group, room, lambda one: compare.distance(model, one, some).kld)
 
 
 def _only(entry: few.Entry, bits: int, group: int, model: Any) -> few.Entry:

@@ -38,7 +38,8 @@ def check_target(target: str) -> None:
         why = {
             "gguf": "llama.cpp runs no encoder with a head of classes; `anyformer convert` writes language models",
             "torch": "its layers cannot be timed alone; `anyformer.edge.export` writes a .pt2 file of any model",
-            "executorch": "it is not written here; `anyformer.edge.export` writes the .pt2 file that its tools lower",
+            "executorch": "the search measures with ONNX Runtime; `anyformer convert` writes a .pte file of any model: "
+            "docs/edge.md, Phones and microcontrollers",
         }.get(target)
         raise ValueError(f"--target {target}: {why or 'unknown'}; there is {', '.join(TARGETS)}")
     for name in TARGETS[target]:

@@ -51,8 +51,9 @@ class Wish:
         task, metric: a file of rows, and what counts. model, of: a page and its size, whose paths are searched.
         size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text of `tokens` tokens
             with `threads`. memory: bytes that the loaded model may add to a process; None is any.
-        hours: of everything but the table of the device. teacher: a loaded model, or None; more: pieces of each text
-            that it reads besides. values: of the space, see `edge.space`. trials: of the search, at most.
+        hours: of computing, all but the table of the device and the export of the best. teacher: a loaded model, or
+            None; more: pieces of each text that it reads besides. values: of the space, see `edge.space`. trials: of
+            the search, at most.
     """
 
     task: str

@@ -140,23 +140,12 @@ def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.
     bits, vocab, learned = choice.get("bits", 8), choice["vocab"], task.parts["learn"]
     entries = few.plan(model, bits, GROUP)
     if bits < 8:
-        rows = list(range(min(200, len(learned.labels))))
-        before = learn.logits_of(model.eval())
-        inputs = task.batch(learned, vocab, rows)
+        inputs = task.batch(learned, vocab, list(range(min(200, len(learned.labels)))))
         with torch.no_grad():
-            wanted = before(**inputs)
-        harm: dict[str, float] = {}
-        for entry in entries:
-            if entry.bits == bits:
-                one = copy.deepcopy(model)
-                few.quantise(one, few.Work("rtn", GROUP, [entry]))
-                with torch.no_grad():
-                    harm[entry.path] = moved(task, learn.logits_of(one)(**inputs), wanted)
-        for path in sorted(harm, key=lambda p: -harm[p]):
-            at = next(i for i, e in enumerate(entries) if e.path == path)
-            cost = entries[at].numbers * (8 - bits) // 8 + 64
-            if cost <= room:
-                entries[at], room = few.Entry(path, entries[at].numbers, 8), room - cost
+            wanted = learn.logits_of(model.eval())(**inputs)
+        entries = few.finer(
+            model, entries, GROUP, room, lambda one: moved(task, learn.logits_of(one)(**inputs), wanted)
+        )
     work = few.Work("gptq", GROUP, entries)
     if work.coverage < COVERED:
         left = "; ".join(f"{e.path} ({e.why})" for e in entries if e.bits is None)

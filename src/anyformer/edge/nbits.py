@@ -161,9 +161,12 @@ def _arrays(grid: Grid) -> dict[str, np.ndarray]:
 
 
 def _once(output: Any) -> dict[str, Tensor]:
-    """The outputs by name; one with two names, e.g. the first head's scores, has the first."""
-    named = _named(output)
-    return {n: t for n, t in named.items() if not any(t is u for m, u in named.items() if m == "logits" != n)}
+    return once(_named(output))
+
+
+def once(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by name; one with two names, e.g. the first head's scores, is `logits` alone."""
+    return {n: t for n, t in named.items() if n == "logits" or t is not named.get("logits")}
 
 
 def _difference(content: bytes, model: Any, example: Mapping[str, Tensor]) -> float:

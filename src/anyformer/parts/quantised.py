@@ -147,7 +147,7 @@ def full(model: Any) -> Any:
         if isinstance(grid, GridTable):
             new: Any = Table(grid.rows, grid.columns, _weight=weight.data)
         else:
-            new = nn.Linear(grid.columns, grid.rows, grid.bias is not None)  # type: ignore[arg-type]
+            new = nn.Linear(grid.columns, grid.rows, grid.bias is not None)
             new.weight, new.bias = weight, grid.bias
         replace(made, path, new)
     return made
