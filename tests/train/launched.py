@@ -1,10 +1,14 @@
 """What the tests of several processes share: starting them, and comparing what two runs left."""
 
+import contextlib
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +23,45 @@ SOURCE = Path(af.__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
 
 
-def launch(folder, count, jobs):
+def launch(folder, count, jobs, worker=WORKER):
     """Runs the jobs, one after another, in `count` processes."""
     file = folder / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", str(WORKER), str(file)]
-    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, "\n".join(line for line in run.stderr.splitlines() if "^^^" not in line)[:6000]
+    together(count, str(worker), str(file))
+
+
+def together(count, *command, timeout=600):
+    """Runs a command of Python in `count` processes, which end with the first that fails."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        every = [start(rank, stdout=file, stderr=file) for rank, file in zip(ranks(count, command), files, strict=True)]
+        end = time.monotonic() + timeout
+        while any(p.poll() is None for p in every):
+            if any(p.poll() for p in every) or time.monotonic() > end:
+                time.sleep(1)  # the others say what they miss
+                for process in every:
+                    process.kill()
+            time.sleep(0.02)
+        for process, file in zip(every, files, strict=True):
+            file.seek(0)
+            said = "\n".join(line for line in file.read().splitlines() if "^^^" not in line)
+            assert process.returncode == 0, said[:6000]
+
+
+def ranks(count, command):
+    """The command and the environment of each of `count` processes that find each other: what a launcher gives them,
+    which is one process more to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**ENVIRONMENT, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [([sys.executable, *command], {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(count)]
+
+
+def start(rank, **pipes):
+    """One of `ranks`, started."""
+    command, environment = rank
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
 
 
 def rows(folder):

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import anyformer as af
 from anyformer.train import Settings, checkpoint, objectives
 from anyformer.train.distributed import world
 from tests.train import distributed_worker as worker
-from tests.train.launched import ENVIRONMENT, WORKER, close, launch, rows, same
+from tests.train.launched import ENVIRONMENT, WORKER, close, launch, ranks, rows, same, start
 
 EXPERTS = importlib.util.find_spec("anyformer.parts.moe") is not None
 PAGES = ("gpt", "llama", "bert", "t5", "vit", "hybrid", *["mixture"] * EXPERTS)
@@ -188,17 +187,12 @@ def test_what_they_save_is_a_model(two, chosen):
 # ------------------------------------------------------------------------------------------------ endings
 
 
-def start(folder, steps):
+def begun(folder, steps):
     """Two processes without a launcher that would end the one when the other dies."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     job = {"out": str(folder), "what": "gpt", "steps": steps, "save_every": 5, "resume": "auto"}
     before = checkpoint.latest(folder)
-    common = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(WORKER), "-", json.dumps(job)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, **pipes) for r in (0, 1)]
+    command = [str(WORKER), "-", json.dumps(job)]
+    both = [start(rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in ranks(2, command)]
     end = time.monotonic() + 120
     while checkpoint.latest(folder) == before:
         assert all(p.poll() is None for p in both) and time.monotonic() < end, [p.communicate() for p in both]
@@ -209,14 +203,14 @@ def start(folder, steps):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX ones")
 def test_sigterm_saves_once_and_the_death_of_one_ends_the_other(tmp_path):
-    both = start(tmp_path, 100_000)
+    both = begun(tmp_path, 100_000)
     for process in both:
         process.send_signal(signal.SIGTERM)
     said = [p.communicate(timeout=60) for p in both]
     assert [p.returncode for p in both] == [0, 0] and [out.strip() for out, _ in said] == ["stopped"] * 2, said
     last = checkpoint.latest(tmp_path)
     assert last is not None and not list(tmp_path.glob(".step-*")) and rows(tmp_path)[-1]["step"] == int(last.name[5:])
-    both = start(tmp_path, 100_000)  # goes on
+    both = begun(tmp_path, 100_000)  # goes on
     both[1].kill()
     began = time.monotonic()
     _, error = both[0].communicate(timeout=60)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import finetune, train
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.drawing import Drawn
-from tests.train.launched import ENVIRONMENT
+from tests.train.launched import together
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 GIVEN: dict[str, Any] = {"batch": 8, "quiet": True, "device": "cpu"}
@@ -103,14 +101,7 @@ def test_a_resumed_run_is_the_same(rows: Path, codes: Path, tmp_path: Path) -> N
 def test_two_processes_are_one(rows: Path, codes: Path, tmp_path: Path) -> None:
     words = ["train", "--model", "dalle", "--size", "tiny", "--data", str(rows), "--codes", str(codes)]
     words += ["--vocab", "280", "--steps", "3", "--batch", "8", "--device", "cpu"]
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "anyformer"]
-    subprocess.run(
-        [*launched, *words, "--out", str(tmp_path / "two")],
-        check=True,
-        env=ENVIRONMENT,
-        capture_output=True,
-        timeout=200,
-    )
+    together(2, "-m", "anyformer", *words, "--out", str(tmp_path / "two"))
     train("dalle", "tiny", data=rows, codes=str(codes), vocab=280, steps=3, out=tmp_path / "one", **GIVEN)
     one, two = (load_file(tmp_path / name / "step-000003" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()

@@ -1,7 +1,6 @@
 """`finetune` with all that `train` has around it: encoder-decoders, images, processes, the best model, mixing."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +18,11 @@ from anyformer.train import finetune as typed
 from anyformer.train.tasks import registry
 from tests.later import later
 from tests.train import tuning_worker
+from tests.train.launched import ENVIRONMENT, launch
 
 torch.set_num_threads(1)
 finetune: Any = typed  # called with options from tables
 WORKER = Path(__file__).with_name("tuning_worker.py")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(af.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
 COLOURS = ("blue", "green", "red")
 
 
@@ -297,12 +296,7 @@ def both(place, tmp_path_factory, request):
     for job in [jobs[chosen.index(job)] for job in QUICK]:
         again = {"resume": f"{job['out']}/step-000012", "out": f"{job['out']}-again"}
         jobs.append({**job, **again})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(WORKER)]
-    run = subprocess.run(
-        [*command, str(folder / "jobs.json")], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, "\n".join(line for line in run.stderr.splitlines() if "^^^" not in line)[:6000]
+    launch(folder, 2, jobs, WORKER)
     return folder
 
 

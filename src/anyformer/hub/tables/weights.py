@@ -253,7 +253,7 @@ def links(rows: Iterable[Row | list[Row]], ours: Iterable[str]) -> list[Link]:
         hits: dict[tuple[Any, ...], list[str | None]] = {}
         for place, pattern in enumerate(r.ours):
             near = [n for tail in (*TAILS, "") for n in alike.get(_unnumbered(pattern) + tail, ()) if n in left]
-            for name, m in [(n, m) for n in sorted(near, key=left.get) if (m := _pattern(pattern).match(n))]:
+            for name, m in [(n, m) for n in sorted(near, key=left.__getitem__) if (m := _pattern(pattern).match(n))]:
                 at = {k: v for k, v in m.groupdict().items() if k != "tail"}
                 hits.setdefault((tuple(at.items()), m["tail"]), [None] * len(r.ours))[place] = name
                 del left[name]
