@@ -21,7 +21,7 @@ from anyformer.contract.hyper import alternatives, declared, differ, edited, fin
 from anyformer.contract.kernels import SOFTMAX
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, outputs, run, same
-from anyformer.contract.subjects import HEAVY, Subject, apart_from_tiny, first_of, redrawn, whole
+from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, redrawn, whole
 from anyformer.contract.training import in_full, shallow
 from anyformer.core.recipe import Recipe
 from anyformer.core.taps import Taps
@@ -186,7 +186,7 @@ def _read_back() -> Iterator[dict[bytes, Any]]:
         yield programs
 
 
-@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - HEAVY)
+@check(13, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton))
 def export_runs_and_matches(subject: Subject) -> float:
     """The exported program of a model with one block of each kind, for any batch and length, runs without anyformer
     and gives the model's numbers."""

@@ -307,10 +307,11 @@ HEAVY = {"compressive/tiny", "reformer/tiny", "alphafold2/tiny", "esmfold/tiny"}
 
 @functools.cache
 def first_of(kind: type) -> frozenset[str]:
-    """The names of the subjects, of `whole`, that hold a part of this kind in a skeleton for the first time."""
+    """The names of the subjects, of `whole` without the heavy ones, that hold a part of this kind in a skeleton for the
+    first time."""
     seen: set[tuple[type, type]] = set()
     names = []
-    for subject in whole():
+    for subject in [s for s in whole() if s.name not in HEAVY]:
         parts = [v.part for _, v in subject.recipe.walk() if isinstance(v, Recipe)]
         pairs = {(subject.recipe.part, part) for part in (*parts, subject.recipe.part) if issubclass(part, kind)}
         if pairs - seen:

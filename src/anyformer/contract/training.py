@@ -12,7 +12,7 @@ from torch import Tensor
 from anyformer.contract.check import LeftOut, check, varied
 from anyformer.contract.oracle import fresh
 from anyformer.contract.probe import Batch, Failed, close, draw, expect, goal, slopes_agree
-from anyformer.contract.subjects import HEAVY, Subject, apart_from_tiny, first_of, redrawn
+from anyformer.contract.subjects import Subject, apart_from_tiny, first_of, redrawn
 from anyformer.core import pages
 from anyformer.core.init import initialise
 from anyformer.core.part import Part
@@ -194,7 +194,7 @@ def in_full(subject: Subject) -> str | None:
     return None if subject.name.endswith("/tiny") or subject.page is None else "drawn for `tiny` only: it costs seconds"
 
 
-@check(11, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton) - HEAVY)
+@check(11, "model", needs=in_full, later=lambda s: s.name not in first_of(Skeleton))
 def compiling_changes_nothing(subject: Subject) -> float:
     """Traced by torch.compile, forward and backward, and run by operation, loss and gradients are the same."""
     return compiled(subject, "aot_eager")
