@@ -2,7 +2,7 @@
 
     python -m benchmarks.explain faithful RATED.txt WORK [--doc docs/understanding.md]    # WORK is for models
     python -m benchmarks.explain ledgers [--doc docs/understanding.md]
-    python -m benchmarks.explain cost    # beside captum, where that is installed
+    python -m benchmarks.explain cost [--doc docs/understanding.md]    # beside the peers that are installed
 
 RATED.txt: see examples/steering.py. Faithful: parts of the input are put to their baseline, those with the largest
 shares first (deletion), or last (insertion, read from its end). F is the model's choice less its other class, or the
@@ -16,15 +16,11 @@ difference from a random order of the same input.
 from __future__ import annotations
 
 import csv
-import json
 import random
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -41,9 +37,10 @@ from anyformer.explain.maps import attention_maps
 from anyformer.explain.relevance import relevance
 from anyformer.explain.target import goal
 from anyformer.skeletons.forecaster import Forecaster
+from benchmarks import explain_cost
 
 METHODS = ("ig", "relevance", "grad", "occlusion", "rollout", "random")
-STEPS, ITEMS, ROUNDS = 10, 48, 5
+STEPS, ITEMS = 10, 48
 
 
 def shares(method: str, explained: Explained, aim: Any, main: str, number: int, base: str) -> Tensor | None:
@@ -235,66 +232,6 @@ def _put(doc: Path, name: str, lines: list[str]) -> None:
     doc.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 
-def one_cost(who: str, method: str) -> None:
-    """Prints the seconds of some rounds, and the peak of memory, of one method in this process."""
-    model = af.build(
-        "llama", "tiny", dim=384, depth=8, heads=6, kv_heads=6, hidden=1024, vocab=8000, context=128, seed=0
-    )
-    model = model.eval()
-    ids = torch.randint(0, 8000, (1, 96), generator=torch.Generator().manual_seed(0))
-    explained = Explained(model, {"input_ids": ids})
-    value = explained.features["input_ids"].value
-    base = explained.baseline("zeros")["input_ids"]
-
-    def score(x: Tensor) -> Tensor:
-        logits: Any = explained.copies(len(x)).run({"input_ids": x}).logits
-        return logits[:, -1, 7]
-
-    def ours() -> Any:
-        return attribute(model, ids, 7, method, baseline="zeros", tolerance=1e9)  # ig: 8 points
-
-    def theirs() -> Any:
-        import captum.attr as captum
-
-        if method == "ig":
-            return captum.IntegratedGradients(score).attribute(value, base, n_steps=8, internal_batch_size=8)
-        if method == "grad":
-            return captum.InputXGradient(score).attribute(value.clone().requires_grad_())
-        mask = torch.arange(96)[None, :, None]
-        return captum.FeatureAblation(score).attribute(value, base, feature_mask=mask, perturbations_per_eval=8)
-
-    run, seconds = (ours if who == "ours" else theirs), []
-    run()
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with torch.no_grad():
-        start = time.perf_counter()
-        explained.run()
-        forward = time.perf_counter() - start
-    print(json.dumps({"seconds": median(seconds), "megabytes": peak, "forward": forward}))
-
-
-def run_cost() -> None:
-    """Prints seconds and memory of each method, ours and captum's, each in processes of its own, in turns."""
-    print(f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s); median of 3 processes")
-    for method in ("grad", "ig", "occlusion", "relevance"):
-        rows: dict[str, list[dict[str, float]]] = {"ours": [], "captum": []}
-        for _ in range(3):
-            for who in rows if method != "relevance" else ("ours",):
-                words = [sys.executable, "-m", "benchmarks.explain", "one", who, method]
-                done = subprocess.run(words, capture_output=True, text=True)
-                if done.returncode == 0:
-                    rows[who].append(json.loads(done.stdout.splitlines()[-1]))
-        for who, made in rows.items():
-            if made:
-                told = {key: median(m[key] for m in made) for key in made[0]}
-                print(f"{method:10s} {who:7s} {1000 * told['seconds']:8.0f} ms  {told['megabytes']:6.0f} MB  "
-                      f"{told['seconds'] / told['forward']:.1f} forward passes", flush=True)  # fmt: skip
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     words = sys.argv[1:]
@@ -303,9 +240,9 @@ if __name__ == "__main__":
         run_faithful(Path(words[1]), Path(words[2]), document)
     elif words == ["ledgers"]:
         run_ledgers(document)
-    elif words[:1] == ["one"]:
-        one_cost(*words[1:])
     elif words == ["cost"]:
-        run_cost()
+        lines = explain_cost.table()
+        if document is not None:
+            _put(document, "cost", lines)
     else:
         raise SystemExit(__doc__)

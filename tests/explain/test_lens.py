@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from anyformer.contract.subjects import redrawn
 from anyformer.core import pages
 from anyformer.explain import direct, lens, patch
 from anyformer.explain.features import Explained
-from anyformer.explain.lens import behind_each
+from anyformer.explain.lens import behind_each, stack_of
 from anyformer.explain.patching import found, patched, recorded
 
 NO_STACK = "no row of blocks"
@@ -73,6 +74,23 @@ def test_the_last_layer_of_the_lens_is_the_model(name):
         shapes = [None if out.logits is None else out.logits.shape for out in outs]
         assert shapes == [own.shape] * (len(names) - 1)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", [n for n in pages.names() if n not in NO_LENS])
+def test_blocks_that_are_passed_over_change_nothing(name, monkeypatch):
+    """The lens runs the blocks twice, whatever their number, where the head needs nothing of them but the stream."""
+    model, call = _call(name)
+    runs, first = list[Any](), next(iter(stack_of(model)[1].layers()))
+    hook = next(m for m in first.modules() if not list(m.children())).register_forward_hook(lambda *a: runs.append(1))
+    quick = lens(model, call)
+    count = len(runs)
+    monkeypatch.setattr(sys.modules["anyformer.explain.lens"], "_only_pass", lambda *args: False)
+    runs.clear()
+    whole = lens(model, call)
+    hook.remove()
+    assert torch.equal(quick.score, whole.score) and torch.equal(quick.top, whole.top)
+    assert count * (len(quick.layers) + 1) == 2 * len(runs)
+    assert not any("forward" in vars(m) for m in model.modules())
 
 
 @pytest.mark.parametrize("name", NO_LENS)

@@ -5,8 +5,8 @@ B batch, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,7 @@ def behind_each(explained: Explained) -> Iterator[tuple[list[str], Iterator[Outp
     hooks = [layers[0].register_forward_pre_hook(lambda module, args: streams.append(args[0]))]
     hooks += [layer.register_forward_hook(lambda module, args, out: streams.append(out)) for layer in layers]
     try:
-        explained.run()
+        last = explained.run()
     finally:
         for hook in hooks:
             hook.remove()
@@ -130,11 +130,40 @@ def behind_each(explained: Explained) -> Iterator[tuple[list[str], Iterator[Outp
             raise ValueError(f"{paths[layer]} changes the length of the stream, so earlier ones do not fit the head")
 
     def outputs() -> Iterator[Output]:
+        around = passed if _only_pass(explained, layers, streams[-1], last) else _last
         for stream in streams[:-1]:
-            with replaced(layers[-1], stream):
+            with around(layers, stream):
                 yield explained.run()
 
     yield ["embed", *(paths[layer] for layer in layers)], outputs()
+
+
+def _only_pass(explained: Explained, layers: Sequence[nn.Module], stream: Tensor, last: Output) -> bool:
+    """True if the head needs nothing of the blocks but their stream: then they need not run for each layer."""
+    with passed(layers, stream):
+        again = explained.run()
+    pairs = [(last.hidden, again.hidden), *((value, again.heads[name]) for name, value in last.heads.items())]
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+
+
+@contextmanager
+def passed(layers: Sequence[nn.Module], value: Tensor) -> Iterator[None]:
+    """Blocks that compute nothing, the last of which returns this value, inside the block."""
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = lambda x, *args, **kwargs: x
+        layers[-1].forward = lambda *args, **kwargs: value
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _last(layers: Sequence[nn.Module], value: Tensor) -> AbstractContextManager[None]:
+    return replaced(layers[-1], value)
 
 
 @contextmanager
