@@ -130,7 +130,7 @@ def test_marks_that_change_nothing_are_read_listed_and_written_back(name, mark, 
         ("pruned_heads", {"0": [1]}, "pruned_heads"),
         ("n_embd", 7, "names of one value"),
         ("auto_map", {"AutoModel": "x.Y"}, "code of its repository"),
-        ("quantization_config", {"quant_method": "gptq"}, "quantised"),
+        ("quantization_config", {"quant_method": "awq"}, "quantised"),
         ("no_such_key", 3, "ignore="),
     ],
 )

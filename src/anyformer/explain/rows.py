@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anyformer.core.taps import Taps
-from anyformer.explain.attention import kinds_of
+from anyformer.explain.attention import kinds
 from anyformer.explain.labels import labels
 
 MOST = 64_000_000  # weights of one pass that are held at once: 256 MB
@@ -64,8 +64,10 @@ def attention_row(model: Any, prompt: list[int], answer: list[int], token: int =
     if not -len(answer) <= token < len(answer):
         raise ValueError(f"there is no token {token} in an answer of {len(answer)}")
     token %= len(answer)
-    paths = [(number, kind, path) for kind, layers in kinds_of(model).items() for number, path in layers.items()
+    paths = [(number, kind, path) for kind, layers in kinds(model).items() for number, path in layers.items()
              if not kind.startswith("encoder.")]  # fmt: skip
+    if not paths:
+        raise ValueError("this model has no attention; `anyformer explain` draws the maps that its mixers imply")
     first, before = (1, [model.begin_id]) if model.reads_source else (len(prompt), prompt)
     read = [*before, *answer][: first + token]  # what stood there when the token was written
     wide = max(len(read), len(prompt))

@@ -63,7 +63,7 @@ class Book(Part):
 @dataclass
 class Seen:
     """The use of a book since the last step: the number (V,) and sum (V, D) of the vectors of each code, and these
-    vectors, (S, D), in their order."""
+    vectors, (S, D), in their order, NaN at padding."""
 
     counts: Tensor
     sums: Tensor
@@ -85,10 +85,11 @@ class Seen:
 
     def every_sample(self) -> Tensor:
         """The vectors of all processes, one process after another: in the order of the rows of the step."""
+        own = self.samples[self.samples.isfinite().all(1)]
         if _processes() == 1:
-            return self.samples
+            return own
         every: list[Any] = [None] * _processes()
-        distributed.all_gather_object(every, self.samples.cpu())
+        distributed.all_gather_object(every, own.cpu())
         return torch.cat(every).to(self.counts.device)
 
 
@@ -163,7 +164,9 @@ class Books(Part):
         real = here.to(x)
         counts = x.new_zeros(self.vocab).index_add_(0, code, real)
         sums = x.new_zeros(self.vocab, x.shape[1]).index_add_(0, code, x * real[:, None])
-        self.seen[number] = Seen(counts, sums, x[here][:SAMPLES]).added(self.seen[number])
+        self.seen[number] = Seen(counts, sums, x.masked_fill(~here[:, None], float("nan"))[:SAMPLES]).added(
+            self.seen[number]
+        )
 
     @torch.no_grad()
     def bound(self) -> None:
