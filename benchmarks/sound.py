@@ -223,7 +223,7 @@ def growth(length: int) -> dict[str, float]:
 
 
 def padded() -> str:
-    """How far a row of a padded batch is from the row alone, of wav2vec 2.0 here and in transformers."""
+    """The distance of a row of a padded batch from the row alone, of wav2vec 2.0 here and in transformers."""
     import torch
 
     samples, mask = torch.randn(2, 2 * RATE, generator=torch.Generator().manual_seed(0)), torch.ones(2, 2 * RATE)

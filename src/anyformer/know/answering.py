@@ -86,7 +86,7 @@ class Asked:
 
 
 def looked_up(searcher: Searcher, question: str, model: Any = None, k: int = 6, max_new_tokens: int = 160) -> Asked:
-    """What `ask` does before the model writes; arguments and errors are those of `ask`."""
+    """The part of `ask` before the model writes; arguments and errors are those of `ask`."""
     found = searcher.search(question, k)
     notes = ["the last run of `anyformer index` did not end; files may be missing"] if searcher.interrupted else []
     telling = len(found.unknown) and len(words.query(question).split(" OR "))

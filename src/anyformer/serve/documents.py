@@ -39,7 +39,7 @@ async def ask(request: Request, body: Ask) -> JSONResponse:
 
 
 async def _text(request: Request, one: Served, body: Ask, asked: Asked) -> str:
-    """What the model writes about the passages, among the texts of other requests."""
+    """The text that the model writes about the passages, among those of other requests."""
     options = body.model_dump(include={"model", "max_tokens", "temperature", "seed"})
     said = Chat.model_validate({"messages": asked.messages, **options})
     row = await asyncio.to_thread(asking.chat_prompt, one, said.messages)

@@ -109,7 +109,7 @@ class GatedDelta(Mixer):
         return self.o(y * F.silu(self.gate(x)))
 
     def _map(self, q: Tensor, k: Tensor, beta: Tensor, fade: Tensor, eye: Tensor) -> Tensor:
-        """What each value gives to each output of a head, (B, H, T, T)."""
+        """The share of each value in each output of a head, (B, H, T, T)."""
         S = q.new_zeros(*q.shape[:2], self.head_dim, len(eye))
         return delta(q, k, eye.expand(*q.shape[:2], *eye.shape), beta, fade, S, self.chunk)[0]
 

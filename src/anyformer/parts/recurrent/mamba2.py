@@ -114,7 +114,7 @@ class Mamba2(Mixer):
         return self.out(self.norm(y.to(x.dtype), gate))
 
     def _map(self, q: Tensor, k: Tensor, step: Tensor, A: Tensor, skip: Tensor, eye: Tensor) -> Tensor:
-        """What each input u of a head gives to each of its outputs y + skip u, (B, G, R, T, T)."""
+        """The share of each input u of a head in each of its outputs y + skip u, (B, G, R, T, T)."""
         S = q.new_zeros(*step.shape[:3], self.state, len(eye))
         return decayed(q, k, step * eye, step[..., 0] * A, S, self.chunk)[0] + skip[..., None] * eye
 

@@ -199,7 +199,7 @@ def _check(codes: np.ndarray, books: int, vocab: int, exactly: bool) -> None:
 
 
 def fingerprint(model: Any, codec: Any) -> list[str]:
-    """What decides the codes of a row beside its content."""
+    """The things beside its content that decide the codes of a row."""
     own = getattr(model, "codec", None) or codec
     layout = getattr(model, "layout", None)
     shape = layout or (len(model.head.books), model.embed.pad, model.stereo, model.encoder is None)
