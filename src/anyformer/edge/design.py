@@ -228,8 +228,8 @@ class Design:
         return weights.eval()
 
     def _teach(self) -> None:
-        """The scores of the teacher, of this run or of an earlier one of the same rows with at least as much time for it;
-        a teacher that cannot learn from all rows in its share of the time says nothing, and costs nothing."""
+        """The scores of the teacher: of this run, or of an earlier one of the same rows that had at least as much time.
+        A teacher that cannot learn from all rows in its share of the time says nothing, and costs nothing."""
         file, learned, share = self.out / "soft.pt", self.task.parts["learn"], TEACHER * self.seconds
         kept = sources.cache() / "edge" / f"{self._lesson()}.pt"
         if not file.exists() and kept.exists():
