@@ -35,7 +35,7 @@ from benchmarks import machine
 from benchmarks.contest import ratio
 from benchmarks.report import row, times
 
-ROUNDS, TURNS = 5, 5
+ROUNDS, TURNS = 5, 3
 TOKENS, PATCHED, TOKEN = 96, 24, 7
 PEERS = {"grad": "captum", "ig": "captum", "occlusion": "captum", "relevance": "LXT", "lens": "TransformerLens",
          "patch": "TransformerLens"}  # fmt: skip
