@@ -65,7 +65,7 @@ def write(model: Any, path: Path) -> Written:
         raise ValueError("the model has no linear layer in few bits: anyformer compress --to int4 --zeros whole first")
     example, path = inputs(model), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = artefact._onnx(full(model).eval(), _once, example)
+    made = artefact._onnx(full(model).eval(), once, example)
     nodes = [node for i, (name, grid) in enumerate(grids.items()) for node in _put(made.graph, name, grid, i)]
     made.opset_imports["com.microsoft"] = 1
     import onnx_ir as ir
@@ -160,12 +160,9 @@ def _arrays(grid: Grid) -> dict[str, np.ndarray]:
     }
 
 
-def _once(output: Any) -> dict[str, Tensor]:
-    return once(_named(output))
-
-
-def once(named: dict[str, Tensor]) -> dict[str, Tensor]:
+def once(output: Any) -> dict[str, Tensor]:
     """Outputs by name; one with two names, e.g. the first head's scores, is `logits` alone."""
+    named = _named(output)
     return {n: t for n, t in named.items() if n == "logits" or t is not named.get("logits")}
 
 
@@ -176,7 +173,7 @@ def _difference(content: bytes, model: Any, example: Mapping[str, Tensor]) -> fl
     for size in CHECKED:
         some = _every(model, *size, names=example.keys())
         with torch.inference_mode():
-            ours = _once(model(**some))
+            ours = once(model(**some))
         theirs = dict(zip(names, run.run(None, {n: t.numpy() for n, t in some.items()}), strict=True))
         for name, value in ours.items():
             off = (value.float() - torch.as_tensor(theirs[name]).float()).abs().max()

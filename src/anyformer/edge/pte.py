@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.edge.export import _named, _named_inputs, inputs
+from anyformer.edge.export import _named_inputs, inputs
 from anyformer.edge.nbits import once
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.parts.quantised import Grid, full
@@ -60,7 +60,7 @@ def write(model: Any, path: Path, tokens: int = 64) -> Lowered:
         ) from error
     made: Any = (full(model) if any(isinstance(m, Grid) for m in model.modules()) else model).eval()
     example = inputs(made, 1, tokens, tokens, padding=True)
-    hook = made.register_forward_hook(lambda module, args, output: tuple(once(_named(output)).values()))
+    hook = made.register_forward_hook(lambda module, args, output: tuple(once(output).values()))
     try:
         with torch.no_grad(), _named_inputs(made, tuple(example)):
             wanted: tuple[Tensor, ...] = made(**example)

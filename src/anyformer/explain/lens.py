@@ -6,7 +6,7 @@ B batch, T positions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,9 +130,9 @@ def behind_each(explained: Explained) -> Iterator[tuple[list[str], Iterator[Outp
             raise ValueError(f"{paths[layer]} changes the length of the stream, so earlier ones do not fit the head")
 
     def outputs() -> Iterator[Output]:
-        around = passed if _only_pass(explained, layers, streams[-1], last) else _last
+        skip = _only_pass(explained, layers, streams[-1], last)
         for stream in streams[:-1]:
-            with around(layers, stream):
+            with passed(layers, stream) if skip else replaced(layers[-1], stream):
                 yield explained.run()
 
     yield ["embed", *(paths[layer] for layer in layers)], outputs()
@@ -160,10 +160,6 @@ def passed(layers: Sequence[nn.Module], value: Tensor) -> Iterator[None]:
             del layer.forward
             if forward is not None:
                 layer.forward = forward
-
-
-def _last(layers: Sequence[nn.Module], value: Tensor) -> AbstractContextManager[None]:
-    return replaced(layers[-1], value)
 
 
 @contextmanager

@@ -90,11 +90,9 @@ def looked_up(searcher: Searcher, question: str, model: Any = None, k: int = 6, 
     found = searcher.search(question, k)
     notes = ["the last run of `anyformer index` did not end; files may be missing"] if searcher.interrupted else []
     telling = len(found.unknown) and len(words.query(question).split(" OR "))
-    if not found.sure:
-        if telling and len(found.unknown) == telling:
-            notes.append("none of the question's words is in the index; is it in another language?")
-        return Asked(question, found, notes)
-    if model is None:
+    if not found.sure and telling and len(found.unknown) == telling:
+        notes.append("none of the question's words is in the index; is it in another language?")
+    if not found.sure or model is None:
         return Asked(question, found, notes)
     hits, left = _fitting(model, question, found.hits, max_new_tokens)
     if left:
