@@ -83,7 +83,6 @@ def write(model: Any, path: Path) -> Written:
 
 
 def _check(path: str, grid: Grid) -> None:
-    zero = grid.zero.view(torch.float16).float()
     if isinstance(grid, GridTable):
         return
     if grid.bits not in (4, 8) or grid.group not in BLOCKS:
@@ -91,7 +90,7 @@ def _check(path: str, grid: Grid) -> None:
             f"{path} has {grid.bits} bits in groups of {grid.group}; the kernel takes 4 or 8 in groups of "
             f"{', '.join(map(str, BLOCKS))}"
         )
-    if not torch.equal(zero, zero.round()):
+    if not grid.whole:
         raise ValueError(f"{path} has zeros that are no whole numbers: anyformer compress --zeros whole makes them so")
 
 

@@ -67,7 +67,6 @@ def _form(grids: dict[str, Grid]) -> tuple[int, int]:
     first = next(iter(grids))
     bits, group = grids[first].bits, grids[first].group
     for path, grid in grids.items():
-        zero = grid.zero.view(torch.float16).float()
         if grid.bits not in BITS or (grid.bits, grid.group) != (bits, group):
             raise ValueError(
                 f"{path} has {grid.bits} bits in groups of {grid.group}, and {first} {bits} in groups of {group}: the "
@@ -75,7 +74,7 @@ def _form(grids: dict[str, Grid]) -> tuple[int, int]:
             )
         if not holds(grid.rows, grid.columns, bits, group):
             raise ValueError(f"{path} is {grid.rows} x {grid.columns}: no whole groups of {group} and words of 32 bits")
-        if not torch.equal(zero, zero.round()):
+        if not grid.whole:
             raise ValueError(f"{path} has zeros that are no whole numbers: --zeros whole makes them so")
     return bits, group
 

@@ -61,6 +61,12 @@ class Grid(nn.Module):
         for held, value in ((self.scale, scale), (self.zero, zero)):
             held.copy_(value.to(torch.float16).view(torch.int16))
 
+    @property
+    def whole(self) -> bool:
+        """True if its zeros are whole numbers, as formats and kernels of others have them."""
+        zero = self.zero.view(torch.float16).float()
+        return torch.equal(zero, zero.round())
+
     def dequantised(self, rows: slice = slice(None)) -> Tensor:
         """Some rows of the matrix, (O', I) float32."""
         q = unpacked(self.codes[rows], self.bits).unflatten(1, (-1, self.group)).float()  # (O', G, g)

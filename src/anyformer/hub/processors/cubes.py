@@ -180,10 +180,13 @@ class CubeProcessor(ImageProcessor):
         ears, more = SoundProcessor.read(heard, None, ignore)
         return replace(made, ears=ears), [*lines, *more]
 
+    def apart(self) -> dict[str, Any]:
+        """The attributes that no key of a file's steps says."""
+        return {name: getattr(self, name) for name in ("origin", "crop_size", "ears", "films", "size", "convert_rgb")}
+
     def words(self) -> dict[str, Any]:
-        fixed = {name: getattr(self, name) for name in ("origin", "crop_size", "ears", "films", "size", "convert_rgb")}
         origin = {name: value for name, value in self.origin.words.items() if name not in SOUNDS}
-        seen = write(ENTRIES, self, fixed, origin)
+        seen = write(ENTRIES, self, self.apart(), origin)
         if self.ears is None:
             return seen
         before = {name: value for name, value in self.origin.words.items() if name in SOUNDS}

@@ -77,6 +77,5 @@ def written(pictures: CubeProcessor) -> tuple[str, dict[str, Any]] | None:
     films = pictures.films
     if films is None:
         return None
-    fixed = {name: getattr(films, name) for name in ("origin", "crop_size", "ears", "films", "size", "convert_rgb")}
     made = films.origin.file if films.origin.words else pictures.origin.file
-    return TOGETHER if made == TOGETHER else FILE, write(ENTRIES, films, fixed, films.origin.words)
+    return TOGETHER if made == TOGETHER else FILE, write(ENTRIES, films, films.apart(), films.origin.words)

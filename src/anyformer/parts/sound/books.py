@@ -164,9 +164,8 @@ class Books(Part):
         real = here.to(x)
         counts = x.new_zeros(self.vocab).index_add_(0, code, real)
         sums = x.new_zeros(self.vocab, x.shape[1]).index_add_(0, code, x * real[:, None])
-        self.seen[number] = Seen(counts, sums, x.masked_fill(~here[:, None], float("nan"))[:SAMPLES]).added(
-            self.seen[number]
-        )
+        samples = x.masked_fill(~here[:, None], float("nan"))[:SAMPLES]
+        self.seen[number] = Seen(counts, sums, samples).added(self.seen[number])
 
     @torch.no_grad()
     def bound(self) -> None:
