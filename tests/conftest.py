@@ -20,6 +20,7 @@ LEFT_OUT = ": left out: "  # between what a test of the contract would have chec
 omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
 spent: dict[str, float] = {}  # seconds of processor time of each group of the contract, a page or a composition
 memory = [0]  # the largest resident memory of a process that ran tests, in bytes
+rises: dict[str, int] = {}  # a test -> bytes by which it raised the largest resident memory of its process
 held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
 files = [0]  # that this process has run
@@ -79,9 +80,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Counts the processor time of the contract's pages."""
-    begin = time.process_time()
+    """Counts the processor time of the contract's pages, and who needs the most memory."""
+    begin, before = time.process_time(), most_resident()
     result = yield
+    memory[0] = most_resident()
+    if memory[0] > before:
+        rises[item.nodeid] = memory[0] - before
     if "test_contract[" in item.nodeid and (mark := item.get_closest_marker("xdist_group")) is not None:
         spent[mark.args[0]] = spent.get(mark.args[0], 0.0) + time.process_time() - begin
     return result
@@ -92,6 +96,15 @@ def resident() -> int:
     with contextlib.suppress(OSError), open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def most_resident() -> int:
+    """The most memory that this process has held, in bytes; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -123,22 +136,18 @@ def collect(over: bool) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        memory[0] = max(memory[0], unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), spent, memory[0]])
+        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), spent, memory[0], rises])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    rows, seconds, most = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], {}, 0]"))
+    rows, seconds, most, risen = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], {}, 0, {}]"))
     omitted.update(tuple(row) for row in rows)
     for name in seconds:
         spent[name] = spent.get(name, 0.0) + seconds[name]
     memory[0] = max(memory[0], most)
+    rises.update(risen)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -152,7 +161,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if spent:
         most = ", ".join(f"{name} {seconds:.0f}" for name, seconds in Counter(spent).most_common(12))
         terminalreporter.write_line(f"processor seconds of the contract, {sum(spent.values()):.0f} in all: {most}")
-    terminalreporter.write_line(f"a test process held {memory[0] / 1e6:,.0f} MB at most")
+    steps = Counter({name.partition("::")[2].partition("@")[0]: size // 10**6 for name, size in rises.items()})
+    highest = ", ".join(f"{name} {size}" for name, size in steps.most_common(8))
+    terminalreporter.write_line(f"a test process held {memory[0] / 1e6:,.0f} MB at most; the highest steps: {highest}")
 
 
 def reason(report: Any) -> tuple[str, str]:
