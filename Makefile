@@ -64,7 +64,7 @@ stranger: dist
 bench: .venv/.bench bench-env
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-serve: .venv/.bench
+bench-serve: .venv/.bench .venv-llamacpp/bin/llama-server
 	$(BIN)/python -m benchmarks serve $(ARGS)
 	$(BIN)/python -m benchmarks.soak
 
@@ -106,9 +106,20 @@ bench-env: .venv-litgpt/.done .venv-llamacpp/.done .venv-timm/.done
 	PIP_CONSTRAINT=$< PIP_BUILD_CONSTRAINT=$< .venv-$*/bin/python $(PIP) -r $<
 	@touch $@
 
+# llama.cpp's server, of the sources that came with its Python package: a C++ compiler and cmake, 10 to 20 minutes.
+.venv-llamacpp/bin/llama-server: .venv-llamacpp/.done
+	rm -rf build/llamacpp && mkdir -p build/llamacpp
+	.venv-llamacpp/bin/python -m pip download --no-deps --no-build-isolation --no-binary :all: -d build/llamacpp \
+		"$$(grep '^llama-cpp-python==' benchmarks/requirements-llamacpp.txt)"
+	tar -xzf build/llamacpp/llama_cpp_python-*.tar.gz -C build/llamacpp --strip-components=1
+	cmake -S build/llamacpp/vendor/llama.cpp -B build/llamacpp/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+		-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+	cmake --build build/llamacpp/build --target llama-server -j2
+	cp build/llamacpp/build/bin/llama-server $@
+
 # llama.cpp's AMX kernels crash on some processors that have them (ggml-org/llama.cpp issue 20824): left out. pip's
 # cache may hold a build that has them, so it is not asked.
-.venv-llamacpp/.done: export CFLAGS := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
-.venv-llamacpp/.done: export CXXFLAGS := $(CFLAGS)
+.venv-llamacpp/.done .venv-llamacpp/bin/llama-server: export CFLAGS := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+.venv-llamacpp/.done .venv-llamacpp/bin/llama-server: export CXXFLAGS := $(CFLAGS)
 .venv-llamacpp/.done: export CMAKE_ARGS := -DLLAVA_BUILD=OFF
 .venv-llamacpp/.done: export PIP_NO_CACHE_DIR := 1

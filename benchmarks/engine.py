@@ -1,10 +1,12 @@
-"""Engines for SmolLM2-135M (Q4_1): ours on ONNX Runtime and on PyTorch, transformers, llama.cpp; greedy, 64 tokens.
+"""Engines for language models: ours on ONNX Runtime and on PyTorch, transformers, llama.cpp; greedy, 64 tokens.
 
-Each through its own loop. "Decoding" continues a prompt of 64 tokens, alone or eight at a time; its time is that from
-the first token to the last one. "First token" reads 512 tokens. "Repeats" continues a text that says everything twice:
-ours and transformers by prompt look-up, llama.cpp as it decodes otherwise. Loading is that of a file into a process
-that has imported its libraries; ours on ONNX Runtime loads programs that were built before. Log losses are those of 8
-windows of 512 tokens of Python's documentation, the same for all, paired.
+SmolLM2-135M (Q4_1) and Gemma 3 270M (Q4_K_M) as published, and a new Mamba of the published 130 M shape, of which
+llama.cpp has no file. Each through its own loop. "Decoding" continues a prompt of 64 tokens, alone or eight at a time;
+its time is that from the first token to the last one. "First token" reads 512 tokens. "Repeats" continues a text that
+says everything twice: ours and transformers by prompt look-up, llama.cpp as it decodes otherwise. Loading is that of a
+file into a process that has imported its libraries; ours on ONNX Runtime loads programs that were built before. Log
+losses are those of 8 windows of 512 tokens of Python's documentation, or of random ones for the new model, the same for
+all, paired.
 """
 
 from __future__ import annotations
@@ -16,23 +18,31 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import weights
-from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
+from benchmarks.contest import THREADS, Answers, Contestant, Missing, compete, ratio, spread, started
 from benchmarks.report import Claim, Section, row, times
 
 NEW, SHORT, TOGETHER, WINDOWS = 64, 64, 8, 8  # tokens after the first, tokens of a prompt, texts at once, windows
-CONTESTANTS = {
-    "engine": Contestant("anyformer, ONNX Runtime, auto"),
-    "engine32": Contestant("anyformer, ONNX Runtime, float32"),
-    "torch": Contestant("anyformer, PyTorch, float32"),
-    "hf": Contestant("transformers, float32", against="engine32"),
-    "llama_cpp": Contestant("llama.cpp, Q4_1", "llamacpp", "engine"),
-}
+MODELS = {"smollm2": "SmolLM2-135M", "gemma3": "Gemma 3 270M", "mamba": "Mamba 130M"}
+FORMS = {"smollm2": "Q4_1", "gemma3": "Q4_K_M"}  # of the files that llama.cpp reads
 MEASURES = {
     "decode": ("decoding", NEW),
     "batch": ("decoding, 8 texts", NEW * TOGETHER),
     "prefill": ("first token, prompt of 512", weights.PROMPT),
     "repeats": ("text that repeats", NEW),
 }
+
+
+def contestants(model: str) -> dict[str, Contestant]:
+    """Everybody who reads this model; a key is the contestant and the model."""
+    found = {
+        f"engine {model}": Contestant("anyformer, ONNX Runtime, auto"),
+        f"engine32 {model}": Contestant("anyformer, ONNX Runtime, float32"),
+        f"torch {model}": Contestant("anyformer, PyTorch, float32"),
+        f"hf {model}": Contestant("transformers, float32", against=f"engine32 {model}"),
+    }
+    if model in FORMS:
+        found[f"llama_cpp {model}"] = Contestant(f"llama.cpp, {FORMS[model]}", "llamacpp", f"engine {model}")
+    return found
 
 
 class Ours:
@@ -81,13 +91,13 @@ class Ours:
 class Transformers:
     """transformers, by `generate`."""
 
-    def __init__(self, facts: dict[str, Any]):
+    def __init__(self, model: str):
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(THREADS)
         began = time.perf_counter()
-        self.model = AutoModelForCausalLM.from_pretrained(weights.BARE, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(weights.bare(model), dtype=torch.float32).eval()
         self.load = time.perf_counter() - began
         self.model.generation_config.eos_token_id = None
 
@@ -192,15 +202,16 @@ class LlamaCpp:
 
 def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     """Facts, and the function that does what a request names: one of `MEASURES`, or losses."""
-    facts = weights.facts()
+    kind, _, model = name.partition(" ")
+    facts = weights.facts(model)
     makers: dict[str, Callable[[], Any]] = {
         "engine": lambda: Ours(facts, "auto"),
         "engine32": lambda: Ours(facts, "float32"),
         "torch": lambda: Ours(facts, None),
-        "hf": lambda: Transformers(facts),
+        "hf": lambda: Transformers(model),
         "llama_cpp": lambda: LlamaCpp(facts),
     }
-    made = makers[name]()
+    made = makers[kind]()
     prompt: list[int] = facts["prompt"]
 
     def serve(request: dict[str, Any]) -> dict[str, Any]:
@@ -223,57 +234,70 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     return {"load": made.load}, serve
 
 
-def texts() -> list[list[int]]:
+def texts(model: str) -> list[list[int]]:
     """The windows on which losses are compared."""
     import anyformer as af
     from anyformer.generate.engine.quality import sample
 
-    return sample(af.load(weights.facts()["gguf"]), WINDOWS)[0].tolist()
+    return sample(af.load(weights.facts(model)["gguf"]), WINDOWS)[0].tolist()
 
 
 def run(rounds: int = 8) -> Section:
     """The section of the report."""
     notes: list[str] = []
-    weights.prepared()
-    workers = started("engine", CONTESTANTS, notes)
-    rows = texts()
-    losses = {name: worker.ask(rows=rows)["losses"] for name, worker in workers.items()}
-    loads = {name: worker.facts["load"] for name, worker in workers.items()}
-    compete(workers, CONTESTANTS, 1, {}, notes)  # warm-up
-    answers = compete(workers, CONTESTANTS, rounds, {}, notes)
-    for worker in workers.values():
-        worker.close()
     heads = [f"{what}, tokens/s" for what, _ in MEASURES.values()]
-    table, claims = [row("", *heads, "load, s", "perplexity", "log loss − llama.cpp's")], list[Claim]()
-    for name, found in answers.items():
-        rates = {m: MEASURES[m][1] / spread([a[m] for a in found])[0] for m in MEASURES}
-        cells = [f"{rates[m]:,.1f}" for m in MEASURES] + [f"{loads[name]:.2f}"]
-        cells += [f"{math.exp(statistics.fmean(losses[name])):.3f}", _paired(losses, name)]
-        table.append(row(CONTESTANTS[name].name, *cells))
-        ours = CONTESTANTS[name].against
-        for m in MEASURES if ours in answers else ():
-            mine, theirs = [a[m] for a in answers[ours]], [a[m] for a in found]
-            rate = MEASURES[m][1] / spread(mine)[0]
-            figures = f"{rate:,.1f} tokens/s", f"{rates[m]:,.1f} tokens/s"
-            what = f"SmolLM2-135M, {CONTESTANTS[ours].name.partition(', ')[2]}, {MEASURES[m][0]}"
-            claims.append(Claim(what, CONTESTANTS[name].name, *figures, ratio(theirs, mine), rounds))
-    notes.append(_batching(answers))
+    table, claims = [row("", "", *heads, "load, s", "perplexity", "log loss − llama.cpp's")], list[Claim]()
+    for model in MODELS:
+        try:
+            weights.prepared(model)
+        except Missing as error:
+            notes.append(f"{MODELS[model]} was not measured: {error}.")
+            continue
+        more, said = _measured(model, rounds, notes)
+        table += more
+        claims += said
     text = f"{(__doc__ or '').strip()}\n\nRounds: {rounds}, after one to warm up; medians. {THREADS} threads."
     return Section("Engines", text, table, claims, notes)
 
 
-def _paired(losses: dict[str, list[float]], name: str) -> str:
-    """The difference of the log loss from llama.cpp's, with its standard error."""
-    if "llama_cpp" not in losses or name == "llama_cpp":
+def _measured(model: str, rounds: int, notes: list[str]) -> tuple[list[str], list[Claim]]:
+    """The rows and claims of one model."""
+    entrants, title = contestants(model), MODELS[model]
+    workers = started("engine", entrants, notes)
+    rows = texts(model)
+    losses = {key: worker.ask(rows=rows)["losses"] for key, worker in workers.items()}
+    loads = {key: worker.facts["load"] for key, worker in workers.items()}
+    compete(workers, entrants, 1, {}, notes)  # warm-up
+    answers = compete(workers, entrants, rounds, {}, notes)
+    for worker in workers.values():
+        worker.close()
+    table, claims = list[str](), list[Claim]()
+    for key, found in answers.items():
+        rates = {m: MEASURES[m][1] / spread([a[m] for a in found])[0] for m in MEASURES}
+        cells = [f"{rates[m]:,.1f}" for m in MEASURES] + [f"{loads[key]:.2f}"]
+        cells += [f"{math.exp(statistics.fmean(losses[key])):.3f}", _paired(losses, key, f"llama_cpp {model}")]
+        table.append(row(title, entrants[key].name, *cells))
+        ours = entrants[key].against
+        for m in MEASURES if ours in answers else ():
+            mine, theirs = [a[m] for a in answers[ours]], [a[m] for a in found]
+            rate = MEASURES[m][1] / spread(mine)[0]
+            figures = f"{rate:,.1f} tokens/s", f"{rates[m]:,.1f} tokens/s"
+            what = f"{title}, {entrants[ours].name.partition(', ')[2]}, {MEASURES[m][0]}"
+            claims.append(Claim(what, entrants[key].name, *figures, ratio(theirs, mine), rounds))
+    notes.append(f"{title}: {_batching(answers, entrants)}")
+    return table, claims
+
+
+def _paired(losses: dict[str, list[float]], key: str, peer: str) -> str:
+    """The difference of the log loss from the peer's, with its standard error."""
+    if peer not in losses or key == peer:
         return ""
-    d = [a - b for a, b in zip(losses[name], losses["llama_cpp"], strict=True)]
+    d = [a - b for a, b in zip(losses[key], losses[peer], strict=True)]
     return f"{statistics.fmean(d):+.4f} ± {statistics.stdev(d) / len(d) ** 0.5:.4f}"
 
 
-def _batching(answers: dict[str, list[dict[str, float]]]) -> str:
+def _batching(answers: Answers, entrants: dict[str, Contestant]) -> str:
     """A sentence on how much eight texts at a time bring."""
-    each = {
-        n: ratio([TOGETHER * a["decode"] for a in found], [a["batch"] for a in found]) for n, found in answers.items()
-    }
-    gains = ", ".join(f"{CONTESTANTS[name].name} {times(gain)}" for name, gain in each.items())
-    return f"Eight texts at a time are faster than one after another by: {gains}."
+    each = {n: ratio([TOGETHER * a["decode"] for a in some], [a["batch"] for a in some]) for n, some in answers.items()}
+    gains = ", ".join(f"{entrants[n].name} {times(gain)}" for n, gain in each.items())
+    return f"eight texts at a time are faster than one after another by: {gains}."

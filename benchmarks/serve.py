@@ -1,9 +1,10 @@
 """Servers of SmolLM2-135M in float32 under 1, 4 and 16 clients: short questions, answers of up to 64 tokens, streamed.
 
 Every client asks again when its answer ends, each time something else; the questions of a round are the same for
-everybody. Ours is `anyformer serve` with 16 places (`--rows 16`), the other one `transformers serve`, alone and with
-`--continuous-batching`. Servers are asked at temperature 0; the tokens of the texts that came are counted by the same
-tokenizer.
+everybody. In float32: `anyformer serve` with 16 places (`--rows 16`), `transformers serve`, alone and with
+`--continuous-batching`, and llama.cpp's `llama-server` with 16 slots on the same weights. As published, in 4 bits: ours
+with `--engine onnx`, and `llama-server`. Servers are asked at temperature 0; the tokens of the texts that came are
+counted by the same tokenizer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import weights
-from benchmarks.contest import THREADS, Contestant, Missing, compete, ratio, started
+from benchmarks.contest import ROOT, THREADS, Contestant, Missing, compete, ratio, started
 from benchmarks.report import Claim, Section, row, times
 
 CLIENTS = (1, 4, 16)
@@ -30,7 +32,11 @@ CONTESTANTS = {
     "ours": Contestant("anyformer serve"),
     "hf": Contestant("transformers serve", against="ours"),
     "hf_batched": Contestant("transformers serve --continuous-batching", against="ours"),
+    "llama_cpp": Contestant("llama-server", against="ours"),
+    "ours4": Contestant("anyformer serve --engine onnx, Q4_1"),
+    "llama_cpp4": Contestant("llama-server, Q4_1", against="ours4"),
 }
+LLAMA_SERVER = ROOT / ".venv-llamacpp" / "bin" / "llama-server"  # `make bench-serve` makes it; or $BENCH_LLAMA_SERVER
 TOPICS = (
     "the sea", "a mountain", "bread", "a clock", "the moon", "rain", "a bridge", "glass", "salt", "a forest", "music",
     "iron", "a river", "the desert", "paper", "snow",
@@ -48,27 +54,39 @@ def question(client: int, turn: int, number: int) -> str:
 
 
 def command(name: str, port: int) -> list[str]:
-    """The words that start a server."""
-    model = str(weights.WITH_TOKENIZER)
-    if name == "ours":
+    """The words that start a server.
+
+    Raises:
+        Missing: if there is no `llama-server`.
+    """
+    model, at = str(weights.WITH_TOKENIZER), ["--port", str(port)]
+    if name in ("ours", "ours4"):
         code = "import sys; from anyformer.cli import main; sys.exit(main(sys.argv[1:]))"
-        return [sys.executable, "-c", code, "serve", model, "--port", str(port), "--rows", "16"]
+        start = [sys.executable, "-c", code, "serve"]
+        if name == "ours4":
+            return [*start, "smollm2", *at, "--rows", "16", "--engine", "onnx"]
+        return [*start, model, *at, "--rows", "16"]
+    if name in ("llama_cpp", "llama_cpp4"):
+        server = os.environ.get("BENCH_LLAMA_SERVER") or shutil.which(LLAMA_SERVER)
+        if not server:
+            raise Missing("no llama-server: `make bench-serve` compiles it (or set BENCH_LLAMA_SERVER)")
+        file = float32() if name == "llama_cpp" else weights.facts()["gguf"]
+        threads = ["--threads", str(THREADS), "--threads-batch", str(THREADS)]
+        return [server, "--model", file, *at, *threads, "--parallel", "16", "--ctx-size", str(16 * 512)]
     more = ["--continuous-batching"] if name == "hf_batched" else []
     code = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
-    return [
-        sys.executable,
-        "-c",
-        code,
-        "serve",
-        model,
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        *more,
-    ]
+    return [sys.executable, "-c", code, "serve", model, *at, "--device", "cpu", "--dtype", "float32", *more]
+
+
+def float32() -> str:
+    """The path of a GGUF file of the weights in float32, made if there is none."""
+    import anyformer as af
+    from anyformer import hub
+
+    file = weights.FOLDER / "smollm2-float32.gguf"
+    if not file.exists():
+        hub.save_gguf(af.load(weights.WITH_TOKENIZER), file, "float32")
+    return str(file)
 
 
 class Server:
@@ -78,7 +96,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.model = "smollm2" if name == "ours" else str(weights.WITH_TOKENIZER)
+        self.model = "smollm2" if name.startswith("ours") else str(weights.WITH_TOKENIZER)
         variables = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command(name, self.port), env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -172,17 +190,17 @@ def run(rounds: int = 4) -> Section:
     head = [cell for count in CLIENTS for cell in (f"{count}: tokens/s", "time / ours", "first token", "95 % of gaps")]
     table, claims = [row("clients", *head)], []
     for name, rows in answers.items():
-        cells = []
+        cells, against = list[str](), CONTESTANTS[name].against
         for count in map(str, CLIENTS):
-            taken, ours = ([r[count]["seconds"] for r in some] for some in (rows, answers["ours"]))
+            taken, ours = ([r[count]["seconds"] for r in some] for some in (rows, answers[against or name]))
             rate, own = (1 / statistics.median(some) for some in (taken, ours))
             first, gap = (statistics.median(r[count][key] for r in rows) for key in ("first", "gap"))
             r = ratio(taken, ours)
-            peer = name != "ours"
-            cells += [f"{rate:,.1f}", times(r) if peer else "", f"{1e3 * first:,.0f} ms", f"{1e3 * gap:,.0f} ms"]
-            if peer:
+            cells += [f"{rate:,.1f}", times(r) if against else "", f"{1e3 * first:,.0f} ms", f"{1e3 * gap:,.0f} ms"]
+            if against:
                 figures = f"{own:,.1f} tokens/s", f"{rate:,.1f} tokens/s"
-                claims.append(Claim(f"serving, {count} clients", CONTESTANTS[name].name, *figures, r, rounds))
+                what = f"serving, {count} clients, {CONTESTANTS[against].name}"
+                claims.append(Claim(what, CONTESTANTS[name].name, *figures, r, rounds))
         table.append(row(CONTESTANTS[name].name, *cells))
     text = (
         f"{(__doc__ or '').strip()}\n\nRounds: {rounds}, {EACH} questions of each client in each; medians (quartiles)."
