@@ -181,7 +181,7 @@ def _of(
     if made is WaveProcessor and CODEC in (content.get("feature_extractor_type"), kind):
         made = CodecProcessor
     processor, lines = made.read(content, kind, ignore)
-    return [replace(processor, origin=Origin(name, around, content, tuple(lines)))], around  # type: ignore[type-var]
+    return [replace(processor, origin=Origin(name, around, content, tuple(lines)))], around
 
 
 def _check_around(around: Mapping[str, Any], ignore: Collection[str], fitting: Mapping[str, Any]) -> None:

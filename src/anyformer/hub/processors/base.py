@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from anyformer.hub.tables.config import Line
+from anyformer.hub.tables.config import Lens, Line, read, write
 
 ALONE, TOGETHER = "preprocessor_config.json", "processor_config.json"
 
@@ -49,20 +49,27 @@ class Processor(ABC):
         return {self.origin.file: list(self.origin.lines)}
 
     @classmethod
-    @abstractmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[Processor, list[Line]]:
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        """The keys of a file, in both directions.
+
+        Args:
+            kind: the type of old files that name none.
+        """
+        raise NotImplementedError(f"{cls.__name__} reads and writes in its own way")
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]) -> tuple[Any, list[Line]]:
         """The processor of these steps, and a line of the ledger for each key.
 
         Args:
             kind: the type of old files that name none.
             ignore: keys that are passed over.
         """
+        return read(cls.entries(kind), content, cls, {}, ignore)
 
-    @abstractmethod
     def words(self) -> dict[str, Any]:
         """The steps as keys of a file."""
+        return write(self.entries(None), self, {"origin": self.origin}, self.origin.words)
 
 
 def listed(media: Any) -> list[Any]:

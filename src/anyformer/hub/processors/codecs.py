@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from anyformer.hub.processors.base import Origin, Processor, listed
 from anyformer.hub.processors.keys import CLASS
 from anyformer.hub.processors.waves import padded
-from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import Lens, key, must, quiet
 from anyformer.media.sound import sound
 
 KIND = "EncodecFeatureExtractor"
@@ -59,27 +58,17 @@ class CodecProcessor(Processor):
         return samples.reshape(len(samples), self.channels)
 
     @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[CodecProcessor, list[Line]]:
-        return read(entries(kind), content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(entries(KIND), self, {"origin": self.origin}, self.origin.words)
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        return (
+            must("feature_extractor_type", KIND, absent=kind == KIND),
+            key("feature_size", "channels", default=1),
+            key("sampling_rate", "rate", default=24000),
+            must("padding_value", 0.0),
+            must("padding_side", "right"),
+            quiet("chunk_length_s", "overlap", why="the model cuts the sound into its pieces, as its own config says"),
+            quiet("return_attention_mask", why="padding is always marked, and a row is then as it is alone"),
+            quiet("processor_class", why=CLASS),
+        )
 
     def __str__(self) -> str:
         return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.rate} Hz"
-
-
-def entries(kind: str | None) -> tuple[Lens, ...]:
-    """The keys of a file, in both directions. `kind`: the type of old files that name none."""
-    return (
-        must("feature_extractor_type", KIND, absent=kind == KIND),
-        key("feature_size", "channels", default=1),
-        key("sampling_rate", "rate", default=24000),
-        must("padding_value", 0.0),
-        must("padding_side", "right"),
-        quiet("chunk_length_s", "overlap", why="the model cuts the sound into its pieces, as its own config says"),
-        quiet("return_attention_mask", why="padding is always marked, and a row is then as it is alone"),
-        quiet("processor_class", why=CLASS),
-    )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anyformer.hub.formats.guard import short
-from anyformer.hub.processors import keys, sounds
+from anyformer.hub.processors import keys
 from anyformer.hub.processors.images import ImageProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
@@ -190,7 +190,7 @@ class CubeProcessor(ImageProcessor):
         if self.ears is None:
             return seen
         before = {name: value for name, value in self.origin.words.items() if name in SOUNDS}
-        return seen | write(sounds.entries(sounds.KIND), self.ears, {"origin": self.ears.origin}, before)
+        return seen | write(self.ears.entries(None), self.ears, {"origin": self.ears.origin}, before)
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{v:.4g}" for v in values or ()) for values in (self.image_mean, self.image_std))
@@ -249,5 +249,5 @@ ENTRIES = (
     *SHARED,
 )  # fmt: skip
 SOUNDS = frozenset(
-    {name for entry in sounds.entries(None) for name in entry.names} - {"processor_class"}
+    {name for entry in SoundProcessor.entries(None) for name in entry.names} - {"processor_class"}
 )  # the keys of a sound processor in the same file

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from anyformer.core.value import nearest
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import Lens, key, must, quiet
 from anyformer.media.graphs import Graph
 
 KIND = "GraphProcessor"
@@ -68,13 +67,8 @@ class GraphProcessor(Processor):
         return known.index(kind)
 
     @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[GraphProcessor, list[Line]]:
-        return read(ENTRIES, content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        return ENTRIES
 
     def __str__(self) -> str:
         what = f"{len(self.classes)} classes" if self.classes else f"a value, {self.mean:g} ± {self.std:g}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import Lens, key, must, quiet
 from anyformer.media.series import DAY, Step, TimeSeries
 
 KIND = "SeriesProcessor"
@@ -164,13 +163,8 @@ class SeriesProcessor(Processor):
         return f" beside {', '.join(known)}" if known else ""
 
     @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[SeriesProcessor, list[Line]]:
-        return read(ENTRIES, content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        return ENTRIES
 
     def __str__(self) -> str:
         several = f"; {len(self.names)} series" if self.names else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from anyformer.hub.formats.guard import short
 from anyformer.hub.processors.base import Origin, Processor, listed
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import Lens, key, must, quiet, read
 from anyformer.media.mels import filters, log_mels
 from anyformer.media.sound import sound
 
@@ -91,13 +91,23 @@ class SoundProcessor(Processor):
         return log_mels(samples, self.mels, self.rate, self.size, self.hop)
 
     @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[SoundProcessor, list[Line]]:
-        return read(entries(kind), content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(entries(KIND), self, {"origin": self.origin}, self.origin.words)
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        return (
+            must("feature_extractor_type", KIND, absent=kind == KIND),
+            key("feature_size", "mels", default=80),
+            key("sampling_rate", "rate", default=16000),
+            key("hop_length", "hop", default=160),
+            key("n_fft", "size", default=400),
+            key("chunk_length", "window", default=30),
+            _derived("n_samples", lambda p: p.samples),
+            _derived("nb_max_frames", lambda p: p.frames),
+            must("padding_value", 0.0),
+            must("padding_side", "right"),
+            must("dither", 0.0),
+            Lens(("mel_filters",), (), _filters, lambda p: {}, "equal to the filters of these numbers"),
+            quiet("return_attention_mask", why="no mask: silence is a part of the window"),
+            quiet("processor_class", why=CLASS),
+        )
 
     def __str__(self) -> str:
         return (
@@ -106,24 +116,11 @@ class SoundProcessor(Processor):
         )
 
 
-def entries(kind: str | None) -> tuple[Lens, ...]:
-    """The keys of a file, in both directions. `kind`: the type of old files that name none."""
-    return (
-        must("feature_extractor_type", KIND, absent=kind == KIND),
-        key("feature_size", "mels", default=80),
-        key("sampling_rate", "rate", default=16000),
-        key("hop_length", "hop", default=160),
-        key("n_fft", "size", default=400),
-        key("chunk_length", "window", default=30),
-        _derived("n_samples", lambda p: p.samples),
-        _derived("nb_max_frames", lambda p: p.frames),
-        must("padding_value", 0.0),
-        must("padding_side", "right"),
-        must("dither", 0.0),
-        Lens(("mel_filters",), (), _filters, lambda p: {}, "equal to the filters of these numbers"),
-        quiet("return_attention_mask", why="no mask: silence is a part of the window"),
-        quiet("processor_class", why=CLASS),
-    )
+def _plain(content: Mapping[str, Any]) -> SoundProcessor:
+    """The processor of the numbers from which the other keys follow."""
+    numbers = {name: value for name, value in content.items() if name in _NUMBERS}
+    made: SoundProcessor = read(SoundProcessor.entries(KIND)[1:6], numbers, SoundProcessor, {})[0]
+    return made
 
 
 def _derived(name: str, value: Any) -> Lens:
@@ -131,7 +128,7 @@ def _derived(name: str, value: Any) -> Lens:
 
     def get(content: Mapping[str, Any]) -> dict[str, Any]:
         if name in content:
-            made, _ = read(entries(KIND)[1:6], {k: v for k, v in content.items() if k in _NUMBERS}, SoundProcessor, {})
+            made = _plain(content)
             if content[name] != value(made):
                 raise ValueError(f"{name!r} is {short(content[name])}, and the other keys make it {value(made)}")
         return {}
@@ -145,7 +142,7 @@ _NUMBERS = ("feature_size", "sampling_rate", "hop_length", "n_fft", "chunk_lengt
 def _filters(content: Mapping[str, Any]) -> dict[str, Any]:
     """Compares a stored filter matrix, (M, K), with ours: old files hold it."""
     if "mel_filters" in content:
-        made, _ = read(entries(KIND)[1:6], {k: v for k, v in content.items() if k in _NUMBERS}, SoundProcessor, {})
+        made = _plain(content)
         ours = filters(made.mels, made.size // 2 + 1, made.rate).numpy()
         try:
             stored = np.array(content["mel_filters"], np.float64)

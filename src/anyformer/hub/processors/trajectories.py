@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import Lens, key, must, quiet
 
 KIND = "TrajectoryProcessor"
 
@@ -122,13 +121,8 @@ class TrajectoryProcessor(Processor):
         return np.eye(self.actions, dtype=np.float32)[actions]
 
     @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[TrajectoryProcessor, list[Line]]:
-        return read(ENTRIES, content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        return ENTRIES
 
     def __str__(self) -> str:
         what = f"one of {self.actions} actions" if self.choices else f"actions of {self.actions} numbers"

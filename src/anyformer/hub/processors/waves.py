@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from anyformer.hub.processors.base import Origin, Processor, listed
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Lens, Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import Lens, key, must, quiet
 from anyformer.media.sound import sound
 
 KIND = "Wav2Vec2FeatureExtractor"
@@ -62,13 +61,18 @@ class WaveProcessor(Processor):
         return ((samples - samples.mean()) / np.sqrt(samples.var() + EPS)).astype(np.float32)
 
     @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[WaveProcessor, list[Line]]:
-        return read(entries(kind), content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(entries(KIND), self, {"origin": self.origin}, self.origin.words)
+    def entries(cls, kind: str | None) -> tuple[Lens, ...]:
+        return (
+            must("feature_extractor_type", KIND, absent=kind == KIND),
+            must("feature_size", 1),
+            key("sampling_rate", "rate", default=16000),
+            key("do_normalize", "normalise", default=True),
+            must("padding_value", 0.0),
+            must("padding_side", "right"),
+            quiet("return_attention_mask", why="padding is always marked, and a row is then as it is alone"),
+            quiet("do_feature_extract", "feature_extractor_class", why="for other programs"),
+            quiet("processor_class", why=CLASS),
+        )
 
     def __str__(self) -> str:
         return f"one channel of {self.rate} Hz; {'each sound normalised' if self.normalise else 'as loud as it is'}"
@@ -84,18 +88,3 @@ def padded(rows: list[np.ndarray]) -> dict[str, Tensor]:
     if int(lengths.min()) < values.shape[1]:
         made["attention_mask"] = (torch.arange(values.shape[1]) < lengths[:, None]).long()
     return made
-
-
-def entries(kind: str | None) -> tuple[Lens, ...]:
-    """The keys of a file, in both directions. `kind`: the type of old files that name none."""
-    return (
-        must("feature_extractor_type", KIND, absent=kind == KIND),
-        must("feature_size", 1),
-        key("sampling_rate", "rate", default=16000),
-        key("do_normalize", "normalise", default=True),
-        must("padding_value", 0.0),
-        must("padding_side", "right"),
-        quiet("return_attention_mask", why="padding is always marked, and a row is then as it is alone"),
-        quiet("do_feature_extract", "feature_extractor_class", why="for other programs"),
-        quiet("processor_class", why=CLASS),
-    )
