@@ -13,9 +13,11 @@ import torch
 import anyformer as af
 from anyformer.compress import calibrate, few
 from anyformer.compress.shrink import origin_of
-from anyformer.generate import generate
+from anyformer.generate import classify, generate
 from anyformer.hub.text.tokenizer import Tokenizer
+from anyformer.parts import Classifier, First
 from anyformer.parts.quantised import Grid
+from anyformer.train.measured import measured
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +201,31 @@ def test_what_cannot_be_pruned_is_said(
     words = [str(tmp_path / "teacher") if word == "TEACHER" else word for word in more]
     code, _, err = cli("compress", decoder, *words, "--out", tmp_path / "out")
     assert code == 2 and said in err and not (tmp_path / "out").exists()
+
+
+def test_the_task_is_measured_before_and_after_on_rows_of_ones_own(cli: Any, decoder: Path, tmp_path: Path) -> None:
+    (rows := tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"Once {n} times"}) + "\n" for n in range(5))
+    )
+    code, out, err = cli(*small(decoder, tmp_path, "--data", rows))
+    assert code == 0 and "nats a token (5 examples)" in out, err
+    before, after = json.loads(cli(*small(decoder, tmp_path, "--data", rows, "--overwrite", "--json"))[1])["measured"]
+    assert before != after
+    goals = [measured(model, rows).measure(model, 2) for model in (af.load(decoder), af.load(tmp_path / "out"))]
+    assert goals == pytest.approx([before, after], rel=1e-5)
+
+
+@pytest.mark.parametrize("names", [("neg", "pos"), ("pos", "neg")])
+def test_classes_are_the_models_own_and_no_others(names: tuple[str, str], cli: Any, tmp_path: Path) -> None:
+    model = af.build(
+        af.recipe("bert", "tiny", vocab=300).but({"heads": {"classes": Classifier.of(classes=2)}, "pool": First.of()}),
+        seed=0,
+    )
+    model.tokenizer, model.origin = Tokenizer.bytes_level(), {"classes": list(names)}
+    rows = [{"text": "abc"[:n] * n, "label": "pos"} for n in (1, 2, 3)]
+    (data := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [max(classify(model, [row["text"]])[0].items(), key=lambda pair: pair[1])[0] for row in rows]
+    assert measured(model, data).measure(model, 2) == pytest.approx(said.count("neg") / 3)
+    data.write_text(json.dumps({"text": "x", "label": "angry"}))
+    with pytest.raises(ValueError, match=r"rows.jsonl: the model has no class 'angry'; it has (neg, pos|pos, neg)"):
+        measured(model, data)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from anyformer.cli import models, plain
 from anyformer.cli.options import Parser, pick
 
+BATCH = 16  # examples of the task at once
 EXAMPLE = "anyformer compress minilm --to int4 --method gptq --out runs/small"
 
 
@@ -27,6 +28,8 @@ def compress(
     heal: int = 0,
     distil: str | None = None,
     calibrate: str | Path | None = None,
+    data: str | Path | None = None,
+    fields: Mapping[str, str] | None = None,
     keep: Sequence[str] = (),
     max_kld: float | None = None,
     coverage: float | None = None,
@@ -54,6 +57,9 @@ def compress(
         heal: steps of learning from the model before, after pruning.
         distil: a model to learn from instead, with the same tokens.
         calibrate: a text: its first half calibrates, the second compares. By default Python's documentation.
+        data: examples of the model's task, as `anyformer finetune` takes them, which it has not learned from: how well
+            it does them is printed, before and after.
+        fields: renamed columns of the data, e.g. --fields.text review.
         keep: paths of parts whose matrices stay as they are, e.g. head "**.down".
         max_kld: the largest divergence from the model before, in nats; by default 0.01, 0.1 or 0.5 for 8, 4 or 3 bits.
         coverage: the least share of the numbers of all matrices that must be in few bits, e.g. 0.95.
@@ -64,6 +70,7 @@ def compress(
     """
     from anyformer.compress.shrink import Wish, free
     from anyformer.compress.shrink import compress as shrink
+    from anyformer.train.measured import measured
 
     bits = None if to is None else int(to[3:])
     wish = Wish(bits, method, group, prune, factor, heal, keep, max_kld, coverage, zeros == "whole", form, finer)
@@ -73,8 +80,10 @@ def compress(
     free(out, overwrite)
     loaded = models.load(model, text=False, task=task, ignore=ignore)
     teacher = None if distil is None else models.load(distil, text=False)
-    done = shrink(loaded, out, wish, calibrate, teacher, overwrite)
-    print(plain.dump(facts(done)) if json else report(done))
+    goal = None if data is None else measured(loaded, data, fields)
+    measure = None if goal is None else lambda one: goal.measure(one.eval(), BATCH)
+    done = shrink(loaded, out, wish, calibrate, teacher, overwrite, measure)
+    print(plain.dump(facts(done)) if json else report(done, goal))
 
 
 def options(parser: Parser) -> None:
@@ -100,12 +109,17 @@ def facts(done: Any) -> dict[str, Any]:
     return {
         **found, "cuts": [vars(cut) for cut in done.cuts], "parameters": done.parameters,
         "bytes": [done.before, done.after], "distance": vars(done.distance), "times": vars(done.times),
+        "measured": done.measured,
         "source": done.origin, "folder": done.folder,
     }  # fmt: skip
 
 
-def report(done: Any) -> str:
-    """The result for people."""
+def report(done: Any, goal: Any) -> str:
+    """The result for people.
+
+    Args:
+        goal: the task whose measure was taken before and after; None: none.
+    """
     lines = [line for cut in done.cuts for line in _cut(cut)]
     lines += [] if done.work is None else _bits(done.work)
     if done.parameters[0] != done.parameters[1]:
@@ -117,6 +131,9 @@ def report(done: Any) -> str:
         steps, first, last = done.healed
         lines.append(f"healed    {steps}; KLD {first.kld:.3g} -> {last.kld:.3g}")
     lines += [f"distance  {done.distance}", f"time      {done.times}"]
+    if goal is not None:
+        one, two = done.measured
+        lines.append(f"{goal.name:<9} {one:.4f} -> {two:.4f} {goal.unit} ({goal.size:,} examples)")
     lines += [f"source    {done.origin}"] if done.origin else []
     return "\n".join([*lines, f"wrote     {done.folder}"])
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +108,7 @@ class Shrunk:
         healed: of the training, with the distances before and after it; None without.
         parameters: before and after. before, after: bytes of the weights of the model, and of the written files.
         packed: bytes of the written weights behind zlib, where pruning has set weights to 0; else None.
+        measured: what `measure` says of the model before and after; None without it.
         origin: what is to be known of the source, e.g. that it was in few bits; or "".
     """
 
@@ -120,6 +121,7 @@ class Shrunk:
     packed: int | None
     distance: compare.Distance
     times: compare.Times
+    measured: tuple[float, float] | None
     origin: str
     folder: str
 
@@ -135,6 +137,7 @@ def compress(
     calibrate: str | Path | None = None,
     teacher: Any = None,
     overwrite: bool = False,
+    measure: Callable[[Any], float] | None = None,
 ) -> Shrunk:
     """Writes a smaller model as a directory that `anyformer.load` reads.
 
@@ -145,6 +148,7 @@ def compress(
         calibrate: a text; its first half calibrates and heals, the other compares. By default Python's documentation.
         teacher: a model to learn from; by default `model`.
         overwrite: replace a model that stands there.
+        measure: of a task, on a model; asked of the model before and of the written one.
 
     Raises:
         ValueError: for a wish, a text, a teacher or a pattern that does not fit; naming the path, if a check fails.
@@ -180,7 +184,7 @@ def compress(
         _enough(work, wish.coverage)
         few.quantise(after, work, held.calibrate)
     result = _Result(model, after, held, work, cuts, healed)
-    return _written(result, place, wish)
+    return _written(result, place, wish, measure)
 
 
 def _finer(model: Any, entries: list[few.Entry], wish: Wish, held: Held) -> list[few.Entry]:
@@ -267,7 +271,7 @@ def free(out: str | Path, overwrite: bool) -> Path:
     return place
 
 
-def _written(made: _Result, place: Path, wish: Wish) -> Shrunk:
+def _written(made: _Result, place: Path, wish: Wish, measure: Callable[[Any], float] | None) -> Shrunk:
     """Writes a model beside its place, reads it again, checks and compares what was read, and renames it."""
     made.verify(made.after)
     beside = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
@@ -288,6 +292,7 @@ def _written(made: _Result, place: Path, wish: Wish) -> Shrunk:
                 "and --method gptq, more bits, --keep or --heal make it smaller"
             )
         taken = compare.times(made.before, read, made.held)
+        measured = None if measure is None else (measure(made.before), measure(read))
         files = sorted(beside.glob("*.safetensors"))
         zeros = any(cut.zeros for cut in made.cuts)
         packed = sum(len(zlib.compress(f.read_bytes(), 1)) for f in files) if zeros else None
@@ -298,10 +303,10 @@ def _written(made: _Result, place: Path, wish: Wish) -> Shrunk:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     counts = (_numbers(made.before), _numbers(read))
-    origin = origin_of(made.before)
     return Shrunk(
-        made.work, made.cuts, made.healed, counts, _size(made.before), size, packed, found, taken, origin, str(place)
-    )
+        made.work, made.cuts, made.healed, counts, _size(made.before), size, packed, found, taken, measured,
+        origin_of(made.before), str(place),
+    )  # fmt: skip
 
 
 def _size(model: Any) -> int:

@@ -65,10 +65,15 @@ def _alike(
 
 def names_of(model: Any, count: int) -> list[str]:
     """The names of a model's classes, from its training or its files, else LABEL_0, LABEL_1 …."""
+    known = known_names(model)
+    return [str(known.get(str(i), f"LABEL_{i}")) for i in range(count)]
+
+
+def known_names(model: Any) -> dict[str, str]:
+    """The names of a model's classes by their number in words, as its training or its files say; {}: they do not."""
     origin = model.origin or {}
     trained = {str(i): name for i, name in enumerate(origin.get("classes") or ())}
-    names = trained or origin.get("config", {}).get("id2label") or {}
-    return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
+    return trained or origin.get("config", {}).get("id2label") or {}
 
 
 def ranked(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ the model
     adapters.py  adapter_config.py         adapters in PEFT's files
 the task
     tasks/             examples, objective and measure of each task
+    measured.py        the measure of a task, of models that do not learn from its examples
     preferences.py     losses over preferences; alignment_report.py: what they did
     objectives.py      losses over counted labels; set_prediction.py: of sets of boxes
     average_precision.py                   how well boxes are found

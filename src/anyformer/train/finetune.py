@@ -170,9 +170,10 @@ def goal_of(
     columns: tuple[str, ...],
     data: BoxSet | list[tables.Table],
     options: FinetuneOptions,
+    split: splits.Split | None = None,
 ) -> Task:
-    """The rows that are learned from, and what is measured."""
-    split = _held_out(options.held_out, options.fields, options.seed)
+    """The rows that are learned from, and what is measured; without `split` as the options say."""
+    split = split or _held_out(options.held_out, options.fields, options.seed)
     if kind == "retrieve" and not isinstance(data, BoxSet):
         return retrieving.on_index(lm, data, retrieving.opened(options), split, options)
     if isinstance(data, BoxSet):
