@@ -14,7 +14,7 @@ from typing import Any
 from anyformer.generate.options import Options
 from anyformer.generate.prompts import Prompts, check_ids
 from anyformer.generate.seeing import placeholder, with_media
-from anyformer.generate.tools import Call, Tool, prompt
+from anyformer.generate.tools import Call, Tool, as_letters, prompt
 from anyformer.serve.card import Served
 from anyformer.serve.jobs import Emit, Refused, Write
 from anyformer.serve.limits import Limits
@@ -102,14 +102,16 @@ def calls_of(message: Message) -> list[dict[str, Any]]:
 
 
 def _content(model: Any, parts: list[Any], seen: bool) -> Any:
-    """The parts of a message as its template reads them: a text, or a list where it has pictures."""
+    """The parts of a message as its template reads them: a text, or a list where it has pictures. A text that spells a
+    special token stays a text: else whoever writes it could end the message and begin one of another role."""
+    texts = ["" if isinstance(part, ImagePart) else as_letters(model.tokenizer, part.text) for part in parts]
     if not seen:
-        return "\n".join(part.text for part in parts)
-    template = model.tokenizer.template or ""
+        return "\n".join(texts)
+    template, both = model.tokenizer.template or "", list(zip(parts, texts, strict=True))
     if "'image'" in template or '"image"' in template:
-        return [{"type": "image"} if isinstance(p, ImagePart) else {"type": "text", "text": p.text} for p in parts]
+        return [{"type": "image"} if isinstance(p, ImagePart) else {"type": "text", "text": t} for p, t in both]
     mark = placeholder(model)
-    return "\n".join(mark if isinstance(part, ImagePart) else part.text for part in parts)
+    return "\n".join(mark if isinstance(part, ImagePart) else text for part, text in both)
 
 
 def picture(part: ImagePart) -> bytes:
