@@ -92,6 +92,7 @@ def finetune(options: FinetuneOptions) -> Tuned:
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
         kind, names, context, columns = kind_of(lm, data, options)
+        registry.check_options(options, kind)
         if kind == "embed" and batch % now.world.size:
             raise ValueError(
                 f"batch={batch} pairs cannot be shared by {now.world.size} processes without splitting one; use a "

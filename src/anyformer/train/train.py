@@ -20,7 +20,7 @@ from anyformer.train.options import TrainOptions, warmup_of
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.tasks import training_data
 from anyformer.train.tasks.base import Task
-from anyformer.train.tasks.registry import KINDS
+from anyformer.train.tasks.registry import KINDS, check_options
 
 SAMPLE = 150  # tokens that are written at the end
 
@@ -77,6 +77,7 @@ def train(options: TrainOptions) -> Result:
     model, overrides, task, ignore = options.model, options.overrides or {}, options.task, options.ignore
     checkpoint = resumed(options.out, options.resume)
     source = model_source(model, options.size, overrides, task, ignore, checkpoint)
+    check_options(options, source.task)
     data = training_data(source.task, options)
     if data.implied and isinstance(model, str) and source.make is not None:
         source = model_source(model, options.size, {**data.implied, **overrides}, task, ignore, checkpoint)

@@ -41,7 +41,7 @@ The first one of a skeleton is its default; a page may say another (`TASK = "den
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tokenizers import AddedToken, processors
@@ -158,6 +158,10 @@ KINDS = {
     "fold": Kind("fold", text=False),
 }
 COLUMNS = {task: kind.columns for task, kind in KINDS.items() if kind.columns}  # of the tasks learned from rows
+OPTIONS = {  # of a run, that some tasks alone read
+    "index": ("retrieve",), "refresh": ("retrieve",), "codes": ("draw", "compose", "stage"), "units": ("units",),
+    "clusters": ("units",),
+}  # fmt: skip
 SENTINELS = 100
 PICTURE = "<image>"  # the placeholder of a tokenizer that is made here, its last token
 
@@ -183,6 +187,16 @@ def choose(task: str | None, name: str, recipe: Recipe, default: str | None = No
             "anyformer.train.fit(model, batches, objective, settings, out)"
         )
     return task
+
+
+def check_options(options: Any, task: str) -> None:
+    """Raises ValueError for an option that is given and that this task does not read."""
+    for f in fields(options):
+        given, tasks = getattr(options, f.name), OPTIONS.get(f.name, (task,))
+        if task not in tasks and given != f.default:
+            raise ValueError(
+                f"{f.name}={given!r} is read by the task {' or '.join(tasks)}, and this run's is {task}: leave it out"
+            )
 
 
 def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str, tuple[str, ...]]:
