@@ -117,9 +117,9 @@ LIST = {
         ([*TRAIN, "--data", "good.txt", "--model", "linear", "--order", "packed"], "cannot keep packed documents"),
         ([*CLASSIFY, "--data", "good.txt", "--order", "packed"], "order=packed is for text, and classify reads"),
         (["finetune", "--model", "gpt/", "--data", "texts.jsonl", "--epochs", "2"], "and steps=2 contradict each"),
-        ([*TRAIN, "--data", "good.txt", "--clusters", "7"], "clusters=7 is read by the task units, and this run's is c"),
+        ([*TRAIN, "--data", "good.txt", "--clusters", "7"], "clusters=7 is read by the task units, and this"),
         ([*CLASSIFY, "--data", "good.txt", "--codes", "x"], "codes='x' is read by the task draw or compose or stage"),
-        (["finetune", "--model", "gpt/", "--data", "texts.jsonl", "--index", "x"], "read by the task retrieve, and this"),
+        (["finetune", "--model", "gpt/", "--data", "texts.jsonl", "--index", "x"], "is read by the task retrieve"),
     ],
     "NaN in data": [
         ([*CLASSIFY, "--data", "nan-label.jsonl"], "nan-label.jsonl, row 8: 'label' is nan; put a value there"),

@@ -80,7 +80,7 @@ def test_pretraining_resumes_exactly_and_then_learns_letters(task: str, sounds: 
     page = {"contrast": "wav2vec2", "units": "hubert"}[task]
     options: dict[str, Any] = {
         "model": page, "size": "tiny", "task": task, "data": str(sounds), "batch": 4, "lr": 0.005, "warmup": 0,
-        "schedule": "constant", "clusters": 3, "cache": str(sounds.parent / "cache"),
+        "schedule": "constant", "cache": str(sounds.parent / "cache"), **({"clusters": 3} if task == "units" else {}),
     }  # fmt: skip
     straight = train(**options, steps=4, out=tmp_path / "one")
     assert straight.held_out is not None and straight.baseline is not None

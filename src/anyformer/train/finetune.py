@@ -174,17 +174,17 @@ def goal_of(
     split: splits.Split | None = None,
 ) -> Task:
     """The rows that are learned from, and what is measured; without `split` as the options say."""
-    split = split or _held_out(options.held_out, options.fields, options.seed)
+    parts = split or _held_out(options.held_out, options.fields, options.seed)
     if kind == "retrieve" and not isinstance(data, BoxSet):
-        return retrieving.on_index(lm, data, retrieving.opened(options), split, options)
+        return retrieving.on_index(lm, data, retrieving.opened(options), parts, options)
     if isinstance(data, BoxSet):
-        if not callable(split):
+        if not callable(parts):
             raise ValueError(f"held_out={options.held_out!r}: of pictures with boxes it is a share between 0 and 1")
-        return boxes.on_boxes(data, next(iter(weights(options.data))), lm, split, options.seed)
+        return boxes.on_boxes(data, next(iter(weights(options.data))), lm, parts, options.seed)
     limit = rows.limit_of(kind, lm, context)
     codec = composing.codec_at(options.codes) if kind == "stage" else None
     return rows.on_rows(
-        RowEncoder(kind, columns, lm, names, limit, codec=codec), data, split, options.seed, options.cache
+        RowEncoder(kind, columns, lm, names, limit, codec=codec), data, parts, options.seed, options.cache
     )
 
 
