@@ -58,6 +58,8 @@ class FrontEnd(Part):
         main: the name of its main input.
         mask: the name of its padding mask, or None if its input has no padding.
         right: padding is on the right only, since units on both sides of a gap would share a position.
+        static: axes of its inputs whose sizes are rounded again and again, which `torch.export` cannot follow: it fixes
+            them.
         vocab: the number of ids, if it reads ids.
         unembed: the scores of all ids by the same table, for tied heads; None without a table.
     """
@@ -65,6 +67,7 @@ class FrontEnd(Part):
     main: ClassVar[str]
     mask: ClassVar[str | None] = None
     right: ClassVar[bool] = False
+    static: ClassVar[frozenset[str]] = frozenset()
     vocab: int | None = None
     unembed: Any = None
 

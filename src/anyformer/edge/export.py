@@ -54,9 +54,9 @@ def export(model: Any, path: str | os.PathLike, example: Mapping[str, Tensor] | 
 
     Every axis is open: batch, time, both lengths of an encoder-decoder, height and width of an image. The bounds are
     the context of the model; for images, whole patches, at least 2 in each direction; for Mamba,
-    `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed, and height and width of a pyramid's image (Swin):
-    the trained size, or that of `example`. Attention over a window computes all pairs in the exported program (the
-    eager model's choice of kernel depends on the length, which is open here).
+    `anyformer.parts.recurrent.mamba.OPEN` tokens. Channels are fixed, and height and width where a model rounds them
+    again and again (Swin, ViT hybrid): the trained size, or that of `example`. Attention over a window computes all
+    pairs in the exported program (the eager model's choice of kernel depends on the length, which is open here).
 
     Args:
         model: traced in evaluation mode; it is not changed.
@@ -118,11 +118,11 @@ def inputs(
 def _every(model: Any, batch: int, time: int, source: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Random values for inputs of the model, by default for all."""
     noise, like = torch.Generator().manual_seed(time), next(model.parameters())
-    made: dict[str, Tensor] = {}
+    made, static = dict[str, Tensor](), static_axes(model)
     for entrance in model.entrances():
         front, reads = entrance.front, entrance.inputs()
         first, second = (source, time) if model.reads_source and entrance.prefix != model.target else (time, source)
-        if model.static or (entrance.mask is None and not any(model.inputs()[name].required for name in reads)):
+        if static or (entrance.mask is None and not any(model.inputs()[name].required for name in reads)):
             first, second = (*front.sizes()[0], 1)[:2]
         elif entrance.mask is None:
             first, second = max(2, first), max(2, second)
@@ -139,6 +139,11 @@ def _every(model: Any, batch: int, time: int, source: int, names: Collection[str
             inputs[entrance.mask] = keep
         made |= {name: t.to(like.device if reads[name].ids else like) for name, t in inputs.items()}
     return model.complete({name: tensor for name, tensor in made.items() if names is None or name in names})
+
+
+def static_axes(model: Any) -> frozenset[str]:
+    """The axes of inputs that a program fixes."""
+    return frozenset[str]().union(model.static, *(entrance.front.static for entrance in model.entrances()))
 
 
 def _check(model: Any, example: Mapping[str, Tensor]) -> None:
@@ -180,11 +185,11 @@ def _named_inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
 
 def _traced(model: Any, example: dict[str, Tensor]) -> ExportedProgram:
     """The program, every axis open but those that the model fixes (the channels of an image)."""
-    axes: dict[str, Any] = {}
+    axes, static = dict[str, Any](), static_axes(model)
     for name in example:
         read = model.inputs()[name]
         named = enumerate(("batch", *read.axes))
-        axes[name] = {i: Dim.STATIC if axis in {*read.fixed, *model.static} else Dim.DYNAMIC for i, axis in named}
+        axes[name] = {i: Dim.STATIC if axis in {*read.fixed, *static} else Dim.DYNAMIC for i, axis in named}
     try:
         with _named_inputs(model, tuple(example)):
             return torch.export.export(model, (), example, dynamic_shapes=axes, strict=False)
@@ -197,7 +202,7 @@ def _compared(model: Any, program: ExportedProgram, example: dict[str, Tensor]) 
     run, most = program.module(), 0.0
     for size in CHECKED:
         every = _every(model, *size, names=example.keys())
-        if model.static:
+        if static_axes(model):
             rows = {n: t[:1].repeat(size[0], *[1] * (t.ndim - 1)) for n, t in example.items()}
             every = {n: torch.randn_like(t) if t.is_floating_point() else t for n, t in rows.items()}
         if not example.keys() <= every.keys():

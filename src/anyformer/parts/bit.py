@@ -145,6 +145,7 @@ class HybridPatches(FrontEnd):
     """
 
     main = "pixel_values"
+    static = frozenset({"height", "width"})  # five roundings: with open sizes an export takes ten minutes and more
 
     def __init__(self, dim: int, net: Recipe[BiT], image: int = 384, channels: int = 3, dropout: float = 0.0):
         super().__init__()
