@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from anyformer.hub.tables.config import Line
+from anyformer.hub.tables.config import Lens, Line, read, write
 
 ALONE, TOGETHER = "preprocessor_config.json", "processor_config.json"
 
@@ -34,10 +34,12 @@ class Processor(ABC):
 
     Attributes:
         takes: the inputs that it makes. slot: its place in processor_config.json.
+        entries: of its file, where it has but one kind of them.
     """
 
     takes: ClassVar[tuple[str, ...]]
     slot: ClassVar[str]
+    entries: ClassVar[tuple[Lens, ...]] = ()
     origin: Origin
 
     @abstractmethod
@@ -49,20 +51,18 @@ class Processor(ABC):
         return {self.origin.file: list(self.origin.lines)}
 
     @classmethod
-    @abstractmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[Processor, list[Line]]:
+    def read(cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]) -> tuple[Self, list[Line]]:
         """The processor of these steps, and a line of the ledger for each key.
 
         Args:
             kind: the type of old files that name none.
             ignore: keys that are passed over.
         """
+        return read(cls.entries, content, cls, {}, ignore)
 
-    @abstractmethod
     def words(self) -> dict[str, Any]:
         """The steps as keys of a file."""
+        return write(self.entries, self, {"origin": self.origin}, self.origin.words)
 
 
 def listed(media: Any) -> list[Any]:

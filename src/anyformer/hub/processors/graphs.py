@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,17 @@ from torch import Tensor
 from anyformer.core.value import nearest
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import key, must, quiet
 from anyformer.media.graphs import Graph
 
 KIND = "GraphProcessor"
+
+ENTRIES = (
+    must("feature_extractor_type", KIND, absent=False),
+    *(key(name, name) for name in ("nodes", "edges", "mean", "std")),
+    key("classes", "classes", default=()),
+    quiet("processor_class", why=CLASS),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class GraphProcessor(Processor):
 
     takes = ("nodes",)
     slot = "graph_processor"
+    entries = ENTRIES
 
     nodes: tuple[str, ...]
     edges: tuple[str, ...]
@@ -67,23 +74,6 @@ class GraphProcessor(Processor):
             raise ValueError(f"training had no {what} of the kind {kind!r}{nearest(kind, known)}")
         return known.index(kind)
 
-    @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[GraphProcessor, list[Line]]:
-        return read(ENTRIES, content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)
-
     def __str__(self) -> str:
         what = f"{len(self.classes)} classes" if self.classes else f"a value, {self.mean:g} ± {self.std:g}"
         return f"graphs of {len(self.nodes)} kinds of nodes and {len(self.edges)} of edges; {what}"
-
-
-ENTRIES = (
-    must("feature_extractor_type", KIND, absent=False),
-    *(key(name, name) for name in ("nodes", "edges", "mean", "std")),
-    key("classes", "classes", default=()),
-    quiet("processor_class", why=CLASS),
-)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import key, must, quiet
 from anyformer.media.series import DAY, Step, TimeSeries
 
 KIND = "SeriesProcessor"
@@ -59,6 +58,15 @@ class Window:
     ahead: np.ndarray | None = None
 
 
+ENTRIES = (
+    must("feature_extractor_type", KIND, absent=False),
+    key("targets", "targets"),
+    *(key(name, name, default=()) for name in ("known", "calendar", "names")),
+    *(key(name, name, default=0) for name in ("seconds", "months")),
+    quiet("processor_class", why=CLASS),
+)
+
+
 @dataclass(frozen=True)
 class SeriesProcessor(Processor):
     """Windows of time series to `past_values` and the features of their steps.
@@ -76,6 +84,7 @@ class SeriesProcessor(Processor):
 
     takes = ("past_values",)
     slot = "series_processor"
+    entries = ENTRIES
 
     targets: tuple[str, ...]
     known: tuple[str, ...] = ()
@@ -163,27 +172,9 @@ class SeriesProcessor(Processor):
     def _beside(known: tuple[str, ...]) -> str:
         return f" beside {', '.join(known)}" if known else ""
 
-    @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[SeriesProcessor, list[Line]]:
-        return read(ENTRIES, content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)
-
     def __str__(self) -> str:
         several = f"; {len(self.names)} series" if self.names else ""
         beside = f", and {', '.join(self.known)}" if self.known else ""
         return (
             f"{', '.join(self.targets)} in steps of {self.step}; features {', '.join(self.calendar)}{beside}{several}"
         )
-
-
-ENTRIES = (
-    must("feature_extractor_type", KIND, absent=False),
-    key("targets", "targets"),
-    *(key(name, name, default=()) for name in ("known", "calendar", "names")),
-    *(key(name, name, default=0) for name in ("seconds", "months")),
-    quiet("processor_class", why=CLASS),
-)

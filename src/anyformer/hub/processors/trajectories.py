@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from anyformer.hub.processors.base import Origin, Processor
 from anyformer.hub.processors.keys import CLASS
-from anyformer.hub.tables.config import Line, key, must, quiet, read, write
+from anyformer.hub.tables.config import key, must, quiet
 
 KIND = "TrajectoryProcessor"
 
@@ -31,6 +30,15 @@ class Steps:
     actions: np.ndarray
     to_go: np.ndarray
     first: int = 0
+
+
+ENTRIES = (
+    must("feature_extractor_type", KIND, absent=False),
+    *(key(name, name) for name in ("state_mean", "state_std", "actions", "choices")),
+    key("return_scale", "return_scale", default=None),
+    *(key(name, name) for name in ("lowest_return", "best_return", "window", "longest")),
+    quiet("processor_class", why=CLASS),
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class TrajectoryProcessor(Processor):
 
     takes = ("states", "actions", "returns_to_go", "timesteps")
     slot = "trajectory_processor"
+    entries = ENTRIES
 
     state_mean: tuple[float, ...]
     state_std: tuple[float, ...]
@@ -121,27 +130,9 @@ class TrajectoryProcessor(Processor):
             raise ValueError(f"there is no action {bad}: they go from 0 to {self.actions - 1}")
         return np.eye(self.actions, dtype=np.float32)[actions]
 
-    @classmethod
-    def read(
-        cls, content: Mapping[str, Any], kind: str | None, ignore: Collection[str]
-    ) -> tuple[TrajectoryProcessor, list[Line]]:
-        return read(ENTRIES, content, cls, {}, ignore)
-
-    def words(self) -> dict[str, Any]:
-        return write(ENTRIES, self, {"origin": self.origin}, self.origin.words)
-
     def __str__(self) -> str:
         what = f"one of {self.actions} actions" if self.choices else f"actions of {self.actions} numbers"
         asks = "no returns" if self.return_scale is None else (
             f"returns over {self.return_scale:g}, in training from {self.lowest_return:g} to {self.best_return:g}"
         )  # fmt: skip
         return f"states of {len(self.state_mean)} numbers, normalised; {what}; {asks}; windows of {self.window} steps"
-
-
-ENTRIES = (
-    must("feature_extractor_type", KIND, absent=False),
-    *(key(name, name) for name in ("state_mean", "state_std", "actions", "choices")),
-    key("return_scale", "return_scale", default=None),
-    *(key(name, name) for name in ("lowest_return", "best_return", "window", "longest")),
-    quiet("processor_class", why=CLASS),
-)
