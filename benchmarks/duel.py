@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -57,11 +58,24 @@ def duels(
     return table, claims
 
 
-def stepping(model: Any, loss: Callable[[], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The function that makes one pass, or with {"step": True} forward and backward in training mode; no optimiser."""
+PROCESS = contextlib.ExitStack()  # open until the process ends
+
+
+def stepping(model: Any, loss: Callable[[], Any], kept: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The function that makes one pass, or with {"step": True} forward and backward in training mode; no optimiser.
+
+    Args:
+        kept: steps run as in `fit`, which keeps freed memory for the next one (`core.machine.kept_memory`).
+    """
     import torch
 
+    from anyformer.core.machine import kept_memory
+
     def serve(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal kept
+        if kept and request["step"]:
+            PROCESS.enter_context(kept_memory())
+            kept = False
         model.train(request["step"])
         began = time.perf_counter()
         with torch.set_grad_enabled(request["step"]):

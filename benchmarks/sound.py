@@ -4,7 +4,8 @@ Whisper base, with its real weights, writes five sentences (24 seconds, LibriVox
 samples to text: beside transformers, and beside CTranslate2, which runs faster-whisper (`pip install ctranslate2`; it
 gets the features and the tokens from here, and a beam of one). wav2vec 2.0 base and a Conformer of the same width (768,
 12 layers, relative positions) read two rows of four seconds of noise, with random weights; a step is the mean square of
-the outputs, forward and backward, in training mode with dropout 0, without an optimiser. A block of AlphaFold 2 at its
+the outputs, forward and backward, in training mode with dropout 0, without an optimiser; ours runs as in `fit`, which
+keeps freed memory for the next step (`core.machine.kept_memory`), peers run as they are. A block of AlphaFold 2 at its
 published widths reads 32 rows of 64 residues, beside openfold3's (`pip install --no-deps openfold3==0.5.0
 ml-collections absl-py gemmi biotite`).
 
@@ -51,8 +52,8 @@ def build(key: str) -> tuple[dict[str, Any], Serve]:
     if name.startswith("whisper"):
         return {}, writing(_whisper() if mine else _ctranslate2() if name == "whisper2" else _transformers())
     if name == "evoformer":
-        return {}, stepping(*(_block() if mine else _openfold()))
-    return {}, stepping(*_listener(name, mine))
+        return {}, stepping(*(_block() if mine else _openfold()), kept=mine)
+    return {}, stepping(*_listener(name, mine), kept=mine)
 
 
 def writing(write: Callable[[Any], str]) -> Serve:

@@ -80,6 +80,15 @@ def speak(folder: Path, voices: tuple[str, ...], count: int, seed: int) -> None:
         sound.with_suffix(".txt").write_text("".join(map(str, figures)))
 
 
+def spoken(out: Path) -> tuple[Path, Path]:
+    """The folders of sentences to learn from, and of those of another voice; made where they are not there yet."""
+    learned, heard = out / "learned", out / "heard"
+    if not heard.is_dir():
+        speak(learned, TRAIN, LEARNED, SEED)
+        speak(heard, TEST, HEARD, SEED + 1)
+    return learned, heard
+
+
 SMALL = {"dim": 64, "depth": 3, "hidden": 128, "widths": (32,) * 7, "position_width": 16, "conv_norm": "layer"}
 
 
@@ -100,18 +109,19 @@ def errors(texts: Iterable[tuple[str, str]]) -> tuple[str, str]:
     return f"{figures.value:.1%}", f"{right} of {HEARD}"
 
 
-def shown(found: dict[str, list[str]], steps: int) -> str:
+def shown(found: dict[str, list[str]]) -> str:
     """The table."""
-    about = f"spoken digits, {steps} steps of 16 sentences"
+    about = "spoken digits, batches of 16 sentences"
     names = (
         "parameters",
+        "steps",
         "wrong figures",
         "sentences right",
         "wrong figures, voices of training",
         "minutes",
     )
     lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in found.items()]
-    return "\n".join([f"| {about} | {' | '.join(names)} |", "|---" * 6 + "|", *lines])
+    return "\n".join([f"| {about} | {' | '.join(names)} |", "|---" * 7 + "|", *lines])
 
 
 def main() -> None:
@@ -121,15 +131,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--into", type=Path, help=f"a text whose table, between {BEGIN} and {END}, is written anew")
     args = parser.parse_args()
-    learned, heard, done = args.out / "learned", args.out / "heard", args.out / "digits.json"
-    if not heard.is_dir():
-        speak(learned, TRAIN, LEARNED, SEED)
-        speak(heard, TEST, HEARD, SEED + 1)
+    (learned, heard), done = spoken(args.out), args.out / "digits.json"
     said = {sound: sound.with_suffix(".txt").read_text() for sound in sorted(heard.glob("*.wav"))}
     texts = [file.read_text() for file in sorted(learned.glob("*.txt"))]
     common = max(texts, key=texts.count)
     found = json.loads(done.read_text()) if done.exists() else {}
-    found["the most frequent sentence"] = ["", *errors((text, common) for text in said.values()), "", ""]
+    found["the most frequent sentence"] = ["", "", *errors((text, common) for text in said.values()), "", ""]
     for name in args.only:
         begun, out = time.perf_counter(), args.out / name.replace(" ", "-")
         run = train(
@@ -140,10 +147,10 @@ def main() -> None:
         model = af.load(run.checkpoint)
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
         cells = errors((text, spell(model, sound).text) for sound, text in said.items())
-        found[name] = [size, *cells, f"{run.held_out:.1%}", f"{minutes:.1f}"]
+        found[name] = [size, f"{args.steps:,}", *cells, f"{run.held_out:.1%}", f"{minutes:.1f}"]
         done.write_text(json.dumps(found, indent=2))
         print(name, *found[name], flush=True)
-    table = shown(found, args.steps)
+    table = shown(found)
     print(table)
     if args.into is not None:
         documents.put(args.into, BEGIN, END, table)

@@ -179,6 +179,16 @@ def test_mixed_encodings_name_the_file_that_differs(tmp_path):
         list(texts(tmp_path))
 
 
+def test_proteins_of_fasta_are_rows_and_every_text_of_its_own(tmp_path):
+    (tmp_path / "a.fasta").write_text("; a comment\n>one of them\nmkt\nAY*\n\n>two\nGBU:PX\n")
+    assert list(records.records(tmp_path / "a.fasta")) == [
+        {"name": "one", "text": "MKTAY"},
+        {"name": "two", "text": "GBU"},
+        {"name": "two", "text": "PX"},
+    ]
+    assert list(texts(tmp_path)) == [(0, "MKTAY"), (1, "GBU"), (2, "PX")]
+
+
 # ---------------------------------------------------------------------------------------------- refusals
 
 REFUSED = {
@@ -200,6 +210,8 @@ REFUSED = {
     "no Parquet": ("a.parquet", b"PAR1 nonsense", ValueError, r"a\.parquet cannot be read as Parquet"),
     "cut gz": ("a.txt.gz", gzip.compress(os.urandom(5000))[:-900], ValueError, r"a\.txt\.gz is (damaged|not UTF-8)"),
     "no gz": ("a.txt.gz", b"plain", ValueError, "is damaged: Not a gzipped file"),
+    "no residue": ("a.fasta", b">one\nMK1T\n", ValueError, r"a\.fasta: one: '1' at residue 3 is no amino acid"),
+    "no protein": ("a.fa", b"MKT\n", ValueError, r"a\.fa, line 1: a FASTA file begins with '>name'"),
     "latin1 table": ("a.jsonl", b'{"text": "caf\xe9"}', ValueError, r"a\.jsonl is not UTF-8: byte 13"),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.generate.forecasting import backtest, crps, forecast
 from anyformer.media.series import read_series
-from anyformer.train import train
+from anyformer.train import finetune, train
 
 STEPS = 120
 SMALL = {"horizon": 4, "context": 8, "lags": (1, 2, 6), "scaler": "std"}
@@ -119,6 +119,8 @@ def test_a_trained_model_goes_on_from_its_weights_on_other_data(tmp_path, data):
     other = table(tmp_path / "b.csv", seed=1)
     more = train(str(done.checkpoint), data=other, steps=2, batch=8, out=tmp_path / "more", quiet=True, memory=100.0)
     assert more.task == "forecast" and math.isfinite(more.loss)
+    tuned = finetune(str(done.checkpoint), data=other, steps=2, batch=8, out=tmp_path / "tuned", quiet=True)
+    assert tuned.task == "forecast" and tuned.learned < tuned.parameters and math.isfinite(tuned.after)
     weekly = tmp_path / "c.csv"
     weekly.write_text("time,target\n" + "".join(f"{np.datetime64('2020-01-06') + 7 * i},{i}\n" for i in range(99)))
     with pytest.raises(ValueError, match="trained on steps of a day, and the table has steps of 7 days"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from anyformer.parts.folding import residues
 from anyformer.parts.folding.frames import Frames, from_quaternion
 from anyformer.parts.folding.structure import atoms
 from anyformer.parts.folding.torsions import backbone, renamed, torsions
-from anyformer.train import train
+from anyformer.train import finetune, train
 from anyformer.train.folding import Folding, fape, lddt, rmsd, unpacked
 from anyformer.train.options import TrainOptions
 from anyformer.train.tasks.folding import FoldData, batch_of
@@ -174,6 +175,18 @@ def test_train_learns_a_protein_and_measures_distances(folder: Path, tmp_path: P
     )  # fmt: skip
     assert done.task == "fold" and done.held_out is not None and done.baseline is not None
     assert done.held_out < 0.75 * done.baseline  # 1 - lDDT
+
+
+def test_adapters_learn_to_fold_and_come_back_merged(folder: Path, tmp_path: Path) -> None:
+    af.build("esmfold", "tiny", seed=0).save(tmp_path / "start")
+    told: dict[str, Any] = {"data": str(folder), "steps": 2, "batch": 2, "lr": 3e-3, "quiet": True, "save_every": 1}
+    done = finetune(str(tmp_path / "start"), out=str(tmp_path / "run"), **told)
+    assert done.task == "fold" and done.learned < done.parameters / 2 and done.folder is not None
+    again = af.load(done.folder).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in done.model.state_dict().items())
+    goes_on = str(tmp_path / "run" / "step-000001")
+    more = finetune(str(tmp_path / "start"), out=str(tmp_path / "more"), resume=goes_on, **told)
+    assert all(torch.equal(again[name], value) for name, value in more.model.state_dict().items())
 
 
 def test_alignments_beside_the_files_are_read_and_their_cells_hidden(folder: Path, tmp_path: Path) -> None:

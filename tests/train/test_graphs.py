@@ -15,7 +15,7 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.generate import judge
 from anyformer.media.graphs import Graph, graph_of
-from anyformer.train import train
+from anyformer.train import finetune, train
 
 
 def rows(count: int = 60, classes: bool = False) -> list[dict]:
@@ -61,6 +61,15 @@ def test_it_learns_a_class_from_whether_a_path_leads_to_every_node(tmp_path, cap
     assert main(["predict", str(tmp_path / "run"), str(asked), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 3 and all(abs(sum(one.values()) - 1) < 1e-5 for one in found)
+
+
+def test_a_trained_model_is_tuned_to_other_graphs(tmp_path):
+    start = learned(file(tmp_path / "a.jsonl", rows()), tmp_path / "run", steps=30)
+    other = file(tmp_path / "b.jsonl", [{**row, "label": 8 - row["label"]} for row in rows()])
+    done = finetune(str(start.checkpoint), data=other, steps=40, lr=1e-2, out=tmp_path / "tuned", quiet=True)
+    assert done.task == "graphs" and done.learned < done.parameters and done.after < done.before
+    with pytest.raises(ValueError, match="can be tuned to graphs, task=tag is asked for"):
+        finetune(str(start.checkpoint), data=other, task="tag", out=tmp_path / "no", quiet=True)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):

@@ -128,6 +128,18 @@ def digits(count):
     return (data.images[:count] * 15.9375).astype(np.uint8), data.target[:count]
 
 
+def test_hidden_residues_of_fasta_are_learned_by_the_models_own_mask(tmp_path):
+    family = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVG"
+    proteins = (f">p{i}\n{family[i % 7 :]}{family[: i % 7]}\n" for i in range(60))
+    (tmp_path / "a.fasta").write_text("".join(proteins))
+    told = {"data": tmp_path / "a.fasta", "steps": 40, "batch": 8, "lr": 1e-2, "context": 32, "quiet": True}
+    done = train("esm", "tiny", tokenizer="bytes", out=tmp_path / "run", **told)
+    assert done.model.config.mask == done.model.tokenizer.role_id("mask_token")
+    assert done.task == "masked" and done.held_out < done.baseline
+    with pytest.raises(ValueError, match="the task masked needs a tokenizer with a mask_token"):
+        train("esm", "tiny", tokenizer="chars", out=tmp_path / "no", **told)
+
+
 def test_images_of_a_folder(tmp_path):
     pictures(tmp_path / "digits", 600)
     given = {**SMALL, "steps": 250, "lr": 3e-3, "batch": 32, "out": tmp_path / "run"}

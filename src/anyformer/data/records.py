@@ -4,6 +4,7 @@
 book.txt  texts/            {"text": piece, "document": 0}     a long document: several rows with one number
 a.jsonl   a.csv   a.tsv     {"text": …, "label": …, …}         one row a line
 a.parquet                   {column: value}                    one row a row
+a.fasta   a.fa    a.faa     {"name": …, "text": letters}       one row a chain of a protein
 pictures/cat/1.png          {"image": PIL.Image, "label": 0, "class": "cat"}
 talks/1.wav  talks/1.txt    {"sound": "1.wav", "text": …}       a sound beside its text
 kaldi/wav.scp  kaldi/text   {"sound": …, "text": …}            Kaldi's two lists, of files and of texts
@@ -38,6 +39,7 @@ NAMES = (  # the names that our own readers use
 )  # fmt: skip
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".png": "images",
+    ".fasta": "fasta", ".fa": "fasta", ".faa": "fasta",
     ".wav": "sounds", ".flac": "sounds", ".ogg": "sounds", ".mp3": "sounds",
     ".jpg": "images", ".jpeg": "images", ".webp": "images", ".bmp": "images", ".gif": "images",
 }  # fmt: skip
@@ -142,6 +144,7 @@ def records(
     read: dict[str, Callable[[Path], Iterator[Row]]] = {
         "jsonl": tables.jsonl,
         "csv": tables.csv_rows,
+        "fasta": tables.proteins,
         "parquet": lambda file: tables.parquet(file, list(columns.fields.values())),
     }
     return (row for file in resolved.files for row in columns.of(file, read[resolved.kind](file)))

@@ -12,6 +12,7 @@ from typing import Any
 from anyformer.core.value import nearest
 from anyformer.data import files
 from anyformer.media.picture import coloured, picture
+from anyformer.media.proteins import fasta, sequence
 
 FIELD = 1 << 30  # characters of one CSV field; Python's own limit of 131,072 is less than a long article
 ROWS = 64  # rows of a Parquet file that are in memory at once
@@ -36,6 +37,14 @@ def jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 _ONE = 'One object a line is read, e.g. {"text": "…"}; an array becomes that with jq -c \'.[]\''
+
+
+def proteins(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a FASTA file: the name of a protein, and a chain's letters in capitals, rare ones as they are."""
+    for name, letters in fasta(files.lines(path), path):
+        sequence(letters, f"{path}: {name}")  # refuses what is no residue
+        for chain in letters.upper().removesuffix("*").split(":"):
+            yield {"name": name, "text": "".join(chain.split())}
 
 
 def csv_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ with its place. L residues, S rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def read_fasta(path: str | Path) -> list[Sequence]:
     Raises:
         FileNotFoundError, ValueError: for no sequence, two of one name, or what `sequence` refuses.
     """
-    found = [sequence(text, name) for name, text in _records(path)]
+    found = [sequence(text, name) for name, text in fasta(_text(path).splitlines(), path)]
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{path}: two sequences are called {twice!r}; give each a name of its own behind '>'")
@@ -112,19 +113,26 @@ def _text(path: str | Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def _records(path: str | Path) -> list[tuple[str, str]]:
-    """Names and letters behind each `>`."""
-    found: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+def fasta(lines: Iterable[str], where: object) -> Iterator[tuple[str, str]]:
+    """Names and letters behind each `>` of the lines of a FASTA file; `where` is named in errors.
+
+    Raises:
+        ValueError: for lines that begin without a name, or none at all.
+    """
+    name, parts, count = None, list[str](), 0
+    for number, line in enumerate(lines, 1):
         if line.startswith(">"):
-            found.append((line[1:].split()[0] if line[1:].split() else f"protein{len(found) + 1}", []))
+            if name is not None:
+                yield name, "".join(parts)
+            count, parts = count + 1, []
+            name = next(iter(line[1:].split()), f"protein{count}")
         elif line.strip() and not line.startswith((";", "#")):
-            if not found:
-                raise ValueError(f"{path}, line {number}: a FASTA file begins with '>name'; got {line.strip()[:30]!r}")
-            found[-1][1].append(line.strip())
-    if not found:
-        raise ValueError(f"{path} holds no sequence: expected '>name' and its letters below")
-    return [(name, "".join(lines)) for name, lines in found]
+            if name is None:
+                raise ValueError(f"{where}, line {number}: a FASTA file begins with '>name'; got {line.strip()[:30]!r}")
+            parts.append(line.strip())
+    if name is None:
+        raise ValueError(f"{where} holds no sequence: expected '>name' and its letters below")
+    yield name, "".join(parts)
 
 
 def read_alignment(path: str | Path) -> list[str]:
@@ -135,7 +143,7 @@ def read_alignment(path: str | Path) -> list[str]:
     """
     ending = Path(path).suffix.lower()
     if ending in (".a3m", ".fasta", ".fa"):
-        records = _records(path)
+        records = fasta(_text(path).splitlines(), path)
         rows = [(name, "".join(c for c in text if not c.islower())) for name, text in records]
     elif ending in (".sto", ".stk"):
         rows = _stockholm(path)

@@ -24,7 +24,7 @@ from anyformer.train.next_command import next_command
 from anyformer.train.options import FinetuneOptions
 from anyformer.train.session import Session, context_of, session
 from anyformer.train.settings import Settings
-from anyformer.train.tasks import boxes, composing, drawing, registry, retrieving, rows, splits, tables
+from anyformer.train.tasks import boxes, composing, drawing, registry, retrieving, rows, splits, tables, whole_data
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.encode import RowEncoder
 
@@ -91,7 +91,8 @@ def finetune(options: FinetuneOptions) -> Tuned:
     data = read_data(options)
     with session(options, f"{Path(model).stem}-{options.method}") as now:
         lm = model_source.pretrained(model, options.tokenizer, options.overrides, options.ignore)
-        kind, names, context, columns = kind_of(lm, data, options)
+        whole = registry.whole(options.task, lm)
+        kind, names, context, columns = (whole, (), options.context, ()) if whole else kind_of(lm, data, options)
         registry.check_options(options, kind)
         if kind == "embed" and batch % now.world.size:
             raise ValueError(
@@ -99,7 +100,10 @@ def finetune(options: FinetuneOptions) -> Tuned:
                 f"multiple of {now.world.size}"
             )
         lm, summary = ready(lm, kind, names, options)
-        goal = goal_of(lm, kind, names, context, columns, data, options)
+        if whole:
+            goal = whole_data(whole, options).task(lm, context)
+        else:
+            goal = goal_of(lm, kind, names, context, columns, data, options)
         settings = options.resolved(goal.size, now.run.checkpoint)
         resolved = replace(options, lr=settings.lr, warmup=settings.warmup, context=context)
         learned, parameters = numbers(lm)

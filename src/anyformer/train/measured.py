@@ -10,13 +10,15 @@ from anyformer.generate.classifying import known_names
 from anyformer.train import model_setup
 from anyformer.train.finetune import goal_of, kind_of, read_data
 from anyformer.train.options import FinetuneOptions
+from anyformer.train.tasks import registry, whole_data
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.rows import check_head
 from anyformer.train.tasks.splits import everything
 
 
 def measured(model: Any, data: str | Path, fields: Mapping[str, str] | None = None) -> Task:
-    """The task that `finetune` would learn from this data, with all of its examples held out.
+    """The task that `finetune` would learn from this data, with all of its rows held out; of series, episodes, graphs
+    and proteins the part that training holds out.
 
     Args:
         model: whose tokens, processor and classes the examples have: `task.measure(model, batch)`; another one with
@@ -28,6 +30,8 @@ def measured(model: Any, data: str | Path, fields: Mapping[str, str] | None = No
         OSError: for data that do not exist.
     """
     options = FinetuneOptions("the model", data, fields=None if fields is None else dict(fields))
+    if whole := registry.whole("auto", model):
+        return whole_data(whole, options).task(model, None)
     found = read_data(options)
     kind, names, context, columns = kind_of(model, found, options, least=1)
     if known := list(known_names(model).values()) if kind in model_setup.ENDS else []:

@@ -20,7 +20,7 @@ from anyformer.parts import CTC, MLP, Attention, Block, Classifier, First, Layer
 from anyformer.skeletons.denoiser import Denoiser
 from anyformer.skeletons.encoder import Encoder
 from anyformer.skeletons.painter import Painter
-from anyformer.train import lora, master_weights
+from anyformer.train import adapters, lora, master_weights
 
 INSIDE = ("**.blocks.**",)  # every layer, but neither tables nor heads
 LONGEST = 64  # tokens of a text beside a picture
@@ -189,7 +189,9 @@ def _published(model: Any, ending: str) -> tuple[Any, str] | None:
 
 
 def add_adapters(model: Any, method: str, targets: Sequence[str], rank: int, alpha: float, dropout: float) -> str:
-    """Prepares a model for a method: qlora puts its layers into 4 bits; lora, dora and qlora add adapters.
+    """Prepares a model for a method: qlora puts its layers into 4 bits; lora, dora and qlora add adapters. By default
+    every layer of a block gets one, but for those that published files hold interleaved with others (ESMFold's queries,
+    keys and values), whose adapters no file could name.
 
     Returns:
         A summary, in a line.
@@ -197,6 +199,10 @@ def add_adapters(model: Any, method: str, targets: Sequence[str], rank: int, alp
     quantised = str(nf4.quantise(model, INSIDE)) + "; " if method == "qlora" else ""
     if method == "full":
         return "all of it"
+    if tuple(targets) == INSIDE:
+        apart = {path for link in adapters.words(model).matrices().values() for path in link.ours}
+        inside = select(model, *INSIDE, kind=(nn.Linear, nf4.Nf4Linear))
+        targets = [path for path in inside if f"{path}.weight" in apart] or targets
     made = lora.add(model, rank, alpha, targets, dropout, dora=method == "dora")
     return f"{quantised}{method} of rank {rank} on {len(made)} layers"
 

@@ -36,7 +36,8 @@ class ModelSource:
     Attributes:
         name: for a folder. `facts`: for comparison when a run resumes.
         task: see `tasks.registry`.
-        make: vocabulary, seed, number of classes -> the model with first weights; None if it is `given`.
+        make: vocabulary, seed, number of classes, id of the mask token or None -> the model with first weights; None if
+            it is `given`.
         recipe: vocabulary, number of classes, overrides -> its recipe; None if it is `given`.
         given: the model to start from.
     """
@@ -44,7 +45,7 @@ class ModelSource:
     name: str
     facts: dict[str, Any]
     task: str = "causal"
-    make: Callable[[int, int, int], Any] | None = None
+    make: Callable[[int, int, int, int | None], Any] | None = None
     recipe: Callable[[int, int, dict[str, Any]], Recipe] | None = None
     given: Any = None
 
@@ -62,7 +63,7 @@ class ModelSource:
             ValueError: for a tokenizer that there is not, or that knows more tokens than a start model.
         """
         if not registry.KINDS[self.task].text or text is None:
-            model = self.given if self.make is None else self.make(0, seed, classes)
+            model = self.given if self.make is None else self.make(0, seed, classes, None)
             return with_processor(model) if registry.KINDS[self.task].media else model
         if vocab is not None and tokenizer not in (None, "bpe"):
             raise ValueError(f"vocab={vocab} is for a new bpe tokenizer; tokenizer={tokenizer!r} has its own")
@@ -72,7 +73,8 @@ class ModelSource:
             usual = "letters" if self.task == "ctc" else "bpe"
             made = _tokenizer(tokenizer or usual, VOCAB if vocab is None else vocab, text)
             made = registry.add_special_tokens(made, self.task) if (tokenizer or usual) in MADE else made
-        model = self.given if self.make is None else self.make(made.vocab_size, seed, classes)
+        mask = registry.role(made, self.task, "mask_token") if self.task == "masked" else None
+        model = self.given if self.make is None else self.make(made.vocab_size, seed, classes, mask)
         if _beyond(made, model):
             raise ValueError(
                 f"the tokenizer has {made.vocab_size} tokens, the model has {model.spelled}; use the model's own"
@@ -118,11 +120,12 @@ def model_source(
             wanted = {leaf: wanted[leaf.rpartition(".")[2]] for leaf in known if leaf.rpartition(".")[2] in wanted}
             return page.at(size, **wanted | overrides | others)
 
-        def make(vocab: int, seed: int, classes: int) -> Any:
-            whole = with_text(page.recipe(sized(vocab, classes, {})), vocab)
+        def make(vocab: int, seed: int, classes: int, mask: int | None) -> Any:
+            others = {} if mask is None or "mask" not in hyper.leaves(page.at(size)) else {"mask": mask}
+            whole = with_text(page.recipe(sized(vocab, classes, others)), vocab)
             if whole.part is Painter:
                 return pages.build(whole, seed=seed)
-            return pages.build(page.name, size, seed=seed, overrides=hyper.leaves(sized(vocab, classes, {})))
+            return pages.build(page.name, size, seed=seed, overrides=hyper.leaves(sized(vocab, classes, others)))
 
         return ModelSource(model, facts, kind, make, lambda *of: with_text(page.recipe(sized(*of)), of[0]))
     place = find(model) if isinstance(model, str) and what != "recipe" else Path()
@@ -142,7 +145,7 @@ def model_source(
         ends = {path: sizes.get(path.split(".")[-1]) for path, _ in recipe.walk()}
         return recipe.but({path: value for path, value in ends.items() if value is not None}).but(others)
 
-    return ModelSource("recipe", facts, task, lambda v, seed, c: pages.build(changed(v, c, {}), seed=seed), changed)
+    return ModelSource("recipe", facts, task, lambda v, seed, c, _: pages.build(changed(v, c, {}), seed=seed), changed)
 
 
 def pretrained(

@@ -167,8 +167,9 @@ class FinetuneOptions(RunOptions):
         model: real weights by name (minilm, smollm2 …), a model directory, a .gguf file, or a hub id.
         data: a .jsonl, .csv or .parquet file, a folder of them, or hub:owner/name, with text and label; words and
             labels; prompt and response; source and target; messages; anchor and positive; or text; of images a folder
-            CLASS/NAME.png, or rows with image and label; of a detector COCO's JSON, or a folder of VOC's XML. Several:
-            a.jsonl=0.7,b.jsonl=0.3, or a mapping to weights.
+            CLASS/NAME.png, or rows with image and label; of a detector COCO's JSON, or a folder of VOC's XML; of a
+            model of series, graphs, proteins or episodes what `train` reads. Several: a.jsonl=0.7,b.jsonl=0.3, or a
+            mapping to weights.
         method: full: every weight is trained; lora, dora: low-rank adapters are; qlora: adapters on weights in 4 bits.
         task: see `train.tasks.encode`; auto: inferred from the columns of the examples.
         overrides: hyperparameters that differ from those of its files: --overrides.task none reads them without their
@@ -179,7 +180,8 @@ class FinetuneOptions(RunOptions):
         dropout: on the input of the adapters, 0 by default.
         trainable: paths of parameters that are trained in full, e.g. heads.** blocks.-1.**; with method full nothing
             else is, with adapters they are trained beside these. A new head is always trained.
-        held_out: share of the examples, or another file of them, to measure on and never to train on.
+        held_out: share of the examples, or another file of them, to measure on and never to train on; series, graphs,
+            proteins and episodes are held out as `train` does.
         epochs: passes over the examples, 3 by default.
         steps: updates of the weights, in place of epochs.
         context: tokens of an example (a source, a target); a longer one is cut; by default the context of the model, at
@@ -212,6 +214,11 @@ class FinetuneOptions(RunOptions):
         "detect",
         "answer",
         "reconstruct",
+        "act",
+        "clone",
+        "forecast",
+        "graphs",
+        "fold",
     ] = "auto"
     targets: list[str] | None = None
     rank: int | None = None

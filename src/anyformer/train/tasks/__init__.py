@@ -20,7 +20,7 @@ retrieving.py retrieve: answers from the passages of an index
 
 from __future__ import annotations
 
-from anyformer.train.options import TrainOptions
+from anyformer.train.options import FinetuneOptions, TrainOptions
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.boxes import BoxData
 from anyformer.train.tasks.episodes import EpisodeData
@@ -43,6 +43,7 @@ __all__ = [
     "on_rows",
     "on_text",
     "training_data",
+    "whole_data",
 ]
 
 
@@ -54,16 +55,26 @@ def training_data(
     Raises:
         FileNotFoundError, ValueError: for data that do not exist, or do not fit.
     """
-    if kind in ("act", "clone"):
-        return EpisodeData(kind, options)
-    if kind == "graphs":
-        return GraphData(kind, options)
-    if kind == "fold":
-        return FoldData(kind, options)
-    if kind == "forecast":
-        return SeriesData(kind, options)
+    if kind in registry.WHOLE:
+        if options.order == "packed":
+            reads = registry.WHOLE[kind]
+            raise ValueError(f"order=packed is for text, and {kind} reads {reads}; leave order out")
+        return whole_data(kind, options)
     if kind == "retrieve":
         return RetrievalData(kind, options)
     if kind == "detect":
         return BoxData(kind, options)
     return (TableData if kind in registry.COLUMNS else TextData)(kind, options)
+
+
+def whole_data(kind: str, options: TrainOptions | FinetuneOptions) -> EpisodeData | SeriesData | GraphData | FoldData:
+    """The data of `train` and `finetune` for a task of `registry.WHOLE`.
+
+    Raises:
+        FileNotFoundError, ValueError: for data that do not exist, or do not fit.
+    """
+    if kind == "forecast":
+        return SeriesData(kind, options)
+    if kind == "graphs":
+        return GraphData(kind, options)
+    return FoldData(kind, options) if kind == "fold" else EpisodeData(kind, options)

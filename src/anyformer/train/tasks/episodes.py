@@ -25,7 +25,7 @@ from anyformer.data.order import shuffled
 from anyformer.data.store import Store, stored
 from anyformer.hub.processors import Steps, TrajectoryProcessor
 from anyformer.train import objectives
-from anyformer.train.options import TrainOptions
+from anyformer.train.options import FinetuneOptions, TrainOptions
 from anyformer.train.tasks import tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.splits import one_in_ten
@@ -38,9 +38,7 @@ class EpisodeData:
 
     classes, longest = 0, WINDOW
 
-    def __init__(self, kind: str, options: TrainOptions):
-        if options.order == "packed":
-            raise ValueError(f"order=packed is for text, and {kind} reads windows of episodes; leave order out")
+    def __init__(self, kind: str, options: TrainOptions | FinetuneOptions):
         self.kind, self.options = kind, options
         self.tables = tables.read(options.data, options.fields)
         self.parts: tuple[list[Episodes], list[Episodes]] = ([], [])

@@ -19,7 +19,7 @@ from anyformer.media.proteins import Structure, read_alignment, read_pdb
 from anyformer.parts.folding.front import ABSENT, GAP, HIDDEN
 from anyformer.parts.folding.residues import LETTERS
 from anyformer.train.folding import CA, WIDTH, Folding, lddt, rmsd, unpacked
-from anyformer.train.options import TrainOptions
+from anyformer.train.options import FinetuneOptions, TrainOptions
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.splits import Subset, one_in_ten
 
@@ -40,9 +40,7 @@ class FoldData:
     classes = 0
     longest = CROP
 
-    def __init__(self, kind: str, options: TrainOptions):
-        if options.order == "packed":
-            raise ValueError(f"order=packed is for text, and {kind} reads one protein a row; leave order out")
+    def __init__(self, kind: str, options: TrainOptions | FinetuneOptions):
         if options.fields:
             raise ValueError("fields rename columns of tables; PDB files have none")
         sources = list(weights(options.data))

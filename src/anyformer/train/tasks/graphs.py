@@ -16,7 +16,7 @@ from anyformer.data.order import shuffled
 from anyformer.hub.processors.graphs import GraphProcessor
 from anyformer.media.graphs import Graph, graph_of
 from anyformer.train import objectives
-from anyformer.train.options import TrainOptions
+from anyformer.train.options import FinetuneOptions, TrainOptions
 from anyformer.train.tasks import tables
 from anyformer.train.tasks.base import Task
 from anyformer.train.tasks.splits import Subset, one_in_ten
@@ -30,9 +30,7 @@ class GraphData:
     classes = 0  # decided in `implied`
     longest = 0  # no tokens
 
-    def __init__(self, kind: str, options: TrainOptions):
-        if options.order == "packed":
-            raise ValueError(f"order=packed is for text, and {kind} reads whole graphs; leave order out")
+    def __init__(self, kind: str, options: TrainOptions | FinetuneOptions):
         self.options, self.tables = options, tables.read(options.data, options.fields)
         self.graphs: list[list[Graph]] = []
         self.labels: list[list[Any]] = []

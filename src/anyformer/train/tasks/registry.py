@@ -157,6 +157,13 @@ KINDS = {
     "graphs": Kind("predict", text=False),
     "fold": Kind("fold", text=False),
 }
+WHOLE = {  # tasks that hold out examples by a rule of their own: what a row of a batch is
+    "act": "windows of episodes",
+    "clone": "windows of episodes",
+    "forecast": "windows of series",
+    "graphs": "whole graphs",
+    "fold": "one protein a row",
+}
 COLUMNS = {task: kind.columns for task, kind in KINDS.items() if kind.columns}  # of the tasks learned from rows
 OPTIONS = {  # of a run, that some tasks alone read
     "index": ("retrieve",), "refresh": ("retrieve",), "codes": ("draw", "compose", "stage"), "units": ("units",),
@@ -221,7 +228,7 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
     chosen = next((kind for kind in matches if kind in fits and task in ("auto", kind)), None)
     if chosen is None:
         known = sorted({" and ".join(map(repr, c)) for options in COLUMNS.values() for c in options})
-        can = [kind for kind in fits if kind in COLUMNS]
+        can = [kind for kind in fits if kind in COLUMNS or kind in WHOLE]
         problem = f"fit {' or '.join(matches)}" if matches else f"match no task: {', '.join(known)}"
         raise ValueError(
             f"{name} ({type(model).__name__}) can be tuned to {', '.join(can) or 'none of the tasks'}"
@@ -229,6 +236,16 @@ def infer(task: str, name: str, model: Any, columns: Iterable[str]) -> tuple[str
             f"{', '.join(map(repr, sorted(has)))}, {problem}. Use `fields` to rename columns"
         )
     return chosen, matching[chosen]
+
+
+def whole(task: str, model: Any) -> str | None:
+    """The fine-tuning task of a model of episodes, series, graphs or proteins; None for other models and other tasks.
+
+    Args:
+        task: the one that is asked for, or auto: the first that fits.
+    """
+    fits = [kind for kind in _fits(FITS, type(model), model.takes) if kind in WHOLE]
+    return next((kind for kind in fits if task in ("auto", kind)), None)
 
 
 def of_boxes(task: str, name: str, model: Any) -> str:

@@ -25,7 +25,7 @@ from anyformer.hub.processors.series import Window, calendar_of
 from anyformer.media.series import DAY, Step, TimeSeries, read_series
 from anyformer.parts.series.laws import LAWS
 from anyformer.train.likelihood import Likelihood
-from anyformer.train.options import TrainOptions
+from anyformer.train.options import FinetuneOptions, TrainOptions
 from anyformer.train.tasks.base import Task
 
 SHARE = 0.1  # of each series that is held out
@@ -48,9 +48,7 @@ class SeriesData:
     classes = 0
     longest = 0  # no tokens
 
-    def __init__(self, kind: str, options: TrainOptions):
-        if options.order == "packed":
-            raise ValueError(f"order=packed is for text, and {kind} reads windows of series; leave order out")
+    def __init__(self, kind: str, options: TrainOptions | FinetuneOptions):
         self.options, self.wanted = options, weights(options.data)
         shares(tuple(self.wanted.values()))
         self.tables = [read_series(name, options.fields) for name in self.wanted]
