@@ -7,6 +7,7 @@ The rule of "auto", from the top:
   3. a mask outside fused attention, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
   4. scores are capped: "reference"
   5. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
+With gradients in bfloat16 on a CPU, fused attention has a faster backward pass: `parts/attention/half.py`.
 The last tokens of a plain text, with gradients, need none of these: `parts/attention/continued.py`, on a CPU.
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
 "blockwise" keeps memory linear in the length on any device, and is written to be read (`parts/attention/blockwise.py`).
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.part import check_option
-from anyformer.parts.attention import continued
+from anyformer.parts.attention import continued, half
 from anyformer.parts.attention.blockwise import blockwise
 from anyformer.parts.attention.masks import CHUNK, View
 from anyformer.parts.attention.scores import Bias
@@ -158,7 +159,7 @@ def _sdpa(
         bias = bias.masked_fill(~mask, float("-inf"))
     over = mask if bias is None else bias
     if heads == groups:
-        return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
+        return _fused(q, k, v, over, dropout, causal, scale)
     if q.shape[2] == 1:  # one query: the heads of a group take the axis of the queries, and no key is copied
         folded = q.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, K)
         if bias is not None:
@@ -169,6 +170,15 @@ def _sdpa(
         k, v = (t.expand(-1, heads, -1, -1) for t in (k, v))
     else:
         k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
+    return _fused(q, k, v, over, dropout, causal, scale)
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, over: Tensor | None, dropout: float, causal: bool, scale: float | None
+) -> Tensor:
+    """PyTorch's fused attention, in bfloat16 on a CPU with a backward pass of its own. `over`: mask, or bias."""
+    if half.faster(q, k, v, over, dropout):
+        return half.attention(q, k, v, over, causal, scale)
     return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
 
 
