@@ -1,5 +1,5 @@
-"""A GPT in plain PyTorch, as short training scripts have it (nanoGPT): one product for q, k, v, PyTorch's fused attention,
-GELU, LayerNorm, the table of tokens as head."""
+"""A GPT in plain PyTorch, as short training scripts have it (nanoGPT): one product for q, k and v, PyTorch's fused
+attention, GELU, LayerNorm, the table of tokens as head."""
 
 from __future__ import annotations
 

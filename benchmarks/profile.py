@@ -19,10 +19,9 @@ from typing import Any
 from benchmarks import train_step
 from benchmarks.contest import THREADS, Worker
 from benchmarks.report import Section, percent, row
-from benchmarks.train_step import BATCH, TIME, TOKENS, VOCAB
-from benchmarks.training import CONTESTANTS, SHAPES
+from benchmarks.train_step import BATCH, LARGE, TIME, TOKENS, VOCAB
+from benchmarks.training import CONTESTANTS
 
-SIZE = "57 M"
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 BACKWARD = "autograd::engine::evaluate_function: "
 SCOPE = "part: "
@@ -70,7 +69,7 @@ def _loop(name: str, steps: int) -> Any:
         ids = torch.randint(0, VOCAB, (BATCH, TIME + 1), generator=torch.Generator().manual_seed(number))
         return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
 
-    model, _ = getattr(train_step, name)(SHAPES[SIZE])
+    model, _ = getattr(train_step, name)(LARGE)
     model.train()
     run = Run(tempfile.mkdtemp())
     return Loop(model, batches, objectives.causal_lm, Settings(steps=steps), run, None, {}, Observer())
@@ -152,10 +151,10 @@ def run(rounds: int = 3) -> Section:
         for label, (seconds, work, _) in rows:
             rate = (f"{work / seconds / 1e9:,.0f}", percent(work / seconds / peak)) if work else ("", "")
             table.append(row(who, label, f"{1e3 * seconds:,.0f}", f"{100 * seconds / step:.1f} %", *rate))
-        least = SHAPES[SIZE].flops / peak
+        least = LARGE.flops / peak
         notes.append(
             f"{who}: {1e3 * step:,.0f} ms a step without the profiler; at the peak of this run, {peak / 1e9:,.0f} "
-            f"GFLOP/s, its {SHAPES[SIZE].flops / 1e9:,.0f} GFLOP would take {1e3 * least:,.0f} ms: "
+            f"GFLOP/s, its {LARGE.flops / 1e9:,.0f} GFLOP would take {1e3 * least:,.0f} ms: "
             f"{percent(least / step)} of the peak."
         )
     return Section(

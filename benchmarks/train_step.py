@@ -5,6 +5,7 @@ twice -> 384, which is the same number of weights. Same batches, same cross-entr
 float32, products in bfloat16 (`torch.autocast`, as `precision="bf16"` of `fit`). Compiled: by `torch.compile`, before
 the first step. Ours run as in `fit`, which keeps freed memory for the next step (`core.machine.kept_memory`); peers run
 as they are and, "memory kept", with that setting of ours. "Plain loop" is a GPT as short training scripts write it.
+Memory is what the process grew by at most (VmHWM) from before the model was made; of a compiled one with the compiler.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
+from benchmarks.machine import resident
 from benchmarks.report import Claim, Section, percent, row, times
 
 BATCH, TIME, VOCAB = 8, 256, 65
@@ -31,16 +34,18 @@ class Shape:
     heads: int
     dim: int
     gated: int
+    vocab: int = VOCAB
 
     @property
     def flops(self) -> int:
         """Of a step: 2 for a multiply-add, 3 for forward and both halves of backward; attention: two products of T x D,
         half of them masked."""
-        dense = self.layers * 12 * self.dim**2 + VOCAB * self.dim
+        dense = self.layers * 12 * self.dim**2 + self.vocab * self.dim
         return 6 * TOKENS * dense + 6 * TOKENS * self.layers * TIME * self.dim
 
 
 SMALL = Shape(layers=6, heads=6, dim=384, gated=1024)
+LARGE = Shape(layers=8, heads=12, dim=768, gated=2048)
 
 EAGER = {
     "ours_gpt": Contestant("anyformer GPT"),
@@ -52,7 +57,7 @@ EAGER = {
     "x_llama": Contestant("x-transformers, LLaMA-like", against="ours_llama"),
     "litgpt_llama": Contestant("litgpt, LLaMA-like", "litgpt", "ours_llama"),
 }
-KEPT, HALF, COMPILED = "_kept", "_bf16", "_compiled"  # ends of a contestant's key
+KEPT, HALF, COMPILED, BIG = "_kept", "_bf16", "_compiled", "_57m"  # ends of a contestant's key
 MADE_FASTER = ("ours_gpt", "hf_gpt", "plain_gpt", "ours_llama", "hf_llama")  # by torch.compile
 
 
@@ -84,7 +89,9 @@ Model = tuple[Any, Callable[[Any], Any]]  # the module, and a function from ids 
 def ours_gpt(shape: Shape = SMALL) -> Model:
     import anyformer as af
 
-    model = af.build("gpt", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, vocab=VOCAB, context=TIME)
+    model = af.build(
+        "gpt", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, vocab=shape.vocab, context=TIME
+    )
     return model, lambda ids: model(ids).logits
 
 
@@ -93,7 +100,7 @@ def ours_llama(shape: Shape = SMALL) -> Model:
 
     model = af.build(
         "llama", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, kv_heads=shape.heads,
-        hidden=shape.gated, vocab=VOCAB, context=TIME,
+        hidden=shape.gated, vocab=shape.vocab, context=TIME,
     )  # fmt: skip
     return model, lambda ids: model(ids).logits
 
@@ -102,7 +109,7 @@ def hf_gpt(shape: Shape = SMALL) -> Model:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=TIME, n_embd=shape.dim, n_layer=shape.layers, n_head=shape.heads,
+        vocab_size=shape.vocab, n_positions=TIME, n_embd=shape.dim, n_layer=shape.layers, n_head=shape.heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
@@ -113,7 +120,7 @@ def hf_llama(shape: Shape = SMALL) -> Model:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCAB, max_position_embeddings=TIME, hidden_size=shape.dim, num_hidden_layers=shape.layers,
+        vocab_size=shape.vocab, max_position_embeddings=TIME, hidden_size=shape.dim, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, intermediate_size=shape.gated,
         attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
@@ -124,7 +131,7 @@ def hf_llama(shape: Shape = SMALL) -> Model:
 def plain_gpt(shape: Shape = SMALL) -> Model:
     from benchmarks.plain import GPT
 
-    model = GPT(shape.layers, shape.heads, shape.dim, VOCAB, TIME)
+    model = GPT(shape.layers, shape.heads, shape.dim, shape.vocab, TIME)
     return model, model
 
 
@@ -137,7 +144,7 @@ def x_llama(shape: Shape = SMALL) -> Model:
         ff_no_bias=True, use_rmsnorm=True,
     )  # fmt: skip
     model = TransformerWrapper(
-        num_tokens=VOCAB, max_seq_len=TIME, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
+        num_tokens=shape.vocab, max_seq_len=TIME, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
     )
     return model, model
 
@@ -145,7 +152,7 @@ def x_llama(shape: Shape = SMALL) -> Model:
 def _litgpt(shape: Shape, **options: Any) -> Model:
     from litgpt import GPT, Config
 
-    common = dict(block_size=TIME, vocab_size=VOCAB, padded_vocab_size=VOCAB)
+    common = dict(block_size=TIME, vocab_size=shape.vocab, padded_vocab_size=shape.vocab)
     model = GPT(Config(**common, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.dim, **options))
     return model, model
 
@@ -177,12 +184,14 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
 
         kinds = {"float32": torch.float32, "bf16": torch.bfloat16}
         return {}, lambda request: {"rate": {title: matmul_rate(kind) for title, kind in kinds.items()}}
-    made, *ends = re.split(f"({KEPT}|{HALF}|{COMPILED})", name)
+    made, *ends = re.split(f"({KEPT}|{HALF}|{COMPILED}|{BIG})", name)
     if name.startswith("ours") or KEPT in ends:
         from anyformer.core.machine import kept_memory
 
         PROCESS.enter_context(kept_memory())
-    model, logits = globals()[made]()
+    globals()[made](Shape(layers=1, heads=1, dim=8, gated=8))  # imports
+    before = resident().get("VmHWM", 0)
+    model, logits = globals()[made](LARGE if BIG in ends else SMALL)
     if COMPILED in ends:
         logits = torch.compile(logits)
     model.train()
@@ -205,41 +214,71 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
         return time.perf_counter() - start
 
     weights = sum(p.numel() for p in model.parameters())
-    return {"parameters": weights}, lambda request: {"seconds": [step() for _ in range(request["steps"])]}
+
+    def serve(request: dict[str, Any]) -> dict[str, Any]:
+        seconds = [step() for _ in range(request["steps"])]
+        return {"seconds": seconds, "memory": resident().get("VmHWM", 0) - before}
+
+    return {"parameters": weights}, serve
 
 
 def run(rounds: int = 12) -> Section:
     """The section of the report."""
+    return section("Training step", [CONTESTANTS], SMALL, rounds, (__doc__ or "").strip())
+
+
+def section(title: str, groups: list[dict[str, Contestant]], shape: Shape, rounds: int, text: str) -> Section:
+    """A section over groups of contestants, whose processes live at the same time; each group has the peak."""
     notes: list[str] = []
-    workers = started("train_step", CONTESTANTS, notes)
-    compete(workers, CONTESTANTS, 1, {"steps": 3}, notes)  # warm-up, and compiling
-    answers = compete(workers, CONTESTANTS, rounds, {"steps": 1}, notes)
-    peaks = {kind: max(a["rate"][kind] for a in answers["peak"]) for kind in ("float32", "bf16")}
-    del answers["peak"]
-    seconds = {name: [min(a["seconds"]) for a in rows] for name, rows in answers.items()}
-    table = [row("", "parameters", "ms a step", "tokens/s", "GFLOP/s", "of the peak", "time / ours")]
-    claims = []
-    for name, taken in seconds.items():
-        contestant, (middle, low, high) = CONTESTANTS[name], spread(taken)
-        peak, against = peaks["bf16" if HALF in name else "float32"], ""
-        if contestant.against:
-            claims.append(_claim(contestant, taken, seconds[contestant.against]))
-            against = times(claims[-1].ratio)
-        speed = f"{TOKENS / middle:,.0f}", f"{SMALL.flops / middle / 1e9:.0f}", percent(SMALL.flops / middle / peak)
-        size, taken_ms = workers[name].facts["parameters"], times((1e3 * middle, 1e3 * low, 1e3 * high), 0)
-        table.append(row(contestant.name, f"{size / 1e6:.2f} M", taken_ms, *speed, against))
-    for worker in workers.values():
-        worker.close()
+    table = [row("", "parameters", "ms a step", "tokens/s", "GFLOP/s", "of the peak", "time / ours", "memory, MB")]
+    claims: list[Claim] = []
+    peaks: dict[str, float] = defaultdict(float)
+    for contestants in groups:
+        workers = started("train_step", contestants, notes)
+        compete(workers, contestants, 1, {"steps": 3}, notes)  # warm-up, and compiling
+        answers = compete(workers, contestants, rounds, {"steps": 1}, notes)
+        for kind, rate in ((k, r) for answer in answers.pop("peak") for k, r in answer["rate"].items()):
+            peaks[kind] = max(peaks[kind], rate)
+        for name, answer in answers.items():
+            ours = answers.get(contestants[name].against)
+            size = workers[name].facts["parameters"]
+            least = shape.flops / peaks["bf16" if HALF in name else "float32"]
+            line, claimed = _row(contestants, name, answer, ours, shape.flops, least, size)
+            table.append(line)
+            claims += claimed
+        for worker in workers.values():
+            worker.close()
     best = " and ".join(f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in peaks.items())
-    text = (
-        f"{(__doc__ or '').strip()}\n\nRounds: {rounds}, of one step each, after three to warm up; median (quartiles). "
-        f"{SMALL.flops / 1e9:.0f} GFLOP a step. Best plain matrix product in the same run: {best}."
+    text += (
+        f"\n\nRounds: {rounds}, of one step each, after three to warm up; median (quartiles). {shape.flops / 1e9:.0f} "
+        f"GFLOP a step. Best plain matrix product in the same run: {best}."
     )
-    return Section("Training step", text, table, claims, notes)
+    return Section(title, text, table, claims, notes)
 
 
-def _claim(contestant: Contestant, taken: list[float], ours: list[float]) -> Claim:
-    """A peer's step beside ours."""
-    mine, theirs = (f"{TOKENS / spread(t)[0]:,.0f} tokens/s" for t in (ours, taken))
-    what = f"training step, {CONTESTANTS[contestant.against].name}"
-    return Claim(what, contestant.name, mine, theirs, ratio(taken, ours), len(taken))
+def _row(
+    contestants: Mapping[str, Contestant],
+    name: str,
+    answers: list[dict[str, Any]],
+    ours: list[dict[str, Any]] | None,
+    flops: int,
+    least: float,
+    size: int,
+) -> tuple[str, list[Claim]]:
+    """A contestant's line, and what follows from it beside ours, in time and memory; `least`: seconds at the peak."""
+    contestant, taken = contestants[name], [min(a["seconds"]) for a in answers]
+    (middle, low, high), held = spread(taken), max(a["memory"] for a in answers)
+    claims, against = [], ""
+    if ours is not None:
+        own, mine = [min(a["seconds"]) for a in ours], max(a["memory"] for a in ours)
+        what, r = contestants[contestant.against].name, ratio(taken, own)
+        against = times(r)
+        speeds = [f"{TOKENS / spread(t)[0]:,.0f} tokens/s" for t in (own, taken)]
+        claims.append(Claim(f"training step, {what}", contestant.name, speeds[0], speeds[1], r, len(taken)))
+        if COMPILED not in name and mine:
+            sizes, m = [f"{n / 1e6:,.0f} MB" for n in (mine, held)], held / mine
+            fixed = (m, m, m)  # a process has one highest figure
+            claims.append(Claim(f"memory of the step, {what}", contestant.name, sizes[0], sizes[1], fixed, len(taken)))
+    speed = f"{TOKENS / middle:,.0f}", f"{flops / middle / 1e9:.0f}", percent(least / middle)
+    taken_ms = times((1e3 * middle, 1e3 * low, 1e3 * high), 0)
+    return row(contestant.name, f"{size / 1e6:.2f} M", taken_ms, *speed, against, f"{held / 1e6:,.0f}"), claims

@@ -61,7 +61,9 @@ def fused(layer: Any, x: Tensor, act: str) -> bool:
 
 def fast(layer: Any, x: Tensor) -> bool:
     """True if the product of this layer is oneDNN's."""
-    if traced() or type(layer) is not nn.Linear or layer.weight.numel() < LEAST or not amd():  # a compiler goes no further
+    if (
+        traced() or type(layer) is not nn.Linear or layer.weight.numel() < LEAST or not amd()
+    ):  # a compiler goes no further
         return False
     if x.ndim < 1 or x.numel() < ROWS * x.shape[-1]:
         return False

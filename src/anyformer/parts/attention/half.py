@@ -67,16 +67,14 @@ class HalfAttention(torch.autograd.Function):
     """`attention` of bfloat16."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
         added = None
         if mask is not None:  # as PyTorch does
             added = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
         y, sums = FORWARD(q, k, v, 0.0, causal, attn_mask=added, scale=scale)
         ctx.save_for_backward(q, k, v, mask, y, sums)
         ctx.causal, ctx.scale = causal, scale
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     @once_differentiable
@@ -114,10 +112,10 @@ def _beside(x: Tensor, value: Tensor | None = None) -> Tensor:
     """x with more columns: of a number for each row, in float32, or of ones. (n, T, K), (n, T)."""
     wide = x.new_ones(*x.shape[:-1], x.shape[-1] + COLUMNS)
     wide[..., :-COLUMNS] = x
-    for i in range(COLUMNS if value is not None else 0):
-        column = wide[..., i - COLUMNS]
-        column.copy_(value)
-        value = value - column
+    if value is not None:
+        for i in range(-COLUMNS, 0):
+            wide[..., i] = value
+            value = value - wide[..., i]
     return wide
 
 
