@@ -48,7 +48,8 @@ def faster(q: Tensor, k: Tensor, v: Tensor, over: Tensor | None, dropout: float)
     if kind != torch.bfloat16 or q.device.type != "cpu" or not SUPPORTED or not learns:
         return False
     if traced():
-        return not torch.compiler.is_exporting() and not isinstance(q.shape[2] * k.shape[2], torch.SymInt)
+        made = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        return made and not isinstance(q.shape[2] * k.shape[2], torch.SymInt)
     watched = _get_current_dispatch_mode() is not None or type(q) is not Tensor
     return not watched and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
