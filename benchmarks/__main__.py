@@ -23,6 +23,7 @@ NAMES = (
     "serve",
     "load",
     "loss",
+    "attention_training",
     "imports",
     "agreement",
     "char_lm",
