@@ -24,6 +24,7 @@ NAMES = (
     "load",
     "loss",
     "attention_training",
+    "half",
     "imports",
     "agreement",
     "char_lm",

@@ -35,13 +35,14 @@ class Shape:
     dim: int
     gated: int
     vocab: int = VOCAB
+    time: int = TIME
 
     @property
     def flops(self) -> int:
         """Of a step: 2 for a multiply-add, 3 for forward and both halves of backward; attention: two products of T x D,
         half of them masked."""
         dense = self.layers * 12 * self.dim**2 + self.vocab * self.dim
-        return 6 * TOKENS * dense + 6 * TOKENS * self.layers * TIME * self.dim
+        return 6 * BATCH * self.time * (dense + self.layers * self.time * self.dim)
 
 
 SMALL = Shape(layers=6, heads=6, dim=384, gated=1024)
@@ -90,7 +91,7 @@ def ours_gpt(shape: Shape = SMALL) -> Model:
     import anyformer as af
 
     model = af.build(
-        "gpt", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, vocab=shape.vocab, context=TIME
+        "gpt", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, vocab=shape.vocab, context=shape.time
     )
     return model, lambda ids: model(ids).logits
 
@@ -100,7 +101,7 @@ def ours_llama(shape: Shape = SMALL) -> Model:
 
     model = af.build(
         "llama", "tiny", dim=shape.dim, depth=shape.layers, heads=shape.heads, kv_heads=shape.heads,
-        hidden=shape.gated, vocab=shape.vocab, context=TIME,
+        hidden=shape.gated, vocab=shape.vocab, context=shape.time,
     )  # fmt: skip
     return model, lambda ids: model(ids).logits
 
@@ -109,7 +110,7 @@ def hf_gpt(shape: Shape = SMALL) -> Model:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=shape.vocab, n_positions=TIME, n_embd=shape.dim, n_layer=shape.layers, n_head=shape.heads,
+        vocab_size=shape.vocab, n_positions=shape.time, n_embd=shape.dim, n_layer=shape.layers, n_head=shape.heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
@@ -120,9 +121,9 @@ def hf_llama(shape: Shape = SMALL) -> Model:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=shape.vocab, max_position_embeddings=TIME, hidden_size=shape.dim, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, intermediate_size=shape.gated,
-        attn_implementation="sdpa", use_cache=False,
+        vocab_size=shape.vocab, max_position_embeddings=shape.time, hidden_size=shape.dim,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+        intermediate_size=shape.gated, attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     return model, lambda ids: model(ids).logits
@@ -131,7 +132,7 @@ def hf_llama(shape: Shape = SMALL) -> Model:
 def plain_gpt(shape: Shape = SMALL) -> Model:
     from benchmarks.plain import GPT
 
-    model = GPT(shape.layers, shape.heads, shape.dim, shape.vocab, TIME)
+    model = GPT(shape.layers, shape.heads, shape.dim, shape.vocab, shape.time)
     return model, model
 
 
@@ -144,7 +145,7 @@ def x_llama(shape: Shape = SMALL) -> Model:
         ff_no_bias=True, use_rmsnorm=True,
     )  # fmt: skip
     model = TransformerWrapper(
-        num_tokens=shape.vocab, max_seq_len=TIME, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
+        num_tokens=shape.vocab, max_seq_len=shape.time, attn_layers=layers, use_abs_pos_emb=False, tie_embedding=True
     )
     return model, model
 
@@ -152,7 +153,7 @@ def x_llama(shape: Shape = SMALL) -> Model:
 def _litgpt(shape: Shape, **options: Any) -> Model:
     from litgpt import GPT, Config
 
-    common = dict(block_size=TIME, vocab_size=shape.vocab, padded_vocab_size=shape.vocab)
+    common = dict(block_size=shape.time, vocab_size=shape.vocab, padded_vocab_size=shape.vocab)
     model = GPT(Config(**common, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.dim, **options))
     return model, model
 

@@ -285,7 +285,7 @@ def check_memory(
     if (settings.steps >= DRY_RUN_FROM or settings.compile) and alone and not screen.console.quiet:  # for the eye alone
         done = dry_run(model, batch, objective, settings)
         if settings.compile:
-            screen.message(_gain(done, dry_run(model, batch, objective, dataclasses.replace(settings, compile=False))))
+            screen.message(gain(done, dry_run(model, batch, objective, dataclasses.replace(settings, compile=False))))
         summary += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
         if done.bytes is not None:
             summary += f". The process takes {done.bytes / GB:.2f} GB in all"
@@ -294,7 +294,7 @@ def check_memory(
     screen.flops = float(needed.flops)
 
 
-def _gain(compiled: DryRun, plain: DryRun) -> str:
+def gain(compiled: DryRun, plain: DryRun) -> str:
     """What compiling gains here, from steps both ways."""
     times = plain.seconds / compiled.seconds
     told = f"compiled, a step takes {compiled.seconds:.2g} s, as it is {plain.seconds:.2g} s: {times:.2f} times as fast"
