@@ -15,12 +15,16 @@ from benchmarks.contest import ROOT, Missing
 
 NAMES = (
     "train_step",
+    "train_step_57",
     "training",
+    "recomputing",
     "decode",
     "engine",
     "serve",
     "load",
     "loss",
+    "attention_training",
+    "half",
     "imports",
     "agreement",
     "char_lm",

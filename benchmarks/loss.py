@@ -2,8 +2,10 @@
 
 2,048 tokens of width 576 and the vocabularies of SmolLM2 (49,152) and Llama 3 (128,256), float32. Whole: logits, then
 PyTorch's cross-entropy. In pieces: `parts.unscored`, as `chunked_loss` of `anyformer train`. PyTorch:
-`torch.nn.functional.linear_cross_entropy` with its own choice of pieces. "15 % count": the other labels are -100, as in
-the training of a masked language model. Memory is what the process grew by at most, gradients included (VmHWM).
+`torch.nn.functional.linear_cross_entropy` with its own choice of pieces. Cut cross-entropy: `cut-cross-entropy`; its
+kernel is written in Triton for GPUs, as is Liger's, and what it does elsewhere is compiled by `torch.compile`. "15 %
+count": the other labels are -100, as in the training of a masked language model. Memory is what the process grew by at
+most, gradients included (VmHWM).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.contest import THREADS, Contestant, Missing, compete, ratio, spread, started
 from benchmarks.machine import resident
@@ -24,6 +27,7 @@ CONTESTANTS = {
     "pieces": Contestant("in pieces"),
     "whole": Contestant("whole logits", against="pieces"),
     "torch": Contestant("PyTorch's linear_cross_entropy", against="pieces"),
+    "cut": Contestant("cut-cross-entropy, compiled", against="pieces"),
 }
 
 
@@ -38,9 +42,15 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     if name == "torch" and not hasattr(F, "linear_cross_entropy"):
         raise Missing("this PyTorch has no linear_cross_entropy (2.13 has)")
 
+    if name == "cut":
+        with mock.patch("platform.system", return_value="Darwin"):  # where the package does without Triton
+            from cut_cross_entropy import linear_cross_entropy
+
     def loss(x: Any, w: Any, labels: Any) -> Any:
         if name == "pieces":
             return Unscored(x, w, None).cross_entropy(labels, -100)
+        if name == "cut":
+            return linear_cross_entropy(x, w, labels, reduction="sum", impl="torch_compile")
         if name == "whole":
             return F.cross_entropy(F.linear(x, w), labels, reduction="sum")
         options = torch.nn.LinearCrossEntropyOptions()

@@ -66,13 +66,17 @@ def resident() -> dict[str, int]:
     }
 
 
-def matmul_rate() -> float:
-    """FLOP/s of plain float32 matrix products: the best of a few sizes, among them those of the trained model."""
+def matmul_rate(kind: Any = None) -> float:
+    """FLOP/s of plain matrix products: the best of a few sizes, among them those of the trained model.
+
+    Args:
+        kind: a type of torch; float32 by default.
+    """
     import torch
 
     best = 0.0
     for m, k, n in ((2048, 2048, 2048), (2048, 1024, 1024), (2048, 384, 1536), (4096, 4096, 1024)):
-        a, b = torch.randn(m, k), torch.randn(k, n)
+        a, b = torch.randn(m, k).to(kind or torch.float32), torch.randn(k, n).to(kind or torch.float32)
         out = a @ b
         for _ in range(3):
             start = time.perf_counter()

@@ -1,14 +1,16 @@
 """Where the time of a training step goes, at the larger size of the training benchmark.
 
-A process for each of our models makes steps of `fit`; PyTorch's profiler says how long each operation took. What ran in
-forward belongs to the innermost part that it ran in, what ran in backward to the part whose forward it undoes. Matrix
-products are listed by shape, rows x inner x columns, apart from their part: those of forward, those that make the
-gradient of what came in (as many rows as tokens), those that make the gradient of weights (an inner size of as many);
-"backward" where shapes do not tell. What no operation took is Python and memory management.
+A process for each of our models makes steps of `fit`, in float32 and in bf16; PyTorch's profiler says how long each
+operation took. What ran in forward belongs to the innermost part that it ran in, what ran in backward to the part whose
+forward it undoes. Matrix products are listed by shape, rows x inner x columns, apart from their part: those of forward,
+those that make the gradient of what came in (as many rows as tokens), those that make the gradient of weights (an inner
+size of as many); "backward" where shapes do not tell; those of attention are its part's. What no operation took is
+Python and memory management. The peak is that of plain products in the same precision, in the same process.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -19,11 +21,12 @@ from typing import Any
 from benchmarks import train_step
 from benchmarks.contest import THREADS, Worker
 from benchmarks.report import Section, percent, row
-from benchmarks.train_step import BATCH, TIME, TOKENS, VOCAB
-from benchmarks.training import CONTESTANTS, SHAPES
+from benchmarks.train_step import BATCH, LARGE, TIME, TOKENS, VOCAB
+from benchmarks.training import CONTESTANTS
 
-SIZE = "57 M"
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+ONEDNN = "mkldnn::_linear_pointwise"
+PRODUCTS = {"aten::mm", "aten::addmm", ONEDNN}
+RUNS = [(name, precision) for precision in ("fp32", "bf16") for name in ("ours_gpt", "ours_llama")]
 BACKWARD = "autograd::engine::evaluate_function: "
 SCOPE = "part: "
 WHOLE = {"world.clip_grad_norm": "clipping", "optimizer.step": "optimiser", "optimizer.zero_grad": "optimiser"}
@@ -39,25 +42,28 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     def serve(request: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.machine import matmul_rate
 
-        loop = _loop(name, 2 * request["steps"] + 3)
+        loop = _loop(name, 2 * request["steps"] + 3, request["precision"])
         for _ in range(2):
             loop.advance()
-        seconds = []
+        seconds, loop.inside = [], 0.0
         for _ in range(request["steps"]):
             began = time.perf_counter()
             loop.advance()
             seconds.append(time.perf_counter() - began)
+        outside = 1 - loop.inside / sum(seconds)
+        rate = matmul_rate({"fp32": torch.float32, "bf16": torch.bfloat16}[request["precision"]])
         _scoped(loop)
         loop.advance()
         with torch.profiler.profile(record_shapes=True) as profiler:
             for _ in range(request["steps"]):
                 loop.advance()
-        return {"seconds": seconds, "rate": matmul_rate(), "kinds": _kinds(profiler.events(), request["steps"])}
+        kinds = _kinds(profiler.events(), request["steps"])
+        return {"seconds": seconds, "rate": rate, "kinds": kinds, "outside": outside}
 
     return {}, serve
 
 
-def _loop(name: str, steps: int) -> Any:
+def _loop(name: str, steps: int, precision: str) -> Any:
     """The loop of `fit`, before its first step."""
     import torch
 
@@ -70,10 +76,11 @@ def _loop(name: str, steps: int) -> Any:
         ids = torch.randint(0, VOCAB, (BATCH, TIME + 1), generator=torch.Generator().manual_seed(number))
         return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
 
-    model, _ = getattr(train_step, name)(SHAPES[SIZE])
+    model, _ = getattr(train_step, name)(LARGE)
     model.train()
     run = Run(tempfile.mkdtemp())
-    return Loop(model, batches, objectives.causal_lm, Settings(steps=steps), run, None, {}, Observer())
+    settings = Settings(steps=steps, precision=precision)
+    return Loop(model, batches, objectives.causal_lm, settings, run, None, {}, Observer())
 
 
 def _scoped(loop: Any) -> None:
@@ -103,7 +110,7 @@ def _kinds(events: Any, steps: int) -> dict[str, list[float]]:
             scopes.setdefault(event.sequence_nr, _scope(event)[0])
     by_kind: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for event in events:
-        if event.name.startswith((SCOPE, BACKWARD)) or not event.name.startswith(("aten::", "Root")):
+        if event.name.startswith((SCOPE, BACKWARD)) or not event.name.startswith(("aten::", "mkldnn::", "Root")):
             continue
         scope, number = _scope(event)
         backward = number is not None
@@ -111,14 +118,23 @@ def _kinds(events: Any, steps: int) -> dict[str, list[float]]:
             scope = scopes.get(number, "gradients added up")
         label, work = scope + (", backward" if backward else ""), 0.0
         if event.name in PRODUCTS:
-            left, right = [s for s in event.input_shapes if len(s) == 2][:2]
-            work = 2.0 * left[0] * left[1] * right[1]
+            rows, inner, columns = _sizes(event)
+            work = 2.0 * rows * inner * columns
             kinds = {(True, False): "for what came in", (False, True): "for weights"}
-            which = kinds.get((left[0] == TOKENS, left[1] == TOKENS), "backward") if backward else "forward"
-            label = f"product {which}: {left[0]} x {left[1]} x {right[1]}"
+            which = kinds.get((rows == TOKENS, inner == TOKENS), "backward") if backward else "forward"
+            label = f"product {which}: {rows} x {inner} x {columns}"
         for i, value in enumerate((event.self_cpu_time_total / 1e6, work, 1.0 if work else 0.0)):
             by_kind[label][i] += value / steps
     return by_kind
+
+
+def _sizes(event: Any) -> tuple[int, int, int]:
+    """Rows, inner size and columns of a product."""
+    if event.name == ONEDNN:  # (..., D), (N, D)
+        (*rows, inner), weight = event.input_shapes[:2]
+        return math.prod(rows), inner, weight[0]
+    left, right = [s for s in event.input_shapes if len(s) == 2][:2]
+    return left[0], left[1], right[1]
 
 
 def _scope(event: Any) -> tuple[str, int | None]:
@@ -136,12 +152,12 @@ def run(rounds: int = 3) -> Section:
     """The section of the report; `rounds` steps are averaged."""
     table = [row("", "work", "ms a step", "of the step", "GFLOP/s", "of the peak")]
     notes = []
-    for name in ("ours_gpt", "ours_llama"):
+    for name, precision in RUNS:
         worker = Worker("profile", name)
-        answer = worker.ask(steps=rounds)
+        answer = worker.ask(steps=rounds, precision=precision)
         worker.close()
         step, kinds, peak = statistics.median(answer["seconds"]), answer["kinds"], answer["rate"]
-        who = CONTESTANTS[name].name
+        who = f"{CONTESTANTS[name].name}, {precision}"
         rows = sorted(kinds.items(), key=lambda kind: (not kind[1][1], -kind[1][0]))
         products = [sum(values[i] for values in kinds.values() if values[1]) for i in (0, 1)]
         rows = [("all products", [*products, 1.0]), *rows]
@@ -152,11 +168,11 @@ def run(rounds: int = 3) -> Section:
         for label, (seconds, work, _) in rows:
             rate = (f"{work / seconds / 1e9:,.0f}", percent(work / seconds / peak)) if work else ("", "")
             table.append(row(who, label, f"{1e3 * seconds:,.0f}", f"{100 * seconds / step:.1f} %", *rate))
-        least = SHAPES[SIZE].flops / peak
+        least = LARGE.flops / peak
         notes.append(
             f"{who}: {1e3 * step:,.0f} ms a step without the profiler; at the peak of this run, {peak / 1e9:,.0f} "
-            f"GFLOP/s, its {SHAPES[SIZE].flops / 1e9:,.0f} GFLOP would take {1e3 * least:,.0f} ms: "
-            f"{percent(least / step)} of the peak."
+            f"GFLOP/s, its {LARGE.flops / 1e9:,.0f} GFLOP would take {1e3 * least:,.0f} ms: "
+            f"{percent(least / step)} of the peak. Outside model and optimiser: {100 * answer['outside']:.1f} %."
         )
     return Section(
         "Where a training step's time goes", f"{(__doc__ or '').strip()}\n\nSteps: {rounds}.", table, [], notes

@@ -12,13 +12,54 @@ from anyformer.contract import packing
 from anyformer.contract.subjects import Subject
 from anyformer.core.documents import lengths, positions_in_documents
 from anyformer.parts import Attention, Rotary, Window
-from anyformer.parts.attention.masks import CHUNK, Causal, View
+from anyformer.parts.attention import masks
+from anyformer.parts.attention.kernels import attend
+from anyformer.parts.attention.masks import CAUSAL, CHUNK, FULL, Causal, Packed, View
 from anyformer.parts.attention.sparse_masks import BlockWindow, Global, Prefix, Strided
 from anyformer.parts.positions import Dynamic, LongRope
 from anyformer.parts.recurrent.chunked import convolved
 from anyformer.parts.recurrent.mamba import scan, scan_open
 
 torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, FULL, CAUSAL & Window(40)], ids=["causal", "full", "window"])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_documents_one_after_the_other_are_those_of_the_mask(mask, groups, monkeypatch):
+    """Values and gradients beside the formula; two rows of other documents, with padding in front and behind."""
+    monkeypatch.setattr(masks, "CALL", 0)
+    ids = torch.stack([
+        torch.repeat_interleave(torch.tensor(i), torch.tensor(n))
+        for i, n in (([-1, 0, 1, 2, 3], [3, 20, 57, 1, 19]), ([0, 1, 2, -1], [30, 30, 30, 10]))
+    ])  # fmt: skip
+    packed = Packed(ids, positions_in_documents(ids))
+    seen = View(mask, 0, 100, 0, 100, ids >= 0, torch.device("cpu"), packed, packed)
+    assert [len(row) for row in seen.cuts] == [5, 4] and masks.resolved(seen)[1] is None
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, 100, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+        for heads in (4, groups, groups)
+    )
+    found = []
+    for kernel in ("auto", "reference"):
+        y = attend(q, k, v, seen, kernel=kernel)
+        found.append([y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), (q, k, v))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_documents_are_cut_only_where_that_computes_less():
+    ids = torch.arange(8).repeat_interleave(512)[None]
+    packed = Packed(ids, positions_in_documents(ids))
+
+    def cuts(mask, ids, mine, theirs):
+        return View(mask, 0, ids.shape[1], 0, ids.shape[1], ids >= 0, torch.device("cpu"), mine, theirs).cuts
+
+    assert cuts(CAUSAL, ids, packed, packed) == [[(512, True)] * 8]
+    assert not cuts(CAUSAL & Window(20), ids, packed, packed)  # local attention keeps less
+    assert not cuts(CAUSAL, ids, packed, Packed(ids, packed.positions))  # keys of another text
+    one = Packed(ids * 0, packed.positions)
+    assert not cuts(CAUSAL, ids * 0, one, one)
 
 
 def subject(recipe):

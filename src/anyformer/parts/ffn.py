@@ -13,7 +13,7 @@ from anyformer.core.flow import Flow
 from anyformer.core.part import check_option, drop
 from anyformer.core.recompute import Recomputed, remade
 from anyformer.core.slots import FeedForward
-from anyformer.parts.products import fused, product
+from anyformer.parts.products import fused, narrowed, product
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -135,6 +135,7 @@ class GatedMLP(FeedForward):
             fast = fused(self.gate, x, self.named)
             hidden = product(self.gate, x, self.named) if fast else self.act(product(self.gate, x))
             return product(self.down, drop(self, hidden.mul_(product(self.up, x))))  # in place: not needed again
+        x = narrowed(x)
         gate, up = product(self.gate, x), product(self.up, x)  # (B, T, F) each
         if flow.find(Recomputed) or torch.compiler.is_compiling() or (self.training and self.dropout):
             return product(self.down, drop(self, self.act(gate) * up))

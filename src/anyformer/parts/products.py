@@ -47,6 +47,13 @@ def product(layer: Any, x: Tensor, act: str = "") -> Tensor:
     return _onednn(x, layer.weight, layer.bias, *ENDS.get(act, ("none", "")))
 
 
+def narrowed(x: Tensor) -> Tensor:
+    """The input of several products: under autocast in its type, so that it is converted once, and its gradient."""
+    if x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
 def fused(layer: Any, x: Tensor, act: str) -> bool:
     """True if `product` can apply this activation in the same pass: nothing is kept for a backward pass."""
     return act in ENDS and not torch.is_grad_enabled() and fast(layer, x)
@@ -54,7 +61,9 @@ def fused(layer: Any, x: Tensor, act: str) -> bool:
 
 def fast(layer: Any, x: Tensor) -> bool:
     """True if the product of this layer is oneDNN's."""
-    if type(layer) is not nn.Linear or layer.weight.numel() < LEAST or not amd():
+    if (
+        traced() or type(layer) is not nn.Linear or layer.weight.numel() < LEAST or not amd()
+    ):  # a compiler goes no further
         return False
     if x.ndim < 1 or x.numel() < ROWS * x.shape[-1]:
         return False
@@ -62,7 +71,7 @@ def fast(layer: Any, x: Tensor) -> bool:
     if not plain or x.device.type != "cpu" or not x.dtype == layer.weight.dtype == torch.float32:
         return False
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if hooked or hooks._has_any_global_hook() or traced() or torch.is_autocast_enabled("cpu"):
+    if hooked or hooks._has_any_global_hook() or torch.is_autocast_enabled("cpu"):
         return False
     watched = _get_current_dispatch_mode() is not None or torch._C._len_torch_function_stack() > 0
     return not watched and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()

@@ -38,8 +38,8 @@ def in_pieces(least: int | None = LEAST) -> Iterator[None]:
 
 
 def wanted(rows: int, vocab: int) -> bool:
-    """True where the logits of so many rows are to be left to the loss."""
-    least = _wanted.get()
+    """True where the logits of so many rows are to be left to the loss; never while a model is compiled."""
+    least = None if torch.compiler.is_compiling() else _wanted.get()
     return least is not None and 4 * rows * vocab >= least
 
 

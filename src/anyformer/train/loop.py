@@ -232,7 +232,8 @@ class Loop:
         loss, began = torch.zeros((), device=self.device), time.perf_counter()
         self.world.reseed(s.seed, self.step, own=True)
         watching = _due(self.step + 1, s.statistics_every)
-        with self.rounded(), diagnostics.activations(self.model if watching else None) as sizes:
+        once = precision.casts_kept(s.precision if self.world.whole else "fp32")  # else weights come and go
+        with once, self.rounded(), diagnostics.activations(self.model if watching else None) as sizes:
             for i, batch in enumerate(batches):
                 with self.world.gradient_sync(last=i == s.accumulate - 1):
                     part = self._loss(batch)

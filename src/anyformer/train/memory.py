@@ -29,7 +29,7 @@ from anyformer.core.machine import matmul_rate
 from anyformer.core.operations import LiveTensors
 from anyformer.core.recompute import recompute, recomputing
 from anyformer.data.batches import Batch
-from anyformer.train import master_weights, optim, random_state
+from anyformer.train import master_weights, optim, precision, random_state
 from anyformer.train.objectives import Contrastive, plain
 from anyformer.train.progress import Screen
 from anyformer.train.settings import Settings
@@ -109,7 +109,7 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     weights = live.now
     optimizer = optim.make(model, settings)
     with live:
-        loss = _loss(model, batch, objective, settings)
+        loss = _loss(Loss(model, objective, settings), batch)
         activations = live.now - weights
         loss.backward()
         del loss
@@ -124,11 +124,11 @@ def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, de
     return Estimate(weights, gradients, state, activations, peak, live.flops * settings.accumulate)
 
 
-def _loss(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> Tensor:
+def _loss(criterion: Loss, batch: Batch) -> Tensor:
     """The loss of a batch, in the precision of the run."""
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    loss: Tensor = Loss(model, objective, settings)(inputs, labels, _one(objective, labels), 1.0)
+    loss: Tensor = criterion(inputs, labels, _one(criterion.objective, labels), 1.0)
     return loss
 
 
@@ -143,11 +143,12 @@ class DryRun:
     """Time and memory of two steps that changed nothing.
 
     Attributes:
-        seconds: of the second one.
+        first, seconds: of the first and the second one; the first one compiles.
         bytes: the peak of the process, fragmentation included; on a GPU, of allocated memory. None if the system does
             not report it.
     """
 
+    first: float
     seconds: float
     bytes: int | None
 
@@ -171,14 +172,16 @@ def dry_run(model: nn.Module, batch: Batch, objective: Any, settings: Settings) 
 def _two_steps(model: nn.Module, batch: Batch, objective: Any, settings: Settings) -> DryRun:
     trained = [p for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device
-    optimizer = optim.make(model, settings)
+    optimizer, criterion = optim.make(model, settings), Loss(model, objective, settings)
+    if settings.compile:
+        criterion.run = precision.compiled(criterion.run, device)
     optimizer.rate(0.0)
     model.train()
-    known, seconds = _begin(device), 0.0
+    known, seconds = _begin(device), list[float]()
     for _ in range(2):
         began = time.perf_counter()
         for _ in range(settings.accumulate):
-            loss = _loss(model, {name: value.to(device) for name, value in batch.items()}, objective, settings)
+            loss = _loss(criterion, {name: value.to(device) for name, value in batch.items()})
             loss.backward()
         for p in trained:
             if p.grad is not None:
@@ -187,8 +190,8 @@ def _two_steps(model: nn.Module, batch: Batch, objective: Any, settings: Setting
         del loss
         optimizer.step()
         optimizer.zero_grad()
-        seconds = time.perf_counter() - began
-    return DryRun(seconds, _most(device) if known else None)
+        seconds.append(time.perf_counter() - began)
+    return DryRun(seconds[0], seconds[1], _most(device) if known else None)
 
 
 def _begin(device: torch.device) -> bool:
@@ -279,14 +282,23 @@ def check_memory(
         raise ValueError(problem)
     summary = f"a step needs {needed}"
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if settings.steps >= DRY_RUN_FROM and alone and not screen.console.quiet:  # they are for the eye alone
+    if (settings.steps >= DRY_RUN_FROM or settings.compile) and alone and not screen.console.quiet:  # for the eye alone
         done = dry_run(model, batch, objective, settings)
+        if settings.compile:
+            screen.message(gain(done, dry_run(model, batch, objective, dataclasses.replace(settings, compile=False))))
         summary += f" and about {done.seconds:.2g} s; all of them {done.seconds * settings.steps / 60:.0f} min"
         if done.bytes is not None:
             summary += f". The process takes {done.bytes / GB:.2f} GB in all"
         screen.peak = matmul_rate(device, PRECISIONS[settings.precision])
     screen.message(summary)
     screen.flops = float(needed.flops)
+
+
+def gain(compiled: DryRun, plain: DryRun) -> str:
+    """What compiling gains here, from steps both ways."""
+    times = plain.seconds / compiled.seconds
+    told = f"compiled, a step takes {compiled.seconds:.2g} s, as it is {plain.seconds:.2g} s: {times:.2f} times as fast"
+    return told + (f"; compiling took {compiled.first:.0f} s" if times > 1 else "; compile=False is faster here")
 
 
 def resident(device: torch.device) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,23 @@ def cast(device: torch.device, precision: str) -> contextlib.AbstractContextMana
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextlib.contextmanager
+def casts_kept(precision: str) -> Iterator[None]:
+    """Around the passes of a step: the weights in half precision, converted once for all of them.
+
+    A weight is converted where a pass first needs it, and autocast forgets it at its own end, the outermost one.
+    """
+    if precision == "fp32":
+        yield
+        return
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if not torch.autocast_decrement_nesting():
+            torch.clear_autocast_cache()
 
 
 def cost(device: torch.device, precision: str) -> str:

@@ -47,7 +47,7 @@ class CommonSettings:
             learns the full ones; 0 = none.
         activation_checkpointing: path patterns of modules whose activations are computed again in the backward pass,
             e.g. blocks.*
-        compile: run through torch.compile.
+        compile: run through torch.compile; what it gains is measured and told before the first step.
         chunked_loss: on: the logits of tokens are made and scored some rows at a time, which takes less memory; off; or
             auto: from 64 MB of logits on, where nothing else stands against it.
         statistics_every: steps between rows of statistics.jsonl: RMS of activations and gradients; 0 = none.

@@ -22,7 +22,7 @@ from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees
 from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed, made
 from anyformer.parts.attention.where import Where
 from anyformer.parts.positions import Rotary
-from anyformer.parts.products import product
+from anyformer.parts.products import narrowed, product
 
 
 class Attention(Mixer):
@@ -107,8 +107,10 @@ class Attention(Mixer):
         self._shared = (repr(scores), heads) if all(s.fixed for s in parts) else None
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        T, where = x.shape[1], flow.find(Where)
-        at = self._asked(x, where, flow)
+        T, where, given = x.shape[1], flow.find(Where), x
+        asked = self._asked(given, where, flow)
+        at = narrowed(asked)
+        x = at if asked is given else narrowed(given)
         q = self._normed("q", self._split(product(self.q, at), self.heads))  # (B, T, H, K)
         if self.cross:
             k, v = self._memory(flow, where)
@@ -124,7 +126,7 @@ class Attention(Mixer):
             bias = None if stack is None else flow.once(("bias", key), lambda: stack(seen))
         q, cap = q.transpose(1, 2), None  # (B, H, T, K)
         if self.scores is not None:
-            q, bias, cap = self._changed(x, q, seen, key, flow)
+            q, bias, cap = self._changed(given, q, seen, key, flow)
         if flow.taps is not None and flow.taps.wants(self, "weights"):
             whole = bias(seen) if callable(bias) else bias
             flow.taps.put(self, "weights", weights(q, k, seen.tensor(), whole, self.scale, cap))

@@ -2,11 +2,13 @@
 
 The rule of "auto", from the top:
   1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
-  2. a bias can be computed in pieces, or scores are capped, and there are many queries (`View.long`): "chunked", too:
+  2. several documents share rows, and are far fewer pairs than the rows: one after the other (`View.cuts`)
+  3. a bias can be computed in pieces, or scores are capped, and there are many queries (`View.long`): "chunked", too:
      its pieces stay in the processor's cache, and in a decoder they are half as many as all pairs
-  3. a mask outside fused attention, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
-  4. scores are capped: "reference"
-  5. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
+  4. a mask outside fused attention, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
+  5. scores are capped: "reference"
+  6. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
+With gradients in bfloat16 on a CPU, fused attention has a faster backward pass: `parts/attention/half.py`.
 The last tokens of a plain text, with gradients, need none of these: `parts/attention/continued.py`, on a CPU.
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
 "blockwise" keeps memory linear in the length on any device, and is written to be read (`parts/attention/blockwise.py`).
@@ -25,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.part import check_option
-from anyformer.parts.attention import continued
+from anyformer.parts.attention import continued, half
 from anyformer.parts.attention.blockwise import blockwise
 from anyformer.parts.attention.masks import CHUNK, View
 from anyformer.parts.attention.scores import Bias
@@ -66,6 +68,8 @@ def attend(
     plain = kernel in ("auto", "sdpa") and bias is None and cap is None and not dropout
     if plain and view.continues() and continued.fits(q, k, v):
         return continued.Continued.apply(q, k, v, scale)
+    if kernel == "auto" and bias is None and cap is None and view.cuts:
+        return _by_document(q, k, v, view, scale, dropout)
     if kernel == "auto":
         kernel = _choice(view, bias, dropout, cap)
     if kernel == "chunked":
@@ -90,6 +94,19 @@ def attend(
     if kernel == "flex":
         return _flex(q, k, v, mask, bias, scale, dropout, cap)
     return _plain(q, k, v, mask, bias, scale, dropout, cap)
+
+
+def _by_document(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, dropout: float) -> Tensor:
+    """Attention within each document: time by the pairs that are visible, and no mask. 0 at padding."""
+    rows = []
+    for row, documents in zip(zip(*(t.split(1) for t in (q, k, v)), strict=True), view.cuts, strict=True):
+        parts = zip(*(t.split([n for n, _ in documents], 2) for t in row), strict=True)
+        found = []
+        for (mine, keys, values), (n, real) in zip(parts, documents, strict=True):
+            seen = View(view.mask, 0, n, 0, n, device=view.device)
+            found.append(attend(mine, keys, values, seen, None, None, scale, dropout) if real else mine * 0)
+        rows.append(torch.cat(found, 2))
+    return torch.cat(rows)
 
 
 def _choice(view: View, bias: Tensor | Bias | None, dropout: float, cap: float | None) -> str:
@@ -158,7 +175,7 @@ def _sdpa(
         bias = bias.masked_fill(~mask, float("-inf"))
     over = mask if bias is None else bias
     if heads == groups:
-        return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
+        return _fused(q, k, v, over, dropout, causal, scale)
     if q.shape[2] == 1:  # one query: the heads of a group take the axis of the queries, and no key is copied
         folded = q.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, K)
         if bias is not None:
@@ -169,6 +186,15 @@ def _sdpa(
         k, v = (t.expand(-1, heads, -1, -1) for t in (k, v))
     else:
         k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
+    return _fused(q, k, v, over, dropout, causal, scale)
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, over: Tensor | None, dropout: float, causal: bool, scale: float | None
+) -> Tensor:
+    """PyTorch's fused attention, in bfloat16 on a CPU with a backward pass of its own. `over`: mask, or bias."""
+    if half.faster(q, k, v, over, dropout):
+        return half.attention(q, k, v, over, causal, scale)
     return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from anyformer.core.checks import readable
 from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.core.shown import Shown
@@ -25,6 +26,7 @@ from anyformer.core.value import Value
 CHUNK = 128  # queries per chunk of local attention
 PAIRS = 1 << 27  # the largest mask that is made as a tensor, in pairs: 128 MB
 FAR = 1 << 62  # 'any distance'
+CALL = 1 << 14  # pairs that take as long as a call of attention does at least
 LOOKED_AT = 1024  # tokens of the text on which a new model's mask is tested
 
 
@@ -277,6 +279,24 @@ class View:
         """True if there are too many pairs even for a mask of them."""
         return not self.open() and self.count * self.keys > PAIRS
 
+    @property
+    def cuts(self) -> list[list[tuple[int, bool]]]:
+        """The documents of each row where attention within them, one after the other, computes less than half of all
+        pairs: their lengths, and False for padding. Empty elsewhere, and where the lengths cannot be known."""
+        return [] if self.mine is None or torch.compiler.is_compiling() else self._cuts
+
+    @functools.cached_property
+    def _cuts(self) -> list[list[tuple[int, bool]]]:
+        ids, keep = None if self.mine is None else self.mine.ids, self.keep
+        if ids is None or keep is None or self.theirs is not self.mine or ids.device.type != "cpu" or not readable(ids):
+            return []
+        if self.count != self.keys or self.local() or not torch.equal(keep, ids >= 0):
+            return []
+        runs = [torch.unique_consecutive(row, return_counts=True) for row in ids]
+        found = [[(n, i >= 0) for i, n in zip(*(t.tolist() for t in run), strict=True)] for run in runs]
+        needed = sum(n * n + CALL for row in found for n, real in row if real)
+        return found if 2 * needed < len(ids) * self.count**2 else []
+
     def tensor(self) -> Tensor:
         """The mask as booleans, (1 or B, 1, T, S), True = visible."""
         if self.mine is not None and self.theirs is not None:
@@ -344,5 +364,5 @@ def one_text_a_row(keep: Tensor) -> Packed:
 def resolved(seen: View) -> tuple[View, Tensor | None]:
     """A view and its tensor, or None if fused kernels need no tensor."""
     plain = seen.everything() or seen.plainly_causal() or seen.local() or seen.heavy()
-    plain = plain or (seen.continues() and torch.is_grad_enabled())
+    plain = plain or (seen.continues() and torch.is_grad_enabled()) or bool(seen.cuts)
     return seen, None if plain else seen.tensor()
