@@ -47,6 +47,14 @@ class Taps(Shown):
         """Records an inner value that a module offers."""
         self.recorded[f"{self.names[module]}.{inner}"] = value
 
+    def offer(self, module: nn.Module, inner: str, part: Callable[[slice], Tensor], count: int, axis: int = -2) -> None:
+        """Records an inner value that a module can make in parts.
+
+        Args:
+            part: a slice of `count` places along an axis -> the value there.
+        """
+        self.put(module, inner, part(slice(0, count)))
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.recorded:
             raise ValueError(f"nothing was recorded at {name!r}; recorded: {', '.join(self.recorded) or 'nothing'}")

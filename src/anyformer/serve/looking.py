@@ -24,8 +24,6 @@ from anyformer.serve.handling import ERRORS, called, models_of
 from anyformer.serve.jobs import Refused
 from anyformer.serve.protocol import Attend, Explain
 
-LONGEST = 512  # tokens of a report: its maps are squares
-
 router = APIRouter()
 
 
@@ -70,8 +68,6 @@ async def explained(request: Request, body: Explain) -> HTMLResponse:
     if not -len(answer) <= body.token < len(answer):
         raise bad(f"there is no token {body.token} in an answer of {len(answer)}", "token")
     token = body.token % len(answer)
-    if len(ids) + token > LONGEST:
-        raise bad(f"a report is of at most {LONGEST} tokens, got {len(ids) + token}", "answer")
 
     def work() -> str:
         model = _copy(request, one)
