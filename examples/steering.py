@@ -98,8 +98,10 @@ def main() -> None:
                      f"stream of {made.stream:.3g}.")  # fmt: skip
         ways += [(f"{by}, strength {s:+g}", Direction(d.at, d.vector, s), "") for s in options.strengths]
     ways = [("nothing", None, ""), *ways, *((f'"{wish.strip()}" in front', None, wish) for wish in WISH.values())]
-    lines += ["", f"| what, {len(BEGINNINGS)} beginnings × {options.seeds} seeds | mood of the words | more than "
-              "nothing gives | different words | nats more a token of another text |", "|---|" + 4 * "---|"]  # fmt: skip
+    what = (
+        f"| what, {len(BEGINNINGS)} beginnings × {options.seeds} seeds | mood of the words | more than nothing gives "
+    )
+    lines += ["", f"{what}| different words | nats more a token of another text |", "|---|" + 4 * "---|"]
     print("\n".join(lines), flush=True)
     plain = model.tokenizer.encode(options.plain.read_text(encoding="utf-8")[:40_000])[:PLAIN]
     base, before = nats(model, plain, []), list[float]()

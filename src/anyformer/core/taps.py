@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class Taps(Shown):
         """All recorded (path, value), in the order of the forward pass."""
         return list(self.recorded.items())
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         models = [m for m in self.names if hasattr(type(m), "taps")]  # the model, and models inside it
         if any(m.taps is not None for m in models):
             raise ValueError("this model is being recorded already; put all patterns into one Taps")

@@ -244,9 +244,11 @@ def _scored(weights: Sequence[Weights], rows: _Rows, model: Any) -> tuple[dict[s
             "induction": lambda t, s: (ids[:, t] == behind[:, None, s]) & (s < t),
         }
         return _shares(weights, same), torch.zeros(())
-    places: dict[str, Place] = {
-        f"{k} back": lambda t, s, k=k: (t - s == k)[None] for k in range(1, min(FURTHEST, T - 1) + 1)
-    }
+
+    def back(k: int) -> Place:
+        return lambda t, s: (t - s == k)[None]
+
+    places = {f"{k} back": back(k) for k in range(1, min(FURTHEST, T - 1) + 1)}
     places["next"], places["ahead"] = lambda t, s: (s - t == 1)[None], lambda t, s: (s > t)[None]
     places["first"] = lambda t, s: ((s == 0) & (t > 0))[None]
     delimiters = _delimiters(model, ids)
