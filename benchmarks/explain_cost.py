@@ -4,9 +4,9 @@
 Every turn is a process of its own, which works once to warm up and then `ROUNDS` times; contestants take turns. Memory
 is what the process grew by (VmHWM) from before that work: imports and weights are not counted.
 
-captum: integrated gradients of 8 points, gradient x input, occlusion of each token. LXT: the relevance of its patched
-transformers, which is version 4 (BENCH_LXT: a folder that has both). TransformerLens: the scores behind each block, and
-patches of the stream.
+captum: integrated gradients of 8 points with their convergence delta (our residual), gradient x input, occlusion of
+each token. LXT: the relevance of its patched transformers, which is version 4 (BENCH_LXT: a folder that has both).
+TransformerLens: the scores behind each block, and patches of the stream.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _captum(method: str) -> Callable[[], Any]:
 
     if method == "ig":
         shares = captum.IntegratedGradients(score)
-        return lambda: shares.attribute(value, base, n_steps=8, internal_batch_size=8)
+        return lambda: shares.attribute(value, base, n_steps=8, internal_batch_size=8,
+                                        return_convergence_delta=True)  # fmt: skip
     if method == "grad":
         return lambda: captum.InputXGradient(score).attribute(value.clone().requires_grad_())
     mask = torch.arange(TOKENS)[None, :, None]

@@ -5,9 +5,10 @@
 RATED.txt has lines "number, mean rating, text" separated by tabs, and LEXICON.txt "word, mean rating"; both are in the
 sdist of vaderSentiment 3.3.2, additional_resources/hutto_ICWSM_2014.tar.gz. The directions lead from the texts with the
 lowest ratings to those with the highest: the difference of the means, and that of a linear probe. Measured are the mean
-rating of the words in continuations of neutral beginnings, each with several seeds (± is the standard error over
-beginnings), the share of different words in them, and what nats a token of a text that has nothing to do with it are
-more (± over its pieces).
+rating of the words in continuations of neutral beginnings, each with several seeds; how much that is more than the same
+seeds give without a direction; the share of different words in the continuations of one seed; and what nats a token of
+a text that has nothing to do with it are more. ± is half of the 95 % interval of a mean by Student's t, over
+beginnings, seeds, or pieces of the text.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import documents
 import torch
+from scipy.special import stdtrit
 from torch.nn import functional as F
 
 import anyformer as af
@@ -33,7 +35,7 @@ BEGINNINGS = ("The film", "My day at work was", "The new phone", "I think that t
               "The new song", "My neighbour", "The weather on Sunday", "The meeting", "This restaurant",
               "The last chapter")  # fmt: skip
 WISH = {"toward": "This is wonderful, I love it. ", "away": "This is terrible, I hate it. "}
-SEEDS, TOKENS, TEXTS, PLAIN, PIECE = 3, 24, 64, 2048, 256
+TOKENS, TEXTS, PLAIN, PIECE = 24, 64, 2048, 256
 MARKS = "<!-- steering: begin -->", "<!-- steering: end -->"
 
 
@@ -60,9 +62,15 @@ def nats(model: Any, text: list[int], before: list[int]) -> list[float]:
     return losses
 
 
-def error(values: list[float]) -> float:
-    """The standard error of a mean."""
-    return stdev(values) / len(values) ** 0.5
+def spread(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean."""
+    return float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / len(values) ** 0.5
+
+
+def variety(said: list[str]) -> float:
+    """The share of different words in some texts."""
+    words = [word for text in said for word in re.findall(r"[a-z']+", text.lower())]
+    return len(set(words)) / len(words)
 
 
 def main() -> None:
@@ -74,6 +82,7 @@ def main() -> None:
     parser.add_argument("--plain", type=Path, required=True)
     parser.add_argument("--at", default=None)
     parser.add_argument("--strengths", type=float, nargs="*", default=[-2, 1, 2, 4])
+    parser.add_argument("--seeds", type=int, default=16, help="at least two")
     parser.add_argument("--doc", type=Path, help="the document between whose marks the table goes")
     options = parser.parse_args()
     lexicon = dict[str, float]()
@@ -89,23 +98,30 @@ def main() -> None:
                      f"stream of {made.stream:.3g}.")  # fmt: skip
         ways += [(f"{by}, strength {s:+g}", Direction(d.at, d.vector, s), "") for s in options.strengths]
     ways = [("nothing", None, ""), *ways, *((f'"{wish.strip()}" in front', None, wish) for wish in WISH.values())]
-    lines += ["", f"| what, over {len(BEGINNINGS)} beginnings × {SEEDS} seeds | mood of the words | different words | "
-              "nats more a token of another text |", "|---|---|---|---|"]  # fmt: skip
+    what = (
+        f"| what, {len(BEGINNINGS)} beginnings × {options.seeds} seeds | mood of the words | more than nothing gives "
+    )
+    lines += ["", f"{what}| different words | nats more a token of another text |", "|---|" + 4 * "---|"]
     print("\n".join(lines), flush=True)
     plain = model.tokenizer.encode(options.plain.read_text(encoding="utf-8")[:40_000])[:PLAIN]
-    base = nats(model, plain, [])
+    base, before = nats(model, plain, []), list[float]()
     for name, direction, wish in ways:
-        prompts = [wish + text for text in BEGINNINGS for _ in range(SEEDS)]
-        seeds = [i % SEEDS for i in range(len(prompts))]
+        prompts = [wish + text for text in BEGINNINGS for _ in range(options.seeds)]
+        seeds = [i % options.seeds for i in range(len(prompts))]
         said = generate(model, prompts, max_new_tokens=TOKENS, temperature=0.8, top_p=0.95, seed=seeds, steer=direction)
-        words = [word for text in said for word in re.findall(r"[a-z']+", text.lower())]
-        moods = [mean(mood(said[i + k], lexicon) for k in range(SEEDS)) for i in range(0, len(said), SEEDS)]
+        moods = [mean(mood(text, lexicon) for text in said[i : i + options.seeds])
+                 for i in range(0, len(said), options.seeds)]  # fmt: skip
+        before = before or moods
+        gained = [a - b for a, b in zip(moods, before, strict=True)]
+        different = [variety(said[seed :: options.seeds]) for seed in range(options.seeds)]
         reads = model if direction is None else Steered(model, [direction])
         more = [a - b for a, b in zip(nats(reads, plain, model.tokenizer.encode(wish) if wish else []), base,
                                       strict=True)]  # fmt: skip
-        cost = f"{mean(more):+.3f} ± {error(more):.3f}" if any(more) else f"0, of {mean(base):.3f}"
+        effect = f"{mean(gained):+.2f} ± {spread(gained):.2f}" if any(gained) else ""
+        cost = f"{mean(more):+.3f} ± {spread(more):.3f}" if any(more) else f"0, of {mean(base):.3f}"
         lines.append(
-            f"| {name} | {mean(moods):+.2f} ± {error(moods):.2f} | {len(set(words)) / len(words):.2f} | {cost} |"
+            f"| {name} | {mean(moods):+.2f} ± {spread(moods):.2f} | {effect} | {mean(different):.2f} ± "
+            f"{spread(different):.2f} | {cost} |"
         )
         print(f"{lines[-1]}   {said[0]!r}", flush=True)
     if options.doc is not None:

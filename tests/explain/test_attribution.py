@@ -280,7 +280,7 @@ def test_a_model_in_few_bits_is_explained(bits):
         assert made.values["input_ids"].abs().min() > 0
         if method in ("ig", "relevance"):
             assert abs(float(made.residual)) <= 1e-3 * max(abs(float(made.score - made.base)), abs(float(made.score)))
-    assert attribute(model, [5, 6], 9, "grad", baseline=3).base != attribute(model, [5, 6], 9, "grad").base
+    assert attribute(model, [5, 6], 9, "occlusion", baseline=3).base != attribute(model, [5, 6], 9, "occlusion").base
     assert roles(model, [5, 6, 7, 8, 9]).found and neurons(model, [5, 6, 7], 9).found
     assert patch(model, [5, 6, 7], [5, 9, 7], "blocks.*.mixer.heads").scores
 

@@ -69,7 +69,7 @@ def bridged(request, tmp_path_factory) -> tuple[Any, Any]:
 def test_transformer_lens_has_the_same_lens(bridged):
     model, other = bridged
     logits, cache = other.run_with_cache(CLEAN)
-    with torch.no_grad(), behind_each(Explained(model, {"input_ids": CLEAN})) as (names, outs):
+    with torch.no_grad(), behind_each(Explained(model, {"input_ids": CLEAN})) as (names, outs, _):
         ours = [out.logits for out in outs]
     theirs = [cache["blocks.0.hook_resid_pre"], *(cache[f"blocks.{i}.hook_resid_post"] for i in range(len(names) - 2))]
     with torch.no_grad():

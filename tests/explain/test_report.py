@@ -17,8 +17,9 @@ import torch
 
 import anyformer as af
 from anyformer.core import pages
+from anyformer.explain.blocks import Weights, rollout
 from anyformer.explain.features import Explained
-from anyformer.explain.maps import BYTES, Maps, attention_maps, packed, rollout
+from anyformer.explain.maps import BYTES, Maps, attention_maps, packed
 from anyformer.explain.reading import Reading, read
 from anyformer.explain.report import Report, report
 from anyformer.hub.processors import SoundProcessor, WaveProcessor
@@ -82,14 +83,15 @@ def test_rollout_is_the_product_of_the_layers():
     by_hand = torch.eye(4)
     for layer in weights:
         by_hand = (0.5 * layer.mean(0) + 0.5 * torch.eye(4)) @ by_hand
-    torch.testing.assert_close(rollout(weights), by_hand)
+    torch.testing.assert_close(rollout([Weights.of(layer[None]) for layer in weights]), by_hand)
 
 
 @pytest.mark.slow
 def test_the_maps_of_512_tokens_fit_into_three_megabytes():
     scores = torch.randn(12, 12, 512, 512, generator=torch.Generator().manual_seed(0)) * 3
     weights = scores.masked_fill(torch.ones(512, 512).triu(1).bool(), -torch.inf).softmax(-1)
-    (made,) = packed([Maps("blocks.*.mixer", tuple(range(12)), weights, rollout(weights))])
+    flow = rollout([Weights.of(layer[None]) for layer in weights])
+    (made,) = packed([Maps("blocks.*.mixer", tuple(range(12)), weights, flow, 512, 512)])
     assert len(made["data"]) < 4 / 3 * BYTES < 3_000_000
     assert (made["rows"], made["columns"], made["heads"]) == (512, 512, 12)
 

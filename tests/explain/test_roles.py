@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.core import pages
+from anyformer.explain.blocks import Weights
 from anyformer.explain.roles import WHAT, _Rows, _scored, roles, without
 from anyformer.explain.subjects import NOUNS, agreeing
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def test_a_perfect_head_has_the_score_1(role, read, again, monkeypatch):
     model: Any = SimpleNamespace(tokenizer=None)
     monkeypatch.setattr(roles_module, "_delimiters", lambda model, ids: marks)
     call: Any = None
-    scores, offset = _scored(_map(read), _Rows("twice" if again else "text", call, ids), model)
+    scores, offset = _scored([Weights.of(_map(read)[0])], _Rows("twice" if again else "text", call, ids), model)
     best = max(scores, key=lambda name: float(scores[name]))
     assert best == role and float(scores[role]) > (0.6 if role == "delimiter" else 0.7)
     if role == "offset":
@@ -117,8 +118,9 @@ def test_a_head_that_reads_the_subject_has_the_score_1(name, before, monkeypatch
     def planted(call, layers):
         weights = plain(call, layers)
         if call.model is model and call.inputs["input_ids"].shape == made.ids.shape:
-            rows = torch.arange(len(made.ids))
-            weights[0, rows, 2, made.verb - before] = made.subject / made.subject.sum(1, keepdim=True)
+            rows, whole = torch.arange(len(made.ids)), weights[0].pooled(1)
+            whole[rows, 2, made.verb - before] = made.subject / made.subject.sum(1, keepdim=True)
+            weights = [Weights.of(whole)]
         return weights
 
     monkeypatch.setattr(roles_module, "_weights", planted)

@@ -40,11 +40,3 @@ def test_a_row_is_that_of_the_recorded_weights(name, monkeypatch):
 def test_what_cannot_be_shown_is_an_error(name, token, word):
     with pytest.raises(ValueError, match=word):
         attention_row(model(name), [5], [6, 7, 8], token)
-
-
-def test_a_text_that_is_too_long_is_refused(monkeypatch):
-    from anyformer.explain import rows
-
-    monkeypatch.setattr(rows, "MOST", 10)
-    with pytest.raises(ValueError, match="at most 10 numbers"):
-        attention_row(model("llama:"), [5, 6, 7], [6, 7, 8])

@@ -144,15 +144,51 @@ def test_the_attention_of_an_answer(page, folders):
     shown = page.locator("#words .target").evaluate_all("list => list.map(e => parseFloat(e.title))")
     expected = [100 * float(w) for w in looked.rows[1].weights[1]]
     assert all(abs(a - b) < 1 for a, b in zip(shown, expected, strict=False)) and max(shown[: len(expected)]) > 1
+    page.click("#why")
+    inside = reported(page)
+    assert page.locator("#reasoned").inner_text() == f"Token 3 of the {len(answer)} that llama wrote."
+    assert inside.locator("section").count() >= 4 and inside.locator(".heads canvas").count() == 8
+    page.locator("#after").press("Enter")
+    page.locator("#reasoned", has_text="Token 4 of").wait_for()
+    page.select_option("#way", "occlusion")
+    page.locator("#save:enabled").wait_for()
     with page.expect_download() as saved:
-        page.click("#why")
+        page.click("#save")
     report = saved.value.path().read_text()
-    assert report.startswith("<!doctype html>") and '"lens":{"rows"' in report
+    assert report.startswith("<!doctype html>") and '"lens":{"rows"' in report and '"method":"occlusion"' in report
+    page.locator("#reasons [data-close]").click()
+    assert not page.locator("#reasons").is_visible() and page.locator("#looks").is_visible()
     page.locator("#heads button").nth(5).click()
     page.keyboard.press("ArrowLeft")
     assert "layer 1, head 0" in page.locator("#looked").inner_text()
     page.keyboard.press("Escape")
     assert not page.locator("#looks").is_visible()
+
+
+def reported(page: Any) -> Any:
+    """The report that the page shows, once it is drawn: its own script ran under the policy of both pages."""
+    inside = page.frame_locator("#reason")
+    inside.locator("html[data-ready=yes]").wait_for(state="attached", timeout=20_000)
+    return inside
+
+
+def test_an_answer_without_attention_is_explained_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.select_option("#one", "mamba")
+    ask(page, "hello")
+    assert page.locator(".who >> text=Attention").count() == 0
+    page.click(".who >> text=Why?")
+    inside = reported(page)
+    assert inside.locator("section").count() >= 3 and inside.locator(".heads canvas").count() > 0  # implied maps
+    assert inside.locator("html").evaluate("e => e.scrollWidth <= e.clientWidth")
+    box = page.locator("#reasons").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["y"] + box["height"] <= 800
+    for name in ("#before", "#after", "#way", "#save"):
+        part = page.locator(name).bounding_box()
+        assert part["x"] >= 0 and part["x"] + part["width"] <= 390
+    page.keyboard.press("Escape")
+    assert not page.locator("#reasons").is_visible()
+    page.set_viewport_size({"width": 1200, "height": 800})
 
 
 def test_a_citation_opens_the_passage_at_what_it_quotes(page):

@@ -106,7 +106,8 @@ def lines(data: dict[str, Any]) -> list[str]:
     if "error" in shares:
         return found
     of = "biases, positions and remainders" if "ledger" in shares else "the baseline"
-    found.append(f"score {shares['score']:.4g}, of {of} {shares['base']:.4g}; shares ({shares['method']}):")
+    base = "" if shares["method"] == "grad" else f", of {of} {shares['base']:.4g}"
+    found.append(f"score {shares['score']:.4g}{base}; shares ({shares['method']}):")
     rows = []
     for each in shares["inputs"]:
         rows += list(zip(_names(each, data["seconds"] if each["main"] else None), each["values"], strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -47,6 +47,14 @@ class Taps(Shown):
         """Records an inner value that a module offers."""
         self.recorded[f"{self.names[module]}.{inner}"] = value
 
+    def offer(self, module: nn.Module, inner: str, part: Callable[[slice], Tensor], count: int, axis: int = -2) -> None:
+        """Records an inner value that a module can make in parts.
+
+        Args:
+            part: a slice of `count` places along an axis -> the value there.
+        """
+        self.put(module, inner, part(slice(0, count)))
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.recorded:
             raise ValueError(f"nothing was recorded at {name!r}; recorded: {', '.join(self.recorded) or 'nothing'}")
@@ -56,7 +64,7 @@ class Taps(Shown):
         """All recorded (path, value), in the order of the forward pass."""
         return list(self.recorded.items())
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         models = [m for m in self.names if hasattr(type(m), "taps")]  # the model, and models inside it
         if any(m.taps is not None for m in models):
             raise ValueError("this model is being recorded already; put all patterns into one Taps")

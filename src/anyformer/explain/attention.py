@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyformer.core.front import FrontEnd
 from anyformer.core.mixer import Mixer
-from anyformer.core.taps import Taps
+from anyformer.explain.blocks import InBlocks
 from anyformer.explain.draw import Panel, draw_image, draw_maps
 from anyformer.explain.labels import labels
 from anyformer.parts import Attention, JointAttention, LatentAttention, Windows
@@ -26,7 +26,7 @@ from anyformer.parts.embeddings import Cells
 from anyformer.skeletons import Skeleton
 
 LAYERS = 4  # shown by default, evenly from the first to the last
-LONGEST = 256  # tokens on an axis; more could not be distinguished
+LONGEST = 256  # cells on an axis; more could not be distinguished
 PLACES = 32  # labels on an axis of positions that are no tokens
 
 
@@ -45,9 +45,12 @@ def attention_picture(
     neither           the mean over the heads, in four layers      layer              every head of that layer
     head              that head, in four layers                    layer and head     one large map
     ```
-    Each kind of attention (an encoder's, a decoder's, cross-attention) has its own maps. For a model that reads images
-    they show the attention of the class token to the image; without a class token, the mean attention of all patches to
-    each of them, in a pyramid (Swin) on the grid of each stage. The layers of a pyramid are counted through all stages.
+    Each kind of attention (an encoder's, a decoder's, cross-attention) has its own maps. A text of more than 256 tokens
+    is shown in cells of several tokens with the largest weight of each, which the title says.
+
+    For a model that reads images the maps show the attention of the class token to the image; without a class token,
+    the mean attention of all patches to each of them, in a pyramid (Swin) on the grid of each stage. The layers of a
+    pyramid are counted through all stages.
 
     Args:
         model: any model with attention, whatever other mixers it has.
@@ -62,7 +65,7 @@ def attention_picture(
         The path.
 
     Raises:
-        ValueError: without attention, such a layer or head, or a tokenizer for a text; for an input too long to draw.
+        ValueError: without attention, such a layer or head, or a tokenizer for a text; for an empty text.
         ImportError: without matplotlib.
     """
     tokenizer, whole = model.tokenizer, model
@@ -71,11 +74,10 @@ def attention_picture(
         model = model.towers[model.tower(model.takes if pixels else "input_ids")]
     chosen = _chosen(model, layer)
     arguments, axes = _inputs(model, tokenizer, inputs, answer)
-    paths = [path for kind in chosen.values() for path in kind.values()]
-    with torch.no_grad(), _cells(model) as cells, Taps(model, *(f"{p}.weights" for p in paths)) as taps:
-        model(**arguments)
     image = model.entrances()[0].front.cells(arguments) is not None
-    weights = {p: taps[f"{p}.weights"] for p in paths}
+    paths = [path for kind in chosen.values() for path in kind.values()]
+    with torch.no_grad(), _cells(model) as cells, InBlocks(model, paths) as taps:
+        model(**arguments)
     if image:  # of a decoder, what its queries see of the picture, not each other
         chosen = {
             k: kind
@@ -83,9 +85,13 @@ def attention_picture(
             if all(p in cells or _around(model, p) in cells for p in kind.values())
         }
     paths = [path for kind in chosen.values() for path in kind.values()]
-    seen = {p: _on_grid(model, p, weights[p], cells) if image else weights[p][0] for p in paths}
+    seen = {p: _on_grid(model, p, w.pooled(1), cells) if image else w.pooled(*map(_tokens, w.shape[-2:]))[0]
+            for p in paths for w in [taps.maps[p]]}  # fmt: skip
     maps = {k: [m for n, p in kind.items() for m in _heads(n, seen[p], layer, head)] for k, kind in chosen.items()}
     title = f"{_name(whole)}: {_which(maps, layer, head)}"
+    longest = max(max(w.shape[-2:]) for w in taps.maps.values())
+    if not image and longest > LONGEST:
+        title += f"; of {_tokens(longest)} tokens the largest weight"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if image:
@@ -247,9 +253,14 @@ def _ids(tokenizer: Any, value: Any, special: bool) -> list[int]:
             raise ValueError("this model has no tokenizer; pass token ids instead of a text")
         value = tokenizer.encode(value, special=special)
     ids = [int(i) for i in (value.flatten() if isinstance(value, Tensor) else value)]
-    if not 0 < len(ids) <= LONGEST:
-        raise ValueError(f"a picture shows 1 to {LONGEST} tokens on an axis, got {len(ids)}")
+    if not ids:
+        raise ValueError("a picture shows at least one token on an axis, got none")
     return ids
+
+
+def _tokens(count: int) -> int:
+    """The tokens of a cell on an axis of so many."""
+    return -(-count // LONGEST)
 
 
 def _heads(number: int, weights: Tensor, layer: int | None, head: int | None) -> list[tuple[str, Tensor]]:
@@ -267,15 +278,19 @@ def _heads(number: int, weights: Tensor, layer: int | None, head: int | None) ->
 def _panel(kind: str, titled: tuple[str, Tensor], axes: dict[str, Any]) -> Panel:
     """One map with its tokens: an encoder's over the source, a decoder's over the target, cross-attention over both."""
     title, weights = titled
-    if kind.startswith("encoder."):
-        return Panel(title, weights, axes["source"], axes["source"], 0)
-    keys, first = ("source", 0) if kind.endswith("cross") else ("target", axes["first"])
-    queries, over = (_fitting(axes[n], count) for n, count in zip(("target", keys), weights.shape, strict=True))
+    names, first = ("source", "source"), 0
+    if not kind.endswith("cross") and not kind.startswith("encoder."):
+        names, first = ("target", "target"), axes["first"] // _tokens(len(axes["target"]))
+    elif kind.endswith("cross"):
+        names = ("target", "source")
+    queries, over = (_fitting(axes[n], count) for n, count in zip(names, weights.shape, strict=True))
     return Panel(title, weights[first:], queries[first:], over, first)
 
 
 def _fitting(names: list[str], count: int) -> list[str]:
-    """The labels of an axis; of a stream of another length, such as that of a picture's objects, numbers."""
+    """The labels of an axis, of a cell that of its first token; of a stream of another length, such as that of a
+    picture's objects, numbers."""
+    names = names[:: _tokens(len(names))] if names else names
     return names if len(names) == count else [str(n) for n in range(count)]
 
 

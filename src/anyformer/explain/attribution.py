@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from anyformer.explain.features import Explained, Values
-from anyformer.explain.integral import Incomplete, gradients, grouped, integrated, summed, together
+from anyformer.explain.integral import Incomplete, bare, gradients, grouped, integrated, summed
 from anyformer.explain.relevance import Ledger, relevance
-from anyformer.explain.target import Goal, Target, goal
+from anyformer.explain.target import Goal, Target, aimed, narrow
+from anyformer.skeletons.base import Output
 
 METHODS = ("ig", "grad", "occlusion", "relevance")
 MOST = 512  # points of the integral
@@ -35,7 +36,7 @@ class Attribution:
         target: the score that was explained, in words.
         method: ig, grad, occlusion or relevance.
         score, base: the score of the input and of the baseline, (B,); of relevance the base is what biases, positions
-            and remainders gave.
+            and remainders gave; of grad, which has no baseline, 0.
         residual: score - base - the sum of all shares, (B,): 0 of a complete method.
         points: of the integral; 1 of others.
         goal: the target as a function.
@@ -109,30 +110,48 @@ def attribute(
     explained.check()
     if method == "relevance":
         return _relevant(explained, target, at, head, routers)
+    narrow(explained, target, at, head)
+    base = explained.baseline(baseline)
+    if method == "grad":
+        return _sloped(explained, target, at, head)
     with torch.no_grad():
         out = explained.run()
-        aim = goal(model, out, target, at, head, explained.inputs)
+        aim = aimed(explained, out, target, at, head)
         score = aim(out).double()
-        base = explained.baseline(baseline)
-        bare = aim(explained.run(base)).double()
-    own = [f.name for f in explained.features.values() if len(f.value) != len(score)]
-    if own and len(score) > 1:
-        raise ValueError(f"{own[0]} has {len(explained.features[own[0]].value)} entries for {len(score)} rows, so "
-                         "shares belong to several rows; explain one row at a time")  # fmt: skip
-    counts = 1
-    if method != "grad" and len(score) == 1:
-        ends = {n: f.value for n, f in explained.features.items()}
-        explained.together = together(explained, aim, out.logits, (base, ends), (bare, score))
+    _check_rows(explained, len(score))
+    at_base, counts = bare(explained, aim, out.logits, base, score), 1
     if method == "occlusion":
         each = _occluded(explained, aim, base, score)
-    elif method == "grad":
-        slopes = gradients(explained, aim, {n: f.value for n, f in explained.features.items()})
-        each = {n: slopes[n] * f.value for n, f in explained.features.items()}
     else:
-        each, counts = integrated(explained, aim, base, (bare, score), tolerance, points)
+        each, counts = integrated(explained, aim, base, (at_base, score), tolerance, points)
     values = {n: f.units(each[n]) for n, f in explained.features.items()}
-    residual = score - bare - summed(each, len(score))
-    return Attribution(values, each, aim.name, method, score, bare, residual, counts, aim)
+    residual = score - at_base - summed(each, len(score))
+    return Attribution(values, each, aim.name, method, score, at_base, residual, counts, aim)
+
+
+def _sloped(explained: Explained, target: Target, at: int | None, head: str | None) -> Attribution:
+    """Gradient x input in one pass, which tells the target, too."""
+    found: list[Goal] = []
+
+    def score_of(out: Output) -> Tensor:
+        found.append(aimed(explained, out, target, at, head))
+        return found[0](out)
+
+    slopes, score = gradients(explained, score_of, {n: f.value for n, f in explained.features.items()})
+    _check_rows(explained, len(score))
+    each = {n: slopes[n] * f.value for n, f in explained.features.items()}
+    values = {n: f.units(each[n]) for n, f in explained.features.items()}
+    none = torch.zeros_like(score)
+    return Attribution(
+        values, each, found[0].name, "grad", score, none, score - summed(each, len(score)), goal=found[0]
+    )
+
+
+def _check_rows(explained: Explained, rows: int) -> None:
+    own = [f for f in explained.features.values() if len(f.value) != rows]
+    if own and rows > 1:
+        raise ValueError(f"{own[0].name} has {len(own[0].value)} entries for {rows} rows, so shares belong to several "
+                         "rows; explain one row at a time")  # fmt: skip
 
 
 def named(model: Any, inputs: Any) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
 from anyformer.explain.lens import replaced, stack_of
+from anyformer.explain.patching import head_count
 from anyformer.explain.target import Goal, Target, goal
 from anyformer.parts.block import Block
 from anyformer.parts.heads import Classifier, First, Logits, Mean
@@ -124,7 +125,7 @@ def _branches(stack: Any, paths: dict[Any, str]) -> Iterator[tuple[dict[str, Any
             block._sum = noting(block)
             hooks.callback(delattr, block, "_sum")
             mixer = block.mixer
-            if block.scale is None and block.wiring != "sandwich" and _has_heads(mixer):
+            if block.scale is None and block.wiring != "sandwich" and head_count(mixer) and type(mixer.o) is nn.Linear:
                 hooks.callback(mixer.o.register_forward_pre_hook(_note(mixed, paths[mixer])).remove)
         yield added, mixed
 
@@ -134,12 +135,6 @@ def _note(mixed: dict[str, Tensor], path: str) -> Callable[..., None]:
         mixed[path] = args[0]
 
     return hook
-
-
-def _has_heads(mixer: Any) -> bool:
-    """True if o, a plain matrix, reads the heads side by side."""
-    o, heads = getattr(mixer, "o", None), getattr(mixer, "heads", None)
-    return type(o) is nn.Linear and isinstance(heads, int) and o.in_features % heads == 0
 
 
 def _of_heads(mixer: Any, mixed: Tensor, slope: Tensor) -> Tensor:

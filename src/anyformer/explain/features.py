@@ -6,7 +6,8 @@ B batch, T units, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyformer.core.flow import Flow
 from anyformer.core.front import Entrance, Input
 from anyformer.parts.quantised import GridTable
 from anyformer.skeletons import Skeleton
@@ -104,6 +106,9 @@ class Explained:
             raise ValueError("this call has no token ids and no numbers, so no part of it can have a share")
 
     together = 1  # copies of the row in one pass
+    head: nn.Module | None = None  # whose scores are needed at one place of each row alone
+    places: list[int] | None = None  # these places, once a pass has told how many there are
+    place: Callable[[int, Tensor | None, int], list[int] | None]  # of so many positions, padding and rows
 
     def run(self, values: Mapping[str, Tensor] | None = None) -> Output:
         """The output with these values in place of some features; random parts draw the same numbers every time."""
@@ -113,7 +118,7 @@ class Explained:
         tables = {name: value for name, value in values.items() if self.features[name].table is not None}
         hooks = [self.features[name].table.register_forward_hook(self._replaced(name, v)) for name, v in tables.items()]  # type: ignore[union-attr]
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), self._narrowed():
                 torch.manual_seed(0)
                 return self.model(**inputs)
         finally:
@@ -123,7 +128,9 @@ class Explained:
     def copies(self, count: int) -> Explained:
         """The call with its one row `count` times."""
         rows = {n: v.expand(count, *v.shape[1:]) for n, v in self.inputs.items()}
-        return Explained(self.model, rows, self.only)
+        made = Explained(self.model, rows, self.only)
+        made.head, made.places = self.head, self.places
+        return made
 
     def room(self, logits: Tensor | None) -> int:
         """The copies of the row that fit into one pass; 1 where rows act on each other or belong to no one."""
@@ -135,6 +142,31 @@ class Explained:
             [1, *(f.value.numel() for f in self.features.values())] + ([] if logits is None else [logits.numel()])
         )
         return max(1, min(COPIES, NUMBERS // size))
+
+    @contextmanager
+    def _narrowed(self) -> Iterator[None]:
+        """The head scores the places that are needed alone, row by row: the same digits with few and many copies."""
+        if self.head is None:
+            yield
+            return
+        before = vars(self.head).get("forward")
+        plain: Any = self.head.forward
+
+        def forward(x: Tensor, flow: Flow) -> Tensor:
+            if self.places is None:
+                self.places = self.place(x.shape[1], flow.keep_now(x.shape[1]), len(x))
+            if self.places is None:
+                return plain(x, flow)
+            every = self.places * len(x) if len(self.places) == 1 else self.places
+            return torch.cat([plain(x[i : i + 1, at : at + 1], flow) for i, at in enumerate(every)])  # (B, 1, V)
+
+        self.head.forward = forward  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del self.head.forward
+            if before is not None:
+                self.head.forward = before  # type: ignore[method-assign]
 
     def _replaced(self, name: str, value: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

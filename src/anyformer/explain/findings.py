@@ -12,7 +12,7 @@ from anyformer.explain.roles import WHAT, roles
 from anyformer.explain.target import Target
 
 FINDINGS = ("roles", "neurons")  # what `--method` shows beside shares of the input
-READ = 256  # tokens whose maps are read for roles: their squares are in memory at once
+READ = 256  # tokens of the texts whose maps are read for roles: each head that is measured is one more pass
 
 
 def findings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anyformer.explain.features import Explained, Values
 from anyformer.explain.target import Goal
+from anyformer.skeletons.base import Output
 
 POINTS = 8  # of a piece
 LEAST = 0.05  # of the score: a smaller change is held to the tolerance of this one, since scores are rounded
@@ -29,17 +30,18 @@ class Incomplete(ValueError):
     """Shares of integrated gradients that do not sum to the change of the score."""
 
 
-def gradients(explained: Explained, aim: Goal, values: Values) -> Values:
-    """The slope of the score at these values, of each row's own score."""
+def gradients(explained: Explained, aim: Callable[[Output], Tensor], values: Values) -> tuple[Values, Tensor]:
+    """The slope of the score at these values, of each row's own score; and the scores, (B,)."""
     leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
-        score = aim(explained.run(leaves)).sum()
+        score = aim(explained.run(leaves))
         if not score.requires_grad:
             raise Incomplete(_no_slope(explained))
-        found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
+        found = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
     if all(g is None for g in found):
         raise Incomplete(_no_slope(explained))
-    return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
+    slopes = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
+    return slopes, score.detach().double()
 
 
 def _no_slope(explained: Explained) -> str:
@@ -55,7 +57,7 @@ def slopes_at(explained: Explained, aim: Goal, points: list[Values]) -> list[Val
     found: list[Values] = []
     for group in grouped(explained, points):
         rows = explained if len(group) == 1 else explained.copies(len(group))
-        together = gradients(rows, aim, {n: torch.cat([p[n] for p in group]) for n in group[0]})
+        together, _ = gradients(rows, aim, {n: torch.cat([p[n] for p in group]) for n in group[0]})
         found += (
             [{n: v[i : i + 1] for n, v in together.items()} for i in range(len(group))]
             if len(group) > 1
@@ -70,18 +72,21 @@ def grouped(explained: Explained, points: list[Values]) -> list[list[Values]]:
     return [points[at : at + count] for at in range(0, len(points), count)]
 
 
-def together(
-    explained: Explained, aim: Goal, logits: Tensor | None, ends: tuple[Values, Values], scores: tuple[Tensor, Tensor]
-) -> int:
-    """The copies of the row that one pass takes; 1 where copies change each other's score (experts with few places,
-    random parts), which is tried out."""
-    count = explained.room(logits)
-    if count == 1:
-        return 1
-    with torch.no_grad():
-        both = aim(explained.copies(2).run({n: torch.cat([v, ends[1][n]]) for n, v in ends[0].items()})).double()
-    wanted = torch.cat(scores)
-    return count if bool(((both - wanted).abs() <= SAME * wanted.abs().max()).all()) else 1
+@torch.no_grad()
+def bare(explained: Explained, aim: Goal, logits: Tensor | None, base: Values, score: Tensor) -> Tensor:
+    """The score of the baseline, (B,).
+
+    Of one row in one pass with the input itself: if that has its own score there, too, rows do not act on each other
+    (experts with few places and random parts do), and `explained.together` copies of the row are one pass from now on.
+    """
+    count = explained.room(logits) if len(score) == 1 else 1
+    if count > 1:
+        pair = {n: torch.cat([v, explained.features[n].value]) for n, v in base.items()}
+        both = aim(explained.copies(2).run(pair)).double()
+        if abs(float(both[1] - score[0])) <= SAME * max(abs(float(both[0])), abs(float(score[0]))):
+            explained.together = count
+            return both[:1]
+    return aim(explained.run(base)).double()
 
 
 @dataclass

@@ -79,8 +79,7 @@ def lens(
         )
     explained = Explained(model, named(model, inputs))
     aim, kept = None, []
-    with behind_each(explained) as (names, outs):
-        final = explained.run()
+    with behind_each(explained) as (names, outs, final):
         aim = goal(model, final, target, at, head, explained.inputs)
         for out in (*outs, final):
             logits = out.logits if head is None else out.heads[head]
@@ -108,8 +107,9 @@ def _rank(aim: Any, logits: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def behind_each(explained: Explained) -> Iterator[tuple[list[str], Iterator[Output]]]:
-    """The names of the layers, and the output that the stream behind each would give, all but the last one's."""
+def behind_each(explained: Explained) -> Iterator[tuple[list[str], Iterator[Output], Output]]:
+    """The names of the layers; the output that the stream behind each would give, all but the last one's; and that of
+    the model itself."""
     stack = stack_of(explained.model)[1]
     layers = list(stack.layers())
     paths = {module: name for name, module in explained.model.named_modules()}
@@ -135,7 +135,7 @@ def behind_each(explained: Explained) -> Iterator[tuple[list[str], Iterator[Outp
             with passed(layers, stream) if skip else replaced(layers[-1], stream):
                 yield explained.run()
 
-    yield ["embed", *(paths[layer] for layer in layers)], outputs()
+    yield ["embed", *(paths[layer] for layer in layers)], outputs(), last
 
 
 def _only_pass(explained: Explained, layers: Sequence[nn.Module], stream: Tensor, last: Output) -> bool:

@@ -6,6 +6,7 @@ B batch, T positions, D width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from anyformer.parts.folding import attention as folding
 from anyformer.parts.moe import Router
 from anyformer.parts.places import Places
 from anyformer.parts.positions import RelativeBias
+from anyformer.parts.products import Product
 from anyformer.skeletons.stack import Blocks
 
 HUGE = 1e30  # scores below minus this are hidden ones
@@ -115,7 +117,7 @@ class Linearised(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or not any(map(live, tree_leaves((args, kwargs)))):
+        if not torch.is_grad_enabled() or not (alive(args) or alive(kwargs)):
             return func(*args, **kwargs)
         name = named(func)
         if name.endswith("_") and name not in self.rules:  # in place: the result replaces the value
@@ -203,8 +205,8 @@ class Linearised(TorchFunctionMode):
         plain: Any = torch.autograd.Function.__dict__["apply"]  # not bound to one class
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled() or not any(map(live, tree_leaves((args, kwargs)))):
-                return plain.__func__(cls, *args, **kwargs)
+            if cls is Product or not torch.is_grad_enabled() or not (alive(args) or alive(kwargs)):
+                return plain.__func__(cls, *args, **kwargs)  # a product is linear: its gradient is the rule
             if cls not in self.functions:
                 raise ValueError(self.unknown(f"{cls.__module__}.{cls.__name__}"))
             return self.functions[cls](self, *args, **kwargs)
@@ -256,6 +258,14 @@ def live(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
+def alive(value: Any) -> bool:
+    """True of a tensor that depends on the inputs, and of what holds one."""
+    if isinstance(value, tuple | list):
+        return any(map(alive, value))
+    return any(map(alive, value.values())) if isinstance(value, dict) else live(value)
+
+
+@functools.lru_cache(4096)
 def named(func: Any) -> str:
     """The name of an operation: "add" of `torch.Tensor.add`, `x + y` and `torch.add`."""
     name = (resolve_name(func) or getattr(func, "__name__", "")).removesuffix(".__get__").rpartition(".")[2]

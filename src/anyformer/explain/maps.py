@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from anyformer.core.taps import Taps
 from anyformer.explain.attention import implied, kinds
+from anyformer.explain.blocks import InBlocks, Weights, cells, rollout
 from anyformer.explain.features import Explained
 
 LEVELS = (255, 60, 16)  # steps of a weight that are tried, the finest first
-CELLS = (1, 2, 4, 8)  # tokens on the side of a cell, which shows the largest weight inside it
+CELLS = (1, 2, 4, 8)  # tokens on the side of a cell, times those that the maps were made in
 SAMPLE = 6  # maps of which the size of all is guessed
 BYTES = 2_100_000  # of all maps of a report, compressed
+MOST, SIDE = 40_000_000, 1024  # numbers of all maps at once: 160 MB; cells on the side of a map
 
 
 @dataclass(frozen=True)
@@ -29,45 +29,57 @@ class Maps:
 
     Args:
         kind: the path, `*` for the layer, and of implied maps the class. layers: the number of each layer.
-        weights: (L, H, T, S). rollout: (T, S) or None, of self-attention: the product over the layers of (A + I) / 2,
-            A the mean of the heads (Abnar and Zuidema, 2020; arXiv:2005.00928).
+        weights: (L, H, T, S); of a long text the largest weight of each cell of `cell` x `cell` tokens.
+        rollout: (T, S) or None, of self-attention: `blocks.rollout`, of the same cells.
+        rows, columns: T and S in tokens.
     """
 
     kind: str
     layers: tuple[int, ...]
     weights: Tensor
     rollout: Tensor | None
+    rows: int
+    columns: int
+    cell: int = 1
 
 
 @torch.no_grad()
 def attention_maps(explained: Explained) -> tuple[list[Maps], list[str]]:
-    """The maps of a call with one row, and the reasons why a kind has none."""
+    """The maps of a call with one row, and the reasons why a kind has none.
+
+    Weights are made in blocks, and kept in cells where all of them would be more than `MOST` numbers,
+    or a text is longer than `SIDE`.
+    """
     found, missing = {**kinds(explained.model), **implied(explained.model)}, []
     if not found:
         return [], ["this model has no attention with weights"]
-    paths = [path for layers in found.values() for path in layers.values()]
-    with Taps(explained.model, *(f"{p}.weights" for p in paths)) as taps:
+    with InBlocks(explained.model, [path for layers in found.values() for path in layers.values()]) as taps:
         explained.run()
-    made = []
+    every = dict[str, list[Weights]]()
     for kind, layers in found.items():
-        each = [taps[f"{path}.weights"] for path in layers.values()]
-        if any(w.ndim != 4 or w.shape != each[0].shape or len(w) != 1 for w in each):
+        each = [taps.maps[path] for path in layers.values()]
+        if any(len(w.shape) != 4 or w.shape != each[0].shape or w.shape[0] != 1 for w in each):
             missing.append(f"{kind}: its layers attend inside windows or over grids of several sizes; "
                            "`attention_picture` draws them")  # fmt: skip
-            continue
-        weights = torch.cat(each).float().cpu()  # (L, H, T, S)
-        square = weights.shape[-1] == weights.shape[-2] and not kind.endswith("cross")
-        made.append(Maps(kind, tuple(layers), weights, rollout(weights) if square else None))
+        else:
+            every[kind] = each
+    cell, made = _fitting(every), []
+    for kind, each in every.items():
+        *_, T, S = each[0].shape
+        flow = rollout(each, cell) if T == S and not kind.endswith("cross") else None
+        made.append(Maps(kind, tuple(found[kind]), torch.cat([w.pooled(cell) for w in each]), flow, T, S, cell))
     return made, missing
 
 
-def rollout(weights: Tensor) -> Tensor:
-    """The product over the layers of (A + I) / 2: (L, H, T, T) -> (T, T)."""
-    own = torch.eye(weights.shape[-1])
-    total = own
-    for layer in weights.mean(1):
-        total = 0.5 * (layer + own) @ total
-    return total
+def _fitting(every: dict[str, list[Weights]]) -> int:
+    """The smallest cell with which all maps are at most `MOST` numbers, and `SIDE` wide and high; a power of two."""
+    shapes, cell = [w.shape[1:] for each in every.values() for w in each], 1
+    while (
+        sum(h * -(-t // cell) * -(-s // cell) for h, t, s in shapes) > MOST
+        or max((max(t, s) for _, t, s in shapes), default=0) > SIDE * cell
+    ):
+        cell *= 2
+    return cell
 
 
 def packed(maps: list[Maps]) -> list[dict[str, Any]]:
@@ -87,21 +99,17 @@ def _guess(maps: Maps, levels: int, cell: int) -> float:
     """The compressed bytes of all maps, by a few of them."""
     every = maps.weights.flatten(0, 1)
     few = every[:: -(-len(every) // SAMPLE)]
-    return len(zlib.compress(_numbers(_cells(few[None], cell), levels).tobytes(), 6)) * len(every) / len(few)
+    return len(zlib.compress(_numbers(cells(few[None], cell, cell), levels).tobytes(), 6)) * len(every) / len(few)
 
 
 def _packed(maps: Maps, levels: int, cell: int) -> dict[str, Any]:
-    weights = _cells(maps.weights, cell)
-    flow = None if maps.rollout is None else _numbers(_cells(maps.rollout[None, None], cell)[0, 0], levels)
-    _, H, T, S = maps.weights.shape
+    weights = cells(maps.weights, cell, cell)
+    flow = None if maps.rollout is None else _numbers(cells(maps.rollout[None, None], cell, cell)[0, 0], levels)
     return {
-        "kind": maps.kind, "layers": list(maps.layers), "heads": H, "rows": T, "columns": S, "levels": levels,
-        "cell": cell, "data": _written(_numbers(weights, levels)), "rollout": None if flow is None else _written(flow),
+        "kind": maps.kind, "layers": list(maps.layers), "heads": maps.weights.shape[1], "rows": maps.rows,
+        "columns": maps.columns, "levels": levels, "cell": maps.cell * cell,
+        "data": _written(_numbers(weights, levels)), "rollout": None if flow is None else _written(flow),
     }  # fmt: skip
-
-
-def _cells(weights: Tensor, cell: int) -> Tensor:
-    return weights if cell == 1 else F.max_pool2d(weights, cell, cell, ceil_mode=True)
 
 
 def _numbers(weights: Tensor, levels: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from anyformer.parts.heads import Logits, MaskedLM
 
 TOP, WORDS, CONTEXTS = 12, 6, 4  # neurons, tokens that each promotes, places of the largest activity
 AROUND = 6  # tokens before and behind such a place
-LONGEST = 256  # tokens of a text that are read
+PIECE = 256  # tokens of a text that are read at once
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def neurons(
 
     Args:
         model, inputs, target, at, head: as of `attribute`; one row.
-        texts: where the units are looked up; their first 256 tokens.
+        texts: where the units are looked up, in pieces of 256 tokens.
         top: neurons that are found.
 
     Raises:
@@ -253,21 +253,22 @@ def _table(model: Any) -> Tensor | None:
 def _contexts(model: Any, chosen: Sequence[tuple[str, int, int]], texts: Sequence[str]) -> list[tuple[Context, ...]]:
     """The places of the largest activity of each neuron, one for each text at most."""
     best: list[list[Context]] = [[] for _ in chosen]
-    paths = list(dict.fromkeys(path for path, _, _ in chosen))
+    paths, most = list(dict.fromkeys(path for path, _, _ in chosen)), min(PIECE, model.context or PIECE)
     for text in texts:
-        values = dict[str, list[Tensor]]()
         inputs = named(model, text)
-        ids = inputs[model.takes][:, : min(LONGEST, model.context or LONGEST)]
-        if not ids.shape[1]:
-            continue
-        with _hidden(model, paths, lambda path, value, values=values: values.setdefault(path, []).append(value)):
-            Explained(model, {**inputs, model.takes: ids}).run()
-        for mine, (path, unit, sign) in zip(best, chosen, strict=True):
-            active = torch.cat(values[path], -2)[0, ..., unit].flatten()
-            if len(active) != ids.shape[1]:
-                continue
-            place = int((sign * active).argmax())
-            start = max(0, place - AROUND)
-            around = tuple(ids[0, start : place + AROUND + 1].tolist())
-            mine.append(Context(around, place - start, float(active[place])))
+        here: list[list[Context]] = [[] for _ in chosen]
+        for ids in inputs[model.takes].split(most, 1) if inputs[model.takes].shape[1] else ():
+            values = dict[str, list[Tensor]]()
+            with _hidden(model, paths, lambda path, value, values=values: values.setdefault(path, []).append(value)):
+                Explained(model, {**inputs, model.takes: ids}).run()
+            for some, (path, unit, sign) in zip(here, chosen, strict=True):
+                active = torch.cat(values[path], -2)[0, ..., unit].flatten()
+                if len(active) != ids.shape[1]:
+                    continue
+                place = int((sign * active).argmax())
+                start = max(0, place - AROUND)
+                around = tuple(ids[0, start : place + AROUND + 1].tolist())
+                some.append(Context(around, place - start, float(active[place])))
+        for mine, some, (*_, sign) in zip(best, here, chosen, strict=True):
+            mine += [max(some, key=lambda c, sign=sign: sign * c.active)] if some else []  # type: ignore[misc]
     return [tuple(sorted(mine, key=lambda c: -abs(c.active))[:CONTEXTS]) for mine in best]

@@ -18,7 +18,7 @@ from anyformer.explain.features import Explained, Values
 from anyformer.explain.integral import Incomplete
 from anyformer.explain.linearised import KINDS, Linearised, tables
 from anyformer.explain.rules import FUNCTIONS, RULES
-from anyformer.explain.target import Goal, Target, goal
+from anyformer.explain.target import Goal, Target, aimed, narrow
 
 TOLERANCE = {torch.float64: 1e-9}  # of the score, or of the largest entry of the ledger; else LOOSE
 LOOSE = 1e-4
@@ -108,9 +108,10 @@ def relevance(
     """
     check_option("relevance", "routers", routers, ("half", "fixed"))
     check_option("relevance", "softmax", softmax, ("linear", "fixed"))
+    narrow(explained, target, at, head)
     with torch.no_grad():
         plain = explained.run()
-        aim = goal(explained.model, plain, target, at, head, explained.inputs)
+        aim = aimed(explained, plain, target, at, head)
         wanted = aim(plain).double()
     if len(wanted) != 1:
         raise ValueError(f"relevance: its ledger is of one score; got {len(wanted)} rows, explain one at a time")

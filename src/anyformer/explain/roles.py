@@ -7,21 +7,21 @@ B batch, T positions, L layers, H heads.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.core.pages import build
-from anyformer.core.taps import Taps
 from anyformer.explain.attention import implied, kinds
 from anyformer.explain.attribution import named
+from anyformer.explain.blocks import InBlocks, Weights
 from anyformer.explain.features import Explained
-from anyformer.explain.patching import HEADS, changed
+from anyformer.explain.patching import HEADS, changed, head_count
 from anyformer.explain.subjects import agreeing
 
 ROLES = ("previous", "next", "offset", "first", "delimiter", "duplicate", "induction", "subject")
@@ -37,6 +37,7 @@ WHAT = {
 }
 OF = {"duplicate": "twice", "induction": "twice", "subject": "verbs"}  # the rows that a role is scored on, else "text"
 FURTHEST, ROWS, SPAN = 8, 2, 32  # the largest offset; random rows, and the tokens that each of them has twice
+Place = Callable[[Tensor, Tensor], Tensor]  # queries (t, 1) and keys (s,) -> True where a role reads, (B or 1, t, s)
 TOP, BESIDE = 3, 6  # heads of a role whose effect is measured; random heads beside them
 
 
@@ -180,30 +181,23 @@ def _layers(explained: Explained) -> list[str]:
     model = explained.model
     own = {kind: list(paths.values()) for kind, paths in {**kinds(model), **implied(model)}.items()}
     first = {kind: model.get_submodule(paths[0]) for kind, paths in own.items()}
-    own = {k: paths for k, paths in own.items() if not getattr(first[k], "cross", 0) and _reads_heads(first[k])}
+    own = {k: paths for k, paths in own.items() if not getattr(first[k], "cross", 0) and head_count(first[k])}
     if not own:
         raise ValueError("this model has no self-attention with weights, so its heads have no roles; try method='ig'")
     return max(own.values(), key=len)
 
 
-def _reads_heads(module: Any) -> bool:
-    """True if a matrix o reads the values of heads side by side, so that one head can be taken away."""
-    return isinstance(getattr(module, "heads", None), int) and isinstance(getattr(module, "o", None), nn.Module)
-
-
-@torch.no_grad()
-def _weights(explained: Explained, layers: list[str]) -> Tensor:
-    """The maps, (L, B, H, T, T); 0 for heads that a layer with fewer does not have."""
-    with Taps(explained.model, *(f"{path}.weights" for path in layers)) as taps:
+def _weights(explained: Explained, layers: list[str]) -> list[Weights]:
+    """The maps of the layers, (B, H, T, T) each."""
+    with torch.no_grad(), InBlocks(explained.model, layers) as taps:
         explained.run()
-    each = [taps[f"{path}.weights"].float() for path in layers]
-    square = all(w.ndim == 4 and w.shape[-1] == w.shape[-2] for w in each)
-    if not square or len({(len(w), *w.shape[2:]) for w in each}) != 1:
+    shapes = [taps.maps[path].shape for path in layers]
+    square = all(len(shape) == 4 and shape[-1] == shape[-2] for shape in shapes)
+    if not square or len({(shape[0], *shape[2:]) for shape in shapes}) != 1:
         raise ValueError("roles are of maps from all positions to all; this model attends inside windows or blocks")
-    if each[0].shape[-1] < 4:
-        raise ValueError(f"roles need at least 4 positions, better hundreds; this text has {each[0].shape[-1]}")
-    most = max(w.shape[1] for w in each)
-    return torch.stack([F.pad(w, (0, 0, 0, 0, 0, most - w.shape[1])) for w in each])
+    if shapes[0][-1] < 4:
+        raise ValueError(f"roles need at least 4 positions, better hundreds; this text has {shapes[0][-1]}")
+    return [taps.maps[path] for path in layers]
 
 
 def _tokens(explained: Explained, layers: list[str]) -> str | None:
@@ -233,47 +227,58 @@ def _delimiters(model: Any, ids: Tensor | None) -> Tensor | None:
     return torch.tensor(marks, device=ids.device)
 
 
-def _scored(weights: Tensor, rows: _Rows, model: Any) -> tuple[dict[str, Tensor], Tensor]:
+def _scored(weights: Sequence[Weights], rows: _Rows, model: Any) -> tuple[dict[str, Tensor], Tensor]:
     """By role the score of each head, (L, H), and the best offset of each."""
-    T = weights.shape[-1]
-    made = dict[str, Tensor]()
+    T = weights[0].shape[-1]
     ids = rows.ids if rows.ids is not None and rows.ids.shape[1] == T else None  # else others are in the stream, too
     if rows.kind != "text" and ids is None:
         return {}, torch.zeros(())
     if rows.where is not None:
-        return {"subject": _share(weights, rows.where)}, torch.zeros(())
+        there = rows.where
+        return _shares(weights, {"subject": lambda t, s: there[:, t, s]}), torch.zeros(())
     if rows.kind == "twice":
         assert ids is not None
-        same = (ids[:, :, None] == ids[:, None]).tril(-1)  # (B, T, T)
-        follows = F.pad(same, (1, 0))[..., :-1].tril(-1)
-        for name, where in (("duplicate", same), ("induction", follows)):
-            made[name] = _share(weights, where)
-        return made, torch.zeros(())
-    apart = torch.arange(T, device=weights.device)[:, None] - torch.arange(T, device=weights.device)
-    each = torch.stack([_share(weights, apart[None] == k) for k in range(1, min(FURTHEST, T - 1) + 1)])  # (K, L, H)
-    made["previous"] = each[0]
-    if float(weights.triu(1).sum()) > 0:
-        made["next"] = _share(weights, apart[None] == -1)
+        behind = F.pad(ids, (1, 0), value=-1)  # what stands before each token
+        same: dict[str, Place] = {
+            "duplicate": lambda t, s: (ids[:, t] == ids[:, None, s]) & (s < t),
+            "induction": lambda t, s: (ids[:, t] == behind[:, None, s]) & (s < t),
+        }
+        return _shares(weights, same), torch.zeros(())
+
+    def back(k: int) -> Place:
+        return lambda t, s: (t - s == k)[None]
+
+    places = {f"{k} back": back(k) for k in range(1, min(FURTHEST, T - 1) + 1)}
+    places["next"], places["ahead"] = lambda t, s: (s - t == 1)[None], lambda t, s: (s > t)[None]
+    places["first"] = lambda t, s: ((s == 0) & (t > 0))[None]
+    delimiters = _delimiters(model, ids)
+    if delimiters is not None and bool(delimiters[:, 1:].any()):
+        places["delimiter"] = lambda t, s: delimiters[:, None, s] & (s > 0) & (s != t)
+    made = _shares(weights, places)
+    each = torch.stack([made.pop(f"{k} back") for k in range(1, min(FURTHEST, T - 1) + 1)])  # (K, L, H)
+    if not bool(made.pop("ahead").any()):
+        del made["next"]
     offset = torch.zeros_like(each[0])
     if len(each) > 1:
         made["offset"], offset = each[1:].max(0)
-    first = torch.zeros_like(apart, dtype=torch.bool)
-    first[1:, 0] = True
-    made["first"] = _share(weights, first[None])
-    delimiters = _delimiters(model, ids)
-    if delimiters is not None and bool(delimiters[:, 1:].any()):
-        there = delimiters[:, None].expand(-1, T, -1).clone()  # (B, T, S)
-        there[..., 0] = False
-        made["delimiter"] = _share(weights, there & (apart[None] != 0))
-    return made, offset + 2
+    return {"previous": each[0], **made}, offset + 2
 
 
-def _share(weights: Tensor, where: Tensor) -> Tensor:
-    """The mean weight inside `where` of the positions that have such a place: (L, B, H, T, S), (B, T, S) -> (L, H)."""
-    where = where.expand(weights.shape[1], *where.shape[1:])
-    has = where.any(-1)  # (B, T)
-    inside = (weights * where[None, :, None]).sum(-1)  # (L, B, H, T)
-    return (inside * has[None, :, None]).sum((1, 3)) / has.sum().clamp(min=1)
+def _shares(weights: Sequence[Weights], places: Mapping[str, Place]) -> dict[str, Tensor]:
+    """By name the mean weight at the places of the positions that have some, (L, H); 0 for heads that a layer with
+    fewer does not have."""
+    B, T, most = weights[0].shape[0], weights[0].shape[-1], max(w.shape[1] for w in weights)
+    made = {name: torch.zeros(len(weights), most) for name in places}
+    has = {name: torch.zeros(B, T, dtype=torch.bool) for name in places}
+    for layer, each in enumerate(weights):
+        for rows, columns, block in each.blocks():
+            t, s = (torch.arange(T, device=block.device)[at] for at in (rows, columns))
+            for name, place in places.items():
+                there = place(t[:, None], s).expand(B, -1, -1)  # (B, t, s)
+                inside = (block.float() * there[:, None]).sum((0, 2, 3))
+                made[name][layer, : len(inside)] += inside.cpu()
+                has[name][:, rows] |= there.any(-1).cpu()
+    return {name: made[name] / has[name].sum().clamp(min=1) for name in places}
 
 
 def _best(scores: Tensor) -> Iterable[tuple[int, int]]:
@@ -292,7 +297,7 @@ def _effects(rows: _Rows, layers: list[str], scores: dict[str, Tensor], seed: in
     """The losses without each head of a role, and without random others."""
     measure, plain = _measure(rows)
     wanted = {place for each in scores.values() for place in _best(each)}
-    counts = [_heads(rows.call.model, path) for path in layers]
+    counts = [head_count(rows.call.model.get_submodule(path)) or 0 for path in layers]
     others = sorted({(i, h) for i, count in enumerate(counts) for h in range(count)} - wanted)
     random.Random(seed).shuffle(others)
     of = {place: measure([place], layers) for place in sorted(wanted)}
@@ -329,16 +334,11 @@ def _measure(rows: _Rows) -> tuple[Callable[[list[tuple[int, int]], list[str]], 
     return measure, plain
 
 
-def _heads(model: Any, path: str) -> int:
-    attention: Any = model.get_submodule(path)
-    return int(attention.heads)
-
-
 def without(model: Any, heads: Iterable[tuple[str, int]]) -> ExitStack:
     """The model with the outputs of some heads at their means over all positions: a block, `with without(...)`."""
     stack = ExitStack()
     for path, head in heads:
-        count = _heads(model, path)
+        count = head_count(model.get_submodule(path)) or 1
 
         def mean(value: Tensor, head: int = head, count: int = count) -> Tensor:
             value = value.clone()

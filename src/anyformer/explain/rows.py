@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.core.taps import Taps
 from anyformer.explain.attention import kinds
+from anyformer.explain.blocks import InBlocks
 from anyformer.explain.labels import labels
-
-MOST = 64_000_000  # weights of one pass that are held at once: 256 MB
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def attention_row(model: Any, prompt: list[int], answer: list[int], token: int =
         answer: the ids that it wrote. token: the number of one of them, from the end below 0.
 
     Raises:
-        ValueError: without attention, or such a token; for a text that is too long.
+        ValueError: without attention, or such a token.
     """
     if not -len(answer) <= token < len(answer):
         raise ValueError(f"there is no token {token} in an answer of {len(answer)}")
@@ -70,24 +68,17 @@ def attention_row(model: Any, prompt: list[int], answer: list[int], token: int =
         raise ValueError("this model has no attention; `anyformer explain` draws the maps that its mixers imply")
     first, before = (1, [model.begin_id]) if model.reads_source else (len(prompt), prompt)
     read = [*before, *answer][: first + token]  # what stood there when the token was written
-    wide = max(len(read), len(prompt))
-    heads = sum(getattr(model.get_submodule(path), "heads", 16) for *_, path in paths)
-    if heads * len(read) * wide > MOST:
-        raise ValueError(
-            f"the text has {wide} tokens, and {heads} heads; a pass that records them holds at most {MOST:,} numbers"
-        )
     device = next(model.parameters()).device
     inputs = {f"{model.target}input_ids": torch.tensor([read], device=device)}
     if model.reads_source:
         inputs["input_ids"] = torch.tensor([prompt], device=device)
-    with torch.no_grad(), Taps(model, *(f"{path}.weights" for *_, path in paths)) as taps:
+    with torch.no_grad(), InBlocks(model, [path for *_, path in paths]) as taps:
         model(**inputs)
     rows = []
     for number, kind, path in paths:
-        weights = taps[f"{path}.weights"][0]
-        cross = kind.endswith("cross")
-        if weights.shape[1:] == (len(read), len(prompt) if cross else len(read)):  # not of a window apart
-            rows.append(Row(number, cross, weights[:, -1].float().cpu()))
+        weights, cross = taps.maps[path], kind.endswith("cross")
+        if weights.shape[2:] == (len(read), len(prompt) if cross else len(read)):  # not of a window apart
+            rows.append(Row(number, cross, weights.row(len(read) - 1)[0].float().cpu()))
     if not rows:
         raise ValueError("the attention of this model is in windows or summaries, not from token to token")
     every = [*before, *answer]

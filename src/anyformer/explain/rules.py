@@ -25,6 +25,7 @@ from anyformer.parts.attention.blockwise import _Blockwise
 from anyformer.parts.attention.kernels import weights
 from anyformer.parts.ffn import GatedProduct
 from anyformer.parts.fused import Depthwise, EluPlusOne, RelativeExp, RootMeanSquare, Through, _factor
+from anyformer.parts.products import Product, faster
 from anyformer.parts.recurrent.mamba import CHUNK, side_by_side
 from anyformer.parts.recurrent.mamba_cpu import _Scan
 from anyformer.skeletons.reversible import _Reversing
@@ -129,7 +130,8 @@ def _linear(
 ) -> Tensor:
     """Of linear maps and convolutions."""
     x, weight = shared((x, weight))
-    made = func(x, weight, None, *args, **kw)
+    fast = func is F.linear and not live(weight) and faster(x, weight)
+    made = Product.apply(x, weight, None) if fast else func(x, weight, None, *args, **kw)
     if bias is None:
         return made
     if func is not F.linear:
@@ -355,10 +357,6 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def _by_hand(mode: Linearised, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * _factor(x, eps).detach() * weight
-
-
 def _through(mode: Linearised, held: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     y = x @ weight.mT
     return y + mode.source(held - y.detach(), y)
@@ -385,7 +383,7 @@ def _blockwise(mode: Linearised, q: Any, k: Any, v: Any, bias: Any, view: Any, s
 
 
 FUNCTIONS: dict[Any, Rule] = {
-    RootMeanSquare: _by_hand,
+    RootMeanSquare: lambda mode, x, weight, eps: x * _factor(x, eps).detach() * weight,
     EluPlusOne: lambda mode, x: x.clamp(max=0).exp() + x.relu(),
     RelativeExp: _relative_exp,
     Depthwise: _depthwise,

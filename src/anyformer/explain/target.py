@@ -15,6 +15,7 @@ from torch import Tensor
 from anyformer.core.value import nearest
 from anyformer.explain.labels import label
 from anyformer.generate.classifying import names_of
+from anyformer.parts.heads import Logits
 from anyformer.skeletons.base import Output
 from anyformer.skeletons.forecaster import Forecaster
 
@@ -60,7 +61,7 @@ def goal(
     model: Any,
     out: Output,
     target: Target = None,
-    at: int | None = None,
+    at: int | list[int] | None = None,
     head: str | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Goal:
@@ -69,8 +70,8 @@ def goal(
     Args:
         target: a token (of a text that is one token, or an id), a class (name or number), `Contrast` of two, or a
             function from the `Output` to one number for each row, (B,). None: what the model says, the highest score.
-        at: the position, of logits with one for each; by default the last real one of a decoder, and the only mask
-            token of an encoder, else the position of the highest score.
+        at: the position, of logits with one for each, or that of each row; by default the last real one of a decoder,
+            and the only mask token of an encoder, else the position of the highest score.
         head: the name of the head, of a model with several; the first one by default.
         inputs: of the call, for the place of its mask token.
 
@@ -82,7 +83,7 @@ def goal(
         return Goal(getattr(target, "__name__", "function"), target)
     logits = _logits(model, out, head)
     if isinstance(model, Forecaster):
-        return _of_steps(model, logits, target, 0 if at is None else at)
+        return _of_steps(model, logits, target, at if isinstance(at, int) else 0)
 
     def read(out: Output) -> Tensor:
         return _logits(model, out, head)
@@ -97,6 +98,24 @@ def goal(
             "classes); pass a function of the output as target: lambda out: out.logits[:, 0, 3, 3]"
         )
     return _of_positions(model, out, logits, target, _masked(model, inputs) if at is None else at, read)
+
+
+def narrow(explained: Any, target: Target, at: int | None, head: str | None) -> None:
+    """Scores of the one place that a target of tokens needs, instead of all: a vocabulary is large."""
+    model, last = explained.model, getattr(explained.model, "head", None)
+    if callable(target) or head is not None or not isinstance(last, Logits):
+        return
+    masked = _masked(model, explained.inputs) if at is None else None
+
+    def place(count: int, keep: Tensor | None, rows: int) -> list[int] | None:
+        return masked or _places(model, keep, count, rows, at)
+
+    explained.head, explained.place = last, place
+
+
+def aimed(explained: Any, out: Output, target: Target, at: int | None, head: str | None) -> Goal:
+    """`goal` of an explained call that can be narrow."""
+    return goal(explained.model, out, target, explained.places or at, head, explained.inputs)
 
 
 def _of_steps(model: Forecaster, logits: Tensor, target: Target, at: int) -> Goal:
@@ -156,7 +175,7 @@ def _of_positions(
     at: int | list[int] | None,
     read: Callable[[Output], Tensor],
 ) -> Goal:
-    places = at if isinstance(at, list) else _places(model, out, logits, at)
+    places = at if isinstance(at, list) else _places(model, out.keep, logits.shape[1], len(logits), at)
     if places is None:  # the highest score of all, or of the wanted class
         if target is None:
             places = logits.detach().amax(-1).argmax(1).tolist()
@@ -165,14 +184,15 @@ def _of_positions(
             places = logits.detach()[:, :, first].argmax(1).tolist()
     rows = torch.arange(len(logits), device=logits.device)
     where = torch.tensor(places, device=logits.device)
-    ids = _ids(model, target, logits[rows, where], _either)
+    ids = _ids(model, target, logits[rows, where if logits.shape[1] > 1 else 0], _either)
     names = _names(model, ids, logits.shape[-1])
     index = [torch.tensor(column, device=logits.device) for column in zip(*ids, strict=True)]
 
     def score(out: Output) -> Tensor:
         logits = read(out)
         every = torch.arange(len(logits), device=logits.device)
-        picked = [logits[every, _for(logits, where), _for(logits, i)] for i in index]
+        place = _for(logits, where) if logits.shape[1] > 1 else 0  # of a pass that scores these places alone
+        picked = [logits[every, place, _for(logits, i)] for i in index]
         return picked[0] if len(picked) == 1 else picked[0] - picked[1]
 
     return Goal(_name(names, " - "), score, ids, tuple(places))
@@ -192,17 +212,16 @@ def _for(logits: Tensor, index: Tensor) -> Tensor:
     return index.expand(len(logits), *index.shape[1:]) if len(index) == 1 else index
 
 
-def _places(model: Any, out: Output, logits: Tensor, at: int | None) -> list[int] | None:
+def _places(model: Any, keep: Tensor | None, count: int, rows: int, at: int | None) -> list[int] | None:
     """The position of each row, or None if only the scores can say."""
-    count, keep = logits.shape[1], out.keep
     if at is not None:
         if not -count <= at < count:
             raise ValueError(f"at={at}: there are the positions 0 to {count - 1}")
-        return [at % count] * len(logits)
+        return [at % count] * rows
     if not (model.generates or model.reads_source):
         return None
     if keep is None or keep.shape[1] != count:
-        return [count - 1] * len(logits)
+        return [count - 1] * rows
     return (count - 1 - keep.flip(1).int().argmax(1)).tolist()
 
 

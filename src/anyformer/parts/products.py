@@ -61,17 +61,22 @@ def fused(layer: Any, x: Tensor, act: str) -> bool:
 
 def fast(layer: Any, x: Tensor) -> bool:
     """True if the product of this layer is oneDNN's."""
-    if (
-        traced() or type(layer) is not nn.Linear or layer.weight.numel() < LEAST or not amd()
-    ):  # a compiler goes no further
-        return False
-    if x.ndim < 1 or x.numel() < ROWS * x.shape[-1]:
-        return False
-    plain = type(x) is Tensor and type(layer.weight) in (nn.Parameter, Tensor)
-    if not plain or x.device.type != "cpu" or not x.dtype == layer.weight.dtype == torch.float32:
+    if type(layer) is not nn.Linear or not faster(x, layer.weight):
         return False
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if hooked or hooks._has_any_global_hook() or torch.is_autocast_enabled("cpu"):
+    return not (hooked or hooks._has_any_global_hook())
+
+
+def faster(x: Tensor, weight: Tensor) -> bool:
+    """True if oneDNN's product of these is the faster one, and nothing watches the call."""
+    if traced():  # a compiler goes no further
+        return False
+    if weight.numel() < LEAST or not amd() or x.ndim < 1 or x.numel() < ROWS * x.shape[-1]:
+        return False
+    plain = type(x) is Tensor and type(weight) in (nn.Parameter, Tensor)
+    if not plain or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return False
+    if torch.is_autocast_enabled("cpu"):
         return False
     watched = _get_current_dispatch_mode() is not None or torch._C._len_torch_function_stack() > 0
     return not watched and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()

@@ -18,7 +18,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
 from anyformer.parts.adaptive import AdaptiveNorm, Side
 from anyformer.parts.attention.heads import width
-from anyformer.parts.attention.kernels import attend, weights
+from anyformer.parts.attention.kernels import attend, offer
 from anyformer.parts.attention.masks import Full, View, resolved
 from anyformer.parts.embeddings import Cells
 from anyformer.parts.heads import Kept
@@ -98,8 +98,7 @@ class JointAttention(Mixer):
         count, every = q.shape[2], k.shape[2]
         view = View(Full(), 0, count, 0, every, flow.keep, x.device)
         seen, mask = flow.once(("joint", count == every), lambda: resolved(view))
-        if flow.taps is not None and flow.taps.wants(self, "weights"):
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor()))
+        offer(flow, self, q, k, seen)
         y = attend(q, k, v, seen, mask).transpose(1, 2).flatten(2)  # (B, T + S or T, D)
         outs = [self.first.o(y[:, :border])]
         return torch.cat([*outs, *(side.o(y[:, border:]) for side, _ in asking[1:])], 1)

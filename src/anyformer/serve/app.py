@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from anyformer import __version__
+from anyformer.explain.report import PAGE as REPORT
 from anyformer.generate.tools import Tool
 from anyformer.serve import documents, looking, responses
 from anyformer.serve.answers import problem
@@ -69,19 +70,20 @@ def application(
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(ValueError, _value)
-    return Guard(app, keys, hosts, engine.limits, policy(page), engine.metrics)
+    return Guard(app, keys, hosts, engine.limits, policy(page, REPORT.read_text(encoding="utf-8")), engine.metrics)
 
 
-def policy(page: str) -> str:
-    """The Content-Security-Policy: the page's own script and style by their hashes, and nothing else."""
+def policy(page: str, inside: str = "") -> str:
+    """The Content-Security-Policy: the page's own script and style by their hashes, and nothing else; of a page inside,
+    which the browser holds to the same policy, too."""
     hashes = {}
     for kind in ("script", "style"):
-        found = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        found = re.findall(rf"<{kind}>(.*?)</{kind}>", page + inside, re.DOTALL)
         digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found)
         hashes[kind] = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
-        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "img-src 'self' data:; frame-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'"
     )
 

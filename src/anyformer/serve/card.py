@@ -59,9 +59,10 @@ def verbs_of(model: Any) -> tuple[str, ...]:
         "images": model.generates and text and sees,
         "tokenize": text,
         "attention": model.generates and text and attends(model),
+        "explain": model.generates and text and "input_ids" in model.inputs(),
     }
     verbs = tuple(verb for verb, able in asks.items() if able)
-    if set(verbs) <= {"tokenize", "attention"}:
+    if set(verbs) <= {"tokenize", "attention", "explain"}:
         what = getattr(model, "page", None) or type(model).__name__
         why = f"it reads {', '.join(model.inputs())}" if text else "it has no tokenizer"
         raise ValueError(f"{what} cannot be served: {why}; a server answers texts about texts, pictures and sounds")

@@ -24,8 +24,6 @@ from anyformer.serve.handling import ERRORS, called, models_of
 from anyformer.serve.jobs import Refused
 from anyformer.serve.protocol import Attend, Explain
 
-LONGEST = 512  # tokens of a report: its maps are squares
-
 router = APIRouter()
 
 
@@ -55,7 +53,7 @@ async def attention(request: Request, body: Attend) -> JSONResponse:
 
     `weights` is base64: for each layer, head and key one byte b; the weight is (b / 255)^2.
     """
-    one, ids, answer = await _asked(request, body)
+    one, ids, answer = await _asked(request, body, "attention")
 
     def work() -> Looked:
         return attention_row(_copy(request, one), ids, answer, body.token)
@@ -65,13 +63,12 @@ async def attention(request: Request, body: Attend) -> JSONResponse:
 
 @router.post("/explain", responses=ERRORS, response_class=HTMLResponse)
 async def explained(request: Request, body: Explain) -> HTMLResponse:
-    """The report of `anyformer explain` about a token of an answer: one file that opens without network."""
-    one, ids, answer = await _asked(request, body)
+    """The report of `anyformer explain` about a token of an answer: one file that opens without network. The header
+    `x-token` has the token's number and the count of the answer's tokens, "3/12"."""
+    one, ids, answer = await _asked(request, body, "explain")
     if not -len(answer) <= body.token < len(answer):
         raise bad(f"there is no token {body.token} in an answer of {len(answer)}", "token")
     token = body.token % len(answer)
-    if len(ids) + token > LONGEST:
-        raise bad(f"a report is of at most {LONGEST} tokens, got {len(ids) + token}", "answer")
 
     def work() -> str:
         model = _copy(request, one)
@@ -84,16 +81,16 @@ async def explained(request: Request, body: Explain) -> HTMLResponse:
             reading = Reading(read, "text", model.tokenizer.decode([*ids, *answer[:token]]))
             return report(model, reading, answer[token], body.method, name=one.name).html()
 
-    return HTMLResponse(await called(request, one, work))
+    return HTMLResponse(await called(request, one, work), headers={"x-token": f"{token}/{len(answer)}"})
 
 
-async def _asked(request: Request, body: Attend) -> tuple[Served, list[int], list[int]]:
+async def _asked(request: Request, body: Attend, verb: str) -> tuple[Served, list[int], list[int]]:
     """The model, and the ids that it continued and wrote.
 
     Raises:
-        Refused: for a model without attention, no prompt or two, pictures, a text that is too long.
+        Refused: for a model that does something else, no prompt or two, pictures, a text that is too long.
     """
-    one = asking.find(models_of(request), body.model, "attention")
+    one = asking.find(models_of(request), body.model, verb)
     if (body.prompt is None) == (body.messages is None):
         raise bad("give prompt or messages, one of them", "prompt")
     if body.messages is not None:

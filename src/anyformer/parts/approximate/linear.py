@@ -108,11 +108,11 @@ class LinearAttention(Mixer):
         return self.o(y.to(x.dtype).transpose(1, 2).flatten(2))
 
     def _map(self, q: Tensor, k: Tensor, eye: Tensor, keep: Tensor | None, causal: bool) -> Tensor:
-        """The weights of all pairs, (B, H, T, T)."""
+        """The weights of n keys for all queries, (B, H, T, n)."""
         v = eye.expand(*q.shape[:2], *eye.shape)
         if not causal:
             return self._sums(q, k, v, keep)
-        S = q.new_zeros(*q.shape[:2], self.count, len(eye) + 1)
+        S = q.new_zeros(*q.shape[:2], self.count, eye.shape[1] + 1)
         return self._recurrence(q, k, v, keep, (S, q.new_full((*q.shape[:2], 1), NEVER)))[0]
 
     def _recurrence(

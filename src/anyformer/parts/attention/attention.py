@@ -17,7 +17,7 @@ from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
 from anyformer.parts.attention.cache import Frozen, KeysValues, new_cache
 from anyformer.parts.attention.heads import width
-from anyformer.parts.attention.kernels import KERNELS, attend, weights
+from anyformer.parts.attention.kernels import KERNELS, attend, offer
 from anyformer.parts.attention.masks import Causal, Full, Mask, View, check_sees, resolved, view
 from anyformer.parts.attention.scores import Bias, Call, Score, StackBias, changed, made
 from anyformer.parts.attention.where import Where
@@ -127,9 +127,7 @@ class Attention(Mixer):
         q, cap = q.transpose(1, 2), None  # (B, H, T, K)
         if self.scores is not None:
             q, bias, cap = self._changed(given, q, seen, key, flow)
-        if flow.taps is not None and flow.taps.wants(self, "weights"):
-            whole = bias(seen) if callable(bias) else bias
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), whole, self.scale, cap))
+        offer(flow, self, q, k, seen, bias, self.scale, cap)
         y = attend(q, k, v, seen, mask, bias, self.scale, self.dropout if self.training else 0.0, self.kernel, cap)
         return product(self.o, y.transpose(1, 2).flatten(2))
 

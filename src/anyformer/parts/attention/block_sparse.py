@@ -26,7 +26,7 @@ from anyformer.core import checks
 from anyformer.core.documents import counted
 from anyformer.core.flow import Flow
 from anyformer.parts.attention.attention import Attention
-from anyformer.parts.attention.kernels import attend, weights
+from anyformer.parts.attention.kernels import attend, offer
 from anyformer.parts.attention.masks import Full, View
 
 PLANNED = (1024, 3072, 4096)  # lengths in tokens at which the reference code draws by an older method
@@ -99,7 +99,7 @@ class BlockSparse(Attention):
         seen = View(Full(), 0, T, 0, T, flow.keep, x.device)
         if flow.taps is not None and flow.taps.wants(self, "weights"):
             q, k, _ = self._heads(x)
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), self._often(flow, rows, T)))
+            offer(flow, self, q, k, seen, lambda part: self._counts(rows, T, part.query, part.count).log())
         if not seen.open() and (self.kernel == "chunked" or (self.kernel == "auto" and self.least < T)):
             return self.o(flow.clear(self._gathered(x, flow, rows)))  # padding's outputs differ by kernel: make them 0
         bias = self._often(flow, rows, T) if seen.open() or self.least < T else None
@@ -133,12 +133,12 @@ class BlockSparse(Attention):
         return blocks.to(rows.length.device)
 
     def _often(self, flow: Flow, rows: Rows, T: int) -> Tensor:
-        return flow.once(self._once("bias"), lambda: self._counts(rows, T).log())
+        return flow.once(self._once("bias"), lambda: self._counts(rows, T, 0, T).log())
 
-    def _counts(self, rows: Rows, T: int) -> Tensor:
-        """The count of each key for each query, (B, H or 1, T, T)."""
+    def _counts(self, rows: Rows, T: int, first: int, count: int) -> Tensor:
+        """The count of each key for `count` queries from the first one, (B, H or 1, t, T)."""
         block, last = rows.place // self.size, (rows.blocks(self.size) - 1)[:, None, None]  # (B or 1, T), (B, 1, 1)
-        query, key = block[:, :, None], block[:, None]
+        query, key = block[:, first : first + count, None], block[:, None]
         counts = ((query - key).abs().le(1) | key.eq(0) | key.eq(last)).float()[:, None]  # (B, 1, T, T)
         if self._draws():
             N = -(-T // self.size)

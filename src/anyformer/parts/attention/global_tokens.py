@@ -16,6 +16,7 @@ B batch, T time (queries and keys), D width, H heads, K head width, N most globa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -44,9 +45,8 @@ class Marked(View):
     wide: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Marked:
-        """The same for the queries start … stop, and all keys: a global one can be anywhere."""
-        mine = None if self.mine is None else self.mine.cut(start, stop)
-        return replace(self, query=self.query + start, count=stop - start, mine=mine)
+        """The same as `queries`: a global key can be anywhere."""
+        return self.queries(start, stop)
 
     def columns(self, start: int, stop: int) -> Marked:
         """The same for the keys start … stop only."""
@@ -115,7 +115,7 @@ class GlobalAttention(Attention):
         seen = flow.once((GlobalAttention, self.mask), lambda: self._seen(flow, T, x.device))
         q, k, v = (self._heads(p(x)) for p in (self.q, self.k, self.v))  # (B, H, T, K) each
         if flow.taps is not None and flow.taps.wants(self, "weights"):
-            flow.taps.put(self, "weights", self._weights(x, q, k, seen))
+            flow.taps.offer(self, "weights", self._weights(x, q, k, seen), T)
         few = flow.once("few", lambda: _few(seen))
         dropout = self.dropout if self.training else 0.0
         if self.kernel == "chunked" or (self.kernel == "auto" and seen.local()):
@@ -148,13 +148,19 @@ class GlobalAttention(Attention):
         at = few.index[:, None, :, None].expand_as(far)
         return torch.where(seen.wide[:, None, :, None], torch.zeros_like(y).scatter(2, at, far), y)
 
-    def _weights(self, x: Tensor, q: Tensor, k: Tensor, seen: Marked) -> Tensor:
-        """(B, H, T, S): the rows of ordinary tokens, and those of global ones."""
-        near = weights(q, k, seen.tensor())
-        if seen.wide is None:
-            return near
-        far = weights(self._heads(self.wide["q"](x)), self._heads(self.wide["k"](x)), seen.whole())
-        return torch.where(seen.wide[:, None, :, None], far, near)
+    def _weights(self, x: Tensor, q: Tensor, k: Tensor, seen: Marked) -> Callable[[slice], Tensor]:
+        """Rows (B, H, t, S) of ordinary tokens, and of global ones by projections of their own."""
+        wide = seen.wide
+        far = None if wide is None else (self._heads(self.wide["q"](x)), self._heads(self.wide["k"](x)))
+
+        def rows(at: slice) -> Tensor:
+            part = seen.queries(at.start, at.stop)
+            near = weights(q[:, :, at], k, part.tensor())
+            if wide is None or far is None:
+                return near
+            return torch.where(wide[:, None, at, None], weights(far[0][:, :, at], far[1], part.whole()), near)
+
+        return rows
 
 
 def _few(seen: Marked) -> Few | None:

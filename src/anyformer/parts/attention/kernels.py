@@ -23,9 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyformer.core.flow import Flow
 from anyformer.core.part import check_option
 from anyformer.parts.attention import continued, half
 from anyformer.parts.attention.blockwise import blockwise
@@ -144,6 +145,29 @@ def weights(
     # a finite floor instead of -inf: a row of equal scores has a softmax, and a gradient, which the second mask makes 0
     floor = torch.finfo(scores.dtype).min
     return scores.masked_fill(~mask, floor).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def offer(
+    flow: Flow,
+    mixer: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    seen: View,
+    bias: Tensor | Bias | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> None:
+    """Offers the `weights` of a mixer to taps that want them, in blocks of queries. Arguments as of `attend`."""
+    if flow.taps is None or not flow.taps.wants(mixer, "weights"):
+        return
+
+    def rows(at: slice) -> Tensor:
+        part, some = seen.queries(at.start, at.stop), bias
+        if some is not None:
+            some = some(part) if callable(some) else some[..., at, :] if some.shape[-2] > 1 else some
+        return weights(q[:, :, at], k, part.tensor(), some, scale, cap)  # (B, H, t, S)
+
+    flow.taps.offer(mixer, "weights", rows, q.shape[2])
 
 
 def _plain(

@@ -18,7 +18,7 @@ from anyformer.core.part import built, check_option
 from anyformer.core.recipe import Recipe
 from anyformer.core.slots import Norm
 from anyformer.parts.attention.cache import KeysValues, new_cache
-from anyformer.parts.attention.kernels import KERNELS, attend, weights
+from anyformer.parts.attention.kernels import KERNELS, attend, offer
 from anyformer.parts.attention.masks import Mask, check_sees, resolved, view
 from anyformer.parts.attention.scores import StackBias
 from anyformer.parts.norms import RMSNorm
@@ -136,8 +136,7 @@ class LatentAttention(Mixer):
         absorbed = slot is not None and self.absorbs(T, S)
         q, k, v = self._absorbed(q, held) if absorbed else self._plain(q, held)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        if flow.taps is not None and flow.taps.wants(self, "weights"):
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor(), bias, scale))
+        offer(flow, self, q, k, seen, bias, scale)
         y = attend(q, k, v, seen, mask, bias, scale, self.dropout if self.training else 0.0, self.kernel)
         if absorbed:
             y = y[..., : self.kv_rank] @ self._ups()[1].mT  # (B, H, T, V)

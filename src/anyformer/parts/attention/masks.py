@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -226,6 +227,11 @@ class View:
         theirs = None if self.theirs is None else self.theirs.cut(low, high)
         count, keys = stop - start, max(0, high - low)
         return View(self.mask, self.query + start, count, self.key + low, keys, keep, self.device, mine, theirs)
+
+    def queries(self, start: int, stop: int) -> Self:
+        """The same for the queries start … stop, and all keys."""
+        mine = None if self.mine is None else self.mine.cut(start, stop)
+        return replace(self, query=self.query + start, count=stop - start, mine=mine)
 
     def columns(self, start: int, stop: int) -> View:
         """The same for the keys start … stop only."""

@@ -18,7 +18,7 @@ from anyformer.core.slots import Norm
 from anyformer.core.state import Slot
 from anyformer.parts.attention.attention import Attention
 from anyformer.parts.attention.cache import KeysValues
-from anyformer.parts.attention.kernels import attend, weights
+from anyformer.parts.attention.kernels import attend, offer
 from anyformer.parts.attention.masks import FULL, Packed, View, resolved
 
 NOTHING = -1  # the medium of a token before all media
@@ -80,8 +80,7 @@ class MediaAttention(Attention):
         k, v = known  # (B, H, S, K) each
         q = self._normed("q", self._split(self.q(x), self.heads)).transpose(1, 2)  # (B, H, T, K)
         seen, mask = flow.once("media", lambda: resolved(_view(media, k.shape[2])))
-        if flow.taps is not None and flow.taps.wants(self, "weights"):
-            flow.taps.put(self, "weights", weights(q, k, seen.tensor()))
+        offer(flow, self, q, k, seen)
         y = attend(q, k, v, seen, mask, dropout=self.dropout if self.training else 0.0, kernel=self.kernel)
         return self.o(y.transpose(1, 2).flatten(2))
 

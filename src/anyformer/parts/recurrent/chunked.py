@@ -21,6 +21,7 @@ from anyformer.parts.fused import depthwise
 
 CHUNK = 64
 HEADS, GROUPS = 64, 8  # of implied maps: more heads than that are shown as groups
+COLUMNS = 1 << 24  # numbers of an implied map that are made at once, about
 PIECE = 2048  # tokens of parallel chunks: their intermediate values should stay in the processor's cache
 
 
@@ -135,8 +136,9 @@ def piecewise(
 def implied(
     flow: Flow, mixer: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype, keep: Tensor | None
 ) -> None:
-    """Records the map that a mixer implies, if taps want it: y_t = sum_s M_ts v_s, for what it is linear in (Ali et
-    al., 2024; arXiv:2403.01590). Running it on the unit vectors of time in place of v gives M.
+    """Offers the map that a mixer implies to taps that want it, in blocks of columns: y_t = sum_s M_ts v_s, for what it
+    is linear in (Ali et al., 2024; arXiv:2403.01590). Running it on unit vectors of time in place of v gives columns of
+    M.
 
     ```
     implied   M, (B, H, T, T)
@@ -144,23 +146,41 @@ def implied(
               (the channels of Mamba) the means of 8 groups of neighbours
     ```
     Args:
-        run: unit vectors (T, T) in place of v -> M, in any shape that flattens to (B, H, T, T).
+        run: unit vectors (T, n) in place of v -> columns of M, in any shape that flattens to (B, H, T, n).
         x: (B, T, D), the input of the mixer. dtype: of v. keep: (B, T) True = real, or None.
     """
-    taps = flow.taps
-    if taps is None or not (taps.wants(mixer, "implied") or taps.wants(mixer, "weights")):
+    taps, (batch, time) = flow.taps, x.shape[:2]
+    if taps is None:
         return
-    batch, time = x.shape[:2]
-    with torch.no_grad():
-        M = run(torch.eye(time, dtype=dtype, device=x.device)).reshape(batch, -1, time, time)
-        M = M if keep is None else M * keep[:, None, None]
-        if taps.wants(mixer, "implied"):
-            taps.put(mixer, "implied", M)
-        if taps.wants(mixer, "weights"):
-            size = M.abs()
-            if size.shape[1] > HEADS:
-                size = torch.stack([part.mean(1) for part in size.tensor_split(GROUPS, 1)], 1)
-            taps.put(mixer, "weights", size / size.sum(-1, keepdim=True).clamp(min=torch.finfo(M.dtype).tiny))
+
+    @torch.no_grad()
+    def columns(at: slice) -> Tensor:
+        units = torch.zeros(time, at.stop - at.start, dtype=dtype, device=x.device)
+        units[at] = torch.eye(units.shape[1], dtype=dtype, device=x.device)
+        M = run(units).reshape(batch, -1, time, units.shape[1])
+        return M if keep is None else M * keep[:, None, None, at]
+
+    @functools.cache
+    def total() -> Tensor:
+        return torch.stack([sizes(at).sum(-1) for at in blocks]).sum(0)[..., None]  # (B, H, T, 1)
+
+    def sizes(at: slice) -> Tensor:
+        size = columns(at).abs()
+        if size.shape[1] > HEADS:
+            size = torch.stack([part.mean(1) for part in size.tensor_split(GROUPS, 1)], 1)
+        return size
+
+    def shares(at: slice) -> Tensor:
+        parts = torch.cat([sizes(slice(a, min(a + step, at.stop))) for a in range(at.start, at.stop, step)], -1)
+        sums = parts.sum(-1, keepdim=True) if parts.shape[-1] == time else total()
+        return parts / sums.clamp(min=torch.finfo(dtype).tiny)
+
+    if taps.wants(mixer, "implied"):
+        taps.offer(mixer, "implied", columns, time, -1)
+    if taps.wants(mixer, "weights"):
+        step = max(1, COLUMNS // (time * x.shape[2]))  # of a run, whose heads can be as many as the channels
+        blocks = [slice(a, min(a + step, time)) for a in range(0, time, step)]
+        taps.offer(mixer, "weights", shares, time, -1)
 
 
 def cut(t: Tensor, chunk: int, axis: int) -> Tensor:

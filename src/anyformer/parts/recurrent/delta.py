@@ -109,8 +109,8 @@ class GatedDelta(Mixer):
         return self.o(y * F.silu(self.gate(x)))
 
     def _map(self, q: Tensor, k: Tensor, beta: Tensor, fade: Tensor, eye: Tensor) -> Tensor:
-        """The share of each value in each output of a head, (B, H, T, T)."""
-        S = q.new_zeros(*q.shape[:2], self.head_dim, len(eye))
+        """The share of each value in each output of a head, (B, H, T, n)."""
+        S = q.new_zeros(*q.shape[:2], self.head_dim, eye.shape[1])
         return delta(q, k, eye.expand(*q.shape[:2], *eye.shape), beta, fade, S, self.chunk)[0]
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:

@@ -118,10 +118,10 @@ class Mamba(Mixer):
         return self.out((y.to(x.dtype) + u * self.skip) * F.silu(gate))
 
     def _map(self, step: Tensor, A: Tensor, B: Tensor, C: Tensor, eye: Tensor, begins: Tensor | None) -> Tensor:
-        """The share of each input of a channel in each of its outputs, (B, E, T, T): a scan for each position."""
+        """The share of each input of a channel in each of its outputs, (B, E, T, n): a scan for each column."""
         h = step.new_zeros(len(step), self.hidden, self.state)
-        each = [scan(one[:, None].expand_as(step), step, A, B, C, h, self.chunk, begins)[0] for one in eye]
-        return torch.stack(each, -1).transpose(1, 2) + self.skip.to(step)[:, None, None] * eye  # (B, E, T, T)
+        each = [scan(one[:, None].expand_as(step), step, A, B, C, h, self.chunk, begins)[0] for one in eye.unbind(1)]
+        return torch.stack(each, -1).transpose(1, 2) + self.skip.to(step)[:, None, None] * eye  # (B, E, T, n)
 
     def start(self, batch: int, length: int, like: Tensor) -> Recurrent:
         wide = torch.promote_types(like.dtype, torch.float32)

@@ -114,8 +114,8 @@ class Mamba2(Mixer):
         return self.out(self.norm(y.to(x.dtype), gate))
 
     def _map(self, q: Tensor, k: Tensor, step: Tensor, A: Tensor, skip: Tensor, eye: Tensor) -> Tensor:
-        """The share of each input u of a head in each of its outputs y + skip u, (B, G, R, T, T)."""
-        S = q.new_zeros(*step.shape[:3], self.state, len(eye))
+        """The share of each input u of a head in each of its outputs y + skip u, (B, G, R, T, n)."""
+        S = q.new_zeros(*step.shape[:3], self.state, eye.shape[1])
         return decayed(q, k, step * eye, step[..., 0] * A, S, self.chunk)[0] + skip[..., None] * eye
 
     def _heads(self, t: Tensor) -> Tensor:
