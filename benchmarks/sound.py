@@ -177,6 +177,7 @@ def _block() -> tuple[Any, Callable[[], Any]]:
     import torch
 
     from anyformer.core.flow import Flow
+    from anyformer.parts.folding.attention import Lines
     from anyformer.parts.folding.blocks import ColumnAttention, EvoformerBlock, OuterProductMean, RowAttention
     from anyformer.parts.folding.front import Rows
     from anyformer.parts.folding.triangles import PairUpdates
@@ -186,6 +187,7 @@ def _block() -> tuple[Any, Callable[[], Any]]:
     x, z = _tensors()
     flow = Flow(torch.arange(RESIDUES))
     flow.put(Rows(None, torch.ones(1, ROWS, dtype=torch.bool)))
+    flow.put(Lines(128))  # as the page alphafold2 has it
     return block, lambda: sum(t.square().mean() for t in block(x, z, flow))
 
 

@@ -76,18 +76,21 @@ class ProbSparse(Mixer):
         active, most = self._few(there.count), min(self.factor * math.ceil(math.log1p(time)), time)  # (B, 1) A of a row
         chosen = self.measure(q, k, there).topk(most, -1).indices  # (B, H, A)
         score = _at(q, chosen) @ k.mT  # (B, H, A, T)
-        hidden = ~real[:, None, None]
+        least = torch.finfo(score.dtype).min
         if flow.causal:
-            hidden = hidden | (torch.arange(time, device=x.device) > chosen[..., None])
-        weight = score.masked_fill(hidden, torch.finfo(score.dtype).min).softmax(-1)
-        y = drop(self, weight) @ v  # (B, H, A, K)
-        v = v * real[:, None, :, None]
+            score = score.masked_fill(torch.arange(time, device=x.device) > chosen[..., None], least)
+        if not there.whole:
+            score = score.masked_fill(~real[:, None, None], least)
+        y = drop(self, score.softmax(-1)) @ v  # (B, H, A, K)
+        v = v if there.whole else v * real[:, None, :, None]
         wide = torch.promote_types(v.dtype, torch.float32)  # sums over the whole text
         rest = v.to(wide).cumsum(2) if flow.causal else v.to(wide).sum(2, keepdim=True)
         rest = rest if flow.causal else rest / there.count[..., None, None].clamp(min=1)
         rest = rest.to(v.dtype).expand_as(v)
-        enough = (torch.arange(most, device=x.device) < active)[:, None, :, None]  # a short row has fewer active tokens
-        y = rest.scatter(2, chosen[..., None].expand_as(y), y.where(enough, _at(rest, chosen)))
+        if not there.whole:  # a short row has fewer active tokens
+            enough = (torch.arange(most, device=x.device) < active)[:, None, :, None]
+            y = y.where(enough, _at(rest, chosen))
+        y = rest.scatter(2, chosen[..., None].expand_as(y), y)
         return self.o(there.unpacked(y).transpose(1, 2).flatten(2))
 
     @torch.no_grad()
@@ -96,13 +99,12 @@ class ProbSparse(Mixer):
         time, count, few = k.shape[2], there.count, self.draws == "few"
         many = self._few(count) if few else count  # (B, 1) U of each row
         most = min(self.factor * math.ceil(math.log1p(time)), time) if few else time
-        lengths = [time] if there.whole else count[:, 0].tolist()
-        key = torch.stack([self._drawn(n, most) for n in lengths]).to(q.device).expand(q.shape[0], most)  # (B, U)
-        drawn = _at(k, key[:, None].expand(-1, k.shape[1], -1)).mT  # (B, H, K, U)
         if there.whole:  # some queries at a time: their scores stay in the processor's cache
+            drawn = k.index_select(2, self._drawn(time, most).to(q.device)).mT  # (B, H, K, U)
             pieces = (part @ drawn for part in q.split(CHUNK, 2))  # (B, H, C, U) each
             return torch.cat([s.amax(-1) - s.sum(-1) / time for s in pieces], 2)
-        score = q @ drawn  # (B, H, T, U)
+        key = torch.stack([self._drawn(n, most) for n in count[:, 0].tolist()]).to(q.device)  # (B, U)
+        score = q @ _at(k, key[:, None].expand(-1, k.shape[1], -1)).mT  # (B, H, T, U)
         mine = (torch.arange(most, device=q.device) < many)[:, None, None]  # (B, 1, 1, U)
         highest = score.masked_fill(~mine, float("-inf")).amax(-1)
         measured = highest - (score * mine).sum(-1) / count[..., None].clamp(min=1)

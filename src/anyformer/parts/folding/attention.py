@@ -101,8 +101,8 @@ def attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor 
     """softmax(K^-1/2 q k^T + bias) v for (B, I, H, L, K), over real keys; 0 where a line has none."""
     alike = keep is None or keep.shape[1] == 1
     if bias is not None and alike and checks.readable(q) and not torch.is_grad_enabled():
-        over = bias.to(q.dtype)  # (B, H, L, L)
-        over = over if keep is None else over.masked_fill(~keep[:, :, None], float("-inf"))
+        over = bias[:, None].to(q.dtype)  # (B, 1, H, L, L): of four axes for each protein, else nothing is fused
+        over = over if keep is None else over.masked_fill(~keep[:, :, None, None], float("-inf"))
         # one protein at a time, its lines as the batch: fused attention then copies no bias and holds no scores
         each = zip(q, k, v, over, strict=False)
         return torch.stack([F.scaled_dot_product_attention(*one) for one in each])
