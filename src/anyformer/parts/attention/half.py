@@ -102,24 +102,24 @@ def gradients(
     if mask is not None:
         hidden = (~mask).expand(-1, -1, queries, keys).flatten(0, 1)  # (1 or B or B H, T, S)
         which = torch.arange(len(hidden)).view(mask.shape[:2]).expand(rows).flatten()  # (B H,)
-    own = torch.linalg.vecdot(grad.float(), y.float())  # (B, H, T)
-    q, k, v, grad, own, sums = (t.flatten(0, 1) for t in (q, k, v, grad, own, sums))
-    asked, given = _beside(q, sums.float() / -scale), _beside(grad, -own)
-    found, said = _beside(k), _beside(v)
+    q, k, v, grad, y, sums = (t.flatten(0, 1) for t in (q, k, v, grad, y, sums))
     dq, dk, dv = torch.zeros(q.shape, dtype=torch.float32), torch.empty_like(k), torch.empty_like(v)
     heads = max(1, PIECE // (queries * min(BLOCK, keys)))
     for first in range(0, len(q), heads):
         h = slice(first, first + heads)
+        own = torch.linalg.vecdot(grad[h].float(), y[h].float())  # (h, T)
+        asked, given = _beside(q[h], sums[h].float() / -scale), _beside(grad[h], -own)
+        found, said = _beside(k[h]), _beside(v[h])
         for low in range(0, keys, BLOCK):
             s = slice(low, low + BLOCK)
             t = slice(low if causal else 0, queries)
-            p = _product(asked[h, t], found[h, s], scale).exp_()  # (h, T, s)
+            p = _product(asked[:, t], found[:, s], scale).exp_()  # (h, T, s)
             if causal:
                 p[:, :BLOCK].tril_()
             if mask is not None:
                 p.masked_fill_(hidden[which[h], t, s], 0.0)
             dv[h, s] = p.mT @ grad[h, t]
-            slope = _product(given[h, t], said[h, s]).mul_(p)
+            slope = _product(given[:, t], said[:, s]).mul_(p)
             dk[h, s] = _product(slope.mT, q[h, t].mT, scale)
             dq[h, t] += slope @ k[h, s]
     dq = dq.mul_(scale).to(q.dtype)
