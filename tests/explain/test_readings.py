@@ -170,7 +170,7 @@ def test_a_protein_has_shares_of_its_residues_and_maps_of_pairs(name, tmp_path):
     with pytest.raises(ValueError, match="holds 2 proteins; explain one"):
         read(model, str(tmp_path / "two.fasta"))
     with pytest.raises(ValueError, match=r"no single table of tokens.*method='occlusion'"):
-        attribute(model, {"input_ids": torch.tensor([[1, 2, 3]])}, lambda out: out.hidden[:, 0, 0], "ig")
+        attribute(model, {"input_ids": torch.tensor([[1, 2, 3]])}, lambda out: out.beside["pair"][:, 0, 0, 0], "ig")
 
 
 def _other(folder: Path) -> str:
