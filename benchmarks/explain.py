@@ -10,7 +10,8 @@ next value of a series; where F(x) < F(b), it is taken with the other sign. A cu
 parts removed of F - F(b), over all inputs, in parts of the mean F(x) - F(b): one input whose F(x) is near F(b) does not
 outweigh all others. SRG, the symmetric relevance gain (Bluecher et al., 2024), is the distance between the two curves:
 0 for a random order, whatever removal does to the model. Its error is the standard error over inputs, and of the
-difference from a random order of the same input.
+difference from a random order of the same input. The last column is the rank correlation of the shares with those of
+the same model with new weights (Adebayo et al., 2018): near 0 = the shares are those of the weights.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def contrasted(explained: Explained) -> Callable[..., Tensor]:
 def faithful(model: Any, calls: list[dict[str, Tensor]], main: str, base: str) -> list[tuple[str, ...]]:
     """The rows of a table, a method each."""
     found: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
+    alike, fresh = dict[str, list[float]](), pages.build(model.recipe, seed=1).eval()
+    fresh.tokenizer = model.tokenizer
     for number, call in enumerate(calls):
         explained = Explained(model, call, [main])
         plain = contrasted(explained)
@@ -105,6 +108,10 @@ def faithful(model: Any, calls: list[dict[str, Tensor]], main: str, base: str) -
             order = share.argsort(descending=True)
             first, last = (curve(explained, aim, main, o, base) for o in (order, order.flip(0)))
             found[method].append((mean(first) - first[-1], mean(last) - last[-1], abs(apart)))
+            if method != "random":
+                alike.setdefault(method, []).append(
+                    _alike(method, Explained(fresh, call, [main]), aim, main, base, share)
+                )
     rows = list[tuple[str, ...]]()
     whole = mean(apart for *_, apart in found["random"])
     chance = [b - a for a, b, _ in found["random"]]
@@ -116,8 +123,21 @@ def faithful(model: Any, calls: list[dict[str, Tensor]], main: str, base: str) -
         gone, kept = (mean(row[i] for row in each) / whole for i in (0, 1))
         error, against = (stdev(v) / len(v) ** 0.5 / whole for v in (gains, beside))
         more = "" if method == "random" else f"{mean(beside) / whole:+.2f} ± {against:.2f}"
-        rows.append((method, f"{gone:.2f}", f"{kept:.2f}", f"{mean(gains) / whole:.2f} ± {error:.2f}", more))
+        same = [c for c in alike.get(method, ()) if c == c]
+        other = f"{mean(same):+.2f} ± {stdev(same) / len(same) ** 0.5:.2f}" if same else ""
+        rows.append((method, f"{gone:.2f}", f"{kept:.2f}", f"{mean(gains) / whole:.2f} ± {error:.2f}", more, other))
     return rows
+
+
+def _alike(method: str, fresh: Explained, aim: Any, main: str, base: str, share: Tensor) -> float:
+    """The rank correlation of shares with those of a model of other weights; NaN where that has none."""
+    try:
+        other = shares(method, fresh, aim, main, 0, base)
+    except ValueError:  # integrated gradients that do not get complete
+        return float("nan")
+    if other is None:
+        return float("nan")
+    return float(torch.corrcoef(torch.stack([s.argsort().argsort().double() for s in (share, other)]))[0, 1])
 
 
 def _text(rated: Path, work: Path) -> tuple[Any, list[dict[str, Tensor]], str]:
@@ -184,7 +204,8 @@ def _written(file: Path, values: list[float]) -> Path:
 def run_faithful(rated: Path, work: Path, doc: Path | None) -> None:
     """Prints the table of each medium."""
     work.mkdir(parents=True, exist_ok=True)
-    lines = ["| medium | method | deletion | insertion | SRG | more than random |", "|---|---|---|---|---|---|"]
+    lines = ["| medium | method | deletion | insertion | SRG | more than random | ranks as with new weights |",
+             "|---|" + 6 * "---|"]  # fmt: skip
     media = {"text": ("[MASK]", lambda: _text(rated, work)), "picture": ("mean", lambda: _picture(work)),
              "series": ("mean", lambda: _series(work))}  # fmt: skip
     for name, (base, make) in media.items():

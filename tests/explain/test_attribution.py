@@ -35,6 +35,7 @@ SLOW = {
     "jamba",
     "memorizing",
 }
+DRAWS = 24  # of weights and inputs
 QUICK = [n for n in PAGES if n not in SLOW | BENT | {"switch", "flamingo", "swin"}]
 
 
@@ -178,19 +179,36 @@ def test_captum_has_the_same_integrated_gradients(name):
     theirs = captum.IntegratedGradients(score).attribute(value, torch.zeros_like(value), n_steps=8)
     torch.testing.assert_close(made.each[main], theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
     slopes = captum.InputXGradient(score).attribute(value.clone().requires_grad_())
-    ours = attribute(model, call, 3, "grad", at=at).each[main]
+    ours = attribute(model, call, 3, "grad", at=at, baseline="zeros").each[main]
     torch.testing.assert_close(ours, slopes, rtol=1e-5, atol=1e-5 * float(slopes.abs().max()))
 
 
-def test_other_weights_give_another_map():
-    """Adebayo et al. (2018): a map that does not depend on the weights explains nothing."""
-    maps = []
-    for seed in (0, 1):
-        model = af.build("vit", "tiny", seed=seed).eval()
-        call = model.example(1, {}, torch.Generator().manual_seed(0))
-        maps.append(attribute(model, call, 3).values["pixel_values"].flatten())
-    ranks = torch.stack([m.argsort().argsort().double() for m in maps])
-    assert abs(float(torch.corrcoef(ranks)[0, 1])) < 0.6
+def _alike(name: str, method: str, seeds: Any) -> float:
+    """The mean rank correlation of the maps that two models have of the same input, over inputs and models."""
+    found = []
+    for seed in range(DRAWS):
+        ranks = []
+        for own in seeds(seed):
+            model = af.build(name, "tiny", seed=own).eval()
+            call = model.complete(model.example(1, {}, torch.Generator().manual_seed(seed)))
+            at = 5 if name == "bert" else None
+            made = attribute(model, call, 3, method, at=at, tolerance=0.05, points=2000).values[model.takes].flatten()
+            ranks.append(made.argsort().argsort().double())
+        found.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
+    return sum(found) / DRAWS
+
+
+@pytest.mark.parametrize("method", ["ig", "grad", "occlusion", "relevance"])
+@pytest.mark.parametrize("name", ["vit", "bert", *later("llama", "t5", "mamba")])
+def test_other_weights_give_another_map(name, method):
+    """Adebayo et al. (2018): a map that does not depend on the weights explains nothing. 16 places of one input agree
+    by 0.26 by chance, so it is the mean over 24 inputs that has to be below 0.2; a decoder's last token, which every
+    weight lets speak most, is a part of it."""
+    assert abs(_alike(name, method, lambda seed: (2 * seed, 2 * seed + 1))) < 0.2
+
+
+def test_the_same_weights_give_the_same_map():
+    assert _alike("vit", "grad", lambda seed: (seed, seed)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("method", ["ig", "occlusion", "relevance"])

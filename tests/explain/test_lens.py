@@ -249,5 +249,7 @@ def test_mistakes_are_named():
         patch(model, [1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="both inputs have the score"):
         patch(model, clean, clean)
+    with pytest.raises(ValueError, match=r"'blocks.0.mixer.heads' is no place of this model"):
+        patch(af.build("mamba", "tiny").eval(), clean, corrupt, "blocks.0.mixer.heads")
     with pytest.raises(ValueError, match="training mode"):
         lens(model.train(), clean)

@@ -1,4 +1,4 @@
-"""Pairs, graphs, episodes and sounds on the command line: what decides has shares, and mistakes are named."""
+"""Pairs, graphs, episodes, proteins and sounds on the command line: what decides has shares, and mistakes are named."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.contract.subjects import redrawn
+from anyformer.explain import Contrast, attribute
+from anyformer.explain.poster import poster
+from anyformer.explain.proteins import pair_map
 from anyformer.explain.reading import read
 from anyformer.explain.reading_more import spectrogram
 from anyformer.explain.report import report
 from anyformer.explain.target import parsed
+from anyformer.generate.folding import fold as folded
 from anyformer.hub.processors import GraphProcessor, TrajectoryProcessor, WaveProcessor
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train import train
@@ -131,3 +136,55 @@ def test_a_spectrogram_shows_a_tone_where_it_is(tmp_path):
     reading = read(model, str(tmp_path / "a.wav"))
     assert reading.spectrogram is not None and reading.spectrogram["rows"] == 64
     assert report(model, reading, 3, "grad", at=2).data["spectrogram"]["columns"] > 100
+
+
+@pytest.mark.parametrize("name", ["esmfold", "alphafold2"])
+def test_a_protein_has_shares_of_its_residues_and_maps_of_pairs(name, tmp_path):
+    """The maps are those of `fold`, and a share is how far the confidence falls without the residue."""
+    model = redrawn(af.build(name, "tiny", seed=0)).eval()
+    (tmp_path / "a.fasta").write_text(">a\nMKTAY\n")
+    msa = None
+    if "msa" in model.inputs():
+        msa = str(tmp_path / "a.a3m")
+        (tmp_path / "a.a3m").write_text(">a\nMKTAY\n>b\nMKSAY\n")
+    (fold,) = folded(model, tmp_path / "a.fasta", msa=msa)
+    made = report(model, read(model, str(tmp_path / "a.fasta"), target="2", msa=msa))
+    (unit,) = made.data["attribution"]["inputs"]
+    assert unit["labels"][:5] == ["M1", "K2", "T3", "A4", "Y5"] and made.data["attribution"]["method"] == "occlusion"
+    assert made.data["target"] == "confidence (pLDDT) of K2"
+    assert made.data["attribution"]["score"] == pytest.approx(float(fold.plddt[1]), rel=1e-4)
+    (without,) = folded(model, ["XKTAY"], msa=None if msa is None else _other(tmp_path))
+    assert unit["values"][0] == pytest.approx(float(fold.plddt[1] - without.plddt[1]), abs=2e-3)
+    far, errors = made.data["pairs"]
+    atoms = fold.positions[:, 1]
+    for shown, wanted in ((far, np.linalg.norm(atoms[:, None] - atoms[None], axis=-1)), (errors, fold.pae)):
+        numbers = np.frombuffer(zlib.decompress(base64.b64decode(shown["data"])), np.uint8).reshape(5, 5) / 255
+        step = (shown["high"] - shown["low"]) / 255
+        np.testing.assert_allclose(shown["low"] + numbers * (shown["high"] - shown["low"]), wanted, atol=step)
+        assert shown["labels"] == unit["labels"][:5] and shown["cell"] == 1
+    assert "pairs" not in made.json() and poster(made.data, tmp_path / "a.png").stat().st_size > 10_000
+    for target in ("6", "A", Contrast("1", "2")):
+        with pytest.raises(ValueError, match="the number of a residue, 1 to 5"):
+            read(model, "MKTAY", target=target)
+    (tmp_path / "two.fasta").write_text(">a\nMKT\n>b\nGAV\n")
+    with pytest.raises(ValueError, match="holds 2 proteins; explain one"):
+        read(model, str(tmp_path / "two.fasta"))
+    with pytest.raises(ValueError, match=r"no single table of tokens.*method='occlusion'"):
+        attribute(model, {"input_ids": torch.tensor([[1, 2, 3]])}, lambda out: out.beside["pair"][:, 0, 0, 0], "ig")
+
+
+def _other(folder: Path) -> str:
+    """The same alignment of the protein without its first residue."""
+    (folder / "b.a3m").write_text(">a\nXKTAY\n>b\nMKSAY\n")
+    return str(folder / "b.a3m")
+
+
+def test_an_alignment_is_of_a_protein():
+    with pytest.raises(ValueError, match="msa: an alignment is of a protein"):
+        read(af.build("llama", "tiny", seed=0).eval(), "a text", msa="x.a3m")
+
+
+def test_a_large_map_of_pairs_is_shown_in_cells():
+    made = pair_map("x", "Å", np.arange(600.0 * 600).reshape(600, 600), [str(i) for i in range(600)])
+    assert (made["side"], made["cell"], len(made["labels"])) == (300, 2, 300)
+    assert made["low"] == pytest.approx(np.arange(600.0 * 600).reshape(600, 600)[:2, :2].mean())

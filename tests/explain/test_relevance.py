@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import anyformer as af
+from anyformer.contract.subjects import redrawn
 from anyformer.core import pages
 from anyformer.explain import attribute
 from anyformer.explain.features import Explained
@@ -108,7 +109,7 @@ def test_a_linear_model_has_the_shares_of_its_sum():
     def score(out: Any) -> Tensor:
         return out.hidden[:, 1:].sum((1, 2)) if model.norm is None else out.hidden[:, 1:, 0].sum(1)
 
-    made = attribute(model, call, score, "relevance")
+    made = attribute(model, call, score, "relevance", baseline="zeros")
     x = call["pixel_values"].clone().requires_grad_()
     (slope,) = torch.autograd.grad(_fixed_scale(model, x, score).sum(), x)
     torch.testing.assert_close(made.each["pixel_values"], x.detach() * slope)
@@ -145,7 +146,7 @@ def test_lxt_has_the_same_relevance(name):
     model, _ = _wide(name)
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     at, token = (5, 3) if name == "llama" else (2, 3)
-    made = attribute(model, ids, token, "relevance", at=at)
+    made = attribute(model, ids, token, "relevance", at=at, baseline="zeros")
     vectors = model.embed.tokens.weight[ids].detach().clone().requires_grad_()
     logits = _by_lxt(lf, model, ids, vectors, name)
     with torch.no_grad():
@@ -346,3 +347,19 @@ def test_a_ledger_that_misses_in_float32_is_made_in_float64(monkeypatch):
     made = attribute(model, [5, 6, 7], 9, "relevance")
     assert abs(float(made.residual)) < 1e-12 and next(model.parameters()).dtype == torch.float32
     assert made.values["input_ids"].dtype == torch.float64
+
+
+def test_a_baseline_is_an_entry_of_its_own():
+    """What an input is less its baseline has the shares; the ledger holds the baseline, and adds up as before."""
+    model = redrawn(af.build("vit", "tiny", seed=0)).eval().double()
+    call = {n: v.double() + 3 for n, v in model.example(1, {}, torch.Generator().manual_seed(0)).items()}
+    plain = attribute(model, call, 3, "relevance", baseline="zeros")
+    made = attribute(model, call, 3, "relevance", baseline="mean")
+    x, slope = call["pixel_values"], plain.each["pixel_values"] / call["pixel_values"]
+    base = x.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(made.each["pixel_values"], (x - base) * slope)
+    assert made.ledger is not None and plain.ledger is not None
+    (row,) = [row for row in made.ledger.rows if row.name == "baseline of pixel_values"]
+    assert row.added["others"] == pytest.approx(float((base * slope).sum()), rel=1e-9)
+    assert made.ledger.missing == pytest.approx(plain.ledger.missing, abs=1e-9)
+    assert float(made.score) == float(plain.score) and float(made.residual.abs()) < 1e-9

@@ -43,7 +43,7 @@ def test_lines_and_the_mode_of_the_model_come_back(model: Any) -> None:
 
 
 def test_chains_are_parted_by_a_linker_that_is_left_out(model: Any) -> None:
-    inputs, (own,) = batch_of([sequence("MKT:GA")], LINKER)
+    inputs, (own,) = batch_of(model, [sequence("MKT:GA")], None)
     assert inputs["input_ids"].shape == (1, 3 + LINKER + 2) and int(own.sum()) == 5
     places = inputs["position_ids"][0].tolist()
     assert places[0] == 0 and places[3 + LINKER] == 3 + LINKER + JUMP

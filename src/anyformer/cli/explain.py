@@ -19,6 +19,7 @@ def explain(
     method: str | None = None,
     baseline: str = "mean",
     answer: str | None = None,
+    msa: str | None = None,
     at: int | None = None,
     head: str | None = None,
     tolerance: float = 0.01,
@@ -35,8 +36,9 @@ def explain(
 
     Args:
         model: a directory, the folder of a run, a hub id, or real weights by name.
-        item: a text; the file of a picture, a sound, a series, a graph (or SMILES) or an episode, for a model that
-            reads one; - is a text on standard input.
+        item: a text; the file of a picture, a sound, a series, a graph (or SMILES), an episode or a protein
+            (FASTA, PDB or its letters; `--for` is the number of a residue), for a model that reads one; - is a text on
+            standard input.
         target: a token or a class, by default the likeliest one; "A - B" explains why A and not B. On the command line
             it is called `--for`. Of two towers (CLIP) it is the text that the picture is compared with.
         method: roles (what each head does, and whether that counts) or neurons (the units that made the answer); or the
@@ -44,6 +46,7 @@ def explain(
             (layer-wise, with its ledger); by default ig, and occlusion where ig is not complete, which is said.
         baseline: what stands for no information: mean, zeros, pad, blur, or a token.
         answer: what the model wrote behind the text, or of the source, before the target.
+        msa: an alignment of the protein, .a3m or .sto, for a model that reads one.
         at: the position of the target, of a model with a score at each; by default the last one of a decoder. Of a
             forecast the step ahead, 0 = the next one.
         head: of a model with several heads, its name.
@@ -71,7 +74,7 @@ def explain(
     for kind in beside:
         check_option("explain", "beside", kind, ("png", "json"))
     loaded = models.load(model, text=False, task=task, ignore=ignore)
-    reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer, parsed(target))
+    reading = read(loaded, sys.stdin.read().strip() if item == "-" else item, answer, parsed(target), msa)
     more = method if method in FINDINGS else None
     made = report(
         loaded, reading, parsed(target), None if more else method, name=model, baseline=_baseline(baseline), at=at,

@@ -78,9 +78,9 @@ def attribute(
 
     ```
     ig         integrated gradients: (x - b) * mean of dF/dx on the line from b to x. The shares sum to F(x) - F(b).
-    grad       gradient x input: x * dF/dx, one pass. The sum is nothing in particular.
+    grad       gradient x input: (x - b) * dF/dx, one pass. The sum is nothing in particular.
     occlusion  F(x) - F(x with the unit at its baseline), a pass for each unit. Needs no gradient.
-    relevance  layer-wise relevance by locally linear rules, one pass. The shares and a ledger sum to F(x); see
+    relevance  (x - b) * slope of F by locally linear rules, one pass. The shares and a ledger sum to F(x); see
                `explain.relevance`, and docs/understanding.md for its patent notice.
     ```
     F is a logit, not a probability: a probability near 1 hardly changes, so its gradients are near 0. The integral
@@ -92,8 +92,8 @@ def attribute(
         inputs: a text, token ids, or all tensors of a call by name (`model.inputs()`); rows can be padded.
         target: a token, a class, `Contrast(" Paris", " Rome")`, or a function of the output; None: the highest score.
         method: ig, grad, occlusion or relevance.
-        baseline: what stands for no information: "mean", "zeros", "pad", "blur", a token, tensors; see
-            `features.Explained.baseline`.
+        baseline: b, what stands for no information: "mean", "zeros", "pad", "blur", a token, tensors; see
+            `features.Explained.baseline`. Captum's gradient x input and LXT's relevance have zeros.
         at, head: the position and the head of the target; see `target.goal`.
         only: the inputs to explain; the others stay as they are.
         tolerance: |residual| of ig, as a share of |F(x) - F(b)|.
@@ -107,13 +107,15 @@ def attribute(
     if method not in METHODS:
         raise ValueError(f"method: expected {', '.join(METHODS)}; got {method!r}")
     explained = Explained(model, named(model, inputs), only)
+    if method == "occlusion" and isinstance(baseline, int):
+        explained.by_ids()
     explained.check()
     if method == "relevance":
-        return _relevant(explained, target, at, head, routers)
+        return _relevant(explained, target, at, head, routers, baseline)
     narrow(explained, target, at, head)
     base = explained.baseline(baseline)
     if method == "grad":
-        return _sloped(explained, target, at, head)
+        return _sloped(explained, target, at, head, base)
     with torch.no_grad():
         out = explained.run()
         aim = aimed(explained, out, target, at, head)
@@ -129,8 +131,8 @@ def attribute(
     return Attribution(values, each, aim.name, method, score, at_base, residual, counts, aim)
 
 
-def _sloped(explained: Explained, target: Target, at: int | None, head: str | None) -> Attribution:
-    """Gradient x input in one pass, which tells the target, too."""
+def _sloped(explained: Explained, target: Target, at: int | None, head: str | None, base: Values) -> Attribution:
+    """Gradient x input less baseline in one pass, which tells the target, too."""
     found: list[Goal] = []
 
     def score_of(out: Output) -> Tensor:
@@ -139,7 +141,7 @@ def _sloped(explained: Explained, target: Target, at: int | None, head: str | No
 
     slopes, score = gradients(explained, score_of, {n: f.value for n, f in explained.features.items()})
     _check_rows(explained, len(score))
-    each = {n: slopes[n] * f.value for n, f in explained.features.items()}
+    each = {n: slopes[n] * (f.value - base[n]) for n, f in explained.features.items()}
     values = {n: f.units(each[n]) for n, f in explained.features.items()}
     none = torch.zeros_like(score)
     return Attribution(
@@ -178,15 +180,17 @@ def named(model: Any, inputs: Any) -> dict[str, Tensor]:
     return made
 
 
-def _relevant(explained: Explained, target: Target, at: int | None, head: str | None, routers: str) -> Attribution:
+def _relevant(
+    explained: Explained, target: Target, at: int | None, head: str | None, routers: str, baseline: Any
+) -> Attribution:
     try:
-        made = relevance(explained, target, at, head, routers=routers)
+        made = relevance(explained, target, at, head, routers=routers, baseline=explained.baseline(baseline))
     except Incomplete:  # sums that cancel: float32 has too few digits
         if next(explained.model.parameters()).dtype == torch.float64:
             raise
         inputs = {n: v.double() if v.is_floating_point() else v for n, v in explained.inputs.items()}
         wide = Explained(deepcopy(explained.model).double(), inputs, explained.only)
-        made = relevance(wide, target, at, head, routers=routers)
+        made = relevance(wide, target, at, head, routers=routers, baseline=wide.baseline(baseline))
     ledger, like = made.ledger, next(iter(made.each.values()))
     score, base, residual = (
         torch.tensor([value], dtype=torch.float64, device=like.device)

@@ -91,6 +91,7 @@ class Explained:
             raise ValueError("the model is in training mode, where dropout changes every pass; call model.eval() first")
         self.model, self.inputs, self.only = model, dict(inputs), only
         self.missing: dict[str, str] = {}  # inputs of ids without a rule, and why
+        self.ids: dict[str, Feature] = {}  # the same as whole numbers, which occlusion can replace
         self.features = {f.name: f for f in self._found()}
         if only is not None:
             for name in only:
@@ -105,6 +106,10 @@ class Explained:
         if not self.features:
             raise ValueError("this call has no token ids and no numbers, so no part of it can have a share")
 
+    def by_ids(self) -> None:
+        """Makes ids that are looked up in several tables inputs to explain, for a method without gradients."""
+        self.features, self.missing = {**self.features, **self.ids}, {}
+
     together = 1  # copies of the row in one pass
     head: nn.Module | None = None  # whose scores are needed at one place of each row alone
     places: list[int] | None = None  # these places, once a pass has told how many there are
@@ -114,7 +119,7 @@ class Explained:
         """The output with these values in place of some features; random parts draw the same numbers every time."""
         values = values or {}
         inputs = dict(self.inputs)
-        inputs.update({name: value for name, value in values.items() if self.features[name].table is None})
+        inputs.update({n: v.to(inputs[n].dtype) for n, v in values.items() if self.features[n].table is None})
         tables = {name: value for name, value in values.items() if self.features[name].table is not None}
         hooks = [self.features[name].table.register_forward_hook(self._replaced(name, v)) for name, v in tables.items()]  # type: ignore[union-attr]
         try:
@@ -129,6 +134,8 @@ class Explained:
         """The call with its one row `count` times."""
         rows = {n: v.expand(count, *v.shape[1:]) for n, v in self.inputs.items()}
         made = Explained(self.model, rows, self.only)
+        if made.ids.keys() <= self.features.keys():
+            made.by_ids()
         made.head, made.places = self.head, self.places
         return made
 
@@ -215,8 +222,11 @@ class Explained:
         if table is None:
             self.missing[name] = (
                 f"{name}: {type(front).__name__} has no single table of tokens, whose rows integrated gradients and "
-                "occlusion would change; pass only=, the other inputs to explain"
+                "occlusion would change; pass only=, the other inputs to explain, or method='occlusion' with a token's "
+                "id as baseline"
             )
+            keep = self.inputs.get(entrance.mask) if entrance.mask else None
+            self.ids[name] = Feature(name, ids.double(), read.axes, keep=None if keep is None else keep.bool())
             return []
         keep = self.inputs.get(entrance.mask) if entrance.mask else None
         vectors = rows_of(table, ids)
@@ -247,6 +257,8 @@ class Explained:
                     f"baseline of {feature.name}: expected the shape {tuple(value.shape)}, got {tuple(wanted.shape)}"
                 )
             return wanted.to(value)
+        if isinstance(wanted, int) and feature.name in self.ids:
+            return torch.full_like(value, wanted)
         if isinstance(wanted, int) or (isinstance(wanted, str) and wanted not in BASELINES):
             if table is None:
                 raise ValueError(f"baseline {wanted!r} is a token, and {feature.name} are numbers; use mean or zeros")

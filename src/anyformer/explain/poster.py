@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def poster(data: dict[str, Any], path: str | Path) -> Path:
     panels += [(unit["draw"], unit) for unit in units]
     panels += [("lens", data["lens"]["rows"])] if data["lens"].get("rows") else []
     panels += [("heads", data["direct"]["heads"])] if data["direct"].get("heads") else []
+    panels += [("pair", each) for each in data.get("pairs", [])]
     heights = [_height(kind, what) for kind, what in panels]
     figure = pyplot.figure(figsize=(9, 0.9 + sum(heights)), facecolor=PAPER, layout="constrained")
     figure.suptitle(f"Why {data['target']}?   {data['model']}: {str(data['input'])[:80]}", fontsize=12, color=INK)
@@ -44,6 +46,8 @@ def poster(data: dict[str, Any], path: str | Path) -> Path:
         elif kind == "lens":
             best = [(row["layer"], *row["top"][0]) for row in what[-MOST:]]
             _bars(axis, "the likeliest behind each layer", [(f"{at}: {name}", share, FOR) for at, name, share in best])
+        elif kind == "pair":
+            _pair(axis, what)
         else:
             _bars(axis, "heads with the largest direct shares", _signed(what[:MOST]))
     path = Path(path)
@@ -54,7 +58,7 @@ def poster(data: dict[str, Any], path: str | Path) -> Path:
 
 def _height(kind: str, what: Any) -> float:
     """Inches of a panel."""
-    rows = {"grid": 18, "line": 9, "tokens": len(what.get("labels", ())) if isinstance(what, dict) else 0}
+    rows = {"grid": 18, "pair": 18, "line": 9, "tokens": len(what.get("labels", ())) if isinstance(what, dict) else 0}
     return 0.5 + 0.19 * min(MOST, rows.get(kind) or len(what))
 
 
@@ -91,6 +95,19 @@ def _grid(axis: Any, title: str, unit: dict[str, Any], picture: str | None) -> N
     axis.figure.colorbar(drawn, ax=axis, fraction=0.03)
     axis.set(xticks=[], yticks=[])
     _plain(axis, title)
+
+
+def _pair(axis: Any, what: dict[str, Any]) -> None:
+    """A map of pairs in its unit."""
+    numbers = np.frombuffer(zlib.decompress(base64.b64decode(what["data"])), np.uint8).reshape(what["side"], -1)
+    values = what["low"] + numbers / 255 * (what["high"] - what["low"])
+    drawn = axis.imshow(values, cmap="Blues_r", aspect="equal", interpolation="nearest")
+    axis.figure.colorbar(drawn, ax=axis, fraction=0.03).set_label(what["unit"], fontsize=7)
+    every = max(1, len(what["labels"]) // 12)
+    places = range(0, len(what["labels"]), every)
+    for put in (axis.set_xticks, axis.set_yticks):
+        put(places, [what["labels"][i] for i in places], fontsize=6)
+    _plain(axis, what["name"])
 
 
 def _line(axis: Any, title: str, unit: dict[str, Any], wave: list[float] | None) -> None:

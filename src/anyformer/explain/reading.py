@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyformer.explain import proteins
 from anyformer.explain import reading_more as more
 from anyformer.explain.attribution import named
 from anyformer.explain.target import Target
 from anyformer.generate import forecasting
 from anyformer.generate.embedding import inputs_of
+from anyformer.generate.folding import folds
 from anyformer.generate.paths import ctc_head
 from anyformer.generate.transcribing import processor_of
 from anyformer.hub.processors import assumed
 from anyformer.media.series import read_series
 from anyformer.media.sound import sound
+from anyformer.skeletons.base import Output
 
 DRAWS = 50  # of a forecast that is written step by step
 
@@ -31,15 +35,17 @@ class Reading:
     """One call and what a person sees of it.
 
     Args:
-        inputs: the tensors by name. kind: text, picture, sound, series, pair (a picture and a text), graph or episode.
-            name: of the file, or the text.
+        inputs: the tensors by name. kind: text, picture, sound, series, pair (a picture and a text), graph, episode or
+            protein. name: of the file, or the text.
         picture: the pixels as a data URL, or None.
         wave: the loudness of the sound, or the values of the series, in order of time; or None.
         seconds: the length of the sound that the model reads, else None.
         target, at: what is explained if that is not a token or a class of the model: the similarity of a pair; the last
             step of an episode.
-        labels: of units that have names: the kinds of nodes.
+        labels: of units that have names: the kinds of nodes, residues.
         spectrogram: of a sound, see `reading_more.spectrogram`.
+        unknown: the id that stands for no information, of ids that have no baseline in between.
+        pairs: of an output the maps of pairs of units.
     """
 
     inputs: dict[str, Tensor]
@@ -52,11 +58,13 @@ class Reading:
     at: int | None = None
     labels: dict[str, list[str]] = field(default_factory=dict)
     spectrogram: dict[str, Any] | None = None
+    unknown: int | None = None
+    pairs: Callable[[Output], list[dict[str, Any]]] | None = None
 
 
-def read(model: Any, item: str, answer: str | None = None, target: Target = None) -> Reading:
-    """The call of a text, or of the file of a picture, a sound, a series, a graph or an episode, by what the model
-    reads; of two towers that of a picture with the text, or the two texts, of the target.
+def read(model: Any, item: str, answer: str | None = None, target: Target = None, msa: str | None = None) -> Reading:
+    """The call of a text, or of the file of a picture, a sound, a series, a graph, an episode or a protein, by what the
+    model reads; of two towers that of a picture with the text, or the two texts, of the target.
 
     Raises:
         ValueError: for a file that is not there, an answer that the model does not write, a model that reads several
@@ -65,6 +73,12 @@ def read(model: Any, item: str, answer: str | None = None, target: Target = None
     if model.alike:
         inputs, compared = more.pair(model, item, target)
         return Reading(inputs, "pair", Path(item).name, url(inputs["pixel_values"][0]), target=compared)
+    if folds(model):
+        inputs, residues, wanted, pairs = proteins.protein(model, item, target, msa)
+        return Reading(inputs, "protein", Path(item).name, target=wanted, labels={"input_ids": residues},
+                       unknown=proteins.UNKNOWN, pairs=pairs)  # fmt: skip
+    if msa is not None:
+        raise ValueError("msa: an alignment is of a protein, and this model folds none; leave it out")
     if answer is not None and not (model.generates or model.reads_source):
         raise ValueError("this model writes no answer; leave answer out")
     if model.reads_text:

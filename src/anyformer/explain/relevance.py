@@ -93,6 +93,7 @@ def relevance(
     *,
     routers: str = "half",
     softmax: str = "linear",
+    baseline: Values | None = None,
 ) -> Relevance:
     """Layer-wise relevance by locally linear rules (`explain.rules`), in one pass forwards and one back.
 
@@ -102,6 +103,8 @@ def relevance(
     Args:
         explained: a call with one row. `target`, `at`, `head`: as of `attribute`.
         routers: of experts: "half" or "fixed". `softmax`: "linear" or "fixed"; see `linearised.Linearised`.
+        baseline: b by input: it has the relevance (x - b) dF/dx, and b dF/dx is an entry of its own, "others". None: 0,
+            which a series of 50 to 150 or the loudness of a sound never is.
 
     Raises:
         ValueError: for several rows, an operation without a rule (with its part), a ledger that does not add up.
@@ -125,9 +128,15 @@ def relevance(
     every = [*leaves.values(), *(s.leaf for s in made.sources), *ends]
     slopes = torch.autograd.grad(score.sum(), every, allow_unused=True)
     shares = {id(t): _times(t, g) for t, g in zip(every, slopes, strict=True)}
-    each = {n: (torch.zeros_like(v) if g is None else v.detach() * g)
-            for (n, v), g in zip(leaves.items(), slopes, strict=False)}  # fmt: skip
-    ledger = _ledger(made, float(score.detach().double()), leaves, shares)
+    each, of_base = dict[str, Tensor](), dict[str, float]()
+    for (name, leaf), slope in zip(leaves.items(), slopes, strict=False):
+        base = None if baseline is None else baseline.get(name)
+        value = leaf.detach() if base is None else leaf.detach() - base
+        each[name] = torch.zeros_like(value) if slope is None else value * slope
+        if base is not None:
+            of_base[name] = _times(base, slope)
+            shares[id(leaf)] -= of_base[name]
+    ledger = _ledger(made, float(score.detach().double()), leaves, shares, of_base)
     ledger.check(TOLERANCE.get(score.dtype, LOOSE), aim.name)
     if abs(ledger.score - float(wanted)) > 1e-3 * max(abs(float(wanted)), ledger.size):
         raise Incomplete(
@@ -147,7 +156,9 @@ def _times(value: Tensor, slope: Tensor | None) -> float:
     return float((value.where(value.isfinite() & (value.abs() < 1e30), 0.0) * slope).double().sum())
 
 
-def _ledger(made: Linearised, score: float, leaves: Values, shares: dict[int, float]) -> Ledger:
+def _ledger(
+    made: Linearised, score: float, leaves: Values, shares: dict[int, float], of_base: dict[str, float]
+) -> Ledger:
     inputs: dict[str, float] = {}
     for name, leaf in leaves.items():
         inputs[name.partition(" ")[0]] = inputs.get(name.partition(" ")[0], 0.0) + shares[id(leaf)]
@@ -155,7 +166,8 @@ def _ledger(made: Linearised, score: float, leaves: Values, shares: dict[int, fl
     for source in made.sources:
         here = places.setdefault(source.layer, dict.fromkeys(KINDS, 0.0))
         here[source.kind] += shares[id(source.leaf)]
-    rows = []
+    rows = [Row(f"baseline of {n}", None, dict.fromkeys(KINDS, 0.0) | {"others": v}, 0.0, None)
+            for n, v in of_base.items() if v]  # fmt: skip
     layers = {layer.name: layer for layer in made.layers}
     order = list(dict.fromkeys([*(n for n in places if n not in layers), *layers]))
     for name in order:

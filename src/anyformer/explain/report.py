@@ -67,7 +67,7 @@ class Report:
         return {
             name: part
             for name, part in self.data.items()
-            if name not in ("picture", "wave", "spectrogram", "maps", "axes")
+            if name not in ("picture", "wave", "spectrogram", "maps", "pairs", "axes")
         }
 
 
@@ -105,6 +105,10 @@ def report(
     logits = out.logits if head is None else out.heads[head]
     assert logits is not None  # `goal` found a score in it
     tried: list[Attribution] = []
+    shown = str(baseline)
+    if explained.missing and reading.unknown is not None and baseline == "mean":
+        baseline, method = reading.unknown, method or "occlusion"  # ids in several tables: nothing lies between two
+        shown = "nothing known"
 
     def shares() -> dict[str, Any]:
         note = ""
@@ -116,7 +120,7 @@ def report(
                         points=points, routers=routers,
                     )
                 )  # fmt: skip
-                return _attribution(model, explained, reading, tried[0], str(baseline)) | {"note": note}
+                return _attribution(model, explained, reading, tried[0], shown) | {"note": note}
             except Incomplete as error:
                 if method is not None:
                     raise
@@ -135,6 +139,8 @@ def report(
         "direct": _or_why(lambda: _direct(model, reading, target, at, head)),
         "maps": packed(maps), "missing": missing, "axes": _axes(model, explained, reading),
     }  # fmt: skip
+    if reading.pairs is not None:
+        data["pairs"] = reading.pairs(out)
     if more is not None:
         data[more] = _or_why(lambda: findings(model, explained, more, target, texts, at, head))
     return Report(data, tried[0] if tried else None)
@@ -168,7 +174,7 @@ def _attribution(
 ) -> dict[str, Any]:
     inputs = [
         _unit(model, explained, reading, f, made.values[n][row], row)
-        for n, f in explained.features.items()
+        for n, f in {**explained.features, **explained.ids}.items()
         for row in range(len(f.value))
     ]
     score, base, residual = (float(v[0]) for v in (made.score, made.base, made.residual))

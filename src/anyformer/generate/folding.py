@@ -83,7 +83,7 @@ def fold(
         ValueError: for another model, no protein, one that is too long or no protein, an alignment of another protein,
             or one that the model does not read.
     """
-    if "beside.pair" not in getattr(model, "pairs", ()):
+    if not folds(model):
         raise ValueError(f"fold needs a folding model (esmfold, alphafold2); this is a {type(model).__name__}")
     proteins = (
         read_sequences(data) if isinstance(data, str | Path) else [_sequence(d, i) for i, d in enumerate(data, 1)]
@@ -99,17 +99,22 @@ def fold(
                 f"with the square of the length; most={len(protein)} (--most) allows it"
             )
     aligned = None if msa is None else alignment(model, proteins, msa, rows)
-    linker, before = LINKER if isinstance(model.embed, Stem) else 0, (model.training, model.lines)
+    before = model.training, model.lines
     model.eval()
     model.lines = before[1] if lines is None else lines
-    folds: list[Fold] = []
+    made: list[Fold] = []
     try:
         for start in range(0, len(proteins), batch):
-            folds += _folded(model, proteins[start : start + batch], linker, recycles, aligned)
+            made += _folded(model, proteins[start : start + batch], recycles, aligned)
     finally:
         model.train(before[0])
         model.lines = before[1]
-    return folds
+    return made
+
+
+def folds(model: Any) -> bool:
+    """True of a model that gives structures of proteins."""
+    return "beside.pair" in getattr(model, "pairs", ())
 
 
 def _sequence(given: str | Sequence, number: int) -> Sequence:
@@ -140,8 +145,9 @@ def alignment(model: Any, proteins: list[Sequence], path: str | Path, rows: int)
     return torch.tensor(cells, dtype=torch.long).reshape(len(cells), len(own)).T[None]
 
 
-def batch_of(proteins: list[Sequence], linker: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+def batch_of(model: Any, proteins: list[Sequence], msa: Tensor | None) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The inputs of some proteins, padded on the right, and which residues of each are its own."""
+    linker = LINKER if isinstance(model.embed, Stem) else 0
     ids, places, own = [], [], []
     for protein in proteins:
         letters, place, mine = "", [], []
@@ -159,19 +165,23 @@ def batch_of(proteins: list[Sequence], linker: int) -> tuple[dict[str, Tensor], 
     inputs = {"input_ids": padded(ids), "position_ids": padded(places)}
     if len({len(row) for row in ids}) > 1:
         inputs["attention_mask"] = padded([torch.ones_like(row) for row in ids])
-    return inputs, own
-
-
-def _folded(model: Any, proteins: list[Sequence], linker: int, recycles: int | None, msa: Tensor | None) -> list[Fold]:
-    inputs, own = batch_of(proteins, linker)
     if msa is not None and msa.shape[2]:
         inputs["msa"] = msa
     device = next(model.parameters()).device
-    out = model(**{name: value.to(device) for name, value in inputs.items()}, recycles=recycles)
+    return {name: value.to(device) for name, value in inputs.items()}, own
+
+
+def _folded(model: Any, proteins: list[Sequence], recycles: int | None, msa: Tensor | None) -> list[Fold]:
+    inputs, own = batch_of(model, proteins, msa)
+    return folded(model(**inputs, recycles=recycles), proteins, own)
+
+
+def folded(out: Any, proteins: list[Sequence], own: list[Tensor]) -> list[Fold]:
+    """The structures of an output, whose rows are these proteins."""
     made = []
     for row, (protein, mine) in enumerate(zip(proteins, own, strict=True)):
-        keep = torch.zeros(out.hidden.shape[1], dtype=torch.bool, device=device)
-        keep[: len(mine)] = mine.to(device)
+        keep = torch.zeros(out.hidden.shape[1], dtype=torch.bool, device=out.hidden.device)
+        keep[: len(mine)] = mine.to(keep.device)
         errors, scores = out.heads["ptm"][row][keep][:, keep], lddt_of(out.heads["lddt"][row][keep])
         made.append(
             Fold(
