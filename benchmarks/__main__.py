@@ -15,6 +15,7 @@ from benchmarks.contest import ROOT, Missing
 
 NAMES = (
     "train_step",
+    "train_step_compiled",
     "train_step_57",
     "training",
     "recomputing",

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from anyformer.parts import products
 from benchmarks import contest, machine, profile, report
 from benchmarks.contest import Contestant, Died, Missing, Worker
 from benchmarks.report import Claim, Section
@@ -157,15 +158,20 @@ def test_our_readme_has_the_figures_of_the_report(tmp_path):
     assert report.summarise(copy, contest.ROOT / "docs/benchmarks.md") and copy.read_text() == text
 
 
-def test_a_profile_finds_every_product_of_a_step(monkeypatch):
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 1 << 17), ("fp32", 0), ("bf16", 0)])
+def test_a_profile_finds_every_product_of_a_step(precision, least, monkeypatch):
+    """In float32 also those of oneDNN, on processors where they are taken."""
     shape = Shape(layers=2, heads=2, dim=32, gated=96)
-    monkeypatch.setattr(profile, "SHAPES", {profile.SIZE: shape})
-    monkeypatch.setattr(machine, "matmul_rate", lambda: 1e9)
-    kinds = profile.build("ours_gpt")[1]({"steps": 1})["kinds"]
-    products = {label: work for label, (_, work, _) in kinds.items() if work}
+    monkeypatch.setattr(profile, "LARGE", shape)
+    monkeypatch.setattr(products, "LEAST", least)
+    monkeypatch.setattr(machine, "matmul_rate", lambda kind: 1e9)
+    answer = profile.build("ours_gpt")[1]({"steps": 1, "precision": precision})
+    kinds = answer["kinds"]
+    assert 0 <= answer["outside"] < 1
+    found = {label: work for label, (_, work, _) in kinds.items() if work}
     dense = shape.layers * 12 * shape.dim**2 + VOCAB * shape.dim
-    assert sum(products.values()) == 6 * TOKENS * dense  # forward, the gradient of what came in, that of weights
-    each = [sum(work for label, work in products.items() if label.startswith(f"product {kind}"))
+    assert sum(found.values()) == 6 * TOKENS * dense  # forward, the gradient of what came in, that of weights
+    each = [sum(work for label, work in found.items() if label.startswith(f"product {kind}"))
             for kind in ("forward", "for what came in", "for weights")]  # fmt: skip
     assert each == [2 * TOKENS * dense] * 3
     parts = {

@@ -25,7 +25,7 @@ FULL: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.9, "steps": 8},
 }
 HALF: dict[str, dict[str, Any]] = {
-    "bf16": {"precision": "bf16", "ema": 0.9, "steps": 8},
+    "bf16": {"precision": "bf16", "ema": 0.9, "accumulate": 2, "steps": 8},
     "fp16": {"precision": "fp16", "ema": 0.9, "activation_checkpointing": ["blocks.*"], "steps": 8},
 }
 RESUMED: dict[str, Any] = {"what": "dropped", "ema": 0.9, "precision": "fp16", "steps": 12, "save_every": 8}
