@@ -4,7 +4,7 @@
     python examples/czech.py --only Conformer --steps 200         # one of the networks, fewer steps; other lines stay
 
 The data are the lines of a game (Debian's fillets-ng-data and fillets-ng-data-cs, 110 MB, GPL-2; fetched, not
-installed): actors speak them, and its files have their texts. Lines of at most four seconds with Czech letters alone
+installed): actors speak them, and its files have their texts. Lines of at most three seconds with Czech letters alone
 are learned, in small letters without marks; each tenth level of the game is held out with all of its lines. Both
 networks read log-mels (`Mels`), with the same steps, batches and seed:
 
@@ -39,7 +39,7 @@ from anyformer.train import train
 from anyformer.train.tasks.sounds import ErrorRate
 
 BEGIN, END = "<!-- czech -->", "<!-- end of czech -->"
-SECONDS, SEED, LEVELS = 4, 0, 10  # of a line at most; one of so many levels is held out
+SECONDS, SEED, LEVELS = 3, 0, 10  # of a line at most; one of so many levels is held out
 CZECH = re.compile("[a-záčďéěíňóřšťúůýž ]+")
 SMALL = {"dim": 96, "depth": 4, "heads": 4, "act": "silu"}
 

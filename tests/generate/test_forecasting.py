@@ -120,7 +120,8 @@ def test_a_trained_model_goes_on_from_its_weights_on_other_data(tmp_path, data):
     more = train(str(done.checkpoint), data=other, steps=2, batch=8, out=tmp_path / "more", quiet=True, memory=100.0)
     assert more.task == "forecast" and math.isfinite(more.loss)
     tuned = finetune(str(done.checkpoint), data=other, steps=2, batch=8, out=tmp_path / "tuned", quiet=True)
-    assert tuned.task == "forecast" and tuned.learned < tuned.parameters and math.isfinite(tuned.after)
+    assert tuned.task == "forecast" and tuned.learned < tuned.parameters
+    assert tuned.after is not None and math.isfinite(tuned.after)
     weekly = tmp_path / "c.csv"
     weekly.write_text("time,target\n" + "".join(f"{np.datetime64('2020-01-06') + 7 * i},{i}\n" for i in range(99)))
     with pytest.raises(ValueError, match="trained on steps of a day, and the table has steps of 7 days"):

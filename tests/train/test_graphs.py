@@ -67,7 +67,8 @@ def test_a_trained_model_is_tuned_to_other_graphs(tmp_path):
     start = learned(file(tmp_path / "a.jsonl", rows()), tmp_path / "run", steps=30)
     other = file(tmp_path / "b.jsonl", [{**row, "label": 8 - row["label"]} for row in rows()])
     done = finetune(str(start.checkpoint), data=other, steps=40, lr=1e-2, out=tmp_path / "tuned", quiet=True)
-    assert done.task == "graphs" and done.learned < done.parameters and done.after < done.before
+    assert done.task == "graphs" and done.learned < done.parameters
+    assert done.after is not None and done.after < done.before
     with pytest.raises(ValueError, match="can be tuned to graphs, task=tag is asked for"):
         finetune(str(start.checkpoint), data=other, task="tag", out=tmp_path / "no", quiet=True)
 
