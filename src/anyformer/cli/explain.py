@@ -144,7 +144,10 @@ def heads(made: dict[str, Any]) -> list[str]:
         last = row["what"]
         place = f"{row['path']} head {row['head']}"
         rows.append((what, place, f"{row['score']:.2f}", f"{row['untrained']:.2f}", f"{row['effect']:+.3g}", others))
-    return [] if len(rows) == 1 else [f"roles of heads; without: {made['unit']}", plain.table(rows, right=(2, 3, 4))]
+    if len(rows) == 1:
+        return []
+    what = f"roles of heads on {made['read']} positions; without: {made['unit']}"
+    return [what, plain.table(rows, right=(2, 3, 4))]
 
 
 def units(made: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from anyformer.explain.attribution import named
 from anyformer.explain.features import Explained
 from anyformer.explain.labels import labels
 from anyformer.explain.neurons import Neurons, neurons
@@ -27,9 +28,10 @@ def findings(
 
 
 def _roles(model: Any, explained: Explained, texts: Sequence[str]) -> dict[str, Any]:
-    inputs: Any = explained.inputs
+    inputs, count = explained.inputs, max((v.shape[1] for v in explained.inputs.values() if v.ndim > 1), default=0)
     if texts:
-        inputs = model.tokenizer.encode("\n\n".join(texts))[:READ]
+        ids = model.tokenizer.encode("\n\n".join(texts))[:READ]
+        inputs, count = named(model, ids), len(ids)
     made = roles(model, inputs)
     rows = [
         {
@@ -41,7 +43,7 @@ def _roles(model: Any, explained: Explained, texts: Sequence[str]) -> dict[str, 
     ]  # fmt: skip
     maps = {name: [[round(float(v), 3) for v in layer] for layer in scores] for name, scores in made.scores.items()}
     unit = "nats a token" if any(v is not None for v in made.loss.values()) else "of the output"
-    return {"rows": rows, "maps": maps, "layers": list(made.layers), "unit": unit,
+    return {"rows": rows, "maps": maps, "layers": list(made.layers), "unit": unit, "read": count,
             "loss": {n: None if v is None else _short(v) for n, v in made.loss.items()}}  # fmt: skip
 
 
