@@ -41,17 +41,17 @@ SCHEMA = (
 def faster(q: Tensor, k: Tensor, v: Tensor, over: Tensor | None, dropout: float) -> bool:
     """True where the backward pass by blocks is the faster one, and holds: a mask is of booleans."""
     booleans = over is None or (over.dtype == torch.bool and over.ndim == 4)
-    if dropout or not booleans or q.shape[2] * k.shape[2] < LEAST:
-        return False
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-    if kind != torch.bfloat16 or q.device.type != "cpu" or not SUPPORTED or not learns:
+    if dropout or not booleans or kind != torch.bfloat16 or q.device.type != "cpu" or not SUPPORTED or not learns:
         return False
     if traced():
         made = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        return made and not isinstance(q.shape[2] * k.shape[2], torch.SymInt)
+        return made and not isinstance(pairs := q.shape[2] * k.shape[2], torch.SymInt) and pairs >= LEAST
     watched = _get_current_dispatch_mode() is not None or type(q) is not Tensor
-    return not watched and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    if watched or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return False
+    return q.shape[2] * k.shape[2] >= LEAST  # last: a question about an open size would close it
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
