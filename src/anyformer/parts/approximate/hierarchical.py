@@ -103,6 +103,8 @@ class Hierarchical(Mixer):
     def _whole(self, q: Tensor, pair: Tensor, there: Rows, causal: bool) -> Tensor:
         """The queries of a text from its beginning, (B, H, T, K), in the order of the positions."""
         time, more = q.shape[2], -q.shape[2] % self.size
+        if not isinstance(time, int):  # an open size: a program would be closed to a text of one block
+            more = more + self.size
         if not there.whole:  # behind a text come zeros, which its last cells do not count
             pair = pair.masked_fill(~there.real()[:, None, :, None], 0.0)
         pair, q = F.pad(pair, (0, 0, 0, more)), F.pad(q, (0, 0, 0, more)).unflatten(2, (-1, self.size))
@@ -185,8 +187,9 @@ def sums(part: Hierarchical, pair: Tensor, blocks: Any) -> Tables:
     table, levels, deep = wide.unflatten(3, (-1, part.size // part.cells)).sum(4), list[Tensor](), part.deep(blocks)
     for _ in range(deep):
         levels.append(table)
-        table = F.pad(table, (0, 0, 0, -blocks % 2 * part.cells)).unflatten(3, (-1, 2)).sum(4)
-        blocks = (blocks + 1) // 2
+        more = -blocks % 2 + (0 if isinstance(blocks, int) else 2)  # as above: never a single one
+        table = F.pad(table, (0, 0, 0, more * part.cells)).unflatten(3, (-1, 2)).sum(4)
+        blocks = (blocks + more) // 2
     if deep < part.levels:
         return Tables(levels, None, None)
     each = levels[-1].unflatten(3, (-1, part.cells)).sum(4)  # (2, B, H, M / c, K)
