@@ -25,6 +25,7 @@ from anyformer.parts.sound.heads import Quantised
 from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.text_and_codes import NEVER
 from anyformer.skeletons.base import Output, Skeleton
+from anyformer.skeletons.folder import Folder
 from anyformer.train.objectives import IGNORE, classification, counted
 
 BATCHES = 8  # the most, until every expert was chosen
@@ -130,8 +131,8 @@ def every_parameter_gets_a_gradient(subject: Subject) -> float:
 
 @check(11, "model", later=apart_from_tiny)
 def overfits_one_batch(subject: Subject) -> float:
-    """From first weights, 40 steps of AdamW (80 where each step draws other targets, 200 for a slow skeleton) leave at
-    most a fifth of the loss on one padded batch."""
+    """From first weights, 40 steps of AdamW (80 where each step draws other targets, 120 for a folder, whose passes
+    read what the one before says, 200 for a slow skeleton) leave at most a fifth of the loss on one padded batch."""
     model = fresh(subject.model).train()
     initialise(model, seed=0)
     if any(getattr(part, "empty", False) for part in model.modules()):
@@ -142,6 +143,8 @@ def overfits_one_batch(subject: Subject) -> float:
     count = counts(labels, batch)
     drawn = any(isinstance(part, Quantised) for part in model.modules())
     steps, rate = (MORE, LESS) if model.slow else ((1 + drawn) * STEPS, RATE)
+    if isinstance(model, Folder):
+        steps, rate = 3 * STEPS, RATE / 2
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     losses = []
     for _ in range(steps):
