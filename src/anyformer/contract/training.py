@@ -25,12 +25,9 @@ from anyformer.parts.sound.heads import Quantised
 from anyformer.parts.sound.positions import NormedPositions
 from anyformer.parts.text_and_codes import NEVER
 from anyformer.skeletons.base import Output, Skeleton
-from anyformer.skeletons.folder import Folder
 from anyformer.train.objectives import IGNORE, classification, counted
 
 BATCHES = 8  # the most, until every expert was chosen
-STEPS, RATE = 40, 2e-2  # of the check that a model overfits a batch
-MORE, LESS = 200, 2e-3  # of the same for a skeleton that calls itself slow
 LEARNED = 0.2  # the largest remaining share of the first loss: T5 keeps 0.13, all others less than 0.01
 
 
@@ -131,8 +128,8 @@ def every_parameter_gets_a_gradient(subject: Subject) -> float:
 
 @check(11, "model", later=apart_from_tiny)
 def overfits_one_batch(subject: Subject) -> float:
-    """From first weights, 40 steps of AdamW (80 where each step draws other targets, 120 for a folder, whose passes
-    read what the one before says, 200 for a slow skeleton) leave at most a fifth of the loss on one padded batch."""
+    """From first weights, the steps of AdamW that the skeleton names (40; twice as many where each step draws other
+    targets) leave at most a fifth of the loss on one padded batch."""
     model = fresh(subject.model).train()
     initialise(model, seed=0)
     if any(getattr(part, "empty", False) for part in model.modules()):
@@ -142,9 +139,7 @@ def overfits_one_batch(subject: Subject) -> float:
     labels = matching if "logits" in model.across else labels_for(model, batch)
     count = counts(labels, batch)
     drawn = any(isinstance(part, Quantised) for part in model.modules())
-    steps, rate = (MORE, LESS) if model.slow else ((1 + drawn) * STEPS, RATE)
-    if isinstance(model, Folder):
-        steps, rate = 3 * STEPS, RATE / 2
+    steps, rate = (1 + drawn) * model.lesson[0], model.lesson[1]
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     losses = []
     for _ in range(steps):

@@ -80,7 +80,7 @@ class Skeleton(nn.Module, Shown):
     alike: ClassVar[bool] = False  # True if it has towers with comparable vectors: `vectors` and `scale`
     static: ClassVar[frozenset[str]] = frozenset()  # axes of inputs that a program of `edge.export` fixes
     target: ClassVar[str] = ""  # the prefix of the inputs that decoding extends token by token
-    slow: ClassVar[bool] = False  # True if it learns in many small steps only
+    lesson: ClassVar[tuple[int, float]] = (40, 2e-2)  # steps of AdamW, and their rate, that learn a batch by heart
     idle: ClassVar[frozenset[str]] = frozenset()  # parameters that multiply 0 by design, and never learn
     placeholders: frozenset[int] = frozenset()  # ids that stand for media in a text, and are never written
     width: int

@@ -46,7 +46,7 @@ class Codec(Skeleton, Part):
         bandwidths: bits a second, in thousands, for which it was trained; the last one takes all books.
     """
 
-    slow = True
+    lesson = (200, 2e-3)
     static = frozenset({"time"})  # a program unrolls its LSTM
 
     def __init__(

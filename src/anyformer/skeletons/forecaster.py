@@ -51,7 +51,7 @@ class Forecaster(Skeleton, Part):
         causal: a step ahead sees the ones before it only.
     """
 
-    slow = True  # a likelihood first has to find the scale of the values
+    lesson = (200, 2e-3)  # a likelihood first has to find the scale of the values
     static = frozenset({"steps"})
 
     def __init__(
