@@ -71,7 +71,8 @@ class Filling:
                     missing |= {n: link for n in link.theirs if not stored.pop(n, None)}
                 continue
             try:
-                tensors = link.read([self.file.get(name) for name in names], [shapes[o] for o in link.ours])
+                named = dataclasses.replace(link, theirs=tuple(names))  # errors name what stands in the file
+                tensors = named.read([self.file.get(name) for name in names], [shapes[o] for o in link.ours])
             except ValueError as error:
                 unfit.append(str(error))
                 if len(unfit) == NAMED:
