@@ -1,7 +1,7 @@
 """Losses of training in bfloat16 beside float32: three pages, 500 steps each, three seeds.
 
 Small models (two blocks of width 64) learn the reference inside every CPython (`pydoc`) as bytes, 4 x 128 of them a
-step, learning rate 3e-3. Loss: mean of the last 100 steps, nats a byte. A seed is that of the first weights and of
+step, learning rate 1e-3. Loss: mean of the last 100 steps, nats a byte. A seed is that of the first weights and of
 dropout; batches are the same. The noise is the standard deviation of the float32 runs, and the difference is the mean
 over the seeds, with its standard error.
 """
@@ -43,7 +43,7 @@ def _loss(page: str, precision: str, seed: int) -> float:
         return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
 
     model = af.build(page, "tiny", seed=seed, dim=64, vocab=256, context=LENGTH)
-    settings = Settings(STEPS, lr=3e-3, warmup=50, log_every=1, precision=precision, seed=seed)
+    settings = Settings(STEPS, lr=1e-3, warmup=50, log_every=1, precision=precision, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         fit(model, batches, objectives.causal_lm, settings, folder, observer=Watch())
     return statistics.mean(seen[-LAST:])
@@ -58,7 +58,7 @@ def run(rounds: int = 3) -> Section:
         error = statistics.stdev(apart) / rounds**0.5
         cells = f"{statistics.mean(single):.4f}", f"{statistics.mean(half):.4f}"
         table.append(
-            row(page, *cells, f"{statistics.mean(apart):+.4f} +- {error:.4f}", f"{statistics.stdev(single):.4f}")
+            row(page, *cells, f"{statistics.mean(apart):+.4f} ± {error:.4f}", f"{statistics.stdev(single):.4f}")
         )
         print(f"  {table[-1]}", flush=True)
     return Section("Losses in bfloat16", (__doc__ or "").strip(), table, timed=False)
