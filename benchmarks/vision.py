@@ -23,6 +23,7 @@ NAMES = {
 }  # fmt: skip
 PEERS = {name: "diffusers" if name == "dit" else "transformers" for name in NAMES}
 TIMM = {"swin": "swin_tiny_patch4_window7_224", "vit": "vit_base_patch16_224"}  # what timm has of these
+DECLARED: list[Any] = []  # a declaration ends with the object that made it
 PATCH, SIDE, IDS, TEXT, PLACEHOLDER = 14, 336, 49_153, 32, 49_152
 
 
@@ -110,10 +111,15 @@ def theirs(name: str) -> tuple[Any, dict[str, Any], Callable[[Any], Any]]:
 
 
 def timms(name: str) -> tuple[Any, dict[str, Any], Callable[[Any], Any]]:
-    """timm's model of the same shape, in an environment of its own: it needs torchvision, which not every build of
-    PyTorch can load."""
-    import timm
+    """timm's model of the same shape, in an environment of its own. It imports torchvision, whose build for GPUs lacks
+    two operations beside a PyTorch for CPUs: they are declared, and no model here calls them."""
     import torch
+
+    if not torch.cuda.is_available():
+        DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for lost in ("nms", "qnms"):
+            DECLARED[-1].define(f"{lost}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
 
     torch.manual_seed(0)
     model = timm.create_model(TIMM[name], drop_path_rate=0.0)
