@@ -69,11 +69,11 @@ def stepping(model: Any, loss: Callable[[], Any], kept: bool) -> Callable[[dict[
     """
     import torch
 
-    from anyformer.core.machine import kept_memory
-
     def serve(request: dict[str, Any]) -> dict[str, Any]:
         nonlocal kept
         if kept and request["step"]:
+            from anyformer.core.machine import kept_memory
+
             PROCESS.enter_context(kept_memory())
             kept = False
         model.train(request["step"])

@@ -1,19 +1,20 @@
 """Pictures at the published shape of the small sizes, with random weights, beside the reference of each architecture.
 
 Inference is one pass without gradients; a step is forward, the mean square of the outputs, and backward, in training
-mode with dropout 0, without an optimiser. Float32, eager, fused attention where the peer has it. Rows: Swin-T, ViT-B/16
-and CLIP-B/32 (both towers, texts of 77 tokens) at 224 x 224, DETR-R50 at 640 x 640, DiT-S/2 on latents of 32 x 32, and
-the prefill of LLaVA: a CLIP-L/14 tower at 336 x 336, whose 576 positions stand in 32 tokens of a decoder of SmolLM2's
-shape. timm has Swin and ViT; it lives in an environment of its own, `.venv-timm` or that of $BENCH_TIMM_PYTHON.
+mode with dropout 0, without an optimiser; ours keeps freed memory for the next step, as in `fit`. Float32, eager, fused
+attention where the peer has it. Rows: Swin-T, ViT-B/16 and CLIP-B/32 (both towers, texts of 77 tokens) at 224 x 224,
+DETR-R50 at 640 x 640, DiT-S/2 on latents of 32 x 32, and the prefill of LLaVA: a CLIP-L/14 tower at 336 x 336, whose
+576 positions stand in 32 tokens of a decoder of SmolLM2's shape. timm has Swin and ViT; it lives in an environment of
+its own, `.venv-timm` or that of $BENCH_TIMM_PYTHON.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
+from benchmarks.duel import stepping
 from benchmarks.report import Claim, Section, row, times
 
 BATCH = {"swin": 4, "vit": 4, "clip": 4, "detr": 1, "dit": 8, "llava": 1}
@@ -134,19 +135,8 @@ def build(key: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str
     side, _, name = key.partition("_")
     model, inputs, read = {"ours": ours, "theirs": theirs, "timm": timms}[side](name)
     model.requires_grad_(True)
-
-    def serve(request: dict[str, Any]) -> dict[str, Any]:
-        model.train(request["step"])
-        began = time.perf_counter()
-        with torch.set_grad_enabled(request["step"]):
-            out = read(model(**inputs))
-            if request["step"]:
-                out.square().mean().backward()
-        seconds = time.perf_counter() - began
-        model.zero_grad(set_to_none=True)
-        return {"seconds": seconds, "shape": list(out.shape)}
-
-    return {"parameters": sum(p.numel() for p in model.parameters())}, serve
+    parameters = {"parameters": sum(p.numel() for p in model.parameters())}
+    return parameters, stepping(model, lambda: read(model(**inputs)).square().mean(), side == "ours")
 
 
 def run(rounds: int = 8) -> Section:
