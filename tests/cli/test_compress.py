@@ -207,9 +207,11 @@ def test_the_task_is_measured_before_and_after_on_rows_of_ones_own(cli: Any, dec
     (rows := tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"text": f"Once {n} times"}) + "\n" for n in range(5))
     )
-    code, out, err = cli(*small(decoder, tmp_path, "--data", rows))
+    code, out, err = cli(*small(decoder, tmp_path, "--data", str(rows)))
     assert code == 0 and "nats a token (5 examples)" in out, err
-    before, after = json.loads(cli(*small(decoder, tmp_path, "--data", rows, "--overwrite", "--json"))[1])["measured"]
+    before, after = json.loads(cli(*small(decoder, tmp_path, "--data", str(rows), "--overwrite", "--json"))[1])[
+        "measured"
+    ]
     assert before != after
     goals = [measured(model, rows).measure(model, 2) for model in (af.load(decoder), af.load(tmp_path / "out"))]
     assert goals == pytest.approx([before, after], rel=1e-5)
