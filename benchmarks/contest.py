@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PROCESS = contextlib.ExitStack()  # of a contestant, open until its process ends
 THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.contest import Contestant, compete, ratio, spread, started
+from benchmarks.contest import PROCESS, Contestant, compete, ratio, spread, started
 from benchmarks.report import Claim, row, times
 
 KINDS = {"inference": False, "step": True}
@@ -56,9 +55,6 @@ def duels(
             table.append(row(title, sides[key].name, *cells[key], *[""] * (4 - len(cells[key]))))
             worker.close()
     return table, claims
-
-
-PROCESS = contextlib.ExitStack()  # open until the process ends
 
 
 def stepping(model: Any, loss: Callable[[], Any], kept: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -77,7 +77,7 @@ def loss(pieces: bool, vocab: int, device: str, tokens: int = 8192, width: int =
 
 
 def checks(device: str) -> Iterator[tuple[str, float, float]]:
-    """What is compared, the largest difference, and what rounding allows."""
+    """The values that are compared, their largest difference, and the one that rounding allows."""
     import torch
 
     import anyformer as af

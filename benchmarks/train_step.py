@@ -10,7 +10,6 @@ from before the model was made.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.contest import THREADS, Contestant, compete, ratio, spread, started
+from benchmarks.contest import PROCESS, THREADS, Contestant, compete, ratio, spread, started
 from benchmarks.machine import resident
 from benchmarks.report import Claim, Section, percent, row, times
 
@@ -82,7 +81,6 @@ CONTESTANTS = {
     "peak": Contestant("plain matrix products"),
 }
 MADE = {**_more(COMPILED, "compiled", MADE_FASTER), **_more(HALF + COMPILED, "bf16, compiled", MADE_FASTER)}
-PROCESS = contextlib.ExitStack()  # entered for the life of a contestant's process
 Model = tuple[Any, Callable[[Any], Any]]  # the module, and a function from ids (B, T) to logits (B, T, V)
 
 

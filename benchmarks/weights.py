@@ -34,8 +34,8 @@ def prepared(name: str = "smollm2") -> dict[str, Any]:
 
 
 def facts(name: str = "smollm2") -> dict[str, Any]:
-    """What `prepared` said: `gguf` (the path, of a new model that of its directory) and `gguf_bytes`, the numbers of
-    `parameters` and of those in the token `table`, `prompt` (ids of `PROMPT` tokens of English)."""
+    """The answer of `prepared`: `gguf` (the path, of a new model that of its directory) and `gguf_bytes`, the numbers
+    of `parameters` and of those in the token `table`, `prompt` (ids of `PROMPT` tokens of English)."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 

@@ -350,7 +350,7 @@ def test_a_ledger_that_misses_in_float32_is_made_in_float64(monkeypatch):
 
 
 def test_a_baseline_is_an_entry_of_its_own():
-    """What an input is less its baseline has the shares; the ledger holds the baseline, and adds up as before."""
+    """The shares are of an input less its baseline; the ledger holds the baseline, and adds up as before."""
     model = redrawn(af.build("vit", "tiny", seed=0)).eval().double()
     call = {n: v.double() + 3 for n, v in model.example(1, {}, torch.Generator().manual_seed(0)).items()}
     plain = attribute(model, call, 3, "relevance", baseline="zeros")

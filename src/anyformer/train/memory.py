@@ -295,7 +295,7 @@ def check_memory(
 
 
 def gain(compiled: DryRun, plain: DryRun) -> str:
-    """What compiling gains here, from steps both ways."""
+    """The gain of compiling here, from steps both ways."""
     times = plain.seconds / compiled.seconds
     told = f"compiled, a step takes {compiled.seconds:.2g} s, as it is {plain.seconds:.2g} s: {times:.2f} times as fast"
     return told + (f"; compiling took {compiled.first:.0f} s" if times > 1 else "; compile=False is faster here")
