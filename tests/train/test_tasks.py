@@ -137,7 +137,7 @@ def test_hidden_residues_of_fasta_are_learned_by_the_models_own_mask(tmp_path):
     assert done.model.config.mask == done.model.tokenizer.role_id("mask_token")
     assert done.task == "masked" and done.held_out is not None and done.baseline is not None
     assert done.held_out < done.baseline
-    with pytest.raises(ValueError, match="the task masked needs a tokenizer with a mask_token"):
+    with pytest.raises(ValueError, match="the task masked needs a tokenizer with a cls_token"):
         train("esm", "tiny", tokenizer="chars", out=tmp_path / "no", **told)
 
 

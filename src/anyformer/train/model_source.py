@@ -73,7 +73,7 @@ class ModelSource:
             usual = "letters" if self.task == "ctc" else "bpe"
             made = _tokenizer(tokenizer or usual, VOCAB if vocab is None else vocab, text)
             made = registry.add_special_tokens(made, self.task) if (tokenizer or usual) in MADE else made
-        mask = registry.role(made, "masked", "mask_token") if self.task == "masked" else None
+        mask = registry.hiding(made)[-1] if self.task == "masked" else None
         model = self.given if self.make is None else self.make(made.vocab_size, seed, classes, mask)
         if _beyond(made, model):
             raise ValueError(

@@ -307,3 +307,13 @@ def role(tokenizer: Tokenizer, task: str, name: str) -> int:
     if number is None:
         raise ValueError(f"the task {task} needs a tokenizer with a {name}, and this one has none")
     return number
+
+
+def hiding(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """The ids that hide tokens of a text: of its begin, of its end, and of the mask.
+
+    Raises:
+        ValueError: if the tokenizer lacks one.
+    """
+    begin, end, mask = (role(tokenizer, "masked", name) for name in ("cls_token", "sep_token", "mask_token"))
+    return begin, end, mask

@@ -20,7 +20,7 @@ from anyformer.train.options import TrainOptions
 from anyformer.train.tasks import registry
 from anyformer.train.tasks.base import LABEL, Task, collate
 from anyformer.train.tasks.encode import teacher_forced
-from anyformer.train.tasks.registry import role
+from anyformer.train.tasks.registry import hiding, role
 
 Draw = Callable[[np.ndarray, np.random.Generator], Example]  # windows (n, L) -> an example
 HELD_OUT = 256  # examples of a source, at most, on which a task on text is measured
@@ -113,7 +113,7 @@ def _corrupted(
 def _masked(model: Any, context: int) -> tuple[Draw, int, int, Any, Any]:
     """[CLS] text [SEP], or with a head for it [CLS] text [SEP] text [SEP], some of it hidden."""
     t = model.tokenizer
-    cls, sep, mask = (role(t, "masked", f"{n}_token") for n in ("cls", "sep", "mask"))
+    cls, sep, mask = hiding(t)
     added = {i for i, token in t.core.get_added_tokens_decoder().items() if token.special}
     masking = corrupt.Masking(mask, t.vocab_size, tuple(sorted(added | {cls, sep, t.pad_id})))
 
