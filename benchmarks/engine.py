@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import weights
+from benchmarks import engine_profile, weights
 from benchmarks.contest import THREADS, Answers, Contestant, Missing, compete, ratio, spread, started
 from benchmarks.report import Claim, Section, row, times
 
@@ -217,6 +217,15 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     def serve(request: dict[str, Any]) -> dict[str, Any]:
         if "rows" in request:
             return {"losses": made.losses(request["rows"])}
+        if "profile" in request:
+            from anyformer.core.machine import read_rate
+
+            def work() -> list[float]:
+                clock: list[float] = []
+                made.write([prompt[:SHORT]], lambda: clock.append(time.perf_counter()))
+                return clock
+
+            return {"found": engine_profile.profiled(made.model, work), "rate": read_rate()}
         found = {}
         for what in MEASURES:
             apart = (len(prompt) - SHORT) // (TOGETHER - 1)
@@ -269,6 +278,9 @@ def _measured(model: str, rounds: int, notes: list[str]) -> tuple[list[str], lis
     loads = {key: worker.facts["load"] for key, worker in workers.items()}
     compete(workers, entrants, 1, {}, notes)  # warm-up
     answers = compete(workers, entrants, rounds, {}, notes)
+    if f"engine {model}" in workers:
+        seen = workers[f"engine {model}"].ask(profile=True)
+        notes.append(f"{title}, ONNX Runtime, auto: {engine_profile.sentence(seen['found'], seen['rate'])}.")
     for worker in workers.values():
         worker.close()
     table, claims = list[str](), list[Claim]()
