@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -50,6 +51,17 @@ def _seeds_without_traces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if torch.accelerator.device_count() == 0:
             patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+        yield
+
+
+@pytest.fixture(scope="module")
+def forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes of Python that tests start are forks of one that has imported the library; not in `make test-all`."""
+    from tests.forked import Popen
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "not slow" in request.config.option.markexpr:
+            patch.setattr(subprocess, "Popen", Popen)
         yield
 
 
