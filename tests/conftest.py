@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,29 @@ gc.set_threshold(
 def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise does not stay in the user's cache; processes that tests start inherit it."""
     os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _seeds_without_traces() -> Iterator[None]:
+    """Seeds of the processor alone where there is no other device: for each that there might be, PyTorch writes down
+    the stack, which is deep under pytest; a case of the contract took 5 ms longer."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.accelerator.device_count() == 0:
+            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+        yield
+
+
+@pytest.fixture(scope="module")
+def forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes of Python that tests start are forks of one that has imported the library; not in `make test-all`."""
+    from tests.forked import Popen
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "not slow" in request.config.option.markexpr:
+            patch.setattr(subprocess, "Popen", Popen)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

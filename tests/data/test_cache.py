@@ -15,6 +15,8 @@ from anyformer.data import cache, files, sources, text
 from anyformer.data.cache import tokens
 from anyformer.hub.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 BYTES = Tokenizer.bytes_level()
 TEXTS = [(0, "one é\n"), (0, "goes on"), (1, "two"), (2, "日本")]
 

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from anyformer.data import sources
 from anyformer.data.sources import File, Source
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CONTENT = b"weights " * 1000
 
 

@@ -31,6 +31,8 @@ from anyformer.train import checkpoint, model_source
 from anyformer.train.finetune import ready
 from tests.federate.conftest import joined, reviews, write
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 QUICK: dict[str, Any] = {"rounds": 2, "lr": 1e-2, "device": "cpu", "batch": 8, "local_steps": 2}
 WORDS = ("--rounds", "2", "--lr", "1e-2", "--device", "cpu", "--batch", "8", "--local-steps", "2")
 

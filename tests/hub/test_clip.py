@@ -210,7 +210,7 @@ def one_of_two(rank, folder):
 
 
 def test_one_process_and_two_agree(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), 2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), 2, start_method="fork")
     (one, a), (two, b) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     heads = towers()
     loss = Matching()(Output(heads=heads), torch.tensor([3, 8, 3, -100, 9]), 4)

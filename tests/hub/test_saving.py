@@ -15,6 +15,8 @@ from anyformer.hub.formats import safetensors as files
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.hub.formats.safetensors import TensorFile, open_weights, write_safetensors
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 torch.set_num_threads(1)
 
 

@@ -16,6 +16,8 @@ from anyformer.know.store import FILE, Store
 
 from .subjects import small, write
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 FILES = {
     "a.md": "# Bees\n\nBees make honey.\n\n# Cats\n\nCats sleep all day. They also purr.\n",
     "b.txt": "The server listens on port 8000.\n",

@@ -175,7 +175,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def test_processes_agree_on_the_books(tmp_path: Any) -> None:
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), 2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), 2, start_method="fork")
     a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
     books = Books(3, vocab=8, books=2).train()

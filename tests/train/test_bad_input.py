@@ -16,6 +16,8 @@ from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.train.tasks import registry
 from tests.train.launched import ENVIRONMENT
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 torch.set_num_threads(1)
 TRAIN = ["train", "--size", "tiny", "--tokenizer", "bytes", "--context", "16"]
 CLASSIFY = ["train", "--model", "bert", "--task", "classify", *TRAIN[1:]]

@@ -138,6 +138,7 @@ def test_violations_are_counted_on_answers_to_held_out_prompts(home: Path, done:
     assert set(done.violations["dpo"]) == {"low", "x", "principle 3", "any"} and done.folder.is_dir()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_is_killed_at_any_step_ends_with_the_same_files(home: Path, done: Constituted) -> None:
     out = home / "killed"
     given = options(home, out, quiet=False)

@@ -19,6 +19,8 @@ from anyformer.train.distributed import world
 from tests.train import distributed_worker as worker
 from tests.train.launched import ENVIRONMENT, WORKER, close, launch, ranks, rows, same, start
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 EXPERTS = importlib.util.find_spec("anyformer.parts.moe") is not None
 PAGES = ("gpt", "llama", "bert", "t5", "vit", "hybrid", *["mixture"] * EXPERTS)
 TWO: list[dict[str, Any]] = [{"what": what, "parallel": kind} for what in PAGES for kind in ("ddp", "fsdp", "tp")]

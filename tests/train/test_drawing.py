@@ -22,6 +22,8 @@ from anyformer.train.tasks import registry
 from anyformer.train.tasks.drawing import Drawn
 from tests.train.launched import together
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 GIVEN: dict[str, Any] = {"batch": 8, "quiet": True, "device": "cpu"}
 

@@ -21,6 +21,8 @@ from anyformer.train import Settings, checkpoint, fit, objectives
 from anyformer.train.log import Log
 from tests.train.launched import ENVIRONMENT, rows
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 torch.set_num_threads(1)
 
 SOURCE = Path(af.__file__).parent.parent

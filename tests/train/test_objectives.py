@@ -223,7 +223,7 @@ def one_of_two(rank, folder):
 
 
 def test_contrastive_does_not_depend_on_the_number_of_processes(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), 2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), 2, start_method="fork")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     hidden, keep = sentences()
     hidden.requires_grad_()

@@ -20,6 +20,8 @@ from tests.later import later
 from tests.train import tuning_worker
 from tests.train.launched import ENVIRONMENT, launch
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 torch.set_num_threads(1)
 finetune: Any = typed  # called with options from tables
 WORKER = Path(__file__).with_name("tuning_worker.py")
