@@ -14,10 +14,12 @@ import torch
 import anyformer as af
 from anyformer.cli import main
 from anyformer.hub.text.tokenizer import Tokenizer
+from anyformer.parts import unscored
 from anyformer.skeletons.base import Output
-from anyformer.train import align
+from anyformer.train import Settings, align
 from anyformer.train.alignment_report import Report, perplexity, warning
 from anyformer.train.preferences import BETAS, GOOD, IGNORE, Preference, at_start, log_probs, marked
+from anyformer.train.step_loss import Loss
 from anyformer.train.tasks import preferring, tables
 from tests.later import later
 
@@ -114,6 +116,28 @@ def test_losses_are_their_formulas_one_row_at_a_time(model, tmp_path, kind):
         ]
     found = loss_of(new, some, Preference(kind, beta, 1.0 if kind == "simpo" else 0.0))
     assert float(found.detach()) == pytest.approx(sum(each) / len(each), abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_answers_alone_give_the_loss_and_gradients_of_whole_ones(model, tmp_path, kind):
+    lm = loaded(model)
+    some = preferring.scored(moved(lm), pairs(tmp_path, kind), 4, 0)
+    objective = Preference(kind, BETAS[kind], 1.0 if kind == "simpo" else 0.0)
+    whole = torch.autograd.grad(loss_of(lm, some, objective), list(lm.parameters()))
+    with unscored.in_pieces(0):
+        alone = loss_of(lm, some, objective)
+    for a, b in zip(whole, torch.autograd.grad(alone, list(lm.parameters())), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert Loss(lm, objective, Settings(1, chunked_loss="on", warmup=0)).pieces == 0
+
+
+def test_equal_answers_go_through_the_model_once(model, tmp_path, monkeypatch):
+    lm, seen = loaded(model), []
+    answers = [answer for pair in pairs(tmp_path, "dpo") for answer in (*pair, pair[0])]
+    expected = preferring.probabilities(lm, answers[::3], 4, 0)
+    lm.register_forward_pre_hook(lambda _, args, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True)
+    found = preferring.probabilities(lm, answers, 4, 0)
+    assert found[::3] == found[2::3] == pytest.approx(expected, abs=1e-9) and sum(seen) == len(answers) * 2 // 3
 
 
 def test_the_gradient_at_the_start_is_the_closed_form(model, tmp_path):

@@ -20,7 +20,7 @@ def index(
     out: str,
     model: str = "minilm",
     megabytes: float = 20.0,
-    batch: int = 32,
+    batch: int = 16,
     precision: Literal["fp32", "bf16"] = "fp32",
     vectors: str | None = None,
     task: str | None = None,

@@ -65,7 +65,7 @@ class Encoder:
         encoded = self.tokenizer.core.encode(text.lower() if lower else text, add_special_tokens=False)
         return [tuple(pair) for pair in encoded.offsets]
 
-    def vectors(self, texts: Sequence[str], batch: int = 32) -> np.ndarray:
+    def vectors(self, texts: Sequence[str], batch: int = 16) -> np.ndarray:
         """The vectors of passages, (N, D), float32, of length 1."""
         half = torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, self.precision == "bf16")
         with half:

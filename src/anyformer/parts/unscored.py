@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 PIECE = 1 << 26  # bytes of the logits of a piece, in float32
 LEAST = 1 << 26  # bytes of whole logits, below which a head makes them whole unless it is told not to
@@ -41,6 +42,19 @@ def wanted(rows: int, vocab: int) -> bool:
     """True where the logits of so many rows are to be left to the loss; never while a model is compiled."""
     least = None if torch.compiler.is_compiling() else _wanted.get()
     return least is not None and 4 * rows * vocab >= least
+
+
+def places(where: Tensor) -> Tensor:
+    """The numbers of the true places of a mask, (...) -> (N,); shapes that are predicted count every place."""
+    flat = where.flatten()
+    return torch.arange(len(flat), device=flat.device) if isinstance(flat, FakeTensor) else flat.nonzero()[:, 0]
+
+
+def rows(logits: Tensor | Unscored, at: Tensor) -> Tensor:
+    """The logits of some places, by number. Shapes: (..., V), (N,) -> (N, V)."""
+    if isinstance(logits, Unscored):
+        return F.linear(logits.x.flatten(0, -2)[at], logits.weight, logits.bias)
+    return logits.flatten(0, -2)[at]
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,12 @@ class Unscored:
             IndexError: for a label outside the vocabulary.
         """
         x, labels = self.x.flatten(0, -2), labels.flatten()
-        if not isinstance(labels, FakeTensor):  # shapes that are predicted count every row
-            counted = (labels != ignore).nonzero()[:, 0]
-            if len(counted) < len(labels):
-                x, labels = x[counted], labels[counted]
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.weight):
-                raise IndexError(f"labels outside 0 to {len(self.weight) - 1}")
+        counted = places(labels != ignore)
+        if len(counted) < len(labels):
+            x, labels = x[counted], labels[counted]
+        known = labels.numel() and not isinstance(labels, FakeTensor)
+        if known and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.weight):
+            raise IndexError(f"labels outside 0 to {len(self.weight) - 1}")
         device = x.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from anyformer.data import sources
 from anyformer.generate import generate
 from anyformer.hub.formats.guard import atomic_write
+from anyformer.parts.unscored import in_pieces, places, rows
 from anyformer.train.preferences import BAD, GOOD
 from anyformer.train.tasks.preferring import Answer, Pair, batch_of, probabilities
 
@@ -56,8 +57,9 @@ def report(model: Any, reference: Any, held: Sequence[Pair], beta: float, batch:
         held: pairs with reference log-probabilities.
     """
     answers = [answer for pair in held for answer in pair if answer.kind in (GOOD, BAD)]
-    own = np.array(probabilities(model, answers, batch, pad))
-    ratio = own - np.array([a.reference for a in answers])
+    known = np.array([a.reference for a in answers])
+    own = known if reference is None else np.array(probabilities(model, answers, batch, pad))
+    ratio = own - known
     good = np.array([a.kind == GOOD for a in answers])
     if len(answers) == 2 * len(held):
         margins = beta * (ratio[0::2] - ratio[1::2])
@@ -91,7 +93,9 @@ def distance(model: Any, reference: Any, answers: Sequence[Answer], batch: int, 
     for at in range(0, len(answers), batch):
         inputs = {k: v.to(device) for k, v in batch_of(answers[at : at + batch], pad).items()}
         seen = inputs.pop("labels")[:, 2:] >= 0  # (B, T)
-        p, q = (m(**inputs).logits[seen].float().log_softmax(-1) for m in (model, reference))  # (N, V)
+        with in_pieces(0):
+            logits = [m(**inputs).logits for m in (model, reference)]
+        p, q = (rows(each, places(seen)).float().log_softmax(-1) for each in logits)  # (N, V)
         total += float(F.kl_div(q, p, reduction="sum", log_target=True))
         count += len(p)
     return total / max(1, count)

@@ -30,6 +30,7 @@ from anyformer.data.labels import shift_right as shift_right
 from anyformer.hub.pooling import MODES, pooled
 from anyformer.parts.unscored import Unscored
 from anyformer.skeletons.base import Output
+from anyformer.train.preferences import Preference
 
 Objective = Callable[[Output, Tensor, Tensor | float], Tensor]
 
@@ -58,8 +59,8 @@ def plain(objective: Any) -> Any:
 
 
 def in_pieces(objective: Any) -> bool:
-    """True for an objective that takes logits which are left to it, a few rows at a time (`parts.unscored`)."""
-    return isinstance(objective, MaskedAndNextSentence) or plain(objective) in OVER_TOKENS
+    """True for an objective that takes logits which are left to it (`parts.unscored`)."""
+    return isinstance(objective, MaskedAndNextSentence | Preference) or plain(objective) in OVER_TOKENS
 
 
 def causal_lm(

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer.data.labels import IGNORE
+from anyformer.parts.unscored import Unscored, places, rows
 from anyformer.skeletons.base import Output
 
 Kind = Literal["dpo", "ipo", "simpo", "kto"]
@@ -37,10 +38,12 @@ BAD, GOOD, OTHER = 0, 1, 2  # kinds of rows; other: the answer to another prompt
 AHEAD = 2  # numbers in front of the labels of tokens
 
 
-def log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+def log_probs(logits: Tensor | Unscored, labels: Tensor) -> Tensor:
     """log p of each label, 0 where none counts, in float32 or better. Shapes: (B, T, V), (B, T) -> (B, T)."""
-    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -F.cross_entropy(x.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(labels)
+    at = places(labels != IGNORE)
+    x, own = rows(logits, at), labels.flatten()[at]  # (N, V), (N,): of answers alone, prompts are half of the tokens
+    each = -F.cross_entropy(x.to(torch.promote_types(x.dtype, torch.float32)), own, reduction="none")
+    return each.new_zeros(labels.numel()).index_put((at,), each).view_as(labels)
 
 
 def marked(reference: float, kind: int, labels: Sequence[int]) -> list[int]:

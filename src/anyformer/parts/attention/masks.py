@@ -74,14 +74,17 @@ class Mask(Shown, Value):
         return Not(self)
 
 
+def shape_of(query: Tensor, key: Tensor) -> torch.Size:
+    """The shape that two tensors broadcast to. `torch.broadcast_shapes` imports sympy first, which takes 0.7 s."""
+    return torch.broadcast_tensors(query, key)[0].shape
+
+
 @dataclass(frozen=True)
 class Full(Mask):
     """All pairs."""
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return torch.ones((), dtype=torch.bool, device=key.device).expand(
-            torch.broadcast_shapes(query.shape, key.shape)
-        )
+        return torch.ones((), dtype=torch.bool, device=key.device).expand(shape_of(query, key))
 
     def reach(self) -> tuple[int, int]:
         return FAR, FAR

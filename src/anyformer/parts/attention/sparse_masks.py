@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyformer.parts.attention.masks import FAR, Mask
+from anyformer.parts.attention.masks import FAR, Mask, shape_of
 
 
 def _at_least(owner: str, least: int, **values: int) -> None:
@@ -104,7 +104,7 @@ class Prefix(Mask):
         return False
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return (key < self.tokens).expand(torch.broadcast_shapes(query.shape, key.shape))
+        return (key < self.tokens).expand(shape_of(query, key))
 
     def reach(self) -> tuple[int, int]:
         return FAR, FAR
@@ -153,7 +153,7 @@ class Random(Mask):
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         if not query.numel() or not key.numel():
-            return torch.zeros(torch.broadcast_shapes(query.shape, key.shape), dtype=torch.bool, device=key.device)
+            return torch.zeros(shape_of(query, key), dtype=torch.bool, device=key.device)
         last = max(int(query.max()), int(key.max())) // self.size
         return self._graph(last).to(key.device)[query // self.size, key // self.size]
 

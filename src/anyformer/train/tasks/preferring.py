@@ -19,6 +19,7 @@ import torch
 from anyformer.data.batches import Batch
 from anyformer.data.labels import IGNORE
 from anyformer.data.order import shuffled
+from anyformer.parts.unscored import in_pieces
 from anyformer.train.preferences import BAD, GOOD, OTHER, Kind, Preference, log_probs, marked
 from anyformer.train.tasks.base import Task, collate
 from anyformer.train.tasks.encode import written
@@ -126,18 +127,21 @@ def scored(model: Any, some: Sequence[Pair], batch: int, pad: int) -> list[Pair]
 
 @torch.no_grad()
 def probabilities(model: Any, answers: Sequence[Answer], batch: int, pad: int) -> list[float]:
-    """log p(answer | prompt) of each answer, in nats; the longest go through the model first."""
+    """log p(answer | prompt) of each answer, in nats; equal ones go through the model once, the longest first."""
     device, values = next(model.parameters()).device, np.zeros(len(answers))
-    order = sorted(range(len(answers)), key=lambda i: -len(answers[i].ids))
+    places = {(answer.ids, answer.labels): i for i, answer in enumerate(answers)}
+    order = sorted(places.values(), key=lambda i: -len(answers[i].ids))
     training = model.training
     model.eval()
     for at in range(0, len(order), batch):
         some = order[at : at + batch]
         inputs = {name: value.to(device) for name, value in batch_of([answers[i] for i in some], pad).items()}
         labels = inputs.pop("labels")[:, 2:]
-        values[some] = log_probs(model(**inputs).logits, labels).double().sum(1).cpu().numpy()
+        with in_pieces(0):
+            logits = model(**inputs).logits
+        values[some] = log_probs(logits, labels).double().sum(1).cpu().numpy()
     model.train(training)
-    return values.tolist()
+    return [float(values[places[answer.ids, answer.labels]]) for answer in answers]
 
 
 def batch_of(answers: Sequence[Answer], pad: int) -> Batch:
