@@ -54,8 +54,9 @@ def table() -> str:
             if key(choice) in seen:
                 continue
             seen.add(key(choice))
-            artefact.write(pages.build(made.recipe(choice), seed=0).eval(), file)
-            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
+            model = pages.build(made.recipe(choice), seed=0).eval()
+            artefact.write(model, file)
+            real = min(r[0] for r in artefact.measured(file, artefact.example(model, TOKENS), 1))
             rows.append((real, known.milliseconds(choice), count(made.recipe(choice), tokens=TOKENS).forward))
             print(f"{real:.3f} ms, table {rows[-1][1]:.3f} ms, {rows[-1][2] / 1e6:.1f} million operations", flush=True)
     real, foreseen, flops = (list(column) for column in zip(*rows, strict=True))
@@ -84,8 +85,8 @@ def forms() -> str:
             if bits < 32:
                 few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
             artefact.write(model, file)
-            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
-            off = artefact.difference(file, model, [(ids, torch.ones_like(ids))])
+            real = min(r[0] for r in artefact.measured(file, artefact.example(model, TOKENS), 1))
+            off = artefact.difference(file, model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
             name = "float32" if bits == 32 else f"{bits} bits"
             lines.append(f"| {name} | {file.stat().st_size:,} | {real:.2f} ms | {off:.0e} |")
     return "\n".join([*lines, "", f"{key(choice)}; {conditions(1)}."])
@@ -96,12 +97,13 @@ def alone(design: Design, choice: Choice, seconds: float, seed: int) -> tuple[fl
     model: Any = pages.build(design.space.recipe(choice), seed=seed)
     if design.vectors is not None:
         with torch.no_grad():
-            first = design.vectors[: choice["vocab"], : choice["dim"]]
+            first = design.vectors[: choice["vocab"], : choice["dim"]]  # of texts
             model.get_parameter("embed.tokens.weight")[: len(first)] = first
-    best = learn.fit(model, design.task, choice["vocab"], seconds, seed=seed, say=lambda _: None)
+    vocab = choice.get("vocab")
+    best = learn.fit(model, design.task, vocab, seconds, seed=seed, say=lambda _: None)
     small, _ = finish.stored(model, design.task, choice, 0)
     test = design.task.parts["test"]
-    return best, design.task.measure(design.task.answers(learn.logits_of(small), test, choice["vocab"]), test)
+    return best, design.task.measure(design.task.answers(learn.logits_of(small), test, vocab), test)
 
 
 def ways(wish: Wish, teacher: Any, folder: Path) -> dict[str, Callable[[], float]]:
@@ -113,8 +115,7 @@ def ways(wish: Wish, teacher: Any, folder: Path) -> dict[str, Callable[[], float
 
     def first() -> None:  # the token vectors of the tool's models
         if teacher is not None:
-            largest = design.task.tokenizers[max(design.space.model["vocab"])]
-            design.vectors = learn.table_of(teacher, largest, max(design.space.model["dim"]))
+            design.vectors = design.first()
 
     def uniform() -> float:
         first()
