@@ -17,13 +17,14 @@ from PIL import Image
 import anyformer as af
 from anyformer.core import pages
 from anyformer.edge import artefact, design
-from anyformer.edge.design import Design, Wish
-from anyformer.edge.finish import designed
+from anyformer.edge.design import Design, Point, Wish
+from anyformer.edge.finish import designed, mattered
 from anyformer.edge.medium import Pictures, Texts, reading
 from anyformer.edge.task import read
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
 digits = pytest.importorskip("sklearn.datasets", reason="real pictures need scikit-learn").load_digits()
+WISH = Wish("", "accuracy", 200_000, 5.0, hours=2 / 3600, model="vit", of="tiny", trials=3)
 SPACE: dict[str, list[Any]] = {
     "dim": [32], "depth": [1], "patch": [2, 3, 4], "pool": ["own"], "bits": [8], "mixer": ["own"], "heads": [2],
     "kv_heads": [0], "hidden": [1, 2],
@@ -44,10 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("edge") / "out"
-    wish = Wish(str(folder), "accuracy", 200_000, 5.0, hours=5 / 3600, model="vit", of="tiny", values=SPACE, trials=3)
+    wish = replace(WISH, task=str(folder), values=SPACE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYFORMER_CACHE", str(out.parent / "cache"))
-        patch.setattr(design, "BEST", 2)
+        patch.setattr(design, "BEST", 1)
         return designed(wish, out, say=lambda _: None), out
 
 
@@ -97,6 +98,19 @@ def test_a_file_of_a_picture_model_takes_any_number_of_rows_and_one_size(tmp_pat
     assert artefact.difference(tmp_path / "model.onnx", model, batches) < 1e-5
 
 
+def test_what_mattered_is_the_best_of_each_value_within_the_budget() -> None:
+    def point(size: int, metric: float, **choice: Any) -> Point:
+        return Point({"dim": 32, **choice}, size, 1.0, metric=metric)
+
+    points = [point(9, 0.7, patch=2, **{"mixer.0": "own"}), point(9, 0.5, patch=2, **{"mixer.0": "linear"})]
+    points += [point(9, 0.6, patch=4, **{"mixer.0": "own"}), point(10**6, 0.9, patch=4), point(9, -1.0, patch=8)]
+    found = mattered(points, WISH)
+    assert found == {
+        "blocks.0.mixer": {"own": [0.7, 2], "linear": [0.5, 1]}, "embed.patch": {"2": [0.7, 2], "4": [0.6, 1]},
+    }  # fmt: skip
+    assert [*found] == ["blocks.0.mixer", "embed.patch"]
+
+
 def test_rows_with_names_of_files_and_colours_are_read(folder: Path, tmp_path: Path) -> None:
     rows = [{"image": str(f), "label": f.parent.name} for f in sorted(folder.rglob("*.png"))[::7]]
     Image.new("RGB", (9, 12), (200, 10, 10)).save(tmp_path / "red.png")
@@ -120,6 +134,5 @@ def test_a_front_end_says_what_is_read(folder: Path, tmp_path: Path) -> None:
     assert isinstance(reading(pages.recipe("bert", "tiny"), 8, 8), Texts)
     with pytest.raises(ValueError, match="a design reads texts or pictures, and Encoder reads input_values"):
         reading(pages.recipe("wav2vec2", "tiny"), 8, 8)
-    wish = Wish(str(folder), "accuracy", 1, 1.0, model="vit", of="tiny")
     with pytest.raises(ValueError, match="the rows are pictures: leave --teacher out"):
-        Design(replace(wish, teacher="t"), tmp_path / "out", af.build("bert", "tiny"))
+        Design(replace(WISH, task=str(folder), teacher="t"), tmp_path / "out", af.build("bert", "tiny"))

@@ -24,13 +24,13 @@ from anyformer.edge.count import count
 from anyformer.edge.design import PARTS, Design, Infeasible, Point, Wish
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
-from anyformer.edge.space import Choice, key
+from anyformer.edge.space import PATHS, Choice, key
 from anyformer.edge.task import SCORES, Task
 from anyformer.hub.formats.guard import atomic_write, read_json
 
 REPORT = "report.json"
 CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
-LOST = {8: 0.02, 4: 0.1}  # mean squared difference of scores, or nats, that fewer bits may cost
+LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fewer bits may cost
 COVERED = 0.9  # the least share of the numbers of matrices in few bits
 CALIBRATED = 16  # batches
 RUNNERS = 4  # models of a race
@@ -208,8 +208,29 @@ def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str
         "machine": design.table.key, "table": {"error": median(errors), "seconds": design.table.took},
         "chosen": vars(chosen), "parameters": flops.parameters, "flops": flops.forward,
         "recipe": repr(design.space.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),
-        "points": [vars(p) for p in every],
+        "points": [vars(p) for p in every], "mattered": mattered(design.points(), wish),
     }  # fmt: skip
+
+
+def mattered(points: Sequence[Point], wish: Wish) -> dict[str, dict[str, list[float]]]:
+    """By path, and by value there: the best metric with shared weights among the models within the budget that have
+    it, and their number. The path whose values differ most comes first; one with a single value is left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for point in points:
+        if point.metric is None or point.metric <= -1 or point.over(wish):
+            continue
+        for name, value in point.choice.items():
+            what, _, layer = name.partition(".")
+            path = PATHS.get(what, what).replace("blocks.0", f"blocks.{layer}")
+            best = found.setdefault(path, {}).setdefault(str(value), [point.metric, 0])
+            best[:] = max(best[0], point.metric), best[1] + 1
+    several = {path: values for path, values in found.items() if len(values) > 1}
+
+    def spread(path: str) -> float:
+        best = [value for value, _ in several[path].values()]
+        return max(best) - min(best)
+
+    return {path: several[path] for path in sorted(several, key=spread, reverse=True)}
 
 
 def page(made: dict[str, Any]) -> str:
