@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 
 import anyformer as af
+from anyformer.cli import main
 from anyformer.core import pages
 from anyformer.edge import artefact, design
 from anyformer.edge.design import Design, Point, Wish
@@ -96,6 +99,20 @@ def test_a_file_of_a_picture_model_takes_any_number_of_rows_and_one_size(tmp_pat
     assert read_.name == "pixel_values" and isinstance(read_.shape[0], str) and read_.shape[1:] == [3, 16, 16]
     batches = [artefact.example(model, 1, rows=n) for n in (1, 5)]
     assert artefact.difference(tmp_path / "model.onnx", model, batches) < 1e-5
+
+
+def test_the_commands_of_the_document_on_pictures_are_understood(
+    made: tuple[dict[str, Any], Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYFORMER_CACHE", str(made[1].parent / "cache"))
+    text = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
+    commands = [c for c in re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M) if "--model" in c]
+    assert len(commands) == 1
+    args = shlex.split(commands[0].replace("\\\n", " "))
+    for name, value in {"--task": str(folder), "--size": "1kB", "--out": str(tmp_path / "out")}.items():
+        args[args.index(name) + 1] = value
+    small = [part for name, values in SPACE.items() for part in (f"--space.{name}", json.dumps(values))]
+    assert main([*args, "--of", "tiny", *small]) == 3  # nothing has a kilobyte
 
 
 def test_what_mattered_is_the_best_of_each_value_within_the_budget() -> None:

@@ -262,13 +262,13 @@ def reading(base: Recipe[Any], tokens: int, side: int | None) -> Medium:
     raise ValueError(f"a design reads texts or pictures, and {base.part.__name__} reads {main or 'several inputs'}")
 
 
-def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int, Tokenizer]:
+def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int | None, Tokenizer]:
     """WordPiece tokenizers of several sizes; a smaller one is the beginning of the largest, so that rows of a token
     table are the same tokens in all. The largest is kept in `file`, since another run would find other tokens."""
     if not file.exists():
         vocabulary.make(texts, "wordpiece", max(vocabs)).core.save(str(file), pretty=False)
     whole = json.loads(file.read_text(encoding="utf-8"))
-    made = {}
+    made: dict[int | None, Tokenizer] = {}
     for size in vocabs:
         kept = {token: i for token, i in whole["model"]["vocab"].items() if i < size}
         content = {**whole, "model": {**whole["model"], "vocab": kept}}
