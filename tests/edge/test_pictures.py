@@ -138,6 +138,9 @@ def test_rows_with_names_of_files_and_colours_are_read(folder: Path, tmp_path: P
     medium.learned(task.parts["learn"], (None,), tmp_path)
     assert task.parts["learn"].items.shape[1:] == (3, 10, 10) and task.classes == ("class0", "class1", "class2")
     assert medium.sizes() == {"embed.image": 10, "embed.channels": 3}
+    values = task.parts["learn"].items.astype(np.float64) / 255
+    assert medium.processor.image_mean == pytest.approx(values.mean((0, 2, 3)), abs=1e-4)
+    assert medium.processor.image_std == pytest.approx(values.std((0, 2, 3)), abs=1e-4)
     part = task.parts["test"]
     again = medium.processor([Image.fromarray(p.transpose(1, 2, 0)) for p in part.items[:3]])["pixel_values"]
     assert torch.equal(medium.batch(part, None, range(3))["pixel_values"], again)

@@ -211,10 +211,14 @@ class Pictures(Medium):
 
     def learned(self, part: Part, vocabs: Sequence[int | None], folder: Path) -> None:
         """The mean and the deviation of each channel."""
-        values = part.items / np.float32(255)
-        mean, std = (tuple(round(float(v), 4) for v in f(values, axis=(0, 2, 3))) for f in (np.mean, np.std))
+        values, mean, std = np.arange(256) / 255, list[float](), list[float]()
+        for channel in range(self.channels):
+            counts = np.sum([np.bincount(pixels[channel].ravel(), minlength=256) for pixels in part.items], axis=0)
+            share = counts / counts.sum()
+            mean.append(round(float(share @ values), 4))
+            std.append(max(1e-3, round(float(share @ (values - share @ values) ** 2) ** 0.5, 4)))
         self.processor = replace(
-            self.processor, convert_rgb=len(mean) == 3, image_mean=mean, image_std=tuple(max(s, 1e-3) for s in std)
+            self.processor, convert_rgb=self.channels == 3, image_mean=tuple(mean), image_std=tuple(std)
         )
 
     @property
