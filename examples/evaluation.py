@@ -14,13 +14,13 @@ import itertools
 import json
 import random
 import re
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import documents
+from data import available, described
 
 import anyformer as af
 from anyformer.data.debian import fetch
@@ -121,20 +121,12 @@ def wordnet(out: Path, count: int, unreal: int) -> None:
     write(out / "generation-examples.jsonl", asked[count // 2 :])
 
 
-def available() -> str:
-    """Apt's records of all packages."""
-    return subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
-
-
 def packages(out: Path, count: int) -> None:
     """sections.jsonl: the first sentences of descriptions of packages, and their section, as many of each."""
     found: dict[str, list[str]] = {name: [] for name in SECTIONS}
-    for stanza in available().split("\n\n"):
-        section = re.search(r"^Section: (?:\w+/)?(.*)$", stanza, re.M)
-        about = re.search(r"^Description(?:-en)?: (.*)\n((?: .*\n?)*)", stanza, re.M)
-        if section and about and section[1] in found:
-            body = " ".join(about[2].partition("\n .")[0].split())
-            found[section[1]].append(f"{about[1]}. {body}"[:300])
+    for section, text in described(available()):
+        if section in found:
+            found[section].append(text)
     rng = random.Random(0)
     for texts in found.values():
         rng.shuffle(texts)

@@ -32,23 +32,23 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def inputs(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(rows: int, length: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 96, (rows, length), generator=torch.Generator().manual_seed(length))
     mask = torch.ones(rows, length, dtype=torch.long)
     mask[-1, (length + 1) // 2 :] = 0
-    return ids, mask
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_file_gives_the_numbers_of_the_model_in_few_bits(bits: int, tmp_path: Path) -> None:
     made = space(BASE, 40, SMALL)
     model = pages.build(made.recipe(CHOICE), seed=0).eval()
-    full = model(**dict(zip(("input_ids", "attention_mask"), inputs(2, 7), strict=True))).logits
+    full = model(**inputs(2, 7)).logits
     few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
     file = tmp_path / "model.onnx"
     artefact.write(model, file, facts={"classes": ["a"]})
     assert artefact.difference(file, model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)]) < 1e-5
-    small = model(**dict(zip(("input_ids", "attention_mask"), inputs(2, 7), strict=True))).logits
+    small = model(**inputs(2, 7)).logits
     assert float((small - full).abs().max()) > 1e-5  # it is in few bits
     weights = sum(t.nbytes for t in model.state_dict().values())
     assert weights < file.stat().st_size < weights + 40_000
@@ -59,7 +59,7 @@ def test_a_file_gives_the_numbers_of_the_model_in_few_bits(bits: int, tmp_path: 
         n.dims[0] * n.dims[1] for n in graph.initializer if len(n.dims) == 2 and n.data_type == onnx.TensorProto.FLOAT
     )
     assert widest <= 40 * 32  # the table of positions; every matrix is in few bits
-    (p50, p95, memory), *_ = artefact.measured(file, 16, 96, 1, processes=1, seconds=0.05)
+    (p50, p95, memory), *_ = artefact.measured(file, artefact.example(model, 16), 1, processes=1, seconds=0.05)
     assert 0 < p50 <= p95 and memory > 0
 
 
@@ -68,11 +68,11 @@ def test_a_layer_alone_gives_the_numbers_of_the_layer() -> None:
     model = pages.build(made.recipe({**CHOICE, "mixer.0": "window"}), seed=0).eval()
     seen: list[torch.Tensor] = []
     hooks = [b.register_forward_hook(lambda _, args, out: seen.append(out)) for b in model.blocks]
-    ids = torch.ones(1, 12, dtype=torch.long)
-    model(input_ids=ids, attention_mask=ids)
+    row = artefact.example(model, 12)
+    model(**row)
     for hook in hooks:
         hook.remove()
-    layers = device.stack(model, 12, 1)
+    layers = device.stack(model, row, 1)
     for (run, size), wanted in zip(layers, seen, strict=True):
         assert torch.allclose(torch.from_numpy(run()[0]), wanted, atol=1e-5) and 500 < size < 20_000
 
@@ -111,17 +111,15 @@ def test_a_smaller_model_reads_the_first_rows_of_each_part() -> None:
 
 def test_shared_weights_are_those_of_a_model_alone() -> None:
     made, noise = space(BASE, 12, SMALL), random.Random(1)
-    weights, (ids, mask) = Shared(made).eval(), inputs(2, 9)
-    ids = ids % 64
+    weights, row = Shared(made).eval(), inputs(2, 9)
+    row["input_ids"] %= 64
     for _ in range(4):
         choice = made.drawn(noise)
         alone = weights.standing(choice).eval()
-        assert torch.equal(
-            alone(input_ids=ids, attention_mask=mask).logits, weights.run(choice)(input_ids=ids, attention_mask=mask)
-        )
+        assert torch.equal(alone(**row).logits, weights.run(choice)(**row))
     smallest = made.end(False, noise)
     with torch.enable_grad():
-        weights.run(smallest)(input_ids=ids, attention_mask=mask).sum().backward()
+        weights.run(smallest)(**row).sum().backward()
     grad = weights._weight("embed.tokens.weight", smallest).grad
     assert grad is not None and grad[:64, :16].abs().sum() > 0 and not grad[64:].any() and not grad[:, 16:].any()
 

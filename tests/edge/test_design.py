@@ -190,12 +190,13 @@ def test_the_commands_of_the_document_are_understood(
 ) -> None:
     text = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
     commands = re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M)
-    assert len(commands) == 2
-    for command in commands:
+    texts = [command for command in commands if "--model" not in command]
+    assert len(texts) == 3
+    for command in texts:
         args = shlex.split(command.replace("\\\n", " "))
         for name, value in {"--task": wish.task, "--size": "1kB", "--out": str(tmp_path / "out")}.items():
             args[args.index(name) + 1] = value
-        at = args.index("--teacher")
+        at = args.index("--teacher") if "--teacher" in args else len(args)
         del args[at : at + 2]
         small = [part for name, values in SPACE.items() for part in (f"--space.{name}", json.dumps(values))]
         assert main([*args, "--tokens", "16", "--of", "tiny", *small]) == 3, capsys.readouterr().err
@@ -239,7 +240,7 @@ def test_a_teacher_of_another_vocabulary_teaches_and_one_of_other_classes_does_n
     one = Design(replace(wish, teacher="t", more=1), tmp_path / "out", teacher(1), say=silent)
     one._prepared()
     learned = one.task.parts["learn"]
-    assert learned.soft is not None and len(learned.soft) == len(learned.texts) > len(learned.labels) == 240
+    assert learned.soft is not None and len(learned.soft) == len(learned.items) > len(learned.labels) == 240
     assert (tmp_path / "out" / "soft.pt").exists() and -1 <= one.taught["score"] <= 1
     with pytest.raises(ValueError, match="the teacher has 5 outputs, and the task 1"):
         Design(replace(wish, teacher="t"), tmp_path / "two", teacher(5), say=silent)._prepared()
@@ -276,11 +277,11 @@ def test_the_largest_uniform_model_is_measured_and_a_poor_teacher_is_not_heard(
     weights, largest = one._prepared(), key(one.plain()[0].choice)
     assert largest in {key(p.choice) for p in one.points()} & {key(p["choice"]) for p in made[0]["points"] if p["real"]}
     one.taught, learned = {"score": 0.9, "choose": -1.0}, one.task.parts["learn"]
-    learned.texts, learned.soft = [*learned.texts, "more"], torch.zeros(len(learned.texts) + 1, 1)
+    learned.items, learned.soft = [*learned.items, "more"], torch.zeros(len(learned.items) + 1, 1)
     finalists = one._measured(weights)
     chosen, model = finish.race(one, weights, finalists)
     assert key(chosen.choice) in {key(p.choice) for p in finalists}
-    assert learned.soft is None and len(learned.texts) == len(learned.labels)
+    assert learned.soft is None and len(learned.items) == len(learned.labels)
     before = weights.standing(chosen.choice).state_dict()
     assert any(not torch.equal(t, before[n]) for n, t in model.state_dict().items())  # what the race taught is kept
 
@@ -293,7 +294,7 @@ def test_matrices_in_4_bits_have_8_where_it_matters_and_there_is_room(wish: Wish
     small, wide = finish.stored(model, one.task, choice, 1_500)
     four = [{e.path for e in work.entries if e.bits == 4} for work in (tight, wide)]
     assert four[1] < four[0] and len(four[1]) > 0
-    inputs = one.task.batch(one.task.parts["learn"], choice["vocab"], list(range(200)))
+    inputs = one.task.medium.batch(one.task.parts["learn"], choice["vocab"], list(range(200)))
     with torch.no_grad():
         before = model(**inputs).logits
         assert finish.moved(one.task, small(**inputs).logits, before) < 0.1

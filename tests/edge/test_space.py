@@ -67,4 +67,17 @@ def test_values_that_are_none_are_refused_by_name(page: str, values: dict, says:
 
 def test_a_recipe_without_the_paths_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no 'embed\.vocab', so vocab is no choice of Encoder"):
-        space(pages.recipe("vit", "tiny"), 12)
+        space(pages.recipe("vit", "tiny"), 12, {"vocab": [64]})
+    with pytest.raises(ValueError, match="no 'blocks', so depth is no choice of Pyramid"):
+        space(pages.recipe("swin", "tiny"), 12)
+
+
+def test_a_patch_that_does_not_divide_the_picture_is_left_out_with_its_reason() -> None:
+    base = pages.recipe("vit", "tiny", task="classify", classes=3)
+    made = space(base, 12, {"dim": [16]}, {"embed.image": 28, "embed.channels": 1})
+    assert made.model["patch"] == (4, 7, 14) and "vocab" not in made.model
+    assert "no whole number of patches of 8" in made.without["patch=8"]
+    largest, smallest = (made.recipe(made.end(which, random.Random(0))) for which in (True, False))
+    assert largest["embed.patch"] == 4 and smallest["embed.patch"] == 14 and largest["embed.channels"] == 1
+    with pytest.raises(ValueError, match=r"no patch fits: 5: .*28 pixels is no whole number"):
+        space(base, 12, {"patch": [5]}, {"embed.image": 28})

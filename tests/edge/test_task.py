@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 
 from anyformer.edge import task as tasks
+from anyformer.edge.medium import Texts, tokenizers
 
 rows = [{"text": f"word{i % 7} is {'good' if i % 3 else 'bad'} {i}", "label": i % 3} for i in range(120)]
 
@@ -39,11 +40,11 @@ def test_metrics_equal_an_independent_computation() -> None:
 
 
 def test_parts_do_not_meet_and_are_all(tmp_path: Path) -> None:
-    made = tasks.read(written(tmp_path / "a.jsonl", rows), "accuracy", 8)
-    texts = [set(p.texts) for p in made.parts.values()]
+    made = tasks.read(written(tmp_path / "a.jsonl", rows), "accuracy", Texts(8))
+    texts = [set(p.items) for p in made.parts.values()]
     assert [len(t) for t in texts] == [96, 12, 12] and len(set.union(*texts)) == 120
     assert made.classes == ("0", "1", "2") and made.outputs == 3
-    again = tasks.read(tmp_path / "a.jsonl", "pearson", 8)
+    again = tasks.read(tmp_path / "a.jsonl", "pearson", Texts(8))
     learned = again.parts["learn"].labels
     assert float(learned.mean()) == pytest.approx(0, abs=1e-6) and float(learned.std()) == pytest.approx(1)
     assert float(learned[0]) * again.deviation + again.mean == pytest.approx(
@@ -52,19 +53,20 @@ def test_parts_do_not_meet_and_are_all(tmp_path: Path) -> None:
 
 
 def test_a_smaller_tokenizer_is_the_beginning_of_the_largest(tmp_path: Path) -> None:
-    made = tasks.read(written(tmp_path / "a.jsonl", rows), "accuracy", 8)
-    sizes = tasks.tokenizers(made.parts["learn"].texts, (48, 64), tmp_path / "tokenizer.json")
+    made = tasks.read(written(tmp_path / "a.jsonl", rows), "accuracy", Texts(8))
+    sizes = tokenizers(made.parts["learn"].items, (48, 64), tmp_path / "tokenizer.json")
     small, large = (sizes[n].core.get_vocab() for n in (48, 64))
     assert len(small) <= 48 and all(large[token] == i for token, i in small.items())
-    again = tasks.tokenizers(["other text"], (64,), tmp_path / "tokenizer.json")  # kept, not made again
+    again = tokenizers(["other text"], (64,), tmp_path / "tokenizer.json")  # kept, not made again
     assert again[64].core.get_vocab() == large
-    made.tokenizers = sizes
-    batch = made.batch(made.parts["test"], 48, [0, 1])
+    assert isinstance(made.medium, Texts)
+    made.medium.tokenizers |= sizes
+    batch = made.medium.batch(made.parts["test"], 48, [0, 1])
     assert batch["input_ids"].shape[1] <= 8 and int(batch["input_ids"].max()) < 48
     answers = made.answers(
         lambda input_ids, attention_mask: (input_ids * attention_mask).sum(1, keepdim=True), made.parts["test"], 48
     )
-    alone = [sum(ids) for ids in made.ids(made.parts["test"], 48)]
+    alone = [sum(ids) for ids in made.medium.ids(made.parts["test"], 48)]
     assert answers[:, 0].tolist() == alone  # in the order of the rows, whatever the order of batches
 
 
@@ -81,12 +83,12 @@ def test_a_smaller_tokenizer_is_the_beginning_of_the_largest(tmp_path: Path) -> 
 )  # fmt: skip
 def test_a_file_that_is_no_task_is_refused(content: list, metric: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
-        tasks.read(written(tmp_path / "a.jsonl", content), metric, 8)
+        tasks.read(written(tmp_path / "a.jsonl", content), metric, Texts(8))
     assert says in str(error.value)
 
 
 def test_the_interval_holds_the_metric(tmp_path: Path) -> None:
-    made = tasks.read(written(tmp_path / "a.jsonl", rows), "pearson", 8)
+    made = tasks.read(written(tmp_path / "a.jsonl", rows), "pearson", Texts(8))
     part = made.parts["learn"]
     answers = (part.labels + torch.randn(len(part.labels), generator=torch.Generator().manual_seed(0)))[:, None]
     low, high = made.interval(answers, part)

@@ -26,6 +26,7 @@ def edge(
     target: str = "onnx",
     threads: int = 1,
     tokens: int = 64,
+    side: int | None = None,
     hours: float = 0.5,
     teacher: str | None = None,
     more: int = 1,
@@ -38,25 +39,27 @@ def edge(
 ) -> None:
     """Searches the recipes of an architecture for the best model within a budget, measured here, and writes it.
 
-    OUT/model is what is deployed: a graph, a tokenizer, a script of 30 lines. OUT/front.html shows all that was found.
-    A killed run goes on; several processes with one OUT share the search. Exit code 3: nothing fits; the nearest two
-    are named.
+    OUT/model is what is deployed: a graph, a tokenizer or the steps from a picture, a script of 40 lines at most.
+    OUT/front.html shows all that was found. A killed run goes on; several processes with one OUT share the search. Exit
+    code 3: nothing fits; the nearest two are named.
 
     Args:
-        task: rows with `text` and `label`: a .jsonl, .csv, .tsv or .parquet file.
+        task: rows with `text` and `label`, or with `image` and `label`: a .jsonl, .csv, .tsv or .parquet file; or a
+            folder of pictures, CLASS/NAME.png.
         size: of all files of the artefact, e.g. 4MB or 500kB.
-        latency: of one text of `tokens` tokens, e.g. 5ms.
+        latency: of one text of `tokens` tokens, or of one picture, e.g. 5ms.
         metric: what counts; pearson and spearman are for labels that are numbers.
         out: the folder.
         memory: that the loaded model may add to a process, e.g. 64MB.
         target: what runs it: onnx.
         threads: of the runtime, and of the search.
         tokens: of the longest text.
+        side: height and width of pictures in pixels; by default the shorter edge of the first.
         hours: of computing, without the table of the device and the export of the best eight, about a minute each.
         teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first, if there
             is time.
         more: pieces of each text that the teacher reads besides.
-        model: the architecture whose paths are searched, an encoder.
+        model: the architecture whose paths are searched, an encoder of texts or, e.g. vit, of pictures.
         of: its size, for what is not searched.
         space: other values of the search, e.g. --space.dim "[64, 96]" --space.mixer "[own, convolution]".
         trials: models that are looked at, at most.
@@ -69,7 +72,7 @@ def edge(
     limit = None if memory is None else int(amount("memory", memory, BYTES))
     wish = Wish(
         task, metric, int(amount("size", size, BYTES)), amount("latency", latency, MILLISECONDS), limit,
-        target, threads, tokens, hours, model, of, teacher, more, space, trials, seed,  # type: ignore[arg-type]
+        target, threads, tokens, side, hours, model, of, teacher, more, space, trials, seed,  # type: ignore[arg-type]
     )  # fmt: skip
     wish.check()
     loaded = None if teacher is None else models.load(teacher, text=False)
@@ -114,13 +117,14 @@ def report(done: dict[str, Any], out: str) -> str:
     used = ", ".join(f"{share:.0%} of the {name}" for name, share in done["used"].items())
     times = "; ".join(f"{p50:.3f} ms, {p95:.3f} ms at the 95th percentile" for p50, p95, _ in chosen["real"])
     lines = [
-        f"{wish['metric']:<10}{done['value']:.4f} (95 %: {low:.4f} to {high:.4f}) on {done['rows']['test']:,} texts "
-        f"not seen before; {done['float32']:.4f} in float32",
+        f"{wish['metric']:<10}{done['value']:.4f} (95 %: {low:.4f} to {high:.4f}) on {done['rows']['test']:,} "
+        f"{done['rows_are']} not seen before; {done['float32']:.4f} in float32",
         f"size      {plain.size(chosen['real_size'])} of {plain.size(wish['size'])}, {done['parameters']:,} parameters",
         f"latency   {times}",
         f"machine   {done['machine']}",
         f"table     median error {done['table']['error']:.1%} on what was measured",
-        f"file      differs from the model by {done['difference']:.1e} on real texts of odd lengths",
+        f"file      differs from the model by {done['difference']:.1e} on real {done['rows_are']} of odd sizes",
+        f"few bits  {done['covered']:.1%} of the numbers of the matrices; they move the answers by {done['lost']:.2g}",
         f"used      {used}",
         f"recipe    {done['recipe']}",
         f"wrote     {out}/model, {out}/front.html",

@@ -1,4 +1,4 @@
-"""A model of texts as one ONNX file, small on the disk and fast: matrices in few bits are floats once it is loaded.
+"""A model as one ONNX file, small on the disk and fast: matrices in few bits are floats once it is loaded.
 
 ```
 codes uint8 ─ unpack ─ Cast ─(-)─(x)─ Reshape ── W float32        constant: ONNX Runtime computes it at loading
@@ -10,6 +10,7 @@ the metadata of the file, so that a script needs nothing else. O outputs, I inpu
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -29,7 +30,6 @@ from anyformer.parts.quantised import Grid, full
 TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
 OPSET, IR = 21, 10
 NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
-READS = ("input_ids", "attention_mask")
 
 
 def check_target(target: str) -> None:
@@ -50,7 +50,9 @@ def check_target(target: str) -> None:
 
 
 def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Writes a model whose first head reads a text: `input_ids`, `attention_mask` (B, T) -> `logits` (B, C).
+    """Writes a model whose first head reads its main input, `example`'s, for any number of rows -> `logits` (B, C).
+
+    A text has any length; other media have the size that the recipe was made for.
 
     Args:
         model: in evaluation mode; its matrices can be in few bits (`parts.quantised`), of 4 or 8.
@@ -81,13 +83,28 @@ def _logits(output: Any) -> dict[str, Tensor]:
     return {"logits": output.logits}
 
 
-def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], example: dict[str, Tensor] | None = None) -> Any:
-    if example is None:
-        example = {n: t for n, t in inputs(model, padding=True).items() if n in READS}
+def example(model: Any, tokens: int, rows: int = 1) -> dict[str, Tensor]:
+    """Random inputs of a model's main front-end, nothing padded: texts of so many tokens, other media of their usual
+    size."""
+    entrance, noise = model.entrances()[0], torch.Generator().manual_seed(0)
+    made = entrance.front.example(rows, (tokens,) if model.reads_text else entrance.front.sizes()[0], noise)
+    read = {entrance.prefix + n: t for n, t in made.items() if entrance.front.inputs()[n].required}
+    if entrance.mask is not None and model.reads_text:
+        read[entrance.mask] = torch.ones(rows, entrance.front.units(made), dtype=torch.long)
+    return read
+
+
+def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], given: dict[str, Tensor] | None = None) -> Any:
+    closed: frozenset[str] = frozenset()
+    if given is None and model.reads_text:
+        given = {n: t for n, t in inputs(model, padding=True).items() if n in example(model, 1)}
+    elif given is None:
+        given = example(model, 1, rows=2)
+        closed = frozenset(axis for name in given for axis in model.inputs()[name].axes)
     hook = model.register_forward_hook(lambda module, args, output: outputs(output))
     try:
         with torch.no_grad(), quiet():
-            program = _traced(model, example)
+            program = _traced(model, given, closed)
     finally:
         hook.remove()
     names = list(program.call_spec.out_spec.unflatten([None] * program.call_spec.out_spec.num_leaves))
@@ -177,11 +194,9 @@ def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
 
 
 def opened(path: Path, threads: int = 1) -> Any:
-    """The file as a function of `input_ids` and `attention_mask`, arrays or tensors -> logits, an array (B, C)."""
+    """The file as a function of its inputs by name -> logits, an array (B, C)."""
     found = session(path, threads)
-    return lambda ids, mask: found.run(
-        None, {"input_ids": np.asarray(ids, np.int64), "attention_mask": np.asarray(mask, np.int64)}
-    )[0]
+    return lambda **given: found.run(None, {name: np.asarray(value) for name, value in given.items()})[0]
 
 
 def session(model: Path | bytes, threads: int) -> Any:
@@ -194,21 +209,20 @@ def session(model: Path | bytes, threads: int) -> Any:
 
 
 TIMED = """
-import sys, time, json
+import io, sys, time, json
 import numpy as np
+feed = dict(np.load(io.BytesIO(sys.stdin.buffer.read())))
 try:
     held = lambda: 4096 * int(open("/proc/self/statm").read().split()[1])
     held()
 except OSError:
     held = lambda: 0
-path, tokens, vocab, threads, seconds = sys.argv[1], *map(float, sys.argv[2:])
+path, threads, seconds = sys.argv[1], *map(float, sys.argv[2:])
 import onnxruntime as ort
 before = held()
 o = ort.SessionOptions()
 o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
 s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
-ids = np.random.default_rng(0).integers(0, int(vocab), (1, int(tokens)))
-feed = {"input_ids": ids, "attention_mask": np.ones((1, int(tokens)), np.int64)}
 run = lambda: s.run(None, feed)
 for _ in range(5):
     run()
@@ -222,25 +236,33 @@ print(json.dumps([took[len(took) // 2] * 1e3, took[int(len(took) * 0.95)] * 1e3,
 """
 
 
-def measured(path: Path, tokens: int, vocab: int, threads: int, processes: int = 3, seconds: float = 0.5) -> list[Any]:
-    """The median and the 95th percentile of one text's milliseconds, and the bytes of memory that the model added, in
-    each of some fresh processes."""
-    made = []
+def measured(
+    path: Path, feed: Mapping[str, Tensor], threads: int, processes: int = 3, seconds: float = 0.5
+) -> list[Any]:
+    """The median and the 95th percentile of the milliseconds of one call, and the bytes of memory that the model added,
+    in each of some fresh processes.
+
+    Args:
+        feed: the inputs, by name: those of one row.
+    """
+    made, packed = [], io.BytesIO()
+    np.savez(packed, **{name: value.numpy() for name, value in feed.items()})  # type: ignore[arg-type]
     for _ in range(processes):
-        call = [sys.executable, "-c", TIMED, str(path), *map(str, (tokens, vocab, threads, seconds))]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        call = [sys.executable, "-c", TIMED, str(path), str(threads), str(seconds)]
+        done = subprocess.run(call, input=packed.getvalue(), capture_output=True, check=False)
         if done.returncode:
-            raise ValueError(f"{path.name} does not run in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
+            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise ValueError(f"{path.name} does not run in a fresh process: {said}")
         made.append(json.loads(done.stdout))
     return made
 
 
-def difference(path: Path, model: Any, batches: Sequence[tuple[Tensor, Tensor]], threads: int = 1) -> float:
-    """The largest |file's logits - model's| on real inputs, (ids, mask) each, over the largest |logit| or 1."""
+def difference(path: Path, model: Any, batches: Sequence[dict[str, Tensor]], threads: int = 1) -> float:
+    """The largest |file's logits - model's| on real inputs, over the largest |logit| or 1."""
     run, most, size = opened(path, threads), 0.0, 1.0
-    for ids, mask in batches:
+    for batch in batches:
         with torch.inference_mode():
-            ours = model(input_ids=ids, attention_mask=mask).logits
-        theirs = torch.as_tensor(run(ids.numpy(), mask.numpy()))
+            ours = model(**batch).logits
+        theirs = torch.as_tensor(run(**batch))
         most, size = max(most, float((ours - theirs).abs().max())), max(size, float(ours.abs().max()))
     return most / size

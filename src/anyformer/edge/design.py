@@ -29,9 +29,10 @@ from anyformer.data import sources
 from anyformer.edge import artefact, learn, shared
 from anyformer.edge.device import Table
 from anyformer.edge.learn import Say
+from anyformer.edge.medium import Texts, reading
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import Choice, key, space
-from anyformer.edge.task import SCORES, read, tokenizers
+from anyformer.edge.task import read
 from anyformer.hub.formats.guard import atomic_write, claim, read_json
 
 BEST = 8  # architectures that are measured
@@ -39,7 +40,6 @@ TEACHER = 0.3  # of the time, at most
 PARTS = {"shared": 0.15, "search": 0.05, "race": 0.2}  # of the rest; what is left trains the chosen one
 TRIALS, POPULATION, TRIED = 200, 20, 400
 PLAIN = 3  # uniform models among the first of the search
-SCRIPT = Path(__file__).with_name("run.txt")
 SPEC, STUDY = "spec.json", "study.db"
 
 
@@ -49,8 +49,9 @@ class Wish:
 
     Attributes:
         task, metric: a file of rows, and what counts. model, of: a page and its size, whose paths are searched.
-        size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text of `tokens` tokens
-            with `threads`. memory: bytes that the loaded model may add to a process; None is any.
+        size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text of `tokens`, or of
+            one picture of `side` x `side` pixels (None: as the first), with `threads`. memory: bytes that the loaded
+            model may add to a process; None is any.
         hours: of computing, all but the table of the device and the export of the best. teacher: a loaded model, or
             None; more: pieces of each text that it reads besides. values: of the space, see `edge.space`. trials: of
             the search, at most.
@@ -64,6 +65,7 @@ class Wish:
     target: str = "onnx"
     threads: int = 1
     tokens: int = 64
+    side: int | None = None
     hours: float = 0.5
     model: str = "bert"
     of: str = "mini"
@@ -75,7 +77,7 @@ class Wish:
 
     def check(self) -> None:
         """Raises ValueError for what cannot be wished for, ImportError for a package that is missing."""
-        for name in ("size", "latency", "hours", "tokens", "threads", "trials", "memory"):
+        for name in ("size", "latency", "hours", "tokens", "side", "threads", "trials", "memory"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be above 0, got {value:g}")
@@ -140,22 +142,18 @@ class Design:
 
     def __init__(self, wish: Wish, out: str | Path, teacher: Any = None, say: Say = print):
         wish.check()
-        if teacher is not None:
-            learn.check_teacher(teacher)
         self.wish, self.out, self.teacher, self.say = wish, Path(out).expanduser(), teacher, say
-        classes = 1 if wish.metric in SCORES else 2
-        base = pages.recipe(wish.model, wish.of, task="classify", classes=classes)
-        self.space = space(base, wish.tokens, wish.values)
-        self.task = read(wish.task, wish.metric, wish.tokens, wish.seed)
+        base = pages.recipe(wish.model, wish.of, task="classify", classes=2)
+        medium = reading(base, wish.tokens, wish.side)
+        if teacher is not None:
+            learn.check_teacher(teacher, medium)
+        self.task = read(wish.task, wish.metric, medium, wish.seed)
+        base = pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs)
+        self.space = space(base, wish.tokens, wish.values, medium.sizes())
         self._claim()
         with FileLock(self.out / "shared.lock"):
-            texts, file = self.task.parts["learn"].texts, self.out / "tokenizer.json"
-            self.task.tokenizers = tokenizers(texts, self.space.model["vocab"], file)
-        if self.task.outputs != classes:
-            base = pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs)
-            self.space = space(base, wish.tokens, wish.values)
+            medium.learned(self.task.parts["learn"], self.space.model.get("vocab", (None,)), self.out)
         self.table = Table(self.space, wish.threads)
-        self.fixed = SCRIPT.stat().st_size
         self.seconds = wish.hours * 3600
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
@@ -175,7 +173,7 @@ class Design:
             model = pages.empty(self.space.recipe(choice))
             entries = few.plan(model, choice.get("bits", 8), GROUP)
             bits = {e.path: e.bits for e in entries if e.bits}
-            total = self.table.graph(choice) + self.fixed + len(self.task.tokenizers[choice["vocab"]].core.to_str())
+            total = self.table.graph(choice) + self.beside(choice)
             for name, weight in model.named_parameters():
                 b = bits.get(name.removesuffix(".weight"))
                 if b is None:
@@ -185,6 +183,11 @@ class Design:
                     total += weight.shape[0] * groups * (GROUP * b // 8 + 4) + artefact.NODES[b]
             self._sizes[known] = total
         return self._sizes[known]
+
+    def beside(self, choice: Choice) -> int:
+        """Bytes of the files beside the graph."""
+        medium = self.task.medium
+        return medium.script.stat().st_size + sum(map(len, medium.files(choice.get("vocab")).values()))
 
     def run(self) -> tuple[Shared, list[Point]]:
         """The shared weights, and the best models of the search, measured.
@@ -217,8 +220,7 @@ class Design:
         with FileLock(self.out / "shared.lock"):
             self.left = self.seconds
             if self.teacher is not None:
-                largest = self.task.tokenizers[max(self.space.model["vocab"])]
-                self.vectors = learn.table_of(self.teacher, largest, max(self.space.model["dim"]))
+                self.vectors = self.first()
                 self._teach()
             weights = Shared(self.space, self.wish.seed, self.vectors)
             seconds = PARTS["shared"] * self.left
@@ -226,6 +228,12 @@ class Design:
             steps = shared.train(weights, self.task, seconds, self.out / "shared.pt", self.wish.seed, self.say)
             self.say(f"  {steps:,} steps")
         return weights.eval()
+
+    def first(self) -> torch.Tensor | None:
+        """The first vectors of the tokens, from the teacher's table."""
+        medium = self.task.medium
+        assert isinstance(medium, Texts)
+        return learn.table_of(self.teacher, medium.tokenizers[self.space.largest], max(self.space.model["dim"]))
 
     def _teach(self) -> None:
         """The scores of the teacher: of this run, or of an earlier one of the same rows that had at least as much time.
@@ -242,13 +250,13 @@ class Design:
             taught = learn.teach(self.task, self.teacher, share, self.wish.more, self.out / "teacher", self.say)
             state: dict[str, Any] = {"share": share, "seconds": learn.clock() - began, "score": None}
             if taught is not None:
-                state |= {"texts": learned.texts, "soft": learned.soft, "choose": taught.choose, "score": taught.test}
+                state |= {"texts": learned.items, "soft": learned.soft, "choose": taught.choose, "score": taught.test}
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(kept, lambda to: torch.save(state, to))
             atomic_write(file, lambda to: torch.save(state, to))
         self.taught = torch.load(file, weights_only=True)
         if self.taught["score"] is not None:
-            learned.texts, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
+            learned.items, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
         self.left = self.seconds - self.taught["seconds"]
 
     def _lesson(self) -> str:
@@ -256,7 +264,7 @@ class Design:
         assert self.teacher is not None
         found = hashlib.sha256(repr((self.wish.metric, self.wish.tokens, self.wish.seed, self.wish.more)).encode())
         for part in self.task.parts.values():
-            found.update(repr((part.texts, part.labels.tolist())).encode())
+            found.update(repr((part.items, part.labels.tolist())).encode())
         for name, weight in self.teacher.state_dict().items():
             found.update(f"{name} {weight.double().sum():.17g} {weight.double().square().sum():.17g}".encode())
         return found.hexdigest()[:32]
@@ -305,9 +313,10 @@ class Design:
 
     def score(self, weights: Shared, choice: Choice) -> float:
         """The metric of a choice with the shared weights, rounded, on the first rows that choose."""
-        self.task.ids(self.task.parts["choose"], choice["vocab"])
-        some = self.task.parts["choose"].first(learn.LOOKED)
-        return self.task.measure(self.task.answers(weights.run(choice, rounded=True), some, choice["vocab"]), some)
+        vocab, every = choice.get("vocab"), self.task.parts["choose"]
+        self.task.medium.lengths(every, vocab)  # once for all choices
+        some = every.first(learn.LOOKED)
+        return self.task.measure(self.task.answers(weights.run(choice, rounded=True), some, vocab), some)
 
     def points(self) -> list[Point]:
         """All models of the search, the best first; each once."""
@@ -320,7 +329,8 @@ class Design:
     def plain(self) -> list[Point]:
         """The uniform models of the page that fit, the largest first: shrinking without a search."""
         fitting = [p for c in self.space.uniform() if not (p := self.point(c)).over(self.wish)]
-        return sorted(fitting, key=lambda p: -self.size({**p.choice, "bits": 8}))
+        alike = {"bits": 8} | {n: values[0] for n, values in self.space.model.items() if n == "patch"}
+        return sorted(fitting, key=lambda p: (-self.size({**p.choice, **alike}), p.choice.get("patch", 0)))
 
     def _measured(self, weights: Shared) -> list[Point]:
         """The best models, exported and run in fresh processes.
@@ -346,9 +356,8 @@ class Design:
             bits = point.choice.get("bits", 8)
             few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
             artefact.write(model, path)
-            point.real = artefact.measured(path, self.wish.tokens, point.choice["vocab"], self.wish.threads)
-            words = len(self.task.tokenizers[point.choice["vocab"]].core.to_str())
-            point.real_size = path.stat().st_size + words + self.fixed
+            point.real = artefact.measured(path, artefact.example(model, self.wish.tokens), self.wish.threads)
+            point.real_size = path.stat().st_size + self.beside(point.choice)
             path.unlink()
         folder.rmdir()
         return best

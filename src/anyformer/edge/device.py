@@ -2,30 +2,32 @@
 
     time(model) = ends(dim, pool) + sum over layers of layer(dim, mixer) + layer(dim, hidden) - layer(dim, least hidden)
 
+dim stands for the stream: its width, and the patch of a picture, which decides its length.
+
 All layers of a width are exported as one stack. The graph between two of its layers, run alone, is a row;
 `ends` is a model without layers. The last two terms are of the page's own mixer: what a larger hidden width adds. Rows
-are kept by processor, instruction set, threads, version and tokens in `edge.json` of the cache
+are kept by processor, instruction set, threads, version and the size of a row in `edge.json` of the cache
 (`$ANYFORMER_CACHE`): figures of another machine are never used. Deleting the file is safe.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from anyformer.core import pages
 from anyformer.core.machine import processor
 from anyformer.data import sources
 from anyformer.edge import artefact
-from anyformer.edge.space import Choice, Space
+from anyformer.edge.space import STREAM, Choice, Space, key
 from anyformer.generate.engine.processor import EXACT, flags
 from anyformer.hub.formats.guard import atomic_write, read_json
 
@@ -56,12 +58,12 @@ class Table:
 
     def __init__(self, space: Space, threads: int = 1):
         self.space, self.threads = space, threads
-        self.key = f"{conditions(threads)}, {space.tokens} tokens"
+        self.key = f"{conditions(threads)}, {space.words}"
         self.took, self._names = 0.0, dict[str, str]()
         self.rows: dict[str, Row] = {k: (float(v[0]), int(v[1])) for k, v in _kept().get(self.key, {}).items()}
 
     def milliseconds(self, choice: Choice) -> float:
-        """The predicted time of one text of so many tokens."""
+        """The predicted time of one row."""
         return self._sum(choice, 0)
 
     def graph(self, choice: Choice) -> int:
@@ -102,21 +104,22 @@ class Table:
             pass
 
     def _timed(self, missing: dict[str, Choice], folder: Path) -> dict[str, Row]:
-        """The rows of some parts: ends are models without layers; layers of one width are one stack."""
+        """The rows of some parts: ends are models without layers; layers of one stream are one stack."""
         runs: dict[str, Callable[[], Any]] = {}
         sizes: dict[str, int] = {}
-        stacks: dict[int, dict[str, Choice]] = {}
+        stacks: dict[str, dict[str, Choice]] = {}
         for name, part in missing.items():
             if part["depth"] == 0:
                 runs[name], sizes[name] = self._end(part, folder / f"{name}.onnx")
             else:
-                stacks.setdefault(part["dim"], {})[name] = part
-        for dim, parts in stacks.items():
-            choice: Choice = {"dim": dim, "depth": len(parts)}
+                stacks.setdefault(key(_stream(part)), {})[name] = part
+        for parts in stacks.values():
+            choice: Choice = {**_stream(next(iter(parts.values()))), "depth": len(parts)}
             for i, part in enumerate(parts.values()):
                 choice |= {f"{n[:-2]}.{i}": v for n, v in part.items() if n.endswith(".0")}
             model = pages.build(self._recipe(choice), seed=0).eval()
-            for name, (run, size) in zip(parts, stack(model, self.space.tokens, self.threads), strict=True):
+            row = artefact.example(model, self.space.tokens)
+            for name, (run, size) in zip(parts, stack(model, row, self.threads), strict=True):
                 runs[name], sizes[name] = run, size
         times = timed(runs)
         return {name: (times[name], sizes[name]) for name in runs}
@@ -124,33 +127,40 @@ class Table:
     def _end(self, part: Choice, path: Path) -> tuple[Callable[[], Any], int]:
         model = pages.build(self._recipe(part), seed=0).eval()
         artefact.write(model, path)
-        run, ids = artefact.opened(path, self.threads), np.ones((1, self.space.tokens), np.int64)
+        run, row = artefact.opened(path, self.threads), artefact.example(model, self.space.tokens)
         size = path.stat().st_size - sum(t.nbytes for t in model.state_dict().values())
-        return lambda: run(ids, ids), size
+        return lambda: run(**row), size
 
     def _recipe(self, part: Choice) -> Any:
         """A recipe with a small table of tokens: its size does not change the time of a look-up."""
-        return self.space.recipe({**part, "vocab": min(self.space.model["vocab"])})
+        small = {"vocab": min(self.space.model["vocab"])} if "vocab" in self.space.model else {}
+        return self.space.recipe({**part, **small})
 
     def _name(self, part: Choice) -> str:
         known = json.dumps(part, sort_keys=True)
         if known not in self._names:
             recipe = self._recipe(part)
             content = recipe if part["depth"] == 0 else recipe["blocks.0"]
-            text = json.dumps([content.to_json(), part["dim"], self.space.tokens], sort_keys=True)
+            size = [*_stream(part).values(), self.space.words if self.space.sizes else self.space.tokens]
+            text = json.dumps([content.to_json(), *size], sort_keys=True)
             self._names[known] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._names[known]
 
 
+def _stream(choice: Choice) -> Choice:
+    """What decides the size of the stream."""
+    return {name: choice[name] for name in STREAM if name in choice}
+
+
 def _ends(choice: Choice) -> Choice:
     """The model without its layers."""
-    return {**{n: v for n, v in choice.items() if n in ("dim", "pool", "tied")}, "depth": 0}
+    return {**_stream(choice), **{n: v for n, v in choice.items() if n in ("pool", "tied")}, "depth": 0}
 
 
 def _layers(space: Space, choice: Choice, i: int) -> tuple[Choice, Choice, Choice]:
     """As models of one layer: the mixer of layer i with the least hidden width, the page's own layer with that, and
     with the hidden width of layer i."""
-    head: Choice = {"dim": choice["dim"], "depth": 1}
+    head: Choice = {**_stream(choice), "depth": 1}
     own = {f"{n}.0": values[0] for n, values in space.layer.items() if n != "hidden"}
     mixer = {f"{n.partition('.')[0]}.0": v for n, v in choice.items() if n.partition(".")[2] == str(i)}
     if "hidden" not in space.layer:
@@ -167,21 +177,26 @@ def _every(space: Space) -> list[Choice]:
     ends = [{}, *({"pool": p} for p in space.model.get("pool", ()))]
     ends = [{**e, **({"tied": t} if t is not None else {})} for e in ends for t in space.model.get("tied", (None,))]
     ends = [e for e in ends if "pool" in e or "pool" not in space.model]
+    names = [name for name in STREAM if name in space.model]
+    streams = [dict(zip(names, of, strict=True)) for of in itertools.product(*(space.model[name] for name in names))]
     return [
-        space.full({"dim": dim, "depth": 1, **end, **layer})
-        for dim in space.model["dim"] for n, end in enumerate(ends) for layer in (layers if n == 0 else layers[:1])
+        space.full({**stream, "depth": 1, **end, **layer})
+        for stream in streams for n, end in enumerate(ends) for layer in (layers if n == 0 else layers[:1])
     ]  # fmt: skip
 
 
-def stack(model: Any, tokens: int, threads: int) -> list[tuple[Callable[[], Any], int]]:
-    """Each layer of a model's stack, exported and alone: a function that runs it, and the bytes of its graph."""
+def stack(model: Any, row: Mapping[str, torch.Tensor], threads: int) -> list[tuple[Callable[[], Any], int]]:
+    """Each layer of a model's stack, exported and alone: a function that runs it, and the bytes of its graph.
+
+    Args:
+        row: the model's inputs.
+    """
     seen: list[torch.Tensor] = []
     hooks = [model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
     hooks += [block.register_forward_hook(lambda _, args, out: seen.append(out)) for block in model.blocks]
-    ids = torch.ones(1, tokens, dtype=torch.long)
     try:
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=ids)
+            model(**row)
             if not all(isinstance(x, torch.Tensor) and x.shape == seen[0].shape for x in seen):
                 raise ValueError("its layers do not hand one stream from one to the next: a table needs such a stack")
             values = [x.clone() for x in seen]
@@ -190,11 +205,11 @@ def stack(model: Any, tokens: int, threads: int) -> list[tuple[Callable[[], Any]
     finally:
         for hook in hooks:
             hook.remove()
-    return [_between(made, f"h{i}", f"h{i + 1}", values[i], ids, threads) for i in range(len(model.blocks))]
+    return [_between(made, f"h{i}", f"h{i + 1}", values[i], row, threads) for i in range(len(model.blocks))]
 
 
 def _between(
-    model: Any, start: str, end: str, value: torch.Tensor, ids: torch.Tensor, threads: int
+    model: Any, start: str, end: str, value: torch.Tensor, row: Mapping[str, torch.Tensor], threads: int
 ) -> tuple[Callable[[], Any], int]:
     """The graph that computes one value from another, as a session; what it needs of the inputs is computed in it."""
     import onnx
@@ -221,7 +236,7 @@ def _between(
     alone = onnx.helper.make_graph(nodes, "layer", inputs, outputs, weights)
     whole = onnx.helper.make_model(alone, opset_imports=model.opset_import, ir_version=model.ir_version)
     session = artefact.session(whole.SerializeToString(), threads)
-    feed = {i.name: value.numpy() if i.name == start else ids.numpy() for i in inputs}
+    feed = {i.name: (value if i.name == start else row[i.name]).numpy() for i in inputs}
     return lambda: session.run(None, feed), sum(n.ByteSize() for n in nodes) + sum(len(w.name) + 8 for w in weights)
 
 
@@ -229,14 +244,14 @@ def timed(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Milliseconds of each: rounds over all of them, the least median of each, so that a busy moment hits all alike."""
     least = dict.fromkeys(runs, float("inf"))
     for _ in range(ROUNDS):
-        for key, run in runs.items():
+        for name, run in runs.items():
             took, ends = list[float](), time.perf_counter() + SECONDS
             run()
             while time.perf_counter() < ends or len(took) < 5:
                 began = time.perf_counter()
                 run()
                 took.append(time.perf_counter() - began)
-            least[key] = min(least[key], sorted(took)[len(took) // 2] * 1e3)
+            least[name] = min(least[name], sorted(took)[len(took) // 2] * 1e3)
     return least
 
 

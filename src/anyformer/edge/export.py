@@ -183,9 +183,9 @@ def _named_inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
         del model.forward
 
 
-def _traced(model: Any, example: dict[str, Tensor]) -> ExportedProgram:
-    """The program, every axis open but those that the model fixes (the channels of an image)."""
-    axes, static = dict[str, Any](), static_axes(model)
+def _traced(model: Any, example: dict[str, Tensor], closed: frozenset[str] = frozenset()) -> ExportedProgram:
+    """The program, every axis open but those that the model fixes (the channels of an image) and the closed ones."""
+    axes, static = dict[str, Any](), static_axes(model) | closed
     for name in example:
         read = model.inputs()[name]
         named = enumerate(("batch", *read.axes))

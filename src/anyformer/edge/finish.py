@@ -1,4 +1,4 @@
-"""The last part of a design: the chosen model is trained, stored in few bits, checked on real texts, and reported."""
+"""The last part of a design: the chosen model is trained, stored in few bits, checked on real rows, and reported."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from torch import Tensor
 
 from anyformer import hub
 from anyformer.compress import few
-from anyformer.data.batches import filled
+from anyformer.core.front import FrontEnd
 from anyformer.edge import artefact, learn
 from anyformer.edge.count import count
-from anyformer.edge.design import PARTS, SCRIPT, Design, Infeasible, Point, Wish
+from anyformer.edge.design import PARTS, Design, Infeasible, Point, Wish
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
-from anyformer.edge.space import Choice, key
+from anyformer.edge.space import PATHS, Choice, key
 from anyformer.edge.task import SCORES, Task
 from anyformer.hub.formats.guard import atomic_write, read_json
 
 REPORT = "report.json"
-ODD = (1, 3, 17, 33, 63)  # tokens of the texts on which the file is compared
 CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
-LOST = {8: 0.02, 4: 0.1}  # mean squared difference of scores, or nats, that fewer bits may cost
+LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fewer bits may cost
 COVERED = 0.9  # the least share of the numbers of matrices in few bits
 CALIBRATED = 16  # batches
 RUNNERS = 4  # models of a race
-SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "tokens", "teacher", "hours")  # of a wish
+SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "model", "teacher", "hours")  # of a wish
 
 
 def designed(wish: Wish, out: str | Path, teacher: Any = None, say: Say = print) -> dict[str, Any]:
@@ -65,10 +64,10 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     """
     wish, task = design.wish, design.task
     chosen, model = race(design, weights, [p for p in measured if not p.over(wish)])
-    seconds, vocab = design.left * (1 - sum(PARTS.values())), chosen.choice["vocab"]
+    seconds, vocab = design.left * (1 - sum(PARTS.values())), chosen.choice.get("vocab")
     design.say(f"the first of the race learns for {seconds:.0f} s: {chosen.line(wish)}")
     learn.fit(model, task, vocab, seconds, seed=wish.seed + RUNNERS, say=design.say)
-    model.tokenizer = task.tokenizers[vocab]
+    task.medium.attach(model, vocab)
     model.origin = {**(model.origin or {}), "classes": list(task.classes)}
     test = task.parts["test"]
     full = task.answers(learn.logits_of(model), test, vocab)
@@ -83,7 +82,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
         off = _write(design, small, vocab, beside)
         chosen.real_size = sum(f.stat().st_size for f in beside.iterdir())
         file = beside / "model.onnx"
-        chosen.real = artefact.measured(file, wish.tokens, vocab, wish.threads)
+        chosen.real = artefact.measured(file, artefact.example(model, wish.tokens), wish.threads)
         if chosen.over(wish):
             raise Infeasible([chosen, *(p for p in measured if p is not chosen)], wish)
         hub.save(model, design.out / "trained", overwrite=True)
@@ -97,6 +96,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     made |= {"float32": task.measure(full, test), "lost": lost, "difference": off}
     made |= {"teacher": design.taught.get("score"), "rows": {n: len(p.labels) for n, p in task.parts.items()}}
     made["matrices"] = {e.path: e.bits for e in work.entries}
+    made |= {"covered": covered(model, work.entries), "rows_are": task.medium.name, "row": task.medium.words}
     atomic_write(design.out / "front.html", page(made).encode())
     atomic_write(design.out / REPORT, json.dumps(made, indent=1).encode())
     return made
@@ -122,7 +122,7 @@ def race(design: Design, weights: Shared, fitting: list[Point]) -> tuple[Point, 
         design.say(f"{len(running)} models learn for {each:.1f} s each")
         for p in running:
             known, seed = key(p.choice), design.wish.seed + turn
-            found[known] = learn.fit(models[known], task, p.choice["vocab"], each, seed=seed, say=lambda _: None)
+            found[known] = learn.fit(models[known], task, p.choice.get("vocab"), each, seed=seed, say=lambda _: None)
         running = sorted(running, key=lambda p: -found[key(p.choice)])[: len(running) // 2 or 1]
     chosen = running[0]
     if design.taught.get("score") is not None and design.taught["choose"] <= found[key(chosen.choice)]:
@@ -137,26 +137,31 @@ def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.
     Raises:
         ValueError: if less than 90 % of the numbers of its matrices can be in few bits.
     """
-    bits, vocab, learned = choice.get("bits", 8), choice["vocab"], task.parts["learn"]
+    bits, vocab, learned = choice.get("bits", 8), choice.get("vocab"), task.parts["learn"]
     entries = few.plan(model, bits, GROUP)
     if bits < 8:
-        inputs = task.batch(learned, vocab, list(range(min(200, len(learned.labels)))))
+        inputs = task.medium.batch(learned, vocab, list(range(min(200, len(learned.labels)))))
         with torch.no_grad():
             wanted = learn.logits_of(model.eval())(**inputs)
         entries = few.finer(
             model, entries, GROUP, room, lambda one: moved(task, learn.logits_of(one)(**inputs), wanted)
         )
     work = few.Work("gptq", GROUP, entries)
-    if work.coverage < COVERED:
+    if (share := covered(model, entries)) < COVERED:
         left = "; ".join(f"{e.path} ({e.why})" for e in entries if e.bits is None)
-        raise ValueError(
-            f"{work.coverage:.0%} of the matrices' numbers are in few bits, {COVERED:.0%} is the least: {left}"
-        )
+        raise ValueError(f"{share:.0%} of the matrices' numbers are in few bits, {COVERED:.0%} is the least: {left}")
     made, noise = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
     order = torch.randperm(len(learned.labels), generator=noise)[: 32 * CALIBRATED].tolist()
-    few.quantise(made, work, [task.batch(learned, vocab, order[i : i + 32]) for i in range(0, len(order), 32)])
+    few.quantise(made, work, [task.medium.batch(learned, vocab, order[i : i + 32]) for i in range(0, len(order), 32)])
     few.verify(made, work)
     return made, work
+
+
+def covered(model: Any, entries: Sequence[few.Entry]) -> float:
+    """The share of the numbers of matrices that are in few bits; a front-end without a table of ids has none."""
+    beside = () if model.reads_text else tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, FrontEnd))
+    counted = [e for e in entries if not f"{e.path}.".startswith(beside)] if beside else entries
+    return few.Work("gptq", GROUP, list(counted)).coverage
 
 
 def moved(task: Task, answers: Tensor, before: Tensor) -> float:
@@ -167,27 +172,22 @@ def moved(task: Task, answers: Tensor, before: Tensor) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def _write(design: Design, model: Any, vocab: int, folder: Path) -> float:
-    """Writes the artefact, and returns its largest difference from the model on real texts of odd lengths.
+def _write(design: Design, model: Any, vocab: int | None, folder: Path) -> float:
+    """Writes the artefact, and returns its largest difference from the model on real rows, of odd sizes.
 
     Raises:
         ValueError: if that is above 1e-4.
     """
     task, wish = design.task, design.wish
-    facts = {"tokens": task.tokens, "classes": task.classes, "mean": task.mean, "deviation": task.deviation}
-    file = folder / "model.onnx"
+    medium, file = task.medium, folder / "model.onnx"
+    facts = {**medium.facts(), "classes": task.classes, "mean": task.mean, "deviation": task.deviation}
     artefact.write(model, file, {**facts, "metric": wish.metric, "vocab": vocab})
-    atomic_write(folder / "tokenizer.json", task.tokenizers[vocab].core.to_str().encode())
-    atomic_write(folder / "run.py", SCRIPT.read_bytes())
-    ids = sorted(task.ids(task.parts["test"], vocab), key=len)[-15:]
-    pairs = []
-    for n, size in enumerate(s for s in ODD if s <= task.tokens):
-        rows = [(row * (1 + size // len(row)))[:size] for row in ids[3 * n : 3 * n + 3]]
-        pairs.append(filled([*rows, ids[0][: min(5, size)]], task.tokenizers[vocab].pad_id))
-    off = artefact.difference(file, model.eval(), pairs, wish.threads)
+    for name, content in {**medium.files(vocab), "run.py": medium.script.read_bytes()}.items():
+        atomic_write(folder / name, content)
+    off = artefact.difference(file, model.eval(), medium.checks(task.parts["test"], vocab), wish.threads)
     if not off <= CLOSE:
         raise ValueError(
-            f"the written file differs from the model by {off:.1e} on texts of {ODD} tokens; allowed: {CLOSE:g}"
+            f"the written file differs from the model by {off:.1e} on real {medium.name}; allowed: {CLOSE:g}"
         )
     return off
 
@@ -208,8 +208,29 @@ def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str
         "machine": design.table.key, "table": {"error": median(errors), "seconds": design.table.took},
         "chosen": vars(chosen), "parameters": flops.parameters, "flops": flops.forward,
         "recipe": repr(design.space.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),
-        "points": [vars(p) for p in every],
+        "points": [vars(p) for p in every], "mattered": mattered(design.points(), wish),
     }  # fmt: skip
+
+
+def mattered(points: Sequence[Point], wish: Wish) -> dict[str, dict[str, list[float]]]:
+    """By path, and by value there: the best metric with shared weights among the models within the budget that have
+    it, and their number. The path whose values differ most comes first; one with a single value is left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for point in points:
+        if point.metric is None or point.metric <= -1 or point.over(wish):
+            continue
+        for name, value in point.choice.items():
+            what, _, layer = name.partition(".")
+            path = PATHS.get(what, what).replace("blocks.0", f"blocks.{layer}")
+            best = found.setdefault(path, {}).setdefault(str(value), [point.metric, 0])
+            best[:] = max(best[0], point.metric), best[1] + 1
+    several = {path: values for path, values in found.items() if len(values) > 1}
+
+    def spread(path: str) -> float:
+        best = [value for value, _ in several[path].values()]
+        return max(best) - min(best)
+
+    return {path: several[path] for path in sorted(several, key=spread, reverse=True)}
 
 
 def page(made: dict[str, Any]) -> str:

@@ -26,7 +26,8 @@ from anyformer import hub
 from anyformer.compress.distil import divergence
 from anyformer.core import pages
 from anyformer.core.rewrite import select
-from anyformer.edge.task import SCORES, Part, Task
+from anyformer.edge.medium import Medium, Part, Texts
+from anyformer.edge.task import SCORES, Task
 from anyformer.generate.engine.processor import flags
 from anyformer.parts import Classifier
 from anyformer.parts.embeddings import Table
@@ -86,7 +87,7 @@ def rate(done: float, most: float) -> float:
 def fit(
     model: Any,
     task: Task,
-    vocab: int,
+    vocab: int | None,
     seconds: float,
     most: float = RATE,
     seed: int = 0,
@@ -122,7 +123,7 @@ def fit(
             model.train()
         if done >= 1:
             break
-        step(model, optimizer, loss(task, learn, rows, run(**task.batch(learn, vocab, rows))), rate(done, most))
+        step(model, optimizer, loss(task, learn, rows, run(**task.medium.batch(learn, vocab, rows))), rate(done, most))
     model.load_state_dict(kept)
     model.eval()
     return best
@@ -155,8 +156,10 @@ def logits_of(model: Any, half: bool = False) -> Callable[..., Tensor]:
     return run
 
 
-def check_teacher(teacher: Any) -> None:
-    """Raises ValueError for a model that reads no text."""
+def check_teacher(teacher: Any, medium: Medium) -> None:
+    """Raises ValueError for a model that reads no text, or rows that are none."""
+    if not isinstance(medium, Texts):
+        raise ValueError(f"a teacher reads texts, and the rows are {medium.name}: leave --teacher out")
     if teacher.tokenizer is None or not teacher.reads_text:
         raise ValueError("the teacher has no tokenizer, or reads no text; pass a model of texts, e.g. --teacher minilm")
 
@@ -173,10 +176,12 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     Raises:
         ValueError: for a teacher of other classes.
     """
-    task.tokenizers[OWN], half = teacher.tokenizer, bool(HALVES & flags())
+    medium, half = task.medium, bool(HALVES & flags())
+    assert isinstance(medium, Texts)
+    medium.tokenizers[OWN] = teacher.tokenizer
     learn = task.parts["learn"]
     with torch.no_grad():
-        found = teacher.eval()(**task.batch(learn, OWN, [0])).logits
+        found = teacher.eval()(**task.medium.batch(learn, OWN, [0])).logits
     if found is None or found.ndim != 2:
         seconds = seconds / 2
         if (needed := _once(teacher, task, half)) > seconds:
@@ -193,19 +198,19 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
             "pass a model without a head, which learns this one"
         )
     noise = random.Random(0)
-    pieces = [p for text in learn.texts for _ in range(more) if (p := _piece(text, noise))]
-    learn.texts, learn.ids = learn.texts + pieces, {}
-    run, every = logits_of(teacher, half), Part(learn.texts, torch.zeros(len(learn.texts)))
+    pieces = [p for text in learn.items for _ in range(more) if (p := _piece(text, noise))]
+    learn.items, learn.ids = learn.items + pieces, {}
+    run, every = logits_of(teacher, half), Part(learn.items, torch.zeros(len(learn.items)))
     scores = [task.measure(task.answers(run, p, OWN), p) for p in (task.parts[n].first(LOOKED) for n in LOOKED_AT)]
     taught, ends = Taught(*scores), clock() + seconds
-    learn.soft = torch.full((len(learn.texts), task.outputs), float("nan"))
+    learn.soft = torch.full((len(learn.items), task.outputs), float("nan"))
     with torch.no_grad():
-        for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.texts) // SIZE)):
+        for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.items) // SIZE)):
             if clock() > ends:
                 break
-            learn.soft[rows] = run(**task.batch(every, OWN, rows))
+            learn.soft[rows] = run(**task.medium.batch(every, OWN, rows))
     read = learn.soft.isfinite().all(1)
-    say(f"the teacher has read {int(read.sum()):,} of {len(learn.texts):,} texts; {task.metric} {taught.choose:.4f}")
+    say(f"the teacher has read {int(read.sum()):,} of {len(learn.items):,} texts; {task.metric} {taught.choose:.4f}")
     if task.metric in SCORES:  # a teacher's scores can have another unit
         both = read[: len(learn.labels)]
         x, y = learn.soft[: len(learn.labels), 0][both], learn.labels[both]
@@ -222,7 +227,7 @@ def _once(teacher: Any, task: Task, half: bool) -> float:
     rows = list(range(min(SIZE, len(learn.labels))))
     took = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        batch = task.batch(learn, OWN, rows)
+        batch = task.medium.batch(learn, OWN, rows)
         for _ in range(2):
             began = clock()
             teacher(**batch)

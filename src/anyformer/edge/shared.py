@@ -4,11 +4,13 @@
 
 Each step trains the largest model, the smallest and two drawn ones (the sandwich rule: Yu and Huang, 2019;
 arXiv:1903.05134); all but the largest learn what that says (in-place distillation). Weights are found by their paths:
-no part knows of it. Mixers have weights of their own at each layer; a window has those of the page's own mixer.
+no part knows of it. Mixers have weights of their own at each layer; a window has those of the page's own mixer. Each
+patch has a front-end of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +25,9 @@ from anyformer.compress.distil import divergence
 from anyformer.compress.few import FINE
 from anyformer.core import pages
 from anyformer.edge.learn import RATE, SIZE, Say, clock, loss, rate, step
+from anyformer.edge.medium import Part
 from anyformer.edge.space import Choice, Space, key
-from anyformer.edge.task import SCORES, Part, Task
+from anyformer.edge.task import SCORES, Task
 from anyformer.hub.formats.guard import atomic_write
 
 ALIKE = {"window": "own"}  # mixers with the weights of another
@@ -48,8 +51,8 @@ class Shared(nn.Module):
         self.weights = nn.ParameterList()
         noise = random.Random(seed)
         for n, mixer in enumerate(space.layer.get("mixer", ("own",))):
-            for pool in space.model.get("pool", ("own",)):
-                choice = {**space.end(True, noise), "pool": pool}
+            for apart in _apart(space):
+                choice = {**space.end(True, noise), **apart}
                 choice |= {name: mixer for name in choice if name.startswith("mixer.")}
                 choice |= {
                     f"heads.{i}": max(space.layer["heads"]) for i in range(choice["depth"]) if "heads" in space.layer
@@ -70,6 +73,8 @@ class Shared(nn.Module):
         steps = name.split(".")
         if steps[0] == "pool":
             return f"{choice.get('pool', 'own')}|{name}"
+        if steps[0] == "embed" and "patch" in choice:
+            return f"{choice['patch']}|{name}"
         if steps[0] == "blocks" and steps[2] == "mixer":
             mixer = choice.get(f"mixer.{steps[1]}", "own")
             return f"{ALIKE.get(mixer, mixer)}|{name}"
@@ -118,6 +123,12 @@ class Shared(nn.Module):
         return made
 
 
+def _apart(space: Space) -> list[Choice]:
+    """The choices whose values have weights of their own, each with each."""
+    names = [name for name in ("pool", "patch") if name in space.model]
+    return [dict(zip(names, v, strict=True)) for v in itertools.product(*(space.model[name] for name in names))]
+
+
 def sliced(weight: Tensor, shape: torch.Size, wide: int, dim: int, parts: bool) -> Tensor:
     """The part of a weight that a smaller model reads. `parts`: an axis of k widths is k parts, each cut to `dim`."""
     for axis, size in enumerate(shape):
@@ -146,7 +157,7 @@ def train(shared: Shared, task: Task, seconds: float, file: Path, seed: int = 0,
         noise.seed(seed + steps)
         say(f"going on with {file.name}: step {steps:,}, {spent:.0f} of {seconds:.0f} s")
     began = saved = clock()
-    spent_before, batches = spent, task.draws(learn, max(space.model["vocab"]), SIZE, noise)
+    spent_before, batches = spent, task.draws(learn, space.largest, SIZE, noise)
     while spent < seconds:
         rows = next(batches)
         step(shared.train(), optimizer, sandwich(shared, task, learn, rows, noise), rate(spent / seconds, RATE))
@@ -171,7 +182,7 @@ def sandwich(shared: Shared, task: Task, part: Part, rows: list[int], noise: ran
     models = [space.end(True, noise), space.end(False, noise), *(space.drawn(noise) for _ in range(DRAWN))]
     first, total = None, torch.zeros(())
     for choice in models:
-        logits = shared.run(choice)(**task.batch(part, choice["vocab"], rows))
+        logits = shared.run(choice)(**task.medium.batch(part, choice.get("vocab"), rows))
         if first is None:
             first, total = logits.detach(), loss(task, part, rows, logits)
         elif task.metric in SCORES:

@@ -1,6 +1,6 @@
 """The space of a search: choices at the paths of a recipe, each checked before anything is trained.
 
-    dim, depth, vocab, pool, bits               of the model
+    dim, depth, vocab, patch, pool, bits        of the model
     mixer, heads, kv_heads, hidden              of each layer
 
 | choice | path of the recipe | values |
@@ -8,6 +8,7 @@
 | dim | dim | width of the stream |
 | depth | blocks | number of layers |
 | vocab | embed.vocab | tokens |
+| patch | embed.patch | height and width in pixels of what becomes one position |
 | pool | pool | own: that of the page; additive: attention with one learned query |
 | mixer | blocks.*.mixer | own, window, linear, convolution, fourier, mamba |
 | heads, kv_heads | blocks.*.mixer.heads, .kv_heads | numbers; 0 key/value heads are as many as heads |
@@ -26,7 +27,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anyformer.core.recipe import Recipe
@@ -43,20 +44,22 @@ from anyformer.parts.recurrent.mamba import Mamba
 Choice = dict[str, Any]
 NEAR, WIDE = 8, 7  # tokens on each side that a window sees; tokens of a convolution's kernel
 MODEL: dict[str, tuple[Any, ...]] = {
-    "dim": (32, 64, 96, 128), "depth": (1, 2, 3), "vocab": (2048, 4096, 8192), "pool": ("own", "additive"),
-    "tied": (0, 1), "bits": (8, 4),
+    "dim": (32, 64, 96, 128), "depth": (1, 2, 3), "vocab": (2048, 4096, 8192), "patch": (4, 7, 8, 14, 16),
+    "pool": ("own", "additive"), "tied": (0, 1), "bits": (8, 4),
 }  # fmt: skip
 LAYER: dict[str, tuple[Any, ...]] = {
     "mixer": ("own", "window", "linear", "convolution", "fourier", "mamba"),
     "heads": (2, 4), "kv_heads": (0, 1), "hidden": (1, 2, 4),
 }  # fmt: skip
 PATHS = {
-    "dim": "dim", "depth": "blocks", "vocab": "embed.vocab", "pool": "pool", "tied": "head.tied",
+    "dim": "dim", "depth": "blocks", "vocab": "embed.vocab", "patch": "embed.patch", "pool": "pool",
+    "tied": "head.tied",
     "mixer": "blocks.0.mixer", "heads": "blocks.0.mixer.heads", "kv_heads": "blocks.0.mixer.kv_heads",
     "hidden": "blocks.0.ffn.hidden",
 }  # fmt: skip
 BITS = (4, 8)  # that a file can have
-NEEDED = ("dim", "depth", "vocab")
+NEEDED = ("dim", "depth")
+STREAM = ("dim", "patch")  # choices that decide the size of the stream, and so what a layer takes
 
 
 def _window(own: Recipe[Any]) -> Recipe[Any] | None:
@@ -79,7 +82,7 @@ class Space:
 
     Attributes:
         base: the recipe. model, layer: the values of each choice. without: choices left out, and why.
-        tokens: the longest text.
+        tokens: the longest text. sizes: that the rows fix, by path.
     """
 
     base: Recipe[Any]
@@ -87,6 +90,17 @@ class Space:
     layer: Mapping[str, tuple[Any, ...]]
     tokens: int
     without: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """What one row is, for people and for caches."""
+        return ", ".join(f"{n} {v}" for n, v in self.sizes.items()) or f"{self.tokens} tokens"
+
+    @property
+    def largest(self) -> int | None:
+        """The largest vocabulary; None without one."""
+        return max(self.model["vocab"]) if "vocab" in self.model else None
 
     def recipe(self, choice: Choice) -> Recipe[Any]:
         """The recipe of a choice.
@@ -96,7 +110,8 @@ class Space:
         """
         blocks = self.base["blocks"]
         layers = [self._block(blocks[i % len(blocks)], i, choice) for i in range(choice["depth"])]
-        changes: dict[str, Any] = {"dim": choice["dim"], "blocks": tuple(layers), "embed.vocab": choice["vocab"]}
+        changes: dict[str, Any] = {"dim": choice["dim"], "blocks": tuple(layers), **self.sizes}
+        changes |= {PATHS[name]: choice[name] for name in ("vocab", "patch") if name in choice}
         if choice.get("pool", "own") == "additive":
             changes["pool"] = AdditivePool.of()
         if "tied" in choice:
@@ -152,27 +167,34 @@ class Space:
                 return noise.choice(values)
             if name.startswith("kv_heads"):
                 return 0 if largest and 0 in values else min(v for v in values if v or not any(values))
-            return max(values) if largest else min(values)
+            return max(values) if largest != (name == "patch") else min(values)  # small patches are many
 
         return self.make(pick)
 
     def uniform(self) -> Iterator[Choice]:
         """The page's own wiring at every size, all layers alike: shrinking without a search."""
-        for dim, depth, vocab in itertools.product(*(self.model[n] for n in NEEDED)):
-            choice: Choice = {"dim": dim, "depth": depth, "vocab": vocab, "bits": max(self.model["bits"])}
+        sized = [name for name in (*NEEDED, "vocab", "patch") if name in self.model]
+        for chosen in itertools.product(*(self.model[name] for name in sized)):
+            choice: Choice = {**dict(zip(sized, chosen, strict=True)), "bits": max(self.model["bits"])}
             choice |= {name: self.model[name][0] for name in ("pool", "tied") if name in self.model}
             most = {name: values[0] if name == "mixer" else max(values) for name, values in self.layer.items()}
             most |= {"kv_heads": 0} if "kv_heads" in self.layer else {}
-            yield self.full(choice | {f"{n}.{i}": v for i in range(depth) for n, v in most.items()})
+            yield self.full(choice | {f"{n}.{i}": v for i in range(choice["depth"]) for n, v in most.items()})
 
 
-def space(base: Recipe[Any], tokens: int, values: Mapping[str, Sequence[Any]] | None = None) -> Space:
+def space(
+    base: Recipe[Any],
+    tokens: int,
+    values: Mapping[str, Sequence[Any]] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Space:
     """The space of a recipe.
 
     Args:
-        base: of a model with a stack of blocks and a front-end of tokens.
+        base: of a model with a stack of blocks.
         tokens: the longest text.
         values: other values than the usual ones, by the name of the choice.
+        sizes: that the rows fix, by path.
 
     Raises:
         ValueError: for a recipe without these paths, an unknown choice, or values that do not build, with the path.
@@ -184,7 +206,7 @@ def space(base: Recipe[Any], tokens: int, values: Mapping[str, Sequence[Any]] | 
         if isinstance(some, str) or not some:
             raise ValueError(f"space: {name} must be a list of at least one value, got {some!r}")
         wanted[name] = tuple(dict.fromkeys(some))
-    for name in ("dim", "depth", "vocab"):
+    for name in ("dim", "depth", "vocab", "patch"):
         if bad := [value for value in wanted[name] if type(value) is not int or value < 1]:
             raise ValueError(f"space: {name} must be whole numbers from 1, got {bad[0]!r}")
     there, without = dict(base.walk()), {}
@@ -195,16 +217,29 @@ def space(base: Recipe[Any], tokens: int, values: Mapping[str, Sequence[Any]] | 
             raise ValueError(f"the recipe has no {path!r}, so {name} is no choice of {base.part.__name__}")
         without[name] = f"the recipe has no {path}"
         del wanted[name]
-    made = Space(base, _of(wanted, MODEL), _of(wanted, LAYER), tokens, without)
-    fitting = {kind: why for kind in made.layer.get("mixer", ()) if (why := _misfit(made, kind))}
-    layer = {**made.layer}
-    if fitting:
-        layer["mixer"] = tuple(kind for kind in layer["mixer"] if kind not in fitting)
-        if not layer["mixer"]:
-            raise ValueError(f"no mixer fits: {'; '.join(f'{k}: {w}' for k, w in fitting.items())}")
-    made = Space(base, made.model, layer, tokens, without | {f"mixer={k}": w for k, w in fitting.items()})
+    made = Space(base, _of(wanted, MODEL), _of(wanted, LAYER), tokens, without, sizes or {})
+    for name in ("patch", "mixer"):
+        made = _fitting(made, name)
     _check(made)
     return made
+
+
+def _fitting(made: Space, name: str) -> Space:
+    """The space without those values of a choice that do not fit, with their reasons.
+
+    Raises:
+        ValueError: if none fits.
+    """
+    here = made.model if name in made.model else made.layer
+    why = {value: reason for value in here.get(name, ()) if (reason := _misfit(made, name, value))}
+    left = tuple(value for value in here.get(name, ()) if value not in why)
+    if why and not left:
+        raise ValueError(f"no {name} fits: {'; '.join(f'{k}: {w}' for k, w in why.items())}")
+    changed = {**here, name: left} if left else here
+    model, layer = (changed, made.layer) if here is made.model else (made.model, changed)
+    return replace(
+        made, model=model, layer=layer, without={**made.without, **{f"{name}={k}": w for k, w in why.items()}}
+    )
 
 
 def _check(made: Space) -> None:
@@ -227,15 +262,17 @@ def _of(wanted: Mapping[str, tuple[Any, ...]], names: Mapping[str, Any]) -> dict
     return {name: wanted[name] for name in names if name in wanted}
 
 
-def _misfit(made: Space, kind: str) -> str:
-    """The reason why a mixer does not fit the skeleton, or ""."""
-    if kind not in MIXERS:
-        raise ValueError(f"space: no mixer {kind!r}{nearest(kind, list(MIXERS))}; there is {', '.join(MIXERS)}")
-    if MIXERS[kind](made.base["blocks.0.mixer"]) is None:
-        return f"{made.base['blocks.0.mixer'].part.__name__} has no window"
+def _misfit(made: Space, name: str, value: Any) -> str:
+    """The reason why a patch or a mixer does not fit the skeleton, or ""."""
+    if name == "mixer":
+        if value not in MIXERS:
+            raise ValueError(f"space: no mixer {value!r}{nearest(value, list(MIXERS))}; there is {', '.join(MIXERS)}")
+        if MIXERS[value](made.base["blocks.0.mixer"]) is None:
+            return f"{made.base['blocks.0.mixer'].part.__name__} has no window"
     smallest = {n: v for n, v in made.end(False, random.Random(0)).items() if not n.startswith(("heads", "kv_heads"))}
+    smallest |= {n: "own" for n in smallest if n.startswith("mixer.")}
     try:
-        count(made.recipe({**smallest, **{n: kind for n in smallest if n.startswith("mixer.")}}), tokens=8)
+        count(made.recipe({**smallest, **{n: value for n in smallest if n.partition(".")[0] == name}}), tokens=8)
     except ValueError as error:
         return str(error)
     return ""

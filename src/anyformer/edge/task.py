@@ -1,4 +1,4 @@
-"""The task that a small model is designed for: rows of text with a class or a number, split once, and its metric.
+"""The task that a small model is designed for: rows with a class or a number, split once, and its metric.
 
 | metric | label | is |
 |---|---|---|
@@ -8,32 +8,26 @@
 | spearman | a number | that of their ranks |
 
 Of the rows 80 % teach, 10 % choose among architectures and steps, and 10 % are looked at once, at the end.
-N rows, C classes, B rows of a batch, T tokens.
+N rows, C classes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer as Core
 from torch import Tensor
 
-from anyformer.data import vocabulary
-from anyformer.data.batches import filled
 from anyformer.data.order import permuted
-from anyformer.data.records import records
+from anyformer.edge.medium import Medium, Part
 from anyformer.evaluate.answering import confusion, macro_f1
 from anyformer.evaluate.intervals import Corpus
-from anyformer.hub.text.reading import reading
-from anyformer.hub.text.tokenizer import Tokenizer
 
 LEAST = 50  # rows
 PARTS = ("learn", "choose", "test")
@@ -73,75 +67,40 @@ SCORES = ("pearson", "spearman")
 
 
 @dataclass
-class Part:
-    """Some rows: their texts, and labels (N,), classes as numbers, or scores of mean 0 and deviation 1. `soft`: what a
-    teacher says, (N, C) or (N, 1); None without one. Rows beyond the labels are a teacher's alone."""
-
-    texts: list[str]
-    labels: Tensor
-    soft: Tensor | None = None
-    ids: dict[int, list[list[int]]] = field(default_factory=dict)  # by vocabulary
-
-    def first(self, count: int) -> Part:
-        """The first rows."""
-        return Part(self.texts[:count], self.labels[:count], None, {v: rows[:count] for v, rows in self.ids.items()})
-
-    def forget(self) -> None:
-        """Leaves the rows with a label, without a teacher's scores."""
-        count = len(self.labels)
-        self.texts, self.soft = self.texts[:count], None
-        self.ids = {v: rows[:count] for v, rows in self.ids.items()}
-
-
-@dataclass
 class Task:
-    """Rows in three parts, tokenizers of each size of vocabulary, and the metric.
+    """Rows in three parts, what makes inputs of them, and the metric. `vocab`: of the tokenizer; None of other media.
 
     Attributes:
         classes: their names, sorted; () of scores. mean, deviation: of the scores of `learn`, 0 and 1 of classes.
-        tokens: the longest text, longer ones are cut.
     """
 
     metric: str
     classes: tuple[str, ...]
     mean: float
     deviation: float
-    tokens: int
+    medium: Medium
     parts: dict[str, Part]
-    tokenizers: dict[int, Tokenizer] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
         """Numbers that the head gives."""
         return max(1, len(self.classes))
 
-    def ids(self, part: Part, vocab: int) -> list[list[int]]:
-        """The ids of each text, at most `tokens`."""
-        if vocab not in part.ids:
-            tokenizer = self.tokenizers[vocab]
-            part.ids[vocab] = [reading(tokenizer, text).cut(self.tokens) or [0] for text in part.texts]
-        return part.ids[vocab]
-
-    def batch(self, part: Part, vocab: int, rows: Sequence[int]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, padded to the longest, (B, T)."""
-        ids, mask = filled([self.ids(part, vocab)[i] for i in rows], self.tokenizers[vocab].pad_id)
-        return {"input_ids": ids, "attention_mask": mask}
-
-    def draws(self, part: Part, vocab: int, size: int, noise: random.Random) -> Iterator[list[int]]:
-        """Rows of batches without end: each row once in a round, texts of about one length together."""
-        lengths = [len(ids) for ids in self.ids(part, vocab)]
+    def draws(self, part: Part, vocab: int | None, size: int, noise: random.Random) -> Iterator[list[int]]:
+        """Rows of batches without end: each row once in a round, those of about one length together."""
+        lengths = self.medium.lengths(part, vocab)
         while True:
-            order = noise.sample(range(len(part.texts)), len(part.texts))
+            order = noise.sample(range(len(lengths)), len(lengths))
             near = [sorted(order[i : i + 16 * size], key=lengths.__getitem__) for i in range(0, len(order), 16 * size)]
             batches = [rows[i : i + size] for rows in near for i in range(0, len(rows), size)]
             yield from noise.sample(batches, len(batches))
 
     @torch.no_grad()
-    def answers(self, run: Callable[..., Tensor], part: Part, vocab: int, size: int = 64) -> Tensor:
+    def answers(self, run: Callable[..., Tensor], part: Part, vocab: int | None, size: int = 64) -> Tensor:
         """The outputs of a model for each row of a part with a label, (N, C)."""
         count = len(part.labels)
-        order = sorted(range(count), key=lambda i: len(self.ids(part, vocab)[i]))
-        made = [run(**self.batch(part, vocab, order[i : i + size])) for i in range(0, count, size)]
+        order = sorted(range(count), key=self.medium.lengths(part, vocab).__getitem__)
+        made = [run(**self.medium.batch(part, vocab, order[i : i + size])) for i in range(0, count, size)]
         return torch.cat(made)[torch.tensor(order).argsort()]
 
     def measure(self, answers: Tensor, part: Part) -> float:
@@ -156,11 +115,11 @@ class Task:
         return (found.value, found.value) if one else (found.low, found.high)  # type: ignore[return-value]
 
 
-def read(file: str | Path, metric: str, tokens: int, seed: int = 0) -> Task:
-    """The task of a file of rows with `text` and `label`, without tokenizers; see `tokenizers`.
+def read(file: str | Path, metric: str, medium: Medium, seed: int = 0) -> Task:
+    """The task of a file of rows with the column of a medium and `label`, or of a folder of classes.
 
     Args:
-        file: JSONL, CSV, TSV or Parquet. tokens: of the longest text. seed: of the parts.
+        file: see `data.records`. seed: of the parts.
 
     Raises:
         ValueError: for an unknown metric, too few rows, one class only, labels that are no numbers where the metric
@@ -168,10 +127,10 @@ def read(file: str | Path, metric: str, tokens: int, seed: int = 0) -> Task:
     """
     if metric not in METRICS:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    rows = [(str(r["text"]), r["label"]) for r in records(file, None, ("text", "label"))]
+    rows = list(medium.rows(file))
     if len(rows) < LEAST:
         raise ValueError(f"{file} has {len(rows)} rows; a design needs at least {LEAST}: most teach, the others choose")
-    texts, labels = [t for t, _ in rows], [v for _, v in rows]
+    items, labels = medium.kept([item for item, _ in rows]), [label for _, label in rows]
     classes: tuple[str, ...] = ()
     if metric in SCORES:
         values = torch.tensor([_number(file, i, v) for i, v in enumerate(labels)])
@@ -195,8 +154,9 @@ def read(file: str | Path, metric: str, tokens: int, seed: int = 0) -> Task:
         if not deviation > 0:
             raise ValueError(f"{file}: every label is {mean:g}; there is nothing to learn")
         values = (values - mean) / deviation
-    parts = {name: Part([texts[i] for i in places[name]], values[places[name]]) for name in PARTS}
-    return Task(metric, classes, mean, deviation, tokens, parts)
+    some: Callable[[list[int]], Any] = items.__getitem__ if hasattr(items, "shape") else lambda i: [items[n] for n in i]
+    parts = {name: Part(some(places[name]), values[places[name]]) for name in PARTS}
+    return Task(metric, classes, mean, deviation, medium, parts)
 
 
 def _number(file: Any, i: int, value: Any) -> float:
@@ -207,17 +167,3 @@ def _number(file: Any, i: int, value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{file}, row {i + 1}: the label {value!r} is no number; classes have --metric accuracy or f1")
     return number
-
-
-def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int, Tokenizer]:
-    """WordPiece tokenizers of several sizes; a smaller one is the beginning of the largest, so that rows of a token
-    table are the same tokens in all. The largest is kept in `file`, since another run would find other tokens."""
-    if not file.exists():
-        vocabulary.make(texts, "wordpiece", max(vocabs)).core.save(str(file), pretty=False)
-    whole = json.loads(file.read_text(encoding="utf-8"))
-    made = {}
-    for size in vocabs:
-        kept = {token: i for token, i in whole["model"]["vocab"].items() if i < size}
-        content = {**whole, "model": {**whole["model"], "vocab": kept}}
-        made[size] = Tokenizer(Core.from_str(json.dumps(content)), vocabulary.BERT)
-    return made
