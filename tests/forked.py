@@ -57,7 +57,7 @@ lock = threading.Lock()
 
 
 def forks(words: list[str]) -> bool:
-    """Is it a command that a fork can run?"""
+    """True for a command that a fork can run."""
     return sys.platform == "linux" and bool(words) and (words[0] in ("-c", "-m") or not words[0].startswith("-"))
 
 
@@ -105,7 +105,7 @@ def serve(number: int) -> None:
 
 
 def become(words: list[str], folder: str, environment: dict[str, str], given: list[int]) -> None:
-    """What an interpreter does with its words, its folder, its environment and its three files."""
+    """The life of an interpreter with its words, its folder, its environment and its three files."""
     for at, fd in enumerate(given):
         os.dup2(fd, at)
         os.close(fd)
