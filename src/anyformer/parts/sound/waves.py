@@ -93,7 +93,7 @@ class WaveLayer(Part):
         if isinstance(self.norm, RowNorm):
             x = self.norm(x, counts)
         elif self.norm is not None:
-            x = self.norm(x.mT).mT
+            x = self.norm(x.mT).mT.contiguous()  # strides other than those of its gradient make the activation's slow
         return self.act(x)
 
 
