@@ -194,6 +194,9 @@ def _sdpa(
     dropout: float,
     causal: bool,
 ) -> Tensor:
+    if mask is None and bias is not None and bias.requires_grad and q.device.type == "cpu":
+        # no fused kernel has the gradient of a bias: PyTorch's own formula also looks for rows that see nothing
+        return _plain(q, k, v, None, bias, scale, dropout, None)
     heads, groups = q.shape[1], k.shape[1]
     if bias is not None and mask is not None:
         bias = bias.masked_fill(~mask, float("-inf"))
