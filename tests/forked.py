@@ -25,7 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("torch._dynamo", "torch.distributed", "matplotlib.figure", "anyformer.train", "anyformer.cli.train")
+PRELOADED: tuple[str, ...] = (
+    "torch._dynamo",
+    "torch.distributed",
+    "matplotlib.figure",
+    "anyformer.train",
+    "anyformer.cli.train",
+)
+PRELOADED += ("anyformer.federate", "anyformer.serve")
 ROOT = Path(__file__).parents[1]
 BECOME_PARENT = 36  # PR_SET_CHILD_SUBREAPER of Linux: who is orphaned below this process becomes its child
 Exec = subprocess.Popen
