@@ -25,7 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("torch._dynamo", "torch.distributed", "matplotlib.figure", "anyformer.train", "anyformer.cli.train")
+PRELOADED = (
+    "torch._dynamo", "torch.distributed", "matplotlib.figure",
+    "anyformer.train", "anyformer.cli.train", "anyformer.federate", "anyformer.serve",
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 BECOME_PARENT = 36  # PR_SET_CHILD_SUBREAPER of Linux: who is orphaned below this process becomes its child
 Exec = subprocess.Popen

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.apart import apart
+
 pytestmark = pytest.mark.usefixtures("forked")
 SAY = """import os, random, sys
 print(__name__, sys.argv[1:], os.getcwd(), os.environ["WORD"], sys.stdin.read(), "anyformer.train" in sys.modules)
@@ -45,3 +47,15 @@ def test_a_signal_ends_it_and_is_its_status() -> None:
     assert process.stdout is not None and process.stdout.readline() == b"begun\n" and process.poll() is None
     process.kill()
     assert process.wait(30) == -signal.SIGKILL
+
+
+def test_a_test_apart_passes_fails_and_is_skipped() -> None:
+    left: list[int] = []
+    apart(left.append)(1)
+    assert left == []  # it was appended elsewhere
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        apart(lambda: print(1 / 0))()
+    with pytest.raises(pytest.skip.Exception, match="not here"):
+        apart(lambda: pytest.skip("not here"))()
+    with pytest.raises(AssertionError, match="ended with 9"):
+        apart(lambda: os.kill(os.getpid(), signal.SIGKILL))()

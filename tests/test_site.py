@@ -19,6 +19,7 @@ from docs.site import __main__ as site
 from docs.site import api, gallery, tutorials
 from docs.site.navigation import DOCUMENTS, ROOT, api_page, flat, modules, navigation
 
+pytestmark = pytest.mark.usefixtures("forked")
 PAGES = flat(navigation())
 RUN = (
     "import json, sys, pathlib; from docs.site.tutorials import run; print(json.dumps(run(pathlib.Path(sys.argv[1]))))"

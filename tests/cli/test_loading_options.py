@@ -11,6 +11,8 @@ from anyformer.cli import VERBS, verb
 from anyformer.cli.options import Parser
 from anyformer.hub.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("forked")  # `federate` starts processes
+
 NO_FILES = {"tokenizer", "scale", "ls", "demo", "edge"}  # the verbs that read no model of the user's, or a teacher
 # `task` says what is learned, or measured
 OTHER_CLASS = dict.fromkeys(("train", "finetune", "align", "federate", "eval"), "overrides")

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.contract.subjects import first_of
 from anyformer.core.pages import empty
 from anyformer.edge.export import inputs
+from anyformer.skeletons import Skeleton
+from tests.later import later
 
 COMPOSED = {
     "hybrid": lambda: af.recipe("llama", depth=3).but({"blocks.2::3.mixer": af.parts.Mamba.of(state=4)}),
@@ -22,6 +25,9 @@ COMPOSED = {
 }
 MATRICES = [n for n in af.names() if any(isinstance(m, torch.nn.Linear) for m in empty(af.recipe(n, "tiny")).modules())]
 every_model = pytest.mark.parametrize("name", [*MATRICES, *COMPOSED])  # encodec has convolutions alone
+FIRST = [n for n in MATRICES if f"{n}/tiny" in first_of(Skeleton)]
+# for what the contract compares on every page: one page of each skeleton in `make test`
+one_of_each = pytest.mark.parametrize("name", [*FIRST, *COMPOSED, *later(*(n for n in MATRICES if n not in FIRST))])
 
 
 def model(name: str, std: float = 0.2) -> Any:

@@ -12,7 +12,7 @@ from anyformer.compress.int8 import Int8Linear, quantise
 from anyformer.edge.export import inputs
 from anyformer.train import lora
 
-from .models import every_model, idle, linear, model, outputs
+from .models import idle, linear, model, one_of_each, outputs
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,7 +49,7 @@ def test_the_bound_is_not_idle():
     assert ((made(x) - base(x)).abs() / made.bound(x)).max() > 0.45
 
 
-@every_model
+@one_of_each
 def test_every_layer_stays_inside_its_bound(name):
     """Each layer is given what it gets in the quantised model; its answer is compared with the float layer's."""
     made = model(name)
@@ -77,7 +77,7 @@ def test_every_layer_stays_inside_its_bound(name):
         assert near > 0.97, f"{key} has nothing to do with what it was: {near}"
 
 
-@every_model
+@one_of_each
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     made = model(name)
     quantise(made)

@@ -6,7 +6,7 @@ import anyformer as af
 from anyformer.edge.export import inputs
 from anyformer.train import lora
 
-from .models import every_model, idle, linear, model, outputs
+from .models import idle, linear, model, one_of_each, outputs
 
 
 def learn(made, steps=3):
@@ -23,7 +23,7 @@ def learn(made, steps=3):
     made.eval()
 
 
-@every_model
+@one_of_each
 def test_every_linear_layer_learns_and_merges_to_the_same_function(name):
     made = model(name)
     with torch.no_grad():  # with gradients, PyTorch's attention takes another kernel for a bias that learns
@@ -53,7 +53,7 @@ def test_every_linear_layer_learns_and_merges_to_the_same_function(name):
         torch.testing.assert_close(value, tuned[key], rtol=1e-5, atol=2e-5 * max(1.0, scale), msg=f"{key} after merge")
 
 
-@every_model
+@one_of_each
 def test_a_merged_model_saves_and_loads(name, tmp_path):
     made = model(name)
     lora.add(made, rank=2, targets=("**",))
@@ -195,7 +195,7 @@ def test_a_row_of_zeros_stays_finite():
     assert made.merged().weight.isfinite().all()
 
 
-@every_model
+@one_of_each
 def test_dora_learns_and_merges_to_the_same_function(name):
     made = model(name)
     layers = linear(made)

@@ -10,7 +10,7 @@ from anyformer.compress import nf4
 from anyformer.compress.nf4 import HALF, LEVELS, Nf4, Nf4Linear, quantise
 from anyformer.train import lora
 
-from .models import every_model, linear, model, outputs
+from .models import linear, model, one_of_each, outputs
 
 
 def test_the_levels_are_the_papers_quantiles():
@@ -96,7 +96,7 @@ def test_the_gradient_is_that_of_the_matrix_it_stands_for_and_the_matrix_is_not_
     assert (40, 96) not in kept
 
 
-@every_model
+@one_of_each
 def test_every_model_in_4_bits_and_back(name):
     made = model(name)
     layers, before = linear(made), outputs(made)

@@ -9,18 +9,19 @@ from anyformer.data import sources
 from anyformer.generate import chat, embed, generate, stream
 from anyformer.models.clip import Image
 from anyformer.models.flamingo import Latents, around
+from tests.apart import apart
 
 torch.set_num_threads(1)
 PROMPTS = ["The capital of France is", "Water boils at", "def add(a, b):"]
 
 
-@pytest.fixture(scope="module")
 def smollm():
     """In half precision, in which the model holds 0.3 GB."""
     return af.load(sources.get("smollm2"), dtype=torch.bfloat16)
 
 
 @pytest.mark.slow
+@apart
 def test_smollm2_writes_what_transformers_writes():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,30 +37,35 @@ def test_smollm2_writes_what_transformers_writes():
     assert generate(af.load(path), PROMPTS, max_new_tokens=24) == expected
 
 
-def test_smollm2_answers(smollm):
+@apart
+def test_smollm2_answers():
     question = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
-    answer = "".join(chat(smollm, question, max_new_tokens=20))
+    answer = "".join(chat(smollm(), question, max_new_tokens=20))
     assert "Paris" in answer and "<|im_end|>" not in answer
 
 
-def test_smollm2_streams_what_it_generates_alone_and_in_a_batch(smollm):
-    batch = generate(smollm, PROMPTS, max_new_tokens=2)  # sure ones: in 16 bits rows of a batch round differently
+@apart
+def test_smollm2_streams_what_it_generates_alone_and_in_a_batch():
+    model = smollm()
+    batch = generate(model, PROMPTS, max_new_tokens=2)  # sure ones: in 16 bits rows of a batch round differently
     assert batch[0] == " Paris."
-    assert "".join(stream(smollm, PROMPTS[0], max_new_tokens=2)) == batch[0]
+    assert "".join(stream(model, PROMPTS[0], max_new_tokens=2)) == batch[0]
 
 
 @pytest.mark.slow
-def test_smollm2_with_media_is_smollm2_until_its_gates_open(smollm):
-    latents, hole = Latents(latents=4, depth=1, heads=2, head_dim=16), smollm.tokenizer.role_id("eos_token")
+@apart
+def test_smollm2_with_media_is_smollm2_until_its_gates_open():
+    smollm2 = smollm()
+    latents, hole = Latents(latents=4, depth=1, heads=2, head_dim=16), smollm2.tokenizer.role_id("eos_token")
     tower = Image(dim=32, depth=1, heads=2, hidden=64, image=32, patch=16)
-    model = around(smollm.recipe, tower, latents, every=10, heads=9, placeholder=hole).build().eval().bfloat16()
+    model = around(smollm2.recipe, tower, latents, every=10, heads=9, placeholder=hole).build().eval().bfloat16()
     initialise(model, seed=0)
-    missing, unexpected = model.load_state_dict(smollm.state_dict(), strict=False)
+    missing, unexpected = model.load_state_dict(smollm2.state_dict(), strict=False)
     assert not unexpected and all(name.startswith(("images.", "gated.")) for name in missing)
-    ids = torch.tensor([[hole, *smollm.tokenizer.encode(PROMPTS[0])]])
+    ids = torch.tensor([[hole, *smollm2.tokenizer.encode(PROMPTS[0])]])
     pixels = torch.randn(1, 1, 3, 32, 32, dtype=torch.bfloat16)
     with torch.no_grad():
-        plain = smollm(ids).logits
+        plain = smollm2(ids).logits
         assert torch.equal(model(ids, pixel_values=pixels).logits, plain)
         model.gated[1].scale["cross"].weight.fill_(0.5)
         assert not torch.equal(model(ids, pixel_values=pixels).logits, plain)

@@ -19,6 +19,7 @@ from anyformer.generate import transcribe
 from anyformer.generate.rules import settings_of
 from anyformer.generate.speech import marks
 from anyformer.media.sound import sound
+from tests.apart import apart
 
 torch.set_num_threads(1)
 
@@ -39,12 +40,10 @@ def recordings() -> list[Clip]:
         pytest.skip(f"pocketsphinx-testdata is not to be had here: {error}")
 
 
-@pytest.fixture(scope="module")
-def english() -> Any:
-    return real("whisper-tiny.en")
-
-
-def test_the_real_tiny_model_writes_what_was_said(english: Any, recordings: list[Clip]) -> None:
+@pytest.mark.slow  # the test of the verb hears one clip
+@apart
+def test_the_real_tiny_model_writes_what_was_said(recordings: list[Clip]) -> None:
+    english = real("whisper-tiny.en")
     errors = total = 0
     for clip in recordings:
         found, expected = words(transcribe(english, clip.path).text), words(clip.text)
@@ -52,8 +51,10 @@ def test_the_real_tiny_model_writes_what_was_said(english: Any, recordings: list
     assert errors / total < 0.1
 
 
-def test_real_logits_and_tokens_are_those_of_transformers(english: Any, recordings: list[Clip], tmp_path: Path) -> None:
+@apart
+def test_real_logits_and_tokens_are_those_of_transformers(recordings: list[Clip], tmp_path: Path) -> None:
     """On a real clip; transformers opens what we save, makes its own features, and decodes by its own rules."""
+    english = real("whisper-tiny.en")
     transformers = pytest.importorskip("transformers")
     assert english.save(tmp_path) == "whisper"
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -77,10 +78,10 @@ def test_real_logits_and_tokens_are_those_of_transformers(english: Any, recordin
 
 
 @pytest.mark.slow
-def test_real_words_end_where_transformers_ends_their_tokens(
-    english: Any, recordings: list[Clip], tmp_path: Path
-) -> None:
+@apart
+def test_real_words_end_where_transformers_ends_their_tokens(recordings: list[Clip], tmp_path: Path) -> None:
     """Its times are those of the ends of tokens, and its maps have the times among the tokens: not the same, near."""
+    english = real("whisper-tiny.en")
     transformers = pytest.importorskip("transformers")
     english.save(tmp_path)
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").eval()
@@ -103,8 +104,10 @@ def test_real_words_end_where_transformers_ends_their_tokens(
 
 
 @pytest.mark.slow
-def test_long_sound_has_every_sentence_at_its_time(english: Any, recordings: list[Clip]) -> None:
+@apart
+def test_long_sound_has_every_sentence_at_its_time(recordings: list[Clip]) -> None:
     """Five sentences with four seconds of silence between them: two windows, the cut inside the fourth sentence."""
+    english = real("whisper-tiny.en")
     parts, ends, texts = [], [], []
     for clip in recordings:
         samples = sound(clip.path).samples
@@ -118,7 +121,9 @@ def test_long_sound_has_every_sentence_at_its_time(english: Any, recordings: lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "quiet noise", "silence"])  # docs/sound.md has tones and music
-def test_real_weights_hear_nothing_where_nothing_is_said(english: Any, kind: str) -> None:
+@apart
+def test_real_weights_hear_nothing_where_nothing_is_said(kind: str) -> None:
+    english = real("whisper-tiny.en")
     draw, count = np.random.default_rng(0), 20 * 16000
     made = {
         "noise": draw.standard_normal(count) * 0.01, "quiet noise": draw.standard_normal(count) * 5e-4,
@@ -127,9 +132,11 @@ def test_real_weights_hear_nothing_where_nothing_is_said(english: Any, kind: str
     assert transcribe(english, (made[kind], 16000)).text == ""
 
 
+@apart
 def test_the_verb_prints_text_times_words_and_json(
-    english: Any, recordings: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recordings: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    english = real("whisper-tiny.en")
     english.save(tmp_path)
     base = ["transcribe", str(recordings[4].path), "--model", str(tmp_path)]
     outputs = []

@@ -21,6 +21,7 @@ from anyformer.hub.formats import dequant
 from anyformer.hub.formats.dequant import STORED, dequantize
 from anyformer.hub.formats.gguf import GGUF
 from anyformer.hub.formats.guard import FileRefused
+from tests.apart import apart
 
 torch.set_num_threads(1)
 SLACK = 300_000  # bytes: interpreter objects, error messages
@@ -347,6 +348,7 @@ def test_a_mutated_file_loads_or_is_refused(data, tmp_path_factory):
 # ---------------------------------------------------------------------------------------------------- the real file
 
 
+@apart
 def test_smollm2_equals_the_reference_and_loads_fast():
     path = sources.get("smollm2")
     begin = time.process_time()

@@ -19,6 +19,7 @@ from anyformer.parts import MLP, Attention, LayerNorm, Learned, Logits, MoE, Top
 from anyformer.parts.approximate.lsh import LSHAttention
 from anyformer.parts.reversible import ChunkedMLP, ReversibleBlock, TwoStreams
 from anyformer.skeletons.reversible import Reversible, ReversibleEncoder, ReversibleLM
+from tests.apart import apart
 from tests.parts.mixing import made, run
 
 LSH = LSHAttention.of(heads=2, size=4, rounds=2, buckets=4)
@@ -96,6 +97,7 @@ def peak(call: Callable[[], Tensor]) -> int:
     return int(torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).cumsum(0).max())
 
 
+@apart
 def test_memory_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer more costs its gradients and the buckets of its tokens, 4 bytes a head and round; not its activations."""
     given = {"input_ids": torch.randint(30, (2, 512))}

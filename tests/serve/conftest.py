@@ -17,6 +17,7 @@ import torch
 
 import anyformer as af
 from anyformer.hub.text.tokenizer import Tokenizer
+from tests import forked
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 
@@ -56,11 +57,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Process:
     """`anyformer serve` in a process of its own."""
 
+    start: Callable[..., Any] = subprocess.Popen
+
     def __init__(self, *arguments: object, **environment: str):
         code = "import sys; from anyformer.cli import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0"]
         path = os.pathsep.join([str(Path(af.__file__).parents[1]), *filter(None, sys.path)])
-        self.process = subprocess.Popen(
+        self.process = self.start(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment},
         )  # fmt: skip
@@ -89,8 +92,10 @@ class Process:
 
 
 @pytest.fixture(scope="session")
-def process() -> Iterator[Callable[..., Process]]:
-    """`process(…)` starts one; all end with the tests."""
+def process(request: pytest.FixtureRequest) -> Iterator[Callable[..., Process]]:
+    """`process(…)` starts one, in `make test` as a fork; all end with the tests."""
+    if "not slow" in request.config.option.markexpr:
+        Process.start = forked.Popen
     started: list[Process] = []
 
     def start(*arguments: object, **environment: str) -> Process:

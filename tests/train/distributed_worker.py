@@ -107,7 +107,7 @@ JOBS = {
 }  # fmt: skip
 
 
-def job(out, what, parallel="ddp", mesh=None, communication=None, resume=False, steps=20, **settings):
+def job(out, what, parallel="ddp", mesh=None, communication=None, resume=False, steps=12, **settings):
     """One run. Each process builds a model with other weights; those of the main one count."""
     make, batches, objective = JOBS[what]
     s = Settings(**{"lr": 3e-3, "warmup": 2, "accumulate": 2, "grad_clip": 0.5, "keep_last": 9, **settings},

@@ -1,5 +1,6 @@
 """What a run shows and leaves: the panel, plain lines, curves, TensorBoard, energy; and what it foresees."""
 
+import inspect
 import io
 import json
 import re
@@ -58,9 +59,10 @@ def test_curves_are_a_picture_and_one_page_that_needs_nothing_else(ran):
     assert not re.search(r"(src|href)=.?https?:|<script|@import|url\(http", page)
 
 
-def test_one_evaluation_is_seen_and_so_are_experts(tmp_path):
+def test_one_evaluation_is_seen_and_so_are_experts(tmp_path, monkeypatch):
     from matplotlib import image
 
+    monkeypatch.setattr(plots, "_draw", inspect.unwrap(plots._draw))  # not a drawing of another run
     row = {"lr": 1e-3, "grad_norm": 1.0, "tokens": 8, "tokens_per_second": 9.0, "usage_least": 0.1}
     written = [{**row, "step": i, "loss": 3.0, "usage_greatest": 0.4} for i in (1, 2)]
     lines = [*written, {"step": 2, "held_out": 4.25}]
