@@ -119,13 +119,15 @@ def test_what_mattered_is_the_best_of_each_value_within_the_budget() -> None:
     def point(size: int, metric: float, **choice: Any) -> Point:
         return Point({"dim": 32, **choice}, size, 1.0, metric=metric)
 
-    points = [point(9, 0.7, patch=2, **{"mixer.0": "own"}), point(9, 0.5, patch=2, **{"mixer.0": "linear"})]
+    points = [point(9, 0.7, patch=2, **{"mixer.0": "own"}), point(9, 0.1, patch=2, **{"mixer.0": "linear"})]
     points += [point(9, 0.6, patch=4, **{"mixer.0": "own"}), point(10**6, 0.9, patch=4), point(9, -1.0, patch=8)]
     found = mattered(points, WISH)
     assert found == {
-        "blocks.0.mixer": {"own": [0.7, 2], "linear": [0.5, 1]}, "embed.patch": {"2": [0.7, 2], "4": [0.6, 1]},
+        "blocks.0.mixer": {"own": [0.7, 2], "linear": [0.1, 1]}, "embed.patch": {"2": [0.7, 2], "4": [0.6, 1]},
     }  # fmt: skip
-    assert [*found] == ["blocks.0.mixer", "embed.patch"]
+    assert [*mattered([*points, *points, *points[:3]], WISH)] == ["blocks.0.mixer", "embed.patch"]
+    less = [*points * 2, points[0], points[2]]  # two models are linear: too few to say something of it
+    assert [*mattered(less, WISH)] == ["embed.patch", "blocks.0.mixer"]
 
 
 def test_rows_with_names_of_files_and_colours_are_read(folder: Path, tmp_path: Path) -> None:

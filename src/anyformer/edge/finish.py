@@ -34,6 +34,7 @@ LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fe
 COVERED = 0.9  # the least share of the numbers of matrices in few bits
 CALIBRATED = 16  # batches
 RUNNERS = 4  # models of a race
+SEEN = 3  # models with a value, so that its best says something of it
 SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "model", "teacher", "hours")  # of a wish
 
 
@@ -214,7 +215,8 @@ def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str
 
 def mattered(points: Sequence[Point], wish: Wish) -> dict[str, dict[str, list[float]]]:
     """By path, and by value there: the best metric with shared weights among the models within the budget that have
-    it, and their number. The path whose values differ most comes first; one with a single value is left out."""
+    it, and their number. The path whose values differ most comes first, those of fewer than three models apart; a path
+    with a single value is left out."""
     found: dict[str, dict[str, list[float]]] = {}
     for point in points:
         if point.metric is None or point.metric <= -1 or point.over(wish):
@@ -227,8 +229,8 @@ def mattered(points: Sequence[Point], wish: Wish) -> dict[str, dict[str, list[fl
     several = {path: values for path, values in found.items() if len(values) > 1}
 
     def spread(path: str) -> float:
-        best = [value for value, _ in several[path].values()]
-        return max(best) - min(best)
+        best = [value for value, count in several[path].values() if count >= SEEN]
+        return max(best, default=0.0) - min(best, default=0.0)
 
     return {path: several[path] for path in sorted(several, key=spread, reverse=True)}
 
