@@ -51,7 +51,7 @@ def _seeds_without_traces() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         if torch.accelerator.device_count() == 0:
-            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+            patch.setattr(torch, "manual_seed", lambda seed: torch.default_generator.manual_seed(int(seed)))
         yield
 
 

@@ -48,7 +48,7 @@ class Popen(Exec):  # type: ignore[type-arg]
         said = json.dumps([words[1:], os.fspath(cwd or os.getcwd()), dict(os.environ if env is None else env)]).encode()
         given = [fd if fd != -1 else at for at, fd in enumerate((ends[0], ends[3], ends[5]))]
         with lock:
-            parent = server()
+            parent, _ = server()
             socket.send_fds(parent, [len(said).to_bytes(8, "big")], given)
             parent.sendall(said)
             self.pid = int.from_bytes(parent.recv(8), "big")
@@ -65,19 +65,19 @@ def forks(words: list[str]) -> bool:
 
 
 @functools.cache
-def server() -> socket.socket:
-    """The connection to the process that forks, started once."""
+def server() -> tuple[socket.socket, Exec[bytes]]:
+    """The connection to the process that forks, and the process, started once."""
     ctypes.CDLL(None).prctl(BECOME_PARENT, 1)
     ours, theirs = socket.socketpair()
     code = f"from tests.forked import serve; serve({theirs.fileno()})"
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    Exec([sys.executable, "-c", code], pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path})
+    process = Exec([sys.executable, "-c", code], pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path})
     theirs.close()
-    return ours
+    return ours, process
 
 
 def serve(number: int) -> None:
-    """Forks a process for each question, until nobody is there to ask."""
+    """A fork for each question, until nobody is there to ask."""
     for module in PRELOADED:
         importlib.import_module(module)
     gc.collect()
@@ -108,7 +108,7 @@ def serve(number: int) -> None:
 
 
 def become(words: list[str], folder: str, environment: dict[str, str], given: list[int]) -> None:
-    """The life of an interpreter with its words, its folder, its environment and its three files."""
+    """The work of an interpreter that is given these words, folder, environment and three files."""
     for at, fd in enumerate(given):
         os.dup2(fd, at)
         os.close(fd)

@@ -247,7 +247,7 @@ def other_when_recomputed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anyformer.core.recompute._again", lambda forward, x, flow: forward(x, flow) * 1.001)
 
 
-@fault("compiling changes nothing", on="gpt/tiny", says="torch.compile, eager: loss")
+@fault("compiling changes nothing", on="gpt/tiny", says="torch.compile, aot_eager: loss")
 @fault("compiling with inductor changes nothing", on="gpt/tiny", says="torch.compile, inductor: loss")
 def other_when_compiled(patch: pytest.MonkeyPatch) -> None:
     def forward(plain: Any, self: Any, x: Any, flow: Any) -> Any:
