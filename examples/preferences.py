@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--loss", choices=("dpo", "ipo", "simpo", "kto"), default="dpo")
-    parser.add_argument("--sft", type=int, default=30, help="steps of fine-tuning on the chosen answers before; or 0")
+    parser.add_argument("--sft", type=int, default=20, help="steps of fine-tuning on the chosen answers before; or 0")
     parser.add_argument("--sft-lr", type=float, default=5e-4)
     parser.add_argument("--steps", type=int, default=12, help="of align")
     parser.add_argument("--lr", type=float, default=1e-4)
