@@ -11,7 +11,9 @@ have four forms; those of a fifth of the nouns are held out: their facts are in 
     joint       both in a RAG-token with an encoder of passages, from questions and answers
     frozen      the same, and neither encoder learns
 
-Then the same nouns get other kinds, and the index is swapped: the answers must follow it.
+The nouns that are learned from have drawn kinds in these lessons, too: else the generator would learn to guess a kind
+from the gloss, and answer so whatever the passage says. Then comes the index of the true facts, and one in which
+the same nouns have other kinds: the answers must follow it.
 """
 
 from __future__ import annotations
@@ -236,24 +238,26 @@ def one(a: argparse.Namespace, seed: int) -> dict[str, Any]:
     learn = places[cut:]
     kinds = sorted({fact.kind for fact in some})
     other = [Fact(f.noun, rng.choice([k for k in kinds if k != f.kind]), f.gloss) for f in some]
-    place, swapped = out / "facts-index", out / "altered-index"
+    draw, drawn = random.Random(seed + 1), set(learn)
+    lessons = [Fact(f.noun, draw.choice(kinds), f.gloss) if i in drawn else f for i, f in enumerate(some)]
+    place, swapped, taught = (out / f"{name}-index" for name in ("facts", "altered", "lessons"))
     if not (out / "start").exists():
         bert, generator = parts(a, some, learn, out, seed)
         bert.save(out / "encoder")
         encoder = Encoder(af.load(out / "encoder"), str(out / "encoder"))
-        for name, each in (("facts", some), ("altered", other)):
+        for name, each in (("facts", some), ("altered", other), ("lessons", lessons)):
             indexed(each, encoder, out, name)
         joined(bert, generator, documents=True, passages=K, longest=64, between=" // ").save(out / "start")
     made: dict[str, Any] = {}
     began = time.perf_counter() - began
     forms = range(len(FORMS))
-    rows = [{"question": question(some[i], form), "answer": some[i].kind} for i in learn for form in forms]
+    rows = [{"question": question(some[i], form), "answer": lessons[i].kind} for i in learn for form in forms]
     data = written(rng.sample(rows, len(rows)), out / "questions.jsonl")
     for name, trainable in (("frozen", ["generator.**"]), ("joint", None)):
         start, before = time.perf_counter(), Reader(af.load(out / "start"), Passages.of(place))
         made[f"{name}, before"] = recalls(before, held)
         result = finetune(
-            model=str(out / "start"), data=data, index=str(place), refresh=a.refresh if trainable is None else 0,
+            model=str(out / "start"), data=data, index=str(taught), refresh=a.refresh if trainable is None else 0,
             method="full", steps=a.steps, batch=a.batch, lr=a.lr, out=out / name, held_out=0.02, trainable=trainable,
             seed=seed, quiet=not a.loud, eval_every=0, save_every=100, resume="auto",
         )  # fmt: skip

@@ -42,3 +42,10 @@ def test_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     (scores,) = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["BM25"]["recall"][1] == 1.0  # each noun is in one passage alone
     assert scores["frozen"]["recall"] == scores["before"]
+    run = tmp_path / "run" / "seed-0"
+    true, taught = ({p.name: p.read_text() for p in (run / name).iterdir()} for name in ("facts", "lessons"))
+    drawn = {name for name in true if true[name] != taught[name]}
+    rows = [json.loads(row) for row in (run / "questions.jsonl").read_text().splitlines()]
+    kinds = {text.split()[1]: text.split(" kind of ")[1].partition(".")[0] for text in taught.values()}
+    assert drawn and all(kinds[next(n for n in kinds if n in row["question"])] == row["answer"] for row in rows)
+    assert len(drawn) <= 24 and len(rows) == 4 * 24  # those held out keep their kinds, and no question is about them

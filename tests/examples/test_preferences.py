@@ -33,7 +33,17 @@ def test_the_example_writes_pairs_learns_and_fills_the_table(
     monkeypatch.setitem(changed, "answered", lambda model, asked, tokens: [f"It is {q[8:]} {long}" for q in asked])
     document = tmp_path / "doc.md"
     document.write_text("before\n{}\nold\n{}\nafter\n".format(*module["MARKS"]))
-    words = [str(tmp_path / "out"), "--model", str(tmp_path / "model"), "--steps", "2", "--doc", str(document)]
+    words = [
+        str(tmp_path / "out"),
+        "--model",
+        str(tmp_path / "model"),
+        "--sft",
+        "1",
+        "--steps",
+        "2",
+        "--doc",
+        str(document),
+    ]
     monkeypatch.setattr(sys, "argv", ["preferences.py", *words])
     module["main"]()
     learned = [json.loads(line) for line in (tmp_path / "out/learn.jsonl").read_text().splitlines()]
@@ -44,5 +54,5 @@ def test_the_example_writes_pairs_learns_and_fills_the_table(
     assert sorted(map(tuple, broken)) == sorted(4 * [(True, False, False), (False, True, False), (False, False, True)])
     assert all(keeps(row["chosen"]) for row in learned for keeps in kept)
     text = document.read_text()
-    assert "old" not in text and "| dpo, 2 steps | before | after |" in text
-    assert "held-out answers that keep all three | 0% | 0% |" in text and text.strip() and capsys.readouterr().out
+    assert "old" not in text and "| | before | after 1 steps of sft | after 2 steps of dpo |" in text
+    assert "held-out answers that keep all three | 0% | 0% | 0% |" in text and text.strip() and capsys.readouterr().out
