@@ -1,4 +1,4 @@
-"""Does HuBERT, which learns from sound alone, help where ten minutes have a text? In minutes.
+"""HuBERT, which learns from sound alone, where ten minutes have a text: whether it helps, in minutes.
 
     python examples/units.py --into docs/sound.md    # prints the table, and writes it there
 
