@@ -160,7 +160,7 @@ def test_the_largest_model_learns_alone_at_first_and_then_with_others(wish: Wish
         seen.append(choice)
         return run(choice)
 
-    weights.run = watched  # type: ignore[method-assign]
+    weights.run = watched  # type: ignore[assignment,method-assign]
     for alone, models in ((True, 1), (False, 4)):
         seen.clear()
         sandwich(weights, one.task, one.task.parts["learn"], [0, 1], random.Random(0), alone).backward()
