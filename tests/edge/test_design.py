@@ -22,6 +22,7 @@ from anyformer.core import pages
 from anyformer.edge import design, finish
 from anyformer.edge.design import Design, Infeasible, Wish
 from anyformer.edge.finish import designed
+from anyformer.edge.shared import Shared, sandwich
 from anyformer.edge.space import key
 from anyformer.hub.text.tokenizer import Tokenizer
 
@@ -148,6 +149,22 @@ def test_a_killed_run_goes_on(wish: Wish, made: tuple[dict[str, Any], Path], tmp
     assert all(
         torch.equal(state[n], t) for n, t in weights.state_dict().items()
     )  # the time was up: nothing was learned again
+
+
+def test_the_largest_model_learns_alone_at_first_and_then_with_others(wish: Wish, made: Any, tmp_path: Path) -> None:
+    one = Design(wish, tmp_path / "out", say=silent)
+    weights, seen = Shared(one.space), list[Any]()
+    run = weights.run
+
+    def watched(choice: Any) -> Any:
+        seen.append(choice)
+        return run(choice)
+
+    weights.run = watched  # type: ignore[assignment,method-assign]
+    for alone, models in ((True, 1), (False, 4)):
+        seen.clear()
+        sandwich(weights, one.task, one.task.parts["learn"], [0, 1], random.Random(0), alone).backward()
+        assert len(seen) == models and (seen[0]["dim"], seen[0]["depth"]) == (32, 2)
 
 
 def test_two_processes_share_one_search(wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
     w(small) = w(large)[:o, :i]        of a matrix whose rows are k times the width, the first of each of its k parts
 
-Each step trains the largest model, the smallest and two drawn ones (the sandwich rule: Yu and Huang, 2019;
-arXiv:1903.05134); all but the largest learn what that says (in-place distillation). Weights are found by their paths:
-no part knows of it. Mixers have weights of their own at each layer; a window has those of the page's own mixer. Each
-patch has a front-end of its own.
+In the first half of the time the largest models learn alone, whatever their mixers (progressive shrinking: Cai et al.,
+2020; arXiv:1908.09791). Then each step trains the largest model, the smallest and two drawn ones (the sandwich rule: Yu
+and Huang, 2019; arXiv:1903.05134); all but the largest learn what that says (in-place distillation). Weights are found
+by their paths: no part knows of it. Mixers have weights of their own at each layer; a window has those of the page's
+own mixer. Each patch has a front-end of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from anyformer.hub.formats.guard import atomic_write
 
 ALIKE = {"window": "own"}  # mixers with the weights of another
 DRAWN = 2  # models of a step beside the largest and the smallest
+ALONE = 0.5  # the share of the time in which the largest learns alone
 KEPT = 48  # built models
 SAVED = 30.0  # seconds between two checkpoints
 GROUP = 32  # inputs that share a scale
@@ -160,7 +162,8 @@ def train(shared: Shared, task: Task, seconds: float, file: Path, seed: int = 0,
     spent_before, batches = spent, task.draws(learn, space.largest, SIZE, noise)
     while spent < seconds:
         rows = next(batches)
-        step(shared.train(), optimizer, sandwich(shared, task, learn, rows, noise), rate(spent / seconds, RATE))
+        value = sandwich(shared, task, learn, rows, noise, alone=spent < ALONE * seconds)
+        step(shared.train(), optimizer, value, rate(spent / seconds, RATE))
         steps, now = steps + 1, clock()
         spent = spent_before + now - began
         if now - saved > SAVED or spent >= seconds:
@@ -176,10 +179,14 @@ def train(shared: Shared, task: Task, seconds: float, file: Path, seed: int = 0,
     return steps
 
 
-def sandwich(shared: Shared, task: Task, part: Part, rows: list[int], noise: random.Random) -> Tensor:
-    """The loss of one step: the largest model's, and how far the others are from it."""
+def sandwich(
+    shared: Shared, task: Task, part: Part, rows: list[int], noise: random.Random, alone: bool = False
+) -> Tensor:
+    """The loss of one step: the largest model's, and how far the others are from it. `alone`: there are no others."""
     space = shared.space
-    models = [space.end(True, noise), space.end(False, noise), *(space.drawn(noise) for _ in range(DRAWN))]
+    models = [space.end(True, noise)]
+    if not alone:
+        models += [space.end(False, noise), *(space.drawn(noise) for _ in range(DRAWN))]
     first, total = None, torch.zeros(())
     for choice in models:
         logits = shared.run(choice)(**task.medium.batch(part, choice.get("vocab"), rows))
