@@ -1,12 +1,12 @@
 """Scaling laws on known surfaces, on published runs, and on a ladder trained here: the tables of docs/scaling.md.
 
     python -m benchmarks.scaling surfaces --out runs/surfaces.json
-    python -m benchmarks.scaling fits --ladder runs/ladder/runs.jsonl --epoch FILE --out runs/fits.json
+    python -m benchmarks.scaling ladder --file runs/ladder/runs.jsonl --out runs/ladder.json
+    python -m benchmarks.scaling published --file svg_extracted_data.csv --out runs/published.json
     python -m benchmarks.scaling plans --out runs/plans.json
-    python -m benchmarks.scaling show runs/surfaces.json runs/fits.json runs/plans.json --doc docs/scaling.md
+    python -m benchmarks.scaling show runs/surfaces.json runs/ladder.json runs/plans.json --doc docs/scaling.md
 
-FILE, svg_extracted_data.csv, has the runs that Besiroglu et al. read off a figure of Hoffmann et al.; without it their
-rows are left out.
+svg_extracted_data.csv has the runs that Besiroglu et al. read off a figure of Hoffmann et al.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ ASYMMETRIES = ((0.34, 0.28), (0.35, 0.37), (0.2, 0.6), (0.6, 0.2), (0.5, 0.5), (
 SIZES, LENGTHS = np.geomspace(5e7, 1.6e10, 7), np.geomspace(1e9, 3e11, 7)
 NOISE, DRAWS, RESAMPLES = 0.01, 200, 50
 EPOCH = {"params": "Model Size", "flops": "Training FLOP"}
-SHORT = 3  # runs of the ladder with 250 steps, the highest losses
 WORST = 5  # runs of the highest losses, which Besiroglu et al. leave out
 
 
@@ -85,19 +84,19 @@ def _asked(law: Law, name: str) -> float:
     return float(law.loss(70e9, 1.4e12)) if "loss" in name else float(getattr(law, name))
 
 
-def fits(ladder: Path, epoch: Path | None, plot: Path | None) -> dict[str, Any]:
-    """The study of the ladder, of its longer runs alone, and of the published runs."""
-    found = study(read(ladder, drop=SHORT))
+def ladder(file: Path, plot: Path | None) -> dict[str, Any]:
+    """The study of a ladder."""
+    found = study(read(file))
     if plot:
         draw(found, plot)
-    rows = [json.loads(line) for line in ladder.read_text().splitlines()]
-    texts = {"all runs": str(study(read(ladder))), f"without the {SHORT} shortest runs": str(found)}
-    made: dict[str, Any] = {"ladder": {"texts": texts, "rows": rows}}
-    if epoch:
-        published = read(epoch, EPOCH, WORST)
-        others = {name: surface.objective(published, law) for name, law in PUBLISHED.items()}
-        made["epoch"] = {"text": str(study(published)), "objective": others}
-    return made
+    return {"ladder": {"text": str(found), "rows": [json.loads(line) for line in file.read_text().splitlines()]}}
+
+
+def published(file: Path) -> dict[str, Any]:
+    """The study of published runs, and the objective of published laws on them."""
+    runs = read(file, EPOCH, WORST)
+    others = {name: surface.objective(runs, law) for name, law in PUBLISHED.items()}
+    return {"epoch": {"text": str(study(runs)), "objective": others}}
 
 
 def plans() -> dict[str, Any]:
@@ -147,9 +146,9 @@ def table(results: dict[str, Any]) -> str:
         total = sum(r["seconds"] for r in results["ladder"]["rows"])
         head = f"| parameters | tokens (bytes) | held-out loss, nats a byte | seconds, {total / 60:.0f} min in all |"
         parts.append("\n".join([head, "|---|---|---|---|", *rows]))
-        parts += [f"{what.capitalize()}:\n\n```text\n{text}\n```" for what, text in results["ladder"]["texts"].items()]
+        parts.append(f"```text\n{results['ladder']['text']}\n```")
     if "epoch" in results:
-        parts.append(f"The published runs:\n\n```text\n{results['epoch']['text']}\n```")
+        parts.append(f"```text\n{results['epoch']['text']}\n```")
         rows = [f"| {name} | {value:.6f} |" for name, value in results["epoch"]["objective"].items()]
         parts.append("\n".join(["| objective of the same 240 runs with the numbers of | |", "|---|---|", *rows]))
     if "rows" in results:
@@ -163,19 +162,21 @@ def table(results: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a part, or shows results."""
     parser = argparse.ArgumentParser("python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("what", choices=("surfaces", "fits", "plans", "show"))
+    parser.add_argument("what", choices=("surfaces", "ladder", "published", "plans", "show"))
     parser.add_argument("results", nargs="*", type=Path)
-    for name in ("ladder", "epoch", "plot", "out", "doc"):
+    for name in ("file", "plot", "out", "doc"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args(argv)
     if given.what == "show":
         for file in given.results:
             _show(file.stem, json.loads(file.read_text()), given.doc)
         return
-    if given.what == "fits":
-        made = fits(given.ladder, given.epoch, given.plot)
-    else:
-        made = {"surfaces": surfaces, "plans": plans}[given.what]()
+    if given.what in ("ladder", "published") and given.file is None:
+        parser.error(f"{given.what} needs --file, the runs")
+    made = {
+        "surfaces": surfaces, "plans": plans, "ladder": lambda: ladder(given.file, given.plot),
+        "published": lambda: published(given.file),
+    }[given.what]()  # fmt: skip
     made["machine"] = machine.facts(1)
     text = json.dumps(made, indent=1)
     print(text if given.out is None else table(made))
