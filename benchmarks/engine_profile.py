@@ -53,7 +53,7 @@ def profiled(engine: Any, work: Callable[[], list[float]]) -> dict[str, Any]:
 
 
 def sentence(found: dict[str, Any], rate: float, first: int = 4) -> str:
-    """What a profile says.
+    """A profile in a sentence.
 
     Args:
         rate: bytes a second that the machine reads.

@@ -143,7 +143,7 @@ def imitated(o: argparse.Namespace) -> Any:
 
 
 def table(stages: dict[str, dict[str, float]], done: Any) -> str:
-    """What answers keep at each stage, and what `align` measured on held-out pairs."""
+    """A table of what answers keep at each stage, and of what `align` measured on held-out pairs."""
     lines = [f"| | {' | '.join(stages)} |", "|" + "---|" * (1 + len(stages))]
     for name in next(iter(stages.values())):
         shown = "{:.2f}" if name == TAX else "{:.0%}"

@@ -148,7 +148,7 @@ class Table:
 
 
 def _stream(choice: Choice) -> Choice:
-    """What decides the size of the stream."""
+    """The choices that decide the size of the stream."""
     return {name: choice[name] for name in STREAM if name in choice}
 
 

@@ -94,7 +94,7 @@ class Space:
 
     @property
     def words(self) -> str:
-        """What one row is, for people and for caches."""
+        """One row in words, for people and for caches."""
         return ", ".join(f"{n} {v}" for n, v in self.sizes.items()) or f"{self.tokens} tokens"
 
     @property
