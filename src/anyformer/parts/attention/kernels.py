@@ -7,7 +7,9 @@ The rule of "auto", from the top:
      its pieces stay in the processor's cache, and in a decoder they are half as many as all pairs
   4. a mask outside fused attention, or capped scores, would be a tensor of more than 2^27 pairs: "blockwise"
   5. scores are capped: "reference"
-  6. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
+  6. on a CPU, all pairs are visible and a bias learns: "reference"; no fused kernel has the gradient of a bias there,
+     and PyTorch's formula also looks for rows that see nothing
+  7. otherwise: "sdpa", PyTorch's fused attention, which adds a bias and cannot cap
 With gradients in bfloat16 on a CPU, fused attention has a faster backward pass: `parts/attention/half.py`.
 The last tokens of a plain text, with gradients, need none of these: `parts/attention/continued.py`, on a CPU.
 "reference" is the formula in plain operations; "flex" is PyTorch's FlexAttention (on CPU: compiled, forward only);
@@ -118,7 +120,8 @@ def _choice(view: View, bias: Tensor | Bias | None, dropout: float, cap: float |
     if view.heavy() and not plain and not dropout:
         return "blockwise"
     if cap is None:
-        return "sdpa"
+        learned = isinstance(bias, Tensor) and bias.requires_grad and bias.device.type == "cpu"
+        return "reference" if learned and view.everything() else "sdpa"
     return "chunked" if view.long() else "reference"
 
 
@@ -194,9 +197,6 @@ def _sdpa(
     dropout: float,
     causal: bool,
 ) -> Tensor:
-    if mask is None and bias is not None and bias.requires_grad and q.device.type == "cpu":
-        # no fused kernel has the gradient of a bias: PyTorch's own formula also looks for rows that see nothing
-        return _plain(q, k, v, None, bias, scale, dropout, None)
     heads, groups = q.shape[1], k.shape[1]
     if bias is not None and mask is not None:
         bias = bias.masked_fill(~mask, float("-inf"))
