@@ -62,10 +62,9 @@ class Medium(ABC):
     """Base of the media.
 
     Attributes:
-        column: of a row. name: of several rows. script: that runs a file.
+        name: of several rows. script: that runs a file.
     """
 
-    column: ClassVar[str]
     name: ClassVar[str]
     script: ClassVar[Path]
 
@@ -127,7 +126,7 @@ class Texts(Medium):
         tokens: of the longest text; longer ones are cut.
     """
 
-    column, name, script = "text", "texts", Path(__file__).with_name("run.txt")
+    name, script = "texts", Path(__file__).with_name("run.txt")
 
     def __init__(self, tokens: int):
         self.tokens = tokens
@@ -188,7 +187,7 @@ class Pictures(Medium):
         side: height and width in pixels; None: the shorter edge of the first picture.
     """
 
-    column, name, script = "image", "pictures", Path(__file__).with_name("picture.txt")
+    name, script = "pictures", Path(__file__).with_name("picture.txt")
 
     def __init__(self, side: int | None = None):
         self.side, self.channels = side, 3
@@ -200,8 +199,9 @@ class Pictures(Medium):
         for row in made:
             image = row["image"]
             image = picture(below(source.root, image) if isinstance(image, str) else image)
-            self.side = self.side or min(image.size)
-            self.processor = replace(self.processor, size=(self.side, self.side), resample=BICUBIC)
+            if self.processor.size is None:
+                self.side = self.side or min(image.size)
+                self.processor = replace(self.processor, size=(self.side, self.side), resample=BICUBIC)
             yield self.processor.pixels(image), row.get("class", row["label"])
 
     def kept(self, items: list[np.ndarray]) -> np.ndarray:
