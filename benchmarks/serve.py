@@ -1,10 +1,10 @@
 """Servers of SmolLM2-135M in float32 under 1, 4 and 16 clients: short questions, answers of up to 64 tokens, streamed.
 
 Every client asks again when its answer ends, each time something else; the questions of a round are the same for
-everybody. In float32: `anyformer serve` with 16 places (`--rows 16`), `transformers serve`, alone and with
-`--continuous-batching`, and llama.cpp's `llama-server` with 16 slots on the same weights. As published, in 4 bits: ours
-with `--engine onnx`, and `llama-server`. Servers are asked at temperature 0; the tokens of the texts that came are
-counted by the same tokenizer.
+everybody. In float32: `anyformer serve` with 16 places (`--rows 16`), by PyTorch beside `transformers serve`, alone and
+with `--continuous-batching`; with `--engine onnx --precision float32` beside llama.cpp's `llama-server` with 16 slots
+on the same weights. As published, in 4 bits: ours with `--engine onnx`, and `llama-server`. Servers are asked at
+temperature 0; the tokens of the texts that came are counted by the same tokenizer.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ CONTESTANTS = {
     "ours": Contestant("anyformer serve"),
     "hf": Contestant("transformers serve", against="ours"),
     "hf_batched": Contestant("transformers serve --continuous-batching", against="ours"),
-    "llama_cpp": Contestant("llama-server", against="ours"),
+    "ours_onnx": Contestant("anyformer serve --engine onnx --precision float32"),
+    "llama_cpp": Contestant("llama-server", against="ours_onnx"),
     "ours4": Contestant("anyformer serve --engine onnx, Q4_1"),
     "llama_cpp4": Contestant("llama-server, Q4_1", against="ours4"),
 }
+OURS = {"ours": [], "ours_onnx": ["--engine", "onnx", "--precision", "float32"], "ours4": ["--engine", "onnx"]}
 LLAMA_SERVER = ROOT / ".venv-llamacpp" / "bin" / "llama-server"  # `make bench-serve` makes it; or $BENCH_LLAMA_SERVER
 TOPICS = (
     "the sea", "a mountain", "bread", "a clock", "the moon", "rain", "a bridge", "glass", "salt", "a forest", "music",
@@ -60,12 +62,10 @@ def command(name: str, port: int) -> list[str]:
         Missing: if there is no `llama-server`.
     """
     model, at = str(weights.WITH_TOKENIZER), ["--port", str(port)]
-    if name in ("ours", "ours4"):
+    if name in OURS:
         code = "import sys; from anyformer.cli import main; sys.exit(main(sys.argv[1:]))"
-        start = [sys.executable, "-c", code, "serve"]
-        if name == "ours4":
-            return [*start, "smollm2", *at, "--rows", "16", "--engine", "onnx"]
-        return [*start, model, *at, "--rows", "16"]
+        known = "smollm2" if name == "ours4" else model
+        return [sys.executable, "-c", code, "serve", known, *at, "--rows", "16", *OURS[name]]
     if name in ("llama_cpp", "llama_cpp4"):
         server = os.environ.get("BENCH_LLAMA_SERVER") or shutil.which(LLAMA_SERVER)
         if not server:

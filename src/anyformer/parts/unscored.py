@@ -159,13 +159,15 @@ class _Pieces(torch.autograd.Function):
 def _piece(logits: Tensor, target: Tensor, smoothing: float, z: float, slope: bool) -> tuple[Tensor, Tensor | None]:
     """The sum of the losses of some rows, and in the memory of the logits its gradient. (r, V), (r, 1)."""
     vocab = logits.shape[-1]
-    own = logits.gather(1, target)
-    spread = smoothing / vocab * logits.sum(1, keepdim=True) if smoothing else 0.0
-    norm = logits.logsumexp(1, keepdim=True)  # (r, 1)
-    loss = (norm - (1 - smoothing) * own - spread + z * norm.square()).sum()
+    own = logits.gather(1, target)  # (r, 1)
+    log_p = torch.log_softmax(logits, 1, out=logits)  # one pass over memory: each row is summed before it is written
+    of_own = log_p.gather(1, target)
+    norm = own - of_own
+    spread = smoothing / vocab * log_p.sum(1, keepdim=True) if smoothing else 0.0
+    loss = (z * norm.square() - (1 - smoothing) * of_own - spread).sum()
     if not slope:
         return loss, None
-    p = logits.sub_(norm).exp_()
+    p = log_p.exp_()
     if z:
         p.mul_(1 + 2 * z * norm)
     if smoothing:
