@@ -65,6 +65,7 @@ def views() -> dict[str, tuple[View, int]]:
 def test_gradients_are_those_of_the_formula(name: str, scale: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As close to the formula in float64 as bfloat16 is; and more than one block of keys, more than one of heads."""
     seen, groups = views()[name]
+    monkeypatch.setattr(half, "BLOCK", 128)
     monkeypatch.setattr(half, "PIECE", 3 * half.BLOCK * seen.count)
     taken = Mock(wraps=half.attention)
     monkeypatch.setattr(half, "attention", taken)

@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from anyformer.core.checks import traced
 from anyformer.parts.attention.continued import FORWARD
 
-BLOCK = 128  # keys at a time
-PIECE = 1 << 20  # weights at a time: two tensors of 2 MB
+AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # its products are so fast that fewer, larger ones win
+BLOCK = 256 if AMX else 128  # keys at a time
+PIECE = 1 << (21 if AMX else 20)  # weights at a time: two tensors of 4 or 2 MB
 LEAST = 1 << 12  # weights of a head, below which calls cost more than they save
 COLUMNS = 2  # of a number of float32
 SUPPORTED = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
