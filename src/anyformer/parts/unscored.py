@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-PIECE = 1 << 26  # bytes of the logits of a piece, in float32
+PIECE = 1 << 27  # bytes of the logits of a piece, in float32. Each adds to the whole gradient of W, ...
+HALF = 2  # ... which takes longer than fast products do: the factor where these are in half precision
 LEAST = 1 << 26  # bytes of whole logits, below which a head makes them whole unless it is told not to
 
 _wanted: ContextVar[int | None] = ContextVar("pieces", default=None)
@@ -123,7 +124,7 @@ class _Pieces(torch.autograd.Function):
         grad_x = torch.empty_like(rows) if of_x else None
         grad_w = torch.zeros(weight.shape, dtype=wide, device=x.device) if of_weight else None
         grad_b = torch.zeros(len(weight), dtype=wide, device=x.device) if of_bias else None
-        step = max(1, PIECE // (4 * len(weight)))
+        step = max(1, PIECE * (1 if kind == wide else HALF) // (4 * len(weight)))
         for first in range(0, len(rows), step):
             piece, target = rows[first : first + step], labels[first : first + step, None]  # (r, D), (r, 1)
             logits = (piece @ w.T).to(wide)  # (r, V)
