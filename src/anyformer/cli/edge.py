@@ -42,7 +42,7 @@ def edge(
 ) -> None:
     """Searches the recipes of an architecture for the best model within a budget, measured here, and writes it.
 
-    OUT/model is what is deployed: a graph, a tokenizer or the steps of pictures or sounds, a script of at most 40 lines.
+    OUT/model is what is deployed: a graph, a tokenizer or the steps of pictures or sounds, a script of 40 lines.
     OUT/front.html shows all that was found. A killed run goes on; several processes with one OUT share the search. Exit
     code 3: nothing fits; the nearest two are named.
 

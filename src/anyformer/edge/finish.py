@@ -33,7 +33,8 @@ LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fe
 CALIBRATED = 16  # batches
 RUNNERS = 4  # models of a race
 SEEN = 3  # models with a value, so that its best says something of it
-SAID = ("task", "test", "metric", "size", "latency", "memory", "target", "threads", "model", "teacher", "hours")  # of a wish
+# of a wish, in the report
+SAID = ("task", "test", "metric", "size", "latency", "memory", "target", "threads", "model", "teacher", "hours")
 
 
 def designed(wish: Wish, out: str | Path, teacher: Any = None, say: Say = print) -> dict[str, Any]:
