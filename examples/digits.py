@@ -2,6 +2,7 @@
 
     python examples/digits.py --into docs/sound.md                    # prints the table, and writes it there
     python examples/digits.py --only "wav2vec 2.0" --into docs/sound.md    # one of the networks; other lines stay
+    python examples/digits.py --words words               # single words alone: words/{train,test,recorded}/WORD/1.wav …
 
 Speech is made by flite (voices kal, kal16, awb and rms, all of men; slt, a woman, for the test), a Debian package that
 is fetched and unpacked into the cache; nothing is installed. A sentence is one to four words from zero to nine, and its
@@ -12,6 +13,9 @@ text is their figures: `307`. Each network learns them by `train`, with the same
 - Conformer: the convolutions, and a convolution in each block.
 
 Norms are before the branches. Beside them is the most frequent sentence of the training texts.
+
+Single words (for `anyformer edge`) are at 8 kHz, as on a telephone. `recorded` are the ten that a person says in the
+prompts of Asterisk.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -36,15 +41,18 @@ from anyformer.core.recipe import Recipe
 from anyformer.data import debian
 from anyformer.data.sources import cache
 from anyformer.generate.spelling import spell
+from anyformer.media.sound import sound
 from anyformer.parts import Mels
 from anyformer.train import train
 from anyformer.train.tasks.sounds import ErrorRate
 
 BEGIN, END = "<!-- digits -->", "<!-- end of digits -->"
 PACKAGES = {"flite": (1, "MIT-like"), "libflite1": (13, "MIT-like")}  # package: megabytes, licence
+PROMPTS = ("asterisk-core-sounds-en-wav", r".*/digits/[0-9]\.wav", 18, "CC-BY-SA-3.0", "digits")  # of `debian.fetch`
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TRAIN, TEST = ("kal", "kal16", "awb", "rms"), ("slt",)
 LEARNED, HEARD, SEED, WINDOW = 1500, 150, 0, 3  # sentences of training and of the test; seconds of features
+EACH, TELEPHONE = {"train": (TRAIN, 1600), "test": (TEST, 200)}, 8000  # voices and single words; their rate
 
 
 def programs() -> tuple[Path, dict[str, str]]:
@@ -67,17 +75,39 @@ def programs() -> tuple[Path, dict[str, str]]:
 def speak(folder: Path, voices: tuple[str, ...], count: int, seed: int) -> None:
     """Writes sentences of digits: a sound and its text each. To learn from, the pace differs, and so does the rate at
     which a sound is played, with which a speaker gets smaller or larger."""
-    (program, environment), draw = programs(), random.Random(seed)
+    draw = random.Random(seed)
     folder.mkdir(parents=True)
     for number in range(count):
         figures, voice = draw.choices(range(10), k=draw.randint(1, 4)), draw.choice(voices)
         said, sound = " ".join(WORDS[figure] for figure in figures), folder / f"{number:05}.wav"
         size, pace = (draw.uniform(0.9, 1.3), draw.uniform(0.85, 1.25)) if voices == TRAIN else (1.0, 1.0)
-        command = [str(program), "-voice", voice, "--setf", f"duration_stretch={pace * size:.2f}"]
-        subprocess.run([*command, "-t", said, "-o", str(sound)], env=environment, check=True, capture_output=True)
-        samples, rate = soundfile.read(sound, dtype="int16")
-        soundfile.write(sound, samples, round(rate * size))
+        utter(said, voice, sound, size, pace)
         sound.with_suffix(".txt").write_text("".join(map(str, figures)))
+
+
+def utter(said: str, voice: str, sound: Path, size: float, pace: float) -> None:
+    """Writes one sound, of a speaker who is smaller by `size`, and slower by `pace`."""
+    program, environment = programs()
+    command = [str(program), "-voice", voice, "--setf", f"duration_stretch={pace * size:.2f}"]
+    subprocess.run([*command, "-t", said, "-o", str(sound)], env=environment, check=True, capture_output=True)
+    samples, rate = soundfile.read(sound, dtype="int16")
+    soundfile.write(sound, samples, round(rate * size))
+
+
+def words(out: Path) -> None:
+    """Writes single words, a folder for each: of the voices of training, of another one, and of a person."""
+    for part, (voices, count) in EACH.items():
+        draw = random.Random(SEED + len(voices))
+        for number in range(count):
+            word, file = WORDS[number % len(WORDS)], out / part / WORDS[number % len(WORDS)] / f"{number:05}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            size = draw.uniform(0.9, 1.6) if voices == TRAIN else 1.0  # four men to learn from, a woman in the test
+            utter(word, draw.choice(voices), file, size, draw.uniform(0.85, 1.25))
+            soundfile.write(file, sound(file).at(TELEPHONE).samples, TELEPHONE)
+    for file in debian.fetch(*PROMPTS).rglob("*.wav"):
+        folder = out / "recorded" / WORDS[int(file.stem)]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / file.name)
 
 
 def spoken(out: Path) -> tuple[Path, Path]:
@@ -130,7 +160,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(networks()), default=list(networks()))
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--into", type=Path, help=f"a text whose table, between {BEGIN} and {END}, is written anew")
+    parser.add_argument("--words", type=Path, help="writes single words into this folder, and does nothing else")
     args = parser.parse_args()
+    if args.words is not None:
+        return words(args.words)
     (learned, heard), done = spoken(args.out), args.out / "digits.json"
     said = {sound: sound.with_suffix(".txt").read_text() for sound in sorted(heard.glob("*.wav"))}
     texts = [file.read_text() for file in sorted(learned.glob("*.txt"))]

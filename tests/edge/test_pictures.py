@@ -106,7 +106,7 @@ def test_the_commands_of_the_document_on_pictures_are_understood(
 ) -> None:
     monkeypatch.setenv("ANYFORMER_CACHE", str(made[1].parent / "cache"))
     text = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
-    commands = [c for c in re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M) if "--model" in c]
+    commands = [c for c in re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M) if "--model vit" in c]
     assert len(commands) == 1
     args = shlex.split(commands[0].replace("\\\n", " "))
     for name, value in {"--task": str(folder), "--size": "1kB", "--out": str(tmp_path / "out")}.items():
@@ -154,7 +154,7 @@ def test_rows_with_names_of_files_and_colours_are_read(folder: Path, tmp_path: P
 def test_a_front_end_says_what_is_read(folder: Path, tmp_path: Path) -> None:
     assert isinstance(reading(pages.recipe("vit", "tiny"), 8, 8), Pictures)
     assert isinstance(reading(pages.recipe("bert", "tiny"), 8, 8), Texts)
-    with pytest.raises(ValueError, match="a design reads texts or pictures, and Encoder reads input_values"):
-        reading(pages.recipe("wav2vec2", "tiny"), 8, 8)
+    with pytest.raises(ValueError, match="a design reads texts, pictures or sounds, and Encoder reads nodes"):
+        reading(pages.recipe("graphormer", "tiny"), 8, 8)
     with pytest.raises(ValueError, match="the rows are pictures: leave --teacher out"):
         Design(replace(WISH, task=str(folder), teacher="t"), tmp_path / "out", af.build("bert", "tiny"))

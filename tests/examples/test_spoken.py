@@ -115,3 +115,25 @@ def test_each_language_is_counted_on_the_same_lines_of_all_sides(
     assert rows[3].startswith("| Czech | transformers | 9 of 12 words wrong (75.0%)")
     assert rows[4] == "| Czech | CTranslate2 | not installed |  |" and rows[5].startswith("| Dutch | anyformer")
     assert len(heard) == 2 * 2 * 3 and {count for count, _ in heard} == {24000}
+
+
+def test_words_of_the_test_have_another_voice_and_all_are_at_one_rate(
+    example: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    digits, voices = example("digits"), dict[str, set[str]]()
+
+    def utter(said: str, voice: str, sound: Path, size: float, pace: float) -> None:
+        assert sound.parent.name == said and 0.85 <= pace <= 1.25 and (size == 1.0 or "train" in sound.parts)
+        voices.setdefault(sound.parts[-3], set()).add(voice)
+        spoken(sound, said, 0.3)
+
+    for figure in range(10):
+        spoken(tmp_path / f"prompts/digits/{figure}.wav", str(figure), 0.2)
+    monkeypatch.setattr(digits, "utter", utter)
+    monkeypatch.setattr(digits.debian, "fetch", lambda *package: tmp_path / "prompts")
+    monkeypatch.setattr(digits, "EACH", {"train": (digits.TRAIN, 40), "test": (digits.TEST, 10)})
+    digits.words(tmp_path / "words")
+    assert voices["test"] == {"slt"} and voices["train"] == {"kal", "kal16", "awb", "rms"}
+    made = sorted((tmp_path / "words").glob("t*/*/*.wav"))
+    assert len(made) == 50 and {soundfile.info(file).samplerate for file in made} == {8000}
+    assert {f.parent.name: f.stem for f in (tmp_path / "words/recorded").glob("*/*.wav")}["seven"] == "7"

@@ -27,6 +27,9 @@ def edge(
     threads: int = 1,
     tokens: int = 64,
     side: int | None = None,
+    seconds: int | None = None,
+    test: str | None = None,
+    coverage: float = 0.9,
     hours: float = 0.5,
     teacher: str | None = None,
     more: int = 1,
@@ -39,15 +42,15 @@ def edge(
 ) -> None:
     """Searches the recipes of an architecture for the best model within a budget, measured here, and writes it.
 
-    OUT/model is what is deployed: a graph, a tokenizer or the steps from a picture, a script of 40 lines at most.
+    OUT/model is what is deployed: a graph, a tokenizer or the steps of pictures or sounds, a script of 40 lines.
     OUT/front.html shows all that was found. A killed run goes on; several processes with one OUT share the search. Exit
     code 3: nothing fits; the nearest two are named.
 
     Args:
-        task: rows with `text` and `label`, or with `image` and `label`: a .jsonl, .csv, .tsv or .parquet file; or a
-            folder of pictures, CLASS/NAME.png.
+        task: rows with `text`, `image` or `sound`, and `label`: a .jsonl, .csv, .tsv or .parquet file; or a folder of
+            pictures or sounds, CLASS/NAME.png or CLASS/NAME.wav.
         size: of all files of the artefact, e.g. 4MB or 500kB.
-        latency: of one text of `tokens` tokens, or of one picture, e.g. 5ms.
+        latency: of one text of `tokens` tokens, of one picture or sound, e.g. 5ms.
         metric: what counts; pearson and spearman are for labels that are numbers.
         out: the folder.
         memory: that the loaded model may add to a process, e.g. 64MB.
@@ -55,11 +58,15 @@ def edge(
         threads: of the runtime, and of the search.
         tokens: of the longest text.
         side: height and width of pictures in pixels; by default the shorter edge of the first.
+        seconds: of sounds, longer ones are cut; by default those of the longest, rounded up.
+        test: rows that are looked at once, of another voice or writer; by default a tenth of the task's.
+        coverage: the least share of the numbers of all matrices that must be in few bits, e.g. 0.8.
         hours: of computing, without the table of the device and the export of the best eight, about a minute each.
         teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first, if there
             is time.
         more: pieces of each text that the teacher reads besides.
-        model: the architecture whose paths are searched, an encoder of texts or, e.g. vit, of pictures.
+        model: the architecture whose paths are searched, an encoder of texts, of pictures, e.g. vit, or of
+            sounds, e.g. wav2vec2, which then reads log-mel features.
         of: its size, for what is not searched.
         space: other values of the search, e.g. --space.dim "[64, 96]" --space.mixer "[own, convolution]".
         trials: models that are looked at, at most.
@@ -72,7 +79,7 @@ def edge(
     limit = None if memory is None else int(amount("memory", memory, BYTES))
     wish = Wish(
         task, metric, int(amount("size", size, BYTES)), amount("latency", latency, MILLISECONDS), limit,
-        target, threads, tokens, side, hours, model, of, teacher, more, space, trials, seed,  # type: ignore[arg-type]
+        target, threads, tokens, side, hours, model, of, teacher, more, space, trials, seed, seconds, test, coverage,  # type: ignore[arg-type]
     )  # fmt: skip
     wish.check()
     loaded = None if teacher is None else models.load(teacher, text=False)
@@ -129,6 +136,8 @@ def report(done: dict[str, Any], out: str) -> str:
         f"recipe    {done['recipe']}",
         f"wrote     {out}/model, {out}/front.html",
     ]  # fmt: skip
+    if done.get("lost_of_rows"):
+        lines.insert(1, f"rows      {done['lost_of_rows']}")
     if done["teacher"] is not None:
         lines.insert(1, f"teacher   {done['teacher']:.4f}: {done['value'] / done['teacher']:.1%} of it is kept")
     return "\n".join(lines)

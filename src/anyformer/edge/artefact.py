@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyformer.compress.few import Entry
+from anyformer.core.front import FrontEnd
 from anyformer.edge.export import _traced, inputs
 from anyformer.generate.engine.graph import quiet
 from anyformer.hub.formats.guard import atomic_write
@@ -29,6 +31,7 @@ from anyformer.parts.quantised import Grid, full
 
 TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
 OPSET, IR = 21, 10
+COVERED = 0.9  # the least share of the numbers of matrices in few bits, unless asked for
 NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
 
 
@@ -191,6 +194,29 @@ def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
     for user, place in list(old.uses()):
         user.replace_input_with(place, w)
     del graph.initializers[name]
+
+
+def covered(model: Any, entries: Sequence[Entry]) -> float:
+    """The share of the numbers of matrices that are in few bits; a front-end without a table of ids has none."""
+    counted = _counted(model, entries)
+    return sum(e.numbers for e in counted if e.bits is not None) / max(1, sum(e.numbers for e in counted))
+
+
+def check_covered(model: Any, entries: Sequence[Entry], least: float) -> None:
+    """Raises ValueError, with what is left and the option that allows it, if less of a model is in few bits."""
+    if (share := covered(model, entries)) < least:
+        left = "; ".join(f"{e.path} ({e.why})" for e in _counted(model, entries) if e.bits is None)
+        raise ValueError(
+            f"{share:.0%} of the matrices' numbers are in few bits, {least:.0%} is the least: {left}; "
+            f"--coverage {int(share * 100) / 100:g} allows it"
+        )
+
+
+def _counted(model: Any, entries: Sequence[Entry]) -> list[Entry]:
+    if model.reads_text:
+        return list(entries)
+    beside = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, FrontEnd))
+    return [e for e in entries if not f"{e.path}.".startswith(beside)]
 
 
 def opened(path: Path, threads: int = 1) -> Any:

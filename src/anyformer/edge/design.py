@@ -50,11 +50,12 @@ class Wish:
     Attributes:
         task, metric: a file of rows, and what counts. model, of: a page and its size, whose paths are searched.
         size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text of `tokens`, or of
-            one picture of `side` x `side` pixels (None: as the first), with `threads`. memory: bytes that the loaded
-            model may add to a process; None is any.
+            one picture of `side` x `side` pixels (None: as the first), or one sound of `seconds` (None: as the
+            longest), with `threads`. memory: bytes that the loaded model may add to a process; None is any.
         hours: of computing, all but the table of the device and the export of the best. teacher: a loaded model, or
             None; more: pieces of each text that it reads besides. values: of the space, see `edge.space`. trials: of
-            the search, at most.
+            the search, at most. test: rows that are looked at once; None: a tenth of the task's. coverage: the least
+            share of the numbers of matrices in few bits.
     """
 
     task: str
@@ -74,13 +75,18 @@ class Wish:
     values: Mapping[str, Sequence[Any]] | None = None
     trials: int = TRIALS
     seed: int = 0
+    seconds: int | None = None
+    test: str | None = None
+    coverage: float = artefact.COVERED
 
     def check(self) -> None:
         """Raises ValueError for what cannot be wished for, ImportError for a package that is missing."""
-        for name in ("size", "latency", "hours", "tokens", "side", "threads", "trials", "memory"):
+        for name in ("size", "latency", "hours", "tokens", "side", "seconds", "threads", "trials", "memory"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be above 0, got {value:g}")
+        if not 0 <= self.coverage <= 1:
+            raise ValueError(f"--coverage is a share from 0 to 1, got {self.coverage:g}")
         if self.more < 0:
             raise ValueError(f"--more must be at least 0, got {self.more}")
         artefact.check_target(self.target)
@@ -144,11 +150,13 @@ class Design:
         wish.check()
         self.wish, self.out, self.teacher, self.say = wish, Path(out).expanduser(), teacher, say
         base = pages.recipe(wish.model, wish.of, task="classify", classes=2)
-        medium = reading(base, wish.tokens, wish.side)
+        medium = reading(base, wish.tokens, wish.side, wish.seconds)
         if teacher is not None:
             learn.check_teacher(teacher, medium)
-        self.task = read(wish.task, wish.metric, medium, wish.seed)
-        base = pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs)
+        self.task = read(wish.task, wish.metric, medium, wish.seed, wish.test)
+        if medium.loss:
+            say(medium.loss)
+        base = medium.fitted(pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs))
         self.space = space(base, wish.tokens, wish.values, medium.sizes())
         self._claim()
         with FileLock(self.out / "shared.lock"):
@@ -157,7 +165,7 @@ class Design:
         self.seconds = wish.hours * 3600
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, tuple[int, float]] = {}
 
     def _claim(self) -> None:
         """The folder is this wish's: one that holds another is not touched."""
@@ -169,19 +177,25 @@ class Design:
 
     def size(self, choice: Choice) -> int:
         """Bytes of the artefact of a choice: weights counted, nodes by the table, the tokenizer and the script."""
+        return self._counted(choice)[0]
+
+    def _counted(self, choice: Choice) -> tuple[int, float]:
+        """The bytes, and the share of the numbers of matrices that can be in few bits."""
         if (known := key(choice)) not in self._sizes:
             model = pages.empty(self.space.recipe(choice))
             entries = few.plan(model, choice.get("bits", 8), GROUP)
             bits = {e.path: e.bits for e in entries if e.bits}
             total = self.table.graph(choice) + self.beside(choice)
-            for name, weight in model.named_parameters():
+            kept = model.state_dict()
+            stored = [(n, t) for n, t in model.named_buffers() if n in kept]
+            for name, weight in (*model.named_parameters(), *stored):
                 b = bits.get(name.removesuffix(".weight"))
                 if b is None:
                     total += weight.nbytes
                 else:
                     groups = -(-weight.shape[1] // GROUP)
                     total += weight.shape[0] * groups * (GROUP * b // 8 + 4) + artefact.NODES[b]
-            self._sizes[known] = total
+            self._sizes[known] = total, artefact.covered(model, entries)
         return self._sizes[known]
 
     def beside(self, choice: Choice) -> int:
@@ -214,6 +228,10 @@ class Design:
         points = sorted((self.point(c) for c in some), key=lambda p: p.over(self.wish))
         if points[0].over(self.wish):
             raise Infeasible(_distinct(points), self.wish)
+        most = max(some, key=lambda c: self._counted(c)[1])
+        if self._counted(most)[1] < self.wish.coverage:
+            model = pages.empty(self.space.recipe(most))
+            artefact.check_covered(model, few.plan(model, most.get("bits", 8), GROUP), self.wish.coverage)
 
     def _prepared(self) -> Shared:
         """The teacher's scores and the shared weights, made by one process while others wait."""

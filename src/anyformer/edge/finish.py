@@ -18,7 +18,6 @@ from torch import Tensor
 
 from anyformer import hub
 from anyformer.compress import few
-from anyformer.core.front import FrontEnd
 from anyformer.edge import artefact, learn
 from anyformer.edge.count import count
 from anyformer.edge.design import PARTS, Design, Infeasible, Point, Wish
@@ -31,11 +30,11 @@ from anyformer.hub.formats.guard import atomic_write, read_json
 REPORT = "report.json"
 CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fewer bits may cost
-COVERED = 0.9  # the least share of the numbers of matrices in few bits
 CALIBRATED = 16  # batches
 RUNNERS = 4  # models of a race
 SEEN = 3  # models with a value, so that its best says something of it
-SAID = ("task", "metric", "size", "latency", "memory", "target", "threads", "model", "teacher", "hours")  # of a wish
+# of a wish, in the report
+SAID = ("task", "test", "metric", "size", "latency", "memory", "target", "threads", "model", "teacher", "hours")
 
 
 def designed(wish: Wish, out: str | Path, teacher: Any = None, say: Say = print) -> dict[str, Any]:
@@ -72,7 +71,8 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     model.origin = {**(model.origin or {}), "classes": list(task.classes)}
     test = task.parts["test"]
     full = task.answers(learn.logits_of(model), test, vocab)
-    small, work = stored(model, task, chosen.choice, wish.size - (chosen.real_size or chosen.size))
+    room = wish.size - (chosen.real_size or chosen.size)
+    small, work = stored(model, task, chosen.choice, room, wish.coverage)
     answers = task.answers(learn.logits_of(small), test, vocab)
     lost = moved(task, answers, full)
     if lost > LOST[min(e.bits or 8 for e in work.changed)]:
@@ -97,7 +97,8 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     made |= {"float32": task.measure(full, test), "lost": lost, "difference": off}
     made |= {"teacher": design.taught.get("score"), "rows": {n: len(p.labels) for n, p in task.parts.items()}}
     made["matrices"] = {e.path: e.bits for e in work.entries}
-    made |= {"covered": covered(model, work.entries), "rows_are": task.medium.name, "row": task.medium.words}
+    made |= {"covered": artefact.covered(model, work.entries), "rows_are": task.medium.name}
+    made |= {"row": task.medium.words, "lost_of_rows": task.medium.loss}
     atomic_write(design.out / "front.html", page(made).encode())
     atomic_write(design.out / REPORT, json.dumps(made, indent=1).encode())
     return made
@@ -132,11 +133,14 @@ def race(design: Design, weights: Shared, fitting: list[Point]) -> tuple[Point, 
     return chosen, models[key(chosen.choice)]
 
 
-def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.Work]:
+def stored(model: Any, task: Task, choice: Choice, room: int, least: float = artefact.COVERED) -> tuple[Any, few.Work]:
     """The model with its matrices in few bits: of those in 4, the ones that move it most have 8 while there is room.
 
+    Args:
+        least: the share of the numbers of its matrices that must be in few bits.
+
     Raises:
-        ValueError: if less than 90 % of the numbers of its matrices can be in few bits.
+        ValueError: if fewer can be.
     """
     bits, vocab, learned = choice.get("bits", 8), choice.get("vocab"), task.parts["learn"]
     entries = few.plan(model, bits, GROUP)
@@ -148,21 +152,12 @@ def stored(model: Any, task: Task, choice: Choice, room: int) -> tuple[Any, few.
             model, entries, GROUP, room, lambda one: moved(task, learn.logits_of(one)(**inputs), wanted)
         )
     work = few.Work("gptq", GROUP, entries)
-    if (share := covered(model, entries)) < COVERED:
-        left = "; ".join(f"{e.path} ({e.why})" for e in entries if e.bits is None)
-        raise ValueError(f"{share:.0%} of the matrices' numbers are in few bits, {COVERED:.0%} is the least: {left}")
+    artefact.check_covered(model, entries, least)
     made, noise = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
     order = torch.randperm(len(learned.labels), generator=noise)[: 32 * CALIBRATED].tolist()
     few.quantise(made, work, [task.medium.batch(learned, vocab, order[i : i + 32]) for i in range(0, len(order), 32)])
     few.verify(made, work)
     return made, work
-
-
-def covered(model: Any, entries: Sequence[few.Entry]) -> float:
-    """The share of the numbers of matrices that are in few bits; a front-end without a table of ids has none."""
-    beside = () if model.reads_text else tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, FrontEnd))
-    counted = [e for e in entries if not f"{e.path}.".startswith(beside)] if beside else entries
-    return few.Work("gptq", GROUP, list(counted)).coverage
 
 
 def moved(task: Task, answers: Tensor, before: Tensor) -> float:

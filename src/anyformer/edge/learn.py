@@ -115,7 +115,7 @@ def fit(
         if done >= next_look or done >= 1:
             model.eval()
             found = task.measure(task.answers(run, choose, vocab), choose)
-            if found > best:
+            if found >= best:  # of equal ones the last, which has learned more
                 best, kept = found, {n: t.clone() for n, t in model.state_dict().items()}
             say(f"  {done:4.0%}  step {steps:,}  {task.metric} {found:.4f}")
             looked = (clock() - began) / seconds - done

@@ -4,15 +4,19 @@
 |---|---|---|---|
 | ids | text | str | tokenizer.json |
 | pixel_values | image | uint8 (C, S, S) | preprocessor_config.json |
+| input_values, input_features | sound | log-mels (M, F) | preprocessor_config.json |
 
-`reading` chooses by the declaration of the recipe's front-end. B rows of a batch, T tokens, C channels, S pixels.
+`reading` chooses by the declaration of the recipe's front-end. B rows of a batch, T tokens, C channels, S pixels,
+M mels, F frames.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,18 +27,25 @@ from tokenizers import Tokenizer as Core
 from torch import Tensor
 
 from anyformer.core.recipe import Recipe
-from anyformer.data import vocabulary
+from anyformer.data import files, vocabulary
 from anyformer.data.batches import filled
 from anyformer.data.pictures import below
-from anyformer.data.records import find, records
+from anyformer.data.records import KINDS, find, records
+from anyformer.data.tables import classes
 from anyformer.hub.processors.images import ImageProcessor
+from anyformer.hub.processors.sounds import SoundProcessor
+from anyformer.hub.processors.waves import WaveProcessor
 from anyformer.hub.text.reading import reading as read_text
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.media.picture import picture
+from anyformer.media.sound import length, sound
 from anyformer.media.steps import table
+from anyformer.parts import Mels
 
-ODD = (1, 3, 17, 33, 63)  # tokens of the texts, or pictures of the batches, on which a file is compared
+ODD = (1, 3, 17, 33, 63)  # tokens of the texts, or rows of the batches, on which a file is compared
 BICUBIC = 3  # Pillow's number
+LOUD = 0.15  # first deviation of the weights of a front-end of sounds
+MELS, RATES = 40, (8000, 16000)  # of a frame of sound; samples a second: the filters end at 8000 Hz
 
 
 @dataclass
@@ -42,7 +53,7 @@ class Part:
     """Some rows, and their labels (N,), classes as numbers, or scores of mean 0 and deviation 1. `soft`: what a teacher
     says, (N, C) or (N, 1); None without one. Rows beyond the labels are a teacher's alone."""
 
-    items: Any  # a list of texts, or an array of pictures
+    items: Any  # a list of texts, or an array of pictures or of features of sounds
     labels: Tensor
     soft: Tensor | None = None
     ids: dict[int, list[list[int]]] = field(default_factory=dict)  # of texts, by vocabulary
@@ -89,6 +100,15 @@ class Medium(ABC):
     @abstractmethod
     def words(self) -> str:
         """The size of one row for people."""
+
+    @property
+    def loss(self) -> str:
+        """A sentence on what of the rows is not read; "" if all is."""
+        return ""
+
+    def fitted(self, base: Recipe[Any]) -> Recipe[Any]:
+        """A recipe with a front-end for these rows."""
+        return base
 
     def sizes(self) -> dict[str, int]:
         """The sizes that the rows fix, by paths of a recipe."""
@@ -248,11 +268,91 @@ class Pictures(Medium):
         return [self.batch(part, vocab, range(min(size, len(part.items)))) for size in ODD]
 
 
-def reading(base: Recipe[Any], tokens: int, side: int | None) -> Medium:
+class Sounds(Medium):
+    """Sounds of one length, as the log-mel features of `Mels`; shorter ones have silence behind them.
+
+    Args:
+        seconds: of each sound; None: those of the longest, whole ones.
+    """
+
+    name, script = "sounds", Path(__file__).with_name("sound.txt")
+
+    def __init__(self, seconds: int | None = None):
+        self.seconds, self.count, self.cut = seconds, 0, 0
+        self.processor = SoundProcessor(mels=MELS)
+
+    def rows(self, file: str | Path) -> Iterator[tuple[Path, Any]]:
+        source = find(file)
+        if source.kind == "sounds":
+            paths = [path for path in source.files if KINDS.get(files.suffix(path)) == "sounds"]
+            return zip(paths, classes(source.root, paths), strict=True)
+        made = records(source, None, ("sound", "label"))
+        return ((below(source.root, row["sound"], "sound"), row["label"]) for row in made)
+
+    def kept(self, items: list[Path]) -> np.ndarray:
+        """The features, (N, M, F), at 16,000 Hz, or at 8,000 where no sound has more."""
+        about = [length(path) for path in items]
+        rate = RATES[any(rate > RATES[0] for _, rate in about)]
+        window = self.seconds or math.ceil(max(frames / rate for frames, rate in about))
+        self.count, self.cut = len(items), sum(frames > window * rate for frames, rate in about)
+        self.processor = replace(self.processor, rate=rate, hop=rate // 100, size=rate // 40, window=window)
+        return np.stack([self._features(path) for path in items])
+
+    def _features(self, path: Path) -> np.ndarray:
+        made = self.processor
+        samples = sound(path).at(made.rate).samples[: made.samples]
+        return made.features(np.pad(samples, (0, made.samples - len(samples)))).numpy()
+
+    def learned(self, part: Part, vocabs: Sequence[int | None], folder: Path) -> None:
+        """Nothing: the features of a sound are its own."""
+
+    @property
+    def words(self) -> str:
+        return f"a sound of {self.processor.window} s at {self.processor.rate:,} Hz"
+
+    @property
+    def loss(self) -> str:
+        if not self.cut:
+            return ""
+        return f"{self.cut:,} of {self.count:,} sounds are longer than {self.processor.window} s: their ends are cut"
+
+    def fitted(self, base: Recipe[Any]) -> Recipe[Any]:
+        """`Mels`, which tells the places too, for convolutions over samples and the entry behind them: these are most
+        of a small model's work and bytes."""
+        if base["embed"].part is Mels:
+            return base
+        made = base.but({"embed": Mels.of(mels=MELS), "entry": None})
+        return Recipe(made.part, made.options, functools.partial(_heard, base.draws))
+
+    def sizes(self) -> dict[str, int]:
+        return {"embed.mels": self.processor.mels, "embed.context": self.processor.frames // 2}
+
+    def batch(self, part: Part, vocab: int | None, rows: Sequence[int]) -> dict[str, Tensor]:
+        """`input_features`, (B, M, F), as the processor makes them."""
+        return {"input_features": torch.from_numpy(part.items[list(rows)])}
+
+    def files(self, vocab: int | None) -> dict[str, bytes]:
+        return {self.processor.origin.file: json.dumps(self.processor.words()).encode()}
+
+    def attach(self, model: Any, vocab: int | None) -> None:
+        model.processor = self.processor
+
+    def checks(self, part: Part, vocab: int | None) -> list[dict[str, Tensor]]:
+        """Batches of 1, 3, 17, 33 and 63 sounds."""
+        return [self.batch(part, vocab, range(min(size, len(part.items)))) for size in ODD]
+
+
+def _heard(own: Callable[[], Mapping[str, Any]] | None) -> dict[str, Any]:
+    """First weights with which features are about as large as the places that are added to them: with 0.02 they are a
+    fiftieth, and the first steps of a short search hear nothing."""
+    return {**(own() if own else {}), "embed.first": LOUD, "embed.second": LOUD}
+
+
+def reading(base: Recipe[Any], tokens: int, side: int | None = None, seconds: int | None = None) -> Medium:
     """The medium that a recipe's front-end reads.
 
     Args:
-        tokens: of the longest text. side: of pictures.
+        tokens: of the longest text. side: of pictures. seconds: of sounds.
 
     Raises:
         ValueError: for a front-end of another medium, with its inputs.
@@ -263,7 +363,11 @@ def reading(base: Recipe[Any], tokens: int, side: int | None) -> Medium:
     main = getattr(getattr(there.get("embed"), "part", None), "main", None)
     if main in ImageProcessor.takes:
         return Pictures(side)
-    raise ValueError(f"a design reads texts or pictures, and {base.part.__name__} reads {main or 'several inputs'}")
+    if main in (WaveProcessor.takes[0], SoundProcessor.takes[0]):
+        return Sounds(seconds)
+    raise ValueError(
+        f"a design reads texts, pictures or sounds, and {base.part.__name__} reads {main or 'several inputs'}"
+    )
 
 
 def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int | None, Tokenizer]:

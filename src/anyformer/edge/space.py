@@ -37,6 +37,7 @@ from anyformer.parts import Attention
 from anyformer.parts.approximate.fourier import Fourier
 from anyformer.parts.approximate.linear import LinearAttention
 from anyformer.parts.attention.masks import Window
+from anyformer.parts.norms import RunningNorm
 from anyformer.parts.pooling import AdditivePool
 from anyformer.parts.recurrent.convolution import Convolution
 from anyformer.parts.recurrent.mamba import Mamba
@@ -210,6 +211,11 @@ def space(
         if bad := [value for value in wanted[name] if type(value) is not int or value < 1]:
             raise ValueError(f"space: {name} must be whole numbers from 1, got {bad[0]!r}")
     there, without = dict(base.walk()), {}
+    for path, value in there.items():
+        if isinstance(value, Recipe) and issubclass(value.part, RunningNorm):
+            raise ValueError(
+                f"{path} ({value.part.__name__}) keeps running means, which models cannot share: choose another --model"
+            )
     for name, path in PATHS.items():
         if there.get(path) is not None or (name == "kv_heads" and path in there):
             continue

@@ -7,7 +7,8 @@
 | pearson | a number | the correlation of scores and labels |
 | spearman | a number | that of their ranks |
 
-Of the rows 80 % teach, 10 % choose among architectures and steps, and 10 % are looked at once, at the end.
+Of the rows 80 % teach, 10 % choose among architectures and steps, and 10 % are looked at once, at the end; or rows of
+their own are, and 90 % teach.
 N rows, C classes.
 """
 
@@ -115,27 +116,34 @@ class Task:
         return (found.value, found.value) if one else (found.low, found.high)  # type: ignore[return-value]
 
 
-def read(file: str | Path, metric: str, medium: Medium, seed: int = 0) -> Task:
+def read(file: str | Path, metric: str, medium: Medium, seed: int = 0, test: str | Path | None = None) -> Task:
     """The task of a file of rows with the column of a medium and `label`, or of a folder of classes.
 
     Args:
-        file: see `data.records`. seed: of the parts.
+        file: see `data.records`. seed: of the parts. test: rows that are looked at once, in place of a tenth
+            of the others.
 
     Raises:
         ValueError: for an unknown metric, too few rows, one class only, labels that are no numbers where the metric
-            wants these, or that are all equal; with what is there. FileNotFoundError.
+            wants these, that are all equal, or of which only the rows to test have some; with what is there.
+        FileNotFoundError.
     """
     if metric not in METRICS:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}")
     rows = list(medium.rows(file))
     if len(rows) < LEAST:
         raise ValueError(f"{file} has {len(rows)} rows; a design needs at least {LEAST}: most teach, the others choose")
-    items, labels = medium.kept([item for item, _ in rows]), [label for _, label in rows]
+    apart = [] if test is None else list(medium.rows(test))
+    if test is not None and not apart:
+        raise ValueError(f"--test {test} has no rows")
+    items, labels = medium.kept([item for item, _ in (*rows, *apart)]), [label for _, label in (*rows, *apart)]
     classes: tuple[str, ...] = ()
     if metric in SCORES:
         values = torch.tensor([_number(file, i, v) for i, v in enumerate(labels)])
     else:
-        classes = tuple(sorted(set(map(str, labels))))
+        classes = tuple(sorted({str(label) for _, label in rows}))
+        if other := sorted({str(label) for _, label in apart} - {*classes}):
+            raise ValueError(f"--test {test} has a class {other[0]!r}, which {file} lacks; it has {', '.join(classes)}")
         if len(classes) == 1:
             raise ValueError(f"{file} has one class only, {classes[0]!r}: there is nothing to decide")
         if len(classes) > len(rows) / 5:
@@ -144,9 +152,10 @@ def read(file: str | Path, metric: str, medium: Medium, seed: int = 0) -> Task:
             )
         values = torch.tensor([classes.index(str(v)) for v in labels])
     order = permuted(np.arange(len(rows)), len(rows), seed).tolist()
-    ends = [len(rows) // 10, len(rows) // 5, len(rows)]
-    cut = [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    places = dict(zip(("test", "choose", "learn"), cut, strict=True))
+    tenth = 0 if apart else len(rows) // 10
+    cut = tenth + len(rows) // 10
+    places = {"test": order[:tenth] or list(range(len(rows), len(labels))), "choose": order[tenth:cut]}
+    places["learn"] = order[cut:]
     mean, deviation = 0.0, 1.0
     if metric in SCORES:
         learned = values[places["learn"]]
