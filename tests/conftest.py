@@ -25,8 +25,8 @@ memory = [0]  # the largest resident memory of a process that ran tests, in byte
 rises: dict[str, int] = {}  # a test -> bytes by which it raised the largest resident memory of its process
 held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
-files = [0]  # that this process has run
-SEVERAL = 20  # files between two collections of all
+groups = [0]  # that this process has run
+SEVERAL = 20  # groups between two collections of all
 
 
 # Each process that a test starts would compile the library, which takes a second, and each worker all tests
@@ -52,6 +52,14 @@ def _seeds_without_traces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if torch.accelerator.device_count() == 0:
             patch.setattr(torch, "manual_seed", lambda seed: torch.default_generator.manual_seed(int(seed)))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """What tests write need not outlive the machine: the disk took 6 ms for each of 20 files of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
@@ -114,11 +122,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if getattr(session.config.option, "loadgroup", False) and not all("@" in i.nodeid for i in session.items):
         raise pytest.UsageError("xdist deals tests without their groups; install what constraints.txt says")
     run = [i for i in session.items if "test_contract[" in i.nodeid]
-    groups = {mark.args[0] for i in run if (mark := i.get_closest_marker("xdist_group")) is not None}
-    if groups:
+    if pages := set(map(group, run)):
         from anyformer.contract.check import omissions
 
-        omitted.update(row for row in omissions() if {row[1], row[1].partition("/")[0]} & groups)
+        omitted.update(row for row in omissions() if {row[1], row[1].partition("/")[0]} & pages)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -129,8 +136,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     memory[0] = most_resident()
     if memory[0] > before:
         rises[item.nodeid] = memory[0] - before
-    if "test_contract[" in item.nodeid and (mark := item.get_closest_marker("xdist_group")) is not None:
-        spent[mark.args[0]] = spent.get(mark.args[0], 0.0) + time.process_time() - begin
+    if "test_contract[" in item.nodeid:
+        spent[group(item)] = spent.get(group(item), 0.0) + time.process_time() - begin
     return result
 
 
@@ -152,24 +159,30 @@ def most_resident() -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """The return of memory to the system behind each file, when its fixtures are gone, and behind a test that left
+    """The return of memory to the system behind each group, when its fixtures are gone, and behind a test that left
     much: models are cycles, which stay until a collection, and freed memory stays in pieces."""
     result = yield
-    over = nextitem is None or nextitem.path != item.path
+    over = nextitem is None or group(nextitem) != group(item)
     if over or resident() > held[0] + GROWTH:
         collect(over)
         held[0] = resident()
     return result
 
 
+def group(item: pytest.Item) -> str:
+    """What one worker runs in a row: the tests of a file, the contract's cases of a page."""
+    mark = item.get_closest_marker("xdist_group")
+    return "" if mark is None else mark.args[0]
+
+
 def collect(over: bool) -> None:
-    """A collection. Behind a file, what is left is mostly modules, a million objects: no later one looks at them, but
+    """A collection. Behind a group, what is left is mostly modules, a million objects: no later one looks at them, but
     one in a while."""
     if over:
-        files[0] += 1
+        groups[0] += 1
         if contract := sys.modules.get("anyformer.contract"):
             contract.forget()
-        if files[0] % SEVERAL == 0:
+        if groups[0] % SEVERAL == 0:
             gc.unfreeze()
     gc.collect()
     if over:

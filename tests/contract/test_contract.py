@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyformer.contract import Check, cases, forget
+from anyformer.contract import Check, cases
 from anyformer.contract.check import LeftOut
 from anyformer.contract.subjects import Subject, apart_from_tiny
 
@@ -41,7 +41,8 @@ def label(check: Check, case: tuple[Any, ...]) -> str:
 
 
 def group(check: Check, case: tuple[Any, ...]) -> str:
-    """The cases that one worker runs, so that each model and each oracle is made once: a page's, a composition's."""
+    """The cases that one worker runs in a row, so that each model and each oracle is made once and then given back: a
+    page's, a composition's."""
     if not case:
         return check.name
     return case[0] if isinstance(case[0], str) else case[0].page or case[0].name
@@ -55,15 +56,6 @@ def marked(check: Check, case: tuple[Any, ...]) -> Any:
     if why := next((KNOWN[check.name, name] for name in names if (check.name, name) in KNOWN), None):
         marks.append(pytest.mark.xfail(reason=why, strict=True))
     return pytest.param(check, case, id=label(check, case), marks=marks)
-
-
-@pytest.fixture(autouse=True)
-def _little_memory(request: pytest.FixtureRequest, _last: list[str] = []) -> None:  # noqa: B006  (it is what remembers)
-    """What was made for the last page is given back when the next one begins."""
-    now = group(request.getfixturevalue("check"), request.getfixturevalue("case"))
-    if _last != [now]:
-        forget()
-        _last[:] = [now]
 
 
 @pytest.mark.parametrize(("check", "case"), [marked(check, case) for check, case in cases()])

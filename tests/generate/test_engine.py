@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from typing import Any
@@ -48,6 +49,17 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "WINDOWS", 2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _translations_listed_once():
+    """PyTorch reads the signatures of all its translations for each program, a seventh of what a program takes."""
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place in (_registration._torchlib_registry, _registration.onnxscript_apis):
+            patch.setattr(place, "get_torchlib_ops", functools.cache(place.get_torchlib_ops))
+        yield
+
+
 def same(m: Any, engine: Any, prompts: list[list[int]], **options: Any) -> bool:
     return generate(engine, prompts, **options) == generate(m, prompts, **options)
 
@@ -80,6 +92,16 @@ def heads_of_eight(page: str, **changes: Any) -> Any:
             if weight.ndim > 1:
                 weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
     return made.eval()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> tuple[Any, Any]:
+    """A model and its engine, for tests that change neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYFORMER_CACHE", str(tmp_path_factory.mktemp("engine")))
+        patch.setattr(build, "WINDOWS", 2)
+        made = heads_of_eight("llama")
+        return made, with_engine(made, "onnx", "float32")
 
 
 def test_a_window_stays_bounded_and_right_past_its_length():
@@ -126,9 +148,8 @@ def test_rows_join_and_leave_a_batch(name, monkeypatch):
     test_joining.test_a_row_that_joins_gets_what_it_gets_alone(name)
 
 
-def test_steps_of_both_engines_follow_each_other_on_one_state():
-    m = heads_of_eight("llama")
-    engine = with_engine(m, "onnx", "float32")
+def test_steps_of_both_engines_follow_each_other_on_one_state(llama):
+    m, engine = llama
     ids = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10]])
     with torch.inference_mode():
         whole, state = m(input_ids=ids).logits, m.start(1, 4)
@@ -144,18 +165,17 @@ def test_steps_of_both_engines_follow_each_other_on_one_state():
     assert torch.allclose(again[1], whole[0, 4:5], atol=1e-4) and state.length == 5
 
 
-def test_a_long_text_is_read_in_chunks(monkeypatch):
+def test_a_long_text_is_read_in_chunks(monkeypatch, llama):
     from anyformer.generate.engine import model as module
 
-    m = heads_of_eight("llama")
-    engine, ids = with_engine(m, "onnx", "float32"), torch.randint(0, 99, (1, 21))
+    (m, engine), ids = llama, torch.randint(0, 99, (1, 21))
     monkeypatch.setattr(module, "CHUNK", 8)
     with torch.inference_mode():
         assert torch.allclose(engine(input_ids=ids, state=m.start(1)).logits, m(input_ids=ids).logits, atol=1e-4)
 
 
-def test_an_id_outside_the_vocabulary_is_named():
-    engine = with_engine(heads_of_eight("llama"), "onnx", "float32")
+def test_an_id_outside_the_vocabulary_is_named(llama):
+    engine = llama[1]
     with torch.inference_mode(), pytest.raises(ValueError, match="token id 99999"):
         engine(input_ids=torch.tensor([[99999]]), state=engine.start(1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import tempfile
 import time
 import warnings
@@ -133,13 +134,15 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
 def tampered_directories_are_refused(subject: Subject) -> float:
     """Each way to tamper with a saved model is an error within a second. The longest time is reported."""
     worst = 0.0
-    for name, attack in ATTACKS.items():
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / "model"
-            if save(subject.model, folder) == NATIVE and name == "config: an unknown key":
+    with tempfile.TemporaryDirectory() as saved:
+        written = save(subject.model, saved)
+        for name, attack in ATTACKS.items():
+            if written == NATIVE and name == "config: an unknown key":
                 continue  # our own format reads the recipe alone
-            attack(folder)
-            worst = max(worst, refusal(folder, name))
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(shutil.copytree(saved, Path(place) / "model"))
+                attack(folder)
+                worst = max(worst, refusal(folder, name))
     return worst
 
 

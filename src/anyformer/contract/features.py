@@ -303,12 +303,17 @@ def numeric(recipe: Recipe) -> Iterator[tuple[str, Any, str, Any]]:
             yield path, owner, option, value
 
 
-@functools.cache
 def tried_before(subject: Subject) -> frozenset[tuple[str, str]]:
     """The options tried by subjects before this one."""
     every = whole()
     earlier = every[: every.index(subject)] if subject in every else []
-    return frozenset(key_of(owner, option) for s in earlier for _, owner, option, _ in numeric(s.recipe))
+    return frozenset().union(*map(tried_in, earlier))
+
+
+@functools.cache
+def tried_in(subject: Subject) -> frozenset[tuple[str, str]]:
+    """The options with a number other than 0 of a subject."""
+    return frozenset(key_of(owner, option) for _, owner, option, _ in numeric(subject.recipe))
 
 
 @check(16, "model", examples=3, needs=decodes, checkpoint=True)

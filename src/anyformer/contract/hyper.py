@@ -177,15 +177,22 @@ def alternatives(name: str, value: Any, declared: str) -> list[Any]:
 def declared(owner: Recipe | Value, option: str) -> str:
     """The declared type of an option, as text."""
     if isinstance(owner, Recipe):
-        return str(inspect.signature(owner.part.__init__).parameters[option].annotation)
+        return declared_types(owner.part)[option]
     return str(next(f.type for f in dataclasses.fields(owner) if f.name == option))  # type: ignore[arg-type]
+
+
+@functools.cache
+def declared_types(part: type) -> dict[str, str]:
+    """The declared types of a part's options, as text."""
+    parameters = inspect.signature(part.__init__).parameters  # type: ignore[misc]
+    return {name: str(parameter.annotation) for name, parameter in parameters.items()}
 
 
 @check(4, "page")
 def every_option_has_an_effect(name: str) -> float:
     """Another value of each option of each part in the page's recipes changes parameters, outputs or accepted inputs.
     An option is proved on the first page with it only."""
-    own = {key for subject in subjects(name) for key in keys(subject.recipe)} - held_before(name)
+    own = held(name) - held_before(name)
     if not own:
         raise LeftOut("every option of its parts is checked on an earlier page")
     wanted = own - NO_NUMBER.keys()
@@ -199,11 +206,16 @@ def every_option_has_an_effect(name: str) -> float:
     return 0.0
 
 
-@functools.cache
 def held_before(name: str) -> frozenset[tuple[str, str]]:
     """The options of parts that earlier pages hold."""
     earlier = pages.names()[: pages.names().index(name)]
-    return frozenset(key for other in earlier for subject in subjects(other) for key in keys(subject.recipe))
+    return frozenset().union(*map(held, earlier))
+
+
+@functools.cache
+def held(name: str) -> frozenset[tuple[str, str]]:
+    """The options of parts that a page holds in any case."""
+    return frozenset(key for subject in subjects(name) for key in keys(subject.recipe))
 
 
 def keys(recipe: Recipe) -> Iterator[tuple[str, str]]:

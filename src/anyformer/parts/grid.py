@@ -139,8 +139,9 @@ class Rotary2D(Rotary):
             coordinates = axes.places.movedim(0, -1)  # (B, T, 2)
         else:
             cells = flow.get(Cells, "Rotary2D (for a text take Rotary)")
-            columns, patch = cells.columns, (flow.positions - cells.first).clamp(min=0)
-            coordinates = torch.stack((patch // columns, patch % columns), -1)  # (T, 2)
+            patch = flow.positions - cells.first
+            row = (patch // cells.columns).clamp(min=0)  # a clamp before the division: PyTorch 2.13 cannot compile it
+            coordinates = torch.stack((row, (patch - row * cells.columns).clamp(min=0)), -1)  # (T, 2)
         return (coordinates[..., None].float() * frequencies).flatten(-2)[..., None, :], 1.0  # (…, T, 1, K/2)
 
 

@@ -78,8 +78,7 @@ def estimate(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
             be followed.
     """
     device = next(model.parameters()).device
-    size = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    if size <= SMALL and sum(t.numel() * max(t.shape, default=1) for t in batch.values()) <= FEW:
+    if small(model, batch):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             batch = {name: value.to(device) for name, value in batch.items()}
             return _step(copy.deepcopy(model).train(), batch, objective, settings, device)
@@ -97,6 +96,12 @@ def estimate(model: nn.Module, batch: Batch, objective: Any, settings: Settings)
             raise NotEstimable(
                 f"memory cannot be predicted: the model depends on the content of a tensor ({error})"
             ) from None
+
+
+def small(model: nn.Module, batch: Batch) -> bool:
+    """True for a model and a batch whose step is tried with content, which takes the memory that it is to foretell."""
+    size = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    return size <= SMALL and sum(t.numel() * max(t.shape, default=1) for t in batch.values()) <= FEW
 
 
 def _step(model: nn.Module, batch: Batch, objective: Any, settings: Settings, device: torch.device) -> Estimate:
@@ -273,6 +278,8 @@ def check_memory(
     free = room(device) if memory is None else int(memory * GB)
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     screen.memory = lambda: resident(device)
+    if screen.console.quiet and memory is None and small(model, batch):
+        return  # nobody reads the estimate, and what would not fit would not be tried either
     try:
         needed, problem = advice(model, batch, objective, settings, held + free if free is not None else None)
     except NotEstimable as error:
