@@ -76,7 +76,7 @@ def test_sounds_are_searched_measured_and_stored_as_texts_are(made: tuple[dict[s
     assert {f.name for f in (out / "model").iterdir()} == {"model.onnx", "preprocessor_config.json", "run.py"}
     size = sum(f.stat().st_size for f in (out / "model").iterdir())
     assert size == report["chosen"]["real_size"] == pytest.approx(report["chosen"]["size"], rel=0.04)
-    assert report["value"] > 0.7 and report["difference"] < 1e-4 and report["covered"] == 1
+    assert report["value"] > 0.8 and report["difference"] < 1e-4 and report["covered"] == 1
     assert report["rows"] == {"learn": 135, "choose": 15, "test": 18}  # those of `test`, and no others
     assert report["row"] == "a sound of 1 s at 8,000 Hz" and report["lost_of_rows"] == ""
     assert "Mels.of(mels=40, context=50)" in report["recipe"]
@@ -107,7 +107,7 @@ def test_the_script_of_sounds_needs_no_torch_and_gives_the_answers_of_the_model(
         numbers = model(**features).logits.argmax(-1).tolist()
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [name for _, name in lines] == files and [kind for kind, _ in lines] == [[*KINDS][n] for n in numbers]
-    assert sum(kind == Path(name).parent.name for kind, name in lines) >= 13
+    assert sum(kind == Path(name).parent.name for kind, name in lines) >= 15
     soundfile.write(tmp_path / "long.wav", np.tile(both, 5), 16000)
     bad = subprocess.run([*call, str(tmp_path / "long.wav")], capture_output=True, text=True, check=False)
     assert bad.returncode and "long.wav: 20000 samples at 16000 Hz; at most 8000 at 8000 Hz are read" in bad.stderr
