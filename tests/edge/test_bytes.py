@@ -152,6 +152,16 @@ def test_every_byte_is_a_label_once_and_the_end_is_looked_at_once(book: Path) ->
     assert torch.equal(batch[:, 1:], task.parts["test"].labels[[0, 2], :-1])
 
 
+def test_another_text_is_looked_at_once_if_it_is_named(book: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("another text " * 20, encoding="utf-8")
+    task = read(book, "bits", Running(32), test=tmp_path / "other.txt")
+    assert bytes(task.parts["test"].items[-1]) == ("another text " * 20).encode()[-33:]  # type: ignore[misc]
+    assert bytes(task.parts["choose"].items[-1]) == book.read_bytes()[-33:]  # type: ignore[misc]
+    (tmp_path / "other.txt").write_text("short", encoding="utf-8")
+    with pytest.raises(ValueError, match="--test has less than one of the pieces of text, of 32 bytes at once"):
+        read(book, "bits", Running(32), test=tmp_path / "other.txt")
+
+
 def test_bits_equal_an_independent_computation_and_less_is_better(book: Path) -> None:
     task = read(book, "bits", Running(32))
     part = task.parts["test"].first(40)
