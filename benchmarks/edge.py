@@ -3,11 +3,14 @@
     python -m benchmarks.edge forms [--doc docs/edge.md]
     python -m benchmarks.edge table [--doc docs/edge.md]
     python -m benchmarks.edge run --out runs/clothes [--doc docs/edge.md]
+    python -m benchmarks.edge peers --task rows.jsonl --metric pearson --seconds 120 [--doc docs/edge.md]
     python -m benchmarks.edge search --task rows.jsonl --seconds 300 --seeds 0 1 2 --teacher minilm [--doc docs/edge.md]
 
 forms: bytes and time of one model with its matrices in float32, 8 and 4 bits.
 table: 20 drawn architectures, exported and run in fresh processes; predicted time, and operations alone, scaled to fit.
-run: what `anyformer edge` found in a folder, and which choices mattered, by path.
+run: what `anyformer edge` found in a folder, and which choices mattered, by path; of running text also models of bytes
+without a network (`benchmarks.edge_bytes`).
+peers: one model in the small forms of several tools (`benchmarks.edge_peers`).
 search: the whole tool; the largest uniform model of the page that fits, trained alone; drawn models that fit, trained
 alone for a share of the time each, of which the best on the rows that choose counts. Rows, time, budget are the same;
 time is what the thread has computed, so a busy machine changes nothing but how long it takes. A killed call goes on.
@@ -32,11 +35,14 @@ from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.edge import artefact, finish, learn
 from anyformer.edge.count import count
-from anyformer.edge.design import Design, Wish
+from anyformer.edge.design import SPEC, Design, Wish
 from anyformer.edge.device import Table, conditions
+from anyformer.edge.running import Running
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice, key, space
+from anyformer.edge.task import BITS, read, said
 from anyformer.hub.formats.guard import atomic_write, read_json
+from benchmarks import edge_bytes, edge_peers
 
 UNSEEN, TRIED = 20, 4  # architectures of the table; models that a random search trains
 TOKENS, VOCAB = 64, 2048
@@ -107,8 +113,12 @@ def run(out: Path) -> str:
         "|---|---|",
     ]
     for path, values in done["mattered"].items():
-        best = sorted(values.items(), key=lambda v: -v[1][0])
+        best = sorted(values.items(), key=lambda v: said(done["wish"]["metric"], -v[1][0]))
         lines.append(f"| {path} | {', '.join(f'{v} {metric:.4f} ({n})' for v, (metric, n) in best)} |")
+    if done["wish"]["metric"] == BITS:
+        spec = read_json(out / SPEC)
+        task = read(spec["task"], BITS, Running(spec["tokens"]), spec["seed"])
+        lines += ["", edge_bytes.table(task, done["chosen"]["real_size"], done["value"])]
     return "\n".join(lines)
 
 
@@ -123,7 +133,9 @@ def alone(design: Design, choice: Choice, seconds: float, seed: int) -> tuple[fl
     best = learn.fit(model, design.task, vocab, seconds, seed=seed, say=lambda _: None)
     small, _ = finish.stored(model, design.task, choice, 0)
     test = design.task.parts["test"]
-    return best, design.task.measure(design.task.answers(learn.logits_of(small), test, vocab), test)
+    return best, said(
+        design.wish.metric, design.task.measure(design.task.answers(learn.logits_of(small), test, vocab), test)
+    )
 
 
 def ways(wish: Wish, teacher: Any, folder: Path) -> dict[str, Callable[[], float]]:
@@ -167,7 +179,7 @@ def search(wish: Wish, teacher: Any, seeds: list[int], out: Path) -> str:
     lines = [f"| | {wish.metric} | each seed | ahead of it |", "|---|---|---|---|"]
     for name, values in found.items():
         lines.append(f"| {name} | {about(values)} | {', '.join(f'{v:.4f}' for v in values)} |")
-        apart = [a - b for a, b in zip(found["the tool"], values, strict=True)]
+        apart = [said(wish.metric, a - b) for a, b in zip(found["the tool"], values, strict=True)]
         lines[-1] += f" {about(apart)} |" if any(apart) else " |"
     note = f"{wish.hours * 3600:.0f} s of computing each, seeds {', '.join(map(str, seeds))}; ± is a standard error"
     return "\n".join([*lines, "", f"{note}, of the last column that of the differences by seed. {conditions(1)}."])
@@ -181,7 +193,7 @@ def about(values: list[float]) -> str:
 def main() -> None:
     """Runs one of these, prints its table, and writes it between its marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("forms", "table", "run", "search"))
+    parser.add_argument("what", choices=("forms", "table", "run", "peers", "search"))
     parser.add_argument("--task", default="rows.jsonl")
     parser.add_argument("--metric", default="pearson")
     parser.add_argument("--size", type=float, default=3e6)
@@ -195,6 +207,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.what == "run":
         text = run(args.out)
+    elif args.what == "peers":
+        text = edge_peers.table(args.task, args.metric, args.seconds, args.seeds[0])
     elif args.what != "search":
         text = {"forms": forms, "table": table}[args.what]()
     else:

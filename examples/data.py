@@ -4,6 +4,7 @@
     python examples/data.py ratings FOLDER       FOLDER/ratings.jsonl: text, and its rating from -4 to 4
     python examples/data.py dialogues FOLDER     FOLDER/train.jsonl, test.jsonl: prompts and responses
     python examples/data.py sections FOLDER      FOLDER/sections.jsonl: text, and the section of a Debian package
+    python examples/data.py jargon FOLDER        FOLDER/jargon.txt: running text
 
 ratings: all 23,703 of these texts: film and product reviews, editorials, tweets.
 sentiment: vaderSentiment 3.3.2 (2.5 MB, MIT), its sdist: 10,605 sentences that 20 people rated from -4 to 4 (Hutto and
@@ -13,11 +14,13 @@ dialogues: chatterbot-corpus 1.3.3 (0.3 MB, BSD): the first two turns of its Eng
 so that no prompt is in both files.
 sections: the first paragraph of the description of each package that apt knows here, each text once; those of
 sections with fewer than 10 are left out.
+jargon: the Jargon File 4.4.7, a dictionary of hackers' words in prose (1.4 MB, public domain), of Debian's dict-jargon.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -33,6 +36,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+
+from anyformer.data import debian
 
 FILES = {
     "vaderSentiment==3.3.2": (
@@ -145,7 +150,15 @@ def sections(folder: Path) -> None:
     (folder / "sections.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def jargon(folder: Path) -> None:
+    """jargon.txt."""
+    file = "usr/share/dictd/jargon.dict.dz"
+    home = debian.fetch("dict-jargon", re.escape(file), 1, "public domain")
+    (folder / "jargon.txt").write_bytes(gzip.decompress((home / file).read_bytes()))
+
+
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     where.mkdir(parents=True, exist_ok=True)
-    {"sentiment": sentiment, "ratings": ratings, "dialogues": dialogues, "sections": sections}[what](where)
+    makers = {"sentiment": sentiment, "ratings": ratings, "dialogues": dialogues, "sections": sections}
+    {**makers, "jargon": jargon}[what](where)

@@ -226,7 +226,8 @@ def test_the_commands_of_the_document_are_understood(
     [
         ({"size": 0}, "--size must be above 0, got 0"), ({"latency": 0.0}, "--latency must be above 0"),
         ({"hours": 0.0}, "--hours must be above 0"), ({"memory": 0}, "--memory must be above 0"),
-        ({"target": "gguf"}, "llama.cpp runs no encoder"), ({"model": "llama"}, "llama"),
+        ({"target": "gguf"}, "llama.cpp runs no encoder"),
+        ({"model": "llama"}, "--metric pearson needs labels, and the model continues text"),
     ],
 )  # fmt: skip
 def test_a_wish_that_is_none_writes_nothing(change: dict, says: str, wish: Wish, tmp_path: Path) -> None:

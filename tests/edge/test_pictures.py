@@ -22,7 +22,8 @@ from anyformer.core import pages
 from anyformer.edge import artefact, design
 from anyformer.edge.design import Design, Point, Wish
 from anyformer.edge.finish import designed, mattered
-from anyformer.edge.medium import Pictures, Texts, reading
+from anyformer.edge.medium import Pictures, Texts
+from anyformer.edge.running import reading
 from anyformer.edge.task import read
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
@@ -116,11 +117,11 @@ def test_the_commands_of_the_document_on_pictures_are_understood(
 
 
 def test_what_mattered_is_the_best_of_each_value_within_the_budget() -> None:
-    def point(size: int, metric: float, **choice: Any) -> Point:
+    def point(size: int, metric: float | None, **choice: Any) -> Point:
         return Point({"dim": 32, **choice}, size, 1.0, metric=metric)
 
     points = [point(9, 0.7, patch=2, **{"mixer.0": "own"}), point(9, 0.1, patch=2, **{"mixer.0": "linear"})]
-    points += [point(9, 0.6, patch=4, **{"mixer.0": "own"}), point(10**6, 0.9, patch=4), point(9, -1.0, patch=8)]
+    points += [point(9, 0.6, patch=4, **{"mixer.0": "own"}), point(10**6, 0.9, patch=4), point(9, None, patch=8)]
     found = mattered(points, WISH)
     assert found == {
         "blocks.0.mixer": {"own": [0.7, 2], "linear": [0.1, 1]}, "embed.patch": {"2": [0.7, 2], "4": [0.6, 1]},

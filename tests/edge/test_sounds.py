@@ -22,7 +22,8 @@ from anyformer.core import pages
 from anyformer.edge import artefact, design
 from anyformer.edge.design import Design, Wish
 from anyformer.edge.finish import designed
-from anyformer.edge.medium import Sounds, reading
+from anyformer.edge.medium import Sounds
+from anyformer.edge.running import reading
 from anyformer.edge.space import space
 from anyformer.edge.task import read
 from anyformer.parts import Mels

@@ -78,7 +78,7 @@ def test_a_smaller_tokenizer_is_the_beginning_of_the_largest(tmp_path: Path) -> 
         ([{**r, "label": "a"} for r in rows], "pearson", "row 1: the label 'a' is no number"),
         ([{**r, "label": 2} for r in rows], "pearson", "every label is 2"),
         ([{**r, "label": i / 7} for i, r in enumerate(rows)], "accuracy", "120 classes for 120 rows, numbers perhaps"),
-        (rows, "bleu", "--metric must be one of accuracy, f1, pearson, spearman, got 'bleu'"),
+        (rows, "bleu", "--metric must be one of accuracy, f1, pearson, spearman, bits, got 'bleu'"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_task_is_refused(content: list, metric: str, says: str, tmp_path: Path) -> None:

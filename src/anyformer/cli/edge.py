@@ -20,7 +20,7 @@ def edge(
     task: str,
     size: str,
     latency: str,
-    metric: Literal["accuracy", "f1", "pearson", "spearman"] = "accuracy",
+    metric: Literal["accuracy", "f1", "pearson", "spearman", "bits"] = "accuracy",
     out: str = "edge",
     memory: str | None = None,
     target: str = "onnx",
@@ -47,16 +47,18 @@ def edge(
     code 3: nothing fits; the nearest two are named.
 
     Args:
-        task: rows with `text`, `image` or `sound`, and `label`: a .jsonl, .csv, .tsv or .parquet file; or a folder of
-            pictures or sounds, CLASS/NAME.png or CLASS/NAME.wav.
+        task: rows with `text`, `image` or `sound`, and `label`: a .jsonl, .csv, .tsv or .parquet file; a folder of
+            pictures or sounds, CLASS/NAME.png or CLASS/NAME.wav; or running text: a .txt file, or rows with `text`.
         size: of all files of the artefact, e.g. 4MB or 500kB.
-        latency: of one text of `tokens` tokens, of one picture or sound, e.g. 5ms.
-        metric: what counts; pearson and spearman are for labels that are numbers.
+        latency: of one text of `tokens` tokens, of one pass over `tokens` bytes of running text, of one picture or
+            sound, e.g. 5ms.
+        metric: what counts; pearson and spearman are for labels that are numbers, bits (for each byte) is for running
+            text, which a decoder continues.
         out: the folder.
         memory: that the loaded model may add to a process, e.g. 64MB.
         target: what runs it: onnx.
         threads: of the runtime, and of the search.
-        tokens: of the longest text.
+        tokens: of the longest text; of running text, the bytes of a piece.
         side: height and width of pictures in pixels; by default the shorter edge of the first.
         seconds: of sounds, longer ones are cut; by default those of the longest, rounded up.
         test: rows that are looked at once, of another voice or writer; by default a tenth of the task's.
@@ -65,8 +67,8 @@ def edge(
         teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first, if there
             is time.
         more: pieces of each text that the teacher reads besides.
-        model: the architecture whose paths are searched, an encoder of texts, of pictures, e.g. vit, or of
-            sounds, e.g. wav2vec2, which then reads log-mel features.
+        model: the architecture whose paths are searched: an encoder of texts, of pictures, e.g. vit, or of sounds, e.g.
+            wav2vec2, which then reads log-mel features; for running text a decoder, e.g. llama.
         of: its size, for what is not searched.
         space: other values of the search, e.g. --space.dim "[64, 96]" --space.mixer "[own, convolution]".
         trials: models that are looked at, at most.

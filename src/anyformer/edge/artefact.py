@@ -53,7 +53,8 @@ def check_target(target: str) -> None:
 
 
 def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Writes a model whose first head reads its main input, `example`'s, for any number of rows -> `logits` (B, C).
+    """Writes a model whose first head reads its main input, `example`'s, for any number of rows -> `logits` (B, C); of
+    a language model (B, T, C).
 
     A text has any length; other media have the size that the recipe was made for.
 
@@ -88,11 +89,11 @@ def _logits(output: Any) -> dict[str, Tensor]:
 
 def example(model: Any, tokens: int, rows: int = 1) -> dict[str, Tensor]:
     """Random inputs of a model's main front-end, nothing padded: texts of so many tokens, other media of their usual
-    size."""
+    size. A model that continues texts gets no mask."""
     entrance, noise = model.entrances()[0], torch.Generator().manual_seed(0)
     made = entrance.front.example(rows, (tokens,) if model.reads_text else entrance.front.sizes()[0], noise)
     read = {entrance.prefix + n: t for n, t in made.items() if entrance.front.inputs()[n].required}
-    if entrance.mask is not None and model.reads_text:
+    if entrance.mask is not None and model.reads_text and not model.generates:
         read[entrance.mask] = torch.ones(rows, entrance.front.units(made), dtype=torch.long)
     return read
 
@@ -220,7 +221,7 @@ def _counted(model: Any, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def opened(path: Path, threads: int = 1) -> Any:
-    """The file as a function of its inputs by name -> logits, an array (B, C)."""
+    """The file as a function of its inputs by name -> logits, an array."""
     found = session(path, threads)
     return lambda **given: found.run(None, {name: np.asarray(value) for name, value in given.items()})[0]
 

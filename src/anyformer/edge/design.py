@@ -29,7 +29,8 @@ from anyformer.data import sources
 from anyformer.edge import artefact, learn, shared
 from anyformer.edge.device import Table
 from anyformer.edge.learn import Say
-from anyformer.edge.medium import Texts, reading
+from anyformer.edge.medium import Texts
+from anyformer.edge.running import reading
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import Choice, key, space
 from anyformer.edge.task import read
@@ -39,6 +40,7 @@ BEST = 8  # architectures that are measured
 TEACHER = 0.3  # of the time, at most
 PARTS = {"shared": 0.15, "search": 0.05, "race": 0.2}  # of the rest; what is left trains the chosen one
 TRIALS, POPULATION, TRIED = 200, 20, 400
+WORST = -1e3  # in the place of a metric that was not computed
 PLAIN = 3  # uniform models among the first of the search
 SPEC, STUDY = "spec.json", "study.db"
 
@@ -49,9 +51,9 @@ class Wish:
 
     Attributes:
         task, metric: a file of rows, and what counts. model, of: a page and its size, whose paths are searched.
-        size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text of `tokens`, or of
-            one picture of `side` x `side` pixels (None: as the first), or one sound of `seconds` (None: as the
-            longest), with `threads`. memory: bytes that the loaded model may add to a process; None is any.
+        size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text, or piece of
+            running text, of `tokens`, one picture of `side` x `side` pixels (None: as the first), or one sound of
+            `seconds` (None: as the longest). memory: bytes that the loaded model may add to a process; None is any.
         hours: of computing, all but the table of the device and the export of the best. teacher: a loaded model, or
             None; more: pieces of each text that it reads besides. values: of the space, see `edge.space`. trials: of
             the search, at most. test: rows that are looked at once; None: a tenth of the task's. coverage: the least
@@ -107,7 +109,7 @@ class Infeasible(Exception):
 
 @dataclass
 class Point:
-    """One architecture: its predicted bytes and milliseconds, what was measured, and its metric with shared weights."""
+    """One architecture: predicted bytes and milliseconds, what was measured, `Task.measure` with shared weights."""
 
     choice: Choice
     size: int
@@ -121,6 +123,11 @@ class Point:
     def p50(self) -> float:
         """The largest median of the processes, or what the table says."""
         return max(r[0] for r in self.real) if self.real else self.milliseconds
+
+    @property
+    def goodness(self) -> float:
+        """The metric, higher is better; below any if it was not computed."""
+        return WORST if self.metric is None else self.metric
 
     def over(self, wish: Wish) -> float:
         """The share by which it misses the budget most; 0 if it fits."""
@@ -149,14 +156,13 @@ class Design:
     def __init__(self, wish: Wish, out: str | Path, teacher: Any = None, say: Say = print):
         wish.check()
         self.wish, self.out, self.teacher, self.say = wish, Path(out).expanduser(), teacher, say
-        base = pages.recipe(wish.model, wish.of, task="classify", classes=2)
-        medium = reading(base, wish.tokens, wish.side, wish.seconds)
+        medium = reading(self._base(2), wish.tokens, wish.side, wish.seconds)
         if teacher is not None:
             learn.check_teacher(teacher, medium)
         self.task = read(wish.task, wish.metric, medium, wish.seed, wish.test)
         if medium.loss:
             say(medium.loss)
-        base = medium.fitted(pages.recipe(wish.model, wish.of, task="classify", classes=self.task.outputs))
+        base = medium.fitted(self._base(self.task.outputs))
         self.space = space(base, wish.tokens, wish.values, medium.sizes())
         self._claim()
         with FileLock(self.out / "shared.lock"):
@@ -166,6 +172,12 @@ class Design:
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
         self._sizes: dict[str, tuple[int, float]] = {}
+
+    def _base(self, outputs: int) -> Any:
+        """The page's recipe: a decoder of texts as it is, else with a head of so many outputs."""
+        bare = pages.recipe(self.wish.model, self.wish.of)
+        language = not reading(bare, self.wish.tokens).labelled
+        return bare if language else pages.recipe(self.wish.model, self.wish.of, task="classify", classes=outputs)
 
     def _claim(self) -> None:
         """The folder is this wish's: one that holds another is not touched."""
@@ -302,7 +314,7 @@ class Design:
             point = self.point(choice)
             trial.set_user_attr("choice", choice)
             trial.set_constraint("over", point.over(self.wish))
-            metric = -1.0 if point.over(self.wish) else self.score(weights, choice)
+            metric = WORST if point.over(self.wish) else self.score(weights, choice)
             return metric, point.size, point.milliseconds
 
         for point in self.plain()[:PLAIN]:
@@ -310,7 +322,8 @@ class Design:
         ends = learn.clock() + seconds
         while learn.clock() < ends and len(self._trials()) < self.wish.trials:
             self.study.optimize(objective, n_trials=1)
-        self.say(f"  {len(self._trials())} models, {sum(t.values[0] > -1 for t in self._trials())} within the budget")
+        trials = self._trials()
+        self.say(f"  {len(trials)} models, {sum(t.values[0] > WORST for t in trials)} within the budget")
 
     @functools.cached_property
     def study(self) -> Any:
@@ -333,7 +346,7 @@ class Design:
         """The metric of a choice with the shared weights, rounded, on the first rows that choose."""
         vocab, every = choice.get("vocab"), self.task.parts["choose"]
         self.task.medium.lengths(every, vocab)  # once for all choices
-        some = every.first(learn.LOOKED)
+        some = every.first(self.task.medium.looked)
         return self.task.measure(self.task.answers(weights.run(choice, rounded=True), some, vocab), some)
 
     def points(self) -> list[Point]:
@@ -341,8 +354,9 @@ class Design:
         found: dict[str, Point] = {}
         for trial in self._trials():
             choice = trial.user_attrs["choice"]
-            found[key(choice)] = Point(choice, int(trial.values[1]), trial.values[2], metric=trial.values[0])
-        return sorted(found.values(), key=lambda p: (p.over(self.wish) > 0, p.over(self.wish), -(p.metric or 0)))
+            metric, size, time = trial.values
+            found[key(choice)] = Point(choice, int(size), time, metric=metric if metric > WORST else None)
+        return sorted(found.values(), key=lambda p: (p.over(self.wish) > 0, p.over(self.wish), -p.goodness))
 
     def plain(self) -> list[Point]:
         """The uniform models of the page that fit, the largest first: shrinking without a search."""

@@ -24,13 +24,14 @@ from anyformer.edge.design import PARTS, Design, Infeasible, Point, Wish
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import PATHS, Choice, key
-from anyformer.edge.task import SCORES, Task
+from anyformer.edge.task import BITS, SCORES, Task, said
 from anyformer.hub.formats.guard import atomic_write, read_json
 
 REPORT = "report.json"
 CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fewer bits may cost
 CALIBRATED = 16  # batches
+ROWS = 64  # whose answers are compared at once
 RUNNERS = 4  # models of a race
 SEEN = 3  # models with a value, so that its best says something of it
 # of a wish, in the report
@@ -93,8 +94,8 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
         shutil.rmtree(beside, ignore_errors=True)
     made = report(design, chosen, measured)
     low, high = task.interval(answers, test)
-    made |= {"metric": wish.metric, "value": task.measure(answers, test), "interval": [low, high]}
-    made |= {"float32": task.measure(full, test), "lost": lost, "difference": off}
+    made |= {"metric": wish.metric, "value": said(wish.metric, task.measure(answers, test)), "interval": [low, high]}
+    made |= {"float32": said(wish.metric, task.measure(full, test)), "lost": lost, "difference": off}
     made |= {"teacher": design.taught.get("score"), "rows": {n: len(p.labels) for n, p in task.parts.items()}}
     made["matrices"] = {e.path: e.bits for e in work.entries}
     made |= {"covered": artefact.covered(model, work.entries), "rows_are": task.medium.name}
@@ -113,11 +114,11 @@ def race(design: Design, weights: Shared, fitting: list[Point]) -> tuple[Point, 
         The winner, and its model with what it has learned.
     """
     task, plain = design.task, [p for p in design.plain() if any(key(p.choice) == key(f.choice) for f in fitting)][:1]
-    best = sorted(fitting, key=lambda p: -(p.metric or 0))
+    best = sorted(fitting, key=lambda p: -p.goodness)
     first = [p for p in best if plain and key(p.choice) == key(plain[0].choice)]
     running = [*first, *(p for p in best if p not in first)][:RUNNERS]
     models = {key(p.choice): weights.standing(p.choice) for p in running}
-    found = {key(p.choice): p.metric or 0 for p in running}
+    found = {key(p.choice): p.goodness for p in running}
     rounds = (len(running) - 1).bit_length()
     for turn in range(rounds):
         each = PARTS["race"] * design.left / rounds / len(running)
@@ -145,7 +146,7 @@ def stored(model: Any, task: Task, choice: Choice, room: int, least: float = art
     bits, vocab, learned = choice.get("bits", 8), choice.get("vocab"), task.parts["learn"]
     entries = few.plan(model, bits, GROUP)
     if bits < 8:
-        inputs = task.medium.batch(learned, vocab, list(range(min(200, len(learned.labels)))))
+        inputs = task.medium.batch(learned, vocab, list(range(min(200, task.medium.looked, len(learned.labels)))))
         with torch.no_grad():
             wanted = learn.logits_of(model.eval())(**inputs)
         entries = few.finer(
@@ -164,8 +165,11 @@ def moved(task: Task, answers: Tensor, before: Tensor) -> float:
     """The mean squared difference of scores, in their variance, or nats of divergence of classes."""
     if task.metric in SCORES:
         return float((answers - before).square().mean())
-    p, q = before.log_softmax(-1), answers.log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
+    each = []
+    for a, b in zip(answers.split(ROWS), before.split(ROWS), strict=True):  # those of running text are many
+        p, q = b.log_softmax(-1), a.log_softmax(-1)
+        each.append((p.exp() * (p - q)).sum(-1).reshape(len(p), -1).mean(1))
+    return float(torch.cat(each).mean())
 
 
 def _write(design: Design, model: Any, vocab: int | None, folder: Path) -> float:
@@ -191,6 +195,10 @@ def _write(design: Design, model: Any, vocab: int | None, folder: Path) -> float
 def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str, Any]:
     """The facts of a run for machines: every model of the search, those measured, the chosen one, what bound it."""
     wish, known = design.wish, {json.dumps(p.choice, sort_keys=True): p for p in measured}
+
+    def told(point: Point) -> dict[str, Any]:
+        return {**vars(point), "metric": None if point.metric is None else said(wish.metric, point.metric)}
+
     every = [known.get(json.dumps(p.choice, sort_keys=True), p) for p in design.points()]
     errors = [abs(p.milliseconds / min(r[0] for r in p.real) - 1) for p in measured if p.real]
     worst = {
@@ -202,19 +210,20 @@ def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str
     return {
         "wish": {n: getattr(wish, n) for n in SAID},
         "machine": design.table.key, "table": {"error": median(errors), "seconds": design.table.took},
-        "chosen": vars(chosen), "parameters": flops.parameters, "flops": flops.forward,
+        "chosen": told(chosen), "parameters": flops.parameters, "flops": flops.forward,
         "recipe": repr(design.space.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),
-        "points": [vars(p) for p in every], "mattered": mattered(design.points(), wish),
+        "points": [told(p) for p in every], "better": "lower" if wish.metric == BITS else "higher",
+        "mattered": mattered(design.points(), wish),
     }  # fmt: skip
 
 
 def mattered(points: Sequence[Point], wish: Wish) -> dict[str, dict[str, list[float]]]:
-    """By path, and by value there: the best metric with shared weights among the models within the budget that have
-    it, and their number. The path whose values differ most comes first, those of fewer than three models apart; a path
-    with a single value is left out."""
+    """By path, and by value there, the best first: the best metric with shared weights among the models within the
+    budget that have it, and their number. The path whose values differ most comes first, those of fewer than three
+    models apart; a path with a single value is left out."""
     found: dict[str, dict[str, list[float]]] = {}
     for point in points:
-        if point.metric is None or point.metric <= -1 or point.over(wish):
+        if point.metric is None or point.over(wish):
             continue
         for name, value in point.choice.items():
             what, _, layer = name.partition(".")
@@ -227,7 +236,13 @@ def mattered(points: Sequence[Point], wish: Wish) -> dict[str, dict[str, list[fl
         best = [value for value, count in several[path].values() if count >= SEEN]
         return max(best, default=0.0) - min(best, default=0.0)
 
-    return {path: several[path] for path in sorted(several, key=spread, reverse=True)}
+    return {
+        path: {
+            value: [said(wish.metric, best), count]
+            for value, (best, count) in sorted(several[path].items(), key=lambda v: -v[1][0])
+        }
+        for path in sorted(several, key=spread, reverse=True)
+    }
 
 
 def page(made: dict[str, Any]) -> str:

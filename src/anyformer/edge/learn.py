@@ -27,7 +27,7 @@ from anyformer.compress.distil import divergence
 from anyformer.core import pages
 from anyformer.core.rewrite import select
 from anyformer.edge.medium import Medium, Part, Texts
-from anyformer.edge.task import SCORES, Task
+from anyformer.edge.task import SCORES, Task, said
 from anyformer.generate.engine.processor import flags
 from anyformer.parts import Classifier
 from anyformer.parts.embeddings import Table
@@ -36,7 +36,7 @@ from anyformer.parts.pooling import AdditivePool
 SIZE, RATE, FINE = 32, 1e-3, 5e-5  # rows of a batch; the largest rate of small models, and of a teacher
 WARM, CLIP, DECAY = 0.05, 1.0, 0.01
 SHARE = 0.7  # a
-LOOKS, LOOKED = 10, 600  # times that a run looks at rows that choose; so many of them
+LOOKS = 10  # times that a run looks at rows that choose
 HALVES = {"avx512_bf16", "amx_bf16"}  # flags of processors that multiply bfloat16 fast
 OWN = 0  # the place of a teacher's tokenizer among those of the task
 LOOKED_AT = ("choose", "test")
@@ -57,7 +57,7 @@ def clock() -> float:
 
 
 def loss(task: Task, part: Part, rows: Sequence[int], logits: Tensor) -> Tensor:
-    """L of a batch. logits (B, C), or (B, 1) of scores."""
+    """L of a batch. logits (B, C), (B, 1) of scores, (B, T, C) of running text."""
     score = task.metric in SCORES
     total, size = logits.sum() * 0.0, len(rows)
     soft = None if part.soft is None else part.soft[list(rows)]
@@ -67,8 +67,9 @@ def loss(task: Task, part: Part, rows: Sequence[int], logits: Tensor) -> Tensor:
         labels = part.labels[[row for row in rows if row < len(part.labels)]]
         if score:
             hard = (logits[known, 0] - labels).square()
-        else:
-            hard = F.cross_entropy(logits[known], labels, reduction="none")
+        else:  # of running text, the mean of the bytes of a row
+            hard = F.cross_entropy(logits[known].movedim(-1, 1), labels, reduction="none")
+            hard = hard.reshape(len(hard), -1).mean(1)
         total = total + (hard * torch.where(read[known], 1 - SHARE, 1.0)).sum() / size
     if soft is None or not bool(read.any()):
         return total
@@ -100,12 +101,12 @@ def fit(
         vocab: of the tokenizer. most: the largest learning rate. half: products in bfloat16.
 
     Returns:
-        The metric on these.
+        The metric on these; higher is better.
 
     Raises:
         FloatingPointError: if the loss is no longer finite.
     """
-    learn, choose, noise = task.parts["learn"], task.parts["choose"].first(LOOKED), random.Random(seed)
+    learn, choose, noise = task.parts["learn"], task.parts["choose"].first(task.medium.looked), random.Random(seed)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY)
     best, kept, next_look, run = -float("inf"), {}, 1 / LOOKS, logits_of(model, half)
@@ -117,7 +118,7 @@ def fit(
             found = task.measure(task.answers(run, choose, vocab), choose)
             if found >= best:  # of equal ones the last, which has learned more
                 best, kept = found, {n: t.clone() for n, t in model.state_dict().items()}
-            say(f"  {done:4.0%}  step {steps:,}  {task.metric} {found:.4f}")
+            say(f"  {done:4.0%}  step {steps:,}  {task.metric} {said(task.metric, found):.4f}")
             looked = (clock() - began) / seconds - done
             next_look = done + looked + max(1 / LOOKS, 8 * looked)  # looking takes a ninth of the time at most
             model.train()
@@ -201,7 +202,9 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     pieces = [p for text in learn.items for _ in range(more) if (p := _piece(text, noise))]
     learn.items, learn.ids = learn.items + pieces, {}
     run, every = logits_of(teacher, half), Part(learn.items, torch.zeros(len(learn.items)))
-    scores = [task.measure(task.answers(run, p, OWN), p) for p in (task.parts[n].first(LOOKED) for n in LOOKED_AT)]
+    scores = [
+        task.measure(task.answers(run, p, OWN), p) for p in (task.parts[n].first(medium.looked) for n in LOOKED_AT)
+    ]
     taught, ends = Taught(*scores), clock() + seconds
     learn.soft = torch.full((len(learn.items), task.outputs), float("nan"))
     with torch.no_grad():

@@ -5,9 +5,10 @@
 | ids | text | str | tokenizer.json |
 | pixel_values | image | uint8 (C, S, S) | preprocessor_config.json |
 | input_values, input_features | sound | log-mels (M, F) | preprocessor_config.json |
+| ids, of a decoder | text | uint8 (T + 1), bytes (`edge.running`) | |
 
-`reading` chooses by the declaration of the recipe's front-end. B rows of a batch, T tokens, C channels, S pixels,
-M mels, F frames.
+`edge.running.reading` chooses by the declaration of the recipe's front-end. B rows of a batch, T tokens, C channels,
+S pixels, M mels, F frames.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from anyformer.data.records import KINDS, find, records
 from anyformer.data.tables import classes
 from anyformer.hub.processors.images import ImageProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
-from anyformer.hub.processors.waves import WaveProcessor
 from anyformer.hub.text.reading import reading as read_text
 from anyformer.hub.text.tokenizer import Tokenizer
 from anyformer.media.picture import picture
@@ -73,11 +73,14 @@ class Medium(ABC):
     """Base of the media.
 
     Attributes:
-        name: of several rows. script: that runs a file.
+        name: of several rows. script: that runs a file. looked: the most rows on which models are compared on the way.
+        labelled: rows have labels; else a row is what follows from what is before it.
     """
 
     name: ClassVar[str]
     script: ClassVar[Path]
+    labelled: ClassVar[bool] = True
+    looked: int = 600
 
     @abstractmethod
     def rows(self, file: str | Path) -> Iterator[tuple[Any, Any]]:
@@ -346,28 +349,6 @@ def _heard(own: Callable[[], Mapping[str, Any]] | None) -> dict[str, Any]:
     """First weights with which features are about as large as the places that are added to them: with 0.02 they are a
     fiftieth, and the first steps of a short search hear nothing."""
     return {**(own() if own else {}), "embed.first": LOUD, "embed.second": LOUD}
-
-
-def reading(base: Recipe[Any], tokens: int, side: int | None = None, seconds: int | None = None) -> Medium:
-    """The medium that a recipe's front-end reads.
-
-    Args:
-        tokens: of the longest text. side: of pictures. seconds: of sounds.
-
-    Raises:
-        ValueError: for a front-end of another medium, with its inputs.
-    """
-    there = dict(base.walk())
-    if there.get("embed.vocab") is not None:
-        return Texts(tokens)
-    main = getattr(getattr(there.get("embed"), "part", None), "main", None)
-    if main in ImageProcessor.takes:
-        return Pictures(side)
-    if main in (WaveProcessor.takes[0], SoundProcessor.takes[0]):
-        return Sounds(seconds)
-    raise ValueError(
-        f"a design reads texts, pictures or sounds, and {base.part.__name__} reads {main or 'several inputs'}"
-    )
 
 
 def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int | None, Tokenizer]:

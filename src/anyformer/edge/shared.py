@@ -6,7 +6,7 @@ In the first half of the time the largest models learn alone, whatever their mix
 2020; arXiv:1908.09791). Then each step trains the largest model, the smallest and two drawn ones (the sandwich rule: Yu
 and Huang, 2019; arXiv:1903.05134); all but the largest learn what that says (in-place distillation). Weights are found
 by their paths: no part knows of it. Mixers have weights of their own at each layer; a window has those of the page's
-own mixer. Each patch has a front-end of its own.
+own mixer. Each patch has a front-end of its own, and so has a head that is the token table.
 """
 
 from __future__ import annotations
@@ -55,10 +55,9 @@ class Shared(nn.Module):
         for n, mixer in enumerate(space.layer.get("mixer", ("own",))):
             for apart in _apart(space):
                 choice = {**space.end(True, noise), **apart}
-                choice |= {name: mixer for name in choice if name.startswith("mixer.")}
-                choice |= {
-                    f"heads.{i}": max(space.layer["heads"]) for i in range(choice["depth"]) if "heads" in space.layer
-                }
+                layer = {"mixer": mixer, "heads": max(space.layer.get("heads", (0,)))}
+                layer["kv_heads"] = space.most_kv_heads
+                choice |= {f"{n}.{i}": v for i in range(choice["depth"]) for n, v in layer.items() if n in space.layer}
                 made: Any = pages.build(space.recipe(choice), seed=seed + n)
                 for name, weight in made.named_parameters():
                     if (stored := self._stored(name, choice)) not in self.names:
@@ -75,6 +74,8 @@ class Shared(nn.Module):
         steps = name.split(".")
         if steps[0] == "pool":
             return f"{choice.get('pool', 'own')}|{name}"
+        if steps[0] in ("embed", "head") and "tied" in choice:  # a table that is the head learns something else
+            return f"tied {choice['tied']}|{name}"
         if steps[0] == "embed" and "patch" in choice:
             return f"{choice['patch']}|{name}"
         if steps[0] == "blocks" and steps[2] == "mixer":
@@ -127,7 +128,7 @@ class Shared(nn.Module):
 
 def _apart(space: Space) -> list[Choice]:
     """The choices whose values have weights of their own, each with each."""
-    names = [name for name in ("pool", "patch") if name in space.model]
+    names = [name for name in ("pool", "patch", "tied") if name in space.model]
     return [dict(zip(names, v, strict=True)) for v in itertools.product(*(space.model[name] for name in names))]
 
 

@@ -60,6 +60,7 @@ PATHS = {
 }  # fmt: skip
 BITS = (4, 8)  # that a file can have
 NEEDED = ("dim", "depth")
+DERIVED = ("kv_heads", "hidden")  # sizes that a recipe can leave to the part
 STREAM = ("dim", "patch")  # choices that decide the size of the stream, and so what a layer takes
 
 
@@ -96,12 +97,19 @@ class Space:
     @property
     def words(self) -> str:
         """One row in words, for people and for caches."""
-        return ", ".join(f"{n} {v}" for n, v in self.sizes.items()) or f"{self.tokens} tokens"
+        fixed = [f"{n} {v}" for n, v in self.sizes.items()]
+        return ", ".join(fixed if "patch" in self.model else [*fixed, f"{self.tokens} tokens"])
 
     @property
     def largest(self) -> int | None:
         """The largest vocabulary; None without one."""
         return max(self.model["vocab"]) if "vocab" in self.model else None
+
+    @property
+    def most_kv_heads(self) -> int:
+        """The value of kv_heads that gives the most of them."""
+        values = self.layer.get("kv_heads", (0,))
+        return 0 if 0 in values else max(values)
 
     def recipe(self, choice: Choice) -> Recipe[Any]:
         """The recipe of a choice.
@@ -125,10 +133,12 @@ class Space:
         changes: dict[str, Any] = {}
         mixer = MIXERS[choice.get(f"mixer.{i}", "own")](block["mixer"])
         assert mixer is not None
-        for name in ("heads", "kv_heads"):
-            if f"{name}.{i}" in choice and name in mixer.options:
-                mixer = mixer.but({name: choice[f"{name}.{i}"] or choice.get(f"heads.{i}", mixer.options["heads"])})
-        changes["mixer"] = mixer
+        sizes = {
+            name: choice[f"{name}.{i}"] or choice.get(f"heads.{i}", mixer.options["heads"])
+            for name in ("heads", "kv_heads")
+            if f"{name}.{i}" in choice and name in mixer.options
+        }
+        changes["mixer"] = mixer.but(sizes) if sizes else mixer
         if f"hidden.{i}" in choice:
             changes["ffn.hidden"] = choice[f"hidden.{i}"] * choice["dim"]
         return block.but(changes)
@@ -167,7 +177,7 @@ class Space:
             if name in ("pool", "tied", "bits") or name.startswith("mixer"):
                 return noise.choice(values)
             if name.startswith("kv_heads"):
-                return 0 if largest and 0 in values else min(v for v in values if v or not any(values))
+                return self.most_kv_heads if largest else min(v for v in values if v or not any(values))
             return max(values) if largest != (name == "patch") else min(values)  # small patches are many
 
         return self.make(pick)
@@ -217,11 +227,12 @@ def space(
                 f"{path} ({value.part.__name__}) keeps running means, which models cannot share: choose another --model"
             )
     for name, path in PATHS.items():
-        if there.get(path) is not None or (name == "kv_heads" and path in there):
+        if path not in (sizes or {}) and (there.get(path) is not None or (name in DERIVED and path in there)):
             continue
+        why = f"the rows fix {path!r}" if path in (sizes or {}) else f"the recipe has no {path!r}"
         if name in NEEDED or name in (values or {}):
-            raise ValueError(f"the recipe has no {path!r}, so {name} is no choice of {base.part.__name__}")
-        without[name] = f"the recipe has no {path}"
+            raise ValueError(f"{why}, so {name} is no choice of {base.part.__name__}")
+        without[name] = why.replace("'", "")
         del wanted[name]
     made = Space(base, _of(wanted, MODEL), _of(wanted, LAYER), tokens, without, sizes or {})
     for name in ("patch", "mixer"):

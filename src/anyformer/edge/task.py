@@ -6,10 +6,11 @@
 | f1 | a class | mean over the classes of the harmonic mean of precision and recall |
 | pearson | a number | the correlation of scores and labels |
 | spearman | a number | that of their ranks |
+| bits | none | bits for each byte of running text; fewer are better |
 
 Of the rows 80 % teach, 10 % choose among architectures and steps, and 10 % are looked at once, at the end; or rows of
-their own are, and 90 % teach.
-N rows, C classes.
+their own are, and 90 % teach. Running text is cut in this order, and at most 128 KiB choose and are looked at.
+N rows, C classes, T bytes of a piece.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anyformer.data.order import permuted
 from anyformer.edge.medium import Medium, Part
@@ -31,6 +33,7 @@ from anyformer.evaluate.answering import confusion, macro_f1
 from anyformer.evaluate.intervals import Corpus
 
 LEAST = 50  # rows
+HELD = 1 << 17  # bytes of running text that choose, and that are looked at once, at most
 PARTS = ("learn", "choose", "test")
 
 
@@ -56,15 +59,27 @@ def spearman(scores: np.ndarray, labels: np.ndarray) -> float:
     return pearson(_ranks(scores.reshape(-1))[:, None], _ranks(labels))
 
 
+def bits(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log2 p(byte), 0 for a certain and right one. (N, T, C), (N, T)."""
+    return float(_bits(torch.from_numpy(logits), torch.from_numpy(labels)).mean())
+
+
+def _bits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Bits for each byte of a row, (N,)."""
+    rows = zip(logits, labels, strict=True)
+    return torch.stack([F.cross_entropy(a, b) for a, b in rows]) / math.log(2)
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy, "f1": f1, "pearson": pearson, "spearman": spearman,
+    "accuracy": accuracy, "f1": f1, "pearson": pearson, "spearman": spearman, "bits": bits,
 }  # fmt: skip
 SCORES = ("pearson", "spearman")
+BITS = "bits"  # of running text; the one metric of which less is better
 
 
 @dataclass
@@ -98,26 +113,36 @@ class Task:
 
     @torch.no_grad()
     def answers(self, run: Callable[..., Tensor], part: Part, vocab: int | None, size: int = 64) -> Tensor:
-        """The outputs of a model for each row of a part with a label, (N, C)."""
+        """The outputs of a model for each row of a part with a label, (N, C), or (N, T, C) of running text."""
         count = len(part.labels)
         order = sorted(range(count), key=self.medium.lengths(part, vocab).__getitem__)
         made = [run(**self.medium.batch(part, vocab, order[i : i + size])) for i in range(0, count, size)]
         return torch.cat(made)[torch.tensor(order).argsort()]
 
     def measure(self, answers: Tensor, part: Part) -> float:
-        """The metric; higher is better."""
-        return METRICS[self.metric](answers.float().numpy(), part.labels.numpy())
+        """The metric as all comparisons here have it: higher is better, so bits are negative. `said` is for people."""
+        return said(self.metric, METRICS[self.metric](answers.float().numpy(), part.labels.numpy()))
 
     def interval(self, answers: Tensor, part: Part) -> tuple[float, float]:
-        """95 % of the metric over rows drawn again (bootstrap)."""
+        """95 % of the metric over rows drawn again (bootstrap), for people."""
         a, b = answers.float().numpy(), part.labels.numpy()
-        found = Corpus(lambda drawn: METRICS[self.metric](a[drawn], b[drawn]), len(b)).estimate()
+        rows = _bits(answers.float(), part.labels).numpy() if self.metric == BITS else None
+
+        def metric(drawn: Any) -> float:
+            return METRICS[self.metric](a[drawn], b[drawn]) if rows is None else float(rows[drawn].mean())
+
+        found = Corpus(metric, len(b)).estimate()
         one = found.low is None or found.high is None  # a single row
         return (found.value, found.value) if one else (found.low, found.high)  # type: ignore[return-value]
 
 
+def said(metric: str, value: float) -> float:
+    """A metric between what comparisons have, higher is better, and what people read; each way."""
+    return -value if metric == BITS else value
+
+
 def read(file: str | Path, metric: str, medium: Medium, seed: int = 0, test: str | Path | None = None) -> Task:
-    """The task of a file of rows with the column of a medium and `label`, or of a folder of classes.
+    """The task of a file of rows with the column of a medium and `label`, of a folder of classes, or of running text.
 
     Args:
         file: see `data.records`. seed: of the parts. test: rows that are looked at once, in place of a tenth
@@ -130,12 +155,19 @@ def read(file: str | Path, metric: str, medium: Medium, seed: int = 0, test: str
     """
     if metric not in METRICS:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if medium.labelled and metric == BITS:
+        raise ValueError(f"--metric bits is of running text, and the model reads {medium.name}: --model llama, say")
+    if not medium.labelled and metric != BITS:
+        raise ValueError(
+            f"--metric {metric} needs labels, and the model continues text: --metric bits, or --model bert"
+        )
     rows = list(medium.rows(file))
-    if len(rows) < LEAST:
-        raise ValueError(f"{file} has {len(rows)} rows; a design needs at least {LEAST}: most teach, the others choose")
     apart = [] if test is None else list(medium.rows(test))
     if test is not None and not apart:
         raise ValueError(f"--test {test} has no rows")
+    if metric == BITS:
+        return _following(file, medium, *([item for item, _ in some] for some in (rows, apart)))
+    _enough(file, len(rows), "rows")
     items, labels = medium.kept([item for item, _ in (*rows, *apart)]), [label for _, label in (*rows, *apart)]
     classes: tuple[str, ...] = ()
     if metric in SCORES:
@@ -166,6 +198,25 @@ def read(file: str | Path, metric: str, medium: Medium, seed: int = 0, test: str
     some: Callable[[list[int]], Any] = items.__getitem__ if hasattr(items, "shape") else lambda i: [items[n] for n in i]
     parts = {name: Part(some(places[name]), values[places[name]]) for name in PARTS}
     return Task(metric, classes, mean, deviation, medium, parts)
+
+
+def _enough(file: Any, count: int, what: str) -> None:
+    if count < LEAST:
+        raise ValueError(f"{file} has {count} {what}; a design needs at least {LEAST}: most teach, the others choose")
+
+
+def _following(file: Any, medium: Medium, texts: list[Any], apart: list[Any]) -> Task:
+    """The task of what follows in running text: its beginning teaches, its end, or another text, is looked at once."""
+    items = medium.kept(texts)
+    _enough(file, len(items), medium.name)
+    held = min(len(items) // 10, max(1, HELD // (items.shape[1] - 1)))
+    cut = {"learn": items[: -2 * held], "choose": items[-2 * held : -held], "test": items[-held:]}
+    if apart:
+        cut = {"learn": items[:-held], "choose": items[-held:], "test": medium.kept(apart)[-held:]}
+        if not len(cut["test"]):
+            raise ValueError(f"--test has less than one of the {medium.name}, of {medium.words}")
+    parts = {name: Part(some, torch.from_numpy(some[:, 1:]).long()) for name, some in cut.items()}
+    return Task(BITS, (), 0.0, 1.0, medium, parts)
 
 
 def _number(file: Any, i: int, value: Any) -> float:
