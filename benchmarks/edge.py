@@ -35,12 +35,13 @@ from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.edge import artefact, finish, learn
 from anyformer.edge.count import count
-from anyformer.edge.design import SPEC, Design, Wish
+from anyformer.edge.design import SPEC, Design
 from anyformer.edge.device import Table, conditions
 from anyformer.edge.running import Running
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice, key, space
 from anyformer.edge.task import BITS, read, said
+from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, read_json
 from benchmarks import edge_bytes, edge_peers
 

@@ -1,9 +1,10 @@
 """One float32 model in the small forms of several tools: bytes, time, metric and divergence in one run on one machine.
 
-The model is the page's own with layers all alike, trained on a task's rows. Beside its file stand ours in 8 and 4 bits;
-ONNX Runtime's dynamic int8; HQQ's own package on the same matrices, in our layout; NNCF with OpenVINO; and a student of
-half the layers, each second one of the model's at first, that learns from labels and from the model for as long as the
-model had (Sanh et al., 2019; arXiv:1910.01108). A tool that is not there is a row with the reason.
+The model is the page's own with layers all alike, trained on a task's rows. Beside its file stand ours in 8 bits, with
+products of floats and of whole numbers (`--products int8`), and in 4; ONNX Runtime's dynamic int8; HQQ's own package on
+the same matrices, in our layout; NNCF with OpenVINO; and a student of half the layers, each second one of the model's
+at first, that learns from labels and from the model for as long as the model had (Sanh et al., 2019; arXiv:1910.01108).
+A tool that is not there is a row with the reason.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.core.rewrite import replace
 from anyformer.edge import artefact, finish, learn
-from anyformer.edge.design import Design, Wish
+from anyformer.edge.design import Design
 from anyformer.edge.device import conditions, timed
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice
+from anyformer.edge.wish import Wish
 from anyformer.parts.quantised import grid_of
 
 SPACE: dict[str, Any] = {
@@ -92,6 +94,7 @@ def _forms(
     ways: dict[str, Callable[[Path], Form]] = {
         "float32": lambda file: _file(model, base),
         "8 bits": lambda file: _file(ours(model, 8), file),
+        "8 bits, int8 products": lambda file: _file(ours(model, 8), file, whole=True),
         "4 bits, tables in 8": lambda file: _file(ours(model, 4), file),
         "ONNX Runtime, dynamic int8": lambda file: dynamic(_ready(base, ready), file),
         "HQQ's package, 4 bits, tables in 8": lambda file: _file(hqq(model), file),
@@ -110,8 +113,8 @@ def _forms(
     return forms, missing
 
 
-def _file(model: Any, path: Path) -> Form:
-    artefact.write(model, path)
+def _file(model: Any, path: Path, whole: bool = False) -> Form:
+    artefact.write(model, path, whole=whole)
     return Form(path.stat().st_size, artefact.opened(path))
 
 

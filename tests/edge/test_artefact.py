@@ -17,6 +17,7 @@ from anyformer.core import pages
 from anyformer.edge import artefact, device
 from anyformer.edge.shared import GROUP, Shared, sliced
 from anyformer.edge.space import Choice, space
+from anyformer.parts.quantised import Grid, GridTable
 from tests.edge.test_space import SMALL
 
 BASE = pages.recipe("bert", "tiny", task="classify", classes=3)
@@ -61,6 +62,60 @@ def test_a_file_gives_the_numbers_of_the_model_in_few_bits(bits: int, tmp_path: 
     assert widest <= 40 * 32  # the table of positions; every matrix is in few bits
     (p50, p95, memory), *_ = artefact.measured(file, artefact.example(model, 16), 1, processes=1, seconds=0.05)
     assert 0 < p50 <= p95 and memory > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_matrices_of_8_bits_are_multiplied_in_whole_numbers(bits: int, tmp_path: Path) -> None:
+    """Each once; what q, k and v read is rounded once; seven bits, so that two products stay below 16 bits."""
+    made = space(BASE, 40, SMALL)
+    model = pages.build(made.recipe(CHOICE), seed=0).eval()
+    few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
+    file, plain = tmp_path / "model.onnx", tmp_path / "plain.onnx"
+    count = artefact.write(model, file, whole=True)
+    assert artefact.write(model, plain) == 0
+    import onnx
+
+    graph = onnx.load(file).graph
+    kinds = [node.op_type for node in graph.node]
+    linear = sum(isinstance(m, Grid) and not isinstance(m, GridTable) for m in model.modules())
+    assert kinds.count("Gemm") == 1  # the classes, of one vector a text
+    assert kinds.count("MatMulInteger") == count == (linear - 1 if bits == 8 else 0)
+    assert kinds.count("DynamicQuantizeLinear") == (count - 2 if bits == 8 else 0)
+    if bits == 4:
+        assert file.read_bytes() == plain.read_bytes()
+        return
+    whole = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".q") and t.data_type == 3]
+    assert len(whole) == count and max(abs(w.astype(int)).max() for w in whole) == 63
+    assert file.stat().st_size < plain.stat().st_size
+    off = artefact.difference(file, model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)])
+    assert 1e-6 < off < 0.02
+
+
+def test_a_table_has_rows_for_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    made = space(BASE, 12, {**SMALL, "dim": [16], "mixer": ["own"], "kv_heads": [0], "heads": [2], "pool": ["own"]})
+    ran: dict[str, object] = {}
+    monkeypatch.setattr(device, "timed", lambda runs: ran.update(runs) or {name: 1.0 for name in runs})
+    plain, table = device.Table(made), device.Table(made, products="int8")
+    choice = next(made.uniform())
+    choice = {**choice, "bits": 8}
+    of_four = {**choice, "bits": 4}
+    plain.measure([choice])
+    known = set(ran)
+    table.measure([of_four])
+    assert set(ran) == known  # in 4 bits the products are of floats
+    table.measure([choice])
+    assert len(ran) > len(known) and table.whole(choice) and not table.whole(of_four) and not plain.whole(choice)
+    assert table.graph(choice) > plain.graph(choice)  # more nodes
+    layers = device.stack(
+        model := pages.build(made.recipe(choice), seed=0).eval(), row := artefact.example(model, 12), 1,
+        artefact.grids_of(device._in_8_bits(model)),
+    )  # fmt: skip
+    seen: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda _, args, out: seen.append(out))
+    model(**row)
+    off = float((torch.from_numpy(layers[0][0]()[0]) - seen[0]).abs().max())
+    assert 1e-6 < off < 0.05
 
 
 def test_a_layer_alone_gives_the_numbers_of_the_layer() -> None:

@@ -23,13 +23,14 @@ from anyformer.cli import edge, main
 from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.edge import artefact, design, finish, learn
-from anyformer.edge.design import Design, Point, Wish
+from anyformer.edge.design import Design, Point
 from anyformer.edge.finish import designed, mattered
 from anyformer.edge.medium import Texts
 from anyformer.edge.running import Running, reading
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import space
 from anyformer.edge.task import read
+from anyformer.edge.wish import Wish
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
 WISH = Wish("", "bits", 120_000, 5.0, hours=2 / 3600, tokens=32, model="llama", of="tiny", trials=3)

@@ -19,11 +19,12 @@ import torch
 import anyformer as af
 from anyformer.cli import main
 from anyformer.core import pages
-from anyformer.edge import design, finish
-from anyformer.edge.design import Design, Infeasible, Wish
+from anyformer.edge import artefact, design, finish, learn
+from anyformer.edge.design import Design, Infeasible
 from anyformer.edge.finish import designed
 from anyformer.edge.shared import Shared, sandwich
 from anyformer.edge.space import key
+from anyformer.edge.wish import Wish
 from anyformer.hub.text.tokenizer import Tokenizer
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
@@ -120,6 +121,34 @@ def test_the_page_holds_every_point_and_fetches_nothing(made: tuple[dict[str, An
     shown = json.loads(text.partition("const d = ")[2].partition("\n")[0])
     assert shown == report and len(shown["points"]) >= 1
     assert any(p["choice"] == report["chosen"]["choice"] for p in shown["points"])
+
+
+def test_whole_numbers_stay_in_the_file_only_where_they_are_faster_and_right(
+    wish: Wish, made: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, out = made
+    done, choice = Design(wish, out, say=silent), report["chosen"]["choice"]
+    small, _ = finish.stored(af.load(out / "trained").eval(), done.task, choice, 0)
+    test, vocab, file = done.task.parts["test"], choice["vocab"], tmp_path / "model.onnx"
+    before = done.task.answers(learn.logits_of(small), test, vocab)
+    finish._write(done, small, vocab, tmp_path)
+    written = file.read_bytes()
+
+    def tried(milliseconds: float) -> tuple[torch.Tensor, float, str]:
+        times = {"model.onnx": 1.0, "int8.onnx": milliseconds}
+        monkeypatch.setattr(artefact, "measured", lambda path, *_: [[times[path.name], 0.0, 0.0]])
+        return finish.in_whole_numbers(done, small, vocab, tmp_path, before)
+
+    answers, off, said = tried(2.0)
+    assert said == "float32: int8 takes 2.000 ms in place of 1.000" and answers is before and off < 1e-4
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "LOST", {8: 0.0})
+        assert tried(0.5)[2].startswith("float32: int8 moves the answers by")
+    assert file.read_bytes() == written and not (tmp_path / "int8.onnx").exists()
+    answers, off, said = tried(0.5)
+    assert re.fullmatch(r"int8 of \d+ matrices, 8-bit inputs: int8 takes 0.500 ms in place of 1.000", said)
+    assert b"MatMulInteger" in file.read_bytes() and not (tmp_path / "int8.onnx").exists()
+    assert 0 < finish.moved(done.task, answers, before) < 0.01 and 1e-4 < off < 0.1
 
 
 def test_a_run_that_is_done_is_read_again_and_another_wish_is_refused(

@@ -20,11 +20,12 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.core import pages
 from anyformer.edge import artefact, design
-from anyformer.edge.design import Design, Point, Wish
+from anyformer.edge.design import Design, Point
 from anyformer.edge.finish import designed, mattered
 from anyformer.edge.medium import Pictures, Texts
 from anyformer.edge.running import reading
 from anyformer.edge.task import read
+from anyformer.edge.wish import Wish
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
 digits = pytest.importorskip("sklearn.datasets", reason="real pictures need scikit-learn").load_digits()

@@ -20,12 +20,13 @@ import anyformer as af
 from anyformer.cli import main
 from anyformer.core import pages
 from anyformer.edge import artefact, design
-from anyformer.edge.design import Design, Wish
+from anyformer.edge.design import Design
 from anyformer.edge.finish import designed
 from anyformer.edge.medium import Sounds
 from anyformer.edge.running import reading
 from anyformer.edge.space import space
 from anyformer.edge.task import read
+from anyformer.edge.wish import Wish
 from anyformer.parts import Mels
 
 pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")

@@ -30,6 +30,7 @@ def edge(
     seconds: int | None = None,
     test: str | None = None,
     coverage: float = 0.9,
+    products: Literal["float32", "int8"] = "float32",
     hours: float = 0.5,
     teacher: str | None = None,
     more: int = 1,
@@ -62,6 +63,7 @@ def edge(
         side: height and width of pictures in pixels; by default the shorter edge of the first.
         seconds: of sounds, longer ones are cut; by default those of the longest, rounded up.
         test: rows that are looked at once, of another voice or writer; by default a tenth of the task's.
+        products: of the file's matrices of 8 bits: float32, or int8 where that is faster and the answers stay.
         coverage: the least share of the numbers of all matrices that must be in few bits, e.g. 0.8.
         hours: of computing, without the table of the device and the export of the best eight, about a minute each.
         teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first, if there
@@ -75,13 +77,14 @@ def edge(
         seed: of all draws.
         json: the report, as JSON.
     """
-    from anyformer.edge.design import Wish
     from anyformer.edge.finish import designed
+    from anyformer.edge.wish import Wish
 
     limit = None if memory is None else int(amount("memory", memory, BYTES))
     wish = Wish(
         task, metric, int(amount("size", size, BYTES)), amount("latency", latency, MILLISECONDS), limit,
         target, threads, tokens, side, hours, model, of, teacher, more, space, trials, seed, seconds, test, coverage,  # type: ignore[arg-type]
+        products,
     )  # fmt: skip
     wish.check()
     loaded = None if teacher is None else models.load(teacher, text=False)
@@ -134,6 +137,7 @@ def report(done: dict[str, Any], out: str) -> str:
         f"table     median error {done['table']['error']:.1%} on what was measured",
         f"file      differs from the model by {done['difference']:.1e} on real {done['rows_are']} of odd sizes",
         f"few bits  {done['covered']:.1%} of the numbers of the matrices; they move the answers by {done['lost']:.2g}",
+        f"products  {done['products']}",
         f"used      {used}",
         f"recipe    {done['recipe']}",
         f"wrote     {out}/model, {out}/front.html",

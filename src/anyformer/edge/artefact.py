@@ -31,6 +31,7 @@ from anyformer.parts.quantised import Grid, full
 
 TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
 OPSET, IR = 21, 10
+MOST = 63  # of a whole number of seven bits
 COVERED = 0.9  # the least share of the numbers of matrices in few bits, unless asked for
 NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
 
@@ -52,7 +53,7 @@ def check_target(target: str) -> None:
             raise ImportError(f'--target {target} needs {name} ({error}): pip install "anyformer[engine]"') from error
 
 
-def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None, whole: bool = False) -> int:
     """Writes a model whose first head reads its main input, `example`'s, for any number of rows -> `logits` (B, C); of
     a language model (B, T, C).
 
@@ -61,6 +62,10 @@ def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> Non
     Args:
         model: in evaluation mode; its matrices can be in few bits (`parts.quantised`), of 4 or 8.
         facts: kept in the file, as JSON under the key `anyformer`.
+        whole: matrices of 8 bits are multiplied in whole numbers, and their inputs are rounded to 8 bits as they come.
+
+    Returns:
+        The number of these matrices.
 
     Raises:
         ValueError: for a model that PyTorch cannot trace with open axes, with the part.
@@ -68,19 +73,28 @@ def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None) -> Non
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _onnx(full(model).eval(), _logits)
-    for number, (name, grid) in enumerate(_grids(model).items()):
+    grids = grids_of(model)
+    wholes = _whole(made.graph, {n: g for n, g in grids.items() if g.bits == 8} if whole else {})
+    for number, (name, grid) in enumerate((n, g) for n, g in grids.items() if n not in wholes):
         _store(made.graph, name, grid, number)
     made.metadata_props["anyformer"] = json.dumps(dict(facts or {}))
     import onnx_ir as ir
 
     atomic_write(path, ir.serde.serialize_model(made).SerializeToString())
+    return len(wholes)
 
 
-def translated(model: Any, outputs: Callable[[Any], dict[str, Tensor]]) -> Any:
-    """The graph of a model in floats as ONNX's own object, with the outputs that a function makes of the model's."""
+def translated(model: Any, outputs: Callable[[Any], dict[str, Tensor]], grids: Mapping[str, Grid] | None = None) -> Any:
+    """The graph of a model in floats as ONNX's own object, with the outputs that a function makes of the model's.
+
+    Args:
+        grids: matrices of 8 bits, by the name of their weight, that are multiplied in whole numbers.
+    """
     import onnx_ir as ir
 
-    return ir.serde.serialize_model(_onnx(model, outputs))
+    made = _onnx(model, outputs)
+    _whole(made.graph, grids or {})
+    return ir.serde.serialize_model(made)
 
 
 def _logits(output: Any) -> dict[str, Tensor]:
@@ -141,7 +155,7 @@ def _strip(model: Any) -> None:
         node.name = str(number)
 
 
-def _grids(model: Any) -> dict[str, Grid]:
+def grids_of(model: Any) -> dict[str, Grid]:
     """Matrices in few bits, by the name of their weight."""
     return {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, Grid)}
 
@@ -195,6 +209,55 @@ def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
     for user, place in list(old.uses()):
         user.replace_input_with(place, w)
     del graph.initializers[name]
+
+
+def _whole(graph: Any, grids: Mapping[str, Grid]) -> set[str]:
+    """Puts y = s_x s (x_q - z) q in place of y = x w^T, for each matrix that is only ever multiplied so; their names.
+
+        x_q, s_x, z: x in whole numbers of 8 bits, from its least to its largest; q: w in 7 bits with a scale s a row.
+
+    Seven bits, since two products of eight are above 16 bits, where AVX2 without VNNI cuts them off.
+    """
+    import onnx_ir as ir
+
+    rounded, done = dict[Any, tuple[Any, ...]](), set[str]()
+    for name, grid in grids.items():
+        old = graph.initializers.get(name)
+        turned = [] if old is None else [user for user, _ in old.uses()]
+        products = [user for t in turned for user, _ in t.outputs[0].uses()]
+        plain = {t.op_type for t in turned} == {"Transpose"} and {p.op_type for p in products} == {"MatMul"}
+        if not plain or any(p.outputs[0].is_graph_output() for p in products):
+            continue
+        w = grid.dequantised()
+        scale = w.abs().amax(1).clamp(min=1e-12) / MOST
+        given = {"q": (w / scale[:, None]).round().to(torch.int8).T.contiguous().numpy(), "s": scale.numpy()}
+        q, s = (ir.Value(name=f"{name}.{n}", const_value=ir.tensor(v, name=f"{name}.{n}")) for n, v in given.items())
+        for value in (q, s):
+            graph.register_initializer(value)
+        for number, product in enumerate(products):
+            x, y = product.inputs[0], product.outputs[0]
+            if x not in rounded:
+                quantised = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+                for i, value in enumerate(quantised.outputs):
+                    value.name = f"{x.name}.{i}"
+                graph.insert_before(product, [quantised])
+                rounded[x] = tuple(quantised.outputs)
+            x_q, s_x, z = rounded[x]
+            sums = ir.node("MatMulInteger", [x_q, q, z])
+            floats = ir.node("Cast", [sums.outputs[0]], {"to": 1})
+            factor = ir.node("Mul", [s_x, s])
+            end = ir.node("Mul", [floats.outputs[0], factor.outputs[0]])
+            for i, node in enumerate((sums, floats, factor, end)):
+                node.outputs[0].name = f"{name}.{number}.{i}"
+            graph.insert_before(product, [sums, floats, factor, end])
+            for user, place in list(y.uses()):
+                user.replace_input_with(place, end.outputs[0])
+            graph.remove(product, safe=True)
+        for t in turned:
+            graph.remove(t, safe=True)
+        del graph.initializers[name]
+        done.add(name)
+    return done
 
 
 def covered(model: Any, entries: Sequence[Entry]) -> float:

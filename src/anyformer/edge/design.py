@@ -15,7 +15,7 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,68 +34,16 @@ from anyformer.edge.running import reading
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import Choice, key, space
 from anyformer.edge.task import read
+from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, claim, read_json
 
 BEST = 8  # architectures that are measured
 TEACHER = 0.3  # of the time, at most
 PARTS = {"shared": 0.15, "search": 0.05, "race": 0.2}  # of the rest; what is left trains the chosen one
-TRIALS, POPULATION, TRIED = 200, 20, 400
+POPULATION, TRIED = 20, 400
 WORST = -1e3  # in the place of a metric that was not computed
 PLAIN = 3  # uniform models among the first of the search
 SPEC, STUDY = "spec.json", "study.db"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """The budget, and how to spend it.
-
-    Attributes:
-        task, metric: a file of rows, and what counts. model, of: a page and its size, whose paths are searched.
-        size: bytes of the artefact, tokenizer and script included. latency: milliseconds of one text, or piece of
-            running text, of `tokens`, one picture of `side` x `side` pixels (None: as the first), or one sound of
-            `seconds` (None: as the longest). memory: bytes that the loaded model may add to a process; None is any.
-        hours: of computing, all but the table of the device and the export of the best. teacher: a loaded model, or
-            None; more: pieces of each text that it reads besides. values: of the space, see `edge.space`. trials: of
-            the search, at most. test: rows that are looked at once; None: a tenth of the task's. coverage: the least
-            share of the numbers of matrices in few bits.
-    """
-
-    task: str
-    metric: str
-    size: int
-    latency: float
-    memory: int | None = None
-    target: str = "onnx"
-    threads: int = 1
-    tokens: int = 64
-    side: int | None = None
-    hours: float = 0.5
-    model: str = "bert"
-    of: str = "mini"
-    teacher: str | None = None
-    more: int = 1
-    values: Mapping[str, Sequence[Any]] | None = None
-    trials: int = TRIALS
-    seed: int = 0
-    seconds: int | None = None
-    test: str | None = None
-    coverage: float = artefact.COVERED
-
-    def check(self) -> None:
-        """Raises ValueError for what cannot be wished for, ImportError for a package that is missing."""
-        for name in ("size", "latency", "hours", "tokens", "side", "seconds", "threads", "trials", "memory"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name} must be above 0, got {value:g}")
-        if not 0 <= self.coverage <= 1:
-            raise ValueError(f"--coverage is a share from 0 to 1, got {self.coverage:g}")
-        if self.more < 0:
-            raise ValueError(f"--more must be at least 0, got {self.more}")
-        artefact.check_target(self.target)
-        try:
-            import optuna  # noqa: F401
-        except ImportError as error:
-            raise ImportError(f'the search needs optuna ({error}): pip install "anyformer[edge]"') from error
 
 
 class Infeasible(Exception):
@@ -167,7 +115,7 @@ class Design:
         self._claim()
         with FileLock(self.out / "shared.lock"):
             medium.learned(self.task.parts["learn"], self.space.model.get("vocab", (None,)), self.out)
-        self.table = Table(self.space, wish.threads)
+        self.table = Table(self.space, wish.threads, wish.products)
         self.seconds = wish.hours * 3600
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
@@ -387,7 +335,7 @@ class Design:
             model, path = weights.standing(point.choice).eval(), folder / f"{number}.onnx"
             bits = point.choice.get("bits", 8)
             few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
-            artefact.write(model, path)
+            artefact.write(model, path, whole=self.table.whole(point.choice))
             point.real = artefact.measured(path, artefact.example(model, self.wish.tokens), self.wish.threads)
             point.real_size = path.stat().st_size + self.beside(point.choice)
             path.unlink()

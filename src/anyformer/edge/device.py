@@ -2,7 +2,8 @@
 
     time(model) = ends(dim, pool) + sum over layers of layer(dim, mixer) + layer(dim, hidden) - layer(dim, least hidden)
 
-dim stands for the stream: its width, and the patch of a picture, which decides its length.
+dim stands for the stream: its width, and the patch of a picture, which decides its length. Products of whole numbers
+have rows of their own.
 
 All layers of a width are exported as one stack. The graph between two of its layers, run alone, is a row;
 `ends` is a model without layers. The last two terms are of the page's own mixer: what a larger hidden width adds. Rows
@@ -12,6 +13,7 @@ are kept by processor, instruction set, threads, version and the size of a row i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -23,6 +25,7 @@ from typing import Any
 
 import torch
 
+from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.core.machine import processor
 from anyformer.data import sources
@@ -31,7 +34,7 @@ from anyformer.edge.space import STREAM, Choice, Space, key
 from anyformer.generate.engine.processor import EXACT, flags
 from anyformer.hub.formats.guard import atomic_write, read_json
 
-FILE = "edge.json"
+FILE, WHOLE = "edge.json", "whole"
 ROUNDS, SECONDS = 3, 0.04  # in each of which every probe runs so long; the least median counts
 Row = tuple[float, int]  # milliseconds, bytes of the graph without its weights
 
@@ -50,14 +53,14 @@ class Table:
     """Times of the layers of a space on this machine.
 
     Args:
-        threads: of the runtime.
+        threads: of the runtime. products: float32, or int8 for models in 8 bits.
 
     Attributes:
         rows: by the hash of what was run. took: seconds of the measurement; 0 if all rows were known.
     """
 
-    def __init__(self, space: Space, threads: int = 1):
-        self.space, self.threads = space, threads
+    def __init__(self, space: Space, threads: int = 1, products: str = "float32"):
+        self.space, self.threads, self.products = space, threads, products
         self.key = f"{conditions(threads)}, {space.words}"
         self.took, self._names = 0.0, dict[str, str]()
         self.rows: dict[str, Row] = {k: (float(v[0]), int(v[1])) for k, v in _kept().get(self.key, {}).items()}
@@ -72,21 +75,30 @@ class Table:
 
     def _sum(self, choice: Choice, what: int) -> float:
         self.measure([choice])
+        return sum(sign * self.rows[self._name(part)][what] for sign, part in self._signed(choice))
+
+    def whole(self, choice: Choice) -> bool:
+        """True if the products of a choice are of whole numbers."""
+        return self.products == "int8" and choice.get("bits", 8) == 8
+
+    def _signed(self, choice: Choice) -> list[tuple[int, Choice]]:
+        """The parts whose rows are added up or taken away."""
         signed = [(1, _ends(choice))]
         for i in range(choice["depth"]):
             first, own, wide = _layers(self.space, choice, i)
             signed += [(1, first), (1, wide), (-1, own)]
-        return sum(sign * self.rows[self._name(part)][what] for sign, part in signed)
+        return [(sign, {**part, WHOLE: 1}) for sign, part in signed] if self.whole(choice) else signed
 
     def fill(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Measures every row that the space can ask for, about a minute; those known are not measured again."""
-        self.measure(_every(self.space), say)
+        bits = self.space.model.get("bits", (8,))
+        self.measure([{**choice, "bits": b} for b in bits for choice in _every(self.space)], say)
 
     def measure(self, choices: Iterable[Choice], say: Callable[[str], None] = lambda _: None) -> None:
         """Measures the rows of some choices."""
         missing: dict[str, Choice] = {}
         for choice in choices:
-            parts = [_ends(choice), *(p for i in range(choice["depth"]) for p in _layers(self.space, choice, i))]
+            parts = [part for _, part in self._signed(choice)]
             missing |= {self._name(p): p for p in parts if self._name(p) not in self.rows}
         if not missing:
             return
@@ -119,7 +131,8 @@ class Table:
                 choice |= {f"{n[:-2]}.{i}": v for n, v in part.items() if n.endswith(".0")}
             model = pages.build(self._recipe(choice), seed=0).eval()
             row = artefact.example(model, self.space.tokens)
-            for name, (run, size) in zip(parts, stack(model, row, self.threads), strict=True):
+            grids = artefact.grids_of(_in_8_bits(model)) if WHOLE in choice else {}
+            for name, (run, size) in zip(parts, stack(model, row, self.threads, grids), strict=True):
                 runs[name], sizes[name] = run, size
         times = timed(runs)
         return {name: (times[name], sizes[name]) for name in runs}
@@ -127,8 +140,10 @@ class Table:
     def _end(self, part: Choice, path: Path) -> tuple[Callable[[], Any], int]:
         model = pages.build(self._recipe(part), seed=0).eval()
         artefact.write(model, path)
-        run, row = artefact.opened(path, self.threads), artefact.example(model, self.space.tokens)
         size = path.stat().st_size - sum(t.nbytes for t in model.state_dict().values())
+        if WHOLE in part:
+            artefact.write(_in_8_bits(model), path, whole=True)
+        run, row = artefact.opened(path, self.threads), artefact.example(model, self.space.tokens)
         return lambda: run(**row), size
 
     def _recipe(self, part: Choice) -> Any:
@@ -148,8 +163,8 @@ class Table:
 
 
 def _stream(choice: Choice) -> Choice:
-    """The choices that decide the size of the stream."""
-    return {name: choice[name] for name in STREAM if name in choice}
+    """The choices that decide the size of the stream, and the mark of whole numbers."""
+    return {name: choice[name] for name in (*STREAM, WHOLE) if name in choice}
 
 
 def _ends(choice: Choice) -> Choice:
@@ -185,11 +200,20 @@ def _every(space: Space) -> list[Choice]:
     ]  # fmt: skip
 
 
-def stack(model: Any, row: Mapping[str, torch.Tensor], threads: int) -> list[tuple[Callable[[], Any], int]]:
+def _in_8_bits(model: Any) -> Any:
+    """A copy in 8 bits, rounded to the nearest."""
+    made = copy.deepcopy(model)
+    few.quantise(made, few.Work("rtn", few.FINE, few.plan(made, 8, few.FINE)))
+    return made
+
+
+def stack(
+    model: Any, row: Mapping[str, torch.Tensor], threads: int, grids: Mapping[str, Any] | None = None
+) -> list[tuple[Callable[[], Any], int]]:
     """Each layer of a model's stack, exported and alone: a function that runs it, and the bytes of its graph.
 
     Args:
-        row: the model's inputs.
+        row: the model's inputs. grids: matrices that are multiplied in whole numbers, by the name of their weight.
     """
     seen: list[torch.Tensor] = []
     hooks = [model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
@@ -201,7 +225,7 @@ def stack(model: Any, row: Mapping[str, torch.Tensor], threads: int) -> list[tup
                 raise ValueError("its layers do not hand one stream from one to the next: a table needs such a stack")
             values = [x.clone() for x in seen]
             seen.clear()
-            made = artefact.translated(model, lambda output: {f"h{i}": x for i, x in enumerate(seen)})
+            made = artefact.translated(model, lambda output: {f"h{i}": x for i, x in enumerate(seen)}, grids)
     finally:
         for hook in hooks:
             hook.remove()

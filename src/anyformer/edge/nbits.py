@@ -58,7 +58,7 @@ def write(model: Any, path: Path) -> Written:
         OSError: if it cannot be written.
     """
     model = model.eval()
-    grids = artefact._grids(model)
+    grids = artefact.grids_of(model)
     for name, grid in grids.items():
         _check(name.removesuffix(".weight"), grid)
     if not any(not isinstance(g, GridTable) for g in grids.values()):
