@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contest import THREADS, Worker, ratio, spread
+from benchmarks.contest import PROCESS, THREADS, Worker, ratio, spread
 from benchmarks.report import Claim, Section, row, times
 
 TOKENS, HEADS, WIDTH = 4096, 8, 64
@@ -25,6 +25,9 @@ def build(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[st
     """Nothing to say beforehand, and the function that measures everybody once, one after the other."""
     import torch
 
+    from anyformer.core.machine import kept_memory
+
+    PROCESS.enter_context(kept_memory())  # as in training
     torch.set_num_threads(THREADS)
     ways = {"length": _by_length, "window": _by_window, "documents": _by_documents}
 
