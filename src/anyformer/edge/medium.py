@@ -203,7 +203,23 @@ class Texts(Medium):
         return batches
 
 
-class Pictures(Medium):
+class Processed(Medium):
+    """Base of the media whose rows a processor reads, which lies beside the graph."""
+
+    processor: Any
+
+    def files(self, vocab: int | None) -> dict[str, bytes]:
+        return {self.processor.origin.file: json.dumps(self.processor.words()).encode()}
+
+    def attach(self, model: Any, vocab: int | None) -> None:
+        model.processor = self.processor
+
+    def checks(self, part: Part, vocab: int | None) -> list[dict[str, Tensor]]:
+        """Batches of 1, 3, 17, 33 and 63 rows."""
+        return [self.batch(part, vocab, range(min(size, len(part.items)))) for size in ODD]
+
+
+class Pictures(Processed):
     """Pictures of one size: squares, in grey if all of them are.
 
     Args:
@@ -260,18 +276,8 @@ class Pictures(Medium):
         values = np.stack([numbers[c][pixels[:, c]] for c in range(self.channels)], 1)
         return {"pixel_values": torch.from_numpy(values)}
 
-    def files(self, vocab: int | None) -> dict[str, bytes]:
-        return {self.processor.origin.file: json.dumps(self.processor.words()).encode()}
 
-    def attach(self, model: Any, vocab: int | None) -> None:
-        model.processor = self.processor
-
-    def checks(self, part: Part, vocab: int | None) -> list[dict[str, Tensor]]:
-        """Batches of 1, 3, 17, 33 and 63 pictures."""
-        return [self.batch(part, vocab, range(min(size, len(part.items)))) for size in ODD]
-
-
-class Sounds(Medium):
+class Sounds(Processed):
     """Sounds of one length, as the log-mel features of `Mels`; shorter ones have silence behind them.
 
     Args:
@@ -333,16 +339,6 @@ class Sounds(Medium):
     def batch(self, part: Part, vocab: int | None, rows: Sequence[int]) -> dict[str, Tensor]:
         """`input_features`, (B, M, F), as the processor makes them."""
         return {"input_features": torch.from_numpy(part.items[list(rows)])}
-
-    def files(self, vocab: int | None) -> dict[str, bytes]:
-        return {self.processor.origin.file: json.dumps(self.processor.words()).encode()}
-
-    def attach(self, model: Any, vocab: int | None) -> None:
-        model.processor = self.processor
-
-    def checks(self, part: Part, vocab: int | None) -> list[dict[str, Tensor]]:
-        """Batches of 1, 3, 17, 33 and 63 sounds."""
-        return [self.batch(part, vocab, range(min(size, len(part.items)))) for size in ODD]
 
 
 def _heard(own: Callable[[], Mapping[str, Any]] | None) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def read(file: str | Path, metric: str, medium: Medium, seed: int = 0, test: str
     Raises:
         ValueError: for an unknown metric, too few rows, one class only, labels that are no numbers where the metric
             wants these, that are all equal, or of which only the rows to test have some; with what is there.
-        FileNotFoundError.
+        FileNotFoundError: if there is no such file.
     """
     if metric not in METRICS:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}")
