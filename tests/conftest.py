@@ -57,7 +57,8 @@ def _seeds_without_traces() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_wait_for_the_disk() -> Iterator[None]:
-    """What tests write need not outlive the machine: the disk took 6 ms for each of 20 files of a small run."""
+    """No waiting for the disk, which took 6 ms for each of 20 files of a small run: they need not outlive the
+    machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
@@ -170,7 +171,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def group(item: pytest.Item) -> str:
-    """What one worker runs in a row: the tests of a file, the contract's cases of a page."""
+    """The name of the tests that one worker runs in a row: the tests of a file, the contract's cases of a page."""
     mark = item.get_closest_marker("xdist_group")
     return "" if mark is None else mark.args[0]
 

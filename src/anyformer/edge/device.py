@@ -30,6 +30,7 @@ from anyformer.core import pages
 from anyformer.core.machine import processor
 from anyformer.data import sources
 from anyformer.edge import artefact
+from anyformer.edge.shared import GROUP
 from anyformer.edge.space import STREAM, Choice, Space, key
 from anyformer.generate.engine.processor import EXACT, flags
 from anyformer.hub.formats.guard import atomic_write, read_json
@@ -203,7 +204,7 @@ def _every(space: Space) -> list[Choice]:
 def _in_8_bits(model: Any) -> Any:
     """A copy in 8 bits, rounded to the nearest."""
     made = copy.deepcopy(model)
-    few.quantise(made, few.Work("rtn", few.FINE, few.plan(made, 8, few.FINE)))
+    few.quantise(made, few.Work("rtn", GROUP, few.plan(made, 8, GROUP)))
     return made
 
 

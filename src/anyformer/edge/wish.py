@@ -1,4 +1,4 @@
-"""What a user asks of a design: the budget, and how to spend it."""
+"""The wish of a user of a design: the budget, and how to spend it."""
 
 from __future__ import annotations
 
