@@ -131,13 +131,13 @@ def test_whole_numbers_stay_in_the_file_only_where_they_are_faster_and_right(
     small, _ = finish.stored(af.load(out / "trained").eval(), done.task, choice, 0)
     test, vocab, file = done.task.parts["test"], choice["vocab"], tmp_path / "model.onnx"
     before = done.task.answers(learn.logits_of(small), test, vocab)
-    finish._write(done, small, vocab, tmp_path)
+    exact = finish._write(done, small, vocab, tmp_path)
     written = file.read_bytes()
 
     def tried(milliseconds: float) -> tuple[torch.Tensor, float, str]:
         times = {"model.onnx": 1.0, "int8.onnx": milliseconds}
         monkeypatch.setattr(artefact, "measured", lambda path, *_: [[times[path.name], 0.0, 0.0]])
-        return finish.in_whole_numbers(done, small, vocab, tmp_path, before)
+        return finish.in_whole_numbers(done, small, vocab, tmp_path, before, exact)
 
     answers, off, said = tried(2.0)
     assert said == "float32: int8 takes 2.000 ms in place of 1.000" and answers is before and off < 1e-4

@@ -85,7 +85,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
         off = _write(design, small, vocab, beside)
         products = "float32"
         if design.table.whole(chosen.choice):
-            answers, off, products = in_whole_numbers(design, small, vocab, beside, answers)
+            answers, off, products = in_whole_numbers(design, small, vocab, beside, answers, off)
             lost = moved(task, answers, full)
         chosen.real_size = sum(f.stat().st_size for f in beside.iterdir())
         file = beside / "model.onnx"
@@ -204,30 +204,31 @@ def facts(design: Design, vocab: int | None) -> dict[str, Any]:
 
 
 def in_whole_numbers(
-    design: Design, model: Any, vocab: int | None, folder: Path, before: Tensor
+    design: Design, model: Any, vocab: int | None, folder: Path, before: Tensor, off: float
 ) -> tuple[Tensor, float, str]:
     """Puts products of whole numbers into the written file, if it is faster so and the answers stay where they were.
 
     Args:
-        model: as it is stored. before: its answers on the rows of the test.
+        model: as it is stored. before: its answers on the rows of the test. off: the written file's difference from it.
 
     Returns:
         The answers, the largest difference from the model on real rows of odd sizes, and a sentence on what was done.
     """
     task, wish, file, other = design.task, design.wish, folder / "model.onnx", folder / "int8.onnx"
     count = artefact.write(model, other, facts(design, vocab), whole=True)
-    rows, example = task.medium.checks(task.parts["test"], vocab), artefact.example(model, wish.tokens)
+    if not count:
+        other.unlink()
+        return before, off, "float32: no matrix of 8 bits is multiplied as it is"
+    example = artefact.example(model, wish.tokens)
     old, new = (min(r[0] for r in artefact.measured(f, example, wish.threads)) for f in (file, other))
     run = artefact.opened(other, wish.threads)
     answers = task.answers(lambda **given: torch.as_tensor(run(**given)), task.parts["test"], vocab)
     lost, told = moved(task, answers, before), f"int8 takes {new:.3f} ms in place of {old:.3f}"
-    if not count or new >= old or lost > LOST[8]:
+    if new >= old or lost > LOST[8]:
         other.unlink()
-        why = told if count else "no matrix of 8 bits is multiplied as it is"
-        why = f"int8 moves the answers by {lost:.2g}" if count and new < old else why
-        return before, artefact.difference(file, model, rows, wish.threads), f"float32: {why}"
+        return before, off, f"float32: {told if new >= old else f'int8 moves the answers by {lost:.2g}'}"
     os.replace(other, file)
-    off = artefact.difference(file, model, rows, wish.threads)
+    off = artefact.difference(file, model, task.medium.checks(task.parts["test"], vocab), wish.threads)
     return answers, off, f"int8 of {count} matrices, 8-bit inputs: {told}"
 
 
